@@ -1,0 +1,213 @@
+//! Connection tracking: the entry, its key and the pure state step.
+//!
+//! Keys are scoped to the Pod whose veth the packet crosses and normalised to (local = the Pod, remote), so both
+//! directions of a flow give the same key and one Pod cannot poison another's entries. A translated flow has two
+//! entries: the *forward* one, keyed by the frontend the Pod dials, and the *reply* one, keyed by the backend that
+//! answers. A flow without translation has one.
+
+use crate::addr::Addr;
+use crate::be::Be16;
+use crate::flow::{proto, tcp};
+use crate::pod;
+
+pod! {
+    /// Key of the map `ct`.
+    pub struct CtKey: 40 {
+        /// The Pod's address (or, in a hairpin's reply entry, the same Pod as backend).
+        pub local: Addr,
+        /// The other side as the packet at this veth shows it.
+        pub remote: Addr,
+        /// The Pod's port.
+        pub local_port: Be16,
+        /// The other side's port.
+        pub remote_port: Be16,
+        /// IP protocol number.
+        pub proto: u8,
+        /// `scope::*`.
+        pub scope: u8,
+        /// Low 16 bits of the veth's ifindex. The kernel numbers devices upwards, so one value comes back only after
+        /// 65,535 more devices, long after the entries of its earlier owner have expired.
+        pub veth: u16,
+    }
+}
+
+/// Values of [`CtKey::scope`].
+pub mod scope {
+    /// A flow of a Pod, seen at its veth.
+    pub const POD: u8 = 0;
+}
+
+pod! {
+    /// Value of the map `ct`.
+    pub struct CtEntry: 56 {
+        /// Forward entry: the backend's address. Reply entry: the frontend's. Else `::`.
+        pub nat_addr: Addr,
+        /// Forward entry of a hairpin: the address that stands for the Pod as client. Reply entry: the Pod's
+        /// address. Else `::`.
+        pub aux_addr: Addr,
+        /// Port belonging to `nat_addr`.
+        pub nat_port: Be16,
+        /// Forward entry: the source port used towards the backend (equal to the Pod's unless it was taken).
+        /// Reply entry: the Pod's own port.
+        pub aux_port: Be16,
+        /// Backend id; 0 without translation.
+        pub backend_id: u32,
+        /// Generation of the backend when it was chosen.
+        pub backend_gen: u32,
+        /// Last packet, in units of 256 kernel ticks (jiffies / 256), truncated to 32 bits.
+        pub last_seen: u32,
+        /// Policy epoch at the last verdict.
+        pub epoch: u32,
+        /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`.
+        pub flags: u32,
+    }
+}
+
+/// Bits 16 and up of [`CtEntry::flags`].
+pub mod bits {
+    /// Forward entry: packets leaving the Pod get `nat_addr:nat_port` as destination.
+    pub const FORWARD: u32 = 1 << 16;
+    /// Reply entry: packets entering the Pod get `nat_addr:nat_port` as source.
+    pub const REPLY: u32 = 1 << 17;
+    /// Both ends of the flow are the same Pod: both rewrites happen as the packet leaves it.
+    pub const HAIRPIN: u32 = 1 << 18;
+    /// The first packet entered the Pod.
+    pub const INBOUND: u32 = 1 << 19;
+    /// Taken over in mid-flow: the handshake was not seen.
+    pub const PICKED_UP: u32 = 1 << 20;
+    /// The source port towards the backend differs from the Pod's.
+    pub const PORT_MAPPED: u32 = 1 << 21;
+    /// Packets were seen in both directions (other protocols than TCP).
+    pub const SEEN_OUT: u32 = 1 << 22;
+    /// See `SEEN_OUT`.
+    pub const SEEN_IN: u32 = 1 << 23;
+}
+
+/// Direction of a packet, always the Pod's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Leaves the Pod (tc ingress of its host-side veth).
+    Egress,
+    /// Enters the Pod (tc egress of its host-side veth).
+    Ingress,
+}
+
+/// `flags` after a packet with these TCP flags (0 for other protocols) in this direction.
+pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+    match direction {
+        Direction::Egress => flags | tcp_flags as u32 | bits::SEEN_OUT,
+        Direction::Ingress => flags | ((tcp_flags as u32) << 8) | bits::SEEN_IN,
+    }
+}
+
+/// TCP flags seen in either direction.
+const fn either(flags: u32) -> u8 {
+    (flags | (flags >> 8)) as u8
+}
+
+/// Whether a FIN or RST was seen: the connection is closing or closed.
+pub const fn is_closing(flags: u32) -> bool {
+    either(flags) & (tcp::FIN | tcp::RST) != 0
+}
+
+/// Whether a TCP handshake got past its SYN, or was never seen.
+pub const fn is_established(flags: u32) -> bool {
+    either(flags) & tcp::ACK != 0 || flags & bits::PICKED_UP != 0
+}
+
+/// Whether a packet with these flags opens a new connection although an entry exists: a plain SYN on an entry that
+/// is closing or that has left its handshake behind (the peer restarted with the same port, RFC 9293 §3.6.1;
+/// TIME_WAIT reuse, RFC 6191). A repeated SYN of an unanswered handshake is not one: it keeps its backend.
+pub const fn reopens(flags: u32, tcp_flags: u8) -> bool {
+    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+        && (is_closing(flags) || is_established(flags))
+}
+
+/// Seconds without a packet after which an entry is dead.
+///
+/// TCP: 30 s for an unanswered handshake, 6 h established, 70 s closing (TIME_WAIT and a last retransmission).
+/// UDP: 60 s one-way, 180 s both ways (nf_conntrack's own figures). ICMP 10 s, everything else 600 s.
+pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
+    match protocol {
+        proto::TCP if is_closing(flags) => 70,
+        proto::TCP if is_established(flags) => 6 * 3600,
+        proto::TCP => 30,
+        proto::UDP if flags & bits::SEEN_OUT != 0 && flags & bits::SEEN_IN != 0 => 180,
+        proto::UDP => 60,
+        proto::ICMP | proto::ICMP6 => 10,
+        _ => 600,
+    }
+}
+
+/// [`CtEntry::last_seen`] for a reading of the kernel's tick counter.
+pub const fn stamp(jiffies: u64) -> u32 {
+    (jiffies >> 8) as u32
+}
+
+/// Whether an entry last seen at `last_seen` is dead at `now`, both as of [`stamp`], with `hz` ticks a second.
+/// The stamps count modulo 2^32; one stamp of tolerance is given, since they are coarse.
+pub const fn is_expired(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
+    let stamps = ((timeout_secs(protocol, flags) as u64 * hz as u64) >> 8) as u32 + 1;
+    // A stamp from the future (another CPU's later tick) wraps to a huge age: treat it as just seen.
+    let age = now.wrapping_sub(last_seen);
+    age > stamps && age < 0x8000_0000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Direction, bits, is_closing, is_expired, reopens, seen, stamp, timeout_secs};
+    use crate::flow::{proto, tcp};
+
+    fn after(steps: &[(Direction, u8)]) -> u32 {
+        steps.iter().fold(0, |flags, (direction, tcp_flags)| seen(flags, *direction, *tcp_flags))
+    }
+
+    #[test]
+    fn syn_on_an_entry() {
+        use Direction::{Egress, Ingress};
+        let handshake = [(Egress, tcp::SYN), (Ingress, tcp::SYN | tcp::ACK), (Egress, tcp::ACK)];
+        let closed = [(Egress, tcp::SYN), (Egress, tcp::ACK), (Egress, tcp::FIN | tcp::ACK)];
+        let reset = [(Egress, tcp::SYN), (Ingress, tcp::RST | tcp::ACK)];
+        let cases: [(&str, u32, u8, bool); 7] = [
+            ("a repeated SYN keeps its backend", after(&[(Egress, tcp::SYN)]), tcp::SYN, false),
+            ("a SYN after the handshake is a new flow", after(&handshake), tcp::SYN, true),
+            ("a SYN after FIN is a new flow", after(&closed), tcp::SYN, true),
+            ("a SYN after RST is a new flow", after(&reset), tcp::SYN, true),
+            ("a SYN-ACK never opens", after(&handshake), tcp::SYN | tcp::ACK, false),
+            ("data never opens", after(&handshake), tcp::ACK, false),
+            ("a SYN on a picked-up flow is a new flow", bits::PICKED_UP, tcp::SYN, true),
+        ];
+        for (name, flags, packet, want) in cases {
+            assert_eq!(reopens(flags, packet), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn timeouts_by_state() {
+        use Direction::{Egress, Ingress};
+        let syn = after(&[(Egress, tcp::SYN)]);
+        let open = after(&[(Egress, tcp::SYN), (Egress, tcp::ACK)]);
+        let fin = after(&[(Ingress, tcp::FIN | tcp::ACK)]);
+        assert_eq!(timeout_secs(proto::TCP, syn), 30);
+        assert_eq!(timeout_secs(proto::TCP, open), 21600);
+        assert_eq!(timeout_secs(proto::TCP, fin), 70);
+        assert!(is_closing(fin));
+        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)])), 60);
+        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0), (Ingress, 0)])), 180);
+        assert_eq!(timeout_secs(proto::ICMP6, 0), 10);
+        assert_eq!(timeout_secs(proto::SCTP, 0), 600);
+    }
+
+    #[test]
+    fn expiry_survives_the_wrap_of_the_stamp() {
+        let hz = 250;
+        let udp = |age: u32, now: u32| is_expired(proto::UDP, 0, now.wrapping_sub(age), now, hz);
+        for now in [1_000_000, 5, 0, u32::MAX] {
+            assert!(!udp(0, now));
+            assert!(!udp(59, now), "60 s are 58.6 stamps at 250 Hz");
+            assert!(udp(61, now));
+            assert!(!udp(u32::MAX, now), "a stamp one tick ahead is not old");
+        }
+        assert_eq!(stamp(0x1_0000_0100), 0x0100_0001);
+    }
+}

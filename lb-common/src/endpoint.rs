@@ -1,0 +1,32 @@
+//! The Pods of this node as the programs on their veths see them.
+
+use crate::addr::Addr;
+use crate::pod;
+
+pod! {
+    /// Value of the map `pods`, keyed by the ifindex of the Pod's veth in the host namespace (`u32`, host order).
+    pub struct Pod: 64 {
+        /// The Pod's IPv4 address, or `::`.
+        pub ip4: Addr,
+        /// The Pod's IPv6 address, or `::`.
+        pub ip6: Addr,
+        /// Policy group; 0 = none.
+        pub group: u32,
+        /// `flags::*`.
+        pub flags: u32,
+        /// MAC address of the Pod's end.
+        pub mac: [u8; 6],
+        /// Zero.
+        pub pad: u16,
+        /// Network namespace id (`IFLA_LINK_NETNSID`) of the Pod's end as the host namespace numbers it.
+        pub nsid: u32,
+        /// Zero.
+        pub reserved: [u32; 3],
+    }
+}
+
+/// Bits of [`Pod::flags`].
+pub mod flags {
+    /// The veth is a port of a bridge.
+    pub const BRIDGED: u32 = 1 << 0;
+}

@@ -1,0 +1,41 @@
+//! The map ABI between the eBPF programs and the agent, and the pure logic that both sides run.
+//!
+//! | map | key | value | writer | reader |
+//! |---|---|---|---|---|
+//! | `frontends` | [`service::FrontendKey`] | [`service::Frontend`] | agent | programs |
+//! | `slots` | slot | backend id | agent | programs |
+//! | `backends` | backend id | [`service::Backend`] | agent | programs |
+//! | `pods` | ifindex | [`endpoint::Pod`] | agent | programs (new flows), lbctl |
+//! | `ct` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
+//! | `sk_nat` | socket | [`socket::SkNatRing`] | programs | programs |
+//! | `counters` | index | packets per CPU | programs | agent, lbctl |
+//! | `samples` | drop reason | [`event::Sample`] per CPU | programs | programs |
+//! | `events` | | [`event::DropEvent`] | programs | agent |
+//! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
+//!
+//! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
+#![no_std]
+#![cfg_attr(not(test), forbid(clippy::indexing_slicing))]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod pod;
+
+pub mod addr;
+pub mod be;
+pub mod flow;
+
+pub mod conntrack;
+pub mod endpoint;
+pub mod service;
+pub mod socket;
+
+pub mod event;
+pub mod verdict;
+
+pub mod csum;
+pub mod hash;
+
+pub mod config;
+pub mod limits;

@@ -1,0 +1,78 @@
+//! Capacities, map names and layout versions, and the pin directory: each once.
+
+/// Directory of the pinned maps and links, in a bpf file system.
+pub const PIN_DIR: &str = "/sys/fs/bpf/lb";
+/// Directory of the agent's small files: the name table, the lock. On a tmpfs, so that it dies with the maps.
+pub const STATE_DIR: &str = "/run/lb";
+
+/// Frontends, ClusterIP wildcards included.
+pub const FRONTENDS: u32 = 262_144;
+/// Slots: twice the backends, since a change writes a new range before the old one is released.
+pub const SLOTS: u32 = 131_072;
+/// Backends: endpoint × service port.
+pub const BACKENDS: u32 = 65_536;
+/// Pods of one node.
+pub const PODS: u32 = 4_096;
+/// Conntrack entries, the least; the agent raises it with the node's memory.
+pub const CT: u32 = 131_072;
+/// Conntrack entries, the most.
+pub const CT_MAX: u32 = 4_194_304;
+/// Counters: 64 drop reasons × 2 directions, then [`crate::verdict::Counter`].
+pub const COUNTERS: u32 = 256;
+/// Bytes of the ring buffer `events`; a power of two and a multiple of the page size.
+pub const EVENTS_BYTES: u32 = 262_144;
+
+/// A pinned map: its name in the object, and the version of its layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Name in the kernel object.
+    pub name: &'static str,
+    /// Version of the layout of its key and value; raised when either changes.
+    pub version: u32,
+}
+
+/// `frontends`: [`crate::service::FrontendKey`] → [`crate::service::Frontend`].
+pub const MAP_FRONTENDS: MapSpec = MapSpec { name: "frontends", version: 1 };
+/// `slots`: slot (`u32`) → backend id (`u32`).
+pub const MAP_SLOTS: MapSpec = MapSpec { name: "slots", version: 1 };
+/// `backends`: backend id (`u32`) → [`crate::service::Backend`].
+pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
+/// `pods`: ifindex (`u32`) → [`crate::endpoint::Pod`].
+pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 1 };
+/// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
+pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
+/// `sk_nat`: socket → [`crate::socket::SkNatRing`].
+pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
+/// `counters`: index → packets, per CPU (`u64`).
+pub const MAP_COUNTERS: MapSpec = MapSpec { name: "counters", version: 1 };
+/// `samples`: drop reason → [`crate::event::Sample`], per CPU.
+pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 1 };
+/// `events`: ring buffer of [`crate::event::DropEvent`].
+pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 1 };
+
+/// Every pinned map.
+pub const MAPS: [MapSpec; 9] = [
+    MAP_FRONTENDS,
+    MAP_SLOTS,
+    MAP_BACKENDS,
+    MAP_PODS,
+    MAP_CT,
+    MAP_SK_NAT,
+    MAP_COUNTERS,
+    MAP_SAMPLES,
+    MAP_EVENTS,
+];
+
+/// Programs of the kernel object attached to Pods' veths: name, and whether it sits on tc ingress of the host side.
+pub const POD_PROGRAMS: [(&str, bool); 2] = [("pod_out", true), ("pod_in", false)];
+/// Programs attached to the root of the cgroup v2 hierarchy.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];

@@ -1,0 +1,170 @@
+//! Why a packet did not go on, and the counters of the slow path.
+//!
+//! Numbers are stable: they are in the maps, in metrics and in tickets. New ones are appended, none is reused.
+
+/// Why a packet was not delivered. One counter per direction each, and an event for a sample of the packets.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DropReason {
+    /// The Service has no usable endpoint: refused with a TCP reset or an ICMP port unreachable.
+    NoEndpoints = 1,
+    /// The address is a ClusterIP, but no Service port has this port: refused likewise.
+    UndefinedPort = 2,
+    /// A TCP flow whose backend is gone: reset.
+    BackendGone = 3,
+    /// A TCP packet in mid-flow to a Service, of a flow nobody knows: its backend cannot be found again; reset.
+    UnknownFlow = 4,
+    /// No free tuple towards any backend: every try met another live flow.
+    TupleExhausted = 5,
+    /// The flow needs translation, but its conntrack entry could not be written.
+    ConntrackFull = 6,
+    /// A helper failed while the packet was being rewritten.
+    RewriteFailed = 7,
+    /// A fragment without ports to an address that needs translation.
+    FragmentUnknown = 8,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::NoEndpoints,
+        Self::UndefinedPort,
+        Self::BackendGone,
+        Self::UnknownFlow,
+        Self::TupleExhausted,
+        Self::ConntrackFull,
+        Self::RewriteFailed,
+        Self::FragmentUnknown,
+    ];
+
+    /// The reason with this number, if there is one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == number)
+    }
+
+    /// The name in metrics and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "NO_ENDPOINTS",
+            Self::UndefinedPort => "UNDEFINED_PORT",
+            Self::BackendGone => "BACKEND_GONE",
+            Self::UnknownFlow => "UNKNOWN_FLOW",
+            Self::TupleExhausted => "TUPLE_EXHAUSTED",
+            Self::ConntrackFull => "CONNTRACK_FULL",
+            Self::RewriteFailed => "REWRITE_FAILED",
+            Self::FragmentUnknown => "FRAGMENT_UNKNOWN",
+        }
+    }
+
+    /// What the operator can do about it, one sentence.
+    pub const fn what_to_do(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "check the Service's selector and the readiness of its Pods",
+            Self::UndefinedPort => "dial a port that the Service declares in spec.ports",
+            Self::BackendGone => {
+                "none: the endpoint was removed and its open connections were reset"
+            }
+            Self::UnknownFlow => {
+                "none, if it followed a first start or a restart with new tables: clients reconnect"
+            }
+            Self::TupleExhausted => {
+                "spread the client's connections: one source port is in use towards every backend"
+            }
+            Self::ConntrackFull => "look at `lbctl maps`: raise the capacity of ct",
+            Self::RewriteFailed => "report a bug with the packet's description",
+            Self::FragmentUnknown => "lower the sender's packet size below the path MTU",
+        }
+    }
+}
+
+/// Counters beside the drops: how often the slow path ran.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Counter {
+    /// New flows without translation, tracked at a Pod's veth.
+    FlowPlain = 0,
+    /// New flows from a Pod to a Service.
+    FlowService = 1,
+    /// New flows of a Pod to itself through a Service.
+    FlowHairpin = 2,
+    /// Flows taken over in mid-flow.
+    FlowPickedUp = 3,
+    /// Flows that chose another backend because theirs had left.
+    FlowMoved = 4,
+    /// Entries that could not be written for flows that need no translation: passed untracked.
+    Untracked = 5,
+    /// Flows that got another source port towards the backend, since theirs was taken.
+    PortMapped = 6,
+    /// Connections and datagrams of host sockets sent to a backend.
+    SocketTranslated = 7,
+    /// Connections and datagrams of host sockets refused.
+    SocketRefused = 8,
+    /// Events that did not fit the ring buffer.
+    EventLost = 9,
+    /// Events left out by the sampling.
+    EventSuppressed = 10,
+}
+
+impl Counter {
+    /// All counters, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::FlowPlain,
+        Self::FlowService,
+        Self::FlowHairpin,
+        Self::FlowPickedUp,
+        Self::FlowMoved,
+        Self::Untracked,
+        Self::PortMapped,
+        Self::SocketTranslated,
+        Self::SocketRefused,
+        Self::EventLost,
+        Self::EventSuppressed,
+    ];
+
+    /// The name in metrics and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowPlain => "flow_plain",
+            Self::FlowService => "flow_service",
+            Self::FlowHairpin => "flow_hairpin",
+            Self::FlowPickedUp => "flow_picked_up",
+            Self::FlowMoved => "flow_moved",
+            Self::Untracked => "untracked",
+            Self::PortMapped => "port_mapped",
+            Self::SocketTranslated => "socket_translated",
+            Self::SocketRefused => "socket_refused",
+            Self::EventLost => "event_lost",
+            Self::EventSuppressed => "event_suppressed",
+        }
+    }
+
+    /// Index into the map `counters`.
+    pub const fn index(self) -> u32 {
+        128 + self as u32
+    }
+}
+
+/// Index into the map `counters` of the packets dropped for `reason`; `ingress` as of the Pod.
+pub const fn drop_index(reason: DropReason, ingress: bool) -> u32 {
+    reason as u32 * 2 + ingress as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counter, DropReason, drop_index};
+    use crate::limits;
+
+    #[test]
+    fn numbers_are_dense_and_stable() {
+        for (i, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, i + 1);
+            assert_eq!(DropReason::from_number(reason as u8), Some(reason));
+            assert!(drop_index(reason, true) < 128, "drops and counters must not meet");
+        }
+        assert_eq!(DropReason::from_number(0), None);
+        for (i, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, i);
+            assert!(counter.index() < limits::COUNTERS);
+        }
+    }
+}
