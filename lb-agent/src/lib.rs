@@ -17,4 +17,8 @@ pub mod devices;
 
 pub mod names;
 
+pub mod config;
+
+pub mod preflight;
+
 pub mod syscall;
