@@ -183,13 +183,13 @@ fn tables_line(view: &View<'_>) -> Line {
     let services = view.service_ids().len();
     let (backends, pods) = (view.snapshot.backends.len(), view.snapshot.pods.len());
     let detail = format!(
-        "{services} service ports, {frontends} frontends, {backends} backends, {pods} pods"
+        "service ports {services}, frontends {frontends}, backends {backends}, pods {pods}"
     );
     let missing = services::n_missing(view);
     // The agent writes the maps first and the names a moment later.
     let is_settled = view.since(view.names.agent.written).is_some_and(|age| age >= SETTLED);
     if missing > 0 && is_settled {
-        return line("tables", State::Degraded, format!("{detail}; frontends missing: {missing}"));
+        return line("tables", State::Degraded, format!("{detail}, frontends missing {missing}"));
     }
     line("tables", State::Ok, detail)
 }
