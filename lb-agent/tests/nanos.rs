@@ -2,8 +2,10 @@
 //! one line each. The least of many interleaved rounds: noise only ever adds.
 
 #[path = "datapath/bed.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
 mod bed;
 #[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
 mod packet;
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
