@@ -12,6 +12,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod conntrack;
+mod fragment;
 mod maps;
 mod packet;
 mod parse;

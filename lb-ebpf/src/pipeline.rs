@@ -15,7 +15,7 @@ use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
 use crate::service::{self, Choice, Destination, Health};
 use crate::verdict::{self, Verdict};
-use crate::{refuse, rewrite};
+use crate::{fragment, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -23,7 +23,12 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
     match parse::parse(packet, &mut scratch.parsed) {
         Kind::Flow => {}
-        Kind::Fragment => return fragment_out(packet, scratch),
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Egress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Egress) {
+                return fragment_out(packet, scratch);
+            }
+        }
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -52,8 +57,15 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
-    if parse::parse(packet, &mut scratch.parsed) != Kind::Flow {
-        return Verdict::Pass;
+    match parse::parse(packet, &mut scratch.parsed) {
+        Kind::Flow => {}
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Ingress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Ingress) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
@@ -270,7 +282,7 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
     }
 }
 
-/// A later fragment that leaves the Pod: it has no ports, so it cannot follow its first one through a translation.
+/// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
 #[inline(never)]
 fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
