@@ -384,6 +384,63 @@ fn ipv4_options_and_ipv6_extension_headers_are_walked() {
     assert_eq!(packet::show(&out), "[fd00:1::1]:4000 > [fd00:2::9]:5353 udp");
 }
 
+#[test]
+fn s33_icmp_errors_are_translated_inside_and_outside() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        let backend = at(v4, 2, 9, 8080);
+        let (pod_ip, vip_ip, backend_ip) = (addr(v4, 1, 1), addr(v4, 96, 1), addr(v4, 2, 9));
+        let router = addr(v4, 9, 1);
+        let kind = if v4 { "3.4" } else { "2.0" };
+        let mut bed = Bed::new();
+        bed.service(&vip, proto::TCP, &[&backend]);
+        bed.leave(&format!("{pod} > {vip} tcp S"));
+        bed.counted();
+        let sent = format!("{pod} > {backend} tcp A len=1400");
+        let show = |(verdict, bytes): (Verdict, Vec<u8>)| {
+            assert_eq!(verdict, Verdict::Next);
+            packet::show(&bytes)
+        };
+        // A router on the way cannot pass a packet on: the Pod learns it about the connection it has.
+        assert_eq!(
+            show(bed.enter_bytes(&packet::too_big(router, pod_ip, &sent))),
+            format!("{router} > {pod_ip} icmp {kind} [{pod} > {vip} tcp]")
+        );
+        // The backend itself answers: it is known to the Pod as the frontend.
+        assert_eq!(
+            show(bed.enter_bytes(&packet::too_big(backend_ip, pod_ip, &sent))),
+            format!("{vip_ip} > {pod_ip} icmp {kind} [{pod} > {vip} tcp]")
+        );
+        // The Pod complains about a reply, which it knows as the frontend's.
+        let reply = format!("{vip} > {pod} tcp A len=1400");
+        assert_eq!(
+            show(bed.leave_bytes(&packet::too_big(pod_ip, vip_ip, &reply))),
+            format!("{pod_ip} > {backend_ip} icmp {kind} [{backend} > {pod} tcp]")
+        );
+        // About flows that are not translated it passes as it is.
+        let other = packet::too_big(router, pod_ip, &format!("{pod} > {} tcp A", at(v4, 3, 3, 9)));
+        assert_eq!(bed.enter_bytes(&other), (Verdict::Next, other.clone()));
+        assert_eq!(bed.counted(), "");
+    }
+}
+
+#[test]
+fn s33_icmp_errors_of_a_flow_with_a_mapped_port() {
+    let mut bed = Bed::new();
+    bed.service("10.96.0.1:80", proto::UDP, &["10.2.0.9:8080"]);
+    bed.service("10.96.0.2:80", proto::UDP, &["10.2.0.9:8080"]);
+    bed.leave("10.1.0.1:4000 > 10.96.0.1:80 udp len=3");
+    let query = packet::build("10.1.0.1:4000 > 10.96.0.2:80 udp len=3");
+    let port = packet::source_port(&bed.leave_bytes(&query).1);
+    let sent = format!("10.1.0.1:{port} > 10.2.0.9:8080 udp len=3");
+    let (pod, router) = (addr(true, 1, 1), addr(true, 9, 1));
+    let (_, bytes) = bed.enter_bytes(&packet::too_big(router, pod, &sent));
+    assert_eq!(
+        packet::show(&bytes),
+        "10.9.0.1 > 10.1.0.1 icmp 3.4 [10.1.0.1:4000 > 10.96.0.2:80 udp]"
+    );
+}
+
 /// Cuts an IPv4 or IPv6 packet into two fragments after `at` bytes of IP payload (a multiple of 8).
 fn in_two(bytes: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
     let v4 = bytes[14] >> 4 == 4;

@@ -13,6 +13,7 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod conntrack;
 mod fragment;
+mod icmp;
 mod maps;
 mod packet;
 mod parse;

@@ -67,6 +67,8 @@ pub(crate) struct Scratch {
     pub(crate) key: CtKey,
     /// The entry being written.
     pub(crate) entry: CtEntry,
+    /// The packet that the one at hand quotes.
+    pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
     /// The event being sent.

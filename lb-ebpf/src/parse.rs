@@ -37,7 +37,9 @@ pub(crate) enum Kind {
     FirstFragment,
     /// A later piece: it has addresses and no ports.
     LaterFragment,
-    /// Nothing of ours: not IP, multicast, neighbour discovery, an ICMP error, cut short.
+    /// An ICMP error: it quotes a packet, whose flow it belongs to.
+    IcmpError,
+    /// Nothing of ours: not IP, multicast, neighbour discovery, cut short.
     Other,
 }
 
@@ -254,7 +256,11 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
             let Some([head, id_seq]) = packet.load::<[u32; 2]>(parsed.l4) else {
                 return Kind::Other;
             };
-            if !is_echo((u32::from_be(head) >> 24) as u8, parsed.v4) {
+            let icmp_type = (u32::from_be(head) >> 24) as u8;
+            if is_error(icmp_type, parsed.v4) {
+                return Kind::IcmpError;
+            }
+            if !is_echo(icmp_type, parsed.v4) {
                 return Kind::Other;
             }
             let id = Be16::new((u32::from_be(id_seq) >> 16) as u16);
@@ -270,6 +276,44 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
 fn set_ports(flow: &mut Flow, ports: u32) {
     flow.sport = Be16::from_wire(ports as u16);
     flow.dport = Be16::from_wire((ports >> 16) as u16);
+}
+
+/// Destination unreachable, time exceeded, parameter problem: RFC 792 (3, 11, 12), RFC 4443 (1, 2, 3, 4).
+#[inline(always)]
+fn is_error(icmp_type: u8, v4: bool) -> bool {
+    if v4 { matches!(icmp_type, 3 | 11 | 12) } else { matches!(icmp_type, 1..=4) }
+}
+
+/// Parses the packet that an ICMP error quotes at `offset`, as far as its ports; `None` when there is less of it.
+#[inline(always)]
+pub(crate) fn quoted(
+    packet: Packet,
+    outer: &Parsed,
+    offset: usize,
+    inner: &mut Parsed,
+) -> Option<()> {
+    inner.v4 = outer.v4;
+    inner.tcp_flags = 0;
+    let (header, src, dst, protocol) = if outer.v4 {
+        let ip = packet.load::<Ipv4>(offset)?;
+        let header = usize::from(ip.version_ihl & 0xf) * 4;
+        if ip.fragment & 0x1fffu16.to_be() != 0 || header < 20 {
+            return None;
+        }
+        let src = Addr::v4(Be32::from_wire(ip.src));
+        (header, src, Addr::v4(Be32::from_wire(ip.dst)), ip.protocol)
+    } else {
+        let ip = packet.load::<Ipv6>(offset)?;
+        let [src, dst] = [ip.src, ip.dst].map(|words| Addr::v6(words.map(Be32::from_wire)));
+        (size_of::<Ipv6>(), src, dst, ip.next_header)
+    };
+    if !matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
+        return None;
+    }
+    inner.l4 = offset + header;
+    inner.flow = Flow { src, dst, sport: Be16::new(0), dport: Be16::new(0), proto: protocol };
+    set_ports(&mut inner.flow, packet.load::<u32>(inner.l4)?);
+    Some(())
 }
 
 /// Echo request or reply: RFC 792 (8, 0), RFC 4443 (128, 129).

@@ -15,7 +15,7 @@ use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
 use crate::service::{self, Choice, Destination, Health};
 use crate::verdict::{self, Verdict};
-use crate::{fragment, refuse, rewrite};
+use crate::{fragment, icmp, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -29,6 +29,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
                 return fragment_out(packet, scratch);
             }
         }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -65,6 +66,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
                 return Verdict::Pass;
             }
         }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -280,6 +282,16 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
         Ok(()) => Verdict::Back,
         Err(_) => drop_out(packet, scratch, DropReason::RewriteFailed, 0),
     }
+}
+
+/// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
+#[inline(always)]
+fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
+    if icmp::translate(packet, scratch, direction).is_ok() {
+        return Verdict::Pass;
+    }
+    let ingress = direction == Direction::Ingress;
+    Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
 }
 
 /// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
