@@ -2,3 +2,12 @@
 //! the difference to the maps becomes a plan, and the plan is written.
 
 pub mod bpf;
+pub mod issue;
+
+pub mod watch;
+
+pub mod cluster;
+
+pub mod model;
+
+pub mod plan;
