@@ -16,6 +16,7 @@ mod verifier;
 mod bench;
 mod demo;
 
+mod e2e;
 mod image;
 
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ struct Task {
 }
 
 /// Every task, in the order in which a newcomer meets them.
-const TASKS: [Task; 8] = [
+const TASKS: [Task; 9] = [
     Task {
         name: "setup",
         about: "install what the tasks below need and this machine lacks",
@@ -90,6 +91,13 @@ const TASKS: [Task; 8] = [
         usage: image::USAGE,
         needs: &[Need::Rust, Need::BpfLinker],
         run: image::run,
+    },
+    Task {
+        name: "e2e",
+        about: "deploy to the cluster of $KUBECONFIG and check Services with real Pods",
+        usage: e2e::USAGE,
+        needs: &[],
+        run: e2e::run,
     },
 ];
 
