@@ -3,9 +3,11 @@
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol of a Service port.
@@ -60,6 +62,32 @@ impl Connection {
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.reader.get_ref().peer_addr()
     }
+}
+
+/// Like [`ask`] over TCP, but ends the connection by a reset: its source port is free again at once.
+pub fn ask_and_reset(addr: SocketAddr, timeout: Duration) -> io::Result<String> {
+    let mut connection = Connection::open(addr, timeout)?;
+    let name = connection.ask()?;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&connection.reader.get_ref().as_fd(), sockopt::Linger, &linger)?;
+    Ok(name)
+}
+
+/// Sends `n` bytes to an echoing server while it reads them back; an error if they come back different.
+pub fn echo(addr: SocketAddr, n: usize, timeout: Duration) -> io::Result<()> {
+    let sent: Vec<u8> = (0..n).map(|i| (i % 251) as u8).collect();
+    let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    let mut writer = stream.try_clone()?;
+    let mut received = vec![0; n];
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| writer.write_all(&sent));
+        let read = stream.read_exact(&mut received);
+        let write = write.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.and(write)
+    })?;
+    if received == sent { Ok(()) } else { Err(io::Error::other("the bytes came back changed")) }
 }
 
 /// A UDP socket of `addr`'s family with a limit on each wait.

@@ -96,10 +96,10 @@ impl Object {
         self.push(&["spec", "ports"], port)
     }
 
-    /// Adds a port to an EndpointSlice.
-    pub fn slice_port(self, protocol: &str, port: u16) -> Self {
+    /// Adds a port to an EndpointSlice: `target` is where the endpoints listen for the Service's `port`.
+    pub fn slice_port(self, protocol: &str, port: u16, target: u16) -> Self {
         let name = format!("{}-{port}", protocol.to_lowercase());
-        self.push(&["ports"], json!({"name": name, "protocol": protocol, "port": port}))
+        self.push(&["ports"], json!({"name": name, "protocol": protocol, "port": target}))
     }
 
     /// Adds an address: a ClusterIP to a Service, a Pod IP to a Pod. The first one is the primary.

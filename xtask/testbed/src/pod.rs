@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     sync::atomic::Ordering,
 };
 
@@ -15,6 +16,10 @@ pub enum Shape {
     /// A bridge in the node whose ports are the Pods' veths (the bridge plugin, flannel).
     Bridge,
 }
+
+/// What kubeadm's preflight checks ask for.
+const BRIDGE_NETFILTER: [(&str, &str); 2] =
+    [("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")];
 
 /// A Pod: a namespace with one veth to its node.
 #[derive(Clone, Debug)]
@@ -41,6 +46,10 @@ impl Shape {
             Self::Routed => Ok(()),
             Self::Bridge => {
                 let n = node.number;
+                // As kubeadm demands it: netfilter sees what the bridge forwards. Only there with br_netfilter.
+                if Path::new("/proc/sys/net/bridge").exists() {
+                    node.netns.sysctl(&BRIDGE_NETFILTER)?;
+                }
                 node.netns.ip(&format!(
                     "link add cni0 type bridge\n\
                      link set cni0 up\n\

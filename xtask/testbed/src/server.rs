@@ -53,8 +53,8 @@ impl Server {
         Ok(Self { stop, threads })
     }
 
-    /// Answers each byte with a byte, one connection after the other on one thread: what round trips and connects
-    /// are measured against. The caller pins the process.
+    /// Sends every byte back, one connection after the other on one thread: what round trips and connects are
+    /// measured against, and what shows damaged bytes.
     pub fn bytes(netns: &Netns, port: u16) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let tcp = netns
@@ -159,9 +159,9 @@ fn echo_bytes(listener: &TcpListener, stop: &AtomicBool) {
         let Ok((mut stream, _)) = listener.accept() else { continue };
         // Accepted sockets inherit the listener's receive timeout: long enough between two bytes of a measurement.
         drop(stream.set_nodelay(true));
-        let mut byte = [0];
-        while let Ok(1) = stream.read(&mut byte) {
-            if stream.write_all(&byte).is_err() {
+        let mut bytes = [0; 65_536];
+        while let Ok(n @ 1..) = stream.read(&mut bytes) {
+            if stream.write_all(bytes.get(..n).unwrap_or_default()).is_err() {
                 break;
             }
         }
