@@ -16,10 +16,10 @@ use testbed::{
 
 /// How long anything may take that is expected to happen: a first answer, a changed endpoint. Generous, since tests
 /// share the machine with others; the bench measures times.
-pub const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
 /// Both transports.
-pub const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+pub(crate) const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
 /// Every host drops what its connection tracking finds invalid (Calico, ufw, firewalld do): a datapath that shows
 /// netfilter one direction only of a flow stalls here.
@@ -31,12 +31,12 @@ const DROP_INVALID: &str = "table inet firewall {
 }";
 
 /// Two nodes, their agents, and what runs on them.
-pub struct Stage {
+pub(crate) struct Stage {
     // Dropped in this order: agents and servers end before their namespaces go.
-    pub agents: [Agent; 2],
-    pub dir: Directory,
-    pub a: Node,
-    pub b: Node,
+    pub(crate) agents: [Agent; 2],
+    pub(crate) dir: Directory,
+    pub(crate) a: Node,
+    pub(crate) b: Node,
     servers: Vec<Server>,
     /// Kept for its Drop, which removes everything.
     _bed: Bed,
@@ -44,12 +44,12 @@ pub struct Stage {
 
 impl Stage {
     /// Nodes a and b with Pods of this shape, and running agents.
-    pub fn new(prefix: &str, shape: Shape) -> Self {
+    pub(crate) fn new(prefix: &str, shape: Shape) -> Self {
         Self::prepared(prefix, shape, |_| ())
     }
 
     /// Like `new`; `prepare` sees the nodes before the agents start.
-    pub fn prepared(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+    pub(crate) fn prepared(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
         let bed = Bed::new(prefix).unwrap();
         let dir = bed.manifests().unwrap();
         let [a, b] = ["a", "b"].map(|name| bed.node(name, shape).unwrap());
@@ -64,27 +64,27 @@ impl Stage {
     }
 
     /// A Pod on `node` that answers its name on TCP and UDP port 8080 and is in no manifest yet.
-    pub fn server(&mut self, node: &Node, name: &str) -> Pod {
+    pub(crate) fn server(&mut self, node: &Node, name: &str) -> Pod {
         let pod = node.pod(name).unwrap();
         self.servers.push(Server::named(&pod.netns, name, 8080).unwrap());
         pod
     }
 
     /// A Pod on each node, both without servers.
-    pub fn clients(&self) -> [Pod; 2] {
+    pub(crate) fn clients(&self) -> [Pod; 2] {
         [self.a.pod("client-a").unwrap(), self.b.pod("client-b").unwrap()]
     }
 
     /// Announces `pods` with the label `app: <app>`, and a Service of that name which selects them (see
     /// [`service`]), at both `ips`.
-    pub fn announce(&self, app: &str, ips: [&str; 2], pods: &[&Pod]) {
+    pub(crate) fn announce(&self, app: &str, ips: [&str; 2], pods: &[&Pod]) {
         let mut objects = vec![service(app, ips)];
         objects.extend(pods.iter().map(|pod| pod_of(pod).label("app", app)));
         self.dir.write(app, &objects).unwrap();
     }
 
     /// Waits until `addr` is answered by someone in `names` over both transports, asked from `client`.
-    pub fn wait_for(&self, client: &Netns, addr: SocketAddr, names: &[&str]) {
+    pub(crate) fn wait_for(&self, client: &Netns, addr: SocketAddr, names: &[&str]) {
         for transport in TRANSPORTS {
             let what = format!("{transport:?} {addr} from {client} answered by one of {names:?}");
             let answered = wait::until(&what, SOON, || {
@@ -99,7 +99,7 @@ impl Stage {
     }
 
     /// Asks `addr` from `client` once, over `transport`, and panics with the logs when there is no answer.
-    pub fn ask(&self, client: &Netns, transport: Transport, addr: SocketAddr) -> String {
+    pub(crate) fn ask(&self, client: &Netns, transport: Transport, addr: SocketAddr) -> String {
         match client.enter(|| ask(transport, addr, Duration::from_secs(2))).unwrap() {
             Ok(name) => name,
             Err(err) => panic!("{transport:?} {addr} from {client}: {err}\n{}", self.logs()),
@@ -107,7 +107,7 @@ impl Stage {
     }
 
     /// The ends of both agents' logs.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         self.agents
             .iter()
             .map(|agent| format!("--- agent of {}\n{}\n", agent.node.name, agent.log_tail()))
@@ -117,7 +117,7 @@ impl Stage {
 
 /// A Service that selects `app: <name>`, TCP and UDP port 80 to 8080 (who answers), TCP port 81 to
 /// 8081 (echo).
-pub fn service(name: &str, ips: [&str; 2]) -> testbed::manifest::Object {
+pub(crate) fn service(name: &str, ips: [&str; 2]) -> testbed::manifest::Object {
     let [v4, v6] = ips;
     testbed::manifest::service(name)
         .selector("app", name)
@@ -129,6 +129,6 @@ pub fn service(name: &str, ips: [&str; 2]) -> testbed::manifest::Object {
 }
 
 /// Port 80 at `ip`.
-pub fn port_80(ip: &str) -> SocketAddr {
+pub(crate) fn port_80(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 80)
 }
