@@ -139,6 +139,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Lets the process live on; dropping the agent does nothing any more.
+    pub fn detach(mut self) {
+        self.child = None;
+    }
+
     /// Runs `lb-agent cleanup`; the agent must not run.
     pub fn cleanup(&self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
