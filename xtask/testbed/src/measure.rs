@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,13 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("bind to CPU {cpu}"))
+}
+
+/// The highest CPU that this process may run on: the one that interrupts and housekeeping like least.
+pub fn last_cpu() -> anyhow::Result<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("list the CPUs of this process")?;
+    let mut allowed = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+    allowed.next_back().context("this process may run on no CPU")
 }
 
 /// One byte there and one back over one connection, again and again.
