@@ -1,8 +1,16 @@
 //! Packets through the real programs: built packet in → verdict, packet out, and exactly which counters changed.
-//! The output of one hook is what the next one gets. Numbers in test names are those of the list of Kubernetes
-//! behaviours in ARCHITECTURE.md.
+//! The output of one hook is what the next one gets. Numbers in test names (`s15_…`) are those of
+//! `SEMANTICS.md` beside this file.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "a test's helper panics like the test"
+)]
 
 #[path = "datapath/bed.rs"]
+#[expect(dead_code, reason = "the time measurement uses the rest")]
 mod bed;
 #[path = "datapath/packet.rs"]
 mod packet;
