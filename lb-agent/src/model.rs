@@ -7,8 +7,14 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use crate::cluster::{Cluster, Dirty, Family, Name, ServiceType};
+use crate::cluster::{Cluster, Dirty, Family, Name, Service, ServiceType, TrafficPolicy};
 use crate::issue::Issue;
+
+mod backend;
+mod frontend;
+#[cfg(test)]
+mod tests;
+pub mod topology;
 
 /// What the maps should say.
 #[derive(Debug, Default)]
@@ -94,14 +100,79 @@ pub enum EndpointState {
     Terminating,
 }
 
+impl From<Vec<Name>> for Changed {
+    fn from(services: Vec<Name>) -> Self {
+        Self { services }
+    }
+}
+
 impl Desired {
     /// Computes the dirty services again and says which of them came out differently.
-    pub fn update(&mut self, _cluster: &Cluster, _dirty: &Dirty) -> Changed {
-        Changed::default()
+    pub fn update(&mut self, cluster: &Cluster, dirty: &Dirty) -> Changed {
+        let mut changed = Changed::default();
+        for name in &dirty.services {
+            let modelled = cluster.service(name).map(|(name, service)| {
+                let (desired, issues) = model(cluster, name, service);
+                (name.clone(), desired, issues)
+            });
+            let Some((name, desired, issues)) = modelled else {
+                self.issues.remove(name);
+                if self.services.remove(name).is_some() {
+                    changed.services.push(name.clone());
+                }
+                continue;
+            };
+            if issues.is_empty() {
+                self.issues.remove(&name);
+            } else {
+                self.issues.insert(name.clone(), issues);
+            }
+            if self.services.get(&name) != Some(&desired) {
+                changed.services.push(name.clone());
+                self.services.insert(name, desired);
+            }
+        }
+        changed
     }
 
     /// The issues found while modelling.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
         self.issues.values().flatten()
     }
+}
+
+/// One Service, from its record and its slices.
+fn model(cluster: &Cluster, name: &Name, service: &Service) -> (DesiredService, Vec<Issue>) {
+    let slices: Vec<_> = cluster.slices_of(name).collect();
+    let mut issues = Vec::new();
+    let mut ports = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
+    for port in &service.ports {
+        for family in [Family::V4, Family::V6] {
+            let mut frontends = Vec::new();
+            for addr in service.cluster_ips.iter().filter(|addr| Family::of(addr) == family) {
+                match frontend::owner(cluster, name, addr, port) {
+                    Ok(()) => frontends.push(*addr),
+                    Err(older) => issues.push(frontend::contested(name, addr, port, older)),
+                }
+            }
+            if frontends.is_empty() {
+                continue;
+            }
+            frontends.sort_unstable();
+            frontends.dedup();
+            ports.push(DesiredPort {
+                port_name: Arc::clone(&port.name),
+                protocol: port.protocol,
+                port: port.port,
+                family,
+                frontends,
+                local_only: service.internal_policy == TrafficPolicy::Local,
+                backends: backend::backends(cluster, &slices, port, family),
+            });
+        }
+    }
+    ports.shrink_to_fit();
+    let mut wildcards = service.cluster_ips.to_vec();
+    wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
+    (DesiredService { service_type: service.service_type, wildcards, ports }, issues)
 }

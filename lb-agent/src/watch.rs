@@ -7,7 +7,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{Event, Kind};
+use ::kube::Resource;
+
+use self::field::Findings;
+use crate::cluster::{Change, Event, Kind, Name};
+use crate::issue::Issue;
+
+mod field;
+mod namespace;
+mod node;
+mod pod;
+mod service;
+mod slice;
+
+pub mod kube;
+pub mod manifests;
+
+#[cfg(test)]
+mod tests;
+
+/// A kind of object that is watched: how it becomes a record.
+trait Watched: Resource<DynamicType = ()> {
+    /// Its kind.
+    const KIND: Kind;
+    /// What is kept of it.
+    type Record;
+
+    /// What is kept of this one; `None` when it is not of our concern.
+    fn record(&self, findings: &mut Findings) -> Option<Self::Record>;
+
+    /// The event of such a change.
+    fn event(change: Change<Self::Record>) -> Event;
+
+    /// Its name.
+    fn name(&self) -> Name {
+        let meta = self.meta();
+        Name::new(
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
 
 /// An event and when it arrived.
 #[derive(Clone, Debug)]
@@ -88,5 +128,13 @@ impl KindCounters {
     }
 }
 
-pub mod kube;
-pub mod manifests;
+/// The event that this object means, and what is wrong with it.
+fn read<K: Watched>(object: &K) -> (Event, Vec<Issue>) {
+    let name = object.name();
+    let mut findings = Findings::new(K::KIND, &name);
+    let change = match object.record(&mut findings) {
+        Some(record) => Change::Applied(name, record),
+        None => Change::Deleted(name),
+    };
+    (K::event(change), findings.finish())
+}

@@ -1,9 +1,18 @@
 //! Nanoseconds per packet of each program by `BPF_PROG_TEST_RUN`, over an empty program: prints `program case ns`,
 //! one line each. The least of many interleaved rounds: noise only ever adds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "a test's helper panics like the test"
+)]
 
 #[path = "datapath/bed.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
 mod bed;
 #[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
 mod packet;
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};

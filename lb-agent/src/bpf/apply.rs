@@ -5,7 +5,7 @@ use aya::maps::MapError as AyaError;
 use lb_common::endpoint::Pod;
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
-use crate::bpf::maps::Tables;
+use crate::bpf::maps::{self, Tables};
 use crate::bpf::read;
 use crate::plan::{Actual, MapError, MapStore, Op};
 
@@ -26,7 +26,7 @@ impl MapStore for Tables {
                 self.frontends.insert(key, frontend, 0).map_err(|e| failed("frontends", e))
             }
             Op::DeleteFrontend { key } => match self.frontends.remove(key) {
-                Err(AyaError::KeyNotFound) => Ok(()),
+                Err(e) if maps::is_missing(&e) => Ok(()),
                 other => other.map_err(|e| failed("frontends", e)),
             },
         }
@@ -48,7 +48,7 @@ impl Tables {
     /// When the kernel refuses.
     pub fn delete_pod(&mut self, ifindex: u32) -> Result<(), MapError> {
         match self.pods.remove(&ifindex) {
-            Err(AyaError::KeyNotFound) => Ok(()),
+            Err(e) if maps::is_missing(&e) => Ok(()),
             other => other.map_err(|e| failed("pods", e)),
         }
     }

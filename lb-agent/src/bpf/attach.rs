@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use aya::pin::PinError;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, Link, PinnedLink};
 use aya::programs::tc::{
     self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttach, TcHandle,
 };
@@ -20,7 +20,6 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     TcError,
 };
-use aya::sys::SyscallError;
 use lb_common::limits::SOCKET_PROGRAMS;
 use libc::{EEXIST, EINVAL, ENODEV, ENOENT, ENOLINK, EOPNOTSUPP};
 
@@ -260,11 +259,13 @@ impl Hooks {
 pub fn detach_filters(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     for hook in Hook::ALL {
         let parent = TcHandle::from(attach_type(hook));
-        match tc::qdisc_detach_program(ifindex, parent, hook.program()) {
-            Err(TcError::IoError(e)) if e.kind() == io::ErrorKind::NotFound => {}
-            // No qdisc, no device: nothing of ours.
-            Err(e) if matches!(tc_os_error(&e), Some(EINVAL | ENODEV | ENOENT)) => {}
-            other => other.map_err(|e| attach_error(hook, ifindex, ProgramError::TcError(e)))?,
+        let detached = SchedClassifierLink::attached(ifindex, parent, PRIORITY, HANDLE, None)
+            .map_err(ProgramError::IOError)
+            .and_then(Link::detach);
+        match detached {
+            // No filter, no qdisc, no device: nothing of ours.
+            Err(e) if matches!(os_error(&e), Some(EINVAL | ENODEV | ENOENT)) => {}
+            other => other.map_err(|e| attach_error(hook, ifindex, e))?,
         }
     }
     let failed = |source| AttachError::Qdisc { ifindex, source };
@@ -355,24 +356,13 @@ fn attach_error(hook: Hook, ifindex: u32, source: ProgramError) -> AttachError {
     }
 }
 
-/// The errno at the end of an error's chain of causes.
+/// The kernel's answer inside an error.
 fn os_error(error: &ProgramError) -> Option<i32> {
-    if let ProgramError::TcError(e) = error {
-        return tc_os_error(e);
-    }
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = cause {
-        if let Some(SyscallError { io_error, .. }) = e.downcast_ref() {
-            return io_error.raw_os_error();
-        }
-        if let Some(e) = e.downcast_ref::<io::Error>() {
-            return e.raw_os_error();
-        }
-        cause = e.source();
-    }
-    // Transparent variants hide themselves from the chain.
     match error {
         ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
+        ProgramError::IOError(e) => e.raw_os_error(),
+        ProgramError::NetlinkError(e) => e.raw_os_error(),
+        ProgramError::TcError(e) => tc_os_error(e),
         ProgramError::LinkError(aya::programs::links::LinkError::SyscallError(e)) => {
             e.io_error.raw_os_error()
         }

@@ -10,7 +10,7 @@ use std::collections::HashMap as StdHashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, MapData, MapError as AyaError};
+use aya::maps::{Array, HashMap, MapData};
 use lb_common::addr::Addr;
 use lb_common::conntrack::{CtEntry, CtKey, bits, is_expired};
 use lb_common::flow::proto;
@@ -110,7 +110,7 @@ impl Gc {
             match self.ct.remove(key) {
                 Ok(()) => pass.expired += 1,
                 // Evicted meanwhile.
-                Err(AyaError::KeyNotFound) => {}
+                Err(e) if maps::is_missing(&e) => {}
                 Err(e) => return Err(io::Error::other(e)),
             }
         }
@@ -120,7 +120,7 @@ impl Gc {
     fn entry(&self, key: &CtKey) -> io::Result<Option<CtEntry>> {
         match self.ct.get(key, 0) {
             Ok(entry) => Ok(Some(entry)),
-            Err(AyaError::KeyNotFound) => Ok(None),
+            Err(e) if maps::is_missing(&e) => Ok(None),
             Err(e) => Err(io::Error::other(e)),
         }
     }

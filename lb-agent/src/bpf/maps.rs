@@ -118,6 +118,16 @@ pub fn pinned_capacity(pin: &Path) -> Option<u32> {
     MapData::from_pin(pin).ok()?.info().ok().map(|info| info.max_entries())
 }
 
+/// Whether an access failed since the element is not there.
+pub fn is_missing(error: &AyaError) -> bool {
+    match error {
+        AyaError::KeyNotFound => true,
+        // What a removal gets.
+        AyaError::SyscallError(e) => e.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}
+
 fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Map, MapsError> {
     ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name })
 }

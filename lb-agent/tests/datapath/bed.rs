@@ -19,13 +19,13 @@ use super::packet;
 
 /// What a program said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Next,
     Drop,
     Redirect,
 }
 
-pub struct Bed {
+pub(crate) struct Bed {
     ebpf: Ebpf,
     next_service: u32,
     next_backend: u32,
@@ -34,7 +34,7 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let hz = {
             let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
             (1_000_000_000 / res.tv_nsec()) as u32
@@ -51,14 +51,14 @@ impl Bed {
     }
 
     /// A Service at `frontend` with these backends, and the wildcard of its address. Gives the backends' ids.
-    pub fn service(&mut self, frontend: &str, protocol: u8, backends: &[&str]) -> Vec<u32> {
+    pub(crate) fn service(&mut self, frontend: &str, protocol: u8, backends: &[&str]) -> Vec<u32> {
         let ids: Vec<u32> = backends.iter().map(|b| self.backend(b, protocol)).collect();
         self.frontend(frontend, protocol, &ids);
         ids
     }
 
     /// A new backend.
-    pub fn backend(&mut self, addr: &str, protocol: u8) -> u32 {
+    pub(crate) fn backend(&mut self, addr: &str, protocol: u8) -> u32 {
         let id = self.next_backend;
         self.next_backend += 1;
         let addr: SocketAddr = addr.parse().unwrap();
@@ -75,7 +75,7 @@ impl Bed {
     }
 
     /// Points a frontend at these backends.
-    pub fn frontend(&mut self, addr: &str, protocol: u8, ids: &[u32]) {
+    pub(crate) fn frontend(&mut self, addr: &str, protocol: u8, ids: &[u32]) {
         let addr: SocketAddr = addr.parse().unwrap();
         let base = self.next_slot;
         self.next_slot += ids.len() as u32;
@@ -96,7 +96,7 @@ impl Bed {
     }
 
     /// Puts a backend into another state; death changes its generation.
-    pub fn set_state(&mut self, id: u32, new: u8) {
+    pub(crate) fn set_state(&mut self, id: u32, new: u8) {
         let mut backends = self.backends();
         let mut backend = backends.get(&id, 0).unwrap();
         backend.state = new;
@@ -109,13 +109,13 @@ impl Bed {
     }
 
     /// Every conntrack entry.
-    pub fn conntrack(&self) -> Vec<(CtKey, CtEntry)> {
+    pub(crate) fn conntrack(&self) -> Vec<(CtKey, CtEntry)> {
         let ct: HashMap<_, CtKey, CtEntry> = self.ebpf.map("ct").unwrap().try_into().unwrap();
         ct.iter().map(Result::unwrap).collect()
     }
 
     /// Makes every conntrack entry look as if its last packet was `secs` ago.
-    pub fn age(&mut self, secs: u32) {
+    pub(crate) fn age(&mut self, secs: u32) {
         let hz = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
         let hz = (1_000_000_000 / hz.tv_nsec()) as u32;
         let entries = self.conntrack();
@@ -145,29 +145,29 @@ impl Bed {
     }
 
     /// Runs raw bytes as they leave the Pod.
-    pub fn out_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn leave_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         self.run("pod_out", bytes)
     }
 
     /// Runs raw bytes as they enter the Pod.
-    pub fn in_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn enter_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         self.run("pod_in", bytes)
     }
 
     /// A packet leaves the Pod: `verdict packet`.
-    pub fn leave(&self, text: &str) -> String {
-        let (verdict, bytes) = self.out_bytes(&packet::build(text));
+    pub(crate) fn leave(&self, text: &str) -> String {
+        let (verdict, bytes) = self.leave_bytes(&packet::build(text));
         told(verdict, &bytes)
     }
 
     /// A packet enters the Pod.
-    pub fn enter(&self, text: &str) -> String {
-        let (verdict, bytes) = self.in_bytes(&packet::build(text));
+    pub(crate) fn enter(&self, text: &str) -> String {
+        let (verdict, bytes) = self.enter_bytes(&packet::build(text));
         told(verdict, &bytes)
     }
 
     /// Writes one half of a translated TCP connection: `local`'s packets to (or from) `remote` get `nat` instead.
-    pub fn track(&mut self, local: &str, remote: &str, nat: &str, kind: u32) {
+    pub(crate) fn track(&mut self, local: &str, remote: &str, nat: &str, kind: u32) {
         let id = self.backend(nat, proto::TCP);
         let parse = |text: &str| {
             let addr: SocketAddr = text.parse().unwrap();
@@ -194,7 +194,7 @@ impl Bed {
     }
 
     /// Nanoseconds of one run of a program on these bytes, averaged by the kernel over `repeat` runs.
-    pub fn nanos(&self, program: &str, bytes: &[u8], repeat: u32) -> u64 {
+    pub(crate) fn nanos(&self, program: &str, bytes: &[u8], repeat: u32) -> u64 {
         let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut options = TestRunOptions::new();
         options.data_in = Some(bytes);
@@ -203,7 +203,7 @@ impl Bed {
     }
 
     /// Counters that changed since the last call: `name+n`, sorted.
-    pub fn counted(&mut self) -> String {
+    pub(crate) fn counted(&mut self) -> String {
         let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
         let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
         let mut now = BTreeMap::new();
@@ -235,7 +235,7 @@ fn told(verdict: Verdict, bytes: &[u8]) -> String {
 }
 
 /// Protocol numbers by name, for tables of cases.
-pub fn protocol(name: &str) -> u8 {
+pub(crate) fn protocol(name: &str) -> u8 {
     match name {
         "tcp" => proto::TCP,
         "udp" | "udp0" => proto::UDP,
@@ -244,7 +244,7 @@ pub fn protocol(name: &str) -> u8 {
 }
 
 /// An address of the family, from its last part.
-pub fn addr(v4: bool, net: u8, host: u8) -> IpAddr {
+pub(crate) fn addr(v4: bool, net: u8, host: u8) -> IpAddr {
     let text = if v4 { format!("10.{net}.0.{host}") } else { format!("fd00:{net}::{host}") };
     text.parse().unwrap()
 }

@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{EtherType, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
 /// MAC address of the Pod's end.
-pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// MAC address of its gateway.
-pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 struct Spec<'a> {
     src: SocketAddr,
@@ -42,7 +42,7 @@ fn parse(text: &str) -> Spec<'_> {
 }
 
 /// Bytes of the packet that `text` describes, from the Pod to its gateway.
-pub fn build(text: &str) -> Vec<u8> {
+pub(crate) fn build(text: &str) -> Vec<u8> {
     let spec = parse(text);
     let eth = PacketBuilder::ethernet2(POD_MAC, GATEWAY_MAC);
     let ip = match (spec.src.ip(), spec.dst.ip()) {
@@ -81,8 +81,29 @@ pub fn build(text: &str) -> Vec<u8> {
     out
 }
 
+/// An ICMP "packet too big" from `src` to `dst` (addresses without port) that quotes the packet `inner` describes.
+pub(crate) fn too_big(src: IpAddr, dst: IpAddr, inner: &str) -> Vec<u8> {
+    let quote = &build(inner)[14..];
+    let eth = PacketBuilder::ethernet2(POD_MAC, GATEWAY_MAC);
+    let mut out = Vec::new();
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => eth
+            .ipv4(src.octets(), dst.octets(), 64)
+            .icmpv4_raw(3, 4, [0, 0, 5, 120])
+            .write(&mut out, &quote[..28])
+            .unwrap(),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => eth
+            .ipv6(src.octets(), dst.octets(), 64)
+            .icmpv6_raw(2, 0, [0, 0, 5, 120])
+            .write(&mut out, quote)
+            .unwrap(),
+        _ => panic!("two families"),
+    }
+    out
+}
+
 /// The packet as text.
-pub fn show(bytes: &[u8]) -> String {
+pub(crate) fn show(bytes: &[u8]) -> String {
     let back = bytes[..6] == POD_MAC && bytes[6..12] == GATEWAY_MAC;
     let text = show_ip(&bytes[14..], true);
     if back { format!("back {text}") } else { text }
@@ -203,7 +224,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// The source port of a packet.
-pub fn source_port(bytes: &[u8]) -> u16 {
+pub(crate) fn source_port(bytes: &[u8]) -> u16 {
     let sliced = SlicedPacket::from_ethernet(bytes).unwrap();
     assert!(matches!(sliced.net, Some(NetSlice::Ipv4(_) | NetSlice::Ipv6(_))));
     match sliced.transport {
