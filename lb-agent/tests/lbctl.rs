@@ -78,6 +78,12 @@ fn tables_with_names() {
         lbctl: no pods found
     "#]],
     );
+}
+
+#[test]
+fn flows_and_drops_with_names() {
+    let node = Node::new();
+    node.write_names();
     check(
         &node,
         &["ct"],
