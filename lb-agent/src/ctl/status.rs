@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use lb_common::limits::MAP_FRAGMENTS;
 use serde::Serialize;
 
 use crate::bpf::read::Counts;
@@ -195,11 +196,10 @@ fn tables_line(view: &View<'_>) -> Line {
 }
 
 fn maps_line(maps: &[MapUse]) -> Line {
-    let state = if maps.iter().filter_map(permille).any(|share| share >= FULL) {
-        State::Degraded
-    } else {
-        State::Ok
-    };
+    // Fragments are never removed, only replaced by newer ones: that table is full in the long run, and well.
+    let judged = maps.iter().filter(|map| map.name != MAP_FRAGMENTS.name);
+    let is_full = judged.filter_map(permille).any(|share| share >= FULL);
+    let state = if is_full { State::Degraded } else { State::Ok };
     let shares = maps.iter().filter_map(|map| {
         Some(format!("{} {}/{} ({}%)", map.name, map.used?, map.max?, permille(map)? / 10))
     });

@@ -218,8 +218,9 @@ fn map(name: &'static str, kind: &'static str, used: Option<u64>, max: Option<u6
     }
 }
 
-fn map_uses() -> [MapUse; 3] {
+fn map_uses() -> [MapUse; 4] {
     [
+        map("fragments", "lru_hash", Some(8192), Some(8192)),
         map("ct", "lru_hash", Some(65_536), Some(CT.into())),
         map("sk_nat", "sk_storage", None, None),
         map("pods", "hash", Some(2), Some(4096)),
@@ -233,11 +234,12 @@ fn maps_and_their_fill() {
         Format::Table,
         |_| maps::rows(&map_uses()),
         expect![[r#"
-        MAP     TYPE        USED    MAX     %       BYTES  PIN
-        ct      lru_hash    65536   131072  50.0    5.0Mi  /sys/fs/bpf/lb/ct_v1
-        sk_nat  sk_storage  <none>  <none>  <none>  5.0Mi  /sys/fs/bpf/lb/sk_nat_v1
-        pods    hash        2       4096    0.0     5.0Mi  /sys/fs/bpf/lb/pods_v1
-    "#]],
+            MAP        TYPE        USED    MAX     %       BYTES  PIN
+            fragments  lru_hash    8192    8192    100.0   5.0Mi  /sys/fs/bpf/lb/fragments_v1
+            ct         lru_hash    65536   131072  50.0    5.0Mi  /sys/fs/bpf/lb/ct_v1
+            sk_nat     sk_storage  <none>  <none>  <none>  5.0Mi  /sys/fs/bpf/lb/sk_nat_v1
+            pods       hash        2       4096    0.0     5.0Mi  /sys/fs/bpf/lb/pods_v1
+        "#]],
     );
 }
 
@@ -275,20 +277,21 @@ fn status_of_a_healthy_node() {
             agent      OK     0.1.0 on n1, up 60m, synced 30s ago
             api        OK     https://10.0.0.1:6443, 5 kinds listed
             tables     OK     service ports 3, frontends 4, backends 5, pods 2
-            maps       OK     ct 65536/131072 (50%), pods 2/4096 (0%)
+            maps       OK     fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%)
 
-            COUNTER            COUNT
-            flow_plain         0
-            flow_service       7
-            flow_hairpin       0
-            flow_picked_up     0
-            flow_moved         0
-            untracked          0
-            port_mapped        0
-            socket_translated  0
-            socket_refused     0
-            event_lost         0
-            event_suppressed   0
+            COUNTER             COUNT
+            flow_plain          0
+            flow_service        7
+            flow_hairpin        0
+            flow_picked_up      0
+            flow_moved          0
+            untracked           0
+            port_mapped         0
+            socket_translated   0
+            socket_refused      0
+            event_lost          0
+            event_suppressed    0
+            fragment_forgotten  0
         "#]],
     );
 }
@@ -331,7 +334,7 @@ fn status_without_names() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table /run/lb/names.json: No such file or directory (os error 2)
             tables     OK      service ports 3, frontends 4, backends 5, pods 2
-            maps       OK      ct 65536/131072 (50%), pods 2/4096 (0%)
+            maps       OK      fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%)
         "#]],
     );
 }
