@@ -14,6 +14,7 @@ mod test;
 mod verifier;
 
 mod bench;
+mod binaries;
 mod demo;
 
 mod e2e;

@@ -121,9 +121,21 @@ async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> 
     let name = "account".to_owned();
     let context = Context { cluster: name.clone(), user: Some(name.clone()), ..Context::default() };
     let kubeconfig = Kubeconfig {
-        clusters: vec![NamedCluster { name: name.clone(), cluster: Some(cluster) }],
-        auth_infos: vec![NamedAuthInfo { name: name.clone(), auth_info: Some(user) }],
-        contexts: vec![NamedContext { name: name.clone(), context: Some(context) }],
+        clusters: vec![NamedCluster {
+            name: name.clone(),
+            cluster: Some(cluster),
+            ..NamedCluster::default()
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: name.clone(),
+            auth_info: Some(user),
+            ..NamedAuthInfo::default()
+        }],
+        contexts: vec![NamedContext {
+            name: name.clone(),
+            context: Some(context),
+            ..NamedContext::default()
+        }],
         current_context: Some(name),
         ..Kubeconfig::default()
     };
