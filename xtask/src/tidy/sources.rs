@@ -31,6 +31,7 @@ const IMPORTS: [(&str, &[&str], &str); 3] = [
         &[
             "lb-agent/src/bpf.rs",
             "lb-agent/src/bpf/",
+            "lb-agent/src/syscall.rs",
             "lb-agent/src/ctl/",
             "lb-agent/tests/",
             "lb-common/",
