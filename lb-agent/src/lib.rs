@@ -1,4 +1,26 @@
 //! The node agent, in reading order: what the API server says becomes records, records become desired tables,
 //! the difference to the maps becomes a plan, and the plan is written.
 
+pub mod issue;
+
+pub mod watch;
+
+pub mod cluster;
+
+pub mod model;
+
+pub mod plan;
+
 pub mod bpf;
+
+pub mod devices;
+
+pub mod names;
+
+pub mod config;
+
+pub mod preflight;
+
+pub mod syscall;
+
+pub mod ctl;

@@ -15,7 +15,7 @@ use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
 use crate::service::{self, Choice, Destination, Health};
 use crate::verdict::{self, Verdict};
-use crate::{refuse, rewrite};
+use crate::{fragment, icmp, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -23,7 +23,13 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
     match parse::parse(packet, &mut scratch.parsed) {
         Kind::Flow => {}
-        Kind::Fragment => return fragment_out(packet, scratch),
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Egress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Egress) {
+                return fragment_out(packet, scratch);
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -52,8 +58,16 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
-    if parse::parse(packet, &mut scratch.parsed) != Kind::Flow {
-        return Verdict::Pass;
+    match parse::parse(packet, &mut scratch.parsed) {
+        Kind::Flow => {}
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Ingress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Ingress) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
+        Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
@@ -270,7 +284,17 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
     }
 }
 
-/// A later fragment that leaves the Pod: it has no ports, so it cannot follow its first one through a translation.
+/// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
+#[inline(always)]
+fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
+    if icmp::translate(packet, scratch, direction).is_ok() {
+        return Verdict::Pass;
+    }
+    let ingress = direction == Direction::Ingress;
+    Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
+}
+
+/// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
 #[inline(never)]
 fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;

@@ -58,11 +58,11 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
         Destination::Empty(_) | Destination::UndefinedPort => return refuse(),
         Destination::Frontend(frontend) => frontend,
     };
-    if how == Dial::Send {
-        if let Some((addr, port)) = earlier_choice(ctx, addr, port) {
-            write(sock, family, addr, port);
-            return PROCEED;
-        }
+    if how == Dial::Send
+        && let Some((addr, port)) = earlier_choice(ctx, addr, port)
+    {
+        write(sock, family, addr, port);
+        return PROCEED;
     }
     let Some(choice) = service::choose(frontend).or_else(|| service::choose(frontend)) else {
         return refuse();

@@ -1,0 +1,63 @@
+//! All objects of one kind, and which of them a list that is under way has not repeated yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Name;
+
+/// The objects of one kind by name.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    objects: BTreeMap<Name, T>,
+    /// While a list is under way: names that it has not repeated.
+    stale: BTreeSet<Name>,
+    synced: bool,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { objects: BTreeMap::new(), stale: BTreeSet::new(), synced: false }
+    }
+}
+
+impl<T> Table<T> {
+    /// Adds or replaces; returns what was there.
+    pub(super) fn insert(&mut self, name: Name, object: T) -> Option<T> {
+        self.stale.remove(&name);
+        self.objects.insert(name, object)
+    }
+
+    /// Removes; returns what was there.
+    pub(super) fn remove(&mut self, name: &Name) -> Option<T> {
+        self.stale.remove(name);
+        self.objects.remove(name)
+    }
+
+    pub(super) fn get(&self, name: &Name) -> Option<&T> {
+        self.objects.get(name)
+    }
+
+    /// The key itself, so that other records can share its strings.
+    pub(super) fn key(&self, name: &Name) -> Option<&Name> {
+        self.objects.get_key_value(name).map(|(key, _)| key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &T)> {
+        self.objects.iter()
+    }
+
+    /// A list begins: everything known waits to be repeated.
+    pub(super) fn restarted(&mut self) {
+        self.stale = self.objects.keys().cloned().collect();
+    }
+
+    /// The list is complete: returns the names that it did not repeat, for the caller to remove.
+    pub(super) fn synced(&mut self) -> BTreeSet<Name> {
+        self.synced = true;
+        std::mem::take(&mut self.stale)
+    }
+
+    /// Whether a list has ever been complete.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced
+    }
+}

@@ -1,0 +1,403 @@
+//! The writes that bring the maps from what they say to what they should say.
+//!
+//! Pure: time and the liveness of addresses are passed in, the maps are behind [`MapStore`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::addr::Addr;
+use lb_common::limits;
+use lb_common::service::{Backend, Frontend, FrontendKey};
+use thiserror::Error as ThisError;
+
+use self::service::Context;
+use self::state::{PortState, ServiceState};
+use self::tables::Tables;
+use self::timers::RECHECK;
+use crate::cluster::{Family, Name};
+use crate::issue::Issue;
+use crate::model::{Changed, Desired, DesiredPort};
+
+mod delta;
+mod ids;
+mod restore;
+mod service;
+mod slots;
+mod state;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+/// What the maps say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// The map `frontends`.
+    pub frontends: HashMap<FrontendKey, Frontend>,
+    /// The array `slots`: backend ids. What is beyond its end is 0.
+    pub slots: Vec<u32>,
+    /// The array `backends`, by id. What is beyond its end is unused.
+    pub backends: Vec<Backend>,
+}
+
+/// One write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes an element of `backends`.
+    PutBackend {
+        /// Backend id.
+        id: u32,
+        /// The element.
+        backend: Backend,
+    },
+    /// Writes an element of `slots`.
+    PutSlot {
+        /// Index.
+        slot: u32,
+        /// The element.
+        backend_id: u32,
+    },
+    /// Adds or replaces an element of `frontends`.
+    PutFrontend {
+        /// Key.
+        key: FrontendKey,
+        /// Value.
+        frontend: Frontend,
+    },
+    /// Removes an element of `frontends`; that it is not there is no error.
+    DeleteFrontend {
+        /// Key.
+        key: FrontendKey,
+    },
+}
+
+/// The load balancing maps: the kernel's, or a table in a test.
+pub trait MapStore {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    fn load(&self) -> Result<Actual, MapError>;
+
+    /// Does one write.
+    ///
+    /// # Errors
+    /// When the write did not happen; the map is as it was.
+    fn apply(&mut self, op: &Op) -> Result<(), MapError>;
+}
+
+/// A failed access to a map.
+#[derive(Debug, ThisError)]
+#[error("map {map}: {}{source}", if *.full { "full: " } else { "" })]
+pub struct MapError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Whether it has no room for another element.
+    pub full: bool,
+    /// What the kernel said.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Elements of `frontends`.
+    pub frontends: u32,
+    /// Elements of `slots`.
+    pub slots: u32,
+    /// Elements of `backends`; id 0 is never used.
+    pub backends: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { frontends: limits::FRONTENDS, slots: limits::SLOTS, backends: limits::BACKENDS }
+    }
+}
+
+/// Writes in the order in which they have to be done.
+///
+/// They come in groups, one for each Service. After a failed write the rest of its group must not be done;
+/// [`Planner::apply`] sees to that. The other groups do not depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "each plan has to be applied before the next is made"]
+pub struct Plan {
+    /// All writes.
+    pub ops: Vec<Op>,
+    groups: Vec<Group>,
+}
+
+/// Writes that depend on each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group {
+    /// Whose they are; `None` for a timer's.
+    service: Option<Name>,
+    /// Index in [`Plan::ops`] after the last.
+    end: usize,
+}
+
+impl Plan {
+    fn end_group(&mut self, service: Option<Name>) {
+        self.groups.push(Group { service, end: self.ops.len() });
+    }
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Writes done.
+    pub writes: usize,
+    /// Writes that failed, with the reason; they come again in a later plan.
+    pub failed: Vec<(Op, MapError)>,
+}
+
+/// One service port as the maps know it, for the name table.
+#[derive(Clone, Copy, Debug)]
+pub struct PortIds<'a> {
+    /// Service id in `frontends`.
+    pub service_id: u32,
+    /// Name of the service port, may be empty.
+    pub port_name: &'a Arc<str>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The port clients dial.
+    pub port: u16,
+    /// Family of its frontends and backends.
+    pub family: Family,
+    /// Ids of the backends in the slots, in the order of the desired port's backends.
+    pub backend_ids: &'a [u32],
+    /// Ids of those that have left and are still draining.
+    pub former_ids: &'a [u32],
+}
+
+/// Keeps ids, slot ranges and timers, and makes plans.
+#[derive(Debug)]
+pub struct Planner {
+    tables: Tables,
+    services: BTreeMap<Name, ServiceState>,
+    /// Services that have something left to do.
+    pending: BTreeSet<Name>,
+    /// Which Service has the wildcard of an address, by its serial.
+    wildcards: HashMap<Addr, u32>,
+    /// Service ports found in the maps and not claimed yet, by service id; empty after the first plan.
+    restored: HashMap<u32, PortState>,
+    /// Whether a plan has been made.
+    begun: bool,
+    next_service_id: u32,
+    next_serial: u32,
+}
+
+impl Planner {
+    /// Takes over what the maps say. The first plan is an ordinary difference to it.
+    pub fn restore(actual: Actual, capacity: Capacity) -> Self {
+        restore::planner(actual, capacity)
+    }
+
+    /// The writes for the changed services, for earlier ones that failed, and for timers that are due.
+    ///
+    /// Must not be called before [`crate::cluster::Cluster::synced`]: it removes what is not desired.
+    /// The first call looks at all services, whatever `changed` says. `alive` tells whether an endpoint or a Pod
+    /// has the address ([`crate::cluster::Cluster::is_alive`]); `now` is any clock that never goes back.
+    pub fn plan(
+        &mut self,
+        desired: &Desired,
+        changed: &Changed,
+        alive: &dyn Fn(&Addr) -> bool,
+        now: Duration,
+    ) -> Plan {
+        self.tables.timers.stamp(now);
+        self.tables.new_frontends = 0;
+        while let Some(range) = self.tables.timers.due_range(now) {
+            self.tables.ranges.release(range);
+        }
+        let mut names = self.due_services(desired, changed, now);
+        let moving = self.match_services(desired, &names);
+        if !self.begun {
+            self.begun = true;
+            names.extend(restore::orphans(self));
+        }
+        let mut plan = Plan::default();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| desired.services.contains_key(name));
+        for name in kept.into_iter().chain(gone) {
+            let start = plan.ops.len();
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            let want = desired.services.get(&name);
+            let context = Context { moving: &moving, wildcards: &self.wildcards, now };
+            service::plan(&mut self.tables, &name, service, want, &context, &mut plan.ops);
+            if plan.ops.len() > start {
+                plan.end_group(Some(name));
+            } else {
+                self.settle(&name);
+            }
+        }
+        for op in self.tables.due_backends(alive, now) {
+            plan.ops.push(op);
+            plan.end_group(None);
+        }
+        self.tables.timers.stamp(now);
+        plan
+    }
+
+    /// Does the writes, and notes which of them happened. `clock` is that of the `now` of [`Planner::plan`].
+    pub fn apply(
+        &mut self,
+        plan: Plan,
+        maps: &mut impl MapStore,
+        clock: &mut dyn FnMut() -> Duration,
+    ) -> Applied {
+        let mut applied = Applied::default();
+        let mut ops = plan.ops.into_iter();
+        let mut start = 0;
+        for group in plan.groups {
+            let mut failed = None;
+            for op in ops.by_ref().take(group.end - start) {
+                if failed.is_some() {
+                    continue;
+                }
+                match maps.apply(&op) {
+                    Ok(()) => self.tables.done(&op),
+                    Err(err) => failed = Some((op, err)),
+                }
+                applied.writes += usize::from(failed.is_none());
+            }
+            start = group.end;
+            match (failed, &group.service) {
+                (None, Some(name)) => self.settle(name),
+                (None, None) => {}
+                (Some((op, err)), service) => {
+                    self.failed(service.as_ref(), &op, &err, clock());
+                    applied.failed.push((op, err));
+                }
+            }
+        }
+        self.tables.timers.stamp(clock());
+        applied
+    }
+
+    /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        let retries = self.pending.iter().filter_map(|name| self.services.get(name)?.retry);
+        retries.map(|retry| retry.at).chain(self.tables.timers.first()).min()
+    }
+
+    /// Services that are not programmed completely, and why.
+    pub fn issues(&self) -> impl Iterator<Item = &Issue> {
+        self.pending.iter().filter_map(|name| self.services.get(name)).flat_map(|s| &s.issues)
+    }
+
+    /// Services that have something left to do.
+    pub fn n_pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What the maps say, as far as it was written or restored.
+    pub fn actual(&self) -> &Actual {
+        &self.tables.actual
+    }
+
+    /// The ids of a Service's ports, those that are still being removed included.
+    pub fn port_ids(&self, service: &Name) -> impl Iterator<Item = PortIds<'_>> {
+        let ports = self.services.get(service).into_iter().flat_map(|service| &service.ports);
+        ports.map(|port| PortIds {
+            service_id: port.service_id,
+            port_name: &port.port_name,
+            protocol: port.protocol,
+            port: port.port,
+            family: port.family,
+            backend_ids: &port.backend_ids,
+            former_ids: &port.former,
+        })
+    }
+
+    /// The services to look at, in the order of their names.
+    fn due_services(&self, desired: &Desired, changed: &Changed, now: Duration) -> BTreeSet<Name> {
+        let mut names: BTreeSet<Name> = changed.services.iter().cloned().collect();
+        let due = |name: &&Name| {
+            let retry = self.services.get(*name).and_then(|service| service.retry);
+            retry.is_none_or(|retry| retry.at <= now)
+        };
+        names.extend(self.pending.iter().filter(due).cloned());
+        if !self.begun {
+            names.extend(desired.services.keys().cloned());
+        }
+        names
+    }
+
+    /// Gives each desired port its state, and returns the frontends that go from one service port to another.
+    fn match_services(
+        &mut self,
+        desired: &Desired,
+        names: &BTreeSet<Name>,
+    ) -> HashSet<FrontendKey> {
+        let mut moving = HashSet::new();
+        for name in names {
+            let Some(want) = desired.services.get(name) else { continue };
+            if !self.services.contains_key(name) {
+                self.next_serial += 1;
+                let service = ServiceState { serial: self.next_serial, ..Default::default() };
+                self.services.insert(name.clone(), service);
+            }
+            let Some(service) = self.services.get_mut(name) else { continue };
+            for addr in &want.wildcards {
+                self.wildcards.insert(*addr, service.serial);
+            }
+            let mut adopt = |want: &DesiredPort| {
+                restore::adopt(&mut self.restored, &self.tables, want).unwrap_or_else(|| {
+                    self.next_service_id += 1;
+                    PortState::new(want, self.next_service_id)
+                })
+            };
+            service.match_ports(want, &mut adopt);
+            for (port, want) in service.ports.iter().zip(&want.ports) {
+                let keys = delta::keys(want).into_iter();
+                moving.extend(keys.filter(|key| {
+                    let owner = self.tables.frontend(key).map(|frontend| frontend.service_id);
+                    owner.is_some_and(|owner| owner != port.service_id)
+                }));
+            }
+        }
+        moving
+    }
+
+    /// All writes of the Service's group happened.
+    fn settle(&mut self, name: &Name) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let tables = &mut self.tables;
+        service.ports.retain_mut(|port| port.settle(tables));
+        let serial = service.serial;
+        service.wildcards.retain(|addr| {
+            let held = tables.frontend(&FrontendKey::wildcard(*addr)).is_some();
+            let own = self.wildcards.get(addr) == Some(&serial);
+            if own && !held {
+                self.wildcards.remove(addr);
+            }
+            own && held
+        });
+        if service.incomplete {
+            self.pending.insert(name.clone());
+            return;
+        }
+        service.retry = None;
+        service.issues.clear();
+        self.pending.remove(name);
+        if service.ports.is_empty() && service.wildcards.is_empty() {
+            self.services.remove(name);
+        }
+    }
+
+    /// A write of the group did not happen.
+    fn failed(&mut self, service: Option<&Name>, op: &Op, err: &MapError, now: Duration) {
+        if let Some(name) = service
+            && let Some(service) = self.services.get_mut(name)
+        {
+            service::failed(name, service, err, now);
+            self.pending.insert(name.clone());
+        } else if let Op::PutBackend { id, .. } = op {
+            self.tables.timers.arm(*id, RECHECK);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The writes that bring one service port from what the maps say to what is desired.
+
+use std::collections::{HashMap, HashSet};
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+
+use super::Op;
+use super::slots::Range;
+use super::state::PortState;
+use super::tables::Tables;
+use super::timers::DRAIN;
+use crate::model::{Class, DesiredPort};
+
+/// The writes of one Service by the stage in which they have to happen.
+///
+/// Any prefix of the stages in this order is safe: what a frontend refers to is complete before the frontend is
+/// written, and is taken away only after the last frontend has been.
+#[derive(Debug, Default)]
+pub(super) struct Stages {
+    pub(super) backends: Vec<Op>,
+    pub(super) slots: Vec<Op>,
+    pub(super) frontends: Vec<Op>,
+    /// After the frontends: before them, it would refuse their ports.
+    pub(super) wildcards: Vec<Op>,
+    /// Wildcards before frontends, for the same reason.
+    pub(super) deletes: Vec<Op>,
+    pub(super) drains: Vec<Op>,
+}
+
+impl Stages {
+    /// Moves all writes to the end of `ops`.
+    pub(super) fn append_to(&mut self, ops: &mut Vec<Op>) {
+        ops.append(&mut self.backends);
+        ops.append(&mut self.slots);
+        ops.append(&mut self.frontends);
+        ops.append(&mut self.wildcards);
+        ops.append(&mut self.deletes);
+        ops.append(&mut self.drains);
+    }
+}
+
+/// The map that has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full(pub(super) &'static str);
+
+/// Adds the writes for one service port. `want` is `None` when it is to be removed.
+///
+/// `moving` are frontends that another Service takes over in the same plan: they are not deleted here, and the
+/// backends are left alone until the take-over is seen to have happened. Returns whether that is the case.
+pub(super) fn port(
+    tables: &mut Tables,
+    port: &mut PortState,
+    want: Option<&DesiredPort>,
+    moving: &HashSet<FrontendKey>,
+    stages: &mut Stages,
+) -> Result<bool, Full> {
+    let keys = want.map(keys).unwrap_or_default();
+    let new = keys.iter().filter(|key| tables.frontend(key).is_none()).count();
+    if !tables.has_room_for(new) {
+        return Err(Full("frontends"));
+    }
+    let (ids, fresh) = backend_ids(tables, port, want).ok_or(Full("backends"))?;
+    let Some(range) = slots(tables, port, &ids) else {
+        fresh.into_iter().for_each(|id| tables.ids.free(id));
+        return Err(Full("slots"));
+    };
+    tables.new_frontends += new;
+    put_backends(tables, want, &ids, stages);
+    let slots = range.slots().zip(&ids);
+    let wrong = slots.filter(|(slot, id)| tables.slot(*slot) != **id);
+    stages
+        .slots
+        .extend(wrong.map(|(slot, backend_id)| Op::PutSlot { slot, backend_id: *backend_id }));
+
+    let postponed = put_frontends(tables, port, want, keys, range, moving, stages);
+    if port.backend_ids != ids {
+        let current: HashSet<u32> = ids.iter().copied().collect();
+        let left = std::mem::replace(&mut port.backend_ids, ids);
+        port.former.extend(left);
+        port.former.retain(|id| !current.contains(id));
+    }
+    drop_former(tables, port, postponed, stages);
+    Ok(postponed)
+}
+
+/// The keys of a desired port's frontends.
+pub(super) fn keys(want: &DesiredPort) -> Vec<FrontendKey> {
+    let port = Be16::new(want.port);
+    want.frontends.iter().map(|addr| FrontendKey::new(*addr, port, want.protocol)).collect()
+}
+
+/// The ids of the desired backends in their order, and which of them are new. `None` when there are not enough.
+fn backend_ids(
+    tables: &mut Tables,
+    port: &PortState,
+    want: Option<&DesiredPort>,
+) -> Option<(Vec<u32>, Vec<u32>)> {
+    let Some(want) = want else { return Some((Vec::new(), Vec::new())) };
+    let own = port.backend_ids.iter().chain(&port.former);
+    let own = own.filter(|id| tables.ids.owner(**id) == port.service_id);
+    let known: HashMap<(Addr, Be16), u32> = own
+        .filter(|id| tables.backend(**id).state != state::DEAD)
+        .map(|id| (tables.backend(*id), *id))
+        .map(|(backend, id)| ((backend.addr, backend.port), id))
+        .collect();
+    let mut ids = Vec::with_capacity(want.backends.len());
+    let mut fresh = Vec::new();
+    for backend in &want.backends {
+        if let Some(id) = known.get(&(backend.addr, Be16::new(backend.port))) {
+            ids.push(*id);
+            continue;
+        }
+        let Some(id) = tables.ids.allocate(port.service_id) else {
+            fresh.into_iter().for_each(|id| tables.ids.free(id));
+            return None;
+        };
+        ids.push(id);
+        fresh.push(id);
+    }
+    Some((ids, fresh))
+}
+
+/// The range for these backends: the present one if it says just that, else another. `None` when there is none.
+fn slots(tables: &mut Tables, port: &mut PortState, ids: &[u32]) -> Option<Range> {
+    let same = |range: Range| range.slots().zip(ids).all(|(slot, id)| tables.slot(slot) == *id);
+    let fits = port.range.len as usize == ids.len();
+    let referred = port.refers_to(tables, port.range);
+    if fits && (same(port.range) || !(port.range_used || referred)) {
+        return Some(port.range);
+    }
+    let range = tables.ranges.allocate(u32::try_from(ids.len()).ok()?)?;
+    let before = std::mem::replace(&mut port.range, range);
+    if referred {
+        port.old_ranges.push(before);
+    } else if port.range_used {
+        tables.timers.release(before);
+    } else {
+        tables.ranges.release(before);
+    }
+    port.range_used = false;
+    Some(range)
+}
+
+fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], stages: &mut Stages) {
+    let Some(want) = want else { return };
+    for (id, desired) in ids.iter().zip(&want.backends) {
+        let before = tables.backend(*id);
+        let kept = matches!(before.state, state::ACTIVE | state::DRAINING);
+        let generation = if kept { before.generation } else { before.generation.wrapping_add(1) };
+        let backend = Backend {
+            addr: desired.addr,
+            port: Be16::new(desired.port),
+            proto: want.protocol,
+            state: state::ACTIVE,
+            generation,
+            flags: 0,
+            ifindex: 0,
+        };
+        if backend != before {
+            // A timer that is due in this very plan must not declare it dead.
+            tables.timers.disarm(*id);
+            stages.backends.push(Op::PutBackend { id: *id, backend });
+        }
+    }
+}
+
+/// The value of the frontends of a port whose backends are in `range`.
+fn value(service_id: u32, want: &DesiredPort, range: Range) -> Frontend {
+    let count = |class| want.backends.iter().filter(|backend| backend.class == class).count();
+    let [cluster, both, local] =
+        [Class::Cluster, Class::Both, Class::Local].map(|class| count(class) as u32);
+    let part = |skip: u32, n: u32| if n == 0 { (0, 0) } else { (range.base + skip, n) };
+    let (local_base, local_n) = part(cluster, both + local);
+    let (base, n) = if want.local_only { (local_base, local_n) } else { part(0, cluster + both) };
+    Frontend { service_id, base, n, local_base, local_n, ..Frontend::ZERO }
+}
+
+/// Switches the frontends to the range and removes those that are not desired; returns whether another Service is
+/// about to take one of them over.
+fn put_frontends(
+    tables: &Tables,
+    port: &mut PortState,
+    want: Option<&DesiredPort>,
+    keys: Vec<FrontendKey>,
+    range: Range,
+    moving: &HashSet<FrontendKey>,
+    stages: &mut Stages,
+) -> bool {
+    if let Some(want) = want {
+        let frontend = value(port.service_id, want, range);
+        let wrong = keys.iter().filter(|key| tables.frontend(key) != Some(&frontend));
+        stages.frontends.extend(wrong.map(|key| Op::PutFrontend { key: *key, frontend }));
+    }
+    let mut postponed = false;
+    let before = std::mem::replace(&mut port.frontends, keys);
+    for key in before {
+        if port.frontends.contains(&key) || !tables.is_of(&key, port.service_id) {
+            continue;
+        }
+        port.frontends.push(key);
+        if moving.contains(&key) {
+            postponed = true;
+        } else {
+            stages.deletes.push(Op::DeleteFrontend { key });
+        }
+    }
+    postponed
+}
+
+/// Drains the backends that have left the slots; frees those that were never written.
+fn drop_former(tables: &mut Tables, port: &mut PortState, postponed: bool, stages: &mut Stages) {
+    let service_id = port.service_id;
+    port.former.retain(|id| {
+        if tables.ids.owner(*id) != service_id {
+            return false;
+        }
+        let backend = tables.backend(*id);
+        match backend.state {
+            state::ACTIVE if !postponed => {
+                let backend = Backend { state: state::DRAINING, ..backend };
+                stages.drains.push(Op::PutBackend { id: *id, backend });
+                true
+            }
+            state::ACTIVE => true,
+            state::DRAINING => {
+                if !tables.timers.is_armed(*id) {
+                    tables.timers.arm(*id, DRAIN);
+                }
+                true
+            }
+            state::UNUSED => {
+                tables.ids.free(*id);
+                false
+            }
+            _ => false,
+        }
+    });
+}

@@ -1,0 +1,145 @@
+//! What the planner makes of maps that it finds: service ports with their ids and ranges, waiting to be claimed.
+//!
+//! A desired port claims the service port of its first frontend that is in the map. What nobody claims by the first
+//! plan is removed like any Service that is gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::addr::Addr;
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+
+use super::slots::Range;
+use super::state::{PortState, ServiceState};
+use super::tables::Tables;
+use super::timers::{DRAIN, REST};
+use super::{Actual, Capacity, Planner, delta};
+use crate::cluster::{Family, Name};
+use crate::model::DesiredPort;
+
+/// A planner for these maps.
+pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
+    let mut groups: BTreeMap<u32, Vec<(FrontendKey, Frontend)>> = BTreeMap::new();
+    for (key, frontend) in &actual.frontends {
+        if !key.is_wildcard() {
+            groups.entry(frontend.service_id).or_default().push((*key, *frontend));
+        }
+    }
+    let next_service_id = groups.last_key_value().map_or(0, |(id, _)| *id);
+    let mut tables = Tables::new(capacity, actual);
+    let mut reserved = BTreeSet::new();
+    let ports = groups.into_iter().map(|(service_id, mut frontends)| {
+        frontends.sort_unstable_by_key(|(key, _)| (key.addr, key.port, key.proto));
+        (service_id, port(&mut tables, service_id, &frontends, &mut reserved))
+    });
+    let restored: HashMap<u32, PortState> = ports.collect();
+    rest_of_backends(&mut tables);
+    Planner {
+        tables,
+        services: BTreeMap::new(),
+        pending: BTreeSet::new(),
+        wildcards: HashMap::new(),
+        restored,
+        begun: false,
+        next_service_id,
+        next_serial: 0,
+    }
+}
+
+/// The service port that a desired one finds under one of its frontends.
+pub(super) fn adopt(
+    restored: &mut HashMap<u32, PortState>,
+    tables: &Tables,
+    want: &DesiredPort,
+) -> Option<PortState> {
+    if restored.is_empty() {
+        return None;
+    }
+    let ids = delta::keys(want).into_iter().filter_map(|key| tables.frontend(&key));
+    let mut port = ids
+        .filter(|frontend| frontend.service_id != 0)
+        .find_map(|frontend| restored.remove(&frontend.service_id))?;
+    port.rename(want);
+    Some(port)
+}
+
+/// Gathers what nobody claimed under a Service that is not desired, so that its removal is an ordinary one.
+pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
+    let mut ports: Vec<_> = planner.restored.drain().map(|(_, port)| port).collect();
+    ports.sort_unstable_by_key(|port| port.service_id);
+    let keys = planner.tables.actual.frontends.keys().filter(|key| key.is_wildcard());
+    let unclaimed = keys.map(|key| key.addr).filter(|addr| !planner.wildcards.contains_key(addr));
+    let mut wildcards: Vec<Addr> = unclaimed.collect();
+    wildcards.sort_unstable();
+    if ports.is_empty() && wildcards.is_empty() {
+        return None;
+    }
+    planner.next_serial += 1;
+    let serial = planner.next_serial;
+    planner.wildcards.extend(wildcards.iter().map(|addr| (*addr, serial)));
+    let name = Name::new("", "");
+    let service = ServiceState { serial, wildcards, ports, ..ServiceState::default() };
+    planner.services.insert(name.clone(), service);
+    Some(name)
+}
+
+/// The state of a service port as its frontends in the map tell it. After a crash between two of their writes they
+/// may refer to different ranges: then the first counts and the others are old.
+fn port(
+    tables: &mut Tables,
+    service_id: u32,
+    frontends: &[(FrontendKey, Frontend)],
+    reserved: &mut BTreeSet<Range>,
+) -> PortState {
+    let first = frontends.first().map(|(key, _)| *key);
+    let mut port = PortState {
+        port_name: "".into(),
+        protocol: first.map_or(0, |key| key.proto),
+        port: first.map_or(0, |key| key.port.get()),
+        family: first.map_or(Family::V4, |key| Family::of(&key.addr)),
+        service_id,
+        frontends: frontends.iter().map(|(key, _)| *key).collect(),
+        range: Range::default(),
+        range_used: true,
+        old_ranges: Vec::new(),
+        backend_ids: Vec::new(),
+        former: Vec::new(),
+    };
+    let mut ranges: Vec<Range> = Vec::new();
+    for range in frontends.iter().map(|(_, frontend)| Range::of(frontend)) {
+        let known = ranges.contains(&range);
+        // A range that reaches into another service port's is nobody's: it is neither used again nor freed.
+        if !known && range.len > 0 && tables.ranges.reserve(range) && reserved.insert(range) {
+            ranges.push(range);
+        }
+    }
+    for (i, range) in ranges.into_iter().enumerate() {
+        let slots: Vec<u32> = range.slots().map(|slot| tables.slot(slot)).collect();
+        for id in slots {
+            let alive = matches!(tables.backend(id).state, state::ACTIVE | state::DRAINING);
+            if alive && tables.ids.adopt(id, service_id) {
+                let place = if i == 0 { &mut port.backend_ids } else { &mut port.former };
+                place.push(id);
+            }
+        }
+        if i == 0 {
+            port.range = range;
+        } else {
+            port.old_ranges.push(range);
+        }
+    }
+    port
+}
+
+/// Backends in no slot: those that were written just before a crash drain now, the others go on as they were.
+fn rest_of_backends(tables: &mut Tables) {
+    let backends: Vec<(u32, Backend)> =
+        (0u32..).zip(tables.actual.backends.iter().copied()).collect();
+    for (id, backend) in backends {
+        if backend.state == state::UNUSED || !tables.ids.adopt(id, u32::MAX) {
+            continue;
+        }
+        let delay = if backend.state == state::DEAD { REST } else { DRAIN };
+        tables.timers.arm(id, delay);
+    }
+    tables.ids.free_gaps();
+}

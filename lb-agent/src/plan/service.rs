@@ -1,0 +1,124 @@
+//! The writes of one Service: those of its ports, its wildcards, and what is said when a map is full.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use lb_common::addr::Addr;
+use lb_common::service::{Frontend, FrontendKey};
+
+use super::delta::{self, Full, Stages};
+use super::state::{Retry, ServiceState};
+use super::tables::Tables;
+use super::{MapError, Op};
+use crate::cluster::Name;
+use crate::issue::{Issue, ObjectRef};
+use crate::model::DesiredService;
+
+/// How soon a failed write is tried again, and how rarely at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What a Service's writes depend on beside its own state.
+pub(super) struct Context<'a> {
+    /// Frontends that go from one service port to another in this plan.
+    pub(super) moving: &'a HashSet<FrontendKey>,
+    /// Which Service has the wildcard of an address, by its serial.
+    pub(super) wildcards: &'a HashMap<Addr, u32>,
+    pub(super) now: Duration,
+}
+
+/// Adds the writes to `ops`. `want` is `None` when the Service is to be removed.
+///
+/// A port for which a map has no room stays as it is; the others do not suffer from it.
+pub(super) fn plan(
+    tables: &mut Tables,
+    name: &Name,
+    service: &mut ServiceState,
+    want: Option<&DesiredService>,
+    context: &Context<'_>,
+    ops: &mut Vec<Op>,
+) {
+    let mut stages = Stages::default();
+    service.incomplete = false;
+    service.issues.clear();
+    for (i, port) in service.ports.iter_mut().enumerate() {
+        let want = want.and_then(|want| want.ports.get(i));
+        match delta::port(tables, port, want, context.moving, &mut stages) {
+            Ok(postponed) => service.incomplete |= postponed,
+            Err(Full(map)) => {
+                service.incomplete = true;
+                service.issues.push(full(name, &format!("port {}", port.port), map));
+            }
+        }
+    }
+    let wanted = want.map(|want| want.wildcards.as_slice()).unwrap_or_default();
+    if let Err(Full(map)) = wildcards(tables, service, wanted, context.wildcards, &mut stages) {
+        service.incomplete = true;
+        service.issues.push(full(name, "the refusal of undefined ports", map));
+    }
+    if service.incomplete {
+        service.retry = Some(next_retry(service.retry, context.now));
+    }
+    stages.append_to(ops);
+}
+
+/// Notes a failed write and when to try again.
+pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, now: Duration) {
+    service.retry = Some(next_retry(service.retry, now));
+    let issue = if err.full {
+        full(name, "a part of it", err.map)
+    } else {
+        let message = format!("not programmed completely, trying again: {err}");
+        Issue::new(ObjectRef::new("Service", name), "", message)
+    };
+    if !service.issues.contains(&issue) {
+        service.issues.push(issue);
+    }
+}
+
+fn next_retry(last: Option<Retry>, now: Duration) -> Retry {
+    let (first, most) = RETRY;
+    let delay = last.map_or(first, |last| (last.delay * 2).min(most));
+    Retry { at: now + delay, delay }
+}
+
+fn full(name: &Name, what: &str, map: &str) -> Issue {
+    let message = format!("map {map} is full: {what} is not programmed");
+    Issue::new(ObjectRef::new("Service", name), "", message)
+}
+
+/// Adds the writes for the wildcards. One that another Service has by now is that one's affair.
+fn wildcards(
+    tables: &mut Tables,
+    service: &mut ServiceState,
+    wanted: &[Addr],
+    owners: &HashMap<Addr, u32>,
+    stages: &mut Stages,
+) -> Result<(), Full> {
+    let mut room = Ok(());
+    let before = std::mem::replace(&mut service.wildcards, wanted.to_vec());
+    for addr in wanted {
+        let key = FrontendKey::wildcard(*addr);
+        match tables.frontend(&key) {
+            Some(frontend) if *frontend == Frontend::ZERO => continue,
+            Some(_) => {}
+            None if tables.has_room_for(1) => tables.new_frontends += 1,
+            None => {
+                room = Err(Full("frontends"));
+                continue;
+            }
+        }
+        stages.wildcards.push(Op::PutFrontend { key, frontend: Frontend::ZERO });
+    }
+    let mut deletes = Vec::new();
+    for addr in before {
+        let key = FrontendKey::wildcard(addr);
+        let own = owners.get(&addr) == Some(&service.serial);
+        if own && !wanted.contains(&addr) && tables.frontend(&key).is_some() {
+            service.wildcards.push(addr);
+            deletes.push(Op::DeleteFrontend { key });
+        }
+    }
+    // Before the frontends: an address whose frontend is gone would refuse the port it still belongs to.
+    stages.deletes.splice(0..0, deletes);
+    room
+}

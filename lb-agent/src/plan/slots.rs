@@ -1,0 +1,167 @@
+//! Contiguous ranges of slots: each change of a service port takes a fresh one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::service::Frontend;
+
+/// A range of slots; without length it has no base either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Range {
+    pub(super) base: u32,
+    pub(super) len: u32,
+}
+
+impl Range {
+    /// The range that a frontend's two lists span together.
+    pub(super) fn of(frontend: &Frontend) -> Self {
+        let cluster = Self { base: frontend.base, len: frontend.n };
+        let local = Self { base: frontend.local_base, len: frontend.local_n };
+        match (cluster.len, local.len) {
+            (_, 0) => cluster.normal(),
+            (0, _) => local.normal(),
+            _ => {
+                let base = cluster.base.min(local.base);
+                Self { base, len: cluster.end().max(local.end()).saturating_sub(base) }
+            }
+        }
+    }
+
+    /// The slot after the last.
+    pub(super) fn end(self) -> u32 {
+        self.base.saturating_add(self.len)
+    }
+
+    /// The slots.
+    pub(super) fn slots(self) -> std::ops::Range<u32> {
+        self.base..self.end()
+    }
+
+    /// Whether the two have a slot in common.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        self.len > 0 && other.len > 0 && self.base < other.end() && other.base < self.end()
+    }
+
+    fn normal(self) -> Self {
+        if self.len == 0 { Self::default() } else { self }
+    }
+}
+
+/// The free ranges. Neighbours are always merged.
+#[derive(Debug)]
+pub(super) struct Ranges {
+    /// Base → length.
+    free: BTreeMap<u32, u32>,
+    /// (length, base) of the same.
+    by_len: BTreeSet<(u32, u32)>,
+}
+
+impl Ranges {
+    pub(super) fn new(capacity: u32) -> Self {
+        let mut ranges = Self { free: BTreeMap::new(), by_len: BTreeSet::new() };
+        ranges.insert(Range { base: 0, len: capacity });
+        ranges
+    }
+
+    /// Takes a range out of the smallest free one that is long enough.
+    pub(super) fn allocate(&mut self, len: u32) -> Option<Range> {
+        if len == 0 {
+            return Some(Range::default());
+        }
+        let (found, base) = *self.by_len.range((len, 0)..).next()?;
+        self.remove(Range { base, len: found });
+        self.insert(Range { base: base + len, len: found - len });
+        Some(Range { base, len })
+    }
+
+    /// Takes this very range; false when a part of it is not free.
+    pub(super) fn reserve(&mut self, range: Range) -> bool {
+        if range.len == 0 {
+            return true;
+        }
+        let below = self.free.range(..=range.base).next_back();
+        let Some((&base, &len)) = below else { return false };
+        let free = Range { base, len };
+        if free.end() < range.end() {
+            return false;
+        }
+        self.remove(free);
+        self.insert(Range { base, len: range.base - base });
+        self.insert(Range { base: range.end(), len: free.end() - range.end() });
+        true
+    }
+
+    /// Gives a range back.
+    pub(super) fn release(&mut self, range: Range) {
+        if range.len == 0 {
+            return;
+        }
+        let mut merged = range;
+        if let Some((&base, &len)) = self.free.range(..range.base).next_back()
+            && base + len == range.base
+        {
+            self.remove(Range { base, len });
+            merged = Range { base, len: len + merged.len };
+        }
+        if let Some(&len) = self.free.get(&range.end()) {
+            self.remove(Range { base: range.end(), len });
+            merged.len += len;
+        }
+        self.insert(merged);
+    }
+
+    fn insert(&mut self, range: Range) {
+        if range.len > 0 {
+            self.free.insert(range.base, range.len);
+            self.by_len.insert((range.len, range.base));
+        }
+    }
+
+    fn remove(&mut self, range: Range) {
+        self.free.remove(&range.base);
+        self.by_len.remove(&(range.len, range.base));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Range, Ranges};
+    use proptest::prelude::*;
+
+    #[test]
+    fn neighbours_merge_and_the_best_fit_is_taken() {
+        let mut ranges = Ranges::new(10);
+        let [a, b, c] = [3, 2, 4].map(|len| ranges.allocate(len).unwrap());
+        assert_eq!((a.base, b.base, c.base), (0, 3, 5));
+        assert_eq!(ranges.allocate(2), None);
+        ranges.release(a);
+        ranges.release(c);
+        assert_eq!(ranges.allocate(3), Some(a), "the smaller of two that fit");
+        ranges.release(a);
+        ranges.release(b);
+        assert_eq!(ranges.allocate(10), Some(Range { base: 0, len: 10 }));
+        assert!(!ranges.reserve(Range { base: 9, len: 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_never_overlap_and_none_is_lost(sizes in prop::collection::vec((1u32..20, any::<bool>()), 1..200)) {
+            let mut ranges = Ranges::new(300);
+            let mut held: Vec<Range> = Vec::new();
+            for (len, give_back) in sizes {
+                if give_back && !held.is_empty() {
+                    ranges.release(held.swap_remove(len as usize % held.len()));
+                } else if let Some(range) = ranges.allocate(len) {
+                    prop_assert!(range.end() <= 300);
+                    prop_assert!(held.iter().all(|other| !other.overlaps(range)));
+                    held.push(range);
+                }
+            }
+            for range in held {
+                ranges.release(range);
+                prop_assert!(ranges.reserve(range));
+                ranges.release(range);
+            }
+            prop_assert_eq!(ranges.allocate(300), Some(Range { base: 0, len: 300 }));
+        }
+    }
+}

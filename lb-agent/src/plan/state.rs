@@ -1,0 +1,149 @@
+//! What the planner remembers of each Service beside the maps themselves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::addr::Addr;
+use lb_common::service::{FrontendKey, state};
+
+use super::slots::Range;
+use super::tables::Tables;
+use crate::cluster::Family;
+use crate::issue::Issue;
+use crate::model::{DesiredPort, DesiredService};
+
+/// One Service.
+#[derive(Debug, Default)]
+pub(super) struct ServiceState {
+    /// Tells Services apart that claim the same wildcard one after the other.
+    pub(super) serial: u32,
+    /// The wildcards it may have in the map.
+    pub(super) wildcards: Vec<Addr>,
+    /// Its ports: first the desired ones in their order, then those that are being removed.
+    pub(super) ports: Vec<PortState>,
+    /// Why it is not programmed completely.
+    pub(super) issues: Vec<Issue>,
+    /// Whether the last plan left something to do.
+    pub(super) incomplete: bool,
+    /// When it is tried again, while something is left to do.
+    pub(super) retry: Option<Retry>,
+}
+
+/// The next try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Retry {
+    pub(super) at: Duration,
+    pub(super) delay: Duration,
+}
+
+impl ServiceState {
+    /// Puts the ports in the order of the desired ones: each takes over the port of its name, else that of its
+    /// number, else what `make` gives. Ports that are no longer desired come last.
+    pub(super) fn match_ports(
+        &mut self,
+        want: &DesiredService,
+        make: &mut dyn FnMut(&DesiredPort) -> PortState,
+    ) {
+        let mut before: Vec<Option<PortState>> = self.ports.drain(..).map(Some).collect();
+        let mut take = |is: &dyn Fn(&PortState) -> bool| {
+            before.iter_mut().find(|port| port.as_ref().is_some_and(is)).and_then(Option::take)
+        };
+        let ports = want.ports.iter();
+        let named: Vec<_> = ports.map(|want| take(&|port| port.has_name_of(want))).collect();
+        let ports = want.ports.iter().zip(named).map(|(want, named)| {
+            let mut port = named
+                .or_else(|| take(&|port| port.has_number_of(want)))
+                .unwrap_or_else(|| make(want));
+            port.rename(want);
+            port
+        });
+        self.ports = ports.collect();
+        self.ports.extend(before.into_iter().flatten());
+    }
+}
+
+/// One service port in one family.
+#[derive(Debug)]
+pub(super) struct PortState {
+    pub(super) port_name: Arc<str>,
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+    pub(super) family: Family,
+    pub(super) service_id: u32,
+    /// The frontends it may have in the map.
+    pub(super) frontends: Vec<FrontendKey>,
+    /// The slots its frontends refer to, or will.
+    pub(super) range: Range,
+    /// Whether a frontend has ever referred to `range`: it must not be written again then.
+    pub(super) range_used: bool,
+    /// Slots that a frontend may still refer to.
+    pub(super) old_ranges: Vec<Range>,
+    /// The backends in `range`, in this order.
+    pub(super) backend_ids: Vec<u32>,
+    /// Backends that have left, as long as they are its own and not dead.
+    pub(super) former: Vec<u32>,
+}
+
+impl PortState {
+    pub(super) fn new(want: &DesiredPort, service_id: u32) -> Self {
+        Self {
+            port_name: Arc::clone(&want.port_name),
+            protocol: want.protocol,
+            port: want.port,
+            family: want.family,
+            service_id,
+            frontends: Vec::new(),
+            range: Range::default(),
+            range_used: false,
+            old_ranges: Vec::new(),
+            backend_ids: Vec::new(),
+            former: Vec::new(),
+        }
+    }
+
+    /// Takes over what a desired port calls itself.
+    pub(super) fn rename(&mut self, want: &DesiredPort) {
+        self.port_name = Arc::clone(&want.port_name);
+        self.port = want.port;
+    }
+
+    /// Whether it is the desired port under the same name.
+    pub(super) fn has_name_of(&self, want: &DesiredPort) -> bool {
+        self.port_name == want.port_name
+            && self.protocol == want.protocol
+            && self.family == want.family
+    }
+
+    /// Whether it is the desired port under another name.
+    pub(super) fn has_number_of(&self, want: &DesiredPort) -> bool {
+        self.port == want.port && self.protocol == want.protocol && self.family == want.family
+    }
+
+    /// Whether a frontend in the map refers to a slot of the range.
+    pub(super) fn refers_to(&self, tables: &Tables, range: Range) -> bool {
+        self.frontends.iter().any(|key| {
+            tables.frontend(key).is_some_and(|frontend| {
+                frontend.service_id == self.service_id && Range::of(frontend).overlaps(range)
+            })
+        })
+    }
+
+    /// After all writes of its Service happened: lets go of what is no longer in use. False when nothing is left.
+    pub(super) fn settle(&mut self, tables: &mut Tables) -> bool {
+        let service_id = self.service_id;
+        self.frontends.retain(|key| tables.is_of(key, service_id));
+        self.range_used |= self.refers_to(tables, self.range);
+        for range in std::mem::take(&mut self.old_ranges) {
+            if self.refers_to(tables, range) {
+                self.old_ranges.push(range);
+            } else {
+                tables.timers.release(range);
+            }
+        }
+        let draining = |id: &u32| tables.backend(*id).state == state::DRAINING;
+        self.former.retain(|id| tables.ids.owner(*id) == service_id);
+        !self.frontends.is_empty()
+            || !self.old_ranges.is_empty()
+            || !self.former.iter().all(draining)
+    }
+}

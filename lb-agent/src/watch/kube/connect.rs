@@ -1,0 +1,170 @@
+//! Where the API server is. It must be found while no Service works on this node: the agent is what makes them work.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use kube::config::{
+    AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster,
+    NamedContext,
+};
+use kube::{Client, Config};
+use tracing::{debug, info};
+
+/// A server that has not answered in this time is passed over.
+const PROBE: Duration = Duration::from_secs(2);
+/// The service account's credentials, as mounted into each Pod.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Where the API server may be found.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectOptions {
+    /// `--api-server`: URL; no other address is tried then.
+    pub api_server: Option<String>,
+    /// `--kubeconfig`: address and credentials from this file and nothing else.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--kubelet-kubeconfig`: only its `server` is used.
+    pub kubelet_kubeconfig: PathBuf,
+}
+
+/// A client for an API server that answers without any Service working on this node.
+///
+/// The explicit kubeconfig if there is one, else with the service account's credentials: the explicit URL; or the
+/// in-cluster address if it answers; or the `server` of the kubelet's kubeconfig. An explicit address is not probed:
+/// it is the user's word, and the watches try again and again.
+///
+/// # Errors
+/// One sentence naming every address that was tried and why it did not serve.
+pub async fn connect(options: &ConnectOptions) -> anyhow::Result<Client> {
+    let config = match (&options.kubeconfig, &options.api_server) {
+        (Some(path), server) => from_kubeconfig(path, server.as_deref()).await?,
+        (None, Some(server)) => with_account(server).await.context("--api-server")?,
+        (None, None) => return find(&options.kubelet_kubeconfig).await,
+    };
+    info!(server = %config.cluster_url, "API server");
+    Client::try_from(config).context("set up the client of the API server")
+}
+
+async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Config> {
+    let kubeconfig = Kubeconfig::read_from(path)
+        .with_context(|| format!("read kubeconfig {}", path.display()))?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("use kubeconfig {}", path.display()))?;
+    if let Some(server) = server {
+        config.cluster_url = url(server)?;
+    }
+    Ok(config)
+}
+
+/// Tries the in-cluster address, then the kubelet's.
+async fn find(kubelet: &Path) -> anyhow::Result<Client> {
+    let in_cluster = async {
+        let config = Config::incluster_env().context("no in-cluster configuration")?;
+        probe(config).await
+    };
+    let first = match in_cluster.await {
+        Ok(client) => return Ok(client),
+        Err(err) => err,
+    };
+    debug!(err = format!("{first:#}"), "the in-cluster address is no use");
+    let from_kubelet = async {
+        let server = kubelet_server(kubelet)?;
+        probe(with_account(&server).await?).await
+    };
+    from_kubelet.await.map_err(|second| {
+        anyhow!(
+            "no API server: in-cluster: {first:#}; {}: {second:#}; set --api-server",
+            kubelet.display()
+        )
+    })
+}
+
+/// A client of a server that answers, whatever it answers.
+async fn probe(mut config: Config) -> anyhow::Result<Client> {
+    let server = config.cluster_url.clone();
+    let timeouts = (config.connect_timeout, config.read_timeout);
+    config.connect_timeout = Some(PROBE);
+    let client = Client::try_from(config.clone()).context("set up its client")?;
+    match tokio::time::timeout(PROBE, client.apiserver_version()).await {
+        Ok(Ok(version)) => debug!(%server, version = version.git_version, "the server answers"),
+        // Forbidden is an answer too; the watches will say what they may not do.
+        Ok(Err(kube::Error::Api(status))) => debug!(%server, code = status.code, "it answers"),
+        Ok(Err(err)) => return Err(anyhow!(err).context(format!("{server} does not answer"))),
+        Err(_) => bail!("{server} does not answer within {PROBE:?}"),
+    }
+    info!(%server, "API server");
+    (config.connect_timeout, config.read_timeout) = timeouts;
+    Client::try_from(config).context("set up its client")
+}
+
+/// The service account's credentials for this server. The files are read again as they are renewed.
+async fn with_account(server: &str) -> anyhow::Result<Config> {
+    account_config(server, Path::new(ACCOUNT)).await
+}
+
+async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> {
+    let [token, certificate] = ["token", "ca.crt"].map(|file| account.join(file));
+    for file in [&token, &certificate] {
+        if !file.exists() {
+            bail!("{} is missing: no service account is mounted; use --kubeconfig", file.display());
+        }
+    }
+    url(server)?;
+    // As a kubeconfig, so that the client reads and checks the files in its own way.
+    let cluster = Cluster {
+        server: Some(server.to_owned()),
+        certificate_authority: Some(certificate.display().to_string()),
+        ..Cluster::default()
+    };
+    let user = AuthInfo { token_file: Some(token.display().to_string()), ..AuthInfo::default() };
+    let name = "account".to_owned();
+    let context = Context { cluster: name.clone(), user: Some(name.clone()), ..Context::default() };
+    let kubeconfig = Kubeconfig {
+        clusters: vec![NamedCluster {
+            name: name.clone(),
+            cluster: Some(cluster),
+            ..NamedCluster::default()
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: name.clone(),
+            auth_info: Some(user),
+            ..NamedAuthInfo::default()
+        }],
+        contexts: vec![NamedContext {
+            name: name.clone(),
+            context: Some(context),
+            ..NamedContext::default()
+        }],
+        current_context: Some(name),
+        ..Kubeconfig::default()
+    };
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .context("use the service account's credentials")?;
+    config.root_cert_file = Some(certificate);
+    Ok(config)
+}
+
+/// The `server` of the current context, or of the only cluster, of the kubelet's kubeconfig.
+fn kubelet_server(path: &Path) -> anyhow::Result<String> {
+    let kubeconfig =
+        Kubeconfig::read_from(path).context("the kubelet's kubeconfig cannot be read")?;
+    let context = kubeconfig.current_context.as_ref().and_then(|current| {
+        kubeconfig.contexts.iter().find(|context| &context.name == current)?.context.as_ref()
+    });
+    let cluster = match context {
+        Some(context) => kubeconfig.clusters.iter().find(|it| it.name == context.cluster),
+        None => kubeconfig.clusters.first(),
+    };
+    cluster
+        .and_then(|cluster| cluster.cluster.as_ref()?.server.clone())
+        .context("the kubelet's kubeconfig names no server")
+}
+
+fn url(server: &str) -> anyhow::Result<hyper::Uri> {
+    server.parse().with_context(|| format!("`{server}` is not a URL"))
+}
+
+#[cfg(test)]
+mod tests;
