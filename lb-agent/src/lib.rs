@@ -17,6 +17,8 @@ pub mod devices;
 
 pub mod names;
 
+pub mod observe;
+
 pub mod config;
 
 pub mod preflight;
