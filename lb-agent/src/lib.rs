@@ -19,6 +19,10 @@ pub mod names;
 
 pub mod observe;
 
+pub mod agent;
+
+pub mod cleanup;
+
 pub mod config;
 
 pub mod preflight;

@@ -26,11 +26,6 @@ pub struct Status {
 impl Status {
     /// At the start: nothing is pending, as far as anybody knows.
     pub fn starting() -> Self {
-        Self {
-            synced: false,
-            updated: SystemTime::now(),
-            pending_since: None,
-            node_eligible: true,
-        }
+        Self { synced: false, updated: SystemTime::now(), pending_since: None, node_eligible: true }
     }
 }

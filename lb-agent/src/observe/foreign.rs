@@ -90,7 +90,9 @@ fn is_running() -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     processes
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit()))
+        .filter(|entry| {
+            entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit())
+        })
         .any(|entry| {
             fs::read_to_string(entry.path().join("comm"))
                 .is_ok_and(|name| name.trim() == "kube-proxy")

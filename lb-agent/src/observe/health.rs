@@ -52,8 +52,7 @@ impl Moment {
 
 /// Status code and body (kube-proxy's `healthzHandler`).
 pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
-    let stale =
-        status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE);
+    let stale = status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE);
     let ok = !stale && (probe == Probe::Livez || status.node_eligible);
     // While all is well, the last update is now: nothing was left to do.
     let updated = if stale { status.updated } else { now.time };

@@ -79,9 +79,9 @@ pub async fn serve(
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(8 * 1024);
             let connection = http.serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(CONNECTION, connection).await {
-                Ok(Err(e)) => debug!(server = name, err = %e, "connection failed"),
-                Ok(Ok(())) | Err(_) => {}
+            // A timeout needs no word: the client was slow or kept the connection idle.
+            if let Ok(Err(e)) = tokio::time::timeout(CONNECTION, connection).await {
+                debug!(server = name, err = %e, "connection failed");
             }
             drop(place);
         });

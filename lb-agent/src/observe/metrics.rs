@@ -142,13 +142,18 @@ pub struct Ours {
     pub programs_attached: Family<Labels<1>, Gauge>,
     /// Programs there should be, by hook.
     pub programs_wanted: Family<Labels<1>, Gauge>,
-    /// Memory of the process.
+}
+
+/// The process'.
+#[derive(Clone, Debug)]
+pub struct OfProcess {
+    /// Memory.
     pub resident_memory: Gauge,
-    /// Processor time of the process.
+    /// Processor time.
     pub cpu_seconds: Counter<f64, AtomicU64>,
-    /// Open descriptors of the process.
+    /// Open descriptors.
     pub open_fds: Gauge,
-    /// Start of the process.
+    /// Its start.
     pub start_time: GaugeF64,
 }
 
@@ -159,6 +164,8 @@ pub struct Metrics {
     pub kube_proxy: KubeProxy,
     /// Ours.
     pub ours: Ours,
+    /// The process'.
+    pub process: OfProcess,
 }
 
 impl Metrics {
@@ -169,6 +176,7 @@ impl Metrics {
         let metrics = Self {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
+            process: process(&mut registry),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("lb_build", "The agent's version", build);
@@ -182,7 +190,11 @@ impl Metrics {
     pub fn set_counts(&self, counts: &Counts, events_read: u64) {
         use std::sync::atomic::Ordering::Relaxed;
         for (reason, ingress, n) in &counts.drops {
-            self.ours.drops.get_or_create(&drop_labels(*reason, *ingress)).inner().store(*n, Relaxed);
+            self.ours
+                .drops
+                .get_or_create(&drop_labels(*reason, *ingress))
+                .inner()
+                .store(*n, Relaxed);
         }
         for (counter, n) in &counts.counters {
             let outcome = match counter {
@@ -200,7 +212,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours } = self;
+        let Self { kube_proxy, ours, process: _ } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -299,36 +311,126 @@ fn kube_proxy(registry: &mut Registry) -> KubeProxy {
     let sync = || Histograms::new_with_constructor(sync_histogram as fn() -> Histogram);
     let programming = Histograms::new_with_constructor(programming_histogram as fn() -> Histogram);
     KubeProxy {
-        sync: add(registry, "sync_proxy_rules_duration_seconds", "Time of applying a plan to the maps", sync()),
-        full_sync: add(registry, "sync_full_proxy_rules_duration_seconds", "Time of applying a plan that looked at everything", sync()),
-        partial_sync: add(registry, "sync_partial_proxy_rules_duration_seconds", "Time of applying a plan of changes", sync()),
-        network_programming: add(registry, "network_programming_duration_seconds", "Time from the change of an endpoint in the API to the maps", programming),
-        last_timestamp: add(registry, "sync_proxy_rules_last_timestamp_seconds", "When the maps last said what they should", family()),
-        last_queued: add(registry, "sync_proxy_rules_last_queued_timestamp_seconds", "When a change was last heard of", family()),
-        endpoint_changes_pending: add(registry, "sync_proxy_rules_endpoint_changes_pending", "Changes of EndpointSlices not yet in the maps", Gauge::default()),
-        endpoint_changes: add(registry, "sync_proxy_rules_endpoint_changes", "Changes of EndpointSlices", Counter::default()),
-        service_changes_pending: add(registry, "sync_proxy_rules_service_changes_pending", "Changes of Services not yet in the maps", Gauge::default()),
-        service_changes: add(registry, "sync_proxy_rules_service_changes", "Changes of Services", Counter::default()),
-        no_local_endpoints: add(registry, "sync_proxy_rules_no_local_endpoints_total", "Service ports with a Local traffic policy and no endpoint on this node", family()),
+        sync: add(
+            registry,
+            "sync_proxy_rules_duration_seconds",
+            "Time of applying a plan to the maps",
+            sync(),
+        ),
+        full_sync: add(
+            registry,
+            "sync_full_proxy_rules_duration_seconds",
+            "Time of applying a plan that looked at everything",
+            sync(),
+        ),
+        partial_sync: add(
+            registry,
+            "sync_partial_proxy_rules_duration_seconds",
+            "Time of applying a plan of changes",
+            sync(),
+        ),
+        network_programming: add(
+            registry,
+            "network_programming_duration_seconds",
+            "Time from the change of an endpoint in the API to the maps",
+            programming,
+        ),
+        last_timestamp: add(
+            registry,
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When the maps last said what they should",
+            family(),
+        ),
+        last_queued: add(
+            registry,
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a change was last heard of",
+            family(),
+        ),
+        endpoint_changes_pending: add(
+            registry,
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices not yet in the maps",
+            Gauge::default(),
+        ),
+        endpoint_changes: add(
+            registry,
+            "sync_proxy_rules_endpoint_changes",
+            "Changes of EndpointSlices",
+            Counter::default(),
+        ),
+        service_changes_pending: add(
+            registry,
+            "sync_proxy_rules_service_changes_pending",
+            "Changes of Services not yet in the maps",
+            Gauge::default(),
+        ),
+        service_changes: add(
+            registry,
+            "sync_proxy_rules_service_changes",
+            "Changes of Services",
+            Counter::default(),
+        ),
+        no_local_endpoints: add(
+            registry,
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and no endpoint on this node",
+            family(),
+        ),
         healthz: add(registry, "proxy_healthz", "Answers of /healthz", family()),
         livez: add(registry, "proxy_livez", "Answers of /livez", family()),
     }
 }
 
-fn ours(root: &mut Registry) -> Ours {
-    let process = root.sub_registry_with_prefix("process");
-    let resident_memory = add(process, "resident_memory_bytes", "Resident memory", Gauge::default());
+fn process(root: &mut Registry) -> OfProcess {
+    let registry = root.sub_registry_with_prefix("process");
+    let resident_memory =
+        add(registry, "resident_memory_bytes", "Resident memory", Gauge::default());
     let cpu_seconds = Counter::<f64, AtomicU64>::default();
-    process.register_with_unit("cpu", "Processor time, user and system", Unit::Seconds, cpu_seconds.clone());
-    let open_fds = add(process, "open_fds", "Open file descriptors", Gauge::default());
-    let start_time = add(process, "start_time_seconds", "Start of the process, Unix time", GaugeF64::default());
+    registry.register_with_unit(
+        "cpu",
+        "Processor time, user and system",
+        Unit::Seconds,
+        cpu_seconds.clone(),
+    );
+    let open_fds = add(registry, "open_fds", "Open file descriptors", Gauge::default());
+    let start_time = add(
+        registry,
+        "start_time_seconds",
+        "Start of the registry, Unix time",
+        GaugeF64::default(),
+    );
+    OfProcess { resident_memory, cpu_seconds, open_fds, start_time }
+}
+
+fn ours(root: &mut Registry) -> Ours {
     let registry = root.sub_registry_with_prefix("lb");
     let fine = Histograms::new_with_constructor(fine_histogram as fn() -> Histogram);
     Ours {
-        programming: add(registry, "programming_seconds", "Time from a watch event to the maps", fine),
-        pod_ready: add(registry, "pod_first_packet_ready_seconds", "Time from the kernel's message about a Pod's device to both programs in place", fine_histogram()),
-        attach_gap: add(registry, "attach_gap_seconds", "Time that Pods' devices were without programs since attaching had failed", Counter::default()),
-        watch_synced: add(registry, "watch_synced", "1 when the initial list is complete", family()),
+        programming: add(
+            registry,
+            "programming_seconds",
+            "Time from a watch event to the maps",
+            fine,
+        ),
+        pod_ready: add(
+            registry,
+            "pod_first_packet_ready_seconds",
+            "Time from the kernel's message about a Pod's device to both programs in place",
+            fine_histogram(),
+        ),
+        attach_gap: add(
+            registry,
+            "attach_gap_seconds",
+            "Time that Pods' devices were without programs since attaching had failed",
+            Counter::default(),
+        ),
+        watch_synced: add(
+            registry,
+            "watch_synced",
+            "1 when the initial list is complete",
+            family(),
+        ),
         watch_restarts: add(registry, "watch_restarts", "Lists begun", family()),
         watch_lag: add(registry, "watch_lag_seconds", "Time since the last event", family()),
         services: add(registry, "services", "Services", family()),
@@ -337,24 +439,55 @@ fn ours(root: &mut Registry) -> Ours {
         pods: add(registry, "pods", "Devices of Pods on this node", family()),
         issues: add(registry, "issues", "Objects' issues; lbctl status names them", family()),
         drops: add(registry, "drops", "Packets not delivered", family()),
-        slow_path: add(registry, "slow_path", "How often the programs took a path other than that of established flows", family()),
+        slow_path: add(
+            registry,
+            "slow_path",
+            "How often the programs took a path other than that of established flows",
+            family(),
+        ),
         events: add(registry, "events", "Events about dropped packets", family()),
-        flows_active: add(registry, "flows_active", "Conntrack entries after the last expiry pass", family()),
+        flows_active: add(
+            registry,
+            "flows_active",
+            "Conntrack entries after the last expiry pass",
+            family(),
+        ),
         map_entries: add(registry, "map_entries", "Elements in use", family()),
         map_capacity: add(registry, "map_capacity", "Elements there is room for", family()),
         map_full: add(registry, "map_full", "Writes refused for lack of room", family()),
-        ct_gc: add(registry, "ct_gc_seconds", "Time of an expiry pass over conntrack", fine_histogram()),
-        ct_expired: add(registry, "ct_expired", "Conntrack entries that expired", Counter::default()),
-        ct_stale: add(registry, "ct_stale", "Conntrack entries whose backend is gone, at the last pass", Gauge::default()),
-        sync_failures: add(registry, "sync_failures", "Writes to the maps that failed and are tried again", Counter::default()),
+        ct_gc: add(
+            registry,
+            "ct_gc_seconds",
+            "Time of an expiry pass over conntrack",
+            fine_histogram(),
+        ),
+        ct_expired: add(
+            registry,
+            "ct_expired",
+            "Conntrack entries that expired",
+            Counter::default(),
+        ),
+        ct_stale: add(
+            registry,
+            "ct_stale",
+            "Conntrack entries whose backend is gone, at the last pass",
+            Gauge::default(),
+        ),
+        sync_failures: add(
+            registry,
+            "sync_failures",
+            "Writes to the maps that failed and are tried again",
+            Counter::default(),
+        ),
         map_writes: add(registry, "map_writes", "Writes to the maps", Counter::default()),
-        foreign_proxy: add(registry, "foreign_proxy_present", "1 when kube-proxy works on this node, too", Gauge::default()),
+        foreign_proxy: add(
+            registry,
+            "foreign_proxy_present",
+            "1 when kube-proxy works on this node, too",
+            Gauge::default(),
+        ),
         programs_attached: add(registry, "programs_attached", "Programs in place", family()),
         programs_wanted: add(registry, "programs_wanted", "Programs there should be", family()),
-        resident_memory,
-        cpu_seconds,
-        open_fds,
-        start_time,
     }
 }
 
@@ -363,6 +496,16 @@ impl Metrics {
     pub fn observe_programming(&self, subject: Subject, time: Duration) {
         let histogram = self.ours.programming.get_or_create(&[("kind", subject.name())]);
         histogram.observe(time.as_secs_f64());
+    }
+
+    /// The change of an endpoint is in the maps; both times in milliseconds since 1970. Clocks that disagree by more
+    /// than it took say nothing.
+    pub fn observe_trigger(&self, family: IpFamily, trigger_ms: u64, now_ms: u128) {
+        if let Some(took) = now_ms.checked_sub(u128::from(trigger_ms)) {
+            let labels = [("ip_family", ip_family(family))];
+            let histogram = self.kube_proxy.network_programming.get_or_create(&labels);
+            histogram.observe(took as f64 / 1e3);
+        }
     }
 
     /// A plan was applied that touched these families.

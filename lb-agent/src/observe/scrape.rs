@@ -73,9 +73,13 @@ impl Scraper {
             ours.watch_lag.get_or_create(&labels).set(lag as f64);
         }
         let process = Process::read();
-        ours.resident_memory.set(process.resident_bytes);
-        ours.cpu_seconds.inner().store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
-        ours.open_fds.set(process.open_fds);
+        self.metrics.process.resident_memory.set(process.resident_bytes);
+        self.metrics
+            .process
+            .cpu_seconds
+            .inner()
+            .store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
+        self.metrics.process.open_fds.set(process.open_fds);
     }
 }
 

@@ -121,9 +121,21 @@ async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> 
     let name = "account".to_owned();
     let context = Context { cluster: name.clone(), user: Some(name.clone()), ..Context::default() };
     let kubeconfig = Kubeconfig {
-        clusters: vec![NamedCluster { name: name.clone(), cluster: Some(cluster), other: Default::default() }],
-        auth_infos: vec![NamedAuthInfo { name: name.clone(), auth_info: Some(user), other: Default::default() }],
-        contexts: vec![NamedContext { name: name.clone(), context: Some(context), other: Default::default() }],
+        clusters: vec![NamedCluster {
+            name: name.clone(),
+            cluster: Some(cluster),
+            other: Default::default(),
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: name.clone(),
+            auth_info: Some(user),
+            other: Default::default(),
+        }],
+        contexts: vec![NamedContext {
+            name: name.clone(),
+            context: Some(context),
+            other: Default::default(),
+        }],
         current_context: Some(name),
         ..Kubeconfig::default()
     };
