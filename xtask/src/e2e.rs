@@ -18,6 +18,7 @@ use self::{bed::Bed, cluster::Cluster, report::Report};
 
 pub(crate) const USAGE: &str = "e2e [--load 'COMMAND {tar}'] [OPTIONS]
   --load 'COMMAND {tar}'        puts the image archive on every node, after building it; without, the nodes have it
+  --no-build                    loads target/lb-agent.tar as it is
   --kubectl 'COMMAND'           kubectl, with $KUBECONFIG if it is not named here
   --node-exec 'COMMAND {node}'  runs what follows as a host process of the node; without, in a privileged Pod there
   --image IMAGE                 of the test Pods: agnhost
@@ -34,6 +35,7 @@ pub(crate) struct Options {
     node_exec: Option<String>,
     image: String,
     only: Option<String>,
+    no_build: bool,
     skip_deploy: bool,
     keep: bool,
 }
@@ -47,6 +49,7 @@ impl Options {
             node_exec: args.value("--node-exec")?,
             image: args.value("--image")?.unwrap_or_else(|| AGNHOST.to_owned()),
             only: args.value("--only")?,
+            no_build: args.flag("--no-build"),
             skip_deploy: args.flag("--skip-deploy"),
             keep: args.flag("--keep"),
         };
@@ -69,14 +72,11 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let cluster = Cluster::new(&options)?;
     let mut report = Report::new(options.only.clone());
     if !options.skip_deploy {
-        deploy::agent(&cluster, options.load.as_deref())?;
+        deploy::agent(&cluster, &options)?;
     }
     let outcome = checks(&cluster, &options, &mut report);
-    let removed = bed::remove(&cluster);
-    if !options.skip_deploy && !options.keep {
-        deploy::remove(&cluster)?;
-    }
-    outcome.and(removed)?;
+    bed::remove(&cluster)?;
+    outcome?;
     report.end()
 }
 
@@ -88,6 +88,9 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
         eprintln!("not run without a deployment of our own: the checks that stop the agent");
     } else {
         faults::check(&bed, report);
+        if !options.keep {
+            report.check("cleanup leaves nothing on any node", || deploy::remove(&bed));
+        }
     }
     Ok(())
 }

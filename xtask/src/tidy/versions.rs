@@ -10,13 +10,15 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 11] = [
+const MAPS: [(&str, Option<&str>); 13] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
     ("endpoint::Pod", Some("pods")),
     ("conntrack::CtKey", Some("ct")),
     ("conntrack::CtEntry", Some("ct")),
+    ("fragment::FragmentKey", Some("fragments")),
+    ("fragment::FragmentPorts", Some("fragments")),
     ("socket::SkNat", Some("sk_nat")),
     ("socket::SkNatRing", Some("sk_nat")),
     ("event::DropEvent", Some("events")),
