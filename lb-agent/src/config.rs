@@ -37,7 +37,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services until a signal comes; everything stays in place then
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Remove every trace from the kernel: links, filters, maps, state
     Cleanup(CleanupArgs),
 }

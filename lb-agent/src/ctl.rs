@@ -64,11 +64,13 @@ pub enum Command {
     /// Is everything as it should be? Exit status 2 when not
     Status(StatusArgs),
     /// Services: what they answer at, how many endpoints they have, what is wrong with them
-    #[command(visible_alias = "svc")]
+    #[command(visible_alias = "svc", alias = "service")]
     Services(ServicesArgs),
     /// Backends: where packets for the Services go
+    #[command(alias = "backend")]
     Backends(BackendsArgs),
     /// Pods of this node whose traffic goes through our programs
+    #[command(visible_alias = "po", alias = "pod")]
     Pods(PodsArgs),
     /// Flows of this node's Pods (conntrack)
     Ct(CtArgs),

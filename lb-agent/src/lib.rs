@@ -17,6 +17,12 @@ pub mod devices;
 
 pub mod names;
 
+pub mod observe;
+
+pub mod agent;
+
+pub mod cleanup;
+
 pub mod config;
 
 pub mod preflight;

@@ -100,7 +100,8 @@ fn lacks(version: (u32, u32)) -> &'static str {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+/// Major and minor number of a release like `6.1.0-56-cloud-amd64`.
+pub fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

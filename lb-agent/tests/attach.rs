@@ -1,5 +1,12 @@
 //! The agent's side of the kernel, in network namespaces of its own: attaching and its survival, discovery of Pods'
 //! veths, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helper panics like the test"
+)]
 
 #[path = "attach/node.rs"]
 mod node;

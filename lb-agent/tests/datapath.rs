@@ -286,13 +286,35 @@ fn s20_one_backend_behind_two_addresses() {
 }
 
 #[test]
-fn a_direct_flow_on_a_translated_tuple_is_dropped_with_its_reason() {
-    let mut bed = Bed::new();
-    bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.9:8080"]);
-    bed.leave("10.1.0.1:4000 > 10.96.0.1:80 tcp S");
-    bed.counted();
-    assert_eq!(bed.leave("10.1.0.1:4000 > 10.2.0.9:8080 tcp S"), "drop");
-    assert_eq!(bed.counted(), "TUPLE_EXHAUSTED/out+1");
+fn s20_a_straight_flow_on_a_translated_tuple_gets_a_port_of_its_own() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        let backend = at(v4, 2, 9, 8080);
+        let mut bed = Bed::new();
+        bed.service(&vip, proto::TCP, &[&backend]);
+        bed.leave(&format!("{pod} > {vip} tcp S"));
+        bed.counted();
+        let (verdict, bytes) = bed.leave_bytes(&packet::build(&format!("{pod} > {backend} tcp S")));
+        assert_eq!(verdict, Verdict::Next);
+        let port = packet::source_port(&bytes);
+        assert_ne!(port, 4000);
+        let mapped = at(v4, 1, 1, port);
+        assert_eq!(packet::show(&bytes), format!("{mapped} > {backend} tcp S seq=1 ack=0 len=0"));
+        assert_eq!(bed.counted(), "flow_service+1 port_mapped+1");
+        assert_eq!(
+            bed.enter(&format!("{backend} > {mapped} tcp SA seq=5 ack=2")),
+            format!("{backend} > {pod} tcp SA seq=5 ack=2 len=0")
+        );
+        assert_eq!(
+            bed.leave(&format!("{pod} > {backend} tcp A seq=2 ack=6")),
+            format!("{mapped} > {backend} tcp A seq=2 ack=6 len=0")
+        );
+        assert_eq!(
+            bed.enter(&format!("{backend} > {pod} tcp SA seq=9 ack=2")),
+            format!("{vip} > {pod} tcp SA seq=9 ack=2 len=0")
+        );
+        assert_eq!(bed.counted(), "");
+    }
 }
 
 #[test]

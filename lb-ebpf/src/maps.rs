@@ -156,6 +156,13 @@ impl Tracked {
         flags: u32
     );
 
+    /// All of it.
+    #[inline(always)]
+    pub(crate) fn entry(self) -> CtEntry {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().read() }
+    }
+
     /// Writes what changed only: an unchanged cache line is not taken from other CPUs.
     #[inline(always)]
     pub(crate) fn touch(self, flags: u32, now: u32) {

@@ -4,12 +4,14 @@
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{Map, MapData, MapError as AyaError, MapType, PerCpuArray};
-use lb_common::limits::{MAP_COUNTERS, MapSpec};
+use aya::maps::{HashMap, Map, MapData, MapError as AyaError, MapType, PerCpuArray};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
+use lb_common::limits::{MAP_COUNTERS, MAP_FRAGMENTS, MapSpec};
 
 use crate::bpf::maps::MapsError;
 use crate::bpf::pins::Pins;
 use crate::bpf::read::{self, Counts};
+use crate::syscall;
 
 /// A pinned map as the kernel describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,23 @@ pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
         .and_then(PerCpuArray::try_from)
         .map_err(unusable)?;
     read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
+}
+
+/// Number of fragmented packets whose ports are remembered.
+///
+/// # Errors
+/// When the pin is missing, may not be opened or is something else.
+pub fn n_fragments(pins: &Pins) -> Result<usize, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: MAP_FRAGMENTS.name, source };
+    let map: HashMap<MapData, FragmentKey, FragmentPorts> =
+        MapData::from_pin(pins.map(&MAP_FRAGMENTS))
+            .and_then(Map::from_map_data)
+            .and_then(HashMap::try_from)
+            .map_err(unusable)?;
+    let mut n = 0;
+    syscall::for_each(&map, |_: &FragmentKey, _: &FragmentPorts| n += 1)
+        .map_err(|error| unusable(AyaError::IoError(error)))?;
+    Ok(n)
 }
 
 /// Line `memlock` of the file descriptor in /proc.

@@ -81,7 +81,7 @@ pub struct ServicePort {
 }
 
 /// An EndpointSlice of family IPv4 or IPv6.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     /// Name of the Service it belongs to, in its own namespace (label `kubernetes.io/service-name`).
     pub service: Arc<str>,
@@ -97,7 +97,7 @@ pub struct EndpointSlice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// Name of the Service port it serves.
     pub name: Arc<str>,
@@ -108,7 +108,7 @@ pub struct SlicePort {
 }
 
 /// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// `addresses[0]`; the others are interchangeable with it and unused, as in kube-proxy.
     pub addr: Addr,

@@ -9,7 +9,10 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow, bail};
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::Pod;
-use lb_common::limits::{MAP_BACKENDS, MAP_CT, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MAPS, MapSpec};
+use lb_common::limits::{
+    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_FRAGMENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MAPS,
+    MapSpec,
+};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use crate::bpf::clock::Clock;
@@ -97,7 +100,7 @@ impl Pinned {
     /// # Errors
     /// As for [`Self::snapshot`].
     pub fn counts(&self) -> anyhow::Result<Counts> {
-        self.check(&lb_common::limits::MAP_COUNTERS)?;
+        self.check(&MAP_COUNTERS)?;
         usage::counts(&self.pins).map_err(refused)
     }
 
@@ -124,6 +127,7 @@ impl Pinned {
                 self.each_flow(|_, _| n += 1)?;
                 Some(n)
             }
+            MAP_FRAGMENTS => Some(usage::n_fragments(&self.pins).map_err(refused)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,
         };

@@ -117,8 +117,8 @@ impl Place<'_> {
             let gather = |view: &View<'_>, _: &Pinned| Ok(services::rows(view, &selection));
             return self.show(&args.style, args.watch, true, gather, out);
         }
-        let (tables, named) = (Pinned::open(self.pin_dir)?, self.names_or_remark());
-        let snapshot = tables.snapshot(true)?;
+        let snapshot = Pinned::open(self.pin_dir)?.snapshot(true)?;
+        let named = self.names_or_remark();
         let view = View::new(&snapshot, &named.names, unix_now());
         let branches = tree::branches(&view, &services::rows(&view, &selection));
         match args.style.output {
@@ -195,10 +195,12 @@ impl Place<'_> {
     ) -> anyhow::Result<()> {
         let mut style = style.clone();
         let mut seen = HashSet::new();
-        let mut named = self.names_or_remark();
+        let mut first = true;
         loop {
             let tables = Pinned::open(self.pin_dir)?;
             let snapshot = tables.snapshot(with_flows)?;
+            let named = if first { self.names_or_remark() } else { self.names() };
+            first = false;
             let view = View::new(&snapshot, &named.names, unix_now());
             let mut rows = gather(&view, &tables)?;
             if !watch {
@@ -216,7 +218,6 @@ impl Place<'_> {
             }
             seen = now_seen;
             std::thread::sleep(LOOK);
-            named = self.names();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use lb_common::limits::MAP_FRAGMENTS;
 use serde::Serialize;
 
 use crate::bpf::read::Counts;
@@ -183,23 +184,22 @@ fn tables_line(view: &View<'_>) -> Line {
     let services = view.service_ids().len();
     let (backends, pods) = (view.snapshot.backends.len(), view.snapshot.pods.len());
     let detail = format!(
-        "{services} service ports, {frontends} frontends, {backends} backends, {pods} pods"
+        "service ports {services}, frontends {frontends}, backends {backends}, pods {pods}"
     );
     let missing = services::n_missing(view);
     // The agent writes the maps first and the names a moment later.
     let is_settled = view.since(view.names.agent.written).is_some_and(|age| age >= SETTLED);
     if missing > 0 && is_settled {
-        return line("tables", State::Degraded, format!("{detail}; frontends missing: {missing}"));
+        return line("tables", State::Degraded, format!("{detail}, frontends missing {missing}"));
     }
     line("tables", State::Ok, detail)
 }
 
 fn maps_line(maps: &[MapUse]) -> Line {
-    let state = if maps.iter().filter_map(permille).any(|share| share >= FULL) {
-        State::Degraded
-    } else {
-        State::Ok
-    };
+    // Fragments are never removed, only replaced by newer ones: that table is full in the long run, and well.
+    let judged = maps.iter().filter(|map| map.name != MAP_FRAGMENTS.name);
+    let is_full = judged.filter_map(permille).any(|share| share >= FULL);
+    let state = if is_full { State::Degraded } else { State::Ok };
     let shares = maps.iter().filter_map(|map| {
         Some(format!("{} {}/{} ({}%)", map.name, map.used?, map.max?, permille(map)? / 10))
     });

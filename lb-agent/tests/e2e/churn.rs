@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use testbed::{
-    Netns, Shape,
+    Netns, Pod, Shape,
     client::{Connection, Transport, ask, ask_and_reset, ask_connected, udp_socket},
     load::{Load, Running},
     wait,
@@ -173,6 +173,8 @@ fn s15_connection_to_a_dead_backend_drains_and_is_reset() {
     }
     for connection in &mut connections {
         assert_eq!(connection.ask().unwrap(), "one", "drains");
+    }
+    for connection in &mut connections {
         let what = "reset of the connection to a dead backend";
         wait::until(what, DRAINED, || match connection.ask() {
             Err(err) if err.kind() == io::ErrorKind::ConnectionReset => Ok(()),
@@ -212,7 +214,25 @@ const ONE_SOURCE_PORT: (&str, &str) = ("net/ipv4/ip_local_port_range", "40000 40
 /// One backend behind two ClusterIPs, dialled from one source port: after translation both flows would be the same.
 #[test]
 fn s20_two_services_of_one_backend_from_one_source_port() {
-    let mut stage = Stage::new("etuple", Shape::Routed);
+    let (stage, client, _) = two_services_of_one_backend("etuple");
+    for (first, second) in WEB.into_iter().zip(ALSO) {
+        all_at_once(&stage, &client, &[port_80(first), port_80(second)]);
+    }
+}
+
+/// The same with the first of the flows going straight to the backend.
+#[test]
+fn s20_service_and_its_backend_from_one_source_port() {
+    let (stage, client, web) = two_services_of_one_backend("estrait");
+    for (service, backend) in WEB.into_iter().zip(web.addresses()) {
+        let backend = SocketAddr::new(backend, 8080);
+        all_at_once(&stage, &client, &[backend, port_80(service)]);
+    }
+}
+
+/// A backend on the other node, two Services that select it, and a client with one source port.
+fn two_services_of_one_backend(prefix: &str) -> (Stage, Pod, Pod) {
+    let mut stage = Stage::new(prefix, Shape::Routed);
     let b = stage.b.clone();
     let web = stage.server(&b, "web");
     let [client, _] = stage.clients();
@@ -220,25 +240,31 @@ fn s20_two_services_of_one_backend_from_one_source_port() {
     let also = crate::stage::service("also", ALSO)
         .set(&["spec", "selector"], serde_json::json!({"app": "web"}));
     stage.dir.write("also", &[also]).unwrap();
-    let straight = web.addresses().map(|ip| SocketAddr::new(ip, 8080));
-    for (first, second) in WEB.into_iter().zip(ALSO) {
-        for ip in [first, second] {
-            stage.wait_for(&client.netns, port_80(ip), &["web"]);
-        }
+    for ip in [WEB, ALSO].as_flattened() {
+        stage.wait_for(&client.netns, port_80(ip), &["web"]);
     }
     client.netns.sysctl(&[ONE_SOURCE_PORT]).unwrap();
-    for ((first, second), straight) in WEB.into_iter().zip(ALSO).zip(straight) {
-        let mut open: Vec<Connection> = [port_80(first), port_80(second), straight]
-            .into_iter()
-            .map(|addr| {
-                let open = client.netns.enter(|| Connection::open(addr, SOON)).unwrap();
-                open.unwrap_or_else(|err| panic!("{addr}: {err}\n{}", stage.logs()))
-            })
-            .collect();
-        for _ in 0..3 {
-            for connection in &mut open {
-                assert_eq!(connection.ask().unwrap(), "web");
-            }
+    (stage, client, web)
+}
+
+/// Opens a connection to each address, then asks over all of them in turn.
+fn all_at_once(stage: &Stage, client: &Pod, addrs: &[SocketAddr]) {
+    let mut open = Vec::new();
+    for (i, addr) in addrs.iter().enumerate() {
+        let connection = client.netns.enter(|| Connection::open(*addr, SOON)).unwrap();
+        let connection = connection
+            .unwrap_or_else(|err| panic!("connection {i} of {addrs:?}: {err}\n{}", stage.logs()));
+        open.push(connection);
+    }
+    for _ in 0..3 {
+        for (connection, addr) in open.iter_mut().zip(addrs) {
+            let name = connection.ask();
+            let name = name.unwrap_or_else(|err| {
+                panic!("answer of {addr} among {addrs:?}: {err}\n{}", stage.logs())
+            });
+            assert_eq!(name, "web");
         }
     }
+    // Ended by a reset: TIME_WAIT would keep the one source port.
+    open.into_iter().for_each(|connection| connection.reset().unwrap());
 }

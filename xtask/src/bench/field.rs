@@ -170,7 +170,7 @@ impl Side {
             let mut iperf = Command::new("iperf3");
             iperf.args(["--server", "--port", &IPERF.to_string(), "--affinity", &cpu.to_string()]);
             for mut command in [named, bytes, iperf] {
-                command.stdin(Stdio::null()).stdout(Stdio::null());
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 servers.push(pod.netns.spawn(&mut command)?);
             }
             let ready = |port| {

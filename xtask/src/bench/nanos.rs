@@ -1,12 +1,12 @@
 //! Nanoseconds per packet of each program, by BPF_PROG_TEST_RUN. The agent's test target `nanos` measures, since only
-//! the agent's crate knows how to load the programs; it prints a line `nanos PROGRAM CASE NS` for each case.
+//! the agent's crate knows how to load the programs; it prints a line `PROGRAM CASE NS` for each case.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -43,16 +43,16 @@ pub(super) fn build() -> Result<PathBuf> {
 
 /// Runs it.
 pub(super) fn measure(binary: &Path) -> Result<Vec<Nanos>> {
-    let text = output(Command::new(binary).args(["--nocapture", "--test-threads", "1"]))?;
+    let text = output(&mut Command::new(binary))?;
     let mut all = Vec::new();
     for line in text.lines() {
-        let Some(words) = line.trim().strip_prefix("nanos ") else { continue };
-        let mut words = words.split_whitespace();
-        let (program, case, ns) = (words.next(), words.next(), words.next());
-        let ns = ns.and_then(|ns| ns.parse().ok());
-        let (Some(program), Some(case), Some(ns)) = (program, case, ns) else { continue };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [program, case, ns] = words[..] else {
+            bail!("{}: {line:?} is not PROGRAM CASE NS", binary.display())
+        };
+        let ns = ns.parse().with_context(|| format!("{}: {line:?}", binary.display()))?;
         all.push(Nanos { program: program.to_owned(), case: case.to_owned(), ns });
     }
-    ensure!(!all.is_empty(), "{} printed no line `nanos PROGRAM CASE NS`", binary.display());
+    ensure!(!all.is_empty(), "{} printed nothing", binary.display());
     Ok(all)
 }

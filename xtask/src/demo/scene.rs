@@ -71,14 +71,16 @@ impl Scene {
         for (pods, port) in [(&self.web[..], "80"), (&self.dns[..], "53")] {
             for pod in pods {
                 let mut serve = Command::new(&self.traffic);
-                serve.args(["serve", &pod.name, port]).stdin(Stdio::null());
+                serve.args(["serve", &pod.name, port]);
+                // Kept servers must not hold on to the terminal.
+                serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 self.servers.push(pod.netns.spawn(&mut serve)?);
             }
         }
         for pod in &self.web {
             let mut iperf = Command::new("iperf3");
             iperf.args(["--server", "--port", &IPERF.to_string()]);
-            iperf.stdin(Stdio::null()).stdout(Stdio::null());
+            iperf.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             self.servers.push(pod.netns.spawn(&mut iperf)?);
         }
         Ok(())

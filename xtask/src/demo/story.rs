@@ -142,7 +142,7 @@ fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
     paper.step("A Service without endpoints refuses at once, and answers when they are back");
     scene.announce_web(&[])?;
     let addr = at(WEB[0], 80)?;
-    for netns in [&scene.client.netns, &scene.nodes[0].netns] {
+    for (who, netns) in ["Pod client", "node a"].into_iter().zip(namespaces(scene)) {
         wait::until("refusal", SOON, || {
             match netns.enter(|| ask(Transport::Tcp, addr, SOON))? {
                 Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
@@ -154,10 +154,10 @@ fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
         let took = start.elapsed();
         let Err(err) = answer else { bail!("answered without endpoints: {answer:?}") };
         ensure!(took < Duration::from_millis(500), "refused only after {took:?}");
-        paper.say(&format!("{netns} → {addr}: {err} after {} µs", took.as_micros()));
+        paper.say(&format!("{who} → {addr}: {err} after {} µs", took.as_micros()));
     }
     scene.announce_web(&everyone(scene))?;
-    for netns in [&scene.client.netns, &scene.nodes[0].netns] {
+    for netns in namespaces(scene) {
         answered(netns, Transport::Tcp, addr, "")?;
     }
     Ok(())

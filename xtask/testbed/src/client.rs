@@ -58,6 +58,12 @@ impl Connection {
         Ok(line.trim_end().to_owned())
     }
 
+    /// Ends the connection by a reset instead of an orderly close.
+    pub fn reset(self) -> io::Result<()> {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        Ok(setsockopt(&self.reader.get_ref().as_fd(), sockopt::Linger, &linger)?)
+    }
+
     /// The address the socket believes it talks to.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.reader.get_ref().peer_addr()
@@ -68,8 +74,7 @@ impl Connection {
 pub fn ask_and_reset(addr: SocketAddr, timeout: Duration) -> io::Result<String> {
     let mut connection = Connection::open(addr, timeout)?;
     let name = connection.ask()?;
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&connection.reader.get_ref().as_fd(), sockopt::Linger, &linger)?;
+    connection.reset()?;
     Ok(name)
 }
 

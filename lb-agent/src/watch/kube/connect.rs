@@ -124,17 +124,17 @@ async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> 
         clusters: vec![NamedCluster {
             name: name.clone(),
             cluster: Some(cluster),
-            ..NamedCluster::default()
+            other: Default::default(),
         }],
         auth_infos: vec![NamedAuthInfo {
             name: name.clone(),
             auth_info: Some(user),
-            ..NamedAuthInfo::default()
+            other: Default::default(),
         }],
         contexts: vec![NamedContext {
             name: name.clone(),
             context: Some(context),
-            ..NamedContext::default()
+            other: Default::default(),
         }],
         current_context: Some(name),
         ..Kubeconfig::default()

@@ -1,0 +1,258 @@
+//! Maps in memory that check each write: whatever a packet could see between two writes must be sound.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op};
+use lb_common::addr::Addr;
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+
+/// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
+#[derive(Clone, Debug)]
+pub struct FakeMaps {
+    pub actual: Actual,
+    pub now: Duration,
+    /// Every such write fails; 0 = none.
+    pub fail_every: u32,
+    n_writes: u32,
+    /// Writes until all fail.
+    pub crash_after: Option<u32>,
+    capacity: Capacity,
+    /// Number of frontends that refer to a slot.
+    live: HashMap<u32, u32>,
+    /// When a slot was last referred to.
+    left: HashMap<u32, Duration>,
+    /// When a backend died.
+    died: HashMap<u32, Duration>,
+}
+
+impl FakeMaps {
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            actual: Actual::default(),
+            now: Duration::ZERO,
+            fail_every: 0,
+            n_writes: 0,
+            crash_after: None,
+            capacity,
+            live: HashMap::new(),
+            left: HashMap::new(),
+            died: HashMap::new(),
+        }
+    }
+
+    /// So many more writes happen, and then none until the next `load`.
+    pub fn crash_after(&mut self, n: u32) {
+        self.crash_after = Some(n);
+    }
+
+    /// For each frontend the sorted backends of its two lists: what does not depend on ids.
+    pub fn traffic(&self) -> BTreeMap<String, [Vec<String>; 2]> {
+        let lists = |frontend: &Frontend| {
+            [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)].map(
+                |(base, n)| {
+                    let mut list: Vec<_> =
+                        (base..base + n).map(|slot| self.endpoint(slot)).collect();
+                    list.sort();
+                    list
+                },
+            )
+        };
+        let frontends = self.actual.frontends.iter();
+        frontends.map(|(key, frontend)| (key_text(key), lists(frontend))).collect()
+    }
+
+    /// Backends that are in use but in no live slot.
+    pub fn leftover(&self) -> Vec<(u32, Backend)> {
+        let live: Vec<u32> = self.live.keys().map(|slot| self.id_at(*slot)).collect();
+        (0u32..)
+            .zip(self.actual.backends.iter().copied())
+            .filter(|(id, backend)| backend.state != state::UNUSED && !live.contains(id))
+            .collect()
+    }
+
+    pub fn backend(&self, id: u32) -> Backend {
+        self.actual.backends.get(id as usize).copied().unwrap_or(Backend::ZERO)
+    }
+
+    pub fn id_at(&self, slot: u32) -> u32 {
+        self.actual.slots.get(slot as usize).copied().unwrap_or(0)
+    }
+
+    fn endpoint(&self, slot: u32) -> String {
+        let backend = self.backend(self.id_at(slot));
+        endpoint_text(&backend.addr, backend.port.get())
+    }
+
+    /// The laws. Before the write:
+    fn check(&self, op: &Op) {
+        match op {
+            Op::PutBackend { id, backend } => self.check_backend(*id, *backend),
+            Op::PutSlot { slot, .. } => {
+                assert!(*slot < self.capacity.slots, "slot {slot} is out of bounds");
+                assert!(!self.live.contains_key(slot), "slot {slot} is rewritten while in use");
+                if let Some(left) = self.left.get(slot) {
+                    let rest = self.now - *left;
+                    assert!(
+                        rest >= Duration::from_secs(1),
+                        "slot {slot} is rewritten after {rest:?}"
+                    );
+                }
+            }
+            Op::PutFrontend { key, frontend } => {
+                for slot in slots(frontend) {
+                    let backend = self.backend(self.id_at(slot));
+                    assert_eq!(backend.state, state::ACTIVE, "{key:?} would use slot {slot}");
+                    assert_eq!(backend.proto, key.proto);
+                    assert_eq!(backend.addr.is_v4(), key.addr.is_v4());
+                }
+                assert_eq!(key.is_wildcard(), frontend.service_id == 0);
+            }
+            Op::DeleteFrontend { .. } => {}
+        }
+    }
+
+    fn check_backend(&self, id: u32, backend: Backend) {
+        assert!(id > 0 && id < self.capacity.backends, "backend {id} is out of bounds");
+        let before = self.backend(id);
+        let in_use = self.live.keys().any(|slot| self.id_at(*slot) == id);
+        if backend.state != state::ACTIVE {
+            assert!(!in_use, "backend {id} is in use: {backend:?}");
+        }
+        let same = |b: &Backend| (b.addr, b.port, b.proto);
+        if backend.generation == before.generation && backend.state != state::UNUSED {
+            assert_eq!(same(&backend), same(&before), "backend {id} changes its meaning");
+        }
+        match (before.state, backend.state) {
+            (state::ACTIVE, state::ACTIVE | state::DRAINING) => {}
+            (state::DRAINING, state::ACTIVE) => assert_eq!(backend.generation, before.generation),
+            (state::DRAINING, state::DEAD) => {
+                assert_eq!(backend.generation, before.generation.wrapping_add(1));
+                let slots = self.left.iter().filter(|(slot, _)| self.id_at(**slot) == id);
+                for (slot, left) in slots {
+                    let age = self.now - *left;
+                    assert!(age >= Duration::from_secs(5), "{id} left {slot} {age:?} ago");
+                }
+            }
+            (state::DEAD, state::UNUSED) => {
+                let rest = self.now - self.died[&id];
+                assert!(rest >= Duration::from_secs(10), "backend {id} rested only {rest:?}");
+                assert_eq!(backend.generation, before.generation);
+            }
+            (state::UNUSED, state::ACTIVE) => {
+                assert_eq!(backend.generation, before.generation.wrapping_add(1));
+            }
+            (from, to) => panic!("backend {id} goes from state {from} to {to}"),
+        }
+    }
+
+    fn put(&mut self, op: &Op) {
+        match *op {
+            Op::PutBackend { id, backend } => {
+                if backend.state == state::DEAD {
+                    self.died.insert(id, self.now);
+                }
+                put(&mut self.actual.backends, id, backend, Backend::ZERO);
+            }
+            Op::PutSlot { slot, backend_id } => put(&mut self.actual.slots, slot, backend_id, 0),
+            Op::PutFrontend { key, frontend } => {
+                for slot in slots(&frontend) {
+                    *self.live.entry(slot).or_default() += 1;
+                }
+                let before = self.actual.frontends.insert(key, frontend);
+                self.leave(before);
+            }
+            Op::DeleteFrontend { key } => {
+                let before = self.actual.frontends.remove(&key);
+                self.leave(before);
+            }
+        }
+    }
+
+    fn leave(&mut self, before: Option<Frontend>) {
+        for slot in before.iter().flat_map(slots) {
+            let count = self.live.get_mut(&slot).unwrap();
+            *count -= 1;
+            if *count == 0 {
+                self.live.remove(&slot);
+                self.left.insert(slot, self.now);
+            }
+        }
+    }
+}
+
+impl MapStore for FakeMaps {
+    fn load(&self) -> Result<Actual, MapError> {
+        Ok(self.actual.clone())
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        self.check(op);
+        self.n_writes += 1;
+        if let Some(left) = &mut self.crash_after {
+            if *left == 0 {
+                return Err(error(op, false));
+            }
+            *left -= 1;
+        }
+        if self.fail_every > 0 && self.n_writes.is_multiple_of(self.fail_every) {
+            return Err(error(op, false));
+        }
+        if let Op::PutFrontend { key, .. } = op
+            && self.actual.frontends.len() >= self.capacity.frontends as usize
+            && !self.actual.frontends.contains_key(key)
+        {
+            return Err(error(op, true));
+        }
+        self.put(op);
+        Ok(())
+    }
+}
+
+fn error(op: &Op, full: bool) -> MapError {
+    let map = match op {
+        Op::PutBackend { .. } => "backends",
+        Op::PutSlot { .. } => "slots",
+        Op::PutFrontend { .. } | Op::DeleteFrontend { .. } => "frontends",
+    };
+    let text = if full { "argument list too long" } else { "made to fail" };
+    MapError { map, full, source: text.into() }
+}
+
+fn slots(frontend: &Frontend) -> Vec<u32> {
+    let cluster = frontend.base..frontend.base + frontend.n;
+    let local = frontend.local_base..frontend.local_base + frontend.local_n;
+    let mut slots: Vec<u32> = cluster.chain(local).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    slots
+}
+
+fn put<T: Copy>(array: &mut Vec<T>, index: u32, element: T, empty: T) {
+    let index = index as usize;
+    if index >= array.len() {
+        array.resize(index + 1, empty);
+    }
+    array[index] = element;
+}
+
+/// A frontend as `10.96.0.1:80/TCP`, or `10.96.0.1:*` for a wildcard.
+pub fn key_text(key: &FrontendKey) -> String {
+    if key.is_wildcard() {
+        return format!("{}:*", host(&key.addr));
+    }
+    let protocol = match key.proto {
+        lb_common::flow::proto::TCP => "TCP",
+        lb_common::flow::proto::UDP => "UDP",
+        _ => panic!("{key:?}"),
+    };
+    format!("{}/{protocol}", endpoint_text(&key.addr, key.port.get()))
+}
+
+pub fn endpoint_text(addr: &Addr, port: u16) -> String {
+    format!("{}:{port}", host(addr))
+}
+
+fn host(addr: &Addr) -> String {
+    if addr.is_v4() { addr.to_string() } else { format!("[{addr}]") }
+}

@@ -1,0 +1,104 @@
+//! The pure middle of the agent, wired as the agent wires it, over maps in memory and an injected clock.
+
+use std::time::Duration;
+
+use lb_agent::cluster::{Cluster, Dirty, Event};
+use lb_agent::issue::Issue;
+use lb_agent::model::{Changed, Desired};
+use lb_agent::plan::{Capacity, MapStore, Op, Planner};
+
+use crate::maps::FakeMaps;
+
+/// Events in, map contents out.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub cluster: Cluster,
+    pub desired: Desired,
+    pub planner: Planner,
+    pub maps: FakeMaps,
+    node: String,
+    capacity: Capacity,
+    dirty: Dirty,
+}
+
+impl Pipeline {
+    pub fn new(node: &str, capacity: Capacity) -> Self {
+        let maps = FakeMaps::new(capacity);
+        Self {
+            cluster: Cluster::new(node),
+            desired: Desired::default(),
+            planner: Planner::restore(maps.load().unwrap(), capacity),
+            maps,
+            node: node.to_owned(),
+            capacity,
+            dirty: Dirty::default(),
+        }
+    }
+
+    pub fn tell(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            self.dirty.merge(self.cluster.apply(event));
+        }
+    }
+
+    /// One round: model what is dirty, plan, write. Returns the writes.
+    pub fn round(&mut self) -> Vec<Op> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let changed = self.desired.update(&self.cluster, &dirty);
+        self.write(&changed)
+    }
+
+    fn write(&mut self, changed: &Changed) -> Vec<Op> {
+        let cluster = &self.cluster;
+        let alive = |addr: &_| cluster.is_alive(addr);
+        let plan = self.planner.plan(&self.desired, changed, &alive, self.maps.now);
+        let ops = plan.ops.clone();
+        let now = self.maps.now;
+        let applied = self.planner.apply(plan, &mut self.maps, &mut || now);
+        let skipped = ops.len() - applied.writes - applied.failed.len();
+        assert!(skipped == 0 || !applied.failed.is_empty());
+        assert_eq!(*self.planner.actual(), self.maps.actual, "the planner's idea of the maps");
+        ops
+    }
+
+    /// Rounds until nothing is left to write at this time, retries included: those advance the clock.
+    pub fn settle(&mut self) {
+        self.round();
+        let mut rounds = 0;
+        while self.planner.n_pending() > 0 {
+            let at = self.planner.next_wakeup().expect("something is pending");
+            self.maps.now = self.maps.now.max(at);
+            self.round();
+            rounds += 1;
+            assert!(rounds < 1000, "never settles: {:?}", self.issues());
+        }
+    }
+
+    /// Lets time pass; timers run when they are due.
+    pub fn advance(&mut self, time: Duration) {
+        let end = self.maps.now + time;
+        while let Some(at) = self.planner.next_wakeup().filter(|at| *at <= end) {
+            self.maps.now = self.maps.now.max(at);
+            self.round();
+        }
+        self.maps.now = end;
+    }
+
+    /// The agent ends and another begins, with the maps as they are and everything told anew.
+    pub fn restart(&mut self, events: impl IntoIterator<Item = Event>) {
+        self.cluster = Cluster::new(&self.node);
+        self.desired = Desired::default();
+        self.dirty = Dirty::default();
+        self.maps.crash_after = None;
+        self.planner = Planner::restore(self.maps.load().unwrap(), self.capacity);
+        self.tell(events);
+    }
+
+    pub fn issues(&self) -> Vec<Issue> {
+        let issues =
+            self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
+        let mut issues: Vec<_> = issues.cloned().collect();
+        issues.sort();
+        issues
+    }
+}
