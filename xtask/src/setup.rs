@@ -123,12 +123,19 @@ fn missing_packages(need: Need) -> Vec<Package> {
             list
         }
         Need::MuslGcc => program("musl-gcc", "musl-tools", "a C compiler for static binaries"),
-        Need::CrossGcc(gcc) => match gcc {
-            "aarch64-linux-gnu-gcc" => {
-                program(gcc, "gcc-aarch64-linux-gnu", "a C compiler for arm64")
+        Need::CrossGcc(gcc) => {
+            let arm = gcc.starts_with("aarch64");
+            let (compiler, libc) = match arm {
+                true => ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
+                false => ("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),
+            };
+            let mut list = program(gcc, compiler, "a C compiler for the other architecture");
+            let headers = gcc.trim_end_matches("-gcc");
+            if !PathBuf::from("/usr").join(headers).join("include/stdint.h").exists() {
+                list.push(Package { name: libc, gives: "C headers for the other architecture" });
             }
-            _ => program(gcc, "gcc-x86-64-linux-gnu", "a C compiler for amd64"),
-        },
+            list
+        }
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
         Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of demo and bench"),
