@@ -57,7 +57,8 @@ impl Objects {
                 ((1, *i, *j), Event::Slice(change(name, slice)), there)
             }
             Step::Pod(i, there) => {
-                let pod = there.then(|| Pod { ips: [endpoint_addr(*i)].into(), host_network: false });
+                let pod =
+                    there.then(|| Pod { ips: [endpoint_addr(*i)].into(), host_network: false });
                 ((2, *i, 0), Event::Pod(change(name("p", *i), pod)), *there)
             }
             Step::Wait(_) | Step::Restart | Step::Write => return None,
@@ -99,24 +100,25 @@ fn endpoint_addr(i: u8) -> Addr {
 fn service() -> impl Strategy<Value = Service> {
     let ips = prop::collection::btree_set(0u8..4, 0..3);
     let ports = prop::collection::btree_map(0usize..3, 80u16..82, 0..3);
-    (ips, ports, any::<bool>(), prop::option::of(0i64..3)).prop_map(|(ips, ports, local, created)| {
-        let port = |(i, port): (usize, u16)| {
-            let (name, protocol) =
-                [("a", proto::TCP), ("b", proto::TCP), ("c", proto::UDP)][i];
-            ServicePort { name: name.into(), protocol, port: port + u16::from(i == 1) * 2 }
-        };
-        Service {
-            service_type: ServiceType::ClusterIp,
-            // Two Services may claim one address, as only manifests can do.
-            cluster_ips: ips
-                .into_iter()
-                .map(|i| Addr::from_ip(format!("10.96.0.{}", i + 1).parse().unwrap()))
-                .collect(),
-            ports: ports.into_iter().map(port).collect(),
-            internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            created,
-        }
-    })
+    (ips, ports, any::<bool>(), prop::option::of(0i64..3)).prop_map(
+        |(ips, ports, local, created)| {
+            let port = |(i, port): (usize, u16)| {
+                let (name, protocol) = [("a", proto::TCP), ("b", proto::TCP), ("c", proto::UDP)][i];
+                ServicePort { name: name.into(), protocol, port: port + u16::from(i == 1) * 2 }
+            };
+            Service {
+                service_type: ServiceType::ClusterIp,
+                // Two Services may claim one address, as only manifests can do.
+                cluster_ips: ips
+                    .into_iter()
+                    .map(|i| Addr::from_ip(format!("10.96.0.{}", i + 1).parse().unwrap()))
+                    .collect(),
+                ports: ports.into_iter().map(port).collect(),
+                internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+                created,
+            }
+        },
+    )
 }
 
 fn slice() -> impl Strategy<Value = EndpointSlice> {

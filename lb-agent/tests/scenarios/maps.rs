@@ -49,11 +49,14 @@ impl FakeMaps {
     /// For each frontend the sorted backends of its two lists: what does not depend on ids.
     pub fn traffic(&self) -> BTreeMap<String, [Vec<String>; 2]> {
         let lists = |frontend: &Frontend| {
-            [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)].map(|(base, n)| {
-                let mut list: Vec<_> = (base..base + n).map(|slot| self.endpoint(slot)).collect();
-                list.sort();
-                list
-            })
+            [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)].map(
+                |(base, n)| {
+                    let mut list: Vec<_> =
+                        (base..base + n).map(|slot| self.endpoint(slot)).collect();
+                    list.sort();
+                    list
+                },
+            )
         };
         let frontends = self.actual.frontends.iter();
         frontends.map(|(key, frontend)| (key_text(key), lists(frontend))).collect()
@@ -90,7 +93,10 @@ impl FakeMaps {
                 assert!(!self.live.contains_key(slot), "slot {slot} is rewritten while in use");
                 if let Some(left) = self.left.get(slot) {
                     let rest = self.now - *left;
-                    assert!(rest >= Duration::from_secs(1), "slot {slot} is rewritten after {rest:?}");
+                    assert!(
+                        rest >= Duration::from_secs(1),
+                        "slot {slot} is rewritten after {rest:?}"
+                    );
                 }
             }
             Op::PutFrontend { key, frontend } => {

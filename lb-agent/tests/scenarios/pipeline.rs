@@ -95,7 +95,8 @@ impl Pipeline {
     }
 
     pub fn issues(&self) -> Vec<Issue> {
-        let issues = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
+        let issues =
+            self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let mut issues: Vec<_> = issues.cloned().collect();
         issues.sort();
         issues

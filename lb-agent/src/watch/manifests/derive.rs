@@ -19,7 +19,9 @@ use k8s_openapi::api::discovery::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::addr::Addr;
 
-use crate::cluster::{Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, SlicePort};
+use crate::cluster::{
+    Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, SlicePort,
+};
 use crate::watch::field::{self, Findings};
 use crate::watch::{Watched, node, pod, slice};
 
@@ -257,11 +259,7 @@ impl Derive {
         let ready = publish_all || (pod.serving && !pod.terminating);
         Endpoint {
             addr,
-            conditions: Conditions {
-                ready,
-                serving: pod.serving,
-                terminating: pod.terminating,
-            },
+            conditions: Conditions { ready, serving: pod.serving, terminating: pod.terminating },
             node: pod.node.clone(),
             zone: pod.node.as_ref().and_then(|node| self.zones.get(node)).cloned(),
             pod: Some(Arc::clone(&name.name)),

@@ -92,7 +92,8 @@ struct Place<'a> {
 
 impl Content {
     fn take(&mut self, mut value: Value, place: &Place<'_>) {
-        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text =
+            |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         match (api_version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.object(value, place, Object::Service),
