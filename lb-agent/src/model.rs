@@ -12,8 +12,6 @@ use crate::issue::Issue;
 
 mod backend;
 mod frontend;
-#[cfg(test)]
-mod tests;
 pub mod topology;
 
 /// What the maps should say.
@@ -160,14 +158,20 @@ fn model(cluster: &Cluster, name: &Name, service: &Service) -> (DesiredService, 
             }
             frontends.sort_unstable();
             frontends.dedup();
+            let local_only = service.internal_policy == TrafficPolicy::Local;
+            let mut backends = backend::backends(cluster, &slices, port, family);
+            if local_only {
+                // All its frontends are ClusterIPs: nothing can choose the backends of other nodes.
+                backends.retain(|backend| backend.class != Class::Cluster);
+            }
             ports.push(DesiredPort {
                 port_name: Arc::clone(&port.name),
                 protocol: port.protocol,
                 port: port.port,
                 family,
                 frontends,
-                local_only: service.internal_policy == TrafficPolicy::Local,
-                backends: backend::backends(cluster, &slices, port, family),
+                local_only,
+                backends,
             });
         }
     }

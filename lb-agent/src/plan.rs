@@ -27,8 +27,6 @@ mod service;
 mod slots;
 mod state;
 mod tables;
-#[cfg(test)]
-mod tests;
 mod timers;
 
 /// What the maps say.

@@ -185,7 +185,7 @@ fn fresh(events: impl IntoIterator<Item = Event>) -> Pipeline {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn plan_after_apply_is_empty(steps in prop::collection::vec(step(), 1..60)) {

@@ -4,13 +4,14 @@
 //! plan is removed like any Service that is gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use super::slots::Range;
 use super::state::{PortState, ServiceState};
-use super::tables::Tables;
+use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
 use super::{Actual, Capacity, Planner, delta};
 use crate::cluster::{Family, Name};
@@ -135,10 +136,14 @@ fn rest_of_backends(tables: &mut Tables) {
     let backends: Vec<(u32, Backend)> =
         (0u32..).zip(tables.actual.backends.iter().copied()).collect();
     for (id, backend) in backends {
-        if backend.state == state::UNUSED || !tables.ids.adopt(id, u32::MAX) {
+        if backend.state == state::UNUSED || !tables.ids.adopt(id, ORPHAN) {
             continue;
         }
-        let delay = if backend.state == state::DEAD { REST } else { DRAIN };
+        let delay = match backend.state {
+            state::ACTIVE => Duration::ZERO,
+            state::DEAD => REST,
+            _ => DRAIN,
+        };
         tables.timers.arm(id, delay);
     }
     tables.ids.free_gaps();

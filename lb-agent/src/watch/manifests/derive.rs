@@ -385,6 +385,3 @@ fn hash(slice: &EndpointSlice) -> u64 {
 fn labels(labels: Option<&field::StringMap>) -> Labels {
     labels.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
-
-#[cfg(test)]
-mod tests;

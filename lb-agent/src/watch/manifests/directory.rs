@@ -332,6 +332,3 @@ fn duplicate(line: u64, (kind, name): &Key, owner: &str) -> Fault {
     let message = format!("{} {name} is in {owner} already: skipped", kind.name());
     Fault { line, field: "metadata.name".to_owned(), message, lossy: false }
 }
-
-#[cfg(test)]
-mod tests;
