@@ -3,6 +3,7 @@
 //! ```text
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
 //! read ← maps → apply         tables out of the maps and into them
+//! usage                       what pinned maps hold and cost, for those who only look
 //! gc, events                  what the programs leave behind: dead conntrack entries, dropped packets
 //! ```
 
@@ -15,6 +16,8 @@ pub mod attach;
 pub mod maps;
 
 pub mod read;
+
+pub mod usage;
 
 pub mod apply;
 

@@ -28,3 +28,5 @@ pub mod config;
 pub mod preflight;
 
 pub mod syscall;
+
+pub mod ctl;

@@ -271,7 +271,7 @@ fn s20_one_backend_behind_two_addresses() {
         bed.leave(&format!("10.1.0.1:4000 > 10.96.0.1:80 {name}{first}"));
         bed.counted();
         let syn = packet::build(&format!("10.1.0.1:4000 > 10.96.0.2:80 {name}{first}"));
-        let (verdict, bytes) = bed.out_bytes(&syn);
+        let (verdict, bytes) = bed.leave_bytes(&syn);
         assert_eq!(verdict, Verdict::Next);
         let port = packet::source_port(&bytes);
         assert_ne!(port, 4000, "the tuple of the first flow is taken");
@@ -286,13 +286,35 @@ fn s20_one_backend_behind_two_addresses() {
 }
 
 #[test]
-fn a_direct_flow_on_a_translated_tuple_is_dropped_with_its_reason() {
-    let mut bed = Bed::new();
-    bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.9:8080"]);
-    bed.leave("10.1.0.1:4000 > 10.96.0.1:80 tcp S");
-    bed.counted();
-    assert_eq!(bed.leave("10.1.0.1:4000 > 10.2.0.9:8080 tcp S"), "drop");
-    assert_eq!(bed.counted(), "TUPLE_EXHAUSTED/out+1");
+fn s20_a_straight_flow_on_a_translated_tuple_gets_a_port_of_its_own() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        let backend = at(v4, 2, 9, 8080);
+        let mut bed = Bed::new();
+        bed.service(&vip, proto::TCP, &[&backend]);
+        bed.leave(&format!("{pod} > {vip} tcp S"));
+        bed.counted();
+        let (verdict, bytes) = bed.leave_bytes(&packet::build(&format!("{pod} > {backend} tcp S")));
+        assert_eq!(verdict, Verdict::Next);
+        let port = packet::source_port(&bytes);
+        assert_ne!(port, 4000);
+        let mapped = at(v4, 1, 1, port);
+        assert_eq!(packet::show(&bytes), format!("{mapped} > {backend} tcp S seq=1 ack=0 len=0"));
+        assert_eq!(bed.counted(), "flow_service+1 port_mapped+1");
+        assert_eq!(
+            bed.enter(&format!("{backend} > {mapped} tcp SA seq=5 ack=2")),
+            format!("{backend} > {pod} tcp SA seq=5 ack=2 len=0")
+        );
+        assert_eq!(
+            bed.leave(&format!("{pod} > {backend} tcp A seq=2 ack=6")),
+            format!("{mapped} > {backend} tcp A seq=2 ack=6 len=0")
+        );
+        assert_eq!(
+            bed.enter(&format!("{backend} > {pod} tcp SA seq=9 ack=2")),
+            format!("{vip} > {pod} tcp SA seq=9 ack=2 len=0")
+        );
+        assert_eq!(bed.counted(), "");
+    }
 }
 
 #[test]
@@ -347,8 +369,8 @@ fn what_is_no_flow_passes_untouched_and_untracked() {
     neighbour[14 + 40] = 135;
     let short = packet::build("10.1.0.1:1 > 10.96.0.1:80 tcp S")[..14 + 20 + 8].to_vec();
     for bytes in [arp, multicast, multicast6, neighbour, short] {
-        assert_eq!(bed.out_bytes(&bytes), (Verdict::Next, bytes.clone()));
-        assert_eq!(bed.in_bytes(&bytes), (Verdict::Next, bytes.clone()));
+        assert_eq!(bed.leave_bytes(&bytes), (Verdict::Next, bytes.clone()));
+        assert_eq!(bed.enter_bytes(&bytes), (Verdict::Next, bytes.clone()));
     }
     assert_eq!(bed.counted(), "");
     assert_eq!(bed.conntrack().len(), 0);
@@ -372,7 +394,7 @@ fn ipv4_options_and_ipv6_extension_headers_are_walked() {
         .sum::<u32>();
     let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
     with_options[24..26].copy_from_slice(&sum.to_be_bytes());
-    let (_, out) = bed.out_bytes(&with_options);
+    let (_, out) = bed.leave_bytes(&with_options);
     assert_eq!(packet::show(&out), "10.1.0.1:4000 > 10.2.0.9:5353 udp");
     // Destination options of 8 bytes (pad) before UDP.
     let plain = packet::build("[fd00:1::1]:4000 > [fd00:96::1]:53 udp len=4");
@@ -380,8 +402,145 @@ fn ipv4_options_and_ipv6_extension_headers_are_walked() {
     extended[14 + 6] = 60;
     let payload = (extended.len() - 54) as u16;
     extended[18..20].copy_from_slice(&payload.to_be_bytes());
-    let (_, out) = bed.out_bytes(&extended);
+    let (_, out) = bed.leave_bytes(&extended);
     assert_eq!(packet::show(&out), "[fd00:1::1]:4000 > [fd00:2::9]:5353 udp");
+}
+
+#[test]
+fn s33_icmp_errors_are_translated_inside_and_outside() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        let backend = at(v4, 2, 9, 8080);
+        let (pod_ip, vip_ip, backend_ip) = (addr(v4, 1, 1), addr(v4, 96, 1), addr(v4, 2, 9));
+        let router = addr(v4, 9, 1);
+        let kind = if v4 { "3.4" } else { "2.0" };
+        let mut bed = Bed::new();
+        bed.service(&vip, proto::TCP, &[&backend]);
+        bed.leave(&format!("{pod} > {vip} tcp S"));
+        bed.counted();
+        let sent = format!("{pod} > {backend} tcp A len=1400");
+        let show = |(verdict, bytes): (Verdict, Vec<u8>)| {
+            assert_eq!(verdict, Verdict::Next);
+            packet::show(&bytes)
+        };
+        // A router on the way cannot pass a packet on: the Pod learns it about the connection it has.
+        assert_eq!(
+            show(bed.enter_bytes(&packet::too_big(router, pod_ip, &sent))),
+            format!("{router} > {pod_ip} icmp {kind} [{pod} > {vip} tcp]")
+        );
+        // The backend itself answers: it is known to the Pod as the frontend.
+        assert_eq!(
+            show(bed.enter_bytes(&packet::too_big(backend_ip, pod_ip, &sent))),
+            format!("{vip_ip} > {pod_ip} icmp {kind} [{pod} > {vip} tcp]")
+        );
+        // The Pod complains about a reply, which it knows as the frontend's.
+        let reply = format!("{vip} > {pod} tcp A len=1400");
+        assert_eq!(
+            show(bed.leave_bytes(&packet::too_big(pod_ip, vip_ip, &reply))),
+            format!("{pod_ip} > {backend_ip} icmp {kind} [{backend} > {pod} tcp]")
+        );
+        // About flows that are not translated it passes as it is.
+        let other = packet::too_big(router, pod_ip, &format!("{pod} > {} tcp A", at(v4, 3, 3, 9)));
+        assert_eq!(bed.enter_bytes(&other), (Verdict::Next, other.clone()));
+        assert_eq!(bed.counted(), "");
+    }
+}
+
+#[test]
+fn s33_icmp_errors_of_a_flow_with_a_mapped_port() {
+    let mut bed = Bed::new();
+    bed.service("10.96.0.1:80", proto::UDP, &["10.2.0.9:8080"]);
+    bed.service("10.96.0.2:80", proto::UDP, &["10.2.0.9:8080"]);
+    bed.leave("10.1.0.1:4000 > 10.96.0.1:80 udp len=3");
+    let query = packet::build("10.1.0.1:4000 > 10.96.0.2:80 udp len=3");
+    let port = packet::source_port(&bed.leave_bytes(&query).1);
+    let sent = format!("10.1.0.1:{port} > 10.2.0.9:8080 udp len=3");
+    let (pod, router) = (addr(true, 1, 1), addr(true, 9, 1));
+    let (_, bytes) = bed.enter_bytes(&packet::too_big(router, pod, &sent));
+    assert_eq!(
+        packet::show(&bytes),
+        "10.9.0.1 > 10.1.0.1 icmp 3.4 [10.1.0.1:4000 > 10.96.0.2:80 udp]"
+    );
+}
+
+/// Cuts an IPv4 or IPv6 packet into two fragments after `at` bytes of IP payload (a multiple of 8).
+fn in_two(bytes: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
+    let v4 = bytes[14] >> 4 == 4;
+    let (head, payload) = bytes.split_at(14 + if v4 { 20 } else { 40 });
+    [(0, &payload[..at], true), (at, &payload[at..], false)].map(|(offset, part, more)| {
+        let mut ip = head[14..].to_vec();
+        if v4 {
+            let total = (20 + part.len()) as u16;
+            ip[2..4].copy_from_slice(&total.to_be_bytes());
+            ip[4..6].copy_from_slice(&id.to_be_bytes());
+            let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+            ip[6..8].copy_from_slice(&field.to_be_bytes());
+            ip[10..12].fill(0);
+            let sum =
+                ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            return [&head[..14], &ip, part].concat();
+        }
+        let length = (8 + part.len()) as u16;
+        ip[4..6].copy_from_slice(&length.to_be_bytes());
+        let next = ip[6];
+        ip[6] = 44;
+        let field = (offset as u16 | u16::from(more)).to_be_bytes();
+        let id = u32::from(id).to_be_bytes();
+        [&head[..14], &ip, &[next, 0], &field, &id, part].concat()
+    })
+}
+
+/// Puts two fragments together again, as the receiver does.
+fn whole([first, second]: [Vec<u8>; 2]) -> Vec<u8> {
+    let v4 = first[14] >> 4 == 4;
+    let skip = 14 + if v4 { 20 } else { 48 };
+    let mut ip = first[14..14 + if v4 { 20 } else { 40 }].to_vec();
+    assert_eq!(ip[8..10], second[22..24], "one TTL");
+    let addresses = if v4 { 26..34 } else { 22..54 };
+    assert_eq!(
+        first[addresses.clone()],
+        second[addresses],
+        "both fragments have the same addresses"
+    );
+    let payload = [&first[skip..], &second[skip..]].concat();
+    if v4 {
+        ip[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+        ip[6..8].fill(0);
+        ip[10..12].fill(0);
+        let sum = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    } else {
+        ip[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        ip[6] = first[54];
+    }
+    [&first[..14], &ip, &payload].concat()
+}
+
+#[test]
+fn s34_fragments_follow_their_first_both_ways() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 53));
+        let backend = at(v4, 2, 9, 5353);
+        let mut bed = Bed::new();
+        bed.service(&vip, proto::UDP, &[&backend]);
+        let query = packet::build(&format!("{pod} > {vip} udp len=900"));
+        let pieces = in_two(&query, 504, 77).map(|piece| {
+            let (verdict, out) = bed.leave_bytes(&piece);
+            assert_eq!(verdict, Verdict::Next);
+            out
+        });
+        assert_eq!(packet::show(&whole(pieces)), format!("{pod} > {backend} udp"));
+        let answer = packet::build(&format!("{backend} > {pod} udp len=900"));
+        let pieces = in_two(&answer, 504, 78).map(|piece| bed.enter_bytes(&piece).1);
+        assert_eq!(packet::show(&whole(pieces)), format!("{vip} > {pod} udp"));
+        assert_eq!(bed.counted(), "flow_service+1");
+        let [_, second] = in_two(&query, 504, 79);
+        assert_eq!(bed.leave_bytes(&second).0, Verdict::Drop, "its first one was never seen");
+        assert_eq!(bed.counted(), "FRAGMENT_UNKNOWN/out+1");
+    }
 }
 
 #[test]
@@ -390,11 +549,11 @@ fn a_later_fragment_to_a_service_is_dropped_with_its_reason() {
     bed.service("10.96.0.1:53", proto::UDP, &["10.2.0.9:5353"]);
     let mut fragment = packet::build("10.1.0.1:4000 > 10.96.0.1:53 udp len=64");
     fragment[20..22].copy_from_slice(&185u16.to_be_bytes());
-    assert_eq!(bed.out_bytes(&fragment).0, Verdict::Drop);
+    assert_eq!(bed.leave_bytes(&fragment).0, Verdict::Drop);
     assert_eq!(bed.counted(), "FRAGMENT_UNKNOWN/out+1");
     let mut elsewhere = packet::build("10.1.0.1:4000 > 10.2.0.9:53 udp len=64");
     elsewhere[20..22].copy_from_slice(&185u16.to_be_bytes());
-    assert_eq!(bed.out_bytes(&elsewhere), (Verdict::Next, elsewhere));
+    assert_eq!(bed.leave_bytes(&elsewhere), (Verdict::Next, elsewhere));
 }
 
 #[test]

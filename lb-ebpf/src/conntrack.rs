@@ -9,7 +9,7 @@ use lb_common::verdict::Counter;
 
 use crate::maps::{self, Inserted, Scratch, Tracked};
 use crate::parse::Parsed;
-use crate::service::Choice;
+use crate::service::Target;
 
 /// The key of a packet that leaves the Pod.
 #[inline(always)]
@@ -106,7 +106,7 @@ pub(crate) enum Claim {
     Full,
 }
 
-/// Writes the reply entry of a flow towards `choice`, with the client's own port or, when `remap`, another one.
+/// Writes the reply entry of a flow towards `target`, with the client's own port or, when `remap`, another one.
 ///
 /// Two frontends may share a backend, and a Pod may use one port towards both, or towards the backend itself: the
 /// tuples behind the translation would be equal, so the second flow must differ in its port.
@@ -114,7 +114,7 @@ pub(crate) enum Claim {
 pub(crate) fn claim(
     ifindex: u32,
     scratch: &mut Scratch,
-    choice: Choice,
+    target: Target,
     hairpin: Option<Addr>,
     now: u32,
     remap: bool,
@@ -127,9 +127,9 @@ pub(crate) fn claim(
         port = Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16);
     }
     let (remote, local_port, remote_port) = match hairpin {
-        None => (choice.backend.addr, port, choice.backend.port),
+        None => (target.addr, port, target.port),
         // The Pod answers as backend: its local port is the backend's.
-        Some(stand_in) => (stand_in, choice.backend.port, port),
+        Some(stand_in) => (stand_in, target.port, port),
     };
     *key = CtKey {
         local: flow.src,
@@ -145,8 +145,8 @@ pub(crate) fn claim(
         aux_addr: flow.src,
         nat_port: flow.dport,
         aux_port: flow.sport,
-        backend_id: choice.id,
-        backend_gen: choice.backend.generation,
+        backend_id: target.id,
+        backend_gen: target.generation,
         last_seen: now,
         epoch: 0,
         flags: bits::REPLY
@@ -182,16 +182,8 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
 /// once a flow: the mark on the reply entry says that it was.
 #[inline(never)]
 pub(crate) fn answered(reply: Tracked, key: &CtKey, now: u32) {
-    let forward = CtKey {
-        local: key.local,
-        remote: reply.nat_addr(),
-        local_port: reply.aux_port(),
-        remote_port: reply.nat_port(),
-        proto: key.proto,
-        scope: scope::POD,
-        veth: key.veth,
-    };
-    if let Some(forward) = maps::ct(&forward) {
+    let forward = conntrack::partner(key, &reply.entry()).and_then(|forward| maps::ct(&forward));
+    if let Some(forward) = forward {
         forward.touch(forward.flags() | bits::SEEN_IN, now);
     }
     reply.touch(reply.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);

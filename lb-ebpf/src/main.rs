@@ -12,6 +12,8 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod conntrack;
+mod fragment;
+mod icmp;
 mod maps;
 mod packet;
 mod parse;

@@ -13,6 +13,7 @@ use lb_common::config::Config;
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::Pod;
 use lb_common::event::{DropEvent, Sample};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::service::{Backend, Frontend, FrontendKey};
 use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
@@ -41,6 +42,10 @@ static PODS: HashMap<u32, Pod, { limits::PODS as usize }, NO_PREALLOC> = HashMap
 #[btf_map(name = "ct")]
 static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
 
+#[btf_map(name = "fragments")]
+static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
 
@@ -62,6 +67,10 @@ pub(crate) struct Scratch {
     pub(crate) key: CtKey,
     /// The entry being written.
     pub(crate) entry: CtEntry,
+    /// The packet that the one at hand quotes.
+    pub(crate) quoted: Parsed,
+    /// Key of a datagram in pieces.
+    pub(crate) fragment: FragmentKey,
     /// The event being sent.
     pub(crate) event: DropEvent,
     /// The packet of a refusal being built.
@@ -147,6 +156,13 @@ impl Tracked {
         flags: u32
     );
 
+    /// All of it.
+    #[inline(always)]
+    pub(crate) fn entry(self) -> CtEntry {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().read() }
+    }
+
     /// Writes what changed only: an unchanged cache line is not taken from other CPUs.
     #[inline(always)]
     pub(crate) fn touch(self, flags: u32, now: u32) {
@@ -196,6 +212,21 @@ pub(crate) fn ct_claim(key: &CtKey, entry: &CtEntry) -> Inserted {
 pub(crate) fn ct_put(key: &CtKey, entry: &CtEntry) -> bool {
     CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
         || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Remembers the ports of a datagram.
+#[inline(always)]
+pub(crate) fn fragment_put(key: &FragmentKey, ports: &FragmentPorts) {
+    if FRAGMENT_PORTS.insert(key, ports, u64::from(BPF_ANY)).is_err() {
+        count(Counter::FragmentForgotten);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn fragment_get(key: &FragmentKey) -> Option<FragmentPorts> {
+    // SAFETY: copied at once; a slot recycled in between gives another datagram's ports, of which the addresses, the
+    // identification and the device would have to be equal.
+    unsafe { FRAGMENT_PORTS.get(key) }.copied()
 }
 
 /// Now, as of [`conntrack::stamp`].

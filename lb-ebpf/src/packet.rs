@@ -132,6 +132,13 @@ impl Packet {
         check(unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, u64::from(diff), flags) })
     }
 
+    /// Adds the `diff` of payload bytes to the layer 4 checksum at `offset`.
+    #[inline(always)]
+    pub(crate) fn l4_csum_payload(self, offset: usize, diff: u32) -> Result<(), HelperError> {
+        // SAFETY: as in `l3_csum`.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, u64::from(diff), 0) })
+    }
+
     /// Replaces 16 bits of the layer 4 header (wire order) in the checksum at `offset`. Apart from the addresses:
     /// with `CHECKSUM_PARTIAL` the field holds the pseudo-header only, and the device sums the rest.
     #[inline(always)]

@@ -22,6 +22,10 @@ pub(crate) struct Parsed {
     pub(crate) v4: bool,
     /// TCP flags; 0 for other protocols.
     pub(crate) tcp_flags: u8,
+    /// Identification of the datagram, if this is a piece of one.
+    pub(crate) fragment_id: u32,
+    /// A fragment but the first: `l4` is payload, and nothing is to be changed there.
+    pub(crate) later: bool,
 }
 
 /// What a packet turned out to be.
@@ -29,9 +33,13 @@ pub(crate) struct Parsed {
 pub(crate) enum Kind {
     /// One to track: all of [`Parsed`] holds.
     Flow,
-    /// A fragment but the first: it has addresses and no ports.
-    Fragment,
-    /// Nothing of ours: not IP, multicast, neighbour discovery, an ICMP error, cut short.
+    /// The same, and the first piece of a datagram: it tells the others their ports.
+    FirstFragment,
+    /// A later piece: it has addresses and no ports.
+    LaterFragment,
+    /// An ICMP error: it quotes a packet, whose flow it belongs to.
+    IcmpError,
+    /// Nothing of ours: not IP, multicast, neighbour discovery, cut short.
     Other,
 }
 
@@ -65,6 +73,7 @@ struct Ipv4 {
 #[inline(always)]
 fn ipv4(packet: Packet, parsed: &mut Parsed) -> Kind {
     const OFFSET_MASK: u16 = 0x1fffu16.to_be();
+    const MORE_FRAGMENTS: u16 = 0x2000u16.to_be();
     const MULTICAST: u32 = 0xe000_0000;
     let Some(ip) = packet.load::<Ipv4>(L3) else { return Kind::Other };
     let header = usize::from(ip.version_ihl & 0xf) * 4;
@@ -82,10 +91,14 @@ fn ipv4(packet: Packet, parsed: &mut Parsed) -> Kind {
         dport: Be16::new(0),
         proto: ip.protocol,
     };
-    if ip.fragment & OFFSET_MASK != 0 {
-        return Kind::Fragment;
+    if ip.fragment & (OFFSET_MASK | MORE_FRAGMENTS) == 0 {
+        return transport(packet, parsed);
     }
-    transport(packet, parsed)
+    parsed.fragment_id = u32::from(ip.id);
+    if ip.fragment & OFFSET_MASK != 0 {
+        return later(parsed);
+    }
+    first(transport(packet, parsed))
 }
 
 /// IPv6 header (RFC 8200) as words in wire order.
@@ -133,9 +146,16 @@ fn ipv6(packet: Packet, parsed: &mut Parsed) -> Kind {
                 parsed.flow.proto = protocol;
                 parsed.l4 = offset;
             }
-            Extensions::Fragment { protocol } => {
+            Extensions::First { protocol, offset, id } => {
                 parsed.flow.proto = protocol;
-                return Kind::Fragment;
+                parsed.l4 = offset;
+                parsed.fragment_id = id;
+                return first(transport(packet, parsed));
+            }
+            Extensions::Later { protocol, id } => {
+                parsed.flow.proto = protocol;
+                parsed.fragment_id = id;
+                return later(parsed);
             }
             Extensions::Unknown => return Kind::Other,
         }
@@ -156,7 +176,8 @@ fn is_extension(next_header: u8) -> bool {
 
 enum Extensions {
     Upper { protocol: u8, offset: usize },
-    Fragment { protocol: u8 },
+    First { protocol: u8, offset: usize, id: u32 },
+    Later { protocol: u8, id: u32 },
     Unknown,
 }
 
@@ -175,11 +196,18 @@ fn skip_extensions(packet: Packet, first: u8) -> Extensions {
         };
         let size = match protocol {
             FRAGMENT => {
-                let Some(position) = packet.load::<u16>(offset + 2) else {
+                let Some([position, id]) = packet.load::<[u32; 2]>(offset) else {
                     return Extensions::Unknown;
                 };
-                if position & 0xfff8u16.to_be() != 0 {
-                    return Extensions::Fragment { protocol: next };
+                // The upper layer header follows at once: a fragment header is the last of the unfragmentable
+                // part, and what follows it in a first fragment is rarely another extension.
+                let offset_bits = u32::from_be(position) & 0xfff8;
+                let more = u32::from_be(position) & 1;
+                if offset_bits != 0 {
+                    return Extensions::Later { protocol: next, id };
+                }
+                if more != 0 {
+                    return Extensions::First { protocol: next, offset: offset + 8, id };
                 }
                 8
             }
@@ -194,9 +222,22 @@ fn skip_extensions(packet: Packet, first: u8) -> Extensions {
     Extensions::Unknown
 }
 
+#[inline(always)]
+fn later(parsed: &mut Parsed) -> Kind {
+    parsed.tcp_flags = 0;
+    parsed.later = true;
+    Kind::LaterFragment
+}
+
+#[inline(always)]
+fn first(kind: Kind) -> Kind {
+    if kind == Kind::Flow { Kind::FirstFragment } else { kind }
+}
+
 /// Reads the ports.
 #[inline(always)]
 fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
+    parsed.later = false;
     parsed.tcp_flags = 0;
     match parsed.flow.proto {
         proto::TCP => {
@@ -215,7 +256,11 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
             let Some([head, id_seq]) = packet.load::<[u32; 2]>(parsed.l4) else {
                 return Kind::Other;
             };
-            if !is_echo((u32::from_be(head) >> 24) as u8, parsed.v4) {
+            let icmp_type = (u32::from_be(head) >> 24) as u8;
+            if is_error(icmp_type, parsed.v4) {
+                return Kind::IcmpError;
+            }
+            if !is_echo(icmp_type, parsed.v4) {
                 return Kind::Other;
             }
             let id = Be16::new((u32::from_be(id_seq) >> 16) as u16);
@@ -231,6 +276,44 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
 fn set_ports(flow: &mut Flow, ports: u32) {
     flow.sport = Be16::from_wire(ports as u16);
     flow.dport = Be16::from_wire((ports >> 16) as u16);
+}
+
+/// Destination unreachable, time exceeded, parameter problem: RFC 792 (3, 11, 12), RFC 4443 (1, 2, 3, 4).
+#[inline(always)]
+fn is_error(icmp_type: u8, v4: bool) -> bool {
+    if v4 { matches!(icmp_type, 3 | 11 | 12) } else { matches!(icmp_type, 1..=4) }
+}
+
+/// Parses the packet that an ICMP error quotes at `offset`, as far as its ports; `None` when there is less of it.
+#[inline(always)]
+pub(crate) fn quoted(
+    packet: Packet,
+    outer: &Parsed,
+    offset: usize,
+    inner: &mut Parsed,
+) -> Option<()> {
+    inner.v4 = outer.v4;
+    inner.tcp_flags = 0;
+    let (header, src, dst, protocol) = if outer.v4 {
+        let ip = packet.load::<Ipv4>(offset)?;
+        let header = usize::from(ip.version_ihl & 0xf) * 4;
+        if ip.fragment & 0x1fffu16.to_be() != 0 || header < 20 {
+            return None;
+        }
+        let src = Addr::v4(Be32::from_wire(ip.src));
+        (header, src, Addr::v4(Be32::from_wire(ip.dst)), ip.protocol)
+    } else {
+        let ip = packet.load::<Ipv6>(offset)?;
+        let [src, dst] = [ip.src, ip.dst].map(|words| Addr::v6(words.map(Be32::from_wire)));
+        (size_of::<Ipv6>(), src, dst, ip.next_header)
+    };
+    if !matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
+        return None;
+    }
+    inner.l4 = offset + header;
+    inner.flow = Flow { src, dst, sport: Be16::new(0), dport: Be16::new(0), proto: protocol };
+    set_ports(&mut inner.flow, packet.load::<u32>(inner.l4)?);
+    Some(())
 }
 
 /// Echo request or reply: RFC 792 (8, 0), RFC 4443 (128, 129).

@@ -4,8 +4,8 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, Direction, bits};
-use lb_common::flow::{proto, tcp};
+use lb_common::conntrack::{CtEntry, Direction, bits, scope};
+use lb_common::flow::{Flow, proto, tcp};
 use lb_common::service::Frontend;
 use lb_common::verdict::{Counter, DropReason};
 
@@ -13,9 +13,9 @@ use crate::conntrack::{self, Claim};
 use crate::maps::{self, Scratch, Tracked};
 use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
-use crate::service::{self, Choice, Destination, Health};
+use crate::service::{self, Destination, Health, Target};
 use crate::verdict::{self, Verdict};
-use crate::{refuse, rewrite};
+use crate::{fragment, icmp, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -23,7 +23,13 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
     match parse::parse(packet, &mut scratch.parsed) {
         Kind::Flow => {}
-        Kind::Fragment => return fragment_out(packet, scratch),
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Egress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Egress) {
+                return fragment_out(packet, scratch);
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -52,8 +58,16 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
-    if parse::parse(packet, &mut scratch.parsed) != Kind::Flow {
-        return Verdict::Pass;
+    match parse::parse(packet, &mut scratch.parsed) {
+        Kind::Flow => {}
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Ingress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Ingress) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
+        Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
@@ -144,9 +158,39 @@ fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) ->
             });
         return finish(packet, scratch, rewritten.is_ok(), true);
     }
-    // The Pod dials a backend itself, from a port that it uses to the same backend through a Service.
+    straight(packet, scratch, now)
+}
+
+/// The Pod dials a backend itself, from a port that it uses to the same backend through a Service: the flow gets
+/// another port, or its replies would be taken for the Service's.
+#[inline(always)]
+fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    const TRIES: u32 = 3;
+    let Scratch { parsed, key, .. } = scratch;
+    key.scope = scope::STRAIGHT;
+    if let Some(entry) = maps::ct(key)
+        && !conntrack::starts_over(entry, parsed, now)
+    {
+        return forward(packet, scratch, entry, now);
+    }
     if is_mid_flow(parsed) {
         return Verdict::Pass;
+    }
+    let Flow { dst: addr, dport: port, .. } = parsed.flow;
+    let target = Target { addr, port, id: 0, generation: 0 };
+    let mut attempt = 0;
+    while attempt < TRIES {
+        attempt += 1;
+        match conntrack::claim(packet.ifindex(), scratch, target, None, now, true) {
+            Claim::Exhausted => {}
+            Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, 0),
+            Claim::Port(port) => {
+                let flags = bits::FORWARD | bits::PORT_MAPPED;
+                let scope = scope::STRAIGHT;
+                let nat = Nat { target, hairpin: None, port, flags, scope };
+                return commit(packet, scratch, &nat, now, 0);
+            }
+        }
     }
     drop_out(packet, scratch, DropReason::TupleExhausted, 0)
 }
@@ -199,17 +243,17 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     while attempt < TRIES {
         let remap = attempt >= OWN_PORT_TRIES;
         attempt += 1;
-        let Some(choice) = service::choose(frontend) else { continue };
-        let is_hairpin = choice.backend.addr == scratch.parsed.flow.src;
+        let Some(target) = service::choose(frontend) else { continue };
+        let is_hairpin = target.addr == scratch.parsed.flow.src;
         let hairpin = is_hairpin.then(|| maps::hairpin_addr(scratch.parsed.v4));
-        match conntrack::claim(packet.ifindex(), scratch, choice, hairpin, now, remap) {
+        match conntrack::claim(packet.ifindex(), scratch, target, hairpin, now, remap) {
             Claim::Exhausted => {}
             Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
             Claim::Port(port) => {
                 let flags = bits::FORWARD
                     | if is_hairpin { bits::HAIRPIN } else { 0 }
                     | if remap { bits::PORT_MAPPED } else { 0 };
-                let nat = Nat { choice, hairpin, port, flags };
+                let nat = Nat { target, hairpin, port, flags, scope: scope::POD };
                 return commit(packet, scratch, &nat, now, service_id);
             }
         }
@@ -219,10 +263,12 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
 
 /// A translation whose tuple is claimed.
 struct Nat {
-    choice: Choice,
+    target: Target,
     hairpin: Option<Addr>,
     port: Be16,
     flags: u32,
+    /// Under which the forward entry goes.
+    scope: u8,
 }
 
 /// Writes the forward entry and sends the first packet on.
@@ -230,13 +276,14 @@ struct Nat {
 fn commit(packet: Packet, scratch: &mut Scratch, nat: &Nat, now: u32, service_id: u32) -> Verdict {
     let Scratch { parsed, key, entry, .. } = scratch;
     *key = conntrack::key_out(&parsed.flow, packet.ifindex());
+    key.scope = nat.scope;
     *entry = CtEntry {
-        nat_addr: nat.choice.backend.addr,
+        nat_addr: nat.target.addr,
         aux_addr: nat.hairpin.unwrap_or(Addr::NONE),
-        nat_port: nat.choice.backend.port,
+        nat_port: nat.target.port,
         aux_port: nat.port,
-        backend_id: nat.choice.id,
-        backend_gen: nat.choice.backend.generation,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
         last_seen: now,
         epoch: 0,
         flags: nat.flags,
@@ -270,7 +317,17 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
     }
 }
 
-/// A later fragment that leaves the Pod: it has no ports, so it cannot follow its first one through a translation.
+/// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
+#[inline(always)]
+fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
+    if icmp::translate(packet, scratch, direction).is_ok() {
+        return Verdict::Pass;
+    }
+    let ingress = direction == Direction::Ingress;
+    Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
+}
+
+/// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
 #[inline(never)]
 fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;

@@ -28,6 +28,10 @@ const QUOTE6: usize = 24;
 pub(crate) fn answer(packet: Packet, scratch: &mut Scratch) -> Result<(), HelperError> {
     let Scratch { parsed, answer, .. } = scratch;
     let answer = Answer(answer);
+    if parsed.later {
+        // RFC 1122 §3.2.2: no ICMP error for a fragment but the first.
+        return Err(HelperError);
+    }
     match (parsed.flow.proto, parsed.v4) {
         (proto::TCP, _) if parsed.tcp_flags & tcp::RST != 0 => Err(HelperError),
         (proto::TCP, true) => reset4(packet, parsed, answer),

@@ -74,7 +74,7 @@ fn ported(
     from: Be16,
     to: Be16,
 ) -> Result<(), HelperError> {
-    if from == to {
+    if from == to || parsed.later {
         return Ok(());
     }
     if let Some((offset, kind)) = checksum(parsed) {
@@ -83,9 +83,12 @@ fn ported(
     packet.store(field, &to.to_wire())
 }
 
-/// Offset and kind of the layer 4 checksum that covers addresses.
+/// Offset and kind of the layer 4 checksum that covers addresses. It is in the first fragment only.
 #[inline(always)]
 fn checksum(parsed: &Parsed) -> Option<(usize, ChecksumKind)> {
+    if parsed.later {
+        return None;
+    }
     let v6 = !parsed.v4;
     match parsed.flow.proto {
         proto::TCP => Some((parsed.l4 + 16, ChecksumKind { udp: false, v6 })),

@@ -35,20 +35,25 @@ pub(crate) fn lookup(addr: Addr, port: Be16, proto: u8) -> Destination {
     }
 }
 
-/// A backend that was chosen.
+/// Where a flow goes.
 #[derive(Clone, Copy)]
-pub(crate) struct Choice {
+pub(crate) struct Target {
+    pub(crate) addr: Addr,
+    pub(crate) port: Be16,
+    /// Backend id; 0 when it is no Service's choice.
     pub(crate) id: u32,
-    pub(crate) backend: &'static Backend,
+    pub(crate) generation: u32,
 }
 
 /// Chooses a backend at random; `None` only when the tables are being changed under our feet.
 #[inline(always)]
-pub(crate) fn choose(frontend: &Frontend) -> Option<Choice> {
+pub(crate) fn choose(frontend: &Frontend) -> Option<Target> {
     let slot = frontend.base.wrapping_add(hash::scale(maps::random(), frontend.n));
     let id = maps::slot(slot)?;
     let backend = maps::backend(id)?;
-    matches!(backend.state, state::ACTIVE | state::DRAINING).then_some(Choice { id, backend })
+    let Backend { addr, port, generation, .. } = *backend;
+    let usable = matches!(backend.state, state::ACTIVE | state::DRAINING);
+    usable.then_some(Target { addr, port, id, generation })
 }
 
 /// How a remembered backend is doing.
@@ -62,9 +67,12 @@ pub(crate) enum Health {
     Gone,
 }
 
-/// Whether `id` still is what it was when it had this generation.
+/// Whether `id` still is what it was when it had this generation. Id 0 is no backend and never leaves.
 #[inline(always)]
 pub(crate) fn health(id: u32, generation: u32) -> Health {
+    if id == 0 {
+        return Health::Active;
+    }
     match maps::backend(id) {
         Some(backend) if backend.generation == generation => match backend.state {
             state::ACTIVE => Health::Active,

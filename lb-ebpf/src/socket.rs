@@ -69,11 +69,11 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
     };
     let entry = SkNat {
         frontend: addr,
-        backend: choice.backend.addr,
+        backend: choice.addr,
         frontend_port: port,
-        backend_port: choice.backend.port,
+        backend_port: choice.port,
         backend_id: choice.id,
-        backend_gen: choice.backend.generation,
+        backend_gen: choice.generation,
         proto: u32::from(proto),
     };
     let Some(ring) = maps::remember(ctx) else {
@@ -82,7 +82,7 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
         return FAIL;
     };
     push(ring, &entry, how);
-    write(sock, family, choice.backend.addr, choice.backend.port);
+    write(sock, family, choice.addr, choice.port);
     maps::count(Counter::SocketTranslated);
     PROCEED
 }

@@ -11,8 +11,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData};
-use lb_common::addr::Addr;
-use lb_common::conntrack::{CtEntry, CtKey, bits, is_expired};
+use lb_common::conntrack::{CtEntry, CtKey, is_expired, partner};
 use lb_common::flow::proto;
 use lb_common::service::Backend;
 
@@ -154,48 +153,14 @@ impl Now {
     }
 }
 
-/// Key of the other entry of a translated flow; `None` for a flow without translation.
-fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
-    if entry.flags & bits::FORWARD != 0 {
-        let reply = CtKey {
-            remote: entry.nat_addr,
-            remote_port: entry.nat_port,
-            local_port: entry.aux_port,
-            ..*key
-        };
-        if entry.flags & bits::HAIRPIN == 0 {
-            return Some(reply);
-        }
-        // The Pod answers itself: as backend it sees the address that stands for it as client.
-        return Some(CtKey {
-            local: entry.nat_addr,
-            local_port: entry.nat_port,
-            remote: entry.aux_addr,
-            remote_port: entry.aux_port,
-            ..*key
-        });
-    }
-    if entry.flags & bits::REPLY != 0 {
-        let local = if entry.aux_addr == Addr::NONE { key.local } else { entry.aux_addr };
-        return Some(CtKey {
-            local,
-            local_port: entry.aux_port,
-            remote: entry.nat_addr,
-            remote_port: entry.nat_port,
-            ..*key
-        });
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use lb_common::addr::Addr;
     use lb_common::be::Be16;
-    use lb_common::conntrack::{CtEntry, CtKey, bits};
+    use lb_common::conntrack::{CtEntry, CtKey};
     use lb_common::flow::{proto, tcp};
 
-    use super::{Now, partner};
+    use super::Now;
 
     fn addr(text: &str) -> Addr {
         Addr::from_ip(text.parse().unwrap())
@@ -211,53 +176,6 @@ mod tests {
             veth: 7,
             ..CtKey::ZERO
         }
-    }
-
-    #[test]
-    fn each_entry_finds_the_other() {
-        let pod = "10.1.0.2";
-        let stand_in = "169.254.42.1";
-        let cases = [
-            (
-                "to a backend elsewhere, with another source port",
-                key((pod, 4000), ("10.96.0.1", 80)),
-                key((pod, 5000), ("10.1.0.9", 8080)),
-                0,
-                Addr::NONE,
-            ),
-            (
-                "to itself",
-                key((pod, 4000), ("10.96.0.1", 80)),
-                key((pod, 8080), (stand_in, 5000)),
-                bits::HAIRPIN,
-                addr(stand_in),
-            ),
-        ];
-        for (name, forward_key, reply_key, hairpin, aux_addr) in cases {
-            let (nat_addr, nat_port) = match hairpin {
-                0 => (reply_key.remote, reply_key.remote_port),
-                _ => (addr(pod), reply_key.local_port),
-            };
-            let forward = CtEntry {
-                nat_addr,
-                nat_port,
-                aux_addr,
-                aux_port: Be16::new(5000),
-                flags: bits::FORWARD | hairpin,
-                ..CtEntry::ZERO
-            };
-            let reply = CtEntry {
-                nat_addr: forward_key.remote,
-                nat_port: forward_key.remote_port,
-                aux_addr: addr(pod),
-                aux_port: Be16::new(4000),
-                flags: bits::REPLY | hairpin,
-                ..CtEntry::ZERO
-            };
-            assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
-            assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
-        }
-        assert_eq!(partner(&key((pod, 1), (pod, 2)), &CtEntry::ZERO), None, "no translation");
     }
 
     #[test]

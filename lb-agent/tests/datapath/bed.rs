@@ -145,24 +145,24 @@ impl Bed {
     }
 
     /// Runs raw bytes as they leave the Pod.
-    pub(crate) fn out_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn leave_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         self.run("pod_out", bytes)
     }
 
     /// Runs raw bytes as they enter the Pod.
-    pub(crate) fn in_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn enter_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         self.run("pod_in", bytes)
     }
 
     /// A packet leaves the Pod: `verdict packet`.
     pub(crate) fn leave(&self, text: &str) -> String {
-        let (verdict, bytes) = self.out_bytes(&packet::build(text));
+        let (verdict, bytes) = self.leave_bytes(&packet::build(text));
         told(verdict, &bytes)
     }
 
     /// A packet enters the Pod.
     pub(crate) fn enter(&self, text: &str) -> String {
-        let (verdict, bytes) = self.in_bytes(&packet::build(text));
+        let (verdict, bytes) = self.enter_bytes(&packet::build(text));
         told(verdict, &bytes)
     }
 

@@ -81,6 +81,27 @@ pub(crate) fn build(text: &str) -> Vec<u8> {
     out
 }
 
+/// An ICMP "packet too big" from `src` to `dst` (addresses without port) that quotes the packet `inner` describes.
+pub(crate) fn too_big(src: IpAddr, dst: IpAddr, inner: &str) -> Vec<u8> {
+    let quote = &build(inner)[14..];
+    let eth = PacketBuilder::ethernet2(POD_MAC, GATEWAY_MAC);
+    let mut out = Vec::new();
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => eth
+            .ipv4(src.octets(), dst.octets(), 64)
+            .icmpv4_raw(3, 4, [0, 0, 5, 120])
+            .write(&mut out, &quote[..28])
+            .unwrap(),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => eth
+            .ipv6(src.octets(), dst.octets(), 64)
+            .icmpv6_raw(2, 0, [0, 0, 5, 120])
+            .write(&mut out, quote)
+            .unwrap(),
+        _ => panic!("two families"),
+    }
+    out
+}
+
 /// The packet as text.
 pub(crate) fn show(bytes: &[u8]) -> String {
     let back = bytes[..6] == POD_MAC && bytes[6..12] == GATEWAY_MAC;
