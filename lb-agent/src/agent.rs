@@ -215,7 +215,11 @@ impl Agent {
                 Subject::Endpoints | Subject::Pod => kube_proxy.endpoint_changes.inc(),
             };
         }
-        self.dirty.merge(self.cluster.apply(received.event));
+        let dirty = self.cluster.apply(received.event);
+        if !dirty.is_empty() {
+            self.housekeeping.queued = unix_now();
+            self.dirty.merge(dirty);
+        }
         self.housekeeping.touch();
     }
 

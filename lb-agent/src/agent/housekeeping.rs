@@ -48,6 +48,8 @@ pub(super) struct Housekeeping {
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
     synced: u64,
+    /// When a change that ends up in the maps was last heard of, since 1970.
+    pub(super) queued: Duration,
     /// Whether something changed since the last write.
     touched: bool,
     not_before: Instant,
@@ -79,6 +81,7 @@ impl Housekeeping {
             foreign: None,
             pass: None,
             synced: 0,
+            queued: Duration::ZERO,
             touched: true,
             not_before: now,
             at_latest: now,
@@ -139,7 +142,7 @@ impl Agent {
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         self.housekeeping.issues.replace(all, now.as_secs());
-        self.set_gauges(incomplete, now);
+        self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
         let names = self.names(&examples, incomplete, now.as_secs());
         if let Err(err) = names::write(&self.housekeeping.file, &names) {
@@ -187,7 +190,7 @@ impl Agent {
         names
     }
 
-    fn set_gauges(&self, incomplete: usize, now: Duration) {
+    fn set_gauges(&self, incomplete: usize) {
         let ours = &self.metrics.ours;
         let wanted = self.desired.services.len();
         Metrics::set_states(&ours.services, wanted, wanted.saturating_sub(incomplete), incomplete);
@@ -215,7 +218,7 @@ impl Agent {
             self.metrics.kube_proxy.no_local_endpoints.get_or_create(&labels).set(gauge(n));
         }
         self.set_map_gauges(&used, frontends);
-        self.set_kube_proxy_gauges(now);
+        self.set_kube_proxy_gauges();
         for kind in Kind::ALL {
             let synced = i64::from(self.cluster.is_synced(kind));
             ours.watch_synced.get_or_create(&[("resource", kind.name())]).set(synced);
@@ -250,16 +253,15 @@ impl Agent {
         }
     }
 
-    fn set_kube_proxy_gauges(&self, now: Duration) {
+    fn set_kube_proxy_gauges(&self) {
         let kube_proxy = &self.metrics.kube_proxy;
         let pending = |subject| gauge(self.queue.count(subject) as u64);
         kube_proxy.service_changes_pending.set(pending(Subject::Service));
         kube_proxy.endpoint_changes_pending.set(pending(Subject::Endpoints));
-        let queued = self.queue.oldest().map_or(Duration::ZERO, |oldest| oldest.elapsed());
         for family in ["IPv4", "IPv6"] {
             let labels = [("ip_family", family)];
             kube_proxy.last_timestamp.get_or_create(&labels).set(self.housekeeping.synced as f64);
-            let queued = now.saturating_sub(queued).as_secs_f64();
+            let queued = self.housekeeping.queued.as_secs_f64();
             kube_proxy.last_queued.get_or_create(&labels).set(queued);
         }
     }
