@@ -22,6 +22,8 @@ fn main() -> anyhow::Result<()> {
     // SAFETY: a build script's main has no other threads yet. aya-build reads the variable to decide on
     // `-Z build-std`, and the stable compiler needs it to accept the flag.
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    // SAFETY: as above. aya-build turns each line of the inner cargo into a warning: only real ones are left.
+    unsafe { std::env::set_var("CARGO_TERM_QUIET", "true") };
     let package = Package { name: "lb-ebpf", root_dir: "../lb-ebpf", ..Package::default() };
     build_ebpf([package], Toolchain::Custom(TOOLCHAIN))
 }

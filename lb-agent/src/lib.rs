@@ -10,3 +10,23 @@ pub mod cluster;
 pub mod model;
 
 pub mod plan;
+
+pub mod bpf;
+
+pub mod devices;
+
+pub mod names;
+
+pub mod observe;
+
+pub mod agent;
+
+pub mod cleanup;
+
+pub mod config;
+
+pub mod preflight;
+
+pub mod syscall;
+
+pub mod ctl;

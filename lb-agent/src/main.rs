@@ -1,1 +1,53 @@
-fn main() {}
+//! `lb-agent`: the node agent.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs};
+use lb_agent::{agent, cleanup};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run(*args),
+        Command::Cleanup(args) => {
+            start_log(LogFormat::Text);
+            Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!("{err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<()> {
+    let format = LogFormat::resolve(args.log_format.clone());
+    start_log(*format.as_ref().unwrap_or(&LogFormat::Text));
+    format?;
+    let cfg = Config::resolve(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(agent::run(cfg));
+    // Threads that wait in the kernel are not waited for: nothing they do needs an end.
+    runtime.shutdown_background();
+    result
+}
+
+/// `RUST_LOG` selects what is logged; the default is `info`, and warnings of libraries.
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_unset| EnvFilter::new("warn,lb_agent=info"));
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

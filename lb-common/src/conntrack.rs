@@ -35,6 +35,9 @@ pod! {
 pub mod scope {
     /// A flow of a Pod, seen at its veth.
     pub const POD: u8 = 0;
+    /// Forward entry of a flow that goes straight to a backend, from a port that the Pod also uses to that backend
+    /// through a Service: under `POD` there is the reply entry of the other flow.
+    pub const STRAIGHT: u8 = 1;
 }
 
 pod! {
@@ -50,7 +53,7 @@ pod! {
         /// Forward entry: the source port used towards the backend (equal to the Pod's unless it was taken).
         /// Reply entry: the Pod's own port.
         pub aux_port: Be16,
-        /// Backend id; 0 without translation.
+        /// Backend id; 0 when the destination is not translated.
         pub backend_id: u32,
         /// Generation of the backend when it was chosen.
         pub backend_gen: u32,
@@ -77,10 +80,49 @@ pub mod bits {
     pub const PICKED_UP: u32 = 1 << 20;
     /// The source port towards the backend differs from the Pod's.
     pub const PORT_MAPPED: u32 = 1 << 21;
+    /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
+    /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
+    pub const SAME_BRIDGE: u32 = 1 << 24;
     /// Packets were seen in both directions (other protocols than TCP).
     pub const SEEN_OUT: u32 = 1 << 22;
     /// See `SEEN_OUT`.
     pub const SEEN_IN: u32 = 1 << 23;
+}
+
+/// Key of the other entry of a translated flow; `None` for a flow without translation.
+pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
+    if entry.flags & bits::FORWARD != 0 {
+        let CtEntry { nat_addr, nat_port, aux_addr, aux_port, .. } = *entry;
+        let key = CtKey { scope: scope::POD, ..*key };
+        if entry.flags & bits::HAIRPIN == 0 {
+            return Some(CtKey {
+                remote: nat_addr,
+                remote_port: nat_port,
+                local_port: aux_port,
+                ..key
+            });
+        }
+        // The Pod answers itself: as backend it sees the address that stands for it as client.
+        return Some(CtKey {
+            local: nat_addr,
+            local_port: nat_port,
+            remote: aux_addr,
+            remote_port: aux_port,
+            ..key
+        });
+    }
+    if entry.flags & bits::REPLY != 0 {
+        let straight = entry.nat_addr == key.remote && entry.nat_port == key.remote_port;
+        return Some(CtKey {
+            local: entry.aux_addr,
+            local_port: entry.aux_port,
+            remote: entry.nat_addr,
+            remote_port: entry.nat_port,
+            scope: if straight { scope::STRAIGHT } else { scope::POD },
+            ..*key
+        });
+    }
+    None
 }
 
 /// Direction of a packet, always the Pod's.
@@ -155,7 +197,12 @@ pub const fn is_expired(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: 
 
 #[cfg(test)]
 mod tests {
-    use super::{Direction, bits, is_closing, is_expired, reopens, seen, stamp, timeout_secs};
+    use super::{
+        CtEntry, CtKey, Direction, bits, is_closing, is_expired, partner, reopens, scope, seen,
+        stamp, timeout_secs,
+    };
+    use crate::addr::Addr;
+    use crate::be::Be16;
     use crate::flow::{proto, tcp};
 
     fn after(steps: &[(Direction, u8)]) -> u32 {
@@ -209,5 +256,75 @@ mod tests {
             assert!(!udp(u32::MAX, now), "a stamp one tick ahead is not old");
         }
         assert_eq!(stamp(0x1_0000_0100), 0x0100_0001);
+    }
+
+    fn addr(text: &str) -> Addr {
+        Addr::from_ip(text.parse().unwrap())
+    }
+
+    fn key(local: (&str, u16), remote: (&str, u16)) -> CtKey {
+        CtKey {
+            local: addr(local.0),
+            local_port: Be16::new(local.1),
+            remote: addr(remote.0),
+            remote_port: Be16::new(remote.1),
+            proto: proto::TCP,
+            veth: 7,
+            ..CtKey::ZERO
+        }
+    }
+
+    #[test]
+    fn each_entry_finds_the_other() {
+        let pod = "10.1.0.2";
+        let stand_in = "169.254.42.1";
+        let cases = [
+            (
+                "to a backend elsewhere, with another source port",
+                key((pod, 4000), ("10.96.0.1", 80)),
+                key((pod, 5000), ("10.1.0.9", 8080)),
+                0,
+                Addr::NONE,
+            ),
+            (
+                "straight to a backend, on a port of its own",
+                CtKey { scope: scope::STRAIGHT, ..key((pod, 4000), ("10.1.0.9", 8080)) },
+                key((pod, 5000), ("10.1.0.9", 8080)),
+                0,
+                Addr::NONE,
+            ),
+            (
+                "to itself",
+                key((pod, 4000), ("10.96.0.1", 80)),
+                key((pod, 8080), (stand_in, 5000)),
+                bits::HAIRPIN,
+                addr(stand_in),
+            ),
+        ];
+        for (name, forward_key, reply_key, hairpin, aux_addr) in cases {
+            let (nat_addr, nat_port) = match hairpin {
+                0 => (reply_key.remote, reply_key.remote_port),
+                _ => (addr(pod), reply_key.local_port),
+            };
+            let forward = CtEntry {
+                nat_addr,
+                nat_port,
+                aux_addr,
+                aux_port: Be16::new(5000),
+                flags: bits::FORWARD | hairpin,
+                ..CtEntry::ZERO
+            };
+            let reply = CtEntry {
+                nat_addr: forward_key.remote,
+                nat_port: forward_key.remote_port,
+                aux_addr: addr(pod),
+                aux_port: Be16::new(4000),
+                flags: bits::REPLY | hairpin,
+                ..CtEntry::ZERO
+            };
+            assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
+            assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
+        }
+        assert_eq!(partner(&key((pod, 1), (pod, 2)), &CtEntry::ZERO), None, "no translation");
     }
 }

@@ -17,6 +17,8 @@ pub const PODS: u32 = 4_096;
 pub const CT: u32 = 131_072;
 /// Conntrack entries, the most.
 pub const CT_MAX: u32 = 4_194_304;
+/// Datagrams in pieces that are remembered at the same time.
+pub const FRAGMENTS: u32 = 8_192;
 /// Counters: 64 drop reasons × 2 directions, then [`crate::verdict::Counter`].
 pub const COUNTERS: u32 = 256;
 /// Bytes of the ring buffer `events`; a power of two and a multiple of the page size.
@@ -41,6 +43,8 @@ pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
 pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 1 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
+/// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
+pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 1 };
 /// `sk_nat`: socket → [`crate::socket::SkNatRing`].
 pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
 /// `counters`: index → packets, per CPU (`u64`).
@@ -51,12 +55,13 @@ pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 1 };
 pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 9] = [
+pub const MAPS: [MapSpec; 10] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
     MAP_PODS,
     MAP_CT,
+    MAP_FRAGMENTS,
     MAP_SK_NAT,
     MAP_COUNTERS,
     MAP_SAMPLES,

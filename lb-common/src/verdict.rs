@@ -20,7 +20,7 @@ pub enum DropReason {
     ConntrackFull = 6,
     /// A helper failed while the packet was being rewritten.
     RewriteFailed = 7,
-    /// A fragment without ports to an address that needs translation.
+    /// A later fragment to an address that needs translation, of a datagram whose first one was not seen.
     FragmentUnknown = 8,
 }
 
@@ -103,11 +103,13 @@ pub enum Counter {
     EventLost = 9,
     /// Events left out by the sampling.
     EventSuppressed = 10,
+    /// First fragments whose ports could not be remembered.
+    FragmentForgotten = 11,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -119,6 +121,7 @@ impl Counter {
         Self::SocketRefused,
         Self::EventLost,
         Self::EventSuppressed,
+        Self::FragmentForgotten,
     ];
 
     /// The name in metrics and tables.
@@ -135,6 +138,7 @@ impl Counter {
             Self::SocketRefused => "socket_refused",
             Self::EventLost => "event_lost",
             Self::EventSuppressed => "event_suppressed",
+            Self::FragmentForgotten => "fragment_forgotten",
         }
     }
 

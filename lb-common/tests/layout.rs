@@ -3,7 +3,7 @@
 
 use expect_test::expect_file;
 use lb_common::pod::FieldLayout;
-use lb_common::{config, conntrack, endpoint, event, limits, service, socket};
+use lb_common::{config, conntrack, endpoint, event, fragment, limits, service, socket};
 
 fn dump(name: &str, size: usize, layout: &[FieldLayout]) -> String {
     let mut out = format!("{name} {size}\n");
@@ -33,6 +33,8 @@ fn layout_is_the_golden_one() {
         endpoint::Pod,
         conntrack::CtKey,
         conntrack::CtEntry,
+        fragment::FragmentKey,
+        fragment::FragmentPorts,
         socket::SkNat,
         socket::SkNatRing,
         event::DropEvent,

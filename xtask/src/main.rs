@@ -1,1 +1,140 @@
-fn main() {}
+//! The build runner: `cargo xtask TASK`. Each task first makes sure of what it needs (`setup.rs`), then does one
+//! thing; CI runs exactly these. It builds with any stable Rust from 1.85 on, so no newer language feature is used
+//! here.
+
+mod args;
+mod command;
+mod setup;
+
+mod check;
+mod tidy;
+
+mod abi;
+mod test;
+mod verifier;
+
+mod bench;
+mod binaries;
+mod demo;
+
+mod e2e;
+mod image;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::setup::Need;
+
+/// One task: its name, what it does, what it needs, and how it is called.
+struct Task {
+    name: &'static str,
+    about: &'static str,
+    usage: &'static str,
+    needs: &'static [Need],
+    run: fn(&[String]) -> Result<()>,
+}
+
+/// Every task, in the order in which a newcomer meets them.
+const TASKS: [Task; 9] = [
+    Task {
+        name: "setup",
+        about: "install what the tasks below need and this machine lacks",
+        usage: setup::USAGE,
+        needs: setup::ALL,
+        run: setup::run,
+    },
+    Task {
+        name: "demo",
+        about: "two nodes with Pods as network namespaces: Services at work, no Kubernetes needed",
+        usage: demo::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
+        run: demo::run,
+    },
+    Task {
+        name: "check",
+        about: "formatting, clippy for the host and for the kernel object, tidy",
+        usage: check::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker],
+        run: check::run,
+    },
+    Task {
+        name: "test",
+        about: "the test rings: pure and scenario, then those that need root",
+        usage: test::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
+        run: test::run,
+    },
+    Task {
+        name: "verifier",
+        about: "load every program and compare its verified instructions with the golden file",
+        usage: verifier::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip],
+        run: verifier::run,
+    },
+    Task {
+        name: "abi",
+        about: "the map layouts against the golden file, and their versions against the last commit",
+        usage: abi::USAGE,
+        needs: &[Need::Rust],
+        run: abi::run,
+    },
+    Task {
+        name: "bench",
+        about: "what a Service costs over its Pod, and nanoseconds per packet of each program",
+        usage: bench::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
+        run: bench::run,
+    },
+    Task {
+        name: "image",
+        about: "static binaries in an OCI archive, target/lb-agent.tar",
+        usage: image::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker],
+        run: image::run,
+    },
+    Task {
+        name: "e2e",
+        about: "deploy to the cluster of $KUBECONFIG and check Services with real Pods",
+        usage: e2e::USAGE,
+        needs: &[],
+        run: e2e::run,
+    },
+];
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let name = words.next();
+    let rest: Vec<String> = words.collect();
+    let Some(task) = TASKS.iter().find(|task| Some(task.name) == name.as_deref()) else {
+        return unknown(name.as_deref());
+    };
+    if rest.iter().take_while(|word| *word != "--").any(|word| word == "--help" || word == "-h") {
+        println!("{}\n\nusage: cargo xtask {}", task.about, task.usage);
+        return ExitCode::SUCCESS;
+    }
+    match setup::ensure(task.needs).and_then(|()| (task.run)(&rest)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("xtask {}: {err:#}", task.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lists the tasks; a failure unless help was asked for.
+fn unknown(name: Option<&str>) -> ExitCode {
+    let mut list = String::from("usage: cargo xtask TASK [--help]\n");
+    for task in &TASKS {
+        list += &format!("\n  {:9} {}", task.name, task.about);
+    }
+    match name {
+        Some("help" | "--help" | "-h") => {
+            println!("{list}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => eprintln!("xtask: no task named {other:?}\n{list}"),
+        None => eprintln!("{list}"),
+    }
+    ExitCode::from(2)
+}

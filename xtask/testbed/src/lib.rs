@@ -1,1 +1,32 @@
-//! lib
+//! Nodes and Pods as network namespaces, with real servers and loads: what the demo, the bench and the e2e ring run on.
+//!
+//! ```text
+//!            <prefix>-fabric   bridge; forwards nothing, no way out
+//!             /            \
+//!   <prefix>-a              <prefix>-b        nodes: 172.31.0.11, fd31::11 …
+//!    |   |   |               |   |   |
+//!   Pods, each a namespace                    10.244.1.10, fd44:0:0:1::10 …
+//! ```
+//! A node's default route leads to the fabric, so a Service address that nobody rewrites dies there. Everything is
+//! removed when its [`Bed`] goes out of scope, and also when its process dies (see `reaper`).
+
+pub mod netns;
+mod reaper;
+
+pub mod bed;
+pub mod pod;
+
+pub mod manifest;
+
+pub mod agent;
+
+pub mod client;
+pub mod load;
+pub mod measure;
+pub mod server;
+pub mod wait;
+
+pub use agent::Agent;
+pub use bed::{Bed, Node};
+pub use netns::Netns;
+pub use pod::{Pod, Shape};

@@ -1,0 +1,487 @@
+//! The only loop: events in, `cluster → model → plan → maps`, and what others may know out.
+//!
+//! One task owns the records, the planner and the maps. Slow things have threads of their own and send messages;
+//! servers read published values. Events that are there already are taken together: that is the whole debouncing.
+#![forbid(unsafe_code)]
+
+mod attacher;
+mod background;
+mod housekeeping;
+mod issues;
+mod kernel;
+pub mod lock;
+mod pods;
+mod report;
+mod servers;
+mod table;
+mod waiting;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::agent::attacher::{Attached, Attacher};
+use crate::agent::background::News;
+use crate::agent::housekeeping::Housekeeping;
+use crate::agent::kernel::Kernel;
+use crate::agent::lock::Lock;
+use crate::agent::pods::Pods;
+use crate::agent::waiting::Queue;
+use crate::bpf::attach::{AttachError, Mechanism};
+use crate::bpf::gc::Gc;
+use crate::bpf::maps::Tables;
+use crate::cluster::{Cluster, Dirty, Family};
+use crate::config::{Config, Source};
+use crate::devices::{self, Devices};
+use crate::model::Desired;
+use crate::observe::Status;
+use crate::observe::metrics::{Metrics, Subject};
+use crate::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
+use crate::preflight::Facts;
+use crate::watch::{Counters, Received, kube, manifests};
+
+/// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
+const TOLD: usize = 4096;
+/// All devices are asked for again so often, in case a message was missed.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// What can happen.
+#[derive(Debug)]
+enum Event {
+    /// The source told something.
+    Told(Received),
+    /// Something happened to Pods' devices.
+    Devices(Vec<devices::Event>),
+    /// An attachment came to an end.
+    Attached(Attached),
+    /// The background thread found something.
+    Background(News),
+    /// A time was waited for: a retry, a release of slots, housekeeping.
+    Timer,
+    /// We are to end.
+    Stop(&'static str),
+}
+
+/// Runs until a signal comes; then everything stays in place.
+///
+/// # Errors
+/// One sentence: what is missing and how to get it.
+pub async fn run(cfg: Config) -> anyhow::Result<()> {
+    let facts = Facts::read();
+    if let Some(obstacle) = facts.obstacle() {
+        anyhow::bail!(obstacle);
+    }
+    let _lock = Lock::take(&cfg.dirs.state)?;
+    let mut stop = Stop::new()?;
+    let kernel = Kernel::bring_up(&cfg, &facts)?;
+    let (mut inbox, mut agent) = Agent::start(cfg, &facts, kernel)?;
+    agent.resync_devices()?;
+    loop {
+        let due = agent.next_wakeup();
+        let event = tokio::select! {
+            biased;
+            name = stop.recv() => Event::Stop(name),
+            events = agent.devices.next() => Event::Devices(events.context("follow devices")?),
+            Some(attached) = inbox.attached.recv() => Event::Attached(attached),
+            Some(news) = inbox.background.recv() => Event::Background(news),
+            Some(received) = inbox.told.recv() => Event::Told(received),
+            () = sleep_until(due) => Event::Timer,
+            ended = &mut inbox.source => {
+                return ended.context("the source of facts has failed")?;
+            }
+        };
+        if let Event::Stop(signal) = event {
+            info!(signal, "ending; programs and tables stay in place");
+            agent.write_names();
+            return Ok(());
+        }
+        agent.handle(event);
+        while let Ok(received) = inbox.told.try_recv() {
+            agent.handle(Event::Told(received));
+        }
+        agent.sync();
+        agent.timers()?;
+    }
+}
+
+/// Where messages come from.
+struct Inbox {
+    told: mpsc::Receiver<Received>,
+    attached: mpsc::UnboundedReceiver<Attached>,
+    background: mpsc::Receiver<News>,
+    source: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+/// Everything the loop owns.
+struct Agent {
+    cluster: Cluster,
+    dirty: Dirty,
+    desired: Desired,
+    planner: Planner,
+    /// Whether the first plan was applied.
+    planned: bool,
+    tables: Tables,
+    devices: Devices,
+    pods: Pods,
+    attacher: Attacher,
+    mechanism: Option<Mechanism>,
+    queue: Queue,
+    /// Whether writes failed for another reason than a full map, so that something really waits.
+    stalled: bool,
+    metrics: Metrics,
+    status: watch::Sender<Arc<Status>>,
+    housekeeping: Housekeeping,
+    next_resync: Instant,
+    /// The planner's clock starts here.
+    start: Instant,
+}
+
+impl Agent {
+    /// Takes over the tables and starts threads, source and servers.
+    fn start(cfg: Config, facts: &Facts, mut kernel: Kernel) -> anyhow::Result<(Inbox, Self)> {
+        let actual = kernel.tables.load().context("read the pinned tables")?;
+        info!(frontends = actual.frontends.len(), "tables taken over");
+        let planner = Planner::restore(actual, Capacity::default());
+        let mut devices = Devices::open().context("follow network devices by netlink")?;
+        let mut pods = Pods::default();
+        let existing = devices.resync().context("list network devices")?;
+        clear_pods(&mut kernel, &devices)?;
+        let gc = Gc::open(&kernel.pins, kernel.clock)?;
+        let (news, background) = mpsc::channel(4);
+        background::spawn(gc, background::INTERVAL, news)?;
+        let (done, attached) = mpsc::unbounded_channel();
+        let attacher = Attacher::spawn(kernel.hooks, done)?;
+        let counters = Counters::shared();
+        let (tx, told) = mpsc::channel(TOLD);
+        let source = spawn_source(&cfg, tx, Arc::clone(&counters));
+        let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
+        let (metrics, examples) =
+            servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
+        let now = Instant::now();
+        for event in &existing {
+            if let devices::Event::Appeared { ifindex, .. } = event {
+                pods.appeared(*ifindex, now);
+                attacher.attach(*ifindex, now);
+            }
+        }
+        let agent = Self {
+            cluster: Cluster::new(&cfg.node_name),
+            dirty: Dirty::default(),
+            desired: Desired::default(),
+            planner,
+            planned: false,
+            tables: kernel.tables,
+            devices,
+            pods,
+            attacher,
+            mechanism: None,
+            queue: Queue::default(),
+            stalled: false,
+            housekeeping: Housekeeping::new(&cfg, facts, examples, kernel.ct_entries),
+            metrics,
+            status,
+            next_resync: now,
+            start: now,
+        };
+        Ok((Inbox { told, attached, background, source }, agent))
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Told(received) => self.told(received),
+            Event::Devices(events) => {
+                for event in events {
+                    self.device(event);
+                }
+            }
+            Event::Attached(attached) => self.attached(attached),
+            Event::Background(news) => self.housekeeping.background(news, &self.metrics),
+            Event::Timer | Event::Stop(_) => {}
+        }
+    }
+
+    fn told(&mut self, received: Received) {
+        // Of the initial lists, only their end says how fast we are.
+        if self.planned
+            && let Some(subject) = self.queue.push(&received)
+        {
+            let kube_proxy = &self.metrics.kube_proxy;
+            match subject {
+                Subject::Service => kube_proxy.service_changes.inc(),
+                Subject::Endpoints | Subject::Pod => kube_proxy.endpoint_changes.inc(),
+            };
+        }
+        let dirty = self.cluster.apply(received.event);
+        if !dirty.is_empty() {
+            self.housekeeping.queued = unix_now();
+            self.dirty.merge(dirty);
+        }
+        self.housekeeping.touch();
+    }
+
+    /// Brings the maps to what the cluster says, as soon as all of it is known.
+    fn sync(&mut self) {
+        if !self.cluster.synced() {
+            return;
+        }
+        let now = self.start.elapsed();
+        let due = self.planner.next_wakeup().is_some_and(|at| at <= now);
+        if self.planned && self.dirty.is_empty() && !due {
+            self.settle_queue();
+            return;
+        }
+        let begun = Instant::now();
+        let changed = self.desired.update(&self.cluster, &std::mem::take(&mut self.dirty));
+        let alive = |addr: &_| self.cluster.is_alive(addr);
+        let plan = self.planner.plan(&self.desired, &changed, &alive, now);
+        let families = families(&plan);
+        let n_writes = plan.ops.len();
+        let start = self.start;
+        let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
+        let took = begun.elapsed();
+        self.metrics.observe_sync(&families, !self.planned, took);
+        if !self.planned {
+            info!(
+                services = self.desired.services.len(),
+                writes = applied.writes,
+                took = ?took,
+                "first sync"
+            );
+        } else if n_writes > 0 {
+            let services = changed.services.len();
+            debug!(services, writes = applied.writes, took = ?took, "synced");
+        }
+        self.planned = true;
+        self.note_failures(&applied);
+        self.settle_queue();
+        self.housekeeping.touch();
+    }
+
+    fn note_failures(&mut self, applied: &Applied) {
+        let ours = &self.metrics.ours;
+        ours.map_writes.inc_by(applied.writes as u64);
+        ours.sync_failures.inc_by(applied.failed.len() as u64);
+        self.stalled = false;
+        for (op, err) in &applied.failed {
+            debug!(?op, %err, "write failed");
+            if err.full {
+                // The Service has an issue; there is nothing to wait for.
+                ours.map_full.get_or_create(&[("map", err.map)]).inc();
+            } else {
+                self.stalled = true;
+            }
+        }
+        if let Some((_, err)) = applied.failed.iter().find(|(_, err)| !err.full) {
+            warn!(map = err.map, failed = applied.failed.len(), %err, "writes failed, trying again");
+        }
+    }
+
+    /// What waited is in the maps, unless writes failed.
+    fn settle_queue(&mut self) {
+        if self.stalled {
+            self.queue.stall();
+        } else {
+            let now = Instant::now();
+            let unix_ms = unix_now().as_millis();
+            for waiting in self.queue.drain() {
+                self.metrics.observe_programming(waiting.subject, now.duration_since(waiting.at));
+                if let Some((family, trigger)) = waiting.trigger {
+                    self.metrics.observe_trigger(family, trigger, unix_ms);
+                }
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let node_eligible = self.cluster.this_node().is_none_or(|node| !node.deleting);
+        let pending_since = self.queue.oldest();
+        self.status.send_if_modified(|status| {
+            let updated = if pending_since.is_none() { SystemTime::now() } else { status.updated };
+            *status =
+                Arc::new(Status { synced: self.planned, updated, pending_since, node_eligible });
+            true
+        });
+    }
+
+    fn device(&mut self, event: devices::Event) {
+        self.housekeeping.touch();
+        match event {
+            devices::Event::Appeared { ifindex, at } => {
+                self.pods.appeared(ifindex, at);
+                self.attacher.attach(ifindex, at);
+                self.put_pod(ifindex);
+                self.metrics.observe_programming(Subject::Pod, at.elapsed());
+            }
+            devices::Event::Changed(ifindex) => self.put_pod(ifindex),
+            devices::Event::Gone(ifindex) => {
+                self.pods.gone(ifindex);
+                self.attacher.forget(ifindex);
+                if let Err(err) = self.tables.delete_pod(ifindex) {
+                    warn!(ifindex, %err, "entry of a device that is gone stays");
+                }
+                debug!(ifindex, "device gone");
+            }
+        }
+    }
+
+    /// Writes the entry of a device, if it is news.
+    fn put_pod(&mut self, ifindex: u32) {
+        let Some(veth) = self.devices.veth(ifindex) else { return };
+        let Some(pod) = self.pods.entry(veth) else { return };
+        match self.tables.put_pod(ifindex, &pod) {
+            Ok(()) => {
+                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");
+                self.pods.wrote(ifindex, pod);
+            }
+            // The next resync tries again.
+            Err(err) => warn!(ifindex, device = veth.name, %err, "pod not written"),
+        }
+    }
+
+    fn attached(&mut self, attached: Attached) {
+        let Attached { ifindex, took, mechanism, result } = attached;
+        self.housekeeping.touch();
+        self.mechanism = mechanism.or(self.mechanism);
+        let result = match result {
+            Ok(()) => {
+                self.metrics.ours.pod_ready.observe(took.as_secs_f64());
+                let device = self.devices.veth(ifindex).map_or("", |veth| veth.name.as_str());
+                info!(ifindex, device, took_ms = took.as_secs_f64() * 1e3, "attached");
+                Ok(())
+            }
+            // Its end is announced, too, or it was already.
+            Err(AttachError::Gone { .. }) => return,
+            Err(err) => {
+                error!(ifindex, %err, "not attached, trying again");
+                Err(err.to_string())
+            }
+        };
+        if let Some(gap) = self.pods.attached(ifindex, result, Instant::now()) {
+            self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
+        }
+    }
+
+    /// Does what is due.
+    fn timers(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        for (ifindex, since) in self.pods.take_due(now) {
+            self.attacher.attach(ifindex, since);
+        }
+        if self.next_resync <= now {
+            self.resync_devices()?;
+        }
+        if self.housekeeping.is_due(now) {
+            self.write_names();
+        }
+        Ok(())
+    }
+
+    /// Asks for all devices; writes the entries that are missing.
+    fn resync_devices(&mut self) -> anyhow::Result<()> {
+        self.next_resync = Instant::now() + RESYNC;
+        for event in self.devices.resync().context("list network devices")? {
+            self.device(event);
+        }
+        let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
+        for ifindex in known {
+            self.put_pod(ifindex);
+        }
+        Ok(())
+    }
+
+    fn next_wakeup(&self) -> Instant {
+        let planner = self.planner.next_wakeup().filter(|_| self.planned);
+        [planner.map(|at| self.start + at), self.pods.next_due(), self.housekeeping.next_due()]
+            .into_iter()
+            .flatten()
+            .fold(self.next_resync, Instant::min)
+    }
+}
+
+/// Removes what an earlier run left of devices that are gone meanwhile.
+fn clear_pods(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
+    let is_pod = |ifindex: u32| devices.veth(ifindex).is_some();
+    let stale = kernel.hooks.remove_stale(is_pod)?;
+    let keys: Vec<u32> = kernel.tables.pods.keys().collect::<Result<_, _>>()?;
+    for ifindex in keys.into_iter().filter(|ifindex| !is_pod(*ifindex)) {
+        kernel.tables.delete_pod(ifindex)?;
+    }
+    if stale > 0 {
+        info!(devices = stale, "removed pins of devices that are gone");
+    }
+    Ok(())
+}
+
+fn spawn_source(
+    cfg: &Config,
+    tx: mpsc::Sender<Received>,
+    counters: Arc<Counters>,
+) -> tokio::task::JoinHandle<anyhow::Result<()>> {
+    let node = cfg.node_name.clone();
+    match &cfg.source {
+        Source::Kubernetes(options) => {
+            let options = options.clone();
+            tokio::spawn(async move {
+                kube::source(options, node, tx, counters).await;
+                Ok(())
+            })
+        }
+        Source::Manifests(dir) => tokio::spawn(manifests::run(dir.clone(), node, tx, counters)),
+    }
+}
+
+/// The families that a plan touches.
+fn families(plan: &Plan) -> Vec<Family> {
+    let mut found = Vec::new();
+    for op in &plan.ops {
+        let family = match op {
+            Op::PutBackend { backend, .. } => Family::of(&backend.addr),
+            Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
+            Op::PutSlot { .. } => continue,
+        };
+        if !found.contains(&family) {
+            found.push(family);
+        }
+        if found.len() == 2 {
+            break;
+        }
+    }
+    found
+}
+
+/// Time since 1970.
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+async fn sleep_until(due: Instant) {
+    tokio::time::sleep_until(due.into()).await;
+}
+
+/// The signals that end us.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

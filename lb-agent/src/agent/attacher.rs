@@ -1,0 +1,89 @@
+//! A thread that attaches programs to devices: the kernel waits for an RCU grace period after each attachment (about
+//! 10 ms), during which the loop must go on.
+#![forbid(unsafe_code)]
+
+use std::sync::mpsc as std_mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use crate::bpf::attach::{AttachError, Hooks, Mechanism};
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    Attach { ifindex: u32, since: Instant },
+    Forget { ifindex: u32 },
+}
+
+/// What came of an attachment.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// The device.
+    pub ifindex: u32,
+    /// From the kernel's message about the device to now.
+    pub took: Duration,
+    /// How devices are attached to.
+    pub mechanism: Option<Mechanism>,
+    /// Whether both programs are in place.
+    pub result: Result<(), AttachError>,
+}
+
+/// The thread's mailbox. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    commands: std_mpsc::Sender<Command>,
+}
+
+impl Attacher {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system has no room for a thread.
+    pub(super) fn spawn(
+        mut hooks: Hooks,
+        done: mpsc::UnboundedSender<Attached>,
+    ) -> anyhow::Result<Self> {
+        let (commands, inbox) = std_mpsc::channel();
+        thread::Builder::new()
+            .name("attach".to_owned())
+            .spawn(move || {
+                for command in inbox {
+                    match command {
+                        Command::Attach { ifindex, since } => {
+                            let result = hooks.attach_pod(ifindex);
+                            let (took, mechanism) = (since.elapsed(), hooks.mechanism());
+                            if done.send(Attached { ifindex, took, mechanism, result }).is_err() {
+                                return;
+                            }
+                        }
+                        Command::Forget { ifindex } => {
+                            if let Err(e) = hooks.forget_pod(ifindex) {
+                                tracing::warn!(ifindex, err = %e, "pins of a device that is gone stay");
+                            }
+                        }
+                    }
+                }
+            })
+            .context("start the thread that attaches programs")?;
+        Ok(Self { commands })
+    }
+
+    /// Attaches to a device whose message arrived at `since`.
+    pub(super) fn attach(&self, ifindex: u32, since: Instant) {
+        self.send(Command::Attach { ifindex, since });
+    }
+
+    /// Removes the pins of a device that is gone.
+    pub(super) fn forget(&self, ifindex: u32) {
+        self.send(Command::Forget { ifindex });
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::error!("the thread that attaches programs has ended");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What may wait a second: gauges, the list of issues, the name table. Off the path of changes.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lb_common::limits;
+use lb_common::service::state;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::agent::background::News;
+use crate::agent::issues::Issues;
+use crate::agent::report;
+use crate::agent::table::{self, Known};
+use crate::agent::{Agent, unix_now};
+use crate::bpf::events::Examples;
+use crate::bpf::gc::Pass;
+use crate::cluster::Kind;
+use crate::config::{Config, Source};
+use crate::model::Desired;
+use crate::names::{self, Agent as AgentName, Names, Source as SourceName};
+use crate::observe::foreign::Foreign;
+use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
+use crate::plan::Actual;
+use crate::preflight::Facts;
+
+/// The table is written at most so often.
+const AT_MOST: Duration = Duration::from_secs(1);
+/// And at least so often: it says that the agent is well.
+const AT_LEAST: Duration = Duration::from_secs(10);
+/// A write that takes long is followed by a pause that is longer by so much.
+const PAUSE: u32 = 50;
+
+/// State of what may wait.
+pub(super) struct Housekeeping {
+    file: PathBuf,
+    node: String,
+    source: (&'static str, String),
+    kernel: String,
+    started: u64,
+    ct_capacity: u32,
+    examples: watch::Receiver<Examples>,
+    issues: Issues,
+    foreign: Option<Foreign>,
+    pass: Option<Pass>,
+    /// When the maps last said what they should, in seconds since 1970.
+    synced: u64,
+    /// When a change that ends up in the maps was last heard of, since 1970.
+    pub(super) queued: Duration,
+    /// Whether something changed since the last write.
+    touched: bool,
+    not_before: Instant,
+    at_latest: Instant,
+}
+
+impl Housekeeping {
+    pub(super) fn new(
+        cfg: &Config,
+        facts: &Facts,
+        examples: watch::Receiver<Examples>,
+        ct_capacity: u32,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            file: cfg.dirs.state.join(names::FILE),
+            node: cfg.node_name.clone(),
+            source: match &cfg.source {
+                Source::Kubernetes(options) => {
+                    ("kubernetes", options.api_server.clone().unwrap_or_default())
+                }
+                Source::Manifests(dir) => ("manifests", dir.display().to_string()),
+            },
+            kernel: facts.kernel.clone(),
+            started: unix_now().as_secs(),
+            ct_capacity,
+            examples,
+            issues: Issues::default(),
+            foreign: None,
+            pass: None,
+            synced: 0,
+            queued: Duration::ZERO,
+            touched: true,
+            not_before: now,
+            at_latest: now,
+        }
+    }
+
+    /// Something changed that the table or a gauge shows.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        Some(if self.touched { self.not_before } else { self.at_latest })
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.next_due().is_some_and(|due| due <= now)
+    }
+
+    pub(super) fn background(&mut self, news: News, metrics: &Metrics) {
+        self.touched = true;
+        match news {
+            News::Foreign(foreign) => {
+                if foreign != self.foreign {
+                    match &foreign {
+                        Some(found) => warn!("kube-proxy beside us: {found}"),
+                        None => info!("kube-proxy is gone"),
+                    }
+                }
+                self.foreign = foreign;
+                metrics.ours.foreign_proxy.set(i64::from(foreign.is_some()));
+            }
+            News::Expired(pass) => {
+                let ours = &metrics.ours;
+                ours.ct_gc.observe(pass.duration.as_secs_f64());
+                ours.ct_expired.inc_by(pass.expired);
+                ours.ct_stale.set(gauge(pass.stale));
+                let other = pass.entries - pass.tcp - pass.udp;
+                for (proto, n) in [("TCP", pass.tcp), ("UDP", pass.udp), ("other", other)] {
+                    let labels = [("scope", "pod"), ("proto", proto)];
+                    ours.flows_active.get_or_create(&labels).set(gauge(n));
+                }
+                self.pass = Some(pass);
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Brings gauges, issues and the name table up to date.
+    pub(super) fn write_names(&mut self) {
+        let begun = Instant::now();
+        let now = unix_now();
+        if self.planned && self.queue.oldest().is_none() {
+            self.housekeeping.synced = now.as_secs();
+        }
+        let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
+        let incomplete = incomplete.len();
+        let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
+        self.housekeeping.issues.replace(all, now.as_secs());
+        self.set_gauges(incomplete);
+        let examples = self.housekeeping.examples.borrow().clone();
+        let names = self.names(&examples, incomplete, now.as_secs());
+        if let Err(err) = names::write(&self.housekeeping.file, &names) {
+            warn!(%err, "name table not written: lbctl shows numbers or old names");
+        }
+        drop(names);
+        let took = begun.elapsed();
+        self.housekeeping.touched = false;
+        self.housekeeping.not_before = Instant::now() + AT_MOST.max(took * PAUSE);
+        self.housekeeping.at_latest = Instant::now() + AT_LEAST.max(took * PAUSE);
+    }
+
+    fn names<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Names<'a> {
+        let house = &self.housekeeping;
+        let known = Known {
+            cluster: &self.cluster,
+            desired: &self.desired,
+            planner: &self.planner,
+            issues: &house.issues,
+            examples,
+        };
+        let mut names = table::lists(&known, self.devices.veths());
+        names.node = Cow::Borrowed(&house.node);
+        names.agent = AgentName {
+            version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
+            pid: std::process::id(),
+            started: house.started,
+            written: now,
+            synced: house.synced,
+        };
+        let (kind, place) = &house.source;
+        names.source = SourceName { kind: Cow::Borrowed(kind), place: Cow::Borrowed(place) };
+        names.subsystems = report::lines(&report::Facts {
+            cluster: &self.cluster,
+            source: kind,
+            mechanism: self.mechanism,
+            pods: (self.pods.count(), self.pods.n_attached()),
+            attach_error: self.pods.errors().next().map(|(_, error)| error.to_owned()),
+            services: (self.desired.services.len(), incomplete),
+            planned: self.planned,
+            foreign: house.foreign,
+            kernel: &house.kernel,
+            ct_entries: house.pass.map(|pass| pass.left()),
+        });
+        names
+    }
+
+    fn set_gauges(&self, incomplete: usize) {
+        let ours = &self.metrics.ours;
+        let wanted = self.desired.services.len();
+        Metrics::set_states(&ours.services, wanted, wanted.saturating_sub(incomplete), incomplete);
+        let errors = self.pods.errors().count();
+        Metrics::set_states(&ours.pods, self.pods.count(), self.pods.n_attached(), errors);
+        let sum = Sum::of(&self.desired);
+        let actual = self.planner.actual();
+        let used = Used::of(actual);
+        let missing = |wanted: usize, have: usize| wanted.saturating_sub(have);
+        let frontends = actual.frontends.len();
+        Metrics::set_states(
+            &ours.frontends,
+            sum.frontends,
+            frontends,
+            missing(sum.frontends, frontends),
+        );
+        Metrics::set_states(
+            &ours.backends,
+            sum.backends,
+            used.active,
+            missing(sum.backends, used.active),
+        );
+        for (family, n) in sum.no_local {
+            let labels = [("ip_family", family), ("traffic_policy", "internal")];
+            self.metrics.kube_proxy.no_local_endpoints.get_or_create(&labels).set(gauge(n));
+        }
+        self.set_map_gauges(&used, frontends);
+        self.set_kube_proxy_gauges();
+        for kind in Kind::ALL {
+            let synced = i64::from(self.cluster.is_synced(kind));
+            ours.watch_synced.get_or_create(&[("resource", kind.name())]).set(synced);
+            let n = self.housekeeping.issues.by_kind().get(kind.name()).copied().unwrap_or(0);
+            ours.issues.get_or_create(&[("kind", kind.name())]).set(n);
+        }
+        let files = self.housekeeping.issues.by_kind().get("File").copied().unwrap_or(0);
+        ours.issues.get_or_create(&[("kind", "File")]).set(files);
+        for hook in hooks() {
+            // Socket programs are attached once, before the loop begins; else it would not have begun.
+            let (wanted, attached) = match hook {
+                "pod_out" | "pod_in" => (self.pods.count(), self.pods.n_attached()),
+                _ => (1, 1),
+            };
+            ours.programs_wanted.get_or_create(&[("hook", hook)]).set(gauge(wanted as u64));
+            ours.programs_attached.get_or_create(&[("hook", hook)]).set(gauge(attached as u64));
+        }
+    }
+
+    fn set_map_gauges(&self, used: &Used, frontends: usize) {
+        let ours = &self.metrics.ours;
+        let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
+        for (map, entries, capacity) in [
+            ("frontends", frontends as u64, limits::FRONTENDS),
+            ("slots", used.slots as u64, limits::SLOTS),
+            ("backends", used.backends as u64, limits::BACKENDS),
+            ("pods", self.pods.count() as u64, limits::PODS),
+            ("ct", ct, self.housekeeping.ct_capacity),
+        ] {
+            ours.map_entries.get_or_create(&[("map", map)]).set(gauge(entries));
+            ours.map_capacity.get_or_create(&[("map", map)]).set(i64::from(capacity));
+        }
+    }
+
+    fn set_kube_proxy_gauges(&self) {
+        let kube_proxy = &self.metrics.kube_proxy;
+        let pending = |subject| gauge(self.queue.count(subject) as u64);
+        kube_proxy.service_changes_pending.set(pending(Subject::Service));
+        kube_proxy.endpoint_changes_pending.set(pending(Subject::Endpoints));
+        for family in ["IPv4", "IPv6"] {
+            let labels = [("ip_family", family)];
+            kube_proxy.last_timestamp.get_or_create(&labels).set(self.housekeeping.synced as f64);
+            let queued = self.housekeeping.queued.as_secs_f64();
+            kube_proxy.last_queued.get_or_create(&labels).set(queued);
+        }
+    }
+}
+
+/// What the desired state adds up to.
+#[derive(Default)]
+struct Sum {
+    frontends: usize,
+    backends: usize,
+    no_local: [(&'static str, u64); 2],
+}
+
+impl Sum {
+    fn of(desired: &Desired) -> Self {
+        let mut sum = Self { no_local: [("IPv4", 0), ("IPv6", 0)], ..Self::default() };
+        for service in desired.services.values() {
+            sum.frontends += service.wildcards.len();
+            for port in &service.ports {
+                sum.frontends += port.frontends.len();
+                sum.backends += port.backends.len();
+                if port.local_only && port.backends.is_empty() {
+                    let family = ip_family(port.family);
+                    for (name, n) in &mut sum.no_local {
+                        *n += u64::from(*name == family);
+                    }
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// Elements in use in the arrays.
+struct Used {
+    slots: usize,
+    backends: usize,
+    active: usize,
+}
+
+impl Used {
+    fn of(actual: &Actual) -> Self {
+        let in_state = |wanted: u8| actual.backends.iter().filter(|b| b.state == wanted).count();
+        let active = in_state(state::ACTIVE);
+        Self {
+            slots: actual.slots.iter().filter(|id| **id != 0).count(),
+            backends: active + in_state(state::DRAINING) + in_state(state::DEAD),
+            active,
+        }
+    }
+}
+
+fn gauge(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

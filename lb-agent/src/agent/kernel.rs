@@ -1,0 +1,147 @@
+//! Brings up the kernel's side: pins, maps, programs. On a restart everything is there already and is taken over.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use aya::EbpfError;
+use aya::maps::MapError as AyaError;
+use aya::programs::ProgramError;
+use lb_common::addr::Addr;
+use lb_common::config::{self, Config as ProgramConfig, features};
+use lb_common::limits::MAP_CT;
+use tracing::{info, warn};
+
+use crate::bpf::attach::Hooks;
+use crate::bpf::clock::Clock;
+use crate::bpf::load::{self, LoadError, LoadOptions};
+use crate::bpf::maps::{self, Tables, Traces};
+use crate::bpf::pins::Pins;
+use crate::config::Config;
+use crate::preflight::{self, Facts};
+use crate::syscall;
+
+/// From this version on, `bpf_l4_csum_replace` knows `BPF_F_IPV6`; older ones refuse the flag.
+const CSUM_IPV6_SINCE: (u32, u32) = (6, 16);
+
+/// The kernel's side, ready but for the Pods' devices.
+pub(super) struct Kernel {
+    /// Pin directory.
+    pub pins: Pins,
+    /// Programs.
+    pub hooks: Hooks,
+    /// Tables the agent writes.
+    pub tables: Tables,
+    /// Tables the programs write.
+    pub traces: Traces,
+    /// The programs' clock.
+    pub clock: Clock,
+    /// Capacity of the conntrack table.
+    pub ct_entries: u32,
+}
+
+impl Kernel {
+    /// Loads the programs on the pinned maps, new ones where there are none, and attaches the socket programs.
+    ///
+    /// # Errors
+    /// One sentence: what is missing and how to get it.
+    pub(super) fn bring_up(cfg: &Config, facts: &Facts) -> anyhow::Result<Self> {
+        let pins = Pins::create(&cfg.dirs.pins)?;
+        let clock = Clock::detect().context("read the kernel's tick rate")?;
+        let ct_entries = ct_entries(cfg.ct_entries, &pins.map(&MAP_CT));
+        let program_config = program_config(clock, facts)?;
+        let mut ebpf = load::load(&LoadOptions {
+            pin_dir: Some(pins.dir()),
+            config: program_config,
+            ct_entries,
+        })
+        .map_err(|error| explain(error, facts, pins.dir()))?;
+        let tables = Tables::take(&mut ebpf)?;
+        let traces = Traces::take(&mut ebpf)?;
+        for path in pins.remove_other_versions()? {
+            info!(pin = %path.display(), "removed a map of another version");
+        }
+        let mut hooks = Hooks::new(ebpf, pins.clone(), None);
+        hooks.attach_sockets(&cfg.cgroup)?;
+        info!(
+            pins = %pins.dir().display(),
+            cgroup = %cfg.cgroup.display(),
+            hz = clock.hz,
+            ct_entries,
+            "programs loaded"
+        );
+        Ok(Self { pins, hooks, tables, traces, clock, ct_entries })
+    }
+}
+
+/// The wanted capacity, or that of the table that is there: live connections are worth more than a setting.
+fn ct_entries(wanted: u32, pin: &Path) -> u32 {
+    let Some(pinned) = maps::pinned_capacity(pin) else { return wanted };
+    if pinned != wanted {
+        warn!(
+            wanted,
+            pinned,
+            "--ct-entries takes effect after a reboot or `lb-agent cleanup`: the pinned table keeps its capacity"
+        );
+    }
+    pinned
+}
+
+fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
+    let netns_cookie = syscall::netns_cookie().context("ask for the network namespace's cookie")?;
+    let csum_ipv6 = preflight::version(&facts.kernel).is_some_and(|v| v >= CSUM_IPV6_SINCE);
+    Ok(ProgramConfig {
+        netns_cookie,
+        hz: clock.hz,
+        features: if csum_ipv6 { features::CSUM_IPV6 } else { 0 },
+        hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
+        hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
+        ..ProgramConfig::ZERO
+    })
+}
+
+/// A refusal to load, in one sentence.
+fn explain(error: LoadError, facts: &Facts, pin_dir: &Path) -> anyhow::Error {
+    if let LoadError::Maps(EbpfError::MapError(AyaError::IncompatiblePinnedMap {
+        name,
+        property,
+        expected,
+        actual,
+    })) = &error
+    {
+        return anyhow!(
+            "map {name}: what is pinned in {} has {property} {actual} instead of {expected}; run `lb-agent cleanup` to start anew, which ends translated connections",
+            pin_dir.display()
+        );
+    }
+    if let Some(suspicion) = facts.suspicion() {
+        return anyhow!("{suspicion} ({})", root_cause(&error));
+    }
+    if let LoadError::Program {
+        program,
+        source: ProgramError::LoadError { io_error, verifier_log },
+    } = &error
+    {
+        let log = verifier_log.to_string();
+        // Its last words say what was wrong; the statistics come after them.
+        let last = log.lines().rev().map(str::trim).find(|line| {
+            !line.is_empty()
+                && !line.starts_with("processed ")
+                && !line.starts_with("verification ")
+        });
+        return anyhow!(
+            "program {program}: {io_error}: {}",
+            last.unwrap_or("the verifier is silent")
+        );
+    }
+    anyhow!("{error}: {}", root_cause(&error))
+}
+
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,111 @@
+//! The lines of `lbctl status` that only the agent knows.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+
+use crate::bpf::attach::Mechanism;
+use crate::cluster::{Cluster, Kind};
+use crate::names::{State, Subsystem};
+use crate::observe::foreign::Foreign;
+
+/// What the lines are made from.
+pub(super) struct Facts<'a> {
+    /// What we were told.
+    pub cluster: &'a Cluster,
+    /// `kubernetes` or `manifests`.
+    pub source: &'a str,
+    /// How devices are attached to.
+    pub mechanism: Option<Mechanism>,
+    /// Pods' devices: all, and those with both programs.
+    pub pods: (usize, usize),
+    /// Why a device has none.
+    pub attach_error: Option<String>,
+    /// Services: all, and those that are not programmed completely.
+    pub services: (usize, usize),
+    /// Whether the first plan was applied.
+    pub planned: bool,
+    /// kube-proxy's traces.
+    pub foreign: Option<Foreign>,
+    /// `uname -r`.
+    pub kernel: &'a str,
+    /// Conntrack entries after the last pass.
+    pub ct_entries: Option<u64>,
+}
+
+/// The lines, in the order to be shown.
+pub(super) fn lines<'a>(facts: &Facts<'_>) -> Vec<Subsystem<'a>> {
+    vec![
+        api(facts),
+        programs(facts),
+        services(facts),
+        conntrack(facts),
+        kube_proxy(facts),
+        kernel(facts),
+    ]
+}
+
+fn line<'a>(name: &'static str, state: State, detail: impl Into<Cow<'a, str>>) -> Subsystem<'a> {
+    Subsystem { name: Cow::Borrowed(name), state, detail: detail.into() }
+}
+
+fn api<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    let missing: Vec<&str> = Kind::ALL
+        .into_iter()
+        .filter(|kind| !facts.cluster.is_synced(*kind))
+        .map(Kind::name)
+        .collect();
+    if missing.is_empty() {
+        return line("api", State::Ok, format!("{}: all lists complete", facts.source));
+    }
+    let detail = format!("{}: waiting for the lists of {}", facts.source, missing.join(", "));
+    line("api", State::Waiting, detail)
+}
+
+fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    let (all, attached) = facts.pods;
+    let how = facts.mechanism.map_or("", Mechanism::name);
+    let by = if how.is_empty() { "" } else { " by " };
+    let detail = format!("sockets by cgroup; {attached} of {all} Pods{by}{how}");
+    match &facts.attach_error {
+        Some(error) => line("programs", State::Degraded, format!("{detail}; {error}")),
+        None if attached < all => line("programs", State::Waiting, detail),
+        None => line("programs", State::Ok, detail),
+    }
+}
+
+fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    let (all, incomplete) = facts.services;
+    if !facts.planned {
+        return line(
+            "services",
+            State::Waiting,
+            "as the tables were found, until all lists are complete",
+        );
+    }
+    let detail = format!("{} of {all} programmed", all.saturating_sub(incomplete));
+    line("services", if incomplete == 0 { State::Ok } else { State::Degraded }, detail)
+}
+
+fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    match facts.ct_entries {
+        Some(n) => line("conntrack", State::Ok, format!("{n} entries after the last expiry")),
+        None => line("conntrack", State::Waiting, "no expiry pass yet"),
+    }
+}
+
+fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    match facts.foreign {
+        None => line("kube-proxy", State::Ok, "not here"),
+        Some(foreign) => line(
+            "kube-proxy",
+            State::Degraded,
+            format!(
+                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`kube-proxy --cleanup`)"
+            ),
+        ),
+    }
+}
+
+fn kernel<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    line("kernel", State::Ok, facts.kernel.to_owned())
+}

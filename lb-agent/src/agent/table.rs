@@ -1,0 +1,218 @@
+//! The name table for `lbctl`: what the agent knows, lent to [`Names`].
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+
+use crate::agent::issues::Issues;
+use crate::bpf::events::Examples;
+use crate::cluster::{self, Cluster, Name};
+use crate::devices::Veth;
+use crate::model::{Desired, DesiredPort};
+use crate::names::{
+    BackendName, Conditions, DropExample, IssueLine, Names, Place, PodName, ServiceName,
+};
+use crate::plan::{Planner, PortIds};
+
+/// What the lists of the table are made from.
+pub(super) struct Known<'a> {
+    /// What we were told.
+    pub cluster: &'a Cluster,
+    /// What should be.
+    pub desired: &'a Desired,
+    /// The ids.
+    pub planner: &'a Planner,
+    /// What is wrong.
+    pub issues: &'a Issues,
+    /// Dropped packets.
+    pub examples: &'a Examples,
+}
+
+/// The lists of the table; agent, source and subsystems are left to the caller.
+pub(super) fn lists<'a>(known: &Known<'a>, veths: impl Iterator<Item = &'a Veth>) -> Names<'a> {
+    let mut names = Names { layout: crate::names::LAYOUT, ..Names::default() };
+    let mut places = Places::default();
+    for (name, service) in &known.desired.services {
+        let mut ids: Vec<PortIds<'a>> = known.planner.port_ids(name).collect();
+        for port in &service.ports {
+            let at = ids.iter().position(|ids| is_of(ids, port));
+            let ids = at.map(|at| ids.swap_remove(at));
+            names.services.push(service_name(known, name, port, ids.as_ref()));
+            if let Some(ids) = ids {
+                backends(known, name, port, &ids, &mut places, &mut names.backends);
+            }
+        }
+    }
+    names.places = places.list;
+    names.pods = veths.map(|veth| pod_name(known.cluster, veth)).collect();
+    names.issues = known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect();
+    names.drops = known.examples.iter().map(drop_example).collect();
+    names
+}
+
+/// Whether these ids are that port's.
+fn is_of(ids: &PortIds<'_>, port: &DesiredPort) -> bool {
+    (ids.port_name, ids.protocol, ids.port, ids.family)
+        == (&port.port_name, port.protocol, port.port, port.family)
+}
+
+fn service_name<'a>(
+    known: &Known<'a>,
+    name: &'a Name,
+    port: &'a DesiredPort,
+    ids: Option<&PortIds<'_>>,
+) -> ServiceName<'a> {
+    let service = known.cluster.service(name).map(|(_, service)| service);
+    let (mut endpoints, mut ready) = (0, 0);
+    for (_, slice) in known.cluster.slices_of(name) {
+        let serves =
+            |p: &cluster::SlicePort| (&p.name, p.protocol) == (&port.port_name, port.protocol);
+        if slice.family == port.family && slice.ports.iter().any(serves) {
+            endpoints += slice.endpoints.len();
+            ready += slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready).count();
+        }
+    }
+    ServiceName {
+        id: ids.map_or(0, |ids| ids.service_id),
+        namespace: Cow::Borrowed(&name.namespace),
+        name: Cow::Borrowed(&name.name),
+        port_name: Cow::Borrowed(&port.port_name),
+        port: port.port,
+        protocol: port.protocol,
+        kind: Cow::Borrowed(
+            known.desired.services.get(name).map_or("", |service| service.service_type.name()),
+        ),
+        frontends: port
+            .frontends
+            .iter()
+            .map(|addr| SocketAddr::new(addr.to_ip(), port.port))
+            .collect(),
+        endpoints: u32::try_from(endpoints).unwrap_or(u32::MAX),
+        ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        created: service.and_then(|s| s.created).and_then(|s| u64::try_from(s).ok()).unwrap_or(0),
+    }
+}
+
+fn backends<'a>(
+    known: &Known<'a>,
+    service: &'a Name,
+    port: &'a DesiredPort,
+    ids: &PortIds<'_>,
+    places: &mut Places<'a>,
+    list: &mut Vec<BackendName<'a>>,
+) {
+    for (id, backend) in ids.backend_ids.iter().zip(&port.backends) {
+        list.push(BackendName {
+            id: *id,
+            service_id: ids.service_id,
+            pod: backend.pod.as_ref().map_or(Cow::Borrowed(""), |pod| Cow::Owned(pod.to_string())),
+            place: places.of(backend.node.as_deref(), backend.zone.as_deref()),
+            conditions: match backend.state {
+                crate::model::EndpointState::Ready => Conditions::Ready,
+                crate::model::EndpointState::Terminating => Conditions::Serving,
+            },
+        });
+    }
+    // Those that have left the slots: what their endpoints say now, if there are any.
+    for id in ids.former_ids {
+        let addr = known.planner.actual().backends.get(*id as usize).map(|backend| backend.addr);
+        let found = addr.and_then(|addr| endpoint(known.cluster, service, &addr));
+        list.push(BackendName {
+            id: *id,
+            service_id: ids.service_id,
+            pod: found
+                .and_then(|endpoint| endpoint.pod.as_ref())
+                .map_or(Cow::Borrowed(""), |pod| {
+                    Cow::Owned(format!("{}/{pod}", service.namespace))
+                }),
+            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
+            conditions: found.map_or(Conditions::Gone, conditions),
+        });
+    }
+}
+
+fn endpoint<'a>(
+    cluster: &'a Cluster,
+    service: &'a Name,
+    addr: &Addr,
+) -> Option<&'a cluster::Endpoint> {
+    cluster
+        .slices_of(service)
+        .flat_map(|(_, slice)| &slice.endpoints)
+        .find(|endpoint| endpoint.addr == *addr)
+}
+
+fn conditions(endpoint: &cluster::Endpoint) -> Conditions {
+    let cluster::Conditions { ready, serving, terminating } = endpoint.conditions;
+    match (ready, serving, terminating) {
+        (true, _, _) => Conditions::Ready,
+        (false, true, true) => Conditions::Serving,
+        (false, false, true) => Conditions::Terminating,
+        (false, _, false) => Conditions::NotReady,
+    }
+}
+
+fn pod_name<'a>(cluster: &'a Cluster, veth: &'a Veth) -> PodName<'a> {
+    let addresses = [veth.addresses.ip4, veth.addresses.ip6];
+    let pod = addresses.into_iter().flatten().find_map(|ip| cluster.pod_at(&Addr::from_ip(ip)));
+    PodName {
+        ifindex: veth.ifindex,
+        iface: Cow::Borrowed(&veth.name),
+        namespace: pod.map_or(Cow::Borrowed(""), |pod| Cow::Borrowed(&pod.namespace)),
+        name: pod.map_or(Cow::Borrowed(""), |pod| Cow::Borrowed(&pod.name)),
+        created: 0,
+    }
+}
+
+fn issue_line(issue: &crate::issue::Issue, since: u64) -> IssueLine<'_> {
+    IssueLine {
+        object: Cow::Owned(issue.object.to_string()),
+        field: Cow::Borrowed(&issue.field),
+        message: Cow::Borrowed(&issue.message),
+        service: Cow::Borrowed(""),
+        since,
+    }
+}
+
+fn drop_example(example: &crate::bpf::events::Example) -> DropExample {
+    let event = &example.event;
+    let socket = |addr: Addr, port: Be16| SocketAddr::new(addr.to_ip(), port.get());
+    DropExample {
+        reason: event.reason,
+        ingress: event.ingress != 0,
+        protocol: event.proto,
+        src: socket(event.src, event.sport),
+        dst: socket(event.dst, event.dport),
+        ifindex: event.ifindex,
+        service_id: event.service_id,
+        at: example.at,
+    }
+}
+
+/// Nodes with their zones, each once.
+#[derive(Default)]
+struct Places<'a> {
+    list: Vec<Place<'a>>,
+    known: BTreeMap<(&'a str, &'a str), u32>,
+}
+
+impl<'a> Places<'a> {
+    /// Its number, counted from 1; 0 when neither node nor zone is known.
+    fn of(&mut self, node: Option<&'a str>, zone: Option<&'a str>) -> u32 {
+        let key = (node.unwrap_or_default(), zone.unwrap_or_default());
+        if key == ("", "") {
+            return 0;
+        }
+        if let Some(number) = self.known.get(&key) {
+            return *number;
+        }
+        self.list.push(Place { node: Cow::Borrowed(key.0), zone: Cow::Borrowed(key.1) });
+        let number = u32::try_from(self.list.len()).unwrap_or(0);
+        self.known.insert(key, number);
+        number
+    }
+}

@@ -1,0 +1,28 @@
+//! The kernel side as the agent sees it: the only code that knows aya, maps and programs.
+//!
+//! ```text
+//! pins → load → attach        programs and maps into the kernel, and onto their hooks
+//! read ← maps → apply         tables out of the maps and into them
+//! usage                       what pinned maps hold and cost, for those who only look
+//! gc, events                  what the programs leave behind: dead conntrack entries, dropped packets
+//! ```
+
+pub mod pins;
+
+pub mod load;
+
+pub mod attach;
+
+pub mod maps;
+
+pub mod read;
+
+pub mod usage;
+
+pub mod apply;
+
+pub mod clock;
+
+pub mod gc;
+
+pub mod events;

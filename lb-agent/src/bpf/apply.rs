@@ -1,0 +1,75 @@
+//! The real [`MapStore`]: one system call a write.
+#![forbid(unsafe_code)]
+
+use aya::maps::MapError as AyaError;
+use lb_common::endpoint::Pod;
+use libc::{E2BIG, ENOMEM, ENOSPC};
+
+use crate::bpf::maps::{self, Tables};
+use crate::bpf::read;
+use crate::plan::{Actual, MapError, MapStore, Op};
+
+impl MapStore for Tables {
+    fn load(&self) -> Result<Actual, MapError> {
+        read::actual(self)
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::PutBackend { id, backend } => {
+                self.backends.set(*id, backend, 0).map_err(|e| failed("backends", e))
+            }
+            Op::PutSlot { slot, backend_id } => {
+                self.slots.set(*slot, backend_id, 0).map_err(|e| failed("slots", e))
+            }
+            Op::PutFrontend { key, frontend } => {
+                self.frontends.insert(key, frontend, 0).map_err(|e| failed("frontends", e))
+            }
+            Op::DeleteFrontend { key } => match self.frontends.remove(key) {
+                Err(e) if maps::is_missing(&e) => Ok(()),
+                other => other.map_err(|e| failed("frontends", e)),
+            },
+        }
+    }
+}
+
+impl Tables {
+    /// Writes a Pod of this node.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn put_pod(&mut self, ifindex: u32, pod: &Pod) -> Result<(), MapError> {
+        self.pods.insert(&ifindex, pod, 0).map_err(|e| failed("pods", e))
+    }
+
+    /// Removes a Pod of this node; one that is not there is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_pod(&mut self, ifindex: u32) -> Result<(), MapError> {
+        match self.pods.remove(&ifindex) {
+            Err(e) if maps::is_missing(&e) => Ok(()),
+            other => other.map_err(|e| failed("pods", e)),
+        }
+    }
+}
+
+fn failed(map: &'static str, error: AyaError) -> MapError {
+    let errno = match &error {
+        AyaError::SyscallError(e) => e.io_error.raw_os_error(),
+        AyaError::IoError(e) => e.raw_os_error(),
+        _ => None,
+    };
+    // A hash table answers E2BIG at its capacity, an array beyond its end; ENOMEM is the memory cgroup's.
+    let full = matches!(errno, Some(E2BIG | ENOSPC | ENOMEM))
+        || matches!(error, AyaError::OutOfBounds { .. });
+    MapError { map, full, source: flatten(error) }
+}
+
+/// Without the aya layer around the kernel's answer, which says only that a call failed.
+fn flatten(error: AyaError) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        AyaError::SyscallError(e) => e.io_error.into(),
+        other => other.into(),
+    }
+}

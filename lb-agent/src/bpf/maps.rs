@@ -1,0 +1,143 @@
+//! The maps with their types, from a freshly loaded object or from the pins alone.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, RingBuf};
+use lb_common::conntrack::{CtEntry, CtKey};
+use lb_common::endpoint::Pod;
+use lb_common::limits::{
+    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MapSpec,
+};
+use lb_common::service::{Backend, Frontend, FrontendKey};
+
+use crate::bpf::pins::Pins;
+
+/// A map that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// The kernel object has no such map.
+    #[error("kernel object: no map {map}")]
+    Missing {
+        /// Its name.
+        map: &'static str,
+    },
+    /// The pin is missing, or what is pinned there is something else.
+    #[error("map {map}: {source}")]
+    Unusable {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: AyaError,
+    },
+}
+
+/// The load balancing tables and the Pods: written by the agent's loop alone.
+pub struct Tables {
+    /// Frontends by address, port and protocol.
+    pub frontends: HashMap<MapData, FrontendKey, Frontend>,
+    /// Backend ids by slot.
+    pub slots: Array<MapData, u32>,
+    /// Backends by id.
+    pub backends: Array<MapData, Backend>,
+    /// Pods by ifindex.
+    pub pods: HashMap<MapData, u32, Pod>,
+}
+
+impl Tables {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or it has other sizes.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        Ok(Self {
+            frontends: typed(&MAP_FRONTENDS, take(ebpf, &MAP_FRONTENDS)?)?,
+            slots: typed(&MAP_SLOTS, take(ebpf, &MAP_SLOTS)?)?,
+            backends: typed(&MAP_BACKENDS, take(ebpf, &MAP_BACKENDS)?)?,
+            pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
+        })
+    }
+
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When a pin is missing or has other sizes.
+    pub fn open(pins: &Pins) -> Result<Self, MapsError> {
+        Ok(Self {
+            frontends: typed(&MAP_FRONTENDS, pinned(pins, &MAP_FRONTENDS)?)?,
+            slots: typed(&MAP_SLOTS, pinned(pins, &MAP_SLOTS)?)?,
+            backends: typed(&MAP_BACKENDS, pinned(pins, &MAP_BACKENDS)?)?,
+            pods: typed(&MAP_PODS, pinned(pins, &MAP_PODS)?)?,
+        })
+    }
+}
+
+/// What the programs write and the agent reads.
+pub struct Traces {
+    /// Conntrack entries.
+    pub ct: HashMap<MapData, CtKey, CtEntry>,
+    /// Packets per CPU, by `verdict::drop_index` and `Counter::index`.
+    pub counters: PerCpuArray<MapData, u64>,
+    /// Packets that were not delivered.
+    pub events: RingBuf<MapData>,
+}
+
+impl Traces {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or it has other sizes.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        Ok(Self {
+            ct: typed(&MAP_CT, take(ebpf, &MAP_CT)?)?,
+            counters: typed(&MAP_COUNTERS, take(ebpf, &MAP_COUNTERS)?)?,
+            events: typed(&MAP_EVENTS, take(ebpf, &MAP_EVENTS)?)?,
+        })
+    }
+}
+
+/// The pinned conntrack table.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_ct(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsError> {
+    typed(&MAP_CT, pinned(pins, &MAP_CT)?)
+}
+
+/// The pinned backends, for readers beside the loop.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_backends(pins: &Pins) -> Result<Array<MapData, Backend>, MapsError> {
+    typed(&MAP_BACKENDS, pinned(pins, &MAP_BACKENDS)?)
+}
+
+/// Capacity of a map that is already pinned, `None` when there is none (of this version).
+pub fn pinned_capacity(pin: &Path) -> Option<u32> {
+    MapData::from_pin(pin).ok()?.info().ok().map(|info| info.max_entries())
+}
+
+/// Whether an access failed since the element is not there.
+pub fn is_missing(error: &AyaError) -> bool {
+    match error {
+        AyaError::KeyNotFound => true,
+        // What a removal gets.
+        AyaError::SyscallError(e) => e.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}
+
+fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Map, MapsError> {
+    ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name })
+}
+
+fn pinned(pins: &Pins, spec: &MapSpec) -> Result<Map, MapsError> {
+    MapData::from_pin(pins.map(spec))
+        .and_then(Map::from_map_data)
+        .map_err(|source| MapsError::Unusable { map: spec.name, source })
+}
+
+fn typed<T: TryFrom<Map, Error = AyaError>>(spec: &MapSpec, map: Map) -> Result<T, MapsError> {
+    T::try_from(map).map_err(|source| MapsError::Unusable { map: spec.name, source })
+}

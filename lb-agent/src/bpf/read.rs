@@ -1,0 +1,83 @@
+//! The maps as plain tables: what a restart begins with, and what the counters say.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use aya::maps::{MapData, PerCpuArray};
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::verdict::{Counter, DropReason, drop_index};
+
+use crate::bpf::maps::Tables;
+use crate::plan::{Actual, MapError};
+use crate::syscall;
+
+/// Reads the load balancing tables.
+///
+/// # Errors
+/// When a map cannot be read.
+pub fn actual(tables: &Tables) -> Result<Actual, MapError> {
+    let mut actual = Actual::default();
+    syscall::for_each(&tables.frontends, |key: &FrontendKey, value: &Frontend| {
+        actual.frontends.insert(*key, *value);
+    })
+    .map_err(|e| failed("frontends", e))?;
+    // Both arrays are mostly empty: what lies beyond the last used element is left out.
+    syscall::for_each(&tables.slots, |slot: &u32, backend_id: &u32| {
+        if *backend_id != 0 {
+            put(&mut actual.slots, *slot, *backend_id, 0);
+        }
+    })
+    .map_err(|e| failed("slots", e))?;
+    syscall::for_each(&tables.backends, |id: &u32, backend: &Backend| {
+        // An unused id keeps its generation: flows may still remember it.
+        if backend.state != state::UNUSED || backend.generation != 0 {
+            put(&mut actual.backends, *id, *backend, Backend::ZERO);
+        }
+    })
+    .map_err(|e| failed("backends", e))?;
+    Ok(actual)
+}
+
+/// What the programs have counted since the maps were made, all CPUs together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets by reason and direction (`true` = entering the Pod), every reason present.
+    pub drops: Vec<(DropReason, bool, u64)>,
+    /// The slow path, every counter present.
+    pub counters: Vec<(Counter, u64)>,
+}
+
+/// Reads the counters.
+///
+/// # Errors
+/// When the map cannot be read.
+pub fn counts(map: &PerCpuArray<MapData, u64>) -> io::Result<Counts> {
+    let sum = |index: u32| -> io::Result<u64> {
+        let values = map.get(&index, 0).map_err(io::Error::other)?;
+        Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
+    };
+    let mut counts = Counts::default();
+    for reason in DropReason::ALL {
+        for ingress in [false, true] {
+            counts.drops.push((reason, ingress, sum(drop_index(reason, ingress))?));
+        }
+    }
+    for counter in Counter::ALL {
+        counts.counters.push((counter, sum(counter.index())?));
+    }
+    Ok(counts)
+}
+
+fn put<T: Copy>(table: &mut Vec<T>, index: u32, value: T, empty: T) {
+    let index = index as usize;
+    if table.len() <= index {
+        table.resize(index + 1, empty);
+    }
+    if let Some(place) = table.get_mut(index) {
+        *place = value;
+    }
+}
+
+fn failed(map: &'static str, source: io::Error) -> MapError {
+    MapError { map, full: false, source: source.into() }
+}

@@ -1,0 +1,86 @@
+//! What pinned maps hold and cost, for those who only look: no object is loaded and nothing is written.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use aya::maps::{HashMap, Map, MapData, MapError as AyaError, MapType, PerCpuArray};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
+use lb_common::limits::{MAP_COUNTERS, MAP_FRAGMENTS, MapSpec};
+
+use crate::bpf::maps::MapsError;
+use crate::bpf::pins::Pins;
+use crate::bpf::read::{self, Counts};
+use crate::syscall;
+
+/// A pinned map as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Name of the type, as bpftool prints it.
+    pub kind: &'static str,
+    /// Capacity in elements (bytes for a ring buffer); `None` where there is none.
+    pub max: Option<u64>,
+    /// Memory in bytes, as the kernel accounts it; `None` without /proc.
+    pub bytes: Option<u64>,
+}
+
+/// Describes a pinned map.
+///
+/// # Errors
+/// When the pin is missing or may not be opened.
+pub fn usage(pins: &Pins, spec: &MapSpec) -> Result<Usage, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: spec.name, source };
+    let map = MapData::from_pin(pins.map(spec)).map_err(unusable)?;
+    let info = map.info().map_err(unusable)?;
+    let max = u64::from(info.max_entries());
+    Ok(Usage { kind: kind(info.map_type()), max: (max != 0).then_some(max), bytes: memlock(&map) })
+}
+
+/// Reads the pinned counters.
+///
+/// # Errors
+/// When the pin is missing, may not be opened or is something else.
+pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: MAP_COUNTERS.name, source };
+    let map: PerCpuArray<MapData, u64> = MapData::from_pin(pins.map(&MAP_COUNTERS))
+        .and_then(Map::from_map_data)
+        .and_then(PerCpuArray::try_from)
+        .map_err(unusable)?;
+    read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
+}
+
+/// Number of fragmented packets whose ports are remembered.
+///
+/// # Errors
+/// When the pin is missing, may not be opened or is something else.
+pub fn n_fragments(pins: &Pins) -> Result<usize, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: MAP_FRAGMENTS.name, source };
+    let map: HashMap<MapData, FragmentKey, FragmentPorts> =
+        MapData::from_pin(pins.map(&MAP_FRAGMENTS))
+            .and_then(Map::from_map_data)
+            .and_then(HashMap::try_from)
+            .map_err(unusable)?;
+    let mut n = 0;
+    syscall::for_each(&map, |_: &FragmentKey, _: &FragmentPorts| n += 1)
+        .map_err(|error| unusable(AyaError::IoError(error)))?;
+    Ok(n)
+}
+
+/// Line `memlock` of the file descriptor in /proc.
+fn memlock(map: &MapData) -> Option<u64> {
+    let fd = map.fd().as_fd().as_raw_fd();
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("memlock:"))?.trim().parse().ok()
+}
+
+fn kind(map_type: Result<MapType, AyaError>) -> &'static str {
+    match map_type {
+        Ok(MapType::Hash) => "hash",
+        Ok(MapType::Array) => "array",
+        Ok(MapType::LruHash) => "lru_hash",
+        Ok(MapType::PerCpuArray) => "percpu_array",
+        Ok(MapType::RingBuf) => "ringbuf",
+        Ok(MapType::SkStorage) => "sk_storage",
+        Ok(_) | Err(_) => "other",
+    }
+}

@@ -1,0 +1,63 @@
+//! `lb-agent cleanup`: removes every trace from the kernel and the state directory.
+//!
+//! Removing a pinned link detaches its program. Filters have no pins, so every veth is looked at. Connections that
+//! were translated end; all else goes on as without us.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+
+use anyhow::Context as _;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use tracing::info;
+
+use crate::agent::lock::{self, Lock};
+use crate::bpf::attach;
+use crate::bpf::pins::Pins;
+use crate::config::Dirs;
+use crate::devices::{link, netlink::Client};
+use crate::names;
+
+/// Removes everything of the agent with these directories.
+///
+/// # Errors
+/// When an agent still runs on them, or the kernel refuses.
+pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
+    let lock = Lock::take(&dirs.state)?;
+    match Pins::existing(&dirs.pins) {
+        Some(pins) => {
+            let mut client = Client::open(NETLINK_ROUTE).context("list network devices")?;
+            let links = link::all(&mut client).context("list network devices")?;
+            for veth in links.iter().filter(|link| link.kind == "veth") {
+                attach::detach_filters(&pins, veth.ifindex)?;
+            }
+            pins.remove_all()?;
+            info!(pins = %dirs.pins.display(), "removed programs and tables");
+        }
+        None => info!(pins = %dirs.pins.display(), "nothing is pinned"),
+    }
+    for file in [names::FILE, lock::FILE] {
+        gone(fs::remove_file(dirs.state.join(file)))
+            .with_context(|| format!("remove {}", dirs.state.join(file).display()))?;
+    }
+    drop(lock);
+    match fs::remove_dir(&dirs.state) {
+        // A mount point, or somebody keeps something else there.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Ok(())
+        }
+        other => gone(other).with_context(|| format!("remove {}", dirs.state.display())),
+    }
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,414 @@
+//! Flags and environment → a valid [`Config`]. Everything is parsed here, once; an error names its flag.
+//!
+//! An empty value means "not given": a key of the ConfigMap may be there without a value.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_common::limits;
+
+use crate::watch::kube::ConnectOptions;
+
+/// Where the kubelet keeps the address of the API server.
+const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
+/// kube-proxy's own addresses, so that its probes and scrapes keep working.
+const HEALTHZ: &str = "0.0.0.0:10256";
+const METRICS: &str = "127.0.0.1:10249";
+
+/// The command line of `lb-agent`.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "lb-agent",
+    version,
+    about = "Replaces kube-proxy on this node with eBPF",
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Services until a signal comes; everything stays in place then
+    Run(Box<RunArgs>),
+    /// Remove every trace from the kernel: links, filters, maps, state
+    Cleanup(CleanupArgs),
+}
+
+/// Flags of `lb-agent run`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    /// Name of this node in Kubernetes [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Read Services, EndpointSlices and Pods from the YAML files of this directory instead of Kubernetes
+    #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+    pub manifests: Option<String>,
+    /// URL of the API server [default: in-cluster configuration, else the kubelet's server]
+    #[arg(long, env = "LB_API_SERVER", value_name = "URL")]
+    pub api_server: Option<String>,
+    /// Take address and credentials from this kubeconfig
+    #[arg(long, env = "LB_KUBECONFIG", value_name = "PATH")]
+    pub kubeconfig: Option<String>,
+    /// The kubelet's kubeconfig, of which only the server's address is used [default: /etc/kubernetes/kubelet.conf]
+    #[arg(long, env = "LB_KUBELET_KUBECONFIG", value_name = "PATH")]
+    pub kubelet_kubeconfig: Option<String>,
+    /// The directories that this agent and lbctl share.
+    #[command(flatten)]
+    pub dirs: DirArgs,
+    /// Root of the cgroup v2 hierarchy [default: found in /proc/mounts]
+    #[arg(long, env = "LB_CGROUP", value_name = "DIR")]
+    pub cgroup: Option<String>,
+    /// Address of /healthz and /livez [default: 0.0.0.0:10256]
+    #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "IP:PORT")]
+    pub healthz_bind_address: Option<String>,
+    /// Address of /metrics [default: 127.0.0.1:10249]
+    #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP:PORT")]
+    pub metrics_bind_address: Option<String>,
+    /// Capacity of the conntrack table [default: by the node's memory]
+    #[arg(long, env = "LB_CT_ENTRIES", value_name = "N")]
+    pub ct_entries: Option<String>,
+    /// How log lines look: text or json [default: text]
+    #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+/// Flags of `lb-agent cleanup`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CleanupArgs {
+    /// The directories to remove.
+    #[command(flatten)]
+    pub dirs: DirArgs,
+}
+
+/// The directories of an agent.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DirArgs {
+    /// Directory of the pinned maps and links, in a bpf file system [default: /sys/fs/bpf/lb]
+    #[arg(long, env = "LB_PIN_DIR", value_name = "DIR")]
+    pub pin_dir: Option<String>,
+    /// Directory of the lock and the name table [default: /run/lb]
+    #[arg(long, env = "LB_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where the facts come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An API server.
+    Kubernetes(ConnectOptions),
+    /// A directory of YAML files.
+    Manifests(PathBuf),
+}
+
+/// The directories of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirs {
+    /// Of pinned maps and links.
+    pub pins: PathBuf,
+    /// Of the lock and the name table.
+    pub state: PathBuf,
+}
+
+/// A valid configuration of `lb-agent run`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node.
+    pub node_name: String,
+    /// Where the facts come from.
+    pub source: Source,
+    /// Pins and state.
+    pub dirs: Dirs,
+    /// Root of the cgroup v2 hierarchy.
+    pub cgroup: PathBuf,
+    /// Address of /healthz and /livez.
+    pub healthz: SocketAddr,
+    /// Address of /metrics.
+    pub metrics: SocketAddr,
+    /// Capacity of the conntrack table.
+    pub ct_entries: u32,
+}
+
+impl Config {
+    /// Reads the flags, and from the machine what they leave open.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub fn resolve(args: RunArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            node_name: match given(args.node_name) {
+                Some(name) => name,
+                None => host_name().context("--node-name")?,
+            },
+            source: match (given(args.manifests), given(args.api_server), given(args.kubeconfig)) {
+                (Some(_), Some(_), _) => bail!("--api-server: not used with --manifests"),
+                (Some(_), _, Some(_)) => bail!("--kubeconfig: not used with --manifests"),
+                (Some(dir), None, None) => Source::Manifests(directory("--manifests", &dir)?),
+                (None, api_server, kubeconfig) => Source::Kubernetes(ConnectOptions {
+                    api_server: api_server.map(url).transpose().context("--api-server")?,
+                    kubeconfig: kubeconfig.map(|path| file("--kubeconfig", &path)).transpose()?,
+                    kubelet_kubeconfig: given(args.kubelet_kubeconfig)
+                        .map_or_else(|| KUBELET_KUBECONFIG.into(), PathBuf::from),
+                }),
+            },
+            dirs: Dirs::resolve(args.dirs)?,
+            cgroup: match given(args.cgroup) {
+                Some(dir) => cgroup_root(&dir)?,
+                None => find_cgroup(&fs::read_to_string("/proc/mounts").unwrap_or_default())?,
+            },
+            healthz: address("--healthz-bind-address", args.healthz_bind_address, HEALTHZ)?,
+            metrics: address("--metrics-bind-address", args.metrics_bind_address, METRICS)?,
+            ct_entries: match given(args.ct_entries) {
+                Some(text) => ct_entries(&text)?,
+                None => ct_default(memory_bytes()),
+            },
+        })
+    }
+}
+
+impl Dirs {
+    /// Reads the flags.
+    ///
+    /// # Errors
+    /// Names the flag whose value is not an absolute path.
+    pub fn resolve(args: DirArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            pins: absolute("--pin-dir", args.pin_dir, limits::PIN_DIR)?,
+            state: absolute("--state-dir", args.state_dir, limits::STATE_DIR)?,
+        })
+    }
+}
+
+impl LogFormat {
+    /// Reads `--log-format`.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false)
+            .map_err(|_unknown| anyhow::anyhow!("--log-format: {text:?} is neither text nor json"))
+    }
+}
+
+fn given(value: Option<String>) -> Option<String> {
+    value.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn address(flag: &str, value: Option<String>, default: &str) -> anyhow::Result<SocketAddr> {
+    let text = given(value).unwrap_or_else(|| default.to_owned());
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    // kube-proxy takes an address without a port, too.
+    let port = default.parse().map(|default: SocketAddr| default.port());
+    match (text.parse::<IpAddr>(), port) {
+        (Ok(ip), Ok(port)) => Ok(SocketAddr::new(ip, port)),
+        _ => bail!("{flag}: {text:?} is not an address like {default}"),
+    }
+}
+
+fn absolute(flag: &str, value: Option<String>, default: &str) -> anyhow::Result<PathBuf> {
+    let path = PathBuf::from(given(value).unwrap_or_else(|| default.to_owned()));
+    if !path.is_absolute() {
+        bail!("{flag}: {} is not an absolute path", path.display());
+    }
+    Ok(path)
+}
+
+fn directory(flag: &str, text: &str) -> anyhow::Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if !path.is_dir() {
+        bail!("{flag}: {text} is not a directory");
+    }
+    Ok(path)
+}
+
+fn file(flag: &str, text: &str) -> anyhow::Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if !path.is_file() {
+        bail!("{flag}: {text} is not a file");
+    }
+    Ok(path)
+}
+
+fn url(text: String) -> anyhow::Result<String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    if host.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
+        bail!("{text:?} is not a URL like https://10.0.0.1:6443");
+    }
+    Ok(text)
+}
+
+fn ct_entries(text: &str) -> anyhow::Result<u32> {
+    let entries: u32 =
+        text.parse().with_context(|| format!("--ct-entries: {text:?} is not a number"))?;
+    if !(limits::CT..=limits::CT_MAX).contains(&entries) {
+        bail!("--ct-entries: {entries} is not between {} and {}", limits::CT, limits::CT_MAX);
+    }
+    Ok(entries)
+}
+
+/// A quarter of a percent of the memory at about 152 bytes an entry, as a power of two.
+fn ct_default(memory_bytes: u64) -> u32 {
+    let entries = u32::try_from(memory_bytes / 400 / 152).unwrap_or(u32::MAX);
+    let power = 1_u32.checked_shl(entries.max(1).ilog2()).unwrap_or(limits::CT);
+    power.clamp(limits::CT, limits::CT_MAX)
+}
+
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok()
+        })
+        .map_or(0, |kilobytes: u64| kilobytes * 1024)
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("the host name")?;
+    // Kubernetes lower-cases it, too (kubelet's nodeutil.GetHostname).
+    given(Some(name.to_lowercase())).context("the host has no name")
+}
+
+/// Checks `--cgroup`.
+fn cgroup_root(text: &str) -> anyhow::Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if !path.join("cgroup.controllers").is_file() {
+        bail!("--cgroup: {text} is not a directory of the cgroup v2 hierarchy");
+    }
+    Ok(path)
+}
+
+/// Finds the hierarchy among the mounts. Its root has no `cgroup.events`; in a container both its own part and the
+/// host's whole may be mounted, and only programs at the root see the host's processes.
+fn find_cgroup(mounts: &str) -> anyhow::Result<PathBuf> {
+    let found: Vec<&Path> = cgroup_mounts(mounts).collect();
+    let root = found.iter().find(|path| !path.join("cgroup.events").exists());
+    match root.or(found.first()) {
+        Some(path) => Ok(path.to_path_buf()),
+        None => bail!(
+            "--cgroup: no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`): host processes could not use Services"
+        ),
+    }
+}
+
+fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some(Path::new(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Cli, Config, LogFormat, RunArgs, Source, address, cgroup_mounts, ct_default, find_cgroup,
+    };
+    use clap::{CommandFactory as _, Parser as _};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
+        assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
+        assert!(Cli::try_parse_from(["lb-agent"]).is_err());
+    }
+
+    #[test]
+    fn every_error_names_its_flag() {
+        let set = |change: fn(&mut RunArgs)| {
+            let mut args = RunArgs { node_name: Some("n1".to_owned()), ..RunArgs::default() };
+            change(&mut args);
+            args
+        };
+        let cases: [(&str, RunArgs); 10] = [
+            ("--manifests", set(|args| args.manifests = Some("/nowhere".to_owned()))),
+            (
+                "--api-server: not used",
+                set(|args| {
+                    args.manifests = Some("/".to_owned());
+                    args.api_server = Some("https://x".to_owned());
+                }),
+            ),
+            ("--api-server", set(|args| args.api_server = Some("10.0.0.1:6443".to_owned()))),
+            ("--kubeconfig", set(|args| args.kubeconfig = Some("/nowhere".to_owned()))),
+            ("--pin-dir", set(|args| args.dirs.pin_dir = Some("lb".to_owned()))),
+            ("--state-dir", set(|args| args.dirs.state_dir = Some("lb".to_owned()))),
+            ("--cgroup", set(|args| args.cgroup = Some("/proc".to_owned()))),
+            (
+                "--healthz-bind-address",
+                set(|args| args.healthz_bind_address = Some("localhost:1".to_owned())),
+            ),
+            ("--ct-entries: \"many\"", set(|args| args.ct_entries = Some("many".to_owned()))),
+            ("--ct-entries: 5 is not", set(|args| args.ct_entries = Some("5".to_owned()))),
+        ];
+        for (want, args) in cases {
+            let error = format!("{:#}", Config::resolve(args).unwrap_err());
+            assert!(error.starts_with(want), "{want}: {error}");
+        }
+        let error = LogFormat::resolve(Some("xml".to_owned())).unwrap_err().to_string();
+        assert!(error.starts_with("--log-format"), "{error}");
+    }
+
+    #[test]
+    fn empty_values_are_not_given() {
+        let args = RunArgs {
+            node_name: Some("n1".to_owned()),
+            api_server: Some(String::new()),
+            ct_entries: Some(" ".to_owned()),
+            ..RunArgs::default()
+        };
+        let cfg = Config::resolve(args).unwrap();
+        let Source::Kubernetes(options) = cfg.source else { panic!("not Kubernetes") };
+        assert_eq!(options.api_server, None);
+        assert_eq!(cfg.healthz.to_string(), "0.0.0.0:10256");
+    }
+
+    #[test]
+    fn addresses_may_lack_the_port() {
+        for (text, want) in
+            [("10.0.0.1", "10.0.0.1:10256"), ("::1", "[::1]:10256"), ("[::]:9", "[::]:9")]
+        {
+            let address = address("--x", Some(text.to_owned()), "0.0.0.0:10256").unwrap();
+            assert_eq!(address.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn conntrack_grows_with_memory() {
+        for (gib, want) in
+            [(0, 131_072), (1, 131_072), (16, 262_144), (64, 1_048_576), (4096, 4_194_304)]
+        {
+            assert_eq!(ct_default(gib << 30), want, "{gib} GiB");
+        }
+    }
+
+    #[test]
+    fn the_hierarchy_is_found_among_the_mounts() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let found: Vec<_> = cgroup_mounts(mounts).collect();
+        assert_eq!(found, [std::path::Path::new("/sys/fs/cgroup/unified")]);
+        let error = find_cgroup("proc /proc proc rw 0 0\n").unwrap_err().to_string();
+        assert!(error.starts_with("--cgroup: no cgroup v2"), "{error}");
+    }
+}

@@ -1,0 +1,234 @@
+//! `lbctl`, the operators' CLI: reads the pinned maps of this node, so it works with the agent dead.
+//!
+//! ```text
+//! pinned (maps → plain data) ┐
+//!                            ├→ view → rows of one command (pure) → columns (text, JSON, YAML)
+//! names (the agent's file)   ┘
+//! ```
+//! It changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
+//! and the way from them to the output.
+
+pub mod directory;
+pub mod natural;
+pub mod pinned;
+pub mod running;
+pub mod selection;
+pub mod snapshot;
+pub mod view;
+
+pub mod columns;
+
+pub mod backends;
+pub mod ct;
+pub mod drops;
+pub mod maps;
+pub mod pods;
+pub mod services;
+pub mod status;
+pub mod tree;
+pub mod version;
+
+pub mod run;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use lb_common::limits;
+
+use crate::ctl::columns::Style;
+use crate::ctl::ct::By;
+use crate::ctl::selection::Selection;
+use crate::ctl::snapshot::protocol_number;
+
+/// Show what lb-agent has programmed on this node
+#[derive(Clone, Debug, Parser)]
+#[command(name = "lbctl", version)]
+pub struct Cli {
+    /// Directory of the pinned maps
+    #[arg(long, global = true, env = "LB_PIN_DIR", value_name = "DIR", default_value = limits::PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Directory of the agent's name table
+    #[arg(long, global = true, env = "LB_STATE_DIR", value_name = "DIR", default_value = limits::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// What to show
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to show.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Is everything as it should be? Exit status 2 when not
+    Status(StatusArgs),
+    /// Services: what they answer at, how many endpoints they have, what is wrong with them
+    #[command(visible_alias = "svc", alias = "service")]
+    Services(ServicesArgs),
+    /// Backends: where packets for the Services go
+    #[command(alias = "backend")]
+    Backends(BackendsArgs),
+    /// Pods of this node whose traffic goes through our programs
+    #[command(visible_alias = "po", alias = "pod")]
+    Pods(PodsArgs),
+    /// Flows of this node's Pods (conntrack)
+    Ct(CtArgs),
+    /// Packets that were not delivered: why, and what to do about it
+    Drops(DropsArgs),
+    /// The pinned maps: how full they are and what they cost
+    Maps(MapsArgs),
+    /// A completion script for a shell
+    Completion(CompletionArgs),
+    /// Versions of this binary, the agent and the maps
+    Version(VersionArgs),
+}
+
+/// Flags of `status`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Also show the counters of the slow path
+    #[arg(long)]
+    pub all: bool,
+    /// Wait until everything is as it should be, at most so long (60s, 5m)
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", require_equals = true, value_parser = run::duration)]
+    pub wait: Option<std::time::Duration>,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// Flags of `services`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServicesArgs {
+    /// Only this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Each frontend with its backends, in the shape of `ipvsadm -Ln`
+    #[arg(long)]
+    pub tree: bool,
+    /// Which ones
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long, conflicts_with = "tree")]
+    pub watch: bool,
+}
+
+/// Flags of `backends`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BackendsArgs {
+    /// Only those of this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Which ones
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `pods`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PodsArgs {
+    /// Only this Pod
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Which ones
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `ct`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CtArgs {
+    /// Only flows of this Pod
+    #[arg(value_name = "NAMESPACE/POD")]
+    pub name: Option<String>,
+    /// Every entry of the table: reply halves, the server's side, dead ones
+    #[arg(long)]
+    pub all: bool,
+    /// Only this protocol (tcp, udp, sctp, icmp, icmpv6 or a number)
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol_number)]
+    pub protocol: Option<u8>,
+    /// Only the number of flows
+    #[arg(long)]
+    pub count: bool,
+    /// Count by this
+    #[arg(long, value_enum, requires = "count", value_name = "WHAT")]
+    pub by: Option<By>,
+    /// Which ones
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long, conflicts_with = "count")]
+    pub watch: bool,
+}
+
+/// Flags of `drops`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DropsArgs {
+    /// Also show reasons that did not occur
+    #[arg(long)]
+    pub all: bool,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `maps`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct MapsArgs {
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `completion`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Shells with completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// `source <(lbctl completion bash)`
+    Bash,
+    /// `source <(lbctl completion zsh)`
+    Zsh,
+    /// `lbctl completion fish | source`
+    Fish,
+}
+
+/// Flags of `version`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VersionArgs {
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+}

@@ -1,0 +1,251 @@
+//! The pinned maps, read only: from the pin directory to plain data. It needs no agent.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
+use lb_common::conntrack::{CtEntry, CtKey};
+use lb_common::endpoint::Pod;
+use lb_common::limits::{
+    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_FRAGMENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MAPS,
+    MapSpec,
+};
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+
+use crate::bpf::clock::Clock;
+use crate::bpf::maps::{self, MapsError, Tables};
+use crate::bpf::pins::{Pin, Pins};
+use crate::bpf::read::Counts;
+use crate::bpf::usage::{self, Usage};
+use crate::ctl::snapshot::{CtFilter, FrontendSlots, MapUse, Now, Snapshot, count_flow};
+use crate::syscall;
+
+/// The pin directory of an agent, running or not.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    pins: Pins,
+    list: Vec<Pin>,
+}
+
+impl Pinned {
+    /// Looks into the pin directory.
+    ///
+    /// # Errors
+    /// One sentence: when there are no tables, they may not be read, or they are of another version.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        let place = dir.display();
+        if let Err(error) = fs::read_dir(dir)
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            bail!("{place}: {DENIED}");
+        }
+        let nothing = || anyhow!("no tables at {place}: is lb-agent running on this node?");
+        let pins = Pins::existing(dir).ok_or_else(nothing)?;
+        let list: Vec<Pin> = pins.list()?.into_iter().map(|(_, pin)| pin).collect();
+        if !list.iter().any(|pin| matches!(pin, Pin::Map(..))) {
+            return Err(nothing());
+        }
+        Ok(Self { pins, list })
+    }
+
+    /// The load balancing tables; flows are counted only when asked for, since there may be millions.
+    ///
+    /// # Errors
+    /// One sentence: when a map is missing, has another version, or may not be read.
+    pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
+        for spec in [MAP_FRONTENDS, MAP_SLOTS, MAP_BACKENDS, MAP_PODS] {
+            self.check(&spec)?;
+        }
+        let tables = Tables::open(&self.pins).map_err(refused)?;
+        let mut snapshot = Snapshot {
+            // Readers go the way of a packet, writers the other way: what a frontend leads to is there.
+            frontends: frontends(&tables)?,
+            backends: backends(&tables)?,
+            hooks: self.hooks(),
+            ifaces: ifaces().context("list network devices")?,
+            ..Snapshot::default()
+        };
+        syscall::for_each(&tables.pods, |ifindex: &u32, pod: &Pod| {
+            snapshot.pods.insert(*ifindex, *pod);
+        })
+        .context("read pods")?;
+        if with_flows {
+            let now = now()?;
+            let flows = &mut snapshot.flows;
+            self.each_flow(|key, entry| count_flow(flows, key, entry, now))?;
+        }
+        Ok(snapshot)
+    }
+
+    /// The conntrack entries that `filter` keeps, and when they were read.
+    ///
+    /// # Errors
+    /// As for [`Self::snapshot`].
+    pub fn flows(&self, filter: &CtFilter) -> anyhow::Result<(Vec<(CtKey, CtEntry)>, Now)> {
+        let now = now()?;
+        let mut entries = Vec::new();
+        self.each_flow(|key, entry| {
+            if filter.keeps(key, entry) {
+                entries.push((*key, *entry));
+            }
+        })?;
+        Ok((entries, now))
+    }
+
+    /// The counters, all CPUs together.
+    ///
+    /// # Errors
+    /// As for [`Self::snapshot`].
+    pub fn counts(&self) -> anyhow::Result<Counts> {
+        self.check(&MAP_COUNTERS)?;
+        usage::counts(&self.pins).map_err(refused)
+    }
+
+    /// How full each pinned map is, in the order of [`MAPS`]; one that is not pinned is left out.
+    ///
+    /// # Errors
+    /// As for [`Self::snapshot`].
+    pub fn map_uses(&self, snapshot: &Snapshot) -> anyhow::Result<Vec<MapUse>> {
+        let is_pinned = |spec: &&MapSpec| self.versions(spec).next().is_some();
+        MAPS.iter().filter(is_pinned).map(|spec| self.map_use(spec, snapshot)).collect()
+    }
+
+    fn map_use(&self, spec: &MapSpec, snapshot: &Snapshot) -> anyhow::Result<MapUse> {
+        self.check(spec)?;
+        let Usage { kind, max, bytes } = usage::usage(&self.pins, spec).map_err(refused)?;
+        let slots = || snapshot.frontends.iter().map(|frontend| frontend.backend_ids.len()).sum();
+        let used: Option<usize> = match *spec {
+            MAP_FRONTENDS => Some(snapshot.frontends.len()),
+            MAP_SLOTS => Some(slots()),
+            MAP_BACKENDS => Some(snapshot.backends.len()),
+            MAP_PODS => Some(snapshot.pods.len()),
+            MAP_CT => {
+                let mut n = 0;
+                self.each_flow(|_, _| n += 1)?;
+                Some(n)
+            }
+            MAP_FRAGMENTS => Some(usage::n_fragments(&self.pins).map_err(refused)?),
+            // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
+            MapSpec { .. } => None,
+        };
+        let pin = self.pins.map(spec).display().to_string();
+        Ok(MapUse { name: spec.name, kind, used: used.map(|n| n as u64), max, bytes, pin })
+    }
+
+    fn each_flow(&self, each: impl FnMut(&CtKey, &CtEntry)) -> anyhow::Result<()> {
+        self.check(&MAP_CT)?;
+        let map = maps::open_ct(&self.pins).map_err(refused)?;
+        syscall::for_each(&map, each).context("read ct")
+    }
+
+    /// What carries our programs at each Pod's veth: the programs with a link of their own, or the qdisc.
+    fn hooks(&self) -> HashMap<u32, Vec<String>> {
+        let mut hooks: HashMap<u32, Vec<String>> = HashMap::new();
+        for pin in &self.list {
+            match pin {
+                Pin::PodLink(ifindex, hook) => {
+                    hooks.entry(*ifindex).or_default().push(hook.program().to_owned());
+                }
+                Pin::Qdisc(ifindex) => hooks.entry(*ifindex).or_default().push("clsact".to_owned()),
+                Pin::Map(..) | Pin::SocketLink(_) => {}
+            }
+        }
+        for words in hooks.values_mut() {
+            words.sort();
+        }
+        hooks
+    }
+
+    /// Versions of a map that are pinned.
+    fn versions(&self, spec: &MapSpec) -> impl Iterator<Item = u32> {
+        self.list.iter().filter_map(|pin| match pin {
+            Pin::Map(name, version) if *name == spec.name => Some(*version),
+            Pin::Map(..) | Pin::PodLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
+        })
+    }
+
+    /// Whether our version of the map is there.
+    fn check(&self, spec: &MapSpec) -> anyhow::Result<()> {
+        let MapSpec { name, version } = *spec;
+        if self.versions(spec).any(|found| found == version) {
+            return Ok(());
+        }
+        match self.versions(spec).max() {
+            Some(other) => bail!(
+                "{name}_v{other} is pinned, this lbctl reads {name}_v{version}: use the lbctl of the running agent"
+            ),
+            None => bail!(
+                "{name}_v{version} is not pinned at {}: has lb-agent come up on this node?",
+                self.pins.dir().display()
+            ),
+        }
+    }
+}
+
+fn frontends(tables: &Tables) -> anyhow::Result<Vec<FrontendSlots>> {
+    let mut frontends = Vec::new();
+    syscall::for_each(&tables.frontends, |key: &FrontendKey, frontend: &Frontend| {
+        frontends.push((*key, *frontend));
+    })
+    .context("read frontends")?;
+    let mut slots = HashMap::new();
+    syscall::for_each(&tables.slots, |slot: &u32, backend_id: &u32| {
+        if *backend_id != 0 {
+            slots.insert(*slot, *backend_id);
+        }
+    })
+    .context("read slots")?;
+    let last = tables.slots.len();
+    let resolve = |(key, frontend): (FrontendKey, Frontend)| {
+        let range = frontend.base..frontend.base.saturating_add(frontend.n).min(last);
+        let backend_ids = range.filter_map(|slot| slots.get(&slot).copied()).collect();
+        FrontendSlots { key, frontend, backend_ids }
+    };
+    Ok(frontends.into_iter().map(resolve).collect())
+}
+
+fn backends(tables: &Tables) -> anyhow::Result<HashMap<u32, Backend>> {
+    let mut backends = HashMap::new();
+    syscall::for_each(&tables.backends, |id: &u32, backend: &Backend| {
+        if backend.state != state::UNUSED {
+            backends.insert(*id, *backend);
+        }
+    })
+    .context("read backends")?;
+    Ok(backends)
+}
+
+fn now() -> anyhow::Result<Now> {
+    let clock = Clock::detect().context("find the kernel's tick rate")?;
+    Ok(Now { stamp: clock.stamp().context("read the monotonic clock")?, hz: clock.hz })
+}
+
+fn ifaces() -> nix::Result<HashMap<u32, String>> {
+    let devices = nix::net::if_::if_nameindex()?;
+    Ok(devices.iter().map(|d| (d.index(), d.name().to_string_lossy().into_owned())).collect())
+}
+
+/// What to do when the kernel does not let us look.
+const DENIED: &str =
+    "permission denied: run lbctl as root, or in the agent's container, which has CAP_BPF";
+
+/// Adds what to do, when the reason is the usual one.
+fn refused(error: MapsError) -> anyhow::Error {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::PermissionDenied
+        {
+            return match error {
+                MapsError::Missing { map } | MapsError::Unusable { map, .. } => {
+                    anyhow!("map {map}: {DENIED}")
+                }
+            };
+        }
+        cause = current.source();
+    }
+    error.into()
+}

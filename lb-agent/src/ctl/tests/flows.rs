@@ -1,0 +1,220 @@
+//! What `lbctl ct` makes of conntrack entries.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use expect_test::expect;
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::flow::{proto, tcp};
+
+use super::check;
+use super::sample::{addr, names};
+use crate::ctl::columns::Format;
+use crate::ctl::ct::{self, By};
+use crate::ctl::snapshot::{CtFilter, FlowCount, Now, count_flow};
+use crate::ctl::view::View;
+use crate::names::Names;
+
+fn key(local: &str, remote: &str, protocol: u8, veth: u16) -> CtKey {
+    let local: SocketAddr = local.parse().unwrap();
+    let remote: SocketAddr = remote.parse().unwrap();
+    CtKey {
+        local: local.ip().into(),
+        remote: remote.ip().into(),
+        local_port: Be16::new(local.port()),
+        remote_port: Be16::new(remote.port()),
+        proto: protocol,
+        veth,
+        ..CtKey::ZERO
+    }
+}
+
+/// `nat` and `aux` as `address:port`; last packet `idle` seconds ago.
+fn entry(nat: &str, aux: &str, backend_id: u32, flags: u32, idle: u32) -> CtEntry {
+    let nat: SocketAddr = nat.parse().unwrap();
+    let aux: SocketAddr = aux.parse().unwrap();
+    CtEntry {
+        nat_addr: nat.ip().into(),
+        nat_port: Be16::new(nat.port()),
+        aux_addr: aux.ip().into(),
+        aux_port: Be16::new(aux.port()),
+        backend_id,
+        backend_gen: u32::from(backend_id != 0),
+        last_seen: 1_000_000 - idle,
+        flags,
+        ..CtEntry::ZERO
+    }
+}
+
+/// A stamp a second.
+const STAMPS: Now = Now { stamp: 1_000_000, hz: 256 };
+
+fn flows() -> Vec<(CtKey, CtEntry)> {
+    let (syn, ack, fin) = (u32::from(tcp::SYN), u32::from(tcp::ACK), u32::from(tcp::FIN));
+    let none = "[::]:0";
+    vec![
+        // client → web, to web-1 on this node: three entries, one flow.
+        (
+            key("10.1.0.2:40000", "10.96.0.10:80", proto::TCP, 11),
+            entry("10.1.0.3:8080", "[::]:40000", 1, bits::FORWARD | syn, 9),
+        ),
+        (
+            key("10.1.0.2:40000", "10.1.0.3:8080", proto::TCP, 11),
+            entry("10.96.0.10:80", "10.1.0.2:40000", 1, bits::REPLY | (syn | ack) << 8, 4),
+        ),
+        (
+            key("10.1.0.3:8080", "10.1.0.2:40000", proto::TCP, 12),
+            entry(none, none, 0, bits::INBOUND | syn << 8 | syn | ack, 4),
+        ),
+        // Closing, to the draining backend.
+        (
+            key("10.1.0.2:40001", "10.96.0.10:80", proto::TCP, 11),
+            entry("10.1.1.4:8080", "[::]:40001", 4, bits::FORWARD | syn | ack | fin, 10),
+        ),
+        // web-1 to itself.
+        (
+            key("10.1.0.3:50000", "10.96.0.10:80", proto::TCP, 12),
+            entry("10.1.0.3:8080", "169.254.42.1:50000", 1, bits::FORWARD | bits::HAIRPIN | syn, 2),
+        ),
+        (
+            key("10.1.0.3:8080", "169.254.42.1:50000", proto::TCP, 12),
+            entry("10.96.0.10:80", "10.1.0.3:50000", 1, bits::REPLY | bits::HAIRPIN | syn | ack, 2),
+        ),
+        // Without translation, both ways; one way; from outside.
+        (
+            key("10.1.0.2:5353", "8.8.8.8:53", proto::UDP, 11),
+            entry(none, none, 0, bits::SEEN_OUT | bits::SEEN_IN, 100),
+        ),
+        (
+            key("10.1.0.2:5354", "8.8.8.8:53", proto::UDP, 11),
+            entry(none, none, 0, bits::SEEN_OUT, 90),
+        ),
+        (
+            key("10.1.0.3:8080", "192.0.2.7:555", proto::TCP, 12),
+            entry(none, none, 0, bits::INBOUND | syn << 8, 1),
+        ),
+        // Its backend has another generation now.
+        (
+            key("10.1.0.2:40002", "10.96.0.10:80", proto::TCP, 11),
+            CtEntry {
+                backend_gen: 0,
+                ..entry("10.1.1.3:8080", "[::]:40002", 2, bits::FORWARD | syn | ack, 60)
+            },
+        ),
+    ]
+}
+
+#[test]
+fn a_flow_is_one_line() {
+    let one = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, false);
+    check(
+        &names(),
+        Format::Table,
+        one,
+        expect![[r#"
+        PROTO  SRC                   DST                 VIA               BACKEND             STATE        AGE   EXPIRES
+        TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              NEW          1s    29s
+        UDP    default/client:5353   8.8.8.8:53          <none>            <none>              ESTABLISHED  100s  80s
+        TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  ESTABLISHED  4s    5h59m
+        TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  CLOSING      10s   60s
+        TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  GONE         60s   5h59m
+        TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  ESTABLISHED  2s    5h59m
+    "#]],
+    );
+    check(
+        &Names::default(),
+        Format::Table,
+        one,
+        expect![[r#"
+        PROTO  SRC             DST            VIA     BACKEND        STATE        AGE   EXPIRES
+        UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         ESTABLISHED  100s  80s
+        TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  ESTABLISHED  4s    5h59m
+        TCP    10.1.0.2:40001  10.96.0.10:80  <none>  10.1.1.4:8080  CLOSING      10s   60s
+        TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  GONE         60s   5h59m
+        TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  ESTABLISHED  2s    5h59m
+        TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         NEW          1s    29s
+    "#]],
+    );
+    let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
+    check(
+        &names(),
+        Format::Wide,
+        every,
+        expect![[r#"
+        PROTO  SRC                   DST                 VIA               BACKEND             STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
+        TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              NEW          1s    29s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
+        UDP    default/client:5353   8.8.8.8:53          <none>            <none>              ESTABLISHED  100s  80s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
+        UDP    default/client:5354   8.8.8.8:53          <none>            <none>              EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
+        TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  NEW          9s    21s      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
+        TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           reply
+        TCP    default/client:40000  default/web-1:8080  <none>            <none>              ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
+        TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  CLOSING      10s   60s      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
+        TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  GONE         60s   5h59m    10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
+        TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              ESTABLISHED  2s    5h59m    10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
+        TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  NEW          2s    28s      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+    "#]],
+    );
+}
+
+#[test]
+fn flows_are_counted() {
+    let by = |by| move |view: &View<'_>| ct::count(&ct::rows(view, &flows(), STAMPS, false), by);
+    check(
+        &names(),
+        Format::Table,
+        by(By::Service),
+        expect![[r#"
+        BY                COUNT
+        default/web:http  4
+        <none>            2
+    "#]],
+    );
+    check(
+        &names(),
+        Format::Table,
+        by(By::Src),
+        expect![[r#"
+        BY              COUNT
+        default/client  4
+        192.0.2.7       1
+        default/web-1   1
+    "#]],
+    );
+    check(
+        &names(),
+        Format::Table,
+        by(By::State),
+        expect![[r#"
+        BY           COUNT
+        ESTABLISHED  3
+        CLOSING      1
+        GONE         1
+        NEW          1
+    "#]],
+    );
+}
+
+#[test]
+fn the_dump_is_filtered() {
+    let kept = |filter: &CtFilter| flows().iter().filter(|(k, e)| filter.keeps(k, e)).count();
+    let set = |ip: &str| Some([addr(ip)].into());
+    assert_eq!(kept(&CtFilter::default()), 10);
+    assert_eq!(kept(&CtFilter { addrs: set("10.1.1.4"), ..CtFilter::default() }), 1, "the backend");
+    assert_eq!(kept(&CtFilter { addrs: set("8.8.8.8"), ..CtFilter::default() }), 2);
+    assert_eq!(kept(&CtFilter { locals: set("10.1.0.3"), ..CtFilter::default() }), 4);
+    assert_eq!(kept(&CtFilter { backend_ids: Some([4].into()), ..CtFilter::default() }), 1);
+    assert_eq!(kept(&CtFilter { protocol: Some(proto::UDP), ..CtFilter::default() }), 2);
+}
+
+#[test]
+fn only_opening_halves_count_as_flows() {
+    let mut counts = HashMap::new();
+    for (key, entry) in flows() {
+        count_flow(&mut counts, &key, &entry, STAMPS);
+    }
+    let mut counts: Vec<(u32, FlowCount)> = counts.into_iter().collect();
+    counts.sort_by_key(|(id, _)| *id);
+    let count = |active, inactive| FlowCount { active, inactive };
+    assert_eq!(counts, [(1, count(0, 2)), (2, count(1, 0)), (4, count(0, 1))]);
+}

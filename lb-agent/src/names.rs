@@ -1,0 +1,497 @@
+//! The name table `<state-dir>/names.json`: what the numbers in the pinned maps are called, and how the agent is.
+//!
+//! The agent writes it whenever the tables change; `lbctl` reads it beside the maps. It holds names only, so it may
+//! be stale or missing: then `lbctl` shows numbers. It knows neither maps nor the API.
+//!
+//! With 10,000 Services it is rewritten often, so it is compact (short keys, defaults left out) and streams: no
+//! second copy of the tables in memory. Strings are `Cow`, so that the agent lends its own.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use lb_common::flow::proto;
+use serde::{Deserialize, Serialize};
+
+/// Name of the file in the state directory.
+pub const FILE: &str = "names.json";
+/// Version of the layout; raised when an older reader would misunderstand the file. New optional fields do not.
+pub const LAYOUT: u32 = 1;
+
+/// The whole file. Order within the lists has no meaning. Times are Unix seconds, 0 = not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names<'a> {
+    /// [`LAYOUT`] of the writer.
+    pub layout: u32,
+    /// This node, as Kubernetes or `--node-name` calls it.
+    pub node: Cow<'a, str>,
+    /// The agent that wrote the file.
+    pub agent: Agent<'a>,
+    /// Where its facts come from.
+    pub source: Source<'a>,
+    /// Lines of `lbctl status`, in the order to be shown.
+    pub subsystems: Vec<Subsystem<'a>>,
+    /// Everything that is wrong with objects, as of the last sync.
+    pub issues: Vec<IssueLine<'a>>,
+    /// Service ports, by the `service_id` of the maps.
+    pub services: Vec<ServiceName<'a>>,
+    /// Backends, by the backend id of the maps.
+    pub backends: Vec<BackendName<'a>>,
+    /// Nodes with their zones; [`BackendName::place`] counts from 1 in this list.
+    pub places: Vec<Place<'a>>,
+    /// Pods of this node, by the ifindex of their veth.
+    pub pods: Vec<PodName<'a>>,
+    /// The last packet dropped of each reason and direction.
+    pub drops: Vec<DropExample>,
+}
+
+/// The agent that wrote the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agent<'a> {
+    /// Version of the binary.
+    pub version: Cow<'a, str>,
+    /// Process id, in the agent's own PID namespace.
+    pub pid: u32,
+    /// Time of its start.
+    pub started: u64,
+    /// Time of this write.
+    pub written: u64,
+    /// Time of the last sync that left nothing pending.
+    pub synced: u64,
+}
+
+/// Where the agent's facts come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Source<'a> {
+    /// `kubernetes` or `manifests`.
+    pub kind: Cow<'a, str>,
+    /// URL of the API server, or the directory.
+    pub place: Cow<'a, str>,
+}
+
+/// How a part of the agent is doing.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    #[default]
+    Ok,
+    /// Not there yet: the initial lists, the first sync.
+    Waiting,
+    /// Works in part, or something needs attention.
+    Degraded,
+    /// Does not work.
+    Failed,
+}
+
+impl State {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Waiting => "WAITING",
+            Self::Degraded => "DEGRADED",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+/// One line of `lbctl status`: `api`, `programs`, `maps`, `services`, `kube-proxy`, `kernel`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Subsystem<'a> {
+    /// Its name, one word.
+    pub name: Cow<'a, str>,
+    /// How it is.
+    pub state: State,
+    /// One line for people: `12 Pods, pod_out and pod_in by tcx`.
+    pub detail: Cow<'a, str>,
+}
+
+/// One thing that is wrong with one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IssueLine<'a> {
+    /// The object: `Service default/web`, `File services.yaml:12`.
+    pub object: Cow<'a, str>,
+    /// Path of the field, or empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub field: Cow<'a, str>,
+    /// What is wrong with it.
+    pub message: Cow<'a, str>,
+    /// `namespace/name` of the Service that suffers, when `object` is something else of its (a slice); else empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub service: Cow<'a, str>,
+    /// First seen.
+    pub since: u64,
+}
+
+/// One service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceName<'a> {
+    /// `service_id` in the maps; 0 while it could not be programmed.
+    pub id: u32,
+    /// Namespace.
+    #[serde(rename = "ns")]
+    pub namespace: Cow<'a, str>,
+    /// Name of the Service.
+    pub name: Cow<'a, str>,
+    /// Name of the port, may be empty.
+    #[serde(rename = "pn", skip_serializing_if = "str::is_empty")]
+    pub port_name: Cow<'a, str>,
+    /// The Service's port, host order.
+    #[serde(rename = "p")]
+    pub port: u16,
+    /// IP protocol number.
+    #[serde(rename = "proto", skip_serializing_if = "is_tcp")]
+    pub protocol: u8,
+    /// `spec.type`.
+    #[serde(rename = "type", skip_serializing_if = "is_cluster_ip")]
+    pub kind: Cow<'a, str>,
+    /// What it should answer at, whether programmed or not.
+    #[serde(rename = "at")]
+    pub frontends: Vec<SocketAddr>,
+    /// Endpoints of all states, both families.
+    #[serde(rename = "t")]
+    pub endpoints: u32,
+    /// Those of them that are ready.
+    #[serde(rename = "r")]
+    pub ready: u32,
+    /// `metadata.creationTimestamp`.
+    #[serde(rename = "c", skip_serializing_if = "is_zero")]
+    pub created: u64,
+}
+
+impl Default for ServiceName<'_> {
+    fn default() -> Self {
+        Self {
+            id: 0,
+            namespace: Cow::Borrowed(""),
+            name: Cow::Borrowed(""),
+            port_name: Cow::Borrowed(""),
+            port: 0,
+            protocol: proto::TCP,
+            kind: Cow::Borrowed(CLUSTER_IP),
+            frontends: Vec::new(),
+            endpoints: 0,
+            ready: 0,
+            created: 0,
+        }
+    }
+}
+
+/// An endpoint's conditions, as one word.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Conditions {
+    /// `ready`.
+    #[default]
+    Ready,
+    /// `serving` and `terminating` (KEP-1669).
+    Serving,
+    /// `terminating`, not serving.
+    Terminating,
+    /// None of them.
+    NotReady,
+    /// No EndpointSlice has the address any more.
+    Gone,
+}
+
+impl Conditions {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Serving => "serving",
+            Self::Terminating => "terminating",
+            Self::NotReady => "not-ready",
+            Self::Gone => "gone",
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        *self == Self::Ready
+    }
+}
+
+/// One backend: an endpoint of one service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendName<'a> {
+    /// Backend id in the maps.
+    pub id: u32,
+    /// Id of its service port. A draining backend is in no slot, so the maps alone do not tell.
+    #[serde(rename = "s")]
+    pub service_id: u32,
+    /// `namespace/name` of the Pod, empty when the endpoint names none.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub pod: Cow<'a, str>,
+    /// Place of the endpoint in [`Names::places`], counted from 1; 0 = not known.
+    #[serde(rename = "at", skip_serializing_if = "is_zero_u32")]
+    pub place: u32,
+    /// Its conditions.
+    #[serde(rename = "is", skip_serializing_if = "Conditions::is_ready")]
+    pub conditions: Conditions,
+}
+
+/// A node and its zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Place<'a> {
+    /// Name of the node, may be empty.
+    pub node: Cow<'a, str>,
+    /// Its zone, may be empty.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub zone: Cow<'a, str>,
+}
+
+/// A Pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodName<'a> {
+    /// ifindex of the host side of its veth: the key in the map `pods`.
+    pub ifindex: u32,
+    /// Name of that device.
+    pub iface: Cow<'a, str>,
+    /// Namespace; empty when no Pod is known by the address behind the veth.
+    #[serde(rename = "ns")]
+    pub namespace: Cow<'a, str>,
+    /// Name.
+    pub name: Cow<'a, str>,
+    /// `metadata.creationTimestamp`.
+    #[serde(rename = "c", skip_serializing_if = "is_zero")]
+    pub created: u64,
+}
+
+/// The last packet that was dropped for one reason in one direction, from the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropExample {
+    /// Number of the [`lb_common::verdict::DropReason`].
+    pub reason: u8,
+    /// Whether the packet was entering the Pod.
+    pub ingress: bool,
+    /// IP protocol number.
+    #[serde(rename = "proto")]
+    pub protocol: u8,
+    /// Source of the packet.
+    pub src: SocketAddr,
+    /// Destination of the packet.
+    pub dst: SocketAddr,
+    /// ifindex of the Pod's veth.
+    pub ifindex: u32,
+    /// Id of the service port, 0 when none is involved.
+    pub service_id: u32,
+    /// When.
+    pub at: u64,
+}
+
+/// Why the name table could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum NamesError {
+    /// The file or its directory is not accessible.
+    #[error("name table {path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The file is not a name table.
+    #[error("name table {path}: {source}", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// The writer was an agent of another layout.
+    #[error("name table {path} has layout {found}, this binary reads {LAYOUT}", path = path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// Layout found.
+        found: u32,
+    },
+}
+
+/// Writes the table to `path` as a whole: a reader sees the old file or the new one, never a part.
+///
+/// There is no `fsync`: the state directory is on a tmpfs and dies with the maps it describes.
+///
+/// # Errors
+/// When the directory does not exist, is read-only or full.
+pub fn write(path: &Path, names: &Names<'_>) -> Result<(), NamesError> {
+    let io = |source| NamesError::Io { path: path.to_owned(), source };
+    let partial = path.with_extension("json.tmp");
+    let mut file = BufWriter::with_capacity(1 << 16, File::create(&partial).map_err(io)?);
+    serde_json::to_writer(&mut file, names)
+        .map_err(|source| NamesError::Json { path: partial.clone(), source })?;
+    file.flush().map_err(io)?;
+    fs::rename(&partial, path).map_err(io)
+}
+
+/// Reads the table at `path`.
+///
+/// # Errors
+/// When there is no file, it is not ours, or its layout is another one.
+pub fn read(path: &Path) -> Result<Names<'static>, NamesError> {
+    /// What every layout has; read first, so that another layout is not reported as broken JSON.
+    #[derive(Deserialize)]
+    struct Header {
+        layout: u32,
+    }
+    let open = || {
+        File::open(path)
+            .map(|file| BufReader::with_capacity(1 << 16, file))
+            .map_err(|source| NamesError::Io { path: path.to_owned(), source })
+    };
+    let json = |source| NamesError::Json { path: path.to_owned(), source };
+    let Header { layout } = serde_json::from_reader(open()?).map_err(json)?;
+    if layout != LAYOUT {
+        return Err(NamesError::Layout { path: path.to_owned(), found: layout });
+    }
+    serde_json::from_reader(open()?).map_err(json)
+}
+
+const CLUSTER_IP: &str = "ClusterIP";
+
+fn is_tcp(protocol: &u8) -> bool {
+    *protocol == proto::TCP
+}
+
+fn is_cluster_ip(kind: &str) -> bool {
+    kind == CLUSTER_IP
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+fn is_zero_u32(value: &u32) -> bool {
+    *value == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::fs;
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+
+    use super::{
+        BackendName, Conditions, DropExample, LAYOUT, Names, NamesError, Place, PodName,
+        ServiceName, State, Subsystem, read, write,
+    };
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("lb-names-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn large() -> Names<'static> {
+        let service = |i: u32| ServiceName {
+            id: i + 1,
+            namespace: Cow::Borrowed("default"),
+            name: Cow::Owned(format!("service-{i:05}")),
+            port_name: Cow::Borrowed("http"),
+            port: 80,
+            frontends: vec![SocketAddr::from(([10, 96, (i >> 8) as u8, i as u8], 80))],
+            endpoints: 2,
+            ready: 2,
+            created: 1_800_000_000,
+            ..ServiceName::default()
+        };
+        let backend = |i: u32| BackendName {
+            id: i + 1,
+            service_id: i / 2 + 1,
+            pod: Cow::Owned(format!("default/service-{:05}-7d4f8b6c9d-x{}", i / 2, i % 2)),
+            place: i % 100 + 1,
+            ..BackendName::default()
+        };
+        Names {
+            layout: LAYOUT,
+            services: (0..10_000).map(service).collect(),
+            backends: (0..20_000).map(backend).collect(),
+            ..Names::default()
+        }
+    }
+
+    #[test]
+    fn ten_thousand_services_stay_under_three_megabytes() {
+        let dir = scratch("large");
+        let path = dir.join(super::FILE);
+        let names = large();
+        write(&path, &names).unwrap();
+        let bytes = fs::metadata(&path).unwrap().len();
+        assert!(bytes < 3_000_000, "{bytes} bytes");
+        assert_eq!(read(&path).unwrap(), names);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn everything_survives_the_file() {
+        let dir = scratch("all");
+        let path = dir.join(super::FILE);
+        let names = Names {
+            layout: LAYOUT,
+            node: Cow::Borrowed("n1"),
+            subsystems: vec![Subsystem {
+                name: Cow::Borrowed("kube-proxy"),
+                state: State::Degraded,
+                detail: Cow::Borrowed("its table is here"),
+            }],
+            services: vec![ServiceName {
+                id: 7,
+                protocol: 17,
+                kind: Cow::Borrowed("NodePort"),
+                ..ServiceName::default()
+            }],
+            backends: vec![BackendName {
+                id: 3,
+                conditions: Conditions::Gone,
+                ..BackendName::default()
+            }],
+            places: vec![Place { node: Cow::Borrowed("n2"), zone: Cow::Borrowed("z") }],
+            pods: vec![PodName { ifindex: 9, iface: Cow::Borrowed("veth9"), ..PodName::default() }],
+            drops: vec![DropExample {
+                reason: 1,
+                ingress: false,
+                protocol: 6,
+                src: "10.1.0.2:4000".parse().unwrap(),
+                dst: "[fd96::1]:80".parse().unwrap(),
+                ifindex: 9,
+                service_id: 7,
+                at: 5,
+            }],
+            ..Names::default()
+        };
+        write(&path, &names).unwrap();
+        assert_eq!(read(&path).unwrap(), names);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "the partial file is gone");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn another_layout_is_named_and_a_missing_file_too() {
+        let dir = scratch("layout");
+        let path = dir.join(super::FILE);
+        assert!(matches!(read(&path), Err(NamesError::Io { .. })));
+        fs::write(&path, r#"{"layout":2,"services":"moved elsewhere"}"#).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.ends_with("names.json has layout 2, this binary reads 1"), "{error}");
+        fs::write(&path, r#"{"layout":1,"future":true}"#).unwrap();
+        assert_eq!(read(&path).unwrap().layout, 1, "fields of later agents are skipped");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,31 @@
+//! How the agent is: published by its loop, read by the servers of health and metrics. Nobody waits for anybody.
+#![forbid(unsafe_code)]
+
+pub mod foreign;
+pub mod health;
+pub mod http;
+pub mod metrics;
+pub mod process;
+pub mod scrape;
+
+use std::time::{Instant, SystemTime};
+
+/// What the loop publishes after each sync.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Status {
+    /// Whether all initial lists are complete and were applied once.
+    pub synced: bool,
+    /// When the maps last said what they should.
+    pub updated: SystemTime,
+    /// Since when they do not: the oldest change that is not in the maps.
+    pub pending_since: Option<Instant>,
+    /// Whether load balancers may send traffic to this node: not when it is about to be removed.
+    pub node_eligible: bool,
+}
+
+impl Status {
+    /// At the start: nothing is pending, as far as anybody knows.
+    pub fn starting() -> Self {
+        Self { synced: false, updated: SystemTime::now(), pending_since: None, node_eligible: true }
+    }
+}

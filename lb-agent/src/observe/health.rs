@@ -1,0 +1,138 @@
+//! `/healthz` and `/livez` as kube-proxy answers them, since load balancers and probes know that answer.
+//!
+//! Healthy is who has nothing pending for too long; a start without news from the API server is healthy. `/healthz`
+//! also fails on a node that the autoscaler is about to remove (KEP-3836), so that no new traffic comes; `/livez`
+//! does not, since a restart would not help.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hyper::StatusCode;
+
+use crate::observe::Status;
+
+/// A change that is pending for longer makes the agent unhealthy (kube-proxy: `2 * iptables.syncPeriod` = 2 min).
+pub const STALE: Duration = Duration::from_secs(120);
+
+/// Which question is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// `/healthz`: may traffic come?
+    Healthz,
+    /// `/livez`: would a restart help?
+    Livez,
+}
+
+impl Probe {
+    /// The probe at this path.
+    pub fn at(path: &str) -> Option<Self> {
+        match path {
+            "/healthz" => Some(Self::Healthz),
+            "/livez" => Some(Self::Livez),
+            _ => None,
+        }
+    }
+}
+
+/// The moment of a probe, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For durations.
+    pub instant: Instant,
+    /// For the answer.
+    pub time: SystemTime,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+}
+
+/// Status code and body (kube-proxy's `healthzHandler`).
+pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
+    let stale = status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE);
+    let ok = !stale && (probe == Probe::Livez || status.node_eligible);
+    // While all is well, the last update is now: nothing was left to do.
+    let updated = if stale { status.updated } else { now.time };
+    let body = format!(
+        r#"{{"lastUpdated": "{}","currentTime": "{}", "nodeEligible": {}}}"#,
+        go_time(updated),
+        go_time(now.time),
+        status.node_eligible
+    );
+    (if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+/// A time as Go prints it, in UTC.
+fn go_time(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (secs, nanos) = (since.as_secs(), since.subsec_nanos());
+    let (year, month, day) = date(secs / 86_400);
+    let (hour, minute, second) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{nanos:09} +0000 UTC")
+}
+
+/// Year, month and day of a day since 1970-01-01: Howard Hinnant's `civil_from_days`, for days not before that.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Years begin in March here, so that the leap day is their last.
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant, UNIX_EPOCH};
+
+    use super::{Moment, Probe, answer, date};
+    use crate::observe::Status;
+
+    #[test]
+    fn answers() {
+        let start = Instant::now();
+        let now = Moment {
+            instant: start + Duration::from_secs(300),
+            time: UNIX_EPOCH + Duration::new(1_800_000_000, 5),
+        };
+        let quiet = Status {
+            synced: true,
+            updated: UNIX_EPOCH + Duration::from_secs(951_782_400),
+            pending_since: None,
+            node_eligible: true,
+        };
+        let busy = Status { pending_since: Some(start + Duration::from_secs(200)), ..quiet };
+        let stuck = Status { pending_since: Some(start + Duration::from_secs(100)), ..quiet };
+        let leaving = Status { node_eligible: false, ..quiet };
+        let cases = [
+            ("quiet", quiet, 200, 200),
+            ("busy", busy, 200, 200),
+            ("stuck", stuck, 503, 503),
+            ("leaving", leaving, 503, 200),
+        ];
+        for (name, status, healthz, livez) in cases {
+            assert_eq!(answer(Probe::Healthz, &status, now).0, healthz, "{name}");
+            assert_eq!(answer(Probe::Livez, &status, now).0, livez, "{name}");
+        }
+        let (_, body) = answer(Probe::Healthz, &stuck, now);
+        let want = r#"{"lastUpdated": "2000-02-29 00:00:00.000000000 +0000 UTC","currentTime": "2027-01-15 08:00:00.000000005 +0000 UTC", "nodeEligible": true}"#;
+        assert_eq!(body, want);
+        assert!(serde_json::from_str::<serde_json::Value>(&body).is_ok());
+    }
+
+    #[test]
+    fn dates() {
+        for (days, want) in
+            [(0, (1970, 1, 1)), (58, (1970, 2, 28)), (59, (1970, 3, 1)), (20_818, (2026, 12, 31))]
+        {
+            assert_eq!(date(days), want, "day {days}");
+        }
+    }
+}

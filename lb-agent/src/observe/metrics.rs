@@ -1,0 +1,534 @@
+//! The metrics: kube-proxy's names where the meaning is the same, so that its dashboards and alerts go on working,
+//! and our own under `lb_`. None has a label by Pod, Service or address: their number is bounded.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use lb_common::limits::{MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
+use lb_common::verdict::{Counter as PathCounter, DropReason};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::bpf::read::Counts;
+use crate::cluster::{Family as IpFamily, Kind};
+
+/// Labels: names and values that are known beforehand.
+pub type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// A gauge of a floating-point number.
+pub type GaugeF64 = Gauge<f64, AtomicU64>;
+type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
+
+/// What a change was about, in `lb_programming_seconds`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A Service.
+    Service,
+    /// An EndpointSlice.
+    Endpoints,
+    /// A Pod's entry.
+    Pod,
+}
+
+impl Subject {
+    /// The label's value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Endpoints => "endpoints",
+            Self::Pod => "pod",
+        }
+    }
+}
+
+/// The label's value of a family, as kube-proxy spells it.
+pub const fn ip_family(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "IPv4",
+        IpFamily::V6 => "IPv6",
+    }
+}
+
+const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+const STATES: [&str; 3] = ["wanted", "programmed", "error"];
+
+/// kube-proxy's.
+#[derive(Clone, Debug)]
+pub struct KubeProxy {
+    /// One application of a plan.
+    pub sync: Histograms<1>,
+    /// The first one, which looks at everything.
+    pub full_sync: Histograms<1>,
+    /// Every later one.
+    pub partial_sync: Histograms<1>,
+    /// From the trigger time on an EndpointSlice to the maps.
+    pub network_programming: Histograms<1>,
+    /// When the maps last said what they should.
+    pub last_timestamp: Family<Labels<1>, GaugeF64>,
+    /// When a change was last heard of.
+    pub last_queued: Family<Labels<1>, GaugeF64>,
+    /// Changes of EndpointSlices not yet in the maps.
+    pub endpoint_changes_pending: Gauge,
+    /// All changes of EndpointSlices.
+    pub endpoint_changes: Counter,
+    /// Changes of Services not yet in the maps.
+    pub service_changes_pending: Gauge,
+    /// All changes of Services.
+    pub service_changes: Counter,
+    /// Service ports with a Local policy and no endpoint here.
+    pub no_local_endpoints: Family<Labels<2>, Gauge>,
+    /// Answers of `/healthz` by status code.
+    pub healthz: Family<Labels<1>, Counter>,
+    /// Answers of `/livez` by status code.
+    pub livez: Family<Labels<1>, Counter>,
+}
+
+/// Ours.
+#[derive(Clone, Debug)]
+pub struct Ours {
+    /// From the arrival of an event to the maps.
+    pub programming: Histograms<1>,
+    /// From the kernel's message about a Pod's device to its programs in place.
+    pub pod_ready: Histogram,
+    /// Devices that could not be attached to at the first try, seconds without programs.
+    pub attach_gap: Counter<f64, AtomicU64>,
+    /// Whether a list is complete, by resource.
+    pub watch_synced: Family<Labels<1>, Gauge>,
+    /// Lists begun.
+    pub watch_restarts: Family<Labels<1>, Counter>,
+    /// Seconds since the last event.
+    pub watch_lag: Family<Labels<1>, GaugeF64>,
+    /// Services by state.
+    pub services: Family<Labels<1>, Gauge>,
+    /// Frontends by state.
+    pub frontends: Family<Labels<1>, Gauge>,
+    /// Backends by state.
+    pub backends: Family<Labels<1>, Gauge>,
+    /// Pods' devices by state.
+    pub pods: Family<Labels<1>, Gauge>,
+    /// Issues by kind of object.
+    pub issues: Family<Labels<1>, Gauge>,
+    /// Dropped packets.
+    pub drops: Family<Labels<2>, Counter>,
+    /// The slow path.
+    pub slow_path: Family<Labels<1>, Counter>,
+    /// Events of dropped packets by outcome.
+    pub events: Family<Labels<1>, Counter>,
+    /// Flows by protocol, as of the last expiry pass.
+    pub flows_active: Family<Labels<2>, Gauge>,
+    /// Elements in use, by map.
+    pub map_entries: Family<Labels<1>, Gauge>,
+    /// Elements there is room for.
+    pub map_capacity: Family<Labels<1>, Gauge>,
+    /// Writes refused for lack of room.
+    pub map_full: Family<Labels<1>, Counter>,
+    /// One expiry pass over conntrack.
+    pub ct_gc: Histogram,
+    /// Conntrack entries that expired.
+    pub ct_expired: Counter,
+    /// Conntrack entries whose backend is gone, as of the last pass.
+    pub ct_stale: Gauge,
+    /// Writes to the maps that failed.
+    pub sync_failures: Counter,
+    /// Writes to the maps.
+    pub map_writes: Counter,
+    /// 1 when kube-proxy runs beside us.
+    pub foreign_proxy: Gauge,
+    /// Programs in place, by hook.
+    pub programs_attached: Family<Labels<1>, Gauge>,
+    /// Programs there should be, by hook.
+    pub programs_wanted: Family<Labels<1>, Gauge>,
+}
+
+/// The process'.
+#[derive(Clone, Debug)]
+pub struct OfProcess {
+    /// Memory.
+    pub resident_memory: Gauge,
+    /// Processor time.
+    pub cpu_seconds: Counter<f64, AtomicU64>,
+    /// Open descriptors.
+    pub open_fds: Gauge,
+    /// Its start.
+    pub start_time: GaugeF64,
+}
+
+/// All metrics. Clones share their values.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// kube-proxy's.
+    pub kube_proxy: KubeProxy,
+    /// Ours.
+    pub ours: Ours,
+    /// The process'.
+    pub process: OfProcess,
+}
+
+impl Metrics {
+    /// All metrics at zero, in a registry of their own. Every label value exists from the start, so that `rate()`
+    /// works on the first event.
+    pub fn register(kernel: &str) -> (Self, Registry) {
+        let mut registry = Registry::default();
+        let metrics = Self {
+            kube_proxy: kube_proxy(&mut registry),
+            ours: ours(&mut registry),
+            process: process(&mut registry),
+        };
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
+        registry.register("lb_build", "The agent's version", build);
+        let facts = Info::new(vec![("kernel", kernel.to_owned())]);
+        registry.register("lb_cluster_facts", "What the agent found", facts);
+        metrics.initialise();
+        (metrics, registry)
+    }
+
+    /// Takes over what the programs have counted.
+    pub fn set_counts(&self, counts: &Counts, events_read: u64) {
+        use std::sync::atomic::Ordering::Relaxed;
+        for (reason, ingress, n) in &counts.drops {
+            self.ours
+                .drops
+                .get_or_create(&drop_labels(*reason, *ingress))
+                .inner()
+                .store(*n, Relaxed);
+        }
+        for (counter, n) in &counts.counters {
+            let outcome = match counter {
+                PathCounter::EventLost => "lost",
+                PathCounter::EventSuppressed => "suppressed",
+                other => {
+                    let labels = [("path", other.name())];
+                    self.ours.slow_path.get_or_create(&labels).inner().store(*n, Relaxed);
+                    continue;
+                }
+            };
+            self.ours.events.get_or_create(&[("outcome", outcome)]).inner().store(*n, Relaxed);
+        }
+        self.ours.events.get_or_create(&[("outcome", "sent")]).inner().store(events_read, Relaxed);
+    }
+
+    fn initialise(&self) {
+        let Self { kube_proxy, ours, process: _ } = self;
+        for family in FAMILIES {
+            let labels = [("ip_family", ip_family(family))];
+            for histogram in [
+                &kube_proxy.sync,
+                &kube_proxy.full_sync,
+                &kube_proxy.partial_sync,
+                &kube_proxy.network_programming,
+            ] {
+                drop(histogram.get_or_create(&labels));
+            }
+            drop(kube_proxy.last_timestamp.get_or_create(&labels));
+            drop(kube_proxy.last_queued.get_or_create(&labels));
+            let [label] = labels;
+            let labels = [label, ("traffic_policy", "internal")];
+            drop(kube_proxy.no_local_endpoints.get_or_create(&labels));
+        }
+        for code in ["200", "503"] {
+            drop(kube_proxy.healthz.get_or_create(&[("code", code)]));
+            drop(kube_proxy.livez.get_or_create(&[("code", code)]));
+        }
+        for subject in [Subject::Service, Subject::Endpoints, Subject::Pod] {
+            drop(ours.programming.get_or_create(&[("kind", subject.name())]));
+        }
+        for kind in Kind::ALL {
+            let labels = [("resource", kind.name())];
+            drop(ours.watch_synced.get_or_create(&labels));
+            drop(ours.watch_restarts.get_or_create(&labels));
+            drop(ours.watch_lag.get_or_create(&labels));
+            drop(ours.issues.get_or_create(&[("kind", kind.name())]));
+        }
+        for state in STATES {
+            for family in [&ours.services, &ours.frontends, &ours.backends, &ours.pods] {
+                drop(family.get_or_create(&[("state", state)]));
+            }
+        }
+        for map in MAPS {
+            drop(ours.map_full.get_or_create(&[("map", map.name)]));
+        }
+        for hook in hooks() {
+            drop(ours.programs_attached.get_or_create(&[("hook", hook)]));
+            drop(ours.programs_wanted.get_or_create(&[("hook", hook)]));
+        }
+        let counts = Counts {
+            drops: DropReason::ALL
+                .into_iter()
+                .flat_map(|reason| [(reason, false, 0), (reason, true, 0)])
+                .collect(),
+            counters: PathCounter::ALL.into_iter().map(|counter| (counter, 0)).collect(),
+        };
+        self.set_counts(&counts, 0);
+    }
+}
+
+/// Names of all programs.
+pub fn hooks() -> impl Iterator<Item = &'static str> {
+    POD_PROGRAMS.into_iter().map(|(name, _)| name).chain(SOCKET_PROGRAMS)
+}
+
+fn drop_labels(reason: DropReason, ingress: bool) -> Labels<2> {
+    [("reason", reason.name()), ("direction", if ingress { "ingress" } else { "egress" })]
+}
+
+/// 1 ms to 16.4 s, as kube-proxy has it.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// 0.5 ms to 16.4 s: where our own goals are.
+fn fine_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+/// kube-proxy's buckets: 0, 0.25, 0.5, every second to 59, every five to 115, every thirty to 300.
+fn programming_histogram() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.0, 0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
+}
+
+/// Registers a metric and gives a handle to it.
+fn add<M: prometheus_client::registry::Metric + Clone>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    metric: M,
+) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn family<M: Default + Clone, const N: usize>() -> Family<Labels<N>, M> {
+    Family::default()
+}
+
+fn kube_proxy(registry: &mut Registry) -> KubeProxy {
+    let registry = registry.sub_registry_with_prefix("kubeproxy");
+    let sync = || Histograms::new_with_constructor(sync_histogram as fn() -> Histogram);
+    let programming = Histograms::new_with_constructor(programming_histogram as fn() -> Histogram);
+    KubeProxy {
+        sync: add(
+            registry,
+            "sync_proxy_rules_duration_seconds",
+            "Time of applying a plan to the maps",
+            sync(),
+        ),
+        full_sync: add(
+            registry,
+            "sync_full_proxy_rules_duration_seconds",
+            "Time of applying a plan that looked at everything",
+            sync(),
+        ),
+        partial_sync: add(
+            registry,
+            "sync_partial_proxy_rules_duration_seconds",
+            "Time of applying a plan of changes",
+            sync(),
+        ),
+        network_programming: add(
+            registry,
+            "network_programming_duration_seconds",
+            "Time from the change of an endpoint in the API to the maps",
+            programming,
+        ),
+        last_timestamp: add(
+            registry,
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When the maps last said what they should",
+            family(),
+        ),
+        last_queued: add(
+            registry,
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a change was last heard of",
+            family(),
+        ),
+        endpoint_changes_pending: add(
+            registry,
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices not yet in the maps",
+            Gauge::default(),
+        ),
+        endpoint_changes: add(
+            registry,
+            "sync_proxy_rules_endpoint_changes",
+            "Changes of EndpointSlices",
+            Counter::default(),
+        ),
+        service_changes_pending: add(
+            registry,
+            "sync_proxy_rules_service_changes_pending",
+            "Changes of Services not yet in the maps",
+            Gauge::default(),
+        ),
+        service_changes: add(
+            registry,
+            "sync_proxy_rules_service_changes",
+            "Changes of Services",
+            Counter::default(),
+        ),
+        no_local_endpoints: add(
+            registry,
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and no endpoint on this node",
+            family(),
+        ),
+        healthz: add(registry, "proxy_healthz", "Answers of /healthz", family()),
+        livez: add(registry, "proxy_livez", "Answers of /livez", family()),
+    }
+}
+
+fn process(root: &mut Registry) -> OfProcess {
+    let registry = root.sub_registry_with_prefix("process");
+    let resident_memory =
+        add(registry, "resident_memory_bytes", "Resident memory", Gauge::default());
+    let cpu_seconds = Counter::<f64, AtomicU64>::default();
+    registry.register_with_unit(
+        "cpu",
+        "Processor time, user and system",
+        Unit::Seconds,
+        cpu_seconds.clone(),
+    );
+    let open_fds = add(registry, "open_fds", "Open file descriptors", Gauge::default());
+    let start_time = add(
+        registry,
+        "start_time_seconds",
+        "Start of the registry, Unix time",
+        GaugeF64::default(),
+    );
+    OfProcess { resident_memory, cpu_seconds, open_fds, start_time }
+}
+
+fn ours(root: &mut Registry) -> Ours {
+    let registry = root.sub_registry_with_prefix("lb");
+    let fine = Histograms::new_with_constructor(fine_histogram as fn() -> Histogram);
+    Ours {
+        programming: add(
+            registry,
+            "programming_seconds",
+            "Time from a watch event to the maps",
+            fine,
+        ),
+        pod_ready: add(
+            registry,
+            "pod_first_packet_ready_seconds",
+            "Time from the kernel's message about a Pod's device to both programs in place",
+            fine_histogram(),
+        ),
+        attach_gap: add(
+            registry,
+            "attach_gap_seconds",
+            "Time that Pods' devices were without programs since attaching had failed",
+            Counter::default(),
+        ),
+        watch_synced: add(
+            registry,
+            "watch_synced",
+            "1 when the initial list is complete",
+            family(),
+        ),
+        watch_restarts: add(registry, "watch_restarts", "Lists begun", family()),
+        watch_lag: add(registry, "watch_lag_seconds", "Time since the last event", family()),
+        services: add(registry, "services", "Services", family()),
+        frontends: add(registry, "frontends", "Frontends", family()),
+        backends: add(registry, "backends", "Backends", family()),
+        pods: add(registry, "pods", "Devices of Pods on this node", family()),
+        issues: add(registry, "issues", "Objects' issues; lbctl status names them", family()),
+        drops: add(registry, "drops", "Packets not delivered", family()),
+        slow_path: add(
+            registry,
+            "slow_path",
+            "How often the programs took a path other than that of established flows",
+            family(),
+        ),
+        events: add(registry, "events", "Events about dropped packets", family()),
+        flows_active: add(
+            registry,
+            "flows_active",
+            "Conntrack entries after the last expiry pass",
+            family(),
+        ),
+        map_entries: add(registry, "map_entries", "Elements in use", family()),
+        map_capacity: add(registry, "map_capacity", "Elements there is room for", family()),
+        map_full: add(registry, "map_full", "Writes refused for lack of room", family()),
+        ct_gc: add(
+            registry,
+            "ct_gc_seconds",
+            "Time of an expiry pass over conntrack",
+            fine_histogram(),
+        ),
+        ct_expired: add(
+            registry,
+            "ct_expired",
+            "Conntrack entries that expired",
+            Counter::default(),
+        ),
+        ct_stale: add(
+            registry,
+            "ct_stale",
+            "Conntrack entries whose backend is gone, at the last pass",
+            Gauge::default(),
+        ),
+        sync_failures: add(
+            registry,
+            "sync_failures",
+            "Writes to the maps that failed and are tried again",
+            Counter::default(),
+        ),
+        map_writes: add(registry, "map_writes", "Writes to the maps", Counter::default()),
+        foreign_proxy: add(
+            registry,
+            "foreign_proxy_present",
+            "1 when kube-proxy works on this node, too",
+            Gauge::default(),
+        ),
+        programs_attached: add(registry, "programs_attached", "Programs in place", family()),
+        programs_wanted: add(registry, "programs_wanted", "Programs there should be", family()),
+    }
+}
+
+impl Metrics {
+    /// An event has arrived in the maps.
+    pub fn observe_programming(&self, subject: Subject, time: Duration) {
+        let histogram = self.ours.programming.get_or_create(&[("kind", subject.name())]);
+        histogram.observe(time.as_secs_f64());
+    }
+
+    /// The change of an endpoint is in the maps; both times in milliseconds since 1970. Clocks that disagree by more
+    /// than it took say nothing.
+    pub fn observe_trigger(&self, family: IpFamily, trigger_ms: u64, now_ms: u128) {
+        if let Some(took) = now_ms.checked_sub(u128::from(trigger_ms)) {
+            let labels = [("ip_family", ip_family(family))];
+            let histogram = self.kube_proxy.network_programming.get_or_create(&labels);
+            histogram.observe(took as f64 / 1e3);
+        }
+    }
+
+    /// A plan was applied that touched these families.
+    pub fn observe_sync(&self, families: &[IpFamily], full: bool, time: Duration) {
+        for family in families {
+            let labels = [("ip_family", ip_family(*family))];
+            let seconds = time.as_secs_f64();
+            self.kube_proxy.sync.get_or_create(&labels).observe(seconds);
+            let by_kind =
+                if full { &self.kube_proxy.full_sync } else { &self.kube_proxy.partial_sync };
+            by_kind.get_or_create(&labels).observe(seconds);
+        }
+    }
+
+    /// Sets the three states of a family of gauges.
+    pub fn set_states(
+        gauges: &Family<Labels<1>, Gauge>,
+        wanted: usize,
+        programmed: usize,
+        error: usize,
+    ) {
+        for (state, n) in STATES.into_iter().zip([wanted, programmed, error]) {
+            gauges.get_or_create(&[("state", state)]).set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One scrape: what is not pushed by the loop is read now, and everything is written out in the OpenMetrics format.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aya::maps::{MapData, PerCpuArray};
+use hyper::StatusCode;
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::bpf::events::Examples;
+use crate::bpf::read;
+use crate::cluster::Kind;
+use crate::observe::http::Answer;
+use crate::observe::metrics::Metrics;
+use crate::observe::process::Process;
+use crate::watch::Counters;
+
+/// Prometheus asks for this type and falls back to the plain one, which is a subset in practice.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a scrape reads.
+pub struct Scraper {
+    /// The metrics themselves.
+    pub metrics: Metrics,
+    /// Their names and help texts.
+    pub registry: Registry,
+    /// Counters of the programs.
+    pub counters: PerCpuArray<MapData, u64>,
+    /// The ring buffer's reader.
+    pub examples: watch::Receiver<Examples>,
+    /// Counters of the source.
+    pub source: Arc<Counters>,
+}
+
+impl Scraper {
+    /// Answers a request.
+    pub fn answer(&self, path: &str) -> Answer {
+        if path != "/metrics" {
+            return Answer::not_found();
+        }
+        self.refresh();
+        let mut body = String::with_capacity(64 * 1024);
+        match text::encode(&mut body, &self.registry) {
+            Ok(()) => Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body },
+            Err(e) => Answer {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                content_type: "text/plain; charset=utf-8",
+                body: format!("{e}\n"),
+            },
+        }
+    }
+
+    fn refresh(&self) {
+        match read::counts(&self.counters) {
+            Ok(counts) => self.metrics.set_counts(&counts, self.examples.borrow().read),
+            Err(e) => tracing::warn!(map = "counters", err = %e, "counters not readable"),
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let ours = &self.metrics.ours;
+        for kind in Kind::ALL {
+            let labels = [("resource", kind.name())];
+            let counters = self.source.of(kind);
+            let restarts = ours.watch_restarts.get_or_create(&labels);
+            restarts.inner().store(counters.restarts(), Ordering::Relaxed);
+            let lag = match counters.last_event_secs() {
+                0 => 0,
+                last => now.saturating_sub(last),
+            };
+            ours.watch_lag.get_or_create(&labels).set(lag as f64);
+        }
+        let process = Process::read();
+        self.metrics.process.resident_memory.set(process.resident_bytes);
+        self.metrics
+            .process
+            .cpu_seconds
+            .inner()
+            .store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
+        self.metrics.process.open_fds.set(process.open_fds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use prometheus_client::encoding::text;
+
+    use crate::observe::metrics::Metrics;
+
+    #[test]
+    fn series_are_few_and_there_from_the_start() {
+        let (metrics, registry) = Metrics::register("6.1.0");
+        // What the loop adds later.
+        for map in lb_common::limits::MAPS {
+            drop(metrics.ours.map_entries.get_or_create(&[("map", map.name)]));
+            drop(metrics.ours.map_capacity.get_or_create(&[("map", map.name)]));
+        }
+        let mut body = String::new();
+        text::encode(&mut body, &registry).unwrap();
+        let mut by_name = BTreeMap::<&str, usize>::new();
+        for line in body.lines().filter(|line| !line.starts_with('#')) {
+            let end = line.find(['{', ' ']).unwrap();
+            *by_name.entry(&line[..end]).or_default() += 1;
+        }
+        let total: usize = by_name.values().sum();
+        assert!(total <= 600, "{total} series: {by_name:#?}");
+        for name in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket",
+            "kubeproxy_network_programming_duration_seconds_bucket",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+            "kubeproxy_sync_proxy_rules_service_changes_total",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "kubeproxy_proxy_healthz_total",
+            "kubeproxy_proxy_livez_total",
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "lb_build_info",
+            "lb_programming_seconds_bucket",
+            "lb_drops_total",
+            "lb_map_entries",
+            "lb_foreign_proxy_present",
+        ] {
+            assert!(by_name.contains_key(name), "{name} is missing: {by_name:#?}");
+        }
+        assert_eq!(by_name["kubeproxy_network_programming_duration_seconds_bucket"], 2 * 82);
+        assert_eq!(by_name["lb_drops_total"], 16);
+        assert!(body.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,152 @@
+//! What no library we use wraps safely: the agent's only file with unsafe code.
+//!
+//! `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) reads a whole map: two calls an entry (next key, value) would cost a fifth of
+//! a second for 131,072 conntrack entries; in batches of 4,096 it is a few milliseconds. `SO_NETNS_COOKIE` (Linux
+//! 5.14) tells which network namespace we are in, as the programs see it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixDatagram;
+
+use aya::Pod;
+use aya::maps::{IterableMap, MapData};
+use lb_common::pod::Field;
+use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF_MAP_LOOKUP_BATCH: i64 = 24;
+/// Entries a call; doubled when one bucket of a hash table does not fit.
+const CHUNK: u32 = 4096;
+
+/// The part `batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Calls `each` for every element of a hash or array map, in the kernel's order. Elements that are written while the
+/// walk goes on may be missed or shown; none is shown twice, since a bucket is copied at once.
+///
+/// # Errors
+/// When the sizes differ or the kernel refuses.
+pub fn for_each<K: Pod + Field, V: Pod + Field>(
+    map: &impl IterableMap<K, V>,
+    mut each: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    let map = map.map();
+    check_sizes::<K, V>(map)?;
+    let mut token = [0_u64; 8];
+    let mut started = false;
+    let mut chunk = CHUNK;
+    let mut keys = vec![K::ZERO; chunk as usize];
+    let mut values = vec![V::ZERO; chunk as usize];
+    loop {
+        let (n, end) = match lookup(map, &mut token, started, &mut keys, &mut values) {
+            Ok(n) => (n, false),
+            Err((Errno::ENOENT, n)) => (n, true),
+            Err((Errno::ENOSPC, _)) if chunk < 1 << 20 => {
+                chunk *= 2;
+                keys.resize(chunk as usize, K::ZERO);
+                values.resize(chunk as usize, V::ZERO);
+                continue;
+            }
+            Err((e, _)) => return Err(e.into()),
+        };
+        for (key, value) in keys.iter().zip(&values).take(n) {
+            each(key, value);
+        }
+        if end || n == 0 {
+            return Ok(());
+        }
+        started = true;
+    }
+}
+
+fn check_sizes<K, V>(map: &MapData) -> io::Result<()> {
+    let info = map.info().map_err(io::Error::other)?;
+    if info.key_size() as usize == size_of::<K>() && info.value_size() as usize == size_of::<V>() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "map {}: keys of {} and values of {} bytes, expected {} and {}",
+        info.name_as_str().unwrap_or("?"),
+        info.key_size(),
+        info.value_size(),
+        size_of::<K>(),
+        size_of::<V>()
+    )))
+}
+
+/// One call. `token` is where the walk stands: a bucket number or the last key, at most 64 bytes for our maps.
+fn lookup<K: Pod, V: Pod>(
+    map: &MapData,
+    token: &mut [u64; 8],
+    started: bool,
+    keys: &mut [K],
+    values: &mut [V],
+) -> Result<usize, (Errno, usize)> {
+    const { assert!(size_of::<K>() <= 64, "the token of an array is its key") };
+    let position = token.as_mut_ptr() as u64;
+    let mut attr = BatchAttr {
+        in_batch: if started { position } else { 0 },
+        out_batch: position,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+        map_fd: map.fd().as_fd().as_raw_fd() as u32,
+        ..BatchAttr::default()
+    };
+    // SAFETY: `attr` has the layout of the kernel's union for this command. Its pointers go to memory that lives for
+    // the call: `token` holds a key of up to 64 bytes, `keys` and `values` have room for `count` elements of the
+    // map's sizes (checked by the caller), whose types are valid for every bit pattern (`Pod`). No safe wrapper of
+    // this command exists.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>())
+    };
+    let n = attr.count as usize;
+    if result < 0 { Err((Errno::last(), n)) } else { Ok(n) }
+}
+
+/// Cookie of this thread's network namespace.
+///
+/// # Errors
+/// When no socket can be made or the kernel is older than 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes at most `length` bytes to `cookie`, which has that size; both live for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(cookie)
+}
+
+/// Something whose descriptor can be waited for until it is readable. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When the kernel cannot watch this kind of descriptor.
+pub fn readable<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `inner` owns its descriptor (`AsFd` promises a valid one for its life) and moves into the result, whose
+    // registration ends before `inner` is dropped. Tokio's safe constructor is deprecated since `AsRawFd` alone
+    // does not promise that.
+    let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
+    Ok(registered?)
+}

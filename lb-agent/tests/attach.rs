@@ -1,0 +1,422 @@
+//! The agent's side of the kernel, in network namespaces of its own: attaching and its survival, discovery of Pods'
+//! veths, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helper panics like the test"
+)]
+
+#[path = "attach/node.rs"]
+mod node;
+
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, MapData};
+use aya::programs::tc::{NlOptions, TcHandle};
+use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
+use lb_agent::bpf::attach::{self, Hooks, Mechanism};
+use lb_agent::bpf::clock::Clock;
+use lb_agent::bpf::gc::Gc;
+use lb_agent::bpf::maps::{self, Tables};
+use lb_agent::bpf::pins::Pin;
+use lb_agent::devices::{Devices, Event, qdisc};
+use lb_agent::plan::{MapStore as _, Op};
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::flow::{proto, tcp};
+use lb_common::limits::{BACKENDS, MAP_CT, MAPS};
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+
+use node::{Node, in_node};
+
+/// Ids of the programs at a TCX hook.
+fn at_hook(ifindex: u32, hook: TcAttachType) -> Vec<u32> {
+    let (_, programs) = SchedClassifier::query_tcx(ifindex, hook).unwrap();
+    programs.iter().map(|program| program.id()).collect()
+}
+
+/// The kernel detaches a link whose last reference went a little later.
+fn becomes_empty(ifindex: u32) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !at_hook(ifindex, TcAttachType::Ingress).is_empty() {
+        assert!(Instant::now() < deadline, "still attached");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn tcx_links_survive_and_are_updated_in_place() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &[]);
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach_pod(ifindex).unwrap();
+        assert_eq!(hooks.mechanism(), Some(Mechanism::Tcx));
+        let first =
+            [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| at_hook(ifindex, hook));
+        assert!(first.iter().all(|programs| programs.len() == 1), "{first:?}");
+
+        // The agent dies: nothing changes. Its next run exchanges the programs, one for one.
+        drop(hooks);
+        assert_eq!(at_hook(ifindex, TcAttachType::Ingress), first[0]);
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach_pod(ifindex).unwrap();
+        let second =
+            [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| at_hook(ifindex, hook));
+        assert!(second.iter().all(|programs| programs.len() == 1), "{second:?}");
+        assert_ne!(first, second);
+        hooks.attach_pod(ifindex).unwrap();
+        assert_eq!(at_hook(ifindex, TcAttachType::Ingress), second[0], "once is enough");
+
+        // The device goes and another one gets its number: the pinned links are dead and are replaced.
+        node.ip("link del veth1");
+        let again = node.routed_at(&pod, "veth1", &[], Some(ifindex));
+        assert_eq!(again, ifindex);
+        hooks.attach_pod(ifindex).unwrap();
+        assert_eq!(at_hook(ifindex, TcAttachType::Ingress).len(), 1);
+
+        // Pins of devices that are no Pods' go.
+        assert_eq!(hooks.remove_stale(|known| known == ifindex).unwrap(), 0);
+        assert_eq!(hooks.remove_stale(|_| false).unwrap(), 1);
+        becomes_empty(ifindex);
+    });
+}
+
+#[test]
+fn clsact_filters_survive_are_replaced_and_go() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ours = node.routed(&pod, "veth1", &[]);
+        let shared = node.routed(&pod, "veth2", &[]);
+        tc::qdisc_add_clsact(shared).unwrap();
+        for _ in 0..2 {
+            let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
+            hooks.attach_pod(ours).unwrap();
+            hooks.attach_pod(shared).unwrap();
+        }
+        for dev in ["veth1", "veth2"] {
+            for (hook, program) in [("ingress", "pod_out"), ("egress", "pod_in")] {
+                let filters = node.run("tc", &format!("filter show dev {dev} {hook}"));
+                let n = filters.matches(&format!(" {program} direct-action")).count();
+                assert_eq!(n, 1, "{dev} {hook}: {filters}");
+            }
+        }
+        attach::detach_filters(&node.pins(), ours).unwrap();
+        attach::detach_filters(&node.pins(), shared).unwrap();
+        assert_eq!(qdisc::ingress_kind(ours).unwrap(), None, "ours is gone");
+        assert_eq!(qdisc::ingress_kind(shared).unwrap().as_deref(), Some("clsact"));
+        assert!(!qdisc::has_filters(shared).unwrap());
+
+        // Somebody else's filter keeps a qdisc that we added.
+        let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
+        hooks.attach_pod(ours).unwrap();
+        let parent = TcHandle::from(TcAttachType::Ingress);
+        let mut theirs = node.load();
+        let program: &mut SchedClassifier =
+            theirs.program_mut("pod_in").unwrap().try_into().unwrap();
+        let options = NlOptions { priority: 9, ..NlOptions::default() };
+        program.attach(ours, TcAttach::Netlink { parent, options }).unwrap();
+        attach::detach_filters(&node.pins(), ours).unwrap();
+        assert!(qdisc::has_filters(ours).unwrap());
+
+        // An ingress qdisc leaves no room, and that is said.
+        let limited = node.routed(&pod, "veth3", &[]);
+        node.run("tc", "qdisc add dev veth3 ingress");
+        let error = hooks.attach_pod(limited).unwrap_err().to_string();
+        assert!(error.contains("has an ingress qdisc"), "{error}");
+    });
+}
+
+#[test]
+fn socket_programs_survive_and_are_updated_in_place() {
+    in_node(|node: &Node| {
+        let cgroup = node.cgroup();
+        for round in 0..2 {
+            let mut hooks = Hooks::new(node.load(), node.pins(), None);
+            hooks.attach_sockets(&cgroup).unwrap();
+            let links = node
+                .pins()
+                .list()
+                .unwrap()
+                .into_iter()
+                .filter(|(_, pin)| matches!(pin, Pin::SocketLink(_)))
+                .count();
+            assert_eq!(links, 8, "round {round}");
+        }
+        // A pin whose cgroup is gone is replaced.
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        let other = node.cgroup();
+        std::fs::remove_dir(&cgroup).unwrap();
+        hooks.attach_sockets(&other).unwrap();
+    });
+}
+
+#[test]
+fn pods_are_found_however_they_are_connected() {
+    in_node(|node: &Node| {
+        let before = node.pod("before");
+        let known = node.routed(&before, "veth0", &["10.9.0.1/32", "fd09::1/128"]);
+        // A pair with both ends here is no Pod's.
+        node.ip("link add inner0 type veth peer name inner1");
+        let runtime = node.runtime();
+        let mut devices = runtime.block_on(async { Devices::open() }).unwrap();
+        let events = devices.resync().unwrap();
+        assert!(
+            events
+                .iter()
+                .any(|e| matches!(e, Event::Appeared { ifindex, .. } if *ifindex == known))
+        );
+        let veth = devices.veth(known).unwrap();
+        assert_eq!(veth.addresses.ip4.unwrap().to_string(), "10.9.0.1");
+        assert_eq!(veth.addresses.ip6.unwrap().to_string(), "fd09::1");
+        assert_ne!(veth.mac, [0; 6]);
+        assert_eq!(devices.veths().count(), 1);
+
+        // Routed, addresses later; and behind a bridge.
+        let routed = node.pod("routed");
+        let veth1 = node.routed(&routed, "veth1", &[]);
+        node.ip("link add br0 type bridge");
+        let bridged = node.pod("bridged");
+        let veth2 = node.routed(&bridged, "veth2", &["10.9.0.3/24"]);
+        node.ip("link set veth2 master br0");
+        node.address(&routed, "10.9.0.2/32");
+        node.address(&routed, "fd09::2/128");
+        runtime.block_on(until(&mut devices, |devices| {
+            let complete = |ifindex: u32, v6: bool, in_bridge: bool| {
+                devices.veth(ifindex).is_some_and(|veth| {
+                    veth.addresses.ip4.is_some()
+                        && veth.addresses.ip6.is_some() == v6
+                        && veth.bridged == in_bridge
+                })
+            };
+            complete(veth1, true, false) && complete(veth2, false, true)
+        }));
+
+        // One end of a pair moves into a Pod; the other one is announced although nothing else happens to it.
+        let late = node.pod("late");
+        let inner0 = node.ifindex("inner0");
+        node.give("inner1", &late);
+        runtime.block_on(until(&mut devices, |devices| devices.veth(inner0).is_some()));
+
+        // Gone with the device, and with the Pod's namespace.
+        node.ip("link del veth2");
+        drop(routed);
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.veth(veth1).is_none() && devices.veth(veth2).is_none()
+        }));
+        assert_eq!(devices.veths().count(), 2);
+        assert!(devices.resync().unwrap().is_empty(), "nothing was missed");
+    });
+}
+
+/// Follows the devices until it is so.
+async fn until(devices: &mut Devices, so: impl Fn(&Devices) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !so(devices) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(events) = tokio::time::timeout(left, devices.next()).await else {
+            panic!("still {:#?}", devices.veths().collect::<Vec<_>>());
+        };
+        events.unwrap();
+    }
+}
+
+#[test]
+fn a_pod_is_attached_within_milliseconds() {
+    in_node(|node: &Node| {
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        let runtime = node.runtime();
+        let mut devices = runtime.block_on(async { Devices::open() }).unwrap();
+        devices.resync().unwrap();
+        let mut times = Vec::new();
+        for round in 0..11 {
+            let pod = node.pod("p");
+            node.routed(&pod, &format!("veth{round}"), &[]);
+            while times.len() == round {
+                for event in runtime.block_on(devices.next()).unwrap() {
+                    if let Event::Appeared { ifindex, at } = event {
+                        hooks.attach_pod(ifindex).unwrap();
+                        times.push(at.elapsed());
+                    }
+                }
+            }
+        }
+        // The kernel waits for an RCU grace period after each of the two (tcx_entry_sync), though the program runs
+        // before that: about 10 ms each at 250 Hz, more on a loaded machine.
+        times.sort_unstable();
+        assert!(times[5] < Duration::from_millis(100), "{times:?}");
+    });
+}
+
+#[test]
+fn tables_are_read_back_as_they_were_written() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let key = FrontendKey::new(Addr::from_ip("10.96.0.1".parse().unwrap()), Be16::new(80), 6);
+        let frontend = Frontend { service_id: 3, base: 70_000, n: 1, ..Frontend::ZERO };
+        let backend = Backend { state: state::ACTIVE, generation: 4, proto: 6, ..Backend::ZERO };
+        for op in [
+            Op::PutBackend { id: 9, backend },
+            Op::PutSlot { slot: 70_000, backend_id: 9 },
+            Op::PutFrontend { key, frontend },
+            Op::PutFrontend { key: FrontendKey::wildcard(key.addr), frontend: Frontend::ZERO },
+            Op::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
+            Op::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
+        ] {
+            tables.apply(&op).unwrap();
+        }
+        let beyond = tables.apply(&Op::PutBackend { id: BACKENDS, backend }).unwrap_err();
+        assert!(beyond.full, "{beyond}");
+        // Another process opens the pins.
+        drop((tables, ebpf));
+        let actual = Tables::open(&node.pins()).unwrap().load().unwrap();
+        assert_eq!(actual.frontends, [(key, frontend)].into());
+        assert_eq!((actual.slots.len(), actual.slots[70_000]), (70_001, 9));
+        assert_eq!((actual.backends.len(), actual.backends[9]), (10, backend));
+    });
+}
+
+#[test]
+fn a_full_table_says_so() {
+    in_node(|_| {
+        let mut small: HashMap<MapData, u32, u32> = HashMap::create(1, 0).unwrap();
+        small.insert(&1, &1, 0).unwrap();
+        let error = small.insert(&2, &2, 0).unwrap_err();
+        // What `apply` calls full: E2BIG of a hash table without a free element.
+        assert!(format!("{error:?}").contains("code: 7"), "{error:?}");
+    });
+}
+
+fn ct_key(local_port: u16, remote: &str, remote_port: u16, protocol: u8) -> CtKey {
+    CtKey {
+        local: Addr::from_ip("10.9.0.2".parse().unwrap()),
+        remote: Addr::from_ip(remote.parse().unwrap()),
+        local_port: Be16::new(local_port),
+        remote_port: Be16::new(remote_port),
+        proto: protocol,
+        veth: 3,
+        ..CtKey::ZERO
+    }
+}
+
+#[test]
+fn silent_flows_expire_and_pairs_together() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let backend = Backend { state: state::DEAD, generation: 2, ..Backend::ZERO };
+        tables.apply(&Op::PutBackend { id: 5, backend }).unwrap();
+        let clock = Clock::detect().unwrap();
+        let now = clock.stamp().unwrap();
+        let stamps = |secs: u32| secs * clock.hz / 256;
+        let ack = u32::from(tcp::ACK);
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let frontend = "10.96.0.1";
+        let mut put = |key: CtKey, age: u32, flags: u32, backend_gen: u32| {
+            let forward = flags & bits::FORWARD != 0;
+            let (nat, nat_port) = if forward { ("10.9.0.7", 8080) } else { (frontend, 80) };
+            let translated = flags & (bits::FORWARD | bits::REPLY) != 0;
+            let entry = CtEntry {
+                last_seen: now.wrapping_sub(stamps(age)),
+                flags,
+                backend_id: if backend_gen == 0 { 0 } else { 5 },
+                backend_gen,
+                nat_addr: if translated { Addr::from_ip(nat.parse().unwrap()) } else { Addr::NONE },
+                nat_port: Be16::new(nat_port),
+                aux_port: key.local_port,
+                ..CtEntry::ZERO
+            };
+            ct.insert(&key, &entry, 0).unwrap();
+        };
+        // A plain flow each, live and dead.
+        put(ct_key(1, "10.9.9.9", 53, proto::UDP), 100, 0, 0);
+        put(ct_key(2, "10.9.9.9", 53, proto::UDP), 5, 0, 0);
+        // A translated flow whose client is silent and whose backend still sends.
+        put(ct_key(3, frontend, 80, proto::TCP), 22_000, bits::FORWARD | ack, 2);
+        put(ct_key(3, "10.9.0.7", 8080, proto::TCP), 5, bits::REPLY | ack << 8, 2);
+        // One that both sides have left, to a backend that has died since.
+        put(ct_key(4, frontend, 80, proto::TCP), 22_000, bits::FORWARD | ack, 1);
+        put(ct_key(4, "10.9.0.7", 8080, proto::TCP), 22_100, bits::REPLY | ack << 8, 1);
+        // Reset by the client: only its side has seen that.
+        let reset = bits::FORWARD | ack | u32::from(tcp::RST);
+        put(ct_key(5, frontend, 80, proto::TCP), 90, reset, 2);
+        put(ct_key(5, "10.9.0.7", 8080, proto::TCP), 91, bits::REPLY | ack << 8, 2);
+
+        let mut gc = Gc::open(&node.pins(), clock).unwrap();
+        let pass = gc.pass().unwrap();
+        let counted = (pass.entries, pass.tcp, pass.udp, pass.expired, pass.kept, pass.stale);
+        assert_eq!(counted, (8, 6, 2, 5, 1, 2), "{pass:?}");
+        let left: Vec<u16> = {
+            let mut ports: Vec<u16> = ct.keys().map(|key| key.unwrap().local_port.get()).collect();
+            ports.sort_unstable();
+            ports
+        };
+        assert_eq!(left, [2, 3, 3]);
+        assert_eq!(gc.pass().unwrap().entries, 3);
+    });
+}
+
+#[test]
+fn a_large_table_is_walked_completely() {
+    in_node(|node: &Node| {
+        drop(node.load());
+        let clock = Clock::detect().unwrap();
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let entry = CtEntry { last_seen: clock.stamp().unwrap(), ..CtEntry::ZERO };
+        for i in 0..20_000_u16 {
+            ct.insert(&ct_key(i, "10.9.9.9", i, proto::TCP), &entry, 0).unwrap();
+        }
+        let pass = Gc::open(&node.pins(), clock).unwrap().pass().unwrap();
+        assert_eq!((pass.entries, pass.expired), (20_000, 0));
+        assert!(pass.duration < Duration::from_millis(500), "{pass:?}");
+    });
+}
+
+#[test]
+fn the_programs_and_the_agent_have_the_same_clock() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &["10.9.0.2/32"]);
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach_pod(ifindex).unwrap();
+        node.send_udp(&pod, "10.9.9.9:53");
+        let clock = Clock::detect().unwrap();
+        let now = clock.stamp().unwrap();
+        let ct = maps::open_ct(&node.pins()).unwrap();
+        let seen: Vec<CtEntry> = ct
+            .iter()
+            .map(Result::unwrap)
+            .filter(|(key, _)| key.remote_port == Be16::new(53))
+            .map(|(_, entry)| entry)
+            .collect();
+        assert_eq!(seen.len(), 1, "the packet was tracked");
+        let age = now.wrapping_sub(seen[0].last_seen);
+        assert!(age <= 2 || age == u32::MAX, "{age} stamps apart");
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &[]);
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach_sockets(&node.cgroup()).unwrap();
+        drop(hooks);
+        let old = node.pins().dir().join("ct_v0");
+        std::fs::rename(node.pins().map(&MAP_CT), &old).unwrap();
+        drop(node.load());
+        assert_eq!(node.pins().remove_other_versions().unwrap(), [old]);
+        let maps = node.pins().list().unwrap();
+        let n = maps.iter().filter(|(_, pin)| matches!(pin, Pin::Map(..))).count();
+        assert_eq!(n, MAPS.len());
+        node.pins().remove_all().unwrap();
+        assert!(!node.pin_dir().exists());
+        becomes_empty(ifindex);
+    });
+}

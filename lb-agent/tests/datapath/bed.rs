@@ -1,0 +1,250 @@
+//! The kernel object on private maps, run packet by packet through `BPF_PROG_TEST_RUN`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use lb_agent::bpf::load::{self, LoadOptions};
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::config::{self, Config};
+use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::flow::proto;
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::verdict::{Counter, DropReason, drop_index};
+
+use super::packet;
+
+/// What a program said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Next,
+    Drop,
+    Redirect,
+}
+
+pub(crate) struct Bed {
+    ebpf: Ebpf,
+    next_service: u32,
+    next_backend: u32,
+    next_slot: u32,
+    counters: BTreeMap<String, u64>,
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        let hz = {
+            let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+            (1_000_000_000 / res.tv_nsec()) as u32
+        };
+        let config = Config {
+            hz,
+            hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
+            hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
+            ..Config::ZERO
+        };
+        let options = LoadOptions { pin_dir: None, config, ct_entries: 131_072 };
+        let ebpf = load::load(&options).unwrap();
+        Self { ebpf, next_service: 1, next_backend: 1, next_slot: 1, counters: BTreeMap::new() }
+    }
+
+    /// A Service at `frontend` with these backends, and the wildcard of its address. Gives the backends' ids.
+    pub(crate) fn service(&mut self, frontend: &str, protocol: u8, backends: &[&str]) -> Vec<u32> {
+        let ids: Vec<u32> = backends.iter().map(|b| self.backend(b, protocol)).collect();
+        self.frontend(frontend, protocol, &ids);
+        ids
+    }
+
+    /// A new backend.
+    pub(crate) fn backend(&mut self, addr: &str, protocol: u8) -> u32 {
+        let id = self.next_backend;
+        self.next_backend += 1;
+        let addr: SocketAddr = addr.parse().unwrap();
+        let backend = Backend {
+            addr: Addr::from_ip(addr.ip()),
+            port: Be16::new(addr.port()),
+            proto: protocol,
+            state: state::ACTIVE,
+            generation: 1,
+            ..Backend::ZERO
+        };
+        self.backends().set(id, &backend, 0).unwrap();
+        id
+    }
+
+    /// Points a frontend at these backends.
+    pub(crate) fn frontend(&mut self, addr: &str, protocol: u8, ids: &[u32]) {
+        let addr: SocketAddr = addr.parse().unwrap();
+        let base = self.next_slot;
+        self.next_slot += ids.len() as u32;
+        let mut slots: Array<_, u32> = self.ebpf.map_mut("slots").unwrap().try_into().unwrap();
+        for (i, id) in ids.iter().enumerate() {
+            slots.set(base + i as u32, id, 0).unwrap();
+        }
+        let service_id = self.next_service;
+        self.next_service += 1;
+        let ip = Addr::from_ip(addr.ip());
+        let n = ids.len() as u32;
+        let frontend = Frontend { service_id, base, n, ..Frontend::ZERO };
+        let mut frontends: HashMap<_, FrontendKey, Frontend> =
+            self.ebpf.map_mut("frontends").unwrap().try_into().unwrap();
+        let key = FrontendKey::new(ip, Be16::new(addr.port()), protocol);
+        frontends.insert(&key, &frontend, 0).unwrap();
+        frontends.insert(&FrontendKey::wildcard(ip), &Frontend::ZERO, 0).unwrap();
+    }
+
+    /// Puts a backend into another state; death changes its generation.
+    pub(crate) fn set_state(&mut self, id: u32, new: u8) {
+        let mut backends = self.backends();
+        let mut backend = backends.get(&id, 0).unwrap();
+        backend.state = new;
+        backend.generation += u32::from(new == state::DEAD);
+        backends.set(id, &backend, 0).unwrap();
+    }
+
+    fn backends(&mut self) -> Array<&mut aya::maps::MapData, Backend> {
+        self.ebpf.map_mut("backends").unwrap().try_into().unwrap()
+    }
+
+    /// Every conntrack entry.
+    pub(crate) fn conntrack(&self) -> Vec<(CtKey, CtEntry)> {
+        let ct: HashMap<_, CtKey, CtEntry> = self.ebpf.map("ct").unwrap().try_into().unwrap();
+        ct.iter().map(Result::unwrap).collect()
+    }
+
+    /// Makes every conntrack entry look as if its last packet was `secs` ago.
+    pub(crate) fn age(&mut self, secs: u32) {
+        let hz = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+        let hz = (1_000_000_000 / hz.tv_nsec()) as u32;
+        let entries = self.conntrack();
+        let mut ct: HashMap<_, CtKey, CtEntry> =
+            self.ebpf.map_mut("ct").unwrap().try_into().unwrap();
+        for (key, mut entry) in entries {
+            entry.last_seen = entry.last_seen.wrapping_sub(secs * hz / 256);
+            ct.insert(&key, &entry, 0).unwrap();
+        }
+    }
+
+    fn run(&self, program: &str, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
+        let mut out = vec![0; 70_000];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(bytes);
+        options.data_out = Some(&mut out);
+        let result = program.test_run(options).unwrap();
+        let verdict = match result.return_value as i32 {
+            -1 => Verdict::Next,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => panic!("return code {other}"),
+        };
+        out.truncate(result.data_size_out as usize);
+        (verdict, out)
+    }
+
+    /// Runs raw bytes as they leave the Pod.
+    pub(crate) fn leave_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run("pod_out", bytes)
+    }
+
+    /// Runs raw bytes as they enter the Pod.
+    pub(crate) fn enter_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run("pod_in", bytes)
+    }
+
+    /// A packet leaves the Pod: `verdict packet`.
+    pub(crate) fn leave(&self, text: &str) -> String {
+        let (verdict, bytes) = self.leave_bytes(&packet::build(text));
+        told(verdict, &bytes)
+    }
+
+    /// A packet enters the Pod.
+    pub(crate) fn enter(&self, text: &str) -> String {
+        let (verdict, bytes) = self.enter_bytes(&packet::build(text));
+        told(verdict, &bytes)
+    }
+
+    /// Writes one half of a translated TCP connection: `local`'s packets to (or from) `remote` get `nat` instead.
+    pub(crate) fn track(&mut self, local: &str, remote: &str, nat: &str, kind: u32) {
+        let id = self.backend(nat, proto::TCP);
+        let parse = |text: &str| {
+            let addr: SocketAddr = text.parse().unwrap();
+            (Addr::from_ip(addr.ip()), Be16::new(addr.port()))
+        };
+        let ((local, local_port), (remote, remote_port)) = (parse(local), parse(remote));
+        let (nat_addr, nat_port) = parse(nat);
+        let veth = 1;
+        let proto = proto::TCP;
+        let key = CtKey { local, remote, local_port, remote_port, proto, scope: 0, veth };
+        let ack = u32::from(lb_common::flow::tcp::ACK);
+        let entry = CtEntry {
+            nat_addr,
+            nat_port,
+            aux_port: local_port,
+            backend_id: id,
+            backend_gen: 1,
+            flags: kind | ack | ack << 8 | bits::SEEN_OUT | bits::SEEN_IN,
+            ..CtEntry::ZERO
+        };
+        let mut ct: HashMap<_, CtKey, CtEntry> =
+            self.ebpf.map_mut("ct").unwrap().try_into().unwrap();
+        ct.insert(&key, &entry, 0).unwrap();
+    }
+
+    /// Nanoseconds of one run of a program on these bytes, averaged by the kernel over `repeat` runs.
+    pub(crate) fn nanos(&self, program: &str, bytes: &[u8], repeat: u32) -> u64 {
+        let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(bytes);
+        options.repeat = repeat;
+        program.test_run(options).unwrap().duration.as_nanos() as u64
+    }
+
+    /// Counters that changed since the last call: `name+n`, sorted.
+    pub(crate) fn counted(&mut self) -> String {
+        let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
+        let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
+        let mut now = BTreeMap::new();
+        for reason in DropReason::ALL {
+            now.insert(format!("{}/out", reason.name()), read(drop_index(reason, false)));
+            now.insert(format!("{}/in", reason.name()), read(drop_index(reason, true)));
+        }
+        for counter in Counter::ALL {
+            now.insert(counter.name().to_owned(), read(counter.index()));
+        }
+        let changed: Vec<String> = now
+            .iter()
+            .filter_map(|(name, n)| {
+                let before = self.counters.get(name).copied().unwrap_or(0);
+                (*n > before).then(|| format!("{name}+{}", n - before))
+            })
+            .collect();
+        self.counters = now;
+        changed.join(" ")
+    }
+}
+
+fn told(verdict: Verdict, bytes: &[u8]) -> String {
+    match verdict {
+        Verdict::Next => packet::show(bytes),
+        Verdict::Drop => "drop".to_owned(),
+        Verdict::Redirect => format!("redirect {}", packet::show(bytes)),
+    }
+}
+
+/// Protocol numbers by name, for tables of cases.
+pub(crate) fn protocol(name: &str) -> u8 {
+    match name {
+        "tcp" => proto::TCP,
+        "udp" | "udp0" => proto::UDP,
+        other => panic!("protocol {other}"),
+    }
+}
+
+/// An address of the family, from its last part.
+pub(crate) fn addr(v4: bool, net: u8, host: u8) -> IpAddr {
+    let text = if v4 { format!("10.{net}.0.{host}") } else { format!("fd00:{net}::{host}") };
+    text.parse().unwrap()
+}

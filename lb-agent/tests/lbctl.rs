@@ -1,0 +1,386 @@
+//! `lbctl` on the real maps, pinned in a bpf file system of the test's own, with nothing attached: what it prints,
+//! what it says when something is missing, and its exit status.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helper panics like the test"
+)]
+
+#[path = "lbctl/node.rs"]
+mod node;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use expect_test::{Expect, expect};
+use node::Node;
+
+fn check(node: &Node, args: &[&str], status: i32, want: Expect) {
+    let output = node.lbctl(args).output().unwrap();
+    // The directories differ from run to run.
+    let text = |bytes: &[u8]| node.anonymous(std::str::from_utf8(bytes).unwrap());
+    let text = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "lbctl {args:?}: {text}");
+    want.assert_eq(&text);
+}
+
+#[test]
+fn tables_with_names() {
+    let node = Node::new();
+    node.write_names();
+    check(
+        &node,
+        &["services"],
+        0,
+        expect![[r#"
+        NAMESPACE  NAME  PORT         TYPE       FRONTENDS     READY  LOCAL  FLOWS  AGE  ISSUE
+        shop       web   http:80/TCP  ClusterIP  10.96.0.1:80  2/2    1      1      9d
+    "#]],
+    );
+    check(
+        &node,
+        &["svc", "shop/web", "--tree"],
+        0,
+        expect![[r#"
+        Prot LocalAddress:Port Scheduler Service
+          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod         Node  Zone  State
+        TCP  10.96.0.1:80 random shop/web:http
+          -> 10.1.0.2:8080       Masq     1       0           0          shop/web-1  n1    a     ready
+          -> 10.1.1.2:8080       Masq     1       1           0          shop/web-2  n2    b     ready
+    "#]],
+    );
+    check(
+        &node,
+        &["backends", "-n", "shop", "-o", "wide"],
+        0,
+        expect![[r#"
+        ADDRESS        POD         NODE  ZONE  STATE  SERVICE        FRONTENDS     ACTIVE  INACTIVE  PROTO  ID  GENERATION  IFINDEX
+        10.1.0.2:8080  shop/web-1  n1    a     ready  shop/web:http  10.96.0.1:80  0       0         TCP    1   7           <none>
+        10.1.1.2:8080  shop/web-2  n2    b     ready  shop/web:http  10.96.0.1:80  1       0         TCP    2   7           <none>
+    "#]],
+    );
+    check(
+        &node,
+        &["pods"],
+        0,
+        expect![[r#"
+        NAMESPACE  NAME    IP        IFACE  AGE
+        shop       client  10.1.0.9  lo     9d
+    "#]],
+    );
+    check(
+        &node,
+        &["pods", "-o", "name", "--ip", "10.1.0.2"],
+        0,
+        expect![[r#"
+        lbctl: no pods found
+    "#]],
+    );
+}
+
+#[test]
+fn flows_and_drops_with_names() {
+    let node = Node::new();
+    node.write_names();
+    check(
+        &node,
+        &["ct"],
+        0,
+        expect![[r#"
+            PROTO  SRC                DST           VIA            BACKEND          STATE        AGE  EXPIRES
+            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           NEW          ##s  ##s
+            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  ESTABLISHED  ##s  5h58m
+        "#]],
+    );
+    check(
+        &node,
+        &["ct", "--service", "shop/web", "--count", "--by", "backend"],
+        0,
+        expect![[r#"
+        BY               COUNT
+        shop/web-2:8080  1
+    "#]],
+    );
+    check(
+        &node,
+        &["ct", "--count", "--protocol", "udp", "-o", "json"],
+        0,
+        expect![[r#"
+        {
+          "node": "n1",
+          "items": [
+            {
+              "key": "all",
+              "count": 1
+            }
+          ]
+        }
+    "#]],
+    );
+    check(
+        &node,
+        &["drops"],
+        0,
+        expect![[r#"
+        REASON        DIRECTION  COUNT  LAST    EXAMPLE  WHAT-TO-DO
+        NO_ENDPOINTS  egress     1000   <none>  <none>   check the Service's selector and the readiness of its Pods
+    "#]],
+    );
+    check(
+        &node,
+        &["services", "shop/none"],
+        0,
+        expect![[r#"
+        lbctl: no services found
+    "#]],
+    );
+    check(
+        &node,
+        &["backends", "--ip", "10.1.1.2", "-o", "yaml"],
+        0,
+        expect![[r#"
+            node: n1
+            items:
+            - address: 10.1.1.2:8080
+              protocol: TCP
+              pod: shop/web-2
+              node: n2
+              zone: b
+              state: ready
+              service: shop/web:http
+              frontends:
+              - 10.96.0.1:80
+              active: 1
+              inactive: 0
+              id: 2
+              generation: 7
+              ifindex: 0
+        "#]],
+    );
+}
+
+#[test]
+fn tables_without_names() {
+    let node = Node::new();
+    check(
+        &node,
+        &["services", "--no-headers"],
+        0,
+        expect![[r#"
+        <none>  #1  80/TCP  <none>  10.96.0.1:80  2/2  0  1  <none>
+        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+    "#]],
+    );
+    check(
+        &node,
+        &["ct", "--sort-by", "age"],
+        0,
+        expect![[r#"
+            PROTO  SRC             DST           VIA     BACKEND        STATE        AGE  EXPIRES
+            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         NEW          ##s  ##s
+            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  ESTABLISHED  ##s  5h58m
+            lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        "#]],
+    );
+    check(
+        &node,
+        &["pods", "a/b/c"],
+        1,
+        expect![[r#"
+        lbctl: a/b/c: not a NAME or NAMESPACE/NAME
+    "#]],
+    );
+}
+
+#[test]
+fn maps_are_real() {
+    let node = Node::new();
+    let output = node.lbctl(&["maps", "--no-headers"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [map, kind, used, max, _, bytes, pin] = words[..] else { panic!("{line}") };
+        assert_ne!(bytes, "<none>", "{line}: the kernel accounts the memory");
+        lines.push(format!("{map} {kind} {used} {max} {}", node.anonymous(pin)));
+    }
+    expect![[r#"
+        frontends hash 2 262144 ROOT/bpf/lb/frontends_v1
+        slots array 2 131072 ROOT/bpf/lb/slots_v1
+        backends array 2 65536 ROOT/bpf/lb/backends_v1
+        pods hash 1 4096 ROOT/bpf/lb/pods_v1
+        ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
+        fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v1
+        sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
+        counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
+        samples percpu_array <none> 64 ROOT/bpf/lb/samples_v1
+        events ringbuf <none> 262144 ROOT/bpf/lb/events_v1"#]]
+    .assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn status_and_its_exit_status() {
+    let node = Node::new();
+    check(
+        &node,
+        &["status"],
+        2,
+        expect![[r#"
+            DEGRADED: agent failed, names failed
+
+            SUBSYSTEM  STATE   DETAIL
+            agent      FAILED  not running: traffic goes on with the tables as they are
+            names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
+            tables     OK      service ports 1, frontends 1, backends 2, pods 1
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+        "#]],
+    );
+    node.write_names();
+    let lock = node.lock();
+    check(
+        &node,
+        &["status"],
+        0,
+        expect![[r#"
+            OK
+
+            SUBSYSTEM  STATE  DETAIL
+            agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
+            api        OK     5 kinds listed
+            tables     OK     service ports 1, frontends 1, backends 2, pods 1
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+        "#]],
+    );
+    check(
+        &node,
+        &["status", "--wait=1s", "--no-headers"],
+        0,
+        expect![[r#"
+            OK
+
+            agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
+            api     OK  5 kinds listed
+            tables  OK  service ports 1, frontends 1, backends 2, pods 1
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+        "#]],
+    );
+    drop(lock);
+    check(
+        &node,
+        &["status"],
+        2,
+        expect![[r#"
+            DEGRADED: agent failed
+
+            SUBSYSTEM  STATE   DETAIL
+            agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
+            api        OK      last known: 5 kinds listed
+            tables     OK      service ports 1, frontends 1, backends 2, pods 1
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_missing_is_one_sentence() {
+    let node = Node::new();
+    node.write_names();
+    let elsewhere = node.pin_dir.join("elsewhere");
+    let output = node.lbctl(&["maps", "--pin-dir"]).arg(&elsewhere).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    expect![[r#"
+        lbctl: no tables at ROOT/bpf/lb/elsewhere: is lb-agent running on this node?
+    "#]]
+    .assert_eq(&node.anonymous(&String::from_utf8(output.stderr).unwrap()));
+
+    let pin = |name: &str| node.pin_dir.join(name);
+    std::fs::rename(pin("frontends_v1"), pin("frontends_v2")).unwrap();
+    check(
+        &node,
+        &["services"],
+        1,
+        expect![[r#"
+        lbctl: frontends_v2 is pinned, this lbctl reads frontends_v1: use the lbctl of the running agent
+    "#]],
+    );
+    std::fs::remove_file(pin("frontends_v2")).unwrap();
+    check(
+        &node,
+        &["services"],
+        1,
+        expect![[r#"
+        lbctl: frontends_v1 is not pinned at ROOT/bpf/lb: has lb-agent come up on this node?
+    "#]],
+    );
+    check(
+        &node,
+        &["flows"],
+        1,
+        expect![[r#"
+            error: unrecognized subcommand 'flows'
+
+            Usage: lbctl [OPTIONS] <COMMAND>
+
+            For more information, try '--help'.
+        "#]],
+    );
+}
+
+#[test]
+fn without_privileges_it_says_what_is_needed() {
+    let node = Node::new();
+    // Nobody may not open the pins, wherever they are.
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(node.binary_for_all())
+        .args(["maps", "--pin-dir"])
+        .arg(&node.pin_dir)
+        .arg("--state-dir")
+        .arg(&node.state_dir)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    expect![[r#"
+        lbctl: map frontends: permission denied: run lbctl as root, or in the agent's container, which has CAP_BPF
+    "#]].assert_eq(&node.anonymous(&String::from_utf8(output.stderr).unwrap()));
+}
+
+#[test]
+fn a_closed_pipe_is_no_mistake() {
+    let node = Node::new();
+    node.write_names();
+    let mut child = node.lbctl(&["services"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn watching_prints_what_changes() {
+    let node = Node::new();
+    node.write_names();
+    let mut child = node.lbctl(&["pods", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut next =
+        || lines.next().unwrap().split_whitespace().take(4).collect::<Vec<_>>().join(" ");
+    assert_eq!(next(), "NAMESPACE NAME IP IFACE");
+    assert_eq!(next(), "shop client 10.1.0.9 lo");
+    // No device has this number: the largest is 2^31 - 1.
+    node.put_pod(u32::MAX, "10.1.0.77");
+    assert_eq!(next(), "<none> <none> 10.1.0.77 <none>");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn completions_need_no_node() {
+    for (shell, word) in
+        [("bash", "complete -F"), ("zsh", "#compdef lbctl"), ("fish", "complete -c lbctl")]
+    {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_lbctl")).args(["completion", shell]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains(word), "{shell}: {text}");
+    }
+}

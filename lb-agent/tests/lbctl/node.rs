@@ -1,0 +1,259 @@
+//! A node as the agent leaves it: maps pinned and filled, and a state directory.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use lb_agent::bpf::clock::Clock;
+use lb_agent::bpf::load::{self, LoadOptions};
+use lb_agent::bpf::maps::{self, Tables};
+use lb_agent::bpf::pins::Pins;
+use lb_agent::names::{
+    self, Agent, BackendName, LAYOUT, Names, Place, PodName, ServiceName, State, Subsystem,
+};
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::config::Config;
+use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::endpoint::Pod;
+use lb_common::flow::{proto, tcp};
+use lb_common::limits::MAP_COUNTERS;
+use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::verdict::{DropReason, drop_index};
+use nix::mount::{MntFlags, MsFlags};
+
+/// ifindex of the loopback device, the one device that every namespace has.
+const LO: u32 = 1;
+
+/// A bpf file system and a state directory of our own; both go with it.
+pub(crate) struct Node {
+    root: PathBuf,
+    pub(crate) pin_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("lbctl-{}-{number}", std::process::id()));
+        let bpffs = root.join("bpf");
+        fs::create_dir_all(&bpffs).unwrap();
+        nix::mount::mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0755"))
+            .unwrap();
+        let node = Self { pin_dir: bpffs.join("lb"), state_dir: root.join("run"), root };
+        fs::create_dir(&node.pin_dir).unwrap();
+        fs::create_dir(&node.state_dir).unwrap();
+        node.fill();
+        node
+    }
+
+    /// The command, to be run on this node.
+    pub(crate) fn lbctl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+        command.args(args).env("LB_PIN_DIR", &self.pin_dir).env("LB_STATE_DIR", &self.state_dir);
+        command
+    }
+
+    /// `text` without what differs from run to run: the directory, and seconds (`19s` becomes `##s`).
+    pub(crate) fn anonymous(&self, text: &str) -> String {
+        let text = text.replace(&self.root.display().to_string(), "ROOT");
+        let hide = |word: &str| match word.trim_end().strip_suffix('s') {
+            Some(n) if n.parse::<u32>().is_ok() => word.replace(|c: char| c.is_ascii_digit(), "#"),
+            _ => word.to_owned(),
+        };
+        text.split_inclusive(char::is_whitespace).map(hide).collect()
+    }
+
+    /// Another Pod, as the agent would add it.
+    pub(crate) fn put_pod(&self, ifindex: u32, ip: &str) {
+        let mut tables = Tables::open(&Pins::existing(&self.pin_dir).unwrap()).unwrap();
+        let pod = Pod { ip4: Addr::from_ip(ip.parse().unwrap()), ..Pod::ZERO };
+        tables.pods.insert(&ifindex, &pod, 0).unwrap();
+    }
+
+    /// A copy of the binary that everybody may run: the build directory may be closed to others.
+    pub(crate) fn binary_for_all(&self) -> PathBuf {
+        let copy = self.root.join("lbctl");
+        fs::copy(env!("CARGO_BIN_EXE_lbctl"), &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        copy
+    }
+
+    /// What an agent holds while it lives.
+    pub(crate) fn lock(&self) -> File {
+        let file = File::create(self.state_dir.join("lock")).unwrap();
+        file.lock().unwrap();
+        file
+    }
+
+    /// Service shop/web (id 1) with two backends, and the Pod shop/client behind the loopback device.
+    pub(crate) fn write_names(&self) {
+        let text = Cow::Borrowed;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let backend = |id, pod, place| BackendName {
+            id,
+            service_id: 1,
+            pod: text(pod),
+            place,
+            ..BackendName::default()
+        };
+        let names = Names {
+            layout: LAYOUT,
+            node: text("n1"),
+            agent: Agent {
+                version: text(env!("CARGO_PKG_VERSION")),
+                pid: 1,
+                started: now - 86_400 * 4 - 3600 * 3 - 60,
+                written: now - 600,
+                synced: now - 630,
+            },
+            subsystems: vec![Subsystem {
+                name: text("api"),
+                state: State::Ok,
+                detail: text("5 kinds listed"),
+            }],
+            services: vec![ServiceName {
+                id: 1,
+                namespace: text("shop"),
+                name: text("web"),
+                port_name: text("http"),
+                port: 80,
+                frontends: vec![at("10.96.0.1:80")],
+                endpoints: 2,
+                ready: 2,
+                created: now - 86_400 * 9,
+                ..ServiceName::default()
+            }],
+            backends: vec![backend(1, "shop/web-1", 1), backend(2, "shop/web-2", 2)],
+            places: vec![
+                Place { node: text("n1"), zone: text("a") },
+                Place { node: text("n2"), zone: text("b") },
+            ],
+            pods: vec![PodName {
+                ifindex: LO,
+                iface: text("lo"),
+                namespace: text("shop"),
+                name: text("client"),
+                created: now - 86_400 * 9,
+            }],
+            ..Names::default()
+        };
+        names::write(&self.state_dir.join(names::FILE), &names).unwrap();
+    }
+
+    fn fill(&self) {
+        let options = LoadOptions {
+            pin_dir: Some(&self.pin_dir),
+            config: Config { hz: 250, ..Config::ZERO },
+            ct_entries: 131_072,
+        };
+        // The pins keep the maps.
+        drop(load::load(&options).unwrap());
+        let pins = Pins::existing(&self.pin_dir).unwrap();
+        let mut tables = Tables::open(&pins).unwrap();
+        for (id, address) in [(1, "10.1.0.2:8080"), (2, "10.1.1.2:8080")] {
+            let address = at(address);
+            let backend = Backend {
+                addr: Addr::from_ip(address.ip()),
+                port: Be16::new(address.port()),
+                proto: proto::TCP,
+                state: state::ACTIVE,
+                generation: 7,
+                ..Backend::ZERO
+            };
+            tables.backends.set(id, &backend, 0).unwrap();
+            tables.slots.set(9 + id, &id, 0).unwrap();
+        }
+        let cluster_ip: IpAddr = "10.96.0.1".parse().unwrap();
+        let frontend = Frontend { service_id: 1, base: 10, n: 2, ..Frontend::ZERO };
+        let web = FrontendKey::new(cluster_ip.into(), Be16::new(80), proto::TCP);
+        tables.frontends.insert(&web, &frontend, 0).unwrap();
+        tables
+            .frontends
+            .insert(&FrontendKey::wildcard(cluster_ip.into()), &Frontend::ZERO, 0)
+            .unwrap();
+        drop(tables);
+        self.put_pod(LO, "10.1.0.9");
+        fill_ct(&pins);
+        count_drops(&pins);
+        fs::create_dir(pins.qdisc(LO)).unwrap();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let unmounted = nix::mount::umount2(&self.root.join("bpf"), MntFlags::MNT_DETACH);
+        let removed = fs::remove_dir_all(&self.root);
+        if !std::thread::panicking() {
+            unmounted.unwrap();
+            removed.unwrap();
+        }
+    }
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// client → web by way of backend 2, established and quiet for a minute; a name lookup without answer.
+fn fill_ct(pins: &Pins) {
+    let clock = Clock::detect().unwrap();
+    let ago = |seconds: u32| clock.stamp().unwrap() - seconds * clock.hz / 256;
+    let key = |remote: &str, port, protocol| CtKey {
+        local: Addr::from_ip("10.1.0.9".parse().unwrap()),
+        remote: Addr::from_ip(at(remote).ip()),
+        local_port: Be16::new(port),
+        remote_port: Be16::new(at(remote).port()),
+        proto: protocol,
+        veth: LO as u16,
+        ..CtKey::ZERO
+    };
+    let nat = |to: &str, flags, last_seen| CtEntry {
+        nat_addr: Addr::from_ip(at(to).ip()),
+        nat_port: Be16::new(at(to).port()),
+        aux_port: Be16::new(40_000),
+        backend_id: 2,
+        backend_gen: 7,
+        last_seen,
+        flags: flags | u32::from(tcp::SYN),
+        ..CtEntry::ZERO
+    };
+    let mut ct: HashMap<MapData, CtKey, CtEntry> = maps::open_ct(pins).unwrap();
+    let ack = u32::from(tcp::ACK);
+    let entries = [
+        (
+            key("10.96.0.1:80", 40_000, proto::TCP),
+            nat("10.1.1.2:8080", bits::FORWARD | ack, ago(65)),
+        ),
+        (
+            key("10.1.1.2:8080", 40_000, proto::TCP),
+            nat("10.96.0.1:80", bits::REPLY | ack << 8, ago(90)),
+        ),
+        (
+            key("10.0.0.10:53", 5353, proto::UDP),
+            CtEntry { last_seen: ago(20), flags: bits::SEEN_OUT, ..CtEntry::ZERO },
+        ),
+    ];
+    for (key, entry) in entries {
+        ct.insert(&key, &entry, 0).unwrap();
+    }
+}
+
+fn count_drops(pins: &Pins) {
+    let map = MapData::from_pin(pins.map(&MAP_COUNTERS)).and_then(Map::from_map_data).unwrap();
+    let mut counters: PerCpuArray<MapData, u64> = map.try_into().unwrap();
+    let index = drop_index(DropReason::NoEndpoints, false);
+    let n_cpus = counters.get(&index, 0).unwrap().len();
+    // A part on each CPU, 1,000 in all.
+    let others = n_cpus as u64 - 1;
+    let values: Vec<u64> =
+        (0..n_cpus).map(|cpu| if cpu == 0 { 1000 - others } else { 1 }).collect();
+    counters.set(index, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+}

@@ -1,0 +1,174 @@
+//! Nanoseconds per packet of each program by `BPF_PROG_TEST_RUN`, over an empty program: prints `program case ns`,
+//! one line each. The least of many interleaved rounds: noise only ever adds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "a test's helper panics like the test"
+)]
+
+#[path = "datapath/bed.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
+mod bed;
+#[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "the packet tests use the rest")]
+mod packet;
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use bed::Bed;
+use lb_common::conntrack::bits;
+use lb_common::flow::proto;
+
+const ROUNDS: u32 = 25;
+
+/// The arguments of `BPF_PROG_LOAD` that an empty program needs (`union bpf_attr`, include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    rest: [u64; 12],
+}
+
+/// The arguments of `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    rest: [u64; 6],
+}
+
+fn bpf<T>(command: i64, attr: &mut T) -> i64 {
+    // SAFETY: `attr` is a live, zero-padded bpf_attr of its own size.
+    unsafe { libc::syscall(libc::SYS_bpf, command, core::ptr::from_mut(attr), size_of::<T>()) }
+}
+
+/// A tc program of two instructions: `r0 = -1; exit`.
+fn empty_program() -> OwnedFd {
+    let insns: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+    let mut attr = LoadAttr {
+        prog_type: 3,
+        insn_cnt: 2,
+        insns: insns.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        ..LoadAttr::default()
+    };
+    let fd = bpf(5, &mut attr);
+    assert!(fd >= 0, "load the empty program: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+fn empty_nanos(program: &OwnedFd, bytes: &[u8], repeat: u32) -> u64 {
+    let mut attr = TestAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: bytes.len() as u32,
+        data_in: bytes.as_ptr() as u64,
+        repeat,
+        ..TestAttr::default()
+    };
+    let result = bpf(10, &mut attr);
+    assert_eq!(result, 0, "run the empty program: {}", std::io::Error::last_os_error());
+    u64::from(attr.duration)
+}
+
+/// A packet of an established flow, run over and over.
+struct Case {
+    program: &'static str,
+    name: &'static str,
+    packet: Vec<u8>,
+}
+
+/// Established flows of both families, untranslated and translated. The packet of a repeated run is the output of
+/// the one before, so two entries translate into each other: each run is a whole translation of address and port.
+fn established(bed: &mut Bed) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, pod, peer) in [
+        ("established", "10.1.0.1:4000", "10.2.0.9:80"),
+        ("established6", "[fd00:1::1]:4000", "[fd00:2::9]:80"),
+    ] {
+        bed.leave(&format!("{pod} > {peer} tcp S"));
+        bed.enter(&format!("{peer} > {pod} tcp SA ack=2"));
+        let out = packet::build(&format!("{pod} > {peer} tcp A seq=2 ack=2 len=64"));
+        let back = packet::build(&format!("{peer} > {pod} tcp A seq=2 ack=2 len=64"));
+        cases.push(Case { program: "pod_out", name, packet: out });
+        cases.push(Case { program: "pod_in", name, packet: back });
+    }
+    for (name, pod, here, there) in [
+        ("nat", "10.1.0.1:4001", "10.96.0.1:80", "10.96.0.2:8080"),
+        ("nat6", "[fd00:1::1]:4001", "[fd00:96::1]:80", "[fd00:96::2]:8080"),
+    ] {
+        let pod_in = pod.replace(":4001", ":4002");
+        for (from, to) in [(here, there), (there, here)] {
+            bed.track(pod, from, to, bits::FORWARD);
+            bed.track(&pod_in, from, to, bits::REPLY);
+        }
+        let out = packet::build(&format!("{pod} > {here} tcp A seq=2 ack=2 len=64"));
+        let back = packet::build(&format!("{here} > {pod_in} tcp A seq=2 ack=2 len=64"));
+        cases.push(Case { program: "pod_out", name, packet: out });
+        cases.push(Case { program: "pod_in", name, packet: back });
+    }
+    cases
+}
+
+fn main() {
+    let empty = empty_program();
+    let mut bed = Bed::new();
+    bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.8:8080"]);
+    bed.service("[fd00:96::1]:80", proto::TCP, &["[fd00:2::8]:8080"]);
+    let cases = established(&mut bed);
+    let mut best = vec![u64::MAX; cases.len()];
+    let mut floor = u64::MAX;
+    for _ in 0..ROUNDS {
+        for (case, best) in cases.iter().zip(&mut best) {
+            floor = floor.min(empty_nanos(&empty, &case.packet, 100_000));
+            *best = (*best).min(bed.nanos(case.program, &case.packet, 100_000));
+        }
+    }
+    println!("empty any {floor}");
+    for (case, best) in cases.iter().zip(best) {
+        println!("{} {} {}", case.program, case.name, best - floor.min(best));
+    }
+    for (program, name, ns) in single_runs(&bed, &empty) {
+        println!("{program} {name} {ns}");
+    }
+}
+
+/// New connections: each run needs a packet of its own. A run of one packet is timed by the kernel around the program
+/// only, with cold caches; a low quantile of many runs stands against the empty program's, taken in the same way.
+fn single_runs(bed: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
+    const RUNS: u16 = 20_000;
+    let mut told = Vec::new();
+    for (names, pod, frontend, backend) in [
+        (["new-service", "new-plain"], "10.1.0.1", "10.96.0.1:80", "10.2.0.8:8080"),
+        (["new-service6", "new-plain6"], "[fd00:1::1]", "[fd00:96::1]:80", "[fd00:2::8]:8080"),
+    ] {
+        let (mut floor, mut service, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        for run in 0..RUNS {
+            let syn = packet::build(&format!("{pod}:{} > {frontend} tcp S", 5000 + run));
+            let direct = packet::build(&format!("{pod}:{} > {backend} tcp S", 30000 + run));
+            floor.push(empty_nanos(empty, &syn, 1));
+            service.push(bed.nanos("pod_out", &syn, 1));
+            plain.push(bed.nanos("pod_out", &direct, 1));
+        }
+        let [floor, service, plain] = [floor, service, plain].map(|mut runs| {
+            runs.sort_unstable();
+            runs[runs.len() / 10]
+        });
+        let [service_name, plain_name] = names;
+        told.push(("pod_out", service_name, service.saturating_sub(floor)));
+        told.push(("pod_out", plain_name, plain.saturating_sub(floor)));
+    }
+    told
+}

@@ -1,0 +1,236 @@
+//! The stages around the map `ct`: keys, new entries, and finding a free tuple for a translated flow.
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::conntrack::{self, CtEntry, CtKey, Direction, bits, scope};
+use lb_common::flow::{Flow, proto, tcp};
+use lb_common::hash;
+use lb_common::verdict::Counter;
+
+use crate::maps::{self, Inserted, Scratch, Tracked};
+use crate::packet::Packet;
+use crate::parse::Parsed;
+use crate::service::Target;
+
+/// The key of a packet that leaves the Pod.
+#[inline(always)]
+pub(crate) fn key_out(flow: &Flow, ifindex: u32) -> CtKey {
+    CtKey {
+        local: flow.src,
+        remote: flow.dst,
+        local_port: flow.sport,
+        remote_port: flow.dport,
+        proto: flow.proto,
+        scope: scope::POD,
+        veth: ifindex as u16,
+    }
+}
+
+/// The key of a packet that enters the Pod.
+#[inline(always)]
+pub(crate) fn key_in(flow: &Flow, ifindex: u32) -> CtKey {
+    CtKey {
+        local: flow.dst,
+        remote: flow.src,
+        local_port: flow.dport,
+        remote_port: flow.sport,
+        proto: flow.proto,
+        scope: scope::POD,
+        veth: ifindex as u16,
+    }
+}
+
+/// Whether this packet must start over although there is an entry.
+#[inline(always)]
+pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
+    let flags = entry.flags();
+    if parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0 {
+        return false;
+    }
+    conntrack::reopens(flags, parsed.tcp_flags)
+        || conntrack::is_expired(
+            parsed.flow.proto,
+            flags,
+            entry.last_seen(),
+            now,
+            maps::config_hz(),
+        )
+}
+
+/// Notes the packet on its entry.
+#[inline(always)]
+pub(crate) fn note(entry: Tracked, direction: Direction, parsed: &Parsed, now: u32) {
+    entry.touch(conntrack::seen(entry.flags(), direction, parsed.tcp_flags), now);
+}
+
+/// An entry for a flow without translation whose first packet is this one.
+#[inline(always)]
+fn plain(direction: Direction, parsed: &Parsed, now: u32) -> CtEntry {
+    let inbound = match direction {
+        Direction::Ingress => bits::INBOUND,
+        Direction::Egress => 0,
+    };
+    let mid_flow = parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0;
+    let picked_up = if mid_flow { bits::PICKED_UP } else { 0 };
+    CtEntry {
+        last_seen: now,
+        flags: conntrack::seen(inbound | picked_up, direction, parsed.tcp_flags),
+        ..CtEntry::ZERO
+    }
+}
+
+/// Commits a flow without translation under the key in the scratch room. Nothing depends on its entry, so a full map only costs a counter. A reset
+/// opens nothing.
+#[inline(always)]
+pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
+    let Scratch { parsed, key, entry, .. } = scratch;
+    if parsed.tcp_flags & tcp::RST != 0 {
+        return;
+    }
+    *entry = plain(direction, parsed, now);
+    if !maps::ct_put(key, entry) {
+        maps::count(Counter::Untracked);
+    } else if entry.flags & bits::PICKED_UP != 0 {
+        maps::count(Counter::FlowPickedUp);
+    } else {
+        maps::count(Counter::FlowPlain);
+    }
+}
+
+/// The translation that a new flow gets. Lives in the scratch room.
+pub(crate) struct Nat {
+    pub(crate) target: Target,
+    /// Stands for the Pod as client when the target is the Pod itself; else `::`.
+    pub(crate) stand_in: Addr,
+    /// Source port towards the target.
+    pub(crate) port: Be16,
+    /// Of the forward entry.
+    pub(crate) flags: u32,
+    /// Of the forward entry's key.
+    pub(crate) scope: u8,
+    /// For counters and events; 0 when no service port is known.
+    pub(crate) service_id: u32,
+}
+
+/// Outcome of [`claim`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The reply entry stands, and [`Nat::port`] is the source port towards the target.
+    Done,
+    /// The tuple belongs to another live flow.
+    Taken,
+    /// The map could not take the entry.
+    Full,
+}
+
+/// Writes the reply entry of a flow towards its target, from the client's own port or, when the flags say
+/// `PORT_MAPPED`, another one.
+///
+/// Two frontends may share a backend, and a Pod may use one port towards both, or towards the backend itself: the
+/// tuples behind the translation would be equal, so the second flow must differ in its port.
+#[inline(never)]
+pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    let flow = &parsed.flow;
+    nat.port = if nat.flags & bits::PORT_MAPPED == 0 {
+        flow.sport
+    } else {
+        // Unprivileged ports: 1024..65535.
+        Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
+    };
+    let Target { addr, port, id, generation } = nat.target;
+    let (remote, local_port, remote_port) = if nat.flags & bits::HAIRPIN == 0 {
+        (addr, nat.port, port)
+    } else {
+        // The Pod answers as backend: its local port is the backend's.
+        (nat.stand_in, port, nat.port)
+    };
+    *key = CtKey {
+        local: flow.src,
+        remote,
+        local_port,
+        remote_port,
+        proto: flow.proto,
+        scope: scope::POD,
+        veth: packet.ifindex() as u16,
+    };
+    *entry = CtEntry {
+        nat_addr: flow.dst,
+        aux_addr: flow.src,
+        nat_port: flow.dport,
+        aux_port: flow.sport,
+        backend_id: id,
+        backend_gen: generation,
+        last_seen: now,
+        epoch: 0,
+        flags: bits::REPLY | nat.flags & (bits::HAIRPIN | bits::PORT_MAPPED),
+    };
+    match maps::ct_claim(key, entry) {
+        Inserted::Done => Claim::Done,
+        Inserted::Failed => Claim::Full,
+        Inserted::Taken => match maps::ct(key) {
+            Some(old) if is_ours_or_dead(old, flow, now) => {
+                if maps::ct_put(key, entry) {
+                    Claim::Done
+                } else {
+                    Claim::Full
+                }
+            }
+            _ => Claim::Taken,
+        },
+    }
+}
+
+/// Writes the forward entry of a flow whose tuple is claimed. When it fails, the reply entry stays behind alone and
+/// is found to be ours by the next try.
+#[inline(never)]
+pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<Tracked> {
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    *key = key_out(&parsed.flow, packet.ifindex());
+    key.scope = nat.scope;
+    *entry = CtEntry {
+        nat_addr: nat.target.addr,
+        aux_addr: nat.stand_in,
+        nat_port: nat.target.port,
+        aux_port: nat.port,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
+        last_seen: now,
+        epoch: 0,
+        flags: nat.flags,
+    };
+    if !maps::ct_put(key, entry) {
+        return None;
+    }
+    let hairpin = nat.flags & bits::HAIRPIN != 0;
+    maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
+    if nat.flags & bits::PORT_MAPPED != 0 {
+        maps::count(Counter::PortMapped);
+    }
+    let tracked = maps::ct(key)?;
+    note(tracked, Direction::Egress, parsed, now);
+    Some(tracked)
+}
+
+/// Whether an entry in our way is a remnant: of this very flow, or of one that is over.
+#[inline(always)]
+fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
+    let flags = old.flags();
+    let same = flags & bits::REPLY != 0
+        && old.nat_addr() == flow.dst
+        && old.nat_port() == flow.dport
+        && old.aux_port() == flow.sport;
+    same || (flow.proto == proto::TCP && conntrack::is_closing(flags))
+        || conntrack::is_expired(flow.proto, flags, old.last_seen(), now, maps::config_hz())
+}
+
+/// Tells the forward entry of a UDP flow that an answer came, so that it lives as long as a two-way flow does. Done
+/// once a flow: the mark on the reply entry says that it was.
+#[inline(never)]
+pub(crate) fn answered(reply: Tracked, key: &CtKey, now: u32) {
+    let forward = conntrack::partner(key, &reply.entry()).and_then(|forward| maps::ct(&forward));
+    if let Some(forward) = forward {
+        forward.touch(forward.flags() | bits::SEEN_IN, now);
+    }
+    reply.touch(reply.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);
+}

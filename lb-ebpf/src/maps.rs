@@ -1,0 +1,390 @@
+//! The maps and typed access to them. What the agent and the programs agree on is in `lb-common`.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_addr};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_set_retval,
+};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::config::Config;
+use lb_common::conntrack::{self, CtEntry, CtKey};
+use lb_common::endpoint::Pod;
+use lb_common::event::{DropEvent, Sample};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
+use lb_common::limits;
+use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
+use lb_common::verdict::Counter;
+
+use crate::conntrack::Nat;
+use crate::parse::Parsed;
+
+const RING_MASK: u32 = REMEMBERED as u32 - 1;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "frontends")]
+static FRONTENDS: HashMap<FrontendKey, Frontend, { limits::FRONTENDS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "slots")]
+static SLOTS: Array<u32, { limits::SLOTS as usize }> = Array::new();
+
+#[btf_map(name = "backends")]
+static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
+
+/// Not read on the hot path: conntrack keys carry the device.
+#[btf_map(name = "pods")]
+static PODS: HashMap<u32, Pod, { limits::PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "ct")]
+static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
+
+#[btf_map(name = "fragments")]
+static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "sk_nat")]
+static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
+
+#[btf_map(name = "counters")]
+static COUNTERS: PerCpuArray<u64, { limits::COUNTERS as usize }> = PerCpuArray::new();
+
+/// Room for what a program works on: the stack of a program and its callees has 512 bytes in all, and the verifier
+/// walks far fewer states when values are not on it. tc programs run with bottom halves off, so no other program of
+/// this kind runs on the CPU in between.
+#[btf_map(name = "scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Value of `scratch`, private to the programs.
+#[repr(C)]
+pub(crate) struct Scratch {
+    /// The packet at hand.
+    pub(crate) parsed: Parsed,
+    /// Key of the entry being written.
+    pub(crate) key: CtKey,
+    /// The entry being written.
+    pub(crate) entry: CtEntry,
+    /// The translation of a new flow.
+    pub(crate) nat: Nat,
+    /// A question to the routing table, and its answer.
+    pub(crate) fib: bpf_fib_lookup,
+    /// The packet that the one at hand quotes.
+    pub(crate) quoted: Parsed,
+    /// Key of a datagram in pieces.
+    pub(crate) fragment: FragmentKey,
+    /// The event being sent.
+    pub(crate) event: DropEvent,
+    /// The packet of a refusal being built.
+    pub(crate) answer: [u16; ANSWER_WORDS],
+}
+
+/// 16-bit words of the longest refusal: Ethernet, IPv6, ICMPv6 and the quoted packet.
+pub(crate) const ANSWER_WORDS: usize = 55;
+
+#[btf_map(name = "samples")]
+static SAMPLES: PerCpuArray<Sample, 64> = PerCpuArray::new();
+
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<DropEvent, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Written by the loader before the programs are loaded; constant for the verifier.
+#[unsafe(no_mangle)]
+static CFG: Config = Config::ZERO;
+
+macro_rules! config_field {
+    ($field:ident) => {
+        // SAFETY: a static. Volatile, since the compiler sees zeroes where the loader puts values.
+        unsafe { (&raw const CFG.$field).read_volatile() }
+    };
+}
+
+#[inline(always)]
+pub(crate) fn config_features() -> u32 {
+    config_field!(features)
+}
+
+#[inline(always)]
+pub(crate) fn config_hz() -> u32 {
+    config_field!(hz)
+}
+
+/// The address that stands for a Pod which reaches itself through a Service.
+#[inline(always)]
+pub(crate) fn hairpin_addr(v4: bool) -> lb_common::addr::Addr {
+    if v4 { config_field!(hairpin4) } else { config_field!(hairpin6) }
+}
+
+#[inline(always)]
+pub(crate) fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
+    // SAFETY: values are replaced as a whole, and one found stays readable until the program ends (RCU).
+    unsafe { FRONTENDS.get(key) }
+}
+
+#[inline(always)]
+pub(crate) fn slot(index: u32) -> Option<u32> {
+    SLOTS.get(index).copied()
+}
+
+#[inline(always)]
+pub(crate) fn backend(id: u32) -> Option<&'static Backend> {
+    BACKENDS.get(id)
+}
+
+/// The Pod behind this veth.
+#[inline(always)]
+pub(crate) fn pod(ifindex: u32) -> Option<&'static Pod> {
+    // SAFETY: as in `frontend`.
+    unsafe { PODS.get(&ifindex) }
+}
+
+/// A conntrack entry in the map. Its fields are read and written one by one: other CPUs may do the same, and all
+/// they can lose is a timestamp or a TCP flag that the next packet brings again.
+#[derive(Clone, Copy)]
+pub(crate) struct Tracked(NonNull<CtEntry>);
+
+macro_rules! tracked_field {
+    ($($field:ident: $type:ty),+) => {
+        $(#[inline(always)]
+        pub(crate) fn $field(self) -> $type {
+            // SAFETY: points to a live map value for the run of the program.
+            unsafe { (&raw const (*self.0.as_ptr()).$field).read() }
+        })+
+    };
+}
+
+impl Tracked {
+    tracked_field!(
+        nat_addr: lb_common::addr::Addr,
+        aux_addr: lb_common::addr::Addr,
+        nat_port: lb_common::be::Be16,
+        aux_port: lb_common::be::Be16,
+        backend_id: u32,
+        backend_gen: u32,
+        last_seen: u32,
+        flags: u32
+    );
+
+    /// All of it.
+    #[inline(always)]
+    pub(crate) fn entry(self) -> CtEntry {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    /// Writes what changed only: an unchanged cache line is not taken from other CPUs.
+    #[inline(always)]
+    pub(crate) fn touch(self, flags: u32, now: u32) {
+        if self.flags() != flags {
+            // SAFETY: as in the readers; aligned 32-bit store.
+            unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
+        }
+        if self.last_seen() != now {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*self.0.as_ptr()).last_seen).write(now) };
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn ct(key: &CtKey) -> Option<Tracked> {
+    CT.get_ptr_mut(key).and_then(NonNull::new).map(Tracked)
+}
+
+/// What became of an insertion.
+pub(crate) enum Inserted {
+    Done,
+    Taken,
+    Failed,
+}
+
+/// This CPU's scratch room.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: index 0 exists; exclusive as said at the map.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Inserts only where nothing is.
+#[inline(always)]
+pub(crate) fn ct_claim(key: &CtKey, entry: &CtEntry) -> Inserted {
+    const EEXIST: i32 = -17;
+    match CT.insert(key, entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Inserted::Done,
+        Err(EEXIST) => Inserted::Taken,
+        Err(_) => Inserted::Failed,
+    }
+}
+
+/// Inserts or replaces. The kernel answers EBUSY or ENOMEM under contention; one more try usually gets through.
+#[inline(always)]
+pub(crate) fn ct_put(key: &CtKey, entry: &CtEntry) -> bool {
+    CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+        || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Remembers the ports of a datagram.
+#[inline(always)]
+pub(crate) fn fragment_put(key: &FragmentKey, ports: &FragmentPorts) {
+    if FRAGMENT_PORTS.insert(key, ports, u64::from(BPF_ANY)).is_err() {
+        count(Counter::FragmentForgotten);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn fragment_get(key: &FragmentKey) -> Option<FragmentPorts> {
+    // SAFETY: copied at once; a slot recycled in between gives another datagram's ports, of which the addresses, the
+    // identification and the device would have to be equal.
+    unsafe { FRAGMENT_PORTS.get(key) }.copied()
+}
+
+/// Now, as of [`conntrack::stamp`].
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    conntrack::stamp(unsafe { bpf_jiffies64() })
+}
+
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+#[inline(always)]
+pub(crate) fn count_index(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's slot of the value; programs of one CPU do not interrupt each other here, and a lost
+        // increment would be all.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    count_index(counter.index());
+}
+
+/// Sends the event in the scratch room, unless this CPU sent many for its reason lately. Fills in time and suppressed
+/// count.
+#[inline(always)]
+pub(crate) fn emit(event: &mut DropEvent) {
+    const PER_WINDOW: u32 = 8;
+    let Some(sample) = SAMPLES.get_ptr_mut(u32::from(event.reason)) else { return };
+    let window = now() << 4;
+    // SAFETY: this CPU's slot, see `count_index`.
+    let Sample { window: last, suppressed } = unsafe { sample.read() };
+    let sent = if last & !0xf == window { last & 0xf } else { 0 };
+    if sent >= PER_WINDOW {
+        // SAFETY: as above.
+        unsafe { (*sample).suppressed = suppressed.wrapping_add(1) };
+        count(Counter::EventSuppressed);
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { sample.write(Sample { window: window | (sent + 1), suppressed: 0 }) };
+    event.suppressed = suppressed;
+    // SAFETY: a helper without arguments.
+    event.time_ns = unsafe { bpf_ktime_get_ns() };
+    if EVENTS.output(event, 0).is_err() {
+        count(Counter::EventLost);
+    }
+}
+
+/// Whether the socket belongs to the host network namespace.
+#[inline(always)]
+pub(crate) fn is_host_socket(ctx: &SockAddrContext) -> bool {
+    // SAFETY: valid context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    cookie == config_field!(netns_cookie)
+}
+
+/// What the socket of `ctx` remembers.
+#[inline(always)]
+pub(crate) fn remembered(ctx: &SockAddrContext) -> Option<NonNull<SkNatRing>> {
+    NonNull::new(SK_NAT.get_ptr_mut(ctx))
+}
+
+/// The same, made when there is none; `None` when the kernel has no memory for it.
+#[inline(always)]
+pub(crate) fn remember(ctx: &SockAddrContext) -> Option<NonNull<SkNatRing>> {
+    NonNull::new(SK_NAT.get_or_insert_ptr_mut(ctx, None))
+}
+
+/// The place that the next translation takes, not yet masked.
+#[inline(always)]
+pub(crate) fn ring_next(ring: NonNull<SkNatRing>) -> u32 {
+    // SAFETY: points to the socket's storage, which lives as long as the program runs.
+    unsafe { (&raw const (*ring.as_ptr()).next).read() }
+}
+
+/// Reads place `index`, which the caller has masked to the ring.
+#[inline(always)]
+pub(crate) fn ring_get(ring: NonNull<SkNatRing>, index: u32) -> SkNat {
+    // SAFETY: as in `ring_next`; the mask keeps the index inside, which the verifier proves again.
+    let entries = unsafe { (&raw const (*ring.as_ptr()).entries).cast::<SkNat>() };
+    // SAFETY: as above.
+    unsafe { entries.add((index & RING_MASK) as usize).read() }
+}
+
+/// Writes place `index` and the new `next`.
+#[inline(always)]
+pub(crate) fn ring_set(ring: NonNull<SkNatRing>, index: u32, next: u32, entry: &SkNat) {
+    // SAFETY: as in `ring_get`.
+    let entries = unsafe { (&raw mut (*ring.as_ptr()).entries).cast::<SkNat>() };
+    // SAFETY: as in `ring_get`.
+    unsafe { entries.add((index & RING_MASK) as usize).write(*entry) };
+    // SAFETY: as in `ring_next`.
+    unsafe { (&raw mut (*ring.as_ptr()).next).write(next) };
+}
+
+/// Makes the system call of a refused socket operation fail with `errno`.
+#[inline(always)]
+pub(crate) fn set_errno(errno: i32) {
+    // A refusal by the helper leaves EPERM, the default.
+    // SAFETY: a helper with a plain number.
+    let _: i32 = unsafe { bpf_set_retval(-errno) };
+}
+
+/// The address fields of a socket program's context.
+#[derive(Clone, Copy)]
+pub(crate) struct SockAddr(*mut bpf_sock_addr);
+
+macro_rules! sock_field {
+    ($name:ident, $set:ident, $($field:tt)+) => {
+        #[inline(always)]
+        pub(crate) fn $name(self) -> u32 {
+            // SAFETY: valid context. Volatile: the verifier wants each field read by itself, at its width.
+            unsafe { (&raw const (*self.0).$($field)+).read_volatile() }
+        }
+
+        #[inline(always)]
+        pub(crate) fn $set(self, value: u32) {
+            // SAFETY: as above; these fields are writable in the programs that use this.
+            unsafe { (&raw mut (*self.0).$($field)+).write_volatile(value) };
+        }
+    };
+}
+
+impl SockAddr {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SockAddrContext) -> Self {
+        Self(ctx.sock_addr)
+    }
+
+    sock_field!(ip4, set_ip4, user_ip4);
+    sock_field!(ip6_0, set_ip6_0, user_ip6[0]);
+    sock_field!(ip6_1, set_ip6_1, user_ip6[1]);
+    sock_field!(ip6_2, set_ip6_2, user_ip6[2]);
+    sock_field!(ip6_3, set_ip6_3, user_ip6[3]);
+    sock_field!(port, set_port, user_port);
+
+    /// IP protocol number of the socket.
+    #[inline(always)]
+    pub(crate) fn protocol(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).protocol).read_volatile() }
+    }
+}

@@ -1,0 +1,226 @@
+//! The packet of a tc program: bounds-checked loads, stores through helpers, checksums, redirects.
+//!
+//! Loads read the packet directly; stores go through `bpf_skb_store_bytes`, since a single direct store would make
+//! the kernel prepend an unclone prologue that runs for every packet of the program.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+};
+use aya_ebpf::helpers::{
+    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use lb_common::config::features;
+
+use crate::maps;
+
+/// Bytes that hold Ethernet, IPv6 with a fragment header, and TCP without options.
+const HEADERS: u32 = 14 + 40 + 8 + 20;
+/// No header of ours starts beyond this offset: gives the verifier a bound for variable offsets.
+const MAX_OFFSET: usize = 511;
+
+/// A helper refused; the number is its errno, negative.
+#[derive(Clone, Copy)]
+pub(crate) struct HelperError;
+
+/// The packet at hand: one pointer, passed by value so that it stays in a register.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet {
+    skb: *mut __sk_buff,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext) -> Self {
+        Self { skb: aya_ebpf::EbpfContext::as_ptr(ctx).cast() }
+    }
+
+    /// ifindex of the device whose hook this is.
+    #[inline(always)]
+    pub(crate) fn ifindex(self) -> u32 {
+        // SAFETY: the kernel hands a valid context. Volatile: LLVM must not fold field addresses into a modified
+        // context pointer, which the verifier refuses.
+        unsafe { (&raw const (*self.skb).ifindex).read_volatile() }
+    }
+
+    /// Whole length in bytes, link layer included.
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (&raw const (*self.skb).len).read_volatile() }
+    }
+
+    /// EtherType in the memory order of the wire.
+    #[inline(always)]
+    pub(crate) fn ethertype(self) -> u16 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (&raw const (*self.skb).protocol).read_volatile() as u16 }
+    }
+
+    #[inline(always)]
+    fn data(self) -> (usize, usize) {
+        // SAFETY: as in `ifindex`.
+        let start = unsafe { (&raw const (*self.skb).data).read_volatile() };
+        // SAFETY: as in `ifindex`.
+        let end = unsafe { (&raw const (*self.skb).data_end).read_volatile() };
+        (start as usize, end as usize)
+    }
+
+    /// Makes the headers linear when they are not, so that [`Self::load`] reaches them.
+    #[inline(always)]
+    pub(crate) fn pull_headers(self) {
+        let (start, end) = self.data();
+        let len = self.len();
+        let want = if len < HEADERS { len } else { HEADERS };
+        if end - start < want as usize {
+            // A failure shows as a failing load.
+            // SAFETY: valid context; the data pointers are read anew by each load.
+            let _: i64 = unsafe { bpf_skb_pull_data(self.skb, want) };
+        }
+    }
+
+    /// Reads a `T` at `offset` bytes from the start of the link layer; `None` beyond the linear part.
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(self, offset: usize) -> Option<T> {
+        let (start, end) = self.data();
+        if offset > MAX_OFFSET || start + offset + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: inside the packet, as just checked (and as the verifier proves). IP headers are 4-byte aligned
+        // behind the 14-byte Ethernet header (NET_IP_ALIGN), and where they are not the JITs' loads do not care.
+        Some(unsafe { ((start + offset) as *const T).read() })
+    }
+
+    /// Writes `value` at `offset`; checksums are the caller's business.
+    #[inline(always)]
+    pub(crate) fn store<T: Copy>(self, offset: usize, value: &T) -> Result<(), HelperError> {
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: valid context; the helper checks the offset against the packet.
+        check(unsafe {
+            bpf_skb_store_bytes(self.skb, offset as u32, from, size_of::<T>() as u32, 0)
+        })
+    }
+
+    /// Overwrites the packet's first `WORDS` 16-bit words with those of `buffer`.
+    #[inline(always)]
+    pub(crate) fn store_words<const WORDS: usize>(
+        self,
+        buffer: &[u16; maps::ANSWER_WORDS],
+    ) -> Result<(), HelperError> {
+        const { assert!(WORDS <= maps::ANSWER_WORDS, "the answer must fit its buffer") };
+        let from = buffer.as_ptr().cast();
+        // SAFETY: valid context; the length is within the buffer, as just asserted.
+        check(unsafe { bpf_skb_store_bytes(self.skb, 0, from, WORDS as u32 * 2, 0) })
+    }
+
+    /// Adds `diff` (see `lb_common::csum`) to the IPv4 header checksum at `offset`.
+    #[inline(always)]
+    pub(crate) fn l3_csum(self, offset: usize, diff: u32) -> Result<(), HelperError> {
+        // SAFETY: valid context; `from` 0 and size 0 mean that `to` is a difference.
+        check(unsafe { bpf_l3_csum_replace(self.skb, offset as u32, 0, u64::from(diff), 0) })
+    }
+
+    /// Adds the `diff` of a pseudo-header (addresses) to the layer 4 checksum at `offset`.
+    #[inline(always)]
+    pub(crate) fn l4_csum_addr(
+        &self,
+        offset: usize,
+        diff: u32,
+        kind: ChecksumKind,
+    ) -> Result<(), HelperError> {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | kind.flags();
+        // SAFETY: as in `l3_csum`.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, u64::from(diff), flags) })
+    }
+
+    /// Adds the `diff` of payload bytes to the layer 4 checksum at `offset`.
+    #[inline(always)]
+    pub(crate) fn l4_csum_payload(self, offset: usize, diff: u32) -> Result<(), HelperError> {
+        // SAFETY: as in `l3_csum`.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, u64::from(diff), 0) })
+    }
+
+    /// Replaces 16 bits of the layer 4 header (wire order) in the checksum at `offset`. Apart from the addresses:
+    /// with `CHECKSUM_PARTIAL` the field holds the pseudo-header only, and the device sums the rest.
+    #[inline(always)]
+    pub(crate) fn l4_csum_port(
+        &self,
+        offset: usize,
+        from: u16,
+        to: u16,
+        kind: ChecksumKind,
+    ) -> Result<(), HelperError> {
+        let flags = kind.mangled() | size_of::<u16>() as u64;
+        // SAFETY: as in `l3_csum`, with a size of 2.
+        check(unsafe {
+            bpf_l4_csum_replace(self.skb, offset as u32, u64::from(from), u64::from(to), flags)
+        })
+    }
+
+    /// Cuts or grows the packet to `len` bytes; also drops its segmentation offload.
+    #[inline(always)]
+    pub(crate) fn change_tail(self, len: u32) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
+    }
+
+    /// Device on the way to the destination in `fib`, as the kernel routes what comes in at `fib.ifindex`; `None`
+    /// when it would not forward it.
+    #[inline(always)]
+    pub(crate) fn route(self, fib: &mut bpf_fib_lookup) -> Option<u32> {
+        const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+        // The neighbour is not known yet, which is no obstacle.
+        const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: valid context and a live, initialised parameter block.
+        let ret = unsafe {
+            bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
+        };
+        matches!(ret, SUCCESS | NO_NEIGHBOUR).then_some(fib.ifindex)
+    }
+
+    /// Hands the packet to the neighbour that its destination has on the device `ifindex`, past the IP stack.
+    #[inline(always)]
+    pub(crate) fn redirect_neigh(self, ifindex: u32) -> i32 {
+        // SAFETY: without parameters the kernel looks the next hop up itself.
+        (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
+    }
+
+    /// Sends the packet out of the device `ifindex` when the program returns the result.
+    #[inline(always)]
+    pub(crate) fn redirect(self, ifindex: u32) -> i32 {
+        // SAFETY: the helper only stores the target for the return.
+        (unsafe { bpf_redirect(ifindex, 0) }) as i32
+    }
+}
+
+/// How the checksum of a protocol behaves.
+#[derive(Clone, Copy)]
+pub(crate) struct ChecksumKind {
+    /// UDP: 0 stands for "no checksum" and must neither be changed nor produced (RFC 768).
+    pub(crate) udp: bool,
+    /// The packet is IPv6.
+    pub(crate) v6: bool,
+}
+
+impl ChecksumKind {
+    #[inline(always)]
+    fn mangled(self) -> u64 {
+        if self.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
+    }
+
+    /// IPv6 has no header checksum to compensate a changed address, so with `CHECKSUM_COMPLETE` the sum of the
+    /// whole packet changes; the helper knows since 6.16 (commit ead7f9b8de65).
+    #[inline(always)]
+    fn flags(self) -> u64 {
+        let v6 = self.v6 && maps::config_features() & features::CSUM_IPV6 != 0;
+        self.mangled() | if v6 { u64::from(BPF_F_IPV6) } else { 0 }
+    }
+}
+
+#[inline(always)]
+fn check(ret: i64) -> Result<(), HelperError> {
+    if ret == 0 { Ok(()) } else { Err(HelperError) }
+}

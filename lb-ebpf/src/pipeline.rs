@@ -1,0 +1,338 @@
+//! The packet arrow, top to bottom: parse → conntrack lookup → service → (policy) → conntrack commit → rewrite →
+//! verdict. A conntrack hit goes straight to rewrite. Policy stands between service and commit, so that it judges
+//! the backend and not the ClusterIP.
+
+use lb_common::addr::Addr;
+use lb_common::conntrack::{Direction, bits, scope};
+use lb_common::flow::{Flow, proto, tcp};
+use lb_common::service::Frontend;
+use lb_common::verdict::{Counter, DropReason};
+
+use crate::conntrack::{self, Claim, Nat};
+use crate::maps::{self, Scratch, Tracked};
+use crate::packet::Packet;
+use crate::parse::{self, Kind, Parsed};
+use crate::service::{self, Destination, Health, Target};
+use crate::verdict::{self, Verdict};
+use crate::{bridge, fragment, icmp, refuse, rewrite};
+
+/// A packet leaves the Pod.
+#[inline(always)]
+pub(crate) fn pod_out(packet: Packet) -> Verdict {
+    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    match parse::parse(packet, &mut scratch.parsed) {
+        Kind::Flow => {}
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Egress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Egress) {
+                return fragment_out(packet, scratch);
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
+        Kind::Other => return Verdict::Pass,
+    }
+    let now = maps::now();
+    let Scratch { parsed, key, .. } = scratch;
+    *key = conntrack::key_out(&parsed.flow, packet.ifindex());
+    let Some(entry) = maps::ct(key) else { return open_out(packet, scratch, now) };
+    if conntrack::starts_over(entry, parsed, now) {
+        return open_out(packet, scratch, now);
+    }
+    let flags = entry.flags();
+    if flags & bits::FORWARD != 0 {
+        return forward(packet, scratch, entry, now);
+    }
+    if flags & bits::REPLY != 0 {
+        return reply_out(packet, scratch, entry, now);
+    }
+    // A flow that nobody has answered may have begun before its destination became a Service.
+    if flags & (bits::SEEN_IN | bits::PICKED_UP) == 0 {
+        return open_out(packet, scratch, now);
+    }
+    conntrack::note(entry, Direction::Egress, parsed, now);
+    Verdict::Pass
+}
+
+/// A packet enters the Pod.
+#[inline(always)]
+pub(crate) fn pod_in(packet: Packet) -> Verdict {
+    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    match parse::parse(packet, &mut scratch.parsed) {
+        Kind::Flow => {}
+        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Ingress),
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, Direction::Ingress) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
+        Kind::Other => return Verdict::Pass,
+    }
+    let now = maps::now();
+    let Scratch { parsed, key, .. } = scratch;
+    *key = conntrack::key_in(&parsed.flow, packet.ifindex());
+    let Some(entry) = maps::ct(key) else {
+        conntrack::commit_plain(scratch, Direction::Ingress, now);
+        return Verdict::Pass;
+    };
+    let flags = entry.flags();
+    if flags & (bits::REPLY | bits::HAIRPIN) == bits::REPLY {
+        if flags & bits::SEEN_OUT == 0 {
+            conntrack::answered(entry, key, now);
+        }
+        conntrack::note(entry, Direction::Ingress, parsed, now);
+        return reply_in(packet, scratch, entry);
+    }
+    if flags & (bits::FORWARD | bits::REPLY) == 0 && conntrack::starts_over(entry, parsed, now) {
+        conntrack::commit_plain(scratch, Direction::Ingress, now);
+        return Verdict::Pass;
+    }
+    conntrack::note(entry, Direction::Ingress, parsed, now);
+    Verdict::Pass
+}
+
+/// A packet of a known flow to a Service.
+#[inline(always)]
+fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
+    let Scratch { parsed, .. } = scratch;
+    match service::health(entry.backend_id(), entry.backend_gen()) {
+        Health::Active => {}
+        Health::Draining if parsed.flow.proto == proto::TCP => {}
+        Health::Draining | Health::Gone => return moved(packet, scratch, now),
+    }
+    conntrack::note(entry, Direction::Egress, parsed, now);
+    rewrite_forward(packet, scratch, entry)
+}
+
+/// Towards the backend.
+#[inline(always)]
+fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    let Scratch { parsed, .. } = scratch;
+    let flags = entry.flags();
+    let mut rewritten = rewrite::destination(packet, parsed, &entry.nat_addr(), entry.nat_port());
+    if flags & (bits::HAIRPIN | bits::PORT_MAPPED) != 0 {
+        rewritten = rewritten.and_then(|()| rewrite_client(packet, parsed, entry));
+    }
+    if rewritten.is_ok() && flags & bits::SAME_BRIDGE != 0 {
+        return Verdict::Neighbour(bridge::of(packet, scratch.parsed.v4));
+    }
+    finish(packet, scratch, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
+}
+
+/// The client's side of a flow towards its backend, where it changes: the stand-in of a hairpin, a mapped port.
+#[inline(never)]
+fn rewrite_client(
+    packet: Packet,
+    parsed: &Parsed,
+    entry: Tracked,
+) -> Result<(), crate::packet::HelperError> {
+    let hairpin = entry.flags() & bits::HAIRPIN != 0;
+    let src = if hairpin { entry.aux_addr() } else { parsed.flow.src };
+    rewrite::source(packet, parsed, &src, entry.aux_port())
+}
+
+/// A packet of a known flow whose backend has left: a connection is reset, anything else chooses again.
+#[inline(always)]
+fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    if is_mid_flow(&scratch.parsed) {
+        return refused(packet, scratch, DropReason::BackendGone, 0);
+    }
+    maps::count(Counter::FlowMoved);
+    open_out(packet, scratch, now)
+}
+
+/// TCP, and not the SYN that opens a connection.
+#[inline(always)]
+fn is_mid_flow(parsed: &Parsed) -> bool {
+    parsed.flow.proto == proto::TCP && parsed.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
+}
+
+/// A packet that leaves the Pod on the tuple of a reply entry.
+#[inline(never)]
+fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
+    let Scratch { parsed, .. } = scratch;
+    if entry.flags() & bits::HAIRPIN != 0 {
+        // The Pod answers itself: both ends go back to what the Pod as client sees.
+        conntrack::note(entry, Direction::Egress, parsed, now);
+        let rewritten = rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port())
+            .and_then(|()| {
+                rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port())
+            });
+        return finish(packet, scratch, rewritten.is_ok(), true);
+    }
+    straight(packet, scratch, now)
+}
+
+/// The Pod dials a backend itself, from a port that it uses to the same backend through a Service: the flow gets
+/// another port, or its replies would be taken for the Service's.
+#[inline(always)]
+fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    const TRIES: u32 = 3;
+    let Scratch { parsed, key, .. } = scratch;
+    key.scope = scope::STRAIGHT;
+    if let Some(entry) = maps::ct(key)
+        && !conntrack::starts_over(entry, parsed, now)
+    {
+        return forward(packet, scratch, entry, now);
+    }
+    if is_mid_flow(parsed) {
+        return Verdict::Pass;
+    }
+    let Flow { dst: addr, dport: port, .. } = parsed.flow;
+    let target = Target { addr, port, id: 0, generation: 0 };
+    let flags = bits::FORWARD | bits::PORT_MAPPED;
+    let mut attempt = 0;
+    while attempt < TRIES {
+        attempt += 1;
+        scratch.nat = Nat {
+            target,
+            stand_in: Addr::NONE,
+            port,
+            flags,
+            scope: scope::STRAIGHT,
+            service_id: 0,
+        };
+        match conntrack::claim(packet, scratch, now) {
+            Claim::Taken => {}
+            Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, 0),
+            Claim::Done => return commit(packet, scratch, now),
+        }
+    }
+    drop_out(packet, scratch, DropReason::TupleExhausted, 0)
+}
+
+/// A reply of a backend: shows the frontend as its source.
+#[inline(always)]
+fn reply_in(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    let Scratch { parsed, .. } = scratch;
+    let mut rewritten = rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port());
+    if entry.flags() & bits::PORT_MAPPED != 0 {
+        rewritten = rewritten.and_then(|()| {
+            rewrite::destination(packet, parsed, &parsed.flow.dst, entry.aux_port())
+        });
+    }
+    match rewritten {
+        Ok(()) => Verdict::Pass,
+        Err(_) => {
+            Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, true, 0))
+        }
+    }
+}
+
+/// The first packet of a flow that leaves the Pod.
+#[inline(never)]
+fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    let flow = &scratch.parsed.flow;
+    match service::lookup(flow.dst, flow.dport, flow.proto) {
+        Destination::Frontend(frontend) => translate(packet, scratch, frontend, now),
+        Destination::Empty(frontend) => {
+            refused(packet, scratch, DropReason::NoEndpoints, frontend.service_id)
+        }
+        Destination::UndefinedPort => refused(packet, scratch, DropReason::UndefinedPort, 0),
+        Destination::Plain => {
+            conntrack::commit_plain(scratch, Direction::Egress, now);
+            Verdict::Pass
+        }
+    }
+}
+
+/// The first packet of a flow to a Service: chooses a backend, claims a tuple, commits both entries, rewrites.
+#[inline(always)]
+fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) -> Verdict {
+    const TRIES: u32 = 6;
+    const OWN_PORT_TRIES: u32 = 3;
+    let service_id = frontend.service_id;
+    if is_mid_flow(&scratch.parsed) {
+        return refused(packet, scratch, DropReason::UnknownFlow, service_id);
+    }
+    let mut attempt = 0;
+    while attempt < TRIES {
+        attempt += 1;
+        let Some(target) = service::choose(frontend) else { continue };
+        let Scratch { parsed, nat, .. } = scratch;
+        let mut flags = bits::FORWARD;
+        let mut stand_in = Addr::NONE;
+        if target.addr == parsed.flow.src {
+            flags |= bits::HAIRPIN;
+            stand_in = maps::hairpin_addr(parsed.v4);
+        }
+        if attempt > OWN_PORT_TRIES {
+            flags |= bits::PORT_MAPPED;
+        }
+        let port = parsed.flow.sport;
+        *nat = Nat { target, stand_in, port, flags, scope: scope::POD, service_id };
+        match conntrack::claim(packet, scratch, now) {
+            Claim::Taken => {}
+            Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
+            Claim::Done => return commit(packet, scratch, now),
+        }
+    }
+    drop_out(packet, scratch, DropReason::TupleExhausted, service_id)
+}
+
+/// Commits the flow and sends its first packet on.
+#[inline(always)]
+fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    if bridge::leads_to_target(packet, scratch) {
+        scratch.nat.flags |= bits::SAME_BRIDGE;
+    }
+    match conntrack::commit(packet, scratch, now) {
+        Some(entry) => rewrite_forward(packet, scratch, entry),
+        None => {
+            let service_id = scratch.nat.service_id;
+            drop_out(packet, scratch, DropReason::ConntrackFull, service_id)
+        }
+    }
+}
+
+/// After a rewrite: on with the packet, or straight back to its Pod.
+#[inline(always)]
+fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) -> Verdict {
+    if !rewritten {
+        return drop_out(packet, scratch, DropReason::RewriteFailed, 0);
+    }
+    if !back {
+        return Verdict::Pass;
+    }
+    match rewrite::swap_macs(packet) {
+        Ok(()) => Verdict::Back,
+        Err(_) => drop_out(packet, scratch, DropReason::RewriteFailed, 0),
+    }
+}
+
+/// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
+#[inline(always)]
+fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
+    if icmp::translate(packet, scratch, direction).is_ok() {
+        return Verdict::Pass;
+    }
+    let ingress = direction == Direction::Ingress;
+    Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
+}
+
+/// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
+#[inline(never)]
+fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let flow = &scratch.parsed.flow;
+    match service::lookup(flow.dst, flow.dport, flow.proto) {
+        Destination::Plain => Verdict::Pass,
+        Destination::UndefinedPort | Destination::Empty(_) | Destination::Frontend(_) => {
+            drop_out(packet, scratch, DropReason::FragmentUnknown, 0)
+        }
+    }
+}
+
+#[inline(always)]
+fn drop_out(packet: Packet, scratch: &mut Scratch, reason: DropReason, id: u32) -> Verdict {
+    Verdict::Drop(verdict::report(packet, scratch, reason, false, id))
+}
+
+/// Answers the Pod in the name of what it dialled.
+#[inline(never)]
+fn refused(packet: Packet, scratch: &mut Scratch, reason: DropReason, id: u32) -> Verdict {
+    let reported = verdict::report(packet, scratch, reason, false, id);
+    match refuse::answer(packet, scratch) {
+        Ok(()) => Verdict::Refuse(reported),
+        Err(_) => Verdict::Drop(reported),
+    }
+}

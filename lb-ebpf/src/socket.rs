@@ -1,0 +1,184 @@
+//! Service translation at the sockets of the host namespace: at `connect` for connections, at each `sendmsg` for
+//! datagrams; and its inverse, so that a process sees the address it dialled.
+//!
+//! Sockets of Pods are left alone: a translation before their packets leave would hide the ClusterIP from sidecars
+//! and never reach guests of virtual machines, so Pods are served at their veths.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::addr::Addr;
+use lb_common::be::{Be16, Be32};
+use lb_common::flow::proto;
+use lb_common::socket::{SkNat, SkNatRing};
+use lb_common::verdict::Counter;
+
+use crate::maps::{self, SockAddr};
+use crate::service::{self, Destination, Health};
+
+/// Let the system call go on.
+const PROCEED: i32 = 1;
+/// Make it fail.
+const FAIL: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const ENOMEM: i32 = 12;
+/// Index mask of the ring: `REMEMBERED` is a power of two.
+const MASK: u32 = lb_common::socket::REMEMBERED as u32 - 1;
+
+/// Which address fields of the context count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// Which system call dials.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dial {
+    /// One peer for the life of the connection.
+    Connect,
+    /// One datagram.
+    Send,
+}
+
+/// The process dials an address: replaces a frontend by a backend.
+#[inline(always)]
+pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
+    if !maps::is_host_socket(ctx) {
+        return PROCEED;
+    }
+    let sock = SockAddr::new(ctx);
+    let proto = sock.protocol() as u8;
+    if proto != proto::TCP && proto != proto::UDP {
+        return PROCEED;
+    }
+    let (addr, port) = read(sock, family);
+    let frontend = match service::lookup(addr, port, proto) {
+        Destination::Plain => return PROCEED,
+        Destination::Empty(_) | Destination::UndefinedPort => return refuse(),
+        Destination::Frontend(frontend) => frontend,
+    };
+    if how == Dial::Send
+        && let Some((addr, port)) = earlier_choice(ctx, addr, port)
+    {
+        write(sock, family, addr, port);
+        return PROCEED;
+    }
+    let Some(choice) = service::choose(frontend).or_else(|| service::choose(frontend)) else {
+        return refuse();
+    };
+    let entry = SkNat {
+        frontend: addr,
+        backend: choice.addr,
+        frontend_port: port,
+        backend_port: choice.port,
+        backend_id: choice.id,
+        backend_gen: choice.generation,
+        proto: u32::from(proto),
+    };
+    let Some(ring) = maps::remember(ctx) else {
+        // Without it the replies would come from an address the process never dialled.
+        maps::set_errno(ENOMEM);
+        return FAIL;
+    };
+    push(ring, &entry, how);
+    write(sock, family, choice.addr, choice.port);
+    maps::count(Counter::SocketTranslated);
+    PROCEED
+}
+
+/// The process asks who sent or who its peer is: replaces a backend by the frontend that it dialled.
+#[inline(always)]
+pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
+    if !maps::is_host_socket(ctx) {
+        return PROCEED;
+    }
+    let Some(ring) = maps::remembered(ctx) else { return PROCEED };
+    let sock = SockAddr::new(ctx);
+    let (addr, port) = read(sock, family);
+    let mut i = 0;
+    while i <= MASK {
+        // The newest first: an older translation may have had the same backend.
+        let entry = entry_at(ring, newest(ring).wrapping_sub(i));
+        if entry.frontend_port.get() != 0 && entry.backend_port == port && entry.backend == addr {
+            write(sock, family, entry.frontend, entry.frontend_port);
+            return PROCEED;
+        }
+        i += 1;
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    maps::count(Counter::SocketRefused);
+    maps::set_errno(ECONNREFUSED);
+    FAIL
+}
+
+/// The backend that this socket's datagrams to the frontend went to, while it still takes new flows.
+#[inline(always)]
+fn earlier_choice(ctx: &SockAddrContext, addr: Addr, port: Be16) -> Option<(Addr, Be16)> {
+    let ring = maps::remembered(ctx)?;
+    let mut i = 0;
+    while i <= MASK {
+        let entry = entry_at(ring, newest(ring).wrapping_sub(i));
+        if entry.frontend_port == port && entry.frontend == addr {
+            let health = service::health(entry.backend_id, entry.backend_gen);
+            return (health == Health::Active).then_some((entry.backend, entry.backend_port));
+        }
+        i += 1;
+    }
+    None
+}
+
+/// Stores a translation: the only one of a connection, the next place of a datagram socket's ring.
+#[inline(always)]
+fn push(ring: NonNull<SkNatRing>, entry: &SkNat, how: Dial) {
+    match how {
+        Dial::Connect => maps::ring_set(ring, 0, 1, entry),
+        Dial::Send => {
+            let next = maps::ring_next(ring);
+            maps::ring_set(ring, next & MASK, next.wrapping_add(1), entry);
+        }
+    }
+}
+
+#[inline(always)]
+fn newest(ring: NonNull<SkNatRing>) -> u32 {
+    maps::ring_next(ring).wrapping_sub(1)
+}
+
+#[inline(always)]
+fn entry_at(ring: NonNull<SkNatRing>, index: u32) -> SkNat {
+    maps::ring_get(ring, index & MASK)
+}
+
+#[inline(always)]
+fn read(sock: SockAddr, family: Family) -> (Addr, Be16) {
+    let addr = match family {
+        Family::V4 => Addr::v4(Be32::from_wire(sock.ip4())),
+        Family::V6 => Addr::v6([
+            Be32::from_wire(sock.ip6_0()),
+            Be32::from_wire(sock.ip6_1()),
+            Be32::from_wire(sock.ip6_2()),
+            Be32::from_wire(sock.ip6_3()),
+        ]),
+    };
+    (addr, Be16::from_wire(sock.port() as u16))
+}
+
+#[inline(always)]
+fn write(sock: SockAddr, family: Family, addr: Addr, port: Be16) {
+    match family {
+        Family::V4 => sock.set_ip4(addr.word3().to_wire()),
+        Family::V6 => {
+            let [w0, w1, w2, w3] = addr.words();
+            sock.set_ip6_0(w0.to_wire());
+            sock.set_ip6_1(w1.to_wire());
+            sock.set_ip6_2(w2.to_wire());
+            sock.set_ip6_3(w3.to_wire());
+        }
+    }
+    sock.set_port(u32::from(port.to_wire()));
+}

@@ -1,0 +1,76 @@
+//! Verdict → return code of a tc program. The one place where a drop is counted and reported.
+
+use lb_common::event::DropEvent;
+use lb_common::verdict::{DropReason, drop_index};
+
+use crate::maps::{self, Scratch};
+use crate::packet::Packet;
+
+/// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
+const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
+
+/// What happens to a packet.
+#[must_use]
+pub(crate) enum Verdict {
+    /// Deliver it, rewritten or not.
+    Pass,
+    /// Do not deliver it; made by [`report`] only.
+    Drop(Reported),
+    /// Send it back to the Pod it came from: a hairpin.
+    Back,
+    /// Hand it to a neighbour on this device, past the IP stack.
+    Neighbour(u32),
+    /// Not delivered; the packet was turned into the refusal that goes back to the sender.
+    Refuse(Reported),
+}
+
+/// Proof that a drop was counted. Its field is private to this module.
+pub(crate) struct Reported(());
+
+/// Counts a drop of the packet in `scratch` and, for a sample, emits its event. `ingress` as of the Pod; `service_id`
+/// 0 when no service port is known.
+#[inline(always)]
+pub(crate) fn report(
+    packet: Packet,
+    scratch: &mut Scratch,
+    reason: DropReason,
+    ingress: bool,
+    service_id: u32,
+) -> Reported {
+    // A callee gets five registers at most.
+    count_and_emit(packet, scratch, drop_index(reason, ingress), service_id);
+    Reported(())
+}
+
+/// The return code for `verdict`.
+#[inline(always)]
+pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => NEXT,
+        Verdict::Drop(Reported(())) => SHOT,
+        Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
+        Verdict::Back | Verdict::Refuse(Reported(())) => packet.redirect(packet.ifindex()),
+    }
+}
+
+#[inline(never)]
+fn count_and_emit(packet: Packet, scratch: &mut Scratch, index: u32, service_id: u32) {
+    maps::count_index(index);
+    let Scratch { parsed, event, .. } = scratch;
+    let flow = &parsed.flow;
+    *event = DropEvent {
+        src: flow.src,
+        dst: flow.dst,
+        sport: flow.sport,
+        dport: flow.dport,
+        proto: flow.proto,
+        reason: (index / 2) as u8,
+        ingress: (index % 2) as u8,
+        ifindex: packet.ifindex(),
+        service_id,
+        ..DropEvent::ZERO
+    };
+    maps::emit(event);
+}

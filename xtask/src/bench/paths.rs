@@ -1,0 +1,200 @@
+//! Stream, round trips and connects over each path, in interleaved rounds.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::Value;
+use testbed::{Netns, Pod, measure};
+
+use super::field::{BYTES, Field, IPERF, Side, TARGET};
+use crate::command::say;
+
+/// How long and how often to measure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    /// Rounds of each measurement.
+    pub(super) rounds: usize,
+    transactions: Duration,
+    stream_secs: u32,
+}
+
+impl Scale {
+    /// The scale of a result, or of a look.
+    pub(super) fn new(quick: bool, rounds: Option<usize>) -> Self {
+        let (default, transactions) =
+            if quick { (3, Duration::from_millis(200)) } else { (7, Duration::from_millis(500)) };
+        Self { rounds: rounds.unwrap_or(default).max(1), transactions, stream_secs: 1 }
+    }
+}
+
+/// From where to where.
+#[derive(Clone, Copy, Debug)]
+enum Path {
+    SameNode,
+    OtherNode,
+    Host,
+}
+
+impl Path {
+    const ALL: [Self; 3] = [Self::SameNode, Self::OtherNode, Self::Host];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::SameNode => "Pod, same node",
+            Self::OtherNode => "Pod, other node",
+            Self::Host => "host process, other node",
+        }
+    }
+
+    fn client(self, side: &Side) -> &Netns {
+        match self {
+            Self::SameNode | Self::OtherNode => &side.client.netns,
+            Self::Host => &side.node.netns,
+        }
+    }
+
+    fn server(self, side: &Side) -> &Pod {
+        match self {
+            Self::SameNode => &side.near,
+            Self::OtherNode | Self::Host => &side.far,
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Stream,
+    RoundTrips,
+    Connects,
+}
+
+impl What {
+    const ALL: [Self; 3] = [Self::Stream, Self::RoundTrips, Self::Connects];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream, Gbit/s",
+            Self::RoundTrips => "request/response, 1/s",
+            Self::Connects => "connect/request/close, 1/s",
+        }
+    }
+}
+
+/// Medians of one measurement over one path.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Measured {
+    /// From where to where.
+    pub(super) path: &'static str,
+    /// What, with its unit.
+    pub(super) what: &'static str,
+    /// Services programmed.
+    pub(super) services: usize,
+    /// Straight to the Pod, no agent.
+    pub(super) without_agent: f64,
+    /// Straight to the Pod, under the agent.
+    pub(super) straight: f64,
+    /// Through the ClusterIP.
+    pub(super) cluster_ip: f64,
+    /// Median of the rounds' `straight / without_agent`.
+    pub(super) straight_ratio: f64,
+    /// Median of the rounds' `cluster_ip / without_agent`.
+    pub(super) cluster_ip_ratio: f64,
+    /// The lowest and the highest `cluster_ip / without_agent` of the rounds.
+    pub(super) cluster_ip_ratio_range: [f64; 2],
+}
+
+/// Measures every path with `services` Services programmed.
+pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Result<Vec<Measured>> {
+    let mut measured = Vec::new();
+    for path in Path::ALL {
+        field.announce_target(path.server(&field.with))?;
+        for what in What::ALL {
+            say(&format!("{services} Services: {}, {}", path.name(), what.name()));
+            let mut rounds = Vec::new();
+            for round in 0..scale.rounds {
+                rounds.push(one_round(field, path, what, scale, round)?);
+            }
+            measured.push(summary(path, what, services, &rounds));
+        }
+    }
+    Ok(measured)
+}
+
+/// Without agent, straight under it, through the ClusterIP; which one is first turns with the rounds.
+fn one_round(
+    field: &Field,
+    path: Path,
+    what: What,
+    scale: Scale,
+    round: usize,
+) -> Result<[f64; 3]> {
+    let straight = |side| (path.client(side), IpAddr::from(path.server(side).v4));
+    let targets = [
+        straight(&field.without),
+        straight(&field.with),
+        (path.client(&field.with), TARGET.into()),
+    ];
+    let mut results = [0.0; 3];
+    let mut order: Vec<_> = results.iter_mut().zip(targets).collect();
+    order.rotate_left(round % 3);
+    for (result, (netns, ip)) in order {
+        *result = once(netns, ip, what, scale, field.cpu)
+            .with_context(|| format!("{} to {ip} from {netns}", what.name()))?;
+    }
+    Ok(results)
+}
+
+fn once(netns: &Netns, ip: IpAddr, what: What, scale: Scale, cpu: usize) -> Result<f64> {
+    let bytes = SocketAddr::new(ip, BYTES);
+    netns.enter(|| {
+        measure::pin(cpu)?;
+        Ok(match what {
+            What::Stream => stream(ip, scale.stream_secs)?,
+            What::RoundTrips => measure::round_trips(bytes, scale.transactions)?.per_second,
+            What::Connects => measure::connects(bytes, scale.transactions)?.per_second,
+        })
+    })?
+}
+
+/// Gbit/s of iperf3, which inherits namespace and CPU of the calling thread.
+fn stream(ip: IpAddr, seconds: u32) -> Result<f64> {
+    let output = Command::new("iperf3")
+        .args(["--client", &ip.to_string(), "--port", &IPERF.to_string()])
+        .args(["--time", &seconds.to_string(), "--json"])
+        .output()
+        .context("start iperf3")?;
+    let output: Value = serde_json::from_slice(&output.stdout).context("output of iperf3")?;
+    let bits = output.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+    Ok(bits.with_context(|| format!("no result from iperf3: {:?}", output.get("error")))? / 1e9)
+}
+
+fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Measured {
+    let column = |value: fn(&[f64; 3]) -> f64| median(rounds.iter().map(value).collect());
+    let ratios: Vec<f64> = rounds.iter().map(|[without, _, ip]| ip / without).collect();
+    Measured {
+        path: path.name(),
+        what: what.name(),
+        services,
+        without_agent: column(|[without, _, _]| *without),
+        straight: column(|[_, straight, _]| *straight),
+        cluster_ip: column(|[_, _, ip]| *ip),
+        straight_ratio: column(|[without, straight, _]| straight / without),
+        cluster_ip_ratio: median(ratios.clone()),
+        cluster_ip_ratio_range: [
+            ratios.iter().copied().fold(f64::INFINITY, f64::min),
+            ratios.iter().copied().fold(0.0, f64::max),
+        ],
+    }
+}
+
+/// The middle value; 0 of none.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}

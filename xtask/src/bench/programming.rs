@@ -1,0 +1,97 @@
+//! How fast the agent brings Services into the kernel, and what it takes to hold them.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use testbed::client::{Transport, ask};
+
+use super::{
+    field::{Field, TARGET, answered, cluster_ip},
+    paths::{Scale, median},
+};
+
+/// Services programmed at once, besides the measured one.
+const SERVICES: usize = 10_000;
+
+/// Medians of the programming.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Programming {
+    /// Services, of two endpoints each.
+    pub(super) services: usize,
+    /// From complete lists to all of them in the kernel, in milliseconds, as the agent's metrics tell it.
+    pub(super) all_ms: f64,
+    /// From the agent's start on empty tables to the first answer of the last Service, in milliseconds; reading the
+    /// manifests and loading the programs included.
+    pub(super) start_to_last_answer_ms: f64,
+    /// From the agent's start on full tables to healthy, in milliseconds.
+    pub(super) restart_ms: f64,
+    /// From a written manifest to the first answer of the new endpoint, in milliseconds, among all those Services.
+    pub(super) change_to_answer_ms: f64,
+    /// Resident memory of the agent with all of them, in MiB.
+    pub(super) resident_mib: f64,
+}
+
+/// Measures on the agent of the client's node.
+pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
+    field.announce_others(SERVICES)?;
+    field.announce_target(&field.with.near)?;
+    let rounds = scale.rounds.min(5);
+    let (mut all, mut last, mut restart, mut resident) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        let [agent, _] = &mut field.agents;
+        agent.stop()?;
+        agent.cleanup()?;
+        let start = Instant::now();
+        agent.spawn()?;
+        let name = field.with.near.name.clone();
+        answered(&field.with.client.netns, cluster_ip(SERVICES - 1), &name)?;
+        last.push(millis(start.elapsed()));
+        agent.wait_healthy()?;
+        all.push(agent.metric(FIRST_SYNC)? * 1000.0);
+        resident.push(agent.resident_bytes()? as f64 / f64::from(1 << 20));
+        agent.stop()?;
+        restart.push(millis(agent.start()?));
+    }
+    Ok(Programming {
+        services: SERVICES,
+        all_ms: median(all),
+        start_to_last_answer_ms: median(last),
+        restart_ms: median(restart),
+        change_to_answer_ms: change_to_answer(field, scale)?,
+        resident_mib: median(resident),
+    })
+}
+
+/// Time spent syncing since the agent's start; right after it that is the first, full sync.
+const FIRST_SYNC: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
+
+/// Moves the measured Service between two Pods and asks without a pause who answers.
+fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {
+    let addr = SocketAddr::new(TARGET.into(), 80);
+    let mut times = Vec::new();
+    for i in 0..4 * scale.rounds {
+        let pod = if i % 2 == 0 { &field.with.far } else { &field.with.near };
+        field.write_target(pod)?;
+        let start = Instant::now();
+        let waited = field.with.client.netns.enter(|| {
+            while start.elapsed() < Duration::from_secs(10) {
+                let answer = ask(Transport::Tcp, addr, Duration::from_secs(1)).context("ask")?;
+                if answer == pod.name {
+                    return Ok(start.elapsed());
+                }
+            }
+            anyhow::bail!("{} does not answer", pod.name)
+        })??;
+        times.push(millis(waited));
+    }
+    ensure!(!times.is_empty(), "no change measured");
+    Ok(median(times))
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

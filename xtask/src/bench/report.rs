@@ -1,0 +1,86 @@
+//! The results as Markdown for the README, and as JSON.
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::{nanos::Nanos, paths::Measured, programming::Programming};
+
+/// Everything measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Results {
+    pub(super) machine: Machine,
+    pub(super) paths: Vec<Measured>,
+    pub(super) programming: Programming,
+    pub(super) nanos: Vec<Nanos>,
+}
+
+/// What it was measured on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Machine {
+    /// Kernel release.
+    pub(super) kernel: String,
+    /// Model of the processor.
+    pub(super) cpu: String,
+}
+
+impl Machine {
+    /// This machine.
+    pub(super) fn this() -> Result<Self> {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("kernel")?;
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+        let cpu = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+            .map_or("unknown processor", |(_, model)| model.trim());
+        Ok(Self { kernel: kernel.trim().to_owned(), cpu: cpu.to_owned() })
+    }
+}
+
+/// Prints one JSON document.
+pub(super) fn print_json(results: &Results) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(results).context("print the results")?);
+    Ok(())
+}
+
+/// Prints tables for the README.
+pub(super) fn print_markdown(results: &Results) -> Result<()> {
+    let Results { machine, paths, programming, nanos } = results;
+    println!(
+        "Measured on Linux {}, {}, client and server on one CPU.\n",
+        machine.kernel, machine.cpu
+    );
+    println!(
+        "| from a … | what | Services | without agent | straight | ClusterIP | straight ÷ without | ClusterIP ÷ without |"
+    );
+    println!("|---|---|--:|--:|--:|--:|--:|--:|");
+    for row in paths {
+        let digits = if row.what.contains("Gbit") { 2 } else { 0 };
+        let [least, most] = row.cluster_ip_ratio_range;
+        println!(
+            "| {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
+            row.path,
+            row.what,
+            row.services,
+            row.without_agent,
+            row.straight,
+            row.cluster_ip,
+            row.straight_ratio,
+            row.cluster_ip_ratio
+        );
+    }
+    let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;
+    let Programming { change_to_answer_ms, resident_mib, .. } = programming;
+    println!("\n| with {services} Services × 2 endpoints | |\n|---|--:|");
+    println!("| programmed, from complete lists | {all_ms:.0} ms |");
+    println!(
+        "| from the agent's start to the last one's first answer | {start_to_last_answer_ms:.0} ms |"
+    );
+    println!("| restart on full tables, until healthy | {restart_ms:.0} ms |");
+    println!("| from an endpoint's change to its first answer | {change_to_answer_ms:.1} ms |");
+    println!("| agent, resident | {resident_mib:.1} MiB |");
+    println!("\n| program | packet | ns over an empty program |\n|---|---|--:|");
+    for Nanos { program, case, ns } in nanos {
+        println!("| {program} | {case} | {ns:.0} |");
+    }
+    Ok(())
+}

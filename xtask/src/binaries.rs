@@ -1,0 +1,59 @@
+//! The agent and the traffic program, built for the tasks that run them, which need root afterwards.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command::{self, as_root, is_root, target_dir},
+    setup,
+};
+
+/// Option by which the root half of a task knows that its binaries are there.
+pub(crate) const BUILT: &str = "--built";
+
+/// Binaries of one profile.
+#[derive(Clone, Debug)]
+pub(crate) struct Binaries {
+    /// `lb-agent`; `lbctl` lies beside it.
+    pub(crate) agent: PathBuf,
+    /// The testbed's `traffic`.
+    pub(crate) traffic: PathBuf,
+}
+
+impl Binaries {
+    /// Where cargo puts them.
+    pub(crate) fn of(release: bool) -> Self {
+        let dir = target_dir().join(if release { "release" } else { "debug" });
+        Self { agent: dir.join("lb-agent"), traffic: dir.join("traffic") }
+    }
+}
+
+/// Builds the binaries as whoever calls.
+///
+/// # Errors
+/// When cargo does not succeed.
+pub(crate) fn build(release: bool) -> Result<()> {
+    let mut cargo = setup::cargo();
+    cargo.args(["build", "--package", "lb-agent", "--package", "testbed", "--bins"]);
+    if release {
+        cargo.arg("--release");
+    }
+    command::run(&mut cargo)
+}
+
+/// Runs this task again as root, its binaries built. `None` when this process is root already.
+///
+/// # Errors
+/// When there is no way to become root, or the task fails there.
+pub(crate) fn again_as_root(task: &str, args: &[String]) -> Result<Option<()>> {
+    if is_root() {
+        return Ok(None);
+    }
+    let this = std::env::current_exe().context("find this program")?;
+    let (sudo, rest) = as_root()?.split_first().context("as_root gives a program")?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut again = command::command(sudo);
+    again.args(rest).args(["--preserve-env", "env", &format!("PATH={path}")]);
+    command::run(again.arg(this).arg(task).args(args).arg(BUILT)).map(Some)
+}

@@ -1,0 +1,73 @@
+//! `cargo xtask check`: what a reviewer should not have to look for. Under a minute when warm.
+
+use anyhow::Result;
+
+use crate::{
+    args::Args,
+    command::{self, found, say, target_dir},
+    setup::{self, Need, cargo},
+    tidy,
+};
+
+pub(crate) const USAGE: &str = "check [--deny]
+  --deny   also cargo-deny with the advisory database, installing cargo-deny if it is missing (minutes)";
+
+/// Runs every check; the first that fails ends it.
+///
+/// # Errors
+/// When a check fails.
+fn run_all(deny: bool) -> Result<()> {
+    command::run(cargo().args(["fmt", "--all", "--check"]))?;
+    tidy::check()?;
+    command::run(
+        cargo()
+            .args(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"])
+            .args(["--features", "lb-agent/privileged", "--", "--deny", "warnings"]),
+    )?;
+    clippy_object()?;
+    if deny {
+        setup::ensure(&[Need::Rust, Need::CargoDeny])?;
+        command::run(cargo().args(["deny", "--all-features", "check"]))?;
+    } else if found("cargo-deny").is_some() {
+        command::run(cargo().args([
+            "deny",
+            "--all-features",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ]))?;
+    } else {
+        say(
+            "not checked: licences and duplicates of dependencies (no cargo-deny; `check --deny` installs it)",
+        );
+    }
+    say("check: all fine");
+    Ok(())
+}
+
+/// See [`run_all`].
+///
+/// # Errors
+/// When a check fails or an argument is unknown.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let mut args = Args::new(args);
+    let deny = args.flag("--deny");
+    args.finish(USAGE)?;
+    run_all(deny)
+}
+
+/// Clippy for the kernel side, built the way `lb-agent/build.rs` builds it. In a target directory of its own: the
+/// variables below would otherwise make cargo rebuild half of the host's dependencies.
+fn clippy_object() -> Result<()> {
+    let arch = std::env::consts::ARCH;
+    command::run(
+        cargo()
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{arch}\""))
+            .args(["clippy", "--quiet", "--package", "lb-ebpf", "--target", "bpfel-unknown-none"])
+            .args(["-Z", "build-std=core", "--target-dir"])
+            .arg(target_dir().join("clippy-ebpf"))
+            .args(["--", "--deny", "warnings"]),
+    )
+}

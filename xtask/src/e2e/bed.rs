@@ -1,0 +1,208 @@
+//! What the checks put into the cluster, all in one namespace: on each node a Pod that is client and server at once,
+//! and a privileged one that stands for the node; a Deployment spread over the nodes; Services in front of them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::command::{output, say};
+
+use super::{
+    cluster::{Cluster, NAMESPACE, text},
+    report::within,
+};
+
+/// TCP and UDP port of every Service; netexec listens on others, so the port is translated as well.
+pub(crate) const PORT: u16 = 80;
+const HTTP: u16 = 8080;
+const UDP: u16 = 8081;
+
+/// The cluster with everything in it that the checks use.
+pub(crate) struct Bed<'a> {
+    pub(crate) cluster: &'a Cluster,
+    /// Addresses of the Service `web`: IPv4, then IPv6, as far as the cluster has them.
+    pub(crate) web: Vec<String>,
+    image: String,
+}
+
+impl<'a> Bed<'a> {
+    /// Makes everything and waits until the Pods are ready.
+    ///
+    /// # Errors
+    /// When the API refuses something, or the Pods do not start.
+    pub(crate) fn make(cluster: &'a Cluster, image: &str) -> Result<Self> {
+        remove(cluster)?;
+        say(&format!("test Pods in {NAMESPACE} on {}", cluster.nodes.join(" ")));
+        let mut bed = Bed { cluster, web: Vec::new(), image: image.to_owned() };
+        // Nodes' shells are privileged, which the namespace must allow where Pod security is enforced.
+        let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": { "name": NAMESPACE, "labels": labels },
+        });
+        cluster.apply(&[namespace])?;
+        let mut objects = vec![
+            bed.deployment("web", 2 * cluster.nodes.len()),
+            service("web", &json!({ "app": "web" }), None),
+            service("empty", &json!({ "app": "nobody" }), None),
+        ];
+        for node in &cluster.nodes {
+            objects.push(bed.client(node));
+            objects.push(bed.host(node));
+            objects.push(service(&format!("at-{node}"), &json!({ "client": node }), None));
+        }
+        cluster.apply(&objects)?;
+        let wait = ["wait", "--namespace", NAMESPACE, "--for", "condition=Ready", "pod"];
+        within(Duration::from_secs(60), || {
+            cluster.run(&[&wait[..], &["--selector", "bed=lb-e2e", "--timeout", "90s"]].concat())
+        })
+        .context("the test Pods do not become ready")?;
+        bed.web = bed.addresses("web")?;
+        if bed.web.len() == 1 {
+            say("a single-stack cluster: only its own family is checked");
+        }
+        Ok(bed)
+    }
+
+    /// The ClusterIPs of a Service, IPv4 first.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(crate) fn addresses(&self, service: &str) -> Result<Vec<String>> {
+        let object = self.cluster.json(&["get", "--namespace", NAMESPACE, "service", service])?;
+        let list = object.pointer("/spec/clusterIPs").and_then(Value::as_array);
+        let mut addresses: Vec<_> =
+            list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        addresses.sort_by_key(|address| address.contains(':'));
+        if addresses.is_empty() {
+            bail!("Service {service} has no ClusterIP: {:?}", text(&object, "/spec/clusterIP"));
+        }
+        Ok(addresses)
+    }
+
+    /// A Deployment of servers, spread over the nodes. A stopped server leaves at once, so that only the Service
+    /// decides whether a request still finds it.
+    pub(crate) fn deployment(&self, name: &str, replicas: usize) -> Value {
+        let labels = json!({ "app": name, "bed": "lb-e2e" });
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": { "name": name, "namespace": NAMESPACE },
+            "spec": {
+                "replicas": replicas,
+                "selector": { "matchLabels": { "app": name } },
+                "template": {
+                    "metadata": { "labels": labels },
+                    "spec": {
+                        "terminationGracePeriodSeconds": 1,
+                        "tolerations": [{ "operator": "Exists" }],
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "DoNotSchedule",
+                            "labelSelector": { "matchLabels": { "app": name } },
+                        }],
+                        "containers": [self.server()],
+                    },
+                },
+            },
+        })
+    }
+
+    fn server(&self) -> Value {
+        json!({
+            "name": "server", "image": self.image, "imagePullPolicy": "IfNotPresent",
+            "args": ["netexec", format!("--http-port={HTTP}"), format!("--udp-port={UDP}")],
+            "readinessProbe": { "httpGet": { "path": "/healthz", "port": HTTP }, "periodSeconds": 1 },
+        })
+    }
+
+    fn client(&self, node: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("client-{node}"), "namespace": NAMESPACE,
+                "labels": { "client": node, "bed": "lb-e2e" },
+            },
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 1,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": [self.server()],
+            },
+        })
+    }
+
+    fn host(&self, node: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("host-{node}"), "namespace": NAMESPACE,
+                "labels": { "bed": "lb-e2e" },
+            },
+            "spec": {
+                "nodeName": node, "hostNetwork": true, "hostPID": true,
+                "terminationGracePeriodSeconds": 1,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": [{
+                    "name": "shell", "image": self.image, "imagePullPolicy": "IfNotPresent",
+                    "args": ["pause"], "securityContext": { "privileged": true },
+                }],
+            },
+        })
+    }
+
+    /// Runs a script in a node's client Pod.
+    ///
+    /// # Errors
+    /// When it fails; with what it wrote to stderr.
+    pub(crate) fn in_pod(&self, node: &str, script: &str) -> Result<String> {
+        output(&mut self.cluster.pod_shell(&format!("client-{node}"), script))
+            .map_err(|err| short(&err, script))
+    }
+
+    /// Runs a script on a node.
+    ///
+    /// # Errors
+    /// When it fails; with what it wrote to stderr.
+    pub(crate) fn on_node(&self, node: &str, script: &str) -> Result<String> {
+        output(&mut self.cluster.node_shell(node, script)).map_err(|err| short(&err, script))
+    }
+}
+
+/// The error with the script in place of the whole command line, which is mostly prefixes.
+fn short(err: &anyhow::Error, script: &str) -> anyhow::Error {
+    let text = format!("{err:#}");
+    let said = text.rsplit_once("`: ").map_or(text.as_str(), |(_, said)| said);
+    anyhow::anyhow!("`{script}`: {said}")
+}
+
+/// A Service of TCP 80 and UDP 80, in both families where the cluster has them.
+pub(crate) fn service(name: &str, selector: &Value, address: Option<&str>) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": name, "namespace": NAMESPACE },
+        "spec": {
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": selector,
+            "ports": [
+                { "name": "http", "port": PORT, "targetPort": HTTP, "protocol": "TCP" },
+                { "name": "udp", "port": PORT, "targetPort": UDP, "protocol": "UDP" },
+            ],
+        },
+    });
+    if let (Some(address), Some(spec)) =
+        (address, service.get_mut("spec").and_then(Value::as_object_mut))
+    {
+        spec.insert("clusterIP".to_owned(), json!(address));
+        spec.insert("ipFamilyPolicy".to_owned(), json!("SingleStack"));
+    }
+    service
+}
+
+/// Removes the namespace and waits until it is gone.
+///
+/// # Errors
+/// When it stays.
+pub(crate) fn remove(cluster: &Cluster) -> Result<()> {
+    let delete = ["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout", "90s"];
+    cluster.run(&delete).map(|_| ())
+}

@@ -1,0 +1,129 @@
+//! How to reach the cluster: kubectl, a shell in a Pod, a shell on a node. Each may be a command prefix of the
+//! caller's, and everything that could hang runs under a timeout.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::command::{command, line, output};
+
+use super::Options;
+
+/// The namespace of everything that the checks make.
+pub(crate) const NAMESPACE: &str = "lb-e2e";
+
+/// A cluster, and a node's shell in it.
+pub(crate) struct Cluster {
+    kubectl: String,
+    node_exec: Option<String>,
+    /// Names of the nodes that are ready, in order.
+    pub(crate) nodes: Vec<String>,
+}
+
+impl Cluster {
+    /// Asks the cluster for its nodes.
+    ///
+    /// # Errors
+    /// When it cannot be reached or has no ready node.
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        let mut cluster = Self {
+            kubectl: options.kubectl.clone(),
+            node_exec: options.node_exec.clone(),
+            nodes: Vec::new(),
+        };
+        let list = cluster.json(&["get", "nodes"])?;
+        for node in items(&list) {
+            let mut conditions =
+                node.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+            let ready =
+                |c: &Value| text(c, "/type") == Some("Ready") && text(c, "/status") == Some("True");
+            if conditions.any(ready) {
+                cluster.nodes.extend(text(node, "/metadata/name").map(str::to_owned));
+            }
+        }
+        if cluster.nodes.is_empty() {
+            bail!("the cluster has no ready node");
+        }
+        Ok(cluster)
+    }
+
+    /// A kubectl command. The prefix is shell text, so that it may quote and set variables.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Command {
+        shell(&self.kubectl, args)
+    }
+
+    /// kubectl's output.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.kubectl(args))
+            .map_err(|err| err.context(format!("kubectl {}", args.join(" "))))
+    }
+
+    /// kubectl's output as JSON.
+    ///
+    /// # Errors
+    /// When it fails, or is no JSON.
+    pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
+        let text = self.run(&[args, &["--output", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl {}: no JSON", args.join(" ")))
+    }
+
+    /// Creates or updates objects.
+    ///
+    /// # Errors
+    /// When the API refuses one.
+    pub(crate) fn apply(&self, objects: &[Value]) -> Result<()> {
+        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        let mut apply = self.kubectl(&["apply", "--filename", "-"]);
+        let mut child = apply
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start `{}`", line(&apply)))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(list.to_string().as_bytes()).context("write to kubectl apply")?;
+        }
+        let out = child.wait_with_output().context("wait for kubectl apply")?;
+        if !out.status.success() {
+            bail!("kubectl apply: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// A shell script in a Pod of the checks.
+    pub(crate) fn pod_shell(&self, pod: &str, script: &str) -> Command {
+        self.kubectl(&["exec", "--namespace", NAMESPACE, pod, "--", "sh", "-c", script])
+    }
+
+    /// A shell script on a node, in its network namespace and seeing its processes: as a host process there, or, when
+    /// no way to start one is known, in the privileged Pod that [`super::bed::Bed`] puts on each node.
+    pub(crate) fn node_shell(&self, node: &str, script: &str) -> Command {
+        match &self.node_exec {
+            Some(prefix) => shell(&prefix.replace("{node}", node), &["sh", "-c", script]),
+            None => self.pod_shell(&format!("host-{node}"), script),
+        }
+    }
+}
+
+fn shell(prefix: &str, args: &[&str]) -> Command {
+    let mut shell = command("sh");
+    shell.args(["-c", &format!("{prefix} \"$@\""), "sh"]).args(args);
+    shell
+}
+
+/// The items of a list.
+pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.get("items").and_then(Value::as_array).into_iter().flatten()
+}
+
+/// The text at a JSON pointer.
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
+    value.pointer(pointer).and_then(Value::as_str)
+}

@@ -1,0 +1,141 @@
+//! The agent in the cluster: `deploy/` as a user would apply it, with the image just built.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    command::{self, command, root, say, target_dir},
+    image,
+    setup::{self, Need},
+};
+
+use super::{
+    Options,
+    bed::Bed,
+    cluster::{Cluster, items, text},
+    report::within,
+};
+
+/// The DaemonSet and how to select its Pods.
+pub(crate) const DAEMON_SET: &str = "daemonset/lb-agent";
+pub(crate) const SELECTOR: &str = "k8s-app=lb-agent";
+/// Where it is deployed.
+pub(crate) const SYSTEM: &str = "kube-system";
+
+/// Builds the image and loads it where `load` says, applies `deploy/`, waits until every agent is ready.
+///
+/// # Errors
+/// When any of that fails; with the agents' last words if they do not become ready.
+pub(crate) fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
+    let dir = root().join("deploy");
+    let dir = dir.to_string_lossy();
+    let upgrade = cluster.run(&["--namespace", SYSTEM, "get", DAEMON_SET]).is_ok();
+    match &options.load {
+        Some(load) => {
+            if !options.no_build {
+                setup::ensure(&[Need::Rust, Need::BpfLinker])?;
+                image::run(&[])?;
+            }
+            let tar = target_dir().join(image::ARCHIVE);
+            let load = load.replace("{tar}", &tar.to_string_lossy());
+            command::run(command("sh").args(["-c", &load])).context("load the image")?;
+        }
+        None => say("no --load: the nodes must have the image, or be able to pull it"),
+    }
+    say(&format!("kubectl apply -k {dir}"));
+    cluster.run(&["apply", "--kustomize", &dir])?;
+    if upgrade {
+        // The tag is the same, so only a restart brings the new image.
+        cluster.run(&["--namespace", SYSTEM, "rollout", "restart", DAEMON_SET])?;
+    }
+    ready(cluster)
+}
+
+/// Waits until every agent is ready.
+///
+/// # Errors
+/// When one is not in time; with its state and its log.
+pub(crate) fn ready(cluster: &Cluster) -> Result<()> {
+    let rollout = ["--namespace", SYSTEM, "rollout", "status", DAEMON_SET, "--timeout", "120s"];
+    let Err(err) = cluster.run(&rollout) else { return Ok(()) };
+    for args in [
+        &["--namespace", SYSTEM, "get", "pods", "--selector", SELECTOR, "--output", "wide"][..],
+        &["--namespace", SYSTEM, "describe", "pods", "--selector", SELECTOR],
+        &["--namespace", SYSTEM, "logs", "--selector", SELECTOR, "--prefix", "--tail", "20"],
+    ] {
+        match cluster.run(args) {
+            Ok(text) => eprintln!("{text}"),
+            Err(err) => eprintln!("{err:#}"),
+        }
+    }
+    Err(err.context("the agents do not become ready"))
+}
+
+/// The agent's Pod on a node.
+///
+/// # Errors
+/// When there is none, or the API does not answer.
+pub(crate) fn pod_on(cluster: &Cluster, node: &str) -> Result<String> {
+    let field = format!("spec.nodeName={node}");
+    let list = cluster.json(&[
+        "--namespace",
+        SYSTEM,
+        "get",
+        "pods",
+        "--selector",
+        SELECTOR,
+        "--field-selector",
+        &field,
+    ])?;
+    let name = items(&list).find_map(|pod| text(pod, "/metadata/name"));
+    Ok(name.with_context(|| format!("no agent on {node}"))?.to_owned())
+}
+
+/// Removes the agent, its programs, its maps and its state from every node, as deploy/README.md tells a user to.
+///
+/// # Errors
+/// When something stays behind.
+pub(crate) fn remove(bed: &Bed<'_>) -> Result<String> {
+    let cluster = bed.cluster;
+    let dir = root().join("deploy");
+    let patch = dir.join("cleanup.json");
+    let (dir, patch) = (dir.to_string_lossy(), patch.to_string_lossy());
+    let options = ["--type", "json", "--patch-file", &patch];
+    cluster.run(&[&["--namespace", SYSTEM, "patch", DAEMON_SET][..], &options].concat())?;
+    for node in &cluster.nodes {
+        within(Duration::from_secs(60), || cleaned(cluster, node)).with_context(|| node.clone())?;
+    }
+    cluster.run(&["delete", "--kustomize", &dir, "--wait", "--ignore-not-found"])?;
+    for node in &cluster.nodes {
+        // Through PID 1, since the Pod that may stand for the node has a file system of its own.
+        let left = bed.on_node(
+            node,
+            "ls -A /proc/1/root/sys/fs/bpf/lb /proc/1/root/run/lb 2>/dev/null || true",
+        )?;
+        let left: Vec<_> =
+            left.lines().filter(|line| !line.is_empty() && !line.ends_with(':')).collect();
+        if !left.is_empty() {
+            bail!("{node} still has {left:?}");
+        }
+    }
+    Ok(String::new())
+}
+
+/// Whether `lb-agent cleanup` has ended well on a node: it is started again then, with its last state kept.
+fn cleaned(cluster: &Cluster, node: &str) -> Result<()> {
+    let name = pod_on(cluster, node)?;
+    let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &name])?;
+    let args = pod.pointer("/spec/containers/0/args/0").and_then(Value::as_str);
+    let status = |state: &str| {
+        let code = format!("/status/containerStatuses/0/{state}/terminated/exitCode");
+        pod.pointer(&code).and_then(Value::as_u64)
+    };
+    if args == Some("cleanup") && (status("lastState") == Some(0) || status("state") == Some(0)) {
+        return Ok(());
+    }
+    let said =
+        cluster.run(&["--namespace", SYSTEM, "logs", &name, "--tail", "5"]).unwrap_or_default();
+    bail!("{name} has not cleaned up: {}", said.trim())
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask test`: the four rings. Pure and scenario tests run as whoever calls; the privileged ones are
+//! `[[test]]` targets that require the feature `privileged`, and only their binaries run as root.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{
+    args::Args,
+    command::{self, as_root, found, output},
+    setup::cargo,
+};
+
+pub(crate) const USAGE: &str = "test [RING] [-- ARGUMENTS OF THE TEST BINARIES]
+  RING   pure (with the scenarios), or a privileged one by the name of its target: datapath, e2e, …; all without";
+
+/// Runs all rings, or one.
+///
+/// # Errors
+/// When a test fails, the ring is unknown, or root is needed and not to be had.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let (ours, theirs) = match args.iter().position(|word| word == "--") {
+        Some(at) => args.split_at(at),
+        None => (args, &[][..]),
+    };
+    let mut ours = Args::new(ours);
+    let ring = ours.positional();
+    ours.finish(USAGE)?;
+    let privileged = privileged_targets()?;
+    match ring.as_deref() {
+        Some("pure") => pure(theirs),
+        Some(ring) if privileged.iter().any(|target| target == ring) => {
+            run_privileged(&[ring.to_owned()], theirs)
+        }
+        Some(ring) => bail!("no ring {ring:?}; there are: pure {}", privileged.join(" ")),
+        None => {
+            // Said before the minutes that the pure ring may take.
+            as_root().context("the privileged rings need root (`test pure` does not)")?;
+            pure(theirs)?;
+            run_privileged(&privileged, theirs)
+        }
+    }
+}
+
+fn pure(theirs: &[String]) -> Result<()> {
+    let workspace = ["--workspace", "--exclude", "lb-ebpf"];
+    if found("cargo-nextest").is_some() && theirs.is_empty() {
+        command::run(cargo().args(["nextest", "run"]).args(workspace))?;
+        // nextest knows no doc tests.
+        return command::run(cargo().args(["test", "--doc"]).args(workspace));
+    }
+    command::run(cargo().arg("test").args(workspace).arg("--no-fail-fast").args(theirs))
+}
+
+fn run_privileged(targets: &[String], theirs: &[String]) -> Result<()> {
+    let mut test = cargo();
+    test.args(["test", "--package", "lb-agent", "--features", "privileged", "--no-fail-fast"]);
+    for target in targets {
+        test.args(["--test", target]);
+    }
+    as_root_runner(&mut test)?;
+    command::run(test.args(theirs))
+}
+
+/// Lets cargo start the test binaries, and nothing else, through sudo.
+fn as_root_runner(test: &mut Command) -> Result<()> {
+    let sudo = as_root().context("the privileged rings need root")?;
+    if !sudo.is_empty() {
+        let host = host_triple()?.to_uppercase().replace('-', "_");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let runner = format!("{} --preserve-env env PATH={path}", sudo.join(" "));
+        test.env(format!("CARGO_TARGET_{host}_RUNNER"), runner);
+    }
+    Ok(())
+}
+
+fn host_triple() -> Result<String> {
+    let version = output(cargo().arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`cargo -vV` names no host")?.to_owned())
+}
+
+/// The `[[test]]` targets of the agent that require the feature `privileged`.
+fn privileged_targets() -> Result<Vec<String>> {
+    let metadata =
+        output(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let mut names = Vec::new();
+    let list = |value: &Value, key: &str| -> Vec<Value> {
+        value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    for package in list(&metadata, "packages") {
+        for target in list(&package, "targets") {
+            let test = list(&target, "kind").iter().any(|kind| kind == "test");
+            let privileged = list(&target, "required-features").iter().any(|f| f == "privileged");
+            if test && privileged {
+                names.extend(target.get("name").and_then(Value::as_str).map(str::to_owned));
+            }
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,108 @@
+//! House rules that no compiler knows: `cargo xtask check` runs them, and so does `cargo test -p xtask`. Each file of
+//! `tidy/` is a family of rules from the repository's text to complaints; nothing here runs or builds anything.
+
+mod architecture;
+mod modules;
+mod sources;
+mod versions;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::{root, say};
+
+/// A source file: its path from the repository's root, with `/`, and its text.
+struct Source {
+    path: String,
+    text: String,
+}
+
+/// Beyond these, a file or a function usually has two reasons to change. A hint, never a failure.
+const FILE_LINES: usize = 300;
+
+/// Runs every rule.
+///
+/// # Errors
+/// When a rule is broken; all complaints at once.
+pub(crate) fn check() -> Result<()> {
+    say("tidy");
+    let sources = read_sources(root())?;
+    for source in sources.iter().filter(|source| source.text.lines().count() > FILE_LINES) {
+        eprintln!("hint: {}: {} lines", source.path, source.text.lines().count());
+    }
+    let mut complaints = sources::check(&sources);
+    complaints.extend(modules::check(&sources));
+    complaints.extend(toolchains(&sources));
+    let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md"));
+    complaints
+        .extend(architecture::check(&sources, &architecture.context("read ARCHITECTURE.md")?));
+    complaints.extend(versions::check()?);
+    end(&complaints)
+}
+
+/// The rule on map layouts and versions alone.
+///
+/// # Errors
+/// When a layout changed without a new version.
+pub(crate) fn layout() -> Result<()> {
+    end(&versions::check()?)
+}
+
+fn end(complaints: &[String]) -> Result<()> {
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    bail!("tidy has {} complaints:\n  {}", complaints.len(), complaints.join("\n  "))
+}
+
+/// Every `.rs` of the repository, in a stable order.
+fn read_sources(root: &Path) -> Result<Vec<Source>> {
+    let mut dirs = vec![root.to_owned()];
+    let mut files: Vec<PathBuf> = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if entry.file_type()?.is_dir() {
+                // Build directories carry cargo's tag, wherever $CARGO_TARGET_DIR put them.
+                if !name.starts_with('.') && !entry.path().join("CACHEDIR.TAG").exists() {
+                    dirs.push(entry.path());
+                }
+            } else if name.ends_with(".rs") {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    let read = |file: PathBuf| {
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
+        Ok(Source { path, text })
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// The kernel object is built by the toolchain that `setup` installs.
+fn toolchains(sources: &[Source]) -> Vec<String> {
+    let build = "lb-agent/build.rs";
+    let line = format!("const TOOLCHAIN: &str = \"{}\";", crate::setup::TOOLCHAIN);
+    let text =
+        sources.iter().find(|source| source.path == build).map(|source| source.text.as_str());
+    if text.is_some_and(|text| text.contains(&line)) {
+        return Vec::new();
+    }
+    vec![format!("{build}: wants the toolchain of xtask/src/setup.rs: `{line}`")]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_house_is_tidy() {
+        if let Err(err) = super::check() {
+            panic!("{err:#}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Servers and loads as a program, for Pods that outlive the process that made them.
+//!
+//! It works in the network namespace it is started in, and always in bounds of time and number.
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use testbed::{
+    client::{Transport, ask},
+    load::Load,
+    measure, server,
+};
+
+const USAGE: &str = "usage:
+  traffic serve NAME PORT                 answer NAME on TCP and UDP PORT
+  traffic bytes PORT [CPU]                answer each byte with a byte on TCP PORT, on one CPU
+  traffic ask tcp|udp ADDR:PORT [COUNT]   ask who answers there
+  traffic load tcp|udp ADDR:PORT RATE SECONDS   ask RATE times a second, report as JSON";
+
+/// No server outlives a day, even if nobody ends it.
+const LIFETIME: Duration = Duration::from_secs(86_400);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("traffic: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> anyhow::Result<()> {
+    match args {
+        ["serve", name, port] => {
+            end_after_lifetime();
+            server::serve_named(name, number(port)?).context("serve")
+        }
+        ["bytes", port, cpu @ ..] => {
+            end_after_lifetime();
+            if let [cpu] = cpu {
+                measure::pin(number(cpu)?)?;
+            }
+            server::serve_bytes(number(port)?).context("serve")
+        }
+        ["ask", transport, addr, count @ ..] => {
+            let count: u32 = count.first().map_or(Ok(1), |count| number(count))?;
+            let (transport, addr) = target(transport, addr)?;
+            for _ in 0..count.min(1000) {
+                match ask(transport, addr, Duration::from_secs(2)) {
+                    Ok(name) => println!("{name}"),
+                    Err(err) => println!("{err}"),
+                }
+            }
+            Ok(())
+        }
+        ["load", transport, addr, rate, seconds] => {
+            let (transport, addr) = target(transport, addr)?;
+            let rate = number::<u32>(rate)?.min(20_000);
+            let duration = Duration::from_secs(number(seconds)?);
+            let report = Load { rate, duration, ..Load::new(transport, addr) }.run_here();
+            println!("{}", serde_json::to_string_pretty(&report).context("print the report")?);
+            Ok(())
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn end_after_lifetime() {
+    std::thread::spawn(|| {
+        std::thread::sleep(LIFETIME);
+        std::process::exit(0);
+    });
+}
+
+fn target(transport: &str, addr: &str) -> anyhow::Result<(Transport, SocketAddr)> {
+    let transport = match transport {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => bail!("{other:?} is neither tcp nor udp"),
+    };
+    let addr = addr.parse().with_context(|| format!("{addr:?} is not ADDR:PORT"))?;
+    Ok((transport, addr))
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> anyhow::Result<T> {
+    text.parse().ok().with_context(|| format!("{text:?} is not a number that fits"))
+}

@@ -1,0 +1,169 @@
+//! Servers that answer with a name, so that clients can count who served them. Std only, bounded, stopped on drop.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
+
+use crate::netns::Netns;
+
+/// Most connections that one server holds at a time; more are closed at once.
+const MAX_CONNECTIONS: usize = 512;
+/// How often blocked servers look whether they shall stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+
+/// A running server; dropping it closes its sockets.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers every line on TCP `port` and every datagram on UDP `port` with `name`, in both families.
+    pub fn named(netns: &Netns, name: &str, port: u16) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tcp, udp) = netns
+            .enter(|| io::Result::Ok((listen(port)?, udp(port)?)))?
+            .with_context(|| format!("listen on port {port} in {netns}"))?;
+        let answer: Arc<[u8]> = format!("{name}\n").into_bytes().into();
+        let threads = vec![
+            std::thread::spawn({
+                let (stop, answer) = (stop.clone(), answer.clone());
+                move || accept_lines(&tcp, &stop, &answer)
+            }),
+            std::thread::spawn({
+                let stop = stop.clone();
+                move || answer_datagrams(&udp, &stop, &answer)
+            }),
+        ];
+        Ok(Self { stop, threads })
+    }
+
+    /// Sends every byte back, one connection after the other on one thread: what round trips and connects are
+    /// measured against, and what shows damaged bytes.
+    pub fn bytes(netns: &Netns, port: u16) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let tcp = netns
+            .enter(|| listen(port))?
+            .with_context(|| format!("listen on port {port} in {netns}"))?;
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || echo_bytes(&tcp, &stop)
+        });
+        Ok(Self { stop, threads: vec![thread] })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A server that panicked has shown in its clients' failures.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Serves on TCP and UDP `port` in the calling process's own namespace until the process ends.
+pub fn serve_named(name: &str, port: u16) -> io::Result<()> {
+    let (tcp, udp) = (listen(port)?, udp(port)?);
+    let answer: Arc<[u8]> = format!("{name}\n").into_bytes().into();
+    let never = Arc::new(AtomicBool::new(false));
+    std::thread::spawn({
+        let (never, answer) = (never.clone(), answer.clone());
+        move || answer_datagrams(&udp, &never, &answer)
+    });
+    accept_lines(&tcp, &never, &answer);
+    Ok(())
+}
+
+/// Serves bytes on TCP `port` in the calling process's own namespace until the process ends.
+pub fn serve_bytes(port: u16) -> io::Result<()> {
+    let tcp = listen(port)?;
+    echo_bytes(&tcp, &AtomicBool::new(false));
+    Ok(())
+}
+
+/// A listener on both families whose `accept` returns now and then, to look for the end.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let limit = TimeVal::milliseconds(STOP_CHECK.as_millis() as i64);
+    setsockopt(&listener.as_fd(), sockopt::ReceiveTimeout, &limit)?;
+    Ok(listener)
+}
+
+fn udp(port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    socket.set_read_timeout(Some(STOP_CHECK))?;
+    Ok(socket)
+}
+
+fn accept_lines(listener: &TcpListener, stop: &Arc<AtomicBool>, answer: &Arc<[u8]>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((stream, _)) = listener.accept() else { continue };
+        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+            open.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (open, stop, answer) = (open.clone(), stop.clone(), answer.clone());
+        std::thread::spawn(move || {
+            // Ends with the client, or when the server stops: the client sees which.
+            drop(answer_lines(stream, &stop, &answer));
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+fn answer_lines(mut stream: TcpStream, stop: &AtomicBool, answer: &[u8]) -> io::Result<()> {
+    stream.set_read_timeout(Some(STOP_CHECK))?;
+    stream.set_nodelay(true)?;
+    let mut question = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        match stream.read(&mut question) {
+            Ok(0) => return Ok(()),
+            Ok(_) => stream.write_all(answer)?,
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
+
+fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool, answer: &[u8]) {
+    let mut question = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        // A lost answer is the client's to notice.
+        if let Ok((_, from)) = socket.recv_from(&mut question) {
+            drop(socket.send_to(answer, from));
+        }
+    }
+}
+
+fn echo_bytes(listener: &TcpListener, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else { continue };
+        // Accepted sockets inherit the listener's receive timeout: long enough between two bytes of a measurement.
+        drop(stream.set_nodelay(true));
+        let mut bytes = [0; 65_536];
+        while let Ok(n @ 1..) = stream.read(&mut bytes) {
+            if stream.write_all(bytes.get(..n).unwrap_or_default()).is_err() {
+                break;
+            }
+        }
+    }
+}
