@@ -183,7 +183,9 @@ fn a_life_of_an_agent() {
         assert!(n_series.count() < 620, "{metrics}");
 
         // A second agent on the same directories is refused; so is a cleanup.
-        for mut second in [bed.start(), bed.command("cleanup").stderr(Stdio::piped()).spawn().unwrap()] {
+        for mut second in
+            [bed.start(), bed.command("cleanup").stderr(Stdio::piped()).spawn().unwrap()]
+        {
             assert_eq!(second.wait().unwrap().code(), Some(1));
             let mut log = String::new();
             second.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -215,6 +217,17 @@ fn a_life_of_an_agent() {
         let metrics = get(10249, "/metrics");
         assert!(metrics.contains("lb_map_writes_total 0"), "{metrics}");
         end(third, Signal::SIGTERM);
+
+        // Without an API server, everything stays as it is, names included.
+        let mut command = bed.command("run");
+        command.args(["--node-name", "n1", "--api-server", "http://127.0.0.1:1", "--cgroup"]);
+        let fourth = command.arg(&bed.cgroup).stderr(Stdio::piped()).spawn().unwrap();
+        let names = bed.names("fourth", |names| names.agent.pid == fourth.id());
+        assert_eq!((names.services.len(), names.backends.len()), (1, 2));
+        assert!(!is_ok(&names, "services") && !is_ok(&names, "api"));
+        assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        end(fourth, Signal::SIGTERM);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
 
         // Cleanup leaves nothing.
         let cleanup = bed.command("cleanup").output().unwrap();
@@ -279,8 +292,7 @@ fn a_process_without_capabilities_is_told_which() {
             node.pin_dir().display(),
             bed.state_dir().display()
         );
-        let output =
-            Command::new("setpriv").args(arguments.split_whitespace()).output().unwrap();
+        let output = Command::new("setpriv").args(arguments.split_whitespace()).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
         assert!(log.contains("missing CAP_BPF and CAP_NET_ADMIN"), "{log}");
