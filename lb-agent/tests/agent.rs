@@ -183,7 +183,9 @@ fn a_life_of_an_agent() {
         assert!(n_series.count() < 620, "{metrics}");
 
         // A second agent on the same directories is refused; so is a cleanup.
-        for mut second in [bed.start(), bed.command("cleanup").stderr(Stdio::piped()).spawn().unwrap()] {
+        for mut second in
+            [bed.start(), bed.command("cleanup").stderr(Stdio::piped()).spawn().unwrap()]
+        {
             assert_eq!(second.wait().unwrap().code(), Some(1));
             let mut log = String::new();
             second.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -279,8 +281,7 @@ fn a_process_without_capabilities_is_told_which() {
             node.pin_dir().display(),
             bed.state_dir().display()
         );
-        let output =
-            Command::new("setpriv").args(arguments.split_whitespace()).output().unwrap();
+        let output = Command::new("setpriv").args(arguments.split_whitespace()).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
         assert!(log.contains("missing CAP_BPF and CAP_NET_ADMIN"), "{log}");
