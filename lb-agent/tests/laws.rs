@@ -1,6 +1,7 @@
 //! Laws of the pure middle, over random histories of a small cluster: what must hold whatever happened before.
 //!
 //! Every single write is checked by the maps themselves (`scenarios/maps.rs`): each prefix of each plan is sound.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 //!
 //! The bounds on time are far above what is measured, so that they only catch work that grows with the number of
 //! Services; the numbers are printed (`cargo test --release --test scale -- --nocapture`).
+#![cfg(test)]
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
     let mut cluster = Cluster::new("node-1");
     let mut desired = Desired::default();
     let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
-    let mut round = |events: Vec<Event>, now: Duration| {
+    let mut round = |events: &mut dyn Iterator<Item = Event>, now: Duration| {
         let at = Instant::now();
         let mut dirty = lb_agent::cluster::Dirty::default();
         for event in events {
@@ -96,8 +97,9 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
     };
 
     let all = (0..SERVICES).flat_map(|i| [service(i), slice(i, 2)]);
-    let events: Vec<_> = all.chain(Kind::ALL.map(Event::Synced)).collect();
-    let (ops, times) = round(events, Duration::ZERO);
+    // One after the other, as they arrive.
+    let mut events = all.chain(Kind::ALL.map(Event::Synced));
+    let (ops, times) = round(&mut events, Duration::ZERO);
     println!("first plan: {ops} writes; cluster, model, plan, apply: {times:?}");
     println!("resident: {} KiB more than before", resident() - start);
     assert_eq!(ops, SERVICES as usize * 6, "two backends, two slots, the frontend, its wildcard");
@@ -106,7 +108,8 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
     let mut worst = Duration::ZERO;
     for k in 0..200 {
         let i = k * 37;
-        let (ops, times) = round(vec![slice(i, 1)], Duration::from_millis(u64::from(k) * 10));
+        let (ops, times) =
+            round(&mut [slice(i, 1)].into_iter(), Duration::from_millis(10 * u64::from(k)));
         assert_eq!(ops, 3, "a slot, the frontend, the backend that left");
         worst = worst.max(times.iter().sum());
     }

@@ -10,6 +10,7 @@
 //! ```
 //! Every story is told twice: once with maps that obey, once with maps that fail one write in ten. What clients see
 //! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections anew.
+#![cfg(test)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -51,8 +52,8 @@ fn tell(path: &Path) -> bool {
     let text = std::fs::read_to_string(path).unwrap();
     let (title, sections) = sections(&text);
     let mut told = title.to_owned();
-    let mut obeying = Story::new(&title, 0);
-    let mut failing = Story::new(&title, 10);
+    let mut obeying = Story::new(title, 0);
+    let mut failing = Story::new(title, 10);
     let mut same = true;
     for (header, body) in sections {
         let body = if header == "check" {

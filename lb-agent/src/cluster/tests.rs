@@ -1,4 +1,5 @@
 //! Lists, liveness of addresses, and which services an event touches.
+#![forbid(unsafe_code)]
 
 use lb_common::addr::Addr;
 use lb_common::flow::proto;

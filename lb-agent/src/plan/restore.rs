@@ -2,6 +2,7 @@
 //!
 //! A desired port claims the service port of its first frontend that is in the map. What nobody claims by the first
 //! plan is removed like any Service that is gone.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use lb_common::addr::Addr;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use super::slots::Range;
-use super::state::{PortState, ServiceState};
+use super::state::{Left, PortState, ServiceState};
 use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
 use super::{Actual, Capacity, Planner, delta};
@@ -78,8 +79,9 @@ pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
     let serial = planner.next_serial;
     planner.wildcards.extend(wildcards.iter().map(|addr| (*addr, serial)));
     let name = Name::new("", "");
-    let service = ServiceState { serial, wildcards, ports, ..ServiceState::default() };
-    planner.services.insert(name.clone(), service);
+    let (wildcards, ports) = (wildcards.into(), ports.into());
+    let service = ServiceState { serial, wildcards, ports, trouble: None };
+    planner.services.insert(name.clone(), Box::new(service));
     Some(name)
 }
 
@@ -101,10 +103,11 @@ fn port(
         frontends: frontends.iter().map(|(key, _)| *key).collect(),
         range: Range::default(),
         range_used: true,
-        old_ranges: Vec::new(),
-        backend_ids: Vec::new(),
-        former: Vec::new(),
+        backend_ids: Box::default(),
+        left: None,
     };
+    let mut left = Left::default();
+    let mut backend_ids = Vec::new();
     let mut ranges: Vec<Range> = Vec::new();
     for range in frontends.iter().map(|(_, frontend)| Range::of(frontend)) {
         let known = ranges.contains(&range);
@@ -118,15 +121,19 @@ fn port(
         for id in slots {
             let alive = matches!(tables.backend(id).state, state::ACTIVE | state::DRAINING);
             if alive && tables.ids.adopt(id, service_id) {
-                let place = if i == 0 { &mut port.backend_ids } else { &mut port.former };
+                let place = if i == 0 { &mut backend_ids } else { &mut left.backend_ids };
                 place.push(id);
             }
         }
         if i == 0 {
             port.range = range;
         } else {
-            port.old_ranges.push(range);
+            left.ranges.push(range);
         }
+    }
+    port.backend_ids = backend_ids.into();
+    if !left.ranges.is_empty() {
+        port.left = Some(Box::new(left));
     }
     port
 }

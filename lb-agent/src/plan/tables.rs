@@ -1,4 +1,5 @@
 //! What was written for certain, and what of the maps is free.
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing is kept here but the names of objects that had issues. The server's own selectors leave out what is not
 //! ours: Pods of other nodes, headless Services, other proxies' Services.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -1,4 +1,5 @@
 //! Objects in, records and issues out. What a record makes of the maps is shown by the scenarios.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

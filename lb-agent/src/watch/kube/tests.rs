@@ -1,4 +1,5 @@
 //! The watches against an API server of a few lines: streaming lists, the fallback without them, changes, errors.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

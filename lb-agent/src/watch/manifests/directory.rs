@@ -2,6 +2,7 @@
 //!
 //! Of each object only a hash is kept. When two files have the same object, the first by name counts; when that one
 //! lets go of it, the other is read again.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

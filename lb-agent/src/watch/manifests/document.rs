@@ -1,4 +1,5 @@
 //! The text of a file → its objects, each with its line, and what is wrong with the rest.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

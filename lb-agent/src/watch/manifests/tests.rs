@@ -1,4 +1,5 @@
 //! The directory is really watched: writes, atomic renames, removals, links as in a mounted ConfigMap.
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

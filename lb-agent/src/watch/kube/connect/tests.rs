@@ -1,4 +1,5 @@
 //! Where the server is looked for, and what is said when there is none.
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! Which documents a text has, where they stand, and what is said of those that are no objects.
+#![forbid(unsafe_code)]
 
 use super::{Content, parse};
 
