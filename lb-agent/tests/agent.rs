@@ -218,6 +218,17 @@ fn a_life_of_an_agent() {
         assert!(metrics.contains("lb_map_writes_total 0"), "{metrics}");
         end(third, Signal::SIGTERM);
 
+        // Without an API server, everything stays as it is, names included.
+        let mut command = bed.command("run");
+        command.args(["--node-name", "n1", "--api-server", "http://127.0.0.1:1", "--cgroup"]);
+        let fourth = command.arg(&bed.cgroup).stderr(Stdio::piped()).spawn().unwrap();
+        let names = bed.names("fourth", |names| names.agent.pid == fourth.id());
+        assert_eq!((names.services.len(), names.backends.len()), (1, 2));
+        assert!(!is_ok(&names, "services") && !is_ok(&names, "api"));
+        assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        end(fourth, Signal::SIGTERM);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
+
         // Cleanup leaves nothing.
         let cleanup = bed.command("cleanup").output().unwrap();
         assert!(cleanup.status.success(), "{}", String::from_utf8_lossy(&cleanup.stderr));
