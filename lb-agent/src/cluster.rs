@@ -1,6 +1,7 @@
 //! What the API server or the manifests say: events in, plain records out, and which services they touch.
 //!
 //! Knows nothing of Kubernetes' types (`watch` has parsed them away) nor of frontends and backends (`model`).
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -304,6 +305,7 @@ impl Cluster {
 
     fn put_service(&mut self, mut name: Name, mut service: Service, dirty: &mut Dirty) {
         self.strings.share(&mut name.namespace);
+        name = self.known(name);
         for port in &mut service.ports {
             self.strings.share(&mut port.name);
         }
@@ -340,7 +342,8 @@ impl Cluster {
     fn put_slice(&mut self, mut name: Name, mut slice: EndpointSlice, dirty: &mut Dirty) {
         self.share_slice(&mut name, &mut slice);
         let service = Name::new(Arc::clone(&name.namespace), Arc::clone(&slice.service));
-        let service = self.services.key(&service).cloned().unwrap_or(service);
+        let service = self.known(service);
+        slice.service = Arc::clone(&service.name);
         for endpoint in &slice.endpoints {
             *self.uses.entry(endpoint.addr).or_default() += 1;
         }
@@ -352,6 +355,18 @@ impl Cluster {
             self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
         }
         dirty.services.insert(service);
+    }
+
+    /// The name of a Service with the strings that other records have already.
+    fn known(&self, name: Name) -> Name {
+        if let Some(known) = self.services.key(&name) {
+            return known.clone();
+        }
+        let start = (name, Arc::clone(&self.empty));
+        match self.slices_of.range(&start..).next() {
+            Some((known, _)) if *known == start.0 => known.clone(),
+            Some(_) | None => start.0,
+        }
     }
 
     fn share_slice(&mut self, name: &mut Name, slice: &mut EndpointSlice) {

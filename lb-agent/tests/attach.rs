@@ -189,7 +189,7 @@ fn pods_are_found_however_they_are_connected() {
                 devices.veth(ifindex).is_some_and(|veth| {
                     veth.addresses.ip4.is_some()
                         && veth.addresses.ip6.is_some() == v6
-                        && veth.bridged == in_bridge
+                        && (veth.bridge != 0) == in_bridge
                 })
             };
             complete(veth1, true, false) && complete(veth2, false, true)

@@ -1,6 +1,7 @@
 //! Laws of the pure middle, over random histories of a small cluster: what must hold whatever happened before.
 //!
 //! Every single write is checked by the maps themselves (`scenarios/maps.rs`): each prefix of each plan is sound.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -185,7 +186,7 @@ fn fresh(events: impl IntoIterator<Item = Event>) -> Pipeline {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn plan_after_apply_is_empty(steps in prop::collection::vec(step(), 1..60)) {

@@ -80,6 +80,9 @@ pub mod bits {
     pub const PICKED_UP: u32 = 1 << 20;
     /// The source port towards the backend differs from the Pod's.
     pub const PORT_MAPPED: u32 = 1 << 21;
+    /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
+    /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
+    pub const SAME_BRIDGE: u32 = 1 << 24;
     /// Packets were seen in both directions (other protocols than TCP).
     pub const SEEN_OUT: u32 = 1 << 22;
     /// See `SEEN_OUT`.

@@ -20,8 +20,13 @@ pod! {
         pub pad: u16,
         /// Network namespace id (`IFLA_LINK_NETNSID`) of the Pod's end as the host namespace numbers it.
         pub nsid: u32,
+        /// ifindex of the bridge whose port the veth is, if that bridge hands IPv4 frames between its ports past
+        /// netfilter (`net.bridge.bridge-nf-call-iptables` = 0); else 0.
+        pub bridge4: u32,
+        /// The same for IPv6 (`bridge-nf-call-ip6tables`).
+        pub bridge6: u32,
         /// Zero.
-        pub reserved: [u32; 3],
+        pub reserved: u32,
     }
 }
 

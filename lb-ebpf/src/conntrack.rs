@@ -8,6 +8,7 @@ use lb_common::hash;
 use lb_common::verdict::Counter;
 
 use crate::maps::{self, Inserted, Scratch, Tracked};
+use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::service::Target;
 
@@ -46,7 +47,9 @@ pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
     if parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0 {
         return false;
     }
-    conntrack::reopens(flags, parsed.tcp_flags)
+    // The reply entry of a live translated flow keeps its tuple, whatever SYN of the Pod comes upon it.
+    let holds = flags & bits::REPLY != 0 && !conntrack::is_closing(flags);
+    (!holds && conntrack::reopens(flags, parsed.tcp_flags))
         || conntrack::is_expired(
             parsed.flow.proto,
             flags,
@@ -96,40 +99,53 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
     }
 }
 
+/// The translation that a new flow gets. Lives in the scratch room.
+pub(crate) struct Nat {
+    pub(crate) target: Target,
+    /// Stands for the Pod as client when the target is the Pod itself; else `::`.
+    pub(crate) stand_in: Addr,
+    /// Source port towards the target.
+    pub(crate) port: Be16,
+    /// Of the forward entry.
+    pub(crate) flags: u32,
+    /// Of the forward entry's key.
+    pub(crate) scope: u8,
+    /// For counters and events; 0 when no service port is known.
+    pub(crate) service_id: u32,
+}
+
 /// Outcome of [`claim`].
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// The reply entry stands; the source port towards the backend.
-    Port(Be16),
-    /// Every tuple tried belongs to another live flow.
-    Exhausted,
+    /// The reply entry stands, and [`Nat::port`] is the source port towards the target.
+    Done,
+    /// The tuple belongs to another live flow.
+    Taken,
     /// The map could not take the entry.
     Full,
 }
 
-/// Writes the reply entry of a flow towards `target`, with the client's own port or, when `remap`, another one.
+/// Writes the reply entry of a flow towards its target, from the client's own port or, when the flags say
+/// `PORT_MAPPED`, another one.
 ///
 /// Two frontends may share a backend, and a Pod may use one port towards both, or towards the backend itself: the
 /// tuples behind the translation would be equal, so the second flow must differ in its port.
-#[inline(always)]
-pub(crate) fn claim(
-    ifindex: u32,
-    scratch: &mut Scratch,
-    target: Target,
-    hairpin: Option<Addr>,
-    now: u32,
-    remap: bool,
-) -> Claim {
-    let Scratch { parsed, key, entry, .. } = scratch;
+#[inline(never)]
+pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
     let flow = &parsed.flow;
-    let mut port = flow.sport;
-    if remap {
+    nat.port = if nat.flags & bits::PORT_MAPPED == 0 {
+        flow.sport
+    } else {
         // Unprivileged ports: 1024..65535.
-        port = Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16);
-    }
-    let (remote, local_port, remote_port) = match hairpin {
-        None => (target.addr, port, target.port),
+        Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
+    };
+    let Target { addr, port, id, generation } = nat.target;
+    let (remote, local_port, remote_port) = if nat.flags & bits::HAIRPIN == 0 {
+        (addr, nat.port, port)
+    } else {
         // The Pod answers as backend: its local port is the backend's.
-        Some(stand_in) => (stand_in, target.port, port),
+        (nat.stand_in, port, nat.port)
     };
     *key = CtKey {
         local: flow.src,
@@ -138,32 +154,64 @@ pub(crate) fn claim(
         remote_port,
         proto: flow.proto,
         scope: scope::POD,
-        veth: ifindex as u16,
+        veth: packet.ifindex() as u16,
     };
     *entry = CtEntry {
         nat_addr: flow.dst,
         aux_addr: flow.src,
         nat_port: flow.dport,
         aux_port: flow.sport,
-        backend_id: target.id,
-        backend_gen: target.generation,
+        backend_id: id,
+        backend_gen: generation,
         last_seen: now,
         epoch: 0,
-        flags: bits::REPLY
-            | if hairpin.is_some() { bits::HAIRPIN } else { 0 }
-            | if remap { bits::PORT_MAPPED } else { 0 },
+        flags: bits::REPLY | nat.flags & (bits::HAIRPIN | bits::PORT_MAPPED),
     };
     match maps::ct_claim(key, entry) {
-        Inserted::Done => Claim::Port(port),
+        Inserted::Done => Claim::Done,
         Inserted::Failed => Claim::Full,
-        Inserted::Taken => {
-            let Some(old) = maps::ct(key) else { return Claim::Exhausted };
-            if !is_ours_or_dead(old, flow, now) {
-                return Claim::Exhausted;
+        Inserted::Taken => match maps::ct(key) {
+            Some(old) if is_ours_or_dead(old, flow, now) => {
+                if maps::ct_put(key, entry) {
+                    Claim::Done
+                } else {
+                    Claim::Full
+                }
             }
-            if maps::ct_put(key, entry) { Claim::Port(port) } else { Claim::Full }
-        }
+            _ => Claim::Taken,
+        },
     }
+}
+
+/// Writes the forward entry of a flow whose tuple is claimed. When it fails, the reply entry stays behind alone and
+/// is found to be ours by the next try.
+#[inline(never)]
+pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<Tracked> {
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    *key = key_out(&parsed.flow, packet.ifindex());
+    key.scope = nat.scope;
+    *entry = CtEntry {
+        nat_addr: nat.target.addr,
+        aux_addr: nat.stand_in,
+        nat_port: nat.target.port,
+        aux_port: nat.port,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
+        last_seen: now,
+        epoch: 0,
+        flags: nat.flags,
+    };
+    if !maps::ct_put(key, entry) {
+        return None;
+    }
+    let hairpin = nat.flags & bits::HAIRPIN != 0;
+    maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
+    if nat.flags & bits::PORT_MAPPED != 0 {
+        maps::count(Counter::PortMapped);
+    }
+    let tracked = maps::ct(key)?;
+    note(tracked, Direction::Egress, parsed, now);
+    Some(tracked)
 }
 
 /// Whether an entry in our way is a remnant: of this very flow, or of one that is over.

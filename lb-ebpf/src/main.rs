@@ -11,6 +11,7 @@
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
+mod bridge;
 mod conntrack;
 mod fragment;
 mod icmp;

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_addr};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_set_retval,
@@ -19,6 +19,7 @@ use lb_common::service::{Backend, Frontend, FrontendKey};
 use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
+use crate::conntrack::Nat;
 use crate::parse::Parsed;
 
 const RING_MASK: u32 = REMEMBERED as u32 - 1;
@@ -34,8 +35,7 @@ static SLOTS: Array<u32, { limits::SLOTS as usize }> = Array::new();
 #[btf_map(name = "backends")]
 static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
 
-/// Nothing reads it on the hot path: conntrack keys carry the device. It is in the object so that the agent and
-/// `lbctl` find it pinned beside the others, and for the policy stage.
+/// Not read on the hot path: conntrack keys carry the device.
 #[btf_map(name = "pods")]
 static PODS: HashMap<u32, Pod, { limits::PODS as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -67,6 +67,10 @@ pub(crate) struct Scratch {
     pub(crate) key: CtKey,
     /// The entry being written.
     pub(crate) entry: CtEntry,
+    /// The translation of a new flow.
+    pub(crate) nat: Nat,
+    /// A question to the routing table, and its answer.
+    pub(crate) fib: bpf_fib_lookup,
     /// The packet that the one at hand quotes.
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
@@ -127,6 +131,13 @@ pub(crate) fn slot(index: u32) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn backend(id: u32) -> Option<&'static Backend> {
     BACKENDS.get(id)
+}
+
+/// The Pod behind this veth.
+#[inline(always)]
+pub(crate) fn pod(ifindex: u32) -> Option<&'static Pod> {
+    // SAFETY: as in `frontend`.
+    unsafe { PODS.get(&ifindex) }
 }
 
 /// A conntrack entry in the map. Its fields are read and written one by one: other CPUs may do the same, and all

@@ -3,10 +3,13 @@
 //! Loads read the packet directly; stores go through `bpf_skb_store_bytes`, since a single direct store would make
 //! the kernel prepend an unclone prologue that runs for every packet of the program.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::features;
@@ -161,6 +164,28 @@ impl Packet {
     pub(crate) fn change_tail(self, len: u32) -> Result<(), HelperError> {
         // SAFETY: valid context.
         check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
+    }
+
+    /// Device on the way to the destination in `fib`, as the kernel routes what comes in at `fib.ifindex`; `None`
+    /// when it would not forward it.
+    #[inline(always)]
+    pub(crate) fn route(self, fib: &mut bpf_fib_lookup) -> Option<u32> {
+        const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+        // The neighbour is not known yet, which is no obstacle.
+        const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: valid context and a live, initialised parameter block.
+        let ret = unsafe {
+            bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
+        };
+        matches!(ret, SUCCESS | NO_NEIGHBOUR).then_some(fib.ifindex)
+    }
+
+    /// Hands the packet to the neighbour that its destination has on the device `ifindex`, past the IP stack.
+    #[inline(always)]
+    pub(crate) fn redirect_neigh(self, ifindex: u32) -> i32 {
+        // SAFETY: without parameters the kernel looks the next hop up itself.
+        (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
     }
 
     /// Sends the packet out of the device `ifindex` when the program returns the result.

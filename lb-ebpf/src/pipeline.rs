@@ -3,19 +3,18 @@
 //! the backend and not the ClusterIP.
 
 use lb_common::addr::Addr;
-use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, Direction, bits, scope};
+use lb_common::conntrack::{Direction, bits, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::service::Frontend;
 use lb_common::verdict::{Counter, DropReason};
 
-use crate::conntrack::{self, Claim};
+use crate::conntrack::{self, Claim, Nat};
 use crate::maps::{self, Scratch, Tracked};
 use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
 use crate::service::{self, Destination, Health, Target};
 use crate::verdict::{self, Verdict};
-use crate::{fragment, icmp, refuse, rewrite};
+use crate::{bridge, fragment, icmp, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -114,6 +113,13 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
     if flags & (bits::HAIRPIN | bits::PORT_MAPPED) != 0 {
         rewritten = rewritten.and_then(|()| rewrite_client(packet, parsed, entry));
     }
+    if rewritten.is_ok() && flags & bits::SAME_BRIDGE != 0 {
+        let bridge = bridge::of(packet, scratch.parsed.v4);
+        // Netfilter may have been turned on for the bridge since.
+        if bridge != 0 {
+            return Verdict::Neighbour(bridge);
+        }
+    }
     finish(packet, scratch, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
 }
 
@@ -178,18 +184,22 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     }
     let Flow { dst: addr, dport: port, .. } = parsed.flow;
     let target = Target { addr, port, id: 0, generation: 0 };
+    let flags = bits::FORWARD | bits::PORT_MAPPED;
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
-        match conntrack::claim(packet.ifindex(), scratch, target, None, now, true) {
-            Claim::Exhausted => {}
+        scratch.nat = Nat {
+            target,
+            stand_in: Addr::NONE,
+            port,
+            flags,
+            scope: scope::STRAIGHT,
+            service_id: 0,
+        };
+        match conntrack::claim(packet, scratch, now) {
+            Claim::Taken => {}
             Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, 0),
-            Claim::Port(port) => {
-                let flags = bits::FORWARD | bits::PORT_MAPPED;
-                let scope = scope::STRAIGHT;
-                let nat = Nat { target, hairpin: None, port, flags, scope };
-                return commit(packet, scratch, &nat, now, 0);
-            }
+            Claim::Done => return commit(packet, scratch, now),
         }
     }
     drop_out(packet, scratch, DropReason::TupleExhausted, 0)
@@ -241,65 +251,42 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     }
     let mut attempt = 0;
     while attempt < TRIES {
-        let remap = attempt >= OWN_PORT_TRIES;
         attempt += 1;
         let Some(target) = service::choose(frontend) else { continue };
-        let is_hairpin = target.addr == scratch.parsed.flow.src;
-        let hairpin = is_hairpin.then(|| maps::hairpin_addr(scratch.parsed.v4));
-        match conntrack::claim(packet.ifindex(), scratch, target, hairpin, now, remap) {
-            Claim::Exhausted => {}
+        let Scratch { parsed, nat, .. } = scratch;
+        let mut flags = bits::FORWARD;
+        let mut stand_in = Addr::NONE;
+        if target.addr == parsed.flow.src {
+            flags |= bits::HAIRPIN;
+            stand_in = maps::hairpin_addr(parsed.v4);
+        }
+        if attempt > OWN_PORT_TRIES {
+            flags |= bits::PORT_MAPPED;
+        }
+        let port = parsed.flow.sport;
+        *nat = Nat { target, stand_in, port, flags, scope: scope::POD, service_id };
+        match conntrack::claim(packet, scratch, now) {
+            Claim::Taken => {}
             Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
-            Claim::Port(port) => {
-                let flags = bits::FORWARD
-                    | if is_hairpin { bits::HAIRPIN } else { 0 }
-                    | if remap { bits::PORT_MAPPED } else { 0 };
-                let nat = Nat { target, hairpin, port, flags, scope: scope::POD };
-                return commit(packet, scratch, &nat, now, service_id);
-            }
+            Claim::Done => return commit(packet, scratch, now),
         }
     }
     drop_out(packet, scratch, DropReason::TupleExhausted, service_id)
 }
 
-/// A translation whose tuple is claimed.
-struct Nat {
-    target: Target,
-    hairpin: Option<Addr>,
-    port: Be16,
-    flags: u32,
-    /// Under which the forward entry goes.
-    scope: u8,
-}
-
-/// Writes the forward entry and sends the first packet on.
+/// Commits the flow and sends its first packet on.
 #[inline(always)]
-fn commit(packet: Packet, scratch: &mut Scratch, nat: &Nat, now: u32, service_id: u32) -> Verdict {
-    let Scratch { parsed, key, entry, .. } = scratch;
-    *key = conntrack::key_out(&parsed.flow, packet.ifindex());
-    key.scope = nat.scope;
-    *entry = CtEntry {
-        nat_addr: nat.target.addr,
-        aux_addr: nat.hairpin.unwrap_or(Addr::NONE),
-        nat_port: nat.target.port,
-        aux_port: nat.port,
-        backend_id: nat.target.id,
-        backend_gen: nat.target.generation,
-        last_seen: now,
-        epoch: 0,
-        flags: nat.flags,
-    };
-    // When this fails, the reply entry stays behind alone and is found to be ours by the next try.
-    let committed = if maps::ct_put(key, entry) { maps::ct(key) } else { None };
-    let Some(tracked) = committed else {
-        return drop_out(packet, scratch, DropReason::ConntrackFull, service_id);
-    };
-    let hairpin = nat.flags & bits::HAIRPIN != 0;
-    maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
-    if nat.flags & bits::PORT_MAPPED != 0 {
-        maps::count(Counter::PortMapped);
+fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    if bridge::leads_to_target(packet, scratch) {
+        scratch.nat.flags |= bits::SAME_BRIDGE;
     }
-    conntrack::note(tracked, Direction::Egress, parsed, now);
-    rewrite_forward(packet, scratch, tracked)
+    match conntrack::commit(packet, scratch, now) {
+        Some(entry) => rewrite_forward(packet, scratch, entry),
+        None => {
+            let service_id = scratch.nat.service_id;
+            drop_out(packet, scratch, DropReason::ConntrackFull, service_id)
+        }
+    }
 }
 
 /// After a rewrite: on with the packet, or straight back to its Pod.

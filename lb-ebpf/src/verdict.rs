@@ -20,6 +20,8 @@ pub(crate) enum Verdict {
     Drop(Reported),
     /// Send it back to the Pod it came from: a hairpin.
     Back,
+    /// Hand it to a neighbour on this device, past the IP stack.
+    Neighbour(u32),
     /// Not delivered; the packet was turned into the refusal that goes back to the sender.
     Refuse(Reported),
 }
@@ -48,6 +50,7 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop(Reported(())) => SHOT,
+        Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
         Verdict::Back | Verdict::Refuse(Reported(())) => packet.redirect(packet.ifindex()),
     }
 }

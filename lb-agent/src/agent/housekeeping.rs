@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::agent::background::News;
 use crate::agent::issues::Issues;
 use crate::agent::report;
-use crate::agent::table::{self, Known};
+use crate::agent::table::{self, Known, Table};
 use crate::agent::{Agent, unix_now};
 use crate::bpf::events::Examples;
 use crate::bpf::gc::Pass;
@@ -48,6 +48,10 @@ pub(super) struct Housekeeping {
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
     synced: u64,
+    /// When a change that ends up in the maps was last heard of, since 1970.
+    pub(super) queued: Duration,
+    /// The table that an earlier run left, until the first plan.
+    former: Option<Names<'static>>,
     /// Whether something changed since the last write.
     touched: bool,
     not_before: Instant,
@@ -62,8 +66,11 @@ impl Housekeeping {
         ct_capacity: u32,
     ) -> Self {
         let now = Instant::now();
+        let file = cfg.dirs.state.join(names::FILE);
         Self {
-            file: cfg.dirs.state.join(names::FILE),
+            // None after a reboot; one of another layout is of no use.
+            former: names::read(&file).ok(),
+            file,
             node: cfg.node_name.clone(),
             source: match &cfg.source {
                 Source::Kubernetes(options) => {
@@ -79,6 +86,7 @@ impl Housekeeping {
             foreign: None,
             pass: None,
             synced: 0,
+            queued: Duration::ZERO,
             touched: true,
             not_before: now,
             at_latest: now,
@@ -135,24 +143,27 @@ impl Agent {
         if self.planned && self.queue.oldest().is_none() {
             self.housekeeping.synced = now.as_secs();
         }
+        if self.planned {
+            self.housekeeping.former = None;
+        }
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         self.housekeeping.issues.replace(all, now.as_secs());
-        self.set_gauges(incomplete, now);
+        self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
-        let names = self.names(&examples, incomplete, now.as_secs());
-        if let Err(err) = names::write(&self.housekeeping.file, &names) {
+        let table = self.table(&examples, incomplete, now.as_secs());
+        if let Err(err) = names::write(&self.housekeeping.file, &table) {
             warn!(%err, "name table not written: lbctl shows numbers or old names");
         }
-        drop(names);
+        drop(table);
         let took = begun.elapsed();
         self.housekeeping.touched = false;
         self.housekeeping.not_before = Instant::now() + AT_MOST.max(took * PAUSE);
         self.housekeeping.at_latest = Instant::now() + AT_LEAST.max(took * PAUSE);
     }
 
-    fn names<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Names<'a> {
+    fn table<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Table<'a> {
         let house = &self.housekeeping;
         let known = Known {
             cluster: &self.cluster,
@@ -161,7 +172,7 @@ impl Agent {
             issues: &house.issues,
             examples,
         };
-        let mut names = table::lists(&known, self.devices.veths());
+        let mut names = table::head(&known, self.devices.veths());
         names.node = Cow::Borrowed(&house.node);
         names.agent = AgentName {
             version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
@@ -184,10 +195,10 @@ impl Agent {
             kernel: &house.kernel,
             ct_entries: house.pass.map(|pass| pass.left()),
         });
-        names
+        Table { head: names, known, former: house.former.as_ref() }
     }
 
-    fn set_gauges(&self, incomplete: usize, now: Duration) {
+    fn set_gauges(&self, incomplete: usize) {
         let ours = &self.metrics.ours;
         let wanted = self.desired.services.len();
         Metrics::set_states(&ours.services, wanted, wanted.saturating_sub(incomplete), incomplete);
@@ -215,7 +226,7 @@ impl Agent {
             self.metrics.kube_proxy.no_local_endpoints.get_or_create(&labels).set(gauge(n));
         }
         self.set_map_gauges(&used, frontends);
-        self.set_kube_proxy_gauges(now);
+        self.set_kube_proxy_gauges();
         for kind in Kind::ALL {
             let synced = i64::from(self.cluster.is_synced(kind));
             ours.watch_synced.get_or_create(&[("resource", kind.name())]).set(synced);
@@ -250,16 +261,15 @@ impl Agent {
         }
     }
 
-    fn set_kube_proxy_gauges(&self, now: Duration) {
+    fn set_kube_proxy_gauges(&self) {
         let kube_proxy = &self.metrics.kube_proxy;
         let pending = |subject| gauge(self.queue.count(subject) as u64);
         kube_proxy.service_changes_pending.set(pending(Subject::Service));
         kube_proxy.endpoint_changes_pending.set(pending(Subject::Endpoints));
-        let queued = self.queue.oldest().map_or(Duration::ZERO, |oldest| oldest.elapsed());
         for family in ["IPv4", "IPv6"] {
             let labels = [("ip_family", family)];
             kube_proxy.last_timestamp.get_or_create(&labels).set(self.housekeeping.synced as f64);
-            let queued = now.saturating_sub(queued).as_secs_f64();
+            let queued = self.housekeeping.queued.as_secs_f64();
             kube_proxy.last_queued.get_or_create(&labels).set(queued);
         }
     }

@@ -1,6 +1,7 @@
 //! The records: what we keep of each object, compact, since ten thousand of them must fit into a few MiB.
 //!
 //! Everything in them is valid: what was not has become an [`crate::issue::Issue`] on the way here.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

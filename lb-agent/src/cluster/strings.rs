@@ -1,4 +1,5 @@
 //! Strings that repeat in many records (namespaces, nodes, zones, port names), each held once.
+#![forbid(unsafe_code)]
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
 //! All objects of one kind, and which of them a list that is under way has not repeated yet.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,8 @@ use super::Name;
 /// The objects of one kind by name.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    objects: BTreeMap<Name, T>,
+    /// Boxed: the nodes of a tree that grows in order are little more than half full.
+    objects: BTreeMap<Name, Box<T>>,
     /// While a list is under way: names that it has not repeated.
     stale: BTreeSet<Name>,
     synced: bool,
@@ -23,17 +25,17 @@ impl<T> Table<T> {
     /// Adds or replaces; returns what was there.
     pub(super) fn insert(&mut self, name: Name, object: T) -> Option<T> {
         self.stale.remove(&name);
-        self.objects.insert(name, object)
+        self.objects.insert(name, Box::new(object)).map(|old| *old)
     }
 
     /// Removes; returns what was there.
     pub(super) fn remove(&mut self, name: &Name) -> Option<T> {
         self.stale.remove(name);
-        self.objects.remove(name)
+        self.objects.remove(name).map(|old| *old)
     }
 
     pub(super) fn get(&self, name: &Name) -> Option<&T> {
-        self.objects.get(name)
+        self.objects.get(name).map(|object| &**object)
     }
 
     /// The key itself, so that other records can share its strings.
@@ -42,7 +44,7 @@ impl<T> Table<T> {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &T)> {
-        self.objects.iter()
+        self.objects.iter().map(|(name, object)| (name, &**object))
     }
 
     /// A list begins: everything known waits to be repeated.

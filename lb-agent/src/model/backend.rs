@@ -1,4 +1,5 @@
 //! From the slices of a Service to the backends of one of its ports in one family.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +40,6 @@ pub(super) fn backends(
     });
     let mut backends: Vec<_> = chosen.collect();
     backends.sort_by_key(|backend| (backend.class, backend.addr, backend.port));
-    backends.shrink_to_fit();
     backends
 }
 

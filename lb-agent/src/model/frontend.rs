@@ -1,4 +1,5 @@
 //! From a Service to the frontends of its ports, and who keeps an address that two Services claim.
+#![forbid(unsafe_code)]
 
 use std::cmp::Ordering;
 

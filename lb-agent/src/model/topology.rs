@@ -9,6 +9,7 @@
 //!
 //! An endpoint that is neither ready nor serving-and-terminating is in no list. Endpoints are told apart by what
 //! the slice says of their conditions, never by the state of a Pod.
+#![forbid(unsafe_code)]
 
 use crate::cluster::Conditions;
 

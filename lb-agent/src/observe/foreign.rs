@@ -86,15 +86,19 @@ fn header(family: u8) -> [u8; 4] {
     [family, 0, 0, 0]
 }
 
+/// Whether a process of that name works on our network namespace: others are another node's.
 fn is_running() -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let ours = fs::read_link("/proc/self/ns/net").ok();
     processes
         .flatten()
         .filter(|entry| {
             entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit())
         })
-        .any(|entry| {
-            fs::read_to_string(entry.path().join("comm"))
-                .is_ok_and(|name| name.trim() == "kube-proxy")
+        .map(|entry| entry.path())
+        .filter(|path| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "kube-proxy")
         })
+        // A process with more privileges than ours does not let us look: it is the node's, then.
+        .any(|path| fs::read_link(path.join("ns/net")).map_or(true, |netns| Some(netns) == ours))
 }

@@ -1,4 +1,5 @@
 //! The writes that bring one service port from what the maps say to what is desired.
+#![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
 
@@ -75,11 +76,12 @@ pub(super) fn port(
         .extend(wrong.map(|(slot, backend_id)| Op::PutSlot { slot, backend_id: *backend_id }));
 
     let postponed = put_frontends(tables, port, want, keys, range, moving, stages);
-    if port.backend_ids != ids {
+    if *port.backend_ids != *ids {
         let current: HashSet<u32> = ids.iter().copied().collect();
-        let left = std::mem::replace(&mut port.backend_ids, ids);
-        port.former.extend(left);
-        port.former.retain(|id| !current.contains(id));
+        let before = std::mem::replace(&mut port.backend_ids, ids.into());
+        let left = port.left.get_or_insert_default();
+        left.backend_ids.extend(before);
+        left.backend_ids.retain(|id| !current.contains(id));
     }
     drop_former(tables, port, postponed, stages);
     Ok(postponed)
@@ -98,7 +100,7 @@ fn backend_ids(
     want: Option<&DesiredPort>,
 ) -> Option<(Vec<u32>, Vec<u32>)> {
     let Some(want) = want else { return Some((Vec::new(), Vec::new())) };
-    let own = port.backend_ids.iter().chain(&port.former);
+    let own = port.backend_ids.iter().chain(port.former());
     let own = own.filter(|id| tables.ids.owner(**id) == port.service_id);
     let known: HashMap<(Addr, Be16), u32> = own
         .filter(|id| tables.backend(**id).state != state::DEAD)
@@ -133,7 +135,7 @@ fn slots(tables: &mut Tables, port: &mut PortState, ids: &[u32]) -> Option<Range
     let range = tables.ranges.allocate(u32::try_from(ids.len()).ok()?)?;
     let before = std::mem::replace(&mut port.range, range);
     if referred {
-        port.old_ranges.push(before);
+        port.left.get_or_insert_default().ranges.push(before);
     } else if port.range_used {
         tables.timers.release(before);
     } else {
@@ -194,25 +196,27 @@ fn put_frontends(
         stages.frontends.extend(wrong.map(|key| Op::PutFrontend { key: *key, frontend }));
     }
     let mut postponed = false;
-    let before = std::mem::replace(&mut port.frontends, keys);
-    for key in before {
-        if port.frontends.contains(&key) || !tables.is_of(&key, port.service_id) {
+    let mut keys = keys;
+    for key in std::mem::take(&mut port.frontends) {
+        if keys.contains(&key) || !tables.is_of(&key, port.service_id) {
             continue;
         }
-        port.frontends.push(key);
+        keys.push(key);
         if moving.contains(&key) {
             postponed = true;
         } else {
             stages.deletes.push(Op::DeleteFrontend { key });
         }
     }
+    port.frontends = keys.into();
     postponed
 }
 
 /// Drains the backends that have left the slots; frees those that were never written.
 fn drop_former(tables: &mut Tables, port: &mut PortState, postponed: bool, stages: &mut Stages) {
     let service_id = port.service_id;
-    port.former.retain(|id| {
+    let Some(left) = &mut port.left else { return };
+    left.backend_ids.retain(|id| {
         if tables.ids.owner(*id) != service_id {
             return false;
         }

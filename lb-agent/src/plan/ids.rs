@@ -1,4 +1,5 @@
 //! Backend ids, and which service port each belongs to.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 

@@ -2,15 +2,17 @@
 //!
 //! A desired port claims the service port of its first frontend that is in the map. What nobody claims by the first
 //! plan is removed like any Service that is gone.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use super::slots::Range;
-use super::state::{PortState, ServiceState};
-use super::tables::Tables;
+use super::state::{Left, PortState, ServiceState};
+use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
 use super::{Actual, Capacity, Planner, delta};
 use crate::cluster::{Family, Name};
@@ -77,8 +79,9 @@ pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
     let serial = planner.next_serial;
     planner.wildcards.extend(wildcards.iter().map(|addr| (*addr, serial)));
     let name = Name::new("", "");
-    let service = ServiceState { serial, wildcards, ports, ..ServiceState::default() };
-    planner.services.insert(name.clone(), service);
+    let (wildcards, ports) = (wildcards.into(), ports.into());
+    let service = ServiceState { serial, wildcards, ports, trouble: None };
+    planner.services.insert(name.clone(), Box::new(service));
     Some(name)
 }
 
@@ -100,10 +103,11 @@ fn port(
         frontends: frontends.iter().map(|(key, _)| *key).collect(),
         range: Range::default(),
         range_used: true,
-        old_ranges: Vec::new(),
-        backend_ids: Vec::new(),
-        former: Vec::new(),
+        backend_ids: Box::default(),
+        left: None,
     };
+    let mut left = Left::default();
+    let mut backend_ids = Vec::new();
     let mut ranges: Vec<Range> = Vec::new();
     for range in frontends.iter().map(|(_, frontend)| Range::of(frontend)) {
         let known = ranges.contains(&range);
@@ -117,15 +121,19 @@ fn port(
         for id in slots {
             let alive = matches!(tables.backend(id).state, state::ACTIVE | state::DRAINING);
             if alive && tables.ids.adopt(id, service_id) {
-                let place = if i == 0 { &mut port.backend_ids } else { &mut port.former };
+                let place = if i == 0 { &mut backend_ids } else { &mut left.backend_ids };
                 place.push(id);
             }
         }
         if i == 0 {
             port.range = range;
         } else {
-            port.old_ranges.push(range);
+            left.ranges.push(range);
         }
+    }
+    port.backend_ids = backend_ids.into();
+    if !left.ranges.is_empty() {
+        port.left = Some(Box::new(left));
     }
     port
 }
@@ -135,10 +143,14 @@ fn rest_of_backends(tables: &mut Tables) {
     let backends: Vec<(u32, Backend)> =
         (0u32..).zip(tables.actual.backends.iter().copied()).collect();
     for (id, backend) in backends {
-        if backend.state == state::UNUSED || !tables.ids.adopt(id, u32::MAX) {
+        if backend.state == state::UNUSED || !tables.ids.adopt(id, ORPHAN) {
             continue;
         }
-        let delay = if backend.state == state::DEAD { REST } else { DRAIN };
+        let delay = match backend.state {
+            state::ACTIVE => Duration::ZERO,
+            state::DEAD => REST,
+            _ => DRAIN,
+        };
         tables.timers.arm(id, delay);
     }
     tables.ids.free_gaps();

@@ -1,4 +1,5 @@
 //! The writes of one Service: those of its ports, its wildcards, and what is said when a map is full.
+#![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use lb_common::addr::Addr;
 use lb_common::service::{Frontend, FrontendKey};
 
 use super::delta::{self, Full, Stages};
-use super::state::{Retry, ServiceState};
+use super::state::{Retry, ServiceState, Trouble};
 use super::tables::Tables;
 use super::{MapError, Op};
 use crate::cluster::Name;
@@ -38,45 +39,54 @@ pub(super) fn plan(
     ops: &mut Vec<Op>,
 ) {
     let mut stages = Stages::default();
-    service.incomplete = false;
-    service.issues.clear();
+    let mut incomplete = false;
+    let mut issues = Vec::new();
     for (i, port) in service.ports.iter_mut().enumerate() {
         let want = want.and_then(|want| want.ports.get(i));
         match delta::port(tables, port, want, context.moving, &mut stages) {
-            Ok(postponed) => service.incomplete |= postponed,
+            Ok(postponed) => incomplete |= postponed,
             Err(Full(map)) => {
-                service.incomplete = true;
-                service.issues.push(full(name, &format!("port {}", port.port), map));
+                incomplete = true;
+                issues.push(full(name, &format!("port {}", port.port), map));
             }
         }
     }
-    let wanted = want.map(|want| want.wildcards.as_slice()).unwrap_or_default();
+    let wanted = want.map(|want| &*want.wildcards).unwrap_or_default();
     if let Err(Full(map)) = wildcards(tables, service, wanted, context.wildcards, &mut stages) {
-        service.incomplete = true;
-        service.issues.push(full(name, "the refusal of undefined ports", map));
+        incomplete = true;
+        issues.push(full(name, "the refusal of undefined ports", map));
     }
-    if service.incomplete {
-        service.retry = Some(next_retry(service.retry, context.now));
+    // Trouble that is over stays until the writes have happened: they might fail again, and more slowly then.
+    if incomplete || service.trouble.is_some() {
+        let retry = next_retry(service, context.now);
+        service.trouble = Some(Box::new(Trouble { issues, incomplete, retry }));
     }
     stages.append_to(ops);
 }
 
 /// Notes a failed write and when to try again.
 pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, now: Duration) {
-    service.retry = Some(next_retry(service.retry, now));
+    // The plan that tried again has put off the next try already.
+    let planned = service.trouble.as_ref().map(|trouble| trouble.retry);
+    let retry = planned.filter(|retry| retry.at > now).unwrap_or_else(|| next_retry(service, now));
     let issue = if err.full {
         full(name, "a part of it", err.map)
     } else {
         let message = format!("not programmed completely, trying again: {err}");
         Issue::new(ObjectRef::new("Service", name), "", message)
     };
-    if !service.issues.contains(&issue) {
-        service.issues.push(issue);
+    let trouble = service
+        .trouble
+        .get_or_insert_with(|| Box::new(Trouble { issues: Vec::new(), incomplete: false, retry }));
+    trouble.retry = retry;
+    if !trouble.issues.contains(&issue) {
+        trouble.issues.push(issue);
     }
 }
 
-fn next_retry(last: Option<Retry>, now: Duration) -> Retry {
+fn next_retry(service: &ServiceState, now: Duration) -> Retry {
     let (first, most) = RETRY;
+    let last = service.trouble.as_ref().map(|trouble| trouble.retry);
     let delay = last.map_or(first, |last| (last.delay * 2).min(most));
     Retry { at: now + delay, delay }
 }
@@ -95,7 +105,8 @@ fn wildcards(
     stages: &mut Stages,
 ) -> Result<(), Full> {
     let mut room = Ok(());
-    let before = std::mem::replace(&mut service.wildcards, wanted.to_vec());
+    let before = std::mem::take(&mut service.wildcards);
+    let mut held = wanted.to_vec();
     for addr in wanted {
         let key = FrontendKey::wildcard(*addr);
         match tables.frontend(&key) {
@@ -114,10 +125,11 @@ fn wildcards(
         let key = FrontendKey::wildcard(addr);
         let own = owners.get(&addr) == Some(&service.serial);
         if own && !wanted.contains(&addr) && tables.frontend(&key).is_some() {
-            service.wildcards.push(addr);
+            held.push(addr);
             deletes.push(Op::DeleteFrontend { key });
         }
     }
+    service.wildcards = held.into();
     // Before the frontends: an address whose frontend is gone would refuse the port it still belongs to.
     stages.deletes.splice(0..0, deletes);
     room

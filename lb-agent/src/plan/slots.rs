@@ -1,4 +1,5 @@
 //! Contiguous ranges of slots: each change of a service port takes a fresh one.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
 //! What the planner remembers of each Service beside the maps themselves.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +19,22 @@ pub(super) struct ServiceState {
     /// Tells Services apart that claim the same wildcard one after the other.
     pub(super) serial: u32,
     /// The wildcards it may have in the map.
-    pub(super) wildcards: Vec<Addr>,
+    pub(super) wildcards: Box<[Addr]>,
     /// Its ports: first the desired ones in their order, then those that are being removed.
-    pub(super) ports: Vec<PortState>,
-    /// Why it is not programmed completely.
+    pub(super) ports: Box<[PortState]>,
+    /// While something is left to do. Apart, since there are many Services and few of them have any.
+    pub(super) trouble: Option<Box<Trouble>>,
+}
+
+/// Why a Service is not programmed completely.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    /// For the user.
     pub(super) issues: Vec<Issue>,
-    /// Whether the last plan left something to do.
+    /// Whether the last plan left something out, as opposed to a write that failed.
     pub(super) incomplete: bool,
-    /// When it is tried again, while something is left to do.
-    pub(super) retry: Option<Retry>,
+    /// When it is tried again.
+    pub(super) retry: Retry,
 }
 
 /// The next try.
@@ -44,7 +52,8 @@ impl ServiceState {
         want: &DesiredService,
         make: &mut dyn FnMut(&DesiredPort) -> PortState,
     ) {
-        let mut before: Vec<Option<PortState>> = self.ports.drain(..).map(Some).collect();
+        let before = std::mem::take(&mut self.ports);
+        let mut before: Vec<Option<PortState>> = before.into_iter().map(Some).collect();
         let mut take = |is: &dyn Fn(&PortState) -> bool| {
             before.iter_mut().find(|port| port.as_ref().is_some_and(is)).and_then(Option::take)
         };
@@ -57,8 +66,8 @@ impl ServiceState {
             port.rename(want);
             port
         });
-        self.ports = ports.collect();
-        self.ports.extend(before.into_iter().flatten());
+        let ports: Vec<_> = ports.collect();
+        self.ports = ports.into_iter().chain(before.into_iter().flatten()).collect();
     }
 }
 
@@ -71,17 +80,24 @@ pub(super) struct PortState {
     pub(super) family: Family,
     pub(super) service_id: u32,
     /// The frontends it may have in the map.
-    pub(super) frontends: Vec<FrontendKey>,
+    pub(super) frontends: Box<[FrontendKey]>,
     /// The slots its frontends refer to, or will.
     pub(super) range: Range,
     /// Whether a frontend has ever referred to `range`: it must not be written again then.
     pub(super) range_used: bool,
-    /// Slots that a frontend may still refer to.
-    pub(super) old_ranges: Vec<Range>,
     /// The backends in `range`, in this order.
+    pub(super) backend_ids: Box<[u32]>,
+    /// What it has left and not let go of; apart, since few ports have any.
+    pub(super) left: Option<Box<Left>>,
+}
+
+/// What a service port has left behind.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Slots that a frontend may still refer to.
+    pub(super) ranges: Vec<Range>,
+    /// Backends that are its own and not dead.
     pub(super) backend_ids: Vec<u32>,
-    /// Backends that have left, as long as they are its own and not dead.
-    pub(super) former: Vec<u32>,
 }
 
 impl PortState {
@@ -92,12 +108,11 @@ impl PortState {
             port: want.port,
             family: want.family,
             service_id,
-            frontends: Vec::new(),
+            frontends: Box::default(),
             range: Range::default(),
             range_used: false,
-            old_ranges: Vec::new(),
-            backend_ids: Vec::new(),
-            former: Vec::new(),
+            backend_ids: Box::default(),
+            left: None,
         }
     }
 
@@ -119,6 +134,11 @@ impl PortState {
         self.port == want.port && self.protocol == want.protocol && self.family == want.family
     }
 
+    /// The backends it has left behind.
+    pub(super) fn former(&self) -> &[u32] {
+        self.left.as_ref().map_or(&[], |left| &left.backend_ids)
+    }
+
     /// Whether a frontend in the map refers to a slot of the range.
     pub(super) fn refers_to(&self, tables: &Tables, range: Range) -> bool {
         self.frontends.iter().any(|key| {
@@ -131,19 +151,25 @@ impl PortState {
     /// After all writes of its Service happened: lets go of what is no longer in use. False when nothing is left.
     pub(super) fn settle(&mut self, tables: &mut Tables) -> bool {
         let service_id = self.service_id;
-        self.frontends.retain(|key| tables.is_of(key, service_id));
-        self.range_used |= self.refers_to(tables, self.range);
-        for range in std::mem::take(&mut self.old_ranges) {
-            if self.refers_to(tables, range) {
-                self.old_ranges.push(range);
-            } else {
-                tables.timers.release(range);
-            }
+        if !self.frontends.iter().all(|key| tables.is_of(key, service_id)) {
+            let keys = std::mem::take(&mut self.frontends).into_iter();
+            self.frontends = keys.filter(|key| tables.is_of(key, service_id)).collect();
         }
+        self.range_used |= self.refers_to(tables, self.range);
+        let Some(mut left) = self.left.take() else { return !self.frontends.is_empty() };
+        left.ranges.retain(|range| {
+            let kept = self.refers_to(tables, *range);
+            if !kept {
+                tables.timers.release(*range);
+            }
+            kept
+        });
+        left.backend_ids.retain(|id| tables.ids.owner(*id) == service_id);
         let draining = |id: &u32| tables.backend(*id).state == state::DRAINING;
-        self.former.retain(|id| tables.ids.owner(*id) == service_id);
-        !self.frontends.is_empty()
-            || !self.old_ranges.is_empty()
-            || !self.former.iter().all(draining)
+        let settled = left.ranges.is_empty() && left.backend_ids.iter().all(draining);
+        if !left.ranges.is_empty() || !left.backend_ids.is_empty() {
+            self.left = Some(left);
+        }
+        !settled || !self.frontends.is_empty()
     }
 }

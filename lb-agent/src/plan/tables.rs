@@ -1,4 +1,5 @@
 //! What was written for certain, and what of the maps is free.
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use super::ids::BackendIds;
 use super::slots::Ranges;
 use super::timers::{DRAIN, REST, Timers};
 use super::{Actual, Capacity, Op};
+
+/// Owner of backends that belong to no service port known.
+pub(super) const ORPHAN: u32 = u32::MAX;
 
 /// The maps as they are, with the ids, ranges and timers that belong to them.
 #[derive(Debug)]
@@ -90,6 +94,10 @@ impl Tables {
         for id in self.timers.due_backends(now) {
             let backend = self.backend(id);
             let next = match backend.state {
+                // Written just before a crash, and no slot has it.
+                state::ACTIVE if self.ids.owner(id) == ORPHAN => {
+                    Backend { state: state::DRAINING, ..backend }
+                }
                 state::DRAINING if alive(&backend.addr) => {
                     self.timers.arm(id, super::timers::RECHECK);
                     continue;

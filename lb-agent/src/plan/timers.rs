@@ -1,4 +1,5 @@
 //! What has to wait: ranges that a packet may still be reading, backends that flows still use.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;

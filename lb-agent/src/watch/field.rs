@@ -1,5 +1,6 @@
 //! Fields that objects of several kinds have: addresses, ports, protocols, labels. What is wrong with one becomes an
 //! issue, and the field counts as absent.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -2,6 +2,7 @@
 //!
 //! Nothing is kept here but the names of objects that had issues. The server's own selectors leave out what is not
 //! ours: Pods of other nodes, headless Services, other proxies' Services.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -32,6 +33,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 /// A server that has not said anything for this long during a streaming list does not know how to end one
 /// (Kubernetes before 1.27 ignores `sendInitialEvents`).
 const STREAMING_SILENCE: Duration = Duration::from_secs(10);
+/// The server ends a watch after this many seconds and it is resumed where it was. A connection that died without a
+/// word is noticed five seconds later, so this is shorter than usual (kube-proxy: 5 to 10 minutes).
+const WATCH_SECS: u32 = 120;
 /// After failing for this long, all watches are given up, so that the address of the server is looked up anew: it
 /// may have been reached through a Service whose backends have moved meanwhile.
 const GIVE_UP: Duration = Duration::from_secs(20);
@@ -66,7 +70,7 @@ pub async fn run(
     counters: Arc<Counters>,
 ) {
     let ours = format!("!{},!{}", field::LABEL_PROXY_NAME, field::LABEL_HEADLESS);
-    let all = watcher::Config::default();
+    let all = watcher::Config::default().timeout(WATCH_SECS);
     let ours = all.clone().labels(&ours);
     let of_node = all.clone().fields(&format!("spec.nodeName={node}"));
     let source = Source { client, tx, counters };

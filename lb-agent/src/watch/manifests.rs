@@ -4,6 +4,7 @@
 //! until the file says otherwise: while it cannot be parsed, what it said before goes on holding. Where no
 //! EndpointSlice is given for a Service with a selector, slices are derived from the Pods as Kubernetes' own
 //! controller would (see `derive`).
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -1,4 +1,5 @@
 //! Namespace → record.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1;
 

@@ -1,4 +1,5 @@
 //! Node → record.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1;
 

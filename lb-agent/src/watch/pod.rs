@@ -1,4 +1,5 @@
 //! Pod → record.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1;
 use lb_common::addr::Addr;

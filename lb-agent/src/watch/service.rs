@@ -1,4 +1,5 @@
 //! Service → record.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
 //! EndpointSlice → record.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::discovery::v1;
 use k8s_openapi::jiff::Timestamp;

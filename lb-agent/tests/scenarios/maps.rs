@@ -9,14 +9,14 @@ use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 /// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
 #[derive(Clone, Debug)]
-pub struct FakeMaps {
-    pub actual: Actual,
-    pub now: Duration,
+pub(crate) struct FakeMaps {
+    pub(crate) actual: Actual,
+    pub(crate) now: Duration,
     /// Every such write fails; 0 = none.
-    pub fail_every: u32,
+    pub(crate) fail_every: u32,
     n_writes: u32,
     /// Writes until all fail.
-    pub crash_after: Option<u32>,
+    pub(crate) crash_after: Option<u32>,
     capacity: Capacity,
     /// Number of frontends that refer to a slot.
     live: HashMap<u32, u32>,
@@ -27,7 +27,7 @@ pub struct FakeMaps {
 }
 
 impl FakeMaps {
-    pub fn new(capacity: Capacity) -> Self {
+    pub(crate) fn new(capacity: Capacity) -> Self {
         Self {
             actual: Actual::default(),
             now: Duration::ZERO,
@@ -42,12 +42,12 @@ impl FakeMaps {
     }
 
     /// So many more writes happen, and then none until the next `load`.
-    pub fn crash_after(&mut self, n: u32) {
+    pub(crate) fn crash_after(&mut self, n: u32) {
         self.crash_after = Some(n);
     }
 
     /// For each frontend the sorted backends of its two lists: what does not depend on ids.
-    pub fn traffic(&self) -> BTreeMap<String, [Vec<String>; 2]> {
+    pub(crate) fn traffic(&self) -> BTreeMap<String, [Vec<String>; 2]> {
         let lists = |frontend: &Frontend| {
             [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)].map(
                 |(base, n)| {
@@ -63,7 +63,7 @@ impl FakeMaps {
     }
 
     /// Backends that are in use but in no live slot.
-    pub fn leftover(&self) -> Vec<(u32, Backend)> {
+    pub(crate) fn leftover(&self) -> Vec<(u32, Backend)> {
         let live: Vec<u32> = self.live.keys().map(|slot| self.id_at(*slot)).collect();
         (0u32..)
             .zip(self.actual.backends.iter().copied())
@@ -71,11 +71,11 @@ impl FakeMaps {
             .collect()
     }
 
-    pub fn backend(&self, id: u32) -> Backend {
+    pub(crate) fn backend(&self, id: u32) -> Backend {
         self.actual.backends.get(id as usize).copied().unwrap_or(Backend::ZERO)
     }
 
-    pub fn id_at(&self, slot: u32) -> u32 {
+    pub(crate) fn id_at(&self, slot: u32) -> u32 {
         self.actual.slots.get(slot as usize).copied().unwrap_or(0)
     }
 
@@ -237,7 +237,7 @@ fn put<T: Copy>(array: &mut Vec<T>, index: u32, element: T, empty: T) {
 }
 
 /// A frontend as `10.96.0.1:80/TCP`, or `10.96.0.1:*` for a wildcard.
-pub fn key_text(key: &FrontendKey) -> String {
+pub(crate) fn key_text(key: &FrontendKey) -> String {
     if key.is_wildcard() {
         return format!("{}:*", host(&key.addr));
     }
@@ -249,7 +249,7 @@ pub fn key_text(key: &FrontendKey) -> String {
     format!("{}/{protocol}", endpoint_text(&key.addr, key.port.get()))
 }
 
-pub fn endpoint_text(addr: &Addr, port: u16) -> String {
+pub(crate) fn endpoint_text(addr: &Addr, port: u16) -> String {
     format!("{}:{port}", host(addr))
 }
 

@@ -11,18 +11,18 @@ use crate::maps::FakeMaps;
 
 /// Events in, map contents out.
 #[derive(Debug)]
-pub struct Pipeline {
-    pub cluster: Cluster,
-    pub desired: Desired,
-    pub planner: Planner,
-    pub maps: FakeMaps,
+pub(crate) struct Pipeline {
+    pub(crate) cluster: Cluster,
+    pub(crate) desired: Desired,
+    pub(crate) planner: Planner,
+    pub(crate) maps: FakeMaps,
     node: String,
     capacity: Capacity,
     dirty: Dirty,
 }
 
 impl Pipeline {
-    pub fn new(node: &str, capacity: Capacity) -> Self {
+    pub(crate) fn new(node: &str, capacity: Capacity) -> Self {
         let maps = FakeMaps::new(capacity);
         Self {
             cluster: Cluster::new(node),
@@ -35,14 +35,14 @@ impl Pipeline {
         }
     }
 
-    pub fn tell(&mut self, events: impl IntoIterator<Item = Event>) {
+    pub(crate) fn tell(&mut self, events: impl IntoIterator<Item = Event>) {
         for event in events {
             self.dirty.merge(self.cluster.apply(event));
         }
     }
 
     /// One round: model what is dirty, plan, write. Returns the writes.
-    pub fn round(&mut self) -> Vec<Op> {
+    pub(crate) fn round(&mut self) -> Vec<Op> {
         let dirty = std::mem::take(&mut self.dirty);
         let changed = self.desired.update(&self.cluster, &dirty);
         self.write(&changed)
@@ -62,7 +62,7 @@ impl Pipeline {
     }
 
     /// Rounds until nothing is left to write at this time, retries included: those advance the clock.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.round();
         let mut rounds = 0;
         while self.planner.n_pending() > 0 {
@@ -75,7 +75,7 @@ impl Pipeline {
     }
 
     /// Lets time pass; timers run when they are due.
-    pub fn advance(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         let end = self.maps.now + time;
         while let Some(at) = self.planner.next_wakeup().filter(|at| *at <= end) {
             self.maps.now = self.maps.now.max(at);
@@ -85,16 +85,19 @@ impl Pipeline {
     }
 
     /// The agent ends and another begins, with the maps as they are and everything told anew.
-    pub fn restart(&mut self, events: impl IntoIterator<Item = Event>) {
+    pub(crate) fn restart(&mut self, events: impl IntoIterator<Item = Event>) {
         self.cluster = Cluster::new(&self.node);
         self.desired = Desired::default();
         self.dirty = Dirty::default();
         self.maps.crash_after = None;
+        // A program that read a frontend before the end of the old agent has long finished by now: the new one does
+        // not know which slots have just been left.
+        self.maps.now += Duration::from_secs(1);
         self.planner = Planner::restore(self.maps.load().unwrap(), self.capacity);
         self.tell(events);
     }
 
-    pub fn issues(&self) -> Vec<Issue> {
+    pub(crate) fn issues(&self) -> Vec<Issue> {
         let issues =
             self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let mut issues: Vec<_> = issues.cloned().collect();

@@ -141,7 +141,7 @@ fn nobody(i: usize) -> [IpAddr; 2] {
 pub(super) fn answered(netns: &Netns, ip: IpAddr, name: &str) -> Result<()> {
     let addr = SocketAddr::new(ip, 80);
     wait::until(&format!("answer of {addr} by {name}"), PATIENCE, || {
-        let answer = netns.enter(|| ask(Transport::Tcp, addr, Duration::from_millis(200)))??;
+        let answer = netns.enter(|| ask(Transport::Tcp, addr, Duration::from_millis(20)))??;
         ensure!(answer == name, "answered by {answer}");
         Ok(())
     })

@@ -67,7 +67,7 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
 }
 
 /// Time spent syncing since the agent's start; right after it that is the first, full sync.
-const FIRST_SYNC: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum";
+const FIRST_SYNC: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
 
 /// Moves the measured Service between two Pods and asks without a pause who answers.
 fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {

@@ -202,7 +202,8 @@ fn at(ip: &str, port: u16) -> Result<SocketAddr> {
 /// Waits for an answer; from `name`, if that is not empty.
 fn answered(netns: &Netns, transport: Transport, addr: SocketAddr, name: &str) -> Result<()> {
     wait::until(&format!("answer of {addr} to {netns}"), SOON, || {
-        let answer = netns.enter(|| ask(transport, addr, Duration::from_millis(500)))??;
+        // A question from before the Service was there is lost: not much patience for it.
+        let answer = netns.enter(|| ask(transport, addr, Duration::from_millis(20)))??;
         ensure!(name.is_empty() || answer == name, "answered by {answer}");
         Ok(())
     })

@@ -152,12 +152,18 @@ impl Agent {
         self.node.netns.output(&mut command).map(drop)
     }
 
-    /// Runs `lbctl` on this agent's pins and returns what it prints. It lies beside `lb-agent`.
+    /// Runs `lbctl` on this agent's pins and returns what it prints, also when its exit code says that something is
+    /// degraded. It lies beside `lb-agent`.
     pub fn lbctl(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(self.binary.with_file_name("lbctl"));
         command.arg("--pin-dir").arg(&self.pin_dir);
         command.arg("--state-dir").arg(&self.state_dir).args(args);
-        self.node.netns.output(&mut command)
+        let output = self.node.netns.enter(|| command.output())?.context("start lbctl")?;
+        if !output.status.success() && output.stdout.is_empty() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("lbctl {}: {}", args.join(" "), stderr.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The metrics, in Prometheus' text format.

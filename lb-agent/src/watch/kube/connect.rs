@@ -1,4 +1,5 @@
 //! Where the API server is. It must be found while no Service works on this node: the agent is what makes them work.
+#![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -9,6 +9,7 @@
 //! - `ready` is serving and not terminating, or true for a Service with `publishNotReadyAddresses`.
 //! - A named target port is looked up in the Pod's containers; Pods that differ in it get different slices, and a Pod
 //!   that lacks it does not serve that port.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -268,14 +269,17 @@ impl Derive {
 }
 
 /// Services by namespace and the first pair of their selector.
-struct Index<'a>(HashMap<(&'a str, &'a str, &'a str), Vec<(&'a Name, &'a Wanted)>>);
+struct Index<'a>(HashMap<Pair<'a>, Vec<(&'a Name, &'a Wanted)>>);
+
+/// Namespace, key and value.
+type Pair<'a> = (&'a str, &'a str, &'a str);
 
 impl<'a> Index<'a> {
     fn new(services: impl Iterator<Item = (&'a Name, &'a Wanted)>) -> Self {
         let mut index: HashMap<_, Vec<_>> = HashMap::new();
         for (name, wanted) in services {
             if let Some((key, value)) = wanted.selector.first() {
-                let pair: (&str, &str, &str) = (&name.namespace, key, value);
+                let pair: Pair<'a> = (&name.namespace, key, value);
                 index.entry(pair).or_default().push((name, wanted));
             }
         }
@@ -385,6 +389,3 @@ fn hash(slice: &EndpointSlice) -> u64 {
 fn labels(labels: Option<&field::StringMap>) -> Labels {
     labels.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,6 +2,7 @@
 //!
 //! Of each object only a hash is kept. When two files have the same object, the first by name counts; when that one
 //! lets go of it, the other is read again.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -332,6 +333,3 @@ fn duplicate(line: u64, (kind, name): &Key, owner: &str) -> Fault {
     let message = format!("{} {name} is in {owner} already: skipped", kind.name());
     Fault { line, field: "metadata.name".to_owned(), message, lossy: false }
 }
-
-#[cfg(test)]
-mod tests;

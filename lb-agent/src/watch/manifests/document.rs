@@ -1,4 +1,5 @@
 //! The text of a file → its objects, each with its line, and what is wrong with the rest.
+#![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -165,7 +166,9 @@ impl Content {
 fn broken(line: u64, err: &serde_saphyr::Error) -> Fault {
     let offset = err.location().map_or(0, |location| location.line().saturating_sub(1));
     let message = err.without_snippet().to_string();
-    let message = message.lines().next().unwrap_or_default().to_owned();
+    let message = message.lines().next().unwrap_or_default();
+    // The line it names counts from the start of the document; ours is the file's.
+    let message = message.split(" at line ").next().unwrap_or_default().to_owned();
     Fault { line: line + offset, field: String::new(), message, lossy: true }
 }
 
@@ -195,7 +198,17 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
     }
     documents.extend(text.get(start..).map(|document| (first_line, document)));
     documents.retain(|(_, document)| !document.trim().is_empty());
-    documents
+    documents.into_iter().map(|(line, document)| skip_empty_lines(line, document)).collect()
+}
+
+fn skip_empty_lines(mut line: u64, mut document: &str) -> (u64, &str) {
+    while let Some((first, rest)) = document.split_once('\n') {
+        if !first.trim().is_empty() {
+            break;
+        }
+        (line, document) = (line + 1, rest);
+    }
+    (line, document)
 }
 
 fn hash(value: &Value) -> u64 {

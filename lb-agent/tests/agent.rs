@@ -1,0 +1,300 @@
+//! The agent as a process, in a network namespace of its own with the manifest source: start, restart, death, a
+//! second one, bad input, health, metrics, cleanup.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helper panics like the test"
+)]
+
+#[path = "attach/node.rs"]
+#[allow(dead_code, reason = "the tests of attaching use the rest")]
+mod node;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lb_agent::bpf::maps::Tables;
+use lb_agent::names::{self, Names, State};
+use lb_agent::plan::MapStore as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use node::{Node, in_node};
+
+const SERVICE: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+"#;
+
+fn pod(name: &str, ip: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: default, labels: {{app: web}}}}
+spec: {{nodeName: n1, containers: [{{name: c, image: x}}]}}
+status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: "True"}}]}}
+"#
+    )
+}
+
+/// Directories and the process of an agent on a node.
+struct Bed<'a> {
+    node: &'a Node,
+    dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl<'a> Bed<'a> {
+    fn new(node: &'a Node) -> Self {
+        let name = node.pin_dir().file_name().unwrap().to_owned();
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(dir.join("manifests")).unwrap();
+        Self { node, dir, cgroup: node.cgroup() }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        // As a whole, as an editor does it.
+        let part = self.dir.join(file);
+        fs::write(&part, text).unwrap();
+        fs::rename(part, self.dir.join("manifests").join(file)).unwrap();
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        command.arg(verb).arg("--pin-dir").arg(self.node.pin_dir());
+        command.arg("--state-dir").arg(self.state_dir()).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self) -> Child {
+        let mut command = self.command("run");
+        command.args(["--node-name", "n1", "--manifests"]).arg(self.dir.join("manifests"));
+        command.arg("--cgroup").arg(&self.cgroup);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// The name table, once it is as wanted.
+    fn names(&self, what: &str, so: impl Fn(&Names<'_>) -> bool) -> Names<'static> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let names = names::read(&self.state_dir().join(names::FILE));
+            match names {
+                Ok(names) if so(&names) => return names,
+                other => assert!(Instant::now() < deadline, "{what}: {other:#?}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Bed<'_> {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+fn is_ok(names: &Names<'_>, subsystem: &str) -> bool {
+    names.subsystems.iter().any(|line| line.name == subsystem && line.state == State::Ok)
+}
+
+/// Ends the process and gives its exit code and what it logged.
+fn end(mut child: Child, signal: Signal) -> (Option<i32>, String) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    (child.wait().unwrap().code(), log)
+}
+
+fn get(port: u16, path: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut stream = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(Instant::now() < deadline, "port {port}: {e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn pins(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_life_of_an_agent() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let inside = node.pod("web-1");
+        node.routed(&inside, "veth1", &["10.9.0.2/32"]);
+        bed.write("web.yaml", &format!("{SERVICE}{}", pod("web-1", "10.9.0.2")));
+        let first = bed.start();
+        let names = bed.names("first", |names| {
+            is_ok(names, "programs") && !names.backends.is_empty() && !names.pods[0].name.is_empty()
+        });
+        assert_eq!((&*names.pods[0].name, &*names.pods[0].iface), ("web-1", "veth1"));
+        assert_eq!((names.services[0].id, names.services[0].ready), (1, 1));
+        let before = Tables::open(&node.pins()).unwrap().load().unwrap();
+        assert_eq!(before.frontends.len(), 2, "the frontend and the wildcard");
+        let pinned = pins(&node.pin_dir());
+
+        // Health and metrics.
+        for path in ["/healthz", "/livez"] {
+            let answer = get(10256, path);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert!(answer.contains(r#""nodeEligible": true"#), "{answer}");
+        }
+        let metrics = get(10249, "/metrics");
+        for line in [
+            "lb_services{state=\"programmed\"} 1",
+            "lb_pods{state=\"programmed\"} 1",
+            "lb_programs_attached{hook=\"connect4\"} 1",
+            "lb_map_entries{map=\"frontends\"} 2",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+        ] {
+            assert!(metrics.contains(line), "{line} is missing:\n{metrics}");
+        }
+        let n_series = metrics.lines().filter(|line| line.contains(' ') && !line.starts_with('#'));
+        assert!(n_series.count() < 620, "{metrics}");
+
+        // A second agent on the same directories is refused; so is a cleanup.
+        for mut second in
+            [bed.start(), bed.command("cleanup").stderr(Stdio::piped()).spawn().unwrap()]
+        {
+            assert_eq!(second.wait().unwrap().code(), Some(1));
+            let mut log = String::new();
+            second.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+            assert!(log.contains("another agent (process "), "{log}");
+        }
+
+        // SIGTERM leaves everything in place.
+        let (code, log) = end(first, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!log.contains("ERROR"), "{log}");
+        assert_eq!(pins(&node.pin_dir()), pinned);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), before);
+
+        // While it is away, an endpoint comes, and a Pod's device goes.
+        bed.write("more.yaml", &pod("web-2", "10.9.0.3"));
+        node.ip("link del veth1");
+        let second = bed.start();
+        let names = bed.names("second", |names| names.services.iter().any(|s| s.ready == 2));
+        assert!(names.pods.is_empty());
+        let after = Tables::open(&node.pins()).unwrap().load().unwrap();
+        assert_eq!(after.backends[1], before.backends[1], "ids are taken over");
+        assert!(!pins(&node.pin_dir()).iter().any(|pin| pin.starts_with("l_")));
+
+        // SIGKILL loses nothing either, and an unchanged cluster means no write.
+        end(second, Signal::SIGKILL);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
+        let third = bed.start();
+        bed.names("third", |names| names.agent.pid == third.id() && is_ok(names, "services"));
+        let metrics = get(10249, "/metrics");
+        assert!(metrics.contains("lb_map_writes_total 0"), "{metrics}");
+        end(third, Signal::SIGTERM);
+
+        // Without an API server, everything stays as it is, names included.
+        let mut command = bed.command("run");
+        command.args(["--node-name", "n1", "--api-server", "http://127.0.0.1:1", "--cgroup"]);
+        let fourth = command.arg(&bed.cgroup).stderr(Stdio::piped()).spawn().unwrap();
+        let names = bed.names("fourth", |names| names.agent.pid == fourth.id());
+        assert_eq!((names.services.len(), names.backends.len()), (1, 2));
+        assert!(!is_ok(&names, "services") && !is_ok(&names, "api"));
+        assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        end(fourth, Signal::SIGTERM);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
+
+        // Cleanup leaves nothing.
+        let cleanup = bed.command("cleanup").output().unwrap();
+        assert!(cleanup.status.success(), "{}", String::from_utf8_lossy(&cleanup.stderr));
+        assert!(!node.pin_dir().exists());
+        assert!(!bed.state_dir().exists());
+        assert!(bed.command("cleanup").status().unwrap().success(), "once more is fine");
+    });
+}
+
+#[test]
+fn bad_input_is_an_issue_and_stops_nothing() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        bed.write("broken.yaml", "apiVersion: v1\nkind: [\n");
+        bed.write("odd.yaml", "apiVersion: v1\nkind: Teapot\nmetadata: {name: t}\n");
+        let zero = SERVICE.replace("name: web", "name: zero").replace("port: 80,", "port: 0,");
+        bed.write("zero.yaml", &zero.replace("10.96.0.1", "10.96.0.2"));
+        bed.write("web.yaml", &format!("{SERVICE}{}", pod("web-1", "10.9.0.2")));
+        let agent = bed.start();
+        let names = bed.names("issues", |names| {
+            names.issues.len() >= 3 && names.services.iter().any(|s| s.name == "web" && s.id > 0)
+        });
+        let objects: Vec<String> =
+            names.issues.iter().map(|i| format!("{} {}", i.object, i.message)).collect();
+        for wanted in ["broken.yaml", "Teapot", "zero"] {
+            assert!(objects.iter().any(|object| object.contains(wanted)), "{wanted}: {objects:#?}");
+        }
+        bed.write("broken.yaml", "");
+        bed.names("repaired", |names| !names.issues.iter().any(|i| i.object.contains("broken")));
+        let (code, log) = end(agent, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("broken.yaml") && log.contains("issue resolved"), "{log}");
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_layout_is_refused_in_one_sentence() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let other: aya::maps::Array<aya::maps::MapData, u32> =
+            aya::maps::Array::create(16, 0).unwrap();
+        other.pin(node.pins().map(&lb_common::limits::MAP_SLOTS)).unwrap();
+        let mut agent = bed.start();
+        assert_eq!(agent.wait().unwrap().code(), Some(1));
+        let mut log = String::new();
+        agent.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let want = "map slots: what is pinned in ";
+        assert!(log.contains(want) && log.contains("lb-agent cleanup"), "{log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+    });
+}
+
+#[test]
+fn a_process_without_capabilities_is_told_which() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let arguments = format!(
+            "--bounding-set=-all --inh-caps=-all -- {} run --node-name n1 --manifests {} --pin-dir {} --state-dir {}",
+            env!("CARGO_BIN_EXE_lb-agent"),
+            bed.dir.join("manifests").display(),
+            node.pin_dir().display(),
+            bed.state_dir().display()
+        );
+        let output = Command::new("setpriv").args(arguments.split_whitespace()).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains("missing CAP_BPF and CAP_NET_ADMIN"), "{log}");
+    });
+}

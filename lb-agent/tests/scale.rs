@@ -1,0 +1,118 @@
+//! Ten thousand Services with two endpoints each: what one change costs, in writes and in time.
+//!
+//! The bounds on time are far above what is measured, so that they only catch work that grows with the number of
+//! Services; the numbers are printed (`cargo test --release --test scale -- --nocapture`).
+#![cfg(test)]
+
+use std::time::{Duration, Instant};
+
+use lb_agent::cluster::{
+    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, Service,
+    ServicePort, ServiceType, SlicePort, TrafficPolicy,
+};
+use lb_agent::model::Desired;
+use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_common::addr::Addr;
+use lb_common::flow::proto;
+
+const SERVICES: u32 = 10_000;
+
+/// Maps whose writes cost nothing.
+#[derive(Default)]
+struct Sink;
+
+impl MapStore for Sink {
+    fn load(&self) -> Result<Actual, MapError> {
+        Ok(Actual::default())
+    }
+
+    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+        Ok(())
+    }
+}
+
+fn addr(base: u32, i: u32) -> Addr {
+    Addr::from_ip(std::net::Ipv4Addr::from_bits(base + i).into())
+}
+
+fn service(i: u32) -> Event {
+    let service = Service {
+        service_type: ServiceType::ClusterIp,
+        cluster_ips: [addr(0x0a60_0000, i + 1)].into(),
+        ports: [ServicePort { name: "http".into(), protocol: proto::TCP, port: 80 }].into(),
+        internal_policy: TrafficPolicy::Cluster,
+        created: Some(1_700_000_000),
+    };
+    let name = Name::new(format!("team-{}", i % 50), format!("service-{i}"));
+    Event::Service(Change::Applied(name, service))
+}
+
+fn slice(i: u32, n_endpoints: u32) -> Event {
+    let endpoint = |k: u32| Endpoint {
+        addr: addr(0x0af4_0000, i * 2 + k),
+        conditions: Conditions { ready: true, serving: true, terminating: false },
+        node: Some(format!("node-{}", i % 100).into()),
+        zone: Some("zone-a".into()),
+        pod: Some(format!("service-{i}-5d8f7c9b4-abcd{k}").into()),
+    };
+    let slice = EndpointSlice {
+        service: format!("service-{i}").into(),
+        family: Family::V4,
+        ports: [SlicePort { name: "http".into(), protocol: proto::TCP, port: 8080 }].into(),
+        endpoints: (0..n_endpoints).map(endpoint).collect(),
+        trigger_ms: Some(1_700_000_000_000),
+    };
+    let name = Name::new(format!("team-{}", i % 50), format!("service-{i}-x7k2p"));
+    Event::Slice(Change::Applied(name, slice))
+}
+
+/// Resident memory of this process in KiB (`VmRSS` of proc_pid_status(5)).
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
+    let start = resident();
+    let mut cluster = Cluster::new("node-1");
+    let mut desired = Desired::default();
+    let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
+    let mut round = |events: &mut dyn Iterator<Item = Event>, now: Duration| {
+        let at = Instant::now();
+        let mut dirty = lb_agent::cluster::Dirty::default();
+        for event in events {
+            dirty.merge(cluster.apply(event));
+        }
+        let told = at.elapsed();
+        let changed = desired.update(&cluster, &dirty);
+        let modelled = at.elapsed();
+        let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), now);
+        let ops = plan.ops.len();
+        let planned = at.elapsed();
+        let applied = planner.apply(plan, &mut Sink, &mut || now);
+        assert_eq!(applied.failed.len(), 0);
+        (ops, [told, modelled - told, planned - modelled, at.elapsed() - planned])
+    };
+
+    let all = (0..SERVICES).flat_map(|i| [service(i), slice(i, 2)]);
+    // One after the other, as they arrive.
+    let mut events = all.chain(Kind::ALL.map(Event::Synced));
+    let (ops, times) = round(&mut events, Duration::ZERO);
+    println!("first plan: {ops} writes; cluster, model, plan, apply: {times:?}");
+    println!("resident: {} KiB more than before", resident() - start);
+    assert_eq!(ops, SERVICES as usize * 6, "two backends, two slots, the frontend, its wildcard");
+    assert!(times.iter().sum::<Duration>() < Duration::from_secs(10));
+
+    let mut worst = Duration::ZERO;
+    for k in 0..200 {
+        let i = k * 37;
+        let (ops, times) =
+            round(&mut [slice(i, 1)].into_iter(), Duration::from_millis(10 * u64::from(k)));
+        assert_eq!(ops, 3, "a slot, the frontend, the backend that left");
+        worst = worst.max(times.iter().sum());
+    }
+    println!("one endpoint less in one Service: at most {worst:?}");
+    assert!(worst < Duration::from_millis(100), "{worst:?}");
+}

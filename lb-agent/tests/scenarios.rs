@@ -1,0 +1,218 @@
+//! Scenarios: manifests in, tables out. Each file of `scenarios/` tells one story.
+//!
+//! ```text
+//! What it is about.
+//! -- write web.yaml --      puts a manifest file into the directory
+//! -- delete web.yaml --     removes it
+//! -- advance 5s --          lets time pass; `ms` and `s`
+//! -- restart --             ends the agent and starts another on the same maps
+//! -- check --               what the maps and the issues must be, and the number of writes since the last check
+//! ```
+//! Every story is told twice: once with maps that obey, once with maps that fail one write in ten. What clients see
+//! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections anew.
+#![cfg(test)]
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lb_agent::cluster::{Event, Kind};
+use lb_agent::plan::Capacity;
+use lb_agent::watch::manifests::Directory;
+use lb_common::service::state;
+
+use crate::maps::{endpoint_text, key_text};
+use crate::pipeline::Pipeline;
+
+#[path = "scenarios/maps.rs"]
+#[allow(dead_code, reason = "shared with the laws, which use other parts")]
+mod maps;
+#[path = "scenarios/pipeline.rs"]
+#[allow(dead_code, reason = "shared with the laws, which use other parts")]
+mod pipeline;
+
+/// The node the stories take place on.
+const NODE: &str = "n1";
+
+#[test]
+fn scenarios() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let entries = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    let failed: Vec<_> = files.iter().filter(|path| !tell(path)).collect();
+    assert!(failed.is_empty(), "stories that came out differently: {failed:?}");
+}
+
+/// Tells one story twice; false when it came out differently.
+fn tell(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap();
+    let (title, sections) = sections(&text);
+    let mut told = title.to_owned();
+    let mut obeying = Story::new(title, 0);
+    let mut failing = Story::new(title, 10);
+    let mut same = true;
+    for (header, body) in sections {
+        let body = if header == "check" {
+            let found = obeying.dump();
+            same &= found == body;
+            if found != body {
+                eprintln!("{}:\n--- expected\n{body}\n--- found\n{found}", path.display());
+            }
+            let traffic = (obeying.pipeline.maps.traffic(), failing.pipeline.maps.traffic());
+            assert_eq!(traffic.0, traffic.1, "{}: with failing maps", path.display());
+            found
+        } else {
+            obeying.step(header, body);
+            failing.step(header, body);
+            body.to_owned()
+        };
+        write!(told, "-- {header} --\n{body}").unwrap();
+    }
+    if !same && std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(path, told).unwrap();
+        return true;
+    }
+    same
+}
+
+/// The text before the first section, and the sections with their headers.
+fn sections(text: &str) -> (&str, Vec<(&str, &str)>) {
+    let header = |line: &str| Some(line.trim_end().strip_prefix("-- ")?.strip_suffix(" --")?.len());
+    let mut starts = Vec::new();
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        if let Some(len) = header(line) {
+            starts.push((offset, len, offset + line.len()));
+        }
+        offset += line.len();
+    }
+    let ends = starts.iter().skip(1).map(|start| start.0).chain([text.len()]);
+    let sections = starts
+        .iter()
+        .zip(ends)
+        .map(|((start, len, body), end)| (&text[start + 3..start + 3 + len], &text[*body..end]));
+    (&text[..starts.first().map_or(text.len(), |start| start.0)], sections.collect())
+}
+
+struct Story {
+    path: PathBuf,
+    directory: Directory,
+    pipeline: Pipeline,
+    n_writes: usize,
+}
+
+impl Story {
+    fn new(title: &str, fail_every: u32) -> Self {
+        let unique = format!("lb-scenario-{}-{fail_every}-{}", std::process::id(), title.len());
+        let path = std::env::temp_dir().join(unique);
+        std::fs::create_dir_all(&path).unwrap();
+        // The stories are small: a few slots and ids are plenty, and a word in the title makes them scarce.
+        let scarce = title.contains("[few slots]");
+        let capacity =
+            Capacity { frontends: 100, slots: if scarce { 4 } else { 100 }, backends: 50 };
+        let mut pipeline = Pipeline::new(NODE, capacity);
+        pipeline.maps.fail_every = fail_every;
+        pipeline.tell(Kind::ALL.map(Event::Synced));
+        Self { directory: Directory::new(&path, NODE), path, pipeline, n_writes: 0 }
+    }
+
+    fn step(&mut self, header: &str, body: &str) {
+        match header.split_once(' ').unwrap_or((header, "")) {
+            ("write", name) => {
+                let name = Path::new(name);
+                std::fs::write(self.path.join("new"), body).unwrap();
+                std::fs::rename(self.path.join("new"), self.path.join(name)).unwrap();
+                self.refresh(&[name]);
+            }
+            ("delete", name) => {
+                std::fs::remove_file(self.path.join(name)).unwrap();
+                self.refresh(&[]);
+            }
+            ("advance", time) => self.pipeline.advance(duration(time)),
+            ("restart", "") => {
+                self.directory = Directory::new(&self.path, NODE);
+                let events = self.directory.refresh(&[].into()).unwrap();
+                let synced = Kind::ALL.map(Event::Synced);
+                self.pipeline.restart(events.into_iter().chain(synced));
+                self.settle();
+            }
+            _ => panic!("no such step: {header}"),
+        }
+    }
+
+    fn refresh(&mut self, names: &[&Path]) {
+        let names = names.iter().map(|name| name.as_os_str().to_owned()).collect();
+        let events = self.directory.refresh(&names).unwrap();
+        self.pipeline.tell(events);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        // A map that is full stays so: such a story must not wait for its Service to be programmed.
+        self.n_writes += self.pipeline.round().len();
+        let stuck = |issue: &lb_agent::issue::Issue| issue.message.contains("is full");
+        while self.pipeline.planner.n_pending() > 0 && !self.pipeline.issues().iter().any(stuck) {
+            let at = self.pipeline.planner.next_wakeup().unwrap();
+            self.pipeline.maps.now = self.pipeline.maps.now.max(at);
+            self.n_writes += self.pipeline.round().len();
+        }
+    }
+
+    /// What the maps and the issues are.
+    fn dump(&mut self) -> String {
+        let mut dump = String::new();
+        let maps = &self.pipeline.maps;
+        let mut frontends: Vec<_> = maps.actual.frontends.iter().collect();
+        frontends.sort_by_key(|(key, _)| (key.addr, key.proto == 0, key.port.get(), key.proto));
+        for (key, frontend) in frontends {
+            write!(dump, "{}", key_text(key)).unwrap();
+            let list = |base: u32, n: u32| {
+                let ids = (base..base + n).map(|slot| maps.id_at(slot));
+                let ids = ids.map(|id| {
+                    let backend = maps.backend(id);
+                    format!("{} (#{id})", endpoint_text(&backend.addr, backend.port.get()))
+                });
+                if n == 0 { "refuse".to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
+            };
+            write!(dump, " -> {}", list(frontend.base, frontend.n)).unwrap();
+            if frontend.local_n > 0 {
+                write!(dump, "; local {}", list(frontend.local_base, frontend.local_n)).unwrap();
+            }
+            dump.push('\n');
+        }
+        for (id, backend) in maps.leftover() {
+            let state = match backend.state {
+                state::ACTIVE => "active",
+                state::DRAINING => "draining",
+                state::DEAD => "dead",
+                other => panic!("state {other}"),
+            };
+            let endpoint = endpoint_text(&backend.addr, backend.port.get());
+            writeln!(dump, "{state} {endpoint} (#{id}), generation {}", backend.generation)
+                .unwrap();
+        }
+        let path = format!("{}/", self.path.display());
+        for issue in self.pipeline.issues() {
+            writeln!(dump, "issue: {}", issue.to_string().replace(&path, "")).unwrap();
+        }
+        writeln!(dump, "writes: {}\n", std::mem::take(&mut self.n_writes)).unwrap();
+        dump
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.path).unwrap();
+    }
+}
+
+fn duration(text: &str) -> Duration {
+    match text.strip_suffix("ms") {
+        Some(ms) => Duration::from_millis(ms.parse().unwrap()),
+        None => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
+    }
+}
