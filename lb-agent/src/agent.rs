@@ -36,6 +36,7 @@ use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
 use crate::cluster::{Cluster, Dirty, Family};
 use crate::config::{Config, Source};
+use crate::devices::bridge_netfilter::BridgeNetfilter;
 use crate::devices::{self, Devices};
 use crate::model::Desired;
 use crate::observe::Status;
@@ -332,7 +333,7 @@ impl Agent {
     /// Writes the entry of a device, if it is news.
     fn put_pod(&mut self, ifindex: u32) {
         let Some(veth) = self.devices.veth(ifindex) else { return };
-        let Some(pod) = self.pods.entry(veth) else { return };
+        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read()) else { return };
         match self.tables.put_pod(ifindex, &pod) {
             Ok(()) => {
                 debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");

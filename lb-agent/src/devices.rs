@@ -5,10 +5,12 @@
 //! RTM_NEWLINK, kind veth, IFLA_LINK_NETNSID present   the other end is in another namespace: a Pod's veth
 //! RTM_GETADDR with IFA_TARGET_NETNSID                 the addresses of the other end
 //! ```
-//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) is left alone. Addresses inside a Pod
+//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) is left alone, and so is one with a network
+//! of its own: on nodes that are containers themselves, the uplink is a veth, too. Addresses inside a Pod
 //! are not announced to us, and the CNI sets them a little after the device: they are polled with backoff.
 #![forbid(unsafe_code)]
 
+pub mod bridge_netfilter;
 pub mod link;
 pub mod netlink;
 pub mod polls;
@@ -38,8 +40,8 @@ pub struct Veth {
     pub peer: u32,
     /// The Pod's namespace as ours numbers it.
     pub nsid: u32,
-    /// Whether the host's end is a port of a bridge.
-    pub bridged: bool,
+    /// ifindex of the bridge that the host's end is a port of, or 0.
+    pub bridge: u32,
     /// MAC address of the Pod's end; zero until known.
     pub mac: [u8; 6],
     /// The Pod's addresses, as far as known.
@@ -87,7 +89,7 @@ impl Known {
             name: link.name,
             peer: link.peer,
             nsid,
-            bridged: link.bridged,
+            bridge: link.bridge,
             mac: [0; 6],
             addresses: Addresses::default(),
         };
@@ -99,10 +101,10 @@ impl Known {
             *known = veth;
             return Some(Event::Appeared { ifindex, at });
         }
-        if (known.bridged, &known.name) == (veth.bridged, &veth.name) {
+        if (known.bridge, &known.name) == (veth.bridge, &veth.name) {
             return None;
         }
-        (known.bridged, known.name) = (veth.bridged, veth.name);
+        (known.bridge, known.name) = (veth.bridge, veth.name);
         Some(Event::Changed(ifindex))
     }
 
@@ -229,7 +231,11 @@ impl Devices {
         Ok(events)
     }
 
-    fn take(&mut self, link: Link, at: Instant, events: &mut Vec<Event>) {
+    fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) {
+        if link.nsid.is_some() && self.is_uplink(&link) {
+            // As good as a veth with both ends here: not a Pod's.
+            link.nsid = None;
+        }
         match self.known.link(link, at) {
             Some(event @ Event::Appeared { ifindex, .. }) => {
                 self.polls.start(ifindex, at);
@@ -242,6 +248,14 @@ impl Devices {
             Some(event @ Event::Changed(_)) => events.push(event),
             None => {}
         }
+    }
+
+    fn is_uplink(&mut self, link: &Link) -> bool {
+        link.kind == "veth"
+            && link::has_network(&mut self.client, link.ifindex).unwrap_or_else(|err| {
+                tracing::debug!(device = link.name, %err, "own addresses of the device not readable");
+                false
+            })
     }
 
     fn left(&mut self, ifindex: u32, at: Instant, events: &mut Vec<Event>) -> io::Result<()> {
@@ -305,7 +319,7 @@ mod tests {
         let at = Instant::now();
         let mut known = Known::default();
         let appeared = |ifindex| Some(Event::Appeared { ifindex, at });
-        let bridged = Link { bridged: true, ..veth(5, 2, Some(0)) };
+        let bridged = Link { bridge: 9, ..veth(5, 2, Some(0)) };
         let cases = [
             ("hardware", Link { ifindex: 2, ..Link::default() }, None),
             ("both ends here", veth(3, 4, None), None),

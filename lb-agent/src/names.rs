@@ -326,11 +326,13 @@ pub enum NamesError {
 
 /// Writes the table to `path` as a whole: a reader sees the old file or the new one, never a part.
 ///
+/// `names` is a [`Names`], or serialises to the same: the agent streams its lists out of its own tables.
+///
 /// There is no `fsync`: the state directory is on a tmpfs and dies with the maps it describes.
 ///
 /// # Errors
 /// When the directory does not exist, is read-only or full.
-pub fn write(path: &Path, names: &Names<'_>) -> Result<(), NamesError> {
+pub fn write(path: &Path, names: &impl Serialize) -> Result<(), NamesError> {
     let io = |source| NamesError::Io { path: path.to_owned(), source };
     let partial = path.with_extension("json.tmp");
     let mut file = BufWriter::with_capacity(1 << 16, File::create(&partial).map_err(io)?);

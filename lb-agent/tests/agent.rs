@@ -92,7 +92,7 @@ impl<'a> Bed<'a> {
 
     /// The name table, once it is as wanted.
     fn names(&self, what: &str, so: impl Fn(&Names<'_>) -> bool) -> Names<'static> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(90);
         loop {
             let names = names::read(&self.state_dir().join(names::FILE));
             match names {
@@ -123,7 +123,7 @@ fn end(mut child: Child, signal: Signal) -> (Option<i32>, String) {
 }
 
 fn get(port: u16, path: &str) -> String {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut stream = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(stream) => break stream,
@@ -217,6 +217,17 @@ fn a_life_of_an_agent() {
         let metrics = get(10249, "/metrics");
         assert!(metrics.contains("lb_map_writes_total 0"), "{metrics}");
         end(third, Signal::SIGTERM);
+
+        // Without an API server, everything stays as it is, names included.
+        let mut command = bed.command("run");
+        command.args(["--node-name", "n1", "--api-server", "http://127.0.0.1:1", "--cgroup"]);
+        let fourth = command.arg(&bed.cgroup).stderr(Stdio::piped()).spawn().unwrap();
+        let names = bed.names("fourth", |names| names.agent.pid == fourth.id());
+        assert_eq!((names.services.len(), names.backends.len()), (1, 2));
+        assert!(!is_ok(&names, "services") && !is_ok(&names, "api"));
+        assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        end(fourth, Signal::SIGTERM);
+        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
 
         // Cleanup leaves nothing.
         let cleanup = bed.command("cleanup").output().unwrap();

@@ -47,7 +47,9 @@ pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
     if parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0 {
         return false;
     }
-    conntrack::reopens(flags, parsed.tcp_flags)
+    // The reply entry of a live translated flow keeps its tuple, whatever SYN of the Pod comes upon it.
+    let holds = flags & bits::REPLY != 0 && !conntrack::is_closing(flags);
+    (!holds && conntrack::reopens(flags, parsed.tcp_flags))
         || conntrack::is_expired(
             parsed.flow.proto,
             flags,

@@ -114,7 +114,11 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
         rewritten = rewritten.and_then(|()| rewrite_client(packet, parsed, entry));
     }
     if rewritten.is_ok() && flags & bits::SAME_BRIDGE != 0 {
-        return Verdict::Neighbour(bridge::of(packet, scratch.parsed.v4));
+        let bridge = bridge::of(packet, scratch.parsed.v4);
+        // Netfilter may have been turned on for the bridge since.
+        if bridge != 0 {
+            return Verdict::Neighbour(bridge);
+        }
     }
     finish(packet, scratch, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
 }

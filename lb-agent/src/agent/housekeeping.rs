@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::agent::background::News;
 use crate::agent::issues::Issues;
 use crate::agent::report;
-use crate::agent::table::{self, Known};
+use crate::agent::table::{self, Known, Table};
 use crate::agent::{Agent, unix_now};
 use crate::bpf::events::Examples;
 use crate::bpf::gc::Pass;
@@ -50,6 +50,8 @@ pub(super) struct Housekeeping {
     synced: u64,
     /// When a change that ends up in the maps was last heard of, since 1970.
     pub(super) queued: Duration,
+    /// The table that an earlier run left, until the first plan.
+    former: Option<Names<'static>>,
     /// Whether something changed since the last write.
     touched: bool,
     not_before: Instant,
@@ -64,8 +66,11 @@ impl Housekeeping {
         ct_capacity: u32,
     ) -> Self {
         let now = Instant::now();
+        let file = cfg.dirs.state.join(names::FILE);
         Self {
-            file: cfg.dirs.state.join(names::FILE),
+            // None after a reboot; one of another layout is of no use.
+            former: names::read(&file).ok(),
+            file,
             node: cfg.node_name.clone(),
             source: match &cfg.source {
                 Source::Kubernetes(options) => {
@@ -138,24 +143,27 @@ impl Agent {
         if self.planned && self.queue.oldest().is_none() {
             self.housekeeping.synced = now.as_secs();
         }
+        if self.planned {
+            self.housekeeping.former = None;
+        }
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
-        let names = self.names(&examples, incomplete, now.as_secs());
-        if let Err(err) = names::write(&self.housekeeping.file, &names) {
+        let table = self.table(&examples, incomplete, now.as_secs());
+        if let Err(err) = names::write(&self.housekeeping.file, &table) {
             warn!(%err, "name table not written: lbctl shows numbers or old names");
         }
-        drop(names);
+        drop(table);
         let took = begun.elapsed();
         self.housekeeping.touched = false;
         self.housekeeping.not_before = Instant::now() + AT_MOST.max(took * PAUSE);
         self.housekeeping.at_latest = Instant::now() + AT_LEAST.max(took * PAUSE);
     }
 
-    fn names<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Names<'a> {
+    fn table<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Table<'a> {
         let house = &self.housekeeping;
         let known = Known {
             cluster: &self.cluster,
@@ -164,7 +172,7 @@ impl Agent {
             issues: &house.issues,
             examples,
         };
-        let mut names = table::lists(&known, self.devices.veths());
+        let mut names = table::head(&known, self.devices.veths());
         names.node = Cow::Borrowed(&house.node);
         names.agent = AgentName {
             version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
@@ -187,7 +195,7 @@ impl Agent {
             kernel: &house.kernel,
             ct_entries: house.pass.map(|pass| pass.left()),
         });
-        names
+        Table { head: names, known, former: house.former.as_ref() }
     }
 
     fn set_gauges(&self, incomplete: usize) {

@@ -10,6 +10,7 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::{Pod, flags};
 
 use crate::devices::Veth;
+use crate::devices::bridge_netfilter::BridgeNetfilter;
 
 /// First and longest wait before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -105,8 +106,8 @@ impl Pods {
     }
 
     /// The entry to write for this device, `None` when it is there already.
-    pub(super) fn entry(&self, veth: &Veth) -> Option<Pod> {
-        let wanted = entry(veth);
+    pub(super) fn entry(&self, veth: &Veth, netfilter: BridgeNetfilter) -> Option<Pod> {
+        let wanted = entry(veth, netfilter);
         let device = self.devices.get(&veth.ifindex)?;
         (device.written != Some(wanted)).then_some(wanted)
     }
@@ -137,12 +138,15 @@ impl Pods {
 }
 
 /// The map's value for a device.
-pub(super) fn entry(veth: &Veth) -> Pod {
+pub(super) fn entry(veth: &Veth, netfilter: BridgeNetfilter) -> Pod {
+    let past = |seen: bool| if seen { 0 } else { veth.bridge };
     let addr = |ip: Option<std::net::IpAddr>| ip.map_or(Addr::NONE, Addr::from_ip);
     Pod {
         ip4: addr(veth.addresses.ip4),
         ip6: addr(veth.addresses.ip6),
-        flags: if veth.bridged { flags::BRIDGED } else { 0 },
+        flags: if veth.bridge != 0 { flags::BRIDGED } else { 0 },
+        bridge4: past(netfilter.v4),
+        bridge6: past(netfilter.v6),
         mac: veth.mac,
         nsid: veth.nsid,
         ..Pod::ZERO
@@ -157,7 +161,10 @@ mod tests {
 
     use super::{Pods, entry};
     use crate::devices::Veth;
+    use crate::devices::bridge_netfilter::BridgeNetfilter;
     use crate::devices::link::Addresses;
+
+    const NETFILTER: BridgeNetfilter = BridgeNetfilter { v4: true, v6: false };
 
     fn veth(bridged: bool, ip: Option<&str>) -> Veth {
         Veth {
@@ -165,7 +172,7 @@ mod tests {
             name: "veth5".to_owned(),
             peer: 2,
             nsid: 3,
-            bridged,
+            bridge: if bridged { 9 } else { 0 },
             mac: [2; 6],
             addresses: Addresses { ip4: ip.map(|ip| ip.parse().unwrap()), ip6: None },
         }
@@ -174,20 +181,25 @@ mod tests {
     #[test]
     fn entries_are_written_when_they_differ() {
         let mut pods = Pods::default();
-        assert_eq!(pods.entry(&veth(false, None)), None, "not known");
+        assert_eq!(pods.entry(&veth(false, None), NETFILTER), None, "not known");
         pods.appeared(5, Instant::now());
-        let bare = pods.entry(&veth(false, None)).unwrap();
+        let bare = pods.entry(&veth(false, None), NETFILTER).unwrap();
         pods.wrote(5, bare);
-        assert_eq!(pods.entry(&veth(false, None)), None);
-        let full = pods.entry(&veth(true, Some("10.1.0.2"))).unwrap();
-        assert_eq!(full, entry(&veth(true, Some("10.1.0.2"))));
+        assert_eq!(pods.entry(&veth(false, None), NETFILTER), None);
+        let full = pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER).unwrap();
+        assert_eq!(full, entry(&veth(true, Some("10.1.0.2")), NETFILTER));
+        assert_eq!((full.bridge4, full.bridge6), (0, 9), "past netfilter in IPv6 only");
         assert_eq!(
             (full.flags, full.nsid, full.ip4.to_string().as_str()),
             (flags::BRIDGED, 3, "10.1.0.2")
         );
         pods.wrote(5, full);
         pods.appeared(5, Instant::now());
-        assert_eq!(pods.entry(&veth(true, Some("10.1.0.2"))), None, "the map still has it");
+        assert_eq!(
+            pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER),
+            None,
+            "the map still has it"
+        );
     }
 
     #[test]

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::agent::issues::Issues;
 use crate::bpf::events::Examples;
@@ -19,6 +21,7 @@ use crate::names::{
 use crate::plan::{Planner, PortIds};
 
 /// What the lists of the table are made from.
+#[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
     /// What we were told.
     pub cluster: &'a Cluster,
@@ -32,26 +35,110 @@ pub(super) struct Known<'a> {
     pub examples: &'a Examples,
 }
 
-/// The lists of the table; agent, source and subsystems are left to the caller.
-pub(super) fn lists<'a>(known: &Known<'a>, veths: impl Iterator<Item = &'a Veth>) -> Names<'a> {
-    let mut names = Names { layout: crate::names::LAYOUT, ..Names::default() };
-    let mut places = Places::default();
-    for (name, service) in &known.desired.services {
-        let mut ids: Vec<PortIds<'a>> = known.planner.port_ids(name).collect();
-        for port in &service.ports {
-            let at = ids.iter().position(|ids| is_of(ids, port));
-            let ids = at.map(|at| ids.swap_remove(at));
-            names.services.push(service_name(known, name, port, ids.as_ref()));
-            if let Some(ids) = ids {
-                backends(known, name, port, &ids, &mut places, &mut names.backends);
+/// The name table. The long lists are made while it is written, one element after the other: with ten thousand
+/// Services, a second copy of all names would be a third of the agent's memory.
+pub(super) struct Table<'a> {
+    /// All but the long lists, which are empty in it.
+    pub head: Names<'a>,
+    /// What the long lists are made from.
+    pub known: Known<'a>,
+    /// The table that was found at the start: its long lists are good until the first plan.
+    pub former: Option<&'a Names<'static>>,
+}
+
+impl Serialize for Table<'_> {
+    /// As [`Names`] does it.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Names {
+            layout,
+            node,
+            agent,
+            source,
+            subsystems,
+            issues,
+            services: _,
+            backends: _,
+            places: _,
+            pods,
+            drops,
+        } = &self.head;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("layout", layout)?;
+        map.serialize_entry("node", node)?;
+        map.serialize_entry("agent", agent)?;
+        map.serialize_entry("source", source)?;
+        map.serialize_entry("subsystems", subsystems)?;
+        map.serialize_entry("issues", issues)?;
+        match self.former {
+            Some(former) => {
+                map.serialize_entry("services", &former.services)?;
+                map.serialize_entry("backends", &former.backends)?;
+                map.serialize_entry("places", &former.places)?;
+            }
+            None => {
+                let places = RefCell::new(Places::default());
+                map.serialize_entry("services", &Stream(|| services(&self.known)))?;
+                map.serialize_entry("backends", &Stream(|| backends(&self.known, &places)))?;
+                map.serialize_entry("places", &places.into_inner().list)?;
             }
         }
+        map.serialize_entry("pods", pods)?;
+        map.serialize_entry("drops", drops)?;
+        map.end()
     }
-    names.places = places.list;
-    names.pods = veths.map(|veth| pod_name(known.cluster, veth)).collect();
-    names.issues = known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect();
-    names.drops = known.examples.iter().map(drop_example).collect();
-    names
+}
+
+/// Serialises what an iterator gives.
+struct Stream<F>(F);
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0())
+    }
+}
+
+/// The short lists of the table; agent, source and subsystems are left to the caller.
+pub(super) fn head<'a>(known: &Known<'a>, veths: impl Iterator<Item = &'a Veth>) -> Names<'a> {
+    Names {
+        layout: crate::names::LAYOUT,
+        pods: veths.map(|veth| pod_name(known.cluster, veth)).collect(),
+        issues: known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect(),
+        drops: known.examples.iter().map(drop_example).collect(),
+        ..Names::default()
+    }
+}
+
+/// All desired service ports with their ids, if they have some.
+fn ports<'a>(
+    known: Known<'a>,
+) -> impl Iterator<Item = (&'a Name, &'a DesiredPort, Option<PortIds<'a>>)> {
+    let Known { desired, planner, .. } = known;
+    desired.services.iter().flat_map(move |(name, service)| {
+        service.ports.iter().map(move |port| {
+            let ids = planner.port_ids(name).find(|ids| is_of(ids, port));
+            (name, port, ids)
+        })
+    })
+}
+
+fn services<'a>(known: &Known<'a>) -> impl Iterator<Item = ServiceName<'a>> {
+    let known = *known;
+    ports(known).map(move |(name, port, ids)| service_name(&known, name, port, ids.as_ref()))
+}
+
+fn backends<'a>(
+    known: &Known<'a>,
+    places: &RefCell<Places<'a>>,
+) -> impl Iterator<Item = BackendName<'a>> {
+    let known = *known;
+    ports(known).flat_map(move |(name, port, ids)| {
+        let mut places = places.borrow_mut();
+        let mut list = Vec::new();
+        if let Some(ids) = ids {
+            backends_of(&known, name, port, &ids, &mut places, &mut list);
+        }
+        list
+    })
 }
 
 /// Whether these ids are that port's.
@@ -97,7 +184,7 @@ fn service_name<'a>(
     }
 }
 
-fn backends<'a>(
+fn backends_of<'a>(
     known: &Known<'a>,
     service: &'a Name,
     port: &'a DesiredPort,

@@ -22,6 +22,7 @@ const IFADDRMSG: usize = 8;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// Also called `IFLA_IF_NETNSID`.
@@ -51,8 +52,8 @@ pub struct Link {
     pub peer: u32,
     /// `IFLA_LINK_NETNSID`: the namespace of the other end as ours numbers it; absent when both are in ours.
     pub nsid: Option<u32>,
-    /// Whether it is a port of a bridge.
-    pub bridged: bool,
+    /// ifindex of the bridge that it is a port of, or 0.
+    pub bridge: u32,
     /// MAC address, zero if it has none.
     pub mac: [u8; 6],
 }
@@ -65,24 +66,29 @@ pub fn parse_link(payload: &[u8]) -> Option<Link> {
         return None;
     }
     let mut link = Link { ifindex: number(header.get(4..8)?)?, ..Link::default() };
+    let (mut master, mut is_port) = (0, false);
     for (kind, value) in attributes(rest) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_ADDRESS => link.mac = parse_mac(value).unwrap_or_default(),
             IFLA_LINK => link.peer = number(value)?,
+            IFLA_MASTER => master = number(value)?,
             // A negative id means that the kernel could not number the namespace.
             IFLA_LINK_NETNSID => link.nsid = number(value).filter(|id| *id <= i32::MAX as u32),
             IFLA_LINKINFO => {
                 for (kind, value) in attributes(value) {
                     match kind {
                         IFLA_INFO_KIND => link.kind = text(value),
-                        IFLA_INFO_SLAVE_KIND => link.bridged |= text(value) == "bridge",
+                        IFLA_INFO_SLAVE_KIND => is_port |= text(value) == "bridge",
                         _ => {}
                     }
                 }
             }
             _ => {}
         }
+    }
+    if is_port {
+        link.bridge = master;
     }
     Some(link)
 }
@@ -169,6 +175,26 @@ pub fn addresses_in(client: &mut Client, nsid: u32, ifindex: u32) -> io::Result<
     Ok(found)
 }
 
+/// Whether the device has an address with a network behind it, as the node's uplinks have. The host's end of a Pod's
+/// veth has none, or only a host address that the CNI uses as the Pod's gateway.
+///
+/// # Errors
+/// When the kernel refuses the dump.
+pub fn has_network(client: &mut Client, ifindex: u32) -> io::Result<bool> {
+    let mut found = false;
+    let request = Request::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG]);
+    client.call(&request, |_, payload| found |= is_network(payload, ifindex))?;
+    Ok(found)
+}
+
+/// Whether the payload of an `RTM_NEWADDR` is about this device and a global address that stands for a network.
+fn is_network(payload: &[u8], ifindex: u32) -> bool {
+    let Some((header, _)) = payload.split_at_checked(IFADDRMSG) else { return false };
+    let [family, prefix, _, scope, device @ ..] = header else { return false };
+    let host = if i32::from(*family) == libc::AF_INET { 32 } else { 128 };
+    number(device) == Some(ifindex) && *scope == SCOPE_GLOBAL && *prefix < host
+}
+
 fn ask(client: &mut Client, request: &Request) -> io::Result<Option<Link>> {
     let mut link = None;
     match client.call(request, |_, payload| link = parse_link(payload)) {
@@ -226,7 +252,7 @@ mod tests {
             kind: "veth".to_owned(),
             peer: 2,
             nsid: Some(0),
-            bridged: true,
+            bridge: 4,
             mac: [2, 0, 0, 0, 0, 1],
         };
         let cases: [(&str, Vec<u8>, Option<Link>); 5] = [
@@ -251,6 +277,25 @@ mod tests {
 
     fn address_message(scope: u8, flags: u8, attrs: &[Vec<u8>]) -> Vec<u8> {
         [vec![0, 24, flags, scope, 0, 0, 0, 0], attrs.concat()].concat()
+    }
+
+    #[test]
+    fn an_address_with_a_network_makes_an_uplink() {
+        let message = |family: i32, prefix: u8, scope: u8, ifindex: u32| {
+            [&[family as u8, prefix, 0, scope], word32(ifindex).as_slice()].concat()
+        };
+        let cases = [
+            ("eth0 of a node", message(libc::AF_INET, 24, 0, 3), true),
+            ("the same in IPv6", message(libc::AF_INET6, 64, 0, 3), true),
+            ("a gateway for one Pod", message(libc::AF_INET, 32, 0, 3), false),
+            ("the same in IPv6", message(libc::AF_INET6, 128, 0, 3), false),
+            ("link-local", message(libc::AF_INET6, 64, 253, 3), false),
+            ("another device's", message(libc::AF_INET, 24, 0, 4), false),
+            ("too short", vec![2, 24], false),
+        ];
+        for (name, payload, want) in cases {
+            assert_eq!(super::is_network(&payload, 3), want, "{name}");
+        }
     }
 
     #[test]

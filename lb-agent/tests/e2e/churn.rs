@@ -220,13 +220,14 @@ fn s20_two_services_of_one_backend_from_one_source_port() {
     }
 }
 
-/// The same with the first of the flows going straight to the backend.
+/// The same with one of the flows going straight to the backend, before or after the other.
 #[test]
 fn s20_service_and_its_backend_from_one_source_port() {
     let (stage, client, web) = two_services_of_one_backend("estrait");
     for (service, backend) in WEB.into_iter().zip(web.addresses()) {
         let backend = SocketAddr::new(backend, 8080);
         all_at_once(&stage, &client, &[backend, port_80(service)]);
+        all_at_once(&stage, &client, &[port_80(service), backend]);
     }
 }
 

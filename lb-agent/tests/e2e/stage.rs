@@ -106,12 +106,18 @@ impl Stage {
         }
     }
 
-    /// The ends of both agents' logs.
+    /// The ends of both agents' logs, and what their tables say.
     pub(crate) fn logs(&self) -> String {
-        self.agents
-            .iter()
-            .map(|agent| format!("--- agent of {}\n{}\n", agent.node.name, agent.log_tail()))
-            .collect()
+        let mut text = String::new();
+        for agent in &self.agents {
+            text += &format!("--- agent of {}\n{}\n", agent.node.name, agent.log_tail());
+            for command in ["status", "backends", "drops", "ct"] {
+                let said = agent.lbctl(&[command]).unwrap_or_else(|err| format!("{err:#}"));
+                let lines: Vec<&str> = said.lines().take(60).collect();
+                text += &format!("--- lbctl {command}\n{}\n", lines.join("\n"));
+            }
+        }
+        text
     }
 }
 

@@ -4,9 +4,9 @@
 
 use std::{
     io::{BufRead, BufReader, Write as _},
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+
+use crate::command::{command, line};
 
 use super::{
     bed::{Bed, PORT, service},
@@ -103,14 +105,7 @@ fn round(
         url(address, PORT)
     );
     let mut client = bed.cluster.pod_shell(&format!("client-{node}"), &script);
-    let mut client = Running(
-        client
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start kubectl exec")?,
-    );
+    let mut client = Running::start(client.stdout(Stdio::piped()).stderr(Stdio::null()))?;
     let lines = BufReader::new(client.0.stdout.take().context("no pipe")?);
     let answers = answers(lines)?;
     let created = Instant::now();
@@ -138,13 +133,21 @@ fn answers(mut lines: impl BufRead + Send + 'static) -> Result<Receiver<Instant>
     Ok(rx)
 }
 
-/// A child that does not outlive its owner.
+/// A command that does not outlive its owner, with all that its shell started.
 struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        command.process_group(0).stdin(Stdio::null());
+        Ok(Self(command.spawn().with_context(|| format!("start `{}`", line(command)))?))
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended on its own, which is as good.
-        drop(self.0.kill());
+        let group = format!("-{}", self.0.id());
+        drop(command("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status());
         drop(self.0.wait());
     }
 }
@@ -161,8 +164,8 @@ impl ApiProxy {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let option = format!("--unix-socket={}", socket(&dir).display());
         let mut proxy = bed.cluster.kubectl(&["proxy", &option]);
-        proxy.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let proxy = Self { _proxy: Running(proxy.spawn().context("start kubectl proxy")?), dir };
+        let proxy = Running::start(proxy.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let proxy = Self { _proxy: proxy, dir };
         within(Duration::from_secs(5), || {
             UnixStream::connect(socket(&proxy.dir)).context("connect to kubectl proxy")
         })?;

@@ -20,8 +20,8 @@ pub(super) fn check(sources: &[Source], architecture: &str) -> Vec<String> {
         };
         let there: Vec<&str> =
             sources.iter().filter_map(|source| source.path.strip_prefix(dir)).collect();
-        for file in there.iter().filter(|file| **file != "tests.rs" && !file.ends_with("/tests.rs"))
-        {
+        let tests = |file: &str| file.ends_with("tests.rs") || file.contains("tests/");
+        for file in there.iter().filter(|file| !tests(file)) {
             if !named.iter().any(|entry| entry == file) {
                 complaints.push(format!("ARCHITECTURE.md: `### {name}` does not name {file}"));
             }

@@ -32,6 +32,9 @@ const IMPORTS: [(&str, &[&str], &str); 3] = [
             "lb-agent/src/bpf/",
             "lb-agent/src/syscall.rs",
             "lb-agent/src/ctl/",
+            // One reads the counters, the other tells aya's errors apart.
+            "lb-agent/src/observe/scrape.rs",
+            "lb-agent/src/agent/kernel.rs",
             "lb-agent/tests/",
             "lb-common/",
             "xtask/",

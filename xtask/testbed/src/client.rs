@@ -41,7 +41,20 @@ pub struct Connection {
 impl Connection {
     /// Connects; `timeout` also limits each answer.
     pub fn open(addr: SocketAddr, timeout: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, timeout)?;
+        let deadline = Instant::now() + timeout;
+        let stream = loop {
+            match TcpStream::connect_timeout(&addr, timeout) {
+                // Where a namespace has few source ports: a child just being started elsewhere in this process may
+                // hold a copy of a closed socket until its exec.
+                Err(err)
+                    if err.kind() == io::ErrorKind::AddrNotAvailable
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                other => break other?,
+            }
+        };
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         stream.set_nodelay(true)?;
