@@ -92,7 +92,7 @@ impl<'a> Bed<'a> {
 
     /// The name table, once it is as wanted.
     fn names(&self, what: &str, so: impl Fn(&Names<'_>) -> bool) -> Names<'static> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(90);
         loop {
             let names = names::read(&self.state_dir().join(names::FILE));
             match names {
@@ -123,7 +123,7 @@ fn end(mut child: Child, signal: Signal) -> (Option<i32>, String) {
 }
 
 fn get(port: u16, path: &str) -> String {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut stream = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(stream) => break stream,

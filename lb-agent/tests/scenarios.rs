@@ -12,6 +12,8 @@
 //! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections anew.
 #![cfg(test)]
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -135,7 +137,7 @@ impl Story {
             ("advance", time) => self.pipeline.advance(duration(time)),
             ("restart", "") => {
                 self.directory = Directory::new(&self.path, NODE);
-                let events = self.directory.refresh(&[].into()).unwrap();
+                let events = self.read(&[].into());
                 let synced = Kind::ALL.map(Event::Synced);
                 self.pipeline.restart(events.into_iter().chain(synced));
                 self.settle();
@@ -146,9 +148,15 @@ impl Story {
 
     fn refresh(&mut self, names: &[&Path]) {
         let names = names.iter().map(|name| name.as_os_str().to_owned()).collect();
-        let events = self.directory.refresh(&names).unwrap();
+        let events = self.read(&names);
         self.pipeline.tell(events);
         self.settle();
+    }
+
+    fn read(&mut self, names: &BTreeSet<OsString>) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.directory.refresh(names, &mut |event| events.push(event)).unwrap();
+        events
     }
 
     fn settle(&mut self) {

@@ -174,15 +174,18 @@ impl Hooks {
         Ok(())
     }
 
-    /// Forgets a device that is gone: the kernel has detached its programs, the pins remain to be removed.
+    /// Forgets a device that is gone, or no longer a Pod's: removes its pins, and filters where there are some.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// When the kernel refuses.
     pub fn forget_pod(&mut self, ifindex: u32) -> Result<(), AttachError> {
         for hook in Hook::ALL {
             pins::remove(&self.pins.pod_link(ifindex, hook))?;
         }
-        Ok(pins::remove(&self.pins.qdisc(ifindex))?)
+        if self.mechanism == Some(Mechanism::Clsact) {
+            detach_filters(&self.pins, ifindex)?;
+        }
+        Ok(())
     }
 
     /// Removes the pins of devices that `is_pod` does not know (any more). Returns how many devices that were.
@@ -195,7 +198,10 @@ impl Hooks {
             if let Pin::PodLink(ifindex, _) | Pin::Qdisc(ifindex) = pin
                 && !is_pod(ifindex)
             {
-                pins::remove(&path)?;
+                match pin {
+                    Pin::Qdisc(_) => detach_filters(&self.pins, ifindex)?,
+                    _ => pins::remove(&path)?,
+                }
                 stale.insert(ifindex);
             }
         }

@@ -66,16 +66,14 @@ impl Source {
     fn run(&self, path: &Path, node: &str) -> anyhow::Result<()> {
         let mut directory = Directory::new(path, node);
         let (mut notifications, mut watcher) = watch(path)?;
-        let events = directory.refresh(&BTreeSet::new()).with_context(|| unreadable(path))?;
-        info!(directory = %path.display(), files = directory.n_files(), "manifests read");
         for kind in Kind::ALL {
             self.counters.of(kind).count_restart();
+            self.send(Event::Restarted(kind));
         }
-        let restarted = Kind::ALL.into_iter().map(Event::Restarted);
-        let synced = Kind::ALL.into_iter().map(Event::Synced);
-        if !self.send(restarted.chain(events).chain(synced)) {
-            return Ok(());
-        }
+        let mut tell = |event| self.send(event);
+        directory.refresh(&BTreeSet::new(), &mut tell).with_context(|| unreadable(path))?;
+        info!(directory = %path.display(), files = directory.n_files(), "manifests read");
+        Kind::ALL.into_iter().map(Event::Synced).for_each(&mut tell);
         while !self.tx.is_closed() {
             let Some(names) = changed_files(&notifications) else { continue };
             if !path.is_dir() {
@@ -84,9 +82,8 @@ impl Source {
                 drop(watcher);
                 (notifications, watcher) = self.wait_for(path);
             }
-            match directory.refresh(&names) {
-                Ok(events) => drop(self.send(events)),
-                Err(err) => warn!(err = %err, "{}", unreadable(path)),
+            if let Err(err) = directory.refresh(&names, &mut tell) {
+                warn!(err = %err, "{}", unreadable(path));
             }
         }
         Ok(())
@@ -102,14 +99,12 @@ impl Source {
         }
     }
 
-    /// False when nobody listens any more.
-    fn send(&self, events: impl IntoIterator<Item = Event>) -> bool {
-        events.into_iter().all(|event| {
-            for kind in Kind::ALL {
-                self.counters.of(kind).count_event();
-            }
-            self.tx.blocking_send(Received::now(event)).is_ok()
-        })
+    fn send(&self, event: Event) {
+        for kind in Kind::ALL {
+            self.counters.of(kind).count_event();
+        }
+        // Nobody listens any more only when the agent ends; the loop looks for that.
+        drop(self.tx.blocking_send(Received::now(event)));
     }
 }
 

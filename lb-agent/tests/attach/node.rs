@@ -144,6 +144,19 @@ impl Node {
         line.split(':').next().unwrap().parse().unwrap()
     }
 
+    /// Name of a device.
+    pub(crate) fn device(&self, ifindex: u32) -> String {
+        let links = self.ip("-o link show");
+        let line = links.lines().find(|line| line.starts_with(&format!("{ifindex}: "))).unwrap();
+        line.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned()
+    }
+
+    /// Whether the kernel must have TCX: Linux 6.6.
+    pub(crate) fn has_tcx(&self) -> bool {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        lb_agent::preflight::version(&release).unwrap() >= (6, 6)
+    }
+
     pub(crate) fn ip(&self, arguments: &str) -> String {
         self.run("ip", arguments)
     }

@@ -142,8 +142,8 @@ impl Derive {
         }
     }
 
-    /// Derives what has to be derived again and adds what came out differently.
-    pub(super) fn flush(&mut self, events: &mut Vec<Event>) {
+    /// Derives what has to be derived again and tells what came out differently.
+    pub(super) fn flush(&mut self, tell: &mut dyn FnMut(Event)) {
         self.touch();
         let dirty = std::mem::take(&mut self.dirty);
         let mut told = std::mem::take(&mut self.told);
@@ -157,14 +157,14 @@ impl Derive {
             let before = told.remove(name).unwrap_or_default();
             for (old, _) in &before {
                 if !slices.iter().any(|(slice, _)| slice == old) {
-                    events.push(Event::Slice(Change::Deleted(old.clone())));
+                    tell(Event::Slice(Change::Deleted(old.clone())));
                 }
             }
             let mut now = Vec::with_capacity(slices.len());
             for (slice, record) in slices {
                 let entry = (slice.clone(), hash(&record));
                 if !before.contains(&entry) {
-                    events.push(Event::Slice(Change::Applied(slice, record)));
+                    tell(Event::Slice(Change::Applied(slice, record)));
                 }
                 now.push(entry);
             }

@@ -4,8 +4,9 @@
 //! lets go of it, the other is read again.
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::derive::Derive;
-use super::document::{self, Content, Fault, Object};
+use super::document::{self, Fault, Found, Object};
 use crate::cluster::{Change, Event, Kind, Name};
 use crate::issue::{Issue, ObjectRef};
 use crate::watch::{Watched, read};
@@ -28,6 +29,8 @@ pub struct Directory {
     derive: Derive,
     /// Objects whose issues were told.
     with_issues: BTreeSet<ObjectRef>,
+    /// Number of files read so far.
+    readings: u32,
 }
 
 /// Kind and name of an object.
@@ -36,7 +39,6 @@ type Key = (Kind, Name);
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
-    keys: BTreeSet<Key>,
     /// Places whose issues were told.
     issues: BTreeSet<ObjectRef>,
 }
@@ -48,9 +50,12 @@ type Stamp = (u64, u64, i64, i64);
 struct Held {
     /// Of what was told; `None` when the file it belongs to has not been read since it does.
     hash: Option<u64>,
-    file: OsString,
-    /// Other files with the same object.
-    also: BTreeSet<OsString>,
+    file: Arc<OsStr>,
+    /// Number of the reading that found it in `file` last, and the line there.
+    reading: u32,
+    line: u32,
+    /// Other files with the same object, and the readings that found it there.
+    also: Option<Box<BTreeMap<Arc<OsStr>, u32>>>,
 }
 
 /// Whose an object is.
@@ -59,8 +64,15 @@ enum Claim {
     Changed,
     /// The same, and it says what it said before.
     Same,
-    /// Another file's, with this path.
+    /// Somebody else's: the place.
     Of(String),
+}
+
+/// What reading files leads to.
+struct Outcome<'a> {
+    tell: &'a mut dyn FnMut(Event),
+    /// Files that must be read because of it.
+    again: BTreeSet<OsString>,
 }
 
 impl Directory {
@@ -73,6 +85,7 @@ impl Directory {
             objects: BTreeMap::new(),
             derive: Derive::default(),
             with_issues: BTreeSet::new(),
+            readings: 0,
         }
     }
 
@@ -81,153 +94,148 @@ impl Directory {
         self.files.len()
     }
 
-    /// Reads what changed since the last time, and at any rate the files with these names; returns what is new.
+    /// Reads what changed since the last time, and at any rate the files with these names; tells what is new.
     ///
     /// # Errors
     /// When the directory cannot be listed. A file that cannot be read is an issue.
-    pub fn refresh(&mut self, names: &BTreeSet<OsString>) -> io::Result<Vec<Event>> {
+    pub fn refresh(
+        &mut self,
+        names: &BTreeSet<OsString>,
+        tell: &mut dyn FnMut(Event),
+    ) -> io::Result<()> {
         let listed = list(&self.path)?;
         let gone: Vec<_> =
             self.files.keys().filter(|name| !listed.contains_key(*name)).cloned().collect();
-        let mut events = Vec::new();
-        let mut again = BTreeSet::new();
+        let mut outcome = Outcome { tell, again: BTreeSet::new() };
         for name in gone {
-            self.put_file(&name, Content::default(), &mut again, &mut events);
+            self.take_file(&name, Ok(""), &mut outcome);
             self.files.remove(&name);
         }
         for (name, stamp) in &listed {
             let known = self.files.get(name).is_some_and(|file| file.stamp == Some(*stamp));
             if !known || names.contains(name) {
-                again.insert(name.clone());
+                outcome.again.insert(name.clone());
             }
         }
-        // A file that takes over or loses objects can make others worth a second look, but only once each.
-        let mut rest = again.clone();
-        let mut rounds = 0;
-        while let Some(name) = rest.pop_first() {
-            let Some(stamp) = listed.get(&name) else { continue };
-            let mut more = BTreeSet::new();
-            self.read_file(&name, *stamp, &mut more, &mut events);
-            more.remove(&name);
-            rounds += 1;
-            if rounds <= listed.len().saturating_mul(2) {
-                rest.extend(more);
+        // A file that takes over or loses objects makes others worth a second look; that ends, since objects only
+        // go to the first file by name that has them. The bound is for files that change meanwhile.
+        for _ in 0..listed.len().saturating_mul(2) {
+            let Some(name) = outcome.again.pop_first() else { break };
+            if let Some(stamp) = listed.get(&name) {
+                self.read_file(&name, *stamp, &mut outcome);
             }
         }
-        self.derive.flush(&mut events);
-        Ok(events)
+        self.derive.flush(outcome.tell);
+        Ok(())
     }
 
-    fn read_file(
-        &mut self,
-        name: &OsString,
-        stamp: Stamp,
-        again: &mut BTreeSet<OsString>,
-        events: &mut Vec<Event>,
-    ) {
-        let content = match fs::read(self.path.join(name)).map(String::from_utf8) {
-            Ok(Ok(text)) => document::parse(&text),
+    fn read_file(&mut self, name: &OsString, stamp: Stamp, outcome: &mut Outcome<'_>) {
+        let unreadable = |line: usize, message: String| {
+            let line = u64::try_from(line).unwrap_or(u64::MAX);
+            Fault { line, field: String::new(), message, lossy: true }
+        };
+        match fs::read(self.path.join(name)).map(String::from_utf8) {
+            Ok(Ok(text)) => self.take_file(name, Ok(&text), outcome),
             Ok(Err(err)) => {
                 let valid = err.as_bytes().get(..err.utf8_error().valid_up_to());
                 let lines = valid.map_or(0, |valid| valid.iter().filter(|b| **b == b'\n').count());
-                unreadable(lines as u64 + 1, "is not UTF-8".to_owned())
+                let fault = unreadable(lines + 1, "is not UTF-8".to_owned());
+                self.take_file(name, Err(fault), outcome);
             }
             // It went away since it was listed: the next round sees that.
             Err(err) if err.kind() == io::ErrorKind::NotFound => return,
-            Err(err) => unreadable(1, format!("cannot be read: {err}")),
-        };
-        self.put_file(name, content, again, events);
+            Err(err) => {
+                let fault = unreadable(1, format!("cannot be read: {err}"));
+                self.take_file(name, Err(fault), outcome);
+            }
+        }
         if let Some(file) = self.files.get_mut(name) {
             file.stamp = Some(stamp);
         }
     }
 
-    /// Makes the content of one file count. `again` gets the files that must be read because of it.
-    fn put_file(
-        &mut self,
-        name: &OsString,
-        content: Content,
-        again: &mut BTreeSet<OsString>,
-        events: &mut Vec<Event>,
-    ) {
-        let Content { found, mut faults } = content;
+    /// Makes the content of one file count.
+    fn take_file(&mut self, name: &OsString, text: Result<&str, Fault>, outcome: &mut Outcome<'_>) {
+        self.readings += 1;
+        let file: Arc<OsStr> = name.as_os_str().into();
+        let known = self.files.contains_key(name);
+        let mut duplicates = Vec::new();
+        let mut faults = match text {
+            Ok(text) => {
+                document::parse(text, &mut |found| match self.claim(&file, &found, outcome) {
+                    Claim::Changed => self.put_object(&found.object, outcome.tell),
+                    Claim::Same => {}
+                    Claim::Of(owner) => duplicates.push(duplicate(&found, &owner)),
+                })
+            }
+            Err(fault) => vec![fault],
+        };
         // While a part of it cannot be read, what the file said before goes on holding.
-        let keep = faults.iter().any(|fault| fault.lossy);
-        let before = self.files.entry(name.clone()).or_default().keys.clone();
-        let mut lines: BTreeMap<Key, u64> = BTreeMap::new();
-        for found in found {
-            let key = (found.object.kind(), found.object.name());
-            if let Some(line) = lines.get(&key) {
-                faults.push(duplicate(found.line, &key, &format!("line {line} of this file")));
-                continue;
-            }
-            lines.insert(key.clone(), found.line);
-            match self.claim(&key, name, found.hash, again) {
-                Claim::Changed => self.put_object(&found.object, events),
-                Claim::Same => {}
-                Claim::Of(owner) => faults.push(duplicate(found.line, &key, &owner)),
-            }
+        if known && !faults.iter().any(|fault| fault.lossy) {
+            self.let_go(&file, outcome);
         }
-        let mut keys: BTreeSet<Key> = lines.into_keys().collect();
-        for key in before {
-            if keep {
-                keys.insert(key);
-            } else if !keys.contains(&key) {
-                self.let_go(&key, name, again, events);
-            }
-        }
-        self.tell_faults(name, keys, faults, events);
+        faults.append(&mut duplicates);
+        self.tell_faults(name, faults, outcome.tell);
     }
 
-    /// Notes that this file has the object with this hash.
-    fn claim(
-        &mut self,
-        key: &Key,
-        file: &OsString,
-        hash: u64,
-        again: &mut BTreeSet<OsString>,
-    ) -> Claim {
-        let Some(held) = self.objects.get_mut(key) else {
-            let held = Held { hash: Some(hash), file: file.clone(), also: BTreeSet::new() };
-            self.objects.insert(key.clone(), held);
-            return Claim::Changed;
+    /// Notes that this file has the object.
+    fn claim(&mut self, file: &Arc<OsStr>, found: &Found, outcome: &mut Outcome<'_>) -> Claim {
+        let reading = self.readings;
+        let line = u32::try_from(found.line).unwrap_or(u32::MAX);
+        let key = (found.object.kind(), found.object.name());
+        let held = match self.objects.entry(key) {
+            Entry::Vacant(entry) => {
+                let (hash, file) = (Some(found.hash), Arc::clone(file));
+                entry.insert(Held { hash, file, reading, line, also: None });
+                return Claim::Changed;
+            }
+            Entry::Occupied(entry) => entry.into_mut(),
         };
         if held.file < *file {
-            held.also.insert(file.clone());
-            return Claim::Of(self.path.join(&held.file).display().to_string());
+            let also = held.also.get_or_insert_default();
+            also.insert(Arc::clone(file), reading);
+            return Claim::Of(self.path.join(&*held.file).display().to_string());
+        }
+        if held.file == *file && held.reading == reading {
+            return Claim::Of(format!("line {} of this file", held.line));
         }
         if held.file != *file {
-            let other = std::mem::replace(&mut held.file, file.clone());
-            held.also.remove(file);
-            held.also.insert(other.clone());
-            again.insert(other);
+            let other = std::mem::replace(&mut held.file, Arc::clone(file));
+            outcome.again.insert(other.to_os_string());
+            let also = held.also.get_or_insert_default();
+            also.remove(file);
+            also.insert(other, held.reading);
         }
-        if held.hash.replace(hash) == Some(hash) { Claim::Same } else { Claim::Changed }
+        (held.reading, held.line) = (reading, line);
+        if held.hash.replace(found.hash) == Some(found.hash) { Claim::Same } else { Claim::Changed }
     }
 
-    fn let_go(
-        &mut self,
-        key: &Key,
-        file: &OsString,
-        again: &mut BTreeSet<OsString>,
-        events: &mut Vec<Event>,
-    ) {
-        let Some(held) = self.objects.get_mut(key) else { return };
-        if held.file != *file {
-            held.also.remove(file);
-            return;
+    /// Lets go of the objects that this reading did not find in the file any more.
+    fn let_go(&mut self, file: &Arc<OsStr>, outcome: &mut Outcome<'_>) {
+        let reading = self.readings;
+        let mut removed = Vec::new();
+        for (key, held) in &mut self.objects {
+            if let Some(also) = &mut held.also {
+                also.retain(|other, seen| other != file || *seen == reading);
+            }
+            if held.file != *file || held.reading == reading {
+                continue;
+            }
+            let next = held.also.as_mut().and_then(|also| also.pop_first());
+            if let Some((next, seen)) = next {
+                outcome.again.insert(next.to_os_string());
+                (held.file, held.reading, held.hash) = (next, seen, None);
+            } else {
+                removed.push(key.clone());
+            }
         }
-        if let Some(next) = held.also.pop_first() {
-            held.file = next.clone();
-            held.hash = None;
-            again.insert(next);
-            return;
+        for key in removed {
+            self.objects.remove(&key);
+            self.remove_object(&key, outcome.tell);
         }
-        self.objects.remove(key);
-        self.remove_object(key, events);
     }
 
-    fn put_object(&mut self, object: &Object, events: &mut Vec<Event>) {
+    fn put_object(&mut self, object: &Object, tell: &mut dyn FnMut(Event)) {
         let (event, issues) = match object {
             Object::Service(service) => {
                 self.derive.put_service(service);
@@ -252,7 +260,7 @@ impl Directory {
                 read(node.as_ref())
             }
         };
-        events.push(event);
+        tell(event);
         let object = ObjectRef::new(object.kind().name(), &object.name());
         let changed = if issues.is_empty() {
             self.with_issues.remove(&object)
@@ -261,14 +269,14 @@ impl Directory {
             true
         };
         if changed {
-            events.push(Event::Issues(object, issues));
+            tell(Event::Issues(object, issues));
         }
     }
 
-    fn remove_object(&mut self, (kind, name): &Key, events: &mut Vec<Event>) {
+    fn remove_object(&mut self, (kind, name): &Key, tell: &mut dyn FnMut(Event)) {
         self.derive.remove(*kind, name);
         let deleted = name.clone();
-        events.push(match kind {
+        tell(match kind {
             Kind::Service => Event::Service(Change::Deleted(deleted)),
             Kind::EndpointSlice => Event::Slice(Change::Deleted(deleted)),
             Kind::Pod => Event::Pod(Change::Deleted(deleted)),
@@ -277,17 +285,11 @@ impl Directory {
         });
         let object = ObjectRef::new(kind.name(), name);
         if self.with_issues.remove(&object) {
-            events.push(Event::Issues(object, Vec::new()));
+            tell(Event::Issues(object, Vec::new()));
         }
     }
 
-    fn tell_faults(
-        &mut self,
-        name: &OsString,
-        keys: BTreeSet<Key>,
-        faults: Vec<Fault>,
-        events: &mut Vec<Event>,
-    ) {
+    fn tell_faults(&mut self, name: &OsString, faults: Vec<Fault>, tell: &mut dyn FnMut(Event)) {
         let path = self.path.join(name).display().to_string();
         let mut issues: BTreeMap<ObjectRef, Vec<Issue>> = BTreeMap::new();
         for fault in faults {
@@ -295,13 +297,12 @@ impl Directory {
             let issue = Issue::new(object.clone(), fault.field, fault.message);
             issues.entry(object).or_default().push(issue);
         }
-        let Some(file) = self.files.get_mut(name) else { return };
-        file.keys = keys;
+        let file = self.files.entry(name.clone()).or_default();
         let told = std::mem::replace(&mut file.issues, issues.keys().cloned().collect());
         for object in told.difference(&file.issues) {
-            events.push(Event::Issues(object.clone(), Vec::new()));
+            tell(Event::Issues(object.clone(), Vec::new()));
         }
-        events.extend(issues.into_iter().map(|(object, issues)| Event::Issues(object, issues)));
+        issues.into_iter().for_each(|(object, issues)| tell(Event::Issues(object, issues)));
     }
 }
 
@@ -324,12 +325,8 @@ fn list(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
     Ok(files)
 }
 
-fn unreadable(line: u64, message: String) -> Content {
-    let fault = Fault { line, field: String::new(), message, lossy: true };
-    Content { found: Vec::new(), faults: vec![fault] }
-}
-
-fn duplicate(line: u64, (kind, name): &Key, owner: &str) -> Fault {
-    let message = format!("{} {name} is in {owner} already: skipped", kind.name());
-    Fault { line, field: "metadata.name".to_owned(), message, lossy: false }
+fn duplicate(found: &Found, owner: &str) -> Fault {
+    let (kind, name) = (found.object.kind().name(), found.object.name());
+    let message = format!("{kind} {name} is in {owner} already: skipped");
+    Fault { line: found.line, field: "metadata.name".to_owned(), message, lossy: false }
 }

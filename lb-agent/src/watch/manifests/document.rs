@@ -59,16 +59,10 @@ pub(super) struct Fault {
     pub(super) lossy: bool,
 }
 
-/// What a file says.
-#[derive(Debug, Default)]
-pub(super) struct Content {
-    pub(super) found: Vec<Found>,
-    pub(super) faults: Vec<Fault>,
-}
-
-/// Reads YAML, of which JSON is a part.
-pub(super) fn parse(text: &str) -> Content {
-    let mut content = Content::default();
+/// Reads YAML, of which JSON is a part. Each object is handed over as soon as it is read: those of a large file would
+/// take many times the file's size together.
+pub(super) fn parse(text: &str, found: &mut dyn FnMut(Found)) -> Vec<Fault> {
+    let mut content = Content { found, faults: Vec::new() };
     for (line, document) in documents(text) {
         match yaml::<Value>(document) {
             Ok(Value::Null) => {}
@@ -79,7 +73,13 @@ pub(super) fn parse(text: &str) -> Content {
             Err(err) => content.faults.push(broken(line, &err)),
         }
     }
-    content
+    content.faults
+}
+
+/// What is made of a file's content.
+struct Content<'a> {
+    found: &'a mut dyn FnMut(Found),
+    faults: Vec<Fault>,
 }
 
 /// Where a value stands.
@@ -91,7 +91,7 @@ struct Place<'a> {
     path: String,
 }
 
-impl Content {
+impl Content<'_> {
     fn take(&mut self, mut value: Value, place: &Place<'_>) {
         let text =
             |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -145,7 +145,7 @@ impl Content {
         if object.name().name.is_empty() {
             return self.fault(place, "metadata.name", "is missing: skipped", true);
         }
-        self.found.push(Found { line: place.line, hash, object: wrap(Box::new(object)) });
+        (self.found)(Found { line: place.line, hash, object: wrap(Box::new(object)) });
     }
 
     /// The value is well-formed, but a field has the wrong type: reads the document again to learn the line.

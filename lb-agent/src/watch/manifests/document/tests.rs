@@ -1,17 +1,28 @@
 //! Which documents a text has, where they stand, and what is said of those that are no objects.
 #![forbid(unsafe_code)]
 
-use super::{Content, parse};
+use super::{Fault, Found};
+
+struct Content {
+    found: Vec<Found>,
+    faults: Vec<Fault>,
+}
+
+fn parse(text: &str) -> Content {
+    let mut found = Vec::new();
+    let faults = super::parse(text, &mut |object| found.push(object));
+    Content { found, faults }
+}
 
 fn found(content: &Content) -> Vec<String> {
-    let text = |found: &super::Found| {
+    let text = |found: &Found| {
         format!("{}: {} {}", found.line, found.object.kind().name(), found.object.name())
     };
     content.found.iter().map(text).collect()
 }
 
 fn faults(content: &Content) -> Vec<String> {
-    let text = |fault: &super::Fault| format!("{}: {}: {}", fault.line, fault.field, fault.message);
+    let text = |fault: &Fault| format!("{}: {}: {}", fault.line, fault.field, fault.message);
     content.faults.iter().map(text).collect()
 }
 
