@@ -16,8 +16,6 @@ use lb_common::config::features;
 
 use crate::maps;
 
-/// Bytes that hold Ethernet, IPv6 with a fragment header, and TCP without options.
-const HEADERS: u32 = 14 + 40 + 8 + 20;
 /// No header of ours starts beyond this offset: gives the verifier a bound for variable offsets.
 const MAX_OFFSET: usize = 511;
 
@@ -68,16 +66,18 @@ impl Packet {
         (start as usize, end as usize)
     }
 
-    /// Makes the headers linear when they are not, so that [`Self::load`] reaches them.
+    /// Makes the first `want` bytes linear when they are not (or all, when there are fewer), so that [`Self::load`]
+    /// reaches them. No more than is read: a TCP sender's payload begins right behind its headers in another page, and
+    /// pulling one byte of it copies the head of every packet.
     #[inline(always)]
-    pub(crate) fn pull_headers(self) {
+    pub(crate) fn pull(self, want: usize) {
         let (start, end) = self.data();
-        let len = self.len();
-        let want = if len < HEADERS { len } else { HEADERS };
-        if end - start < want as usize {
+        let len = self.len() as usize;
+        let want = if len < want { len } else { want };
+        if end - start < want {
             // A failure shows as a failing load.
             // SAFETY: valid context; the data pointers are read anew by each load.
-            let _: i64 = unsafe { bpf_skb_pull_data(self.skb, want) };
+            let _: i64 = unsafe { bpf_skb_pull_data(self.skb, want as u32) };
         }
     }
 

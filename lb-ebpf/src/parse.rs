@@ -46,10 +46,15 @@ pub(crate) enum Kind {
 /// Parses the packet into `parsed`.
 #[inline(always)]
 pub(crate) fn parse(packet: Packet, parsed: &mut Parsed) -> Kind {
-    packet.pull_headers();
     match packet.ethertype() {
-        ETH_IPV4 => ipv4(packet, parsed),
-        ETH_IPV6 => ipv6(packet, parsed),
+        ETH_IPV4 => {
+            packet.pull(L3 + size_of::<Ipv4>());
+            ipv4(packet, parsed)
+        }
+        ETH_IPV6 => {
+            packet.pull(L3 + size_of::<Ipv6>());
+            ipv6(packet, parsed)
+        }
         _ => Kind::Other,
     }
 }
@@ -191,6 +196,7 @@ fn skip_extensions(packet: Packet, first: u8) -> Extensions {
         if !is_extension(protocol) {
             return Extensions::Upper { protocol, offset };
         }
+        packet.pull(offset + 8);
         let Some([next, length]) = packet.load::<[u8; 2]>(offset) else {
             return Extensions::Unknown;
         };
@@ -239,6 +245,8 @@ fn first(kind: Kind) -> Kind {
 fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
     parsed.later = false;
     parsed.tcp_flags = 0;
+    // The header without options; of the others, ports or the first two words.
+    packet.pull(parsed.l4 + if parsed.flow.proto == proto::TCP { 20 } else { 8 });
     match parsed.flow.proto {
         proto::TCP => {
             let Some([ports, _, _, word3]) = packet.load::<[u32; 4]>(parsed.l4) else {
@@ -294,6 +302,7 @@ pub(crate) fn quoted(
 ) -> Option<()> {
     inner.v4 = outer.v4;
     inner.tcp_flags = 0;
+    packet.pull(offset + size_of::<Ipv6>() + 8);
     let (header, src, dst, protocol) = if outer.v4 {
         let ip = packet.load::<Ipv4>(offset)?;
         let header = usize::from(ip.version_ihl & 0xf) * 4;

@@ -2,16 +2,15 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
-use testbed::{Netns, Pod, measure};
+use testbed::{Netns, Pod};
 
-use super::field::{BYTES, Field, IPERF, Side, TARGET};
+use super::field::{BYTES, Field, IPERF, Side, TARGET, first};
 use crate::command::say;
 
 /// How long and how often to measure.
@@ -144,34 +143,33 @@ fn one_round(
     let mut order: Vec<_> = results.iter_mut().zip(targets).collect();
     order.rotate_left(round % 3);
     for (result, (netns, ip)) in order {
-        *result = once(netns, ip, what, scale, field.cpu)
+        *result = once(field, netns, ip, what, scale)
             .with_context(|| format!("{} to {ip} from {netns}", what.name()))?;
     }
     Ok(results)
 }
 
-fn once(netns: &Netns, ip: IpAddr, what: What, scale: Scale, cpu: usize) -> Result<f64> {
-    let bytes = SocketAddr::new(ip, BYTES);
-    netns.enter(|| {
-        measure::pin(cpu)?;
-        Ok(match what {
-            What::Stream => stream(ip, scale.stream_secs)?,
-            What::RoundTrips => measure::round_trips(bytes, scale.transactions)?.per_second,
-            What::Connects => measure::connects(bytes, scale.transactions)?.per_second,
-        })
-    })?
-}
-
-/// Gbit/s of iperf3, which inherits namespace and CPU of the calling thread.
-fn stream(ip: IpAddr, seconds: u32) -> Result<f64> {
-    let output = Command::new("iperf3")
-        .args(["--client", &ip.to_string(), "--port", &IPERF.to_string()])
-        .args(["--time", &seconds.to_string(), "--json"])
-        .output()
-        .context("start iperf3")?;
-    let output: Value = serde_json::from_slice(&output.stdout).context("output of iperf3")?;
-    let bits = output.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
-    Ok(bits.with_context(|| format!("no result from iperf3: {:?}", output.get("error")))? / 1e9)
+fn once(field: &Field, netns: &Netns, ip: IpAddr, what: What, scale: Scale) -> Result<f64> {
+    let cpu = field.cpu.to_string();
+    let (mut command, result) = match what {
+        What::Stream => {
+            let mut command = first(std::path::Path::new("iperf3"));
+            command.args(["--client", &ip.to_string(), "--port", &IPERF.to_string()]);
+            command.args(["--time", &scale.stream_secs.to_string(), "--json", "--affinity", &cpu]);
+            (command, "/end/sum_received/bits_per_second")
+        }
+        What::RoundTrips | What::Connects => {
+            let mut command = first(&field.traffic);
+            command.arg(if matches!(what, What::RoundTrips) { "rr" } else { "crr" });
+            command.arg(SocketAddr::new(ip, BYTES).to_string());
+            command.args([&scale.transactions.as_millis().to_string(), &cpu]);
+            (command, "/per_second")
+        }
+    };
+    let output: Value =
+        serde_json::from_str(&netns.output(&mut command)?).context("result of the client")?;
+    let rate = output.pointer(result).and_then(Value::as_f64).context("no result")?;
+    Ok(if matches!(what, What::Stream) { rate / 1e9 } else { rate })
 }
 
 fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Measured {

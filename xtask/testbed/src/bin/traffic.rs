@@ -15,6 +15,7 @@ const USAGE: &str = "usage:
   traffic serve NAME PORT                 answer NAME on TCP and UDP PORT
   traffic bytes PORT [CPU]                answer each byte with a byte on TCP PORT, on one CPU
   traffic ask tcp|udp ADDR:PORT [COUNT]   ask who answers there
+  traffic rr|crr ADDR:PORT MILLISECONDS CPU     round trips or connects to `bytes`, report as JSON
   traffic load tcp|udp ADDR:PORT RATE SECONDS   ask RATE times a second, report as JSON";
 
 /// No server outlives a day, even if nobody ends it.
@@ -54,6 +55,18 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
                     Err(err) => println!("{err}"),
                 }
             }
+            Ok(())
+        }
+        [what @ ("rr" | "crr"), addr, millis, cpu] => {
+            let (_, addr) = target("tcp", addr)?;
+            let duration = Duration::from_millis(number(millis)?);
+            measure::pin(number(cpu)?)?;
+            let rate = match *what {
+                "rr" => measure::round_trips(addr, duration),
+                _ => measure::connects(addr, duration),
+            };
+            let rate = rate.context("transaction")?;
+            println!("{}", serde_json::to_string(&rate).context("print the rate")?);
             Ok(())
         }
         ["load", transport, addr, rate, seconds] => {
