@@ -129,9 +129,8 @@ impl KindCounters {
     }
 }
 
-/// The event that this object means, and what is wrong with it.
-fn read<K: Watched>(object: &K) -> (Event, Vec<Issue>) {
-    let name = object.name();
+/// The event that this object of this name means, and what is wrong with it.
+fn read<K: Watched>(object: &K, name: Name) -> (Event, Vec<Issue>) {
     let mut findings = Findings::new(K::KIND, &name);
     let change = match object.record(&mut findings) {
         Some(record) => Change::Applied(name, record),

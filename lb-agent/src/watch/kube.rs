@@ -184,7 +184,7 @@ fn translate<K: Watched>(
             vec![Event::Synced(K::KIND)]
         }
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-            let (event, told) = read(&object);
+            let (event, told) = read(&object, object.name());
             let cleared = told.is_empty().then(|| ObjectRef::new(K::KIND.name(), &object.name()));
             let mut events = vec![event];
             match (cleared, told.first()) {

@@ -12,12 +12,12 @@ use crate::cluster::{self, Change, Conditions, Event, Name};
 /// Issues as one text each.
 fn issues<K: Watched + serde::de::DeserializeOwned>(object: Value) -> Vec<String> {
     let object: K = serde_json::from_value(object).unwrap();
-    read(&object).1.iter().map(ToString::to_string).collect()
+    read(&object, object.name()).1.iter().map(ToString::to_string).collect()
 }
 
 fn event<K: Watched + serde::de::DeserializeOwned>(object: Value) -> Event {
     let object: K = serde_json::from_value(object).unwrap();
-    let (event, issues) = read(&object);
+    let (event, issues) = read(&object, object.name());
     assert_eq!(issues, []);
     event
 }

@@ -82,43 +82,40 @@ struct Candidate {
 }
 
 impl Derive {
-    pub(super) fn put_service(&mut self, service: &Service) {
-        let name = service.name();
-        let wanted = wanted(service);
-        self.dirty.insert(name.clone());
-        match wanted {
-            Some(wanted) => drop(self.services.insert(name, wanted)),
-            None => drop(self.services.remove(&name)),
+    pub(super) fn put_service(&mut self, service: &Service, name: &Name) {
+        let before = match wanted(service) {
+            Some(wanted) => self.services.insert(name.clone(), wanted),
+            None => self.services.remove(name),
+        };
+        if before.is_some() || self.services.contains_key(name) {
+            self.dirty.insert(name.clone());
         }
     }
 
-    pub(super) fn put_slice(&mut self, slice: &v1::EndpointSlice) {
-        let name = slice.name();
-        self.forget_slice(&name);
+    pub(super) fn put_slice(&mut self, slice: &v1::EndpointSlice, name: &Name) {
+        self.forget_slice(name);
         let labels = slice.metadata.labels.as_ref();
         let Some(service) = field::value(labels, slice::LABEL_SERVICE) else { return };
         let service = Name::new(Arc::clone(&name.namespace), service);
         *self.n_given.entry(service.clone()).or_default() += 1;
         self.dirty.insert(service.clone());
-        self.given.insert(name, service);
+        self.given.insert(name.clone(), service);
     }
 
-    pub(super) fn put_pod(&mut self, pod: &Pod) {
-        let name = pod.name();
-        self.forget_pod(&name);
+    pub(super) fn put_pod(&mut self, pod: &Pod, name: &Name) {
+        self.forget_pod(name);
         if pod::has_finished(pod) {
             return;
         }
         let candidate = candidate(pod);
         self.touched.push((Arc::clone(&name.namespace), candidate.labels.clone()));
-        self.pods.insert(name, candidate);
+        self.pods.insert(name.clone(), candidate);
     }
 
-    pub(super) fn put_node(&mut self, node: &Node) {
-        let name = node.name().name;
+    pub(super) fn put_node(&mut self, node: &Node, name: &Name) {
         let before = match node::zone(node) {
-            Some(zone) => self.zones.insert(name, zone.into()),
-            None => self.zones.remove(&name),
+            Some(zone) => self.zones.insert(Arc::clone(&name.name), zone.into()),
+            None => self.zones.remove(&name.name),
         };
         if before.as_deref() != node::zone(node) {
             self.dirty.extend(self.services.keys().cloned());

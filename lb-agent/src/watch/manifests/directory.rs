@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use super::derive::Derive;
 use super::document::{self, Fault, Found, Object};
 use crate::cluster::{Change, Event, Kind, Name};
 use crate::issue::{Issue, ObjectRef};
-use crate::watch::{Watched, read};
+use crate::watch::read;
 
 /// The directory as it was last read.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct Directory {
     with_issues: BTreeSet<ObjectRef>,
     /// Number of files read so far.
     readings: u32,
+    /// All namespaces ever seen: few, and each is short.
+    namespaces: HashSet<Arc<str>>,
 }
 
 /// Kind and name of an object.
@@ -86,6 +88,7 @@ impl Directory {
             derive: Derive::default(),
             with_issues: BTreeSet::new(),
             readings: 0,
+            namespaces: HashSet::new(),
         }
     }
 
@@ -104,6 +107,7 @@ impl Directory {
         tell: &mut dyn FnMut(Event),
     ) -> io::Result<()> {
         let listed = list(&self.path)?;
+        let first = self.objects.is_empty();
         let gone: Vec<_> =
             self.files.keys().filter(|name| !listed.contains_key(*name)).cloned().collect();
         let mut outcome = Outcome { tell, again: BTreeSet::new() };
@@ -126,6 +130,10 @@ impl Directory {
             }
         }
         self.derive.flush(outcome.tell);
+        if first {
+            // A tree that has grown in order is little more than half full; one that is made of a list is packed.
+            self.objects = std::mem::take(&mut self.objects).into_iter().collect();
+        }
         Ok(())
     }
 
@@ -161,13 +169,14 @@ impl Directory {
         let known = self.files.contains_key(name);
         let mut duplicates = Vec::new();
         let mut faults = match text {
-            Ok(text) => {
-                document::parse(text, &mut |found| match self.claim(&file, &found, outcome) {
-                    Claim::Changed => self.put_object(&found.object, outcome.tell),
+            Ok(text) => document::parse(text, &mut |found| {
+                let name = self.name(&found.object);
+                match self.claim(&file, &found, name.clone(), outcome) {
+                    Claim::Changed => self.put_object(&found.object, name, outcome.tell),
                     Claim::Same => {}
                     Claim::Of(owner) => duplicates.push(duplicate(&found, &owner)),
-                })
-            }
+                }
+            }),
             Err(fault) => vec![fault],
         };
         // While a part of it cannot be read, what the file said before goes on holding.
@@ -178,11 +187,27 @@ impl Directory {
         self.tell_faults(name, faults, outcome.tell);
     }
 
+    /// The name of an object; the namespace is one string for all of them, and the name one for all that keep it.
+    fn name(&mut self, object: &Object) -> Name {
+        let mut name = object.name();
+        match self.namespaces.get(&name.namespace) {
+            Some(known) => name.namespace = Arc::clone(known),
+            None => drop(self.namespaces.insert(Arc::clone(&name.namespace))),
+        }
+        name
+    }
+
     /// Notes that this file has the object.
-    fn claim(&mut self, file: &Arc<OsStr>, found: &Found, outcome: &mut Outcome<'_>) -> Claim {
+    fn claim(
+        &mut self,
+        file: &Arc<OsStr>,
+        found: &Found,
+        name: Name,
+        outcome: &mut Outcome<'_>,
+    ) -> Claim {
         let reading = self.readings;
         let line = u32::try_from(found.line).unwrap_or(u32::MAX);
-        let key = (found.object.kind(), found.object.name());
+        let key = (found.object.kind(), name);
         let held = match self.objects.entry(key) {
             Entry::Vacant(entry) => {
                 let (hash, file) = (Some(found.hash), Arc::clone(file));
@@ -230,41 +255,41 @@ impl Directory {
         }
     }
 
-    fn put_object(&mut self, object: &Object, tell: &mut dyn FnMut(Event)) {
+    fn put_object(&mut self, object: &Object, name: Name, tell: &mut dyn FnMut(Event)) {
+        let about = ObjectRef::new(object.kind().name(), &name);
         let (event, issues) = match object {
             Object::Service(service) => {
-                self.derive.put_service(service);
-                read(service.as_ref())
+                self.derive.put_service(service, &name);
+                read(service.as_ref(), name)
             }
             Object::Slice(slice) => {
-                self.derive.put_slice(slice);
-                read(slice.as_ref())
+                self.derive.put_slice(slice, &name);
+                read(slice.as_ref(), name)
             }
             Object::Pod(pod) => {
-                self.derive.put_pod(pod);
+                self.derive.put_pod(pod, &name);
                 let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
                 if node.is_some_and(|node| *node != *self.node) {
-                    (Event::Pod(Change::Deleted(pod.name())), Vec::new())
+                    (Event::Pod(Change::Deleted(name)), Vec::new())
                 } else {
-                    read(pod.as_ref())
+                    read(pod.as_ref(), name)
                 }
             }
-            Object::Namespace(namespace) => read(namespace.as_ref()),
+            Object::Namespace(namespace) => read(namespace.as_ref(), name),
             Object::Node(node) => {
-                self.derive.put_node(node);
-                read(node.as_ref())
+                self.derive.put_node(node, &name);
+                read(node.as_ref(), name)
             }
         };
         tell(event);
-        let object = ObjectRef::new(object.kind().name(), &object.name());
         let changed = if issues.is_empty() {
-            self.with_issues.remove(&object)
+            self.with_issues.remove(&about)
         } else {
-            self.with_issues.insert(object.clone());
+            self.with_issues.insert(about.clone());
             true
         };
         if changed {
-            tell(Event::Issues(object, issues));
+            tell(Event::Issues(about, issues));
         }
     }
 
