@@ -77,7 +77,7 @@ fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {
         let pod = if i % 2 == 0 { &field.with.far } else { &field.with.near };
         field.write_target(pod)?;
         let start = Instant::now();
-        let waited = field.with.client.netns.enter(|| {
+        let waited = field.with.client.netns.enter(|| -> Result<Duration> {
             while start.elapsed() < Duration::from_secs(10) {
                 let answer = ask(Transport::Tcp, addr, Duration::from_secs(1)).context("ask")?;
                 if answer == pod.name {
@@ -85,8 +85,9 @@ fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {
                 }
             }
             anyhow::bail!("{} does not answer", pod.name)
-        })??;
-        times.push(millis(waited));
+        })?;
+        let drops = || field.agents[0].lbctl(&["drops"]).unwrap_or_else(|err| format!("{err:#}"));
+        times.push(millis(waited.with_context(|| format!("change {i}; drops:\n{}", drops()))?));
     }
     ensure!(!times.is_empty(), "no change measured");
     Ok(median(times))
