@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the four rings. Pure and scenario tests run as whoever calls; the privileged ones are
 //! `[[test]]` targets that require the feature `privileged`, and only their binaries run as root.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -30,10 +30,15 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let privileged = privileged_targets()?;
     match ring.as_deref() {
         Some("pure") => pure(theirs),
-        Some(ring) if privileged.iter().any(|target| target == ring) => {
-            run_privileged(&[ring.to_owned()], theirs)
+        Some(ring) => {
+            let (of_ring, others): (Vec<_>, Vec<_>) =
+                privileged.into_iter().partition(|target| target.name == ring);
+            if of_ring.is_empty() {
+                let names: Vec<_> = others.into_iter().map(|target| target.name).collect();
+                bail!("no ring {ring:?}; there are: pure {}", names.join(" "));
+            }
+            run_privileged(&of_ring, theirs)
         }
-        Some(ring) => bail!("no ring {ring:?}; there are: pure {}", privileged.join(" ")),
         None => {
             // Said before the minutes that the pure ring may take.
             as_root().context("the privileged rings need root (`test pure` does not)")?;
@@ -53,11 +58,15 @@ fn pure(theirs: &[String]) -> Result<()> {
     command::run(cargo().arg("test").args(workspace).arg("--no-fail-fast").args(theirs))
 }
 
-fn run_privileged(targets: &[String], theirs: &[String]) -> Result<()> {
+fn run_privileged(targets: &[Target], theirs: &[String]) -> Result<()> {
     let mut test = cargo();
-    test.args(["test", "--package", "lb-agent", "--features", "privileged", "--no-fail-fast"]);
+    test.args(["test", "--no-fail-fast"]);
+    let packages: BTreeSet<&str> = targets.iter().map(|target| target.package.as_str()).collect();
+    for package in packages {
+        test.args(["--package", package, "--features", &format!("{package}/{FEATURE}")]);
+    }
     for target in targets {
-        test.args(["--test", target]);
+        test.args(["--test", &target.name]);
     }
     as_root_runner(&mut test)?;
     command::run(test.args(theirs))
@@ -81,23 +90,35 @@ fn host_triple() -> Result<String> {
     Ok(host.context("`cargo -vV` names no host")?.to_owned())
 }
 
-/// The `[[test]]` targets of the agent that require the feature `privileged`.
-fn privileged_targets() -> Result<Vec<String>> {
+/// The feature without which a privileged target is not built.
+const FEATURE: &str = "privileged";
+
+/// A `[[test]]` of a package.
+struct Target {
+    package: String,
+    name: String,
+}
+
+/// The `[[test]]` targets that require the feature `privileged`.
+fn privileged_targets() -> Result<Vec<Target>> {
     let metadata =
         output(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
-    let mut names = Vec::new();
+    let mut targets = Vec::new();
     let list = |value: &Value, key: &str| -> Vec<Value> {
         value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
     };
+    let name = |value: &Value| value.get("name").and_then(Value::as_str).map(str::to_owned);
     for package in list(&metadata, "packages") {
         for target in list(&package, "targets") {
             let test = list(&target, "kind").iter().any(|kind| kind == "test");
-            let privileged = list(&target, "required-features").iter().any(|f| f == "privileged");
-            if test && privileged {
-                names.extend(target.get("name").and_then(Value::as_str).map(str::to_owned));
+            let privileged = list(&target, "required-features").iter().any(|f| f == FEATURE);
+            if let (true, Some(package), Some(name)) =
+                (test && privileged, name(&package), name(&target))
+            {
+                targets.push(Target { package, name });
             }
         }
     }
-    Ok(names)
+    Ok(targets)
 }
