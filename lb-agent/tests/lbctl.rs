@@ -210,7 +210,7 @@ fn maps_are_real() {
         frontends hash 2 262144 ROOT/bpf/lb/frontends_v1
         slots array 2 131072 ROOT/bpf/lb/slots_v1
         backends array 2 65536 ROOT/bpf/lb/backends_v1
-        pods hash 1 4096 ROOT/bpf/lb/pods_v1
+        pods hash 1 4096 ROOT/bpf/lb/pods_v2
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v1
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
