@@ -42,11 +42,13 @@ pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
     }
     drop(lock);
     match fs::remove_dir(&dirs.state) {
-        // A mount point, or somebody keeps something else there.
+        // A mount point (in a container, on a root that is read-only), or somebody keeps something else there.
         Err(e)
             if matches!(
                 e.kind(),
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                io::ErrorKind::DirectoryNotEmpty
+                    | io::ErrorKind::ResourceBusy
+                    | io::ErrorKind::ReadOnlyFilesystem
             ) =>
         {
             Ok(())

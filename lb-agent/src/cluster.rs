@@ -446,11 +446,15 @@ impl Cluster {
                 for name in self.services.synced() {
                     self.remove_service(&name, dirty);
                 }
+                self.services.pack();
+                self.claims = std::mem::take(&mut self.claims).into_iter().collect();
             }
             Kind::EndpointSlice => {
                 for name in self.slices.synced() {
                     self.remove_slice(&name, dirty);
                 }
+                self.slices.pack();
+                self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
             }
             Kind::Pod => {
                 for name in self.pods.synced() {

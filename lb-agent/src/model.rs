@@ -71,12 +71,6 @@ pub struct DesiredBackend {
     pub port: u16,
     /// Ready, or only chosen because no endpoint is.
     pub state: EndpointState,
-    /// The Pod, if the slice says so.
-    pub pod: Option<Name>,
-    /// Name of its node.
-    pub node: Option<Arc<str>>,
-    /// Its zone.
-    pub zone: Option<Arc<str>>,
 }
 
 /// For which traffic an endpoint was chosen. Sorted by it, both lists are contiguous parts of one slot range.
@@ -109,6 +103,7 @@ impl Desired {
     /// Computes the dirty services again and says which of them came out differently.
     pub fn update(&mut self, cluster: &Cluster, dirty: &Dirty) -> Changed {
         let mut changed = Changed::default();
+        let mut first = Vec::new();
         for name in &dirty.services {
             let modelled = cluster.service(name).map(|(name, service)| {
                 let (desired, issues) = model(cluster, name, service);
@@ -126,10 +121,17 @@ impl Desired {
             } else {
                 self.issues.insert(name.clone(), issues);
             }
-            if self.services.get(&name) != Some(&desired) {
+            if self.services.is_empty() {
+                changed.services.push(name.clone());
+                first.push((name, desired));
+            } else if self.services.get(&name) != Some(&desired) {
                 changed.services.push(name.clone());
                 self.services.insert(name, desired);
             }
+        }
+        if !first.is_empty() {
+            // A tree made of a sorted list at once is packed; one that grows in order is little more than half full.
+            self.services = first.into_iter().collect();
         }
         changed
     }

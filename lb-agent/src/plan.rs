@@ -336,14 +336,9 @@ impl Planner {
         names: &BTreeSet<Name>,
     ) -> HashSet<FrontendKey> {
         let mut moving = HashSet::new();
+        self.add_services(names.iter().filter(|name| desired.services.contains_key(*name)));
         for name in names {
             let Some(want) = desired.services.get(name) else { continue };
-            if !self.services.contains_key(name) {
-                self.next_serial += 1;
-                let service =
-                    Box::new(ServiceState { serial: self.next_serial, ..ServiceState::default() });
-                self.services.insert(name.clone(), service);
-            }
             let Some(service) = self.services.get_mut(name) else { continue };
             for addr in &want.wildcards {
                 self.wildcards.insert(*addr, service.serial);
@@ -364,6 +359,22 @@ impl Planner {
             }
         }
         moving
+    }
+
+    /// Gives those that have none a state of their own.
+    fn add_services<'a>(&mut self, names: impl Iterator<Item = &'a Name>) {
+        let mut new = Vec::new();
+        for name in names.filter(|name| !self.services.contains_key(*name)) {
+            self.next_serial += 1;
+            let service = ServiceState { serial: self.next_serial, ..ServiceState::default() };
+            new.push((name.clone(), Box::new(service)));
+        }
+        if self.services.is_empty() {
+            // At once, since a tree that grows in order is little more than half full.
+            self.services = new.into_iter().collect();
+        } else {
+            self.services.extend(new);
+        }
     }
 
     /// All writes of the Service's group happened.

@@ -46,10 +46,15 @@ pub(crate) enum Kind {
 /// Parses the packet into `parsed`.
 #[inline(always)]
 pub(crate) fn parse(packet: Packet, parsed: &mut Parsed) -> Kind {
-    packet.pull(L3 + size_of::<Ipv6>());
     match packet.ethertype() {
-        ETH_IPV4 => ipv4(packet, parsed),
-        ETH_IPV6 => ipv6(packet, parsed),
+        ETH_IPV4 => {
+            packet.pull(L3 + size_of::<Ipv4>());
+            ipv4(packet, parsed)
+        }
+        ETH_IPV6 => {
+            packet.pull(L3 + size_of::<Ipv6>());
+            ipv6(packet, parsed)
+        }
         _ => Kind::Other,
     }
 }

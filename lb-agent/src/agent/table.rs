@@ -14,7 +14,7 @@ use crate::agent::issues::Issues;
 use crate::bpf::events::Examples;
 use crate::cluster::{self, Cluster, Name};
 use crate::devices::Veth;
-use crate::model::{Desired, DesiredPort};
+use crate::model::{Desired, DesiredPort, EndpointState};
 use crate::names::{
     BackendName, Conditions, DropExample, IssueLine, Names, Place, PodName, ServiceName,
 };
@@ -192,33 +192,30 @@ fn backends_of<'a>(
     places: &mut Places<'a>,
     list: &mut Vec<BackendName<'a>>,
 ) {
-    for (id, backend) in ids.backend_ids.iter().zip(&port.backends) {
+    let mut push = |id: u32, addr: Option<Addr>, state: Option<EndpointState>| {
+        let found = addr.and_then(|addr| endpoint(known.cluster, service, &addr));
+        let pod = found.and_then(|endpoint| endpoint.pod.as_ref());
         list.push(BackendName {
-            id: *id,
+            id,
             service_id: ids.service_id,
-            pod: backend.pod.as_ref().map_or(Cow::Borrowed(""), |pod| Cow::Owned(pod.to_string())),
-            place: places.of(backend.node.as_deref(), backend.zone.as_deref()),
-            conditions: match backend.state {
-                crate::model::EndpointState::Ready => Conditions::Ready,
-                crate::model::EndpointState::Terminating => Conditions::Serving,
+            pod: pod.map_or(Cow::Borrowed(""), |pod| {
+                Cow::Owned(format!("{}/{pod}", service.namespace))
+            }),
+            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
+            conditions: match state {
+                Some(EndpointState::Ready) => Conditions::Ready,
+                Some(EndpointState::Terminating) => Conditions::Serving,
+                None => found.map_or(Conditions::Gone, conditions),
             },
         });
+    };
+    for (id, backend) in ids.backend_ids.iter().zip(&port.backends) {
+        push(*id, Some(backend.addr), Some(backend.state));
     }
     // Those that have left the slots: what their endpoints say now, if there are any.
     for id in ids.former_ids {
-        let addr = known.planner.actual().backends.get(*id as usize).map(|backend| backend.addr);
-        let found = addr.and_then(|addr| endpoint(known.cluster, service, &addr));
-        list.push(BackendName {
-            id: *id,
-            service_id: ids.service_id,
-            pod: found
-                .and_then(|endpoint| endpoint.pod.as_ref())
-                .map_or(Cow::Borrowed(""), |pod| {
-                    Cow::Owned(format!("{}/{pod}", service.namespace))
-                }),
-            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
-            conditions: found.map_or(Conditions::Gone, conditions),
-        });
+        let backend = known.planner.actual().backends.get(*id as usize);
+        push(*id, backend.map(|backend| backend.addr), None);
     }
 }
 

@@ -52,6 +52,11 @@ impl<T> Table<T> {
         self.stale = self.objects.keys().cloned().collect();
     }
 
+    /// Packs a tree that has grown in order, as one that is made of a list does, and is little more than half full.
+    pub(super) fn pack(&mut self) {
+        self.objects = std::mem::take(&mut self.objects).into_iter().collect();
+    }
+
     /// The list is complete: returns the names that it did not repeat, for the caller to remove.
     pub(super) fn synced(&mut self) -> BTreeSet<Name> {
         self.synced = true;

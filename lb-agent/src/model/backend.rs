@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
@@ -26,25 +25,19 @@ pub(super) fn backends(
         conditions: endpoint.conditions,
         local: endpoint.node.as_deref() == Some(cluster.node_name()),
     };
-    let candidates: Vec<_> = found.values().map(|(_, endpoint)| candidate(endpoint)).collect();
+    let candidates: Vec<_> = found.values().map(candidate).collect();
     let choices = topology::choose(&candidates);
-    let chosen = found.into_iter().zip(choices).filter_map(|(found, choice)| {
-        let ((addr, port), (namespace, endpoint)) = found;
+    let chosen = found.into_keys().zip(choices).filter_map(|((addr, port), choice)| {
         let (class, state) = choice?;
-        let pod = endpoint
-            .pod
-            .as_ref()
-            .map(|pod| Name { namespace: Arc::clone(namespace), name: Arc::clone(pod) });
-        let (node, zone) = (endpoint.node.clone(), endpoint.zone.clone());
-        Some(DesiredBackend { class, addr, port, state, pod, node, zone })
+        Some(DesiredBackend { class, addr, port, state })
     });
     let mut backends: Vec<_> = chosen.collect();
     backends.sort_by_key(|backend| (backend.class, backend.addr, backend.port));
     backends
 }
 
-/// Endpoints by address and target port; with each the namespace it is in.
-type Found<'a> = BTreeMap<(Addr, u16), (&'a Arc<str>, &'a Endpoint)>;
+/// Endpoints by address and target port.
+type Found<'a> = BTreeMap<(Addr, u16), &'a Endpoint>;
 
 fn endpoints<'a>(
     slices: &'a [(Name, &EndpointSlice)],
@@ -52,17 +45,16 @@ fn endpoints<'a>(
     family: Family,
 ) -> Found<'a> {
     let mut found = Found::new();
-    for (name, slice) in slices {
+    for (_, slice) in slices {
         if slice.family != family {
             continue;
         }
         let ports = slice.ports.iter();
         for target in ports.filter(|p| p.name == port.name && p.protocol == port.protocol) {
             for endpoint in &slice.endpoints {
-                let entry = (&name.namespace, endpoint);
-                let best = found.entry((endpoint.addr, target.port)).or_insert(entry);
-                if rank(endpoint.conditions) > rank(best.1.conditions) {
-                    *best = entry;
+                let best = found.entry((endpoint.addr, target.port)).or_insert(endpoint);
+                if rank(endpoint.conditions) > rank(best.conditions) {
+                    *best = endpoint;
                 }
             }
         }

@@ -55,7 +55,7 @@ struct Held {
     reading: u32,
     line: u32,
     /// Other files with the same object, and the readings that found it there.
-    also: Option<Box<BTreeMap<Arc<OsStr>, u32>>>,
+    also: BTreeMap<Arc<OsStr>, u32>,
 }
 
 /// Whose an object is.
@@ -186,14 +186,13 @@ impl Directory {
         let held = match self.objects.entry(key) {
             Entry::Vacant(entry) => {
                 let (hash, file) = (Some(found.hash), Arc::clone(file));
-                entry.insert(Held { hash, file, reading, line, also: None });
+                entry.insert(Held { hash, file, reading, line, also: BTreeMap::new() });
                 return Claim::Changed;
             }
             Entry::Occupied(entry) => entry.into_mut(),
         };
         if held.file < *file {
-            let also = held.also.get_or_insert_default();
-            also.insert(Arc::clone(file), reading);
+            held.also.insert(Arc::clone(file), reading);
             return Claim::Of(self.path.join(&*held.file).display().to_string());
         }
         if held.file == *file && held.reading == reading {
@@ -202,9 +201,8 @@ impl Directory {
         if held.file != *file {
             let other = std::mem::replace(&mut held.file, Arc::clone(file));
             outcome.again.insert(other.to_os_string());
-            let also = held.also.get_or_insert_default();
-            also.remove(file);
-            also.insert(other, held.reading);
+            held.also.remove(file);
+            held.also.insert(other, held.reading);
         }
         (held.reading, held.line) = (reading, line);
         if held.hash.replace(found.hash) == Some(found.hash) { Claim::Same } else { Claim::Changed }
@@ -215,14 +213,11 @@ impl Directory {
         let reading = self.readings;
         let mut removed = Vec::new();
         for (key, held) in &mut self.objects {
-            if let Some(also) = &mut held.also {
-                also.retain(|other, seen| other != file || *seen == reading);
-            }
+            held.also.retain(|other, seen| other != file || *seen == reading);
             if held.file != *file || held.reading == reading {
                 continue;
             }
-            let next = held.also.as_mut().and_then(|also| also.pop_first());
-            if let Some((next, seen)) = next {
+            if let Some((next, seen)) = held.also.pop_first() {
                 outcome.again.insert(next.to_os_string());
                 (held.file, held.reading, held.hash) = (next, seen, None);
             } else {
