@@ -165,9 +165,14 @@ fn cleanup_leaves_nothing() {
     }
     for netns in [&client.netns, &stage.a.netns] {
         for ip in WEB {
+            // The kernel detaches a program a little after its link has gone.
             let limit = Duration::from_millis(300);
-            let answer = netns.enter(|| ask(Transport::Tcp, port_80(ip), limit)).unwrap();
-            assert!(answer.is_err(), "{ip} from {netns} is still answered: {answer:?}");
+            wait::until(&format!("{ip} from {netns} is answered no more"), SOON, || {
+                let answer = netns.enter(|| ask(Transport::Tcp, port_80(ip), limit))?;
+                anyhow::ensure!(answer.is_err(), "answered by {answer:?}");
+                Ok(())
+            })
+            .unwrap();
         }
     }
     // And it can start again from nothing.

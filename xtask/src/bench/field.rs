@@ -160,6 +160,17 @@ pub(super) fn first(program: &Path) -> Command {
     command
 }
 
+/// Waits until port 80 at `ip` is answered by nobody.
+pub(super) fn unanswered(netns: &Netns, ip: IpAddr) -> Result<()> {
+    let addr = SocketAddr::new(ip, 80);
+    wait::until(&format!("silence of {addr}"), PATIENCE, || {
+        let answer = netns.enter(|| ask(Transport::Tcp, addr, Duration::from_millis(20)))?;
+        ensure!(answer.is_err(), "answered by {answer:?}");
+        Ok(())
+    })
+    .map(drop)
+}
+
 impl Side {
     fn set(prefix: &str, binaries: &Binaries, cpu: usize) -> Result<Self> {
         let bed = Bed::new(prefix)?;

@@ -7,10 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use testbed::client::{Transport, ask};
+use testbed::{
+    Agent,
+    client::{Transport, ask},
+    wait,
+};
 
 use super::{
-    field::{Field, TARGET, answered, cluster_ip},
+    field::{Field, TARGET, answered, cluster_ip, unanswered},
     paths::{Scale, median},
 };
 
@@ -27,7 +31,7 @@ pub(super) struct Programming {
     /// From the agent's start on empty tables to the first answer of the last Service, in milliseconds; reading the
     /// manifests and loading the programs included.
     pub(super) start_to_last_answer_ms: f64,
-    /// From the agent's start on full tables to healthy, in milliseconds.
+    /// From the agent's start on full tables to its first sync, in milliseconds; reading the manifests included.
     pub(super) restart_ms: f64,
     /// From a written manifest to the first answer of the new endpoint, in milliseconds, among all those Services.
     pub(super) change_to_answer_ms: f64,
@@ -45,16 +49,21 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
         let [agent, _] = &mut field.agents;
         agent.stop()?;
         agent.cleanup()?;
+        // The kernel detaches the programs a little after their links have gone.
+        unanswered(&field.with.client.netns, cluster_ip(SERVICES - 1))?;
         let start = Instant::now();
         agent.spawn()?;
         let name = field.with.near.name.clone();
         answered(&field.with.client.netns, cluster_ip(SERVICES - 1), &name)?;
         last.push(millis(start.elapsed()));
-        agent.wait_healthy()?;
-        all.push(agent.metric(FIRST_SYNC)? * 1000.0);
+        synced(agent)?;
+        all.push(agent.metric(SYNC_SECONDS)? * 1000.0);
         resident.push(agent.resident_bytes()? as f64 / f64::from(1 << 20));
         agent.stop()?;
-        restart.push(millis(agent.start()?));
+        let start = Instant::now();
+        agent.spawn()?;
+        synced(agent)?;
+        restart.push(millis(start.elapsed()));
     }
     Ok(Programming {
         services: SERVICES,
@@ -67,7 +76,19 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
 }
 
 /// Time spent syncing since the agent's start; right after it that is the first, full sync.
-const FIRST_SYNC: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
+const SYNC_SECONDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
+/// Syncs since the agent's start.
+const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
+
+/// Waits for the first sync after a start: lists complete, tables as they should be.
+fn synced(agent: &mut Agent) -> Result<()> {
+    agent.wait_healthy()?;
+    wait::until("first sync", Duration::from_secs(60), || {
+        ensure!(agent.metric(SYNCS)? >= 1.0, "none yet");
+        Ok(())
+    })
+    .map(drop)
+}
 
 /// Moves the measured Service between two Pods and asks without a pause who answers.
 fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {

@@ -75,7 +75,7 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
     println!(
         "| from the agent's start to the last one's first answer | {start_to_last_answer_ms:.0} ms |"
     );
-    println!("| restart on full tables, until healthy | {restart_ms:.0} ms |");
+    println!("| restart on full tables, until synced | {restart_ms:.0} ms |");
     println!("| from an endpoint's change to its first answer | {change_to_answer_ms:.1} ms |");
     println!("| agent, resident | {resident_mib:.1} MiB |");
     println!("\n| program | packet | ns over an empty program |\n|---|---|--:|");
