@@ -77,14 +77,14 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
 
 /// Time spent syncing since the agent's start; right after it that is the first, full sync.
 const SYNC_SECONDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
-/// Syncs since the agent's start.
-const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
+/// When the agent last synced; not yet: 0. Unlike the duration's count it also tells of a sync that found nothing to do.
+const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}";
 
 /// Waits for the first sync after a start: lists complete, tables as they should be.
 fn synced(agent: &mut Agent) -> Result<()> {
     agent.wait_healthy()?;
     wait::until("first sync", Duration::from_secs(60), || {
-        ensure!(agent.metric(SYNCS)? >= 1.0, "none yet");
+        ensure!(agent.metric(SYNCED)? > 0.0, "none yet");
         Ok(())
     })
     .map(drop)
