@@ -180,6 +180,12 @@ fn throughput(scene: &Scene, paper: &mut Paper) -> Result<()> {
 
 fn operators_view(scene: &Scene, paper: &mut Paper) -> Result<()> {
     paper.step("What the operator sees on node a: lbctl reads the kernel's tables");
+    // The last step brought two backends back: their Service and its names are there in a moment.
+    wait::until("three backends in lbctl services", SOON, || {
+        let services = scene.agents[0].lbctl(&["services"])?;
+        ensure!(services.contains(" 3/3 "), "{services}");
+        Ok(())
+    })?;
     for command in ["status", "services", "backends", "drops"] {
         paper.show(&format!("lbctl {command}"), &scene.agents[0].lbctl(&[command])?);
     }
