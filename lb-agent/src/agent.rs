@@ -139,6 +139,8 @@ struct Agent {
     next_resync: Instant,
     /// The planner's clock starts here.
     start: Instant,
+    /// Whether the code that only the start needed was given back.
+    released: bool,
 }
 
 impl Agent {
@@ -187,6 +189,7 @@ impl Agent {
             status,
             next_resync: now,
             start: now,
+            released: false,
         };
         Ok((Inbox { told, attached, background, source }, agent))
     }
@@ -378,6 +381,12 @@ impl Agent {
         }
         if self.housekeeping.is_due(now) {
             self.write_names();
+            if self.planned && !self.released {
+                self.released = true;
+                if let Err(err) = crate::syscall::release_code() {
+                    debug!(%err, "code that is not needed any more stays resident");
+                }
+            }
         }
         Ok(())
     }
