@@ -158,7 +158,7 @@ fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], st
             state: state::ACTIVE,
             generation,
             flags: 0,
-            ifindex: 0,
+            reserved: 0,
         };
         if backend != before {
             // A timer that is due in this very plan must not declare it dead.
