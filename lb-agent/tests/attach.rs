@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{HashMap, MapData};
 use aya::programs::tc::{NlOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
-use lb_agent::bpf::attach::{self, Hooks, Mechanism};
+use lb_agent::bpf::attach::{self, Hooks, Mechanism, Role};
 use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
 use lb_agent::bpf::maps::{self, Tables};
@@ -63,7 +63,7 @@ fn programs_survive_and_are_updated_in_place() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &[]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         let wanted = if node.has_tcx() { Mechanism::Tcx } else { Mechanism::Clsact };
         assert_eq!(hooks.mechanism(), Some(wanted));
         let first = at_both(node, ifindex);
@@ -73,26 +73,26 @@ fn programs_survive_and_are_updated_in_place() {
         drop(hooks);
         assert_eq!(at_both(node, ifindex), first);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         let second = at_both(node, ifindex);
         assert!(second.iter().all(|programs| programs.len() == 1), "{second:?}");
         assert!(first[0] != second[0] && first[1] != second[1], "{first:?} {second:?}");
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         assert_eq!(at_both(node, ifindex), second, "once is enough");
 
         // The device goes and another one gets its number: the pinned links are dead and are replaced.
         node.ip("link del veth1");
         let again = node.routed_at(&pod, "veth1", &[], Some(ifindex));
         assert_eq!(again, ifindex);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         assert_eq!(at_both(node, ifindex).map(|programs| programs.len()), [1, 1]);
 
         // Pins and filters of devices that are no Pods' go.
         assert_eq!(hooks.remove_stale(|known| known == ifindex).unwrap(), 0);
         assert_eq!(hooks.remove_stale(|_| false).unwrap(), 1);
         becomes_empty(node, ifindex);
-        hooks.attach_pod(ifindex).unwrap();
-        hooks.forget_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
+        hooks.forget(ifindex).unwrap();
         becomes_empty(node, ifindex);
     });
 }
@@ -106,8 +106,8 @@ fn clsact_filters_survive_are_replaced_and_go() {
         tc::qdisc_add_clsact(shared).unwrap();
         for _ in 0..2 {
             let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
-            hooks.attach_pod(ours).unwrap();
-            hooks.attach_pod(shared).unwrap();
+            hooks.attach(ours, Role::Pod).unwrap();
+            hooks.attach(shared, Role::Pod).unwrap();
         }
         for dev in ["veth1", "veth2"] {
             for (hook, program) in [("ingress", "pod_out"), ("egress", "pod_in")] {
@@ -124,7 +124,7 @@ fn clsact_filters_survive_are_replaced_and_go() {
 
         // Somebody else's filter keeps a qdisc that we added.
         let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
-        hooks.attach_pod(ours).unwrap();
+        hooks.attach(ours, Role::Pod).unwrap();
         let parent = TcHandle::from(TcAttachType::Ingress);
         let mut theirs = node.load();
         let program: &mut SchedClassifier =
@@ -137,7 +137,7 @@ fn clsact_filters_survive_are_replaced_and_go() {
         // An ingress qdisc leaves no room, and that is said.
         let limited = node.routed(&pod, "veth3", &[]);
         node.run("tc", "qdisc add dev veth3 ingress");
-        let error = hooks.attach_pod(limited).unwrap_err().to_string();
+        let error = hooks.attach(limited, Role::Pod).unwrap_err().to_string();
         assert!(error.contains("has an ingress qdisc"), "{error}");
     });
 }
@@ -252,7 +252,7 @@ fn a_pod_is_attached_within_milliseconds() {
             while times.len() == round {
                 for event in runtime.block_on(devices.next()).unwrap() {
                     if let Event::Appeared { ifindex, at } = event {
-                        hooks.attach_pod(ifindex).unwrap();
+                        hooks.attach(ifindex, Role::Pod).unwrap();
                         times.push(at.elapsed());
                     }
                 }
@@ -396,7 +396,7 @@ fn the_programs_and_the_agent_have_the_same_clock() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &["10.9.0.2/32"]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         node.send_udp(&pod, "10.9.9.9:53");
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
@@ -419,7 +419,7 @@ fn cleanup_leaves_nothing() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &[]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         hooks.attach_sockets(&node.cgroup()).unwrap();
         drop(hooks);
         let old = node.pins().dir().join("ct_v0");

@@ -130,7 +130,7 @@ mod tests {
             assert!(by_name.contains_key(name), "{name} is missing: {by_name:#?}");
         }
         assert_eq!(by_name["kubeproxy_network_programming_duration_seconds_bucket"], 2 * 82);
-        assert_eq!(by_name["lb_drops_total"], 16);
+        assert_eq!(by_name["lb_drops_total"], 2 * lb_common::verdict::DropReason::ALL.len());
         assert!(body.ends_with("# EOF\n"));
     }
 }
