@@ -56,9 +56,10 @@ fn length(packet: Packet, parsed: &Parsed) -> u16 {
     let whole = match (segment, parsed.flow.proto) {
         (0, _) => packet.len() - L3 as u32,
         (_, proto::TCP) => {
-            // Data offset: the header's length in words.
-            let words = packet.load::<u8>(parsed.l4 + 12).unwrap_or(0x50) >> 4;
-            segment + headers + u32::from(words) * 4
+            // Data offset: the header's length in words. Two bytes are read, since the verifier derives no bound from the
+            // comparison that one byte at a variable offset makes.
+            let [offset, _flags] = packet.load::<[u8; 2]>(parsed.l4 + 12).unwrap_or([0x50, 0]);
+            segment + headers + u32::from(offset >> 4) * 4
         }
         _ => segment + headers + 8,
     };
