@@ -344,12 +344,8 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
         }
     }
     let (v4, src) = (parsed.v4, parsed.flow.src);
-    let ifindex = match route::way(packet, scratch, &src, &target) {
-        Way::Via(ifindex) => ifindex,
-        // Told when the packet is to be delivered; the device is the same.
-        Way::TooBig(_) | Way::Expired => scratch.fib.ifindex,
-        Way::None => return false,
-    };
+    // That it is too big or expired is told when it is to be delivered.
+    let Some(ifindex) = route::device(packet, scratch, &src, &target) else { return false };
     let Some(dev) = maps::dev(ifindex) else { return false };
     let nat = &mut scratch.nat;
     nat.flags |= bits::MASQUERADED;

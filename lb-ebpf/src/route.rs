@@ -42,6 +42,18 @@ pub(crate) fn way(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr)
     }
 }
 
+/// The device on the way from `src` to `dst`, whatever the packet's size and hops.
+#[inline(always)]
+pub(crate) fn device(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr) -> Option<u32> {
+    let Scratch { parsed, fib, .. } = scratch;
+    ask(fib, packet.ifindex(), parsed.v4, src, dst);
+    match packet.route_of(fib) {
+        // Without a length in the question the device is told in either case.
+        Route::Via(_) | Route::TooBig(_) => Some(fib.ifindex),
+        Route::None => None,
+    }
+}
+
 /// Hops that the packet has left (TTL, hop limit).
 #[inline(always)]
 pub(crate) fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
