@@ -244,6 +244,7 @@ pub(crate) fn key_text(key: &FrontendKey) -> String {
     let protocol = match key.proto {
         lb_common::flow::proto::TCP => "TCP",
         lb_common::flow::proto::UDP => "UDP",
+        lb_common::flow::proto::SCTP => "SCTP",
         _ => panic!("{key:?}"),
     };
     format!("{}/{protocol}", endpoint_text(&key.addr, key.port.get()))
