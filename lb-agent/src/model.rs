@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use self::rules::Rules;
-use self::topology::Rejection;
+use self::topology::{Lists, Rejection};
 use crate::cluster::{Algorithm, Cluster, Dirty, Family, Name, Prefix, ServiceType};
 use crate::issue::Issue;
 
@@ -97,6 +97,19 @@ pub struct DesiredPort {
     pub backends: Box<[DesiredBackend]>,
     /// What few have; `None` when all of it has its default.
     pub extra: Option<Box<PortExtra>>,
+}
+
+impl DesiredPort {
+    /// The lists of backends that its frontends use.
+    pub fn lists(&self) -> Lists {
+        let internal = !self.frontends.is_empty();
+        let extra = self.extra.as_deref();
+        let external = extra.is_some_and(|extra| !extra.externals.is_empty());
+        Lists {
+            cluster: (internal && !self.local_only) || external,
+            local: (internal && self.local_only) || extra.is_some_and(|extra| extra.external_local),
+        }
+    }
 }
 
 /// What few service ports have.

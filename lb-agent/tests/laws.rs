@@ -26,7 +26,8 @@ mod maps;
 mod pipeline;
 
 /// Enough for what the histories hold at one time, too little for one that leaks.
-const CAPACITY: Capacity = Capacity { frontends: 64, slots: 400, backends: 300 };
+const CAPACITY: Capacity =
+    Capacity { frontends: 200, slots: 60_000, backends: 600, source_ranges: 200 };
 
 /// What happens.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use super::topology::{self, Candidate, Hint, Rejection};
-use super::{DesiredBackend, DesiredPort, service};
+use super::{DesiredBackend, DesiredPort};
 use crate::cluster::{Cluster, Conditions, Endpoint, EndpointSlice, Name};
 
 /// The backends of a service port.
@@ -30,7 +30,7 @@ pub(super) fn backends(
 ) -> Chosen {
     let found = endpoints(slices, port);
     let candidates = candidates(cluster, &found);
-    let choice = topology::choose(&candidates, service::lists(port));
+    let choice = topology::choose(&candidates, port.lists());
     let chosen = found.into_keys().zip(choice.chosen).filter_map(|((addr, port), choice)| {
         let (class, state) = choice?;
         Some(DesiredBackend { class, addr, port, state })
@@ -47,7 +47,7 @@ pub(super) fn rejected(
     port: &DesiredPort,
 ) -> Vec<(Addr, u16, Rejection)> {
     let found = endpoints(slices, port);
-    let reasons = topology::rejections(&candidates(cluster, &found), service::lists(port));
+    let reasons = topology::rejections(&candidates(cluster, &found), port.lists());
     let rejected = found.into_keys().zip(reasons);
     rejected.filter_map(|((addr, port), reason)| Some((addr, port, reason?))).collect()
 }

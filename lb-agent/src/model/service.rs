@@ -8,7 +8,6 @@ use lb_common::addr::Addr;
 
 use super::external::Outside;
 use super::rules::{self, Rules};
-use super::topology::Lists;
 use super::{
     DesiredBackend, DesiredPort, DesiredService, External, Health, PortExtra, Scope, backend,
     frontend,
@@ -134,17 +133,6 @@ impl Inside<'_> {
         ranges.sort_unstable();
         ranges.dedup();
         Some(ranges.into())
-    }
-}
-
-/// The lists that the frontends of a port use.
-pub(super) fn lists(port: &DesiredPort) -> Lists {
-    let internal = !port.frontends.is_empty();
-    let extra = port.extra.as_deref();
-    let external = extra.is_some_and(|extra| !extra.externals.is_empty());
-    Lists {
-        cluster: (internal && !port.local_only) || external,
-        local: (internal && port.local_only) || extra.is_some_and(|extra| extra.external_local),
     }
 }
 
