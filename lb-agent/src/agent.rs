@@ -4,7 +4,9 @@
 //! servers read published values. Events that are there already are taken together: that is the whole debouncing.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod attacher;
+mod attachments;
 mod background;
 mod housekeeping;
 mod issues;
@@ -20,18 +22,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use lb_common::service::state;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
+use crate::agent::attachments::{Attachment, Attachments};
 use crate::agent::background::News;
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
 use crate::agent::pods::Pods;
 use crate::agent::waiting::Queue;
-use crate::bpf::attach::{AttachError, Mechanism};
+use crate::bpf::attach::{AttachError, Mechanism, Role};
 use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
 use crate::cluster::{Cluster, Dirty, Family};
@@ -55,7 +60,7 @@ const RESYNC: Duration = Duration::from_secs(30);
 enum Event {
     /// The source told something.
     Told(Received),
-    /// Something happened to Pods' devices.
+    /// Something happened to devices or addresses.
     Devices(Vec<devices::Event>),
     /// An attachment came to an end.
     Attached(Attached),
@@ -128,7 +133,11 @@ struct Agent {
     tables: Tables,
     devices: Devices,
     pods: Pods,
+    addresses: Addresses,
+    attachments: Attachments,
     attacher: Attacher,
+    /// Whether backends are processes of this host.
+    host_backends: bool,
     mechanism: Option<Mechanism>,
     queue: Queue,
     /// Whether writes failed for another reason than a full map, so that something really waits.
@@ -148,9 +157,10 @@ impl Agent {
         info!(frontends = actual.frontends.len(), "tables taken over");
         let planner = Planner::restore(actual, Capacity::default());
         let mut devices = Devices::open().context("follow network devices by netlink")?;
-        let mut pods = Pods::default();
         let existing = devices.resync().context("list network devices")?;
-        clear_pods(&mut kernel, &devices)?;
+        clear_devices(&mut kernel, &devices)?;
+        let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
+            .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
@@ -163,13 +173,7 @@ impl Agent {
         let (metrics, examples) =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
         let now = Instant::now();
-        for event in &existing {
-            if let devices::Event::Appeared { ifindex, .. } = event {
-                pods.appeared(*ifindex, now);
-                attacher.attach(*ifindex, now);
-            }
-        }
-        let agent = Self {
+        let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
             dirty: Dirty::default(),
             desired: Desired::new(cfg.rules.clone()),
@@ -177,8 +181,11 @@ impl Agent {
             planned: false,
             tables: kernel.tables,
             devices,
-            pods,
+            pods: Pods::default(),
+            addresses,
+            attachments: Attachments::default(),
             attacher,
+            host_backends: false,
             mechanism: None,
             queue: Queue::default(),
             stalled: false,
@@ -188,6 +195,10 @@ impl Agent {
             next_resync: now,
             start: now,
         };
+        agent.host_backends = agent.has_host_backends();
+        for event in existing {
+            agent.device(event);
+        }
         Ok((Inbox { told, attached, background, source }, agent))
     }
 
@@ -198,6 +209,7 @@ impl Agent {
                 for event in events {
                     self.device(event);
                 }
+                self.write_addresses();
             }
             Event::Attached(attached) => self.attached(attached),
             Event::Background(news) => self.housekeeping.background(news, &self.metrics),
@@ -241,9 +253,13 @@ impl Agent {
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
         let n_writes = plan.ops.len();
+        let takes_host = plan.ops.iter().any(|op| self.is_host_backend(op));
         let start = self.start;
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();
+        if takes_host {
+            self.set_host_backends(true);
+        }
         self.metrics.observe_sync(&families, !self.planned, took);
         if !self.planned {
             info!(
@@ -260,6 +276,33 @@ impl Agent {
         self.note_failures(&applied);
         self.settle_queue();
         self.housekeeping.touch();
+    }
+
+    /// Whether a write makes a process of this host a backend.
+    fn is_host_backend(&self, op: &Op) -> bool {
+        matches!(op, Op::PutBackend { backend, .. }
+            if backend.state == state::ACTIVE && self.addresses.is_of_host(&backend.addr))
+    }
+
+    /// Whether some backend is a process of this host, as the maps are.
+    fn has_host_backends(&self) -> bool {
+        let serves = |state: u8| matches!(state, state::ACTIVE | state::DRAINING);
+        let mut backends = self.planner.actual().backends.iter();
+        backends.any(|backend| serves(backend.state) && self.addresses.is_of_host(&backend.addr))
+    }
+
+    /// Brings the programs to the answers of host processes, or takes them off.
+    fn set_host_backends(&mut self, host_backends: bool) {
+        if self.host_backends == host_backends {
+            return;
+        }
+        self.host_backends = host_backends;
+        let since = Instant::now();
+        let uplinks: Vec<_> = self.attachments.uplinks().collect();
+        for (ifindex, layer) in uplinks {
+            let role = Role::Uplink { layer, host_backends };
+            self.attach(Attachment { ifindex, role, since });
+        }
     }
 
     fn note_failures(&mut self, applied: &Applied) {
@@ -313,21 +356,48 @@ impl Agent {
         self.housekeeping.touch();
         match event {
             devices::Event::Appeared { ifindex, at } => {
-                self.pods.appeared(ifindex, at);
-                self.attacher.attach(ifindex, at);
+                self.pods.appeared(ifindex);
+                self.attach(Attachment { ifindex, role: Role::Pod, since: at });
                 self.put_pod(ifindex);
                 self.metrics.observe_programming(Subject::Pod, at.elapsed());
             }
             devices::Event::Changed(ifindex) => self.put_pod(ifindex),
             devices::Event::Gone(ifindex) => {
                 self.pods.gone(ifindex);
-                self.attacher.forget(ifindex);
                 if let Err(err) = self.tables.delete_pod(ifindex) {
                     warn!(ifindex, %err, "entry of a device that is gone stays");
                 }
-                debug!(ifindex, "device gone");
+                self.detach(ifindex);
             }
+            devices::Event::Uplink { ifindex, layer: Some(layer), at } => {
+                let role = Role::Uplink { layer, host_backends: self.host_backends };
+                self.attach(Attachment { ifindex, role, since: at });
+            }
+            devices::Event::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),
+            // All of them together are followed by the writes that come of it.
+            devices::Event::Host => {}
         }
+    }
+
+    /// Brings the maps about this node's own addresses to what they should say.
+    fn write_addresses(&mut self) {
+        let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
+        self.addresses.update(&self.devices, node);
+    }
+
+    fn attach(&mut self, attachment: Attachment) {
+        self.attachments.begin(attachment);
+        self.attacher.attach(attachment);
+    }
+
+    /// Forgets a device, unless it has another role now: then that one's programs take the place of the old ones.
+    fn detach(&mut self, ifindex: u32) {
+        if self.devices.veth(ifindex).is_some() || self.devices.uplink(ifindex).is_some() {
+            return;
+        }
+        self.attachments.gone(ifindex);
+        self.attacher.forget(ifindex);
+        debug!(ifindex, "device gone");
     }
 
     /// Writes the entry of a device, if it is news.
@@ -345,24 +415,26 @@ impl Agent {
     }
 
     fn attached(&mut self, attached: Attached) {
-        let Attached { ifindex, took, mechanism, result } = attached;
+        let Attached { ifindex, role, took, mechanism, result } = attached;
         self.housekeeping.touch();
         self.mechanism = mechanism.or(self.mechanism);
+        let device = self.devices.name(ifindex);
         let result = match result {
             Ok(()) => {
-                self.metrics.ours.pod_ready.observe(took.as_secs_f64());
-                let device = self.devices.veth(ifindex).map_or("", |veth| veth.name.as_str());
-                info!(ifindex, device, took_ms = took.as_secs_f64() * 1e3, "attached");
+                if role == Role::Pod {
+                    self.metrics.ours.pod_ready.observe(took.as_secs_f64());
+                }
+                info!(ifindex, device, ?role, took_ms = took.as_secs_f64() * 1e3, "attached");
                 Ok(())
             }
             // Its end is announced, too, or it was already.
             Err(AttachError::Gone { .. }) => return,
             Err(err) => {
-                error!(ifindex, %err, "not attached, trying again");
+                error!(ifindex, device, ?role, %err, "not attached, trying again");
                 Err(err.to_string())
             }
         };
-        if let Some(gap) = self.pods.attached(ifindex, result, Instant::now()) {
+        if let Some(gap) = self.attachments.attached((ifindex, role), result, Instant::now()) {
             self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
         }
     }
@@ -370,8 +442,11 @@ impl Agent {
     /// Does what is due.
     fn timers(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        for (ifindex, since) in self.pods.take_due(now) {
-            self.attacher.attach(ifindex, since);
+        for attachment in self.attachments.take_due(now) {
+            self.attacher.attach(attachment);
+        }
+        if self.addresses.next_due().is_some_and(|due| due <= now) {
+            self.write_addresses();
         }
         if self.next_resync <= now {
             self.resync_devices()?;
@@ -388,6 +463,7 @@ impl Agent {
         for event in self.devices.resync().context("list network devices")? {
             self.device(event);
         }
+        self.write_addresses();
         let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
         for ifindex in known {
             self.put_pod(ifindex);
@@ -397,17 +473,22 @@ impl Agent {
 
     fn next_wakeup(&self) -> Instant {
         let planner = self.planner.next_wakeup().filter(|_| self.planned);
-        [planner.map(|at| self.start + at), self.pods.next_due(), self.housekeeping.next_due()]
-            .into_iter()
-            .flatten()
-            .fold(self.next_resync, Instant::min)
+        [
+            planner.map(|at| self.start + at),
+            self.attachments.next_due(),
+            self.housekeeping.next_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_resync, Instant::min)
     }
 }
 
 /// Removes what an earlier run left of devices that are gone meanwhile.
-fn clear_pods(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
+fn clear_devices(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
     let is_pod = |ifindex: u32| devices.veth(ifindex).is_some();
-    let stale = kernel.hooks.remove_stale(is_pod)?;
+    let has_role = |ifindex: u32| is_pod(ifindex) || devices.uplink(ifindex).is_some();
+    let stale = kernel.hooks.remove_stale(has_role)?;
     let keys: Vec<u32> = kernel.tables.pods.keys().collect::<Result<_, _>>()?;
     for ifindex in keys.into_iter().filter(|ifindex| !is_pod(*ifindex)) {
         kernel.tables.delete_pod(ifindex)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
 //! read ← maps → apply         tables out of the maps and into them
+//! addresses                   the tables that follow the node's own devices and addresses
 //! usage                       what pinned maps hold and cost, for those who only look
 //! gc, events                  what the programs leave behind: dead conntrack entries, dropped packets
 //! ```
@@ -20,6 +21,8 @@ pub mod read;
 pub mod usage;
 
 pub mod apply;
+
+pub mod addresses;
 
 pub mod clock;
 

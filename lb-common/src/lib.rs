@@ -43,6 +43,7 @@ pub mod socket;
 pub mod event;
 pub mod verdict;
 
+pub mod crc;
 pub mod csum;
 pub mod hash;
 

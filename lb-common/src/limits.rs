@@ -54,7 +54,7 @@ pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 2 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
 /// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
-pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 1 };
+pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 2 };
 /// `sk_nat`: socket → [`crate::socket::SkNatRing`].
 pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
 /// `counters`: index → packets, per CPU (`u64`).

@@ -156,11 +156,13 @@ pub enum Counter {
     FlowToHost = 14,
     /// New flows sent to the backend that their client had before.
     AffinityHit = 15,
+    /// Affinities that could not be written.
+    AffinityForgotten = 16,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -177,6 +179,7 @@ impl Counter {
         Self::FlowMasqueraded,
         Self::FlowToHost,
         Self::AffinityHit,
+        Self::AffinityForgotten,
     ];
 
     /// The name in metrics and tables.
@@ -198,6 +201,7 @@ impl Counter {
             Self::FlowMasqueraded => "flow_masqueraded",
             Self::FlowToHost => "flow_to_host",
             Self::AffinityHit => "affinity_hit",
+            Self::AffinityForgotten => "affinity_forgotten",
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lb_common::limits;
+use lb_common::limits::{self, SOCKET_PROGRAMS};
 use lb_common::service::state;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -16,6 +16,7 @@ use crate::agent::issues::Issues;
 use crate::agent::report;
 use crate::agent::table::{self, Known, Table};
 use crate::agent::{Agent, unix_now};
+use crate::bpf::attach::Role;
 use crate::bpf::events::Examples;
 use crate::bpf::gc::Pass;
 use crate::cluster::Kind;
@@ -145,10 +146,13 @@ impl Agent {
         }
         if self.planned {
             self.housekeeping.former = None;
+            // Their coming is seen at once, in the plan; that the last one left may wait.
+            self.set_host_backends(self.has_host_backends());
         }
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
+        let all = all.chain(self.addresses.issues());
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
@@ -187,8 +191,9 @@ impl Agent {
             cluster: &self.cluster,
             source: kind,
             mechanism: self.mechanism,
-            pods: (self.pods.count(), self.pods.n_attached()),
-            attach_error: self.pods.errors().next().map(|(_, error)| error.to_owned()),
+            pods: self.attachments.pods(),
+            uplinks: self.attachments.n_uplinks(),
+            attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,
             foreign: house.foreign,
@@ -202,8 +207,9 @@ impl Agent {
         let ours = &self.metrics.ours;
         let wanted = self.desired.services.len();
         Metrics::set_states(&ours.services, wanted, wanted.saturating_sub(incomplete), incomplete);
-        let errors = self.pods.errors().count();
-        Metrics::set_states(&ours.pods, self.pods.count(), self.pods.n_attached(), errors);
+        let (pods, attached) = self.attachments.pods();
+        let errors = self.attachments.errors().filter(|(_, role, _)| *role == Role::Pod).count();
+        Metrics::set_states(&ours.pods, pods, attached, errors);
         let sum = Sum::of(&self.desired);
         let actual = self.planner.actual();
         let used = Used::of(actual);
@@ -236,10 +242,11 @@ impl Agent {
         let files = self.housekeeping.issues.by_kind().get("File").copied().unwrap_or(0);
         ours.issues.get_or_create(&[("kind", "File")]).set(files);
         for hook in hooks() {
-            // Socket programs are attached once, before the loop begins; else it would not have begun.
-            let (wanted, attached) = match hook {
-                "pod_out" | "pod_in" => (self.pods.count(), self.pods.n_attached()),
-                _ => (1, 1),
+            let (wanted, attached) = if SOCKET_PROGRAMS.contains(&hook) {
+                // Attached once, before the loop begins; else it would not have begun.
+                (1, 1)
+            } else {
+                self.attachments.count(hook)
             };
             ours.programs_wanted.get_or_create(&[("hook", hook)]).set(gauge(wanted as u64));
             ours.programs_attached.get_or_create(&[("hook", hook)]).set(gauge(attached as u64));
@@ -249,11 +256,14 @@ impl Agent {
     fn set_map_gauges(&self, used: &Used, frontends: usize) {
         let ours = &self.metrics.ours;
         let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
+        let (ident, devs) = self.addresses.counts();
         for (map, entries, capacity) in [
+            ("ident", ident as u64, limits::IDENT),
+            ("devs", devs as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),
             ("slots", used.slots as u64, limits::SLOTS),
             ("backends", used.backends as u64, limits::BACKENDS),
-            ("pods", self.pods.count() as u64, limits::PODS),
+            ("pods", self.attachments.pods().0 as u64, limits::PODS),
             ("ct", ct, self.housekeeping.ct_capacity),
         ] {
             ours.map_entries.get_or_create(&[("map", map)]).set(gauge(entries));

@@ -9,10 +9,11 @@ use aya::EbpfError;
 use aya::maps::MapError as AyaError;
 use aya::programs::ProgramError;
 use lb_common::addr::Addr;
-use lb_common::config::{self, Config as ProgramConfig, features};
+use lb_common::config::{self, Config as ProgramConfig, MASQUERADE_PORTS, features};
 use lb_common::limits::MAP_CT;
 use tracing::{info, warn};
 
+use crate::bpf::addresses::AddressTables;
 use crate::bpf::attach::Hooks;
 use crate::bpf::clock::Clock;
 use crate::bpf::load::{self, LoadError, LoadOptions};
@@ -33,6 +34,8 @@ pub(super) struct Kernel {
     pub hooks: Hooks,
     /// Tables the agent writes.
     pub tables: Tables,
+    /// Tables about this node's own addresses and devices.
+    pub addresses: AddressTables,
     /// Tables the programs write.
     pub traces: Traces,
     /// The programs' clock.
@@ -58,6 +61,7 @@ impl Kernel {
         })
         .map_err(|error| explain(error, facts, pins.dir()))?;
         let tables = Tables::take(&mut ebpf)?;
+        let addresses = AddressTables::take(&mut ebpf)?;
         let traces = Traces::take(&mut ebpf)?;
         for path in pins.remove_other_versions()? {
             info!(pin = %path.display(), "removed a map of another version");
@@ -71,7 +75,7 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self { pins, hooks, tables, traces, clock, ct_entries })
+        Ok(Self { pins, hooks, tables, addresses, traces, clock, ct_entries })
     }
 }
 
@@ -97,7 +101,8 @@ fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> 
         features: if csum_ipv6 { features::CSUM_IPV6 } else { 0 },
         hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
-        ..ProgramConfig::ZERO
+        masquerade_base: u32::from(*MASQUERADE_PORTS.start()),
+        masquerade_n: u32::try_from(MASQUERADE_PORTS.len()).unwrap_or_default(),
     })
 }
 

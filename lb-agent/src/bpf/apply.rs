@@ -76,7 +76,8 @@ impl Tables {
     }
 }
 
-fn failed(map: &'static str, error: AyaError) -> MapError {
+/// A write that the kernel refused.
+pub(super) fn failed(map: &'static str, error: AyaError) -> MapError {
     let errno = match &error {
         AyaError::SyscallError(e) => e.io_error.raw_os_error(),
         AyaError::IoError(e) => e.raw_os_error(),

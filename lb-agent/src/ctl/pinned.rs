@@ -15,6 +15,7 @@ use lb_common::limits::{
 };
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
+use crate::bpf::attach::Role;
 use crate::bpf::clock::Clock;
 use crate::bpf::maps::{self, MapsError, Tables};
 use crate::bpf::pins::{Pin, Pins};
@@ -146,8 +147,9 @@ impl Pinned {
         let mut hooks: HashMap<u32, Vec<String>> = HashMap::new();
         for pin in &self.list {
             match pin {
-                Pin::PodLink(ifindex, hook) => {
-                    hooks.entry(*ifindex).or_default().push(hook.program().to_owned());
+                Pin::DeviceLink(ifindex, hook) => {
+                    let program = Role::Pod.program(*hook).unwrap_or_default();
+                    hooks.entry(*ifindex).or_default().push(program.to_owned());
                 }
                 Pin::Qdisc(ifindex) => hooks.entry(*ifindex).or_default().push("clsact".to_owned()),
                 Pin::Map(..) | Pin::SocketLink(_) => {}
@@ -163,7 +165,7 @@ impl Pinned {
     fn versions(&self, spec: &MapSpec) -> impl Iterator<Item = u32> {
         self.list.iter().filter_map(|pin| match pin {
             Pin::Map(name, version) if *name == spec.name => Some(*version),
-            Pin::Map(..) | Pin::PodLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
+            Pin::Map(..) | Pin::DeviceLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
         })
     }
 

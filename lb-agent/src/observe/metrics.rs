@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use lb_common::limits::{MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
+use lb_common::limits::{DEV_PROGRAMS, MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
 use lb_common::verdict::{Counter as PathCounter, DropReason};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -268,7 +268,7 @@ impl Metrics {
 
 /// Names of all programs.
 pub fn hooks() -> impl Iterator<Item = &'static str> {
-    POD_PROGRAMS.into_iter().map(|(name, _)| name).chain(SOCKET_PROGRAMS)
+    POD_PROGRAMS.into_iter().chain(DEV_PROGRAMS).map(|(name, _)| name).chain(SOCKET_PROGRAMS)
 }
 
 fn drop_labels(reason: DropReason, ingress: bool) -> Labels<2> {
