@@ -257,7 +257,9 @@ impl Devices {
             // As good as a veth with both ends here: not a Pod's.
             link.nsid = None;
         }
-        let news = if is_veth && link.nsid.is_some() {
+        // Without a far end: its Pod goes, and it is next.
+        let is_dying = is_veth && link.nsid.is_none() && link.peer == 0;
+        let news = if is_dying || (is_veth && link.nsid.is_some()) {
             self.uplinks.remove(link.ifindex)
         } else {
             self.uplinks.put(&link)

@@ -19,9 +19,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lb_agent::bpf::addresses::{AddressTables, Contents};
 use lb_agent::bpf::maps::Tables;
 use lb_agent::names::{self, Names, State};
 use lb_agent::plan::MapStore as _;
+use lb_common::addr::Addr;
+use lb_common::endpoint::{Ident, ident_flags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -296,5 +299,86 @@ fn a_process_without_capabilities_is_told_which() {
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
         assert!(log.contains("missing CAP_BPF and CAP_NET_ADMIN"), "{log}");
+    });
+}
+
+#[test]
+fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let inside = node.pod("web-1");
+        let veth1 = node.routed(&inside, "veth1", &["10.9.0.2/32"]);
+        node.ip("tuntap add dev eth0 mode tap");
+        node.ip("tuntap add dev tun0 mode tun");
+        node.ip("link set eth0 mtu 1400");
+        node.ip("addr add 192.0.2.1/24 dev eth0");
+        let [eth0, tun0] = ["eth0", "tun0"].map(|name| node.ifindex(name));
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let ident = |contents: &Contents, ip: &str| contents.ident.get(&addr(ip)).copied();
+        let host = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+        let dev = |contents: &Contents, ifindex: u32| {
+            let dev = contents.devs.get(&ifindex)?;
+            Some((dev.masquerade4.to_string(), dev.mtu))
+        };
+        let until = |what: &str, so: &dyn Fn(&Contents) -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let contents = AddressTables::open(&node.pins()).map(|maps| maps.load().unwrap());
+                match contents {
+                    Ok(contents) if so(&contents) => return,
+                    other => assert!(Instant::now() < deadline, "{what}: {other:#?}"),
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let at_uplinks = || {
+            let pins = pins(&node.pin_dir()).into_iter().filter(|pin| pin.starts_with("l_"));
+            let mut found: Vec<_> = pins.collect();
+            found.sort();
+            found
+        };
+        let mut child = bed.start();
+        until("start", &|now| {
+            ident(now, "10.9.0.2") == Some(Ident { ifindex: veth1, ..Ident::ZERO })
+                && ident(now, "192.0.2.1") == Some(host)
+                && dev(now, eth0) == Some(("192.0.2.1".to_owned(), 1400))
+                && dev(now, tun0) == Some(("192.0.2.1".to_owned(), 1500))
+        });
+        bed.names("attached", |names| is_ok(names, "programs"));
+        if node.has_tcx() {
+            let mut want = vec![format!("l_{eth0}_in"), format!("l_{tun0}_in")];
+            want.extend([format!("l_{veth1}_in"), format!("l_{veth1}_out")]);
+            want.sort();
+            assert_eq!(at_uplinks(), want);
+        }
+
+        // While it is dead, everything changes.
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        node.ip("link del veth1");
+        node.ip("addr del 192.0.2.1/24 dev eth0");
+        node.ip("addr add 192.0.2.7/24 dev eth0");
+        node.ip("addr add 203.0.113.9/32 dev lo");
+        node.ip("link del tun0");
+        let child = bed.start();
+        until("second start", &|now| {
+            ident(now, "10.9.0.2").is_none()
+                && ident(now, "192.0.2.1").is_none()
+                && ident(now, "127.0.0.1").is_none()
+                && ident(now, "192.0.2.7") == Some(host)
+                && ident(now, "203.0.113.9") == Some(host)
+                && now.devs.keys().copied().collect::<Vec<_>>() == [eth0]
+                && dev(now, eth0) == Some(("192.0.2.7".to_owned(), 1400))
+        });
+        // And while it lives.
+        node.ip("addr add 2001:db8::7/64 dev eth0 nodad");
+        node.ip("link set eth0 name wan0 mtu 1300");
+        until("a new address", &|now| {
+            ident(now, "2001:db8::7") == Some(host)
+                && dev(now, eth0) == Some(("192.0.2.7".to_owned(), 1300))
+        });
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!log.contains("ERROR"), "{log}");
     });
 }

@@ -1,5 +1,5 @@
 //! The agent's side of the kernel, in network namespaces of its own: attaching and its survival, discovery of Pods'
-//! veths, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
+//! veths and of the other devices, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,16 +16,19 @@ use std::time::{Duration, Instant};
 use aya::maps::{HashMap, MapData};
 use aya::programs::tc::{NlOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
+use lb_agent::bpf::addresses::{AddressTables, Contents};
 use lb_agent::bpf::attach::{self, Hooks, Mechanism, Role};
 use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
 use lb_agent::bpf::maps::{self, Tables};
-use lb_agent::bpf::pins::Pin;
+use lb_agent::bpf::pins::{Hook, Pin};
+use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::endpoint::{Dev, Ident};
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{BACKENDS, MAP_CT, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
@@ -223,6 +226,145 @@ fn pods_are_found_however_they_are_connected() {
         let missed = devices.resync().unwrap();
         // What is inside may be news still; which devices there are may not.
         assert!(missed.iter().all(|event| matches!(event, Event::Changed(_))), "{missed:?}");
+    });
+}
+
+#[test]
+fn other_devices_are_found_and_follow_their_masters() {
+    in_node(|node: &Node| {
+        let runtime = node.runtime();
+        let mut devices = runtime.block_on(async { Devices::open() }).unwrap();
+        node.ip("tuntap add dev eth0 mode tap");
+        node.ip("addr add 192.0.2.1/24 dev eth0");
+        let eth0 = node.ifindex("eth0");
+        devices.resync().unwrap();
+        assert_eq!(devices.uplink(eth0), Some(Layer::Ethernet));
+        assert_eq!(devices.uplink(1), None, "lo");
+
+        // Tunnels, and a bridge with a port.
+        node.ip("tuntap add dev tun0 mode tun");
+        node.ip("link add vxlan0 type vxlan id 5 dstport 4789");
+        node.ip("link add master0 type bridge");
+        node.ip("tuntap add dev port0 mode tap");
+        let [tun0, vxlan0, master0, port0] =
+            ["tun0", "vxlan0", "master0", "port0"].map(|name| node.ifindex(name));
+        runtime.block_on(until(&mut devices, |devices| devices.uplink(port0).is_some()));
+        for (ifindex, want) in
+            [(tun0, Layer::Ip), (vxlan0, Layer::Ethernet), (master0, Layer::Ethernet)]
+        {
+            assert_eq!(devices.uplink(ifindex), Some(want), "{}", devices.name(ifindex));
+        }
+        node.ip("link set port0 master master0");
+        runtime.block_on(until(&mut devices, |devices| devices.uplink(port0).is_none()));
+        node.ip("link set port0 nomaster");
+        node.ip("link set port0 name port1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(port0).is_some() && devices.name(port0) == "port1"
+        }));
+
+        // A bridge, until a Pod is behind it; then its other port.
+        node.ip("link add br0 type bridge");
+        node.ip("link set vxlan0 master br0");
+        let br0 = node.ifindex("br0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(br0).is_some() && devices.uplink(vxlan0).is_none()
+        }));
+        let pod = node.pod("p1");
+        let veth1 = node.routed(&pod, "veth1", &["10.9.0.2/24"]);
+        node.ip("link set veth1 master br0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(br0).is_none() && devices.uplink(vxlan0).is_some()
+        }));
+        assert!(devices.routed().any(|(ifindex, _)| ifindex == br0), "routes may name it");
+
+        // The Pod's veth becomes the node's uplink by its address, and back.
+        node.ip("link set veth1 nomaster");
+        node.ip("addr add 198.51.100.1/24 dev veth1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(veth1).is_some() && devices.veth(veth1).is_none()
+        }));
+        node.ip("addr del 198.51.100.1/24 dev veth1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(veth1).is_none() && devices.veth(veth1).is_some()
+        }));
+        node.ip("link del veth1");
+        node.ip("link del tun0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(tun0).is_none() && devices.uplink(br0).is_some()
+        }));
+        assert_eq!(devices.resync().unwrap(), [], "nothing was missed");
+    });
+}
+
+#[test]
+fn a_device_changes_its_role_without_a_gap() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &[]);
+        let uplink = |host_backends| Role::Uplink { layer: Layer::Ethernet, host_backends };
+        for mechanism in [None, Some(Mechanism::Clsact)] {
+            let mut hooks = Hooks::new(node.load(), node.pins(), mechanism);
+            let mut counts = Vec::new();
+            for role in
+                [uplink(false), uplink(true), Role::Pod, uplink(true), uplink(false), Role::Pod]
+            {
+                hooks.attach(ifindex, role).unwrap();
+                let count = || at_each(node, ifindex, mechanism).map(|ids| ids.len());
+                let wanted = [1, usize::from(role.program(Hook::Egress).is_some())];
+                // A link that was let go is detached a little later.
+                let deadline = Instant::now() + Duration::from_secs(5);
+                while count() != wanted && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                counts.push(count());
+            }
+            assert_eq!(counts, [[1, 0], [1, 1], [1, 1], [1, 1], [1, 0], [1, 1]], "{mechanism:?}");
+            hooks.forget(ifindex).unwrap();
+            becomes_empty(node, ifindex);
+        }
+        // A device without a link layer.
+        node.ip("tuntap add dev tun0 mode tun");
+        let tun0 = node.ifindex("tun0");
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach(tun0, Role::Uplink { layer: Layer::Ip, host_backends: true }).unwrap();
+        assert_eq!(at_both(node, tun0).map(|ids| ids.len()), [1, 1]);
+    });
+}
+
+/// Ids of the programs at both hooks that this mechanism has put there.
+fn at_each(node: &Node, ifindex: u32, mechanism: Option<Mechanism>) -> [Vec<u32>; 2] {
+    match mechanism {
+        Some(Mechanism::Clsact) => ["ingress", "egress"].map(|hook| {
+            let device = node.device(ifindex);
+            let filters = node.run("tc", &format!("filter show dev {device} {hook}"));
+            filters.match_indices("direct-action").map(|(at, _)| at as u32).collect()
+        }),
+        _ => at_both(node, ifindex),
+    }
+}
+
+#[test]
+fn addresses_and_devices_are_written_and_read_back() {
+    in_node(|node: &Node| {
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let mut ebpf = node.load();
+        let mut tables = AddressTables::take(&mut ebpf).unwrap();
+        assert_eq!(tables.load().unwrap(), Contents::default());
+        let pod = Ident { ifindex: 7, ..Ident::ZERO };
+        let dev = Dev { masquerade4: addr("192.0.2.1"), mtu: 1450, ..Dev::ZERO };
+        for ip in ["10.9.0.2", "fd09::2", "10.9.0.3"] {
+            tables.set_ident(&addr(ip), Some(&pod)).unwrap();
+        }
+        tables.set_dev(&2, Some(&dev)).unwrap();
+        tables.set_dev(&3, Some(&dev)).unwrap();
+        for _ in 0..2 {
+            tables.set_ident(&addr("10.9.0.3"), None).unwrap();
+            tables.set_dev(&3, None).unwrap();
+        }
+        drop((tables, ebpf));
+        let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+        let ident = [(addr("10.9.0.2"), pod), (addr("fd09::2"), pod)].into();
+        assert_eq!(contents, Contents { ident, devs: [(2, dev)].into() });
     });
 }
 

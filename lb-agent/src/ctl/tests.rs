@@ -296,6 +296,7 @@ fn status_of_a_healthy_node() {
             flow_masqueraded    0
             flow_to_host        0
             affinity_hit        0
+            affinity_forgotten  0
         "#]],
     );
 }

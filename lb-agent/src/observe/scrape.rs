@@ -45,11 +45,14 @@ impl Scraper {
         self.refresh();
         let mut body = String::with_capacity(64 * 1024);
         match text::encode(&mut body, &self.registry) {
-            Ok(()) => Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body },
+            Ok(()) => {
+                Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body, weight: None }
+            }
             Err(e) => Answer {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
                 content_type: "text/plain; charset=utf-8",
                 body: format!("{e}\n"),
+                weight: None,
             },
         }
     }
