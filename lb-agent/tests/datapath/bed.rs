@@ -268,6 +268,16 @@ impl Bed {
         program.test_run(options).unwrap().duration.as_nanos() as u64
     }
 
+    /// Packets dropped or refused so far, for whatever reason.
+    pub(crate) fn dropped(&self) -> u64 {
+        let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
+        let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| read(drop_index(reason, false)) + read(drop_index(reason, true)))
+            .sum()
+    }
+
     /// Counters that changed since the last call: `name+n`, sorted.
     pub(crate) fn counted(&mut self) -> String {
         let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
