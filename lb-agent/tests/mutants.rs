@@ -210,7 +210,11 @@ fn no_packet_breaks_a_program_or_leaves_broken() {
         let original = random.choose(&field.seeds);
         let sent = mutation::mutate(original, &mut random);
         let before = field.bed.dropped();
-        let (verdict, got) = field.bed.run(program, &sent);
+        let Ok((verdict, got)) = field.bed.try_run(program, &sent) else {
+            // What ends within its IP header does not get past a device's driver either.
+            assert!(sent.len() < 14 + 40, "refused: {sent:02x?}");
+            continue;
+        };
         let reasons = field.bed.dropped() - before;
         let context = || {
             format!(

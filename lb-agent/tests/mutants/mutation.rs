@@ -45,14 +45,14 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
         0 => bytes[at] ^= 1 << random.below(8),
         1 => bytes[at] = random.below(256) as u8,
         2 => bytes[at] = *random.choose(&[0, 1, 0x7f, 0x80, 0xff]),
-        3 => bytes.truncate(14 + random.below(bytes.len() - 13)),
+        // The kernel runs no test on an empty packet: a byte stays behind the link layer.
+        3 => bytes.truncate(15 + random.below(bytes.len() - 14)),
         4 => bytes.extend((0..random.below(64)).map(|i| i as u8)),
         // The next protocol or extension header.
-        5 => set(
-            bytes,
-            if is_v4(bytes) { 23 } else { 20 },
-            *random.choose(&[0, 1, 6, 17, 43, 44, 50, 51, 58, 60, 132]),
-        ),
+        5 => {
+            let field = if is_v4(bytes) { 23 } else { 20 };
+            set(bytes, field, *random.choose(&[0, 1, 6, 17, 43, 44, 50, 51, 58, 60, 132]));
+        }
         // Version and header length.
         6 => set(bytes, 14, *random.choose(&[0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 0x65])),
         // Fragments.
