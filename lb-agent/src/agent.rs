@@ -8,6 +8,7 @@ mod addresses;
 mod attacher;
 mod attachments;
 mod background;
+mod disconnect;
 mod housekeeping;
 mod issues;
 mod kernel;
@@ -31,6 +32,7 @@ use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::{Attachment, Attachments};
 use crate::agent::background::News;
+use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
@@ -39,6 +41,7 @@ use crate::agent::waiting::Queue;
 use crate::bpf::attach::{AttachError, Mechanism, Role};
 use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
+use crate::bpf::sockets::Sockets;
 use crate::cluster::{Cluster, Dirty, Family};
 use crate::config::{Config, Source};
 use crate::devices::bridge_netfilter::BridgeNetfilter;
@@ -136,6 +139,7 @@ struct Agent {
     addresses: Addresses,
     attachments: Attachments,
     attacher: Attacher,
+    disconnecter: Disconnecter,
     /// Whether backends are processes of this host.
     host_backends: bool,
     mechanism: Option<Mechanism>,
@@ -172,6 +176,8 @@ impl Agent {
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let (metrics, examples) =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
+        let closed = metrics.ours.sockets_closed.clone();
+        let disconnecter = Disconnecter::spawn(Sockets::open(&kernel.pins)?, closed)?;
         let now = Instant::now();
         let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
@@ -185,6 +191,7 @@ impl Agent {
             addresses,
             attachments: Attachments::default(),
             attacher,
+            disconnecter,
             host_backends: false,
             mechanism: None,
             queue: Queue::default(),
@@ -254,9 +261,11 @@ impl Agent {
         let families = families(&plan);
         let n_writes = plan.ops.len();
         let takes_host = plan.ops.iter().any(|op| self.is_host_backend(op));
+        let turnover = Turnover::of(&plan.ops);
         let start = self.start;
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();
+        self.disconnecter.send(turnover.after(&self.planner.actual().backends));
         if takes_host {
             self.set_host_backends(true);
         }
