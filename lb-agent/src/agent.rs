@@ -182,7 +182,7 @@ impl Agent {
         let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
             dirty: Dirty::default(),
-            desired: Desired::default(),
+            desired: Desired::new(cfg.rules.clone()),
             planner,
             planned: false,
             tables: kernel.tables,
@@ -533,7 +533,11 @@ fn families(plan: &Plan) -> Vec<Family> {
         let family = match op {
             Op::PutBackend { backend, .. } => Family::of(&backend.addr),
             Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
-            Op::PutSlot { .. } => continue,
+            Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
+            Op::PutSlot { .. }
+            | Op::PutFrontendPorts { .. }
+            | Op::PutHostPorts { .. }
+            | Op::PutSettings(_) => continue,
         };
         if !found.contains(&family) {
             found.push(family);

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroI64;
 use std::time::Duration;
 
 use lb_agent::cluster::{
@@ -25,7 +26,8 @@ mod maps;
 mod pipeline;
 
 /// Enough for what the histories hold at one time, too little for one that leaks.
-const CAPACITY: Capacity = Capacity { frontends: 64, slots: 400, backends: 300 };
+const CAPACITY: Capacity =
+    Capacity { frontends: 200, slots: 60_000, backends: 600, source_ranges: 200 };
 
 /// What happens.
 #[derive(Clone, Debug)]
@@ -101,25 +103,29 @@ fn endpoint_addr(i: u8) -> Addr {
 fn service() -> impl Strategy<Value = Service> {
     let ips = prop::collection::btree_set(0u8..4, 0..3);
     let ports = prop::collection::btree_map(0usize..3, 80u16..82, 0..3);
-    (ips, ports, any::<bool>(), prop::option::of(0i64..3)).prop_map(
-        |(ips, ports, local, created)| {
-            let port = |(i, port): (usize, u16)| {
-                let (name, protocol) = [("a", proto::TCP), ("b", proto::TCP), ("c", proto::UDP)][i];
-                ServicePort { name: name.into(), protocol, port: port + u16::from(i == 1) * 2 }
-            };
-            Service {
-                service_type: ServiceType::ClusterIp,
-                // Two Services may claim one address, as only manifests can do.
-                cluster_ips: ips
-                    .into_iter()
-                    .map(|i| Addr::from_ip(format!("10.96.0.{}", i + 1).parse().unwrap()))
-                    .collect(),
-                ports: ports.into_iter().map(port).collect(),
-                internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-                created,
+    (ips, ports, any::<bool>(), (0i64..4)).prop_map(|(ips, ports, local, created)| {
+        let port = |(i, port): (usize, u16)| {
+            let (name, protocol) = [("a", proto::TCP), ("b", proto::TCP), ("c", proto::UDP)][i];
+            ServicePort {
+                name: name.into(),
+                protocol,
+                port: port + u16::from(i == 1) * 2,
+                node_port: None,
             }
-        },
-    )
+        };
+        Service {
+            service_type: ServiceType::ClusterIp,
+            // Two Services may claim one address, as only manifests can do.
+            cluster_ips: ips
+                .into_iter()
+                .map(|i| Addr::from_ip(format!("10.96.0.{}", i + 1).parse().unwrap()))
+                .collect(),
+            ports: ports.into_iter().map(port).collect(),
+            internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+            created: NonZeroI64::new(created),
+            extra: None,
+        }
+    })
 }
 
 fn slice() -> impl Strategy<Value = EndpointSlice> {
@@ -132,6 +138,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
             node: Some(if local { "here" } else { "there" }.into()),
             zone: None,
             pod: None,
+            hints: None,
         }
     });
     (prop::collection::vec(endpoint, 0..5), 8080u16..8082).prop_map(|(endpoints, port)| {
@@ -265,14 +272,15 @@ proptest! {
         let service = Service {
             service_type: ServiceType::ClusterIp,
             cluster_ips: [Addr::from_ip("10.96.0.9".parse().unwrap())].into(),
-            ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80 }].into(),
+            ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80, node_port: None }].into(),
             internal_policy: TrafficPolicy::Cluster,
             created: None,
+            extra: None,
         };
         let endpoint = |i: u32| Endpoint {
             addr: Addr::from_ip(std::net::Ipv4Addr::from_bits(0x0af5_0000 + i).into()),
             conditions: Conditions { ready: true, serving: true, terminating: false },
-            node: None, zone: None, pod: None,
+            node: None, zone: None, pod: None, hints: None,
         };
         let slice = EndpointSlice {
             service: "all".into(),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use aya::maps::MapError as AyaError;
+use aya::maps::lpm_trie::Key;
 use lb_common::endpoint::Pod;
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
@@ -29,6 +30,27 @@ impl MapStore for Tables {
                 Err(e) if maps::is_missing(&e) => Ok(()),
                 other => other.map_err(|e| failed("frontends", e)),
             },
+            Op::PutSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                let written = self.source_ranges.insert(&Key::new(bits, range), &1, 0);
+                written.map_err(|e| failed("source_ranges", e))
+            }
+            Op::DeleteSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                match self.source_ranges.remove(&Key::new(bits, range)) {
+                    Err(e) if maps::is_missing(&e) => Ok(()),
+                    other => other.map_err(|e| failed("source_ranges", e)),
+                }
+            }
+            Op::PutFrontendPorts { word, bits } => {
+                self.frontend_ports.set(*word, bits, 0).map_err(|e| failed("frontend_ports", e))
+            }
+            Op::PutHostPorts { word, bits } => {
+                self.host_ports.set(*word, bits, 0).map_err(|e| failed("host_ports", e))
+            }
+            Op::PutSettings(settings) => {
+                self.settings.set(0, &**settings, 0).map_err(|e| failed("settings", e))
+            }
         }
     }
 }

@@ -22,9 +22,11 @@ fn service(ip: &str) -> Service {
     Service {
         service_type: ServiceType::ClusterIp,
         cluster_ips: [addr(ip)].into(),
-        ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80 }].into(),
+        ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80, node_port: None }]
+            .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        extra: None,
     }
 }
 
@@ -35,6 +37,7 @@ fn slice(service: &str, addrs: &[&str]) -> EndpointSlice {
         node: None,
         zone: None,
         pod: None,
+        hints: None,
     };
     EndpointSlice {
         service: service.into(),
@@ -60,6 +63,9 @@ fn touched(cluster: &mut Cluster, event: Event) -> Vec<String> {
 #[test]
 fn events_touch_the_services_they_change() {
     let mut cluster = Cluster::new("n1");
+    for kind in Kind::ALL {
+        cluster.apply(Event::Synced(kind));
+    }
     let none: [&str; 0] = [];
     assert_eq!(touched(&mut cluster, put_service("a", "10.96.0.1")), ["a"]);
     assert_eq!(touched(&mut cluster, put_service("a", "10.96.0.1")), none, "nothing new");

@@ -42,10 +42,15 @@ fn semantics_07_absent_conditions() {
         ("none", json!(null), (true, true, false)),
         ("empty", json!({}), (true, true, false)),
         ("ready", json!({"ready": true}), (true, true, false)),
-        ("not ready", json!({"ready": false}), (false, false, false)),
+        ("not ready", json!({"ready": false}), (false, true, false)),
         (
             "leaves",
             json!({"ready": false, "serving": true, "terminating": true}),
+            (false, true, true),
+        ),
+        (
+            "leaves, serving unknown",
+            json!({"ready": false, "terminating": true}),
             (false, true, true),
         ),
         ("serving alone", json!({"serving": false}), (true, false, false)),
@@ -131,13 +136,14 @@ fn pods_that_have_finished_have_no_address() {
 fn nodes_and_namespaces() {
     let node = json!({
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}},
-        "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+        "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [
-            {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "172.31.0.11"},
+            {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "203.0.113.1"}, {"type": "InternalIP", "address": "172.31.0.11"},
         ]},
     });
     let record = cluster::Node {
-        addresses: [addr("172.31.0.11")].into(),
+        addresses: [addr("172.31.0.11"), addr("203.0.113.1")].into(),
+        pod_cidrs: ["10.244.1.0/24".parse().unwrap()].into(),
         zone: Some("z".into()),
         deleting: true,
     };
