@@ -24,7 +24,7 @@ use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
 use lb_agent::bpf::maps::{self, Tables};
 use lb_agent::bpf::pins::{Hook, Pin};
-use lb_agent::bpf::sockets::Sockets;
+use lb_agent::bpf::sockets;
 use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
@@ -392,30 +392,29 @@ fn connected_udp_sockets_to_a_backend_that_is_gone_are_closed() {
         };
         let translated = connected("0.0.0.0:0", frontend);
         let mapped = connected("[::]:0", at("[::ffff:10.96.0.1]:53"));
-        let direct = connected("0.0.0.0:0", gone);
+        let port = connected("0.0.0.0:0", at("10.9.0.2:5354"));
         serve(&mut tables, frontend, other);
         let moved = connected("0.0.0.0:0", frontend);
         let unconnected = UdpSocket::bind("0.0.0.0:0").unwrap();
         drop(in_cgroup);
         drop(unconnected.send_to(b"?", gone));
 
-        let sockets = Sockets::open(&node.pins()).unwrap();
         let backend = |to: SocketAddr| (Addr::from_ip(to.ip()), Be16::new(to.port()));
-        assert_eq!(sockets.close(&[backend(at("10.9.0.2:5354"))].into()).unwrap(), 0);
+        assert_eq!(sockets::close(&[backend(at("10.9.0.2:5355"))].into()).unwrap(), 0);
         // Another namespace's sockets are not ours to see.
         let pod = node.pod("p1");
-        assert_eq!(pod.enter(|| sockets.close(&[backend(gone)].into()).unwrap()), 0);
-        assert_eq!(sockets.close(&[backend(gone)].into()).unwrap(), 2);
+        assert_eq!(pod.enter(|| sockets::close(&[backend(gone)].into()).unwrap()), 0);
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 2);
         for socket in [&translated, &mapped] {
-            let error = socket.send(b"?").unwrap_err();
+            let error = socket.take_error().unwrap().unwrap();
             assert_eq!(error.raw_os_error(), Some(103), "ECONNABORTED: {error}");
             assert!(socket.send(b"?").is_err(), "no longer connected");
         }
-        for socket in [&direct, &moved] {
+        for socket in [&port, &moved] {
             assert!(socket.take_error().unwrap().is_none());
             assert!(socket.peer_addr().is_ok());
         }
-        assert_eq!(sockets.close(&[backend(gone)].into()).unwrap(), 0, "once is enough");
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 0, "once is enough");
     });
 }
 

@@ -16,7 +16,7 @@ use lb_common::service::{Backend, state};
 use prometheus_client::metrics::counter::Counter;
 use tracing::{info, warn};
 
-use crate::bpf::sockets::{Destination, Sockets};
+use crate::bpf::sockets::{self, Destination};
 use crate::plan::Op;
 
 /// How often sockets are looked for.
@@ -77,11 +77,11 @@ impl Disconnecter {
     ///
     /// # Errors
     /// When the system has no room for a thread.
-    pub(super) fn spawn(sockets: Sockets, closed: Counter) -> anyhow::Result<Self> {
+    pub(super) fn spawn(closed: Counter) -> anyhow::Result<Self> {
         let (inbox, turnovers) = mpsc::channel();
         thread::Builder::new()
             .name("disconnect".to_owned())
-            .spawn(move || run(&sockets, &turnovers, &closed))
+            .spawn(move || run(&turnovers, &closed))
             .context("start the thread that closes sockets")?;
         Ok(Self { inbox })
     }
@@ -94,7 +94,7 @@ impl Disconnecter {
     }
 }
 
-fn run(sockets: &Sockets, turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
+fn run(turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
     let mut pending = Pending::default();
     loop {
         let received = if pending.0.is_empty() {
@@ -114,7 +114,7 @@ fn run(sockets: &Sockets, turnovers: &mpsc::Receiver<Turnover>, closed: &Counter
         if backends.is_empty() {
             continue;
         }
-        match sockets.close(&backends) {
+        match sockets::close(&backends) {
             Ok(0) => {}
             Ok(n) => {
                 closed.inc_by(n as u64);

@@ -2,25 +2,20 @@
 //!
 //! A connected socket keeps the backend that `connect(2)` was given, for ever: no packet of it is translated again.
 //! It is found and closed by sock_diag (net/ipv4/udp_diag.c); the process sees `ECONNABORTED` and connects anew.
-//! Only sockets that the programs have translated are touched: those have a storage in `sk_nat`, and the dump shows
-//! which do. Who has connected to a Pod's own address is left alone.
+//! Whether the programs had translated the socket or the process had dialled the backend's own address cannot be told:
+//! sock_diag shows a socket's storages (here `sk_nat`) for TCP only (net/ipv4/inet_diag.c, `inet_sk_diag_fill`).
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::MapData;
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::flow::proto;
-use lb_common::limits::MAP_SK_NAT;
 use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-use crate::bpf::maps::MapsError;
-use crate::bpf::pins::Pins;
-use crate::devices::netlink::{Client, Request, Want, attributes, word16, word32};
+use crate::devices::netlink::{Client, Request, Want, word32};
 
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (include/uapi/linux/sock_diag.h).
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -33,21 +28,11 @@ const REQUEST: usize = SOCKID_AT + SOCKID;
 /// Where it lies in `struct inet_diag_msg`, and the length of that.
 const ANSWER_SOCKID_AT: usize = 4;
 const ANSWER: usize = 72;
-/// `INET_DIAG_REQ_SK_BPF_STORAGES`, and in it `SK_DIAG_BPF_STORAGE_REQ_MAP_FD`.
-const REQ_SK_BPF_STORAGES: u16 = 2;
-const STORAGE_REQ_MAP_FD: u16 = 1;
-/// `INET_DIAG_SK_BPF_STORAGES`: there when the socket has an element in the map.
-const SK_BPF_STORAGES: u16 = 20;
 /// A bit for `TCP_ESTABLISHED`, which for UDP means connected.
 const CONNECTED: u32 = 1 << 1;
 
 /// Address and port of a backend.
 pub type Destination = (Addr, Be16);
-
-/// Finds and closes sockets.
-pub struct Sockets {
-    sk_nat: MapData,
-}
 
 /// A connected UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,50 +42,32 @@ struct Connected {
     id: [u8; SOCKID],
 }
 
-impl Sockets {
-    /// Opens the pinned map by which translated sockets are told from others.
-    ///
-    /// # Errors
-    /// When the pin is missing or may not be opened.
-    pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        let unusable = |source| MapsError::Unusable { map: MAP_SK_NAT.name, source };
-        Ok(Self { sk_nat: MapData::from_pin(pins.map(&MAP_SK_NAT)).map_err(unusable)? })
+/// Closes the UDP sockets of this thread's network namespace that are connected to one of these backends. Returns how
+/// many that were.
+///
+/// # Errors
+/// When the kernel cannot list or close sockets (it lacks `CONFIG_INET_UDP_DIAG` or `CONFIG_INET_DIAG_DESTROY`).
+pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
+    let mut client = Client::open(NETLINK_SOCK_DIAG)?;
+    let mut found = Vec::new();
+    // An IPv6 socket may be connected to an IPv4-mapped address.
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let header = header(family as u8, CONNECTED, &[0; SOCKID]);
+        let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
+        client.call(&question, |_, payload| {
+            found.extend(parse(payload).filter(|(_, to)| backends.contains(to)));
+        })?;
     }
-
-    /// Closes the translated UDP sockets of this thread's network namespace that are connected to one of these
-    /// backends. Returns how many that were.
-    ///
-    /// # Errors
-    /// When the kernel cannot list or close sockets (it lacks `CONFIG_INET_UDP_DIAG` or
-    /// `CONFIG_INET_DIAG_DESTROY`).
-    pub fn close(&self, backends: &HashSet<Destination>) -> io::Result<usize> {
-        let mut client = Client::open(NETLINK_SOCK_DIAG)?;
-        let mut found = Vec::new();
-        // An IPv6 socket may be connected to an IPv4-mapped address.
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            client.call(&self.question(family as u8), |_, payload| {
-                found.extend(parse(payload).filter(|(_, to)| backends.contains(to)));
-            })?;
+    let mut closed = 0;
+    for (socket, _) in found {
+        match client.call(&socket.end(), |_, _| {}) {
+            Ok(()) => closed += 1,
+            // Closed meanwhile, or connected to somebody else.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
+            Err(e) => return Err(e),
         }
-        let mut closed = 0;
-        for (socket, _) in found {
-            match client.call(&socket.end(), |_, _| {}) {
-                Ok(()) => closed += 1,
-                // Closed meanwhile, or connected to somebody else.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(closed)
     }
-
-    fn question(&self, family: u8) -> Request {
-        let fd = self.sk_nat.fd().as_fd().as_raw_fd() as u32;
-        let storages = [word16(8), word16(STORAGE_REQ_MAP_FD)].concat();
-        let storages = [storages, word32(fd).to_vec()].concat();
-        Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header(family, CONNECTED, &[0; SOCKID]))
-            .attr(REQ_SK_BPF_STORAGES, &storages)
-    }
+    Ok(closed)
 }
 
 impl Connected {
@@ -119,12 +86,9 @@ fn header(family: u8, states: u32, id: &[u8; SOCKID]) -> [u8; REQUEST] {
     bytes
 }
 
-/// Reads an answer of the dump: a socket with an element in the map, and its peer.
+/// Reads an answer of the dump: a socket and its peer.
 fn parse(payload: &[u8]) -> Option<(Connected, Destination)> {
-    let (answer, rest) = payload.split_at_checked(ANSWER)?;
-    if !attributes(rest).any(|(kind, _)| kind == SK_BPF_STORAGES) {
-        return None;
-    }
+    let answer = payload.get(..ANSWER)?;
     let family = *answer.first()?;
     let id: [u8; SOCKID] =
         answer.get(ANSWER_SOCKID_AT..ANSWER_SOCKID_AT + SOCKID)?.try_into().ok()?;
@@ -144,27 +108,24 @@ fn parse(payload: &[u8]) -> Option<(Connected, Destination)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ANSWER, Addr, Be16, parse, word16};
+    use super::{ANSWER, Addr, Be16, parse};
 
     #[test]
     fn answers_of_the_dump() {
-        let answer = |family: i32, dst: &[u8], storage: bool| {
+        let answer = |family: i32, dst: &[u8]| {
             let mut bytes = vec![0; ANSWER];
             bytes[0] = family as u8;
             bytes[4..8].copy_from_slice(&[0x9c, 0x40, 0, 53]);
             bytes[24..24 + dst.len()].copy_from_slice(dst);
-            if storage {
-                bytes.extend([word16(4), word16(20)].concat());
-            }
             bytes
         };
         let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 0, 9];
         let v6 = [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
         let cases = [
-            ("IPv4", answer(libc::AF_INET, &[10, 1, 0, 9], true), Some("10.1.0.9")),
-            ("IPv4-mapped", answer(libc::AF_INET6, &mapped, true), Some("10.1.0.9")),
-            ("IPv6", answer(libc::AF_INET6, &v6, true), Some("fd01::9")),
-            ("not translated", answer(libc::AF_INET, &[10, 1, 0, 9], false), None),
+            ("IPv4", answer(libc::AF_INET, &[10, 1, 0, 9]), Some("10.1.0.9")),
+            ("IPv4-mapped", answer(libc::AF_INET6, &mapped), Some("10.1.0.9")),
+            ("IPv6", answer(libc::AF_INET6, &v6), Some("fd01::9")),
+            ("another family", answer(libc::AF_UNIX, &v6), None),
             ("too short", vec![0; 20], None),
         ];
         for (name, payload, want) in cases {
