@@ -13,6 +13,8 @@
 #[path = "e2e/stage.rs"]
 mod stage;
 
+#[path = "e2e/beside.rs"]
+mod beside;
 #[path = "e2e/churn.rs"]
 mod churn;
 #[path = "e2e/cluster_ip.rs"]

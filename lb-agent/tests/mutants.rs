@@ -26,7 +26,6 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use bed::{Bed, Verdict};
-use etherparse::{EtherType, LaxNetSlice, LaxSlicedPacket};
 use lb_common::config;
 use lb_common::flow::proto;
 use mutation::Random;
@@ -150,22 +149,18 @@ struct Tuple {
     ports: bool,
 }
 
+/// By fixed offsets and whatever the lengths say, as the programs read it; ports only right behind the IP header.
 fn tuple(ip: &[u8]) -> Option<Tuple> {
-    let kind = if *ip.first()? >> 4 == 4 { EtherType::IPV4 } else { EtherType::IPV6 };
-    let lax = LaxSlicedPacket::from_ether_type(kind, ip);
-    let (src, dst, payload): (IpAddr, IpAddr, _) = match &lax.net {
-        Some(LaxNetSlice::Ipv4(v4)) => {
-            (v4.header().source_addr().into(), v4.header().destination_addr().into(), v4.payload())
-        }
-        Some(LaxNetSlice::Ipv6(v6)) => {
-            (v6.header().source_addr().into(), v6.header().destination_addr().into(), v6.payload())
-        }
-        _ => return None,
+    let (src, dst, l4, protocol, fragment): (IpAddr, IpAddr, _, _, _) = if ip.first()? >> 4 == 4 {
+        let at = |i: usize| Some(<[u8; 4]>::try_from(ip.get(i..i + 4)?).unwrap());
+        let fragment = ip[6] & 0x3f != 0 || ip[7] != 0;
+        (at(12)?.into(), at(16)?.into(), usize::from(ip[0] & 15) * 4, ip[9], fragment)
+    } else {
+        let at = |i: usize| Some(<[u8; 16]>::try_from(ip.get(i..i + 16)?).unwrap());
+        (at(8)?.into(), at(24)?.into(), 40, ip[6], false)
     };
-    let at = |i: usize| {
-        Some(u16::from_be_bytes([*payload.payload.get(i)?, *payload.payload.get(i + 1)?]))
-    };
-    let ports = matches!(payload.ip_number.0, proto::TCP | proto::UDP) && !payload.fragmented;
+    let at = |i: usize| Some(u16::from_be_bytes(ip.get(l4 + i..l4 + i + 2)?.try_into().unwrap()));
+    let ports = matches!(protocol, proto::TCP | proto::UDP) && !fragment;
     let (sport, dport) = if ports { (at(0)?, at(2)?) } else { (0, 0) };
     Some(Tuple { src: SocketAddr::new(src, sport), dst: SocketAddr::new(dst, dport), ports })
 }

@@ -104,7 +104,8 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     }
     parsed.fragment_id = u32::from(ip.id);
     if ip.fragment & OFFSET_MASK != 0 {
-        return later(parsed);
+        // Nothing behind the header is read, so nothing else sees that the packet ends in it.
+        return if parsed.l4 > packet.len() as usize { Kind::Other } else { later(parsed) };
     }
     first(transport(packet, parsed))
 }

@@ -26,7 +26,7 @@ const LB: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
 const EXTERNAL: [&str; 2] = ["203.0.113.20", "2001:db8:113::20"];
 
 /// The Service `name` with node ports for its three ports.
-fn node_port(name: &str, ips: [&str; 2], first: u16) -> Object {
+pub(crate) fn node_port(name: &str, ips: [&str; 2], first: u16) -> Object {
     let mut object = service(name, ips).set(&["spec", "type"], json!("NodePort"));
     object = object.set(&["spec", "ports"], json!([]));
     for (protocol, port, target, node_port) in
@@ -39,7 +39,7 @@ fn node_port(name: &str, ips: [&str; 2], first: u16) -> Object {
     object
 }
 
-fn load_balancer(object: Object, ips: [&str; 2]) -> Object {
+pub(crate) fn load_balancer(object: Object, ips: [&str; 2]) -> Object {
     let ingress: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
     object
         .set(&["spec", "type"], json!("LoadBalancer"))
@@ -48,7 +48,7 @@ fn load_balancer(object: Object, ips: [&str; 2]) -> Object {
 
 impl Stage {
     /// The nodes' objects, and an outside client that reaches the addresses of load balancers by node a.
-    fn outsider(&self) -> Netns {
+    pub(crate) fn outsider(&self) -> Netns {
         self.dir.write("nodes", &[node_of(&self.a), node_of(&self.b)]).unwrap();
         let client = self.bed.outsider("client").unwrap();
         let (v4, v6) = (self.a.v4, self.a.v6);
@@ -60,7 +60,7 @@ impl Stage {
         client
     }
 
-    fn serve(&self, object: Object, pods: &[&Pod]) {
+    pub(crate) fn serve(&self, object: Object, pods: &[&Pod]) {
         let mut objects = vec![object];
         objects.extend(pods.iter().map(|pod| pod_of(pod).label("app", "web")));
         self.dir.write("web", &objects).unwrap();
@@ -68,17 +68,22 @@ impl Stage {
 }
 
 /// Both addresses of a node at a port.
-fn addresses(node: &testbed::Node, port: u16) -> [SocketAddr; 2] {
+pub(crate) fn addresses(node: &testbed::Node, port: u16) -> [SocketAddr; 2] {
     [IpAddr::from(node.v4), IpAddr::from(node.v6)].map(|ip| SocketAddr::new(ip, port))
 }
 
-fn echo_600_kb(client: &Netns, addr: SocketAddr, stage: &Stage) {
+pub(crate) fn echo_600_kb(client: &Netns, addr: SocketAddr, stage: &Stage) {
     let echoed = client.enter(|| echo(addr, 600_000, SOON)).unwrap();
     assert!(echoed.is_ok(), "600 KB to {addr} from {client}: {echoed:?}\n{}", stage.logs());
 }
 
 /// As whom the server behind `addr` sees the client.
-fn seen(client: &Netns, transport: Transport, addr: SocketAddr, stage: &Stage) -> IpAddr {
+pub(crate) fn seen(
+    client: &Netns,
+    transport: Transport,
+    addr: SocketAddr,
+    stage: &Stage,
+) -> IpAddr {
     match client.enter(|| seen_as(transport, addr, SOON)).unwrap() {
         Ok(seen) => seen.ip(),
         Err(err) => panic!("{transport:?} {addr} from {client}: {err}\n{}", stage.logs()),
