@@ -550,6 +550,7 @@ fn families(plan: &Plan) -> Vec<Family> {
             Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
             Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
             Op::PutSlot { .. }
+            | Op::ClearAffinity { .. }
             | Op::PutFrontendPorts { .. }
             | Op::PutHostPorts { .. }
             | Op::PutSettings(_) => continue,
