@@ -19,10 +19,12 @@ mod servers;
 mod table;
 mod waiting;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use lb_common::addr::Addr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
@@ -40,7 +42,7 @@ use crate::agent::waiting::Queue;
 use crate::bpf::attach::{AttachError, Mechanism, Role};
 use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
-use crate::cluster::{Cluster, Dirty, Family};
+use crate::cluster::{self, Cluster, Dirty, Family};
 use crate::config::{Config, Source};
 use crate::devices::bridge_netfilter::BridgeNetfilter;
 use crate::devices::{self, Devices};
@@ -386,6 +388,17 @@ impl Agent {
 
     /// Brings the maps about this node's own addresses to what they should say.
     fn write_addresses(&mut self) {
+        let main = self.devices.node_addresses();
+        let reachable = self.devices.host().reachable().filter(|ip| !is_link_local(ip));
+        let mut host: Vec<Addr> = Vec::new();
+        for ip in main.ip4.into_iter().chain(main.ip6).chain(reachable) {
+            if !host.contains(&Addr::from_ip(ip)) {
+                host.push(Addr::from_ip(ip));
+            }
+        }
+        // NodePorts, and whether a backend is a process of this host, depend on them.
+        let event = cluster::Event::Host(host.into());
+        self.dirty.merge(self.cluster.apply(event));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         self.addresses.update(&self.devices, node);
     }
@@ -481,6 +494,10 @@ impl Agent {
     }
 
     fn next_wakeup(&self) -> Instant {
+        if !self.dirty.is_empty() && self.cluster.synced() {
+            // A listing of all devices found what no message had told.
+            return Instant::now();
+        }
         let planner = self.planner.next_wakeup().filter(|_| self.planned);
         [
             planner.map(|at| self.start + at),
@@ -526,6 +543,13 @@ fn spawn_source(
     }
 }
 
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
 /// The families that a plan touches.
 fn families(plan: &Plan) -> Vec<Family> {
     let mut found = Vec::new();
@@ -535,6 +559,7 @@ fn families(plan: &Plan) -> Vec<Family> {
             Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
             Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
             Op::PutSlot { .. }
+            | Op::ClearAffinity { .. }
             | Op::PutFrontendPorts { .. }
             | Op::PutHostPorts { .. }
             | Op::PutSettings(_) => continue,

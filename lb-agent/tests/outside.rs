@@ -13,6 +13,7 @@ mod bed;
 #[path = "outside/node.rs"]
 mod node;
 #[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
 
 use std::collections::BTreeSet;
