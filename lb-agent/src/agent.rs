@@ -178,7 +178,7 @@ impl Agent {
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let (metrics, examples) =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
-        let disconnecter = Disconnecter::spawn(metrics.ours.sockets_closed.clone())?;
+        let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
         let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),

@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_common::config::MASQUERADE_PORTS;
 use lb_common::limits;
 
 use crate::cluster::Prefix;
@@ -86,6 +88,9 @@ pub struct RunArgs {
     /// Ranges of the externalIPs that are served; an address of a Pod, Service or node never is [default: none]
     #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "RANGES")]
     pub external_ip_cidrs: Option<String>,
+    /// Source ports of flows from outside that this node passes on to others [default: 10000-29999]
+    #[arg(long, env = "LB_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
+    pub masquerade_ports: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -155,6 +160,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Capacity of the conntrack table.
     pub ct_entries: u32,
+    /// Source ports of masqueraded flows.
+    pub masquerade_ports: RangeInclusive<u16>,
     /// Which addresses outside the cluster are served.
     pub rules: Rules,
 }
@@ -188,6 +195,10 @@ impl Config {
             },
             healthz: address("--healthz-bind-address", args.healthz_bind_address, HEALTHZ)?,
             metrics: address("--metrics-bind-address", args.metrics_bind_address, METRICS)?,
+            masquerade_ports: match given(args.masquerade_ports) {
+                Some(text) => masquerade_ports(&text)?,
+                None => MASQUERADE_PORTS,
+            },
             ct_entries: match given(args.ct_entries) {
                 Some(text) => ct_entries(&text)?,
                 None => ct_default(memory_bytes()),
@@ -297,6 +308,18 @@ fn switch(flag: &str, value: Option<String>, default: bool) -> anyhow::Result<bo
     text.parse().map_err(|_unknown| anyhow::anyhow!("{flag}: {text:?} is neither true nor false"))
 }
 
+/// Not the ports of system services. That they are also none of NodePorts or of the host's own sockets
+/// (`net.ipv4.ip_local_port_range`) is for the operator to see to.
+fn masquerade_ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
+    let bounds = text.split_once('-').and_then(|(first, last)| {
+        Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+    });
+    match bounds {
+        Some((first, last)) if first >= 1024 && first <= last => Ok(first..=last),
+        _ => bail!("--masquerade-ports: {text:?} is not a range like 10000-29999 from 1024 on"),
+    }
+}
+
 fn ct_entries(text: &str) -> anyhow::Result<u32> {
     let entries: u32 =
         text.parse().with_context(|| format!("--ct-entries: {text:?} is not a number"))?;
@@ -362,7 +385,7 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 mod tests {
     use super::{
         Cli, Config, LogFormat, NodePortAddresses, Rules, RunArgs, Source, address, cgroup_mounts,
-        ct_default, find_cgroup,
+        ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
 
@@ -468,6 +491,21 @@ mod tests {
         {
             let address = address("--x", Some(text.to_owned()), "0.0.0.0:10256").unwrap();
             assert_eq!(address.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn ranges_of_ports() {
+        for (text, want) in [
+            ("10000-29999", Some(20_000)),
+            (" 1024 - 1024 ", Some(1)),
+            ("61000-65535", Some(4_536)),
+            ("80-90", None),
+            ("20000-10000", None),
+            ("10000", None),
+            ("10000-70000", None),
+        ] {
+            assert_eq!(masquerade_ports(text).ok().map(|ports| ports.len()), want, "{text}");
         }
     }
 

@@ -15,7 +15,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::tc::{NlOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
 use lb_agent::bpf::addresses::{AddressTables, Contents};
@@ -30,10 +30,10 @@ use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::{Dev, Ident};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{BACKENDS, MAP_CT, MAPS};
+use lb_common::limits::{BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use node::{Node, in_node};
@@ -595,7 +595,8 @@ fn silent_flows_expire_and_pairs_together() {
 
         let mut gc = Gc::open(&node.pins(), clock).unwrap();
         let pass = gc.pass().unwrap();
-        let counted = (pass.entries, pass.tcp, pass.udp, pass.expired, pass.kept, pass.stale);
+        let counted =
+            (pass.entries, pass.pod.tcp, pass.pod.udp, pass.expired, pass.kept, pass.stale);
         assert_eq!(counted, (8, 6, 2, 5, 1, 2), "{pass:?}");
         let left: Vec<u16> = {
             let mut ports: Vec<u16> = ct.keys().map(|key| key.unwrap().local_port.get()).collect();
@@ -604,6 +605,105 @@ fn silent_flows_expire_and_pairs_together() {
         };
         assert_eq!(left, [2, 3, 3]);
         assert_eq!(gc.pass().unwrap().entries, 3);
+    });
+}
+
+/// An entry of a flow from outside, last seen `age` seconds ago: key and value.
+fn from_outside(
+    (scope, local, remote): (u8, &str, &str),
+    (nat, aux): (&str, &str),
+    (flags, age): (u32, u32),
+) -> (CtKey, CtEntry) {
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let (local, remote, nat, aux) = (at(local), at(remote), at(nat), at(aux));
+    let addr = |at: SocketAddr| Addr::from_ip(at.ip());
+    let port = |at: SocketAddr| Be16::new(at.port());
+    let in_pod = scope == scope::POD;
+    let key = CtKey {
+        local: addr(local),
+        remote: addr(remote),
+        local_port: port(local),
+        remote_port: port(remote),
+        proto: proto::TCP,
+        scope,
+        veth: if in_pod { 3 } else { 0 },
+    };
+    let clock = Clock::detect().unwrap();
+    let entry = CtEntry {
+        nat_addr: addr(nat),
+        aux_addr: addr(aux),
+        nat_port: port(nat),
+        aux_port: port(aux),
+        backend_id: 5,
+        backend_gen: 2,
+        last_seen: clock.stamp().unwrap().wrapping_sub(age * clock.hz / 256),
+        epoch: 3,
+        flags: flags | bits::EXTERNAL | u32::from(tcp::ACK),
+    };
+    (key, entry)
+}
+
+#[test]
+fn flows_from_outside_expire_in_pairs_and_are_counted() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        for (id, generation) in [(5, 2), (6, 9)] {
+            let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
+            tables.apply(&Op::PutBackend { id, backend }).unwrap();
+        }
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
+        let to_node = forward | bits::MASQUERADED;
+        let (vip, pod, far) = ("198.51.100.1:80", "10.9.0.2:8080", "10.9.1.2:8080");
+        let (out, back) = (scope::EXTERNAL, scope::EXTERNAL_REPLY);
+        let (long, short) = (22_000, 5);
+        let client = |port: u16| format!("203.0.113.5:{port}");
+        let ours = |port: u16| format!("192.0.2.1:{port}");
+        let entries = [
+            // To a Pod of this node: the client is silent, the Pod still sends.
+            from_outside((out, vip, &client(1)), (pod, &client(1)), (forward, long)),
+            from_outside((scope::POD, pod, &client(1)), (vip, &client(1)), (reply, short)),
+            // The same, and both are silent.
+            from_outside((out, vip, &client(2)), (pod, &client(2)), (forward, long)),
+            from_outside((scope::POD, pod, &client(2)), (vip, &client(2)), (reply, long)),
+            // To other nodes: two live, one over, one whose reply entry is all that lives.
+            from_outside((out, vip, &client(3)), (far, &ours(10_003)), (to_node, short)),
+            from_outside((back, far, &ours(10_003)), (vip, &client(3)), (reply, long)),
+            from_outside((out, vip, &client(4)), (far, &ours(10_004)), (to_node, short)),
+            from_outside((back, far, &ours(10_004)), (vip, &client(4)), (reply, short)),
+            from_outside((out, vip, &client(5)), (far, &ours(10_005)), (to_node, long)),
+            from_outside((back, far, &ours(10_005)), (vip, &client(5)), (reply, long)),
+            from_outside((out, vip, &client(6)), ("10.9.1.3:8080", &ours(10_003)), (to_node, long)),
+            from_outside((back, "10.9.1.3:8080", &ours(10_003)), (vip, &client(6)), (reply, short)),
+            // To a process of this host; its connection closes, so it is not counted any more.
+            from_outside(
+                (out, vip, &client(7)),
+                ("192.0.2.1:6443", &client(7)),
+                (bits::FORWARD | bits::TO_HOST, short),
+            ),
+            from_outside((back, "192.0.2.1:6443", &client(7)), (vip, &client(7)), (reply, short)),
+        ];
+        for (key, entry) in entries {
+            ct.insert(&key, &entry, 0).unwrap();
+        }
+        // What the programs have lost and gained; 6 has no flow at all.
+        let mut loads: Array<MapData, u32> = MapData::from_pin(node.pins().map(&MAP_LOADS))
+            .and_then(Map::from_map_data)
+            .and_then(Array::try_from)
+            .unwrap();
+        loads.set(5, &99, 0).unwrap();
+        loads.set(6, &1, 0).unwrap();
+
+        let mut gc = Gc::open(&node.pins(), Clock::detect().unwrap()).unwrap();
+        let pass = gc.pass().unwrap();
+        assert_eq!((pass.entries, pass.expired, pass.kept, pass.stale), (14, 4, 3, 0), "{pass:?}");
+        assert_eq!((pass.pod.tcp, pass.external.tcp), (2, 12), "{pass:?}");
+        assert_eq!((pass.masqueraded, pass.masquerade_ports), (3, 2), "{pass:?}");
+        assert_eq!(pass.corrected, 2);
+        assert_eq!([5, 6].map(|id| loads.get(&id, 0).unwrap()), [4, 0]);
+        let again = gc.pass().unwrap();
+        assert_eq!((again.entries, again.expired, again.corrected), (10, 0, 0), "{again:?}");
     });
 }
 

@@ -43,6 +43,7 @@ pub(super) struct Housekeeping {
     kernel: String,
     started: u64,
     ct_capacity: u32,
+    masquerade_ports: u32,
     examples: watch::Receiver<Examples>,
     issues: Issues,
     foreign: Option<Foreign>,
@@ -82,6 +83,7 @@ impl Housekeeping {
             kernel: facts.kernel.clone(),
             started: unix_now().as_secs(),
             ct_capacity,
+            masquerade_ports: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
             examples,
             issues: Issues::default(),
             foreign: None,
@@ -125,11 +127,19 @@ impl Housekeeping {
                 ours.ct_gc.observe(pass.duration.as_secs_f64());
                 ours.ct_expired.inc_by(pass.expired);
                 ours.ct_stale.set(gauge(pass.stale));
-                let other = pass.entries - pass.tcp - pass.udp;
-                for (proto, n) in [("TCP", pass.tcp), ("UDP", pass.udp), ("other", other)] {
-                    let labels = [("scope", "pod"), ("proto", proto)];
-                    ours.flows_active.get_or_create(&labels).set(gauge(n));
+                for (scope, kinds) in [("pod", pass.pod), ("external", pass.external)] {
+                    for (proto, n) in
+                        [("TCP", kinds.tcp), ("UDP", kinds.udp), ("other", kinds.other)]
+                    {
+                        let labels = [("scope", scope), ("proto", proto)];
+                        ours.flows_active.get_or_create(&labels).set(gauge(n));
+                    }
                 }
+                let outside = &metrics.outside;
+                outside.masqueraded_flows.set(gauge(pass.masqueraded));
+                outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
+                outside.masquerade_ports.set(i64::from(self.masquerade_ports));
+                outside.loads_corrected.inc_by(pass.corrected);
                 self.pass = Some(pass);
             }
         }
@@ -257,6 +267,7 @@ impl Agent {
         let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
         let (ident, devs) = self.addresses.counts();
         for (map, entries, capacity) in [
+            ("affinity", self.housekeeping.pass.map_or(0, |pass| pass.affinity), limits::AFFINITY),
             ("ident", ident as u64, limits::IDENT),
             ("devs", devs as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),

@@ -9,7 +9,7 @@ use aya::EbpfError;
 use aya::maps::MapError as AyaError;
 use aya::programs::ProgramError;
 use lb_common::addr::Addr;
-use lb_common::config::{self, Config as ProgramConfig, MASQUERADE_PORTS, features};
+use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
 use tracing::{info, warn};
 
@@ -53,7 +53,7 @@ impl Kernel {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
         let ct_entries = ct_entries(cfg.ct_entries, &pins.map(&MAP_CT));
-        let program_config = program_config(clock, facts)?;
+        let program_config = program_config(cfg, clock, facts)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
             config: program_config,
@@ -92,7 +92,7 @@ fn ct_entries(wanted: u32, pin: &Path) -> u32 {
     pinned
 }
 
-fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
+fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
     let netns_cookie = syscall::netns_cookie().context("ask for the network namespace's cookie")?;
     let csum_ipv6 = preflight::version(&facts.kernel).is_some_and(|v| v >= CSUM_IPV6_SINCE);
     Ok(ProgramConfig {
@@ -101,8 +101,8 @@ fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> 
         features: if csum_ipv6 { features::CSUM_IPV6 } else { 0 },
         hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
-        masquerade_base: u32::from(*MASQUERADE_PORTS.start()),
-        masquerade_n: u32::try_from(MASQUERADE_PORTS.len()).unwrap_or_default(),
+        masquerade_base: u32::from(*cfg.masquerade_ports.start()),
+        masquerade_n: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
     })
 }
 

@@ -2,6 +2,8 @@
 //! and our own under `lb_`. None has a label by Pod, Service or address: their number is bounded.
 #![forbid(unsafe_code)]
 
+mod outside;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::outside::Outside;
 use crate::bpf::read::Counts;
 use crate::cluster::{Family as IpFamily, Kind};
 
@@ -136,8 +139,6 @@ pub struct Ours {
     pub sync_failures: Counter,
     /// Writes to the maps.
     pub map_writes: Counter,
-    /// UDP sockets of this host that were closed.
-    pub sockets_closed: Counter,
     /// 1 when kube-proxy runs beside us.
     pub foreign_proxy: Gauge,
     /// Programs in place, by hook.
@@ -166,6 +167,8 @@ pub struct Metrics {
     pub kube_proxy: KubeProxy,
     /// Ours.
     pub ours: Ours,
+    /// Ours about traffic from outside.
+    pub outside: Outside,
     /// The process'.
     pub process: OfProcess,
 }
@@ -178,6 +181,7 @@ impl Metrics {
         let metrics = Self {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
+            outside: Outside::register(&mut registry),
             process: process(&mut registry),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
@@ -214,7 +218,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, process: _ } = self;
+        let Self { kube_proxy, ours, outside: _, process: _ } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -482,12 +486,6 @@ fn ours(root: &mut Registry) -> Ours {
             Counter::default(),
         ),
         map_writes: add(registry, "map_writes", "Writes to the maps", Counter::default()),
-        sockets_closed: add(
-            registry,
-            "sockets_closed",
-            "UDP sockets of this host closed since their backend was gone",
-            Counter::default(),
-        ),
         foreign_proxy: add(
             registry,
             "foreign_proxy_present",
