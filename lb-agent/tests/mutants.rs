@@ -133,7 +133,11 @@ impl Field {
             return Ok(());
         }
         for (was, is) in [(before.src, after.src), (before.dst, after.dst)] {
-            let whole = !before.ports || self.sockets.contains(&is) || self.free.contains(&is.ip());
+            // A port alone changes where another flow has it.
+            let whole = was.ip() == is.ip()
+                || !before.ports
+                || self.sockets.contains(&is)
+                || self.free.contains(&is.ip());
             if was != is && !whole {
                 return Err(format!("half translated: {was} became {is}"));
             }

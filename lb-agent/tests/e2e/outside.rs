@@ -232,7 +232,7 @@ fn host_network_backends_serve_clients_outside() {
         .set(&["spec", "hostNetwork"], json!(true));
     let object = load_balancer(node_port("web", WEB, NODE_PORT), LB);
     stage.dir.write("web", &[object, host]).unwrap();
-    for i in 0..2 {
+    for (i, ip) in LB.into_iter().enumerate() {
         for node in [&a, &b] {
             stage.wait_for(&client, addresses(node, NODE_PORT)[i], &["host"]);
             for transport in TRANSPORTS {
@@ -240,7 +240,7 @@ fn host_network_backends_serve_clients_outside() {
             }
             echo_600_kb(&client, addresses(node, ECHO_NODE_PORT)[i], &stage);
         }
-        echo_600_kb(&client, SocketAddr::new(LB[i].parse().unwrap(), 81), &stage);
+        echo_600_kb(&client, SocketAddr::new(ip.parse().unwrap(), 81), &stage);
     }
 }
 
@@ -289,8 +289,8 @@ fn s11_session_affinity_of_every_kind_of_client() {
         .set(&["spec", "sessionAffinityConfig", "clientIP", "timeoutSeconds"], json!(600));
     stage.serve(object, &pods.iter().collect::<Vec<_>>());
     let names = ["web0", "web1", "web2", "web3"];
-    for i in 0..2 {
-        let vip = SocketAddr::new(WEB[i].parse().unwrap(), 80);
+    for (i, ip) in WEB.into_iter().enumerate() {
+        let vip = SocketAddr::new(ip.parse().unwrap(), 80);
         for (netns, addr) in
             [(&client, addresses(&a, NODE_PORT)[i]), (&inside.netns, vip), (&a.netns, vip)]
         {

@@ -205,6 +205,9 @@ fn node() -> impl Strategy<Value = Node> {
     })
 }
 
+/// An endpoint as it is drawn: number, conditions, whether it is here, hints for a zone and a node.
+type Drawn = (u8, (bool, bool, bool), bool, (Option<bool>, Option<bool>));
+
 fn slice() -> impl Strategy<Value = EndpointSlice> {
     let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
     let hints = (prop::option::of(any::<bool>()), prop::option::of(any::<bool>()));
@@ -212,12 +215,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let family = prop::bool::weighted(0.8);
     (prop::collection::vec(endpoint, 0..5), 8080u16..8082, family).prop_map(
         |(endpoints, port, v4)| {
-            let endpoint = |(i, (ready, serving, terminating), local, (zone, node)): (
-                u8,
-                (bool, bool, bool),
-                bool,
-                (Option<bool>, Option<bool>),
-            )| {
+            let endpoint = |(i, (ready, serving, terminating), local, (zone, node)): Drawn| {
                 let hint = |one: Option<bool>, [yes, no]: [&str; 2]| {
                     one.map(|is| if is { yes } else { no }.into()).into_iter().collect()
                 };

@@ -57,7 +57,8 @@ pub fn seen_as(
             name_in(answer.get(..n).unwrap_or_default())
         }
     };
-    answer.trim_end().parse().map_err(|_| io::Error::other(format!("{addr} answered {answer:?}")))
+    let told = answer.trim_end().parse();
+    told.map_err(|err| io::Error::other(format!("{addr} answered {answer:?}: {err}")))
 }
 
 /// An open TCP connection to a server.
