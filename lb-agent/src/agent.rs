@@ -8,6 +8,7 @@ mod addresses;
 mod attacher;
 mod attachments;
 mod background;
+mod disconnect;
 mod housekeeping;
 mod issues;
 mod kernel;
@@ -24,7 +25,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use lb_common::addr::Addr;
-use lb_common::service::state;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
@@ -33,6 +33,7 @@ use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::{Attachment, Attachments};
 use crate::agent::background::News;
+use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
@@ -48,6 +49,7 @@ use crate::devices::{self, Devices};
 use crate::model::Desired;
 use crate::observe::Status;
 use crate::observe::metrics::{Metrics, Subject};
+use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use crate::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
 use crate::preflight::Facts;
 use crate::watch::{Counters, Received, kube, manifests};
@@ -138,6 +140,8 @@ struct Agent {
     addresses: Addresses,
     attachments: Attachments,
     attacher: Attacher,
+    disconnecter: Disconnecter,
+    health_ports: HealthPorts,
     /// Whether backends are processes of this host.
     host_backends: bool,
     mechanism: Option<Mechanism>,
@@ -174,6 +178,7 @@ impl Agent {
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let (metrics, examples) =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
+        let disconnecter = Disconnecter::spawn(metrics.ours.sockets_closed.clone())?;
         let now = Instant::now();
         let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
@@ -187,6 +192,8 @@ impl Agent {
             addresses,
             attachments: Attachments::default(),
             attacher,
+            disconnecter,
+            health_ports: HealthPorts::new(status.subscribe()),
             host_backends: false,
             mechanism: None,
             queue: Queue::default(),
@@ -197,7 +204,8 @@ impl Agent {
             next_resync: now,
             start: now,
         };
-        agent.host_backends = agent.has_host_backends();
+        // As the maps are: the programs for it stay in place.
+        agent.host_backends = agent.planner.actual().host_ports.iter().any(|ports| *ports != 0);
         for event in existing {
             agent.device(event);
         }
@@ -255,13 +263,12 @@ impl Agent {
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
         let n_writes = plan.ops.len();
-        let takes_host = plan.ops.iter().any(|op| self.is_host_backend(op));
+        let turnover = Turnover::of(&plan.ops);
         let start = self.start;
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();
-        if takes_host {
-            self.set_host_backends(true);
-        }
+        self.disconnecter.send(turnover.after(&self.planner.actual().backends));
+        self.set_host_backends(self.planner.has_host_backends());
         self.metrics.observe_sync(&families, !self.planned, took);
         if !self.planned {
             info!(
@@ -275,22 +282,20 @@ impl Agent {
             debug!(services, writes = applied.writes, took = ?took, "synced");
         }
         self.planned = true;
+        self.serve_health();
         self.note_failures(&applied);
         self.settle_queue();
         self.housekeeping.touch();
     }
 
-    /// Whether a write makes a process of this host a backend.
-    fn is_host_backend(&self, op: &Op) -> bool {
-        matches!(op, Op::PutBackend { backend, .. }
-            if backend.state == state::ACTIVE && self.addresses.is_of_host(&backend.addr))
-    }
-
-    /// Whether some backend is a process of this host, as the maps are.
-    fn has_host_backends(&self) -> bool {
-        let serves = |state: u8| matches!(state, state::ACTIVE | state::DRAINING);
-        let mut backends = self.planner.actual().backends.iter();
-        backends.any(|backend| serves(backend.state) && self.addresses.is_of_host(&backend.addr))
+    /// Publishes what the health check ports answer.
+    fn serve_health(&mut self) {
+        let health = self.desired.health().map(|(service, port, endpoints)| ServiceHealth {
+            service: service.clone(),
+            port,
+            endpoints: endpoints as usize,
+        });
+        self.health_ports.update(health, Instant::now());
     }
 
     /// Brings the programs to the answers of host processes, or takes them off.
@@ -460,6 +465,10 @@ impl Agent {
         }
         if self.addresses.next_due().is_some_and(|due| due <= now) {
             self.write_addresses();
+        }
+        if self.health_ports.next_due().is_some_and(|due| due <= now) {
+            self.health_ports.open_due(now);
+            self.housekeeping.touch();
         }
         if self.next_resync <= now {
             self.resync_devices()?;

@@ -382,3 +382,102 @@ fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
         assert!(!log.contains("ERROR"), "{log}");
     });
 }
+
+const LOAD_BALANCER: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30100
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 198.51.100.1}]}}
+"#;
+
+fn this_node(taints: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Node
+metadata: {{name: n1}}
+spec: {{taints: [{taints}]}}
+status: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}]}}
+"#
+    )
+}
+
+/// Asks until the answer begins so.
+fn answers(port: u16, path: &str, want: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = get(port, path);
+        if answer.starts_with(want) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "port {port}, {path}: wanted {want}: {answer}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        node.ip("addr add 192.0.2.1/32 dev lo");
+        bed.write("web.yaml", &format!("{LOAD_BALANCER}{}", pod("web-1", "10.9.0.2")));
+        bed.write("node.yaml", &this_node(""));
+        let mut child = bed.start();
+        let answer = answers(30100, "/healthz", "HTTP/1.1 200");
+        assert!(answer.contains("\"localEndpoints\": 1,"), "{answer}");
+        assert!(answer.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{answer}");
+
+        // After a death the first answer is a true one: nobody listens before.
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        let child = bed.start();
+        let answer = get(30100, "/");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+        // Only a terminating endpoint is left: traffic still flows, but no more is asked for (KEP-1669).
+        let ending = pod("web-1", "10.9.0.2")
+            .replace("name: web-1,", "name: web-1, deletionTimestamp: \"2026-01-01T00:00:00Z\",");
+        bed.write("web.yaml", &format!("{LOAD_BALANCER}{ending}"));
+        let answer = answers(30100, "/", "HTTP/1.1 503");
+        assert!(answer.contains("\"localEndpoints\": 0,"), "{answer}");
+
+        // Another port; the old one is closed.
+        let moved = LOAD_BALANCER.replace("30100", "30101");
+        bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
+        answers(30101, "/", "HTTP/1.1 200");
+        assert!(TcpStream::connect(("127.0.0.1", 30100)).is_err());
+
+        // A port that somebody else has is an issue, until it is free.
+        let taken = std::net::TcpListener::bind("0.0.0.0:30102").unwrap();
+        let moved = LOAD_BALANCER.replace("30100", "30102");
+        bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
+        let named = |names: &Names<'_>| {
+            names.issues.iter().any(|issue| issue.field == "spec.healthCheckNodePort")
+        };
+        bed.names("taken", named);
+        drop(taken);
+        answers(30102, "/", "HTTP/1.1 200");
+        bed.names("free", |names| !named(names));
+
+        // The autoscaler is about to remove the node: no new traffic, and no restart either (KEP-3836).
+        answers(10256, "/healthz", "HTTP/1.1 200");
+        let taint = "{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}";
+        bed.write("node.yaml", &this_node(taint));
+        let answer = answers(10256, "/healthz", "HTTP/1.1 503");
+        assert!(answer.contains(r#""nodeEligible": false"#), "{answer}");
+        answers(10256, "/livez", "HTTP/1.1 200");
+        answers(30102, "/", "HTTP/1.1 200");
+        bed.write("node.yaml", &this_node(""));
+        answers(10256, "/healthz", "HTTP/1.1 200");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}

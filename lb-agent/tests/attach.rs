@@ -11,6 +11,8 @@
 #[path = "attach/node.rs"]
 mod node;
 
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, MapData};
@@ -22,6 +24,7 @@ use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
 use lb_agent::bpf::maps::{self, Tables};
 use lb_agent::bpf::pins::{Hook, Pin};
+use lb_agent::bpf::sockets;
 use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
@@ -366,6 +369,94 @@ fn addresses_and_devices_are_written_and_read_back() {
         let ident = [(addr("10.9.0.2"), pod), (addr("fd09::2"), pod)].into();
         assert_eq!(contents, Contents { ident, devs: [(2, dev)].into() });
     });
+}
+
+#[test]
+fn connected_udp_sockets_to_a_backend_that_is_gone_are_closed() {
+    in_node(|node: &Node| {
+        let at = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let (frontend, gone, other) =
+            (at("10.96.0.1:53"), at("10.9.0.2:5353"), at("10.9.0.3:5353"));
+        node.ip("route add 10.0.0.0/8 dev lo");
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        serve(&mut tables, frontend, gone);
+        let cgroup = node.cgroup();
+        let mut hooks = Hooks::new(ebpf, node.pins(), None);
+        hooks.attach_sockets(&cgroup).unwrap();
+        let in_cgroup = InCgroup::enter(&cgroup);
+        let connected = |local: &str, to: SocketAddr| {
+            let socket = UdpSocket::bind(local).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        };
+        let translated = connected("0.0.0.0:0", frontend);
+        let mapped = connected("[::]:0", at("[::ffff:10.96.0.1]:53"));
+        let port = connected("0.0.0.0:0", at("10.9.0.2:5354"));
+        serve(&mut tables, frontend, other);
+        let moved = connected("0.0.0.0:0", frontend);
+        let unconnected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        drop(in_cgroup);
+        drop(unconnected.send_to(b"?", gone));
+
+        let backend = |to: SocketAddr| (Addr::from_ip(to.ip()), Be16::new(to.port()));
+        assert_eq!(sockets::close(&[backend(at("10.9.0.2:5355"))].into()).unwrap(), 0);
+        // Another namespace's sockets are not ours to see.
+        let pod = node.pod("p1");
+        assert_eq!(pod.enter(|| sockets::close(&[backend(gone)].into()).unwrap()), 0);
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 2);
+        for socket in [&translated, &mapped] {
+            let error = socket.take_error().unwrap().unwrap();
+            assert_eq!(error.raw_os_error(), Some(103), "ECONNABORTED: {error}");
+            assert!(socket.send(b"?").is_err(), "no longer connected");
+        }
+        for socket in [&port, &moved] {
+            assert!(socket.take_error().unwrap().is_none());
+            assert!(socket.peer_addr().is_ok());
+        }
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 0, "once is enough");
+    });
+}
+
+/// One UDP frontend with one backend.
+fn serve(tables: &mut Tables, frontend: SocketAddr, backend: SocketAddr) {
+    let key =
+        FrontendKey::new(Addr::from_ip(frontend.ip()), Be16::new(frontend.port()), proto::UDP);
+    let backend = Backend {
+        addr: Addr::from_ip(backend.ip()),
+        port: Be16::new(backend.port()),
+        proto: proto::UDP,
+        state: state::ACTIVE,
+        generation: 1,
+        ..Backend::ZERO
+    };
+    let frontend = Frontend { service_id: 1, base: 1, n: 1, ..Frontend::ZERO };
+    tables.backends.set(1, &backend, 0).unwrap();
+    tables.slots.set(1, &1, 0).unwrap();
+    tables.frontends.insert(&key, &frontend, 0).unwrap();
+}
+
+/// This process in a cgroup; afterwards it is where it was.
+struct InCgroup {
+    former: PathBuf,
+}
+
+impl InCgroup {
+    fn enter(cgroup: &Path) -> Self {
+        let root = cgroup.parent().unwrap();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let former = root.join(own);
+        std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        Self { former }
+    }
+}
+
+impl Drop for InCgroup {
+    fn drop(&mut self) {
+        let file = self.former.join("cgroup.procs");
+        std::fs::write(file, std::process::id().to_string()).unwrap();
+    }
 }
 
 /// Follows the devices until it is so.

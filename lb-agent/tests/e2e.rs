@@ -21,6 +21,8 @@ mod cluster_ip;
 mod host;
 #[path = "e2e/input.rs"]
 mod input;
+#[path = "e2e/outside.rs"]
+mod outside;
 #[path = "e2e/refusal.rs"]
 mod refusal;
 #[path = "e2e/restart.rs"]

@@ -7,39 +7,43 @@
 /// The polynomial, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// x^(8 * 2^k) modulo the polynomial, reflected, for k = 0..16.
-const SHIFTS: [u32; 16] = shifts();
+/// Of a CRC followed by 2^k bytes of zeroes, k = 0..16: what its i-th nibble, from the lowest, contributes. Looked up
+/// rather than computed bit by bit: the verifier follows both values of a bit that masks another number, and there would
+/// be 600 of them.
+static ZEROES: [[[u32; 16]; 8]; 16] = zeroes();
 
-/// What the CRC of a packet changes by (exclusive or) when these two neighbouring bytes change by these bits and `behind`
+/// What the CRC of a packet changes by (exclusive or) when two neighbouring bytes change by these bits and `behind`
 /// bytes (less than 65,536) follow them.
 pub fn of_change(bits: [u8; 2], behind: u32) -> u32 {
     let [first, second] = bits;
-    let mut crc = times_x8(first as u32);
-    crc = times_x8(crc ^ second as u32);
+    let mut crc = zero_bytes(first as u32, 0);
+    crc = zero_bytes(crc ^ second as u32, 0);
     let mut k = 0;
-    while k < SHIFTS.len() {
-        if behind >> k & 1 == 1
-            && let Some(shift) = SHIFTS.get(k)
-        {
-            crc = times(crc, *shift);
+    while k < ZEROES.len() {
+        if behind >> k & 1 == 1 {
+            crc = zero_bytes(crc, k);
         }
         k += 1;
     }
     crc
 }
 
-/// One byte of zeroes more.
-const fn times_x8(mut crc: u32) -> u32 {
+/// 2^k bytes of zeroes more.
+fn zero_bytes(crc: u32, k: usize) -> u32 {
+    let Some(nibbles) = ZEROES.get(k) else { return crc };
+    let mut sum = 0;
     let mut i = 0;
-    while i < 8 {
-        crc = (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg());
+    while i < nibbles.len() {
+        let nibble = (crc >> (4 * i)) as usize & 0xf;
+        if let Some(part) = nibbles.get(i).and_then(|parts| parts.get(nibble)) {
+            sum ^= *part;
+        }
         i += 1;
     }
-    crc
+    sum
 }
 
 /// Product of two polynomials modulo ours, all reflected: the highest bit is the lowest power.
-#[inline(never)]
 const fn times(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
     let mut i = 0;
@@ -52,13 +56,21 @@ const fn times(a: u32, mut b: u32) -> u32 {
 }
 
 #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler, which checks the bounds")]
-const fn shifts() -> [u32; 16] {
-    let mut table = [0; 16];
-    // x^8, reflected.
+const fn zeroes() -> [[[u32; 16]; 8]; 16] {
+    let mut table = [[[0; 16]; 8]; 16];
+    // x^8, the power of one byte, reflected.
     let mut power = 1 << (31 - 8);
     let mut k = 0;
-    while k < table.len() {
-        table[k] = power;
+    while k < 16 {
+        let mut i = 0;
+        while i < 8 {
+            let mut nibble = 0;
+            while nibble < 16 {
+                table[k][i][nibble] = times((nibble as u32) << (4 * i), power);
+                nibble += 1;
+            }
+            i += 1;
+        }
         power = times(power, power);
         k += 1;
     }

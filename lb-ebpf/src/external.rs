@@ -195,8 +195,8 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     }
 }
 
-/// A packet to a port that some frontend has.
-#[inline(never)]
+/// A packet to a port that some frontend has. Inlined, as is `tell`: a call chain has eight frames at most.
+#[inline(always)]
 fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     let Flow { dst, dport, proto, .. } = parsed.flow;
@@ -344,12 +344,8 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
         }
     }
     let (v4, src) = (parsed.v4, parsed.flow.src);
-    let ifindex = match route::way(packet, scratch, &src, &target) {
-        Way::Via(ifindex) => ifindex,
-        // Told when the packet is to be delivered; the device is the same.
-        Way::TooBig(_) | Way::Expired => scratch.fib.ifindex,
-        Way::None => return false,
-    };
+    // That it is too big or expired is told when it is to be delivered.
+    let Some(ifindex) = route::device(packet, scratch, &src, &target) else { return false };
     let Some(dev) = maps::dev(ifindex) else { return false };
     let nat = &mut scratch.nat;
     nat.flags |= bits::MASQUERADED;
@@ -480,11 +476,14 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
 /// An ICMP error enters the node.
 #[inline(always)]
 fn icmp_error(packet: Packet, scratch: &mut Scratch) -> Verdict {
-    match icmp::arriving(packet, scratch) {
-        Ok(Onward::Stack) => Verdict::Pass,
-        Ok(Onward::Via(ifindex)) => Verdict::Neighbour(ifindex),
-        Ok(Onward::Nowhere) => drop(packet, scratch, DropReason::NoRoute, 0),
-        Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
+    let onward = icmp::arriving(packet, scratch);
+    if let Some(ifindex) = onward.device() {
+        return Verdict::Neighbour(ifindex);
+    }
+    match onward {
+        Onward::NOWHERE => drop(packet, scratch, DropReason::NoRoute, 0),
+        Onward::FAILED => drop(packet, scratch, DropReason::RewriteFailed, 0),
+        _ => Verdict::Pass,
     }
 }
 
@@ -499,7 +498,7 @@ fn refuse(packet: Packet, scratch: &mut Scratch, reason: DropReason, service_id:
 }
 
 /// Tells the sender why its packet does not go on.
-#[inline(never)]
+#[inline(always)]
 fn tell(packet: Packet, scratch: &mut Scratch, why: Obstacle) -> Verdict {
     let reason = match why {
         Obstacle::TooBig(_) => DropReason::TooBig,

@@ -27,18 +27,13 @@ const ICMP: usize = 8;
 /// Offset of the checksum in it.
 const CHECKSUM: usize = 2;
 
-/// Translates an error at a Pod's veth if the flow it is about is translated. Returns the device by which it must go
-/// past the IP stack, or 0. `Err` when a helper refused halfway.
+/// Translates an error at a Pod's veth if the flow it is about is translated.
 #[inline(never)]
-pub(crate) fn translate(
-    packet: Packet,
-    scratch: &mut Scratch,
-    direction: Direction,
-) -> Result<u32, HelperError> {
+pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Onward {
     let Scratch { parsed, quoted, key, .. } = scratch;
     let at = parsed.l4 + ICMP;
     if parse::quoted(packet, parsed, at, quoted).is_none() {
-        return Ok(0);
+        return Onward::STACK;
     }
     // An error about a packet that left the Pod comes in, and the other way round.
     let want = match direction {
@@ -51,19 +46,30 @@ pub(crate) fn translate(
             bits::FORWARD
         }
     };
-    let Some(entry) = maps::ct(key) else { return Ok(0) };
+    let Some(entry) = maps::ct(key) else { return Onward::STACK };
     if entry.flags() & bits::EXTERNAL != 0 {
         return match direction {
             Direction::Egress => to_outside(packet, scratch, entry),
-            Direction::Ingress => Ok(0),
+            Direction::Ingress => Onward::STACK,
         };
     }
     if entry.flags() & (want | bits::HAIRPIN) != want {
-        return Ok(0);
+        return Onward::STACK;
     }
+    Onward::STACK.when(at_pod(packet, parsed, quoted, direction, entry))
+}
+
+/// Translates the quoted packet, and the error's far end. A router's own address stays.
+#[inline(always)]
+fn at_pod(
+    packet: Packet,
+    parsed: &Parsed,
+    quoted: &Parsed,
+    direction: Direction,
+    entry: Tracked,
+) -> Result<(), HelperError> {
     let nat = (entry.nat_addr(), entry.nat_port());
     let mapped = entry.flags() & bits::PORT_MAPPED != 0;
-    // A router's own address stays; the far end's becomes what the receiver knows it by.
     match direction {
         Direction::Ingress => {
             end(packet, parsed, quoted, End::Destination, nat)?;
@@ -85,17 +91,16 @@ pub(crate) fn translate(
             }
         }
     }
-    Ok(0)
+    Ok(())
 }
 
 /// The Pod answers a client outside with an error: it comes from the frontend, about a packet to the frontend.
 #[inline(always)]
-fn to_outside(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Result<u32, HelperError> {
+fn to_outside(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Onward {
     let (src, dst) = (scratch.parsed.flow.src, scratch.parsed.flow.dst);
-    let Way::Via(ifindex) = route::way(packet, scratch, &src, &dst) else { return Ok(0) };
+    let Way::Via(ifindex) = route::way(packet, scratch, &src, &dst) else { return Onward::STACK };
     let Scratch { parsed, quoted, .. } = scratch;
-    from_backend(packet, parsed, quoted, entry)?;
-    Ok(ifindex)
+    Onward::via(ifindex).when(from_backend(packet, parsed, quoted, entry))
 }
 
 /// Translates an error that leaves the host about a packet to one of its processes.
@@ -132,23 +137,44 @@ fn from_backend(
     Ok(())
 }
 
-/// Where an error that entered the node goes on.
+/// Where an error goes on: one number, since of an enum with a field the compiler stores the unused bits of whatever is
+/// at hand, and the verifier does not let go of half a pointer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Onward {
+pub(crate) struct Onward(i64);
+
+impl Onward {
     /// Not about a flow of ours, or for a process of this host: to the IP stack.
-    Stack,
-    /// To a client or a backend, by this device.
-    Via(u32),
+    pub(crate) const STACK: Self = Self(0);
     /// The routing table has no way.
-    Nowhere,
+    pub(crate) const NOWHERE: Self = Self(-1);
+    /// A helper refused halfway.
+    pub(crate) const FAILED: Self = Self(-2);
+
+    /// Past the IP stack by this device.
+    #[inline(always)]
+    const fn via(ifindex: u32) -> Self {
+        Self(ifindex as i64)
+    }
+
+    /// The device, if there is one.
+    #[inline(always)]
+    pub(crate) const fn device(self) -> Option<u32> {
+        if self.0 > 0 { Some(self.0 as u32) } else { None }
+    }
+
+    /// This, unless a helper refused.
+    #[inline(always)]
+    fn when(self, done: Result<(), HelperError>) -> Self {
+        if done.is_ok() { self } else { Self::FAILED }
+    }
 }
 
 /// Translates an error that enters the node about a flow from outside.
 #[inline(never)]
-pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Result<Onward, HelperError> {
+pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
     let Scratch { parsed, quoted, key, .. } = scratch;
     if parse::quoted(packet, parsed, parsed.l4 + ICMP, quoted).is_none() {
-        return Ok(Onward::Stack);
+        return Onward::STACK;
     }
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&quoted.flow, 0) };
     if let Some(forward) = maps::ct(key) {
@@ -159,61 +185,63 @@ pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Result<Onward, 
         Some(reply) if reply.flags() & bits::MASQUERADED != 0 => {
             about_request(packet, scratch, reply)
         }
-        _ => Ok(Onward::Stack),
+        _ => Onward::STACK,
     }
 }
 
 /// About an answer on its way to the client: goes to the backend.
 #[inline(always)]
-fn about_reply(
-    packet: Packet,
-    scratch: &mut Scratch,
-    forward: Tracked,
-) -> Result<Onward, HelperError> {
+fn about_reply(packet: Packet, scratch: &mut Scratch, forward: Tracked) -> Onward {
     let backend = (forward.nat_addr(), forward.nat_port());
     let client = (forward.aux_addr(), forward.aux_port());
     let onward = if forward.flags() & bits::TO_HOST != 0 {
-        Onward::Stack
+        Onward::STACK
     } else {
         onward(packet, scratch, &backend.0)
     };
     let Scratch { parsed, quoted, .. } = scratch;
-    end(packet, parsed, quoted, End::Source, backend)?;
-    end(packet, parsed, quoted, End::Destination, client)?;
-    rewrite::destination(packet, parsed, &backend.0, parsed.flow.dport)?;
-    if parsed.flow.src == quoted.flow.dst && parsed.flow.src != client.0 {
-        rewrite::source(packet, parsed, &client.0, parsed.flow.sport)?;
-    }
-    Ok(onward)
+    // The client itself, not a router before it: the backend knows it by its masquerade.
+    let sender = if parsed.flow.src == quoted.flow.dst { client.0 } else { parsed.flow.src };
+    onward.when(retell(packet, parsed, quoted, [backend, client], [sender, backend.0]))
 }
 
 /// About a masqueraded packet on its way to the backend: goes to the client.
 #[inline(always)]
-fn about_request(
-    packet: Packet,
-    scratch: &mut Scratch,
-    reply: Tracked,
-) -> Result<Onward, HelperError> {
+fn about_request(packet: Packet, scratch: &mut Scratch, reply: Tracked) -> Onward {
     let client = (reply.aux_addr(), reply.aux_port());
     let frontend = (reply.nat_addr(), reply.nat_port());
     let onward = onward(packet, scratch, &client.0);
     let Scratch { parsed, quoted, .. } = scratch;
-    end(packet, parsed, quoted, End::Source, client)?;
-    end(packet, parsed, quoted, End::Destination, frontend)?;
-    rewrite::destination(packet, parsed, &client.0, parsed.flow.dport)?;
-    if parsed.flow.src == quoted.flow.dst {
-        rewrite::source(packet, parsed, &frontend.0, parsed.flow.sport)?;
-    }
-    Ok(onward)
+    // The backend itself, not a router before it: the client knows it by the frontend.
+    let sender = if parsed.flow.src == quoted.flow.dst { frontend.0 } else { parsed.flow.src };
+    onward.when(retell(packet, parsed, quoted, [client, frontend], [sender, client.0]))
 }
 
 #[inline(always)]
 fn onward(packet: Packet, scratch: &mut Scratch, to: &Addr) -> Onward {
     let from = scratch.parsed.flow.src;
     match route::way(packet, scratch, &from, to) {
-        Way::Via(ifindex) => Onward::Via(ifindex),
-        Way::TooBig(_) | Way::Expired | Way::None => Onward::Nowhere,
+        Way::Via(ifindex) => Onward::via(ifindex),
+        Way::TooBig(_) | Way::Expired | Way::None => Onward::NOWHERE,
     }
+}
+
+/// Replaces both ends of the quoted packet and of the error itself.
+#[inline(always)]
+fn retell(
+    packet: Packet,
+    parsed: &Parsed,
+    quoted: &Parsed,
+    [inner_src, inner_dst]: [(Addr, Be16); 2],
+    [src, dst]: [Addr; 2],
+) -> Result<(), HelperError> {
+    end(packet, parsed, quoted, End::Source, inner_src)?;
+    end(packet, parsed, quoted, End::Destination, inner_dst)?;
+    rewrite::destination(packet, parsed, &dst, parsed.flow.dport)?;
+    if src == parsed.flow.src {
+        return Ok(());
+    }
+    rewrite::source(packet, parsed, &src, parsed.flow.sport)
 }
 
 /// One end of the quoted packet.

@@ -336,10 +336,12 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
 /// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
 #[inline(always)]
 fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
-    match icmp::translate(packet, scratch, direction) {
-        Ok(0) => return Verdict::Pass,
-        Ok(ifindex) => return Verdict::Neighbour(ifindex),
-        Err(_) => {}
+    let onward = icmp::translate(packet, scratch, direction);
+    if let Some(ifindex) = onward.device() {
+        return Verdict::Neighbour(ifindex);
+    }
+    if onward != icmp::Onward::FAILED {
+        return Verdict::Pass;
     }
     let ingress = direction == Direction::Ingress;
     Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))

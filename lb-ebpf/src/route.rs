@@ -42,6 +42,18 @@ pub(crate) fn way(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr)
     }
 }
 
+/// The device on the way from `src` to `dst`, whatever the packet's size and hops.
+#[inline(always)]
+pub(crate) fn device(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr) -> Option<u32> {
+    let Scratch { parsed, fib, .. } = scratch;
+    ask(fib, packet.ifindex(), parsed.v4, src, dst);
+    match packet.route_of(fib) {
+        // Without a length in the question the device is told in either case.
+        Route::Via(_) | Route::TooBig(_) => Some(fib.ifindex),
+        Route::None => None,
+    }
+}
+
 /// Hops that the packet has left (TTL, hop limit).
 #[inline(always)]
 pub(crate) fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
@@ -56,9 +68,10 @@ fn length(packet: Packet, parsed: &Parsed) -> u16 {
     let whole = match (segment, parsed.flow.proto) {
         (0, _) => packet.len() - L3 as u32,
         (_, proto::TCP) => {
-            // Data offset: the header's length in words.
-            let words = packet.load::<u8>(parsed.l4 + 12).unwrap_or(0x50) >> 4;
-            segment + headers + u32::from(words) * 4
+            // Data offset: the header's length in words. Two bytes are read, since the verifier derives no bound from the
+            // comparison that one byte at a variable offset makes.
+            let [offset, _flags] = packet.load::<[u8; 2]>(parsed.l4 + 12).unwrap_or([0x50, 0]);
+            segment + headers + u32::from(offset >> 4) * 4
         }
         _ => segment + headers + 8,
     };

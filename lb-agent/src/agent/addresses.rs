@@ -65,11 +65,6 @@ impl Addresses {
         self.issues = failures.by_map.into_iter().map(issue).collect();
     }
 
-    /// Whether the IP stack delivers packets to this address here.
-    pub(super) fn is_of_host(&self, addr: &Addr) -> bool {
-        self.ident.get(addr).is_some_and(|ident| ident.flags & ident_flags::LOCAL_NODE != 0)
-    }
-
     /// When failed writes are to be tried again.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.retry

@@ -146,13 +146,12 @@ impl Agent {
         }
         if self.planned {
             self.housekeeping.former = None;
-            // Their coming is seen at once, in the plan; that the last one left may wait.
-            self.set_host_backends(self.has_host_backends());
         }
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
-        let all = all.chain(self.addresses.issues());
+        let ports = self.health_ports.issues();
+        let all = all.chain(self.addresses.issues()).chain(&ports);
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();

@@ -136,6 +136,8 @@ pub struct Ours {
     pub sync_failures: Counter,
     /// Writes to the maps.
     pub map_writes: Counter,
+    /// UDP sockets of this host that were closed.
+    pub sockets_closed: Counter,
     /// 1 when kube-proxy runs beside us.
     pub foreign_proxy: Gauge,
     /// Programs in place, by hook.
@@ -480,6 +482,12 @@ fn ours(root: &mut Registry) -> Ours {
             Counter::default(),
         ),
         map_writes: add(registry, "map_writes", "Writes to the maps", Counter::default()),
+        sockets_closed: add(
+            registry,
+            "sockets_closed",
+            "UDP sockets of this host closed since their backend was gone",
+            Counter::default(),
+        ),
         foreign_proxy: add(
             registry,
             "foreign_proxy_present",
