@@ -166,9 +166,9 @@ fn extra() -> impl Strategy<Value = Extra> {
     let ips = ["192.0.2.1", "192.0.2.130", "198.18.0.1", "203.0.113.1", "2001:db8::1"].map(addr);
     let ranges = ["10.0.0.0/8", "172.31.0.0/16", "0.0.0.0/0", "2001:db8::/32"].map(prefix);
     let algorithms = prop_oneof![
-        8 => Just(Algorithm::Random),
+        16 => Just(Algorithm::Random),
         1 => Just(Algorithm::Maglev),
-        1 => Just(Algorithm::LeastConnections),
+        3 => Just(Algorithm::LeastConnections),
     ];
     let weights = [(Weighted::Addr(endpoint_addr(1)), 2), (Weighted::Addr(endpoint_addr(2)), 5)];
     (
@@ -205,6 +205,9 @@ fn node() -> impl Strategy<Value = Node> {
     })
 }
 
+/// Number, conditions, whether it is here, hints for zone and node.
+type Drawn = (u8, (bool, bool, bool), bool, (Option<bool>, Option<bool>));
+
 fn slice() -> impl Strategy<Value = EndpointSlice> {
     let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
     let hints = (prop::option::of(any::<bool>()), prop::option::of(any::<bool>()));
@@ -212,12 +215,8 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
     let family = prop::bool::weighted(0.8);
     (prop::collection::vec(endpoint, 0..5), 8080u16..8082, family).prop_map(
         |(endpoints, port, v4)| {
-            let endpoint = |(i, (ready, serving, terminating), local, (zone, node)): (
-                u8,
-                (bool, bool, bool),
-                bool,
-                (Option<bool>, Option<bool>),
-            )| {
+            let endpoint = |drawn: Drawn| {
+                let (i, (ready, serving, terminating), local, (zone, node)) = drawn;
                 let hint = |one: Option<bool>, [yes, no]: [&str; 2]| {
                     one.map(|is| if is { yes } else { no }.into()).into_iter().collect()
                 };
