@@ -301,14 +301,22 @@ impl Cluster {
         self.claims.of_cluster_ip(addr)
     }
 
-    /// The Services that name this address of a load balancer, or in `spec.externalIPs`.
-    pub fn external_claimants_of(&self, addr: Addr) -> impl Iterator<Item = (&Name, &Service)> {
-        self.claims.of_external(&addr).filter_map(|name| self.service(name))
+    /// The Services that want this port at this address of a load balancer, or in `spec.externalIPs`.
+    pub fn external_claimants(
+        &self,
+        addr: Addr,
+        (port, protocol): (u16, u8),
+    ) -> impl Iterator<Item = (&Name, &Service)> {
+        let names = self.claims.of_external(addr, (port, protocol));
+        names.filter_map(|name| self.service(name))
     }
 
-    /// The Services that have this port of the nodes, of whatever protocol.
-    pub fn node_port_claimants_of(&self, port: u16) -> impl Iterator<Item = (&Name, &Service)> {
-        self.claims.of_node_port(port).filter_map(|name| self.service(name))
+    /// The Services that want this port of the nodes.
+    pub fn node_port_claimants(
+        &self,
+        (port, protocol): (u16, u8),
+    ) -> impl Iterator<Item = (&Name, &Service)> {
+        self.claims.of_node_port((port, protocol)).filter_map(|name| self.service(name))
     }
 
     /// All Pods of this node.

@@ -162,8 +162,8 @@ pod! {
     }
 }
 
-/// Slots of a Maglev table, a prime (Eisenbud et al., NSDI 2016, section 3.4): 1 % of a table moves at most when one
-/// of a hundred backends leaves.
+/// Slots of a Maglev table, a prime (Eisenbud et al., NSDI 2016, section 3.4): when one of a hundred backends leaves,
+/// less than 5 % of the flows change theirs.
 pub const MAGLEV_SLOTS: u32 = 1021;
 
 /// Values of [`Backend::state`].

@@ -90,9 +90,11 @@ pub(crate) fn choose(frontend: &Frontend, client: &Client, target: &mut Target) 
     if frontend.affinity_secs == 0 {
         return usable(pick(frontend, client, local), target);
     }
+    // With an internal policy of Local the lists of a ClusterIP are one: the other addresses' backends are not in it.
+    let one_list = (frontend.base, frontend.n) == (frontend.local_base, frontend.local_n);
     let key = AffinityKey { client: client.addr, service_id: frontend.service_id };
     let now = maps::ticks();
-    if former(&key, frontend.affinity_secs, now, local, target) {
+    if former(&key, frontend.affinity_secs, now, local || one_list, target) {
         maps::count(Counter::AffinityHit);
     } else if !usable(pick(frontend, client, local), target) {
         return false;
@@ -119,14 +121,14 @@ fn former(key: &AffinityKey, secs: u32, now: u32, local: bool, target: &mut Targ
 /// The id of a backend in the client's list, by the Service's algorithm; 0 for none.
 #[inline(always)]
 fn pick(frontend: &Frontend, client: &Client, local: bool) -> u32 {
-    if client.outside && frontend.maglev_n != 0 && !local {
+    if client.outside && frontend.maglev_n != 0 {
         return slot(frontend.maglev_base, frontend.maglev_n, client.hash);
     }
-    let (base, n) =
-        if local { (frontend.local_base, frontend.local_n) } else { (frontend.base, frontend.n) };
-    if frontend.maglev_n != 0 && client.outside {
-        return slot(base, n, client.hash);
-    }
+    let (base, n) = if local {
+        (frontend.local_base, frontend.local_n)
+    } else {
+        (frontend.base, frontend.n)
+    };
     let first = slot(base, n, maps::random());
     if frontend.flags & frontend_flags::LEAST_CONNECTIONS == 0 {
         return first;

@@ -125,7 +125,7 @@ impl Cluster {
     pub(super) fn put_pod(&mut self, name: Name, pod: Pod, dirty: &mut Dirty) {
         for addr in &pod.ips {
             *self.uses.entry(*addr).or_default() += 1;
-            dirty.services.extend(self.claims.of_external(addr).cloned());
+            self.claims.touch_addr(addr, dirty);
         }
         let (ips, host_network) = (pod.ips.clone(), pod.host_network);
         if let Some(old) = self.pods.insert(name.clone(), pod) {
@@ -146,7 +146,7 @@ impl Cluster {
     fn forget_pod(&mut self, name: &Name, old: &Pod, dirty: &mut Dirty) {
         self.release(old.ips.iter().copied());
         for addr in &old.ips {
-            dirty.services.extend(self.claims.of_external(addr).cloned());
+            self.claims.touch_addr(addr, dirty);
             if self.pod_at.get(addr) == Some(name) {
                 self.pod_at.remove(addr);
             }

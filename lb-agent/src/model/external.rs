@@ -104,23 +104,19 @@ impl<'a> Outside<'a> {
 
     /// Whose the frontend is, if not the port's that asks.
     fn owner(&self, addr: &Addr, number: u16, protocol: u8) -> Option<&'a Name> {
-        let cluster = self.cluster;
-        let by_addr = cluster.external_claimants_of(*addr).filter(|(_, other)| {
+        let (cluster, own) = (self.cluster, (self.name, self.service));
+        let is_rival = |other: &(&Name, &Service)| {
+            frontend::is_older(*other, own) && has_family(other.1, addr)
+        };
+        let port = (number, protocol);
+        let by_addr = cluster.external_claimants(*addr, port).filter(is_rival);
+        let by_addr = by_addr.filter(|(_, other)| {
             let mut named = named(other).filter(|(a, _)| a == addr);
-            let serves = |p: &ServicePort| (p.port, p.protocol) == (number, protocol);
-            other.ports.iter().any(serves)
-                && named.any(|(_, scope)| refusal(cluster, self.rules, addr, scope).is_none())
+            named.any(|(_, scope)| refusal(cluster, self.rules, addr, scope).is_none())
         });
-        let is_node = frontend::is_localhost(addr) || self.node_has(addr);
-        let by_port = cluster.node_port_claimants_of(number).filter(|(_, other)| {
-            let serves = |p: &ServicePort| {
-                p.node_port.map(u16::from) == Some(number) && p.protocol == protocol
-            };
-            is_node && other.ports.iter().any(serves)
-        });
-        let own = (self.name, self.service);
-        let rivals = by_addr.chain(by_port).filter(|(_, other)| has_family(other, addr));
-        let older = rivals.filter(|other| frontend::is_older(*other, own));
+        let by_port = cluster.node_port_claimants(port).filter(is_rival);
+        let by_port = by_port.filter(|_| frontend::is_localhost(addr) || self.node_has(addr));
+        let older = by_addr.chain(by_port);
         let oldest = older.reduce(|a, b| if frontend::is_older(b, a) { b } else { a });
         let own = self.taken.contains(&(*addr, number, protocol)).then_some(self.name);
         oldest.map(|(name, _)| name).or(own)

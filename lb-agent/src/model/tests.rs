@@ -6,8 +6,9 @@ use std::num::NonZeroU16;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
+use super::rules::{NodePortAddresses, Rules};
 use super::topology::Rejection;
-use super::{Desired, DesiredPort, DesiredService};
+use super::{Desired, DesiredPort, DesiredService, Scope};
 use crate::cluster::{
     Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Hints, Kind,
     Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
@@ -156,4 +157,54 @@ fn records_of_plain_services_stay_small() {
     assert_eq!(size_of::<Endpoint>(), 80);
     // Sixty thousand in the first plan.
     assert_eq!(size_of::<crate::plan::Op>(), 64);
+}
+
+#[test]
+fn s24_addresses_of_node_ports_are_those_asked_for() {
+    let mut cluster = Cluster::new("n1");
+    let within = |ranges: &[&str]| {
+        NodePortAddresses::Within(ranges.iter().map(|range| range.parse().unwrap()).collect())
+    };
+    let check = |cluster: &Cluster, node_ports: NodePortAddresses, want: &[&str]| {
+        let text = format!("{node_ports:?}");
+        let rules = Rules { node_ports, ..Rules::default() };
+        let addrs: Vec<_> = rules.node_port_addrs(cluster).iter().map(Addr::to_string).collect();
+        assert_eq!(addrs, want, "{text}");
+    };
+    check(&cluster, NodePortAddresses::Primary, &[]);
+    let host = ["192.168.1.5", "172.31.0.1", "10.244.1.1", "2001:db8::5"].map(addr);
+    cluster.apply(Event::Host(host.into()));
+    // Without a Node object, as with manifests, the first of the host.
+    check(&cluster, NodePortAddresses::Primary, &["192.168.1.5", "2001:db8::5"]);
+    let node = crate::cluster::Node {
+        addresses: ["172.31.0.1", "203.0.113.1"].map(addr).into(),
+        pod_cidrs: [].into(),
+        zone: None,
+        deleting: false,
+    };
+    cluster.apply(Event::Node(Change::Applied(Name::new("", "n1"), node)));
+    check(&cluster, NodePortAddresses::Primary, &["172.31.0.1", "2001:db8::5"]);
+    check(&cluster, within(&["172.31.0.0/16", "192.168.0.0/16"]), &["172.31.0.1", "192.168.1.5"]);
+    check(&cluster, within(&["::/0"]), &["2001:db8::5"]);
+    check(&cluster, within(&["198.18.0.0/15"]), &[]);
+}
+
+#[test]
+fn localhost_node_ports_can_be_turned_off() {
+    for localhost in [true, false] {
+        let mut cluster = Cluster::new("n1");
+        let mut service = Service { extra: None, ..service() };
+        service.ports[0].node_port = NonZeroU16::new(30_080);
+        let name = Name::new("ns", "web");
+        let dirty = cluster.apply(Event::Service(Change::Applied(name.clone(), service)));
+        let mut desired = Desired::new(Rules { localhost, ..Rules::default() });
+        desired.update(&cluster, &dirty);
+        let ports = desired.services[&name].ports.iter();
+        let externals: Vec<_> =
+            ports.flat_map(|port| &port.extra).flat_map(|e| &e.externals).collect();
+        let scopes: Vec<_> =
+            externals.iter().map(|e| (e.addr.to_string(), e.port, e.scope)).collect();
+        let both = ["127.0.0.1", "::1"].map(|ip| (ip.to_owned(), 30_080, Scope::Localhost));
+        assert_eq!(scopes, if localhost { both.to_vec() } else { vec![] });
+    }
 }

@@ -166,9 +166,9 @@ fn extra() -> impl Strategy<Value = Extra> {
     let ips = ["192.0.2.1", "192.0.2.130", "198.18.0.1", "203.0.113.1", "2001:db8::1"].map(addr);
     let ranges = ["10.0.0.0/8", "172.31.0.0/16", "0.0.0.0/0", "2001:db8::/32"].map(prefix);
     let algorithms = prop_oneof![
-        8 => Just(Algorithm::Random),
+        16 => Just(Algorithm::Random),
         1 => Just(Algorithm::Maglev),
-        1 => Just(Algorithm::LeastConnections),
+        3 => Just(Algorithm::LeastConnections),
     ];
     let weights = [(Weighted::Addr(endpoint_addr(1)), 2), (Weighted::Addr(endpoint_addr(2)), 5)];
     (
