@@ -365,6 +365,10 @@ impl Agent {
     }
 
     fn next_wakeup(&self) -> Instant {
+        if !self.dirty.is_empty() && self.cluster.synced() {
+            // A listing of all devices found what no message had told.
+            return Instant::now();
+        }
         let planner = self.planner.next_wakeup().filter(|_| self.planned);
         [
             planner.map(|at| self.start + at),
@@ -404,6 +408,7 @@ fn families(plan: &Plan) -> Vec<Family> {
             Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
             Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
             Op::PutSlot { .. }
+            | Op::ClearAffinity { .. }
             | Op::PutFrontendPorts { .. }
             | Op::PutHostPorts { .. }
             | Op::PutSettings(_) => continue,

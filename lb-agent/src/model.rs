@@ -22,6 +22,9 @@ pub mod rules;
 mod service;
 pub mod topology;
 
+#[cfg(test)]
+mod tests;
+
 /// What the maps should say.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -73,7 +76,7 @@ pub struct Health {
     /// The port to answer on.
     pub port: NonZeroU16,
     /// Number of ready endpoints on this node; terminating ones do not count.
-    pub local_ready: u32,
+    pub local_ready: u16,
 }
 
 /// One service port in one family: IPv4 and IPv6 of a Service are served independently.
@@ -202,7 +205,7 @@ impl Desired {
     pub fn health(&self) -> impl Iterator<Item = (&Name, u16, u32)> {
         self.services.iter().filter_map(|(name, service)| {
             let health = service.health?;
-            Some((name, health.port.get(), health.local_ready))
+            Some((name, health.port.get(), health.local_ready.into()))
         })
     }
 

@@ -96,6 +96,11 @@ pub enum Op {
         /// Key.
         key: RangeKey,
     },
+    /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
+    ClearAffinity {
+        /// Service port.
+        service_id: u32,
+    },
     /// Writes a word of `frontend_ports`.
     PutFrontendPorts {
         /// Index.

@@ -13,6 +13,7 @@ mod bed;
 #[path = "outside/node.rs"]
 mod node;
 #[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
 
 use std::collections::BTreeSet;
@@ -646,5 +647,66 @@ fn a_device_without_link_layer_gives_its_packets_one() {
         let (verdict, out) = bed.run("dev_in_l3", &bytes);
         assert_eq!(verdict, Verdict::Next);
         assert_eq!(out[14..], bytes[..], "only pushed down");
+    }
+}
+
+/// CRC32c by its definition (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc: u32, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// An SCTP packet with so many bytes of chunks, and its checksum.
+fn sctp(from: &str, to: &str, len: usize) -> Vec<u8> {
+    let [from, to] = [from, to].map(|at| at.parse::<std::net::SocketAddr>().unwrap());
+    let mut body = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    body.extend([0, 0, 0, 7, 0, 0, 0, 0]);
+    body.extend((0..len).map(|i| (i * 31) as u8));
+    let crc = crc32c(&body);
+    body[8..12].copy_from_slice(&crc.to_le_bytes());
+    let eth = etherparse::PacketBuilder::ethernet2(packet::POD_MAC, packet::GATEWAY_MAC);
+    let ip = match (from.ip(), to.ip()) {
+        (std::net::IpAddr::V4(from), std::net::IpAddr::V4(to)) => {
+            eth.ipv4(from.octets(), to.octets(), 64)
+        }
+        (std::net::IpAddr::V6(from), std::net::IpAddr::V6(to)) => {
+            eth.ipv6(from.octets(), to.octets(), 64)
+        }
+        _ => panic!("two families"),
+    };
+    let mut out = Vec::new();
+    ip.write(&mut out, etherparse::IpNumber::SCTP, &body).unwrap();
+    out
+}
+
+#[test]
+fn sctp_ports_change_with_their_checksum() {
+    for family in &FAMILIES {
+        let l4 = if family.v4() { 34 } else { 54 };
+        let mut bed = Bed::node();
+        let vip = if family.v4() { "10.96.0.5" } else { "fd00:96::5" };
+        let (pod, far) = (family.at(family.pod, 4000), family.at(family.far_pod, 3868));
+        let vip = family.at(vip, 80);
+        bed.service(&vip, proto::SCTP, &[&far]);
+        for len in [4, 16, 100, 1300] {
+            let (verdict, mut out) = bed.leave_bytes(&sctp(&pod, &vip, len));
+            assert_eq!(verdict, Verdict::Next);
+            assert_eq!(out, sctp(&pod, &far, len), "len {len}");
+            // The answer, short enough to be padded on its way.
+            out = sctp(&far, &pod, len);
+            let unpadded = out.len();
+            out.resize(unpadded.max(60), 0);
+            let (_, shown) = bed.enter_bytes(&out);
+            assert_eq!(shown[..unpadded], sctp(&vip, &pod, len)[..], "len {len}");
+        }
+        // A checksum that the device is to compute stays 0.
+        let mut raw = sctp(&pod, &vip, 16);
+        raw[l4 + 8..l4 + 12].fill(0);
+        let (_, out) = bed.leave_bytes(&raw);
+        assert_eq!(out[l4 + 8..l4 + 12], [0; 4]);
+        assert_eq!(out[l4 + 2..l4 + 4], 3868_u16.to_be_bytes());
     }
 }

@@ -80,7 +80,6 @@ const fn zeroes() -> [[[u32; 16]; 8]; 16] {
 #[cfg(test)]
 mod tests {
     use super::{POLYNOMIAL, of_change};
-    use std::vec;
     use std::vec::Vec;
 
     fn crc(bytes: &[u8]) -> u32 {
@@ -114,6 +113,5 @@ mod tests {
             }
         }
         assert_eq!(of_change([0, 0], 100), 0);
-        assert_eq!(crc(&vec![0; 32]), 0x8a91_36aa);
     }
 }

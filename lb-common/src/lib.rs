@@ -23,7 +23,7 @@
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
 #![no_std]
-#![cfg_attr(not(test), forbid(clippy::indexing_slicing))]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 #[cfg(test)]
 extern crate std;

@@ -87,7 +87,7 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     let header = usize::from(ip.version_ihl & 0xf) * 4;
     let dst = Be32::from_wire(ip.dst);
     // Multicast and limited broadcast (224/4, 240/4) are no flows.
-    if header < 20 || dst.get() >= MULTICAST {
+    if ip.version_ihl >> 4 != 4 || header < 20 || dst.get() >= MULTICAST {
         return Kind::Other;
     }
     parsed.v4 = true;
@@ -104,7 +104,8 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     }
     parsed.fragment_id = u32::from(ip.id);
     if ip.fragment & OFFSET_MASK != 0 {
-        return later(parsed);
+        // Nothing behind the header is read, so nothing else sees that the packet ends in it.
+        return if parsed.l4 > packet.len() as usize { Kind::Other } else { later(parsed) };
     }
     first(transport(packet, parsed))
 }
@@ -125,7 +126,7 @@ struct Ipv6 {
 fn ipv6(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     let Some(ip) = packet.load::<Ipv6>(l3) else { return Kind::Other };
     let [d0, d1, d2, d3] = ip.dst;
-    if Be32::from_wire(d0).get() >> 24 == 0xff {
+    if u32::from_be(ip.version_flow) >> 28 != 6 || Be32::from_wire(d0).get() >> 24 == 0xff {
         return Kind::Other;
     }
     let [s0, s1, s2, s3] = ip.src;

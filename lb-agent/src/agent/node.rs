@@ -1,9 +1,12 @@
 //! What happens on this node itself: devices come, go and change their role, addresses are added and removed.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use lb_common::addr::Addr;
 use tracing::{debug, error, info, warn};
 
 use crate::agent::Agent;
@@ -11,6 +14,7 @@ use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
 use crate::agent::kernel::Kernel;
 use crate::bpf::attach::{AttachError, Role};
+use crate::cluster;
 use crate::devices::bridge_netfilter::BridgeNetfilter;
 use crate::devices::{self, Devices};
 use crate::observe::metrics::Subject;
@@ -61,6 +65,15 @@ impl Agent {
         }
     }
 
+    /// The addresses of this host that others can dial, those that stand for the node first.
+    fn host_addresses(&self) -> Vec<Addr> {
+        let main = self.devices.node_addresses();
+        let reachable = self.devices.host().reachable().filter(|ip| !is_link_local(ip));
+        let mut seen = HashSet::new();
+        let all = main.ip4.into_iter().chain(main.ip6).chain(reachable).map(Addr::from_ip);
+        all.filter(|addr| seen.insert(*addr)).collect()
+    }
+
     /// Takes note when Kubernetes calls other addresses this node's than at the last time.
     pub(super) fn follow_node(&mut self) {
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
@@ -71,6 +84,9 @@ impl Agent {
 
     /// Brings the maps about this node's own addresses to what they should say.
     pub(super) fn write_addresses(&mut self) {
+        // NodePorts, and whether a backend is a process of this host, depend on them.
+        let event = cluster::Event::Host(self.host_addresses().into());
+        self.dirty.merge(self.cluster.apply(event));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         self.addresses.update(&self.devices, node);
     }
@@ -158,4 +174,11 @@ pub(super) fn clear_devices(kernel: &mut Kernel, devices: &Devices) -> anyhow::R
         info!(devices = stale, "removed pins of devices that are gone");
     }
     Ok(())
+}
+
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }

@@ -4,11 +4,13 @@
 use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
 use lb_common::endpoint::Pod;
+use lb_common::service::{Affinity, AffinityKey};
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
 use crate::bpf::maps::{self, Tables};
 use crate::bpf::read;
 use crate::plan::{Actual, MapError, MapStore, Op};
+use crate::syscall;
 
 impl MapStore for Tables {
     fn load(&self) -> Result<Actual, MapError> {
@@ -42,6 +44,7 @@ impl MapStore for Tables {
                     other => other.map_err(|e| failed("source_ranges", e)),
                 }
             }
+            Op::ClearAffinity { service_id } => self.clear_affinity(*service_id),
             Op::PutFrontendPorts { word, bits } => {
                 self.frontend_ports.set(*word, bits, 0).map_err(|e| failed("frontend_ports", e))
             }
@@ -56,6 +59,24 @@ impl MapStore for Tables {
 }
 
 impl Tables {
+    /// Reads the whole map: it is small, and that affinity is taken off a Service is rare.
+    fn clear_affinity(&mut self, service_id: u32) -> Result<(), MapError> {
+        let mut keys = Vec::new();
+        let read = syscall::for_each(&self.affinity, |key: &AffinityKey, _: &Affinity| {
+            if key.service_id == service_id {
+                keys.push(*key);
+            }
+        });
+        read.map_err(|e| failed("affinity", AyaError::IoError(e)))?;
+        for key in keys {
+            match self.affinity.remove(&key) {
+                Err(e) if !maps::is_missing(&e) => return Err(failed("affinity", e)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a Pod of this node.
     ///
     /// # Errors

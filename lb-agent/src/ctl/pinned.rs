@@ -7,13 +7,16 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
+use lb_common::addr::Addr;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_FRAGMENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MAPS,
-    MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS, MAP_FRONTENDS,
+    MAP_IDENT, MAP_PODS, MAP_SLOTS, MAPS, MapSpec,
 };
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::pod::Field;
+use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
 use crate::bpf::attach::Role;
 use crate::bpf::clock::Clock;
@@ -128,12 +131,22 @@ impl Pinned {
                 self.each_flow(|_, _| n += 1)?;
                 Some(n)
             }
-            MAP_FRAGMENTS => Some(usage::n_fragments(&self.pins).map_err(refused)?),
+            MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
+            MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
+            MAP_IDENT => Some(self.n_elements::<Addr, Ident>(spec)?),
+            MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,
         };
         let pin = self.pins.map(spec).display().to_string();
         Ok(MapUse { name: spec.name, kind, used: used.map(|n| n as u64), max, bytes, pin })
+    }
+
+    fn n_elements<K: aya::Pod + Field, V: aya::Pod + Field>(
+        &self,
+        spec: &MapSpec,
+    ) -> anyhow::Result<usize> {
+        usage::n_elements::<K, V>(&self.pins, spec).map_err(refused)
     }
 
     fn each_flow(&self, each: impl FnMut(&CtKey, &CtEntry)) -> anyhow::Result<()> {

@@ -203,7 +203,7 @@ fn health(
         local.map(|endpoint| endpoint.addr).collect::<BTreeSet<_>>().len()
     };
     let local_ready = ready(Family::V4).max(ready(Family::V6));
-    Some(Health { port, local_ready: u32::try_from(local_ready).unwrap_or(u32::MAX) })
+    Some(Health { port, local_ready: u16::try_from(local_ready).unwrap_or(u16::MAX) })
 }
 
 impl Scope {

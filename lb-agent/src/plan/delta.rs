@@ -26,6 +26,9 @@ pub(super) struct Stages {
     pub(super) ranges: Vec<Op>,
     pub(super) backends: Vec<Op>,
     pub(super) slots: Vec<Op>,
+    /// Before the frontends, so that it comes again with them when it fails. A client that comes in between is only
+    /// remembered until its time is over, and only if affinity is wanted again by then.
+    pub(super) affinity: Vec<Op>,
     pub(super) frontends: Vec<Op>,
     /// After the frontends: before them, it would refuse their ports.
     pub(super) wildcards: Vec<Op>,
@@ -43,6 +46,7 @@ impl Stages {
         ops.append(&mut self.ranges);
         ops.append(&mut self.backends);
         ops.append(&mut self.slots);
+        ops.append(&mut self.affinity);
         ops.append(&mut self.frontends);
         ops.append(&mut self.wildcards);
         ops.append(&mut self.deletes);
@@ -188,6 +192,12 @@ fn put_frontends(
     moving: &HashSet<FrontendKey>,
     stages: &mut Stages,
 ) -> bool {
+    let remembers =
+        |frontend: &Frontend| frontend.service_id == port.service_id && frontend.affinity_secs > 0;
+    let remembered = port.frontends.iter().filter_map(|key| tables.frontend(key)).any(remembers);
+    if remembered && !frontends.iter().any(|(_, frontend)| remembers(frontend)) {
+        stages.affinity.push(Op::ClearAffinity { service_id: port.service_id });
+    }
     for (key, frontend) in &frontends {
         if tables.frontend(key) != Some(frontend) {
             stages.port_bits.extend(tables.want_frontend_port(key, frontend));

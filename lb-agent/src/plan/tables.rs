@@ -119,6 +119,7 @@ impl Tables {
             | Op::DeleteFrontend { .. }
             | Op::PutSourceRange { .. }
             | Op::DeleteSourceRange { .. }
+            | Op::ClearAffinity { .. }
             | Op::PutFrontendPorts { .. }
             | Op::PutHostPorts { .. }
             | Op::PutSettings(_) => return None,
@@ -178,6 +179,8 @@ impl Tables {
             Op::DeleteSourceRange { key } => {
                 self.actual.source_ranges.remove(key);
             }
+            // What clients leave there is not of our making.
+            Op::ClearAffinity { .. } => {}
             Op::PutFrontendPorts { word, bits } => {
                 put(&mut self.actual.frontend_ports, *word, *bits, 0);
             }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
@@ -182,12 +182,21 @@ impl Bed {
 
     /// Runs raw bytes through a program.
     pub(crate) fn run(&self, program: &str, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.try_run(program, bytes).unwrap()
+    }
+
+    /// Runs raw bytes through a program; an error when the kernel does not take them for a packet.
+    pub(crate) fn try_run(
+        &self,
+        program: &str,
+        bytes: &[u8],
+    ) -> Result<(Verdict, Vec<u8>), ProgramError> {
         let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut out = vec![0; 70_000];
         let mut options = TestRunOptions::new();
         options.data_in = Some(bytes);
         options.data_out = Some(&mut out);
-        let result = program.test_run(options).unwrap();
+        let result = program.test_run(options)?;
         let verdict = match result.return_value as i32 {
             -1 => Verdict::Next,
             2 => Verdict::Drop,
@@ -195,7 +204,7 @@ impl Bed {
             other => panic!("return code {other}"),
         };
         out.truncate(result.data_size_out as usize);
-        (verdict, out)
+        Ok((verdict, out))
     }
 
     /// Runs raw bytes as they leave the Pod.
@@ -266,6 +275,16 @@ impl Bed {
         options.data_in = Some(bytes);
         options.repeat = repeat;
         program.test_run(options).unwrap().duration.as_nanos() as u64
+    }
+
+    /// Packets dropped or refused so far, for whatever reason.
+    pub(crate) fn dropped(&self) -> u64 {
+        let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
+        let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| read(drop_index(reason, false)) + read(drop_index(reason, true)))
+            .sum()
     }
 
     /// Counters that changed since the last call: `name+n`, sorted.

@@ -15,7 +15,7 @@ pub(crate) struct FakeMaps {
     pub(crate) now: Duration,
     /// Addresses of the host.
     pub(crate) host: Vec<Addr>,
-    /// Every such write fails; 0 = none.
+    /// One in so many writes fails; 0 = none.
     pub(crate) fail_every: u32,
     n_writes: u32,
     /// Writes until all fail.
@@ -186,7 +186,10 @@ impl FakeMaps {
                     assert!(!lost, "replies of {backend:?} would not be seen any more");
                 }
             }
-            Op::DeleteFrontend { .. } | Op::DeleteSourceRange { .. } | Op::PutSettings(_) => {}
+            Op::DeleteFrontend { .. }
+            | Op::DeleteSourceRange { .. }
+            | Op::ClearAffinity { .. }
+            | Op::PutSettings(_) => {}
         }
     }
 
@@ -265,6 +268,7 @@ impl FakeMaps {
             }
             Op::PutSourceRange { key } => drop(self.actual.source_ranges.insert(key)),
             Op::DeleteSourceRange { key } => drop(self.actual.source_ranges.remove(&key)),
+            Op::ClearAffinity { .. } => {}
             Op::PutFrontendPorts { word, bits } => {
                 put(&mut self.actual.frontend_ports, word, bits, 0);
             }
@@ -292,14 +296,19 @@ impl MapStore for FakeMaps {
 
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         self.check(op);
-        self.n_writes += 1;
+        // Of slots, which come by the thousand with a Maglev table, only some may fail: each failure ends a try.
+        let may_fail = !matches!(op, Op::PutSlot { slot, .. } if slot % 64 != 0);
+        self.n_writes += u32::from(may_fail);
         if let Some(left) = &mut self.crash_after {
             if *left == 0 {
                 return Err(error(op, false));
             }
             *left -= 1;
         }
-        if self.fail_every > 0 && self.n_writes.is_multiple_of(self.fail_every) {
+        // Not in step with the writes of a try, or it might be the same one that fails each time.
+        let lot = (self.n_writes ^ self.n_writes >> 16).wrapping_mul(0x85eb_ca6b);
+        let lot = (lot ^ lot >> 13).wrapping_mul(0xc2b2_ae35) >> 16;
+        if may_fail && self.fail_every > 0 && lot.is_multiple_of(self.fail_every) {
             return Err(error(op, false));
         }
         if let Op::PutFrontend { key, .. } = op
@@ -319,6 +328,7 @@ fn error(op: &Op, full: bool) -> MapError {
         Op::PutSlot { .. } => "slots",
         Op::PutFrontend { .. } | Op::DeleteFrontend { .. } => "frontends",
         Op::PutSourceRange { .. } | Op::DeleteSourceRange { .. } => "source_ranges",
+        Op::ClearAffinity { .. } => "affinity",
         Op::PutFrontendPorts { .. } => "frontend_ports",
         Op::PutHostPorts { .. } => "host_ports",
         Op::PutSettings(_) => "settings",
