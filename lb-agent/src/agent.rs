@@ -13,25 +13,24 @@ mod housekeeping;
 mod issues;
 mod kernel;
 pub mod lock;
+mod node;
 mod pods;
 mod report;
 mod servers;
 mod table;
 mod waiting;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use lb_common::addr::Addr;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
-use crate::agent::attachments::{Attachment, Attachments};
+use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
@@ -39,12 +38,11 @@ use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
 use crate::agent::pods::Pods;
 use crate::agent::waiting::Queue;
-use crate::bpf::attach::{AttachError, Mechanism, Role};
+use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
-use crate::cluster::{self, Cluster, Dirty, Family};
+use crate::cluster::{Cluster, Dirty, Family};
 use crate::config::{Config, Source};
-use crate::devices::bridge_netfilter::BridgeNetfilter;
 use crate::devices::{self, Devices};
 use crate::model::Desired;
 use crate::observe::Status;
@@ -56,8 +54,6 @@ use crate::watch::{Counters, Received, kube, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
 const TOLD: usize = 4096;
-/// All devices are asked for again so often, in case a message was missed.
-const RESYNC: Duration = Duration::from_secs(30);
 
 /// What can happen.
 #[derive(Debug)]
@@ -164,7 +160,7 @@ impl Agent {
         let planner = Planner::restore(actual, Capacity::default());
         let mut devices = Devices::open().context("follow network devices by netlink")?;
         let existing = devices.resync().context("list network devices")?;
-        clear_devices(&mut kernel, &devices)?;
+        node::clear_devices(&mut kernel, &devices)?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
             .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
@@ -283,6 +279,7 @@ impl Agent {
         }
         self.planned = true;
         self.serve_health();
+        self.follow_node();
         self.note_failures(&applied);
         self.settle_queue();
         self.housekeeping.touch();
@@ -296,20 +293,6 @@ impl Agent {
             endpoints: endpoints as usize,
         });
         self.health_ports.update(health, Instant::now());
-    }
-
-    /// Brings the programs to the answers of host processes, or takes them off.
-    fn set_host_backends(&mut self, host_backends: bool) {
-        if self.host_backends == host_backends {
-            return;
-        }
-        self.host_backends = host_backends;
-        let since = Instant::now();
-        let uplinks: Vec<_> = self.attachments.uplinks().collect();
-        for (ifindex, layer) in uplinks {
-            let role = Role::Uplink { layer, host_backends };
-            self.attach(Attachment { ifindex, role, since });
-        }
     }
 
     fn note_failures(&mut self, applied: &Applied) {
@@ -359,104 +342,6 @@ impl Agent {
         });
     }
 
-    fn device(&mut self, event: devices::Event) {
-        self.housekeeping.touch();
-        match event {
-            devices::Event::Appeared { ifindex, at } => {
-                self.pods.appeared(ifindex);
-                self.attach(Attachment { ifindex, role: Role::Pod, since: at });
-                self.put_pod(ifindex);
-                self.metrics.observe_programming(Subject::Pod, at.elapsed());
-            }
-            devices::Event::Changed(ifindex) => self.put_pod(ifindex),
-            devices::Event::Gone(ifindex) => {
-                self.pods.gone(ifindex);
-                if let Err(err) = self.tables.delete_pod(ifindex) {
-                    warn!(ifindex, %err, "entry of a device that is gone stays");
-                }
-                self.detach(ifindex);
-            }
-            devices::Event::Uplink { ifindex, layer: Some(layer), at } => {
-                let role = Role::Uplink { layer, host_backends: self.host_backends };
-                self.attach(Attachment { ifindex, role, since: at });
-            }
-            devices::Event::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),
-            // All of them together are followed by the writes that come of it.
-            devices::Event::Host => {}
-        }
-    }
-
-    /// Brings the maps about this node's own addresses to what they should say.
-    fn write_addresses(&mut self) {
-        let main = self.devices.node_addresses();
-        let reachable = self.devices.host().reachable().filter(|ip| !is_link_local(ip));
-        let mut host: Vec<Addr> = Vec::new();
-        for ip in main.ip4.into_iter().chain(main.ip6).chain(reachable) {
-            if !host.contains(&Addr::from_ip(ip)) {
-                host.push(Addr::from_ip(ip));
-            }
-        }
-        // NodePorts, and whether a backend is a process of this host, depend on them.
-        let event = cluster::Event::Host(host.into());
-        self.dirty.merge(self.cluster.apply(event));
-        let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
-        self.addresses.update(&self.devices, node);
-    }
-
-    fn attach(&mut self, attachment: Attachment) {
-        self.attachments.begin(attachment);
-        self.attacher.attach(attachment);
-    }
-
-    /// Forgets a device, unless it has another role now: then that one's programs take the place of the old ones.
-    fn detach(&mut self, ifindex: u32) {
-        if self.devices.veth(ifindex).is_some() || self.devices.uplink(ifindex).is_some() {
-            return;
-        }
-        self.attachments.gone(ifindex);
-        self.attacher.forget(ifindex);
-        debug!(ifindex, "device gone");
-    }
-
-    /// Writes the entry of a device, if it is news.
-    fn put_pod(&mut self, ifindex: u32) {
-        let Some(veth) = self.devices.veth(ifindex) else { return };
-        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read()) else { return };
-        match self.tables.put_pod(ifindex, &pod) {
-            Ok(()) => {
-                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");
-                self.pods.wrote(ifindex, pod);
-            }
-            // The next resync tries again.
-            Err(err) => warn!(ifindex, device = veth.name, %err, "pod not written"),
-        }
-    }
-
-    fn attached(&mut self, attached: Attached) {
-        let Attached { ifindex, role, took, mechanism, result } = attached;
-        self.housekeeping.touch();
-        self.mechanism = mechanism.or(self.mechanism);
-        let device = self.devices.name(ifindex);
-        let result = match result {
-            Ok(()) => {
-                if role == Role::Pod {
-                    self.metrics.ours.pod_ready.observe(took.as_secs_f64());
-                }
-                info!(ifindex, device, ?role, took_ms = took.as_secs_f64() * 1e3, "attached");
-                Ok(())
-            }
-            // Its end is announced, too, or it was already.
-            Err(AttachError::Gone { .. }) => return,
-            Err(err) => {
-                error!(ifindex, device, ?role, %err, "not attached, trying again");
-                Err(err.to_string())
-            }
-        };
-        if let Some(gap) = self.attachments.attached((ifindex, role), result, Instant::now()) {
-            self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
-        }
-    }
-
     /// Does what is due.
     fn timers(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
@@ -479,20 +364,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks for all devices; writes the entries that are missing.
-    fn resync_devices(&mut self) -> anyhow::Result<()> {
-        self.next_resync = Instant::now() + RESYNC;
-        for event in self.devices.resync().context("list network devices")? {
-            self.device(event);
-        }
-        self.write_addresses();
-        let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
-        for ifindex in known {
-            self.put_pod(ifindex);
-        }
-        Ok(())
-    }
-
     fn next_wakeup(&self) -> Instant {
         if !self.dirty.is_empty() && self.cluster.synced() {
             // A listing of all devices found what no message had told.
@@ -510,21 +381,6 @@ impl Agent {
     }
 }
 
-/// Removes what an earlier run left of devices that are gone meanwhile.
-fn clear_devices(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
-    let is_pod = |ifindex: u32| devices.veth(ifindex).is_some();
-    let has_role = |ifindex: u32| is_pod(ifindex) || devices.uplink(ifindex).is_some();
-    let stale = kernel.hooks.remove_stale(has_role)?;
-    let keys: Vec<u32> = kernel.tables.pods.keys().collect::<Result<_, _>>()?;
-    for ifindex in keys.into_iter().filter(|ifindex| !is_pod(*ifindex)) {
-        kernel.tables.delete_pod(ifindex)?;
-    }
-    if stale > 0 {
-        info!(devices = stale, "removed pins of devices that are gone");
-    }
-    Ok(())
-}
-
 fn spawn_source(
     cfg: &Config,
     tx: mpsc::Sender<Received>,
@@ -540,13 +396,6 @@ fn spawn_source(
             })
         }
         Source::Manifests(dir) => tokio::spawn(manifests::run(dir.clone(), node, tx, counters)),
-    }
-}
-
-fn is_link_local(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 

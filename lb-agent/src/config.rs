@@ -44,6 +44,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Remove every trace from the kernel: links, filters, maps, state
     Cleanup(CleanupArgs),
+    /// Remove what kube-proxy left in the kernel, once the agent does its work; connections go on
+    Takeover(TakeoverArgs),
 }
 
 /// Flags of `lb-agent run`.
@@ -100,6 +102,17 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct CleanupArgs {
     /// The directories to remove.
+    #[command(flatten)]
+    pub dirs: DirArgs,
+}
+
+/// Flags of `lb-agent takeover`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TakeoverArgs {
+    /// Only show what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The directories of the agent that is to be ready.
     #[command(flatten)]
     pub dirs: DirArgs,
 }
@@ -394,6 +407,7 @@ mod tests {
         Cli::command().debug_assert();
         assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
+        assert!(Cli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent"]).is_err());
     }
 

@@ -428,12 +428,18 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
     in_node(|node| {
         let bed = Bed::new(node);
         node.ip("addr add 192.0.2.1/32 dev lo");
+        node.ip("tuntap add dev eth0 mode tap");
+        let eth0 = node.ifindex("eth0");
         bed.write("web.yaml", &format!("{LOAD_BALANCER}{}", pod("web-1", "10.9.0.2")));
         bed.write("node.yaml", &this_node(""));
         let mut child = bed.start();
         let answer = answers(30100, "/healthz", "HTTP/1.1 200");
         assert!(answer.contains("\"localEndpoints\": 1,"), "{answer}");
         assert!(answer.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{answer}");
+
+        // A device without an address uses the node's.
+        let devs = AddressTables::open(&node.pins()).unwrap().load().unwrap().devs;
+        assert_eq!(devs[&eth0].masquerade4.to_string(), "192.0.2.1");
 
         // After a death the first answer is a true one: nobody listens before.
         kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
@@ -477,6 +483,157 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
         answers(30102, "/", "HTTP/1.1 200");
         bed.write("node.yaml", &this_node(""));
         answers(10256, "/healthz", "HTTP/1.1 200");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+/// Rules like kube-proxy's of both modes, beside those of others.
+const RULES: &str = "
+table ip kube-proxy {
+    chain services { }
+    chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
+}
+table ip6 kube-proxy { chain services { } }
+table ip nat {
+    chain KUBE-SEP-1 { }
+    chain KUBE-MARK-MASQ { }
+    chain KUBE-SVC-1 { jump KUBE-MARK-MASQ; jump KUBE-SEP-1; }
+    chain KUBE-SERVICES { ip daddr 10.96.0.1 jump KUBE-SVC-1; }
+    chain KUBE-POSTROUTING { }
+    chain OTHERS { }
+    chain PREROUTING { type nat hook prerouting priority dstnat; jump KUBE-SERVICES; jump OTHERS; }
+    chain POSTROUTING { type nat hook postrouting priority srcnat; counter jump KUBE-POSTROUTING; }
+}
+table ip6 filter {
+    chain KUBE-FIREWALL { }
+    chain KUBE-FORWARD { }
+    chain INPUT { type filter hook input priority filter; jump KUBE-FIREWALL; }
+    chain FORWARD { type filter hook forward priority filter; policy drop; jump KUBE-FORWARD; }
+}
+table inet theirs { chain KUBE-SERVICES { } }
+";
+
+#[test]
+fn kube_proxys_rules_go_once_the_agent_is_ready_and_others_stay() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let file = bed.dir.join("rules.nft");
+        // nft wants a line for each statement.
+        let lines = RULES.replace("{ ", "{\n").replace("; ", "\n").replace(" }", "\n}");
+        fs::write(&file, lines).unwrap();
+        node.run("nft", &format!("-f {}", file.display()));
+        let takeover = |flags: &[&str]| {
+            let output = bed.command("takeover").args(flags).output().unwrap();
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            (output.status.code(), shown, log)
+        };
+        let before = node.run("nft", "list ruleset");
+        let want = "nftables table ip kube-proxy: 2 chains
+iptables-nft table ip nat: 5 chains, 2 rules lead to them
+nftables table ip6 kube-proxy: 1 chains
+iptables-nft table ip6 filter: 1 chains, 1 rules lead to them
+  its chain FORWARD drops by policy: what only kube-proxy's rules accepted there is dropped then
+";
+        let (code, shown, log) = takeover(&["--dry-run"]);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(shown.starts_with(want) && shown.contains("not now: no agent runs on "), "{shown}");
+        let (code, _, log) = takeover(&[]);
+        assert_eq!(code, Some(1));
+        assert!(log.contains("no agent runs on "), "{log}");
+        assert_eq!(node.run("nft", "list ruleset"), before, "nothing was touched");
+
+        bed.write("web.yaml", SERVICE);
+        let child = bed.start();
+        bed.names("ready", |names| {
+            names.agent.synced != 0 && is_ok(names, "programs") && is_ok(names, "services")
+        });
+        let (code, shown, log) = takeover(&["--dry-run"]);
+        assert_eq!((code, shown.as_str()), (Some(0), want), "{log}");
+        assert_eq!(node.run("nft", "list ruleset"), before, "nothing was touched");
+        let (code, shown, log) = takeover(&[]);
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!(shown, format!("{want}removed\n"));
+        let after = node.run("nft", "list ruleset");
+        for gone in ["kube-proxy", "KUBE-SVC", "KUBE-SEP", "KUBE-POSTROUTING", "KUBE-FORWARD"] {
+            assert!(!after.contains(gone), "{gone}: {after}");
+        }
+        for stays in ["jump OTHERS", "jump KUBE-FIREWALL", "table inet theirs", "KUBE-SERVICES"] {
+            assert!(after.contains(stays), "{stays}: {after}");
+        }
+        let (code, shown, _) = takeover(&[]);
+        assert_eq!((code, shown.as_str()), (Some(0), "nothing to remove\n"), "once is enough");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn ten_thousand_chains_go_in_seconds() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let mut rules = String::from("table ip nat {\n");
+        for i in 0..5_000 {
+            rules.push_str(&format!("chain KUBE-SEP-{i} {{\n}}\n"));
+            rules.push_str(&format!("chain KUBE-SVC-{i} {{\njump KUBE-SEP-{i}\n}}\n"));
+        }
+        rules.push_str("chain KUBE-SERVICES {\n");
+        for i in 0..5_000 {
+            rules.push_str(&format!("jump KUBE-SVC-{i}\n"));
+        }
+        rules.push_str("}\nchain OUTPUT {\ntype nat hook output priority -100\n");
+        rules.push_str("jump KUBE-SERVICES\n}\n}\n");
+        let file = bed.dir.join("rules.nft");
+        fs::write(&file, rules).unwrap();
+        node.run("nft", &format!("-f {}", file.display()));
+        let child = bed.start();
+        bed.names("ready", |names| names.agent.synced != 0 && is_ok(names, "programs"));
+        let begun = Instant::now();
+        let output = bed.command("takeover").output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert!(!node.run("nft", "list ruleset").contains("KUBE-"));
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn kube_proxys_legacy_rules_go_with_the_hosts_binaries() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        for rule in [
+            "-N KUBE-SERVICES",
+            "-N KUBE-SVC-1",
+            "-N CNI-HOSTPORT",
+            "-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-1",
+            "-A KUBE-SVC-1 -j RETURN",
+            "-A OUTPUT -j KUBE-SERVICES",
+            "-A OUTPUT -j CNI-HOSTPORT",
+        ] {
+            node.run("iptables-legacy", &format!("-t nat {rule}"));
+        }
+        let child = bed.start();
+        bed.names("ready", |names| names.agent.synced != 0 && is_ok(names, "programs"));
+        let takeover = |path: Option<&str>| {
+            let mut command = bed.command("takeover");
+            if let Some(path) = path {
+                command.env("PATH", path);
+            }
+            let output = command.output().unwrap();
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), log)
+        };
+        let (code, _, log) = takeover(Some("/nowhere"));
+        assert_eq!(code, Some(1));
+        assert!(log.contains("iptables-legacy-save is not here to read them"), "{log}");
+        let (code, shown, log) = takeover(None);
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!(shown, "legacy iptables: 2 chains, 1 rules lead to them\nremoved\n");
+        let left = node.run("iptables-legacy", "-t nat -S");
+        assert!(!left.contains("KUBE-") && left.contains("-A OUTPUT -j CNI-HOSTPORT"), "{left}");
         let (code, log) = end(child, Signal::SIGTERM);
         assert_eq!(code, Some(0), "{log}");
     });

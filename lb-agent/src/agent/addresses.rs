@@ -29,6 +29,8 @@ pub(super) struct Addresses {
     ident: BTreeMap<Addr, Ident>,
     devs: BTreeMap<u32, Dev>,
     node: ObjectRef,
+    /// The node's own addresses as of the last update.
+    named: Box<[Addr]>,
     issues: Vec<Issue>,
     retry: Option<Instant>,
 }
@@ -41,11 +43,13 @@ impl Addresses {
     pub(super) fn take_over(tables: AddressTables, node_name: &str) -> Result<Self, MapError> {
         let Contents { ident, devs } = tables.load()?;
         let node = ObjectRef::new("Node", &Name::new("", node_name));
-        Ok(Self { tables, ident, devs, node, issues: Vec::new(), retry: None })
+        let named = Box::default();
+        Ok(Self { tables, ident, devs, node, named, issues: Vec::new(), retry: None })
     }
 
     /// Writes what differs. `node` are the node's own addresses as Kubernetes knows them.
     pub(super) fn update(&mut self, devices: &Devices, node: &[Addr]) {
+        self.named = node.into();
         let ident = idents(devices.host().reachable(), devices.veths(), &self.ident);
         let named = node.iter().filter(|addr| ident.get(addr) == Some(&LOCAL_NODE));
         let standing = first(named).or(devices.node_addresses());
@@ -63,6 +67,11 @@ impl Addresses {
         };
         self.retry = (!failures.by_map.is_empty()).then(|| Instant::now() + RETRY);
         self.issues = failures.by_map.into_iter().map(issue).collect();
+    }
+
+    /// Whether these are other addresses of the node than those of the last update.
+    pub(super) fn is_news(&self, node: &[Addr]) -> bool {
+        *self.named != *node
     }
 
     /// When failed writes are to be tried again.

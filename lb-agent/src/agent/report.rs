@@ -105,7 +105,7 @@ fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             "kube-proxy",
             State::Degraded,
             format!(
-                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`kube-proxy --cleanup`)"
+                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`lb-agent takeover`)"
             ),
         ),
     }
