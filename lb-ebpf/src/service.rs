@@ -124,11 +124,8 @@ fn pick(frontend: &Frontend, client: &Client, local: bool) -> u32 {
     if client.outside && frontend.maglev_n != 0 {
         return slot(frontend.maglev_base, frontend.maglev_n, client.hash);
     }
-    let (base, n) = if local {
-        (frontend.local_base, frontend.local_n)
-    } else {
-        (frontend.base, frontend.n)
-    };
+    let (base, n) =
+        if local { (frontend.local_base, frontend.local_n) } else { (frontend.base, frontend.n) };
     let first = slot(base, n, maps::random());
     if frontend.flags & frontend_flags::LEAST_CONNECTIONS == 0 {
         return first;
