@@ -7,7 +7,6 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use lb_common::addr::Addr;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
@@ -133,7 +132,7 @@ impl Pinned {
             }
             MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
             MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
-            MAP_IDENT => Some(self.n_elements::<Addr, Ident>(spec)?),
+            MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
             MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,
