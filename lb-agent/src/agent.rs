@@ -4,12 +4,16 @@
 //! servers read published values. Events that are there already are taken together: that is the whole debouncing.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod attacher;
+mod attachments;
 mod background;
+mod disconnect;
 mod housekeeping;
 mod issues;
 mod kernel;
 pub mod lock;
+mod node;
 mod pods;
 mod report;
 mod servers;
@@ -22,40 +26,41 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
+use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
+use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
 use crate::agent::pods::Pods;
 use crate::agent::waiting::Queue;
-use crate::bpf::attach::{AttachError, Mechanism};
+use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Gc;
 use crate::bpf::maps::Tables;
 use crate::cluster::{Cluster, Dirty, Family};
 use crate::config::{Config, Source};
-use crate::devices::bridge_netfilter::BridgeNetfilter;
 use crate::devices::{self, Devices};
 use crate::model::Desired;
 use crate::observe::Status;
 use crate::observe::metrics::{Metrics, Subject};
+use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use crate::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
 use crate::preflight::Facts;
 use crate::watch::{Counters, Received, kube, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
 const TOLD: usize = 4096;
-/// All devices are asked for again so often, in case a message was missed.
-const RESYNC: Duration = Duration::from_secs(30);
 
 /// What can happen.
 #[derive(Debug)]
 enum Event {
     /// The source told something.
     Told(Received),
-    /// Something happened to Pods' devices.
+    /// Something happened to devices or addresses.
     Devices(Vec<devices::Event>),
     /// An attachment came to an end.
     Attached(Attached),
@@ -128,7 +133,13 @@ struct Agent {
     tables: Tables,
     devices: Devices,
     pods: Pods,
+    addresses: Addresses,
+    attachments: Attachments,
     attacher: Attacher,
+    disconnecter: Disconnecter,
+    health_ports: HealthPorts,
+    /// Whether backends are processes of this host.
+    host_backends: bool,
     mechanism: Option<Mechanism>,
     queue: Queue,
     /// Whether writes failed for another reason than a full map, so that something really waits.
@@ -150,9 +161,10 @@ impl Agent {
         info!(frontends = actual.frontends.len(), "tables taken over");
         let planner = Planner::restore(actual, Capacity::default());
         let mut devices = Devices::open().context("follow network devices by netlink")?;
-        let mut pods = Pods::default();
         let existing = devices.resync().context("list network devices")?;
-        clear_pods(&mut kernel, &devices)?;
+        node::clear_devices(&mut kernel, &devices)?;
+        let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
+            .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
@@ -164,23 +176,23 @@ impl Agent {
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let (metrics, examples) =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
+        let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
-        for event in &existing {
-            if let devices::Event::Appeared { ifindex, .. } = event {
-                pods.appeared(*ifindex, now);
-                attacher.attach(*ifindex, now);
-            }
-        }
-        let agent = Self {
+        let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
             dirty: Dirty::default(),
-            desired: Desired::default(),
+            desired: Desired::new(cfg.rules.clone()),
             planner,
             planned: false,
             tables: kernel.tables,
             devices,
-            pods,
+            pods: Pods::default(),
+            addresses,
+            attachments: Attachments::default(),
             attacher,
+            disconnecter,
+            health_ports: HealthPorts::new(status.subscribe()),
+            host_backends: false,
             mechanism: None,
             queue: Queue::default(),
             stalled: false,
@@ -191,6 +203,11 @@ impl Agent {
             start: now,
             released: false,
         };
+        // As the maps are: the programs for it stay in place.
+        agent.host_backends = agent.planner.actual().host_ports.iter().any(|ports| *ports != 0);
+        for event in existing {
+            agent.device(event);
+        }
         Ok((Inbox { told, attached, background, source }, agent))
     }
 
@@ -201,6 +218,7 @@ impl Agent {
                 for event in events {
                     self.device(event);
                 }
+                self.write_addresses();
             }
             Event::Attached(attached) => self.attached(attached),
             Event::Background(news) => self.housekeeping.background(news, &self.metrics),
@@ -244,9 +262,12 @@ impl Agent {
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
         let n_writes = plan.ops.len();
+        let turnover = Turnover::of(&plan.ops);
         let start = self.start;
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();
+        self.disconnecter.send(turnover.after(&self.planner.actual().backends));
+        self.set_host_backends(self.planner.has_host_backends());
         self.metrics.observe_sync(&families, !self.planned, took);
         if !self.planned {
             info!(
@@ -260,9 +281,21 @@ impl Agent {
             debug!(services, writes = applied.writes, took = ?took, "synced");
         }
         self.planned = true;
+        self.serve_health();
+        self.follow_node();
         self.note_failures(&applied);
         self.settle_queue();
         self.housekeeping.touch();
+    }
+
+    /// Publishes what the health check ports answer.
+    fn serve_health(&mut self) {
+        let health = self.desired.health().map(|(service, port, endpoints)| ServiceHealth {
+            service: service.clone(),
+            port,
+            endpoints: endpoints as usize,
+        });
+        self.health_ports.update(health, Instant::now());
     }
 
     fn note_failures(&mut self, applied: &Applied) {
@@ -312,69 +345,18 @@ impl Agent {
         });
     }
 
-    fn device(&mut self, event: devices::Event) {
-        self.housekeeping.touch();
-        match event {
-            devices::Event::Appeared { ifindex, at } => {
-                self.pods.appeared(ifindex, at);
-                self.attacher.attach(ifindex, at);
-                self.put_pod(ifindex);
-                self.metrics.observe_programming(Subject::Pod, at.elapsed());
-            }
-            devices::Event::Changed(ifindex) => self.put_pod(ifindex),
-            devices::Event::Gone(ifindex) => {
-                self.pods.gone(ifindex);
-                self.attacher.forget(ifindex);
-                if let Err(err) = self.tables.delete_pod(ifindex) {
-                    warn!(ifindex, %err, "entry of a device that is gone stays");
-                }
-                debug!(ifindex, "device gone");
-            }
-        }
-    }
-
-    /// Writes the entry of a device, if it is news.
-    fn put_pod(&mut self, ifindex: u32) {
-        let Some(veth) = self.devices.veth(ifindex) else { return };
-        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read()) else { return };
-        match self.tables.put_pod(ifindex, &pod) {
-            Ok(()) => {
-                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");
-                self.pods.wrote(ifindex, pod);
-            }
-            // The next resync tries again.
-            Err(err) => warn!(ifindex, device = veth.name, %err, "pod not written"),
-        }
-    }
-
-    fn attached(&mut self, attached: Attached) {
-        let Attached { ifindex, took, mechanism, result } = attached;
-        self.housekeeping.touch();
-        self.mechanism = mechanism.or(self.mechanism);
-        let result = match result {
-            Ok(()) => {
-                self.metrics.ours.pod_ready.observe(took.as_secs_f64());
-                let device = self.devices.veth(ifindex).map_or("", |veth| veth.name.as_str());
-                info!(ifindex, device, took_ms = took.as_secs_f64() * 1e3, "attached");
-                Ok(())
-            }
-            // Its end is announced, too, or it was already.
-            Err(AttachError::Gone { .. }) => return,
-            Err(err) => {
-                error!(ifindex, %err, "not attached, trying again");
-                Err(err.to_string())
-            }
-        };
-        if let Some(gap) = self.pods.attached(ifindex, result, Instant::now()) {
-            self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
-        }
-    }
-
     /// Does what is due.
     fn timers(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        for (ifindex, since) in self.pods.take_due(now) {
-            self.attacher.attach(ifindex, since);
+        for attachment in self.attachments.take_due(now) {
+            self.attacher.attach(attachment);
+        }
+        if self.addresses.next_due().is_some_and(|due| due <= now) {
+            self.write_addresses();
+        }
+        if self.health_ports.next_due().is_some_and(|due| due <= now) {
+            self.health_ports.open_due(now);
+            self.housekeeping.touch();
         }
         if self.next_resync <= now {
             self.resync_devices()?;
@@ -391,40 +373,21 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks for all devices; writes the entries that are missing.
-    fn resync_devices(&mut self) -> anyhow::Result<()> {
-        self.next_resync = Instant::now() + RESYNC;
-        for event in self.devices.resync().context("list network devices")? {
-            self.device(event);
-        }
-        let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
-        for ifindex in known {
-            self.put_pod(ifindex);
-        }
-        Ok(())
-    }
-
     fn next_wakeup(&self) -> Instant {
+        if !self.dirty.is_empty() && self.cluster.synced() {
+            // A listing of all devices found what no message had told.
+            return Instant::now();
+        }
         let planner = self.planner.next_wakeup().filter(|_| self.planned);
-        [planner.map(|at| self.start + at), self.pods.next_due(), self.housekeeping.next_due()]
-            .into_iter()
-            .flatten()
-            .fold(self.next_resync, Instant::min)
+        [
+            planner.map(|at| self.start + at),
+            self.attachments.next_due(),
+            self.housekeeping.next_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_resync, Instant::min)
     }
-}
-
-/// Removes what an earlier run left of devices that are gone meanwhile.
-fn clear_pods(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
-    let is_pod = |ifindex: u32| devices.veth(ifindex).is_some();
-    let stale = kernel.hooks.remove_stale(is_pod)?;
-    let keys: Vec<u32> = kernel.tables.pods.keys().collect::<Result<_, _>>()?;
-    for ifindex in keys.into_iter().filter(|ifindex| !is_pod(*ifindex)) {
-        kernel.tables.delete_pod(ifindex)?;
-    }
-    if stale > 0 {
-        info!(devices = stale, "removed pins of devices that are gone");
-    }
-    Ok(())
 }
 
 fn spawn_source(
@@ -452,7 +415,12 @@ fn families(plan: &Plan) -> Vec<Family> {
         let family = match op {
             Op::PutBackend { backend, .. } => Family::of(&backend.addr),
             Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
-            Op::PutSlot { .. } => continue,
+            Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
+            Op::PutSlot { .. }
+            | Op::ClearAffinity { .. }
+            | Op::PutFrontendPorts { .. }
+            | Op::PutHostPorts { .. }
+            | Op::PutSettings(_) => continue,
         };
         if !found.contains(&family) {
             found.push(family);

@@ -3,8 +3,9 @@
 //! ```text
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
 //! read ← maps → apply         tables out of the maps and into them
+//! addresses                   the tables that follow the node's own devices and addresses
 //! usage                       what pinned maps hold and cost, for those who only look
-//! gc, events                  what the programs leave behind: dead conntrack entries, dropped packets
+//! gc, sockets, events         what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
 
 pub mod pins;
@@ -21,8 +22,12 @@ pub mod usage;
 
 pub mod apply;
 
+pub mod addresses;
+
 pub mod clock;
 
 pub mod gc;
+
+pub mod sockets;
 
 pub mod events;

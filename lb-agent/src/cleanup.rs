@@ -1,6 +1,6 @@
 //! `lb-agent cleanup`: removes every trace from the kernel and the state directory.
 //!
-//! Removing a pinned link detaches its program. Filters have no pins, so every veth is looked at. Connections that
+//! Removing a pinned link detaches its program. Filters have no pins, so every device is looked at. Connections that
 //! were translated end; all else goes on as without us.
 #![forbid(unsafe_code)]
 
@@ -28,8 +28,8 @@ pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
         Some(pins) => {
             let mut client = Client::open(NETLINK_ROUTE).context("list network devices")?;
             let links = link::all(&mut client).context("list network devices")?;
-            for veth in links.iter().filter(|link| link.kind == "veth") {
-                attach::detach_filters(&pins, veth.ifindex)?;
+            for link in links {
+                attach::detach_filters(&pins, link.ifindex)?;
             }
             pins.remove_all()?;
             info!(pins = %dirs.pins.display(), "removed programs and tables");

@@ -9,15 +9,20 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
+use self::claims::Claims;
 use self::strings::Strings;
 use self::table::Table;
 use crate::issue::{Issue, ObjectRef};
 
+pub use self::prefix::{NotPrefix, Prefix};
 pub use self::record::{
-    Conditions, Endpoint, EndpointSlice, Family, Namespace, Node, Pod, Service, ServicePort,
-    ServiceType, SlicePort, TrafficPolicy,
+    Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Namespace, Node, Pod,
+    Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy, Weighted,
 };
 
+mod changes;
+mod claims;
+mod prefix;
 mod record;
 mod strings;
 mod table;
@@ -37,12 +42,20 @@ pub enum Kind {
     Namespace,
     /// Nodes.
     Node,
+    /// ServiceCIDRs.
+    ServiceCidr,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 5] =
-        [Self::Service, Self::EndpointSlice, Self::Pod, Self::Namespace, Self::Node];
+    pub const ALL: [Self; 6] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Pod,
+        Self::Namespace,
+        Self::Node,
+        Self::ServiceCidr,
+    ];
 
     /// The kind as in a manifest.
     pub const fn name(self) -> &'static str {
@@ -52,6 +65,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 }
@@ -95,6 +109,11 @@ pub enum Event {
     Namespace(Change<Namespace>),
     /// A node.
     Node(Change<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Change<ServiceCidr>),
+    /// The addresses of this node's own network namespace, without loopback and link-local ones, those that others
+    /// reach it by first. Replaces those told before.
+    Host(Box<[Addr]>),
     /// A list of this kind begins: what it does not repeat until `Synced` is gone.
     Restarted(Kind),
     /// The list of this kind is complete.
@@ -112,22 +131,25 @@ pub enum Change<T> {
     Deleted(Name),
 }
 
-/// Services that must be modelled again.
+/// What must be modelled again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Their names; some may be gone.
+    /// Names of Services; some may be gone.
     pub services: BTreeSet<Name>,
+    /// What is known of this node and of the address ranges.
+    pub node: bool,
 }
 
 impl Dirty {
     /// Whether nothing has to be done.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty()
+        self.services.is_empty() && !self.node
     }
 
     /// Adds another event's.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
+        self.node |= other.node;
     }
 }
 
@@ -140,10 +162,12 @@ pub struct Cluster {
     pods: Table<Pod>,
     namespaces: Table<Namespace>,
     nodes: Table<Node>,
+    service_cidrs: Table<ServiceCidr>,
+    /// Addresses of this node's network namespace.
+    host: Box<[Addr]>,
     /// (service, name of its slice).
     slices_of: BTreeSet<(Name, Arc<str>)>,
-    /// (ClusterIP, service that claims it).
-    claims: BTreeSet<(Addr, Name)>,
+    claims: Claims,
     /// Number of endpoints and Pods with this address.
     uses: HashMap<Addr, u32>,
     /// Pods of this node with addresses of their own.
@@ -165,8 +189,10 @@ impl Cluster {
             pods: Table::default(),
             namespaces: Table::default(),
             nodes: Table::default(),
+            service_cidrs: Table::default(),
+            host: Box::default(),
             slices_of: BTreeSet::new(),
-            claims: BTreeSet::new(),
+            claims: Claims::default(),
             uses: HashMap::new(),
             pod_at: HashMap::new(),
             issues: BTreeMap::new(),
@@ -186,20 +212,27 @@ impl Cluster {
             Event::Service(Change::Deleted(name)) => self.remove_service(&name, &mut dirty),
             Event::Slice(Change::Applied(name, slice)) => self.put_slice(name, slice, &mut dirty),
             Event::Slice(Change::Deleted(name)) => self.remove_slice(&name, &mut dirty),
-            Event::Pod(Change::Applied(name, pod)) => self.put_pod(name, pod),
-            Event::Pod(Change::Deleted(name)) => self.remove_pod(&name),
+            Event::Pod(Change::Applied(name, pod)) => self.put_pod(name, pod, &mut dirty),
+            Event::Pod(Change::Deleted(name)) => self.remove_pod(&name, &mut dirty),
             Event::Namespace(Change::Applied(name, namespace)) => {
                 self.namespaces.insert(name, namespace);
             }
             Event::Namespace(Change::Deleted(name)) => {
                 self.namespaces.remove(&name);
             }
-            Event::Node(Change::Applied(name, mut node)) => {
-                self.strings.share_some(&mut node.zone);
-                self.nodes.insert(name, node);
+            Event::Node(Change::Applied(name, node)) => self.put_node(name, node, &mut dirty),
+            Event::Node(Change::Deleted(name)) => self.remove_node(&name, &mut dirty),
+            Event::ServiceCidr(Change::Applied(name, cidr)) => {
+                self.put_service_cidr(name, cidr, &mut dirty);
             }
-            Event::Node(Change::Deleted(name)) => {
-                self.nodes.remove(&name);
+            Event::ServiceCidr(Change::Deleted(name)) => {
+                self.remove_service_cidr(&name, &mut dirty);
+            }
+            Event::Host(addrs) => {
+                if self.host != addrs {
+                    self.host = addrs;
+                    self.node_changed(&mut dirty);
+                }
             }
             Event::Restarted(kind) => self.restarted(kind),
             Event::Synced(kind) => self.synced_kind(kind, &mut dirty),
@@ -228,6 +261,7 @@ impl Cluster {
             Kind::Pod => self.pods.is_synced(),
             Kind::Namespace => self.namespaces.is_synced(),
             Kind::Node => self.nodes.is_synced(),
+            Kind::ServiceCidr => self.service_cidrs.is_synced(),
         }
     }
 
@@ -264,8 +298,25 @@ impl Cluster {
 
     /// The Services that have this ClusterIP: more than one is a mistake of the user.
     pub fn claimants<'a>(&'a self, addr: &'a Addr) -> impl Iterator<Item = &'a Name> {
-        let start = (*addr, Name::new(Arc::clone(&self.empty), Arc::clone(&self.empty)));
-        self.claims.range(start..).take_while(move |(a, _)| a == addr).map(|(_, name)| name)
+        self.claims.of_cluster_ip(addr)
+    }
+
+    /// The Services that want this port at this address of a load balancer, or in `spec.externalIPs`.
+    pub fn external_claimants(
+        &self,
+        addr: Addr,
+        (port, protocol): (u16, u8),
+    ) -> impl Iterator<Item = (&Name, &Service)> {
+        let names = self.claims.of_external(addr, (port, protocol));
+        names.filter_map(|name| self.service(name))
+    }
+
+    /// The Services that want this port of the nodes.
+    pub fn node_port_claimants(
+        &self,
+        (port, protocol): (u16, u8),
+    ) -> impl Iterator<Item = (&Name, &Service)> {
+        self.claims.of_node_port((port, protocol)).filter_map(|name| self.service(name))
     }
 
     /// All Pods of this node.
@@ -288,9 +339,27 @@ impl Cluster {
         self.nodes.get(&Name::new(Arc::clone(&self.empty), Arc::clone(&self.node)))
     }
 
+    /// The addresses of this node's network namespace, as far as they were told.
+    pub fn host_addrs(&self) -> &[Addr] {
+        &self.host
+    }
+
+    /// The ranges of all ServiceCIDRs, with the names of those.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = (&Name, &Prefix)> {
+        let cidrs = self.service_cidrs.iter();
+        cidrs.flat_map(|(name, cidr)| cidr.prefixes.iter().map(move |prefix| (name, prefix)))
+    }
+
     /// The namespace with this name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(&Name::new(Arc::clone(&self.empty), name))
+    }
+
+    /// Whether the API server has this address: it is an endpoint of the Service `default/kubernetes`.
+    pub fn is_api_server(&self, addr: &Addr) -> bool {
+        let kubernetes = Name::new("default", "kubernetes");
+        let mut slices = self.slices_of(&kubernetes);
+        slices.any(|(_, slice)| slice.endpoints.iter().any(|endpoint| endpoint.addr == *addr))
     }
 
     /// Whether an endpoint (ready or not) or a Pod of this node has this address.
@@ -301,184 +370,5 @@ impl Cluster {
     /// The issues found while reading objects.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
         self.issues.values().flatten()
-    }
-
-    fn put_service(&mut self, mut name: Name, mut service: Service, dirty: &mut Dirty) {
-        self.strings.share(&mut name.namespace);
-        name = self.known(name);
-        for port in &mut service.ports {
-            self.strings.share(&mut port.name);
-        }
-        if self.services.get(&name).is_some_and(|old| *old == service) {
-            // A change of something we do not look at: only the list's progress matters.
-            self.services.insert(name, service);
-            return;
-        }
-        self.unclaim(&name, dirty);
-        for addr in &service.cluster_ips {
-            self.claims.insert((*addr, name.clone()));
-            dirty.services.extend(self.claimants(addr).cloned());
-        }
-        dirty.services.insert(name.clone());
-        self.services.insert(name, service);
-    }
-
-    fn remove_service(&mut self, name: &Name, dirty: &mut Dirty) {
-        self.unclaim(name, dirty);
-        if self.services.remove(name).is_some() {
-            dirty.services.insert(name.clone());
-        }
-    }
-
-    /// Takes back the claims of a Service; the other claimants of its addresses become dirty.
-    fn unclaim(&mut self, name: &Name, dirty: &mut Dirty) {
-        let Some(old) = self.services.get(name) else { return };
-        for addr in &old.cluster_ips {
-            self.claims.remove(&(*addr, name.clone()));
-            dirty.services.extend(self.claimants(addr).cloned());
-        }
-    }
-
-    fn put_slice(&mut self, mut name: Name, mut slice: EndpointSlice, dirty: &mut Dirty) {
-        self.share_slice(&mut name, &mut slice);
-        let service = Name::new(Arc::clone(&name.namespace), Arc::clone(&slice.service));
-        let service = self.known(service);
-        slice.service = Arc::clone(&service.name);
-        for endpoint in &slice.endpoints {
-            *self.uses.entry(endpoint.addr).or_default() += 1;
-        }
-        if self.slices.get(&name).is_some_and(|old| old.service != slice.service) {
-            self.remove_slice(&name, dirty);
-        }
-        self.slices_of.insert((service.clone(), Arc::clone(&name.name)));
-        if let Some(old) = self.slices.insert(name, slice) {
-            self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
-        }
-        dirty.services.insert(service);
-    }
-
-    /// The name of a Service with the strings that other records have already.
-    fn known(&self, name: Name) -> Name {
-        if let Some(known) = self.services.key(&name) {
-            return known.clone();
-        }
-        let start = (name, Arc::clone(&self.empty));
-        match self.slices_of.range(&start..).next() {
-            Some((known, _)) if *known == start.0 => known.clone(),
-            Some(_) | None => start.0,
-        }
-    }
-
-    fn share_slice(&mut self, name: &mut Name, slice: &mut EndpointSlice) {
-        self.strings.share(&mut name.namespace);
-        for port in &mut slice.ports {
-            self.strings.share(&mut port.name);
-        }
-        for endpoint in &mut slice.endpoints {
-            self.strings.share_some(&mut endpoint.node);
-            self.strings.share_some(&mut endpoint.zone);
-        }
-    }
-
-    fn remove_slice(&mut self, name: &Name, dirty: &mut Dirty) {
-        let Some(old) = self.slices.remove(name) else { return };
-        self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
-        let service = Name::new(Arc::clone(&name.namespace), old.service);
-        self.slices_of.remove(&(service.clone(), Arc::clone(&name.name)));
-        dirty.services.insert(service);
-    }
-
-    fn put_pod(&mut self, name: Name, pod: Pod) {
-        for addr in &pod.ips {
-            *self.uses.entry(*addr).or_default() += 1;
-        }
-        let (ips, host_network) = (pod.ips.clone(), pod.host_network);
-        if let Some(old) = self.pods.insert(name.clone(), pod) {
-            self.forget_pod(&name, &old);
-        }
-        if !host_network {
-            // An address that moved from a finished Pod belongs to the one that was heard of last.
-            self.pod_at.extend(ips.into_iter().map(|addr| (addr, name.clone())));
-        }
-    }
-
-    fn remove_pod(&mut self, name: &Name) {
-        if let Some(old) = self.pods.remove(name) {
-            self.forget_pod(name, &old);
-        }
-    }
-
-    fn forget_pod(&mut self, name: &Name, old: &Pod) {
-        self.release(old.ips.iter().copied());
-        for addr in &old.ips {
-            if self.pod_at.get(addr) == Some(name) {
-                self.pod_at.remove(addr);
-            }
-        }
-    }
-
-    fn release(&mut self, addrs: impl Iterator<Item = Addr>) {
-        for addr in addrs {
-            if let Some(uses) = self.uses.get_mut(&addr) {
-                *uses -= 1;
-                if *uses == 0 {
-                    self.uses.remove(&addr);
-                }
-            }
-        }
-    }
-
-    fn restarted(&mut self, kind: Kind) {
-        match kind {
-            Kind::Service => self.services.restarted(),
-            Kind::EndpointSlice => self.slices.restarted(),
-            Kind::Pod => self.pods.restarted(),
-            Kind::Namespace => self.namespaces.restarted(),
-            Kind::Node => self.nodes.restarted(),
-        }
-        let objects = self.issues.keys().filter(|object| object.kind == kind.name());
-        self.stale_issues.extend(objects.cloned());
-    }
-
-    fn synced_kind(&mut self, kind: Kind, dirty: &mut Dirty) {
-        match kind {
-            Kind::Service => {
-                for name in self.services.synced() {
-                    self.remove_service(&name, dirty);
-                }
-                self.services.pack();
-                self.claims = std::mem::take(&mut self.claims).into_iter().collect();
-            }
-            Kind::EndpointSlice => {
-                for name in self.slices.synced() {
-                    self.remove_slice(&name, dirty);
-                }
-                self.slices.pack();
-                self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
-            }
-            Kind::Pod => {
-                for name in self.pods.synced() {
-                    self.remove_pod(&name);
-                }
-            }
-            Kind::Namespace => {
-                for name in self.namespaces.synced() {
-                    self.namespaces.remove(&name);
-                }
-            }
-            Kind::Node => {
-                for name in self.nodes.synced() {
-                    self.nodes.remove(&name);
-                }
-            }
-        }
-        let stale = std::mem::take(&mut self.stale_issues);
-        for object in stale {
-            if object.kind == kind.name() {
-                self.issues.remove(&object);
-            } else {
-                self.stale_issues.insert(object);
-            }
-        }
     }
 }

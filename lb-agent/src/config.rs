@@ -5,12 +5,16 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_common::config::MASQUERADE_PORTS;
 use lb_common::limits;
 
+use crate::cluster::Prefix;
+use crate::model::rules::{NodePortAddresses, Rules};
 use crate::watch::kube::ConnectOptions;
 
 /// Where the kubelet keeps the address of the API server.
@@ -40,6 +44,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Remove every trace from the kernel: links, filters, maps, state
     Cleanup(CleanupArgs),
+    /// Remove what kube-proxy left in the kernel, once the agent does its work; connections go on
+    Takeover(TakeoverArgs),
 }
 
 /// Flags of `lb-agent run`.
@@ -75,6 +81,18 @@ pub struct RunArgs {
     /// Capacity of the conntrack table [default: by the node's memory]
     #[arg(long, env = "LB_CT_ENTRIES", value_name = "N")]
     pub ct_entries: Option<String>,
+    /// Addresses of this node with NodePorts: `primary`, or ranges like 10.0.0.0/8,2001:db8::/32 [default: primary]
+    #[arg(long, env = "LB_NODE_PORT_ADDRESSES", value_name = "RANGES")]
+    pub node_port_addresses: Option<String>,
+    /// Whether host processes reach NodePorts at 127.0.0.1 and ::1: true or false [default: true]
+    #[arg(long, env = "LB_LOCALHOST_NODE_PORTS", value_name = "BOOL")]
+    pub localhost_node_ports: Option<String>,
+    /// Ranges of the externalIPs that are served; an address of a Pod, Service or node never is [default: none]
+    #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "RANGES")]
+    pub external_ip_cidrs: Option<String>,
+    /// Source ports of flows from outside that this node passes on to others [default: 10000-29999]
+    #[arg(long, env = "LB_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
+    pub masquerade_ports: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -84,6 +102,17 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct CleanupArgs {
     /// The directories to remove.
+    #[command(flatten)]
+    pub dirs: DirArgs,
+}
+
+/// Flags of `lb-agent takeover`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TakeoverArgs {
+    /// Only show what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The directories of the agent that is to be ready.
     #[command(flatten)]
     pub dirs: DirArgs,
 }
@@ -144,6 +173,10 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Capacity of the conntrack table.
     pub ct_entries: u32,
+    /// Source ports of masqueraded flows.
+    pub masquerade_ports: RangeInclusive<u16>,
+    /// Which addresses outside the cluster are served.
+    pub rules: Rules,
 }
 
 impl Config {
@@ -175,9 +208,18 @@ impl Config {
             },
             healthz: address("--healthz-bind-address", args.healthz_bind_address, HEALTHZ)?,
             metrics: address("--metrics-bind-address", args.metrics_bind_address, METRICS)?,
+            masquerade_ports: match given(args.masquerade_ports) {
+                Some(text) => masquerade_ports(&text)?,
+                None => MASQUERADE_PORTS,
+            },
             ct_entries: match given(args.ct_entries) {
                 Some(text) => ct_entries(&text)?,
                 None => ct_default(memory_bytes()),
+            },
+            rules: Rules {
+                node_ports: node_port_addresses(args.node_port_addresses)?,
+                localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,
+                external_ips: prefixes("--external-ip-cidrs", args.external_ip_cidrs)?,
             },
         })
     }
@@ -257,6 +299,40 @@ fn url(text: String) -> anyhow::Result<String> {
     Ok(text)
 }
 
+fn node_port_addresses(value: Option<String>) -> anyhow::Result<NodePortAddresses> {
+    match given(value) {
+        Some(text) if text != "primary" => {
+            Ok(NodePortAddresses::Within(prefixes("--node-port-addresses", Some(text))?))
+        }
+        Some(_) | None => Ok(NodePortAddresses::Primary),
+    }
+}
+
+/// Ranges of addresses with commas in between.
+fn prefixes(flag: &str, value: Option<String>) -> anyhow::Result<Box<[Prefix]>> {
+    let text = given(value).unwrap_or_default();
+    let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+    let read = |text: &str| text.parse().with_context(|| format!("{flag}: {text:?}"));
+    texts.map(read).collect()
+}
+
+fn switch(flag: &str, value: Option<String>, default: bool) -> anyhow::Result<bool> {
+    let Some(text) = given(value) else { return Ok(default) };
+    text.parse().map_err(|_unknown| anyhow::anyhow!("{flag}: {text:?} is neither true nor false"))
+}
+
+/// Not the ports of system services. That they are also none of NodePorts or of the host's own sockets
+/// (`net.ipv4.ip_local_port_range`) is for the operator to see to.
+fn masquerade_ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
+    let bounds = text.split_once('-').and_then(|(first, last)| {
+        Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+    });
+    match bounds {
+        Some((first, last)) if first >= 1024 && first <= last => Ok(first..=last),
+        _ => bail!("--masquerade-ports: {text:?} is not a range like 10000-29999 from 1024 on"),
+    }
+}
+
 fn ct_entries(text: &str) -> anyhow::Result<u32> {
     let entries: u32 =
         text.parse().with_context(|| format!("--ct-entries: {text:?} is not a number"))?;
@@ -321,7 +397,8 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Cli, Config, LogFormat, RunArgs, Source, address, cgroup_mounts, ct_default, find_cgroup,
+        Cli, Config, LogFormat, NodePortAddresses, Rules, RunArgs, Source, address, cgroup_mounts,
+        ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
 
@@ -330,6 +407,7 @@ mod tests {
         Cli::command().debug_assert();
         assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
+        assert!(Cli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent"]).is_err());
     }
 
@@ -340,7 +418,19 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 10] = [
+        let cases: [(&str, RunArgs); 13] = [
+            (
+                "--node-port-addresses: \"all\"",
+                set(|args| args.node_port_addresses = Some("10.0.0.0/8,all".to_owned())),
+            ),
+            (
+                "--localhost-node-ports: \"no\"",
+                set(|args| args.localhost_node_ports = Some("no".to_owned())),
+            ),
+            (
+                "--external-ip-cidrs: \"192.0.2.1\"",
+                set(|args| args.external_ip_cidrs = Some("192.0.2.1".to_owned())),
+            ),
             ("--manifests", set(|args| args.manifests = Some("/nowhere".to_owned()))),
             (
                 "--api-server: not used",
@@ -384,12 +474,52 @@ mod tests {
     }
 
     #[test]
+    fn addresses_outside_the_cluster() {
+        let rules = |ports: &str, localhost: &str, ips: &str| {
+            let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let args = RunArgs {
+                node_name: Some("n1".to_owned()),
+                node_port_addresses: given(ports),
+                localhost_node_ports: given(localhost),
+                external_ip_cidrs: given(ips),
+                ..RunArgs::default()
+            };
+            Config::resolve(args).unwrap().rules
+        };
+        assert_eq!(rules("", "", ""), Rules::default());
+        assert!(Rules::default().external_ips.is_empty(), "CVE-2020-8554");
+        assert_eq!(rules("primary", "true", ""), Rules::default());
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let want = Rules {
+            node_ports: NodePortAddresses::Within(prefixes(&["10.0.0.0/8", "::/0"])),
+            localhost: false,
+            external_ips: prefixes(&["192.0.2.0/24"]),
+        };
+        assert_eq!(rules("10.0.0.0/8, ::/0", "false", "192.0.2.0/24,"), want);
+    }
+
+    #[test]
     fn addresses_may_lack_the_port() {
         for (text, want) in
             [("10.0.0.1", "10.0.0.1:10256"), ("::1", "[::1]:10256"), ("[::]:9", "[::]:9")]
         {
             let address = address("--x", Some(text.to_owned()), "0.0.0.0:10256").unwrap();
             assert_eq!(address.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn ranges_of_ports() {
+        for (text, want) in [
+            ("10000-29999", Some(20_000)),
+            (" 1024 - 1024 ", Some(1)),
+            ("61000-65535", Some(4_536)),
+            ("80-90", None),
+            ("20000-10000", None),
+            ("10000", None),
+            ("10000-70000", None),
+        ] {
+            assert_eq!(masquerade_ports(text).ok().map(|ports| ports.len()), want, "{text}");
         }
     }
 

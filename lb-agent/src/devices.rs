@@ -1,136 +1,84 @@
-//! Which devices of this node are Pods' veths, and which addresses lie behind them: from the host's network
-//! namespace alone, so it does not depend on the CNI's names, its state or a container runtime.
+//! Which devices of this node are Pods' veths, which addresses lie behind them, which other devices there are and
+//! which addresses they have: from the host's network namespace alone, so it does not depend on the CNI's names, its
+//! state or a container runtime.
 //!
 //! ```text
 //! RTM_NEWLINK, kind veth, IFLA_LINK_NETNSID present   the other end is in another namespace: a Pod's veth
 //! RTM_GETADDR with IFA_TARGET_NETNSID                 the addresses of the other end
+//! RTM_NEWADDR                                         an address of this host
 //! ```
-//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) is left alone, and so is one with a network
+//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) is no Pod's, nor is one with a network
 //! of its own: on nodes that are containers themselves, the uplink is a veth, too. Addresses inside a Pod
 //! are not announced to us, and the CNI sets them a little after the device: they are polled with backoff.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod bridge_netfilter;
 pub mod link;
 pub mod netlink;
 pub mod polls;
 pub mod qdisc;
+pub mod uplinks;
+mod veths;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Instant;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use self::link::{Addresses, Link, RTM_DELLINK, RTM_NEWLINK};
+use self::addresses::{Address, Addresses, HostAddresses, RTM_DELADDR, RTM_NEWADDR};
+use self::link::{Link, RTM_DELLINK, RTM_NEWLINK};
 use self::netlink::{Client, Monitor};
 use self::polls::Polls;
+use self::uplinks::{Layer, Uplink, Uplinks};
+use self::veths::Known;
+pub use self::veths::Veth;
 
-/// `RTNLGRP_LINK`.
-const GROUP_LINK: u32 = 1;
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
+const GROUPS: [u32; 3] = [1, 5, 9];
 
-/// A Pod's veth.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Veth {
-    /// ifindex of the host's end.
-    pub ifindex: u32,
-    /// Name of the host's end.
-    pub name: String,
-    /// ifindex of the Pod's end, in its namespace.
-    pub peer: u32,
-    /// The Pod's namespace as ours numbers it.
-    pub nsid: u32,
-    /// ifindex of the bridge that the host's end is a port of, or 0.
-    pub bridge: u32,
-    /// MAC address of the Pod's end; zero until known.
-    pub mac: [u8; 6],
-    /// The Pod's addresses, as far as known.
-    pub addresses: Addresses,
-}
-
-/// What happened to a Pod's veth.
+/// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It is new, or its other end moved to another namespace.
+    /// A Pod's veth is new, or its other end moved to another namespace.
     Appeared {
         /// ifindex of the host's end.
         ifindex: u32,
         /// When the kernel's message was read.
         at: Instant,
     },
-    /// Something else about it became known: addresses, the bridge.
+    /// Something else about a Pod's veth became known: addresses, the bridge.
     Changed(u32),
-    /// It is gone, or no longer a Pod's.
+    /// A Pod's veth is gone, or no longer a Pod's.
     Gone(u32),
+    /// A device that is no Pod's is to be attached to in another way.
+    Uplink {
+        /// Its ifindex.
+        ifindex: u32,
+        /// How; `None`: not at all any more, or it is gone.
+        layer: Option<Layer>,
+        /// When the kernel's message was read.
+        at: Instant,
+    },
+    /// The addresses of this host changed, or name or size of a device that is no Pod's.
+    Host,
 }
 
-/// Veths as known so far. Pure: messages in, events out.
-#[derive(Debug, Default)]
-struct Known {
-    veths: BTreeMap<u32, Veth>,
-    /// Host's end → other end, of veths that have both ends here.
-    inner: BTreeMap<u32, u32>,
+/// A message of the kernel, as far as it is of interest.
+enum Message {
+    Link(u16, Link),
+    Address(u16, Address),
 }
 
-impl Known {
-    /// A device exists as described.
-    fn link(&mut self, link: Link, at: Instant) -> Option<Event> {
-        let ifindex = link.ifindex;
-        if link.kind != "veth" {
-            return None;
-        }
-        let Some(nsid) = link.nsid else {
-            self.inner.insert(ifindex, link.peer);
-            return self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex));
-        };
-        self.inner.remove(&ifindex);
-        let veth = Veth {
-            ifindex,
-            name: link.name,
-            peer: link.peer,
-            nsid,
-            bridge: link.bridge,
-            mac: [0; 6],
-            addresses: Addresses::default(),
-        };
-        let Some(known) = self.veths.get_mut(&ifindex) else {
-            self.veths.insert(ifindex, veth);
-            return Some(Event::Appeared { ifindex, at });
-        };
-        if (known.nsid, known.peer) != (veth.nsid, veth.peer) {
-            *known = veth;
-            return Some(Event::Appeared { ifindex, at });
-        }
-        if (known.bridge, &known.name) == (veth.bridge, &veth.name) {
-            return None;
-        }
-        (known.bridge, known.name) = (veth.bridge, veth.name);
-        Some(Event::Changed(ifindex))
-    }
-
-    /// A device has left our namespace. Returns the veth whose other end it was, if that is still here: it is a
-    /// Pod's now, and the kernel says nothing else about it.
-    fn gone(&mut self, ifindex: u32) -> (Option<Event>, Option<u32>) {
-        self.inner.remove(&ifindex);
-        let other = self.inner.iter().find(|(_, peer)| **peer == ifindex).map(|(end, _)| *end);
-        (self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex)), other)
-    }
-
-    /// What the far end looks like. `true` when that is news.
-    fn inside(&mut self, ifindex: u32, mac: [u8; 6], addresses: Addresses) -> bool {
-        let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
-        let news = (veth.mac, veth.addresses) != (mac, addresses);
-        (veth.mac, veth.addresses) = (mac, addresses);
-        news
-    }
-}
-
-/// Follows the Pods' veths of the network namespace it was opened in.
+/// Follows the devices of the network namespace it was opened in.
 pub struct Devices {
     monitor: Monitor,
     client: Client,
     known: Known,
     polls: Polls,
+    uplinks: Uplinks,
+    host: HostAddresses,
 }
 
 impl Devices {
@@ -141,10 +89,12 @@ impl Devices {
     /// When the kernel refuses the sockets.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
-            monitor: Monitor::open(NETLINK_ROUTE, &[GROUP_LINK])?,
+            monitor: Monitor::open(NETLINK_ROUTE, &GROUPS)?,
             client: Client::open(NETLINK_ROUTE)?,
             known: Known::default(),
             polls: Polls::default(),
+            uplinks: Uplinks::default(),
+            host: HostAddresses::default(),
         })
     }
 
@@ -158,14 +108,44 @@ impl Devices {
         self.known.veths.values()
     }
 
-    /// Asks for all devices and the addresses behind them, and tells what differs from what was known.
+    /// How to attach to a device that is no Pod's; `None` when it is not to be attached to.
+    pub fn uplink(&self, ifindex: u32) -> Option<Layer> {
+        self.uplinks.layer(ifindex)
+    }
+
+    /// The devices by which packets leave for other machines: all that are neither Pods' nor ports of others.
+    pub fn routed(&self) -> impl Iterator<Item = (u32, &Uplink)> {
+        self.uplinks.routed()
+    }
+
+    /// Name of a device, empty when it is not known.
+    pub fn name(&self, ifindex: u32) -> &str {
+        let veth = self.veth(ifindex).map(|veth| veth.name.as_str());
+        veth.or_else(|| self.uplinks.get(ifindex).map(|uplink| uplink.name.as_str())).unwrap_or("")
+    }
+
+    /// The addresses of this host.
+    pub fn host(&self) -> &HostAddresses {
+        &self.host
+    }
+
+    /// The first address in each family that can stand for this node.
+    pub fn node_addresses(&self) -> Addresses {
+        let devices = self.uplinks.standing_for_node();
+        devices.fold(Addresses::default(), |found, ifindex| found.or(self.host.main(ifindex)))
+    }
+
+    /// Asks for all devices, their addresses and those behind Pods', and tells what differs from what was known.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn resync(&mut self) -> io::Result<Vec<Event>> {
         let at = Instant::now();
         let links = link::all(&mut self.client)?;
+        // Before the links: a veth's own addresses tell whether it is an uplink.
+        let mut host_changed = !self.host.replace(addresses::all(&mut self.client)?).is_empty();
         let mut events = Vec::new();
+        self.uplinks.retain(|ifindex| links.iter().any(|link| link.ifindex == ifindex));
         let gone: Vec<u32> = self
             .known
             .veths
@@ -176,15 +156,16 @@ impl Devices {
         for ifindex in gone {
             self.forget(ifindex, &mut events);
         }
-        self.known.inner.clear();
+        self.known.begin_again();
         for link in links {
-            self.take(link, at, &mut events);
+            host_changed |= self.take(link, at, &mut events);
         }
         for ifindex in self.known.veths.keys().copied().collect::<Vec<_>>() {
             if self.look_inside(ifindex) {
                 events.push(Event::Changed(ifindex));
             }
         }
+        self.settle(host_changed, at, &mut events);
         Ok(events)
     }
 
@@ -199,7 +180,7 @@ impl Devices {
         let Self { monitor, .. } = self;
         let received = tokio::select! {
             received = monitor.receive(|message_type, payload| {
-                news.extend(link::parse_link(payload).map(|link| (message_type, link)));
+                news.extend(read(message_type, payload));
             }) => Some(received),
             () = sleep_until(due) => None,
         };
@@ -217,25 +198,72 @@ impl Devices {
                 return self.resync();
             }
             Some(Err(e)) => return Err(e),
-            Some(Ok(())) => {
-                let at = Instant::now();
-                for (message_type, link) in news {
-                    match message_type {
-                        RTM_NEWLINK => self.take(link, at, &mut events),
-                        RTM_DELLINK => self.left(link.ifindex, at, &mut events)?,
-                        _ => {}
-                    }
-                }
-            }
+            Some(Ok(())) => self.told(news, &mut events)?,
         }
         Ok(events)
     }
 
-    fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) {
-        if link.nsid.is_some() && self.is_uplink(&link) {
+    fn told(&mut self, news: Vec<Message>, events: &mut Vec<Event>) -> io::Result<()> {
+        let at = Instant::now();
+        let mut host_changed = false;
+        // Devices whose addresses changed: that may make an uplink of what looked like a Pod's veth.
+        let mut touched = BTreeSet::new();
+        for message in news {
+            match message {
+                Message::Link(RTM_NEWLINK, link) => host_changed |= self.take(link, at, events),
+                Message::Link(_, link) => {
+                    host_changed |= self.uplinks.remove(link.ifindex);
+                    self.left(link.ifindex, at, events)?;
+                }
+                Message::Address(message_type, address) => {
+                    let news = match message_type {
+                        RTM_NEWADDR => self.host.put(address),
+                        _ => self.host.remove(&address),
+                    };
+                    if news {
+                        host_changed = true;
+                        touched.insert(address.ifindex);
+                    }
+                }
+            }
+        }
+        for ifindex in touched {
+            if self.veth(ifindex).is_some() != self.host.has_network(ifindex) {
+                continue;
+            }
+            if let Some(link) = link::one(&mut self.client, ifindex)? {
+                host_changed |= self.take(link, at, events);
+            }
+        }
+        self.settle(host_changed, at, events);
+        Ok(())
+    }
+
+    /// Tells what follows for devices that are no Pods' from all that was taken.
+    fn settle(&mut self, host_changed: bool, at: Instant, events: &mut Vec<Event>) {
+        let pod_bridges = self.known.bridges();
+        for (ifindex, layer) in self.uplinks.changes(&pod_bridges) {
+            events.push(Event::Uplink { ifindex, layer, at });
+        }
+        if host_changed {
+            events.push(Event::Host);
+        }
+    }
+
+    /// A device exists as described. `true` when that is news of one that is no Pod's.
+    fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) -> bool {
+        let is_veth = link.kind == "veth";
+        if is_veth && link.nsid.is_some() && self.host.has_network(link.ifindex) {
             // As good as a veth with both ends here: not a Pod's.
             link.nsid = None;
         }
+        // Without a far end: its Pod goes, and it is next.
+        let is_dying = is_veth && link.nsid.is_none() && link.peer == 0;
+        let news = if is_dying || (is_veth && link.nsid.is_some()) {
+            self.uplinks.remove(link.ifindex)
+        } else {
+            self.uplinks.put(&link)
+        };
         match self.known.link(link, at) {
             Some(event @ Event::Appeared { ifindex, .. }) => {
                 self.polls.start(ifindex, at);
@@ -245,17 +273,10 @@ impl Devices {
                 self.polls.stop(ifindex);
                 events.push(event);
             }
-            Some(event @ Event::Changed(_)) => events.push(event),
+            Some(event) => events.push(event),
             None => {}
         }
-    }
-
-    fn is_uplink(&mut self, link: &Link) -> bool {
-        link.kind == "veth"
-            && link::has_network(&mut self.client, link.ifindex).unwrap_or_else(|err| {
-                tracing::debug!(device = link.name, %err, "own addresses of the device not readable");
-                false
-            })
+        news
     }
 
     fn left(&mut self, ifindex: u32, at: Instant, events: &mut Vec<Event>) -> io::Result<()> {
@@ -279,7 +300,7 @@ impl Devices {
         let Some(Veth { nsid, peer, .. }) = self.known.veths.get(&ifindex) else { return false };
         let (nsid, peer) = (*nsid, *peer);
         let seen = link::one_in(&mut self.client, nsid, peer)
-            .and_then(|link| Ok((link, link::addresses_in(&mut self.client, nsid, peer)?)));
+            .and_then(|link| Ok((link, addresses::inside(&mut self.client, nsid, peer)?)));
         match seen {
             Ok((link, addresses)) => {
                 let mac = link.map(|link| link.mac).unwrap_or_default();
@@ -304,56 +325,14 @@ async fn sleep_until(due: Option<Instant>) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use super::{Addresses, Event, Known, Link};
-
-    fn veth(ifindex: u32, peer: u32, nsid: Option<u32>) -> Link {
-        Link { ifindex, peer, nsid, kind: "veth".to_owned(), ..Link::default() }
-    }
-
-    #[test]
-    fn a_pods_veth_is_one_whose_other_end_is_elsewhere() {
-        let at = Instant::now();
-        let mut known = Known::default();
-        let appeared = |ifindex| Some(Event::Appeared { ifindex, at });
-        let bridged = Link { bridge: 9, ..veth(5, 2, Some(0)) };
-        let cases = [
-            ("hardware", Link { ifindex: 2, ..Link::default() }, None),
-            ("both ends here", veth(3, 4, None), None),
-            ("a Pod's", veth(5, 2, Some(0)), appeared(5)),
-            ("said again", veth(5, 2, Some(0)), None),
-            ("put into a bridge", bridged.clone(), Some(Event::Changed(5))),
-            ("said again", bridged, None),
-            ("moved to another Pod", veth(5, 2, Some(1)), appeared(5)),
-            ("its end came here", veth(5, 6, None), Some(Event::Gone(5))),
-        ];
-        for (name, link, want) in cases {
-            assert_eq!(known.link(link, at), want, "{name}");
+fn read(message_type: u16, payload: &[u8]) -> Option<Message> {
+    match message_type {
+        RTM_NEWLINK | RTM_DELLINK => {
+            link::parse_link(payload).map(|link| Message::Link(message_type, link))
         }
-    }
-
-    #[test]
-    fn a_pair_whose_other_end_leaves_is_asked_about() {
-        let at = Instant::now();
-        let mut known = Known::default();
-        known.link(veth(3, 4, None), at);
-        known.link(veth(4, 3, None), at);
-        assert_eq!(known.gone(4), (None, Some(3)));
-        assert_eq!(known.link(veth(3, 4, Some(0)), at), Some(Event::Appeared { ifindex: 3, at }));
-        assert_eq!(known.gone(3), (Some(Event::Gone(3)), None));
-    }
-
-    #[test]
-    fn only_news_from_inside_counts() {
-        let mut known = Known::default();
-        known.link(veth(5, 2, Some(0)), Instant::now());
-        let addresses = Addresses { ip4: Some("10.1.0.2".parse().unwrap()), ip6: None };
-        assert!(known.inside(5, [2; 6], addresses));
-        assert!(!known.inside(5, [2; 6], addresses));
-        assert!(known.inside(5, [2; 6], Addresses::default()));
-        assert!(!known.inside(6, [2; 6], addresses), "not a Pod's");
+        RTM_NEWADDR | RTM_DELADDR => {
+            Address::parse(payload).map(|address| Message::Address(message_type, address))
+        }
+        _ => None,
     }
 }

@@ -23,6 +23,8 @@ pub mod agent;
 
 pub mod cleanup;
 
+pub mod takeover;
+
 pub mod config;
 
 pub mod preflight;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs};
-use lb_agent::{agent, cleanup};
+use lb_agent::{agent, cleanup, takeover};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -14,6 +14,11 @@ fn main() -> ExitCode {
         Command::Cleanup(args) => {
             start_log(LogFormat::Text);
             Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
+        }
+        Command::Takeover(args) => {
+            start_log(LogFormat::Text);
+            Dirs::resolve(args.dirs)
+                .and_then(|dirs| takeover::run(&dirs, args.dry_run, &mut std::io::stdout()))
         }
     };
     match result {

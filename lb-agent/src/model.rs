@@ -4,23 +4,50 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use crate::cluster::{Cluster, Dirty, Family, Name, Service, ServiceType, TrafficPolicy};
+use self::rules::Rules;
+use self::topology::{Lists, Rejection};
+use crate::cluster::{Algorithm, Cluster, Dirty, Family, Name, Prefix, ServiceType};
 use crate::issue::Issue;
 
 mod backend;
+mod external;
 mod frontend;
+mod node;
+pub mod rules;
+mod service;
 pub mod topology;
+
+#[cfg(test)]
+mod tests;
 
 /// What the maps should say.
 #[derive(Debug, Default)]
 pub struct Desired {
     /// By Service. Not to be changed but by [`Desired::update`].
     pub services: BTreeMap<Name, DesiredService>,
+    /// This node and the address ranges.
+    pub node: DesiredNode,
+    rules: Rules,
     issues: BTreeMap<Name, Vec<Issue>>,
+    node_issues: Vec<Issue>,
+}
+
+/// What the programs have to know of this node and of the address ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredNode {
+    /// The address that stands for host processes as clients, IPv4; `::` = none.
+    pub node4: Addr,
+    /// The same for IPv6.
+    pub node6: Addr,
+    /// Ranges of ClusterIPs, sorted; at most as many as [`lb_common::config::Settings`] holds.
+    pub service_cidrs: Box<[Prefix]>,
+    /// All addresses of this node, sorted: backends there are processes of this host.
+    pub addrs: Box<[Addr]>,
 }
 
 /// Services whose desired state changed.
@@ -39,6 +66,17 @@ pub struct DesiredService {
     pub wildcards: Box<[Addr]>,
     /// One for each service port and family that has a frontend.
     pub ports: Box<[DesiredPort]>,
+    /// What `healthCheckNodePort` says; `None` when the Service has none.
+    pub health: Option<Health>,
+}
+
+/// The answer of a Service's `healthCheckNodePort` on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The port to answer on.
+    pub port: NonZeroU16,
+    /// Number of ready endpoints on this node; terminating ones do not count.
+    pub local_ready: u16,
 }
 
 /// One service port in one family: IPv4 and IPv6 of a Service are served independently.
@@ -52,12 +90,70 @@ pub struct DesiredPort {
     pub port: u16,
     /// Family of the frontends and backends.
     pub family: Family,
-    /// Addresses clients dial, sorted.
+    /// Its ClusterIPs, sorted.
     pub frontends: Box<[Addr]>,
-    /// Whether the frontends use the backends on this node only (`internalTrafficPolicy: Local`).
+    /// Whether these use the backends on this node only (`internalTrafficPolicy: Local`).
     pub local_only: bool,
+    /// Whether some node has an endpoint: if so, a list without backends is so by the traffic policy.
+    pub anywhere: bool,
     /// The backends, without duplicates, sorted by [`DesiredBackend::class`], address and port.
     pub backends: Box<[DesiredBackend]>,
+    /// What few have; `None` when all of it has its default.
+    pub extra: Option<Box<PortExtra>>,
+}
+
+impl DesiredPort {
+    /// The lists of backends that its frontends use.
+    pub fn lists(&self) -> Lists {
+        let internal = !self.frontends.is_empty();
+        let extra = self.extra.as_deref();
+        let external = extra.is_some_and(|extra| !extra.externals.is_empty());
+        Lists {
+            cluster: (internal && !self.local_only) || external,
+            local: (internal && self.local_only) || extra.is_some_and(|extra| extra.external_local),
+        }
+    }
+}
+
+/// What few service ports have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortExtra {
+    /// Whether clients outside the cluster get the backends on this node only (`externalTrafficPolicy: Local`).
+    pub external_local: bool,
+    /// The frontends for clients outside the cluster and at localhost, sorted.
+    pub externals: Box<[External]>,
+    /// Timeout of session affinity in seconds; 0 = none.
+    pub affinity_secs: u32,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
+    /// The clients of [`Scope::is_gated`] frontends, sorted; `None` = everybody.
+    pub source_ranges: Option<Box<[Prefix]>>,
+    /// Weights in the order of the backends; empty when all are 1.
+    pub weights: Box<[u8]>,
+}
+
+/// A frontend that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct External {
+    /// Address clients dial.
+    pub addr: Addr,
+    /// The port clients dial.
+    pub port: u16,
+    /// What the address is.
+    pub scope: Scope,
+}
+
+/// What the address of a frontend is that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// A load balancer's.
+    LoadBalancer,
+    /// In `spec.externalIPs`.
+    ExternalIp,
+    /// This node's.
+    NodePort,
+    /// Loopback, for processes of this host.
+    Localhost,
 }
 
 /// An endpoint chosen for a service port.
@@ -100,14 +196,38 @@ impl From<Vec<Name>> for Changed {
 }
 
 impl Desired {
+    /// Nothing yet, under these rules.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// The Services with a `healthCheckNodePort`: name, port, number of ready endpoints on this node.
+    pub fn health(&self) -> impl Iterator<Item = (&Name, u16, u32)> {
+        self.services.iter().filter_map(|(name, service)| {
+            let health = service.health?;
+            Some((name, health.port.get(), health.local_ready.into()))
+        })
+    }
+
+    /// The endpoints of a service port that serve nobody on this node: address, port, why not.
+    pub fn rejected(
+        cluster: &Cluster,
+        service: &Name,
+        port: &DesiredPort,
+    ) -> Vec<(Addr, u16, Rejection)> {
+        let slices: Vec<_> = cluster.slices_of(service).collect();
+        backend::rejected(cluster, &slices, port)
+    }
+
     /// Computes the dirty services again and says which of them came out differently.
     pub fn update(&mut self, cluster: &Cluster, dirty: &Dirty) -> Changed {
+        (self.node, self.node_issues) = node::model(cluster);
         let mut changed = Changed::default();
         let mut first = Vec::new();
         for name in &dirty.services {
-            let modelled = cluster.service(name).map(|(name, service)| {
-                let (desired, issues) = model(cluster, name, service);
-                (name.clone(), desired, issues)
+            let modelled = cluster.service(name).map(|found| {
+                let (desired, issues) = service::model(cluster, &self.rules, found);
+                (found.0.clone(), desired, issues)
             });
             let Some((name, desired, issues)) = modelled else {
                 self.issues.remove(name);
@@ -138,48 +258,6 @@ impl Desired {
 
     /// The issues found while modelling.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
-        self.issues.values().flatten()
+        self.issues.values().flatten().chain(&self.node_issues)
     }
-}
-
-/// One Service, from its record and its slices.
-fn model(cluster: &Cluster, name: &Name, service: &Service) -> (DesiredService, Vec<Issue>) {
-    let slices: Vec<_> = cluster.slices_of(name).collect();
-    let mut issues = Vec::new();
-    let mut ports = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
-    for port in &service.ports {
-        for family in [Family::V4, Family::V6] {
-            let mut frontends = Vec::new();
-            for addr in service.cluster_ips.iter().filter(|addr| Family::of(addr) == family) {
-                match frontend::owner(cluster, name, addr, port) {
-                    Ok(()) => frontends.push(*addr),
-                    Err(older) => issues.push(frontend::contested(name, addr, port, older)),
-                }
-            }
-            if frontends.is_empty() {
-                continue;
-            }
-            frontends.sort_unstable();
-            frontends.dedup();
-            let local_only = service.internal_policy == TrafficPolicy::Local;
-            let mut backends = backend::backends(cluster, &slices, port, family);
-            if local_only {
-                // All its frontends are ClusterIPs: nothing can choose the backends of other nodes.
-                backends.retain(|backend| backend.class != Class::Cluster);
-            }
-            ports.push(DesiredPort {
-                port_name: Arc::clone(&port.name),
-                protocol: port.protocol,
-                port: port.port,
-                family,
-                frontends: frontends.into(),
-                local_only,
-                backends: backends.into(),
-            });
-        }
-    }
-    let mut wildcards = service.cluster_ips.to_vec();
-    wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
-    let (wildcards, ports) = (wildcards.into(), ports.into());
-    (DesiredService { service_type: service.service_type, wildcards, ports }, issues)
 }

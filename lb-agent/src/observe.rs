@@ -7,6 +7,7 @@ pub mod http;
 pub mod metrics;
 pub mod process;
 pub mod scrape;
+pub mod service_health;
 
 use std::time::{Instant, SystemTime};
 

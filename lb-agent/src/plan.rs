@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::config::Settings;
 use lb_common::limits;
 use lb_common::service::{Backend, Frontend, FrontendKey};
 use thiserror::Error as ThisError;
@@ -23,12 +24,19 @@ use crate::model::{Changed, Desired, DesiredPort};
 
 mod delta;
 mod ids;
+mod maglev;
+mod node;
+mod ports;
 mod restore;
 mod service;
 mod slots;
+mod sources;
 mod state;
 mod tables;
 mod timers;
+mod values;
+
+pub use self::sources::RangeKey;
 
 /// What the maps say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,10 +47,18 @@ pub struct Actual {
     pub slots: Vec<u32>,
     /// The array `backends`, by id. What is beyond its end is unused.
     pub backends: Vec<Backend>,
+    /// The map `source_ranges`.
+    pub source_ranges: BTreeSet<RangeKey>,
+    /// The array `frontend_ports`. What is beyond its end is 0.
+    pub frontend_ports: Vec<u64>,
+    /// The array `host_ports`. What is beyond its end is 0.
+    pub host_ports: Vec<u64>,
+    /// The only element of the array `settings`; `None` = all of it is zero.
+    pub settings: Option<Box<Settings>>,
 }
 
 /// One write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Writes an element of `backends`.
     PutBackend {
@@ -70,6 +86,37 @@ pub enum Op {
         /// Key.
         key: FrontendKey,
     },
+    /// Adds an element of `source_ranges`.
+    PutSourceRange {
+        /// Key.
+        key: RangeKey,
+    },
+    /// Removes an element of `source_ranges`; that it is not there is no error.
+    DeleteSourceRange {
+        /// Key.
+        key: RangeKey,
+    },
+    /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
+    ClearAffinity {
+        /// Service port.
+        service_id: u32,
+    },
+    /// Writes a word of `frontend_ports`.
+    PutFrontendPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes a word of `host_ports`.
+    PutHostPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes the element of `settings`. Boxed: it is rare, and many times as large as the others.
+    PutSettings(Box<Settings>),
 }
 
 /// The load balancing maps: the kernel's, or a table in a test.
@@ -100,6 +147,13 @@ pub struct MapError {
     pub source: Box<dyn Error + Send + Sync>,
 }
 
+impl MapError {
+    /// A write that another depends on has not happened.
+    fn lacking(map: &'static str) -> Self {
+        Self { map, full: false, source: "a write that must come before did not happen".into() }
+    }
+}
+
 /// How much the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -109,11 +163,18 @@ pub struct Capacity {
     pub slots: u32,
     /// Elements of `backends`; id 0 is never used.
     pub backends: u32,
+    /// Elements of `source_ranges`.
+    pub source_ranges: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { frontends: limits::FRONTENDS, slots: limits::SLOTS, backends: limits::BACKENDS }
+        Self {
+            frontends: limits::FRONTENDS,
+            slots: limits::SLOTS,
+            backends: limits::BACKENDS,
+            source_ranges: limits::SOURCE_RANGES,
+        }
     }
 }
 
@@ -187,6 +248,8 @@ pub struct Planner {
     begun: bool,
     next_service_id: u32,
     next_serial: u32,
+    /// What the programs should know of this node.
+    settings: Box<Settings>,
 }
 
 impl Planner {
@@ -208,7 +271,13 @@ impl Planner {
         now: Duration,
     ) -> Plan {
         self.tables.timers.stamp(now);
-        self.tables.new_frontends = 0;
+        let mut plan = Plan::default();
+        // A Service that is tried again needs the ports it has asked for, although nothing has them yet.
+        let due = self.tables.timers.due_sweep(now) && self.pending.is_empty();
+        for op in self.tables.begin(&desired.node.addrs, !self.begun, due) {
+            plan.ops.push(op);
+            plan.end_group(None);
+        }
         while let Some(range) = self.tables.timers.due_range(now) {
             self.tables.ranges.release(range);
         }
@@ -218,7 +287,6 @@ impl Planner {
             self.begun = true;
             names.extend(restore::orphans(self));
         }
-        let mut plan = Plan::default();
         let (kept, gone): (Vec<_>, Vec<_>) =
             names.into_iter().partition(|name| desired.services.contains_key(name));
         for name in kept.into_iter().chain(gone) {
@@ -235,6 +303,12 @@ impl Planner {
         }
         for op in self.tables.due_backends(alive, now) {
             plan.ops.push(op);
+            plan.end_group(None);
+        }
+        // At the end: the ClusterIPs of a new range are there before what is not there is dropped.
+        self.settings = node::settings(&desired.node);
+        if self.settings_differ() {
+            plan.ops.push(Op::PutSettings(self.settings.clone()));
             plan.end_group(None);
         }
         self.tables.timers.stamp(now);
@@ -257,7 +331,11 @@ impl Planner {
                 if failed.is_some() {
                     continue;
                 }
-                match maps.apply(&op) {
+                let written = match self.tables.lacks(&op) {
+                    Some(map) => Err(MapError::lacking(map)),
+                    None => maps.apply(&op),
+                };
+                match written {
                     Ok(()) => self.tables.done(&op),
                     Err(err) => failed = Some((op, err)),
                 }
@@ -268,6 +346,7 @@ impl Planner {
                 (None, Some(name)) => self.settle(name),
                 (None, None) => {}
                 (Some((op, err)), service) => {
+                    self.tables.doubt_ports();
                     self.failed(service.as_ref(), &op, &err, clock());
                     applied.failed.push((op, err));
                 }
@@ -291,9 +370,15 @@ impl Planner {
         troubles.flat_map(|trouble| &trouble.issues)
     }
 
-    /// Services that have something left to do.
+    /// Services that have something left to do; one more when the settings are not written.
     pub fn n_pending(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + usize::from(self.settings_differ())
+    }
+
+    /// Whether some backend is a process of this host, so that `host_ports` is not empty: then replies to other
+    /// machines must be seen when they leave.
+    pub fn has_host_backends(&self) -> bool {
+        self.tables.has_host_backends()
     }
 
     /// What the maps say, as far as it was written or restored.
@@ -351,8 +436,7 @@ impl Planner {
             };
             service.match_ports(want, &mut adopt);
             for (port, want) in service.ports.iter().zip(&want.ports) {
-                let keys = delta::keys(want).into_iter();
-                moving.extend(keys.filter(|key| {
+                moving.extend(values::keys(want).filter(|key| {
                     let owner = self.tables.frontend(key).map(|frontend| frontend.service_id);
                     owner.is_some_and(|owner| owner != port.service_id)
                 }));
@@ -412,8 +496,16 @@ impl Planner {
         {
             service::failed(name, service, err, now);
             self.pending.insert(name.clone());
-        } else if let Op::PutBackend { id, .. } = op {
-            self.tables.timers.arm(*id, RECHECK);
+            return;
         }
+        if let Op::PutBackend { id, .. } = op {
+            self.tables.timers.arm(*id, RECHECK);
+        } else {
+            self.tables.timers.sweep();
+        }
+    }
+
+    fn settings_differ(&self) -> bool {
+        *self.settings != *self.tables.actual.settings.as_deref().unwrap_or(&Settings::ZERO)
     }
 }

@@ -19,6 +19,7 @@ mod namespace;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 mod slice;
 
 pub mod kube;
@@ -31,6 +32,8 @@ mod tests;
 trait Watched: Resource<DynamicType = ()> {
     /// Its kind.
     const KIND: Kind;
+    /// Whether there are servers without it: then there are no objects of this kind.
+    const OPTIONAL: bool = false;
     /// What is kept of it.
     type Record;
 
@@ -88,13 +91,14 @@ impl Counters {
 
     /// Those of one kind.
     pub fn of(&self, kind: Kind) -> &KindCounters {
-        let [service, slice, pod, namespace, node] = &self.kinds;
+        let [service, slice, pod, namespace, node, service_cidr] = &self.kinds;
         match kind {
             Kind::Service => service,
             Kind::EndpointSlice => slice,
             Kind::Pod => pod,
             Kind::Namespace => namespace,
             Kind::Node => node,
+            Kind::ServiceCidr => service_cidr,
         }
     }
 }

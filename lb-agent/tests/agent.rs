@@ -19,9 +19,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lb_agent::bpf::addresses::{AddressTables, Contents};
 use lb_agent::bpf::maps::Tables;
 use lb_agent::names::{self, Names, State};
 use lb_agent::plan::MapStore as _;
+use lb_common::addr::Addr;
+use lb_common::endpoint::{Ident, ident_flags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -296,5 +299,342 @@ fn a_process_without_capabilities_is_told_which() {
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
         assert!(log.contains("missing CAP_BPF and CAP_NET_ADMIN"), "{log}");
+    });
+}
+
+#[test]
+fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let inside = node.pod("web-1");
+        let veth1 = node.routed(&inside, "veth1", &["10.9.0.2/32"]);
+        node.ip("tuntap add dev eth0 mode tap");
+        node.ip("tuntap add dev tun0 mode tun");
+        node.ip("link set eth0 mtu 1400");
+        node.ip("addr add 192.0.2.1/24 dev eth0");
+        let [eth0, tun0] = ["eth0", "tun0"].map(|name| node.ifindex(name));
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let ident = |contents: &Contents, ip: &str| contents.ident.get(&addr(ip)).copied();
+        let host = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+        let dev = |contents: &Contents, ifindex: u32| {
+            let dev = contents.devs.get(&ifindex)?;
+            Some((dev.masquerade4.to_string(), dev.mtu))
+        };
+        let until = |what: &str, so: &dyn Fn(&Contents) -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let contents = AddressTables::open(&node.pins()).map(|maps| maps.load().unwrap());
+                match contents {
+                    Ok(contents) if so(&contents) => return,
+                    other => assert!(Instant::now() < deadline, "{what}: {other:#?}"),
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let at_uplinks = || {
+            let pins = pins(&node.pin_dir()).into_iter().filter(|pin| pin.starts_with("l_"));
+            let mut found: Vec<_> = pins.collect();
+            found.sort();
+            found
+        };
+        let mut child = bed.start();
+        until("start", &|now| {
+            ident(now, "10.9.0.2") == Some(Ident { ifindex: veth1, ..Ident::ZERO })
+                && ident(now, "192.0.2.1") == Some(host)
+                && dev(now, eth0) == Some(("192.0.2.1".to_owned(), 1400))
+                && dev(now, tun0) == Some(("192.0.2.1".to_owned(), 1500))
+        });
+        bed.names("attached", |names| is_ok(names, "programs"));
+        if node.has_tcx() {
+            let mut want = vec![format!("l_{eth0}_in"), format!("l_{tun0}_in")];
+            want.extend([format!("l_{veth1}_in"), format!("l_{veth1}_out")]);
+            want.sort();
+            assert_eq!(at_uplinks(), want);
+        }
+
+        // While it is dead, everything changes.
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        node.ip("link del veth1");
+        node.ip("addr del 192.0.2.1/24 dev eth0");
+        node.ip("addr add 192.0.2.7/24 dev eth0");
+        node.ip("addr add 203.0.113.9/32 dev lo");
+        node.ip("link del tun0");
+        let child = bed.start();
+        until("second start", &|now| {
+            ident(now, "10.9.0.2").is_none()
+                && ident(now, "192.0.2.1").is_none()
+                && ident(now, "127.0.0.1").is_none()
+                && ident(now, "192.0.2.7") == Some(host)
+                && ident(now, "203.0.113.9") == Some(host)
+                && now.devs.keys().copied().collect::<Vec<_>>() == [eth0]
+                && dev(now, eth0) == Some(("192.0.2.7".to_owned(), 1400))
+        });
+        // And while it lives.
+        node.ip("addr add 2001:db8::7/64 dev eth0 nodad");
+        node.ip("link set eth0 name wan0 mtu 1300");
+        until("a new address", &|now| {
+            ident(now, "2001:db8::7") == Some(host)
+                && dev(now, eth0) == Some(("192.0.2.7".to_owned(), 1300))
+        });
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!log.contains("ERROR"), "{log}");
+    });
+}
+
+const LOAD_BALANCER: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30100
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 198.51.100.1}]}}
+"#;
+
+fn this_node(taints: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Node
+metadata: {{name: n1}}
+spec: {{taints: [{taints}]}}
+status: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}]}}
+"#
+    )
+}
+
+/// Asks until the answer begins so.
+fn answers(port: u16, path: &str, want: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = get(port, path);
+        if answer.starts_with(want) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "port {port}, {path}: wanted {want}: {answer}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        node.ip("addr add 192.0.2.1/32 dev lo");
+        node.ip("tuntap add dev eth0 mode tap");
+        let eth0 = node.ifindex("eth0");
+        bed.write("web.yaml", &format!("{LOAD_BALANCER}{}", pod("web-1", "10.9.0.2")));
+        bed.write("node.yaml", &this_node(""));
+        let mut child = bed.start();
+        let answer = answers(30100, "/healthz", "HTTP/1.1 200");
+        assert!(answer.contains("\"localEndpoints\": 1,"), "{answer}");
+        assert!(answer.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{answer}");
+
+        // A device without an address uses the node's.
+        let devs = AddressTables::open(&node.pins()).unwrap().load().unwrap().devs;
+        assert_eq!(devs[&eth0].masquerade4.to_string(), "192.0.2.1");
+
+        // After a death the first answer is a true one: nobody listens before.
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        let child = bed.start();
+        let answer = get(30100, "/");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+        // Only a terminating endpoint is left: traffic still flows, but no more is asked for (KEP-1669).
+        let ending = pod("web-1", "10.9.0.2")
+            .replace("name: web-1,", "name: web-1, deletionTimestamp: \"2026-01-01T00:00:00Z\",");
+        bed.write("web.yaml", &format!("{LOAD_BALANCER}{ending}"));
+        let answer = answers(30100, "/", "HTTP/1.1 503");
+        assert!(answer.contains("\"localEndpoints\": 0,"), "{answer}");
+
+        // Another port; the old one is closed.
+        let moved = LOAD_BALANCER.replace("30100", "30101");
+        bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
+        answers(30101, "/", "HTTP/1.1 200");
+        assert!(TcpStream::connect(("127.0.0.1", 30100)).is_err());
+
+        // A port that somebody else has is an issue, until it is free.
+        let taken = std::net::TcpListener::bind("0.0.0.0:30102").unwrap();
+        let moved = LOAD_BALANCER.replace("30100", "30102");
+        bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
+        let named = |names: &Names<'_>| {
+            names.issues.iter().any(|issue| issue.field == "spec.healthCheckNodePort")
+        };
+        bed.names("taken", named);
+        drop(taken);
+        answers(30102, "/", "HTTP/1.1 200");
+        bed.names("free", |names| !named(names));
+
+        // The autoscaler is about to remove the node: no new traffic, and no restart either (KEP-3836).
+        answers(10256, "/healthz", "HTTP/1.1 200");
+        let taint = "{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}";
+        bed.write("node.yaml", &this_node(taint));
+        let answer = answers(10256, "/healthz", "HTTP/1.1 503");
+        assert!(answer.contains(r#""nodeEligible": false"#), "{answer}");
+        answers(10256, "/livez", "HTTP/1.1 200");
+        answers(30102, "/", "HTTP/1.1 200");
+        bed.write("node.yaml", &this_node(""));
+        answers(10256, "/healthz", "HTTP/1.1 200");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+/// Rules like kube-proxy's of both modes, beside those of others.
+const RULES: &str = "
+table ip kube-proxy {
+    chain services { }
+    chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
+}
+table ip6 kube-proxy { chain services { } }
+table ip nat {
+    chain KUBE-SEP-1 { }
+    chain KUBE-MARK-MASQ { }
+    chain KUBE-SVC-1 { jump KUBE-MARK-MASQ; jump KUBE-SEP-1; }
+    chain KUBE-SERVICES { ip daddr 10.96.0.1 jump KUBE-SVC-1; }
+    chain KUBE-POSTROUTING { }
+    chain OTHERS { }
+    chain PREROUTING { type nat hook prerouting priority dstnat; jump KUBE-SERVICES; jump OTHERS; }
+    chain POSTROUTING { type nat hook postrouting priority srcnat; counter jump KUBE-POSTROUTING; }
+}
+table ip6 filter {
+    chain KUBE-FIREWALL { }
+    chain KUBE-FORWARD { }
+    chain INPUT { type filter hook input priority filter; jump KUBE-FIREWALL; }
+    chain FORWARD { type filter hook forward priority filter; policy drop; jump KUBE-FORWARD; }
+}
+table inet theirs { chain KUBE-SERVICES { } }
+";
+
+#[test]
+fn kube_proxys_rules_go_once_the_agent_is_ready_and_others_stay() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let file = bed.dir.join("rules.nft");
+        // nft wants a line for each statement.
+        let lines = RULES.replace("{ ", "{\n").replace("; ", "\n").replace(" }", "\n}");
+        fs::write(&file, lines).unwrap();
+        node.run("nft", &format!("-f {}", file.display()));
+        let takeover = |flags: &[&str]| {
+            let output = bed.command("takeover").args(flags).output().unwrap();
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            (output.status.code(), shown, log)
+        };
+        let before = node.run("nft", "list ruleset");
+        let want = "nftables table ip kube-proxy: 2 chains
+iptables-nft table ip nat: 5 chains, 2 rules lead to them
+nftables table ip6 kube-proxy: 1 chains
+iptables-nft table ip6 filter: 1 chains, 1 rules lead to them
+  its chain FORWARD drops by policy: what only kube-proxy's rules accepted there is dropped then
+";
+        let (code, shown, log) = takeover(&["--dry-run"]);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(shown.starts_with(want) && shown.contains("not now: no agent runs on "), "{shown}");
+        let (code, _, log) = takeover(&[]);
+        assert_eq!(code, Some(1));
+        assert!(log.contains("no agent runs on "), "{log}");
+        assert_eq!(node.run("nft", "list ruleset"), before, "nothing was touched");
+
+        bed.write("web.yaml", SERVICE);
+        let child = bed.start();
+        bed.names("ready", |names| {
+            names.agent.synced != 0 && is_ok(names, "programs") && is_ok(names, "services")
+        });
+        let (code, shown, log) = takeover(&["--dry-run"]);
+        assert_eq!((code, shown.as_str()), (Some(0), want), "{log}");
+        assert_eq!(node.run("nft", "list ruleset"), before, "nothing was touched");
+        let (code, shown, log) = takeover(&[]);
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!(shown, format!("{want}removed\n"));
+        let after = node.run("nft", "list ruleset");
+        for gone in ["kube-proxy", "KUBE-SVC", "KUBE-SEP", "KUBE-POSTROUTING", "KUBE-FORWARD"] {
+            assert!(!after.contains(gone), "{gone}: {after}");
+        }
+        for stays in ["jump OTHERS", "jump KUBE-FIREWALL", "table inet theirs", "KUBE-SERVICES"] {
+            assert!(after.contains(stays), "{stays}: {after}");
+        }
+        let (code, shown, _) = takeover(&[]);
+        assert_eq!((code, shown.as_str()), (Some(0), "nothing to remove\n"), "once is enough");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn ten_thousand_chains_go_in_seconds() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let mut rules = String::from("table ip nat {\n");
+        for i in 0..5_000 {
+            rules.push_str(&format!("chain KUBE-SEP-{i} {{\n}}\n"));
+            rules.push_str(&format!("chain KUBE-SVC-{i} {{\njump KUBE-SEP-{i}\n}}\n"));
+        }
+        rules.push_str("chain KUBE-SERVICES {\n");
+        for i in 0..5_000 {
+            rules.push_str(&format!("jump KUBE-SVC-{i}\n"));
+        }
+        rules.push_str("}\nchain OUTPUT {\ntype nat hook output priority -100\n");
+        rules.push_str("jump KUBE-SERVICES\n}\n}\n");
+        let file = bed.dir.join("rules.nft");
+        fs::write(&file, rules).unwrap();
+        node.run("nft", &format!("-f {}", file.display()));
+        let child = bed.start();
+        bed.names("ready", |names| names.agent.synced != 0 && is_ok(names, "programs"));
+        let begun = Instant::now();
+        let output = bed.command("takeover").output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert!(!node.run("nft", "list ruleset").contains("KUBE-"));
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn kube_proxys_legacy_rules_go_with_the_hosts_binaries() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        for rule in [
+            "-N KUBE-SERVICES",
+            "-N KUBE-SVC-1",
+            "-N CNI-HOSTPORT",
+            "-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-1",
+            "-A KUBE-SVC-1 -j RETURN",
+            "-A OUTPUT -j KUBE-SERVICES",
+            "-A OUTPUT -j CNI-HOSTPORT",
+        ] {
+            node.run("iptables-legacy", &format!("-t nat {rule}"));
+        }
+        let child = bed.start();
+        bed.names("ready", |names| names.agent.synced != 0 && is_ok(names, "programs"));
+        let takeover = |path: Option<&str>| {
+            let mut command = bed.command("takeover");
+            if let Some(path) = path {
+                command.env("PATH", path);
+            }
+            let output = command.output().unwrap();
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), log)
+        };
+        let (code, _, log) = takeover(Some("/nowhere"));
+        assert_eq!(code, Some(1));
+        assert!(log.contains("iptables-legacy-save is not here to read them"), "{log}");
+        let (code, shown, log) = takeover(None);
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!(shown, "legacy iptables: 2 chains, 1 rules lead to them\nremoved\n");
+        let left = node.run("iptables-legacy", "-t nat -S");
+        assert!(!left.contains("KUBE-") && left.contains("-A OUTPUT -j CNI-HOSTPORT"), "{left}");
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
     });
 }

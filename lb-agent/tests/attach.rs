@@ -1,5 +1,5 @@
 //! The agent's side of the kernel, in network namespaces of its own: attaching and its survival, discovery of Pods'
-//! veths, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
+//! veths and of the other devices, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,23 +11,29 @@
 #[path = "attach/node.rs"]
 mod node;
 
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::tc::{NlOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
-use lb_agent::bpf::attach::{self, Hooks, Mechanism};
+use lb_agent::bpf::addresses::{AddressTables, Contents};
+use lb_agent::bpf::attach::{self, Hooks, Mechanism, Role};
 use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
 use lb_agent::bpf::maps::{self, Tables};
-use lb_agent::bpf::pins::Pin;
+use lb_agent::bpf::pins::{Hook, Pin};
+use lb_agent::bpf::sockets;
+use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::endpoint::{Dev, Ident};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{BACKENDS, MAP_CT, MAPS};
+use lb_common::limits::{BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use node::{Node, in_node};
@@ -63,7 +69,7 @@ fn programs_survive_and_are_updated_in_place() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &[]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         let wanted = if node.has_tcx() { Mechanism::Tcx } else { Mechanism::Clsact };
         assert_eq!(hooks.mechanism(), Some(wanted));
         let first = at_both(node, ifindex);
@@ -73,26 +79,26 @@ fn programs_survive_and_are_updated_in_place() {
         drop(hooks);
         assert_eq!(at_both(node, ifindex), first);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         let second = at_both(node, ifindex);
         assert!(second.iter().all(|programs| programs.len() == 1), "{second:?}");
         assert!(first[0] != second[0] && first[1] != second[1], "{first:?} {second:?}");
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         assert_eq!(at_both(node, ifindex), second, "once is enough");
 
         // The device goes and another one gets its number: the pinned links are dead and are replaced.
         node.ip("link del veth1");
         let again = node.routed_at(&pod, "veth1", &[], Some(ifindex));
         assert_eq!(again, ifindex);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         assert_eq!(at_both(node, ifindex).map(|programs| programs.len()), [1, 1]);
 
         // Pins and filters of devices that are no Pods' go.
         assert_eq!(hooks.remove_stale(|known| known == ifindex).unwrap(), 0);
         assert_eq!(hooks.remove_stale(|_| false).unwrap(), 1);
         becomes_empty(node, ifindex);
-        hooks.attach_pod(ifindex).unwrap();
-        hooks.forget_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
+        hooks.forget(ifindex).unwrap();
         becomes_empty(node, ifindex);
     });
 }
@@ -106,8 +112,8 @@ fn clsact_filters_survive_are_replaced_and_go() {
         tc::qdisc_add_clsact(shared).unwrap();
         for _ in 0..2 {
             let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
-            hooks.attach_pod(ours).unwrap();
-            hooks.attach_pod(shared).unwrap();
+            hooks.attach(ours, Role::Pod).unwrap();
+            hooks.attach(shared, Role::Pod).unwrap();
         }
         for dev in ["veth1", "veth2"] {
             for (hook, program) in [("ingress", "pod_out"), ("egress", "pod_in")] {
@@ -124,7 +130,7 @@ fn clsact_filters_survive_are_replaced_and_go() {
 
         // Somebody else's filter keeps a qdisc that we added.
         let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
-        hooks.attach_pod(ours).unwrap();
+        hooks.attach(ours, Role::Pod).unwrap();
         let parent = TcHandle::from(TcAttachType::Ingress);
         let mut theirs = node.load();
         let program: &mut SchedClassifier =
@@ -137,7 +143,7 @@ fn clsact_filters_survive_are_replaced_and_go() {
         // An ingress qdisc leaves no room, and that is said.
         let limited = node.routed(&pod, "veth3", &[]);
         node.run("tc", "qdisc add dev veth3 ingress");
-        let error = hooks.attach_pod(limited).unwrap_err().to_string();
+        let error = hooks.attach(limited, Role::Pod).unwrap_err().to_string();
         assert!(error.contains("has an ingress qdisc"), "{error}");
     });
 }
@@ -226,6 +232,233 @@ fn pods_are_found_however_they_are_connected() {
     });
 }
 
+#[test]
+fn other_devices_are_found_and_follow_their_masters() {
+    in_node(|node: &Node| {
+        let runtime = node.runtime();
+        let mut devices = runtime.block_on(async { Devices::open() }).unwrap();
+        node.ip("tuntap add dev eth0 mode tap");
+        node.ip("addr add 192.0.2.1/24 dev eth0");
+        let eth0 = node.ifindex("eth0");
+        devices.resync().unwrap();
+        assert_eq!(devices.uplink(eth0), Some(Layer::Ethernet));
+        assert_eq!(devices.uplink(1), None, "lo");
+
+        // Tunnels, and a bridge with a port.
+        node.ip("tuntap add dev tun0 mode tun");
+        node.ip("link add vxlan0 type vxlan id 5 dstport 4789");
+        node.ip("link add master0 type bridge");
+        node.ip("tuntap add dev port0 mode tap");
+        let [tun0, vxlan0, master0, port0] =
+            ["tun0", "vxlan0", "master0", "port0"].map(|name| node.ifindex(name));
+        runtime.block_on(until(&mut devices, |devices| devices.uplink(port0).is_some()));
+        for (ifindex, want) in
+            [(tun0, Layer::Ip), (vxlan0, Layer::Ethernet), (master0, Layer::Ethernet)]
+        {
+            assert_eq!(devices.uplink(ifindex), Some(want), "{}", devices.name(ifindex));
+        }
+        node.ip("link set port0 master master0");
+        runtime.block_on(until(&mut devices, |devices| devices.uplink(port0).is_none()));
+        node.ip("link set port0 nomaster");
+        node.ip("link set port0 name port1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(port0).is_some() && devices.name(port0) == "port1"
+        }));
+
+        // A bridge, until a Pod is behind it; then its other port.
+        node.ip("link add br0 type bridge");
+        node.ip("link set vxlan0 master br0");
+        let br0 = node.ifindex("br0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(br0).is_some() && devices.uplink(vxlan0).is_none()
+        }));
+        let pod = node.pod("p1");
+        let veth1 = node.routed(&pod, "veth1", &["10.9.0.2/24"]);
+        node.ip("link set veth1 master br0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(br0).is_none() && devices.uplink(vxlan0).is_some()
+        }));
+        assert!(devices.routed().any(|(ifindex, _)| ifindex == br0), "routes may name it");
+
+        // The Pod's veth becomes the node's uplink by its address, and back.
+        node.ip("link set veth1 nomaster");
+        node.ip("addr add 198.51.100.1/24 dev veth1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(veth1).is_some() && devices.veth(veth1).is_none()
+        }));
+        node.ip("addr del 198.51.100.1/24 dev veth1");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(veth1).is_none() && devices.veth(veth1).is_some()
+        }));
+        node.ip("link del veth1");
+        node.ip("link del tun0");
+        runtime.block_on(until(&mut devices, |devices| {
+            devices.uplink(tun0).is_none() && devices.uplink(br0).is_some()
+        }));
+        assert_eq!(devices.resync().unwrap(), [], "nothing was missed");
+    });
+}
+
+#[test]
+fn a_device_changes_its_role_without_a_gap() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &[]);
+        let uplink = |host_backends| Role::Uplink { layer: Layer::Ethernet, host_backends };
+        for mechanism in [None, Some(Mechanism::Clsact)] {
+            let mut hooks = Hooks::new(node.load(), node.pins(), mechanism);
+            let mut counts = Vec::new();
+            for role in
+                [uplink(false), uplink(true), Role::Pod, uplink(true), uplink(false), Role::Pod]
+            {
+                hooks.attach(ifindex, role).unwrap();
+                let count = || at_each(node, ifindex, mechanism).map(|ids| ids.len());
+                let wanted = [1, usize::from(role.program(Hook::Egress).is_some())];
+                // A link that was let go is detached a little later.
+                let deadline = Instant::now() + Duration::from_secs(5);
+                while count() != wanted && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                counts.push(count());
+            }
+            assert_eq!(counts, [[1, 0], [1, 1], [1, 1], [1, 1], [1, 0], [1, 1]], "{mechanism:?}");
+            hooks.forget(ifindex).unwrap();
+            becomes_empty(node, ifindex);
+        }
+        // A device without a link layer.
+        node.ip("tuntap add dev tun0 mode tun");
+        let tun0 = node.ifindex("tun0");
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach(tun0, Role::Uplink { layer: Layer::Ip, host_backends: true }).unwrap();
+        assert_eq!(at_both(node, tun0).map(|ids| ids.len()), [1, 1]);
+    });
+}
+
+/// Ids of the programs at both hooks that this mechanism has put there.
+fn at_each(node: &Node, ifindex: u32, mechanism: Option<Mechanism>) -> [Vec<u32>; 2] {
+    match mechanism {
+        Some(Mechanism::Clsact) => ["ingress", "egress"].map(|hook| {
+            let device = node.device(ifindex);
+            let filters = node.run("tc", &format!("filter show dev {device} {hook}"));
+            filters.match_indices("direct-action").map(|(at, _)| at as u32).collect()
+        }),
+        _ => at_both(node, ifindex),
+    }
+}
+
+#[test]
+fn addresses_and_devices_are_written_and_read_back() {
+    in_node(|node: &Node| {
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let mut ebpf = node.load();
+        let mut tables = AddressTables::take(&mut ebpf).unwrap();
+        assert_eq!(tables.load().unwrap(), Contents::default());
+        let pod = Ident { ifindex: 7, ..Ident::ZERO };
+        let dev = Dev { masquerade4: addr("192.0.2.1"), mtu: 1450, ..Dev::ZERO };
+        for ip in ["10.9.0.2", "fd09::2", "10.9.0.3"] {
+            tables.set_ident(&addr(ip), Some(&pod)).unwrap();
+        }
+        tables.set_dev(&2, Some(&dev)).unwrap();
+        tables.set_dev(&3, Some(&dev)).unwrap();
+        for _ in 0..2 {
+            tables.set_ident(&addr("10.9.0.3"), None).unwrap();
+            tables.set_dev(&3, None).unwrap();
+        }
+        drop((tables, ebpf));
+        let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+        let ident = [(addr("10.9.0.2"), pod), (addr("fd09::2"), pod)].into();
+        assert_eq!(contents, Contents { ident, devs: [(2, dev)].into() });
+    });
+}
+
+#[test]
+fn connected_udp_sockets_to_a_backend_that_is_gone_are_closed() {
+    in_node(|node: &Node| {
+        let at = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let (frontend, gone, other) =
+            (at("10.96.0.1:53"), at("10.9.0.2:5353"), at("10.9.0.3:5353"));
+        node.ip("route add 10.0.0.0/8 dev lo");
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        serve(&mut tables, frontend, gone);
+        let cgroup = node.cgroup();
+        let mut hooks = Hooks::new(ebpf, node.pins(), None);
+        hooks.attach_sockets(&cgroup).unwrap();
+        let in_cgroup = InCgroup::enter(&cgroup);
+        let connected = |local: &str, to: SocketAddr| {
+            let socket = UdpSocket::bind(local).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        };
+        let translated = connected("0.0.0.0:0", frontend);
+        let mapped = connected("[::]:0", at("[::ffff:10.96.0.1]:53"));
+        let port = connected("0.0.0.0:0", at("10.9.0.2:5354"));
+        serve(&mut tables, frontend, other);
+        let moved = connected("0.0.0.0:0", frontend);
+        let unconnected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        drop(in_cgroup);
+        drop(unconnected.send_to(b"?", gone));
+
+        let backend = |to: SocketAddr| (Addr::from_ip(to.ip()), Be16::new(to.port()));
+        assert_eq!(sockets::close(&[backend(at("10.9.0.2:5355"))].into()).unwrap(), 0);
+        // Another namespace's sockets are not ours to see.
+        let pod = node.pod("p1");
+        assert_eq!(pod.enter(|| sockets::close(&[backend(gone)].into()).unwrap()), 0);
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 2);
+        for socket in [&translated, &mapped] {
+            let error = socket.take_error().unwrap().unwrap();
+            assert_eq!(error.raw_os_error(), Some(103), "ECONNABORTED: {error}");
+            assert!(socket.send(b"?").is_err(), "no longer connected");
+        }
+        for socket in [&port, &moved] {
+            assert!(socket.take_error().unwrap().is_none());
+            assert!(socket.peer_addr().is_ok());
+        }
+        assert_eq!(sockets::close(&[backend(gone)].into()).unwrap(), 0, "once is enough");
+    });
+}
+
+/// One UDP frontend with one backend.
+fn serve(tables: &mut Tables, frontend: SocketAddr, backend: SocketAddr) {
+    let key =
+        FrontendKey::new(Addr::from_ip(frontend.ip()), Be16::new(frontend.port()), proto::UDP);
+    let backend = Backend {
+        addr: Addr::from_ip(backend.ip()),
+        port: Be16::new(backend.port()),
+        proto: proto::UDP,
+        state: state::ACTIVE,
+        generation: 1,
+        ..Backend::ZERO
+    };
+    let frontend = Frontend { service_id: 1, base: 1, n: 1, ..Frontend::ZERO };
+    tables.backends.set(1, &backend, 0).unwrap();
+    tables.slots.set(1, &1, 0).unwrap();
+    tables.frontends.insert(&key, &frontend, 0).unwrap();
+}
+
+/// This process in a cgroup; afterwards it is where it was.
+struct InCgroup {
+    former: PathBuf,
+}
+
+impl InCgroup {
+    fn enter(cgroup: &Path) -> Self {
+        let root = cgroup.parent().unwrap();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let former = root.join(own);
+        std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        Self { former }
+    }
+}
+
+impl Drop for InCgroup {
+    fn drop(&mut self) {
+        let file = self.former.join("cgroup.procs");
+        std::fs::write(file, std::process::id().to_string()).unwrap();
+    }
+}
+
 /// Follows the devices until it is so.
 async fn until(devices: &mut Devices, so: impl Fn(&Devices) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -252,7 +485,7 @@ fn a_pod_is_attached_within_milliseconds() {
             while times.len() == round {
                 for event in runtime.block_on(devices.next()).unwrap() {
                     if let Event::Appeared { ifindex, at } = event {
-                        hooks.attach_pod(ifindex).unwrap();
+                        hooks.attach(ifindex, Role::Pod).unwrap();
                         times.push(at.elapsed());
                     }
                 }
@@ -362,7 +595,8 @@ fn silent_flows_expire_and_pairs_together() {
 
         let mut gc = Gc::open(&node.pins(), clock).unwrap();
         let pass = gc.pass().unwrap();
-        let counted = (pass.entries, pass.tcp, pass.udp, pass.expired, pass.kept, pass.stale);
+        let counted =
+            (pass.entries, pass.pod.tcp, pass.pod.udp, pass.expired, pass.kept, pass.stale);
         assert_eq!(counted, (8, 6, 2, 5, 1, 2), "{pass:?}");
         let left: Vec<u16> = {
             let mut ports: Vec<u16> = ct.keys().map(|key| key.unwrap().local_port.get()).collect();
@@ -371,6 +605,105 @@ fn silent_flows_expire_and_pairs_together() {
         };
         assert_eq!(left, [2, 3, 3]);
         assert_eq!(gc.pass().unwrap().entries, 3);
+    });
+}
+
+/// An entry of a flow from outside, last seen `age` seconds ago: key and value.
+fn from_outside(
+    (scope, local, remote): (u8, &str, &str),
+    (nat, aux): (&str, &str),
+    (flags, age): (u32, u32),
+) -> (CtKey, CtEntry) {
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let (local, remote, nat, aux) = (at(local), at(remote), at(nat), at(aux));
+    let addr = |at: SocketAddr| Addr::from_ip(at.ip());
+    let port = |at: SocketAddr| Be16::new(at.port());
+    let in_pod = scope == scope::POD;
+    let key = CtKey {
+        local: addr(local),
+        remote: addr(remote),
+        local_port: port(local),
+        remote_port: port(remote),
+        proto: proto::TCP,
+        scope,
+        veth: if in_pod { 3 } else { 0 },
+    };
+    let clock = Clock::detect().unwrap();
+    let entry = CtEntry {
+        nat_addr: addr(nat),
+        aux_addr: addr(aux),
+        nat_port: port(nat),
+        aux_port: port(aux),
+        backend_id: 5,
+        backend_gen: 2,
+        last_seen: clock.stamp().unwrap().wrapping_sub(age * clock.hz / 256),
+        epoch: 3,
+        flags: flags | bits::EXTERNAL | u32::from(tcp::ACK),
+    };
+    (key, entry)
+}
+
+#[test]
+fn flows_from_outside_expire_in_pairs_and_are_counted() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        for (id, generation) in [(5, 2), (6, 9)] {
+            let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
+            tables.apply(&Op::PutBackend { id, backend }).unwrap();
+        }
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
+        let to_node = forward | bits::MASQUERADED;
+        let (vip, pod, far) = ("198.51.100.1:80", "10.9.0.2:8080", "10.9.1.2:8080");
+        let (out, back) = (scope::EXTERNAL, scope::EXTERNAL_REPLY);
+        let (long, short) = (22_000, 5);
+        let client = |port: u16| format!("203.0.113.5:{port}");
+        let ours = |port: u16| format!("192.0.2.1:{port}");
+        let entries = [
+            // To a Pod of this node: the client is silent, the Pod still sends.
+            from_outside((out, vip, &client(1)), (pod, &client(1)), (forward, long)),
+            from_outside((scope::POD, pod, &client(1)), (vip, &client(1)), (reply, short)),
+            // The same, and both are silent.
+            from_outside((out, vip, &client(2)), (pod, &client(2)), (forward, long)),
+            from_outside((scope::POD, pod, &client(2)), (vip, &client(2)), (reply, long)),
+            // To other nodes: two live, one over, one whose reply entry is all that lives.
+            from_outside((out, vip, &client(3)), (far, &ours(10_003)), (to_node, short)),
+            from_outside((back, far, &ours(10_003)), (vip, &client(3)), (reply, long)),
+            from_outside((out, vip, &client(4)), (far, &ours(10_004)), (to_node, short)),
+            from_outside((back, far, &ours(10_004)), (vip, &client(4)), (reply, short)),
+            from_outside((out, vip, &client(5)), (far, &ours(10_005)), (to_node, long)),
+            from_outside((back, far, &ours(10_005)), (vip, &client(5)), (reply, long)),
+            from_outside((out, vip, &client(6)), ("10.9.1.3:8080", &ours(10_003)), (to_node, long)),
+            from_outside((back, "10.9.1.3:8080", &ours(10_003)), (vip, &client(6)), (reply, short)),
+            // To a process of this host; its connection closes, so it is not counted any more.
+            from_outside(
+                (out, vip, &client(7)),
+                ("192.0.2.1:6443", &client(7)),
+                (bits::FORWARD | bits::TO_HOST, short),
+            ),
+            from_outside((back, "192.0.2.1:6443", &client(7)), (vip, &client(7)), (reply, short)),
+        ];
+        for (key, entry) in entries {
+            ct.insert(&key, &entry, 0).unwrap();
+        }
+        // What the programs have lost and gained; 6 has no flow at all.
+        let mut loads: Array<MapData, u32> = MapData::from_pin(node.pins().map(&MAP_LOADS))
+            .and_then(Map::from_map_data)
+            .and_then(Array::try_from)
+            .unwrap();
+        loads.set(5, &99, 0).unwrap();
+        loads.set(6, &1, 0).unwrap();
+
+        let mut gc = Gc::open(&node.pins(), Clock::detect().unwrap()).unwrap();
+        let pass = gc.pass().unwrap();
+        assert_eq!((pass.entries, pass.expired, pass.kept, pass.stale), (14, 4, 3, 0), "{pass:?}");
+        assert_eq!((pass.pod.tcp, pass.external.tcp), (2, 12), "{pass:?}");
+        assert_eq!((pass.masqueraded, pass.masquerade_ports), (3, 2), "{pass:?}");
+        assert_eq!(pass.corrected, 2);
+        assert_eq!([5, 6].map(|id| loads.get(&id, 0).unwrap()), [4, 0]);
+        let again = gc.pass().unwrap();
+        assert_eq!((again.entries, again.expired, again.corrected), (10, 0, 0), "{again:?}");
     });
 }
 
@@ -396,7 +729,7 @@ fn the_programs_and_the_agent_have_the_same_clock() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &["10.9.0.2/32"]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         node.send_udp(&pod, "10.9.9.9:53");
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
@@ -419,7 +752,7 @@ fn cleanup_leaves_nothing() {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &[]);
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach_pod(ifindex).unwrap();
+        hooks.attach(ifindex, Role::Pod).unwrap();
         hooks.attach_sockets(&node.cgroup()).unwrap();
         drop(hooks);
         let old = node.pins().dir().join("ct_v0");

@@ -10,7 +10,7 @@
 )]
 
 #[path = "datapath/bed.rs"]
-#[expect(dead_code, reason = "the time measurement uses the rest")]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod bed;
 #[path = "datapath/packet.rs"]
 mod packet;

@@ -13,6 +13,8 @@
 #[path = "e2e/stage.rs"]
 mod stage;
 
+#[path = "e2e/beside.rs"]
+mod beside;
 #[path = "e2e/churn.rs"]
 mod churn;
 #[path = "e2e/cluster_ip.rs"]
@@ -21,6 +23,8 @@ mod cluster_ip;
 mod host;
 #[path = "e2e/input.rs"]
 mod input;
+#[path = "e2e/outside.rs"]
+mod outside;
 #[path = "e2e/refusal.rs"]
 mod refusal;
 #[path = "e2e/restart.rs"]

@@ -207,16 +207,24 @@ fn maps_are_real() {
         lines.push(format!("{map} {kind} {used} {max} {}", node.anonymous(pin)));
     }
     expect![[r#"
-        frontends hash 2 262144 ROOT/bpf/lb/frontends_v1
+        frontends hash 2 262144 ROOT/bpf/lb/frontends_v2
         slots array 2 131072 ROOT/bpf/lb/slots_v1
         backends array 2 65536 ROOT/bpf/lb/backends_v1
         pods hash 1 4096 ROOT/bpf/lb/pods_v2
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
-        fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v1
+        fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
         counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
         samples percpu_array <none> 64 ROOT/bpf/lb/samples_v1
-        events ringbuf <none> 262144 ROOT/bpf/lb/events_v1"#]]
+        events ringbuf <none> 262144 ROOT/bpf/lb/events_v1
+        affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v1
+        source_ranges lpm_trie <none> 16384 ROOT/bpf/lb/source_ranges_v1
+        ident hash 0 524288 ROOT/bpf/lb/ident_v1
+        devs hash 0 1024 ROOT/bpf/lb/devs_v1
+        settings array <none> 1 ROOT/bpf/lb/settings_v1
+        frontend_ports array <none> 1024 ROOT/bpf/lb/frontend_ports_v1
+        host_ports array <none> 1024 ROOT/bpf/lb/host_ports_v1
+        loads array <none> 65536 ROOT/bpf/lb/loads_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -234,7 +242,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
         "#]],
     );
     node.write_names();
@@ -250,7 +258,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
         "#]],
     );
     check(
@@ -263,7 +271,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
         "#]],
     );
     drop(lock);
@@ -278,7 +286,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
         "#]],
     );
 }
@@ -296,22 +304,22 @@ fn what_is_missing_is_one_sentence() {
     .assert_eq(&node.anonymous(&String::from_utf8(output.stderr).unwrap()));
 
     let pin = |name: &str| node.pin_dir.join(name);
-    std::fs::rename(pin("frontends_v1"), pin("frontends_v2")).unwrap();
+    std::fs::rename(pin("frontends_v2"), pin("frontends_v3")).unwrap();
     check(
         &node,
         &["services"],
         1,
         expect![[r#"
-        lbctl: frontends_v2 is pinned, this lbctl reads frontends_v1: use the lbctl of the running agent
+        lbctl: frontends_v3 is pinned, this lbctl reads frontends_v2: use the lbctl of the running agent
     "#]],
     );
-    std::fs::remove_file(pin("frontends_v2")).unwrap();
+    std::fs::remove_file(pin("frontends_v3")).unwrap();
     check(
         &node,
         &["services"],
         1,
         expect![[r#"
-        lbctl: frontends_v1 is not pinned at ROOT/bpf/lb: has lb-agent come up on this node?
+        lbctl: frontends_v2 is not pinned at ROOT/bpf/lb: has lb-agent come up on this node?
     "#]],
     );
     check(

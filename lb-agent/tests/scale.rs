@@ -4,11 +4,13 @@
 //! Services; the numbers are printed (`cargo test --release --test scale -- --nocapture`).
 #![cfg(test)]
 
+use std::num::{NonZeroI64, NonZeroU16};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lb_agent::cluster::{
-    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, Service,
-    ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Name, Node,
+    Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
 use lb_agent::model::Desired;
 use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
@@ -16,6 +18,9 @@ use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
 const SERVICES: u32 = 10_000;
+
+/// One at a time: the memory that is measured is the process'.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Maps whose writes cost nothing.
 #[derive(Default)]
@@ -39,9 +44,16 @@ fn service(i: u32) -> Event {
     let service = Service {
         service_type: ServiceType::ClusterIp,
         cluster_ips: [addr(0x0a60_0000, i + 1)].into(),
-        ports: [ServicePort { name: "http".into(), protocol: proto::TCP, port: 80 }].into(),
+        ports: [ServicePort {
+            name: "http".into(),
+            protocol: proto::TCP,
+            port: 80,
+            node_port: None,
+        }]
+        .into(),
         internal_policy: TrafficPolicy::Cluster,
-        created: Some(1_700_000_000),
+        created: NonZeroI64::new(1_700_000_000),
+        extra: None,
     };
     let name = Name::new(format!("team-{}", i % 50), format!("service-{i}"));
     Event::Service(Change::Applied(name, service))
@@ -54,6 +66,7 @@ fn slice(i: u32, n_endpoints: u32) -> Event {
         node: Some(format!("node-{}", i % 100).into()),
         zone: Some("zone-a".into()),
         pod: Some(format!("service-{i}-5d8f7c9b4-abcd{k}").into()),
+        hints: None,
     };
     let slice = EndpointSlice {
         service: format!("service-{i}").into(),
@@ -75,6 +88,7 @@ fn resident() -> u64 {
 
 #[test]
 fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
+    let _alone = ALONE.lock();
     let start = resident();
     let mut cluster = Cluster::new("node-1");
     let mut desired = Desired::default();
@@ -102,7 +116,8 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
     let (ops, times) = round(&mut events, Duration::ZERO);
     println!("first plan: {ops} writes; cluster, model, plan, apply: {times:?}");
     println!("resident: {} KiB more than before", resident() - start);
-    assert_eq!(ops, SERVICES as usize * 6, "two backends, two slots, the frontend, its wildcard");
+    // Two backends, two slots, the frontend, its wildcard; and once the port that all have.
+    assert_eq!(ops, SERVICES as usize * 6 + 1);
     assert!(times.iter().sum::<Duration>() < Duration::from_secs(10));
 
     let mut worst = Duration::ZERO;
@@ -112,6 +127,65 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
             round(&mut [slice(i, 1)].into_iter(), Duration::from_millis(10 * u64::from(k)));
         assert_eq!(ops, 3, "a slot, the frontend, the backend that left");
         worst = worst.max(times.iter().sum());
+    }
+    println!("one endpoint less in one Service: at most {worst:?}");
+    assert!(worst < Duration::from_millis(100), "{worst:?}");
+}
+
+/// A LoadBalancer with a NodePort and an address that all share with it, as where the nodes are the load balancer.
+fn load_balancer(i: u32) -> Event {
+    let Event::Service(Change::Applied(name, mut service)) = service(i) else {
+        panic!("no Service");
+    };
+    let port = u16::try_from(i).unwrap();
+    service.service_type = ServiceType::LoadBalancer;
+    service.ports[0].port = 1024 + port;
+    service.ports[0].node_port = NonZeroU16::new(30_000 + port);
+    let lb_ips = [addr(0xac1f_0000, 1), addr(0xcb00_7100, i)];
+    service.extra = Some(Box::new(Extra { lb_ips: lb_ips.into(), ..Extra::default() }));
+    Event::Service(Change::Applied(name, service))
+}
+
+fn node(i: u32) -> Event {
+    let node = Node {
+        addresses: [addr(0xac1f_0000, i)].into(),
+        pod_cidrs: [format!("10.{}.{}.0/24", 128 + i / 256, i % 256).parse().unwrap()].into(),
+        zone: Some("zone-a".into()),
+        deleting: false,
+    };
+    Event::Node(Change::Applied(Name::new("", format!("node-{i}")), node))
+}
+
+#[test]
+fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
+    let _alone = ALONE.lock();
+    let mut cluster = Cluster::new("node-1");
+    let mut desired = Desired::default();
+    let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
+    let mut round = |events: &mut dyn Iterator<Item = Event>| {
+        let at = Instant::now();
+        let mut dirty = lb_agent::cluster::Dirty::default();
+        for event in events {
+            dirty.merge(cluster.apply(event));
+        }
+        let changed = desired.update(&cluster, &dirty);
+        let plan = planner.plan(&desired, &changed, &|_| true, Duration::ZERO);
+        let ops = plan.ops.len();
+        let applied = planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
+        assert_eq!(applied.failed.len(), 0);
+        (ops, at.elapsed())
+    };
+    let all = (0..2000).flat_map(|i| [load_balancer(i), slice(i, 2)]);
+    let mut events = (0..1000).map(node).chain(all).chain(Kind::ALL.map(Event::Synced));
+    let (ops, took) = round(&mut events);
+    println!("first plan: {ops} writes, {took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let mut worst = Duration::ZERO;
+    for i in (0..2000).step_by(100) {
+        let (ops, took) = round(&mut [slice(i, 1)].into_iter());
+        // A slot, the backend that left, and its frontends: the ClusterIP, two addresses, the node, localhost.
+        assert_eq!(ops, 7);
+        worst = worst.max(took);
     }
     println!("one endpoint less in one Service: at most {worst:?}");
     assert!(worst < Duration::from_millis(100), "{worst:?}");

@@ -12,7 +12,7 @@
 //! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections anew.
 #![cfg(test)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,10 @@ use std::time::Duration;
 use lb_agent::cluster::{Event, Kind};
 use lb_agent::plan::Capacity;
 use lb_agent::watch::manifests::Directory;
-use lb_common::service::state;
+use lb_common::config::Settings;
+use lb_common::service::{Frontend, frontend_flags, state};
 
-use crate::maps::{endpoint_text, key_text};
+use crate::maps::{FakeMaps, endpoint_text, key_text};
 use crate::pipeline::Pipeline;
 
 #[path = "scenarios/maps.rs"]
@@ -114,8 +115,12 @@ impl Story {
         std::fs::create_dir_all(&path).unwrap();
         // The stories are small: a few slots and ids are plenty, and a word in the title makes them scarce.
         let scarce = title.contains("[few slots]");
-        let capacity =
-            Capacity { frontends: 100, slots: if scarce { 4 } else { 100 }, backends: 50 };
+        let capacity = Capacity {
+            frontends: 100,
+            slots: if scarce { 4 } else { 5000 },
+            backends: 50,
+            source_ranges: 8,
+        };
         let mut pipeline = Pipeline::new(NODE, capacity);
         pipeline.maps.fail_every = fail_every;
         pipeline.tell(Kind::ALL.map(Event::Synced));
@@ -177,20 +182,7 @@ impl Story {
         let mut frontends: Vec<_> = maps.actual.frontends.iter().collect();
         frontends.sort_by_key(|(key, _)| (key.addr, key.proto == 0, key.port.get(), key.proto));
         for (key, frontend) in frontends {
-            write!(dump, "{}", key_text(key)).unwrap();
-            let list = |base: u32, n: u32| {
-                let ids = (base..base + n).map(|slot| maps.id_at(slot));
-                let ids = ids.map(|id| {
-                    let backend = maps.backend(id);
-                    format!("{} (#{id})", endpoint_text(&backend.addr, backend.port.get()))
-                });
-                if n == 0 { "refuse".to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
-            };
-            write!(dump, " -> {}", list(frontend.base, frontend.n)).unwrap();
-            if frontend.local_n > 0 {
-                write!(dump, "; local {}", list(frontend.local_base, frontend.local_n)).unwrap();
-            }
-            dump.push('\n');
+            writeln!(dump, "{}{}", key_text(key), treatment(maps, frontend)).unwrap();
         }
         for (id, backend) in maps.leftover() {
             let state = match backend.state {
@@ -203,6 +195,22 @@ impl Story {
             writeln!(dump, "{state} {endpoint} (#{id}), generation {}", backend.generation)
                 .unwrap();
         }
+        for ((found, wanted), what) in maps.ports().into_iter().zip(["frontends", "host"]) {
+            if what == "host" && !wanted.is_empty() {
+                writeln!(dump, "ports of the host: {wanted:?}").unwrap();
+            }
+            let left: Vec<_> = found.difference(&wanted).collect();
+            if !left.is_empty() {
+                writeln!(dump, "ports left over: {left:?} of {what}").unwrap();
+            }
+            assert!(wanted.is_subset(&found), "ports of {what} that are not seen");
+        }
+        let settings = maps.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
+        if settings != Settings::ZERO {
+            let cidrs = settings.service_cidrs.iter().take(settings.n_service_cidrs as usize);
+            let cidrs: Vec<_> = cidrs.map(|cidr| cidr.addr.to_string()).collect();
+            writeln!(dump, "node {} {}, ranges {cidrs:?}", settings.node4, settings.node6).unwrap();
+        }
         let path = format!("{}/", self.path.display());
         for issue in self.pipeline.issues() {
             writeln!(dump, "issue: {}", issue.to_string().replace(&path, "")).unwrap();
@@ -210,6 +218,48 @@ impl Story {
         writeln!(dump, "writes: {}\n", std::mem::take(&mut self.n_writes)).unwrap();
         dump
     }
+}
+
+/// What a frontend does with a client.
+fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
+    let has = |flag: u32| frontend.flags & flag != 0;
+    let mut text = String::new();
+    for (flag, word) in [
+        (frontend_flags::EXTERNAL, " external"),
+        (frontend_flags::SOCKET_ONLY, " socket"),
+        (frontend_flags::LEAST_CONNECTIONS, " least"),
+    ] {
+        if has(flag) {
+            text.push_str(word);
+        }
+    }
+    let nobody = if has(frontend_flags::ELSEWHERE) { "drop" } else { "refuse" };
+    let list = |base: u32, n: u32| {
+        let ids = (base..base + n).map(|slot| maps.id_at(slot)).map(|id| {
+            let backend = maps.backend(id);
+            format!("{} (#{id})", endpoint_text(&backend.addr, backend.port.get()))
+        });
+        if n == 0 { nobody.to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
+    };
+    write!(text, " -> {}", list(frontend.base, frontend.n)).unwrap();
+    if has(frontend_flags::EXTERNAL_LOCAL) {
+        write!(text, "; outside {}", list(frontend.local_base, frontend.local_n)).unwrap();
+    }
+    let mut table = BTreeMap::new();
+    for slot in frontend.maglev_base..frontend.maglev_base + frontend.maglev_n {
+        *table.entry(maps.id_at(slot)).or_insert(0) += 1;
+    }
+    if !table.is_empty() {
+        let shares = table.iter().map(|(id, n)| format!("{n} of #{id}"));
+        write!(text, "; table {}", shares.collect::<Vec<_>>().join(", ")).unwrap();
+    }
+    if has(frontend_flags::SOURCE_RANGES) {
+        write!(text, "; only for {:?}", maps.ranges(frontend.service_id)).unwrap();
+    }
+    if frontend.affinity_secs > 0 {
+        write!(text, "; affinity {}s", frontend.affinity_secs).unwrap();
+    }
+    text
 }
 
 impl Drop for Story {

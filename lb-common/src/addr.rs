@@ -44,6 +44,18 @@ impl Addr {
         self.0
     }
 
+    /// The address with the bits that `mask` has.
+    #[inline(always)]
+    pub const fn masked(&self, mask: &Self) -> Self {
+        let (Self([a, b, c, d]), Self([e, f, g, h])) = (self, mask);
+        Self([
+            Be32::from_wire(a.to_wire() & e.to_wire()),
+            Be32::from_wire(b.to_wire() & f.to_wire()),
+            Be32::from_wire(c.to_wire() & g.to_wire()),
+            Be32::from_wire(d.to_wire() & h.to_wire()),
+        ])
+    }
+
     /// From a standard address.
     pub const fn from_ip(ip: IpAddr) -> Self {
         match ip {

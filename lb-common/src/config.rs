@@ -16,10 +16,66 @@ pod! {
         pub hairpin4: Addr,
         /// The same for IPv6.
         pub hairpin6: Addr,
-        /// Zero.
-        pub reserved: u64,
+        /// First source port of masqueraded flows.
+        pub masquerade_base: u32,
+        /// Number of them; 0 turns masquerading off.
+        pub masquerade_n: u32,
     }
 }
+
+pod! {
+    /// The only element of the array `settings`: what may change while the programs run.
+    pub struct Settings: 560 {
+        /// The node's first IPv4 address: stands for host processes as clients; `::` = none.
+        pub node4: Addr,
+        /// The same for IPv6.
+        pub node6: Addr,
+        /// Number of [`Settings::service_cidrs`].
+        pub n_service_cidrs: u32,
+        /// `setting_flags::*`.
+        pub flags: u32,
+        /// Zero.
+        pub reserved: [u32; 2],
+        /// The address ranges of Services.
+        pub service_cidrs: [Cidr; 16],
+    }
+}
+
+pod! {
+    /// A range of addresses.
+    pub struct Cidr: 32 {
+        /// Its first address.
+        pub addr: Addr,
+        /// Ones where an address in the range is equal to `addr`.
+        pub mask: Addr,
+    }
+}
+
+impl Cidr {
+    /// The range of `bits` bits of an address' own family at `addr`; `None` when there are more bits than it has.
+    pub fn new(addr: Addr, bits: u8) -> Option<Self> {
+        let (skip, len) = if addr.is_v4() { (96, 32) } else { (0, 128) };
+        if bits > len {
+            return None;
+        }
+        let ones = u32::from(skip + bits);
+        let mask = if ones == 0 { 0 } else { u128::MAX << (128 - ones) };
+        let words = |value: u128| {
+            [96, 64, 32, 0].map(|shift| crate::be::Be32::new((value >> shift) as u32))
+        };
+        let mask = Addr::v6(words(mask));
+        Some(Self { addr: addr.masked(&mask), mask })
+    }
+
+    /// Whether an address is in the range.
+    pub fn contains(&self, addr: &Addr) -> bool {
+        addr.masked(&self.mask) == self.addr
+    }
+}
+
+/// Default range of source ports of masqueraded flows. Outside the default range of NodePorts (30000-32767) and that
+/// of the host's own sockets (`net.ipv4.ip_local_port_range`, 32768-60999), so that none takes another's replies.
+pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = 10_000..=29_999;
 
 /// Bits of [`Config::features`].
 pub mod features {
@@ -33,3 +89,29 @@ pub const HAIRPIN4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(169, 254, 42,
 /// Default of [`Config::hairpin6`]: from the unique local range (RFC 4193), since link-local IPv6 needs a zone.
 pub const HAIRPIN6: core::net::Ipv6Addr =
     core::net::Ipv6Addr::new(0xfd6c, 0x6261, 0x6c62, 0, 0, 0, 0, 0x42);
+
+#[cfg(test)]
+mod tests {
+    use super::{Addr, Cidr};
+
+    #[test]
+    fn cidrs_of_both_families() {
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let inside =
+            |cidr: &str, bits, text| Cidr::new(addr(cidr), bits).unwrap().contains(&addr(text));
+        for (cidr, bits, text, want) in [
+            ("10.96.0.0", 12, "10.111.255.255", true),
+            ("10.96.3.4", 12, "10.112.0.0", false),
+            ("10.96.0.1", 32, "10.96.0.1", true),
+            ("0.0.0.0", 0, "192.0.2.1", true),
+            ("0.0.0.0", 0, "2001:db8::1", false),
+            ("2001:db8:0:80::", 57, "2001:db8:0:ff::", true),
+            ("2001:db8:0:80::", 57, "2001:db8:0:7f::", false),
+            ("::", 0, "10.0.0.1", true),
+        ] {
+            assert_eq!(inside(cidr, bits, text), want, "{text} in {cidr}/{bits}");
+        }
+        assert_eq!(Cidr::new(addr("10.0.0.0"), 33), None);
+        assert!(Cidr::new(addr("::1"), 128).is_some());
+    }
+}

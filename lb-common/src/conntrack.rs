@@ -4,6 +4,14 @@
 //! directions of a flow give the same key and one Pod cannot poison another's entries. A translated flow has two
 //! entries: the *forward* one, keyed by the frontend the Pod dials, and the *reply* one, keyed by the backend that
 //! answers. A flow without translation has one.
+//!
+//! A flow from outside to a Service has two entries as well, written as its first packet comes in at a device:
+//!
+//! | backend | forward entry, scope | reply entry, scope | source of the packets to the backend |
+//! |---|---|---|---|
+//! | Pod of this node | (frontend, client), `EXTERNAL` | (Pod, client), `POD` | the client |
+//! | process of this host | (frontend, client), `EXTERNAL` | (backend, client), `EXTERNAL_REPLY` | the client |
+//! | on another node | (frontend, client), `EXTERNAL` | (backend, node), `EXTERNAL_REPLY` | a port of this node |
 
 use crate::addr::Addr;
 use crate::be::Be16;
@@ -26,7 +34,8 @@ pod! {
         /// `scope::*`.
         pub scope: u8,
         /// Low 16 bits of the veth's ifindex. The kernel numbers devices upwards, so one value comes back only after
-        /// 65,535 more devices, long after the entries of its earlier owner have expired.
+        /// 65,535 more devices, long after the entries of its earlier owner have expired. 0 in the scopes of external
+        /// flows.
         pub veth: u16,
     }
 }
@@ -38,6 +47,11 @@ pub mod scope {
     /// Forward entry of a flow that goes straight to a backend, from a port that the Pod also uses to that backend
     /// through a Service: under `POD` there is the reply entry of the other flow.
     pub const STRAIGHT: u8 = 1;
+    /// A flow from outside to a frontend, as its client shows it: `local` is the frontend, `remote` the client.
+    pub const EXTERNAL: u8 = 2;
+    /// The same flow as its backend answers: `local` is the backend, `remote` the client or the masquerade. Flows to a
+    /// Pod of this node have an entry under `POD` instead.
+    pub const EXTERNAL_REPLY: u8 = 3;
 }
 
 pod! {
@@ -45,13 +59,13 @@ pod! {
     pub struct CtEntry: 56 {
         /// Forward entry: the backend's address. Reply entry: the frontend's. Else `::`.
         pub nat_addr: Addr,
-        /// Forward entry of a hairpin: the address that stands for the Pod as client. Reply entry: the Pod's
-        /// address. Else `::`.
+        /// Forward entry of a hairpin: the address that stands for the Pod as client; of a flow from
+        /// outside: the client as the backend sees it. Reply entry: the client's address. Else `::`.
         pub aux_addr: Addr,
         /// Port belonging to `nat_addr`.
         pub nat_port: Be16,
-        /// Forward entry: the source port used towards the backend (equal to the Pod's unless it was taken).
-        /// Reply entry: the Pod's own port.
+        /// Forward entry: the source port used towards the backend (equal to the client's unless it was taken).
+        /// Reply entry: the client's own port.
         pub aux_port: Be16,
         /// Backend id; 0 when the destination is not translated.
         pub backend_id: u32,
@@ -59,7 +73,8 @@ pod! {
         pub backend_gen: u32,
         /// Last packet, in units of 256 kernel ticks (jiffies / 256), truncated to 32 bits.
         pub last_seen: u32,
-        /// Policy epoch at the last verdict.
+        /// Policy epoch at the last verdict. Forward entry of an external flow to a Pod of this node, which is judged at
+        /// its veth: the `veth` of the Pod's entry.
         pub epoch: u32,
         /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`.
         pub flags: u32,
@@ -83,6 +98,16 @@ pub mod bits {
     /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
     /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
     pub const SAME_BRIDGE: u32 = 1 << 24;
+    /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
+    /// Pod: they get `nat_addr:nat_port` as source, and go to the client past the IP stack, which would take the
+    /// node's own address as a source for a forgery.
+    pub const EXTERNAL: u32 = 1 << 25;
+    /// Forward entry of an external flow: the client is replaced by `aux_addr:aux_port`, an address of this node.
+    pub const MASQUERADED: u32 = 1 << 26;
+    /// Forward entry of an external flow: the backend is a process of this host.
+    pub const TO_HOST: u32 = 1 << 27;
+    /// Counted in the map `loads` under its backend.
+    pub const COUNTED: u32 = 1 << 28;
     /// Packets were seen in both directions (other protocols than TCP).
     pub const SEEN_OUT: u32 = 1 << 22;
     /// See `SEEN_OUT`.
@@ -91,10 +116,33 @@ pub mod bits {
 
 /// Key of the other entry of a translated flow; `None` for a flow without translation.
 pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
-    if entry.flags & bits::FORWARD != 0 {
-        let CtEntry { nat_addr, nat_port, aux_addr, aux_port, .. } = *entry;
+    let CtEntry { nat_addr, nat_port, aux_addr, aux_port, flags, .. } = *entry;
+    if key.scope == scope::EXTERNAL {
+        let kept = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
+        return Some(CtKey {
+            local: nat_addr,
+            remote: aux_addr,
+            local_port: nat_port,
+            remote_port: aux_port,
+            proto: key.proto,
+            scope: if kept { scope::POD } else { scope::EXTERNAL_REPLY },
+            veth: if kept { entry.epoch as u16 } else { 0 },
+        });
+    }
+    if key.scope == scope::EXTERNAL_REPLY || flags & bits::EXTERNAL != 0 {
+        return Some(CtKey {
+            local: nat_addr,
+            remote: aux_addr,
+            local_port: nat_port,
+            remote_port: aux_port,
+            proto: key.proto,
+            scope: scope::EXTERNAL,
+            veth: 0,
+        });
+    }
+    if flags & bits::FORWARD != 0 {
         let key = CtKey { scope: scope::POD, ..*key };
-        if entry.flags & bits::HAIRPIN == 0 {
+        if flags & bits::HAIRPIN == 0 {
             return Some(CtKey {
                 remote: nat_addr,
                 remote_port: nat_port,
@@ -111,13 +159,13 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
             ..key
         });
     }
-    if entry.flags & bits::REPLY != 0 {
-        let straight = entry.nat_addr == key.remote && entry.nat_port == key.remote_port;
+    if flags & bits::REPLY != 0 {
+        let straight = nat_addr == key.remote && nat_port == key.remote_port;
         return Some(CtKey {
-            local: entry.aux_addr,
-            local_port: entry.aux_port,
-            remote: entry.nat_addr,
-            remote_port: entry.nat_port,
+            local: aux_addr,
+            local_port: aux_port,
+            remote: nat_addr,
+            remote_port: nat_port,
             scope: if straight { scope::STRAIGHT } else { scope::POD },
             ..*key
         });
@@ -326,5 +374,39 @@ mod tests {
             assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
         }
         assert_eq!(partner(&key((pod, 1), (pod, 2)), &CtEntry::ZERO), None, "no translation");
+    }
+
+    #[test]
+    fn partners_of_external_flows() {
+        let (frontend, client) = (("198.51.100.1", 80), ("203.0.113.5", 4000));
+        let (backend, node) = (("10.1.0.2", 8080), ("192.0.2.1", 12345));
+        let cases = [
+            ("a Pod of this node", 0, client, scope::POD, 7),
+            ("a process of this host", bits::TO_HOST, client, scope::EXTERNAL_REPLY, 0),
+            ("another node", bits::MASQUERADED, node, scope::EXTERNAL_REPLY, 0),
+        ];
+        for (name, flag, seen_as, reply_scope, veth) in cases {
+            let forward_key = CtKey { scope: scope::EXTERNAL, veth: 0, ..key(frontend, client) };
+            let forward = CtEntry {
+                nat_addr: addr(backend.0),
+                nat_port: Be16::new(backend.1),
+                aux_addr: addr(seen_as.0),
+                aux_port: Be16::new(seen_as.1),
+                epoch: u32::from(veth),
+                flags: bits::FORWARD | bits::EXTERNAL | flag,
+                ..CtEntry::ZERO
+            };
+            let reply_key = CtKey { scope: reply_scope, veth, ..key(backend, seen_as) };
+            let reply = CtEntry {
+                nat_addr: addr(frontend.0),
+                nat_port: Be16::new(frontend.1),
+                aux_addr: addr(client.0),
+                aux_port: Be16::new(client.1),
+                flags: bits::REPLY | bits::EXTERNAL,
+                ..CtEntry::ZERO
+            };
+            assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
+            assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
+        }
     }
 }

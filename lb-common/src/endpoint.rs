@@ -1,4 +1,4 @@
-//! The Pods of this node as the programs on their veths see them.
+//! The Pods, the devices and the addresses of this node as the programs see them.
 
 use crate::addr::Addr;
 use crate::pod;
@@ -34,4 +34,38 @@ pod! {
 pub mod flags {
     /// The veth is a port of a bridge.
     pub const BRIDGED: u32 = 1 << 0;
+}
+
+pod! {
+    /// Value of the map `ident`, keyed by address ([`Addr`]): what is known of who has it.
+    pub struct Ident: 16 {
+        /// Identity for policies; 0 = none.
+        pub ident: u32,
+        /// `ident_flags::*`.
+        pub flags: u32,
+        /// ifindex of the veth of the Pod of this node that has the address; else 0.
+        pub ifindex: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// Bits of [`Ident::flags`].
+pub mod ident_flags {
+    /// An address of this node: the IP stack delivers packets to it here.
+    pub const LOCAL_NODE: u32 = 1 << 0;
+}
+
+pod! {
+    /// Value of the map `devs`, keyed by ifindex (`u32`): a device by which packets leave for other machines.
+    pub struct Dev: 40 {
+        /// Source of flows that are masqueraded out of this device, IPv4; `::` = none.
+        pub masquerade4: Addr,
+        /// The same for IPv6.
+        pub masquerade6: Addr,
+        /// Largest IP packet in bytes.
+        pub mtu: u32,
+        /// Zero.
+        pub flags: u32,
+    }
 }

@@ -15,10 +15,10 @@ pod! {
         pub id: u32,
         /// IP protocol number.
         pub proto: u8,
-        /// 1 when the packets were entering the Pod, 0 when they were leaving it.
-        pub ingress: u8,
-        /// Low 16 bits of the veth's ifindex.
-        pub veth: u16,
+        /// Where the packets were seen, `hook::*`.
+        pub hook: u8,
+        /// Low 16 bits of the device's ifindex.
+        pub device: u16,
     }
 }
 
@@ -32,6 +32,18 @@ pod! {
         /// When the first fragment passed, as of [`crate::conntrack::stamp`].
         pub seen: u32,
     }
+}
+
+/// Values of [`FragmentKey::hook`].
+pub mod hook {
+    /// Leaving a Pod.
+    pub const POD_OUT: u8 = 0;
+    /// Entering a Pod.
+    pub const POD_IN: u8 = 1;
+    /// Entering the node.
+    pub const DEV_IN: u8 = 2;
+    /// Leaving the node.
+    pub const DEV_OUT: u8 = 3;
 }
 
 /// Seconds after which the pieces of a datagram do not belong together any more: the identification comes round.

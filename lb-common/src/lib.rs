@@ -12,11 +12,18 @@
 //! | `counters` | index | packets per CPU | programs | agent, lbctl |
 //! | `samples` | drop reason | [`event::Sample`] per CPU | programs | programs |
 //! | `events` | | [`event::DropEvent`] | programs | agent |
+//! | `affinity` | [`service::AffinityKey`] | [`service::Affinity`] | programs | programs, lbctl |
+//! | `source_ranges` | [`service::SourceRange`] prefix | 1 | agent | programs |
+//! | `ident` | [`addr::Addr`] | [`endpoint::Ident`] | agent | programs |
+//! | `devs` | ifindex | [`endpoint::Dev`] | agent | programs |
+//! | `settings` | 0 | [`config::Settings`] | agent | programs |
+//! | `frontend_ports`, `host_ports` | port / 64 | a bit for each port | agent | programs |
+//! | `loads` | backend id | live flows | programs, agent | programs |
 //! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
 #![no_std]
-#![cfg_attr(not(test), forbid(clippy::indexing_slicing))]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 #[cfg(test)]
 extern crate std;
@@ -36,6 +43,7 @@ pub mod socket;
 pub mod event;
 pub mod verdict;
 
+pub mod crc;
 pub mod csum;
 pub mod hash;
 

@@ -19,6 +19,16 @@ pub const CT: u32 = 131_072;
 pub const CT_MAX: u32 = 4_194_304;
 /// Datagrams in pieces that are remembered at the same time.
 pub const FRAGMENTS: u32 = 8_192;
+/// Clients with session affinity.
+pub const AFFINITY: u32 = 65_536;
+/// Source ranges, each counted once for each service port and family.
+pub const SOURCE_RANGES: u32 = 16_384;
+/// Addresses of Pods and nodes.
+pub const IDENT: u32 = 524_288;
+/// Devices that packets leave by.
+pub const DEVS: u32 = 1_024;
+/// 64-bit words of a set of ports.
+pub const PORT_WORDS: u32 = 1_024;
 /// Counters: 64 drop reasons × 2 directions, then [`crate::verdict::Counter`].
 pub const COUNTERS: u32 = 256;
 /// Bytes of the ring buffer `events`; a power of two and a multiple of the page size.
@@ -34,7 +44,7 @@ pub struct MapSpec {
 }
 
 /// `frontends`: [`crate::service::FrontendKey`] → [`crate::service::Frontend`].
-pub const MAP_FRONTENDS: MapSpec = MapSpec { name: "frontends", version: 1 };
+pub const MAP_FRONTENDS: MapSpec = MapSpec { name: "frontends", version: 2 };
 /// `slots`: slot (`u32`) → backend id (`u32`).
 pub const MAP_SLOTS: MapSpec = MapSpec { name: "slots", version: 1 };
 /// `backends`: backend id (`u32`) → [`crate::service::Backend`].
@@ -44,7 +54,7 @@ pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 2 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
 /// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
-pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 1 };
+pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 2 };
 /// `sk_nat`: socket → [`crate::socket::SkNatRing`].
 pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
 /// `counters`: index → packets, per CPU (`u64`).
@@ -54,8 +64,26 @@ pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 1 };
 /// `events`: ring buffer of [`crate::event::DropEvent`].
 pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 1 };
 
+/// `affinity`: [`crate::service::AffinityKey`] → [`crate::service::Affinity`].
+pub const MAP_AFFINITY: MapSpec = MapSpec { name: "affinity", version: 1 };
+/// `source_ranges`: prefixes of [`crate::service::SourceRange`] → 1 (`u32`).
+pub const MAP_SOURCE_RANGES: MapSpec = MapSpec { name: "source_ranges", version: 1 };
+/// `ident`: [`crate::addr::Addr`] → [`crate::endpoint::Ident`].
+pub const MAP_IDENT: MapSpec = MapSpec { name: "ident", version: 1 };
+/// `devs`: ifindex (`u32`) → [`crate::endpoint::Dev`].
+pub const MAP_DEVS: MapSpec = MapSpec { name: "devs", version: 1 };
+/// `settings`: 0 → [`crate::config::Settings`].
+pub const MAP_SETTINGS: MapSpec = MapSpec { name: "settings", version: 1 };
+/// `frontend_ports`: word (`u32`) → 64 bits (`u64`), one for each port that some frontend has: packets to other ports
+/// are no business of the programs on the node's devices.
+pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", version: 1 };
+/// `host_ports`: the same for the ports of backends that are processes of this host.
+pub const MAP_HOST_PORTS: MapSpec = MapSpec { name: "host_ports", version: 1 };
+/// `loads`: backend id (`u32`) → live flows (`u32`), of Services that choose by them.
+pub const MAP_LOADS: MapSpec = MapSpec { name: "loads", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 10] = [
+pub const MAPS: [MapSpec; 18] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -66,10 +94,28 @@ pub const MAPS: [MapSpec; 10] = [
     MAP_COUNTERS,
     MAP_SAMPLES,
     MAP_EVENTS,
+    MAP_AFFINITY,
+    MAP_SOURCE_RANGES,
+    MAP_IDENT,
+    MAP_DEVS,
+    MAP_SETTINGS,
+    MAP_FRONTEND_PORTS,
+    MAP_HOST_PORTS,
+    MAP_LOADS,
 ];
+
+/// Word and bit of a port in `frontend_ports` and `host_ports`.
+pub const fn port_bit(port: u16) -> (u32, u64) {
+    (port as u32 >> 6, 1 << (port & 63))
+}
 
 /// Programs of the kernel object attached to Pods' veths: name, and whether it sits on tc ingress of the host side.
 pub const POD_PROGRAMS: [(&str, bool); 2] = [("pod_out", true), ("pod_in", false)];
+/// Programs of the kernel object attached to the other devices: name, and whether it sits on tc ingress.
+/// `dev_in_l3` is `dev_in` for devices without a link layer (tun, WireGuard). `dev_out` is attached only while a
+/// backend is a process of this host; it looks at the device's kind itself.
+pub const DEV_PROGRAMS: [(&str, bool); 4] =
+    [("dev_in", true), ("dev_in_l3", true), ("dev_out", false), ("dev_out_l3", false)];
 /// Programs attached to the root of the cgroup v2 hierarchy.
 pub const SOCKET_PROGRAMS: [&str; 8] = [
     "connect4",

@@ -24,26 +24,20 @@ pod! {
         pub port: Be16,
         /// IP protocol number; 0 in a wildcard.
         pub proto: u8,
-        /// Kind of key, `kind::*`.
-        pub kind: u8,
+        /// Zero.
+        pub pad: u8,
     }
-}
-
-/// Values of [`FrontendKey::kind`].
-pub mod kind {
-    /// A frontend with an address of its own.
-    pub const ADDRESS: u8 = 0;
 }
 
 impl FrontendKey {
     /// The frontend at `addr:port`.
     pub const fn new(addr: Addr, port: Be16, proto: u8) -> Self {
-        Self { addr, port, proto, kind: kind::ADDRESS }
+        Self { addr, port, proto, pad: 0 }
     }
 
     /// The wildcard of `addr`: answers for the ports no frontend has.
     pub const fn wildcard(addr: Addr) -> Self {
-        Self { addr, port: Be16::new(0), proto: 0, kind: kind::ADDRESS }
+        Self { addr, port: Be16::new(0), proto: 0, pad: 0 }
     }
 
     /// Whether this is the wildcard of its address.
@@ -57,23 +51,42 @@ pod! {
     pub struct Frontend: 40 {
         /// Id of the service port, the agent's own numbering; 0 in a wildcard.
         pub service_id: u32,
-        /// Reserved for traffic policy, affinity and algorithm bits; 0.
+        /// `frontend_flags::*`.
         pub flags: u32,
-        /// First slot of the backends for traffic from anywhere.
+        /// First slot of the backends for clients in the cluster, and for all others unless `EXTERNAL_LOCAL` is set.
         pub base: u32,
-        /// Number of those slots; 0 = refuse.
+        /// Number of those slots; 0 = refuse, or with `ELSEWHERE` drop.
         pub n: u32,
-        /// First slot of the backends on this node.
+        /// First slot of the backends for clients outside the cluster with `EXTERNAL_LOCAL`.
         pub local_base: u32,
-        /// Number of those slots.
+        /// Number of those slots; 0 = drop if there are endpoints elsewhere, else refuse.
         pub local_n: u32,
-        /// First slot of the Maglev table; 0 when there is none.
+        /// First slot of the Maglev table, for clients outside the cluster.
         pub maglev_base: u32,
+        /// Number of those slots; 0 when there is no table.
+        pub maglev_n: u32,
         /// Session affinity timeout in seconds; 0 = no affinity.
         pub affinity_secs: u32,
         /// Zero.
-        pub reserved: [u32; 2],
+        pub reserved: u32,
     }
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flags {
+    /// An address for clients outside the cluster: of a node, a load balancer, `spec.externalIPs`.
+    pub const EXTERNAL: u32 = 1 << 0;
+    /// `externalTrafficPolicy: Local`: clients outside the cluster get the backends of this node only.
+    pub const EXTERNAL_LOCAL: u32 = 1 << 1;
+    /// The traffic policy left no backend, but the Service has some on other nodes: drop instead of refusing, so that
+    /// whoever balances over the nodes tries another one (as kube-proxy).
+    pub const ELSEWHERE: u32 = 1 << 2;
+    /// `spec.loadBalancerSourceRanges`: only clients in the map `source_ranges` may pass.
+    pub const SOURCE_RANGES: u32 = 1 << 3;
+    /// Of two random backends the one with fewer live flows is taken.
+    pub const LEAST_CONNECTIONS: u32 = 1 << 4;
+    /// A loopback address: for sockets of the host only. A packet to it is never ours (CVE-2020-8558).
+    pub const SOCKET_ONLY: u32 = 1 << 5;
 }
 
 pod! {
@@ -90,12 +103,68 @@ pod! {
         /// Generation: bumped whenever the id gets another meaning or the backend dies, so that a flow that
         /// remembers `(id, gen)` notices.
         pub generation: u32,
-        /// Zero.
+        /// `backend_flags::*`.
         pub flags: u32,
-        /// ifindex of the Pod's veth on this node, 0 when it is not here or not known.
-        pub ifindex: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }
+
+/// Bits of [`Backend::flags`]: in which lists of its Service the backend is. A client that session affinity sends to
+/// it must be one for whom it could be chosen.
+pub mod backend_flags {
+    /// In the slots from [`super::Frontend::base`].
+    pub const CLUSTER: u32 = 1 << 0;
+    /// In the slots from [`super::Frontend::local_base`].
+    pub const LOCAL: u32 = 1 << 1;
+}
+
+pod! {
+    /// Key of the map `affinity`: a client of a service port (`sessionAffinity: ClientIP`).
+    pub struct AffinityKey: 20 {
+        /// The client's address; of a host process the node's.
+        pub client: Addr,
+        /// Service port; it has one family, so families have affinities of their own.
+        pub service_id: u32,
+    }
+}
+
+pod! {
+    /// Value of the map `affinity`.
+    pub struct Affinity: 16 {
+        /// Backend id.
+        pub backend_id: u32,
+        /// Generation of the backend when it was chosen.
+        pub backend_gen: u32,
+        /// The client's last new flow: the low 32 bits of the kernel's tick counter (jiffies).
+        pub last: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// Whether a client that was last seen at `last` has lost its affinity at `now` (both ticks, modulo 2^32): the limit
+/// itself is still inside, as in kube-proxy's `recent --seconds`.
+pub const fn affinity_is_over(last: u32, now: u32, timeout_secs: u32, hz: u32) -> bool {
+    let age = now.wrapping_sub(last);
+    // A tick from the future (another CPU's) is not old.
+    age < 0x8000_0000 && age as u64 > timeout_secs as u64 * hz as u64
+}
+
+pod! {
+    /// What the LPM map `source_ranges` matches behind the prefix length: a service port, then a client. A range of
+    /// n bits has prefix length 32 + n, for IPv4 32 + 96 + n.
+    pub struct SourceRange: 20 {
+        /// Service port.
+        pub service_id: u32,
+        /// The client's address.
+        pub client: Addr,
+    }
+}
+
+/// Slots of a Maglev table, a prime (Eisenbud et al., NSDI 2016, section 3.4): when one of a hundred backends leaves,
+/// less than 5 % of the flows change theirs.
+pub const MAGLEV_SLOTS: u32 = 1021;
 
 /// Values of [`Backend::state`].
 pub mod state {
@@ -107,4 +176,25 @@ pub mod state {
     pub const DRAINING: u8 = 2;
     /// Gone: TCP flows are reset, UDP flows choose again.
     pub const DEAD: u8 = 3;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::affinity_is_over;
+
+    #[test]
+    fn affinity_ends_after_its_limit_and_survives_the_wrap_of_the_ticks() {
+        for now in [5_000_000u32, 100, 0, u32::MAX] {
+            let over = |age: u32| affinity_is_over(now.wrapping_sub(age), now, 10, 250);
+            assert!(!over(0));
+            assert!(!over(2500), "the limit itself is inside");
+            assert!(over(2501));
+            assert!(!over(u32::MAX), "a tick ahead is not old");
+        }
+        assert!(
+            !affinity_is_over(0, 86_400_000, 86_400, 1000),
+            "the longest limit, the finest clock"
+        );
+        assert!(affinity_is_over(0, 86_400_001, 86_400, 1000));
+    }
 }

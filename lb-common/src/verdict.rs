@@ -22,11 +22,27 @@ pub enum DropReason {
     RewriteFailed = 7,
     /// A later fragment to an address that needs translation, of a datagram whose first one was not seen.
     FragmentUnknown = 8,
+    /// The traffic policy wants a backend on this node; there is none, but other nodes have some: dropped, so that
+    /// whoever balances over the nodes tries another.
+    NoLocalEndpoints = 9,
+    /// The client is not in `spec.loadBalancerSourceRanges`.
+    SourceRange = 10,
+    /// The address is in the range of ClusterIPs, and no Service has it: dropped, since it would leave by the default
+    /// route and come back.
+    UnallocatedIp = 11,
+    /// No free source port towards the backend: every try met another live flow.
+    MasqueradeExhausted = 12,
+    /// The routing table has no way to the backend, or back to the client.
+    NoRoute = 13,
+    /// Too big for the way to the backend: answered with the size that fits (RFC 1191, RFC 8201).
+    TooBig = 14,
+    /// Its hops are used up: answered (RFC 792, RFC 4443).
+    TtlExceeded = 15,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::BackendGone,
@@ -35,6 +51,13 @@ impl DropReason {
         Self::ConntrackFull,
         Self::RewriteFailed,
         Self::FragmentUnknown,
+        Self::NoLocalEndpoints,
+        Self::SourceRange,
+        Self::UnallocatedIp,
+        Self::MasqueradeExhausted,
+        Self::NoRoute,
+        Self::TooBig,
+        Self::TtlExceeded,
     ];
 
     /// The reason with this number, if there is one.
@@ -53,6 +76,13 @@ impl DropReason {
             Self::ConntrackFull => "CONNTRACK_FULL",
             Self::RewriteFailed => "REWRITE_FAILED",
             Self::FragmentUnknown => "FRAGMENT_UNKNOWN",
+            Self::NoLocalEndpoints => "NO_LOCAL_ENDPOINTS",
+            Self::SourceRange => "SOURCE_RANGE",
+            Self::UnallocatedIp => "UNALLOCATED_IP",
+            Self::MasqueradeExhausted => "MASQUERADE_EXHAUSTED",
+            Self::NoRoute => "NO_ROUTE",
+            Self::TooBig => "TOO_BIG",
+            Self::TtlExceeded => "TTL_EXCEEDED",
         }
     }
 
@@ -73,6 +103,19 @@ impl DropReason {
             Self::ConntrackFull => "look at `lbctl maps`: raise the capacity of ct",
             Self::RewriteFailed => "report a bug with the packet's description",
             Self::FragmentUnknown => "lower the sender's packet size below the path MTU",
+            Self::NoLocalEndpoints => {
+                "send to a node that has an endpoint, or set the Service's traffic policy to Cluster"
+            }
+            Self::SourceRange => "add the client to spec.loadBalancerSourceRanges",
+            Self::UnallocatedIp => {
+                "use an address that a Service has: this one was deleted or mistyped"
+            }
+            Self::MasqueradeExhausted => {
+                "widen --masquerade-ports, or spread the clients over more nodes"
+            }
+            Self::NoRoute => "look at `ip route get ADDRESS` on the node",
+            Self::TooBig => "none: the sender was told the size that fits",
+            Self::TtlExceeded => "look for a routing loop, unless somebody traces the route",
         }
     }
 }
@@ -105,11 +148,21 @@ pub enum Counter {
     EventSuppressed = 10,
     /// First fragments whose ports could not be remembered.
     FragmentForgotten = 11,
+    /// New flows from outside to a Pod of this node, the client's address kept.
+    FlowExternal = 12,
+    /// New flows from outside to another node, from an address and port of this one.
+    FlowMasqueraded = 13,
+    /// New flows from outside to a process of this host.
+    FlowToHost = 14,
+    /// New flows sent to the backend that their client had before.
+    AffinityHit = 15,
+    /// Affinities that could not be written.
+    AffinityForgotten = 16,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -122,6 +175,11 @@ impl Counter {
         Self::EventLost,
         Self::EventSuppressed,
         Self::FragmentForgotten,
+        Self::FlowExternal,
+        Self::FlowMasqueraded,
+        Self::FlowToHost,
+        Self::AffinityHit,
+        Self::AffinityForgotten,
     ];
 
     /// The name in metrics and tables.
@@ -139,6 +197,11 @@ impl Counter {
             Self::EventLost => "event_lost",
             Self::EventSuppressed => "event_suppressed",
             Self::FragmentForgotten => "fragment_forgotten",
+            Self::FlowExternal => "flow_external",
+            Self::FlowMasqueraded => "flow_masqueraded",
+            Self::FlowToHost => "flow_to_host",
+            Self::AffinityHit => "affinity_hit",
+            Self::AffinityForgotten => "affinity_forgotten",
         }
     }
 

@@ -30,7 +30,12 @@ fn layout_is_the_golden_one() {
         service::FrontendKey,
         service::Frontend,
         service::Backend,
+        service::AffinityKey,
+        service::Affinity,
+        service::SourceRange,
         endpoint::Pod,
+        endpoint::Ident,
+        endpoint::Dev,
         conntrack::CtKey,
         conntrack::CtEntry,
         fragment::FragmentKey,
@@ -40,6 +45,8 @@ fn layout_is_the_golden_one() {
         event::DropEvent,
         event::Sample,
         config::Config,
+        config::Settings,
+        config::Cidr,
     );
     expect_file!["layout.txt"].assert_eq(&out);
 }

@@ -2,14 +2,9 @@
 //! on it never meet netfilter; the packets towards it must not either, or netfilter sees half a connection, calls it
 //! invalid, and the first rule that drops invalid packets stalls it.
 
-use aya_ebpf::bindings::bpf_fib_lookup;
-use lb_common::addr::Addr;
-
 use crate::maps::{self, Scratch};
 use crate::packet::Packet;
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+use crate::route;
 
 /// ifindex of the bridge past whose netfilter this Pod's frames go, or 0.
 #[inline(always)]
@@ -34,26 +29,6 @@ pub(crate) fn leads_to_target(packet: Packet, scratch: &mut Scratch) -> bool {
     if bridge == 0 {
         return false;
     }
-    ask(fib, bridge, parsed.v4, &parsed.flow.src, &nat.target.addr);
+    route::ask(fib, bridge, parsed.v4, &parsed.flow.src, &nat.target.addr);
     packet.route(fib) == Some(bridge)
-}
-
-/// The question where a packet that came in over the bridge goes.
-#[inline(always)]
-fn ask(fib: &mut bpf_fib_lookup, bridge: u32, v4: bool, src: &Addr, dst: &Addr) {
-    fib.l4_protocol = 0;
-    fib.sport = 0;
-    fib.dport = 0;
-    fib.ifindex = bridge;
-    fib.__bindgen_anon_1.tot_len = 0;
-    fib.__bindgen_anon_2.rt_metric = 0;
-    if v4 {
-        fib.family = AF_INET;
-        fib.__bindgen_anon_3.ipv4_src = src.word3().to_wire();
-        fib.__bindgen_anon_4.ipv4_dst = dst.word3().to_wire();
-    } else {
-        fib.family = AF_INET6;
-        fib.__bindgen_anon_3.ipv6_src = src.words().map(|word| word.to_wire());
-        fib.__bindgen_anon_4.ipv6_dst = dst.words().map(|word| word.to_wire());
-    }
 }

@@ -65,6 +65,18 @@ pub(crate) fn note(entry: Tracked, direction: Direction, parsed: &Parsed, now: u
     entry.touch(conntrack::seen(entry.flags(), direction, parsed.tcp_flags), now);
 }
 
+/// Notes the packet on the forward entry of a flow; a connection that begins to close leaves the load of its backend.
+#[inline(always)]
+pub(crate) fn note_forward(entry: Tracked, direction: Direction, parsed: &Parsed, now: u32) {
+    let before = entry.flags();
+    let mut after = conntrack::seen(before, direction, parsed.tcp_flags);
+    if before & bits::COUNTED != 0 && conntrack::is_closing(after) {
+        maps::change_load(entry.backend_id(), false);
+        after &= !bits::COUNTED;
+    }
+    entry.touch(after, now);
+}
+
 /// An entry for a flow without translation whose first packet is this one.
 #[inline(always)]
 fn plain(direction: Direction, parsed: &Parsed, now: u32) -> CtEntry {
@@ -102,7 +114,8 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
 /// The translation that a new flow gets. Lives in the scratch room.
 pub(crate) struct Nat {
     pub(crate) target: Target,
-    /// Stands for the Pod as client when the target is the Pod itself; else `::`.
+    /// Stands for the Pod as client when the target is the Pod itself; of a flow from outside the client as the target
+    /// sees it; else `::`.
     pub(crate) stand_in: Addr,
     /// Source port towards the target.
     pub(crate) port: Be16,
@@ -110,6 +123,8 @@ pub(crate) struct Nat {
     pub(crate) flags: u32,
     /// Of the forward entry's key.
     pub(crate) scope: u8,
+    /// Low 16 bits of the ifindex of the target's veth, of a flow from outside to a Pod of this node; else 0.
+    pub(crate) veth: u16,
     /// For counters and events; 0 when no service port is known.
     pub(crate) service_id: u32,
 }
@@ -204,6 +219,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
     if !maps::ct_put(key, entry) {
         return None;
     }
+    count_load(nat);
     let hairpin = nat.flags & bits::HAIRPIN != 0;
     maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
     if nat.flags & bits::PORT_MAPPED != 0 {
@@ -214,14 +230,23 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
     Some(tracked)
 }
 
+/// A new flow adds to the load of its backend, if its Service wants to know.
+#[inline(always)]
+pub(crate) fn count_load(nat: &Nat) {
+    if nat.flags & bits::COUNTED != 0 {
+        maps::change_load(nat.target.id, true);
+    }
+}
+
 /// Whether an entry in our way is a remnant: of this very flow, or of one that is over.
 #[inline(always)]
-fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
+pub(crate) fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
     let flags = old.flags();
     let same = flags & bits::REPLY != 0
         && old.nat_addr() == flow.dst
         && old.nat_port() == flow.dport
-        && old.aux_port() == flow.sport;
+        && old.aux_port() == flow.sport
+        && old.aux_addr() == flow.src;
     same || (flow.proto == proto::TCP && conntrack::is_closing(flags))
         || conntrack::is_expired(flow.proto, flags, old.last_seen(), now, maps::config_hz())
 }
@@ -232,7 +257,7 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
 pub(crate) fn answered(reply: Tracked, key: &CtKey, now: u32) {
     let forward = conntrack::partner(key, &reply.entry()).and_then(|forward| maps::ct(&forward));
     if let Some(forward) = forward {
-        forward.touch(forward.flags() | bits::SEEN_IN, now);
+        forward.touch(forward.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);
     }
     reply.touch(reply.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);
 }

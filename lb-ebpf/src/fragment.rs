@@ -1,31 +1,27 @@
 //! Datagrams in pieces: the first one has the ports, the others are told.
 
-use lb_common::conntrack::Direction;
 use lb_common::fragment::{FragmentKey, FragmentPorts, LIFETIME_SECS};
 
 use crate::maps::{self, Scratch};
 use crate::packet::Packet;
 
 #[inline(always)]
-fn fill_key(packet: Packet, scratch: &mut Scratch, direction: Direction) {
+fn fill_key(packet: Packet, scratch: &mut Scratch, hook: u8) {
     let Scratch { parsed, fragment, .. } = scratch;
     *fragment = FragmentKey {
         src: parsed.flow.src,
         dst: parsed.flow.dst,
         id: parsed.fragment_id,
         proto: parsed.flow.proto,
-        ingress: match direction {
-            Direction::Egress => 0,
-            Direction::Ingress => 1,
-        },
-        veth: packet.ifindex() as u16,
+        hook,
+        device: packet.ifindex() as u16,
     };
 }
 
 /// A first fragment passes: remembers its ports.
 #[inline(never)]
-pub(crate) fn remember(packet: Packet, scratch: &mut Scratch, direction: Direction) {
-    fill_key(packet, scratch, direction);
+pub(crate) fn remember(packet: Packet, scratch: &mut Scratch, hook: u8) {
+    fill_key(packet, scratch, hook);
     let flow = &scratch.parsed.flow;
     let ports = FragmentPorts { sport: flow.sport, dport: flow.dport, seen: maps::now() };
     maps::fragment_put(&scratch.fragment, &ports);
@@ -33,8 +29,8 @@ pub(crate) fn remember(packet: Packet, scratch: &mut Scratch, direction: Directi
 
 /// A later fragment passes: gives it its ports; `false` when its first one was not seen.
 #[inline(never)]
-pub(crate) fn recall(packet: Packet, scratch: &mut Scratch, direction: Direction) -> bool {
-    fill_key(packet, scratch, direction);
+pub(crate) fn recall(packet: Packet, scratch: &mut Scratch, hook: u8) -> bool {
+    fill_key(packet, scratch, hook);
     let Some(ports) = maps::fragment_get(&scratch.fragment) else { return false };
     let age = maps::now().wrapping_sub(ports.seen);
     if u64::from(age) << 8 > u64::from(LIFETIME_SECS) * u64::from(maps::config_hz()) {

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `pod_out` | tc ingress of a Pod's host-side veth | packets that leave the Pod |
 //! | `pod_in` | tc egress of a Pod's host-side veth | packets that enter the Pod |
+//! | `dev_in`, `dev_in_l3` | tc ingress of every other device | packets that enter the node |
+//! | `dev_out`, `dev_out_l3` | tc egress of those, while a backend is a process of the host | packets that leave it |
 //! | `connect*`, `sendmsg*`, `recvmsg*`, `getpeername*` | cgroup v2 root | sockets of the host namespace |
 #![no_std]
 #![no_main]
@@ -13,6 +15,7 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod bridge;
 mod conntrack;
+mod external;
 mod fragment;
 mod icmp;
 mod maps;
@@ -21,6 +24,8 @@ mod parse;
 mod pipeline;
 mod refuse;
 mod rewrite;
+mod route;
+mod sctp;
 mod service;
 mod socket;
 mod verdict;
@@ -39,6 +44,42 @@ fn pod_out(ctx: TcContext) -> i32 {
 fn pod_in(ctx: TcContext) -> i32 {
     let packet = packet::Packet::new(&ctx);
     verdict::to_tc(packet, pipeline::pod_in(packet))
+}
+
+/// A packet enters the node by a device that is no Pod's.
+#[classifier]
+#[inline(always)]
+fn dev_in(ctx: TcContext) -> i32 {
+    let packet = packet::Packet::new(&ctx);
+    verdict::to_tc(packet, external::dev_in(packet))
+}
+
+/// The same for a device without link layer: its packets get an Ethernet header, since they may go on by a device that
+/// has one, and are the same as others then.
+#[classifier]
+#[inline(always)]
+fn dev_in_l3(ctx: TcContext) -> i32 {
+    let packet = packet::Packet::new(&ctx);
+    if packet.push_ethernet().is_err() {
+        return verdict::to_tc(packet, verdict::Verdict::Pass);
+    }
+    verdict::to_tc(packet, external::dev_in(packet))
+}
+
+/// A packet leaves the node by a device that is no Pod's.
+#[classifier]
+#[inline(always)]
+fn dev_out(ctx: TcContext) -> i32 {
+    let packet = packet::Packet::new(&ctx);
+    verdict::to_tc(packet, external::dev_out(packet, parse::L3))
+}
+
+/// The same for a device without link layer.
+#[classifier]
+#[inline(always)]
+fn dev_out_l3(ctx: TcContext) -> i32 {
+    let packet = packet::Packet::new(&ctx);
+    verdict::to_tc(packet, external::dev_out(packet, 0))
 }
 
 /// `connect(2)` of an IPv4 socket.

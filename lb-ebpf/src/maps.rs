@@ -3,19 +3,21 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_addr};
+use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::config::Config;
+use lb_common::addr::Addr;
+use lb_common::config::{Config, Settings};
 use lb_common::conntrack::{self, CtEntry, CtKey};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::event::{DropEvent, Sample};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
-use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
@@ -46,6 +48,32 @@ static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new
 static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> =
     LruHashMap::new();
 
+#[btf_map(name = "affinity")]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, { limits::AFFINITY as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "source_ranges")]
+static SOURCE_RANGES: LpmTrie<SourceRange, u32, { limits::SOURCE_RANGES as usize }, NO_PREALLOC> =
+    LpmTrie::new();
+
+#[btf_map(name = "ident")]
+static IDENT: HashMap<Addr, Ident, { limits::IDENT as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "devs")]
+static DEVS: HashMap<u32, Dev, { limits::DEVS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "frontend_ports")]
+static FRONTEND_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
+
+#[btf_map(name = "host_ports")]
+static HOST_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
+
+#[btf_map(name = "loads")]
+static LOADS: Array<u32, { limits::BACKENDS as usize }> = Array::new();
+
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
 
@@ -69,6 +97,8 @@ pub(crate) struct Scratch {
     pub(crate) entry: CtEntry,
     /// The translation of a new flow.
     pub(crate) nat: Nat,
+    /// The client and service port whose affinity is at hand.
+    pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.
     pub(crate) fib: bpf_fib_lookup,
     /// The packet that the one at hand quotes.
@@ -113,7 +143,7 @@ pub(crate) fn config_hz() -> u32 {
 
 /// The address that stands for a Pod which reaches itself through a Service.
 #[inline(always)]
-pub(crate) fn hairpin_addr(v4: bool) -> lb_common::addr::Addr {
+pub(crate) fn hairpin_addr(v4: bool) -> Addr {
     if v4 { config_field!(hairpin4) } else { config_field!(hairpin6) }
 }
 
@@ -131,6 +161,94 @@ pub(crate) fn slot(index: u32) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn backend(id: u32) -> Option<&'static Backend> {
     BACKENDS.get(id)
+}
+
+/// Live flows of a backend.
+#[inline(always)]
+pub(crate) fn load(id: u32) -> u32 {
+    // SAFETY: a live map value; a stale number only makes for a worse choice.
+    LOADS.get_ptr(id).map_or(0, |load| unsafe { load.read_volatile() })
+}
+
+/// A flow more, or one less, at a backend. Not atomic (the target has no atomic operations in Rust): what two CPUs lose
+/// at the same moment is put right by the agent, which counts the entries of `ct` now and then.
+#[inline(always)]
+pub(crate) fn change_load(id: u32, more: bool) {
+    let Some(load) = LOADS.get_ptr_mut(id) else { return };
+    // SAFETY: a live, aligned map value.
+    let now = unsafe { load.read_volatile() };
+    let then = if more { now.saturating_add(1) } else { now.saturating_sub(1) };
+    // SAFETY: as above.
+    unsafe { load.write_volatile(then) };
+}
+
+/// The client's affinity; copied, since another packet may replace it.
+#[inline(always)]
+pub(crate) fn affinity(key: &AffinityKey) -> Option<Affinity> {
+    // SAFETY: copied at once; a slot recycled in between gives a backend id whose generation or lists do not fit.
+    unsafe { AFFINITY.get(key) }.copied()
+}
+
+/// Notes the client's affinity. Without room for it the client is balanced anew, as after its timeout.
+#[inline(always)]
+pub(crate) fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
+    if AFFINITY.insert(key, affinity, u64::from(BPF_ANY)).is_err() {
+        count(Counter::AffinityForgotten);
+    }
+}
+
+/// Whether the client is in a source range of the service port.
+#[inline(always)]
+pub(crate) fn is_in_source_range(service_id: u32, client: &Addr) -> bool {
+    const BITS: u32 = size_of::<SourceRange>() as u32 * 8;
+    let key = Key::new(BITS, SourceRange { service_id, client: *client });
+    SOURCE_RANGES.get(&key).is_some()
+}
+
+/// Who has an address.
+#[inline(always)]
+pub(crate) fn ident(addr: &Addr) -> Option<&'static Ident> {
+    // SAFETY: as in `frontend`.
+    unsafe { IDENT.get(addr) }
+}
+
+/// A device that packets leave by.
+#[inline(always)]
+pub(crate) fn dev(ifindex: u32) -> Option<&'static Dev> {
+    // SAFETY: as in `frontend`.
+    unsafe { DEVS.get(&ifindex) }
+}
+
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// Whether some frontend has the port.
+#[inline(always)]
+pub(crate) fn is_frontend_port(port: u16) -> bool {
+    let (word, bit) = limits::port_bit(port);
+    FRONTEND_PORTS.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
+/// Whether some backend that is a process of this host has the port.
+#[inline(always)]
+pub(crate) fn is_host_port(port: u16) -> bool {
+    let (word, bit) = limits::port_bit(port);
+    HOST_PORTS.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
+/// Source ports of masqueraded flows: the first and their number.
+#[inline(always)]
+pub(crate) fn masquerade_ports() -> (u32, u32) {
+    (config_field!(masquerade_base), config_field!(masquerade_n))
+}
+
+/// Now in ticks, as in [`Affinity::last`].
+#[inline(always)]
+pub(crate) fn ticks() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_jiffies64() }) as u32
 }
 
 /// The Pod behind this veth.
@@ -157,8 +275,8 @@ macro_rules! tracked_field {
 
 impl Tracked {
     tracked_field!(
-        nat_addr: lb_common::addr::Addr,
-        aux_addr: lb_common::addr::Addr,
+        nat_addr: Addr,
+        aux_addr: Addr,
         nat_port: lb_common::be::Be16,
         aux_port: lb_common::be::Be16,
         backend_id: u32,

@@ -4,12 +4,13 @@
 //! the kernel prepend an unclone prologue that runs for every packet of the program.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::features;
@@ -55,6 +56,20 @@ impl Packet {
     pub(crate) fn ethertype(self) -> u16 {
         // SAFETY: as in `ifindex`.
         unsafe { (&raw const (*self.skb).protocol).read_volatile() as u16 }
+    }
+
+    /// Whether a VLAN tag was taken off the packet: it belongs to the device of that VLAN.
+    #[inline(always)]
+    pub(crate) fn has_vlan(self) -> bool {
+        // SAFETY: as in `ifindex`.
+        (unsafe { (&raw const (*self.skb).vlan_present).read_volatile() }) != 0
+    }
+
+    /// Payload bytes of each packet that this one will be cut into; 0 when it is one.
+    #[inline(always)]
+    pub(crate) fn segment(self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (&raw const (*self.skb).gso_size).read_volatile() }
     }
 
     #[inline(always)]
@@ -166,6 +181,31 @@ impl Packet {
         check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
     }
 
+    /// Puts an empty Ethernet header before a packet of a device that has none. The stack does not look at it.
+    #[inline(always)]
+    pub(crate) fn push_ethernet(self) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_skb_change_head(self.skb, crate::parse::L3 as u32, 0) })
+    }
+
+    /// How the kernel routes the packet described in `fib`, of `tot_len` bytes, that came in at `fib.ifindex`.
+    #[inline(always)]
+    pub(crate) fn route_of(self, fib: &mut bpf_fib_lookup) -> Route {
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: as in `route`.
+        let ret = unsafe {
+            bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
+        };
+        match ret as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(fib.ifindex),
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                // SAFETY: the kernel has written the path's MTU there.
+                Route::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result })
+            }
+            _ => Route::None,
+        }
+    }
+
     /// Device on the way to the destination in `fib`, as the kernel routes what comes in at `fib.ifindex`; `None`
     /// when it would not forward it.
     #[inline(always)]
@@ -194,6 +234,17 @@ impl Packet {
         // SAFETY: the helper only stores the target for the return.
         (unsafe { bpf_redirect(ifindex, 0) }) as i32
     }
+}
+
+/// An answer of the routing table.
+#[derive(Clone, Copy)]
+pub(crate) enum Route {
+    /// By the device with this ifindex.
+    Via(u32),
+    /// The packet is bigger than this MTU in bytes.
+    TooBig(u16),
+    /// Nowhere.
+    None,
 }
 
 /// How the checksum of a protocol behaves.

@@ -1,4 +1,4 @@
-//! Bytes → 5-tuple. Link layer is Ethernet: Pod veths have no other.
+//! Bytes → 5-tuple. The link layer is Ethernet, or there is none (the devices of tunnels, as packets leave by them).
 
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
@@ -6,7 +6,7 @@ use lb_common::flow::{Flow, proto};
 
 use crate::packet::Packet;
 
-/// Offset of the network header.
+/// Offset of the network header behind an Ethernet header.
 pub(crate) const L3: usize = 14;
 const ETH_IPV4: u16 = 0x0800u16.to_be();
 const ETH_IPV6: u16 = 0x86ddu16.to_be();
@@ -16,6 +16,8 @@ const ETH_IPV6: u16 = 0x86ddu16.to_be();
 pub(crate) struct Parsed {
     /// The 5-tuple.
     pub(crate) flow: Flow,
+    /// Offset of the network header.
+    pub(crate) l3: usize,
     /// Offset of the layer 4 header.
     pub(crate) l4: usize,
     /// Whether the network header is IPv4.
@@ -43,17 +45,18 @@ pub(crate) enum Kind {
     Other,
 }
 
-/// Parses the packet into `parsed`.
+/// Parses the packet into `parsed`; its network header is at `l3`.
 #[inline(always)]
-pub(crate) fn parse(packet: Packet, parsed: &mut Parsed) -> Kind {
+pub(crate) fn parse(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
+    parsed.l3 = l3;
     match packet.ethertype() {
         ETH_IPV4 => {
-            packet.pull(L3 + size_of::<Ipv4>());
-            ipv4(packet, parsed)
+            packet.pull(l3 + size_of::<Ipv4>());
+            ipv4(packet, parsed, l3)
         }
         ETH_IPV6 => {
-            packet.pull(L3 + size_of::<Ipv6>());
-            ipv6(packet, parsed)
+            packet.pull(l3 + size_of::<Ipv6>());
+            ipv6(packet, parsed, l3)
         }
         _ => Kind::Other,
     }
@@ -76,19 +79,19 @@ struct Ipv4 {
 }
 
 #[inline(always)]
-fn ipv4(packet: Packet, parsed: &mut Parsed) -> Kind {
+fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     const OFFSET_MASK: u16 = 0x1fffu16.to_be();
     const MORE_FRAGMENTS: u16 = 0x2000u16.to_be();
     const MULTICAST: u32 = 0xe000_0000;
-    let Some(ip) = packet.load::<Ipv4>(L3) else { return Kind::Other };
+    let Some(ip) = packet.load::<Ipv4>(l3) else { return Kind::Other };
     let header = usize::from(ip.version_ihl & 0xf) * 4;
     let dst = Be32::from_wire(ip.dst);
     // Multicast and limited broadcast (224/4, 240/4) are no flows.
-    if header < 20 || dst.get() >= MULTICAST {
+    if ip.version_ihl >> 4 != 4 || header < 20 || dst.get() >= MULTICAST {
         return Kind::Other;
     }
     parsed.v4 = true;
-    parsed.l4 = L3 + header;
+    parsed.l4 = l3 + header;
     parsed.flow = Flow {
         src: Addr::v4(Be32::from_wire(ip.src)),
         dst: Addr::v4(dst),
@@ -101,7 +104,8 @@ fn ipv4(packet: Packet, parsed: &mut Parsed) -> Kind {
     }
     parsed.fragment_id = u32::from(ip.id);
     if ip.fragment & OFFSET_MASK != 0 {
-        return later(parsed);
+        // Nothing behind the header is read, so nothing else sees that the packet ends in it.
+        return if parsed.l4 > packet.len() as usize { Kind::Other } else { later(parsed) };
     }
     first(transport(packet, parsed))
 }
@@ -119,15 +123,15 @@ struct Ipv6 {
 }
 
 #[inline(always)]
-fn ipv6(packet: Packet, parsed: &mut Parsed) -> Kind {
-    let Some(ip) = packet.load::<Ipv6>(L3) else { return Kind::Other };
+fn ipv6(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
+    let Some(ip) = packet.load::<Ipv6>(l3) else { return Kind::Other };
     let [d0, d1, d2, d3] = ip.dst;
-    if Be32::from_wire(d0).get() >> 24 == 0xff {
+    if u32::from_be(ip.version_flow) >> 28 != 6 || Be32::from_wire(d0).get() >> 24 == 0xff {
         return Kind::Other;
     }
     let [s0, s1, s2, s3] = ip.src;
     parsed.v4 = false;
-    parsed.l4 = L3 + size_of::<Ipv6>();
+    parsed.l4 = l3 + size_of::<Ipv6>();
     parsed.flow = Flow {
         src: Addr::v6([
             Be32::from_wire(s0),
@@ -146,7 +150,7 @@ fn ipv6(packet: Packet, parsed: &mut Parsed) -> Kind {
         proto: ip.next_header,
     };
     if is_extension(ip.next_header) {
-        match skip_extensions(packet, ip.next_header) {
+        match skip_extensions(packet, ip.next_header, l3) {
             Extensions::Upper { protocol, offset } => {
                 parsed.flow.proto = protocol;
                 parsed.l4 = offset;
@@ -188,9 +192,9 @@ enum Extensions {
 
 /// Walks at most 6 extension headers (RFC 8200 §4.1 lists no longer chain).
 #[inline(always)]
-fn skip_extensions(packet: Packet, first: u8) -> Extensions {
+fn skip_extensions(packet: Packet, first: u8, l3: usize) -> Extensions {
     let mut protocol = first;
-    let mut offset = L3 + size_of::<Ipv6>();
+    let mut offset = l3 + size_of::<Ipv6>();
     let mut i = 0;
     while i < 6 {
         if !is_extension(protocol) {

@@ -5,26 +5,27 @@
 use lb_common::addr::Addr;
 use lb_common::conntrack::{Direction, bits, scope};
 use lb_common::flow::{Flow, proto, tcp};
-use lb_common::service::Frontend;
-use lb_common::verdict::{Counter, DropReason};
+use lb_common::fragment::hook;
+use lb_common::service::{Frontend, frontend_flags};
+use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim, Nat};
 use crate::maps::{self, Scratch, Tracked};
 use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
-use crate::service::{self, Destination, Health, Target};
+use crate::service::{self, Client, Destination, Health, Target};
 use crate::verdict::{self, Verdict};
-use crate::{bridge, fragment, icmp, refuse, rewrite};
+use crate::{bridge, external, fragment, icmp, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
-    match parse::parse(packet, &mut scratch.parsed) {
+    match parse::parse(packet, &mut scratch.parsed, parse::L3) {
         Kind::Flow => {}
-        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Egress),
+        Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_OUT),
         Kind::LaterFragment => {
-            if !fragment::recall(packet, scratch, Direction::Egress) {
+            if !fragment::recall(packet, scratch, hook::POD_OUT) {
                 return fragment_out(packet, scratch);
             }
         }
@@ -42,6 +43,9 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     if flags & bits::FORWARD != 0 {
         return forward(packet, scratch, entry, now);
     }
+    if flags & bits::EXTERNAL != 0 {
+        return external::reply_out(packet, scratch, entry, now);
+    }
     if flags & bits::REPLY != 0 {
         return reply_out(packet, scratch, entry, now);
     }
@@ -57,11 +61,11 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
-    match parse::parse(packet, &mut scratch.parsed) {
+    match parse::parse(packet, &mut scratch.parsed, parse::L3) {
         Kind::Flow => {}
-        Kind::FirstFragment => fragment::remember(packet, scratch, Direction::Ingress),
+        Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_IN),
         Kind::LaterFragment => {
-            if !fragment::recall(packet, scratch, Direction::Ingress) {
+            if !fragment::recall(packet, scratch, hook::POD_IN) {
                 return Verdict::Pass;
             }
         }
@@ -76,7 +80,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         return Verdict::Pass;
     };
     let flags = entry.flags();
-    if flags & (bits::REPLY | bits::HAIRPIN) == bits::REPLY {
+    if flags & (bits::REPLY | bits::HAIRPIN | bits::EXTERNAL) == bits::REPLY {
         if flags & bits::SEEN_OUT == 0 {
             conntrack::answered(entry, key, now);
         }
@@ -100,7 +104,7 @@ fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> V
         Health::Draining if parsed.flow.proto == proto::TCP => {}
         Health::Draining | Health::Gone => return moved(packet, scratch, now),
     }
-    conntrack::note(entry, Direction::Egress, parsed, now);
+    conntrack::note_forward(entry, Direction::Egress, parsed, now);
     rewrite_forward(packet, scratch, entry)
 }
 
@@ -139,7 +143,7 @@ fn rewrite_client(
 #[inline(always)]
 fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if is_mid_flow(&scratch.parsed) {
-        return refused(packet, scratch, DropReason::BackendGone, 0);
+        return refused(packet, scratch, drop_index(DropReason::BackendGone, false), 0);
     }
     maps::count(Counter::FlowMoved);
     open_out(packet, scratch, now)
@@ -147,7 +151,7 @@ fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 
 /// TCP, and not the SYN that opens a connection.
 #[inline(always)]
-fn is_mid_flow(parsed: &Parsed) -> bool {
+pub(crate) fn is_mid_flow(parsed: &Parsed) -> bool {
     parsed.flow.proto == proto::TCP && parsed.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
 }
 
@@ -194,6 +198,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             port,
             flags,
             scope: scope::STRAIGHT,
+            veth: 0,
             service_id: 0,
         };
         match conntrack::claim(packet, scratch, now) {
@@ -228,11 +233,25 @@ fn reply_in(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
 fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
-        Destination::Frontend(frontend) => translate(packet, scratch, frontend, now),
-        Destination::Empty(frontend) => {
-            refused(packet, scratch, DropReason::NoEndpoints, frontend.service_id)
+        Destination::Frontend(frontend) | Destination::Empty(frontend)
+            if frontend.flags & frontend_flags::SOCKET_ONLY != 0 =>
+        {
+            Verdict::Pass
         }
-        Destination::UndefinedPort => refused(packet, scratch, DropReason::UndefinedPort, 0),
+        Destination::Frontend(frontend) => translate(packet, scratch, frontend, now),
+        Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
+            drop_out(packet, scratch, DropReason::NoLocalEndpoints, frontend.service_id)
+        }
+        Destination::Empty(frontend) => refused(
+            packet,
+            scratch,
+            drop_index(DropReason::NoEndpoints, false),
+            frontend.service_id,
+        ),
+        Destination::UndefinedPort => {
+            refused(packet, scratch, drop_index(DropReason::UndefinedPort, false), 0)
+        }
+        Destination::Unallocated => drop_out(packet, scratch, DropReason::UnallocatedIp, 0),
         Destination::Plain => {
             conntrack::commit_plain(scratch, Direction::Egress, now);
             Verdict::Pass
@@ -247,24 +266,34 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     if is_mid_flow(&scratch.parsed) {
-        return refused(packet, scratch, DropReason::UnknownFlow, service_id);
+        return refused(packet, scratch, drop_index(DropReason::UnknownFlow, false), service_id);
+    }
+    let client = Client { addr: scratch.parsed.flow.src, outside: false, hash: 0 };
+    if !service::admits(frontend, &client.addr) {
+        return drop_out(packet, scratch, DropReason::SourceRange, service_id);
     }
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
-        let Some(target) = service::choose(frontend) else { continue };
         let Scratch { parsed, nat, .. } = scratch;
-        let mut flags = bits::FORWARD;
-        let mut stand_in = Addr::NONE;
-        if target.addr == parsed.flow.src {
-            flags |= bits::HAIRPIN;
-            stand_in = maps::hairpin_addr(parsed.v4);
+        if !service::choose(frontend, &client, &mut nat.target) {
+            continue;
+        }
+        nat.flags = bits::FORWARD;
+        nat.stand_in = Addr::NONE;
+        if nat.target.addr == parsed.flow.src {
+            nat.flags |= bits::HAIRPIN;
+            nat.stand_in = maps::hairpin_addr(parsed.v4);
         }
         if attempt > OWN_PORT_TRIES {
-            flags |= bits::PORT_MAPPED;
+            nat.flags |= bits::PORT_MAPPED;
         }
-        let port = parsed.flow.sport;
-        *nat = Nat { target, stand_in, port, flags, scope: scope::POD, service_id };
+        if frontend.flags & frontend_flags::LEAST_CONNECTIONS != 0 {
+            nat.flags |= bits::COUNTED;
+        }
+        nat.scope = scope::POD;
+        nat.veth = 0;
+        nat.service_id = service_id;
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}
             Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
@@ -307,7 +336,11 @@ fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) ->
 /// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
 #[inline(always)]
 fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
-    if icmp::translate(packet, scratch, direction).is_ok() {
+    let onward = icmp::translate(packet, scratch, direction);
+    if let Some(ifindex) = onward.device() {
+        return Verdict::Neighbour(ifindex);
+    }
+    if onward != icmp::Onward::FAILED {
         return Verdict::Pass;
     }
     let ingress = direction == Direction::Ingress;
@@ -320,9 +353,10 @@ fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
         Destination::Plain => Verdict::Pass,
-        Destination::UndefinedPort | Destination::Empty(_) | Destination::Frontend(_) => {
-            drop_out(packet, scratch, DropReason::FragmentUnknown, 0)
-        }
+        Destination::UndefinedPort
+        | Destination::Unallocated
+        | Destination::Empty(_)
+        | Destination::Frontend(_) => drop_out(packet, scratch, DropReason::FragmentUnknown, 0),
     }
 }
 
@@ -331,10 +365,10 @@ fn drop_out(packet: Packet, scratch: &mut Scratch, reason: DropReason, id: u32) 
     Verdict::Drop(verdict::report(packet, scratch, reason, false, id))
 }
 
-/// Answers the Pod in the name of what it dialled.
+/// Answers the client in the name of what it dialled. `index` is that of the drop's counter.
 #[inline(never)]
-fn refused(packet: Packet, scratch: &mut Scratch, reason: DropReason, id: u32) -> Verdict {
-    let reported = verdict::report(packet, scratch, reason, false, id);
+pub(crate) fn refused(packet: Packet, scratch: &mut Scratch, index: u32, id: u32) -> Verdict {
+    let reported = verdict::report_index(packet, scratch, index, id);
     match refuse::answer(packet, scratch) {
         Ok(()) => Verdict::Refuse(reported),
         Err(_) => Verdict::Drop(reported),

@@ -1,4 +1,4 @@
-//! Turns a packet into its refusal: a TCP reset (RFC 9293 §3.5.2), or an ICMP port unreachable (RFC 792, RFC 4443).
+//! Turns a packet into its refusal: a TCP reset (RFC 9293 §3.5.2), or an ICMP error (RFC 792, RFC 4443).
 //!
 //! The packet is cut or grown to the size of the answer and overwritten as a whole, checksums included, so that the
 //! sender's own socket fails at once and its application tries elsewhere or says why.
@@ -36,10 +36,48 @@ pub(crate) fn answer(packet: Packet, scratch: &mut Scratch) -> Result<(), Helper
         (proto::TCP, _) if parsed.tcp_flags & tcp::RST != 0 => Err(HelperError),
         (proto::TCP, true) => reset4(packet, parsed, answer),
         (proto::TCP, false) => reset6(packet, parsed, answer),
-        (_, true) => unreachable4(packet, answer),
-        (_, false) => unreachable6(packet, answer),
+        (_, true) => error4(packet, answer, PORT_UNREACHABLE4, 0),
+        (_, false) => error6(packet, answer, PORT_UNREACHABLE6, 0),
     }
 }
+
+/// Why a packet does not go on although its flow is known.
+#[derive(Clone, Copy)]
+pub(crate) enum Obstacle {
+    /// Bigger than the MTU on the way, in bytes.
+    TooBig(u16),
+    /// No hop left.
+    Expired,
+}
+
+/// Turns the packet into the ICMP error about it. As in [`answer`], an error leaves a packet that can only be dropped.
+#[inline(never)]
+pub(crate) fn tell(
+    packet: Packet,
+    scratch: &mut Scratch,
+    why: Obstacle,
+) -> Result<(), HelperError> {
+    let Scratch { parsed, answer, .. } = scratch;
+    let answer = Answer(answer);
+    if parsed.later {
+        return Err(HelperError);
+    }
+    match (why, parsed.v4) {
+        (Obstacle::TooBig(mtu), true) => error4(packet, answer, TOO_BIG4, mtu),
+        (Obstacle::TooBig(mtu), false) => error6(packet, answer, TOO_BIG6, mtu),
+        (Obstacle::Expired, true) => error4(packet, answer, EXPIRED4, 0),
+        (Obstacle::Expired, false) => error6(packet, answer, EXPIRED6, 0),
+    }
+}
+
+/// Type and code of ICMP errors (RFC 792, RFC 1191).
+const PORT_UNREACHABLE4: u16 = 0x0303;
+const TOO_BIG4: u16 = 0x0304;
+const EXPIRED4: u16 = 0x0b00;
+/// The same for ICMPv6 (RFC 4443).
+const PORT_UNREACHABLE6: u16 = 0x0104;
+const TOO_BIG6: u16 = 0x0200;
+const EXPIRED6: u16 = 0x0300;
 
 /// The answer as it grows, in the scratch room. Words are in wire order; indices are constants of this file, within
 /// [`ANSWER_WORDS`].
@@ -182,7 +220,12 @@ fn reset6(packet: Packet, parsed: &Parsed, mut answer: Answer<'_>) -> Result<(),
 }
 
 #[inline(never)]
-fn unreachable4(packet: Packet, mut answer: Answer<'_>) -> Result<(), HelperError> {
+fn error4(
+    packet: Packet,
+    mut answer: Answer<'_>,
+    type_code: u16,
+    mtu: u16,
+) -> Result<(), HelperError> {
     const HEADER_WITHOUT_OPTIONS: u8 = 0x45;
     const AT: usize = ETH + IP4;
     const END: usize = AT + ICMP + QUOTE4;
@@ -192,22 +235,25 @@ fn unreachable4(packet: Packet, mut answer: Answer<'_>) -> Result<(), HelperErro
     answer.copy::<QUOTE4>(AT + ICMP, packet, L3)?;
     answer.ethernet(packet)?;
     answer.ipv4(packet, (2 * (IP4 + ICMP + QUOTE4)) as u16, proto::ICMP)?;
-    // Type 3 destination unreachable, code 3 port unreachable.
-    answer.put(AT, [0x0303u16.to_be(), 0, 0, 0]);
+    answer.put(AT, [type_code.to_be(), 0, 0, mtu.to_be()]);
     answer.put(AT + 1, [finish(answer.sum(AT, END))]);
     answer.send::<END>(packet)
 }
 
 #[inline(never)]
-fn unreachable6(packet: Packet, mut answer: Answer<'_>) -> Result<(), HelperError> {
+fn error6(
+    packet: Packet,
+    mut answer: Answer<'_>,
+    type_code: u16,
+    mtu: u16,
+) -> Result<(), HelperError> {
     const AT: usize = ETH + IP6;
     const END: usize = AT + ICMP + QUOTE6;
     const PAYLOAD: u16 = (2 * (ICMP + QUOTE6)) as u16;
     answer.copy::<QUOTE6>(AT + ICMP, packet, L3)?;
     answer.ethernet(packet)?;
     answer.ipv6(packet, PAYLOAD, proto::ICMP6)?;
-    // Type 1 destination unreachable, code 4 port unreachable.
-    answer.put(AT, [0x0104u16.to_be(), 0, 0, 0]);
+    answer.put(AT, [type_code.to_be(), 0, 0, mtu.to_be()]);
     let pseudo = answer.pseudo(AT - 16, AT, proto::ICMP6, PAYLOAD);
     answer.put(AT + 1, [finish(pseudo + answer.sum(AT, END))]);
     answer.send::<END>(packet)

@@ -7,6 +7,7 @@ use lb_common::flow::{Flow, proto};
 
 use crate::packet::{ChecksumKind, HelperError, Packet};
 use crate::parse::{L3, Parsed};
+use crate::sctp;
 
 /// Makes the packet's source `addr:port`.
 #[inline(always)]
@@ -17,7 +18,7 @@ pub(crate) fn source(
     port: Be16,
 ) -> Result<(), HelperError> {
     let Flow { src, sport, .. } = parsed.flow;
-    let field = if parsed.v4 { L3 + 12 } else { L3 + 8 };
+    let field = if parsed.v4 { 12 } else { 8 };
     address(packet, parsed, field, &src, addr)?;
     ported(packet, parsed, parsed.l4, sport, port)
 }
@@ -31,7 +32,7 @@ pub(crate) fn destination(
     port: Be16,
 ) -> Result<(), HelperError> {
     let Flow { dst, dport, .. } = parsed.flow;
-    let field = if parsed.v4 { L3 + 16 } else { L3 + 24 };
+    let field = if parsed.v4 { 16 } else { 24 };
     address(packet, parsed, field, &dst, addr)?;
     ported(packet, parsed, parsed.l4 + 2, dport, port)
 }
@@ -55,10 +56,10 @@ fn address(
 ) -> Result<(), HelperError> {
     let diff = csum::diff(from, to);
     if parsed.v4 {
-        packet.l3_csum(L3 + 10, diff)?;
-        packet.store(field, &to.word3())?;
+        packet.l3_csum(parsed.l3 + 10, diff)?;
+        packet.store(parsed.l3 + field, &to.word3())?;
     } else {
-        packet.store(field, to)?;
+        packet.store(parsed.l3 + field, to)?;
     }
     match checksum(parsed) {
         Some((offset, kind)) => packet.l4_csum_addr(offset, diff, kind),
@@ -77,10 +78,28 @@ fn ported(
     if from == to || parsed.later {
         return Ok(());
     }
-    if let Some((offset, kind)) = checksum(parsed) {
+    if parsed.flow.proto == proto::SCTP {
+        sctp::port_changes(packet, parsed, field, from, to)?;
+    } else if let Some((offset, kind)) = checksum(parsed) {
         packet.l4_csum_port(offset, from.to_wire(), to.to_wire(), kind)?;
     }
     packet.store(field, &to.to_wire())
+}
+
+/// One hop less to go. The caller has seen that more than one is left.
+#[inline(always)]
+pub(crate) fn decrement_ttl(packet: Packet, parsed: &Parsed, ttl: u8) -> Result<(), HelperError> {
+    let less = ttl.wrapping_sub(1);
+    if !parsed.v4 {
+        return packet.store(L3 + 7, &less);
+    }
+    // TTL is the high byte of its checksummed word; the low byte does not change.
+    let diff = csum::add(
+        !u32::from(u16::from_ne_bytes([ttl, 0])),
+        u32::from(u16::from_ne_bytes([less, 0])),
+    );
+    packet.l3_csum(L3 + 10, diff)?;
+    packet.store(L3 + 8, &less)
 }
 
 /// Offset and kind of the layer 4 checksum that covers addresses. It is in the first fragment only.

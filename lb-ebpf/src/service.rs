@@ -3,7 +3,11 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::hash;
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::service::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, affinity_is_over, backend_flags,
+    frontend_flags, state,
+};
+use lb_common::verdict::Counter;
 
 use crate::maps;
 
@@ -17,6 +21,8 @@ pub(crate) enum Destination {
     Empty(&'static Frontend),
     /// A ClusterIP, but none of its ports.
     UndefinedPort,
+    /// In the range of ClusterIPs, and no Service's.
+    Unallocated,
 }
 
 /// Looks a destination up: exactly, then by the wildcard of its address.
@@ -31,8 +37,23 @@ pub(crate) fn lookup(addr: Addr, port: Be16, proto: u8) -> Destination {
     }
     match maps::frontend(&FrontendKey::wildcard(addr)) {
         Some(_) => Destination::UndefinedPort,
+        None if is_cluster_ip(&addr) => Destination::Unallocated,
         None => Destination::Plain,
     }
+}
+
+/// Whether the address is in the range of ClusterIPs.
+#[inline(always)]
+pub(crate) fn is_cluster_ip(addr: &Addr) -> bool {
+    let Some(settings) = maps::settings() else { return false };
+    let mut i = 0;
+    while i < settings.service_cidrs.len() && i < settings.n_service_cidrs as usize {
+        if settings.service_cidrs.get(i).is_some_and(|cidr| cidr.contains(addr)) {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
 /// Where a flow goes.
@@ -45,15 +66,94 @@ pub(crate) struct Target {
     pub(crate) generation: u32,
 }
 
-/// Chooses a backend at random; `None` only when the tables are being changed under our feet.
+/// Who opens a flow.
+pub(crate) struct Client {
+    /// Its address.
+    pub(crate) addr: Addr,
+    /// Whether it is outside the cluster, so that the external traffic policy is for it.
+    pub(crate) outside: bool,
+    /// Hash of its flow, the same on every node.
+    pub(crate) hash: u32,
+}
+
+/// Whether the client gets the backends of this node only.
 #[inline(always)]
-pub(crate) fn choose(frontend: &Frontend) -> Option<Target> {
-    let slot = frontend.base.wrapping_add(hash::scale(maps::random(), frontend.n));
-    let id = maps::slot(slot)?;
-    let backend = maps::backend(id)?;
+pub(crate) fn is_local(frontend: &Frontend, outside: bool) -> bool {
+    outside && frontend.flags & frontend_flags::EXTERNAL_LOCAL != 0
+}
+
+/// Chooses a backend: the one the client had before, if it has affinity, else by the Service's algorithm. False only
+/// when the tables are being changed under our feet.
+#[inline(never)]
+pub(crate) fn choose(frontend: &Frontend, client: &Client, target: &mut Target) -> bool {
+    let local = is_local(frontend, client.outside);
+    if frontend.affinity_secs == 0 {
+        return usable(pick(frontend, client, local), target);
+    }
+    // With an internal policy of Local the lists of a ClusterIP are one: the other addresses' backends are not in it.
+    let one_list = (frontend.base, frontend.n) == (frontend.local_base, frontend.local_n);
+    let key = AffinityKey { client: client.addr, service_id: frontend.service_id };
+    let now = maps::ticks();
+    if former(&key, frontend.affinity_secs, now, local || one_list, target) {
+        maps::count(Counter::AffinityHit);
+    } else if !usable(pick(frontend, client, local), target) {
+        return false;
+    }
+    let Target { id: backend_id, generation: backend_gen, .. } = *target;
+    maps::put_affinity(&key, &Affinity { backend_id, backend_gen, last: now, reserved: 0 });
+    true
+}
+
+/// The backend that the client had before, if it may have it still: not too long ago, alive, and in the list that the
+/// client gets its backends from.
+#[inline(always)]
+fn former(key: &AffinityKey, secs: u32, now: u32, local: bool, target: &mut Target) -> bool {
+    let Some(affinity) = maps::affinity(key) else { return false };
+    if affinity_is_over(affinity.last, now, secs, maps::config_hz()) {
+        return false;
+    }
+    let list = if local { backend_flags::LOCAL } else { backend_flags::CLUSTER };
+    let Some(backend) = maps::backend(affinity.backend_id) else { return false };
+    let same = backend.generation == affinity.backend_gen && backend.state == state::ACTIVE;
+    same && backend.flags & list != 0 && usable(affinity.backend_id, target)
+}
+
+/// The id of a backend in the client's list, by the Service's algorithm; 0 for none.
+#[inline(always)]
+fn pick(frontend: &Frontend, client: &Client, local: bool) -> u32 {
+    if client.outside && frontend.maglev_n != 0 {
+        return slot(frontend.maglev_base, frontend.maglev_n, client.hash);
+    }
+    let (base, n) =
+        if local { (frontend.local_base, frontend.local_n) } else { (frontend.base, frontend.n) };
+    let first = slot(base, n, maps::random());
+    if frontend.flags & frontend_flags::LEAST_CONNECTIONS == 0 {
+        return first;
+    }
+    // The power of two choices (Mitzenmacher 2001): nearly as even as the least loaded of all, for two looks.
+    let second = slot(base, n, maps::random());
+    if maps::load(second) < maps::load(first) { second } else { first }
+}
+
+#[inline(always)]
+fn slot(base: u32, n: u32, hash: u32) -> u32 {
+    maps::slot(base.wrapping_add(hash::scale(hash, n))).unwrap_or(0)
+}
+
+/// Makes the backend the target if it takes packets.
+#[inline(always)]
+fn usable(id: u32, target: &mut Target) -> bool {
+    let Some(backend) = maps::backend(id) else { return false };
     let Backend { addr, port, generation, .. } = *backend;
-    let usable = matches!(backend.state, state::ACTIVE | state::DRAINING);
-    usable.then_some(Target { addr, port, id, generation })
+    *target = Target { addr, port, id, generation };
+    matches!(backend.state, state::ACTIVE | state::DRAINING)
+}
+
+/// Whether the client may use the frontend (`spec.loadBalancerSourceRanges`).
+#[inline(always)]
+pub(crate) fn admits(frontend: &Frontend, client: &Addr) -> bool {
+    frontend.flags & frontend_flags::SOURCE_RANGES == 0
+        || maps::is_in_source_range(frontend.service_id, client)
 }
 
 /// How a remembered backend is doing.

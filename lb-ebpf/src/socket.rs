@@ -10,17 +10,20 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::flow::proto;
+use lb_common::service::frontend_flags;
 use lb_common::socket::{SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
 use crate::maps::{self, SockAddr};
-use crate::service::{self, Destination, Health};
+use crate::service::{self, Client, Destination, Health, Target};
 
 /// Let the system call go on.
 const PROCEED: i32 = 1;
 /// Make it fail.
 const FAIL: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+/// Where a packet would be dropped: a call that never returned would tell the process less.
+const EHOSTUNREACH: i32 = 113;
 const ENOMEM: i32 = 12;
 /// Index mask of the ring: `REMEMBERED` is a power of two.
 const MASK: u32 = lb_common::socket::REMEMBERED as u32 - 1;
@@ -55,18 +58,29 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
     let (addr, port) = read(sock, family);
     let frontend = match service::lookup(addr, port, proto) {
         Destination::Plain => return PROCEED,
-        Destination::Empty(_) | Destination::UndefinedPort => return refuse(),
+        Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
+            return refuse(EHOSTUNREACH);
+        }
+        Destination::Unallocated => return refuse(EHOSTUNREACH),
+        Destination::Empty(_) | Destination::UndefinedPort => return refuse(ECONNREFUSED),
         Destination::Frontend(frontend) => frontend,
     };
+    let client = Client { addr: own_addr(&addr), outside: false, hash: 0 };
+    if !service::admits(frontend, &client.addr) {
+        return refuse(EHOSTUNREACH);
+    }
     if how == Dial::Send
         && let Some((addr, port)) = earlier_choice(ctx, addr, port)
     {
         write(sock, family, addr, port);
         return PROCEED;
     }
-    let Some(choice) = service::choose(frontend).or_else(|| service::choose(frontend)) else {
-        return refuse();
-    };
+    let mut choice = Target { addr: Addr::NONE, port, id: 0, generation: 0 };
+    if !service::choose(frontend, &client, &mut choice)
+        && !service::choose(frontend, &client, &mut choice)
+    {
+        return refuse(ECONNREFUSED);
+    }
     let entry = SkNat {
         frontend: addr,
         backend: choice.addr,
@@ -110,10 +124,20 @@ pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(errno: i32) -> i32 {
     maps::count(Counter::SocketRefused);
-    maps::set_errno(ECONNREFUSED);
+    maps::set_errno(errno);
     FAIL
+}
+
+/// The node's address, which the process will have as a client of `addr`.
+#[inline(always)]
+fn own_addr(addr: &Addr) -> Addr {
+    match maps::settings() {
+        Some(settings) if addr.is_v4() => settings.node4,
+        Some(settings) => settings.node6,
+        None => Addr::NONE,
+    }
 }
 
 /// The backend that this socket's datagrams to the frontend went to, while it still takes new flows.

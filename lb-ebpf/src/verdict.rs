@@ -39,8 +39,18 @@ pub(crate) fn report(
     ingress: bool,
     service_id: u32,
 ) -> Reported {
-    // A callee gets five registers at most.
-    count_and_emit(packet, scratch, drop_index(reason, ingress), service_id);
+    report_index(packet, scratch, drop_index(reason, ingress), service_id)
+}
+
+/// The same, with reason and direction as [`drop_index`] joins them: a callee gets five registers at most.
+#[inline(always)]
+pub(crate) fn report_index(
+    packet: Packet,
+    scratch: &mut Scratch,
+    index: u32,
+    service_id: u32,
+) -> Reported {
+    count_and_emit(packet, scratch, index, service_id);
     Reported(())
 }
 

@@ -10,6 +10,7 @@ mod check;
 mod tidy;
 
 mod abi;
+mod soak;
 mod test;
 mod verifier;
 
@@ -36,7 +37,7 @@ struct Task {
 }
 
 /// Every task, in the order in which a newcomer meets them.
-const TASKS: [Task; 9] = [
+const TASKS: [Task; 10] = [
     Task {
         name: "setup",
         about: "install what the tasks below need and this machine lacks",
@@ -64,6 +65,13 @@ const TASKS: [Task; 9] = [
         usage: test::USAGE,
         needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
         run: test::run,
+    },
+    Task {
+        name: "soak",
+        about: "a million damaged packets through every program",
+        usage: soak::USAGE,
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
+        run: soak::run,
     },
     Task {
         name: "verifier",

@@ -58,8 +58,23 @@ fn pure(theirs: &[String]) -> Result<()> {
     command::run(cargo().arg("test").args(workspace).arg("--no-fail-fast").args(theirs))
 }
 
+/// Runs one privileged ring with these environment variables.
+///
+/// # Errors
+/// When a test fails, or root is needed and not to be had.
+pub(crate) fn one(ring: &str, settings: &[(&str, String)], theirs: &[String]) -> Result<()> {
+    let targets: Vec<_> =
+        privileged_targets()?.into_iter().filter(|target| target.name == ring).collect();
+    run_with(&targets, settings, theirs)
+}
+
 fn run_privileged(targets: &[Target], theirs: &[String]) -> Result<()> {
+    run_with(targets, &[], theirs)
+}
+
+fn run_with(targets: &[Target], settings: &[(&str, String)], theirs: &[String]) -> Result<()> {
     let mut test = cargo();
+    test.envs(settings.iter().map(|(name, value)| (*name, value)));
     test.args(["test", "--no-fail-fast"]);
     let packages: BTreeSet<&str> = targets.iter().map(|target| target.package.as_str()).collect();
     for package in packages {

@@ -4,17 +4,18 @@
 
 use std::sync::mpsc as std_mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use crate::bpf::attach::{AttachError, Hooks, Mechanism};
+use crate::agent::attachments::Attachment;
+use crate::bpf::attach::{AttachError, Hooks, Mechanism, Role};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
 enum Command {
-    Attach { ifindex: u32, since: Instant },
+    Attach(Attachment),
     Forget { ifindex: u32 },
 }
 
@@ -23,11 +24,13 @@ enum Command {
 pub(super) struct Attached {
     /// The device.
     pub ifindex: u32,
+    /// What it is to us.
+    pub role: Role,
     /// From the kernel's message about the device to now.
     pub took: Duration,
     /// How devices are attached to.
     pub mechanism: Option<Mechanism>,
-    /// Whether both programs are in place.
+    /// Whether all programs of the role are in place.
     pub result: Result<(), AttachError>,
 }
 
@@ -52,15 +55,16 @@ impl Attacher {
             .spawn(move || {
                 for command in inbox {
                     match command {
-                        Command::Attach { ifindex, since } => {
-                            let result = hooks.attach_pod(ifindex);
+                        Command::Attach(Attachment { ifindex, role, since }) => {
+                            let result = hooks.attach(ifindex, role);
                             let (took, mechanism) = (since.elapsed(), hooks.mechanism());
-                            if done.send(Attached { ifindex, took, mechanism, result }).is_err() {
+                            let attached = Attached { ifindex, role, took, mechanism, result };
+                            if done.send(attached).is_err() {
                                 return;
                             }
                         }
                         Command::Forget { ifindex } => {
-                            if let Err(e) = hooks.forget_pod(ifindex) {
+                            if let Err(e) = hooks.forget(ifindex) {
                                 tracing::warn!(ifindex, err = %e, "pins of a device that is gone stay");
                             }
                         }
@@ -71,12 +75,12 @@ impl Attacher {
         Ok(Self { commands })
     }
 
-    /// Attaches to a device whose message arrived at `since`.
-    pub(super) fn attach(&self, ifindex: u32, since: Instant) {
-        self.send(Command::Attach { ifindex, since });
+    /// Attaches to a device.
+    pub(super) fn attach(&self, attachment: Attachment) {
+        self.send(Command::Attach(attachment));
     }
 
-    /// Removes the pins of a device that is gone.
+    /// Removes the pins of a device that is gone or has no role any more.
     pub(super) fn forget(&self, ifindex: u32) {
         self.send(Command::Forget { ifindex });
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lb_common::limits;
+use lb_common::limits::{self, SOCKET_PROGRAMS};
 use lb_common::service::state;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -16,6 +16,7 @@ use crate::agent::issues::Issues;
 use crate::agent::report;
 use crate::agent::table::{self, Known, Table};
 use crate::agent::{Agent, unix_now};
+use crate::bpf::attach::Role;
 use crate::bpf::events::Examples;
 use crate::bpf::gc::Pass;
 use crate::cluster::Kind;
@@ -42,6 +43,7 @@ pub(super) struct Housekeeping {
     kernel: String,
     started: u64,
     ct_capacity: u32,
+    masquerade_ports: u32,
     examples: watch::Receiver<Examples>,
     issues: Issues,
     foreign: Option<Foreign>,
@@ -81,6 +83,7 @@ impl Housekeeping {
             kernel: facts.kernel.clone(),
             started: unix_now().as_secs(),
             ct_capacity,
+            masquerade_ports: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
             examples,
             issues: Issues::default(),
             foreign: None,
@@ -124,11 +127,19 @@ impl Housekeeping {
                 ours.ct_gc.observe(pass.duration.as_secs_f64());
                 ours.ct_expired.inc_by(pass.expired);
                 ours.ct_stale.set(gauge(pass.stale));
-                let other = pass.entries - pass.tcp - pass.udp;
-                for (proto, n) in [("TCP", pass.tcp), ("UDP", pass.udp), ("other", other)] {
-                    let labels = [("scope", "pod"), ("proto", proto)];
-                    ours.flows_active.get_or_create(&labels).set(gauge(n));
+                for (scope, kinds) in [("pod", pass.pod), ("external", pass.external)] {
+                    for (proto, n) in
+                        [("TCP", kinds.tcp), ("UDP", kinds.udp), ("other", kinds.other)]
+                    {
+                        let labels = [("scope", scope), ("proto", proto)];
+                        ours.flows_active.get_or_create(&labels).set(gauge(n));
+                    }
                 }
+                let outside = &metrics.outside;
+                outside.masqueraded_flows.set(gauge(pass.masqueraded));
+                outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
+                outside.masquerade_ports.set(i64::from(self.masquerade_ports));
+                outside.loads_corrected.inc_by(pass.corrected);
                 self.pass = Some(pass);
             }
         }
@@ -149,6 +160,8 @@ impl Agent {
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
+        let ports = self.health_ports.issues();
+        let all = all.chain(self.addresses.issues()).chain(&ports);
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
@@ -187,8 +200,9 @@ impl Agent {
             cluster: &self.cluster,
             source: kind,
             mechanism: self.mechanism,
-            pods: (self.pods.count(), self.pods.n_attached()),
-            attach_error: self.pods.errors().next().map(|(_, error)| error.to_owned()),
+            pods: self.attachments.pods(),
+            uplinks: self.attachments.n_uplinks(),
+            attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,
             foreign: house.foreign,
@@ -202,8 +216,9 @@ impl Agent {
         let ours = &self.metrics.ours;
         let wanted = self.desired.services.len();
         Metrics::set_states(&ours.services, wanted, wanted.saturating_sub(incomplete), incomplete);
-        let errors = self.pods.errors().count();
-        Metrics::set_states(&ours.pods, self.pods.count(), self.pods.n_attached(), errors);
+        let (pods, attached) = self.attachments.pods();
+        let errors = self.attachments.errors().filter(|(_, role, _)| *role == Role::Pod).count();
+        Metrics::set_states(&ours.pods, pods, attached, errors);
         let sum = Sum::of(&self.desired);
         let actual = self.planner.actual();
         let used = Used::of(actual);
@@ -236,10 +251,11 @@ impl Agent {
         let files = self.housekeeping.issues.by_kind().get("File").copied().unwrap_or(0);
         ours.issues.get_or_create(&[("kind", "File")]).set(files);
         for hook in hooks() {
-            // Socket programs are attached once, before the loop begins; else it would not have begun.
-            let (wanted, attached) = match hook {
-                "pod_out" | "pod_in" => (self.pods.count(), self.pods.n_attached()),
-                _ => (1, 1),
+            let (wanted, attached) = if SOCKET_PROGRAMS.contains(&hook) {
+                // Attached once, before the loop begins; else it would not have begun.
+                (1, 1)
+            } else {
+                self.attachments.count(hook)
             };
             ours.programs_wanted.get_or_create(&[("hook", hook)]).set(gauge(wanted as u64));
             ours.programs_attached.get_or_create(&[("hook", hook)]).set(gauge(attached as u64));
@@ -249,11 +265,15 @@ impl Agent {
     fn set_map_gauges(&self, used: &Used, frontends: usize) {
         let ours = &self.metrics.ours;
         let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
+        let (ident, devs) = self.addresses.counts();
         for (map, entries, capacity) in [
+            ("affinity", self.housekeeping.pass.map_or(0, |pass| pass.affinity), limits::AFFINITY),
+            ("ident", ident as u64, limits::IDENT),
+            ("devs", devs as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),
             ("slots", used.slots as u64, limits::SLOTS),
             ("backends", used.backends as u64, limits::BACKENDS),
-            ("pods", self.pods.count() as u64, limits::PODS),
+            ("pods", self.attachments.pods().0 as u64, limits::PODS),
             ("ct", ct, self.housekeeping.ct_capacity),
         ] {
             ours.map_entries.get_or_create(&[("map", map)]).set(gauge(entries));

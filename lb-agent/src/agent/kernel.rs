@@ -13,6 +13,7 @@ use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
 use tracing::{info, warn};
 
+use crate::bpf::addresses::AddressTables;
 use crate::bpf::attach::Hooks;
 use crate::bpf::clock::Clock;
 use crate::bpf::load::{self, LoadError, LoadOptions};
@@ -33,6 +34,8 @@ pub(super) struct Kernel {
     pub hooks: Hooks,
     /// Tables the agent writes.
     pub tables: Tables,
+    /// Tables about this node's own addresses and devices.
+    pub addresses: AddressTables,
     /// Tables the programs write.
     pub traces: Traces,
     /// The programs' clock.
@@ -50,7 +53,7 @@ impl Kernel {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
         let ct_entries = ct_entries(cfg.ct_entries, &pins.map(&MAP_CT));
-        let program_config = program_config(clock, facts)?;
+        let program_config = program_config(cfg, clock, facts)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
             config: program_config,
@@ -58,6 +61,7 @@ impl Kernel {
         })
         .map_err(|error| explain(error, facts, pins.dir()))?;
         let tables = Tables::take(&mut ebpf)?;
+        let addresses = AddressTables::take(&mut ebpf)?;
         let traces = Traces::take(&mut ebpf)?;
         for path in pins.remove_other_versions()? {
             info!(pin = %path.display(), "removed a map of another version");
@@ -71,7 +75,7 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self { pins, hooks, tables, traces, clock, ct_entries })
+        Ok(Self { pins, hooks, tables, addresses, traces, clock, ct_entries })
     }
 }
 
@@ -88,7 +92,7 @@ fn ct_entries(wanted: u32, pin: &Path) -> u32 {
     pinned
 }
 
-fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
+fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
     let netns_cookie = syscall::netns_cookie().context("ask for the network namespace's cookie")?;
     let csum_ipv6 = preflight::version(&facts.kernel).is_some_and(|v| v >= CSUM_IPV6_SINCE);
     Ok(ProgramConfig {
@@ -97,7 +101,8 @@ fn program_config(clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> 
         features: if csum_ipv6 { features::CSUM_IPV6 } else { 0 },
         hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
-        ..ProgramConfig::ZERO
+        masquerade_base: u32::from(*cfg.masquerade_ports.start()),
+        masquerade_n: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
     })
 }
 

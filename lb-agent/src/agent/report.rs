@@ -18,6 +18,8 @@ pub(super) struct Facts<'a> {
     pub mechanism: Option<Mechanism>,
     /// Pods' devices: all, and those with both programs.
     pub pods: (usize, usize),
+    /// The other devices: all that are attached to, and those with their programs.
+    pub uplinks: (usize, usize),
     /// Why a device has none.
     pub attach_error: Option<String>,
     /// Services: all, and those that are not programmed completely.
@@ -65,10 +67,13 @@ fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     let (all, attached) = facts.pods;
     let how = facts.mechanism.map_or("", Mechanism::name);
     let by = if how.is_empty() { "" } else { " by " };
-    let detail = format!("sockets by cgroup; {attached} of {all} Pods{by}{how}");
+    let (n_uplinks, uplinks) = facts.uplinks;
+    let detail = format!(
+        "sockets by cgroup; {attached} of {all} Pods and {uplinks} of {n_uplinks} other devices{by}{how}"
+    );
     match &facts.attach_error {
         Some(error) => line("programs", State::Degraded, format!("{detail}; {error}")),
-        None if attached < all => line("programs", State::Waiting, detail),
+        None if attached < all || uplinks < n_uplinks => line("programs", State::Waiting, detail),
         None => line("programs", State::Ok, detail),
     }
 }
@@ -100,7 +105,7 @@ fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             "kube-proxy",
             State::Degraded,
             format!(
-                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`kube-proxy --cleanup`)"
+                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`lb-agent takeover`)"
             ),
         ),
     }

@@ -53,7 +53,7 @@ pub(super) fn spawn(
             Probe::Livez => &counted.kube_proxy.livez,
         };
         family.get_or_create(&[("code", if code.is_success() { "200" } else { "503" })]).inc();
-        Answer { status: code, content_type: "application/json", body }
+        Answer { status: code, content_type: "application/json", body, weight: None }
     }));
     (metrics, examples)
 }

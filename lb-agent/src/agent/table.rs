@@ -180,7 +180,10 @@ fn service_name<'a>(
             .collect(),
         endpoints: u32::try_from(endpoints).unwrap_or(u32::MAX),
         ready: u32::try_from(ready).unwrap_or(u32::MAX),
-        created: service.and_then(|s| s.created).and_then(|s| u64::try_from(s).ok()).unwrap_or(0),
+        created: service
+            .and_then(|s| s.created)
+            .and_then(|s| u64::try_from(s.get()).ok())
+            .unwrap_or(0),
     }
 }
 

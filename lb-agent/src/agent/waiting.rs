@@ -40,6 +40,8 @@ impl Queue {
             Event::Pod(_)
             | Event::Namespace(_)
             | Event::Node(_)
+            | Event::ServiceCidr(_)
+            | Event::Host(_)
             | Event::Restarted(_)
             | Event::Synced(_)
             | Event::Issues(..) => return None,

@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 
 use aya::maps::MapError as AyaError;
+use aya::maps::lpm_trie::Key;
 use lb_common::endpoint::Pod;
+use lb_common::service::{Affinity, AffinityKey};
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
 use crate::bpf::maps::{self, Tables};
 use crate::bpf::read;
 use crate::plan::{Actual, MapError, MapStore, Op};
+use crate::syscall;
 
 impl MapStore for Tables {
     fn load(&self) -> Result<Actual, MapError> {
@@ -29,11 +32,51 @@ impl MapStore for Tables {
                 Err(e) if maps::is_missing(&e) => Ok(()),
                 other => other.map_err(|e| failed("frontends", e)),
             },
+            Op::PutSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                let written = self.source_ranges.insert(&Key::new(bits, range), &1, 0);
+                written.map_err(|e| failed("source_ranges", e))
+            }
+            Op::DeleteSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                match self.source_ranges.remove(&Key::new(bits, range)) {
+                    Err(e) if maps::is_missing(&e) => Ok(()),
+                    other => other.map_err(|e| failed("source_ranges", e)),
+                }
+            }
+            Op::ClearAffinity { service_id } => self.clear_affinity(*service_id),
+            Op::PutFrontendPorts { word, bits } => {
+                self.frontend_ports.set(*word, bits, 0).map_err(|e| failed("frontend_ports", e))
+            }
+            Op::PutHostPorts { word, bits } => {
+                self.host_ports.set(*word, bits, 0).map_err(|e| failed("host_ports", e))
+            }
+            Op::PutSettings(settings) => {
+                self.settings.set(0, &**settings, 0).map_err(|e| failed("settings", e))
+            }
         }
     }
 }
 
 impl Tables {
+    /// Reads the whole map: it is small, and that affinity is taken off a Service is rare.
+    fn clear_affinity(&mut self, service_id: u32) -> Result<(), MapError> {
+        let mut keys = Vec::new();
+        let read = syscall::for_each(&self.affinity, |key: &AffinityKey, _: &Affinity| {
+            if key.service_id == service_id {
+                keys.push(*key);
+            }
+        });
+        read.map_err(|e| failed("affinity", AyaError::IoError(e)))?;
+        for key in keys {
+            match self.affinity.remove(&key) {
+                Err(e) if !maps::is_missing(&e) => return Err(failed("affinity", e)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a Pod of this node.
     ///
     /// # Errors
@@ -54,7 +97,8 @@ impl Tables {
     }
 }
 
-fn failed(map: &'static str, error: AyaError) -> MapError {
+/// A write that the kernel refused.
+pub(super) fn failed(map: &'static str, error: AyaError) -> MapError {
     let errno = match &error {
         AyaError::SyscallError(e) => e.io_error.raw_os_error(),
         AyaError::IoError(e) => e.raw_os_error(),

@@ -1,7 +1,7 @@
 //! Puts the programs onto their hooks and keeps them there: the only place that knows TCX from clsact.
 //!
-//! From Linux 6.6 on, a Pod's veth gets two TCX links, pinned by ifindex: they outlive the agent, and its next run
-//! exchanges the program inside them in one step. Older kernels (they answer EINVAL) get filters in a clsact qdisc
+//! From Linux 6.6 on, a device gets TCX links, pinned by ifindex: they outlive the agent, and its next run (or another
+//! role of the device) exchanges the program inside them in one step. Older kernels (they answer EINVAL) get filters in a clsact qdisc
 //! at a fixed priority and handle, which a restart replaces likewise. Socket programs are links at the cgroup root.
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ use libc::{EEXIST, EINVAL, ENODEV, ENOENT, ENOLINK, EOPNOTSUPP};
 
 use crate::bpf::pins::{self, Hook, Pin, Pins, PinsError};
 use crate::devices::qdisc;
+use crate::devices::uplinks::Layer;
 
 /// Priority of our filters in a clsact qdisc: before everything else.
 const PRIORITY: u16 = 1;
@@ -85,7 +86,36 @@ pub enum AttachError {
     },
 }
 
-/// How programs get onto a veth.
+/// What a device is to us, which decides on its programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The host's end of a Pod's veth.
+    Pod,
+    /// A device by which packets of other machines come and go.
+    Uplink {
+        /// Where the IP header of its packets begins.
+        layer: Layer,
+        /// Whether backends are processes of this host, whose answers are translated as they leave.
+        host_backends: bool,
+    },
+}
+
+impl Role {
+    /// The program that belongs at a hook.
+    pub const fn program(self, hook: Hook) -> Option<&'static str> {
+        match (self, hook) {
+            (Self::Pod, Hook::Ingress) => Some("pod_out"),
+            (Self::Pod, Hook::Egress) => Some("pod_in"),
+            (Self::Uplink { layer: Layer::Ethernet, .. }, Hook::Ingress) => Some("dev_in"),
+            (Self::Uplink { layer: Layer::Ip, .. }, Hook::Ingress) => Some("dev_in_l3"),
+            (Self::Uplink { host_backends: false, .. }, Hook::Egress) => None,
+            (Self::Uplink { layer: Layer::Ethernet, .. }, Hook::Egress) => Some("dev_out"),
+            (Self::Uplink { layer: Layer::Ip, .. }, Hook::Egress) => Some("dev_out_l3"),
+        }
+    }
+}
+
+/// How programs get onto a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     /// TCX links (Linux 6.6).
@@ -104,6 +134,14 @@ impl Mechanism {
     }
 }
 
+/// A program at a hook of a device.
+#[derive(Clone, Copy)]
+struct Place {
+    ifindex: u32,
+    hook: Hook,
+    program: &'static str,
+}
+
 /// The loaded programs and the means to attach them.
 pub struct Hooks {
     ebpf: Ebpf,
@@ -118,7 +156,7 @@ impl Hooks {
         Self { ebpf, pins, mechanism }
     }
 
-    /// How veths are attached to, once the first one was.
+    /// How devices are attached to, once the first one was.
     pub fn mechanism(&self) -> Option<Mechanism> {
         self.mechanism
     }
@@ -150,20 +188,26 @@ impl Hooks {
         Ok(())
     }
 
-    /// Attaches both programs to a Pod's veth, or updates what an earlier run left there. Idempotent.
+    /// Attaches the programs of its role to a device, or updates what an earlier run or another role left there, and
+    /// removes what the role has no use for. Idempotent.
     ///
     /// # Errors
     /// [`AttachError::Gone`] when the device has left meanwhile, else when the kernel refuses.
-    pub fn attach_pod(&mut self, ifindex: u32) -> Result<(), AttachError> {
+    pub fn attach(&mut self, ifindex: u32, role: Role) -> Result<(), AttachError> {
         for hook in Hook::ALL {
+            let Some(program) = role.program(hook) else {
+                self.detach(ifindex, hook)?;
+                continue;
+            };
+            let place = Place { ifindex, hook, program };
             match self.mechanism {
-                Some(Mechanism::Tcx) => self.attach_tcx(ifindex, hook)?,
-                Some(Mechanism::Clsact) => self.attach_clsact(ifindex, hook)?,
-                None => match self.attach_tcx(ifindex, hook) {
+                Some(Mechanism::Tcx) => self.attach_tcx(place)?,
+                Some(Mechanism::Clsact) => self.attach_clsact(place)?,
+                None => match self.attach_tcx(place) {
                     Err(AttachError::Attach { source, .. })
                         if matches!(os_error(&source), Some(EINVAL | EOPNOTSUPP)) =>
                     {
-                        self.attach_clsact(ifindex, hook)?;
+                        self.attach_clsact(place)?;
                         self.mechanism = Some(Mechanism::Clsact);
                     }
                     Err(e) => return Err(e),
@@ -174,13 +218,13 @@ impl Hooks {
         Ok(())
     }
 
-    /// Forgets a device that is gone, or no longer a Pod's: removes its pins, and filters where there are some.
+    /// Forgets a device that is gone or has no role any more: removes its pins, and filters where there are some.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn forget_pod(&mut self, ifindex: u32) -> Result<(), AttachError> {
+    pub fn forget(&mut self, ifindex: u32) -> Result<(), AttachError> {
         for hook in Hook::ALL {
-            pins::remove(&self.pins.pod_link(ifindex, hook))?;
+            pins::remove(&self.pins.device_link(ifindex, hook))?;
         }
         if self.mechanism == Some(Mechanism::Clsact) {
             detach_filters(&self.pins, ifindex)?;
@@ -188,15 +232,15 @@ impl Hooks {
         Ok(())
     }
 
-    /// Removes the pins of devices that `is_pod` does not know (any more). Returns how many devices that were.
+    /// Removes the pins of devices that have no role (any more). Returns how many devices that were.
     ///
     /// # Errors
     /// When pins cannot be listed or removed.
-    pub fn remove_stale(&mut self, is_pod: impl Fn(u32) -> bool) -> Result<usize, AttachError> {
+    pub fn remove_stale(&mut self, has_role: impl Fn(u32) -> bool) -> Result<usize, AttachError> {
         let mut stale = std::collections::BTreeSet::new();
         for (path, pin) in self.pins.list()? {
-            if let Pin::PodLink(ifindex, _) | Pin::Qdisc(ifindex) = pin
-                && !is_pod(ifindex)
+            if let Pin::DeviceLink(ifindex, _) | Pin::Qdisc(ifindex) = pin
+                && !has_role(ifindex)
             {
                 match pin {
                     Pin::Qdisc(_) => detach_filters(&self.pins, ifindex)?,
@@ -208,10 +252,20 @@ impl Hooks {
         Ok(stale.len())
     }
 
-    fn attach_tcx(&mut self, ifindex: u32, hook: Hook) -> Result<(), AttachError> {
-        let path = self.pins.pod_link(ifindex, hook);
-        let program = classifier(&mut self.ebpf, hook)?;
-        let failed = |source| attach_error(hook, ifindex, source);
+    /// Leaves one hook of a device to others.
+    fn detach(&self, ifindex: u32, hook: Hook) -> Result<(), AttachError> {
+        pins::remove(&self.pins.device_link(ifindex, hook))?;
+        if self.mechanism == Some(Mechanism::Clsact) {
+            detach_filter(ifindex, hook)?;
+        }
+        Ok(())
+    }
+
+    fn attach_tcx(&mut self, place: Place) -> Result<(), AttachError> {
+        let Place { ifindex, hook, .. } = place;
+        let path = self.pins.device_link(ifindex, hook);
+        let program = classifier(&mut self.ebpf, place)?;
+        let failed = |source| attach_error(place, source);
         if update_tcx(program, &path).map_err(failed)? {
             return Ok(());
         }
@@ -223,7 +277,8 @@ impl Hooks {
         pin(link.try_into().map_err(|e| failed(ProgramError::LinkError(e)))?, &path)
     }
 
-    fn attach_clsact(&mut self, ifindex: u32, hook: Hook) -> Result<(), AttachError> {
+    fn attach_clsact(&mut self, place: Place) -> Result<(), AttachError> {
+        let Place { ifindex, hook, .. } = place;
         match tc::qdisc_add_clsact(ifindex) {
             Ok(()) => {
                 let mark = self.pins.qdisc(ifindex);
@@ -240,12 +295,12 @@ impl Hooks {
                     return Err(AttachError::IngressQdisc { ifindex });
                 }
             }
-            Err(e) => return Err(attach_error(hook, ifindex, ProgramError::TcError(e))),
+            Err(e) => return Err(attach_error(place, ProgramError::TcError(e))),
         }
         let parent = TcHandle::from(attach_type(hook));
         let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-        let program = classifier(&mut self.ebpf, hook)?;
-        let failed = |source| attach_error(hook, ifindex, source);
+        let program = classifier(&mut self.ebpf, place)?;
+        let failed = |source| attach_error(place, source);
         let id = match program.attach(ifindex, TcAttach::Netlink { parent, options }) {
             Err(e) if os_error(&e) == Some(EEXIST) => {
                 replace_filter(program, ifindex, parent).map_err(failed)?
@@ -264,21 +319,25 @@ impl Hooks {
 /// When the kernel refuses.
 pub fn detach_filters(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     for hook in Hook::ALL {
-        let parent = TcHandle::from(attach_type(hook));
-        let detached = SchedClassifierLink::attached(ifindex, parent, PRIORITY, HANDLE, None)
-            .map_err(ProgramError::IOError)
-            .and_then(Link::detach);
-        match detached {
-            // No filter, no qdisc, no device: nothing of ours.
-            Err(e) if matches!(os_error(&e), Some(EINVAL | ENODEV | ENOENT)) => {}
-            other => other.map_err(|e| attach_error(hook, ifindex, e))?,
-        }
+        detach_filter(ifindex, hook)?;
     }
     let failed = |source| AttachError::Qdisc { ifindex, source };
     if pins.qdisc(ifindex).is_dir() && !qdisc::has_filters(ifindex).map_err(failed)? {
         qdisc::delete_clsact(ifindex).map_err(failed)?;
     }
     Ok(pins::remove(&pins.qdisc(ifindex))?)
+}
+
+fn detach_filter(ifindex: u32, hook: Hook) -> Result<(), AttachError> {
+    let parent = TcHandle::from(attach_type(hook));
+    let detached = SchedClassifierLink::attached(ifindex, parent, PRIORITY, HANDLE, None)
+        .map_err(ProgramError::IOError)
+        .and_then(Link::detach);
+    match detached {
+        // No filter, no qdisc, no device: nothing of ours.
+        Err(e) if matches!(os_error(&e), Some(EINVAL | ENODEV | ENOENT)) => Ok(()),
+        other => other.map_err(|e| attach_error(Place { ifindex, hook, program: "filter" }, e)),
+    }
 }
 
 /// Exchanges the program of the pinned TCX link. `false`: there is no live link at the pin.
@@ -334,9 +393,9 @@ fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
     Ok(())
 }
 
-fn classifier(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, AttachError> {
-    let missing = || AttachError::Program { program: hook.program().to_owned() };
-    ebpf.program_mut(hook.program()).and_then(|program| program.try_into().ok()).ok_or_else(missing)
+fn classifier(ebpf: &mut Ebpf, place: Place) -> Result<&mut SchedClassifier, AttachError> {
+    let missing = || AttachError::Program { program: place.program.to_owned() };
+    ebpf.program_mut(place.program).and_then(|program| program.try_into().ok()).ok_or_else(missing)
 }
 
 fn sock_addr<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, AttachError> {
@@ -351,12 +410,13 @@ const fn attach_type(hook: Hook) -> TcAttachType {
     }
 }
 
-fn attach_error(hook: Hook, ifindex: u32, source: ProgramError) -> AttachError {
+fn attach_error(place: Place, source: ProgramError) -> AttachError {
+    let Place { ifindex, program, .. } = place;
     if os_error(&source) == Some(ENODEV) {
         return AttachError::Gone { ifindex };
     }
     AttachError::Attach {
-        program: hook.program().to_owned(),
+        program: program.to_owned(),
         target: format!("device {ifindex}"),
         source: Box::new(source),
     }

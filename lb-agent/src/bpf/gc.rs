@@ -2,18 +2,23 @@
 //! without evicting live flows.
 //!
 //! A translated flow has two entries, and packets of one direction refresh only one of them. They live and die
-//! together, judged by what both have seen: an expired entry stays while its partner lives. Entries of dead backends need no purge (the programs
-//! compare generations at every packet); they are counted. A pass runs on a thread of its own.
+//! together, judged by what both have seen: an expired entry stays while its partner lives, whichever scopes they are
+//! of. Entries of dead backends need no purge (the programs compare generations at every packet); they are counted.
+//! A pass runs on a thread of its own. What it sees on the way is the true number of live flows of each backend: the
+//! programs' own count (`loads`) is not atomic and is put right.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap as StdHashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, MapData};
-use lb_common::conntrack::{CtEntry, CtKey, is_expired, partner};
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, bits, is_expired, partner, scope};
 use lb_common::flow::proto;
-use lb_common::service::Backend;
+use lb_common::limits::{MAP_AFFINITY, MAP_LOADS, MapSpec};
+use lb_common::service::{Affinity, AffinityKey, Backend};
 
 use crate::bpf::clock::Clock;
 use crate::bpf::maps::{self, MapsError};
@@ -28,18 +33,47 @@ pub const INTERVAL: Duration = Duration::from_secs(30);
 pub struct Pass {
     /// Entries seen, the removed ones included.
     pub entries: u64,
-    /// Those of TCP.
-    pub tcp: u64,
-    /// Those of UDP.
-    pub udp: u64,
+    /// Those of flows of Pods.
+    pub pod: ByProtocol,
+    /// Those of flows from outside, as they are at the node's devices.
+    pub external: ByProtocol,
     /// Those that were removed.
     pub expired: u64,
     /// Expired entries that stayed since their partner lives.
     pub kept: u64,
     /// Entries whose backend is dead or has another meaning now.
     pub stale: u64,
+    /// Live masqueraded flows.
+    pub masqueraded: u64,
+    /// The most of them that go from one address of this node to one backend: each needs a port of its own there.
+    pub masquerade_ports: u64,
+    /// Elements of `loads` that were put right.
+    pub corrected: u64,
+    /// Clients with session affinity, the expired ones included.
+    pub affinity: u64,
     /// How long it took.
     pub duration: Duration,
+}
+
+/// Numbers of entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByProtocol {
+    /// TCP.
+    pub tcp: u64,
+    /// UDP.
+    pub udp: u64,
+    /// All else.
+    pub other: u64,
+}
+
+impl ByProtocol {
+    fn count(&mut self, protocol: u8) {
+        *match protocol {
+            proto::TCP => &mut self.tcp,
+            proto::UDP => &mut self.udp,
+            _ => &mut self.other,
+        } += 1;
+    }
 }
 
 impl Pass {
@@ -53,7 +87,32 @@ impl Pass {
 pub struct Gc {
     ct: HashMap<MapData, CtKey, CtEntry>,
     backends: Array<MapData, Backend>,
+    loads: Array<MapData, u32>,
+    affinity: HashMap<MapData, AffinityKey, Affinity>,
     clock: Clock,
+}
+
+/// What a pass knows of the flows it has seen so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Live flows by backend id, of Services that choose by them.
+    loads: StdHashMap<u32, u32>,
+    /// Live flows by backend, protocol and the address of this node that stands for the client.
+    masqueraded: StdHashMap<(Addr, Be16, u8, Addr), u64>,
+    expired: Vec<CtKey>,
+}
+
+impl Seen {
+    /// An entry of a live flow.
+    fn live(&mut self, key: &CtKey, entry: &CtEntry) {
+        if entry.flags & bits::COUNTED != 0 {
+            *self.loads.entry(entry.backend_id).or_default() += 1;
+        }
+        if key.scope == scope::EXTERNAL && entry.flags & bits::MASQUERADED != 0 {
+            let to = (entry.nat_addr, entry.nat_port, key.proto, entry.aux_addr);
+            *self.masqueraded.entry(to).or_default() += 1;
+        }
+    }
 }
 
 impl Gc {
@@ -62,7 +121,20 @@ impl Gc {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins, clock: Clock) -> Result<Self, MapsError> {
-        Ok(Self { ct: maps::open_ct(pins)?, backends: maps::open_backends(pins)?, clock })
+        let pinned = |spec: &MapSpec| {
+            MapData::from_pin(pins.map(spec))
+                .and_then(Map::from_map_data)
+                .map_err(|source| MapsError::Unusable { map: spec.name, source })
+        };
+        let unusable = |map| move |source| MapsError::Unusable { map, source };
+        Ok(Self {
+            ct: maps::open_ct(pins)?,
+            backends: maps::open_backends(pins)?,
+            loads: Array::try_from(pinned(&MAP_LOADS)?).map_err(unusable(MAP_LOADS.name))?,
+            affinity: HashMap::try_from(pinned(&MAP_AFFINITY)?)
+                .map_err(unusable(MAP_AFFINITY.name))?,
+            clock,
+        })
     }
 
     /// Walks the table once.
@@ -74,28 +146,55 @@ impl Gc {
         let generations = self.generations()?;
         let now = Now { stamp: self.clock.stamp()?, hz: self.clock.hz };
         let mut pass = Pass::default();
-        let mut expired = Vec::new();
+        let mut seen = Seen::default();
         syscall::for_each(&self.ct, |key: &CtKey, entry: &CtEntry| {
             pass.entries += 1;
-            pass.tcp += u64::from(key.proto == proto::TCP);
-            pass.udp += u64::from(key.proto == proto::UDP);
+            let is_external = matches!(key.scope, scope::EXTERNAL | scope::EXTERNAL_REPLY);
+            let kinds = if is_external { &mut pass.external } else { &mut pass.pod };
+            kinds.count(key.proto);
             let current = generations.get(&entry.backend_id).copied().unwrap_or_default();
-            pass.stale += u64::from(entry.backend_id != 0 && current != entry.backend_gen);
+            let is_stale = entry.backend_id != 0 && current != entry.backend_gen;
+            pass.stale += u64::from(is_stale);
             if now.is_dead(key, entry, None) {
-                expired.push(*key);
+                seen.expired.push(*key);
+            } else if !is_stale {
+                seen.live(key, entry);
             }
         })?;
-        for key in expired {
-            self.expire(&key, now, &mut pass)?;
+        for key in std::mem::take(&mut seen.expired) {
+            if let Some(entry) = self.expire(&key, now, &mut pass)?
+                && generations.get(&entry.backend_id) == Some(&entry.backend_gen)
+            {
+                seen.live(&key, &entry);
+            }
         }
+        pass.masqueraded = seen.masqueraded.values().sum();
+        pass.masquerade_ports = seen.masqueraded.values().copied().max().unwrap_or_default();
+        pass.corrected = self.correct_loads(&seen.loads)?;
+        syscall::for_each(&self.affinity, |_: &AffinityKey, _: &Affinity| pass.affinity += 1)?;
         pass.duration = start.elapsed();
         Ok(pass)
     }
 
-    /// Removes an entry and its partner, if they are dead together.
-    fn expire(&mut self, key: &CtKey, now: Now, pass: &mut Pass) -> io::Result<()> {
+    /// Writes the loads that are not as counted. Returns how many that were.
+    fn correct_loads(&mut self, counted: &StdHashMap<u32, u32>) -> io::Result<u64> {
+        let mut wrong = Vec::new();
+        syscall::for_each(&self.loads, |id: &u32, load: &u32| {
+            let count = counted.get(id).copied().unwrap_or_default();
+            if *load != count {
+                wrong.push((*id, count));
+            }
+        })?;
+        for (id, count) in &wrong {
+            self.loads.set(*id, count, 0).map_err(io::Error::other)?;
+        }
+        Ok(wrong.len() as u64)
+    }
+
+    /// Removes an entry and its partner, if they are dead together. Returns the entry if not.
+    fn expire(&mut self, key: &CtKey, now: Now, pass: &mut Pass) -> io::Result<Option<CtEntry>> {
         // Read again: a packet may have come since the walk, or the partner's turn was before.
-        let Some(entry) = self.entry(key)? else { return Ok(()) };
+        let Some(entry) = self.entry(key)? else { return Ok(None) };
         let partner_key = partner(key, &entry);
         let partner = match &partner_key {
             Some(partner_key) => self.entry(partner_key)?,
@@ -103,7 +202,7 @@ impl Gc {
         };
         if !now.is_dead(key, &entry, partner.as_ref()) {
             pass.kept += 1;
-            return Ok(());
+            return Ok(Some(entry));
         }
         for key in std::iter::once(key).chain(partner.and(partner_key.as_ref())) {
             match self.ct.remove(key) {
@@ -113,7 +212,7 @@ impl Gc {
                 Err(e) => return Err(io::Error::other(e)),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn entry(&self, key: &CtKey) -> io::Result<Option<CtEntry>> {

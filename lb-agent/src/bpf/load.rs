@@ -65,7 +65,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
-    for (program, _) in limits::POD_PROGRAMS {
+    for (program, _) in limits::POD_PROGRAMS.into_iter().chain(limits::DEV_PROGRAMS) {
         let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
         <&mut SchedClassifier>::try_from(loaded)
             .and_then(SchedClassifier::load)

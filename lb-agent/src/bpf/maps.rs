@@ -4,13 +4,16 @@
 use std::path::Path;
 
 use aya::Ebpf;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, RingBuf};
+use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::Pod;
 use lb_common::limits::{
-    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTEND_PORTS,
+    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_PODS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
-use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
 use crate::bpf::pins::Pins;
 
@@ -41,6 +44,16 @@ pub struct Tables {
     pub slots: Array<MapData, u32>,
     /// Backends by id.
     pub backends: Array<MapData, Backend>,
+    /// Who may use the gated frontends of a service port.
+    pub source_ranges: LpmTrie<MapData, SourceRange, u32>,
+    /// Clients with session affinity: written by the programs, cleared by the agent.
+    pub affinity: HashMap<MapData, AffinityKey, Affinity>,
+    /// Ports of frontends, one bit each.
+    pub frontend_ports: Array<MapData, u64>,
+    /// Ports of backends that are processes of this host.
+    pub host_ports: Array<MapData, u64>,
+    /// What may change while the programs run; one element.
+    pub settings: Array<MapData, Settings>,
     /// Pods by ifindex.
     pub pods: HashMap<MapData, u32, Pod>,
 }
@@ -55,6 +68,11 @@ impl Tables {
             frontends: typed(&MAP_FRONTENDS, take(ebpf, &MAP_FRONTENDS)?)?,
             slots: typed(&MAP_SLOTS, take(ebpf, &MAP_SLOTS)?)?,
             backends: typed(&MAP_BACKENDS, take(ebpf, &MAP_BACKENDS)?)?,
+            source_ranges: typed(&MAP_SOURCE_RANGES, take(ebpf, &MAP_SOURCE_RANGES)?)?,
+            affinity: typed(&MAP_AFFINITY, take(ebpf, &MAP_AFFINITY)?)?,
+            frontend_ports: typed(&MAP_FRONTEND_PORTS, take(ebpf, &MAP_FRONTEND_PORTS)?)?,
+            host_ports: typed(&MAP_HOST_PORTS, take(ebpf, &MAP_HOST_PORTS)?)?,
+            settings: typed(&MAP_SETTINGS, take(ebpf, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
         })
     }
@@ -68,6 +86,11 @@ impl Tables {
             frontends: typed(&MAP_FRONTENDS, pinned(pins, &MAP_FRONTENDS)?)?,
             slots: typed(&MAP_SLOTS, pinned(pins, &MAP_SLOTS)?)?,
             backends: typed(&MAP_BACKENDS, pinned(pins, &MAP_BACKENDS)?)?,
+            source_ranges: typed(&MAP_SOURCE_RANGES, pinned(pins, &MAP_SOURCE_RANGES)?)?,
+            affinity: typed(&MAP_AFFINITY, pinned(pins, &MAP_AFFINITY)?)?,
+            frontend_ports: typed(&MAP_FRONTEND_PORTS, pinned(pins, &MAP_FRONTEND_PORTS)?)?,
+            host_ports: typed(&MAP_HOST_PORTS, pinned(pins, &MAP_HOST_PORTS)?)?,
+            settings: typed(&MAP_SETTINGS, pinned(pins, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, pinned(pins, &MAP_PODS)?)?,
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <pin-dir>/<map>_v<version>       a map, with the version of its layout
-//! <pin-dir>/l_<ifindex>_<in|out>   the link of a Pod's veth (TCX)
+//! <pin-dir>/l_<ifindex>_<in|out>   the link of a device (TCX)
 //! <pin-dir>/cg_<program>           the link of a socket program
 //! <pin-dir>/q_<ifindex>            a directory: the clsact qdisc of this device was added by us
 //! ```
@@ -48,26 +48,18 @@ pub enum PinsError {
     },
 }
 
-/// One of the two tc hooks of a Pod's veth on the host's side, as the kernel names them.
+/// One of the two tc hooks of a device, as the kernel names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hook {
-    /// tc ingress: packets that leave the Pod (`pod_out`).
+    /// tc ingress: at a Pod's veth, packets that leave the Pod.
     Ingress,
-    /// tc egress: packets that enter the Pod (`pod_in`).
+    /// tc egress: at a Pod's veth, packets that enter the Pod.
     Egress,
 }
 
 impl Hook {
     /// Both hooks.
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
-
-    /// The program that belongs there.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Ingress => "pod_out",
-            Self::Egress => "pod_in",
-        }
-    }
 
     /// Its word in the name of a pin.
     const fn word(self) -> &'static str {
@@ -83,8 +75,8 @@ impl Hook {
 pub enum Pin {
     /// A map of ours and its layout version.
     Map(&'static str, u32),
-    /// The link of a Pod's veth.
-    PodLink(u32, Hook),
+    /// The link at a hook of a device.
+    DeviceLink(u32, Hook),
     /// The link of a socket program.
     SocketLink(String),
     /// The mark of a clsact qdisc that we added.
@@ -130,8 +122,8 @@ impl Pins {
         self.dir.join(format!("{}_v{}", map.name, map.version))
     }
 
-    /// Pin of the link at a hook of a Pod's veth.
-    pub fn pod_link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+    /// Pin of the link at a hook of a device.
+    pub fn device_link(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.dir.join(format!("l_{ifindex}_{}", hook.word()))
     }
 
@@ -226,7 +218,7 @@ fn parse(name: &str) -> Option<Pin> {
     }
     if let Some((ifindex, word)) = name.strip_prefix("l_").and_then(|rest| rest.split_once('_')) {
         let hook = Hook::ALL.into_iter().find(|hook| hook.word() == word)?;
-        return Some(Pin::PodLink(ifindex.parse().ok()?, hook));
+        return Some(Pin::DeviceLink(ifindex.parse().ok()?, hook));
     }
     let (map, version) = name.rsplit_once("_v")?;
     let map = MAPS.iter().find(|spec| spec.name == map)?;
@@ -246,8 +238,8 @@ mod tests {
         let cases = [
             (pins.map(&MAP_SK_NAT), Some(Pin::Map("sk_nat", 1))),
             (Path::new("/x/ct_v12").to_owned(), Some(Pin::Map("ct", 12))),
-            (pins.pod_link(7, Hook::Ingress), Some(Pin::PodLink(7, Hook::Ingress))),
-            (pins.pod_link(41, Hook::Egress), Some(Pin::PodLink(41, Hook::Egress))),
+            (pins.device_link(7, Hook::Ingress), Some(Pin::DeviceLink(7, Hook::Ingress))),
+            (pins.device_link(41, Hook::Egress), Some(Pin::DeviceLink(41, Hook::Egress))),
             (pins.socket_link("connect4"), Some(Pin::SocketLink("connect4".to_owned()))),
             (pins.qdisc(9), Some(Pin::Qdisc(9))),
             (Path::new("/x/l_7_sideways").to_owned(), None),

@@ -1,14 +1,15 @@
 //! The maps as plain tables: what a restart begins with, and what the counters say.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::bpf::maps::Tables;
-use crate::plan::{Actual, MapError};
+use crate::plan::{Actual, MapError, RangeKey};
 use crate::syscall;
 
 /// Reads the load balancing tables.
@@ -35,7 +36,35 @@ pub fn actual(tables: &Tables) -> Result<Actual, MapError> {
         }
     })
     .map_err(|e| failed("backends", e))?;
+    actual.source_ranges = source_ranges(tables)?;
+    actual.frontend_ports =
+        words(&tables.frontend_ports).map_err(|e| failed("frontend_ports", e))?;
+    actual.host_ports = words(&tables.host_ports).map_err(|e| failed("host_ports", e))?;
+    let settings = tables.settings.get(&0, 0);
+    actual.settings =
+        Some(Box::new(settings.map_err(|e| failed("settings", io::Error::other(e)))?));
     Ok(actual)
+}
+
+/// The map is small, and not all kernels read this kind in batches.
+fn source_ranges(tables: &Tables) -> Result<BTreeSet<RangeKey>, MapError> {
+    let mut ranges = BTreeSet::new();
+    for key in tables.source_ranges.keys() {
+        let key = key.map_err(|e| failed("source_ranges", io::Error::other(e)))?;
+        ranges.extend(RangeKey::from_map(key.prefix_len(), key.data()));
+    }
+    Ok(ranges)
+}
+
+/// The words of a set of ports, up to the last that is in use.
+fn words(map: &Array<MapData, u64>) -> io::Result<Vec<u64>> {
+    let mut words = Vec::new();
+    syscall::for_each(map, |word: &u32, bits: &u64| {
+        if *bits != 0 {
+            put(&mut words, *word, *bits, 0);
+        }
+    })?;
+    Ok(words)
 }
 
 /// What the programs have counted since the maps were made, all CPUs together.

@@ -4,9 +4,10 @@
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError as AyaError, MapType, PerCpuArray};
-use lb_common::fragment::{FragmentKey, FragmentPorts};
-use lb_common::limits::{MAP_COUNTERS, MAP_FRAGMENTS, MapSpec};
+use lb_common::limits::{MAP_COUNTERS, MapSpec};
+use lb_common::pod::Field;
 
 use crate::bpf::maps::MapsError;
 use crate::bpf::pins::Pins;
@@ -49,19 +50,21 @@ pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
     read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
 }
 
-/// Number of fragmented packets whose ports are remembered.
+/// Number of elements of a hash map with these keys and values.
 ///
 /// # Errors
 /// When the pin is missing, may not be opened or is something else.
-pub fn n_fragments(pins: &Pins) -> Result<usize, MapsError> {
-    let unusable = |source| MapsError::Unusable { map: MAP_FRAGMENTS.name, source };
-    let map: HashMap<MapData, FragmentKey, FragmentPorts> =
-        MapData::from_pin(pins.map(&MAP_FRAGMENTS))
-            .and_then(Map::from_map_data)
-            .and_then(HashMap::try_from)
-            .map_err(unusable)?;
+pub fn n_elements<K: Pod + Field, V: Pod + Field>(
+    pins: &Pins,
+    spec: &MapSpec,
+) -> Result<usize, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: spec.name, source };
+    let map: HashMap<MapData, K, V> = MapData::from_pin(pins.map(spec))
+        .and_then(Map::from_map_data)
+        .and_then(HashMap::try_from)
+        .map_err(unusable)?;
     let mut n = 0;
-    syscall::for_each(&map, |_: &FragmentKey, _: &FragmentPorts| n += 1)
+    syscall::for_each(&map, |_: &K, _: &V| n += 1)
         .map_err(|error| unusable(AyaError::IoError(error)))?;
     Ok(n)
 }
@@ -78,6 +81,7 @@ fn kind(map_type: Result<MapType, AyaError>) -> &'static str {
         Ok(MapType::Hash) => "hash",
         Ok(MapType::Array) => "array",
         Ok(MapType::LruHash) => "lru_hash",
+        Ok(MapType::LpmTrie) => "lpm_trie",
         Ok(MapType::PerCpuArray) => "percpu_array",
         Ok(MapType::RingBuf) => "ringbuf",
         Ok(MapType::SkStorage) => "sk_storage",

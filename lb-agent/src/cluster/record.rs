@@ -3,9 +3,12 @@
 //! Everything in them is valid: what was not has become an [`crate::issue::Issue`] on the way here.
 #![forbid(unsafe_code)]
 
+use std::num::{NonZeroI64, NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+
+use super::Prefix;
 
 /// IP family of an address, a frontend, a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,7 +70,70 @@ pub struct Service {
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,
     /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services keeps a contested address.
-    pub created: Option<i64>,
+    pub created: Option<NonZeroI64>,
+    /// What few Services have; `None` when all of it has its default.
+    pub extra: Option<Box<Extra>>,
+}
+
+impl Service {
+    /// The addresses outside the cluster that it names: of load balancers, then `spec.externalIPs`.
+    pub fn external_addrs(&self) -> impl Iterator<Item = Addr> {
+        let extra = self.extra.iter();
+        extra.flat_map(|extra| extra.lb_ips.iter().chain(&extra.external_ips)).copied()
+    }
+}
+
+/// The fields of a Service that few have, apart so that the others stay small.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `status.loadBalancer.ingress[].ip` of a LoadBalancer, but for those with `ipMode: Proxy` (KEP-1860).
+    pub lb_ips: Box<[Addr]>,
+    /// `spec.externalIPs`.
+    pub external_ips: Box<[Addr]>,
+    /// `spec.loadBalancerSourceRanges`: `None` = everybody; an empty list (none of those given is valid) = nobody.
+    pub source_ranges: Option<Box<[Prefix]>>,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` with `sessionAffinity: ClientIP`; `None` = no affinity.
+    pub affinity_secs: Option<NonZeroU32>,
+    /// `spec.healthCheckNodePort` of a LoadBalancer with `externalTrafficPolicy: Local`.
+    pub health_port: Option<NonZeroU16>,
+    /// Annotation `lb-agent.io/algorithm`.
+    pub algorithm: Algorithm,
+    /// Annotation `lb-agent.io/weights`; an endpoint that is not named has weight 1.
+    pub weights: Box<[(Weighted, u8)]>,
+}
+
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// At random.
+    #[default]
+    Random,
+    /// For clients outside the cluster by a hash of the flow that is the same on every node; else at random.
+    Maglev,
+    /// Of two random ones the one with fewer live flows.
+    LeastConnections,
+}
+
+impl Algorithm {
+    /// The name in the annotation.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+            Self::LeastConnections => "least-connections",
+        }
+    }
+}
+
+/// Which endpoints a weight is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Weighted {
+    /// The one with this address.
+    Addr(Addr),
+    /// Those of the Pod with this name in the Service's namespace.
+    Pod(Arc<str>),
 }
 
 /// One entry of `spec.ports`.
@@ -79,6 +145,8 @@ pub struct ServicePort {
     pub protocol: u8,
     /// The port clients dial.
     pub port: u16,
+    /// `nodePort`, of a NodePort or a LoadBalancer.
+    pub node_port: Option<NonZeroU16>,
 }
 
 /// An EndpointSlice of family IPv4 or IPv6.
@@ -121,6 +189,17 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// Name of the Pod in `targetRef`, in the slice's namespace.
     pub pod: Option<Arc<str>>,
+    /// `hints`; `None` when there are none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// For clients where an endpoint is meant (KEP-2433, KEP-4444).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hints {
+    /// `forZones[].name`.
+    pub zones: Box<[Arc<str>]>,
+    /// `forNodes[].name`.
+    pub nodes: Box<[Arc<str>]>,
 }
 
 /// Conditions of an endpoint.
@@ -128,7 +207,7 @@ pub struct Endpoint {
 pub struct Conditions {
     /// May get new connections; absent means true.
     pub ready: bool,
-    /// Answers, whether or not it is terminating; absent means as `ready`.
+    /// Answers, whether or not it is terminating; absent means true.
     pub serving: bool,
     /// Is being shut down; absent means false.
     pub terminating: bool,
@@ -146,13 +225,22 @@ pub struct Pod {
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// `status.addresses` of types InternalIP and ExternalIP.
+    /// `status.addresses` of types InternalIP and ExternalIP, the internal ones first.
     pub addresses: Box<[Addr]>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Box<[Prefix]>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
     /// Whether the cluster autoscaler is about to remove it (taint `ToBeDeletedByClusterAutoscaler`): load
     /// balancers must see `/healthz` fail (KEP-3836).
     pub deleting: bool,
+}
+
+/// A ServiceCIDR: where ClusterIPs come from (KEP-1880).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// `spec.cidrs`.
+    pub prefixes: Box<[Prefix]>,
 }
 
 /// A namespace.

@@ -1,12 +1,14 @@
 //! Lists, liveness of addresses, and which services an event touches.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU16;
+
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
 use super::{
-    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, Pod, Service,
-    ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Name, Node,
+    Pod, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
 use crate::issue::{Issue, ObjectRef};
 
@@ -22,9 +24,11 @@ fn service(ip: &str) -> Service {
     Service {
         service_type: ServiceType::ClusterIp,
         cluster_ips: [addr(ip)].into(),
-        ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80 }].into(),
+        ports: [ServicePort { name: "".into(), protocol: proto::TCP, port: 80, node_port: None }]
+            .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        extra: None,
     }
 }
 
@@ -35,6 +39,7 @@ fn slice(service: &str, addrs: &[&str]) -> EndpointSlice {
         node: None,
         zone: None,
         pod: None,
+        hints: None,
     };
     EndpointSlice {
         service: service.into(),
@@ -60,6 +65,9 @@ fn touched(cluster: &mut Cluster, event: Event) -> Vec<String> {
 #[test]
 fn events_touch_the_services_they_change() {
     let mut cluster = Cluster::new("n1");
+    for kind in Kind::ALL {
+        cluster.apply(Event::Synced(kind));
+    }
     let none: [&str; 0] = [];
     assert_eq!(touched(&mut cluster, put_service("a", "10.96.0.1")), ["a"]);
     assert_eq!(touched(&mut cluster, put_service("a", "10.96.0.1")), none, "nothing new");
@@ -73,7 +81,7 @@ fn events_touch_the_services_they_change() {
 }
 
 #[test]
-fn semantics_37_what_a_list_does_not_repeat_is_gone_only_when_it_is_complete() {
+fn s37_what_a_list_does_not_repeat_is_gone_only_when_it_is_complete() {
     let mut cluster = Cluster::new("n1");
     for kind in Kind::ALL {
         assert!(!cluster.synced());
@@ -130,4 +138,85 @@ fn slices_of_a_service_are_its_own() {
     assert_eq!(of("b"), ["b-1", "b-2"]);
     assert_eq!(of("a"), ["a-1"]);
     assert_eq!(of("c"), [""; 0]);
+}
+
+/// A cluster that is synced, with node `n1`.
+fn synced() -> Cluster {
+    let mut cluster = Cluster::new("n1");
+    cluster.apply(put_node("n1", "172.31.0.1", "a"));
+    for kind in Kind::ALL {
+        cluster.apply(Event::Synced(kind));
+    }
+    cluster
+}
+
+fn put_node(name: &str, ip: &str, zone: &str) -> Event {
+    let node = Node {
+        addresses: [addr(ip)].into(),
+        pod_cidrs: [].into(),
+        zone: Some(zone.into()),
+        deleting: false,
+    };
+    Event::Node(Change::Applied(Name::new("", name), node))
+}
+
+/// A Service with an address of a load balancer and, if not 0, a NodePort.
+fn put_external(n: &str, ip: &str, lb: &str, node_port: u16) -> Event {
+    let mut service = service(ip);
+    service.service_type = ServiceType::LoadBalancer;
+    service.ports[0].node_port = NonZeroU16::new(node_port);
+    service.extra = Some(Box::new(Extra { lb_ips: [addr(lb)].into(), ..Extra::default() }));
+    Event::Service(Change::Applied(name(n), service))
+}
+
+#[test]
+fn rivals_for_addresses_and_ports_of_nodes_are_touched() {
+    let mut cluster = synced();
+    let none: [&str; 0] = [];
+    assert_eq!(touched(&mut cluster, put_service("plain", "10.96.0.9")), ["plain"]);
+    assert_eq!(touched(&mut cluster, put_external("a", "10.96.0.1", "203.0.113.1", 30_080)), ["a"]);
+    let rival = put_external("b", "10.96.0.2", "203.0.113.1", 0);
+    assert_eq!(touched(&mut cluster, rival), ["a", "b"], "one address");
+    let rival = put_external("c", "10.96.0.3", "203.0.113.3", 30_080);
+    assert_eq!(touched(&mut cluster, rival), ["a", "c"], "one NodePort");
+    assert_eq!(
+        touched(&mut cluster, put_service("d", "203.0.113.3")),
+        ["c", "d"],
+        "an address of a load balancer becomes a ClusterIP"
+    );
+    let pod = Pod { ips: [addr("203.0.113.1")].into(), host_network: false };
+    assert_eq!(touched(&mut cluster, Event::Pod(Change::Applied(name("p"), pod))), ["a", "b"]);
+    assert_eq!(touched(&mut cluster, Event::Pod(Change::Deleted(name("p")))), ["a", "b"]);
+    assert_eq!(touched(&mut cluster, put_node("n1", "172.31.0.2", "a")), ["a", "b", "c"]);
+    assert_eq!(touched(&mut cluster, put_node("n1", "172.31.0.2", "a")), none);
+    assert_eq!(touched(&mut cluster, put_node("n2", "172.31.0.3", "z")), ["a", "b", "c"]);
+    let all = ["a", "b", "c", "d", "plain"];
+    assert_eq!(touched(&mut cluster, put_node("n1", "172.31.0.2", "b")), all, "another zone");
+    let host = Event::Host([addr("172.31.0.2")].into());
+    assert_eq!(touched(&mut cluster, host.clone()), ["a", "b", "c"]);
+    assert_eq!(touched(&mut cluster, host), none);
+    let lb_at_node = put_external("e", "10.96.0.5", "172.31.0.2", 0);
+    assert_eq!(touched(&mut cluster, lb_at_node), ["e"], "no NodePort has its number");
+    let rival = put_external("f", "10.96.0.6", "203.0.113.6", 80);
+    assert_eq!(touched(&mut cluster, rival), ["e", "f"], "a NodePort with its number");
+    assert_eq!(touched(&mut cluster, Event::Service(Change::Deleted(name("f")))), ["e", "f"]);
+}
+
+#[test]
+fn the_node_and_the_ranges_are_news_without_any_service() {
+    let mut cluster = synced();
+    let cidr = ServiceCidr { prefixes: ["10.96.0.0/16".parse().unwrap()].into() };
+    let name = Name::new("", "kubernetes");
+    for (event, node) in [
+        (Event::ServiceCidr(Change::Applied(name.clone(), cidr)), true),
+        (Event::ServiceCidr(Change::Deleted(name)), true),
+        (Event::Host([addr("172.31.0.1")].into()), true),
+        (Event::Host([addr("172.31.0.1")].into()), false),
+        (put_node("n1", "172.31.0.1", "a"), false),
+        (put_node("n2", "172.31.0.9", "a"), false),
+        (put_node("n1", "172.31.0.7", "a"), true),
+    ] {
+        let text = format!("{event:?}");
+        assert_eq!(cluster.apply(event).node, node, "{text}");
+    }
 }

@@ -137,6 +137,6 @@ pub fn row(view: &View<'_>, id: u32, backend: &Backend) -> BackendRow {
         inactive: flows.inactive,
         id,
         generation: backend.generation,
-        ifindex: backend.ifindex,
+        ifindex: view.directory.ifindex_of(&backend.addr),
     }
 }

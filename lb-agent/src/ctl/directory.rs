@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use lb_common::addr::Addr;
 use lb_common::service::Backend;
 
 use crate::ctl::snapshot::{self, Snapshot};
@@ -20,6 +21,7 @@ pub struct Directory<'n> {
     pods: HashMap<u32, &'n PodName<'static>>,
     places: &'n [Place<'static>],
     by_ip: HashMap<IpAddr, String>,
+    ifindexes: HashMap<Addr, u32>,
 }
 
 impl<'n> Directory<'n> {
@@ -32,6 +34,7 @@ impl<'n> Directory<'n> {
             pods: names.pods.iter().map(|pod| (pod.ifindex, pod)).collect(),
             places: &names.places,
             by_ip: HashMap::new(),
+            ifindexes: HashMap::new(),
         };
         for (id, backend) in &snapshot.backends {
             if let Some(name) = directory.backend(*id).filter(|name| !name.pod.is_empty()) {
@@ -39,6 +42,8 @@ impl<'n> Directory<'n> {
             }
         }
         for (ifindex, pod) in &snapshot.pods {
+            let addresses = [pod.ip4, pod.ip6].into_iter().filter(|addr| *addr != Addr::NONE);
+            directory.ifindexes.extend(addresses.map(|addr| (addr, *ifindex)));
             if let Some(name) = directory.pod(*ifindex).filter(|name| !name.name.is_empty()) {
                 let name = format!("{}/{}", name.namespace, name.name);
                 for addr in [pod.ip4, pod.ip6].into_iter().filter_map(snapshot::ip) {
@@ -73,7 +78,13 @@ impl<'n> Directory<'n> {
     /// Whether a backend is a Pod of this node.
     pub fn is_local(&self, id: u32, backend: &Backend) -> bool {
         let node = self.place(self.backend(id)).map(|place| place.node.as_ref());
-        backend.ifindex != 0 || node.is_some_and(|node| !node.is_empty() && node == self.node)
+        self.ifindexes.contains_key(&backend.addr)
+            || node.is_some_and(|node| !node.is_empty() && node == self.node)
+    }
+
+    /// ifindex of the veth of the Pod of this node that has the address, or 0.
+    pub fn ifindex_of(&self, addr: &Addr) -> u32 {
+        self.ifindexes.get(addr).copied().unwrap_or_default()
     }
 
     /// `namespace/name:port` of a service port, or its id as `#7`.

@@ -8,13 +8,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_FRAGMENTS, MAP_FRONTENDS, MAP_PODS, MAP_SLOTS, MAPS,
-    MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS, MAP_FRONTENDS,
+    MAP_IDENT, MAP_PODS, MAP_SLOTS, MAPS, MapSpec,
 };
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::pod::Field;
+use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
+use crate::bpf::attach::Role;
 use crate::bpf::clock::Clock;
 use crate::bpf::maps::{self, MapsError, Tables};
 use crate::bpf::pins::{Pin, Pins};
@@ -127,12 +130,22 @@ impl Pinned {
                 self.each_flow(|_, _| n += 1)?;
                 Some(n)
             }
-            MAP_FRAGMENTS => Some(usage::n_fragments(&self.pins).map_err(refused)?),
+            MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
+            MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
+            MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
+            MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,
         };
         let pin = self.pins.map(spec).display().to_string();
         Ok(MapUse { name: spec.name, kind, used: used.map(|n| n as u64), max, bytes, pin })
+    }
+
+    fn n_elements<K: aya::Pod + Field, V: aya::Pod + Field>(
+        &self,
+        spec: &MapSpec,
+    ) -> anyhow::Result<usize> {
+        usage::n_elements::<K, V>(&self.pins, spec).map_err(refused)
     }
 
     fn each_flow(&self, each: impl FnMut(&CtKey, &CtEntry)) -> anyhow::Result<()> {
@@ -146,8 +159,9 @@ impl Pinned {
         let mut hooks: HashMap<u32, Vec<String>> = HashMap::new();
         for pin in &self.list {
             match pin {
-                Pin::PodLink(ifindex, hook) => {
-                    hooks.entry(*ifindex).or_default().push(hook.program().to_owned());
+                Pin::DeviceLink(ifindex, hook) => {
+                    let program = Role::Pod.program(*hook).unwrap_or_default();
+                    hooks.entry(*ifindex).or_default().push(program.to_owned());
                 }
                 Pin::Qdisc(ifindex) => hooks.entry(*ifindex).or_default().push("clsact".to_owned()),
                 Pin::Map(..) | Pin::SocketLink(_) => {}
@@ -163,7 +177,7 @@ impl Pinned {
     fn versions(&self, spec: &MapSpec) -> impl Iterator<Item = u32> {
         self.list.iter().filter_map(|pin| match pin {
             Pin::Map(name, version) if *name == spec.name => Some(*version),
-            Pin::Map(..) | Pin::PodLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
+            Pin::Map(..) | Pin::DeviceLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
         })
     }
 

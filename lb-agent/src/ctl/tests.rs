@@ -292,6 +292,11 @@ fn status_of_a_healthy_node() {
             event_lost          0
             event_suppressed    0
             fragment_forgotten  0
+            flow_external       0
+            flow_masqueraded    0
+            flow_to_host        0
+            affinity_hit        0
+            affinity_forgotten  0
         "#]],
     );
 }

@@ -33,6 +33,8 @@ pub enum Want {
     Dump,
     /// Nothing but success or an error.
     Done,
+    /// Nothing unless it fails.
+    Nothing,
 }
 
 /// A request under construction: family header and attributes.
@@ -69,6 +71,7 @@ impl Request {
                 Want::Object => 0,
                 Want::Dump => NLM_F_DUMP,
                 Want::Done => NLM_F_ACK,
+                Want::Nothing => 0,
             };
         header.sequence_number = sequence_number;
         let mut bytes = vec![0; 16];
@@ -157,6 +160,50 @@ impl Client {
             }
         }
         result.unwrap_or(Ok(()))
+    }
+}
+
+impl Client {
+    /// Sends requests that take effect together or not at all, between the messages that frame them.
+    ///
+    /// # Errors
+    /// The kernel's answer to the first request that it refused, as an OS error.
+    pub fn transaction(
+        &mut self,
+        begin: &Request,
+        requests: &[Request],
+        end: &Request,
+    ) -> io::Result<()> {
+        let Some((last, others)) = requests.split_last() else { return Ok(()) };
+        let mut bytes = Vec::new();
+        let mut push = |request: &Request, want: Want| {
+            self.sequence_number = self.sequence_number.wrapping_add(1);
+            let request = Request { want, ..request.clone() };
+            bytes.extend_from_slice(&request.to_bytes(self.sequence_number));
+            self.sequence_number
+        };
+        let first = push(begin, Want::Nothing);
+        for request in others {
+            push(request, Want::Nothing);
+        }
+        // Errors are always told; of successes one is enough, and it is the last.
+        let awaited = push(last, Want::Done);
+        push(end, Want::Nothing);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let n = self.socket.recv(&mut self.buffer.as_mut_slice(), 0)?;
+            for message in messages(self.buffer.get(..n).unwrap_or_default()) {
+                let message = message.map_err(decode_error)?;
+                let number = message.sequence_number();
+                if message.message_type() != NLMSG_ERROR || number < first {
+                    continue;
+                }
+                status(message.payload())?;
+                if number == awaited {
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 

@@ -2,14 +2,23 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use super::DesiredBackend;
-use super::topology::{self, Candidate};
-use crate::cluster::{Cluster, Conditions, Endpoint, EndpointSlice, Family, Name, ServicePort};
+use super::topology::{self, Candidate, Hint, Rejection};
+use super::{DesiredBackend, DesiredPort};
+use crate::cluster::{Cluster, Conditions, Endpoint, EndpointSlice, Name};
 
-/// The backends of a service port, in the order of [`super::DesiredPort::backends`].
+/// The backends of a service port.
+pub(super) struct Chosen {
+    /// In the order of [`DesiredPort::backends`].
+    pub(super) backends: Vec<DesiredBackend>,
+    /// As [`DesiredPort::anywhere`].
+    pub(super) anywhere: bool,
+}
+
+/// Chooses the backends of a service port that has its frontends already.
 ///
 /// A slice's port belongs to the service port of the same name and protocol. Its number is the slice's, so a named
 /// target port may differ between slices. An endpoint that stands in two slices, as happens while it moves from one
@@ -17,40 +26,65 @@ use crate::cluster::{Cluster, Conditions, Endpoint, EndpointSlice, Family, Name,
 pub(super) fn backends(
     cluster: &Cluster,
     slices: &[(Name, &EndpointSlice)],
-    port: &ServicePort,
-    family: Family,
-) -> Vec<DesiredBackend> {
-    let found = endpoints(slices, port, family);
-    let candidate = |endpoint: &&Endpoint| Candidate {
-        conditions: endpoint.conditions,
-        local: endpoint.node.as_deref() == Some(cluster.node_name()),
-    };
-    let candidates: Vec<_> = found.values().map(candidate).collect();
-    let choices = topology::choose(&candidates);
-    let chosen = found.into_keys().zip(choices).filter_map(|((addr, port), choice)| {
+    port: &DesiredPort,
+) -> Chosen {
+    let found = endpoints(slices, port);
+    let candidates = candidates(cluster, &found);
+    let choice = topology::choose(&candidates, port.lists());
+    let chosen = found.into_keys().zip(choice.chosen).filter_map(|((addr, port), choice)| {
         let (class, state) = choice?;
         Some(DesiredBackend { class, addr, port, state })
     });
     let mut backends: Vec<_> = chosen.collect();
     backends.sort_by_key(|backend| (backend.class, backend.addr, backend.port));
-    backends
+    Chosen { backends, anywhere: choice.anywhere }
+}
+
+/// The endpoints of a service port that serve nobody: address, port, why not.
+pub(super) fn rejected(
+    cluster: &Cluster,
+    slices: &[(Name, &EndpointSlice)],
+    port: &DesiredPort,
+) -> Vec<(Addr, u16, Rejection)> {
+    let found = endpoints(slices, port);
+    let reasons = topology::rejections(&candidates(cluster, &found), port.lists());
+    let rejected = found.into_keys().zip(reasons);
+    rejected.filter_map(|((addr, port), reason)| Some((addr, port, reason?))).collect()
+}
+
+fn candidates(cluster: &Cluster, found: &Found<'_>) -> Vec<Candidate> {
+    let zone = cluster.this_node().and_then(|node| node.zone.as_deref());
+    let hint = |names: &[Arc<str>], own: Option<&str>| match (names, own) {
+        ([], _) => Hint::Absent,
+        (names, Some(own)) if names.iter().any(|name| **name == *own) => Hint::Here,
+        (_, _) => Hint::Elsewhere,
+    };
+    let candidate = |endpoint: &&Endpoint| {
+        let hints = endpoint.hints.as_deref();
+        Candidate {
+            conditions: endpoint.conditions,
+            local: endpoint.node.as_deref() == Some(cluster.node_name()),
+            zones: hint(hints.map(|hints| &*hints.zones).unwrap_or_default(), zone),
+            nodes: hint(
+                hints.map(|hints| &*hints.nodes).unwrap_or_default(),
+                Some(cluster.node_name()),
+            ),
+        }
+    };
+    found.values().map(candidate).collect()
 }
 
 /// Endpoints by address and target port.
 type Found<'a> = BTreeMap<(Addr, u16), &'a Endpoint>;
 
-fn endpoints<'a>(
-    slices: &'a [(Name, &EndpointSlice)],
-    port: &ServicePort,
-    family: Family,
-) -> Found<'a> {
+fn endpoints<'a>(slices: &'a [(Name, &EndpointSlice)], port: &DesiredPort) -> Found<'a> {
     let mut found = Found::new();
     for (_, slice) in slices {
-        if slice.family != family {
+        if slice.family != port.family {
             continue;
         }
         let ports = slice.ports.iter();
-        for target in ports.filter(|p| p.name == port.name && p.protocol == port.protocol) {
+        for target in ports.filter(|p| p.name == port.port_name && p.protocol == port.protocol) {
             for endpoint in &slice.endpoints {
                 let best = found.entry((endpoint.addr, target.port)).or_insert(endpoint);
                 if rank(endpoint.conditions) > rank(best.conditions) {

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Ordering;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroI64;
 
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use crate::cluster::{Cluster, Name, Service, ServicePort};
+use crate::cluster::{Cluster, Family, Name, Service, ServicePort};
 use crate::issue::{Issue, ObjectRef};
 
 /// Whether the frontend at `addr` of this port belongs to the Service; if an older one has it, that one's name.
@@ -50,18 +52,35 @@ fn older_claimants<'a>(
     addr: &'a Addr,
 ) -> impl Iterator<Item = (&'a Name, &'a Service)> {
     let own = cluster.service(name);
-    cluster.claimants(addr).filter_map(|other| cluster.service(other)).filter(move |other| {
-        own.is_some_and(|own| other.0 != own.0 && age(*other, own) == Ordering::Less)
-    })
+    let others = cluster.claimants(addr).filter_map(|other| cluster.service(other));
+    others.filter(move |other| own.is_some_and(|own| is_older(*other, own)))
+}
+
+/// Whether a Service keeps what both it and another want: the older does, then the first by name.
+pub(super) fn is_older(one: (&Name, &Service), other: (&Name, &Service)) -> bool {
+    one.0 != other.0 && age(one, other) == Ordering::Less
+}
+
+/// The loopback address at which host processes reach NodePorts.
+pub(super) fn localhost(family: Family) -> Addr {
+    match family {
+        Family::V4 => Addr::from_ip(Ipv4Addr::LOCALHOST.into()),
+        Family::V6 => Addr::from_ip(Ipv6Addr::LOCALHOST.into()),
+    }
+}
+
+/// Whether it is one of those.
+pub(super) fn is_localhost(addr: &Addr) -> bool {
+    *addr == localhost(Family::of(addr))
 }
 
 fn age(a: (&Name, &Service), b: (&Name, &Service)) -> Ordering {
-    let key = |created: Option<i64>| created.unwrap_or(i64::MAX);
+    let key = |created: Option<NonZeroI64>| created.map_or(i64::MAX, NonZeroI64::get);
     key(a.1.created).cmp(&key(b.1.created)).then_with(|| a.0.cmp(b.0))
 }
 
 /// The name of a protocol in `spec.ports[].protocol`.
-fn protocol_name(protocol: u8) -> &'static str {
+pub(super) fn protocol_name(protocol: u8) -> &'static str {
     match protocol {
         proto::TCP => "TCP",
         proto::UDP => "UDP",

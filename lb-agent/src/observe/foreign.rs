@@ -87,7 +87,7 @@ fn header(family: u8) -> [u8; 4] {
 }
 
 /// Whether a process of that name works on our network namespace: others are another node's.
-fn is_running() -> bool {
+pub fn is_running() -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let ours = fs::read_link("/proc/self/ns/net").ok();
     processes

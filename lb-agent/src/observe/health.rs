@@ -52,7 +52,7 @@ impl Moment {
 
 /// Status code and body (kube-proxy's `healthzHandler`).
 pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
-    let stale = status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE);
+    let stale = is_stale(status, now);
     let ok = !stale && (probe == Probe::Livez || status.node_eligible);
     // While all is well, the last update is now: nothing was left to do.
     let updated = if stale { status.updated } else { now.time };
@@ -63,6 +63,11 @@ pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String
         status.node_eligible
     );
     (if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+/// Whether a change has been pending for too long.
+pub fn is_stale(status: &Status, now: Moment) -> bool {
+    status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE)
 }
 
 /// A time as Go prints it, in UTC.

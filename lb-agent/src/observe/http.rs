@@ -2,6 +2,7 @@
 //! agent's loop.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,20 +10,20 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 /// The whole request head must be there by then.
 const HEADERS: Duration = Duration::from_secs(5);
 /// No connection lives longer, busy or idle.
 const CONNECTION: Duration = Duration::from_secs(120);
-/// Connections at a time; more wait in the kernel's queue.
+/// Connections at a time.
 const CONNECTIONS: usize = 64;
 /// Between tries to get an address that somebody else has.
 const RETRY: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub struct Answer {
     pub content_type: &'static str,
     /// Body.
     pub body: String,
+    /// `X-Load-Balancing-Endpoint-Weight`: for load balancers that weigh the nodes.
+    pub weight: Option<usize>,
 }
 
 impl Answer {
@@ -45,6 +48,7 @@ impl Answer {
             status: StatusCode::NOT_FOUND,
             content_type: "text/plain; charset=utf-8",
             body: "not found\n".to_owned(),
+            weight: None,
         }
     }
 }
@@ -56,11 +60,21 @@ pub async fn serve(
     address: SocketAddr,
     answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
 ) -> Infallible {
-    let answer = Arc::new(answer);
     let listener = listen(name, address).await;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    serve_on(name, listener, CONNECTIONS, answer).await
+}
+
+/// Serves for ever on a socket, with at most so many connections at a time: the oldest one is ended for a new one, so
+/// that clients who connect and say nothing do not keep the others out.
+pub async fn serve_on(
+    name: &'static str,
+    listener: TcpListener,
+    connections: usize,
+    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+) -> Infallible {
+    let answer = Arc::new(answer);
+    let mut open = VecDeque::<AbortOnDrop>::new();
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -70,8 +84,12 @@ pub async fn serve(
                 continue;
             }
         };
+        open.retain(|connection| !connection.0.is_finished());
+        if open.len() >= connections {
+            drop(open.pop_front());
+        }
         let answer = Arc::clone(&answer);
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let response = respond(&request, answer.as_ref());
                 async move { Ok::<_, Infallible>(response) }
@@ -83,8 +101,17 @@ pub async fn serve(
             if let Ok(Err(e)) = tokio::time::timeout(CONNECTION, connection).await {
                 debug!(server = name, err = %e, "connection failed");
             }
-            drop(place);
         });
+        open.push_back(AbortOnDrop(connection.abort_handle()));
+    }
+}
+
+/// A task that ends with this value.
+pub(super) struct AbortOnDrop(pub(super) AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -114,6 +141,7 @@ fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Answer) -> Res
             status: StatusCode::METHOD_NOT_ALLOWED,
             content_type: "text/plain; charset=utf-8",
             body: "only GET\n".to_owned(),
+            weight: None,
         }
     };
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
@@ -121,6 +149,10 @@ fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Answer) -> Res
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(weight) = answer.weight {
+        let name = HeaderName::from_static("x-load-balancing-endpoint-weight");
+        headers.insert(name, HeaderValue::from(weight));
+    }
     response
 }
 
@@ -158,6 +190,7 @@ mod tests {
                 status: StatusCode::OK,
                 content_type: "text/plain",
                 body: "here".to_owned(),
+                weight: Some(3),
             },
             _ => Answer::not_found(),
         }));
@@ -171,7 +204,27 @@ mod tests {
             let answer = ask(address, &request).await;
             assert!(answer.starts_with(want), "{request}: {answer}");
         }
-        assert!(ask(address, "GET /x HTTP/1.0\r\n\r\n").await.ends_with("here"));
+        let answer = ask(address, "GET /x HTTP/1.0\r\n\r\n").await;
+        assert!(answer.ends_with("here"), "{answer}");
+        assert!(answer.contains("x-load-balancing-endpoint-weight: 3\r\n"), "{answer}");
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn silent_clients_do_not_keep_others_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(super::serve_on("test", listener, 4, |_| Answer::not_found()));
+        let mut silent = Vec::new();
+        for _ in 0..50 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let asked =
+            tokio::time::timeout(Duration::from_secs(2), ask(address, "GET / HTTP/1.0\r\n\r\n"));
+        let answer = asked.await.unwrap();
+        assert!(answer.contains(" 404 "), "{answer}");
+        let mut first = silent.swap_remove(0);
+        assert_eq!(first.read(&mut [0; 8]).await.unwrap(), 0, "the oldest one was closed");
         server.abort();
     }
 }

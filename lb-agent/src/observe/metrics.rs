@@ -2,10 +2,12 @@
 //! and our own under `lb_`. None has a label by Pod, Service or address: their number is bounded.
 #![forbid(unsafe_code)]
 
+mod outside;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use lb_common::limits::{MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
+use lb_common::limits::{DEV_PROGRAMS, MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
 use lb_common::verdict::{Counter as PathCounter, DropReason};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,6 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::outside::Outside;
 use crate::bpf::read::Counts;
 use crate::cluster::{Family as IpFamily, Kind};
 
@@ -164,6 +167,8 @@ pub struct Metrics {
     pub kube_proxy: KubeProxy,
     /// Ours.
     pub ours: Ours,
+    /// Ours about traffic from outside.
+    pub outside: Outside,
     /// The process'.
     pub process: OfProcess,
 }
@@ -176,6 +181,7 @@ impl Metrics {
         let metrics = Self {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
+            outside: Outside::register(&mut registry),
             process: process(&mut registry),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
@@ -212,7 +218,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, process: _ } = self;
+        let Self { kube_proxy, ours, outside: _, process: _ } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -268,7 +274,7 @@ impl Metrics {
 
 /// Names of all programs.
 pub fn hooks() -> impl Iterator<Item = &'static str> {
-    POD_PROGRAMS.into_iter().map(|(name, _)| name).chain(SOCKET_PROGRAMS)
+    POD_PROGRAMS.into_iter().chain(DEV_PROGRAMS).map(|(name, _)| name).chain(SOCKET_PROGRAMS)
 }
 
 fn drop_labels(reason: DropReason, ingress: bool) -> Labels<2> {

@@ -45,11 +45,14 @@ impl Scraper {
         self.refresh();
         let mut body = String::with_capacity(64 * 1024);
         match text::encode(&mut body, &self.registry) {
-            Ok(()) => Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body },
+            Ok(()) => {
+                Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body, weight: None }
+            }
             Err(e) => Answer {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
                 content_type: "text/plain; charset=utf-8",
                 body: format!("{e}\n"),
+                weight: None,
             },
         }
     }
@@ -130,7 +133,7 @@ mod tests {
             assert!(by_name.contains_key(name), "{name} is missing: {by_name:#?}");
         }
         assert_eq!(by_name["kubeproxy_network_programming_duration_seconds_bucket"], 2 * 82);
-        assert_eq!(by_name["lb_drops_total"], 16);
+        assert_eq!(by_name["lb_drops_total"], 2 * lb_common::verdict::DropReason::ALL.len());
         assert!(body.ends_with("# EOF\n"));
     }
 }

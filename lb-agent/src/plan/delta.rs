@@ -7,12 +7,13 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
-use super::Op;
 use super::slots::Range;
 use super::state::PortState;
 use super::tables::Tables;
 use super::timers::DRAIN;
-use crate::model::{Class, DesiredPort};
+use super::values::{self, Layout};
+use super::{Op, sources};
+use crate::model::DesiredPort;
 
 /// The writes of one Service by the stage in which they have to happen.
 ///
@@ -20,24 +21,36 @@ use crate::model::{Class, DesiredPort};
 /// written, and is taken away only after the last frontend has been.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
+    /// Bits of `frontend_ports` and `host_ports`: a program must look at what is there.
+    pub(super) port_bits: Vec<Op>,
+    pub(super) ranges: Vec<Op>,
     pub(super) backends: Vec<Op>,
     pub(super) slots: Vec<Op>,
+    /// Before the frontends, so that it comes again with them when it fails. A client that comes in between is only
+    /// remembered until its time is over, and only if affinity is wanted again by then.
+    pub(super) affinity: Vec<Op>,
     pub(super) frontends: Vec<Op>,
     /// After the frontends: before them, it would refuse their ports.
     pub(super) wildcards: Vec<Op>,
     /// Wildcards before frontends, for the same reason.
     pub(super) deletes: Vec<Op>,
+    /// After the last frontend that is gated by them.
+    pub(super) range_deletes: Vec<Op>,
     pub(super) drains: Vec<Op>,
 }
 
 impl Stages {
     /// Moves all writes to the end of `ops`.
     pub(super) fn append_to(&mut self, ops: &mut Vec<Op>) {
+        ops.append(&mut self.port_bits);
+        ops.append(&mut self.ranges);
         ops.append(&mut self.backends);
         ops.append(&mut self.slots);
+        ops.append(&mut self.affinity);
         ops.append(&mut self.frontends);
         ops.append(&mut self.wildcards);
         ops.append(&mut self.deletes);
+        ops.append(&mut self.range_deletes);
         ops.append(&mut self.drains);
     }
 }
@@ -57,25 +70,32 @@ pub(super) fn port(
     moving: &HashSet<FrontendKey>,
     stages: &mut Stages,
 ) -> Result<bool, Full> {
-    let keys = want.map(keys).unwrap_or_default();
-    let new = keys.iter().filter(|key| tables.frontend(key).is_none()).count();
+    let new = want
+        .map_or(0, |want| values::keys(want).filter(|key| tables.frontend(key).is_none()).count());
     if !tables.has_room_for(new) {
         return Err(Full("frontends"));
     }
+    sources::check(tables, port.service_id, want)?;
     let (ids, fresh) = backend_ids(tables, port, want).ok_or(Full("backends"))?;
-    let Some(range) = slots(tables, port, &ids) else {
+    let layout = want.map(Layout::new).unwrap_or_default();
+    let content = layout.content.iter().filter_map(|i| ids.get(*i).copied()).collect::<Vec<_>>();
+    let Some(range) = slots(tables, port, &content) else {
         fresh.into_iter().for_each(|id| tables.ids.free(id));
         return Err(Full("slots"));
     };
     tables.new_frontends += new;
     put_backends(tables, want, &ids, stages);
-    let slots = range.slots().zip(&ids);
+    let slots = range.slots().zip(&content);
     let wrong = slots.filter(|(slot, id)| tables.slot(*slot) != **id);
     stages
         .slots
         .extend(wrong.map(|(slot, backend_id)| Op::PutSlot { slot, backend_id: *backend_id }));
 
-    let postponed = put_frontends(tables, port, want, keys, range, moving, stages);
+    let frontends = want
+        .map(|want| values::frontends(port.service_id, want, &layout, range))
+        .unwrap_or_default();
+    let postponed = put_frontends(tables, port, frontends, moving, stages);
+    sources::plan(tables, port.service_id, want, postponed, stages);
     if *port.backend_ids != *ids {
         let current: HashSet<u32> = ids.iter().copied().collect();
         let before = std::mem::replace(&mut port.backend_ids, ids.into());
@@ -85,12 +105,6 @@ pub(super) fn port(
     }
     drop_former(tables, port, postponed, stages);
     Ok(postponed)
-}
-
-/// The keys of a desired port's frontends.
-pub(super) fn keys(want: &DesiredPort) -> Vec<FrontendKey> {
-    let port = Be16::new(want.port);
-    want.frontends.iter().map(|addr| FrontendKey::new(*addr, port, want.protocol)).collect()
 }
 
 /// The ids of the desired backends in their order, and which of them are new. `None` when there are not enough.
@@ -124,15 +138,15 @@ fn backend_ids(
     Some((ids, fresh))
 }
 
-/// The range for these backends: the present one if it says just that, else another. `None` when there is none.
-fn slots(tables: &mut Tables, port: &mut PortState, ids: &[u32]) -> Option<Range> {
-    let same = |range: Range| range.slots().zip(ids).all(|(slot, id)| tables.slot(slot) == *id);
-    let fits = port.range.len as usize == ids.len();
+/// The range for these ids: the present one if it says just that, else another. `None` when there is none.
+fn slots(tables: &mut Tables, port: &mut PortState, content: &[u32]) -> Option<Range> {
+    let same = |range: Range| range.slots().zip(content).all(|(slot, id)| tables.slot(slot) == *id);
+    let fits = port.range.len as usize == content.len();
     let referred = port.refers_to(tables, port.range);
     if fits && (same(port.range) || !(port.range_used || referred)) {
         return Some(port.range);
     }
-    let range = tables.ranges.allocate(u32::try_from(ids.len()).ok()?)?;
+    let range = tables.ranges.allocate(u32::try_from(content.len()).ok()?)?;
     let before = std::mem::replace(&mut port.range, range);
     if referred {
         port.left.get_or_insert_default().ranges.push(before);
@@ -157,46 +171,41 @@ fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], st
             proto: want.protocol,
             state: state::ACTIVE,
             generation,
-            flags: 0,
-            ifindex: 0,
+            flags: values::backend_flags(want, desired),
+            reserved: 0,
         };
         if backend != before {
             // A timer that is due in this very plan must not declare it dead.
             tables.timers.disarm(*id);
+            stages.port_bits.extend(tables.want_host_port(&backend));
             stages.backends.push(Op::PutBackend { id: *id, backend });
         }
     }
 }
 
-/// The value of the frontends of a port whose backends are in `range`.
-fn value(service_id: u32, want: &DesiredPort, range: Range) -> Frontend {
-    let count = |class| want.backends.iter().filter(|backend| backend.class == class).count();
-    let [cluster, both, local] =
-        [Class::Cluster, Class::Both, Class::Local].map(|class| count(class) as u32);
-    let part = |skip: u32, n: u32| if n == 0 { (0, 0) } else { (range.base + skip, n) };
-    let (local_base, local_n) = part(cluster, both + local);
-    let (base, n) = if want.local_only { (local_base, local_n) } else { part(0, cluster + both) };
-    Frontend { service_id, base, n, local_base, local_n, ..Frontend::ZERO }
-}
-
-/// Switches the frontends to the range and removes those that are not desired; returns whether another Service is
-/// about to take one of them over.
+/// Switches the frontends to their new values and removes those that are not desired; returns whether another
+/// Service is about to take one of them over.
 fn put_frontends(
-    tables: &Tables,
+    tables: &mut Tables,
     port: &mut PortState,
-    want: Option<&DesiredPort>,
-    keys: Vec<FrontendKey>,
-    range: Range,
+    frontends: Vec<(FrontendKey, Frontend)>,
     moving: &HashSet<FrontendKey>,
     stages: &mut Stages,
 ) -> bool {
-    if let Some(want) = want {
-        let frontend = value(port.service_id, want, range);
-        let wrong = keys.iter().filter(|key| tables.frontend(key) != Some(&frontend));
-        stages.frontends.extend(wrong.map(|key| Op::PutFrontend { key: *key, frontend }));
+    let remembers =
+        |frontend: &Frontend| frontend.service_id == port.service_id && frontend.affinity_secs > 0;
+    let remembered = port.frontends.iter().filter_map(|key| tables.frontend(key)).any(remembers);
+    if remembered && !frontends.iter().any(|(_, frontend)| remembers(frontend)) {
+        stages.affinity.push(Op::ClearAffinity { service_id: port.service_id });
+    }
+    for (key, frontend) in &frontends {
+        if tables.frontend(key) != Some(frontend) {
+            stages.port_bits.extend(tables.want_frontend_port(key, frontend));
+            stages.frontends.push(Op::PutFrontend { key: *key, frontend: *frontend });
+        }
     }
     let mut postponed = false;
-    let mut keys = keys;
+    let mut keys: Vec<FrontendKey> = frontends.into_iter().map(|(key, _)| key).collect();
     for key in std::mem::take(&mut port.frontends) {
         if keys.contains(&key) || !tables.is_of(&key, port.service_id) {
             continue;

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::config::Settings;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use super::slots::Range;
 use super::state::{Left, PortState, ServiceState};
 use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
-use super::{Actual, Capacity, Planner, delta};
+use super::{Actual, Capacity, Planner, values};
 use crate::cluster::{Family, Name};
 use crate::model::DesiredPort;
 
@@ -25,6 +26,10 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         if !key.is_wildcard() {
             groups.entry(frontend.service_id).or_default().push((*key, *frontend));
         }
+    }
+    // Ranges whose frontends are gone, as after a crash between two writes: their owner has nothing else.
+    for key in &actual.source_ranges {
+        groups.entry(key.service_id).or_default();
     }
     let next_service_id = groups.last_key_value().map_or(0, |(id, _)| *id);
     let mut tables = Tables::new(capacity, actual);
@@ -44,6 +49,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         begun: false,
         next_service_id,
         next_serial: 0,
+        settings: Box::new(Settings::ZERO),
     }
 }
 
@@ -56,7 +62,7 @@ pub(super) fn adopt(
     if restored.is_empty() {
         return None;
     }
-    let ids = delta::keys(want).into_iter().filter_map(|key| tables.frontend(&key));
+    let ids = values::keys(want).filter_map(|key| tables.frontend(&key));
     let mut port = ids
         .filter(|frontend| frontend.service_id != 0)
         .find_map(|frontend| restored.remove(&frontend.service_id))?;
@@ -108,11 +114,10 @@ fn port(
     };
     let mut left = Left::default();
     let mut backend_ids = Vec::new();
-    let mut ranges: Vec<Range> = Vec::new();
-    for range in frontends.iter().map(|(_, frontend)| Range::of(frontend)) {
-        let known = ranges.contains(&range);
+    let mut ranges = Vec::new();
+    for range in joined(frontends.iter().map(|(_, frontend)| Range::of(frontend))) {
         // A range that reaches into another service port's is nobody's: it is neither used again nor freed.
-        if !known && range.len > 0 && tables.ranges.reserve(range) && reserved.insert(range) {
+        if tables.ranges.reserve(range) && reserved.insert(range) {
             ranges.push(range);
         }
     }
@@ -136,6 +141,19 @@ fn port(
         port.left = Some(Box::new(left));
     }
     port
+}
+
+/// The ranges with those joined that overlap or touch: the frontends of a service port refer to parts of one.
+fn joined(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
+    let ranges: BTreeSet<Range> = ranges.filter(|range| range.len > 0).collect();
+    let mut joined: Vec<Range> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.base <= last.end() => *last = last.with(range),
+            Some(_) | None => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Backends in no slot: those that were written just before a crash drain now, the others go on as they were.

@@ -13,16 +13,25 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// The range that a frontend's two lists span together.
+    /// The smallest range that has all slots of a frontend: those of its lists and of its table.
     pub(super) fn of(frontend: &Frontend) -> Self {
-        let cluster = Self { base: frontend.base, len: frontend.n };
-        let local = Self { base: frontend.local_base, len: frontend.local_n };
-        match (cluster.len, local.len) {
-            (_, 0) => cluster.normal(),
-            (0, _) => local.normal(),
-            _ => {
-                let base = cluster.base.min(local.base);
-                Self { base, len: cluster.end().max(local.end()).saturating_sub(base) }
+        let parts = [
+            (frontend.base, frontend.n),
+            (frontend.local_base, frontend.local_n),
+            (frontend.maglev_base, frontend.maglev_n),
+        ];
+        let parts = parts.into_iter().map(|(base, len)| Self { base, len });
+        parts.fold(Self::default(), Self::with)
+    }
+
+    /// The smallest range that has the slots of both.
+    pub(super) fn with(self, other: Self) -> Self {
+        match (self.len, other.len) {
+            (_, 0) => self,
+            (0, _) => other,
+            (_, _) => {
+                let base = self.base.min(other.base);
+                Self { base, len: self.end().max(other.end()) - base }
             }
         }
     }
@@ -40,10 +49,6 @@ impl Range {
     /// Whether the two have a slot in common.
     pub(super) fn overlaps(self, other: Self) -> bool {
         self.len > 0 && other.len > 0 && self.base < other.end() && other.base < self.end()
-    }
-
-    fn normal(self) -> Self {
-        if self.len == 0 { Self::default() } else { self }
     }
 }
 

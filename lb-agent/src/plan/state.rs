@@ -8,6 +8,7 @@ use lb_common::addr::Addr;
 use lb_common::service::{FrontendKey, state};
 
 use super::slots::Range;
+use super::sources;
 use super::tables::Tables;
 use crate::cluster::Family;
 use crate::issue::Issue;
@@ -156,7 +157,8 @@ impl PortState {
             self.frontends = keys.filter(|key| tables.is_of(key, service_id)).collect();
         }
         self.range_used |= self.refers_to(tables, self.range);
-        let Some(mut left) = self.left.take() else { return !self.frontends.is_empty() };
+        let referred = !self.frontends.is_empty() || sources::any(tables, service_id);
+        let Some(mut left) = self.left.take() else { return referred };
         left.ranges.retain(|range| {
             let kept = self.refers_to(tables, *range);
             if !kept {
@@ -170,6 +172,6 @@ impl PortState {
         if !left.ranges.is_empty() || !left.backend_ids.is_empty() {
             self.left = Some(left);
         }
-        !settled || !self.frontends.is_empty()
+        !settled || referred
     }
 }

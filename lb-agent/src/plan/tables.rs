@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::addr::Addr;
+use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
 
 use super::ids::BackendIds;
+use super::ports::Ports;
 use super::slots::Ranges;
 use super::timers::{DRAIN, REST, Timers};
 use super::{Actual, Capacity, Op};
@@ -23,10 +25,21 @@ pub(super) struct Tables {
     pub(super) timers: Timers,
     /// Frontends that the plan in the making adds.
     pub(super) new_frontends: usize,
+    /// Source ranges that it adds.
+    pub(super) new_ranges: usize,
+    /// Ports of frontends.
+    frontend_ports: Ports,
+    /// Ports of backends that are processes of this host.
+    host_ports: Ports,
+    /// Addresses of this host, sorted.
+    host: Box<[Addr]>,
 }
 
 impl Tables {
     pub(super) fn new(capacity: Capacity, actual: Actual) -> Self {
+        let mut frontend_ports = Ports::default();
+        let ports = actual.frontends.iter().filter_map(|(key, value)| frontend_port(key, value));
+        frontend_ports.recount(ports, &actual.frontend_ports);
         Self {
             capacity,
             actual,
@@ -34,6 +47,90 @@ impl Tables {
             ranges: Ranges::new(capacity.slots),
             timers: Timers::default(),
             new_frontends: 0,
+            new_ranges: 0,
+            frontend_ports,
+            host_ports: Ports::default(),
+            host: Box::default(),
+        }
+    }
+
+    /// A plan begins, for a host with these addresses: the writes that mend the bitmaps of ports.
+    ///
+    /// At the very first, and when the host has other addresses, what is missing is added at once; what is too much
+    /// goes when it is `due`.
+    pub(super) fn begin(&mut self, host: &[Addr], first: bool, due: bool) -> Vec<Op> {
+        self.new_frontends = 0;
+        self.new_ranges = 0;
+        self.frontend_ports.begin();
+        self.host_ports.begin();
+        if first || *self.host != *host {
+            self.host = host.into();
+            let backends = self.actual.backends.iter();
+            let ports = backends.filter_map(|backend| host_port(&self.host, backend));
+            self.host_ports.recount(ports, &self.actual.host_ports);
+        }
+        let write = if due { Ports::sweep } else { Ports::add };
+        let frontend = write(&mut self.frontend_ports, &self.actual.frontend_ports);
+        let host = write(&mut self.host_ports, &self.actual.host_ports);
+        let frontend = frontend.into_iter().map(|(word, bits)| Op::PutFrontendPorts { word, bits });
+        let host = host.into_iter().map(|(word, bits)| Op::PutHostPorts { word, bits });
+        let ops = frontend.chain(host).collect();
+        self.watch_ports();
+        ops
+    }
+
+    /// A write has failed.
+    pub(super) fn doubt_ports(&mut self) {
+        self.frontend_ports.doubt();
+        self.host_ports.doubt();
+        self.watch_ports();
+    }
+
+    /// Whether some backend is a process of this host.
+    pub(super) fn has_host_backends(&self) -> bool {
+        !self.host_ports.is_empty()
+    }
+
+    /// The write that is needed before this frontend.
+    pub(super) fn want_frontend_port(&mut self, key: &FrontendKey, value: &Frontend) -> Option<Op> {
+        let port = frontend_port(key, value)?;
+        let (word, bits) = self.frontend_ports.want(port, &self.actual.frontend_ports)?;
+        Some(Op::PutFrontendPorts { word, bits })
+    }
+
+    /// The write that is needed before this backend.
+    pub(super) fn want_host_port(&mut self, backend: &Backend) -> Option<Op> {
+        let port = host_port(&self.host, backend)?;
+        let (word, bits) = self.host_ports.want(port, &self.actual.host_ports)?;
+        Some(Op::PutHostPorts { word, bits })
+    }
+
+    /// The map that lacks something which must be there before this write: the write for it has failed, in whichever
+    /// group it was.
+    pub(super) fn lacks(&self, op: &Op) -> Option<&'static str> {
+        let (port, map, bits) = match op {
+            Op::PutFrontend { key, frontend } => {
+                (frontend_port(key, frontend)?, "frontend_ports", &self.actual.frontend_ports)
+            }
+            Op::PutBackend { backend, .. } => {
+                (host_port(&self.host, backend)?, "host_ports", &self.actual.host_ports)
+            }
+            Op::PutSlot { .. }
+            | Op::DeleteFrontend { .. }
+            | Op::PutSourceRange { .. }
+            | Op::DeleteSourceRange { .. }
+            | Op::ClearAffinity { .. }
+            | Op::PutFrontendPorts { .. }
+            | Op::PutHostPorts { .. }
+            | Op::PutSettings(_) => return None,
+        };
+        (!Ports::has(port, bits)).then_some(map)
+    }
+
+    /// Sees to it that doubtful words are looked at.
+    fn watch_ports(&mut self) {
+        if self.frontend_ports.is_doubtful() || self.host_ports.is_doubtful() {
+            self.timers.sweep();
         }
     }
 
@@ -62,34 +159,67 @@ impl Tables {
 
     /// Notes that a write happened, and begins the waiting that follows from it.
     pub(super) fn done(&mut self, op: &Op) {
-        match *op {
-            Op::PutBackend { id, backend } => {
-                put(&mut self.actual.backends, id, backend, Backend::ZERO);
-                self.timers.disarm(id);
-                match backend.state {
-                    state::DRAINING => self.timers.arm(id, DRAIN),
-                    state::DEAD => self.timers.arm(id, REST),
-                    state::UNUSED => self.ids.free(id),
-                    _ => {}
-                }
+        match op {
+            Op::PutBackend { id, backend } => self.backend_done(*id, *backend),
+            Op::PutSlot { slot, backend_id } => {
+                put(&mut self.actual.slots, *slot, *backend_id, 0);
             }
-            Op::PutSlot { slot, backend_id } => put(&mut self.actual.slots, slot, backend_id, 0),
             Op::PutFrontend { key, frontend } => {
-                self.actual.frontends.insert(key, frontend);
+                let before = self.actual.frontends.insert(*key, *frontend);
+                frontend_port(key, frontend).into_iter().for_each(|p| self.frontend_ports.count(p));
+                self.frontend_gone(key, before);
             }
             Op::DeleteFrontend { key } => {
-                self.actual.frontends.remove(&key);
+                let before = self.actual.frontends.remove(key);
+                self.frontend_gone(key, before);
             }
+            Op::PutSourceRange { key } => {
+                self.actual.source_ranges.insert(*key);
+            }
+            Op::DeleteSourceRange { key } => {
+                self.actual.source_ranges.remove(key);
+            }
+            // What clients leave there is not of our making.
+            Op::ClearAffinity { .. } => {}
+            Op::PutFrontendPorts { word, bits } => {
+                put(&mut self.actual.frontend_ports, *word, *bits, 0);
+            }
+            Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, *word, *bits, 0),
+            Op::PutSettings(settings) => self.actual.settings = Some(settings.clone()),
+        }
+    }
+
+    fn backend_done(&mut self, id: u32, backend: Backend) {
+        let before = self.backend(id);
+        put(&mut self.actual.backends, id, backend, Backend::ZERO);
+        self.timers.disarm(id);
+        match backend.state {
+            state::DRAINING => self.timers.arm(id, DRAIN),
+            state::DEAD => self.timers.arm(id, REST),
+            state::UNUSED => self.ids.free(id),
+            _ => {}
+        }
+        if let Some(port) = host_port(&self.host, &backend) {
+            self.host_ports.count(port);
+        }
+        if let Some(port) = host_port(&self.host, &before)
+            && self.host_ports.uncount(port)
+        {
+            self.timers.sweep();
+        }
+    }
+
+    fn frontend_gone(&mut self, key: &FrontendKey, before: Option<Frontend>) {
+        if let Some(port) = before.and_then(|before| frontend_port(key, &before))
+            && self.frontend_ports.uncount(port)
+        {
+            self.timers.sweep();
         }
     }
 
     /// The writes for backends whose time is over: from DRAINING to DEAD when nobody has the address any more, from
     /// DEAD to UNUSED when its id has rested.
-    pub(super) fn due_backends(
-        &mut self,
-        alive: &dyn Fn(&lb_common::addr::Addr) -> bool,
-        now: Duration,
-    ) -> Vec<Op> {
+    pub(super) fn due_backends(&mut self, alive: &dyn Fn(&Addr) -> bool, now: Duration) -> Vec<Op> {
         let mut ops = Vec::new();
         for id in self.timers.due_backends(now) {
             let backend = self.backend(id);
@@ -114,6 +244,19 @@ impl Tables {
         }
         ops
     }
+}
+
+/// The port that packets to this frontend have; `None` where it is not to be looked for in packets: a wildcard is for
+/// clients that the programs see anyway, a loopback address for sockets.
+fn frontend_port(key: &FrontendKey, value: &Frontend) -> Option<u16> {
+    let none = key.is_wildcard() || value.flags & frontend_flags::SOCKET_ONLY != 0;
+    (!none).then(|| key.port.get())
+}
+
+/// The port that a process of this host serves a live backend at.
+fn host_port(host: &[Addr], backend: &Backend) -> Option<u16> {
+    let live = matches!(backend.state, state::ACTIVE | state::DRAINING);
+    (live && host.binary_search(&backend.addr).is_ok()).then(|| backend.port.get())
 }
 
 /// Writes an element of an array that is kept only up to its last used element.

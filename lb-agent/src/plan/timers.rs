@@ -26,6 +26,9 @@ pub(super) struct Timers {
     /// Begun by a write whose time is not known yet.
     unstamped_ranges: Vec<Range>,
     unstamped_backends: BTreeMap<u32, Duration>,
+    /// When the bitmaps of ports are swept, and the settings tried again.
+    sweep: Option<Duration>,
+    unstamped_sweep: bool,
 }
 
 impl Timers {
@@ -55,10 +58,23 @@ impl Timers {
         self.unstamped_backends.remove(&id);
     }
 
+    /// What is not a Service's is looked at [`RELEASE`] after the next [`Timers::stamp`].
+    pub(super) fn sweep(&mut self) {
+        self.unstamped_sweep |= self.sweep.is_none();
+    }
+
+    /// Whether it is time for that.
+    pub(super) fn due_sweep(&mut self, now: Duration) -> bool {
+        self.sweep.take_if(|at| *at <= now).is_some()
+    }
+
     /// Everything begun since the last time begins to count now.
     pub(super) fn stamp(&mut self, now: Duration) {
         let ranges = self.unstamped_ranges.drain(..);
         self.ranges.extend(ranges.map(|range| (now + RELEASE, range)));
+        if std::mem::take(&mut self.unstamped_sweep) {
+            self.sweep = Some(now + RELEASE);
+        }
         for (id, delay) in std::mem::take(&mut self.unstamped_backends) {
             self.armed.insert(id, now + delay);
             self.backends.insert((now + delay, id));
@@ -85,6 +101,6 @@ impl Timers {
     pub(super) fn first(&self) -> Option<Duration> {
         let range = self.ranges.first().map(|(at, _)| *at);
         let backend = self.backends.first().map(|(at, _)| *at);
-        range.into_iter().chain(backend).min()
+        range.into_iter().chain(backend).chain(self.sweep).min()
     }
 }

@@ -119,15 +119,12 @@ pub(super) fn port(findings: &mut Findings, field: &str, number: i32) -> Option<
     port
 }
 
-/// A protocol; TCP when absent. SCTP is left out with a word of its own, since it is Kubernetes' but not ours.
+/// A protocol; TCP when absent.
 pub(super) fn protocol(findings: &mut Findings, field: &str, name: Option<&str>) -> Option<u8> {
     match name.unwrap_or("TCP") {
         "TCP" | "" => Some(proto::TCP),
         "UDP" => Some(proto::UDP),
-        "SCTP" => {
-            findings.add(field, "SCTP is not supported: left out");
-            None
-        }
+        "SCTP" => Some(proto::SCTP),
         other => {
             findings.add(field, format!("`{other}` is not a protocol: left out"));
             None

@@ -1,4 +1,4 @@
-//! The Kubernetes source: five watches, whose objects become records at once.
+//! The Kubernetes source: six watches, whose objects become records at once.
 //!
 //! Nothing is kept here but the names of objects that had issues. The server's own selectors leave out what is not
 //! ours: Pods of other nodes, headless Services, other proxies' Services.
@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Api;
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,8 @@ const WATCH_SECS: u32 = 120;
 /// After failing for this long, all watches are given up, so that the address of the server is looked up anew: it
 /// may have been reached through a Service whose backends have moved meanwhile.
 const GIVE_UP: Duration = Duration::from_secs(20);
+/// How often to see whether a server knows an optional kind by now: it may have been upgraded.
+const ABSENT: Duration = Duration::from_secs(300);
 
 /// Connects and watches, for ever; ends when the receiver of `tx` is gone.
 pub async fn source(
@@ -79,7 +82,8 @@ pub async fn run(
         () = source.watch::<EndpointSlice>(ours) => {}
         () = source.watch::<Pod>(of_node) => {}
         () = source.watch::<Namespace>(all.clone()) => {}
-        () = source.watch::<Node>(all) => {}
+        () = source.watch::<Node>(all.clone()) => {}
+        () = source.watch::<ServiceCIDR>(all) => {}
     }
 }
 
@@ -136,6 +140,14 @@ impl Source {
             let event = match event {
                 Ok(event) => event,
                 Err(err) if streaming && is_unsupported(&err) => return End::NoStreaming,
+                Err(err) if K::OPTIONAL && is_absent(&err) => {
+                    debug!(kind = K::KIND.name(), err = %err, "not to be had from this server");
+                    if self.tx.send(Received::now(Event::Synced(K::KIND))).await.is_err() {
+                        return End::Closed;
+                    }
+                    sleep(ABSENT).await;
+                    continue;
+                }
                 Err(err) => {
                     counters.count_error();
                     if !is_answer(&err) && backoff.has_failed_for(GIVE_UP) {
@@ -218,6 +230,21 @@ fn is_unsupported(err: &watcher::Error) -> bool {
             matches!(status.code, 400 | 422)
         }
         watcher::Error::WatchError(status) => matches!(status.code, 400 | 422),
+        watcher::Error::WatchStartFailed(_)
+        | watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    }
+}
+
+/// Whether the server does not know the kind (404), or an older role does not let us read it (403).
+fn is_absent(err: &watcher::Error) -> bool {
+    match err {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
+            matches!(status.code, 403 | 404)
+        }
+        watcher::Error::WatchError(status) => matches!(status.code, 403 | 404),
         watcher::Error::WatchStartFailed(_)
         | watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchFailed(_)

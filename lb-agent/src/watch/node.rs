@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use k8s_openapi::api::core::v1;
+use lb_common::addr::Addr;
 
 use super::Watched;
 use super::field::{self, Findings};
-use crate::cluster::{Change, Event, Kind, Node};
+use crate::cluster::{Change, Event, Kind, Node, NotPrefix, Prefix};
 
 /// Label with the node's zone.
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
@@ -17,16 +18,19 @@ impl Watched for v1::Node {
     type Record = Node;
 
     fn record(&self, findings: &mut Findings) -> Option<Node> {
-        let addresses = self.status.iter().flat_map(|status| status.addresses.iter().flatten());
-        let addresses = addresses.enumerate().filter_map(|(i, given)| {
-            let is_ip = matches!(given.type_.as_str(), "InternalIP" | "ExternalIP");
-            let path = format!("status.addresses[{i}].address");
-            is_ip.then(|| field::address(findings, &path, &given.address)).flatten()
-        });
-        let addresses = addresses.collect();
+        let given = self.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let given: Vec<_> = given.enumerate().collect();
+        let mut addresses: Vec<Addr> = Vec::new();
+        for wanted in ["InternalIP", "ExternalIP"] {
+            for (i, given) in given.iter().filter(|(_, given)| given.type_ == wanted) {
+                let path = format!("status.addresses[{i}].address");
+                addresses.extend(field::address(findings, &path, &given.address));
+            }
+        }
         let mut taints = self.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
         Some(Node {
-            addresses,
+            addresses: addresses.into(),
+            pod_cidrs: pod_cidrs(self, findings),
             zone: zone(self).map(Into::into),
             deleting: taints.any(|taint| taint.key == TAINT_DELETING),
         })
@@ -35,6 +39,24 @@ impl Watched for v1::Node {
     fn event(change: Change<Node>) -> Event {
         Event::Node(change)
     }
+}
+
+/// `spec.podCIDRs`, or `spec.podCIDR` where a manifest has only that.
+fn pod_cidrs(node: &v1::Node, findings: &mut Findings) -> Box<[Prefix]> {
+    let Some(spec) = &node.spec else { return Box::default() };
+    let list = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let texts = if list.is_empty() { spec.pod_cidr.as_slice() } else { list };
+    let mut prefixes = Vec::with_capacity(texts.len());
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        match text.parse() {
+            Ok(prefix) => prefixes.push(prefix),
+            Err(err) => {
+                let err: NotPrefix = err;
+                findings.add("spec.podCIDRs", format!("`{text}` is {err}: left out"));
+            }
+        }
+    }
+    prefixes.into()
 }
 
 /// The node's zone.

@@ -1,6 +1,7 @@
 //! Service → record.
 #![forbid(unsafe_code)]
 
+use std::num::{NonZeroI64, NonZeroU16};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{self, ServiceSpec};
@@ -11,6 +12,9 @@ use super::field::{self, Findings};
 use crate::cluster::{
     Change, Event, Family, Kind, Service, ServicePort, ServiceType, TrafficPolicy,
 };
+
+mod annotation;
+mod extra;
 
 impl Watched for v1::Service {
     const KIND: Kind = Kind::Service;
@@ -38,12 +42,15 @@ impl Watched for v1::Service {
                 return None;
             }
         };
+        let created = self.metadata.creation_timestamp.as_ref();
+        let internal_policy = spec.internal_traffic_policy.as_deref();
         Some(Service {
             service_type,
             cluster_ips: cluster_ips(spec, findings)?,
-            ports: ports(spec, findings),
-            internal_policy: internal_policy(spec, findings),
-            created: self.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+            ports: ports(spec, service_type, findings),
+            internal_policy: policy("spec.internalTrafficPolicy", internal_policy, findings),
+            created: created.and_then(|time| NonZeroI64::new(time.0.as_second())),
+            extra: extra::extra(self, spec, service_type, findings),
         })
     }
 
@@ -79,7 +86,11 @@ fn cluster_ips(spec: &ServiceSpec, findings: &mut Findings) -> Option<Box<[Addr]
     Some(ips.into())
 }
 
-fn ports(spec: &ServiceSpec, findings: &mut Findings) -> Box<[ServicePort]> {
+fn ports(
+    spec: &ServiceSpec,
+    service_type: ServiceType,
+    findings: &mut Findings,
+) -> Box<[ServicePort]> {
     let mut ports: Vec<ServicePort> = Vec::new();
     for (i, given) in spec.ports.iter().flatten().enumerate() {
         let path = |field: &str| format!("spec.ports[{i}].{field}");
@@ -90,22 +101,39 @@ fn ports(spec: &ServiceSpec, findings: &mut Findings) -> Box<[ServicePort]> {
         if ports.iter().any(|other| other.port == port && other.protocol == protocol) {
             findings
                 .add(path("port"), format!("{port} is there twice with one protocol: left out"));
-        } else if ports.iter().any(|other| other.name == name) {
-            findings.add(path("name"), format!("`{name}` is there twice: left out"));
-        } else {
-            ports.push(ServicePort { name, protocol, port });
+            continue;
         }
+        if ports.iter().any(|other| other.name == name) {
+            findings.add(path("name"), format!("`{name}` is there twice: left out"));
+            continue;
+        }
+        let node_port = given.node_port.filter(|port| *port != 0);
+        let node_port = node_port.filter(|_| service_type != ServiceType::ClusterIp);
+        let node_port = node_port.and_then(|port| {
+            field::port(findings, &path("nodePort"), port).and_then(NonZeroU16::new)
+        });
+        let taken = |other: &ServicePort| {
+            node_port.is_some() && other.node_port == node_port && other.protocol == protocol
+        };
+        let twice = ports.iter().any(taken);
+        if let Some(port) = node_port.filter(|_| twice) {
+            let message = format!("{port} is there twice with one protocol: left out");
+            findings.add(path("nodePort"), message);
+        }
+        let node_port = node_port.filter(|_| !twice);
+        ports.push(ServicePort { name, protocol, port, node_port });
     }
     ports.into()
 }
 
-fn internal_policy(spec: &ServiceSpec, findings: &mut Findings) -> TrafficPolicy {
-    match spec.internal_traffic_policy.as_deref().unwrap_or("Cluster") {
+/// A traffic policy; Cluster when absent. `field` is its path.
+fn policy(field: &str, given: Option<&str>, findings: &mut Findings) -> TrafficPolicy {
+    match given.unwrap_or("Cluster") {
         "Cluster" | "" => TrafficPolicy::Cluster,
         "Local" => TrafficPolicy::Local,
         other => {
             let message = format!("`{other}` is not a traffic policy: Cluster is used");
-            findings.add("spec.internalTrafficPolicy", message);
+            findings.add(field, message);
             TrafficPolicy::Cluster
         }
     }

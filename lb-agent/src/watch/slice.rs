@@ -6,7 +6,9 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::Watched;
 use super::field::{self, Findings};
-use crate::cluster::{Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, SlicePort};
+use crate::cluster::{
+    Change, Conditions, Endpoint, EndpointSlice, Event, Family, Hints, Kind, SlicePort,
+};
 
 /// Label with the name of the Service that a slice belongs to.
 pub(super) const LABEL_SERVICE: &str = "kubernetes.io/service-name";
@@ -90,17 +92,28 @@ fn endpoints(
             node: field::string(given.node_name.as_ref()),
             zone: field::string(given.zone.as_ref()),
             pod: pod.and_then(|target| field::string(target.name.as_ref())),
+            hints: given.hints.as_ref().and_then(hints),
         })
     };
     slice.endpoints.iter().flatten().enumerate().filter_map(read).collect()
 }
 
-/// Fills in what an absent condition means: `ready` true, `serving` as `ready`, `terminating` false.
+/// `None` when they name neither a zone nor a node, as for those that are absent.
+fn hints(given: &v1::EndpointHints) -> Option<Box<Hints>> {
+    let zones = given.for_zones.iter().flatten().map(|zone| zone.name.as_str());
+    let nodes = given.for_nodes.iter().flatten().map(|node| node.name.as_str());
+    let hints = Hints {
+        zones: zones.filter(|name| !name.is_empty()).map(Into::into).collect(),
+        nodes: nodes.filter(|name| !name.is_empty()).map(Into::into).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
+}
+
+/// Fills in what an absent condition means: `ready` true, `serving` true, `terminating` false, as kube-proxy has it.
 fn conditions(given: Option<&v1::EndpointConditions>) -> Conditions {
-    let ready = given.and_then(|given| given.ready).unwrap_or(true);
     Conditions {
-        ready,
-        serving: given.and_then(|given| given.serving).unwrap_or(ready),
+        ready: given.and_then(|given| given.ready).unwrap_or(true),
+        serving: given.and_then(|given| given.serving).unwrap_or(true),
         terminating: given.and_then(|given| given.terminating).unwrap_or(false),
     }
 }

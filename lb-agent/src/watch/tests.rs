@@ -1,13 +1,17 @@
 //! Objects in, records and issues out. What a record makes of the maps is shown by the scenarios.
 #![forbid(unsafe_code)]
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use std::num::{NonZeroU16, NonZeroU32};
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_common::addr::Addr;
 use serde_json::{Value, json};
 
 use super::{Watched, read};
-use crate::cluster::{self, Change, Conditions, Event, Name};
+use crate::cluster::{
+    self, Algorithm, Change, Conditions, Event, Extra, Hints, Name, TrafficPolicy, Weighted,
+};
 
 /// Issues as one text each.
 fn issues<K: Watched + serde::de::DeserializeOwned>(object: Value) -> Vec<String> {
@@ -37,15 +41,20 @@ fn slice(endpoint: Value) -> Value {
 }
 
 #[test]
-fn semantics_07_absent_conditions() {
+fn s07_absent_conditions() {
     let cases = [
         ("none", json!(null), (true, true, false)),
         ("empty", json!({}), (true, true, false)),
         ("ready", json!({"ready": true}), (true, true, false)),
-        ("not ready", json!({"ready": false}), (false, false, false)),
+        ("not ready", json!({"ready": false}), (false, true, false)),
         (
             "leaves",
             json!({"ready": false, "serving": true, "terminating": true}),
+            (false, true, true),
+        ),
+        (
+            "leaves, serving unknown",
+            json!({"ready": false, "terminating": true}),
             (false, true, true),
         ),
         ("serving alone", json!({"serving": false}), (true, false, false)),
@@ -131,13 +140,14 @@ fn pods_that_have_finished_have_no_address() {
 fn nodes_and_namespaces() {
     let node = json!({
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}},
-        "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+        "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [
-            {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "172.31.0.11"},
+            {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "203.0.113.1"}, {"type": "InternalIP", "address": "172.31.0.11"},
         ]},
     });
     let record = cluster::Node {
-        addresses: [addr("172.31.0.11")].into(),
+        addresses: [addr("172.31.0.11"), addr("203.0.113.1")].into(),
+        pod_cidrs: ["10.244.1.0/24".parse().unwrap()].into(),
         zone: Some("z".into()),
         deleting: true,
     };
@@ -147,4 +157,128 @@ fn nodes_and_namespaces() {
     let labels = [("a".into(), "1".into()), ("b".into(), "2".into())].into();
     let change = Change::Applied(Name::new("", "ns"), cluster::Namespace { labels });
     assert_eq!(event::<Namespace>(namespace), Event::Namespace(change));
+}
+
+/// What few Services have, of this `spec` and `status` with these annotations.
+fn extra(annotations: Value, spec: Value, status: Value) -> (Option<Extra>, Vec<String>) {
+    let object = json!({
+        "metadata": {"namespace": "ns", "name": "web", "annotations": annotations},
+        "spec": spec, "status": status,
+    });
+    let service: Service = serde_json::from_value(object).unwrap();
+    let (event, issues) = read(&service, service.name());
+    let Event::Service(Change::Applied(_, record)) = event else { panic!("no Service") };
+    (record.extra.map(|extra| *extra), issues.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn plain_services_have_nothing_extra() {
+    for spec in [
+        json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}),
+        json!({"clusterIP": "10.96.0.1", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"}),
+        // What is left over of another type.
+        json!({"clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000,
+               "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
+        json!({"type": "NodePort", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Cluster"}),
+    ] {
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        assert_eq!(extra(json!({}), spec.clone(), status), (None, vec![]), "{spec}");
+    }
+}
+
+#[test]
+fn every_field_of_a_service_is_kept() {
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 31000, "externalIPs": ["192.0.2.2", "192.0.2.1", "192.0.2.1"],
+        "loadBalancerSourceRanges": ["10.1.2.3/8", " 2001:db8::/32"], "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86400}},
+    });
+    let annotations = json!({
+        "lb-agent.io/algorithm": "maglev", "lb-agent.io/weights": "web-0=100, 10.244.1.1=1,",
+    });
+    let ingress = json!([
+        {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "VIP"},
+        {"ip": "203.0.113.3", "ipMode": "Proxy"}, {"hostname": "lb.example"},
+    ]);
+    let want = Extra {
+        external_policy: TrafficPolicy::Local,
+        lb_ips: [addr("203.0.113.1"), addr("203.0.113.2")].into(),
+        external_ips: [addr("192.0.2.1"), addr("192.0.2.2")].into(),
+        source_ranges: Some(["10.0.0.0/8", "2001:db8::/32"].map(|p| p.parse().unwrap()).into()),
+        affinity_secs: NonZeroU32::new(86_400),
+        health_port: NonZeroU16::new(31_000),
+        algorithm: Algorithm::Maglev,
+        weights: [(Weighted::Addr(addr("10.244.1.1")), 1), (Weighted::Pod("web-0".into()), 100)]
+            .into(),
+    };
+    let status = json!({"loadBalancer": {"ingress": ingress}});
+    assert_eq!(extra(annotations, spec, status), (Some(want), vec![]));
+}
+
+#[test]
+fn bad_fields_of_a_service_are_issues_of_it() {
+    let cases = [
+        (
+            json!({"sessionAffinity": "Cookie"}),
+            "spec.sessionAffinity: `Cookie` is not an affinity: None is used",
+        ),
+        (
+            json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not between 1 and 86400: 10800 is used",
+        ),
+        (
+            json!({"externalTrafficPolicy": "Near"}),
+            "spec.externalTrafficPolicy: `Near` is not a traffic policy: Cluster is used",
+        ),
+        (
+            json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 70000}),
+            "spec.healthCheckNodePort: 70000 is not a port: left out",
+        ),
+        (
+            json!({"loadBalancerSourceRanges": ["10.0.0.0/8", "everybody"]}),
+            "spec.loadBalancerSourceRanges[1]: `everybody` is not a range of addresses like 10.0.0.0/8: left out",
+        ),
+        (
+            json!({"externalIPs": ["192.0.2.300"]}),
+            "spec.externalIPs[0]: `192.0.2.300` is not an IP address: left out",
+        ),
+        (
+            json!({"ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 30080}]}),
+            "spec.ports[1].nodePort: 30080 is there twice with one protocol: left out",
+        ),
+        (
+            json!({"ports": [{"port": 80, "nodePort": 65536}]}),
+            "spec.ports[0].nodePort: 65536 is not a port: left out",
+        ),
+    ];
+    for (mut spec, want) in cases {
+        spec["type"] = json!("LoadBalancer");
+        spec["clusterIP"] = json!("10.96.0.1");
+        let (_, issues) = extra(json!({}), spec, json!({}));
+        assert_eq!(issues, [format!("Service ns/web: {want}")]);
+    }
+    let ingress = json!([{"ip": "127.0.0.1"}, {"ip": "203.0.113.1", "ipMode": "Direct"}]);
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1"});
+    let (extra, issues) = extra(json!({}), spec, json!({"loadBalancer": {"ingress": ingress}}));
+    assert_eq!((extra, issues.len()), (None, 2));
+}
+
+#[test]
+fn hints_of_endpoints_are_kept() {
+    for (hints, want) in [
+        (json!(null), None),
+        (json!({}), None),
+        (json!({"forZones": []}), None),
+        (json!({"forZones": [{"name": "a"}, {"name": "b"}]}), Some((vec!["a", "b"], vec![]))),
+        (json!({"forNodes": [{"name": "n1"}]}), Some((vec![], vec!["n1"]))),
+    ] {
+        let object = slice(json!({"addresses": ["10.244.1.1"], "hints": hints}));
+        let Event::Slice(Change::Applied(_, slice)) = event::<EndpointSlice>(object) else {
+            panic!("no slice");
+        };
+        let all = |names: Vec<&str>| names.into_iter().map(Into::into).collect();
+        let want = want.map(|(zones, nodes)| Hints { zones: all(zones), nodes: all(nodes) });
+        assert_eq!(slice.endpoints[0].hints.as_deref(), want.as_ref());
+    }
 }

@@ -210,7 +210,7 @@ impl Pod {
         format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd())
     }
 
-    fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 setns(&self.netns, CloneFlags::CLONE_NEWNET).unwrap();

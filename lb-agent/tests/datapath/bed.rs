@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtKey, bits};
 use lb_common::flow::proto;
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use super::packet;
@@ -43,6 +44,8 @@ impl Bed {
             hz,
             hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
             hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
+            masquerade_base: u32::from(*config::MASQUERADE_PORTS.start()),
+            masquerade_n: config::MASQUERADE_PORTS.len() as u32,
             ..Config::ZERO
         };
         let options = LoadOptions { pin_dir: None, config, ct_entries: 131_072 };
@@ -68,6 +71,7 @@ impl Bed {
             proto: protocol,
             state: state::ACTIVE,
             generation: 1,
+            flags: backend_flags::CLUSTER,
             ..Backend::ZERO
         };
         self.backends().set(id, &backend, 0).unwrap();
@@ -93,6 +97,55 @@ impl Bed {
         let key = FrontendKey::new(ip, Be16::new(addr.port()), protocol);
         frontends.insert(&key, &frontend, 0).unwrap();
         frontends.insert(&FrontendKey::wildcard(ip), &Frontend::ZERO, 0).unwrap();
+    }
+
+    /// Writes an element of a hash map.
+    pub(crate) fn put<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K, value: V) {
+        let mut map: HashMap<_, K, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
+        map.insert(&key, &value, 0).unwrap();
+    }
+
+    /// Reads an element of a hash map.
+    pub(crate) fn get<K: aya::Pod, V: aya::Pod>(&self, map: &str, key: K) -> Option<V> {
+        let map: HashMap<_, K, V> = self.ebpf.map(map).unwrap().try_into().unwrap();
+        map.get(&key, 0).ok()
+    }
+
+    /// Writes an element of an array.
+    pub(crate) fn set<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
+        let mut map: Array<_, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
+        map.set(index, &value, 0).unwrap();
+    }
+
+    /// Reads an element of an array.
+    pub(crate) fn at<V: aya::Pod>(&self, map: &str, index: u32) -> V {
+        let map: Array<_, V> = self.ebpf.map(map).unwrap().try_into().unwrap();
+        map.get(&index, 0).unwrap()
+    }
+
+    /// Lets clients with this prefix use a service port.
+    pub(crate) fn source_range(&mut self, service_id: u32, client: Addr, bits: u32) {
+        let mut map: LpmTrie<_, SourceRange, u32> =
+            self.ebpf.map_mut("source_ranges").unwrap().try_into().unwrap();
+        let skip = if client.is_v4() { 96 } else { 0 };
+        let key = Key::new(32 + skip + bits, SourceRange { service_id, client });
+        map.insert(&key, &1, 0).unwrap();
+    }
+
+    /// Puts ids into new slots and gives the first slot.
+    pub(crate) fn slots(&mut self, ids: &[u32]) -> u32 {
+        let base = self.next_slot;
+        self.next_slot += ids.len() as u32;
+        for (slot, id) in (base..).zip(ids) {
+            self.set("slots", slot, *id);
+        }
+        base
+    }
+
+    /// A new service id.
+    pub(crate) fn service_id(&mut self) -> u32 {
+        self.next_service += 1;
+        self.next_service
     }
 
     /// Puts a backend into another state; death changes its generation.
@@ -127,13 +180,23 @@ impl Bed {
         }
     }
 
-    fn run(&self, program: &str, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    /// Runs raw bytes through a program.
+    pub(crate) fn run(&self, program: &str, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.try_run(program, bytes).unwrap()
+    }
+
+    /// Runs raw bytes through a program; an error when the kernel does not take them for a packet.
+    pub(crate) fn try_run(
+        &self,
+        program: &str,
+        bytes: &[u8],
+    ) -> Result<(Verdict, Vec<u8>), ProgramError> {
         let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut out = vec![0; 70_000];
         let mut options = TestRunOptions::new();
         options.data_in = Some(bytes);
         options.data_out = Some(&mut out);
-        let result = program.test_run(options).unwrap();
+        let result = program.test_run(options)?;
         let verdict = match result.return_value as i32 {
             -1 => Verdict::Next,
             2 => Verdict::Drop,
@@ -141,7 +204,7 @@ impl Bed {
             other => panic!("return code {other}"),
         };
         out.truncate(result.data_size_out as usize);
-        (verdict, out)
+        Ok((verdict, out))
     }
 
     /// Runs raw bytes as they leave the Pod.
@@ -163,6 +226,18 @@ impl Bed {
     /// A packet enters the Pod.
     pub(crate) fn enter(&self, text: &str) -> String {
         let (verdict, bytes) = self.enter_bytes(&packet::build(text));
+        told(verdict, &bytes)
+    }
+
+    /// A packet enters the node.
+    pub(crate) fn arrive(&self, text: &str) -> String {
+        let (verdict, bytes) = self.run("dev_in", &packet::build(text));
+        told(verdict, &bytes)
+    }
+
+    /// A packet leaves the node.
+    pub(crate) fn depart(&self, text: &str) -> String {
+        let (verdict, bytes) = self.run("dev_out", &packet::build(text));
         told(verdict, &bytes)
     }
 
@@ -202,6 +277,16 @@ impl Bed {
         program.test_run(options).unwrap().duration.as_nanos() as u64
     }
 
+    /// Packets dropped or refused so far, for whatever reason.
+    pub(crate) fn dropped(&self) -> u64 {
+        let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
+        let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| read(drop_index(reason, false)) + read(drop_index(reason, true)))
+            .sum()
+    }
+
     /// Counters that changed since the last call: `name+n`, sorted.
     pub(crate) fn counted(&mut self) -> String {
         let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
@@ -226,7 +311,7 @@ impl Bed {
     }
 }
 
-fn told(verdict: Verdict, bytes: &[u8]) -> String {
+pub(crate) fn told(verdict: Verdict, bytes: &[u8]) -> String {
     match verdict {
         Verdict::Next => packet::show(bytes),
         Verdict::Drop => "drop".to_owned(),

@@ -189,7 +189,7 @@ fn join(ip: IpAddr, port: u16) -> String {
 }
 
 /// Whether every checksum in the packet holds, by summing all it covers.
-fn sums_hold(ip: &[u8], l4: usize, proto: u8) -> bool {
+pub(crate) fn sums_hold(ip: &[u8], l4: usize, proto: u8) -> bool {
     let v4 = ip[0] >> 4 == 4;
     if v4 && sum(&ip[..usize::from(ip[0] & 15) * 4]) != 0xffff {
         return false;

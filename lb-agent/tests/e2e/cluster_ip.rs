@@ -32,7 +32,7 @@ fn bridged_pods_without_bridge_netfilter_reach_every_cluster_ip() {
     reach_every_cluster_ip(Stage::prepared("ebrnonf", Shape::Bridge, without_bridge_netfilter));
 }
 
-fn without_bridge_netfilter(node: &Node) {
+pub(crate) fn without_bridge_netfilter(node: &Node) {
     if std::path::Path::new("/proc/sys/net/bridge").exists() {
         let settings =
             ["iptables", "ip6tables"].map(|name| format!("net/bridge/bridge-nf-call-{name}"));

@@ -38,8 +38,8 @@ pub(crate) struct Stage {
     pub(crate) a: Node,
     pub(crate) b: Node,
     servers: Vec<Server>,
-    /// Kept for its Drop, which removes everything.
-    _bed: Bed,
+    /// Its Drop removes everything.
+    pub(crate) bed: Bed,
 }
 
 impl Stage {
@@ -60,7 +60,7 @@ impl Stage {
             agent.start().unwrap();
             agent
         });
-        Self { agents, dir, a, b, servers: Vec::new(), _bed: bed }
+        Self { agents, dir, a, b, servers: Vec::new(), bed }
     }
 
     /// A Pod on `node` that answers its name on TCP and UDP port 8080 and is in no manifest yet.

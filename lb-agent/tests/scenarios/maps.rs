@@ -1,18 +1,21 @@
 //! Maps in memory that check each write: whatever a packet could see between two writes must be sound.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op};
 use lb_common::addr::Addr;
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::limits::port_bit;
+use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
 
 /// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
 #[derive(Clone, Debug)]
 pub(crate) struct FakeMaps {
     pub(crate) actual: Actual,
     pub(crate) now: Duration,
-    /// Every such write fails; 0 = none.
+    /// Addresses of the host.
+    pub(crate) host: Vec<Addr>,
+    /// One in so many writes fails; 0 = none.
     pub(crate) fail_every: u32,
     n_writes: u32,
     /// Writes until all fail.
@@ -31,6 +34,7 @@ impl FakeMaps {
         Self {
             actual: Actual::default(),
             now: Duration::ZERO,
+            host: Vec::new(),
             fail_every: 0,
             n_writes: 0,
             crash_after: None,
@@ -46,20 +50,63 @@ impl FakeMaps {
         self.crash_after = Some(n);
     }
 
-    /// For each frontend the sorted backends of its two lists: what does not depend on ids.
-    pub(crate) fn traffic(&self) -> BTreeMap<String, [Vec<String>; 2]> {
-        let lists = |frontend: &Frontend| {
-            [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)].map(
-                |(base, n)| {
-                    let mut list: Vec<_> =
-                        (base..base + n).map(|slot| self.endpoint(slot)).collect();
-                    list.sort();
-                    list
-                },
-            )
+    /// For each frontend what it does with a client: what does not depend on ids.
+    pub(crate) fn traffic(&self) -> BTreeMap<String, String> {
+        let frontends = self.actual.frontends.iter();
+        frontends.map(|(key, frontend)| (key_text(key), self.treatment(frontend))).collect()
+    }
+
+    fn treatment(&self, frontend: &Frontend) -> String {
+        let list = |base: u32, n: u32| -> Vec<String> {
+            (base..base + n).map(|slot| self.endpoint(slot)).collect()
+        };
+        let mut lists = [(frontend.base, frontend.n), (frontend.local_base, frontend.local_n)]
+            .map(|(base, n)| list(base, n));
+        lists.iter_mut().for_each(|list| list.sort());
+        // Its order matters, since it must be the same on all nodes.
+        let table = list(frontend.maglev_base, frontend.maglev_n);
+        let gated = frontend.flags & frontend_flags::SOURCE_RANGES != 0;
+        let ranges = if gated { self.ranges(frontend.service_id) } else { Vec::new() };
+        let Frontend { flags, affinity_secs, .. } = frontend;
+        format!("{lists:?} {table:?} {flags:#x} {affinity_secs} {ranges:?}")
+    }
+
+    /// The clients of a service port's gated frontends.
+    pub(crate) fn ranges(&self, service_id: u32) -> Vec<String> {
+        let keys = self.actual.source_ranges.iter();
+        let own = keys.filter(|key| key.service_id == service_id);
+        own.map(|key| key.clients.to_string()).collect()
+    }
+
+    /// Service ids that have ranges but no frontend with them.
+    pub(crate) fn lost_ranges(&self) -> BTreeSet<u32> {
+        let mut ids: BTreeSet<u32> =
+            self.actual.source_ranges.iter().map(|key| key.service_id).collect();
+        for frontend in self.actual.frontends.values() {
+            if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
+                ids.remove(&frontend.service_id);
+            }
+        }
+        ids
+    }
+
+    /// The ports in the two bitmaps, and those that should be there.
+    pub(crate) fn ports(&self) -> [(BTreeSet<u16>, BTreeSet<u16>); 2] {
+        let set = |words: &[u64]| {
+            (0..=u16::MAX).filter(|port| has_port(words, *port)).collect::<BTreeSet<_>>()
         };
         let frontends = self.actual.frontends.iter();
-        frontends.map(|(key, frontend)| (key_text(key), lists(frontend))).collect()
+        let frontends = frontends.filter(|(key, frontend)| needs_port(key, frontend));
+        let backends = self.actual.backends.iter().filter(|backend| self.is_host(backend));
+        [
+            (set(&self.actual.frontend_ports), frontends.map(|(key, _)| key.port.get()).collect()),
+            (set(&self.actual.host_ports), backends.map(|backend| backend.port.get()).collect()),
+        ]
+    }
+
+    fn is_host(&self, backend: &Backend) -> bool {
+        let live = matches!(backend.state, state::ACTIVE | state::DRAINING);
+        live && self.host.contains(&backend.addr)
     }
 
     /// Backends that are in use but in no live slot.
@@ -81,7 +128,13 @@ impl FakeMaps {
 
     fn endpoint(&self, slot: u32) -> String {
         let backend = self.backend(self.id_at(slot));
-        endpoint_text(&backend.addr, backend.port.get())
+        let mut text = endpoint_text(&backend.addr, backend.port.get());
+        for (flag, letter) in [(backend_flags::CLUSTER, " C"), (backend_flags::LOCAL, " L")] {
+            if backend.flags & flag != 0 {
+                text.push_str(letter);
+            }
+        }
+        text
     }
 
     /// The laws. Before the write:
@@ -107,12 +160,59 @@ impl FakeMaps {
                     assert_eq!(backend.addr.is_v4(), key.addr.is_v4());
                 }
                 assert_eq!(key.is_wildcard(), frontend.service_id == 0);
+                self.check_lists(frontend);
+                if needs_port(key, frontend) {
+                    let port = key.port.get();
+                    assert!(has_port(&self.actual.frontend_ports, port), "{key:?} is not seen");
+                }
             }
-            Op::DeleteFrontend { .. } => {}
+            Op::PutSourceRange { .. } => {
+                let n = self.actual.source_ranges.len();
+                assert!(n < self.capacity.source_ranges as usize, "source_ranges is full");
+            }
+            Op::PutFrontendPorts { word, bits } => {
+                let words = written(&self.actual.frontend_ports, *word, *bits);
+                for (key, frontend) in &self.actual.frontends {
+                    let seen = !needs_port(key, frontend) || has_port(&words, key.port.get());
+                    assert!(seen, "{key:?} would not be seen any more");
+                }
+            }
+            Op::PutHostPorts { word, bits } => {
+                let before = &self.actual.host_ports;
+                let words = written(before, *word, *bits);
+                for backend in self.actual.backends.iter().filter(|backend| self.is_host(backend)) {
+                    let port = backend.port.get();
+                    let lost = has_port(before, port) && !has_port(&words, port);
+                    assert!(!lost, "replies of {backend:?} would not be seen any more");
+                }
+            }
+            Op::DeleteFrontend { .. }
+            | Op::DeleteSourceRange { .. }
+            | Op::ClearAffinity { .. }
+            | Op::PutSettings(_) => {}
+        }
+    }
+
+    /// A backend says in which lists it is: affinity must not send a client to another.
+    fn check_lists(&self, frontend: &Frontend) {
+        let local = frontend.flags & frontend_flags::EXTERNAL_LOCAL != 0;
+        let lists = [
+            (frontend.local_base, frontend.local_n, backend_flags::LOCAL, true),
+            (frontend.base, frontend.n, backend_flags::CLUSTER, local),
+        ];
+        for (base, n, flag, _) in lists.into_iter().filter(|(.., checked)| *checked) {
+            for slot in base..base + n {
+                let backend = self.backend(self.id_at(slot));
+                assert_ne!(backend.flags & flag, 0, "{backend:?} does not say it is in a list");
+            }
         }
     }
 
     fn check_backend(&self, id: u32, backend: Backend) {
+        if self.is_host(&backend) {
+            let port = backend.port.get();
+            assert!(has_port(&self.actual.host_ports, port), "{backend:?}: replies are not seen");
+        }
         assert!(id > 0 && id < self.capacity.backends, "backend {id} is out of bounds");
         let before = self.backend(id);
         let in_use = self.live.keys().any(|slot| self.id_at(*slot) == id);
@@ -147,7 +247,7 @@ impl FakeMaps {
     }
 
     fn put(&mut self, op: &Op) {
-        match *op {
+        match op.clone() {
             Op::PutBackend { id, backend } => {
                 if backend.state == state::DEAD {
                     self.died.insert(id, self.now);
@@ -166,6 +266,14 @@ impl FakeMaps {
                 let before = self.actual.frontends.remove(&key);
                 self.leave(before);
             }
+            Op::PutSourceRange { key } => drop(self.actual.source_ranges.insert(key)),
+            Op::DeleteSourceRange { key } => drop(self.actual.source_ranges.remove(&key)),
+            Op::ClearAffinity { .. } => {}
+            Op::PutFrontendPorts { word, bits } => {
+                put(&mut self.actual.frontend_ports, word, bits, 0);
+            }
+            Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, word, bits, 0),
+            Op::PutSettings(settings) => self.actual.settings = Some(settings),
         }
     }
 
@@ -188,14 +296,19 @@ impl MapStore for FakeMaps {
 
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         self.check(op);
-        self.n_writes += 1;
+        // Of slots, which come by the thousand with a Maglev table, only some may fail: each failure ends a try.
+        let may_fail = !matches!(op, Op::PutSlot { slot, .. } if slot % 64 != 0);
+        self.n_writes += u32::from(may_fail);
         if let Some(left) = &mut self.crash_after {
             if *left == 0 {
                 return Err(error(op, false));
             }
             *left -= 1;
         }
-        if self.fail_every > 0 && self.n_writes.is_multiple_of(self.fail_every) {
+        // Not in step with the writes of a try, or it might be the same one that fails each time.
+        let lot = (self.n_writes ^ self.n_writes >> 16).wrapping_mul(0x85eb_ca6b);
+        let lot = (lot ^ lot >> 13).wrapping_mul(0xc2b2_ae35) >> 16;
+        if may_fail && self.fail_every > 0 && lot.is_multiple_of(self.fail_every) {
             return Err(error(op, false));
         }
         if let Op::PutFrontend { key, .. } = op
@@ -214,6 +327,11 @@ fn error(op: &Op, full: bool) -> MapError {
         Op::PutBackend { .. } => "backends",
         Op::PutSlot { .. } => "slots",
         Op::PutFrontend { .. } | Op::DeleteFrontend { .. } => "frontends",
+        Op::PutSourceRange { .. } | Op::DeleteSourceRange { .. } => "source_ranges",
+        Op::ClearAffinity { .. } => "affinity",
+        Op::PutFrontendPorts { .. } => "frontend_ports",
+        Op::PutHostPorts { .. } => "host_ports",
+        Op::PutSettings(_) => "settings",
     };
     let text = if full { "argument list too long" } else { "made to fail" };
     MapError { map, full, source: text.into() }
@@ -222,7 +340,8 @@ fn error(op: &Op, full: bool) -> MapError {
 fn slots(frontend: &Frontend) -> Vec<u32> {
     let cluster = frontend.base..frontend.base + frontend.n;
     let local = frontend.local_base..frontend.local_base + frontend.local_n;
-    let mut slots: Vec<u32> = cluster.chain(local).collect();
+    let table = frontend.maglev_base..frontend.maglev_base + frontend.maglev_n;
+    let mut slots: Vec<u32> = cluster.chain(local).chain(table).collect();
     slots.sort_unstable();
     slots.dedup();
     slots
@@ -236,6 +355,22 @@ fn put<T: Copy>(array: &mut Vec<T>, index: u32, element: T, empty: T) {
     array[index] = element;
 }
 
+/// Whether packets to the frontend must be looked for on the node's devices.
+fn needs_port(key: &FrontendKey, frontend: &Frontend) -> bool {
+    !key.is_wildcard() && frontend.flags & frontend_flags::SOCKET_ONLY == 0
+}
+
+fn has_port(words: &[u64], port: u16) -> bool {
+    let (word, bit) = port_bit(port);
+    words.get(word as usize).is_some_and(|bits| bits & bit != 0)
+}
+
+fn written(words: &[u64], word: u32, bits: u64) -> Vec<u64> {
+    let mut words = words.to_vec();
+    put(&mut words, word, bits, 0);
+    words
+}
+
 /// A frontend as `10.96.0.1:80/TCP`, or `10.96.0.1:*` for a wildcard.
 pub(crate) fn key_text(key: &FrontendKey) -> String {
     if key.is_wildcard() {
@@ -244,6 +379,7 @@ pub(crate) fn key_text(key: &FrontendKey) -> String {
     let protocol = match key.proto {
         lb_common::flow::proto::TCP => "TCP",
         lb_common::flow::proto::UDP => "UDP",
+        lb_common::flow::proto::SCTP => "SCTP",
         _ => panic!("{key:?}"),
     };
     format!("{}/{protocol}", endpoint_text(&key.addr, key.port.get()))

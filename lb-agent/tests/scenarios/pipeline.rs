@@ -1,9 +1,11 @@
 //! The pure middle of the agent, wired as the agent wires it, over maps in memory and an injected clock.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use lb_agent::cluster::{Cluster, Dirty, Event};
 use lb_agent::issue::Issue;
+use lb_agent::model::rules::Rules;
 use lb_agent::model::{Changed, Desired};
 use lb_agent::plan::{Capacity, MapStore, Op, Planner};
 
@@ -22,11 +24,12 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
+    /// Of `spec.externalIPs`, those in 192.0.2.0/24 and 2001:db8::/64 are served.
     pub(crate) fn new(node: &str, capacity: Capacity) -> Self {
         let maps = FakeMaps::new(capacity);
         Self {
             cluster: Cluster::new(node),
-            desired: Desired::default(),
+            desired: Desired::new(rules()),
             planner: Planner::restore(maps.load().unwrap(), capacity),
             maps,
             node: node.to_owned(),
@@ -53,6 +56,8 @@ impl Pipeline {
         let alive = |addr: &_| cluster.is_alive(addr);
         let plan = self.planner.plan(&self.desired, changed, &alive, self.maps.now);
         let ops = plan.ops.clone();
+        check_order(&ops);
+        self.maps.host = self.desired.node.addrs.to_vec();
         let now = self.maps.now;
         let applied = self.planner.apply(plan, &mut self.maps, &mut || now);
         let skipped = ops.len() - applied.writes - applied.failed.len();
@@ -87,7 +92,7 @@ impl Pipeline {
     /// The agent ends and another begins, with the maps as they are and everything told anew.
     pub(crate) fn restart(&mut self, events: impl IntoIterator<Item = Event>) {
         self.cluster = Cluster::new(&self.node);
-        self.desired = Desired::default();
+        self.desired = Desired::new(rules());
         self.dirty = Dirty::default();
         self.maps.crash_after = None;
         // A program that read a frontend before the end of the old agent has long finished by now: the new one does
@@ -103,5 +108,28 @@ impl Pipeline {
         let mut issues: Vec<_> = issues.cloned().collect();
         issues.sort();
         issues
+    }
+}
+
+fn rules() -> Rules {
+    let external_ips = ["192.0.2.0/24", "2001:db8::/64"].map(|text| text.parse().unwrap());
+    Rules { external_ips: external_ips.into(), ..Rules::default() }
+}
+
+/// A gated frontend is written when all its clients are, and these go after the last frontend that is gated by them.
+fn check_order(ops: &[Op]) {
+    let (mut gated, mut narrowed) = (HashSet::new(), HashSet::new());
+    for op in ops {
+        match op {
+            Op::PutFrontend { frontend, .. } => {
+                gated.insert(frontend.service_id);
+                assert!(!narrowed.contains(&frontend.service_id), "{op:?} comes late");
+            }
+            Op::PutSourceRange { key } => {
+                assert!(!gated.contains(&key.service_id), "{op:?} comes late");
+            }
+            Op::DeleteSourceRange { key } => drop(narrowed.insert(key.service_id)),
+            _ => {}
+        }
     }
 }

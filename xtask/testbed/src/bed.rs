@@ -22,6 +22,7 @@ pub struct Bed {
     prefix: String,
     fabric: Netns,
     n_nodes: AtomicU8,
+    n_outsiders: AtomicU8,
     reaper: Reaper,
 }
 
@@ -53,7 +54,13 @@ impl Bed {
                    link set br0 up\n\
                    addr add 172.31.0.1/24 dev br0\n\
                    addr add fd31::1/64 dev br0\n")?;
-        let bed = Self { prefix: prefix.to_owned(), fabric, n_nodes: AtomicU8::new(0), reaper };
+        let bed = Self {
+            prefix: prefix.to_owned(),
+            fabric,
+            n_nodes: AtomicU8::new(0),
+            n_outsiders: AtomicU8::new(0),
+            reaper,
+        };
         std::fs::create_dir_all(bed.dir()).context("create the bed's directory")?;
         Ok(bed)
     }
@@ -87,6 +94,23 @@ impl Bed {
         self.connect(&node)?;
         node.shape.prepare(&node)?;
         Ok(node)
+    }
+
+    /// A machine outside the cluster (`172.31.0.200`, `fd31::200` the first), without routes but its own network's.
+    pub fn outsider(&self, name: &str) -> anyhow::Result<Netns> {
+        let n = self.n_outsiders.fetch_add(1, Ordering::Relaxed);
+        let netns = Netns::create(&format!("{}-{name}", self.prefix))?;
+        self.fabric.ip(&format!(
+            "link add to-{name} type veth peer name eth0 netns {netns}\n\
+             link set to-{name} master br0 up\n"
+        ))?;
+        netns.ip(&format!(
+            "link set eth0 up\n\
+             addr add 172.31.0.{}/24 dev eth0\n\
+             addr add fd31::20{n}/64 dev eth0\n",
+            200 + n
+        ))?;
+        Ok(netns)
     }
 
     /// Leaves everything up; a later bed of the same prefix removes it.

@@ -10,6 +10,8 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
+use crate::server::SEEN_AS;
+
 /// Transport protocol of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transport {
@@ -30,6 +32,33 @@ pub fn ask(transport: Transport, addr: SocketAddr, timeout: Duration) -> io::Res
             ask_connected(&socket)
         }
     }
+}
+
+/// Asks the server at `addr` as whom it sees the client: address and port.
+pub fn seen_as(
+    transport: Transport,
+    addr: SocketAddr,
+    timeout: Duration,
+) -> io::Result<SocketAddr> {
+    let answer = match transport {
+        Transport::Tcp => {
+            let mut connection = Connection::open(addr, timeout)?;
+            connection.reader.get_mut().write_all(SEEN_AS)?;
+            let mut line = String::new();
+            connection.reader.read_line(&mut line)?;
+            line
+        }
+        Transport::Udp => {
+            let socket = udp_socket(addr, timeout)?;
+            socket.connect(addr)?;
+            socket.send(SEEN_AS)?;
+            let mut answer = [0; 256];
+            let n = socket.recv(&mut answer)?;
+            name_in(answer.get(..n).unwrap_or_default())
+        }
+    };
+    let told = answer.trim_end().parse();
+    told.map_err(|err| io::Error::other(format!("{addr} answered {answer:?}: {err}")))
 }
 
 /// An open TCP connection to a server.

@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use crate::pod::Pod;
+use crate::{bed::Node, pod::Pod};
 
 /// One Kubernetes object.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +43,17 @@ pub fn pod(name: &str, node: &str) -> Object {
 pub fn pod_of(pod_in_bed: &Pod) -> Object {
     let [v4, v6] = pod_in_bed.addresses().map(|ip| ip.to_string());
     pod(&pod_in_bed.name, &pod_in_bed.node).ip(&v4).ip(&v6)
+}
+
+/// The object of a node of the bed, with its addresses.
+pub fn node_of(node: &Node) -> Object {
+    let value = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}});
+    let mut object = Object { value };
+    for address in [node.v4.to_string(), node.v6.to_string()] {
+        let entry = json!({"type": "InternalIP", "address": address});
+        object = object.push(&["status", "addresses"], entry);
+    }
+    object
 }
 
 /// An EndpointSlice of `service_name` with ready endpoints at `addresses`, which are of one family.

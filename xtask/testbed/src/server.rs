@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -22,6 +22,8 @@ use crate::netns::Netns;
 
 /// Most connections that one server holds at a time; more are closed at once.
 const MAX_CONNECTIONS: usize = 512;
+/// The question that is answered with the client's address instead of the server's name.
+pub(crate) const SEEN_AS: &[u8] = b"seen as?\n";
 /// How often blocked servers look whether they shall stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
@@ -132,10 +134,12 @@ fn accept_lines(listener: &TcpListener, stop: &Arc<AtomicBool>, answer: &Arc<[u8
 fn answer_lines(mut stream: TcpStream, stop: &AtomicBool, answer: &[u8]) -> io::Result<()> {
     stream.set_read_timeout(Some(STOP_CHECK))?;
     stream.set_nodelay(true)?;
+    let from = stream.peer_addr()?;
     let mut question = [0; 512];
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut question) {
             Ok(0) => return Ok(()),
+            Ok(_) if question.starts_with(SEEN_AS) => stream.write_all(&seen_as(from))?,
             Ok(_) => stream.write_all(answer)?,
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
             Err(err) => return Err(err),
@@ -149,9 +153,18 @@ fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool, answer: &[u8]) {
     while !stop.load(Ordering::Relaxed) {
         // A lost answer is the client's to notice.
         if let Ok((_, from)) = socket.recv_from(&mut question) {
-            drop(socket.send_to(answer, from));
+            drop(if question.starts_with(SEEN_AS) {
+                socket.send_to(&seen_as(from), from)
+            } else {
+                socket.send_to(answer, from)
+            });
         }
     }
+}
+
+/// The line that says which address and port the client has here.
+fn seen_as(from: SocketAddr) -> Vec<u8> {
+    format!("{}\n", SocketAddr::new(from.ip().to_canonical(), from.port())).into_bytes()
 }
 
 fn echo_bytes(listener: &TcpListener, stop: &AtomicBool) {

@@ -33,7 +33,7 @@ fn frontend(at: &str, protocol: u8, service_id: u32, backend_ids: &[u32]) -> Fro
     }
 }
 
-fn backend(at: &str, protocol: u8, state: u8, ifindex: u32) -> Backend {
+fn backend(at: &str, protocol: u8, state: u8) -> Backend {
     let at: SocketAddr = at.parse().unwrap();
     Backend {
         addr: at.ip().into(),
@@ -41,7 +41,6 @@ fn backend(at: &str, protocol: u8, state: u8, ifindex: u32) -> Backend {
         proto: protocol,
         state,
         generation: 1,
-        ifindex,
         ..Backend::ZERO
     }
 }
@@ -69,11 +68,11 @@ pub(super) fn snapshot() -> Snapshot {
             frontend("10.96.0.99:443", proto::TCP, 9, &[5]),
         ],
         backends: [
-            (1, backend("10.1.0.3:8080", proto::TCP, state::ACTIVE, 12)),
-            (2, backend("10.1.1.3:8080", proto::TCP, state::ACTIVE, 0)),
-            (3, backend("[fd01::3]:8080", proto::TCP, state::ACTIVE, 12)),
-            (4, backend("10.1.1.4:8080", proto::TCP, state::DRAINING, 0)),
-            (5, backend("10.1.1.9:6443", proto::TCP, state::ACTIVE, 0)),
+            (1, backend("10.1.0.3:8080", proto::TCP, state::ACTIVE)),
+            (2, backend("10.1.1.3:8080", proto::TCP, state::ACTIVE)),
+            (3, backend("[fd01::3]:8080", proto::TCP, state::ACTIVE)),
+            (4, backend("10.1.1.4:8080", proto::TCP, state::DRAINING)),
+            (5, backend("10.1.1.9:6443", proto::TCP, state::ACTIVE)),
         ]
         .into(),
         pods: [(11, pod("10.1.0.2", "fd01::2", 2)), (12, pod("10.1.0.3", "fd01::3", 3))].into(),

@@ -23,14 +23,17 @@ enum Behaviour {
     Refuses,
     /// Answers the first request for each list with an internal error.
     Fails,
+    /// Knows no ServiceCIDRs, as before Kubernetes 1.33.
+    IsOld,
 }
 
-const KINDS: [(&str, &str, &str); 5] = [
+const KINDS: [(&str, &str, &str); 6] = [
     ("/api/v1/services", "v1", "Service"),
     ("/apis/discovery.k8s.io/v1/endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     ("/api/v1/pods", "v1", "Pod"),
     ("/api/v1/namespaces", "v1", "Namespace"),
     ("/api/v1/nodes", "v1", "Node"),
+    ("/apis/networking.k8s.io/v1/servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
 ];
 
 fn service(name: &str, port: u16, version: u16) -> Value {
@@ -83,6 +86,8 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
     let status = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Invalid", "code": code});
     let (code, body): (u16, Vec<Value>) = if initial && behaviour == Behaviour::Refuses {
         (422, vec![status(422)])
+    } else if kind == "ServiceCIDR" && behaviour == Behaviour::IsOld {
+        (404, vec![status(404)])
     } else if behaviour == Behaviour::Fails && failures.fetch_add(1, Ordering::SeqCst) < KINDS.len()
     {
         (500, vec![status(500)])
@@ -195,4 +200,12 @@ async fn a_server_that_fails_is_tried_again() {
     assert_eq!(told, STORY);
     assert_eq!(synced, Kind::ALL);
     assert!(Kind::ALL.iter().map(|kind| counters.of(*kind).errors()).sum::<u64>() >= 1);
+}
+
+#[tokio::test]
+async fn a_server_without_service_cidrs_has_none() {
+    let (told, synced, counters) = events(Behaviour::IsOld).await;
+    assert_eq!(told, STORY);
+    assert_eq!(synced, Kind::ALL);
+    assert_eq!(counters.of(Kind::ServiceCidr).errors(), 0, "that is no error");
 }

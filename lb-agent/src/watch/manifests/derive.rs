@@ -135,7 +135,7 @@ impl Derive {
                     self.dirty.extend(self.services.keys().cloned());
                 }
             }
-            Kind::Namespace => {}
+            Kind::Namespace | Kind::ServiceCidr => {}
         }
     }
 
@@ -261,6 +261,7 @@ impl Derive {
             node: pod.node.clone(),
             zone: pod.node.as_ref().and_then(|node| self.zones.get(node)).cloned(),
             pod: Some(Arc::clone(&name.name)),
+            hints: None,
         }
     }
 }

@@ -280,6 +280,7 @@ impl Directory {
                 self.derive.put_node(node, &name);
                 read(node.as_ref(), name)
             }
+            Object::ServiceCidr(cidr) => read(cidr.as_ref(), name),
         };
         tell(event);
         let changed = if issues.is_empty() {
@@ -302,6 +303,7 @@ impl Directory {
             Kind::Pod => Event::Pod(Change::Deleted(deleted)),
             Kind::Namespace => Event::Namespace(Change::Deleted(deleted)),
             Kind::Node => Event::Node(Change::Deleted(deleted)),
+            Kind::ServiceCidr => Event::ServiceCidr(Change::Deleted(deleted)),
         });
         let object = ObjectRef::new(kind.name(), name);
         if self.with_issues.remove(&object) {

@@ -3,6 +3,7 @@
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -17,6 +18,7 @@ pub(super) enum Object {
     Pod(Box<Pod>),
     Namespace(Box<Namespace>),
     Node(Box<Node>),
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 impl Object {
@@ -27,6 +29,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -37,6 +40,7 @@ impl Object {
             Self::Pod(object) => object.name(),
             Self::Namespace(object) => object.name(),
             Self::Node(object) => object.name(),
+            Self::ServiceCidr(object) => object.name(),
         }
     }
 }
@@ -102,7 +106,12 @@ impl Content<'_> {
             ("v1", "Pod") => self.object(value, place, Object::Pod),
             ("v1", "Namespace") => self.object(value, place, Object::Namespace),
             ("v1", "Node") => self.object(value, place, Object::Node),
-            ("v1" | "discovery.k8s.io/v1", list) if list.ends_with("List") => {
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                self.object(value, place, Object::ServiceCidr);
+            }
+            ("v1" | "discovery.k8s.io/v1" | "networking.k8s.io/v1", list)
+                if list.ends_with("List") =>
+            {
                 let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
                     return self.fault(place, "items", "is not a list", true);
                 };

@@ -1,0 +1,287 @@
+//! What an event changes in the tables, in the indices beside them, and which services it touches.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+
+use super::{Cluster, Dirty, EndpointSlice, Kind, Name, Node, Pod, Service, ServiceCidr};
+
+impl Cluster {
+    pub(super) fn put_service(&mut self, mut name: Name, mut service: Service, dirty: &mut Dirty) {
+        self.strings.share(&mut name.namespace);
+        name = self.known(name);
+        for port in &mut service.ports {
+            self.strings.share(&mut port.name);
+        }
+        if self.services.get(&name).is_some_and(|old| *old == service) {
+            // A change of something we do not look at: only the list's progress matters.
+            self.services.insert(name, service);
+            return;
+        }
+        self.unclaim(&name, dirty);
+        self.claims.insert(&name, &service);
+        self.touch_rivals(&service, dirty);
+        dirty.services.insert(name.clone());
+        self.services.insert(name, service);
+    }
+
+    pub(super) fn remove_service(&mut self, name: &Name, dirty: &mut Dirty) {
+        self.unclaim(name, dirty);
+        if self.services.remove(name).is_some() {
+            dirty.services.insert(name.clone());
+        }
+    }
+
+    /// Takes back the claims of a Service; its rivals become dirty.
+    fn unclaim(&mut self, name: &Name, dirty: &mut Dirty) {
+        let Some(old) = self.services.get(name) else { return };
+        self.claims.remove(name, old);
+        self.touch_rivals(old, dirty);
+    }
+
+    fn touch_rivals(&self, service: &Service, dirty: &mut Dirty) {
+        // Until everything is known, all that there is is dirty anyway.
+        if self.synced() {
+            let node = self.this_node().map(|node| &*node.addresses).unwrap_or_default();
+            self.claims.touch_rivals(service, node, dirty);
+            self.claims.touch_rivals(service, &self.host, dirty);
+        }
+    }
+
+    pub(super) fn put_slice(
+        &mut self,
+        mut name: Name,
+        mut slice: EndpointSlice,
+        dirty: &mut Dirty,
+    ) {
+        self.share_slice(&mut name, &mut slice);
+        let service = Name::new(Arc::clone(&name.namespace), Arc::clone(&slice.service));
+        let service = self.known(service);
+        slice.service = Arc::clone(&service.name);
+        for endpoint in &slice.endpoints {
+            *self.uses.entry(endpoint.addr).or_default() += 1;
+        }
+        if self.slices.get(&name).is_some_and(|old| old.service != slice.service) {
+            self.remove_slice(&name, dirty);
+        }
+        self.touch_if_api_server(&service, dirty);
+        self.slices_of.insert((service.clone(), Arc::clone(&name.name)));
+        if let Some(old) = self.slices.insert(name, slice) {
+            self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
+        }
+        dirty.services.insert(service);
+    }
+
+    /// The name of a Service with the strings that other records have already.
+    fn known(&self, name: Name) -> Name {
+        if let Some(known) = self.services.key(&name) {
+            return known.clone();
+        }
+        let start = (name, Arc::clone(&self.empty));
+        match self.slices_of.range(&start..).next() {
+            Some((known, _)) if *known == start.0 => known.clone(),
+            Some(_) | None => start.0,
+        }
+    }
+
+    fn share_slice(&mut self, name: &mut Name, slice: &mut EndpointSlice) {
+        self.strings.share(&mut name.namespace);
+        for port in &mut slice.ports {
+            self.strings.share(&mut port.name);
+        }
+        for endpoint in &mut slice.endpoints {
+            self.strings.share_some(&mut endpoint.node);
+            self.strings.share_some(&mut endpoint.zone);
+            if let Some(hints) = &mut endpoint.hints {
+                let names = hints.zones.iter_mut().chain(&mut hints.nodes);
+                names.for_each(|name| self.strings.share(name));
+            }
+        }
+    }
+
+    pub(super) fn remove_slice(&mut self, name: &Name, dirty: &mut Dirty) {
+        let Some(old) = self.slices.remove(name) else { return };
+        self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
+        let service = Name::new(Arc::clone(&name.namespace), old.service);
+        self.slices_of.remove(&(service.clone(), Arc::clone(&name.name)));
+        self.touch_if_api_server(&service, dirty);
+        dirty.services.insert(service);
+    }
+
+    /// No Service may have the address of the API server outside the cluster.
+    fn touch_if_api_server(&self, service: &Name, dirty: &mut Dirty) {
+        if is_api_server(service) {
+            self.touch_external(dirty);
+        }
+    }
+
+    fn touch_external(&self, dirty: &mut Dirty) {
+        if self.synced() {
+            self.claims.touch_external(dirty);
+        }
+    }
+
+    pub(super) fn put_pod(&mut self, name: Name, pod: Pod, dirty: &mut Dirty) {
+        for addr in &pod.ips {
+            *self.uses.entry(*addr).or_default() += 1;
+            self.claims.touch_addr(addr, dirty);
+        }
+        let (ips, host_network) = (pod.ips.clone(), pod.host_network);
+        if let Some(old) = self.pods.insert(name.clone(), pod) {
+            self.forget_pod(&name, &old, dirty);
+        }
+        if !host_network {
+            // An address that moved from a finished Pod belongs to the one that was heard of last.
+            self.pod_at.extend(ips.into_iter().map(|addr| (addr, name.clone())));
+        }
+    }
+
+    pub(super) fn remove_pod(&mut self, name: &Name, dirty: &mut Dirty) {
+        if let Some(old) = self.pods.remove(name) {
+            self.forget_pod(name, &old, dirty);
+        }
+    }
+
+    fn forget_pod(&mut self, name: &Name, old: &Pod, dirty: &mut Dirty) {
+        self.release(old.ips.iter().copied());
+        for addr in &old.ips {
+            self.claims.touch_addr(addr, dirty);
+            if self.pod_at.get(addr) == Some(name) {
+                self.pod_at.remove(addr);
+            }
+        }
+    }
+
+    pub(super) fn put_node(&mut self, name: Name, mut node: Node, dirty: &mut Dirty) {
+        self.strings.share_some(&mut node.zone);
+        let own = *name.name == *self.node;
+        let zone = node.zone.clone();
+        let places = |node: &Node| (node.addresses.clone(), node.pod_cidrs.clone());
+        let now = places(&node);
+        let old = self.nodes.insert(name, node);
+        if old.as_ref().map(places) != Some(now) {
+            self.touch_external(dirty);
+            if own {
+                self.node_changed(dirty);
+            }
+        }
+        if own && old.is_none_or(|old| old.zone != zone) {
+            self.zone_changed(dirty);
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, name: &Name, dirty: &mut Dirty) {
+        if self.nodes.remove(name).is_some() {
+            self.touch_external(dirty);
+            if *name.name == *self.node {
+                self.node_changed(dirty);
+                self.zone_changed(dirty);
+            }
+        }
+    }
+
+    /// The addresses of this node are others than before.
+    pub(super) fn node_changed(&self, dirty: &mut Dirty) {
+        dirty.node = true;
+        if self.synced() {
+            self.claims.touch_node_ports(dirty);
+            self.claims.touch_external(dirty);
+        }
+    }
+
+    /// Any Service may have hints for zones.
+    fn zone_changed(&self, dirty: &mut Dirty) {
+        if self.synced() {
+            dirty.services.extend(self.services.iter().map(|(name, _)| name.clone()));
+        }
+    }
+
+    pub(super) fn put_service_cidr(&mut self, name: Name, cidr: ServiceCidr, dirty: &mut Dirty) {
+        dirty.node = true;
+        self.service_cidrs.insert(name, cidr);
+        self.touch_external(dirty);
+    }
+
+    pub(super) fn remove_service_cidr(&mut self, name: &Name, dirty: &mut Dirty) {
+        dirty.node = true;
+        self.service_cidrs.remove(name);
+        self.touch_external(dirty);
+    }
+
+    fn release(&mut self, addrs: impl Iterator<Item = Addr>) {
+        for addr in addrs {
+            if let Some(uses) = self.uses.get_mut(&addr) {
+                *uses -= 1;
+                if *uses == 0 {
+                    self.uses.remove(&addr);
+                }
+            }
+        }
+    }
+
+    pub(super) fn restarted(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => self.services.restarted(),
+            Kind::EndpointSlice => self.slices.restarted(),
+            Kind::Pod => self.pods.restarted(),
+            Kind::Namespace => self.namespaces.restarted(),
+            Kind::Node => self.nodes.restarted(),
+            Kind::ServiceCidr => self.service_cidrs.restarted(),
+        }
+        let objects = self.issues.keys().filter(|object| object.kind == kind.name());
+        self.stale_issues.extend(objects.cloned());
+    }
+
+    pub(super) fn synced_kind(&mut self, kind: Kind, dirty: &mut Dirty) {
+        match kind {
+            Kind::Service => {
+                for name in self.services.synced() {
+                    self.remove_service(&name, dirty);
+                }
+                self.services.pack();
+                self.claims.pack();
+            }
+            Kind::EndpointSlice => {
+                for name in self.slices.synced() {
+                    self.remove_slice(&name, dirty);
+                }
+                self.slices.pack();
+                self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
+            }
+            Kind::Pod => {
+                for name in self.pods.synced() {
+                    self.remove_pod(&name, dirty);
+                }
+            }
+            Kind::Namespace => {
+                for name in self.namespaces.synced() {
+                    self.namespaces.remove(&name);
+                }
+            }
+            Kind::Node => {
+                for name in self.nodes.synced() {
+                    self.remove_node(&name, dirty);
+                }
+            }
+            Kind::ServiceCidr => {
+                for name in self.service_cidrs.synced() {
+                    self.remove_service_cidr(&name, dirty);
+                }
+            }
+        }
+        let stale = std::mem::take(&mut self.stale_issues);
+        for object in stale {
+            if object.kind == kind.name() {
+                self.issues.remove(&object);
+            } else {
+                self.stale_issues.insert(object);
+            }
+        }
+    }
+}
+
+/// Whether this is the Service of the API server, whose endpoints the API server itself writes.
+fn is_api_server(service: &Name) -> bool {
+    &*service.namespace == "default" && &*service.name == "kubernetes"
+}

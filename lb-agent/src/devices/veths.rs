@@ -1,0 +1,153 @@
+//! Which devices are Pods' veths. Pure: descriptions of devices in, events out.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::Event;
+use super::addresses::Addresses;
+use super::link::Link;
+
+/// A Pod's veth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Veth {
+    /// ifindex of the host's end.
+    pub ifindex: u32,
+    /// Name of the host's end.
+    pub name: String,
+    /// ifindex of the Pod's end, in its namespace.
+    pub peer: u32,
+    /// The Pod's namespace as ours numbers it.
+    pub nsid: u32,
+    /// ifindex of the bridge that the host's end is a port of, or 0.
+    pub bridge: u32,
+    /// MAC address of the Pod's end; zero until known.
+    pub mac: [u8; 6],
+    /// The Pod's addresses, as far as known.
+    pub addresses: Addresses,
+}
+
+/// Veths as known so far.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) veths: BTreeMap<u32, Veth>,
+    /// Host's end → other end, of veths that have both ends here.
+    inner: BTreeMap<u32, u32>,
+}
+
+impl Known {
+    /// A device exists as described.
+    pub(super) fn link(&mut self, link: Link, at: Instant) -> Option<Event> {
+        let ifindex = link.ifindex;
+        if link.kind != "veth" {
+            return None;
+        }
+        let Some(nsid) = link.nsid else {
+            self.inner.insert(ifindex, link.peer);
+            return self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex));
+        };
+        self.inner.remove(&ifindex);
+        let veth = Veth {
+            ifindex,
+            name: link.name,
+            peer: link.peer,
+            nsid,
+            bridge: link.bridge,
+            mac: [0; 6],
+            addresses: Addresses::default(),
+        };
+        let Some(known) = self.veths.get_mut(&ifindex) else {
+            self.veths.insert(ifindex, veth);
+            return Some(Event::Appeared { ifindex, at });
+        };
+        if (known.nsid, known.peer) != (veth.nsid, veth.peer) {
+            *known = veth;
+            return Some(Event::Appeared { ifindex, at });
+        }
+        if (known.bridge, &known.name) == (veth.bridge, &veth.name) {
+            return None;
+        }
+        (known.bridge, known.name) = (veth.bridge, veth.name);
+        Some(Event::Changed(ifindex))
+    }
+
+    /// A device has left our namespace. Returns the veth whose other end it was, if that is still here: it is a
+    /// Pod's now, and the kernel says nothing else about it.
+    pub(super) fn gone(&mut self, ifindex: u32) -> (Option<Event>, Option<u32>) {
+        self.inner.remove(&ifindex);
+        let other = self.inner.iter().find(|(_, peer)| **peer == ifindex).map(|(end, _)| *end);
+        (self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex)), other)
+    }
+
+    /// All devices are about to be described anew.
+    pub(super) fn begin_again(&mut self) {
+        self.inner.clear();
+    }
+
+    /// What the far end looks like. `true` when that is news.
+    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], addresses: Addresses) -> bool {
+        let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
+        let news = (veth.mac, veth.addresses) != (mac, addresses);
+        (veth.mac, veth.addresses) = (mac, addresses);
+        news
+    }
+
+    /// Bridges that have Pods' veths as ports.
+    pub(super) fn bridges(&self) -> BTreeSet<u32> {
+        self.veths.values().map(|veth| veth.bridge).filter(|bridge| *bridge != 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{Addresses, Event, Known, Link};
+
+    fn veth(ifindex: u32, peer: u32, nsid: Option<u32>) -> Link {
+        Link { ifindex, peer, nsid, kind: "veth".to_owned(), ..Link::default() }
+    }
+
+    #[test]
+    fn a_pods_veth_is_one_whose_other_end_is_elsewhere() {
+        let at = Instant::now();
+        let mut known = Known::default();
+        let appeared = |ifindex| Some(Event::Appeared { ifindex, at });
+        let bridged = Link { bridge: 9, ..veth(5, 2, Some(0)) };
+        let cases = [
+            ("hardware", Link { ifindex: 2, ..Link::default() }, None),
+            ("both ends here", veth(3, 4, None), None),
+            ("a Pod's", veth(5, 2, Some(0)), appeared(5)),
+            ("said again", veth(5, 2, Some(0)), None),
+            ("put into a bridge", bridged.clone(), Some(Event::Changed(5))),
+            ("said again", bridged, None),
+            ("moved to another Pod", veth(5, 2, Some(1)), appeared(5)),
+            ("its end came here", veth(5, 6, None), Some(Event::Gone(5))),
+        ];
+        for (name, link, want) in cases {
+            assert_eq!(known.link(link, at), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pair_whose_other_end_leaves_is_asked_about() {
+        let at = Instant::now();
+        let mut known = Known::default();
+        known.link(veth(3, 4, None), at);
+        known.link(veth(4, 3, None), at);
+        assert_eq!(known.gone(4), (None, Some(3)));
+        assert_eq!(known.link(veth(3, 4, Some(0)), at), Some(Event::Appeared { ifindex: 3, at }));
+        assert_eq!(known.gone(3), (Some(Event::Gone(3)), None));
+    }
+
+    #[test]
+    fn only_news_from_inside_counts() {
+        let mut known = Known::default();
+        known.link(veth(5, 2, Some(0)), Instant::now());
+        let addresses = Addresses { ip4: Some("10.1.0.2".parse().unwrap()), ip6: None };
+        assert!(known.inside(5, [2; 6], addresses));
+        assert!(!known.inside(5, [2; 6], addresses));
+        assert!(known.inside(5, [2; 6], Addresses::default()));
+        assert!(!known.inside(6, [2; 6], addresses), "not a Pod's");
+    }
+}

@@ -1,0 +1,35 @@
+//! What the programs have to know of this node and of the address ranges.
+#![forbid(unsafe_code)]
+
+use lb_common::addr::Addr;
+use lb_common::config::Settings;
+
+use super::{DesiredNode, rules};
+use crate::cluster::{Cluster, Family};
+use crate::issue::{Issue, ObjectRef};
+
+/// What should be in the map `settings`, and what has no room there.
+pub(super) fn model(cluster: &Cluster) -> (DesiredNode, Vec<Issue>) {
+    let mut issues = Vec::new();
+    let mut service_cidrs = Vec::new();
+    for (name, prefix) in cluster.service_cidrs() {
+        if service_cidrs.contains(prefix) {
+            continue;
+        }
+        if service_cidrs.len() == Settings::ZERO.service_cidrs.len() {
+            let message = format!("{prefix} is one too many: unallocated addresses are routed");
+            issues.push(Issue::new(ObjectRef::new("ServiceCIDR", name), "spec.cidrs", message));
+        } else {
+            service_cidrs.push(*prefix);
+        }
+    }
+    service_cidrs.sort_unstable();
+    let node = |family| rules::primary(cluster, family).unwrap_or(Addr::NONE);
+    let desired = DesiredNode {
+        node4: node(Family::V4),
+        node6: node(Family::V6),
+        service_cidrs: service_cidrs.into(),
+        addrs: rules::addrs_of_node(cluster).into(),
+    };
+    (desired, issues)
+}

@@ -1,0 +1,16 @@
+//! What is known of this node → the element of the map `settings`.
+#![forbid(unsafe_code)]
+
+use lb_common::config::Settings;
+
+use crate::model::DesiredNode;
+
+pub(super) fn settings(node: &DesiredNode) -> Box<Settings> {
+    let mut settings =
+        Box::new(Settings { node4: node.node4, node6: node.node6, ..Settings::ZERO });
+    for (place, prefix) in settings.service_cidrs.iter_mut().zip(&node.service_cidrs) {
+        *place = prefix.cidr();
+        settings.n_service_cidrs += 1;
+    }
+    settings
+}

@@ -1,0 +1,193 @@
+//! What the frontends of a service port say: their keys, their values, and the slots these refer to.
+//!
+//! ```text
+//! range of slots: [ Cluster only | both | Local only | Maglev table ]
+//!                   cluster list ───────┘
+//!                                  local list ────────┘
+//! ```
+//! Each backend stands as often in its part as it has weight.
+#![forbid(unsafe_code)]
+
+use lb_common::be::Be16;
+use lb_common::service::{Frontend, FrontendKey, backend_flags, frontend_flags};
+
+use super::maglev::{self, Member};
+use super::slots::Range;
+use crate::cluster::Algorithm;
+use crate::model::{Class, DesiredBackend, DesiredPort, PortExtra, Scope};
+
+/// Which backends stand in the slots of a service port, and where its lists are among them.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    /// For each slot the index of a desired backend.
+    pub(super) content: Vec<usize>,
+    cluster: Part,
+    local: Part,
+    maglev: Part,
+}
+
+/// A part of a range of slots.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    skip: u32,
+    n: u32,
+}
+
+impl Layout {
+    pub(super) fn new(want: &DesiredPort) -> Self {
+        let extra = want.extra.as_deref();
+        let mut content = Vec::with_capacity(want.backends.len());
+        let mut sizes = [0u32; 3];
+        for (i, backend) in want.backends.iter().enumerate() {
+            let n = weight(extra, i);
+            content.extend(std::iter::repeat_n(i, usize::from(n)));
+            let [cluster, both, local] = &mut sizes;
+            let size = match backend.class {
+                Class::Cluster => cluster,
+                Class::Both => both,
+                Class::Local => local,
+            };
+            *size += u32::from(n);
+        }
+        let [cluster, both, local] = sizes;
+        let table = extra.map(|extra| table(want, extra)).unwrap_or_default();
+        let maglev = Part { skip: content.len() as u32, n: table.len() as u32 };
+        content.extend(table);
+        Self {
+            content,
+            cluster: Part { skip: 0, n: cluster + both },
+            local: Part { skip: cluster, n: both + local },
+            maglev,
+        }
+    }
+}
+
+/// The frontends of a desired port, each with its value once its slots are in `range`.
+pub(super) fn frontends(
+    service_id: u32,
+    want: &DesiredPort,
+    layout: &Layout,
+    range: Range,
+) -> Vec<(FrontendKey, Frontend)> {
+    let values = Values { service_id, want, layout, range };
+    let inside = want.frontends.iter().map(|addr| {
+        let key = FrontendKey::new(*addr, Be16::new(want.port), want.protocol);
+        (key, values.internal())
+    });
+    let extra = want.extra.iter();
+    let outside = extra.flat_map(|extra| {
+        let keys = extra.externals.iter();
+        keys.map(|external| {
+            let port = Be16::new(external.port);
+            let key = FrontendKey::new(external.addr, port, want.protocol);
+            (key, values.external(extra, external.scope))
+        })
+    });
+    inside.chain(outside).collect()
+}
+
+/// The keys of a desired port's frontends.
+pub(super) fn keys(want: &DesiredPort) -> impl Iterator<Item = FrontendKey> {
+    let inside = want.frontends.iter().map(|addr| (*addr, want.port));
+    let extra = want.extra.iter().flat_map(|extra| &extra.externals);
+    let all = inside.chain(extra.map(|external| (external.addr, external.port)));
+    all.map(|(addr, port)| FrontendKey::new(addr, Be16::new(port), want.protocol))
+}
+
+/// `Backend::flags` of one. A port that has no cluster list counts its only one as that, too: every client gets it.
+pub(super) fn backend_flags(want: &DesiredPort, backend: &DesiredBackend) -> u32 {
+    let own = match backend.class {
+        Class::Cluster => backend_flags::CLUSTER,
+        Class::Both => backend_flags::CLUSTER | backend_flags::LOCAL,
+        Class::Local => backend_flags::LOCAL,
+    };
+    if want.lists().cluster { own } else { own | backend_flags::CLUSTER }
+}
+
+/// What all frontends of a port depend on.
+struct Values<'a> {
+    service_id: u32,
+    want: &'a DesiredPort,
+    layout: &'a Layout,
+    range: Range,
+}
+
+impl Values<'_> {
+    /// At a ClusterIP. With `internalTrafficPolicy: Local` both lists are the local one.
+    fn internal(&self) -> Frontend {
+        let (cluster, local) = match self.want.local_only {
+            true => (self.layout.local, self.layout.local),
+            false => (self.layout.cluster, Part::default()),
+        };
+        self.value(cluster, local, 0)
+    }
+
+    fn external(&self, extra: &PortExtra, scope: Scope) -> Frontend {
+        let mut flags = match scope {
+            Scope::Localhost => frontend_flags::SOCKET_ONLY,
+            Scope::LoadBalancer | Scope::ExternalIp | Scope::NodePort => frontend_flags::EXTERNAL,
+        };
+        let mut local = Part::default();
+        if extra.external_local {
+            flags |= frontend_flags::EXTERNAL_LOCAL;
+            local = self.layout.local;
+            if local.n == 0 && self.want.anywhere {
+                flags |= frontend_flags::ELSEWHERE;
+            }
+        }
+        if scope.is_gated() && extra.source_ranges.is_some() {
+            flags |= frontend_flags::SOURCE_RANGES;
+        }
+        let (maglev_base, maglev_n) = self.place(self.layout.maglev);
+        Frontend { maglev_base, maglev_n, ..self.value(self.layout.cluster, local, flags) }
+    }
+
+    fn value(&self, cluster: Part, local: Part, mut flags: u32) -> Frontend {
+        let extra = self.want.extra.as_deref();
+        let algorithm = extra.map_or(Algorithm::Random, |extra| extra.algorithm);
+        if algorithm == Algorithm::LeastConnections {
+            flags |= frontend_flags::LEAST_CONNECTIONS;
+        }
+        if cluster.n == 0 && self.want.anywhere {
+            flags |= frontend_flags::ELSEWHERE;
+        }
+        let (base, n) = self.place(cluster);
+        let (local_base, local_n) = self.place(local);
+        Frontend {
+            service_id: self.service_id,
+            flags,
+            base,
+            n,
+            local_base,
+            local_n,
+            affinity_secs: extra.map_or(0, |extra| extra.affinity_secs),
+            ..Frontend::ZERO
+        }
+    }
+
+    /// Base and number of the slots of a part.
+    fn place(&self, part: Part) -> (u32, u32) {
+        if part.n == 0 { (0, 0) } else { (self.range.base + part.skip, part.n) }
+    }
+}
+
+/// The Maglev table over those whom clients outside the cluster get; empty when there is none to be made.
+fn table(want: &DesiredPort, extra: &PortExtra) -> Vec<usize> {
+    if extra.algorithm != Algorithm::Maglev || extra.externals.is_empty() {
+        return Vec::new();
+    }
+    let members = want.backends.iter().enumerate().filter(|(_, backend)| match backend.class {
+        Class::Both => true,
+        Class::Cluster => !extra.external_local,
+        Class::Local => extra.external_local,
+    });
+    let member = |(index, backend): (usize, &DesiredBackend)| {
+        let weight = weight(Some(extra), index);
+        Member { addr: backend.addr, port: backend.port, weight, index }
+    };
+    maglev::table(members.map(member).collect())
+}
+
+fn weight(extra: Option<&PortExtra>, index: usize) -> u8 {
+    extra.and_then(|extra| extra.weights.get(index)).copied().unwrap_or(1)
+}

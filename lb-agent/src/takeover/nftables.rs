@@ -1,0 +1,253 @@
+//! kube-proxy's rules in nf_tables, its own (nftables mode) and those of iptables-nft: found and removed by netlink, so
+//! that no binary of the host is needed (include/uapi/linux/netfilter/nf_tables.h).
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::chains::{self, Jump};
+use crate::devices::netlink::{Client, Request, Want, attributes, text};
+
+/// `NFNL_SUBSYS_NFTABLES << 8`.
+const NFTABLES: u16 = 10 << 8;
+const GETTABLE: u16 = NFTABLES | 1;
+const DELTABLE: u16 = NFTABLES | 2;
+const GETCHAIN: u16 = NFTABLES | 4;
+const DELCHAIN: u16 = NFTABLES | 5;
+const GETRULE: u16 = NFTABLES | 7;
+const DELRULE: u16 = NFTABLES | 8;
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH: (u16, u16) = (0x10, 0x11);
+/// Length of `struct nfgenmsg`.
+const NFGENMSG: usize = 4;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, as `nft` calls them.
+pub(super) const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (10, "ip6")];
+/// The table of kube-proxy's nftables mode.
+const OWN_TABLE: &str = "kube-proxy";
+/// Tables of iptables-nft.
+const IPTABLES: [&str; 4] = ["nat", "filter", "mangle", "raw"];
+/// Requests a transaction: well below the usual send buffer (208 KiB).
+const CHUNK: usize = 1000;
+
+/// A rule's chain and handle.
+type Rule = (String, [u8; 8]);
+
+/// kube-proxy's rules in one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    family: u8,
+    /// `ip nat`, as `nft` shows it.
+    pub name: String,
+    table: String,
+    /// kube-proxy's own table: it goes as a whole.
+    pub is_own: bool,
+    /// Rules in others' chains.
+    pub jumps: Vec<Rule>,
+    /// Its chains.
+    pub chains: Vec<String>,
+    /// Its chains that stay, since somebody else uses them.
+    pub kept: Vec<String>,
+    /// The policy of the chain `FORWARD` is to drop: what kube-proxy accepted there is dropped then.
+    pub drops_forward: bool,
+}
+
+/// Looks for kube-proxy's rules. A kernel without nf_tables has none.
+///
+/// # Errors
+/// When the kernel refuses; needs `CAP_NET_ADMIN`.
+pub(super) fn find() -> io::Result<Vec<Found>> {
+    let mut client = Client::open(NETLINK_NETFILTER)?;
+    let mut found = Vec::new();
+    for (family, word) in FAMILIES {
+        let tables = match tables(&mut client, family) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => continue,
+            other => other?,
+        };
+        let mut contents = contents(&mut client, family)?;
+        for table in tables {
+            let Contents { chains, jumps, drops_forward } =
+                contents.remove(&table).unwrap_or_default();
+            let is_own = table == OWN_TABLE;
+            let mut part = Found {
+                family,
+                name: format!("{word} {table}"),
+                is_own,
+                jumps: Vec::new(),
+                chains: Vec::new(),
+                kept: Vec::new(),
+                drops_forward: false,
+                table,
+            };
+            if is_own {
+                part.chains = chains.into_iter().map(|(name, _)| name).collect();
+            } else if IPTABLES.contains(&part.table.as_str()) {
+                let doomed = chains::doomed(chains.into_iter().map(|(name, _)| name), jumps);
+                (part.jumps, part.chains, part.kept) = (doomed.jumps, doomed.chains, doomed.kept);
+                part.drops_forward = drops_forward;
+                if part.chains.is_empty() && part.kept.is_empty() {
+                    continue;
+                }
+            } else {
+                continue;
+            }
+            found.push(part);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes what was found: first, in one transaction, all that takes effect; then what is left over of it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn remove(found: &[Found]) -> io::Result<()> {
+    let mut first = Vec::new();
+    let (mut flushes, mut deletions) = (Vec::new(), Vec::new());
+    for part in found {
+        let request = |message: u16| Request::new(message, Want::Done, &header(part.family));
+        let table = name(&part.table);
+        if part.is_own {
+            first.push(request(DELTABLE).attr(NFTA_TABLE_NAME, &table));
+            continue;
+        }
+        for (chain, handle) in &part.jumps {
+            first.push(
+                request(DELRULE)
+                    .attr(NFTA_RULE_TABLE, &table)
+                    .attr(NFTA_RULE_CHAIN, &name(chain))
+                    .attr(NFTA_RULE_HANDLE, handle),
+            );
+        }
+        for chain in &part.chains {
+            // Without a handle: all rules of the chain. They lead to other chains, which cannot go before.
+            flushes.push(
+                request(DELRULE).attr(NFTA_RULE_TABLE, &table).attr(NFTA_RULE_CHAIN, &name(chain)),
+            );
+            deletions.push(
+                request(DELCHAIN)
+                    .attr(NFTA_CHAIN_TABLE, &table)
+                    .attr(NFTA_CHAIN_NAME, &name(chain)),
+            );
+        }
+    }
+    let mut client = Client::open(NETLINK_NETFILTER)?;
+    let rest = flushes.chunks(CHUNK).chain(deletions.chunks(CHUNK));
+    for requests in std::iter::once(first.as_slice()).chain(rest).filter(|part| !part.is_empty()) {
+        let frame = |message: u16| {
+            // The resource id is that of the subsystem, in network order.
+            Request::new(message, Want::Nothing, &[0, 0, 0, (NFTABLES >> 8) as u8])
+        };
+        client.transaction(&frame(BATCH.0), requests, &frame(BATCH.1))?;
+    }
+    Ok(())
+}
+
+fn tables(client: &mut Client, family: u8) -> io::Result<Vec<String>> {
+    let mut tables = Vec::new();
+    client.call(&Request::new(GETTABLE, Want::Dump, &header(family)), |_, payload| {
+        let name = fields(payload).find(|(kind, _)| *kind == NFTA_TABLE_NAME);
+        tables.extend(name.map(|(_, value)| text(value)));
+    })?;
+    Ok(tables)
+}
+
+/// What is in a table.
+#[derive(Debug, Default)]
+struct Contents {
+    /// Name, and whether the kernel itself calls it.
+    chains: Vec<(String, bool)>,
+    jumps: Vec<Jump<Rule>>,
+    drops_forward: bool,
+}
+
+fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, Contents>> {
+    let mut contents = BTreeMap::<String, Contents>::new();
+    client.call(&Request::new(GETCHAIN, Want::Dump, &header(family)), |_, payload| {
+        let (mut table, mut chain, mut hook, mut drops) = Default::default();
+        for (kind, value) in fields(payload) {
+            match kind {
+                NFTA_CHAIN_TABLE => table = text(value),
+                NFTA_CHAIN_NAME => chain = text(value),
+                NFTA_CHAIN_HOOK => hook = true,
+                // NF_DROP
+                NFTA_CHAIN_POLICY => drops = value == [0; 4],
+                _ => {}
+            }
+        }
+        let contents = contents.entry(table).or_default();
+        contents.drops_forward |= hook && drops && chain == "FORWARD";
+        contents.chains.push((chain, hook));
+    })?;
+    let hooks: BTreeSet<(String, String)> = contents
+        .iter()
+        .flat_map(|(table, contents)| {
+            let hooks = contents.chains.iter().filter(|(_, hook)| *hook);
+            hooks.map(|(chain, _)| (table.clone(), chain.clone()))
+        })
+        .collect();
+    client.call(&Request::new(GETRULE, Want::Dump, &header(family)), |_, payload| {
+        if let Some((table, mut jump)) = jump(payload) {
+            jump.from_hook = hooks.contains(&(table.clone(), jump.from.clone()));
+            contents.entry(table).or_default().jumps.push(jump);
+        }
+    })?;
+    Ok(contents)
+}
+
+/// The table and the jump of a rule, if its verdict names a chain.
+fn jump(payload: &[u8]) -> Option<(String, Jump<Rule>)> {
+    let (mut table, mut from, mut handle, mut to) = (None, None, None, None);
+    for (kind, value) in fields(payload) {
+        match kind {
+            NFTA_RULE_TABLE => table = Some(text(value)),
+            NFTA_RULE_CHAIN => from = Some(text(value)),
+            NFTA_RULE_HANDLE => handle = value.try_into().ok(),
+            NFTA_RULE_EXPRESSIONS => to = attributes(value).find_map(|(_, value)| verdict(value)),
+            _ => {}
+        }
+    }
+    let from = from?;
+    Some((table?, Jump { rule: (from.clone(), handle?), from, from_hook: false, to: to? }))
+}
+
+/// The chain that an expression leads to.
+fn verdict(expression: &[u8]) -> Option<String> {
+    let nested = |bytes: &'_ [u8], wanted: u16| {
+        attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
+    };
+    if text(&nested(expression, NFTA_EXPR_NAME)?) != "immediate" {
+        return None;
+    }
+    let data = nested(&nested(expression, NFTA_EXPR_DATA)?, NFTA_IMMEDIATE_DATA)?;
+    let chain = nested(&nested(&data, NFTA_DATA_VERDICT)?, NFTA_VERDICT_CHAIN)?;
+    Some(text(&chain))
+}
+
+fn fields(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    attributes(payload.get(NFGENMSG..).unwrap_or_default())
+}
+
+/// `struct nfgenmsg`: family, version 0, resource id 0.
+fn header(family: u8) -> [u8; NFGENMSG] {
+    [family, 0, 0, 0]
+}
+
+fn name(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}

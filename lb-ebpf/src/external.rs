@@ -1,0 +1,512 @@
+//! Traffic from outside to Services: node ports, load balancer addresses, external addresses, at the devices by which
+//! packets enter and leave the node.
+//!
+//! ```text
+//! client -> frontend   dev_in   -> Pod of this node      client kept, on past the IP stack to the veth
+//!                               -> process of this host  client kept, on into the IP stack
+//!                               -> another node          from a port of this node, on past the IP stack
+//! Pod -> client        pod_out  frontend as the source, on past the IP stack
+//! host -> client       dev_out  frontend as the source
+//! backend -> node      dev_in   frontend -> client, on past the IP stack
+//! ```
+//! Packets with an address of this node as their source never enter the stack, which drops them as forgeries; and what
+//! goes past the stack in one direction goes past it in the other, or netfilter would see half a connection.
+//!
+//! An entry stands for a direction as of the backend: what the client sends goes *in* (`Direction::Ingress`).
+
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, Direction, bits, scope};
+use lb_common::endpoint::ident_flags;
+use lb_common::flow::{Flow, proto, tcp};
+use lb_common::fragment::hook;
+use lb_common::hash;
+use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use lb_common::verdict::{Counter, DropReason, drop_index};
+
+use crate::conntrack::{self, Claim};
+use crate::icmp::{self, Onward};
+use crate::maps::{self, Inserted, Scratch, Tracked};
+use crate::packet::Packet;
+use crate::parse::{self, Kind, L3, Parsed};
+use crate::pipeline::{is_mid_flow, refused};
+use crate::refuse::{self, Obstacle};
+use crate::route::{self, Way};
+use crate::service::{self, Client, Health};
+use crate::verdict::{self, Verdict};
+use crate::{fragment, rewrite};
+
+/// Seed of the hash that Maglev tables are read with: one for all nodes.
+const MAGLEV_SEED: u32 = 0x6d61_676c;
+
+/// A packet enters the node.
+#[inline(always)]
+pub(crate) fn dev_in(packet: Packet) -> Verdict {
+    if packet.has_vlan() {
+        return Verdict::Pass;
+    }
+    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let kind = parse::parse(packet, &mut scratch.parsed, L3);
+    match kind {
+        Kind::Flow | Kind::FirstFragment => {}
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, hook::DEV_IN) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::IcmpError => return icmp_error(packet, scratch),
+        Kind::Other => return Verdict::Pass,
+    }
+    let port = scratch.parsed.flow.dport.get();
+    let (base, n) = maps::masquerade_ports();
+    let answer = u32::from(port).wrapping_sub(base) < n;
+    let request = maps::is_frontend_port(port);
+    if !answer && !request {
+        return Verdict::Pass;
+    }
+    if kind == Kind::FirstFragment {
+        fragment::remember(packet, scratch, hook::DEV_IN);
+    }
+    if answer {
+        let Scratch { parsed, key, .. } = scratch;
+        *key = reply_key(&parsed.flow);
+        if let Some(entry) = maps::ct(key) {
+            return masqueraded_reply(packet, scratch, entry);
+        }
+    }
+    if request { to_frontend(packet, scratch) } else { Verdict::Pass }
+}
+
+/// A packet leaves the node; its network header is at `l3`.
+#[inline(always)]
+pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
+    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let kind = parse::parse(packet, &mut scratch.parsed, l3);
+    match kind {
+        Kind::Flow | Kind::FirstFragment => {}
+        Kind::LaterFragment => {
+            if !fragment::recall(packet, scratch, hook::DEV_OUT) {
+                return Verdict::Pass;
+            }
+        }
+        Kind::IcmpError => {
+            return match icmp::leaving(packet, scratch) {
+                Ok(()) => Verdict::Pass,
+                Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
+            };
+        }
+        Kind::Other => return Verdict::Pass,
+    }
+    if !maps::is_host_port(scratch.parsed.flow.sport.get()) {
+        return Verdict::Pass;
+    }
+    if kind == Kind::FirstFragment {
+        fragment::remember(packet, scratch, hook::DEV_OUT);
+    }
+    let Scratch { parsed, key, .. } = scratch;
+    *key = reply_key(&parsed.flow);
+    let Some(entry) = maps::ct(key) else { return Verdict::Pass };
+    note_reply(scratch, entry);
+    if from_frontend(packet, &scratch.parsed, entry) {
+        Verdict::Pass
+    } else {
+        drop(packet, scratch, DropReason::RewriteFailed, 0)
+    }
+}
+
+/// A Pod of this node answers a client outside. What cannot be sent on past the stack is left to it unmodified: it
+/// tells the Pod what is wrong.
+#[inline(never)]
+pub(crate) fn reply_out(
+    packet: Packet,
+    scratch: &mut Scratch,
+    entry: Tracked,
+    now: u32,
+) -> Verdict {
+    let (src, dst) = (scratch.parsed.flow.src, scratch.parsed.flow.dst);
+    let Way::Via(ifindex) = route::way(packet, scratch, &src, &dst) else { return Verdict::Pass };
+    let Scratch { parsed, key, .. } = scratch;
+    if entry.flags() & bits::SEEN_OUT == 0 {
+        conntrack::answered(entry, key, now);
+    }
+    conntrack::note(entry, Direction::Egress, parsed, now);
+    if from_frontend(packet, parsed, entry) && hop(packet, parsed) {
+        Verdict::Neighbour(ifindex)
+    } else {
+        drop(packet, scratch, DropReason::RewriteFailed, 0)
+    }
+}
+
+/// Key of the reply entry of the flow that this packet answers.
+#[inline(always)]
+fn reply_key(flow: &Flow) -> CtKey {
+    CtKey { scope: scope::EXTERNAL_REPLY, ..conntrack::key_out(flow, 0) }
+}
+
+#[inline(always)]
+fn note_reply(scratch: &mut Scratch, entry: Tracked) {
+    let now = maps::now();
+    let Scratch { parsed, key, .. } = scratch;
+    if entry.flags() & bits::SEEN_OUT == 0 {
+        conntrack::answered(entry, key, now);
+    }
+    conntrack::note(entry, Direction::Egress, parsed, now);
+}
+
+/// Makes the frontend the source of an answer, and restores the client's port where it was mapped.
+#[inline(always)]
+fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
+    if rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port()).is_err() {
+        return false;
+    }
+    let flags = entry.flags();
+    if flags & (bits::MASQUERADED | bits::PORT_MAPPED) == 0 {
+        return true;
+    }
+    rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port()).is_ok()
+}
+
+/// We are a router on its way.
+#[inline(always)]
+fn hop(packet: Packet, parsed: &Parsed) -> bool {
+    match route::ttl(packet, parsed) {
+        Some(ttl) => rewrite::decrement_ttl(packet, parsed, ttl).is_ok(),
+        None => false,
+    }
+}
+
+/// A backend on another node answers: back to the client.
+#[inline(never)]
+fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    if entry.flags() & bits::MASQUERADED == 0 {
+        return Verdict::Pass;
+    }
+    let src = scratch.parsed.flow.src;
+    match route::way(packet, scratch, &src, &entry.aux_addr()) {
+        Way::Via(ifindex) => {
+            note_reply(scratch, entry);
+            if from_frontend(packet, &scratch.parsed, entry) && hop(packet, &scratch.parsed) {
+                return Verdict::Neighbour(ifindex);
+            }
+            drop(packet, scratch, DropReason::RewriteFailed, 0)
+        }
+        Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
+        Way::Expired => tell(packet, scratch, Obstacle::Expired),
+        Way::None => drop(packet, scratch, DropReason::NoRoute, 0),
+    }
+}
+
+/// A packet to a port that some frontend has. Inlined, as is `tell`: a call chain has eight frames at most.
+#[inline(always)]
+fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let Scratch { parsed, key, .. } = scratch;
+    let Flow { dst, dport, proto, .. } = parsed.flow;
+    let Some(frontend) = maps::frontend(&FrontendKey::new(dst, dport, proto)) else {
+        return no_frontend(packet, scratch);
+    };
+    if frontend.flags & frontend_flags::SOCKET_ONLY != 0 {
+        return Verdict::Pass;
+    }
+    let now = maps::now();
+    *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
+    let Some(entry) = maps::ct(key) else { return open(packet, scratch, frontend, now) };
+    if conntrack::starts_over(entry, parsed, now) {
+        return open(packet, scratch, frontend, now);
+    }
+    match service::health(entry.backend_id(), entry.backend_gen()) {
+        Health::Active => {}
+        Health::Draining if parsed.flow.proto == proto::TCP => {}
+        Health::Draining | Health::Gone => {
+            if is_mid_flow(parsed) {
+                return refuse(packet, scratch, DropReason::BackendGone, frontend.service_id);
+            }
+            maps::count(Counter::FlowMoved);
+            return open(packet, scratch, frontend, now);
+        }
+    }
+    conntrack::note_forward(entry, Direction::Ingress, parsed, now);
+    deliver(packet, scratch, entry)
+}
+
+/// A packet that may be for a ClusterIP without this port, or for none at all: outside the range of ClusterIPs an
+/// address is somebody else's.
+#[inline(always)]
+fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let dst = scratch.parsed.flow.dst;
+    if !service::is_cluster_ip(&dst) {
+        return Verdict::Pass;
+    }
+    if maps::frontend(&FrontendKey::wildcard(dst)).is_some() {
+        return refuse(packet, scratch, DropReason::UndefinedPort, 0);
+    }
+    drop(packet, scratch, DropReason::UnallocatedIp, 0)
+}
+
+/// The first packet of a flow from outside: chooses a backend, claims a tuple, commits both entries, sends it on.
+#[inline(never)]
+fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) -> Verdict {
+    const TRIES: u32 = 6;
+    const OWN_PORT_TRIES: u32 = 3;
+    let service_id = frontend.service_id;
+    let parsed = &scratch.parsed;
+    let (src, outside) = (parsed.flow.src, frontend.flags & frontend_flags::EXTERNAL != 0);
+    if parsed.later || maps::ident(&src).is_some_and(|own| is_here(own.flags, own.ifindex)) {
+        // A fragment alone opens nothing. An address of this node or its Pods does not come from outside: forged, and
+        // the stack knows.
+        return Verdict::Pass;
+    }
+    if is_mid_flow(parsed) {
+        return refuse(packet, scratch, DropReason::UnknownFlow, service_id);
+    }
+    if parsed.tcp_flags & tcp::RST != 0 {
+        return Verdict::Pass;
+    }
+    if !service::admits(frontend, &src) {
+        return drop(packet, scratch, DropReason::SourceRange, service_id);
+    }
+    if service::is_local(frontend, outside) && frontend.local_n == 0
+        || !service::is_local(frontend, outside) && frontend.n == 0
+    {
+        return nobody(packet, scratch, frontend);
+    }
+    let hash = if frontend.maglev_n == 0 {
+        0
+    } else if frontend.affinity_secs == 0 {
+        hash::flow(&parsed.flow, MAGLEV_SEED)
+    } else {
+        // One backend a client, whichever node it comes to.
+        hash::flow(&Flow { sport: Be16::new(0), ..parsed.flow }, MAGLEV_SEED)
+    };
+    let client = Client { addr: src, outside, hash };
+    let mut attempt = 0;
+    while attempt < TRIES {
+        attempt += 1;
+        if !service::choose(frontend, &client, &mut scratch.nat.target) {
+            continue;
+        }
+        let nat = &mut scratch.nat;
+        nat.service_id = service_id;
+        nat.flags = bits::FORWARD | bits::EXTERNAL;
+        if attempt > OWN_PORT_TRIES {
+            nat.flags |= bits::PORT_MAPPED;
+        }
+        if frontend.flags & frontend_flags::LEAST_CONNECTIONS != 0 {
+            nat.flags |= bits::COUNTED;
+        }
+        if !place(packet, scratch) {
+            return drop(packet, scratch, DropReason::NoRoute, service_id);
+        }
+        match claim(scratch, now) {
+            Claim::Taken => {}
+            Claim::Full => return drop(packet, scratch, DropReason::ConntrackFull, service_id),
+            Claim::Done => return commit(packet, scratch, now),
+        }
+    }
+    let reason = if scratch.nat.flags & bits::MASQUERADED != 0 {
+        DropReason::MasqueradeExhausted
+    } else {
+        DropReason::TupleExhausted
+    };
+    drop(packet, scratch, reason, service_id)
+}
+
+#[inline(always)]
+fn is_here(flags: u32, ifindex: u32) -> bool {
+    ifindex != 0 || flags & ident_flags::LOCAL_NODE != 0
+}
+
+/// A frontend without a backend for this client.
+#[inline(always)]
+fn nobody(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Verdict {
+    let elsewhere = frontend.n != 0 || frontend.flags & frontend_flags::ELSEWHERE != 0;
+    if elsewhere {
+        return drop(packet, scratch, DropReason::NoLocalEndpoints, frontend.service_id);
+    }
+    refuse(packet, scratch, DropReason::NoEndpoints, frontend.service_id)
+}
+
+/// Finds out where the target is, and how the client will look to it. False when there is no way, or no address to
+/// masquerade with.
+#[inline(never)]
+fn place(packet: Packet, scratch: &mut Scratch) -> bool {
+    let Scratch { parsed, nat, .. } = scratch;
+    nat.stand_in = parsed.flow.src;
+    nat.port = parsed.flow.sport;
+    nat.veth = 0;
+    let target = nat.target.addr;
+    if let Some(ident) = maps::ident(&target) {
+        if ident.ifindex != 0 {
+            nat.veth = ident.ifindex as u16;
+            return true;
+        }
+        if ident.flags & ident_flags::LOCAL_NODE != 0 {
+            nat.flags |= bits::TO_HOST;
+            return true;
+        }
+    }
+    let (v4, src) = (parsed.v4, parsed.flow.src);
+    // That it is too big or expired is told when it is to be delivered.
+    let Some(ifindex) = route::device(packet, scratch, &src, &target) else { return false };
+    let Some(dev) = maps::dev(ifindex) else { return false };
+    let nat = &mut scratch.nat;
+    nat.flags |= bits::MASQUERADED;
+    nat.stand_in = if v4 { dev.masquerade4 } else { dev.masquerade6 };
+    nat.stand_in != lb_common::addr::Addr::NONE
+}
+
+/// Writes the reply entry of a flow from outside, from a free source port where that may change.
+#[inline(never)]
+fn claim(scratch: &mut Scratch, now: u32) -> Claim {
+    const PORT_TRIES: u32 = 16;
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    let flow = &parsed.flow;
+    let flags = nat.flags;
+    let to_pod = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
+    *key = CtKey {
+        local: nat.target.addr,
+        remote: nat.stand_in,
+        local_port: nat.target.port,
+        remote_port: nat.port,
+        proto: flow.proto,
+        scope: if to_pod { scope::POD } else { scope::EXTERNAL_REPLY },
+        veth: nat.veth,
+    };
+    *entry = CtEntry {
+        nat_addr: flow.dst,
+        aux_addr: flow.src,
+        nat_port: flow.dport,
+        aux_port: flow.sport,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
+        last_seen: now,
+        epoch: 0,
+        flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
+    };
+    let mut tries = if flags & bits::MASQUERADED != 0 { PORT_TRIES } else { 1 };
+    while tries > 0 {
+        tries -= 1;
+        if flags & bits::MASQUERADED != 0 {
+            key.remote_port = own_port();
+        } else if flags & bits::PORT_MAPPED != 0 {
+            // Unprivileged ports: 1024..65535.
+            key.remote_port = Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16);
+        }
+        match maps::ct_claim(key, entry) {
+            Inserted::Done => {
+                nat.port = key.remote_port;
+                return Claim::Done;
+            }
+            Inserted::Failed => return Claim::Full,
+            Inserted::Taken => {}
+        }
+        if let Some(old) = maps::ct(key)
+            && conntrack::is_ours_or_dead(old, flow, now)
+        {
+            nat.port = key.remote_port;
+            return if maps::ct_put(key, entry) { Claim::Done } else { Claim::Full };
+        }
+    }
+    Claim::Taken
+}
+
+/// A source port of ours.
+#[inline(always)]
+fn own_port() -> Be16 {
+    let (base, n) = maps::masquerade_ports();
+    Be16::new((base + hash::scale(maps::random(), n)) as u16)
+}
+
+/// Writes the forward entry of a flow whose tuple is claimed, and sends its first packet on.
+#[inline(never)]
+fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
+    *entry = CtEntry {
+        nat_addr: nat.target.addr,
+        aux_addr: nat.stand_in,
+        nat_port: nat.target.port,
+        aux_port: nat.port,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
+        last_seen: now,
+        epoch: u32::from(nat.veth),
+        flags: lb_common::conntrack::seen(nat.flags, Direction::Ingress, parsed.tcp_flags),
+    };
+    let service_id = nat.service_id;
+    let written = maps::ct_put(key, entry);
+    let tracked = if written { maps::ct(key) } else { None };
+    let Some(tracked) = tracked else {
+        return drop(packet, scratch, DropReason::ConntrackFull, service_id);
+    };
+    conntrack::count_load(nat);
+    maps::count(if nat.flags & bits::MASQUERADED != 0 {
+        Counter::FlowMasqueraded
+    } else if nat.flags & bits::TO_HOST != 0 {
+        Counter::FlowToHost
+    } else {
+        Counter::FlowExternal
+    });
+    deliver(packet, scratch, tracked)
+}
+
+/// Sends a packet of a flow from outside on to its backend.
+#[inline(never)]
+fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    let flags = entry.flags();
+    let (backend, seen_as) = (entry.nat_addr(), entry.aux_addr());
+    let mut onward = Verdict::Pass;
+    if flags & bits::TO_HOST == 0 {
+        match route::way(packet, scratch, &seen_as, &backend) {
+            Way::Via(ifindex) => onward = Verdict::Neighbour(ifindex),
+            Way::TooBig(mtu) => return tell(packet, scratch, Obstacle::TooBig(mtu)),
+            Way::Expired => return tell(packet, scratch, Obstacle::Expired),
+            Way::None => return drop(packet, scratch, DropReason::NoRoute, 0),
+        }
+    }
+    let parsed = &scratch.parsed;
+    let mut done = rewrite::destination(packet, parsed, &backend, entry.nat_port()).is_ok();
+    if flags & (bits::MASQUERADED | bits::PORT_MAPPED) != 0 {
+        done = done && rewrite::source(packet, parsed, &seen_as, entry.aux_port()).is_ok();
+    }
+    if flags & bits::TO_HOST == 0 {
+        done = done && hop(packet, parsed);
+    }
+    if done { onward } else { drop(packet, scratch, DropReason::RewriteFailed, 0) }
+}
+
+/// An ICMP error enters the node.
+#[inline(always)]
+fn icmp_error(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let onward = icmp::arriving(packet, scratch);
+    if let Some(ifindex) = onward.device() {
+        return Verdict::Neighbour(ifindex);
+    }
+    match onward {
+        Onward::NOWHERE => drop(packet, scratch, DropReason::NoRoute, 0),
+        Onward::FAILED => drop(packet, scratch, DropReason::RewriteFailed, 0),
+        _ => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn drop(packet: Packet, scratch: &mut Scratch, reason: DropReason, service_id: u32) -> Verdict {
+    Verdict::Drop(verdict::report(packet, scratch, reason, true, service_id))
+}
+
+#[inline(always)]
+fn refuse(packet: Packet, scratch: &mut Scratch, reason: DropReason, service_id: u32) -> Verdict {
+    refused(packet, scratch, drop_index(reason, true), service_id)
+}
+
+/// Tells the sender why its packet does not go on.
+#[inline(always)]
+fn tell(packet: Packet, scratch: &mut Scratch, why: Obstacle) -> Verdict {
+    let reason = match why {
+        Obstacle::TooBig(_) => DropReason::TooBig,
+        Obstacle::Expired => DropReason::TtlExceeded,
+    };
+    let reported = verdict::report(packet, scratch, reason, true, 0);
+    match refuse::tell(packet, scratch, why) {
+        Ok(()) => Verdict::Refuse(reported),
+        Err(_) => Verdict::Drop(reported),
+    }
+}
