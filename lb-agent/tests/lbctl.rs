@@ -89,9 +89,9 @@ fn flows_and_drops_with_names() {
         &["ct"],
         0,
         expect![[r#"
-            PROTO  SRC                DST           VIA            BACKEND          STATE        AGE  EXPIRES
-            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           NEW          ##s  ##s
-            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  ESTABLISHED  ##s  5h58m
+            PROTO  SRC                DST           VIA            BACKEND          MASQUERADE  STATE        AGE  EXPIRES
+            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           <none>      NEW          ##s  ##s
+            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      ESTABLISHED  ##s  5h58m
         "#]],
     );
     check(
@@ -178,9 +178,9 @@ fn tables_without_names() {
         &["ct", "--sort-by", "age"],
         0,
         expect![[r#"
-            PROTO  SRC             DST           VIA     BACKEND        STATE        AGE  EXPIRES
-            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         NEW          ##s  ##s
-            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  ESTABLISHED  ##s  5h58m
+            PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  STATE        AGE  EXPIRES
+            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      NEW          ##s  ##s
+            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  5h58m
             lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );

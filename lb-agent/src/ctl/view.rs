@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use lb_common::service::{Backend, state};
+use lb_common::service::{Backend, FrontendKey, state};
 
 use crate::ctl::directory::Directory;
 use crate::ctl::snapshot::{FlowCount, FrontendSlots, Snapshot};
@@ -23,6 +23,7 @@ pub struct View<'a> {
     services_of: HashMap<u32, u32>,
     backends_of: HashMap<u32, BTreeSet<u32>>,
     frontends_of: HashMap<u32, Vec<&'a FrontendSlots>>,
+    services_at: HashMap<FrontendKey, u32>,
 }
 
 impl<'a> View<'a> {
@@ -36,6 +37,7 @@ impl<'a> View<'a> {
             services_of: HashMap::new(),
             backends_of: HashMap::new(),
             frontends_of: HashMap::new(),
+            services_at: HashMap::new(),
         };
         // A backend that drains is in no slot: only the name table knows its service port.
         for name in names.backends.iter().filter(|name| snapshot.backends.contains_key(&name.id)) {
@@ -48,6 +50,7 @@ impl<'a> View<'a> {
             if !frontend.key.is_wildcard() {
                 let of = view.frontends_of.entry(frontend.frontend.service_id).or_default();
                 of.push(frontend);
+                view.services_at.insert(frontend.key, frontend.frontend.service_id);
             }
         }
         for frontends in view.frontends_of.values_mut() {
@@ -64,6 +67,11 @@ impl<'a> View<'a> {
     /// Id of the service port of a backend.
     pub fn service_of(&self, backend_id: u32) -> Option<u32> {
         self.services_of.get(&backend_id).copied()
+    }
+
+    /// Id of the service port that has this frontend.
+    pub fn service_at(&self, frontend: &FrontendKey) -> Option<u32> {
+        self.services_at.get(frontend).copied()
     }
 
     /// Backends of a service port, draining ones included.
