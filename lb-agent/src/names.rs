@@ -40,8 +40,10 @@ pub struct Names<'a> {
     pub services: Vec<ServiceName<'a>>,
     /// Backends, by the backend id of the maps.
     pub backends: Vec<BackendName<'a>>,
-    /// Nodes with their zones; [`BackendName::place`] counts from 1 in this list.
+    /// Nodes with their zones; [`BackendName::place`] and [`RejectedName::place`] count from 1 in this list.
     pub places: Vec<Place<'a>>,
+    /// Endpoints that serve nobody on this node.
+    pub rejected: Vec<RejectedName<'a>>,
     /// Pods of this node, by the ifindex of their veth.
     pub pods: Vec<PodName<'a>>,
     /// The last packet dropped of each reason and direction.
@@ -156,9 +158,12 @@ pub struct ServiceName<'a> {
     /// `spec.type`.
     #[serde(rename = "type", skip_serializing_if = "is_cluster_ip")]
     pub kind: Cow<'a, str>,
-    /// What it should answer at, whether programmed or not.
+    /// The ClusterIPs it should answer at, whether programmed or not.
     #[serde(rename = "at")]
     pub frontends: Vec<SocketAddr>,
+    /// What else it should answer at.
+    #[serde(rename = "ext", skip_serializing_if = "Vec::is_empty")]
+    pub externals: Vec<ExternalName>,
     /// Endpoints of all states, both families.
     #[serde(rename = "t")]
     pub endpoints: u32,
@@ -181,9 +186,50 @@ impl Default for ServiceName<'_> {
             protocol: proto::TCP,
             kind: Cow::Borrowed(CLUSTER_IP),
             frontends: Vec::new(),
+            externals: Vec::new(),
             endpoints: 0,
             ready: 0,
             created: 0,
+        }
+    }
+}
+
+/// A frontend that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalName {
+    /// Its address and port.
+    pub at: SocketAddr,
+    /// What the address is.
+    #[serde(rename = "is")]
+    pub scope: ExternalScope,
+}
+
+/// What the address of a frontend is that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExternalScope {
+    /// This node's.
+    NodePort,
+    /// A load balancer's.
+    LoadBalancer,
+    /// In `spec.externalIPs`.
+    ExternalIp,
+    /// Loopback.
+    Localhost,
+    /// One of a later agent.
+    #[serde(other)]
+    Other,
+}
+
+impl ExternalScope {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+            Self::ExternalIp => "ExternalIP",
+            Self::Localhost => "Localhost",
+            Self::Other => "External",
         }
     }
 }
@@ -242,6 +288,28 @@ pub struct BackendName<'a> {
     /// Its conditions.
     #[serde(rename = "is", skip_serializing_if = "Conditions::is_ready")]
     pub conditions: Conditions,
+}
+
+/// An endpoint of one service port that serves nobody on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedName<'a> {
+    /// Id of the service port.
+    #[serde(rename = "s")]
+    pub service_id: u32,
+    /// Its address and target port.
+    #[serde(rename = "ep")]
+    pub endpoint: SocketAddr,
+    /// `namespace/name` of the Pod, empty when the endpoint names none.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub pod: Cow<'a, str>,
+    /// Place of the endpoint in [`Names::places`], counted from 1; 0 = not known.
+    #[serde(default, rename = "at", skip_serializing_if = "is_zero_u32")]
+    pub place: u32,
+    /// Its conditions.
+    #[serde(default, rename = "is", skip_serializing_if = "Conditions::is_ready")]
+    pub conditions: Conditions,
+    /// Why, in a few words.
+    pub why: Cow<'a, str>,
 }
 
 /// A node and its zone.
@@ -391,8 +459,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::{
-        BackendName, Conditions, DropExample, LAYOUT, Names, NamesError, Place, PodName,
-        ServiceName, State, Subsystem, read, write,
+        BackendName, Conditions, DropExample, ExternalName, ExternalScope, LAYOUT, Names,
+        NamesError, Place, PodName, RejectedName, ServiceName, State, Subsystem, read, write,
     };
 
     fn scratch(name: &str) -> PathBuf {
@@ -457,6 +525,10 @@ mod tests {
                 id: 7,
                 protocol: 17,
                 kind: Cow::Borrowed("NodePort"),
+                externals: vec![ExternalName {
+                    at: "192.0.2.1:30080".parse().unwrap(),
+                    scope: ExternalScope::NodePort,
+                }],
                 ..ServiceName::default()
             }],
             backends: vec![BackendName {
@@ -465,6 +537,14 @@ mod tests {
                 ..BackendName::default()
             }],
             places: vec![Place { node: Cow::Borrowed("n2"), zone: Cow::Borrowed("z") }],
+            rejected: vec![RejectedName {
+                service_id: 7,
+                endpoint: "[fd01::2]:8080".parse().unwrap(),
+                pod: Cow::Borrowed("default/web-1"),
+                place: 1,
+                conditions: Conditions::NotReady,
+                why: Cow::Borrowed("not ready"),
+            }],
             pods: vec![PodName { ifindex: 9, iface: Cow::Borrowed("veth9"), ..PodName::default() }],
             drops: vec![DropExample {
                 reason: 1,
@@ -494,6 +574,10 @@ mod tests {
         assert!(error.ends_with("names.json has layout 2, this binary reads 1"), "{error}");
         fs::write(&path, r#"{"layout":1,"future":true}"#).unwrap();
         assert_eq!(read(&path).unwrap().layout, 1, "fields of later agents are skipped");
+        let later = r#"{"layout":1,"services":[{"ext":[{"at":"192.0.2.1:80","is":"anycast"}]}]}"#;
+        fs::write(&path, later).unwrap();
+        let scope = read(&path).unwrap().services[0].externals[0].scope;
+        assert_eq!(scope, ExternalScope::Other, "a word of later agents");
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -8,7 +8,10 @@ use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
-use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::service::Backend;
+
+use crate::ctl::fields::Fields;
+use crate::ctl::frontend::FrontendSlots;
 
 /// The load balancing tables, each entry as the kernel has it.
 #[derive(Clone, Debug, Default)]
@@ -25,24 +28,21 @@ pub struct Snapshot {
     pub ifaces: HashMap<u32, String>,
     /// Live flows per backend id.
     pub flows: HashMap<u32, FlowCount>,
+    /// Number of slots that frontends refer to.
+    pub n_slots: usize,
+    /// What few Services use.
+    pub fields: Fields,
 }
 
-/// One frontend with the backend ids in its slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrontendSlots {
-    /// Its key.
-    pub key: FrontendKey,
-    /// Its value.
-    pub frontend: Frontend,
-    /// Backend ids in its slots, in order; one may occur several times.
-    pub backend_ids: Vec<u32>,
-}
-
-impl FrontendSlots {
-    /// `address:port` as clients dial it.
-    pub fn socket(&self) -> SocketAddr {
-        socket(self.key.addr, self.key.port)
-    }
+/// How much of the maps to read: the rest is large, and few commands show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// The load balancing tables and the Pods.
+    Tables,
+    /// [`Fields`], too.
+    Fields,
+    /// And the live flows counted, of which there may be millions.
+    Flows,
 }
 
 /// Flows through one backend.
