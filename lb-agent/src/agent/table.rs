@@ -14,13 +14,14 @@ use crate::agent::issues::Issues;
 use crate::bpf::events::Examples;
 use crate::cluster::{self, Cluster, Name};
 use crate::devices::Veth;
-use crate::model::topology::Rejection;
 use crate::model::{Desired, DesiredPort, EndpointState, External, Scope};
 use crate::names::{
     BackendName, Conditions, DropExample, ExternalName, ExternalScope, IssueLine, Names, Place,
     PodName, RejectedName, ServiceName,
 };
 use crate::plan::{Planner, PortIds};
+
+mod rejected;
 
 #[cfg(test)]
 mod tests;
@@ -156,36 +157,9 @@ fn rejected<'a>(
     let known = *known;
     ports(known).flat_map(move |(name, port, ids)| {
         let mut places = places.borrow_mut();
-        ids.map(|ids| rejected_of(&known, name, port, ids.service_id, &mut places))
+        ids.map(|ids| rejected::rejected_of(&known, name, port, ids.service_id, &mut places))
             .unwrap_or_default()
     })
-}
-
-/// Most service ports have none, which shows without asking for the reasons: all their endpoints are backends.
-fn rejected_of<'a>(
-    known: &Known<'a>,
-    service: &'a Name,
-    port: &'a DesiredPort,
-    service_id: u32,
-    places: &mut Places<'a>,
-) -> Vec<RejectedName<'a>> {
-    let Counts { endpoints, .. } = counts(known.cluster, service, port);
-    if endpoints == port.backends.len() {
-        return Vec::new();
-    }
-    let rejected = Desired::rejected(known.cluster, service, port).into_iter();
-    let line = |(addr, number, why): (Addr, u16, Rejection)| {
-        let found = endpoint(known.cluster, service, &addr);
-        RejectedName {
-            service_id,
-            endpoint: SocketAddr::new(addr.to_ip(), number),
-            pod: pod_of(service, found),
-            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
-            conditions: found.map_or(Conditions::Gone, conditions),
-            why: Cow::Borrowed(why.name()),
-        }
-    };
-    rejected.map(line).collect()
 }
 
 /// Endpoints of a service port in all its slices.
