@@ -145,14 +145,21 @@ fn missing<'a>(
 fn is_wanted(view: &View<'_>, row: &ServiceRow, selection: &Selection) -> bool {
     let mut backends = view.backends_of(row.id);
     let of_pod = |id| selection.takes_pod(&view.pod_of(id));
+    // Whoever asks for an endpoint wants to know why it is none, too.
+    let rejected = view.rejected_of(row.id);
+    let mut rejected_pods = rejected.iter().map(|rejected| &rejected.pod);
     let ips = || {
         let backends = view.backends_of(row.id).filter_map(|id| view.snapshot.backends.get(&id));
         let frontends = row.frontends.iter().chain(&row.missing).map(SocketAddr::ip);
-        frontends.chain(backends.map(|backend| backend.addr.to_ip())).collect::<Vec<_>>()
+        let rejected = rejected.iter().map(|rejected| rejected.endpoint.ip());
+        let backends = backends.map(|backend| backend.addr.to_ip());
+        frontends.chain(backends).chain(rejected).collect::<Vec<_>>()
     };
     selection.takes_namespace(&row.namespace)
         && (selection.service.is_none() || row.name().is_some_and(|n| selection.takes_service(&n)))
-        && (selection.pod.is_none() || backends.any(of_pod))
+        && (selection.pod.is_none()
+            || backends.any(of_pod)
+            || rejected_pods.any(|pod| selection.takes_pod(pod)))
         && (selection.ip.is_none() || selection.takes_ip(&ips()))
 }
 

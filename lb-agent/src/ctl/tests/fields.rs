@@ -365,6 +365,18 @@ fn services_show_their_fields_when_wide() {
 }
 
 #[test]
+fn rejected_endpoints_lead_to_their_service() {
+    let (snapshot, names) = (snapshot(), names());
+    let view = View::new(&snapshot, &names, 0);
+    let of = |set: &dyn Fn(&mut Selection)| {
+        let rows = services::rows(&view, &super::select(set));
+        rows.iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&|s| s.pod = Some("shop/edge-4".to_owned())), [EDGE]);
+    assert_eq!(of(&|s| s.ip = Some("fd01::9".parse().unwrap())), [API + 1]);
+}
+
+#[test]
 fn affinity_shows_who_comes_back_to_whom() {
     let show = |all: bool, output, want| {
         super::check_on(
