@@ -10,11 +10,12 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{
+    ask::url,
     bed::{Bed, PORT, service},
     cluster::NAMESPACE,
     deploy::{self, DAEMON_SET, SYSTEM, pod_on},
     report::{Report, within},
-    services::{endpoints, url},
+    services::endpoints,
 };
 
 /// Requests a second of all clients together, and for how long.
