@@ -64,7 +64,7 @@ pub(crate) fn tcp(address: &str, port: u16, shell: Shell<'_>) -> Result<Seen> {
 /// When another answers, or none within a second.
 pub(crate) fn udp(address: &str, port: u16, server: &str, shell: Shell<'_>) -> Result<IpAddr> {
     let answer = shell(&format!(
-        "{{ echo hostname; sleep 0.2; echo clientip; }} | nc -u -w 1 {address} {port}"
+        "{{ echo hostname; sleep 0.1; echo clientip; }} | nc -u -w 1 -W 2 {address} {port}"
     ))?;
     let client = answer.strip_prefix(server);
     let client = client.with_context(|| format!("{answer:?} from {address} {port} over UDP"))?;

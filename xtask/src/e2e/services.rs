@@ -83,7 +83,7 @@ fn every_backend(
 }
 
 fn udp(address: &str, shell: Shell<'_>) -> Result<String> {
-    let script = format!("echo hostname | nc -u -w 1 {address} {PORT}");
+    let script = format!("echo hostname | nc -u -w 1 -W 1 {address} {PORT}");
     within(SOON, || match shell(&script)? {
         answer if answer.starts_with("web-") => Ok(String::new()),
         answer => bail!("answered {answer:?}"),
@@ -110,7 +110,7 @@ fn paths(bed: &Bed<'_>, report: &mut Report) {
                         answer => bail!("{answer:?} answered"),
                     })
                     .with_context(|| family(address))?;
-                    let udp = format!("echo hostname | nc -u -w 1 {address} {PORT}");
+                    let udp = format!("echo hostname | nc -u -w 1 -W 1 {address} {PORT}");
                     within(SOON, || match bed.in_pod(from, &udp)? {
                         answer if answer.trim() == format!("client-{to}") => Ok(()),
                         answer => bail!("{answer:?} answered"),
