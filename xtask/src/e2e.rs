@@ -2,11 +2,14 @@
 //! work there. The submodules: how to reach the cluster, what is put into it, the checks. Everything asked of a Pod
 //! has a deadline, and every check ends in one line.
 
+mod ask;
 mod bed;
+mod choice;
 mod cluster;
 mod deploy;
 mod faults;
 mod latency;
+mod outside;
 mod report;
 mod services;
 
@@ -21,6 +24,7 @@ pub(crate) const USAGE: &str = "e2e [--load 'COMMAND {tar}'] [OPTIONS]
   --no-build                    loads target/lb-agent.tar as it is
   --kubectl 'COMMAND'           kubectl, with $KUBECONFIG if it is not named here
   --node-exec 'COMMAND {node}'  runs what follows as a host process of the node; without, in a privileged Pod there
+  --outside-exec 'COMMAND'      runs what follows, `ip route` included, on a machine that is no node but reaches them
   --image IMAGE                 of the test Pods: agnhost
   --only WORD                   only the checks whose name has the word
   --skip-deploy                 check whatever implements Services in the cluster already
@@ -33,6 +37,7 @@ pub(crate) struct Options {
     load: Option<String>,
     kubectl: String,
     node_exec: Option<String>,
+    outside_exec: Option<String>,
     image: String,
     only: Option<String>,
     no_build: bool,
@@ -47,6 +52,7 @@ impl Options {
             load: args.value("--load")?,
             kubectl: args.value("--kubectl")?.unwrap_or_else(|| "kubectl".to_owned()),
             node_exec: args.value("--node-exec")?,
+            outside_exec: args.value("--outside-exec")?,
             image: args.value("--image")?.unwrap_or_else(|| AGNHOST.to_owned()),
             only: args.value("--only")?,
             no_build: args.flag("--no-build"),
@@ -83,6 +89,11 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
 fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
     let bed = Bed::make(cluster, &options.image)?;
     services::check(&bed, report);
+    choice::check(&bed, report);
+    match options.outside_exec {
+        Some(_) => outside::check(&bed, report, options.skip_deploy),
+        None => eprintln!("not run without --outside-exec: the checks with a client outside"),
+    }
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run without a deployment of our own: the checks that stop the agent");

@@ -121,7 +121,7 @@ impl<'a> Bed<'a> {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": format!("client-{node}"), "namespace": NAMESPACE,
-                "labels": { "client": node, "bed": "lb-e2e" },
+                "labels": { "client": node, "role": "client", "bed": "lb-e2e" },
             },
             "spec": {
                 "nodeName": node, "terminationGracePeriodSeconds": 1,
@@ -159,6 +159,29 @@ impl<'a> Bed<'a> {
             .map_err(|err| short(&err, script))
     }
 
+    /// Runs a script outside the cluster.
+    ///
+    /// # Errors
+    /// When no machine there is known, or it fails; with what it wrote to stderr.
+    pub(crate) fn outside(&self, script: &str) -> Result<String> {
+        let shell = self.cluster.outside_shell(script);
+        output(&mut shell.context("no --outside-exec")?).map_err(|err| short(&err, script))
+    }
+
+    /// The NodePorts of a Service: TCP, then UDP.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(crate) fn node_ports(&self, service: &str) -> Result<(u16, u16)> {
+        let object = self.cluster.json(&["get", "--namespace", NAMESPACE, "service", service])?;
+        let port = |nth: usize| {
+            let port = object.pointer(&format!("/spec/ports/{nth}/nodePort"));
+            let port = port.and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+            port.with_context(|| format!("Service {service} has no NodePort"))
+        };
+        Ok((port(0)?, port(1)?))
+    }
+
     /// Runs a script on a node.
     ///
     /// # Errors
@@ -177,7 +200,7 @@ fn short(err: &anyhow::Error, script: &str) -> anyhow::Error {
 
 /// A Service of TCP 80 and UDP 80, in both families where the cluster has them.
 pub(crate) fn service(name: &str, selector: &Value, address: Option<&str>) -> Value {
-    let mut service = json!({
+    let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": name, "namespace": NAMESPACE },
         "spec": {
@@ -189,11 +212,19 @@ pub(crate) fn service(name: &str, selector: &Value, address: Option<&str>) -> Va
             ],
         },
     });
-    if let (Some(address), Some(spec)) =
-        (address, service.get_mut("spec").and_then(Value::as_object_mut))
-    {
-        spec.insert("clusterIP".to_owned(), json!(address));
-        spec.insert("ipFamilyPolicy".to_owned(), json!("SingleStack"));
+    match address {
+        Some(address) => {
+            with(service, &json!({ "clusterIP": address, "ipFamilyPolicy": "SingleStack" }))
+        }
+        None => service,
+    }
+}
+
+/// The Service with more fields in its spec.
+pub(crate) fn with(mut service: Value, fields: &Value) -> Value {
+    let spec = service.get_mut("spec").and_then(Value::as_object_mut);
+    if let (Some(spec), Some(fields)) = (spec, fields.as_object()) {
+        spec.extend(fields.clone());
     }
     service
 }

@@ -20,6 +20,7 @@ pub(crate) const NAMESPACE: &str = "lb-e2e";
 pub(crate) struct Cluster {
     kubectl: String,
     node_exec: Option<String>,
+    outside_exec: Option<String>,
     /// Names of the nodes that are ready, in order.
     pub(crate) nodes: Vec<String>,
 }
@@ -33,6 +34,7 @@ impl Cluster {
         let mut cluster = Self {
             kubectl: options.kubectl.clone(),
             node_exec: options.node_exec.clone(),
+            outside_exec: options.outside_exec.clone(),
             nodes: Vec::new(),
         };
         let list = cluster.json(&["get", "nodes"])?;
@@ -109,6 +111,28 @@ impl Cluster {
             Some(prefix) => shell(&prefix.replace("{node}", node), &["sh", "-c", script]),
             None => self.pod_shell(&format!("host-{node}"), script),
         }
+    }
+
+    /// A shell script on a machine that is no node of the cluster and reaches the nodes, if one is known.
+    pub(crate) fn outside_shell(&self, script: &str) -> Option<Command> {
+        self.outside_exec.as_ref().map(|prefix| shell(prefix, &["sh", "-c", script]))
+    }
+
+    /// The addresses by which a node is known in the cluster, IPv4 first.
+    ///
+    /// # Errors
+    /// When it has none, or the API does not answer.
+    pub(crate) fn addresses(&self, node: &str) -> Result<Vec<String>> {
+        let object = self.json(&["get", "node", node])?;
+        let all = object.pointer("/status/addresses").and_then(Value::as_array);
+        let internal = all.into_iter().flatten().filter(|a| text(a, "/type") == Some("InternalIP"));
+        let mut addresses: Vec<_> =
+            internal.filter_map(|a| text(a, "/address").map(str::to_owned)).collect();
+        addresses.sort_by_key(|address| address.contains(':'));
+        if addresses.is_empty() {
+            bail!("{node} has no InternalIP");
+        }
+        Ok(addresses)
     }
 }
 

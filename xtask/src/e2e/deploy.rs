@@ -48,7 +48,7 @@ pub(crate) fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
     cluster.run(&["apply", "--kustomize", &dir])?;
     if upgrade {
         // The tag is the same, so only a restart brings the new image.
-        cluster.run(&["--namespace", SYSTEM, "rollout", "restart", DAEMON_SET])?;
+        return restart(cluster);
     }
     ready(cluster)
 }
@@ -71,6 +71,25 @@ pub(crate) fn ready(cluster: &Cluster) -> Result<()> {
         }
     }
     Err(err.context("the agents do not become ready"))
+}
+
+/// Sets a key of the ConfigMap; the agents read it when they next start.
+///
+/// # Errors
+/// When the API refuses it.
+pub(crate) fn configure(cluster: &Cluster, key: &str, value: &str) -> Result<()> {
+    let patch = serde_json::json!({ "data": { key: value } }).to_string();
+    let args = ["--namespace", SYSTEM, "patch", "configmap/lb-agent", "--patch", &patch];
+    cluster.run(&args).map(|_| ())
+}
+
+/// Replaces every agent, one node after the other.
+///
+/// # Errors
+/// When one does not become ready.
+pub(crate) fn restart(cluster: &Cluster) -> Result<()> {
+    cluster.run(&["--namespace", SYSTEM, "rollout", "restart", DAEMON_SET])?;
+    ready(cluster)
 }
 
 /// The agent's Pod on a node.

@@ -10,16 +10,19 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{
+    ask::url,
     bed::{Bed, PORT, service},
     cluster::NAMESPACE,
     deploy::{self, DAEMON_SET, SYSTEM, pod_on},
     report::{Report, within},
-    services::{endpoints, url},
+    services::endpoints,
 };
 
 /// Requests a second of all clients together, and for how long.
 const RATE: usize = 200;
 const SECONDS: usize = 10;
+/// Clients on each node: with more of them each has the time for its share on a busy machine too.
+const CLIENTS: usize = 2;
 /// An endpoint added while the agent was down is served this soon after its return.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
@@ -29,11 +32,11 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
     report.check("an endpoint added while the agent is down", || catch_up(bed));
 }
 
-/// A client on each node with its share of the rate, each request a new connection; meanwhile every agent is killed.
+/// Clients on each node with their share of the rate, each request a new connection; meanwhile every agent is killed.
 fn kill(bed: &Bed<'_>) -> Result<String> {
     let Some(address) = bed.web.first() else { bail!("no address") };
     let nodes = &bed.cluster.nodes;
-    let rate = RATE.div_ceil(nodes.len());
+    let rate = RATE.div_ceil(CLIENTS * nodes.len());
     let n = rate * SECONDS;
     let script = format!(
         "curl --silent --no-keepalive --header 'Connection: close' --max-time 3 --rate {rate}/s \
@@ -43,7 +46,7 @@ fn kill(bed: &Bed<'_>) -> Result<String> {
     let before = restarts(bed)?;
     let start = Instant::now();
     let mut clients = Vec::new();
-    for node in nodes {
+    for node in nodes.iter().flat_map(|node| [node; CLIENTS]) {
         let mut client = bed.cluster.pod_shell(&format!("client-{node}"), &script);
         client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         clients.push(client.spawn().context("start kubectl exec")?);
@@ -62,7 +65,7 @@ fn kill(bed: &Bed<'_>) -> Result<String> {
         lost.extend(bad.into_iter().map(str::to_owned));
     }
     let seconds = start.elapsed().as_secs_f64();
-    let asked = n * nodes.len();
+    let asked = n * CLIENTS * nodes.len();
     if answered != asked {
         lost.dedup();
         bail!("{answered} of {asked} answered; {lost:?}");

@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 use crate::command::{command, line};
 
 use super::{
+    ask::url,
     bed::{Bed, PORT, service},
     cluster::NAMESPACE,
     report::{Report, within},
-    services::url,
 };
 
 const ROUNDS: usize = 11;

@@ -7,6 +7,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
+/// By then the cluster has followed a change, on a slow machine as well.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
 /// Counts what passed and what failed.
 pub(crate) struct Report {
     only: Option<String>,

@@ -1,18 +1,17 @@
 //! The checks of what a Service promises while nothing goes wrong: DNS, every path to a ClusterIP, both protocols and
 //! families, hairpin, refusal, scaling.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{
+    ask::{self, Shell, family, url},
     bed::{Bed, PORT},
     cluster::NAMESPACE,
-    report::{Report, within},
+    report::{Report, SOON, within},
 };
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Runs them all.
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
@@ -38,18 +37,6 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
     paths(bed, report);
     refusal(bed, report);
     report.check("scale to 0 and back", || scale(bed));
-}
-
-fn family(address: &str) -> &'static str {
-    if address.contains(':') { "IPv6" } else { "IPv4" }
-}
-
-/// An address as it stands in a URL.
-pub(crate) fn url(address: &str, port: u16) -> String {
-    match family(address) {
-        "IPv6" => format!("http://[{address}]:{port}"),
-        _ => format!("http://{address}:{port}"),
-    }
 }
 
 /// CoreDNS needs the API's own Service to become ready, so it shows that the agent came up without one.
@@ -80,18 +67,12 @@ fn every_backend(
     bed: &Bed<'_>,
     address: &str,
     n_backends: usize,
-    shell: &dyn Fn(&str) -> Result<String>,
+    shell: Shell<'_>,
 ) -> Result<String> {
     // A backend is missed by 64 random choices among 4 once in 10^8.
     let n = 16 * n_backends;
-    let script = format!(
-        "curl --silent --show-error --max-time 3 --no-keepalive --header 'Connection: close' \
-         --write-out '\\n' '{}/hostname?[1-{n}]'",
-        url(address, PORT)
-    );
     within(SOON, || {
-        let answers = shell(&script)?;
-        let names: BTreeSet<&str> = answers.split_whitespace().collect();
+        let names = ask::servers(address, PORT, n, shell)?;
         if names.len() != n_backends {
             bail!("{} of {n_backends} backends answered {n} requests: {names:?}", names.len());
         }
@@ -101,8 +82,8 @@ fn every_backend(
     Ok(format!("{n} requests over {n_backends} backends on {n_nodes} nodes"))
 }
 
-fn udp(address: &str, shell: &dyn Fn(&str) -> Result<String>) -> Result<String> {
-    let script = format!("echo hostname | nc -u -w 1 {address} {PORT}");
+fn udp(address: &str, shell: Shell<'_>) -> Result<String> {
+    let script = format!("echo hostname | nc -u -w 1 -W 1 {address} {PORT}");
     within(SOON, || match shell(&script)? {
         answer if answer.starts_with("web-") => Ok(String::new()),
         answer => bail!("answered {answer:?}"),
@@ -129,7 +110,7 @@ fn paths(bed: &Bed<'_>, report: &mut Report) {
                         answer => bail!("{answer:?} answered"),
                     })
                     .with_context(|| family(address))?;
-                    let udp = format!("echo hostname | nc -u -w 1 {address} {PORT}");
+                    let udp = format!("echo hostname | nc -u -w 1 -W 1 {address} {PORT}");
                     within(SOON, || match bed.in_pod(from, &udp)? {
                         answer if answer.trim() == format!("client-{to}") => Ok(()),
                         answer => bail!("{answer:?} answered"),
@@ -142,7 +123,6 @@ fn paths(bed: &Bed<'_>, report: &mut Report) {
     }
 }
 
-/// Refused is told from lost by curl's own error, and by how soon it comes.
 fn refusal(bed: &Bed<'_>, report: &mut Report) {
     let Some(node) = bed.cluster.nodes.first() else { return };
     for (what, service, port) in
@@ -162,18 +142,10 @@ fn refusal(bed: &Bed<'_>, report: &mut Report) {
 }
 
 fn refused(bed: &Bed<'_>, node: &str, host: bool, address: &str, port: u16) -> Result<()> {
-    // 7 is curl's "failed to connect", which a timeout (28) is not; the time tells a reset from a retried SYN.
-    let script = format!(
-        "curl --globoff --silent --max-time 3 --output /dev/null --write-out '%{{exitcode}} %{{time_total}}' {} || true",
-        url(address, port)
-    );
-    let answer = if host { bed.on_node(node, &script)? } else { bed.in_pod(node, &script)? };
-    let (code, seconds) = answer.trim().split_once(' ').context("curl printed nothing")?;
-    let seconds: f64 = seconds.parse().with_context(|| format!("curl printed {answer:?}"))?;
-    if code != "7" || seconds > 0.9 {
-        bail!("{address}:{port}: curl ended with {code} after {seconds} s; refused is 7, at once");
-    }
-    Ok(())
+    ask::refused(address, port, &|script| match host {
+        true => bed.on_node(node, script),
+        false => bed.in_pod(node, script),
+    })
 }
 
 fn scale(bed: &Bed<'_>) -> Result<String> {
