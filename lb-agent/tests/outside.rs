@@ -475,6 +475,21 @@ fn s32_mid_flow_packets_to_a_frontend_are_reset() {
 }
 
 #[test]
+fn s23_a_host_process_whose_port_is_a_node_port_hears_its_answers() {
+    for family in &FAMILIES {
+        let mut bed = Bed::node();
+        let id = bed.backend(&family.at(family.pod, 8080), proto::TCP);
+        bed.outside(&family.at(family.node, 40000), proto::TCP, &[id], &Way::default());
+        let own = family.at(family.node, 40000);
+        for flags in ["SA seq=7 ack=2 len=0", "A seq=8 ack=2 len=0", "R seq=8 ack=0 len=0"] {
+            let answer = format!("{} > {own} tcp {flags}", family.at(family.client, 443));
+            assert_eq!(bed.arrive(&answer), answer);
+        }
+        assert_eq!(bed.counted(), "");
+    }
+}
+
+#[test]
 fn forged_sources_and_loopback_are_left_to_the_stack() {
     for family in &FAMILIES {
         let mut bed = Bed::node();
