@@ -150,6 +150,8 @@ struct Agent {
     next_resync: Instant,
     /// The planner's clock starts here.
     start: Instant,
+    /// Whether the code that only the start needed was given back.
+    released: bool,
 }
 
 impl Agent {
@@ -199,6 +201,7 @@ impl Agent {
             status,
             next_resync: now,
             start: now,
+            released: false,
         };
         // As the maps are: the programs for it stay in place.
         agent.host_backends = agent.planner.actual().host_ports.iter().any(|ports| *ports != 0);
@@ -360,6 +363,12 @@ impl Agent {
         }
         if self.housekeeping.is_due(now) {
             self.write_names();
+            if self.planned && !self.released {
+                self.released = true;
+                if let Err(err) = crate::syscall::release_code() {
+                    debug!(%err, "code that is not needed any more stays resident");
+                }
+            }
         }
         Ok(())
     }

@@ -9,6 +9,8 @@
 //! and the way from them to the output.
 
 pub mod directory;
+pub mod fields;
+pub mod frontend;
 pub mod natural;
 pub mod pinned;
 pub mod running;
@@ -18,6 +20,7 @@ pub mod view;
 
 pub mod columns;
 
+pub mod affinity;
 pub mod backends;
 pub mod ct;
 pub mod drops;
@@ -72,8 +75,10 @@ pub enum Command {
     /// Pods of this node whose traffic goes through our programs
     #[command(visible_alias = "po", alias = "pod")]
     Pods(PodsArgs),
-    /// Flows of this node's Pods (conntrack)
+    /// Flows of this node's Pods, and from outside to Services (conntrack)
     Ct(CtArgs),
+    /// Clients with session affinity, and where they go
+    Affinity(AffinityArgs),
     /// Packets that were not delivered: why, and what to do about it
     Drops(DropsArgs),
     /// The pinned maps: how full they are and what they cost
@@ -104,7 +109,7 @@ pub struct ServicesArgs {
     /// Only this Service
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: Option<String>,
-    /// Each frontend with its backends, in the shape of `ipvsadm -Ln`
+    /// Each frontend with its fields and all its endpoints, in the shape of `ipvsadm -Ln`
     #[arg(long)]
     pub tree: bool,
     /// Which ones
@@ -178,6 +183,26 @@ pub struct CtArgs {
     pub style: Style,
     /// Stay and print what changes
     #[arg(short, long, conflicts_with = "count")]
+    pub watch: bool,
+}
+
+/// Flags of `affinity`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AffinityArgs {
+    /// Only clients of this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Also clients whose time is over or whose backend has left
+    #[arg(long)]
+    pub all: bool,
+    /// Which ones
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
     pub watch: bool,
 }
 

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use lb_common::flow::proto;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod tests;
+
 /// Name of the file in the state directory.
 pub const FILE: &str = "names.json";
 /// Version of the layout; raised when an older reader would misunderstand the file. New optional fields do not.
@@ -40,8 +43,10 @@ pub struct Names<'a> {
     pub services: Vec<ServiceName<'a>>,
     /// Backends, by the backend id of the maps.
     pub backends: Vec<BackendName<'a>>,
-    /// Nodes with their zones; [`BackendName::place`] counts from 1 in this list.
+    /// Nodes with their zones; [`BackendName::place`] and [`RejectedName::place`] count from 1 in this list.
     pub places: Vec<Place<'a>>,
+    /// Endpoints that serve nobody on this node.
+    pub rejected: Vec<RejectedName<'a>>,
     /// Pods of this node, by the ifindex of their veth.
     pub pods: Vec<PodName<'a>>,
     /// The last packet dropped of each reason and direction.
@@ -156,9 +161,12 @@ pub struct ServiceName<'a> {
     /// `spec.type`.
     #[serde(rename = "type", skip_serializing_if = "is_cluster_ip")]
     pub kind: Cow<'a, str>,
-    /// What it should answer at, whether programmed or not.
+    /// The ClusterIPs it should answer at, whether programmed or not.
     #[serde(rename = "at")]
     pub frontends: Vec<SocketAddr>,
+    /// What else it should answer at.
+    #[serde(rename = "ext", skip_serializing_if = "Vec::is_empty")]
+    pub externals: Vec<ExternalName>,
     /// Endpoints of all states, both families.
     #[serde(rename = "t")]
     pub endpoints: u32,
@@ -181,9 +189,50 @@ impl Default for ServiceName<'_> {
             protocol: proto::TCP,
             kind: Cow::Borrowed(CLUSTER_IP),
             frontends: Vec::new(),
+            externals: Vec::new(),
             endpoints: 0,
             ready: 0,
             created: 0,
+        }
+    }
+}
+
+/// A frontend that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalName {
+    /// Its address and port.
+    pub at: SocketAddr,
+    /// What the address is.
+    #[serde(rename = "is")]
+    pub scope: ExternalScope,
+}
+
+/// What the address of a frontend is that is no ClusterIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExternalScope {
+    /// This node's.
+    NodePort,
+    /// A load balancer's.
+    LoadBalancer,
+    /// In `spec.externalIPs`.
+    ExternalIp,
+    /// Loopback.
+    Localhost,
+    /// One of a later agent.
+    #[serde(other)]
+    Other,
+}
+
+impl ExternalScope {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+            Self::ExternalIp => "ExternalIP",
+            Self::Localhost => "Localhost",
+            Self::Other => "External",
         }
     }
 }
@@ -242,6 +291,28 @@ pub struct BackendName<'a> {
     /// Its conditions.
     #[serde(rename = "is", skip_serializing_if = "Conditions::is_ready")]
     pub conditions: Conditions,
+}
+
+/// An endpoint of one service port that serves nobody on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedName<'a> {
+    /// Id of the service port.
+    #[serde(rename = "s")]
+    pub service_id: u32,
+    /// Its address and target port.
+    #[serde(rename = "ep")]
+    pub endpoint: SocketAddr,
+    /// `namespace/name` of the Pod, empty when the endpoint names none.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub pod: Cow<'a, str>,
+    /// Place of the endpoint in [`Names::places`], counted from 1; 0 = not known.
+    #[serde(default, rename = "at", skip_serializing_if = "is_zero_u32")]
+    pub place: u32,
+    /// Its conditions.
+    #[serde(default, rename = "is", skip_serializing_if = "Conditions::is_ready")]
+    pub conditions: Conditions,
+    /// Why, in a few words.
+    pub why: Cow<'a, str>,
 }
 
 /// A node and its zone.
@@ -381,119 +452,4 @@ fn is_zero(value: &u64) -> bool {
 
 fn is_zero_u32(value: &u32) -> bool {
     *value == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use std::borrow::Cow;
-    use std::fs;
-    use std::net::SocketAddr;
-    use std::path::PathBuf;
-
-    use super::{
-        BackendName, Conditions, DropExample, LAYOUT, Names, NamesError, Place, PodName,
-        ServiceName, State, Subsystem, read, write,
-    };
-
-    fn scratch(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("lb-names-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        dir
-    }
-
-    fn large() -> Names<'static> {
-        let service = |i: u32| ServiceName {
-            id: i + 1,
-            namespace: Cow::Borrowed("default"),
-            name: Cow::Owned(format!("service-{i:05}")),
-            port_name: Cow::Borrowed("http"),
-            port: 80,
-            frontends: vec![SocketAddr::from(([10, 96, (i >> 8) as u8, i as u8], 80))],
-            endpoints: 2,
-            ready: 2,
-            created: 1_800_000_000,
-            ..ServiceName::default()
-        };
-        let backend = |i: u32| BackendName {
-            id: i + 1,
-            service_id: i / 2 + 1,
-            pod: Cow::Owned(format!("default/service-{:05}-7d4f8b6c9d-x{}", i / 2, i % 2)),
-            place: i % 100 + 1,
-            ..BackendName::default()
-        };
-        Names {
-            layout: LAYOUT,
-            services: (0..10_000).map(service).collect(),
-            backends: (0..20_000).map(backend).collect(),
-            ..Names::default()
-        }
-    }
-
-    #[test]
-    fn ten_thousand_services_stay_under_three_megabytes() {
-        let dir = scratch("large");
-        let path = dir.join(super::FILE);
-        let names = large();
-        write(&path, &names).unwrap();
-        let bytes = fs::metadata(&path).unwrap().len();
-        assert!(bytes < 3_000_000, "{bytes} bytes");
-        assert_eq!(read(&path).unwrap(), names);
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn everything_survives_the_file() {
-        let dir = scratch("all");
-        let path = dir.join(super::FILE);
-        let names = Names {
-            layout: LAYOUT,
-            node: Cow::Borrowed("n1"),
-            subsystems: vec![Subsystem {
-                name: Cow::Borrowed("kube-proxy"),
-                state: State::Degraded,
-                detail: Cow::Borrowed("its table is here"),
-            }],
-            services: vec![ServiceName {
-                id: 7,
-                protocol: 17,
-                kind: Cow::Borrowed("NodePort"),
-                ..ServiceName::default()
-            }],
-            backends: vec![BackendName {
-                id: 3,
-                conditions: Conditions::Gone,
-                ..BackendName::default()
-            }],
-            places: vec![Place { node: Cow::Borrowed("n2"), zone: Cow::Borrowed("z") }],
-            pods: vec![PodName { ifindex: 9, iface: Cow::Borrowed("veth9"), ..PodName::default() }],
-            drops: vec![DropExample {
-                reason: 1,
-                ingress: false,
-                protocol: 6,
-                src: "10.1.0.2:4000".parse().unwrap(),
-                dst: "[fd96::1]:80".parse().unwrap(),
-                ifindex: 9,
-                service_id: 7,
-                at: 5,
-            }],
-            ..Names::default()
-        };
-        write(&path, &names).unwrap();
-        assert_eq!(read(&path).unwrap(), names);
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "the partial file is gone");
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn another_layout_is_named_and_a_missing_file_too() {
-        let dir = scratch("layout");
-        let path = dir.join(super::FILE);
-        assert!(matches!(read(&path), Err(NamesError::Io { .. })));
-        fs::write(&path, r#"{"layout":2,"services":"moved elsewhere"}"#).unwrap();
-        let error = read(&path).unwrap_err().to_string();
-        assert!(error.ends_with("names.json has layout 2, this binary reads 1"), "{error}");
-        fs::write(&path, r#"{"layout":1,"future":true}"#).unwrap();
-        assert_eq!(read(&path).unwrap().layout, 1, "fields of later agents are skipped");
-        fs::remove_dir_all(dir).unwrap();
-    }
 }

@@ -2,11 +2,14 @@
 //!
 //! `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) reads a whole map: two calls an entry (next key, value) would cost a fifth of
 //! a second for 131,072 conntrack entries; in batches of 4,096 it is a few milliseconds. `SO_NETNS_COOKIE` (Linux
-//! 5.14) tells which network namespace we are in, as the programs see it.
+//! 5.14) tells which network namespace we are in, as the programs see it. `MADV_DONTNEED` gives back the pages of our
+//! own code that only the start needed.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::ptr;
 
 use aya::Pod;
 use aya::maps::{IterableMap, MapData};
@@ -19,6 +22,37 @@ use tokio::io::unix::AsyncFd;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
 /// Entries a call; doubled when one bucket of a hash table does not fit.
 const CHUNK: u32 = 4096;
+
+/// Gives back the resident pages of this program's code; those still in use come back from the page cache as they are
+/// run. Half of what an idle agent has resident is code that runs once: TLS, first lists, loading of programs.
+///
+/// # Errors
+/// When the kernel does not say what is mapped, or refuses.
+pub fn release_code() -> io::Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let exe = std::fs::read_link("/proc/self/exe")?;
+    for (start, end) in maps.lines().filter_map(|line| code_of(line, &exe)) {
+        // SAFETY: executable pages of a file are not writable and never were, so what is read again is what was there.
+        let ret = unsafe {
+            libc::madvise(ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED)
+        };
+        Errno::result(ret)?;
+    }
+    Ok(())
+}
+
+/// The addresses of a line of `/proc/PID/maps`, if it maps code of `exe`. Its read-only data is left alone: a part of
+/// it was relocated at the start, which a second read from the file would undo.
+fn code_of(line: &str, exe: &Path) -> Option<(usize, usize)> {
+    let mut fields = line.split_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (permissions, path) = (fields.next()?, fields.nth(3)?);
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    if permissions != "r-xp" || Path::new(path) != exe {
+        return None;
+    }
+    Some((address(start)?, address(end)?))
+}
 
 /// The part `batch` of `union bpf_attr`.
 #[repr(C)]
@@ -149,4 +183,29 @@ pub fn readable<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
     // does not promise that.
     let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
     Ok(registered?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{code_of, release_code};
+    use std::path::Path;
+
+    #[test]
+    fn only_code_is_given_back() {
+        let exe = Path::new("/bin/lb-agent");
+        let code = "7f0000001000-7f0000003000 r-xp 000ad000 fe:00 247026     /bin/lb-agent";
+        assert_eq!(code_of(code, exe), Some((0x7f00_0000_1000, 0x7f00_0000_3000)));
+        for (from, to) in [("r-xp", "r--p"), ("r-xp", "rw-p"), ("/bin/lb-agent", "/lib/libc.so.6")]
+        {
+            assert_eq!(code_of(&code.replace(from, to), exe), None, "{to}");
+        }
+        assert_eq!(code_of("7f00-7f01 r-xp 00000000 00:00 0", exe), None, "no file");
+    }
+
+    #[test]
+    fn a_program_goes_on_without_its_code() {
+        release_code().unwrap();
+        let digits: String = (0..10).map(|digit: u32| digit.to_string()).collect();
+        assert_eq!(digits, "0123456789");
+    }
 }

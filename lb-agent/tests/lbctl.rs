@@ -44,22 +44,22 @@ fn tables_with_names() {
         &["svc", "shop/web", "--tree"],
         0,
         expect![[r#"
-        Prot LocalAddress:Port Scheduler Service
-          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod         Node  Zone  State
-        TCP  10.96.0.1:80 random shop/web:http
-          -> 10.1.0.2:8080       Masq     1       0           0          shop/web-1  n1    a     ready
-          -> 10.1.1.2:8080       Masq     1       1           0          shop/web-2  n2    b     ready
-    "#]],
+            Prot LocalAddress:Port Scheduler Service Scope Flags
+              -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod         Node  Zone  State  List     Why-Not
+            TCP  10.96.0.1:80 random shop/web:http ClusterIP policy=Cluster
+              -> 10.1.0.2:8080       Masq     1       0           0          shop/web-1  n1    a     ready  cluster
+              -> 10.1.1.2:8080       Masq     1       1           0          shop/web-2  n2    b     ready  cluster
+        "#]],
     );
     check(
         &node,
         &["backends", "-n", "shop", "-o", "wide"],
         0,
         expect![[r#"
-        ADDRESS        POD         NODE  ZONE  STATE  SERVICE        FRONTENDS     ACTIVE  INACTIVE  PROTO  ID  GENERATION  IFINDEX
-        10.1.0.2:8080  shop/web-1  n1    a     ready  shop/web:http  10.96.0.1:80  0       0         TCP    1   7           <none>
-        10.1.1.2:8080  shop/web-2  n2    b     ready  shop/web:http  10.96.0.1:80  1       0         TCP    2   7           <none>
-    "#]],
+            ADDRESS        POD         NODE  ZONE  STATE  SERVICE        FRONTENDS     ACTIVE  INACTIVE  LOAD    PROTO  ID  GENERATION  IFINDEX
+            10.1.0.2:8080  shop/web-1  n1    a     ready  shop/web:http  10.96.0.1:80  0       0         <none>  TCP    1   7           <none>
+            10.1.1.2:8080  shop/web-2  n2    b     ready  shop/web:http  10.96.0.1:80  1       0         <none>  TCP    2   7           <none>
+        "#]],
     );
     check(
         &node,
@@ -89,9 +89,9 @@ fn flows_and_drops_with_names() {
         &["ct"],
         0,
         expect![[r#"
-            PROTO  SRC                DST           VIA            BACKEND          STATE        AGE  EXPIRES
-            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           NEW          ##s  ##s
-            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  ESTABLISHED  ##s  5h58m
+            PROTO  SRC                DST           VIA            BACKEND          MASQUERADE  STATE        AGE  EXPIRES
+            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           <none>      NEW          ##s  ##s
+            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      ESTABLISHED  ##s  5h58m
         "#]],
     );
     check(
@@ -154,6 +154,7 @@ fn flows_and_drops_with_names() {
               - 10.96.0.1:80
               active: 1
               inactive: 0
+              load: null
               id: 2
               generation: 7
               ifindex: 0
@@ -178,9 +179,9 @@ fn tables_without_names() {
         &["ct", "--sort-by", "age"],
         0,
         expect![[r#"
-            PROTO  SRC             DST           VIA     BACKEND        STATE        AGE  EXPIRES
-            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         NEW          ##s  ##s
-            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  ESTABLISHED  ##s  5h58m
+            PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  STATE        AGE  EXPIRES
+            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      NEW          ##s  ##s
+            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  5h58m
             lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
@@ -191,6 +192,116 @@ fn tables_without_names() {
         expect![[r#"
         lbctl: a/b/c: not a NAME or NAMESPACE/NAME
     "#]],
+    );
+}
+
+#[test]
+fn every_field_of_a_service() {
+    let node = Node::new();
+    node.write_names();
+    node.add_load_balancer();
+    check(
+        &node,
+        &["service", "shop/web", "--tree"],
+        0,
+        expect![[r#"
+        Prot LocalAddress:Port Scheduler Service Scope Flags
+          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod         Node  Zone  State      List           Why-Not
+        TCP  10.96.0.1:80 random shop/web:http ClusterIP policy=Cluster
+          -> 10.1.0.2:8080       Masq     1       0           0          shop/web-1  n1    a     ready      cluster
+          -> 10.1.1.2:8080       Masq     1       2           0          shop/web-2  n2    b     ready      cluster
+          -> 10.1.1.3:8080       -        0       0           0          shop/web-3  n2    b     not-ready  <none>         not ready
+        TCP  198.51.100.1:80 lc shop/web:http LoadBalancer policy=Local affinity=3600s clients=1 sources=203.0.113.0/24
+          -> 10.1.0.2:8080       Masq     1       0           0          shop/web-1  n1    a     ready      cluster,local
+          -> 10.1.1.2:8080       Masq     1       2           0          shop/web-2  n2    b     ready      cluster
+          -> 10.1.1.3:8080       -        0       0           0          shop/web-3  n2    b     not-ready  <none>         not ready
+    "#]],
+    );
+    check(
+        &node,
+        &["affinity", "shop/web"],
+        0,
+        expect![[r#"
+        CLIENT       SERVICE        BACKEND          AGE  EXPIRES
+        shop/client  shop/web:http  shop/web-2:8080  ##s  59m
+    "#]],
+    );
+    check(
+        &node,
+        &["affinity", "--all", "-o", "wide"],
+        0,
+        expect![[r#"
+        CLIENT       SERVICE        BACKEND          AGE  EXPIRES  STATE    CLIENT-ADDRESS  BACKEND-ADDRESS
+        203.0.113.5  shop/web:http  shop/web-1:8080  61m  #s       EXPIRED  203.0.113.5     10.1.0.2:8080
+        shop/client  shop/web:http  shop/web-2:8080  ##s  59m      VALID    10.1.0.9        10.1.1.2:8080
+    "#]],
+    );
+    check(
+        &node,
+        &["affinity", "-n", "other"],
+        0,
+        expect![[r#"
+        lbctl: no clients with affinity found
+    "#]],
+    );
+    check(
+        &node,
+        &["ct", "--ip", "192.0.2.1", "--no-headers"],
+        0,
+        expect![[r#"
+            TCP  203.0.113.5:4000  198.51.100.1:80  shop/web:http  shop/web-2:8080  192.0.2.1:61000  ESTABLISHED  ##s  5h58m
+        "#]],
+    );
+    check(
+        &node,
+        &["backends", "--no-headers", "-o", "wide"],
+        0,
+        expect![[r#"
+        10.1.0.2:8080  shop/web-1  n1  a  ready  shop/web:http  10.96.0.1:80,198.51.100.1:80  0  0  0  TCP  1  7  <none>
+        10.1.1.2:8080  shop/web-2  n2  b  ready  shop/web:http  10.96.0.1:80,198.51.100.1:80  2  0  5  TCP  2  7  <none>
+    "#]],
+    );
+}
+
+#[test]
+fn every_field_without_names() {
+    let node = Node::new();
+    node.add_load_balancer();
+    check(
+        &node,
+        &["services", "--tree"],
+        0,
+        expect![[r#"
+        Prot LocalAddress:Port Scheduler Service Scope Flags
+          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod     Node    Zone    State   List           Why-Not
+        TCP  10.96.0.1:80 random #1 ClusterIP policy=Cluster
+          -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster
+          -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
+        TCP  198.51.100.1:80 lc #1 External policy=Local affinity=3600s clients=1 sources=203.0.113.0/24
+          -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster,local
+          -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
+        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+    "#]],
+    );
+    check(
+        &node,
+        &["affinity", "-o", "name"],
+        0,
+        expect![[r#"
+        10.1.0.9
+        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+    "#]],
+    );
+    check(
+        &node,
+        &["ct", "--protocol", "tcp"],
+        0,
+        expect![[r#"
+            PROTO  SRC               DST              VIA  BACKEND        MASQUERADE       STATE        AGE  EXPIRES
+            TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           ESTABLISHED  ##s  5h58m
+            TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  ESTABLISHED  ##s  5h58m
+            lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        "#]],
     );
 }
 

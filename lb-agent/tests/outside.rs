@@ -162,6 +162,32 @@ fn s20_two_frontends_one_backend_and_one_client_port() {
 }
 
 #[test]
+fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
+    for family in &FAMILIES {
+        let mut bed = Bed::node();
+        let (client, frontend) = (family.at(family.client, 4000), family.at(family.node, 30080));
+        let pod = family.at(family.pod, 8080);
+        let id = bed.backend(&pod, proto::TCP);
+        bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+        let through =
+            |bed: &Bed, flags: &str| bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
+        let straight = format!("{client} > {pod} tcp");
+        let answer = format!("{pod} > {client} tcp SA seq=5 ack=2 len=0");
+        for flags in ["S", "A seq=2 ack=6", "FA seq=2 ack=6"] {
+            assert!(through(&bed, flags).starts_with("redirect"));
+            bed.enter(&format!("{straight} {flags}"));
+        }
+        let syn = format!("{straight} S seq=1 ack=0 len=0");
+        assert_eq!(bed.enter(&syn), syn);
+        assert_eq!(bed.leave(&answer), answer, "nobody's answer but the Pod's own");
+        // And the other way round: the straight connection is alive, so the Service's gets another port.
+        bed.enter(&format!("{straight} A seq=2 ack=6"));
+        let seen = source(&through(&bed, "S seq=70"));
+        assert_eq!((seen.ip().to_string(), seen.port() == 4000), (family.client.to_owned(), false));
+    }
+}
+
+#[test]
 fn s02_external_local_without_an_endpoint_here_drops_and_without_any_refuses() {
     let local = frontend_flags::EXTERNAL_LOCAL;
     for family in &FAMILIES {

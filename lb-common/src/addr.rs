@@ -87,10 +87,6 @@ impl Addr {
     }
 }
 
-// SAFETY: `repr(transparent)` over four integers: no padding, and valid for every bit pattern.
-#[cfg(feature = "user")]
-unsafe impl aya::Pod for Addr {}
-
 impl Field for Addr {
     const ZERO: Self = Self::NONE;
 }

@@ -87,7 +87,10 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         conntrack::note(entry, Direction::Ingress, parsed, now);
         return reply_in(packet, scratch, entry);
     }
-    if flags & (bits::FORWARD | bits::REPLY) == 0 && conntrack::starts_over(entry, parsed, now) {
+    // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
+    // goes straight to the Pod from a port that its client had used through a Service.
+    let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
+    if plain && conntrack::starts_over(entry, parsed, now) {
         conntrack::commit_plain(scratch, Direction::Ingress, now);
         return Verdict::Pass;
     }

@@ -15,10 +15,11 @@ use crate::{
     args::Args,
     command::{self, as_root, command, line, root, say},
     setup::cargo,
+    test,
 };
 
 pub(crate) const USAGE: &str = "verifier [--wrap 'COMMAND'] [--bless]
-  --wrap    run this, and the datapath ring, through a command prefix: one that boots another kernel
+  --wrap    run this, and the rings datapath and modules, through a command prefix: one that boots another kernel
   --bless   rewrite the golden file, lb-agent/tests/verifier.txt";
 
 const GOLDEN: &str = "lb-agent/tests/verifier.txt";
@@ -49,6 +50,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let verdict = compare(&parse(&golden)?, &found, wrap.is_none());
     if wrap.is_some() {
         command::run(&mut prefixed(&prefix, &test_binary("datapath")?))?;
+        // Stock kernels have what a development machine's may lack.
+        command::run(&mut prefixed(&prefix, &test_binary(test::MODULES)?))?;
     }
     verdict
 }

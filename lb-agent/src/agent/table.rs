@@ -14,11 +14,17 @@ use crate::agent::issues::Issues;
 use crate::bpf::events::Examples;
 use crate::cluster::{self, Cluster, Name};
 use crate::devices::Veth;
-use crate::model::{Desired, DesiredPort, EndpointState};
+use crate::model::{Desired, DesiredPort, EndpointState, External, Scope};
 use crate::names::{
-    BackendName, Conditions, DropExample, IssueLine, Names, Place, PodName, ServiceName,
+    BackendName, Conditions, DropExample, ExternalName, ExternalScope, IssueLine, Names, Place,
+    PodName, RejectedName, ServiceName,
 };
 use crate::plan::{Planner, PortIds};
+
+mod rejected;
+
+#[cfg(test)]
+mod tests;
 
 /// What the lists of the table are made from.
 #[derive(Clone, Copy)]
@@ -59,6 +65,7 @@ impl Serialize for Table<'_> {
             services: _,
             backends: _,
             places: _,
+            rejected: _,
             pods,
             drops,
         } = &self.head;
@@ -73,12 +80,14 @@ impl Serialize for Table<'_> {
             Some(former) => {
                 map.serialize_entry("services", &former.services)?;
                 map.serialize_entry("backends", &former.backends)?;
+                map.serialize_entry("rejected", &former.rejected)?;
                 map.serialize_entry("places", &former.places)?;
             }
             None => {
                 let places = RefCell::new(Places::default());
                 map.serialize_entry("services", &Stream(|| services(&self.known)))?;
                 map.serialize_entry("backends", &Stream(|| backends(&self.known, &places)))?;
+                map.serialize_entry("rejected", &Stream(|| rejected(&self.known, &places)))?;
                 map.serialize_entry("places", &places.into_inner().list)?;
             }
         }
@@ -141,6 +150,38 @@ fn backends<'a>(
     })
 }
 
+fn rejected<'a>(
+    known: &Known<'a>,
+    places: &RefCell<Places<'a>>,
+) -> impl Iterator<Item = RejectedName<'a>> {
+    let known = *known;
+    ports(known).flat_map(move |(name, port, ids)| {
+        let mut places = places.borrow_mut();
+        ids.map(|ids| rejected::rejected_of(&known, name, port, ids.service_id, &mut places))
+            .unwrap_or_default()
+    })
+}
+
+/// Endpoints of a service port in all its slices.
+struct Counts {
+    endpoints: usize,
+    ready: usize,
+}
+
+fn counts(cluster: &Cluster, service: &Name, port: &DesiredPort) -> Counts {
+    let mut counts = Counts { endpoints: 0, ready: 0 };
+    for (_, slice) in cluster.slices_of(service) {
+        let serves =
+            |p: &cluster::SlicePort| (&p.name, p.protocol) == (&port.port_name, port.protocol);
+        if slice.family == port.family && slice.ports.iter().any(serves) {
+            counts.endpoints += slice.endpoints.len();
+            counts.ready +=
+                slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready).count();
+        }
+    }
+    counts
+}
+
 /// Whether these ids are that port's.
 fn is_of(ids: &PortIds<'_>, port: &DesiredPort) -> bool {
     (ids.port_name, ids.protocol, ids.port, ids.family)
@@ -154,15 +195,7 @@ fn service_name<'a>(
     ids: Option<&PortIds<'_>>,
 ) -> ServiceName<'a> {
     let service = known.cluster.service(name).map(|(_, service)| service);
-    let (mut endpoints, mut ready) = (0, 0);
-    for (_, slice) in known.cluster.slices_of(name) {
-        let serves =
-            |p: &cluster::SlicePort| (&p.name, p.protocol) == (&port.port_name, port.protocol);
-        if slice.family == port.family && slice.ports.iter().any(serves) {
-            endpoints += slice.endpoints.len();
-            ready += slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready).count();
-        }
-    }
+    let Counts { endpoints, ready } = counts(known.cluster, name, port);
     ServiceName {
         id: ids.map_or(0, |ids| ids.service_id),
         namespace: Cow::Borrowed(&name.namespace),
@@ -178,12 +211,27 @@ fn service_name<'a>(
             .iter()
             .map(|addr| SocketAddr::new(addr.to_ip(), port.port))
             .collect(),
+        externals: (port.extra.iter().flat_map(|extra| &extra.externals))
+            .map(external_name)
+            .collect(),
         endpoints: u32::try_from(endpoints).unwrap_or(u32::MAX),
         ready: u32::try_from(ready).unwrap_or(u32::MAX),
         created: service
             .and_then(|s| s.created)
             .and_then(|s| u64::try_from(s.get()).ok())
             .unwrap_or(0),
+    }
+}
+
+fn external_name(external: &External) -> ExternalName {
+    ExternalName {
+        at: SocketAddr::new(external.addr.to_ip(), external.port),
+        scope: match external.scope {
+            Scope::LoadBalancer => ExternalScope::LoadBalancer,
+            Scope::ExternalIp => ExternalScope::ExternalIp,
+            Scope::NodePort => ExternalScope::NodePort,
+            Scope::Localhost => ExternalScope::Localhost,
+        },
     }
 }
 
@@ -197,13 +245,10 @@ fn backends_of<'a>(
 ) {
     let mut push = |id: u32, addr: Option<Addr>, state: Option<EndpointState>| {
         let found = addr.and_then(|addr| endpoint(known.cluster, service, &addr));
-        let pod = found.and_then(|endpoint| endpoint.pod.as_ref());
         list.push(BackendName {
             id,
             service_id: ids.service_id,
-            pod: pod.map_or(Cow::Borrowed(""), |pod| {
-                Cow::Owned(format!("{}/{pod}", service.namespace))
-            }),
+            pod: pod_of(service, found),
             place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
             conditions: match state {
                 Some(EndpointState::Ready) => Conditions::Ready,
@@ -220,6 +265,12 @@ fn backends_of<'a>(
         let backend = known.planner.actual().backends.get(*id as usize);
         push(*id, backend.map(|backend| backend.addr), None);
     }
+}
+
+/// `namespace/name` of an endpoint's Pod, or empty.
+fn pod_of(service: &Name, endpoint: Option<&cluster::Endpoint>) -> Cow<'static, str> {
+    let pod = endpoint.and_then(|endpoint| endpoint.pod.as_ref());
+    pod.map_or(Cow::Borrowed(""), |pod| Cow::Owned(format!("{}/{pod}", service.namespace)))
 }
 
 fn endpoint<'a>(

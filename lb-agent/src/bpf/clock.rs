@@ -32,8 +32,19 @@ impl Clock {
     /// # Errors
     /// When the clock cannot be read.
     pub fn stamp(&self) -> io::Result<u32> {
-        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-        Ok(conntrack::stamp(jiffies(monotonic, self.hz)))
+        self.jiffies().map(conntrack::stamp)
+    }
+
+    /// The low 32 bits of the tick counter, as in the map `affinity`.
+    ///
+    /// # Errors
+    /// When the clock cannot be read.
+    pub fn ticks(&self) -> io::Result<u32> {
+        self.jiffies().map(|jiffies| jiffies as u32)
+    }
+
+    fn jiffies(&self) -> io::Result<u64> {
+        Ok(jiffies(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into(), self.hz))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::service::Backend;
+use lb_common::service::{Backend, frontend_flags};
 use serde::Serialize;
 
 use crate::ctl::columns::{Cell, Column, Row};
@@ -36,6 +36,8 @@ pub struct BackendRow {
     pub active: u64,
     /// Flows in their handshake or closing.
     pub inactive: u64,
+    /// Live flows as the programs count them, where least connections are looked for.
+    pub load: Option<u32>,
     /// Backend id in the maps.
     pub id: u32,
     /// Its generation.
@@ -56,6 +58,7 @@ impl Row for BackendRow {
         Column::new("FRONTENDS"),
         Column::new("ACTIVE"),
         Column::wide("INACTIVE"),
+        Column::wide("LOAD"),
         Column::wide("PROTO"),
         Column::wide("ID"),
         Column::wide("GENERATION"),
@@ -73,6 +76,7 @@ impl Row for BackendRow {
             Cell::list(&self.frontends),
             Cell::Number(self.active),
             Cell::Number(self.inactive),
+            Cell::number(self.load.map(u64::from)),
             Cell::Text(self.protocol.clone()),
             Cell::Number(self.id.into()),
             Cell::Number(self.generation.into()),
@@ -112,6 +116,11 @@ fn is_wanted(view: &View<'_>, id: u32, backend: &Backend, selection: &Selection)
     in_namespace && of_service && selection.takes_pod(&view.pod_of(id)) && selection.takes_ip(&ips)
 }
 
+fn counts_loads(view: &View<'_>, service_id: u32) -> bool {
+    let frontends = view.frontends_of(service_id);
+    frontends.iter().any(|frontend| frontend.has(frontend_flags::LEAST_CONNECTIONS))
+}
+
 /// The row of one backend.
 pub fn row(view: &View<'_>, id: u32, backend: &Backend) -> BackendRow {
     let place = view.directory.place(view.directory.backend(id));
@@ -128,13 +137,16 @@ pub fn row(view: &View<'_>, id: u32, backend: &Backend) -> BackendRow {
         frontends: service_id
             .map(|service_id| {
                 (view.frontends_of(service_id).iter())
-                    .filter(|frontend| frontend.backend_ids.contains(&id))
+                    .filter(|frontend| !frontend.lists(id).is_empty())
                     .map(|frontend| frontend.socket())
                     .collect()
             })
             .unwrap_or_default(),
         active: flows.active,
         inactive: flows.inactive,
+        load: service_id
+            .filter(|service_id| counts_loads(view, *service_id))
+            .map(|_| view.snapshot.fields.loads.get(&id).copied().unwrap_or_default()),
         id,
         generation: backend.generation,
         ifindex: view.directory.ifindex_of(&backend.addr),

@@ -1,16 +1,16 @@
 //! `lbctl ct`: the flows of this node's Pods.
 //!
 //! A flow has up to four conntrack entries on a node: two at the client's veth (opening half and reply half, when it
-//! is translated) and likewise at a server that runs here. They are shown as one line, from the client's side;
-//! `--all` shows every entry.
+//! is translated) and likewise at a server that runs here. A flow from outside to a Service has two: one by frontend
+//! and client, one by who answers. They are shown as one line, from the client's side; `--all` shows every entry.
 
 use std::collections::{HashMap, HashSet};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{self, CtEntry, CtKey, bits};
+use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
 use lb_common::flow::{Flow, proto};
-use lb_common::service::state;
+use lb_common::service::{FrontendKey, state};
 use serde::Serialize;
 
 use crate::ctl::columns::{Cell, Column, Row};
@@ -32,6 +32,8 @@ pub struct CtRow {
     pub via: String,
     /// Where it went: `pod:port` or `address:port`; empty without translation.
     pub backend: String,
+    /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
+    pub masquerade: String,
     /// `NEW`, `ESTABLISHED`, `CLOSING`, `GONE` (its backend has left), `EXPIRED`.
     pub state: &'static str,
     /// Seconds since the last packet.
@@ -44,7 +46,8 @@ pub struct CtRow {
     pub dst_address: String,
     /// `address:port` of `backend`, empty without translation.
     pub backend_address: String,
-    /// What is special about it: `hairpin`, `inbound`, `picked-up`, `port-mapped`, `reply`.
+    /// What is special about it: `external`, `hairpin`, `inbound`, `masqueraded`, `picked-up`, `port-mapped`, `reply`,
+    /// `straight` (beside a flow through a Service on the same port), `to-host`.
     pub flags: Vec<&'static str>,
 }
 
@@ -56,6 +59,7 @@ impl Row for CtRow {
         Column::new("DST"),
         Column::new("VIA"),
         Column::new("BACKEND"),
+        Column::new("MASQUERADE"),
         Column::new("STATE"),
         Column::new("AGE"),
         Column::new("EXPIRES"),
@@ -72,6 +76,7 @@ impl Row for CtRow {
             Cell::Text(self.dst.clone()),
             Cell::Text(self.via.clone()),
             Cell::Text(self.backend.clone()),
+            Cell::Text(self.masquerade.clone()),
             Cell::Text(self.state.to_owned()),
             Cell::Age(self.idle),
             Cell::Age(self.expires),
@@ -157,7 +162,9 @@ pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) 
     };
     let mut rows = Vec::new();
     for (key, entry) in entries.iter().filter(|(key, entry)| is_shown(key, entry)) {
-        let reply = reply_key(key, entry).and_then(|key| by_key.get(&key).copied());
+        let is_opening = entry.flags & bits::FORWARD != 0;
+        let reply = conntrack::partner(key, entry).filter(|_| is_opening);
+        let reply = reply.and_then(|key| by_key.get(&key).copied());
         let entry = reply.filter(|_| !all).map_or(*entry, |reply| together(entry, reply, now));
         let row = row(view, key, &entry, now);
         if all || row.state != "EXPIRED" {
@@ -172,7 +179,7 @@ pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) 
 
 /// The packet of an opening half as it leaves its Pod for the other side.
 fn on_wire(key: &CtKey, entry: &CtEntry) -> Option<Flow> {
-    if entry.flags & (bits::REPLY | bits::INBOUND) != 0 {
+    if entry.flags & (bits::REPLY | bits::INBOUND) != 0 || is_external(key, entry) {
         return None;
     }
     let (src, sport) = (key.local, key.local_port);
@@ -194,27 +201,10 @@ fn inbound(key: &CtKey) -> Flow {
     }
 }
 
-/// Key of the reply half of an opening half.
-fn reply_key(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
-    if entry.flags & bits::FORWARD == 0 {
-        return None;
-    }
-    Some(if entry.flags & bits::HAIRPIN != 0 {
-        CtKey {
-            local: entry.nat_addr,
-            remote: entry.aux_addr,
-            local_port: entry.nat_port,
-            remote_port: entry.aux_port,
-            ..*key
-        }
-    } else {
-        CtKey {
-            remote: entry.nat_addr,
-            local_port: entry.aux_port,
-            remote_port: entry.nat_port,
-            ..*key
-        }
-    })
+/// Whether the client is outside the cluster and came to a frontend.
+fn is_external(key: &CtKey, entry: &CtEntry) -> bool {
+    matches!(key.scope, scope::EXTERNAL | scope::EXTERNAL_REPLY)
+        || entry.flags & bits::EXTERNAL != 0
 }
 
 /// The opening half with what the reply half has seen: each half sees one direction only, and they live and die
@@ -228,8 +218,10 @@ fn together(entry: &CtEntry, reply: &CtEntry, now: Now) -> CtEntry {
 fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
     let local = (key.local, key.local_port);
     let remote = (key.remote, key.remote_port);
-    let is_inbound = entry.flags & bits::INBOUND != 0;
-    let (src, dst) = if is_inbound { (remote, local) } else { (local, remote) };
+    let comes_in = entry.flags & bits::INBOUND != 0 || is_external(key, entry);
+    let (src, dst) = if comes_in { (remote, local) } else { (local, remote) };
+    let masquerade = (entry.flags & bits::MASQUERADED != 0 && entry.flags & bits::FORWARD != 0)
+        .then_some((entry.aux_addr, entry.aux_port));
     let backend = (entry.flags & bits::FORWARD != 0).then_some((entry.nat_addr, entry.nat_port));
     let idle = now.idle_secs(entry);
     let timeout = u64::from(conntrack::timeout_secs(key.proto, entry.flags));
@@ -239,20 +231,33 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
         protocol: protocol_name(key.proto),
         src: host(src),
         dst: host(dst),
-        via: view
-            .service_of(entry.backend_id)
-            .filter(|_| entry.backend_id != 0)
+        via: service_id(view, key, entry)
             .map(|id| view.directory.service_port(id))
             .unwrap_or_default(),
         backend: backend.map(host).unwrap_or_default(),
+        masquerade: masquerade.map(address).unwrap_or_default(),
         state: state_of(view, key, entry, now),
         idle,
         expires: timeout.saturating_sub(idle),
         src_address: address(src),
         dst_address: address(dst),
         backend_address: backend.map(address).unwrap_or_default(),
-        flags: words(entry.flags),
+        flags: words(key, entry),
     }
+}
+
+/// The service port of a translated flow: the frontend's, or once that is gone the backend's.
+fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
+    if entry.backend_id == 0 {
+        return None;
+    }
+    let (addr, port) = match (entry.flags & bits::REPLY != 0, key.scope) {
+        (true, _) => (entry.nat_addr, entry.nat_port),
+        (false, scope::EXTERNAL) => (key.local, key.local_port),
+        (false, _) => (key.remote, key.remote_port),
+    };
+    let frontend = FrontendKey::new(addr, port, key.proto);
+    view.service_at(&frontend).or_else(|| view.service_of(entry.backend_id))
 }
 
 fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> &'static str {
@@ -273,16 +278,21 @@ fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> &'static
     }
 }
 
-fn words(flags: u32) -> Vec<&'static str> {
+fn words(key: &CtKey, entry: &CtEntry) -> Vec<&'static str> {
+    let flags = entry.flags;
     [
-        (bits::REPLY, "reply"),
-        (bits::HAIRPIN, "hairpin"),
-        (bits::INBOUND, "inbound"),
-        (bits::PICKED_UP, "picked-up"),
-        (bits::PORT_MAPPED, "port-mapped"),
+        (is_external(key, entry), "external"),
+        (flags & bits::REPLY != 0, "reply"),
+        (flags & bits::HAIRPIN != 0, "hairpin"),
+        (flags & bits::INBOUND != 0, "inbound"),
+        (flags & bits::PICKED_UP != 0, "picked-up"),
+        (flags & bits::PORT_MAPPED != 0, "port-mapped"),
+        (flags & bits::MASQUERADED != 0, "masqueraded"),
+        (flags & bits::TO_HOST != 0, "to-host"),
+        (key.scope == scope::STRAIGHT, "straight"),
     ]
     .into_iter()
-    .filter(|(bit, _)| flags & bit != 0)
+    .filter(|(is_so, _)| *is_so)
     .map(|(_, word)| word)
     .collect()
 }

@@ -71,8 +71,12 @@ impl<'n> Directory<'n> {
 
     /// Node and zone of a backend.
     pub fn place(&self, backend: Option<&BackendName<'_>>) -> Option<&'n Place<'static>> {
-        let before = usize::try_from(backend?.place).ok()?.checked_sub(1)?;
-        self.places.get(before)
+        self.place_at(backend?.place)
+    }
+
+    /// The place with this number, counted from 1.
+    pub fn place_at(&self, number: u32) -> Option<&'n Place<'static>> {
+        self.places.get(usize::try_from(number).ok()?.checked_sub(1)?)
     }
 
     /// Whether a backend is a Pod of this node.

@@ -1,19 +1,21 @@
 //! The pinned maps, read only: from the pin directory to plain data. It needs no agent.
 
-use std::collections::HashMap;
+mod fields;
+
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use lb_common::addr::Addr;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS, MAP_FRONTENDS,
-    MAP_IDENT, MAP_PODS, MAP_SLOTS, MAPS, MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS, MAP_FRONTEND_PORTS,
+    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_IDENT, MAP_LOADS, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
 use lb_common::pod::Field;
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
@@ -24,8 +26,22 @@ use crate::bpf::maps::{self, MapsError, Tables};
 use crate::bpf::pins::{Pin, Pins};
 use crate::bpf::read::Counts;
 use crate::bpf::usage::{self, Usage};
-use crate::ctl::snapshot::{CtFilter, FrontendSlots, MapUse, Now, Snapshot, count_flow};
+use crate::ctl::frontend::FrontendSlots;
+use crate::ctl::snapshot::{CtFilter, Extent, MapUse, Now, Snapshot, count_flow};
 use crate::syscall;
+
+/// What [`Tables`] opens.
+const READ: [MapSpec; 9] = [
+    MAP_FRONTENDS,
+    MAP_SLOTS,
+    MAP_BACKENDS,
+    MAP_PODS,
+    MAP_SOURCE_RANGES,
+    MAP_AFFINITY,
+    MAP_FRONTEND_PORTS,
+    MAP_HOST_PORTS,
+    MAP_SETTINGS,
+];
 
 /// The pin directory of an agent, running or not.
 #[derive(Clone, Debug)]
@@ -55,18 +71,20 @@ impl Pinned {
         Ok(Self { pins, list })
     }
 
-    /// The load balancing tables; flows are counted only when asked for, since there may be millions.
+    /// The tables, as far as asked for.
     ///
     /// # Errors
     /// One sentence: when a map is missing, has another version, or may not be read.
-    pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
-        for spec in [MAP_FRONTENDS, MAP_SLOTS, MAP_BACKENDS, MAP_PODS] {
-            self.check(&spec)?;
+    pub fn snapshot(&self, extent: Extent) -> anyhow::Result<Snapshot> {
+        for spec in &READ {
+            self.check(spec)?;
         }
         let tables = Tables::open(&self.pins).map_err(refused)?;
+        // Readers go the way of a packet, writers the other way: what a frontend leads to is there.
+        let (frontends, n_slots) = frontends(&tables)?;
         let mut snapshot = Snapshot {
-            // Readers go the way of a packet, writers the other way: what a frontend leads to is there.
-            frontends: frontends(&tables)?,
+            frontends,
+            n_slots,
             backends: backends(&tables)?,
             hooks: self.hooks(),
             ifaces: ifaces().context("list network devices")?,
@@ -76,7 +94,11 @@ impl Pinned {
             snapshot.pods.insert(*ifindex, *pod);
         })
         .context("read pods")?;
-        if with_flows {
+        if extent >= Extent::Fields {
+            self.check(&MAP_LOADS)?;
+            snapshot.fields = fields::read(&self.pins, &tables)?;
+        }
+        if extent >= Extent::Flows {
             let now = now()?;
             let flows = &mut snapshot.flows;
             self.each_flow(|key, entry| count_flow(flows, key, entry, now))?;
@@ -120,10 +142,9 @@ impl Pinned {
     fn map_use(&self, spec: &MapSpec, snapshot: &Snapshot) -> anyhow::Result<MapUse> {
         self.check(spec)?;
         let Usage { kind, max, bytes } = usage::usage(&self.pins, spec).map_err(refused)?;
-        let slots = || snapshot.frontends.iter().map(|frontend| frontend.backend_ids.len()).sum();
         let used: Option<usize> = match *spec {
             MAP_FRONTENDS => Some(snapshot.frontends.len()),
-            MAP_SLOTS => Some(slots()),
+            MAP_SLOTS => Some(snapshot.n_slots),
             MAP_BACKENDS => Some(snapshot.backends.len()),
             MAP_PODS => Some(snapshot.pods.len()),
             MAP_CT => {
@@ -133,7 +154,7 @@ impl Pinned {
             }
             MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
             MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
-            MAP_IDENT => Some(self.n_elements::<Addr, Ident>(spec)?),
+            MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
             MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,
@@ -200,7 +221,8 @@ impl Pinned {
     }
 }
 
-fn frontends(tables: &Tables) -> anyhow::Result<Vec<FrontendSlots>> {
+/// The frontends, and the number of slots that they refer to: most of a Service's share theirs.
+fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
     let mut frontends = Vec::new();
     syscall::for_each(&tables.frontends, |key: &FrontendKey, frontend: &Frontend| {
         frontends.push((*key, *frontend));
@@ -214,12 +236,19 @@ fn frontends(tables: &Tables) -> anyhow::Result<Vec<FrontendSlots>> {
     })
     .context("read slots")?;
     let last = tables.slots.len();
+    let range = |base: u32, n: u32| base..base.saturating_add(n).min(last);
+    let ids = |base, n| range(base, n).filter_map(|slot| slots.get(&slot).copied()).collect();
+    let mut used = HashSet::new();
     let resolve = |(key, frontend): (FrontendKey, Frontend)| {
-        let range = frontend.base..frontend.base.saturating_add(frontend.n).min(last);
-        let backend_ids = range.filter_map(|slot| slots.get(&slot).copied()).collect();
-        FrontendSlots { key, frontend, backend_ids }
+        let Frontend { base, n, local_base, local_n, maglev_base, maglev_n, .. } = frontend;
+        for (base, n) in [(base, n), (local_base, local_n), (maglev_base, maglev_n)] {
+            used.extend(range(base, n));
+        }
+        let (backend_ids, local_ids) = (ids(base, n), ids(local_base, local_n));
+        FrontendSlots { key, frontend, backend_ids, local_ids }
     };
-    Ok(frontends.into_iter().map(resolve).collect())
+    let frontends = frontends.into_iter().map(resolve).collect();
+    Ok((frontends, used.len()))
 }
 
 fn backends(tables: &Tables) -> anyhow::Result<HashMap<u32, Backend>> {

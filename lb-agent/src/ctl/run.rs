@@ -13,12 +13,12 @@ use crate::ctl::columns::{self, Format, Row, Style};
 use crate::ctl::ct::CountRow;
 use crate::ctl::pinned::Pinned;
 use crate::ctl::selection::Selection;
-use crate::ctl::snapshot::CtFilter;
+use crate::ctl::snapshot::{CtFilter, Extent};
 use crate::ctl::view::View;
 use crate::ctl::{
-    BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ServicesArgs, Shell,
-    StatusArgs, VersionArgs, backends, ct, drops, maps, pods, running, services, status, tree,
-    version,
+    AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ServicesArgs,
+    Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods, running, services,
+    status, tree, version,
 };
 use crate::names::{self, Names};
 
@@ -39,6 +39,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Backends(args) => place.backends(args, out)?,
         Command::Pods(args) => place.pods(args, out)?,
         Command::Ct(args) => place.ct(args, out)?,
+        Command::Affinity(args) => place.affinity(args, out)?,
         Command::Drops(args) => place.drops(args, out)?,
         Command::Maps(args) => place.maps(args, out)?,
         Command::Completion(args) => completion(args.shell, out)?,
@@ -100,7 +101,7 @@ impl Place<'_> {
     fn report(self) -> anyhow::Result<status::Report> {
         let tables = Pinned::open(self.pin_dir)?;
         let named = self.names();
-        let snapshot = tables.snapshot(false)?;
+        let snapshot = tables.snapshot(Extent::Tables)?;
         let view = View::new(&snapshot, &named.names, unix_now());
         Ok(status::report(&status::Found {
             view: &view,
@@ -115,9 +116,9 @@ impl Place<'_> {
         let selection = args.selection.clone().complete(args.name.clone(), false)?;
         if !args.tree {
             let gather = |view: &View<'_>, _: &Pinned| Ok(services::rows(view, &selection));
-            return self.show(&args.style, args.watch, true, gather, out);
+            return self.show(&args.style, args.watch, Extent::Flows, gather, out);
         }
-        let snapshot = Pinned::open(self.pin_dir)?.snapshot(true)?;
+        let snapshot = Pinned::open(self.pin_dir)?.snapshot(Extent::Flows)?;
         let named = self.names_or_remark();
         let view = View::new(&snapshot, &named.names, unix_now());
         let branches = tree::branches(&view, &services::rows(&view, &selection));
@@ -134,13 +135,13 @@ impl Place<'_> {
     fn backends(self, args: &BackendsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let selection = args.selection.clone().complete(args.name.clone(), false)?;
         let gather = |view: &View<'_>, _: &Pinned| Ok(backends::rows(view, &selection));
-        self.show(&args.style, args.watch, true, gather, out)
+        self.show(&args.style, args.watch, Extent::Flows, gather, out)
     }
 
     fn pods(self, args: &PodsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let selection = args.selection.clone().complete(args.name.clone(), true)?;
         let gather = |view: &View<'_>, _: &Pinned| Ok(pods::rows(view, &selection));
-        self.show(&args.style, args.watch, false, gather, out)
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
     }
 
     fn ct(self, args: &CtArgs, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -151,7 +152,7 @@ impl Place<'_> {
             Ok(ct::rows(view, &entries, now, args.all))
         };
         if !args.count {
-            return self.show(&args.style, args.watch, false, rows, out);
+            return self.show(&args.style, args.watch, Extent::Tables, rows, out);
         }
         let counts = |view: &View<'_>, tables: &Pinned| {
             let rows = rows(view, tables)?;
@@ -160,19 +161,25 @@ impl Place<'_> {
                 None => vec![CountRow { key: "all".to_owned(), count: rows.len() as u64 }],
             })
         };
-        self.show(&args.style, false, false, counts, out)
+        self.show(&args.style, false, Extent::Tables, counts, out)
+    }
+
+    fn affinity(self, args: &AffinityArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), false)?;
+        let gather = |view: &View<'_>, _: &Pinned| Ok(affinity::rows(view, &selection, args.all));
+        self.show(&args.style, args.watch, Extent::Fields, gather, out)
     }
 
     fn drops(self, args: &DropsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let gather =
             |view: &View<'_>, tables: &Pinned| Ok(drops::rows(view, &tables.counts()?, args.all));
-        self.show(&args.style, args.watch, false, gather, out)
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
     }
 
     fn maps(self, args: &MapsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let gather =
             |view: &View<'_>, tables: &Pinned| Ok(maps::rows(&tables.map_uses(view.snapshot)?));
-        self.show(&args.style, args.watch, false, gather, out)
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
     }
 
     fn version(self, args: &VersionArgs, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -189,7 +196,7 @@ impl Place<'_> {
         self,
         style: &Style,
         watch: bool,
-        with_flows: bool,
+        extent: Extent,
         gather: impl Fn(&View<'_>, &Pinned) -> anyhow::Result<Vec<R>>,
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {
@@ -198,7 +205,7 @@ impl Place<'_> {
         let mut first = true;
         loop {
             let tables = Pinned::open(self.pin_dir)?;
-            let snapshot = tables.snapshot(with_flows)?;
+            let snapshot = tables.snapshot(extent)?;
             let named = if first { self.names_or_remark() } else { self.names() };
             first = false;
             let view = View::new(&snapshot, &named.names, unix_now());

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use lb_common::service::frontend_flags;
 use serde::Serialize;
 
 use crate::ctl::columns::{Cell, Column, Row};
 use crate::ctl::directory::service_name;
+use crate::ctl::frontend::FrontendSlots;
 use crate::ctl::selection::Selection;
 use crate::ctl::snapshot::protocol_name;
 use crate::ctl::view::View;
@@ -41,6 +43,15 @@ pub struct ServiceRow {
     pub flows: u64,
     /// Seconds since creation.
     pub age: Option<u64>,
+    /// `internalTrafficPolicy`, `None` when there is no ClusterIP or no endpoint that would show it.
+    pub internal_policy: Option<&'static str>,
+    /// `externalTrafficPolicy`, `None` when there is no address for clients outside the cluster.
+    pub external_policy: Option<&'static str>,
+    /// How a backend is chosen: `random`, `maglev` (for clients outside the cluster), `least-connections`; empty when
+    /// there is no frontend.
+    pub algorithm: &'static str,
+    /// Timeout of session affinity in seconds, 0 = none.
+    pub affinity_secs: u32,
     /// What is wrong.
     pub issues: Vec<String>,
     /// `service_id` in the maps; 0 = not there.
@@ -59,11 +70,16 @@ impl Row for ServiceRow {
         Column::new("LOCAL"),
         Column::new("FLOWS"),
         Column::new("AGE"),
+        Column::wide("INTERNAL"),
+        Column::wide("EXTERNAL"),
+        Column::wide("ALGORITHM"),
+        Column::wide("AFFINITY"),
         Column::wide("ID"),
         Column::new("ISSUE"),
     ];
 
     fn cells(&self) -> Vec<Cell> {
+        let affinity = self.affinity_secs;
         let port = match (self.port, self.port_name.as_str()) {
             (None, _) => self.protocol.clone(),
             (Some(port), "") => format!("{port}/{}", self.protocol),
@@ -79,6 +95,10 @@ impl Row for ServiceRow {
             Cell::Number(self.local),
             Cell::Number(self.flows),
             Cell::age(self.age),
+            Cell::Text(self.internal_policy.unwrap_or_default().to_owned()),
+            Cell::Text(self.external_policy.unwrap_or_default().to_owned()),
+            Cell::Text(self.algorithm.to_owned()),
+            Cell::Text(if affinity == 0 { String::new() } else { format!("{affinity}s") }),
             Cell::Number(self.id.into()),
             Cell::Note(self.issues.join("; ")),
         ]
@@ -117,20 +137,29 @@ fn missing<'a>(
     service: &'a ServiceName<'_>,
     found: &'a [SocketAddr],
 ) -> impl Iterator<Item = SocketAddr> + 'a {
-    service.frontends.iter().filter(|wanted| !found.contains(wanted)).copied()
+    let externals = service.externals.iter().map(|external| &external.at);
+    let wanted = service.frontends.iter().chain(externals);
+    wanted.filter(|wanted| !found.contains(wanted)).copied()
 }
 
 fn is_wanted(view: &View<'_>, row: &ServiceRow, selection: &Selection) -> bool {
     let mut backends = view.backends_of(row.id);
     let of_pod = |id| selection.takes_pod(&view.pod_of(id));
+    // Whoever asks for an endpoint wants to know why it is none, too.
+    let rejected = view.rejected_of(row.id);
+    let mut rejected_pods = rejected.iter().map(|rejected| &rejected.pod);
     let ips = || {
         let backends = view.backends_of(row.id).filter_map(|id| view.snapshot.backends.get(&id));
         let frontends = row.frontends.iter().chain(&row.missing).map(SocketAddr::ip);
-        frontends.chain(backends.map(|backend| backend.addr.to_ip())).collect::<Vec<_>>()
+        let rejected = rejected.iter().map(|rejected| rejected.endpoint.ip());
+        let backends = backends.map(|backend| backend.addr.to_ip());
+        frontends.chain(backends).chain(rejected).collect::<Vec<_>>()
     };
     selection.takes_namespace(&row.namespace)
         && (selection.service.is_none() || row.name().is_some_and(|n| selection.takes_service(&n)))
-        && (selection.pod.is_none() || backends.any(of_pod))
+        && (selection.pod.is_none()
+            || backends.any(of_pod)
+            || rejected_pods.any(|pod| selection.takes_pod(pod)))
         && (selection.ip.is_none() || selection.takes_ip(&ips()))
 }
 
@@ -172,6 +201,12 @@ fn counted(view: &View<'_>, id: u32) -> ServiceRow {
     let is_local = |id: &u32| {
         view.snapshot.backends.get(id).is_some_and(|backend| view.directory.is_local(*id, backend))
     };
+    let frontends = view.frontends_of(id);
+    let policy = |is_external| {
+        let own = frontends.iter().filter(|frontend| !frontend.is_localhost());
+        own.filter(|f| f.is_external() == is_external).find_map(|f| f.policy())
+    };
+    let algorithms = frontends.iter().map(|frontend| frontend.algorithm());
     let flows = |id| {
         let count = view.flows_of(id);
         count.active + count.inactive
@@ -190,6 +225,11 @@ fn counted(view: &View<'_>, id: u32) -> ServiceRow {
         local: view.backends_of(id).filter(is_local).count() as u64,
         flows: view.backends_of(id).map(flows).sum(),
         age: None,
+        internal_policy: policy(false),
+        external_policy: policy(true),
+        // Maglev is for some of them only.
+        algorithm: algorithms.max_by_key(|word| *word != "random").unwrap_or_default(),
+        affinity_secs: view.affinity_secs(id),
         issues: Vec::new(),
         id,
     }
@@ -209,12 +249,18 @@ fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) ->
         let missing: Vec<String> = missing.iter().map(SocketAddr::to_string).collect();
         issues.push(format!("not in the maps: {}", missing.join(",")));
     }
-    let refused: Vec<String> = (view.frontends_of(service.id).iter())
+    let (dropped, refused): (Vec<_>, Vec<_>) = (view.frontends_of(service.id).iter())
         .filter(|frontend| frontend.frontend.n == 0)
-        .map(|frontend| frontend.socket().to_string())
-        .collect();
+        .partition(|frontend| frontend.has(frontend_flags::ELSEWHERE));
+    let sockets = |frontends: &[&&FrontendSlots]| {
+        frontends.iter().map(|f| f.socket().to_string()).collect::<Vec<_>>().join(",")
+    };
     if !refused.is_empty() {
-        issues.push(format!("no usable endpoint, refused: {}", refused.join(",")));
+        issues.push(format!("no usable endpoint, refused: {}", sockets(&refused)));
+    }
+    if !dropped.is_empty() {
+        let at = sockets(&dropped);
+        issues.push(format!("no usable endpoint on this node (traffic policy), dropped: {at}"));
     }
     issues
 }

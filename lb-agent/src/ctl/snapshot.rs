@@ -5,10 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{self, CtEntry, CtKey, bits};
+use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
-use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::service::Backend;
+
+use crate::ctl::fields::Fields;
+use crate::ctl::frontend::FrontendSlots;
 
 /// The load balancing tables, each entry as the kernel has it.
 #[derive(Clone, Debug, Default)]
@@ -25,24 +28,21 @@ pub struct Snapshot {
     pub ifaces: HashMap<u32, String>,
     /// Live flows per backend id.
     pub flows: HashMap<u32, FlowCount>,
+    /// Number of slots that frontends refer to.
+    pub n_slots: usize,
+    /// What few Services use.
+    pub fields: Fields,
 }
 
-/// One frontend with the backend ids in its slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrontendSlots {
-    /// Its key.
-    pub key: FrontendKey,
-    /// Its value.
-    pub frontend: Frontend,
-    /// Backend ids in its slots, in order; one may occur several times.
-    pub backend_ids: Vec<u32>,
-}
-
-impl FrontendSlots {
-    /// `address:port` as clients dial it.
-    pub fn socket(&self) -> SocketAddr {
-        socket(self.key.addr, self.key.port)
-    }
+/// How much of the maps to read: the rest is large, and few commands show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// The load balancing tables and the Pods.
+    Tables,
+    /// [`Fields`], too.
+    Fields,
+    /// And the live flows counted, of which there may be millions.
+    Flows,
 }
 
 /// Flows through one backend.
@@ -97,9 +97,9 @@ pub fn count_flow(flows: &mut HashMap<u32, FlowCount>, key: &CtKey, entry: &CtEn
 /// Which conntrack entries to keep from a dump; the others are never stored. Empty = all.
 #[derive(Clone, Debug, Default)]
 pub struct CtFilter {
-    /// Flows with one of these addresses at either end, before or after translation.
+    /// Flows with one of these addresses at either end, before or after translation or masquerading.
     pub addrs: Option<HashSet<Addr>>,
-    /// Flows of these Pods of this node.
+    /// Flows of these Pods of this node: from them, and to them from outside.
     pub locals: Option<HashSet<Addr>>,
     /// Flows to these backends.
     pub backend_ids: Option<HashSet<u32>>,
@@ -113,8 +113,9 @@ impl CtFilter {
         let any = |set: &Option<HashSet<Addr>>, addrs: &[&Addr]| {
             set.as_ref().is_none_or(|set| addrs.iter().any(|addr| set.contains(*addr)))
         };
-        any(&self.addrs, &[&key.local, &key.remote, &entry.nat_addr])
-            && any(&self.locals, &[&key.local])
+        let own = if key.scope == scope::EXTERNAL { &entry.nat_addr } else { &key.local };
+        any(&self.addrs, &[&key.local, &key.remote, &entry.nat_addr, &entry.aux_addr])
+            && any(&self.locals, &[own])
             && self.backend_ids.as_ref().is_none_or(|ids| ids.contains(&entry.backend_id))
             && self.protocol.is_none_or(|protocol| protocol == key.proto)
     }

@@ -1,5 +1,6 @@
 //! What each command prints for one small node, with names and without.
 
+mod fields;
 mod flows;
 mod sample;
 
@@ -11,7 +12,7 @@ use self::sample::{NOW, names, snapshot};
 use crate::bpf::read::Counts;
 use crate::ctl::columns::{self, Format, Row, Style};
 use crate::ctl::selection::Selection;
-use crate::ctl::snapshot::MapUse;
+use crate::ctl::snapshot::{MapUse, Snapshot};
 use crate::ctl::view::View;
 use crate::ctl::{backends, drops, maps, pods, services, status, tree};
 use crate::names::Names;
@@ -22,8 +23,17 @@ fn check<R: Row>(
     rows: impl Fn(&View<'_>) -> Vec<R>,
     want: Expect,
 ) {
-    let snapshot = snapshot();
-    let view = View::new(&snapshot, names, NOW);
+    check_on(&snapshot(), names, output, rows, want);
+}
+
+fn check_on<R: Row>(
+    snapshot: &Snapshot,
+    names: &Names<'static>,
+    output: Format,
+    rows: impl Fn(&View<'_>) -> Vec<R>,
+    want: Expect,
+) {
+    let view = View::new(snapshot, names, NOW);
     let style = Style { output, ..Style::default() };
     let mut out = Vec::new();
     columns::print(&mut out, &rows(&view), view.directory.node, &style).unwrap();
@@ -44,11 +54,11 @@ fn services_with_names_and_without() {
         Format::Wide,
         all,
         expect![[r#"
-        NAMESPACE    NAME  PORT         TYPE       FRONTENDS                    READY  LOCAL  FLOWS  AGE     ID  ISSUE
-        default      web   http:80/TCP  ClusterIP  10.96.0.10:80,[fd96::10]:80  3/4    2      5      120m    1   endpoints[2].addresses[0]: "::zz" is not an IP address
-        kube-system  dns   53/UDP       ClusterIP  10.96.0.53:53                0/0    0      0      <none>  2   not in the maps: [fd96::53]:53; no usable endpoint, refused: 10.96.0.53:53
-        <none>       #9    443/TCP      <none>     10.96.0.99:443               1/1    0      0      <none>  9
-    "#]],
+            NAMESPACE    NAME  PORT         TYPE       FRONTENDS                    READY  LOCAL  FLOWS  AGE     INTERNAL  EXTERNAL  ALGORITHM  AFFINITY  ID  ISSUE
+            default      web   http:80/TCP  ClusterIP  10.96.0.10:80,[fd96::10]:80  3/4    2      5      120m    Cluster   <none>    random     <none>    1   endpoints[2].addresses[0]: "::zz" is not an IP address
+            kube-system  dns   53/UDP       ClusterIP  10.96.0.53:53                0/0    0      0      <none>  <none>    <none>    random     <none>    2   not in the maps: [fd96::53]:53; no usable endpoint, refused: 10.96.0.53:53
+            <none>       #9    443/TCP      <none>     10.96.0.99:443               1/1    0      0      <none>  Cluster   <none>    random     <none>    9
+        "#]],
     );
     check(
         &Names::default(),
@@ -105,17 +115,17 @@ fn tree_has_the_shape_of_ipvsadm() {
     let mut out = Vec::new();
     tree::print(&mut out, &branches, true).unwrap();
     expect![[r#"
-        Prot LocalAddress:Port Scheduler Service
-          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod            Node    Zone    State
-        TCP  10.96.0.10:80 random default/web:http
-          -> 10.1.0.3:8080       Masq     1       3           1          default/web-1  n1      a       ready
-          -> 10.1.1.3:8080       Masq     1       0           0          default/web-2  n2      <none>  serving
-          -> 10.1.1.4:8080       Masq     0       1           0          default/web-3  n2      <none>  draining
-        TCP  [fd96::10]:80 random default/web:http
-          -> [fd01::3]:8080      Masq     1       0           0          default/web-1  n1      a       ready
-        UDP  10.96.0.53:53 random kube-system/dns:53
-        TCP  10.96.0.99:443 random #9
-          -> 10.1.1.9:6443       Masq     1       0           0          <none>         <none>  <none>  active
+        Prot LocalAddress:Port Scheduler Service Scope Flags
+          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod            Node    Zone    State     List     Why-Not
+        TCP  10.96.0.10:80 random default/web:http ClusterIP policy=Cluster
+          -> 10.1.0.3:8080       Masq     1       3           1          default/web-1  n1      a       ready     cluster
+          -> 10.1.1.3:8080       Masq     1       0           0          default/web-2  n2      <none>  serving   cluster
+          -> 10.1.1.4:8080       Masq     0       1           0          default/web-3  n2      <none>  draining  <none>
+        TCP  [fd96::10]:80 random default/web:http ClusterIP policy=Cluster
+          -> [fd01::3]:8080      Masq     1       0           0          default/web-1  n1      a       ready     cluster
+        UDP  10.96.0.53:53 random kube-system/dns:53 ClusterIP new=refused
+        TCP  10.96.0.99:443 random #9 ClusterIP policy=Cluster
+          -> 10.1.1.9:6443       Masq     1       0           0          <none>         <none>  <none>  active    cluster
     "#]].assert_eq(std::str::from_utf8(&out).unwrap());
 }
 
@@ -140,13 +150,13 @@ fn backends_with_names_and_without() {
         Format::Wide,
         all,
         expect![[r#"
-        ADDRESS         POD     NODE    ZONE    STATE     SERVICE  FRONTENDS       ACTIVE  INACTIVE  PROTO  ID  GENERATION  IFINDEX
-        10.1.1.4:8080   <none>  <none>  <none>  draining  <none>   <none>          1       0         TCP    4   1           <none>
-        10.1.0.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   3       1         TCP    1   1           12
-        10.1.1.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   0       0         TCP    2   1           <none>
-        [fd01::3]:8080  <none>  <none>  <none>  active    #1       [fd96::10]:80   0       0         TCP    3   1           12
-        10.1.1.9:6443   <none>  <none>  <none>  active    #9       10.96.0.99:443  0       0         TCP    5   1           <none>
-    "#]],
+            ADDRESS         POD     NODE    ZONE    STATE     SERVICE  FRONTENDS       ACTIVE  INACTIVE  LOAD    PROTO  ID  GENERATION  IFINDEX
+            10.1.1.4:8080   <none>  <none>  <none>  draining  <none>   <none>          1       0         <none>  TCP    4   1           <none>
+            10.1.0.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   3       1         <none>  TCP    1   1           12
+            10.1.1.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   0       0         <none>  TCP    2   1           <none>
+            [fd01::3]:8080  <none>  <none>  <none>  active    #1       [fd96::10]:80   0       0         <none>  TCP    3   1           12
+            10.1.1.9:6443   <none>  <none>  <none>  active    #9       10.96.0.99:443  0       0         <none>  TCP    5   1           <none>
+        "#]],
     );
 }
 

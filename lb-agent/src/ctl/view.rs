@@ -3,11 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use lb_common::service::{Backend, state};
+use lb_common::service::{Backend, FrontendKey, state};
 
+use crate::ctl::affinity;
 use crate::ctl::directory::Directory;
-use crate::ctl::snapshot::{FlowCount, FrontendSlots, Snapshot};
-use crate::names::Names;
+use crate::ctl::frontend::FrontendSlots;
+use crate::ctl::snapshot::{FlowCount, Snapshot};
+use crate::names::{Names, RejectedName};
 
 /// The joined tables.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ pub struct View<'a> {
     services_of: HashMap<u32, u32>,
     backends_of: HashMap<u32, BTreeSet<u32>>,
     frontends_of: HashMap<u32, Vec<&'a FrontendSlots>>,
+    services_at: HashMap<FrontendKey, u32>,
+    rejected_of: HashMap<u32, Vec<&'a RejectedName<'static>>>,
+    clients_of: HashMap<u32, u64>,
 }
 
 impl<'a> View<'a> {
@@ -36,22 +41,34 @@ impl<'a> View<'a> {
             services_of: HashMap::new(),
             backends_of: HashMap::new(),
             frontends_of: HashMap::new(),
+            services_at: HashMap::new(),
+            rejected_of: HashMap::new(),
+            clients_of: HashMap::new(),
         };
         // A backend that drains is in no slot: only the name table knows its service port.
         for name in names.backends.iter().filter(|name| snapshot.backends.contains_key(&name.id)) {
             view.join(name.service_id, name.id);
         }
         for frontend in &snapshot.frontends {
-            for id in &frontend.backend_ids {
+            for id in frontend.backend_ids.iter().chain(&frontend.local_ids) {
                 view.join(frontend.frontend.service_id, *id);
             }
             if !frontend.key.is_wildcard() {
                 let of = view.frontends_of.entry(frontend.frontend.service_id).or_default();
                 of.push(frontend);
+                view.services_at.insert(frontend.key, frontend.frontend.service_id);
             }
         }
         for frontends in view.frontends_of.values_mut() {
             frontends.sort_by_key(|frontend| frontend.socket());
+        }
+        for rejected in &names.rejected {
+            view.rejected_of.entry(rejected.service_id).or_default().push(rejected);
+        }
+        for (key, value) in &snapshot.fields.clients {
+            if affinity::is_valid(snapshot, value, view.affinity_secs(key.service_id)) {
+                *view.clients_of.entry(key.service_id).or_default() += 1;
+            }
         }
         view
     }
@@ -64,6 +81,11 @@ impl<'a> View<'a> {
     /// Id of the service port of a backend.
     pub fn service_of(&self, backend_id: u32) -> Option<u32> {
         self.services_of.get(&backend_id).copied()
+    }
+
+    /// Id of the service port that has this frontend.
+    pub fn service_at(&self, frontend: &FrontendKey) -> Option<u32> {
+        self.services_at.get(frontend).copied()
     }
 
     /// Backends of a service port, draining ones included.
@@ -84,6 +106,32 @@ impl<'a> View<'a> {
     /// Ids of the service ports in the maps, in order.
     pub fn service_ids(&self) -> BTreeSet<u32> {
         self.frontends_of.keys().copied().collect()
+    }
+
+    /// Endpoints of a service port that serve nobody on this node.
+    pub fn rejected_of(&self, service_id: u32) -> &[&'a RejectedName<'static>] {
+        self.rejected_of.get(&service_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Timeout of a service port's session affinity in seconds, 0 = none.
+    pub fn affinity_secs(&self, service_id: u32) -> u32 {
+        let frontends = self.frontends_of(service_id).iter();
+        frontends.map(|frontend| frontend.frontend.affinity_secs).max().unwrap_or_default()
+    }
+
+    /// Number of clients that a service port knows again.
+    pub fn clients_of(&self, service_id: u32) -> u64 {
+        self.clients_of.get(&service_id).copied().unwrap_or_default()
+    }
+
+    /// What the address of a frontend is; which of the external ones it is, only the name table knows.
+    pub fn scope_of(&self, frontend: &FrontendSlots) -> &'static str {
+        let at = frontend.socket();
+        let service = self.directory.service(frontend.frontend.service_id);
+        let mut named = service.iter().flat_map(|service| &service.externals);
+        let is_known = frontend.is_external() || frontend.is_localhost();
+        let found = named.find(|external| external.at == at && is_known);
+        found.map_or(frontend.scope(), |external| external.scope.name())
     }
 
     /// Live flows of a backend.

@@ -9,22 +9,26 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::Key as LpmKey;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_agent::bpf::maps::{self, Tables};
 use lb_agent::bpf::pins::Pins;
 use lb_agent::names::{
-    self, Agent, BackendName, LAYOUT, Names, Place, PodName, ServiceName, State, Subsystem,
+    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, LAYOUT, Names, Place,
+    PodName, RejectedName, ServiceName, State, Subsystem,
 };
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
-use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::Pod;
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::MAP_COUNTERS;
-use lb_common::service::{Backend, Frontend, FrontendKey, state};
+use lb_common::limits::{MAP_COUNTERS, MAP_LOADS};
+use lb_common::service::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags, state,
+};
 use lb_common::verdict::{DropReason, drop_index};
 use nix::mount::{MntFlags, MsFlags};
 
@@ -148,6 +152,56 @@ impl Node {
         names::write(&self.state_dir.join(names::FILE), &names).unwrap();
     }
 
+    /// The address of a load balancer for shop/web with every field: traffic policy Local, least connections, source
+    /// ranges, affinity with a client that is still known and one that is not, a flow from outside; and with names an
+    /// endpoint that is not ready.
+    pub(crate) fn add_load_balancer(&self) {
+        let pins = Pins::existing(&self.pin_dir).unwrap();
+        let mut tables = Tables::open(&pins).unwrap();
+        let lb = at(LOAD_BALANCER);
+        let key = FrontendKey::new(Addr::from_ip(lb.ip()), Be16::new(lb.port()), proto::TCP);
+        let frontend = Frontend {
+            service_id: 1,
+            flags: frontend_flags::EXTERNAL
+                | frontend_flags::EXTERNAL_LOCAL
+                | frontend_flags::LEAST_CONNECTIONS
+                | frontend_flags::SOURCE_RANGES,
+            base: 10,
+            n: 2,
+            local_base: 10,
+            local_n: 1,
+            affinity_secs: 3600,
+            ..Frontend::ZERO
+        };
+        tables.frontends.insert(&key, &frontend, 0).unwrap();
+        let range = SourceRange { service_id: 1, client: ip("203.0.113.0") };
+        tables.source_ranges.insert(&LpmKey::new(32 + 96 + 24, range), &1, 0).unwrap();
+        let clock = Clock::detect().unwrap();
+        for (client, backend_id, seconds) in [("10.1.0.9", 2, 60), ("203.0.113.5", 1, 3700)] {
+            let last = clock.ticks().unwrap().wrapping_sub(seconds * clock.hz);
+            let key = AffinityKey { client: ip(client), service_id: 1 };
+            let value = Affinity { backend_id, backend_gen: 7, last, reserved: 0 };
+            tables.affinity.insert(&key, &value, 0).unwrap();
+        }
+        let loads = MapData::from_pin(pins.map(&MAP_LOADS)).and_then(Map::from_map_data).unwrap();
+        let mut loads: Array<MapData, u32> = loads.try_into().unwrap();
+        loads.set(2, &5, 0).unwrap();
+        fill_external(&pins);
+        let file = self.state_dir.join(names::FILE);
+        let Ok(mut names) = names::read(&file) else { return };
+        names.services[0].externals =
+            vec![ExternalName { at: lb, scope: ExternalScope::LoadBalancer }];
+        names.rejected.push(RejectedName {
+            service_id: 1,
+            endpoint: at("10.1.1.3:8080"),
+            pod: Cow::Borrowed("shop/web-3"),
+            place: 2,
+            conditions: Conditions::NotReady,
+            why: Cow::Borrowed("not ready"),
+        });
+        names::write(&file, &names).unwrap();
+    }
+
     fn fill(&self) {
         let options = LoadOptions {
             pin_dir: Some(&self.pin_dir),
@@ -198,6 +252,12 @@ impl Drop for Node {
     }
 }
 
+const LOAD_BALANCER: &str = "198.51.100.1:80";
+
+fn ip(text: &str) -> Addr {
+    Addr::from_ip(text.parse().unwrap())
+}
+
 fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
@@ -244,6 +304,40 @@ fn fill_ct(pins: &Pins) {
     for (key, entry) in entries {
         ct.insert(&key, &entry, 0).unwrap();
     }
+}
+
+/// A client outside → the load balancer, on to backend 2 on another node from a port of this one.
+fn fill_external(pins: &Pins) {
+    let clock = Clock::detect().unwrap();
+    let last_seen = clock.stamp().unwrap() - 65 * clock.hz / 256;
+    let (client, node, backend) =
+        (at("203.0.113.5:4000"), at("192.0.2.1:61000"), at("10.1.1.2:8080"));
+    let key = |local: SocketAddr, remote: SocketAddr, scope| CtKey {
+        local: Addr::from_ip(local.ip()),
+        remote: Addr::from_ip(remote.ip()),
+        local_port: Be16::new(local.port()),
+        remote_port: Be16::new(remote.port()),
+        proto: proto::TCP,
+        scope,
+        veth: 0,
+    };
+    let entry = |nat: SocketAddr, aux: SocketAddr, flags| CtEntry {
+        nat_addr: Addr::from_ip(nat.ip()),
+        nat_port: Be16::new(nat.port()),
+        aux_addr: Addr::from_ip(aux.ip()),
+        aux_port: Be16::new(aux.port()),
+        backend_id: 2,
+        backend_gen: 7,
+        last_seen,
+        flags: flags | bits::EXTERNAL | bits::MASQUERADED | u32::from(tcp::SYN | tcp::ACK),
+        ..CtEntry::ZERO
+    };
+    let lb = at(LOAD_BALANCER);
+    let mut ct = maps::open_ct(pins).unwrap();
+    let forward = key(lb, client, scope::EXTERNAL);
+    ct.insert(&forward, &entry(backend, node, bits::FORWARD), 0).unwrap();
+    let reply = key(backend, node, scope::EXTERNAL_REPLY);
+    ct.insert(&reply, &entry(lb, client, bits::REPLY), 0).unwrap();
 }
 
 fn count_drops(pins: &Pins) {

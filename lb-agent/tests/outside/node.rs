@@ -67,6 +67,11 @@ pub(crate) fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
 }
 
+/// The key of an address in `ident`.
+fn words(text: &str) -> [u32; 4] {
+    addr(text).words().map(lb_common::be::Be32::to_wire)
+}
+
 fn sh(script: &str) {
     let out = Command::new("sh").args(["-ec", script]).output().unwrap();
     assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
@@ -124,9 +129,9 @@ impl Bed {
         }
         for family in &FAMILIES {
             let own = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
-            bed.put("ident", addr(family.node), own);
+            bed.put("ident", words(family.node), own);
             for pod in [family.pod, family.other_pod] {
-                bed.put("ident", addr(pod), Ident { ifindex: LOOPBACK, ..Ident::ZERO });
+                bed.put("ident", words(pod), Ident { ifindex: LOOPBACK, ..Ident::ZERO });
             }
         }
         bed

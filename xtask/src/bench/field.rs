@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use testbed::{
     Agent, Bed, Netns, Node, Pod, Shape,
     client::{Transport, ask},
-    manifest::{Directory, Object, service, slice},
+    manifest::{Directory, Object, node_of, service, slice},
     measure::last_cpu,
     wait,
 };
@@ -57,7 +57,10 @@ pub(super) struct Side {
     pub(super) near: Pod,
     /// Server on the other node.
     pub(super) far: Pod,
-    other: Node,
+    /// A client outside the cluster, which reaches each node's Pods by that node.
+    pub(super) outside: Netns,
+    /// The node of `far`.
+    pub(super) other: Node,
     servers: Vec<Child>,
     bed: Bed,
 }
@@ -85,6 +88,9 @@ impl Field {
         for netns in [&self.with.client.netns, &self.with.node.netns] {
             answered(netns, TARGET.into(), &pod.name)?;
         }
+        for node in [&self.with.node, &self.with.other] {
+            answered_at(&self.with.outside, SocketAddr::new(node.v4.into(), NAME), &pod.name)?;
+        }
         Ok(())
     }
 
@@ -92,13 +98,20 @@ impl Field {
     pub(super) fn write_target(&self, pod: &Pod) -> Result<()> {
         let target = [(80, NAME), (BYTES, BYTES), (IPERF, IPERF)].into_iter().fold(
             (
-                service("target").ip(&TARGET.to_string()),
+                service("target").ip(&TARGET.to_string()).set(&["spec", "type"], "NodePort".into()),
                 slice("target", "target", &[pod.v4.into()]),
             ),
             |(service, slice), (port, target)| {
-                (service.port("TCP", port, target.into()), slice.slice_port("TCP", port, target))
+                // The node port is the target port: a client needs to change nothing but the address.
+                let entry = serde_json::json!({
+                    "name": format!("tcp-{port}"), "protocol": "TCP", "port": port,
+                    "targetPort": target, "nodePort": target,
+                });
+                (service.push(&["spec", "ports"], entry), slice.slice_port("TCP", port, target))
             },
         );
+        let nodes = [node_of(&self.with.node), node_of(&self.with.other)];
+        self.manifests.write("nodes", &nodes)?;
         self.manifests.write("target", &[target.0, target.1])
     }
 
@@ -143,7 +156,10 @@ fn nobody(i: usize) -> [IpAddr; 2] {
 
 /// Waits until port 80 at `ip` is answered by `name`.
 pub(super) fn answered(netns: &Netns, ip: IpAddr, name: &str) -> Result<()> {
-    let addr = SocketAddr::new(ip, 80);
+    answered_at(netns, SocketAddr::new(ip, 80), name)
+}
+
+fn answered_at(netns: &Netns, addr: SocketAddr, name: &str) -> Result<()> {
     wait::until(&format!("answer of {addr} by {name}"), PATIENCE, || {
         let answer = netns.enter(|| ask(Transport::Tcp, addr, Duration::from_millis(20)))??;
         ensure!(answer == name, "answered by {answer}");
@@ -176,7 +192,12 @@ impl Side {
         let bed = Bed::new(prefix)?;
         let (node, other) = (bed.node("a", Shape::Routed)?, bed.node("b", Shape::Routed)?);
         let (client, near, far) = (node.pod("client")?, node.pod("near")?, other.pod("far")?);
-        for netns in [&client.netns, &node.netns] {
+        let outside = bed.outsider("outside")?;
+        outside.ip(&format!(
+            "route add 10.244.1.0/24 via {}\nroute add 10.244.2.0/24 via {}\n",
+            node.v4, other.v4
+        ))?;
+        for netns in [&client.netns, &node.netns, &outside] {
             // Tens of thousands of connects within the time that TIME_WAIT lasts.
             netns.sysctl(&[
                 ("net/ipv4/ip_local_port_range", "1024 65535"),
@@ -203,7 +224,7 @@ impl Side {
                 wait::until("servers", Duration::from_secs(5), || ready(port).map(drop))?;
             }
         }
-        Ok(Self { node, client, near, far, other, servers, bed })
+        Ok(Self { node, client, near, far, outside, other, servers, bed })
     }
 }
 

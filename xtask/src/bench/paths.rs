@@ -37,30 +37,60 @@ enum Path {
     SameNode,
     OtherNode,
     Host,
+    /// A Pod to a node port of its own node.
+    NodePort,
+    /// From outside to a node port of the Pod's node.
+    OutsideNear,
+    /// From outside to a node port of another node: one hop more than straight to the Pod.
+    OutsideFar,
 }
 
 impl Path {
-    const ALL: [Self; 3] = [Self::SameNode, Self::OtherNode, Self::Host];
+    const ALL: [Self; 6] = [
+        Self::SameNode,
+        Self::OtherNode,
+        Self::Host,
+        Self::NodePort,
+        Self::OutsideNear,
+        Self::OutsideFar,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::SameNode => "Pod, same node",
             Self::OtherNode => "Pod, other node",
             Self::Host => "host process, other node",
+            Self::NodePort => "Pod, other node, by a node port",
+            Self::OutsideNear => "outside, node port, local backend",
+            Self::OutsideFar => "outside, node port, remote backend",
         }
     }
 
     fn client(self, side: &Side) -> &Netns {
         match self {
-            Self::SameNode | Self::OtherNode => &side.client.netns,
+            Self::SameNode | Self::OtherNode | Self::NodePort => &side.client.netns,
             Self::Host => &side.node.netns,
+            Self::OutsideNear | Self::OutsideFar => &side.outside,
         }
     }
 
     fn server(self, side: &Side) -> &Pod {
         match self {
             Self::SameNode => &side.near,
-            Self::OtherNode | Self::Host => &side.far,
+            Self::OtherNode
+            | Self::Host
+            | Self::NodePort
+            | Self::OutsideNear
+            | Self::OutsideFar => &side.far,
+        }
+    }
+
+    /// The Service's address that is dialled.
+    fn frontend(self, side: &Side) -> IpAddr {
+        match self {
+            Self::SameNode | Self::OtherNode | Self::Host => TARGET.into(),
+            Self::NodePort | Self::OutsideFar => side.node.v4.into(),
+            Self::OutsideNear => side.other.v4.into(),
         }
     }
 }
@@ -98,20 +128,26 @@ pub(super) struct Measured {
     pub(super) without_agent: f64,
     /// Straight to the Pod, under the agent.
     pub(super) straight: f64,
-    /// Through the ClusterIP.
-    pub(super) cluster_ip: f64,
+    /// Through the Service's address.
+    pub(super) service: f64,
     /// Median of the rounds' `straight / without_agent`.
     pub(super) straight_ratio: f64,
-    /// Median of the rounds' `cluster_ip / without_agent`.
-    pub(super) cluster_ip_ratio: f64,
-    /// The lowest and the highest `cluster_ip / without_agent` of the rounds.
-    pub(super) cluster_ip_ratio_range: [f64; 2],
+    /// Median of the rounds' `service / without_agent`.
+    pub(super) service_ratio: f64,
+    /// The lowest and the highest `service / without_agent` of the rounds.
+    pub(super) service_ratio_range: [f64; 2],
 }
 
 /// Measures every path with `services` Services programmed.
 pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for path in Path::ALL {
+        // Between the ends of the range these say nothing new.
+        if services == 1_000
+            && matches!(path, Path::NodePort | Path::OutsideNear | Path::OutsideFar)
+        {
+            continue;
+        }
         field.announce_target(path.server(&field.with))?;
         for what in What::ALL {
             say(&format!("{services} Services: {}, {}", path.name(), what.name()));
@@ -125,7 +161,7 @@ pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Resul
     Ok(measured)
 }
 
-/// Without agent, straight under it, through the ClusterIP; which one is first turns with the rounds.
+/// Without agent, straight under it, through the Service; which one is first turns with the rounds.
 fn one_round(
     field: &Field,
     path: Path,
@@ -137,7 +173,7 @@ fn one_round(
     let targets = [
         straight(&field.without),
         straight(&field.with),
-        (path.client(&field.with), TARGET.into()),
+        (path.client(&field.with), path.frontend(&field.with)),
     ];
     let mut results = [0.0; 3];
     let mut order: Vec<_> = results.iter_mut().zip(targets).collect();
@@ -181,10 +217,10 @@ fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Meas
         services,
         without_agent: column(|[without, _, _]| *without),
         straight: column(|[_, straight, _]| *straight),
-        cluster_ip: column(|[_, _, ip]| *ip),
+        service: column(|[_, _, ip]| *ip),
         straight_ratio: column(|[without, straight, _]| straight / without),
-        cluster_ip_ratio: median(ratios.clone()),
-        cluster_ip_ratio_range: [
+        service_ratio: median(ratios.clone()),
+        service_ratio_range: [
             ratios.iter().copied().fold(f64::INFINITY, f64::min),
             ratios.iter().copied().fold(0.0, f64::max),
         ],

@@ -50,12 +50,12 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         machine.kernel, machine.cpu
     );
     println!(
-        "| from a … | what | Services | without agent | straight | ClusterIP | straight ÷ without | ClusterIP ÷ without |"
+        "| from a … | what | Services | without agent | straight | Service | straight ÷ without | Service ÷ without |"
     );
     println!("|---|---|--:|--:|--:|--:|--:|--:|");
     for row in paths {
         let digits = if row.what.contains("Gbit") { 2 } else { 0 };
-        let [least, most] = row.cluster_ip_ratio_range;
+        let [least, most] = row.service_ratio_range;
         println!(
             "| {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
             row.path,
@@ -63,9 +63,9 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
             row.services,
             row.without_agent,
             row.straight,
-            row.cluster_ip,
+            row.service,
             row.straight_ratio,
-            row.cluster_ip_ratio
+            row.service_ratio
         );
     }
     let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;

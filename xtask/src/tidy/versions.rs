@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 13] = [
+const MAPS: [(&str, Option<&str>); 20] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -24,6 +24,13 @@ const MAPS: [(&str, Option<&str>); 13] = [
     ("event::DropEvent", Some("events")),
     ("event::Sample", Some("samples")),
     ("config::Config", None),
+    ("service::AffinityKey", Some("affinity")),
+    ("service::Affinity", Some("affinity")),
+    ("service::SourceRange", Some("source_ranges")),
+    ("endpoint::Ident", Some("ident")),
+    ("endpoint::Dev", Some("devs")),
+    ("config::Settings", Some("settings")),
+    ("config::Cidr", Some("settings")),
 ];
 
 pub(super) fn check() -> Result<Vec<String>> {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use expect_test::expect;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::flow::{proto, tcp};
 
 use super::check;
@@ -113,28 +113,28 @@ fn a_flow_is_one_line() {
         Format::Table,
         one,
         expect![[r#"
-        PROTO  SRC                   DST                 VIA               BACKEND             STATE        AGE   EXPIRES
-        TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              NEW          1s    29s
-        UDP    default/client:5353   8.8.8.8:53          <none>            <none>              ESTABLISHED  100s  80s
-        TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  ESTABLISHED  4s    5h59m
-        TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  CLOSING      10s   60s
-        TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  GONE         60s   5h59m
-        TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  ESTABLISHED  2s    5h59m
-    "#]],
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    29s
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    5h59m
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   60s
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   5h59m
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    5h59m
+        "#]],
     );
     check(
         &Names::default(),
         Format::Table,
         one,
         expect![[r#"
-        PROTO  SRC             DST            VIA     BACKEND        STATE        AGE   EXPIRES
-        UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         ESTABLISHED  100s  80s
-        TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  ESTABLISHED  4s    5h59m
-        TCP    10.1.0.2:40001  10.96.0.10:80  <none>  10.1.1.4:8080  CLOSING      10s   60s
-        TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  GONE         60s   5h59m
-        TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  ESTABLISHED  2s    5h59m
-        TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         NEW          1s    29s
-    "#]],
+            PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  STATE        AGE   EXPIRES
+            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  80s
+            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    5h59m
+            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   60s
+            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   5h59m
+            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  2s    5h59m
+            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      NEW          1s    29s
+        "#]],
     );
     let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
     check(
@@ -142,18 +142,18 @@ fn a_flow_is_one_line() {
         Format::Wide,
         every,
         expect![[r#"
-        PROTO  SRC                   DST                 VIA               BACKEND             STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
-        TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              NEW          1s    29s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
-        UDP    default/client:5353   8.8.8.8:53          <none>            <none>              ESTABLISHED  100s  80s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
-        UDP    default/client:5354   8.8.8.8:53          <none>            <none>              EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
-        TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  NEW          9s    21s      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
-        TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           reply
-        TCP    default/client:40000  default/web-1:8080  <none>            <none>              ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
-        TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  CLOSING      10s   60s      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
-        TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  GONE         60s   5h59m    10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
-        TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              ESTABLISHED  2s    5h59m    10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
-        TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  NEW          2s    28s      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
-    "#]],
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    29s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
+            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      NEW          9s    21s      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
+            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           reply
+            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   60s      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   5h59m    10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
+            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      ESTABLISHED  2s    5h59m    10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      NEW          2s    28s      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+        "#]],
     );
 }
 
@@ -217,4 +217,80 @@ fn only_opening_halves_count_as_flows() {
     counts.sort_by_key(|(id, _)| *id);
     let count = |active, inactive| FlowCount { active, inactive };
     assert_eq!(counts, [(1, count(0, 2)), (2, count(1, 0)), (4, count(0, 1))]);
+}
+
+/// From outside to web: to web-1 on this node, to web-2 on another one, to a process of this host.
+fn external_flows() -> Vec<(CtKey, CtEntry)> {
+    let (syn, ack) = (u32::from(tcp::SYN), u32::from(tcp::ACK));
+    let scoped = |scope, local: &str, remote: &str, veth| CtKey {
+        scope,
+        ..key(local, remote, proto::TCP, veth)
+    };
+    let forward = bits::FORWARD | bits::EXTERNAL;
+    let reply = bits::REPLY | bits::EXTERNAL;
+    let (web, client) = ("10.96.0.10:80", "203.0.113.5:4000");
+    let (web_1, web_2, host) = ("10.1.0.3:8080", "10.1.1.3:8080", "192.0.2.1:6443");
+    let masquerade = "192.0.2.1:61000";
+    vec![
+        (
+            scoped(scope::EXTERNAL, web, client, 0),
+            CtEntry { epoch: 12, ..entry(web_1, client, 1, forward | syn, 8) },
+        ),
+        (
+            scoped(scope::POD, web_1, client, 12),
+            entry(web, client, 1, reply | syn << 8 | syn | ack, 3),
+        ),
+        (
+            scoped(scope::EXTERNAL, web, "203.0.113.6:4001", 0),
+            entry(web_2, masquerade, 2, forward | bits::MASQUERADED | syn, 9),
+        ),
+        (
+            scoped(scope::EXTERNAL_REPLY, web_2, masquerade, 0),
+            entry(web, "203.0.113.6:4001", 2, reply | bits::MASQUERADED | syn | ack, 5),
+        ),
+        (
+            scoped(scope::EXTERNAL, "10.96.0.99:443", client, 0),
+            entry(host, client, 5, forward | bits::TO_HOST | syn, 2),
+        ),
+        (
+            scoped(scope::EXTERNAL_REPLY, host, client, 0),
+            entry("10.96.0.99:443", client, 5, reply, 2),
+        ),
+    ]
+}
+
+#[test]
+fn a_flow_from_outside_is_one_line_with_its_masquerade() {
+    check(
+        &names(),
+        Format::Table,
+        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
+        expect![[r#"
+            PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES
+            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           ESTABLISHED  3s   5h59m
+            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           NEW          2s   28s
+            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  5s   5h59m
+        "#]],
+    );
+    check(
+        &names(),
+        Format::Wide,
+        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, true),
+        expect![[r#"
+            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           ESTABLISHED  5s   5h59m    192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           NEW          8s   22s      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
+            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           NEW          2s   28s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
+            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           NEW          2s   28s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
+            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           ESTABLISHED  3s   5h59m    203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
+            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  NEW          9s   21s      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
+        "#]],
+    );
+    let kept =
+        |filter: &CtFilter| external_flows().iter().filter(|(k, e)| filter.keeps(k, e)).count();
+    let set = |ip: &str| Some([addr(ip)].into());
+    assert_eq!(kept(&CtFilter { locals: set("10.1.0.3"), ..CtFilter::default() }), 2, "its Pod");
+    assert_eq!(kept(&CtFilter { locals: set("10.96.0.10"), ..CtFilter::default() }), 0);
+    assert_eq!(kept(&CtFilter { addrs: set("203.0.113.6"), ..CtFilter::default() }), 2);
+    assert_eq!(kept(&CtFilter { addrs: set("192.0.2.1"), ..CtFilter::default() }), 4, "the node");
 }

@@ -10,7 +10,9 @@ use lb_common::flow::proto;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_common::verdict::DropReason;
 
-use crate::ctl::snapshot::{FlowCount, FrontendSlots, Snapshot};
+use crate::ctl::fields::Fields;
+use crate::ctl::frontend::FrontendSlots;
+use crate::ctl::snapshot::{FlowCount, Snapshot};
 use crate::names::{
     Agent, BackendName, Conditions, DropExample, IssueLine, LAYOUT, Names, Place, PodName,
     ServiceName, State, Subsystem,
@@ -23,17 +25,23 @@ pub(super) fn addr(text: &str) -> Addr {
     Addr::from(text.parse::<IpAddr>().unwrap())
 }
 
-fn frontend(at: &str, protocol: u8, service_id: u32, backend_ids: &[u32]) -> FrontendSlots {
+pub(super) fn frontend(
+    at: &str,
+    protocol: u8,
+    service_id: u32,
+    backend_ids: &[u32],
+) -> FrontendSlots {
     let at: SocketAddr = at.parse().unwrap();
     let n = backend_ids.len() as u32;
     FrontendSlots {
         key: FrontendKey::new(at.ip().into(), Be16::new(at.port()), protocol),
         frontend: Frontend { service_id, n, ..Frontend::ZERO },
         backend_ids: backend_ids.to_vec(),
+        local_ids: Vec::new(),
     }
 }
 
-fn backend(at: &str, protocol: u8, state: u8) -> Backend {
+pub(super) fn backend(at: &str, protocol: u8, state: u8) -> Backend {
     let at: SocketAddr = at.parse().unwrap();
     Backend {
         addr: at.ip().into(),
@@ -52,6 +60,7 @@ pub(super) fn snapshot() -> Snapshot {
         key: FrontendKey::wildcard(addr("10.96.0.10")),
         frontend: Frontend::ZERO,
         backend_ids: Vec::new(),
+        local_ids: Vec::new(),
     };
     let pod = |ip4: &str, ip6: &str, last: u8| Pod {
         ip4: addr(ip4),
@@ -83,6 +92,8 @@ pub(super) fn snapshot() -> Snapshot {
             (4, FlowCount { active: 1, inactive: 0 }),
         ]
         .into(),
+        n_slots: 4,
+        fields: Fields::default(),
     }
 }
 

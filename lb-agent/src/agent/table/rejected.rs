@@ -1,0 +1,40 @@
+//! The endpoints that serve nobody, with the reasons.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use lb_common::addr::Addr;
+
+use super::{Counts, Known, Places, conditions, counts, endpoint, pod_of};
+use crate::cluster::Name;
+use crate::model::topology::Rejection;
+use crate::model::{Desired, DesiredPort};
+use crate::names::{Conditions, RejectedName};
+
+/// Most service ports have none, which shows without asking for the reasons: all their endpoints are backends.
+pub(super) fn rejected_of<'a>(
+    known: &Known<'a>,
+    service: &'a Name,
+    port: &'a DesiredPort,
+    service_id: u32,
+    places: &mut Places<'a>,
+) -> Vec<RejectedName<'a>> {
+    let Counts { endpoints, .. } = counts(known.cluster, service, port);
+    if endpoints == port.backends.len() {
+        return Vec::new();
+    }
+    let rejected = Desired::rejected(known.cluster, service, port).into_iter();
+    let line = |(addr, number, why): (Addr, u16, Rejection)| {
+        let found = endpoint(known.cluster, service, &addr);
+        RejectedName {
+            service_id,
+            endpoint: SocketAddr::new(addr.to_ip(), number),
+            pod: pod_of(service, found),
+            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
+            conditions: found.map_or(Conditions::Gone, conditions),
+            why: Cow::Borrowed(why.name()),
+        }
+    };
+    rejected.map(line).collect()
+}
