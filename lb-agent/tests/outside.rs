@@ -490,6 +490,22 @@ fn s23_a_host_process_whose_port_is_a_node_port_hears_its_answers() {
 }
 
 #[test]
+fn s23_a_host_process_may_have_the_port_of_a_masqueraded_flow_that_is_over() {
+    for family in &FAMILIES {
+        let mut bed = Bed::node();
+        let (client, frontend) = (family.at(family.client, 4000), family.at(family.node, 30080));
+        let pod = family.at(family.far_pod, 8080);
+        let id = bed.backend(&pod, proto::TCP);
+        bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+        let own = source(&bed.arrive(&format!("{client} > {frontend} tcp S")));
+        let ours =
+            |flags: &str| bed.arrive(&format!("{pod} > {own} tcp {flags}")).contains(&client);
+        assert!(ours("SA seq=7 ack=2") && ours("FA seq=8 ack=2") && ours("A seq=9 ack=3"));
+        assert!(!ours("SA seq=70 ack=20"), "the answer to a connection of the host itself");
+    }
+}
+
+#[test]
 fn forged_sources_and_loopback_are_left_to_the_stack() {
     for family in &FAMILIES {
         let mut bed = Bed::node();

@@ -69,11 +69,21 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
     if answer {
         let Scratch { parsed, key, .. } = scratch;
         *key = reply_key(&parsed.flow);
-        if let Some(entry) = maps::ct(key) {
+        if let Some(entry) = maps::ct(key)
+            && !is_of_another(entry, parsed)
+        {
             return masqueraded_reply(packet, scratch, entry);
         }
     }
     if request { to_frontend(packet, scratch) } else { Verdict::Pass }
+}
+
+/// Whether a packet on the tuple of a masqueraded flow answers another connection: the flow is over, and one that opens
+/// anew would have replaced its entry. So a process of the host may have the port next.
+#[inline(always)]
+fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
+    let opens = parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN != 0;
+    opens && lb_common::conntrack::is_closing(entry.flags())
 }
 
 /// A packet leaves the node; its network header is at `l3`.

@@ -198,9 +198,10 @@ impl Side {
             node.v4, other.v4
         ))?;
         for netns in [&client.netns, &node.netns, &outside] {
-            // Tens of thousands of connects within the time that TIME_WAIT lasts.
+            // Tens of thousands of connects within the time that TIME_WAIT lasts, but none from the ports that the
+            // agent masquerades with.
             netns.sysctl(&[
-                ("net/ipv4/ip_local_port_range", "1024 65535"),
+                ("net/ipv4/ip_local_port_range", "30000 65535"),
                 ("net/ipv4/tcp_tw_reuse", "1"),
             ])?;
         }
