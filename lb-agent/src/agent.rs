@@ -150,8 +150,6 @@ struct Agent {
     next_resync: Instant,
     /// The planner's clock starts here.
     start: Instant,
-    /// Whether the code that only the start needed was given back.
-    released: bool,
 }
 
 impl Agent {
@@ -201,7 +199,6 @@ impl Agent {
             status,
             next_resync: now,
             start: now,
-            released: false,
         };
         // As the maps are: the programs for it stay in place.
         agent.host_backends = agent.planner.actual().host_ports.iter().any(|ports| *ports != 0);
@@ -360,15 +357,15 @@ impl Agent {
         }
         if self.next_resync <= now {
             self.resync_devices()?;
+            // Most of what ran since then will not run again soon.
+            if self.planned
+                && let Err(err) = crate::syscall::release_code()
+            {
+                debug!(%err, "code that is not in use stays resident");
+            }
         }
         if self.housekeeping.is_due(now) {
             self.write_names();
-            if self.planned && !self.released {
-                self.released = true;
-                if let Err(err) = crate::syscall::release_code() {
-                    debug!(%err, "code that is not needed any more stays resident");
-                }
-            }
         }
         Ok(())
     }

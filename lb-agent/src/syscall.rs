@@ -3,7 +3,7 @@
 //! `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) reads a whole map: two calls an entry (next key, value) would cost a fifth of
 //! a second for 131,072 conntrack entries; in batches of 4,096 it is a few milliseconds. `SO_NETNS_COOKIE` (Linux
 //! 5.14) tells which network namespace we are in, as the programs see it. `MADV_DONTNEED` gives back the pages of our
-//! own code that only the start needed.
+//! own code that are not in use.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
