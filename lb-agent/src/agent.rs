@@ -355,17 +355,20 @@ impl Agent {
             self.health_ports.open_due(now);
             self.housekeeping.touch();
         }
-        if self.next_resync <= now {
+        let resync = self.next_resync <= now;
+        if resync {
             self.resync_devices()?;
-            // Most of what ran since then will not run again soon.
-            if self.planned
-                && let Err(err) = crate::syscall::release_code()
-            {
-                debug!(%err, "code that is not in use stays resident");
-            }
         }
-        if self.housekeeping.is_due(now) {
+        let write = self.housekeeping.is_due(now);
+        if write {
             self.write_names();
+        }
+        // Most of what ran since the last time will not run again soon.
+        if (resync || write)
+            && self.planned
+            && let Err(err) = crate::syscall::release_code()
+        {
+            debug!(%err, "code that is not in use stays resident");
         }
         Ok(())
     }
