@@ -3,7 +3,7 @@
 //! invalid, and the first rule that drops invalid packets stalls it.
 
 use crate::maps::{self, Scratch};
-use crate::packet::Packet;
+use crate::packet::{Packet, Route};
 use crate::route;
 
 /// ifindex of the bridge past whose netfilter this Pod's frames go, or 0.
@@ -30,5 +30,5 @@ pub(crate) fn leads_to_target(packet: Packet, scratch: &mut Scratch) -> bool {
         return false;
     }
     route::ask(fib, bridge, parsed.v4, &parsed.flow.src, &nat.target.addr);
-    packet.route(fib) == Some(bridge)
+    matches!(packet.route(fib), Route::Via(ifindex) if ifindex == bridge)
 }

@@ -149,12 +149,7 @@ pub(crate) enum Claim {
 pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
     let Scratch { parsed, key, entry, nat, .. } = scratch;
     let flow = &parsed.flow;
-    nat.port = if nat.flags & bits::PORT_MAPPED == 0 {
-        flow.sport
-    } else {
-        // Unprivileged ports: 1024..65535.
-        Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
-    };
+    nat.port = if nat.flags & bits::PORT_MAPPED == 0 { flow.sport } else { other_port() };
     let Target { addr, port, id, generation } = nat.target;
     let (remote, local_port, remote_port) = if nat.flags & bits::HAIRPIN == 0 {
         (addr, nat.port, port)
@@ -182,6 +177,12 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
         epoch: 0,
         flags: bits::REPLY | nat.flags & (bits::HAIRPIN | bits::PORT_MAPPED),
     };
+    claim_tuple(key, entry, flow, now)
+}
+
+/// Writes a reply entry where nothing is, or only a remnant.
+#[inline(never)]
+pub(crate) fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -> Claim {
     match maps::ct_claim(key, entry) {
         Inserted::Done => Claim::Done,
         Inserted::Failed => Claim::Full,
@@ -196,6 +197,12 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
             _ => Claim::Taken,
         },
     }
+}
+
+/// Another source port than the client's own: unprivileged, 1024..65535.
+#[inline(always)]
+pub(crate) fn other_port() -> Be16 {
+    Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
 }
 
 /// Writes the forward entry of a flow whose tuple is claimed. When it fails, the reply entry stays behind alone and
@@ -240,7 +247,7 @@ pub(crate) fn count_load(nat: &Nat) {
 
 /// Whether an entry in our way is a remnant: of this very flow, or of one that is over.
 #[inline(always)]
-pub(crate) fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
+fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
     let flags = old.flags();
     let same = flags & bits::REPLY != 0
         && old.nat_addr() == flow.dst

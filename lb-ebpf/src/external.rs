@@ -25,7 +25,7 @@ use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
 use crate::icmp::{self, Onward};
-use crate::maps::{self, Inserted, Scratch, Tracked};
+use crate::maps::{self, Scratch, Tracked};
 use crate::packet::Packet;
 use crate::parse::{self, Kind, L3, Parsed};
 use crate::pipeline::{is_mid_flow, refused};
@@ -115,7 +115,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     *key = reply_key(&parsed.flow);
     let Some(entry) = maps::ct(key) else { return Verdict::Pass };
-    note_reply(scratch, entry);
+    note_reply(scratch, entry, maps::now());
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
     } else {
@@ -134,12 +134,8 @@ pub(crate) fn reply_out(
 ) -> Verdict {
     let (src, dst) = (scratch.parsed.flow.src, scratch.parsed.flow.dst);
     let Way::Via(ifindex) = route::way(packet, scratch, &src, &dst) else { return Verdict::Pass };
-    let Scratch { parsed, key, .. } = scratch;
-    if entry.flags() & bits::SEEN_OUT == 0 {
-        conntrack::answered(entry, key, now);
-    }
-    conntrack::note(entry, Direction::Egress, parsed, now);
-    if from_frontend(packet, parsed, entry) && hop(packet, parsed) {
+    note_reply(scratch, entry, now);
+    if from_frontend(packet, &scratch.parsed, entry) && hop(packet, &scratch.parsed) {
         Verdict::Neighbour(ifindex)
     } else {
         drop(packet, scratch, DropReason::RewriteFailed, 0)
@@ -153,8 +149,7 @@ fn reply_key(flow: &Flow) -> CtKey {
 }
 
 #[inline(always)]
-fn note_reply(scratch: &mut Scratch, entry: Tracked) {
-    let now = maps::now();
+fn note_reply(scratch: &mut Scratch, entry: Tracked, now: u32) {
     let Scratch { parsed, key, .. } = scratch;
     if entry.flags() & bits::SEEN_OUT == 0 {
         conntrack::answered(entry, key, now);
@@ -193,7 +188,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     let src = scratch.parsed.flow.src;
     match route::way(packet, scratch, &src, &entry.aux_addr()) {
         Way::Via(ifindex) => {
-            note_reply(scratch, entry);
+            note_reply(scratch, entry, maps::now());
             if from_frontend(packet, &scratch.parsed, entry) && hop(packet, &scratch.parsed) {
                 return Verdict::Neighbour(ifindex);
             }
@@ -402,22 +397,12 @@ fn claim(scratch: &mut Scratch, now: u32) -> Claim {
         if flags & bits::MASQUERADED != 0 {
             key.remote_port = own_port();
         } else if flags & bits::PORT_MAPPED != 0 {
-            // Unprivileged ports: 1024..65535.
-            key.remote_port = Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16);
+            key.remote_port = conntrack::other_port();
         }
-        match maps::ct_claim(key, entry) {
-            Inserted::Done => {
-                nat.port = key.remote_port;
-                return Claim::Done;
-            }
-            Inserted::Failed => return Claim::Full,
-            Inserted::Taken => {}
-        }
-        if let Some(old) = maps::ct(key)
-            && conntrack::is_ours_or_dead(old, flow, now)
-        {
+        let claimed = conntrack::claim_tuple(key, entry, flow, now);
+        if claimed != Claim::Taken {
             nat.port = key.remote_port;
-            return if maps::ct_put(key, entry) { Claim::Done } else { Claim::Full };
+            return claimed;
         }
     }
     Claim::Taken

@@ -190,13 +190,14 @@ impl Packet {
 
     /// How the kernel routes the packet described in `fib`, of `tot_len` bytes, that came in at `fib.ifindex`.
     #[inline(always)]
-    pub(crate) fn route_of(self, fib: &mut bpf_fib_lookup) -> Route {
+    pub(crate) fn route(self, fib: &mut bpf_fib_lookup) -> Route {
         let size = size_of::<bpf_fib_lookup>() as i32;
-        // SAFETY: as in `route`.
+        // SAFETY: valid context and a live, initialised parameter block.
         let ret = unsafe {
             bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
         };
         match ret as u32 {
+            // An unknown neighbour is no obstacle.
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(fib.ifindex),
             BPF_FIB_LKUP_RET_FRAG_NEEDED => {
                 // SAFETY: the kernel has written the path's MTU there.
@@ -204,21 +205,6 @@ impl Packet {
             }
             _ => Route::None,
         }
-    }
-
-    /// Device on the way to the destination in `fib`, as the kernel routes what comes in at `fib.ifindex`; `None`
-    /// when it would not forward it.
-    #[inline(always)]
-    pub(crate) fn route(self, fib: &mut bpf_fib_lookup) -> Option<u32> {
-        const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
-        // The neighbour is not known yet, which is no obstacle.
-        const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
-        let size = size_of::<bpf_fib_lookup>() as i32;
-        // SAFETY: valid context and a live, initialised parameter block.
-        let ret = unsafe {
-            bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
-        };
-        matches!(ret, SUCCESS | NO_NEIGHBOUR).then_some(fib.ifindex)
     }
 
     /// Hands the packet to the neighbour that its destination has on the device `ifindex`, past the IP stack.

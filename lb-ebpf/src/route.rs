@@ -35,7 +35,7 @@ pub(crate) fn way(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr)
     }
     ask(fib, packet.ifindex(), parsed.v4, src, dst);
     fib.__bindgen_anon_1.tot_len = length(packet, parsed);
-    match packet.route_of(fib) {
+    match packet.route(fib) {
         Route::Via(ifindex) => Way::Via(ifindex),
         Route::TooBig(mtu) => Way::TooBig(mtu),
         Route::None => Way::None,
@@ -47,7 +47,7 @@ pub(crate) fn way(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr)
 pub(crate) fn device(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr) -> Option<u32> {
     let Scratch { parsed, fib, .. } = scratch;
     ask(fib, packet.ifindex(), parsed.v4, src, dst);
-    match packet.route_of(fib) {
+    match packet.route(fib) {
         // Without a length in the question the device is told in either case.
         Route::Via(_) | Route::TooBig(_) => Some(fib.ifindex),
         Route::None => None,
