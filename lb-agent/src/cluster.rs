@@ -16,8 +16,10 @@ use crate::issue::{Issue, ObjectRef};
 
 pub use self::prefix::{NotPrefix, Prefix};
 pub use self::record::{
-    Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Namespace, Node, Pod,
-    Service, ServiceCidr, ServicePort, ServiceType, SlicePort, TrafficPolicy, Weighted,
+    Action, Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Labels,
+    NamedPort, Namespace, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch,
+    Ports, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
+    Tier, TrafficPolicy, Weighted,
 };
 
 mod changes;

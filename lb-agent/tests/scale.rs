@@ -151,7 +151,7 @@ fn node(i: u32) -> Event {
         addresses: [addr(0xac1f_0000, i)].into(),
         pod_cidrs: [format!("10.{}.{}.0/24", 128 + i / 256, i % 256).parse().unwrap()].into(),
         zone: Some("zone-a".into()),
-        deleting: false,
+        ..Node::default()
     };
     Event::Node(Change::Applied(Name::new("", format!("node-{i}")), node))
 }

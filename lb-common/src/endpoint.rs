@@ -5,13 +5,11 @@ use crate::pod;
 
 pod! {
     /// Value of the map `pods`, keyed by the ifindex of the Pod's veth in the host namespace (`u32`, host order).
-    pub struct Pod: 64 {
+    pub struct Pod: 72 {
         /// The Pod's IPv4 address, or `::`.
         pub ip4: Addr,
         /// The Pod's IPv6 address, or `::`.
         pub ip6: Addr,
-        /// Policy group; 0 = none.
-        pub group: u32,
         /// `flags::*`.
         pub flags: u32,
         /// MAC address of the Pod's end.
@@ -25,8 +23,14 @@ pod! {
         pub bridge4: u32,
         /// The same for IPv6 (`bridge-nf-call-ip6tables`).
         pub bridge6: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Group of [`crate::policy`] for what enters the Pod; 0 = everything is allowed.
+        pub ingress: u32,
+        /// Group for what leaves it.
+        pub egress: u32,
+        /// Group for what enters it if all policies in shadow mode were enforced, too; 0 = none selects it.
+        pub shadow_ingress: u32,
+        /// The same for what leaves it.
+        pub shadow_egress: u32,
     }
 }
 
@@ -39,7 +43,7 @@ pub mod flags {
 pod! {
     /// Value of the map `ident`, keyed by address ([`Addr`]): what is known of who has it.
     pub struct Ident: 16 {
-        /// Identity for policies; 0 = none.
+        /// Identity for policies; 0 = no rule has it as a peer.
         pub ident: u32,
         /// `ident_flags::*`.
         pub flags: u32,
@@ -54,6 +58,10 @@ pod! {
 pub mod ident_flags {
     /// An address of this node: the IP stack delivers packets to it here.
     pub const LOCAL_NODE: u32 = 1 << 0;
+    /// An address of a Pod, on whatever node.
+    pub const POD: u32 = 1 << 1;
+    /// An address of another node.
+    pub const NODE: u32 = 1 << 2;
 }
 
 pod! {

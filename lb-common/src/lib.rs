@@ -11,7 +11,7 @@
 //! | `sk_nat` | socket | [`socket::SkNatRing`] | programs | programs |
 //! | `counters` | index | packets per CPU | programs | agent, lbctl |
 //! | `samples` | drop reason | [`event::Sample`] per CPU | programs | programs |
-//! | `events` | | [`event::DropEvent`] | programs | agent |
+//! | `events` | | [`event::FlowEvent`] | programs | agent |
 //! | `affinity` | [`service::AffinityKey`] | [`service::Affinity`] | programs | programs, lbctl |
 //! | `source_ranges` | [`service::SourceRange`] prefix | 1 | agent | programs |
 //! | `ident` | [`addr::Addr`] | [`endpoint::Ident`] | agent | programs |
@@ -19,6 +19,11 @@
 //! | `settings` | 0 | [`config::Settings`] | agent | programs |
 //! | `frontend_ports`, `host_ports` | port / 64 | a bit for each port | agent | programs |
 //! | `loads` | backend id | live flows | programs, agent | programs |
+//! | `groups` | index | [`policy::Group`] | agent | programs, lbctl |
+//! | `peer_bits` | [`policy::PeerKey`] | [`policy::Bits`] | agent | programs, lbctl |
+//! | `port_bits` | [`policy::PortKey`] prefix | [`policy::Bits`] | agent | programs, lbctl |
+//! | `cidrs` | [`addr::Addr`] prefix | identity | agent | programs, lbctl |
+//! | `policy` | 0 | [`policy::PolicyState`] | agent | programs, lbctl |
 //! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
@@ -37,6 +42,7 @@ pub mod flow;
 pub mod conntrack;
 pub mod endpoint;
 pub mod fragment;
+pub mod policy;
 pub mod service;
 pub mod socket;
 

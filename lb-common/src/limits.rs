@@ -29,6 +29,14 @@ pub const IDENT: u32 = 524_288;
 pub const DEVS: u32 = 1_024;
 /// 64-bit words of a set of ports.
 pub const PORT_WORDS: u32 = 1_024;
+/// Groups of policy rules: those of the Pods of one node, old and new ones at the same time.
+pub const GROUPS: u32 = 8_192;
+/// Pairs of group and identity that some rule connects.
+pub const PEER_BITS: u32 = 262_144;
+/// Prefixes of protocol and port, of all groups.
+pub const PORT_BITS: u32 = 65_536;
+/// Address ranges that policies tell apart.
+pub const CIDRS: u32 = 65_536;
 /// Counters: 64 drop reasons × 2 directions, then [`crate::verdict::Counter`].
 pub const COUNTERS: u32 = 256;
 /// Bytes of the ring buffer `events`; a power of two and a multiple of the page size.
@@ -50,7 +58,7 @@ pub const MAP_SLOTS: MapSpec = MapSpec { name: "slots", version: 1 };
 /// `backends`: backend id (`u32`) → [`crate::service::Backend`].
 pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
 /// `pods`: ifindex (`u32`) → [`crate::endpoint::Pod`].
-pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 2 };
+pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 3 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
 /// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
@@ -61,8 +69,8 @@ pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
 pub const MAP_COUNTERS: MapSpec = MapSpec { name: "counters", version: 1 };
 /// `samples`: drop reason → [`crate::event::Sample`], per CPU.
 pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 1 };
-/// `events`: ring buffer of [`crate::event::DropEvent`].
-pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 1 };
+/// `events`: ring buffer of [`crate::event::FlowEvent`].
+pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 2 };
 
 /// `affinity`: [`crate::service::AffinityKey`] → [`crate::service::Affinity`].
 pub const MAP_AFFINITY: MapSpec = MapSpec { name: "affinity", version: 1 };
@@ -81,9 +89,19 @@ pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", versio
 pub const MAP_HOST_PORTS: MapSpec = MapSpec { name: "host_ports", version: 1 };
 /// `loads`: backend id (`u32`) → live flows (`u32`), of Services that choose by them.
 pub const MAP_LOADS: MapSpec = MapSpec { name: "loads", version: 1 };
+/// `groups`: index (`u32`) → [`crate::policy::Group`].
+pub const MAP_GROUPS: MapSpec = MapSpec { name: "groups", version: 1 };
+/// `peer_bits`: [`crate::policy::PeerKey`] → [`crate::policy::Bits`].
+pub const MAP_PEER_BITS: MapSpec = MapSpec { name: "peer_bits", version: 1 };
+/// `port_bits`: prefixes of [`crate::policy::PortKey`] → [`crate::policy::Bits`].
+pub const MAP_PORT_BITS: MapSpec = MapSpec { name: "port_bits", version: 1 };
+/// `cidrs`: prefixes of [`crate::addr::Addr`] → identity (`u32`) of addresses that no Pod or node has.
+pub const MAP_CIDRS: MapSpec = MapSpec { name: "cidrs", version: 1 };
+/// `policy`: 0 → [`crate::policy::PolicyState`].
+pub const MAP_POLICY: MapSpec = MapSpec { name: "policy", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 18] = [
+pub const MAPS: [MapSpec; 23] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -102,6 +120,11 @@ pub const MAPS: [MapSpec; 18] = [
     MAP_FRONTEND_PORTS,
     MAP_HOST_PORTS,
     MAP_LOADS,
+    MAP_GROUPS,
+    MAP_PEER_BITS,
+    MAP_PORT_BITS,
+    MAP_CIDRS,
+    MAP_POLICY,
 ];
 
 /// Word and bit of a port in `frontend_ports` and `host_ports`.

@@ -38,11 +38,21 @@ pub enum DropReason {
     TooBig = 14,
     /// Its hops are used up: answered (RFC 792, RFC 4443).
     TtlExceeded = 15,
+    /// Some NetworkPolicy isolates the Pod in this direction, and no rule of any allows the flow.
+    PolicyIsolated = 16,
+    /// A rule of a ClusterNetworkPolicy denies the flow.
+    PolicyDenied = 17,
+    /// The Pod behind the device is not known yet, and policies may isolate it.
+    PolicyPending = 18,
+    /// The policies of the Pod did not fit the tables: nothing is allowed.
+    PolicyOverflow = 19,
+    /// The source address is another Pod's or a node's.
+    SpoofedSource = 20,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::BackendGone,
@@ -58,6 +68,11 @@ impl DropReason {
         Self::NoRoute,
         Self::TooBig,
         Self::TtlExceeded,
+        Self::PolicyIsolated,
+        Self::PolicyDenied,
+        Self::PolicyPending,
+        Self::PolicyOverflow,
+        Self::SpoofedSource,
     ];
 
     /// The reason with this number, if there is one.
@@ -83,6 +98,11 @@ impl DropReason {
             Self::NoRoute => "NO_ROUTE",
             Self::TooBig => "TOO_BIG",
             Self::TtlExceeded => "TTL_EXCEEDED",
+            Self::PolicyIsolated => "POLICY_ISOLATED",
+            Self::PolicyDenied => "POLICY_DENIED",
+            Self::PolicyPending => "POLICY_PENDING",
+            Self::PolicyOverflow => "POLICY_OVERFLOW",
+            Self::SpoofedSource => "SPOOFED_SOURCE",
         }
     }
 
@@ -116,6 +136,17 @@ impl DropReason {
             Self::NoRoute => "look at `ip route get ADDRESS` on the node",
             Self::TooBig => "none: the sender was told the size that fits",
             Self::TtlExceeded => "look for a routing loop, unless somebody traces the route",
+            Self::PolicyIsolated => {
+                "ask `lbctl policy explain` which NetworkPolicy isolates the Pod and what its rules lack"
+            }
+            Self::PolicyDenied => "ask `lbctl policy explain` which ClusterNetworkPolicy denies it",
+            Self::PolicyPending => {
+                "none: a Pod sends again once it is known; `lbctl pods` shows it"
+            }
+            Self::PolicyOverflow => {
+                "look at `lbctl status`: the policies of the Pod need too many rules"
+            }
+            Self::SpoofedSource => "none: a Pod may send from its own addresses only",
         }
     }
 }
@@ -211,6 +242,40 @@ impl Counter {
     }
 }
 
+/// What came of a policy's judgement of a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Allowed.
+    Allow = 0,
+    /// Denied.
+    Deny = 1,
+    /// Allowed, but policies in shadow mode would deny it.
+    WouldDeny = 2,
+    /// Denied, but would not be with the policies in shadow mode.
+    WouldAllow = 3,
+}
+
+impl Outcome {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::WouldDeny, Self::WouldAllow];
+
+    /// The name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::WouldDeny => "would_deny",
+            Self::WouldAllow => "would_allow",
+        }
+    }
+}
+
+/// Index into the map `counters` of the new flows judged so: `tier` is that of the judgement
+/// ([`crate::policy::tier`]; of a shadow's for `WouldDeny` and `WouldAllow`), `ingress` as of the Pod.
+pub const fn judged_index(outcome: Outcome, tier: u8, ingress: bool) -> u32 {
+    192 + (outcome as u32 * 4 + (tier & 3) as u32) * 2 + ingress as u32
+}
+
 /// Index into the map `counters` of the packets dropped for `reason`; `ingress` as of the Pod.
 pub const fn drop_index(reason: DropReason, ingress: bool) -> u32 {
     reason as u32 * 2 + ingress as u32
@@ -218,7 +283,7 @@ pub const fn drop_index(reason: DropReason, ingress: bool) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Counter, DropReason, drop_index};
+    use super::{Counter, DropReason, Outcome, drop_index, judged_index};
     use crate::limits;
 
     #[test]
@@ -231,7 +296,8 @@ mod tests {
         assert_eq!(DropReason::from_number(0), None);
         for (i, counter) in Counter::ALL.into_iter().enumerate() {
             assert_eq!(counter as usize, i);
-            assert!(counter.index() < limits::COUNTERS);
+            assert!(counter.index() < judged_index(Outcome::Allow, 0, false));
         }
+        assert!(judged_index(Outcome::WouldAllow, 3, true) < limits::COUNTERS);
     }
 }

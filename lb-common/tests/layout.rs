@@ -3,7 +3,7 @@
 
 use expect_test::expect_file;
 use lb_common::pod::FieldLayout;
-use lb_common::{config, conntrack, endpoint, event, fragment, limits, service, socket};
+use lb_common::{config, conntrack, endpoint, event, fragment, limits, policy, service, socket};
 
 fn dump(name: &str, size: usize, layout: &[FieldLayout]) -> String {
     let mut out = format!("{name} {size}\n");
@@ -42,11 +42,16 @@ fn layout_is_the_golden_one() {
         fragment::FragmentPorts,
         socket::SkNat,
         socket::SkNatRing,
-        event::DropEvent,
+        event::FlowEvent,
         event::Sample,
         config::Config,
         config::Settings,
         config::Cidr,
+        policy::Group,
+        policy::PeerKey,
+        policy::PortKey,
+        policy::Bits,
+        policy::PolicyState,
     );
     expect_file!["layout.txt"].assert_eq(&out);
 }

@@ -14,7 +14,7 @@ use lb_common::addr::Addr;
 use lb_common::config::{Config, Settings};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
-use lb_common::event::{DropEvent, Sample};
+use lb_common::event::{FlowEvent, Sample};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
@@ -106,7 +106,7 @@ pub(crate) struct Scratch {
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
     /// The event being sent.
-    pub(crate) event: DropEvent,
+    pub(crate) event: FlowEvent,
     /// The packet of a refusal being built.
     pub(crate) answer: [u16; ANSWER_WORDS],
 }
@@ -118,7 +118,7 @@ pub(crate) const ANSWER_WORDS: usize = 55;
 static SAMPLES: PerCpuArray<Sample, 64> = PerCpuArray::new();
 
 #[btf_map(name = "events")]
-static EVENTS: RingBuf<DropEvent, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+static EVENTS: RingBuf<FlowEvent, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 
 /// Written by the loader before the programs are loaded; constant for the verifier.
 #[unsafe(no_mangle)]
@@ -388,7 +388,7 @@ pub(crate) fn count(counter: Counter) {
 /// Sends the event in the scratch room, unless this CPU sent many for its reason lately. Fills in time and suppressed
 /// count.
 #[inline(always)]
-pub(crate) fn emit(event: &mut DropEvent) {
+pub(crate) fn emit(event: &mut FlowEvent) {
     const PER_WINDOW: u32 = 8;
     let Some(sample) = SAMPLES.get_ptr_mut(u32::from(event.reason)) else { return };
     let window = now() << 4;

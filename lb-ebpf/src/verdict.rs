@@ -1,6 +1,6 @@
 //! Verdict → return code of a tc program. The one place where a drop is counted and reported.
 
-use lb_common::event::DropEvent;
+use lb_common::event::FlowEvent;
 use lb_common::verdict::{DropReason, drop_index};
 
 use crate::maps::{self, Scratch};
@@ -70,7 +70,7 @@ fn count_and_emit(packet: Packet, scratch: &mut Scratch, index: u32, service_id:
     maps::count_index(index);
     let Scratch { parsed, event, .. } = scratch;
     let flow = &parsed.flow;
-    *event = DropEvent {
+    *event = FlowEvent {
         src: flow.src,
         dst: flow.dst,
         sport: flow.sport,
@@ -80,7 +80,7 @@ fn count_and_emit(packet: Packet, scratch: &mut Scratch, index: u32, service_id:
         ingress: (index % 2) as u8,
         ifindex: packet.ifindex(),
         service_id,
-        ..DropEvent::ZERO
+        ..FlowEvent::ZERO
     };
     maps::emit(event);
 }

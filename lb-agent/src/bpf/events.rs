@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use aya::maps::{MapData, RingBuf};
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
-use lb_common::event::DropEvent;
+use lb_common::event::FlowEvent;
 use lb_common::verdict::DropReason;
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use crate::syscall;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Example {
     /// What the program sent.
-    pub event: DropEvent,
+    pub event: FlowEvent,
     /// Seconds since 1970.
     pub at: u64,
 }
@@ -79,13 +79,13 @@ pub async fn run(events: RingBuf<MapData>, publish: watch::Sender<Examples>) -> 
     }
 }
 
-/// Reads the fields in their order: the record is in the layout of `DropEvent::LAYOUT`.
-fn parse(record: &[u8]) -> Option<DropEvent> {
-    if record.len() != size_of::<DropEvent>() {
+/// Reads the fields in their order: the record is in the layout of `FlowEvent::LAYOUT`.
+fn parse(record: &[u8]) -> Option<FlowEvent> {
+    if record.len() != size_of::<FlowEvent>() {
         return None;
     }
     let mut rest = record;
-    let event = DropEvent {
+    let event = FlowEvent {
         src: Addr::v6(addr(&mut rest)?),
         dst: Addr::v6(addr(&mut rest)?),
         sport: Be16::new(u16::from_be_bytes(bytes(&mut rest)?)),
@@ -93,11 +93,13 @@ fn parse(record: &[u8]) -> Option<DropEvent> {
         proto: u8::from_le_bytes(bytes(&mut rest)?),
         reason: u8::from_le_bytes(bytes(&mut rest)?),
         ingress: u8::from_le_bytes(bytes(&mut rest)?),
-        pad: u8::from_le_bytes(bytes(&mut rest)?),
+        outcome: u8::from_le_bytes(bytes(&mut rest)?),
         ifindex: word(&mut rest)?,
         service_id: word(&mut rest)?,
         suppressed: word(&mut rest)?,
-        reserved: word(&mut rest)?,
+        group: word(&mut rest)?,
+        judgement: word(&mut rest)?,
+        ident: word(&mut rest)?,
         time_ns: u64::from(word(&mut rest)?) | u64::from(word(&mut rest)?) << 32,
     };
     Some(event)
@@ -125,7 +127,7 @@ fn addr(rest: &mut &[u8]) -> Option<[Be32; 4]> {
 #[cfg(test)]
 mod tests {
     use lb_common::addr::Addr;
-    use lb_common::event::DropEvent;
+    use lb_common::event::FlowEvent;
     use lb_common::verdict::DropReason;
 
     use super::{Examples, parse};
@@ -135,7 +137,7 @@ mod tests {
         record.extend([0xff, 0xff, 10, 1, 0, 2]);
         record.extend([0xfd; 16]);
         record.extend([0x1f, 0x90, 0, 80, 6, reason, ingress, 0]);
-        for word in [7_u32, 8, 9, 0] {
+        for word in [7_u32, 8, 9, 10, 11, 12] {
             record.extend(word.to_le_bytes());
         }
         record.extend(0x1_0000_0002_u64.to_le_bytes());
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn a_record_is_read_in_the_layout_of_the_type() {
         let event = parse(&record(2, 1)).unwrap();
-        let want = DropEvent {
+        let want = FlowEvent {
             src: Addr::from_ip("10.1.0.2".parse().unwrap()),
             sport: lb_common::be::Be16::new(8080),
             dport: lb_common::be::Be16::new(80),
@@ -156,12 +158,15 @@ mod tests {
             ifindex: 7,
             service_id: 8,
             suppressed: 9,
+            group: 10,
+            judgement: 11,
+            ident: 12,
             time_ns: 0x1_0000_0002,
-            ..DropEvent::ZERO
+            ..FlowEvent::ZERO
         };
         assert_eq!(event, want);
-        let offsets: Vec<usize> = DropEvent::LAYOUT.iter().map(|field| field.offset).collect();
-        assert_eq!(offsets, [0, 16, 32, 34, 36, 37, 38, 39, 40, 44, 48, 52, 56]);
+        let offsets: Vec<usize> = FlowEvent::LAYOUT.iter().map(|field| field.offset).collect();
+        assert_eq!(offsets, [0, 16, 32, 34, 36, 37, 38, 39, 40, 44, 48, 52, 56, 60, 64]);
     }
 
     #[test]

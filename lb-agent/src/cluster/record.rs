@@ -10,6 +10,13 @@ use lb_common::addr::Addr;
 
 use super::Prefix;
 
+pub use self::policy::{
+    Action, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, Ports, Requirement, Rule,
+    Selector, Tier,
+};
+
+mod policy;
+
 /// IP family of an address, a frontend, a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -213,17 +220,62 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
-/// A Pod of this node that has not finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A Pod of any node that has not finished.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// `status.podIPs`.
     pub ips: Box<[Addr]>,
     /// `spec.hostNetwork`: its addresses are the node's.
     pub host_network: bool,
+    /// `spec.nodeName`; empty before it is scheduled.
+    pub node: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `spec.containers[].ports` that have a name, those of init containers that keep running included.
+    pub ports: Box<[NamedPort]>,
+}
+
+/// A port of a container, by its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// `name`.
+    pub name: Arc<str>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// `containerPort`.
+    pub port: u16,
+}
+
+/// The labels of an object, sorted by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
+
+impl Labels {
+    /// From pairs of key and value in any order; of two with one key the last counts.
+    pub fn new(pairs: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> Self {
+        let sorted: std::collections::BTreeMap<_, _> = pairs.into_iter().collect();
+        Self(sorted.into_iter().collect())
+    }
+
+    /// The value of a label.
+    pub fn get(&self, key: &str) -> Option<&Arc<str>> {
+        let at = self.0.binary_search_by(|(known, _)| (**known).cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+
+    /// All pairs of key and value.
+    pub fn iter(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> {
+        self.0.iter()
+    }
+
+    /// The same, to be replaced by shared strings of the same content.
+    pub(super) fn strings_mut(&mut self) -> impl Iterator<Item = &mut Arc<str>> {
+        self.0.iter_mut().flat_map(|(key, value)| [key, value])
+    }
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// `status.addresses` of types InternalIP and ExternalIP, the internal ones first.
     pub addresses: Box<[Addr]>,
@@ -234,6 +286,8 @@ pub struct Node {
     /// Whether the cluster autoscaler is about to remove it (taint `ToBeDeletedByClusterAutoscaler`): load
     /// balancers must see `/healthz` fail (KEP-3836).
     pub deleting: bool,
+    /// `metadata.labels`.
+    pub labels: Labels,
 }
 
 /// A ServiceCIDR: where ClusterIPs come from (KEP-1880).
@@ -244,8 +298,10 @@ pub struct ServiceCidr {
 }
 
 /// A namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
-    /// `metadata.labels`, sorted by key.
-    pub labels: Box<[(Arc<str>, Arc<str>)]>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// Whether it is being deleted: its policies hold until it is gone, since they may go before its Pods.
+    pub terminating: bool,
 }

@@ -107,7 +107,12 @@ fn s37_what_a_list_does_not_repeat_is_gone_only_when_it_is_complete() {
 #[test]
 fn an_address_lives_as_long_as_an_endpoint_or_a_pod_has_it() {
     let mut cluster = Cluster::new("n1");
-    let pod = |host_network| Pod { ips: [addr("10.244.1.1")].into(), host_network };
+    let pod = |host_network| Pod {
+        ips: [addr("10.244.1.1")].into(),
+        host_network,
+        node: "n1".into(),
+        ..Pod::default()
+    };
     let alive = |cluster: &Cluster| cluster.is_alive(&addr("10.244.1.1"));
     cluster.apply(put_slice("a-1", "a", &["10.244.1.1"]));
     cluster.apply(put_slice("a-2", "a", &["10.244.1.1"]));
@@ -155,7 +160,7 @@ fn put_node(name: &str, ip: &str, zone: &str) -> Event {
         addresses: [addr(ip)].into(),
         pod_cidrs: [].into(),
         zone: Some(zone.into()),
-        deleting: false,
+        ..Node::default()
     };
     Event::Node(Change::Applied(Name::new("", name), node))
 }
@@ -184,7 +189,7 @@ fn rivals_for_addresses_and_ports_of_nodes_are_touched() {
         ["c", "d"],
         "an address of a load balancer becomes a ClusterIP"
     );
-    let pod = Pod { ips: [addr("203.0.113.1")].into(), host_network: false };
+    let pod = Pod { ips: [addr("203.0.113.1")].into(), node: "n1".into(), ..Pod::default() };
     assert_eq!(touched(&mut cluster, Event::Pod(Change::Applied(name("p"), pod))), ["a", "b"]);
     assert_eq!(touched(&mut cluster, Event::Pod(Change::Deleted(name("p")))), ["a", "b"]);
     assert_eq!(touched(&mut cluster, put_node("n1", "172.31.0.2", "a")), ["a", "b", "c"]);

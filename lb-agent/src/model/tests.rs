@@ -127,7 +127,7 @@ fn rejected_endpoints_have_a_reason() {
         addresses: [].into(),
         pod_cidrs: [].into(),
         zone: Some("a".into()),
-        deleting: false,
+        ..crate::cluster::Node::default()
     };
     Kind::ALL.into_iter().for_each(|kind| drop(cluster.apply(Event::Synced(kind))));
     let dirty: Dirty = cluster.apply(Event::Node(Change::Applied(Name::new("", "n1"), node)));
@@ -180,7 +180,7 @@ fn s24_addresses_of_node_ports_are_those_asked_for() {
         addresses: ["172.31.0.1", "203.0.113.1"].map(addr).into(),
         pod_cidrs: [].into(),
         zone: None,
-        deleting: false,
+        ..crate::cluster::Node::default()
     };
     cluster.apply(Event::Node(Change::Applied(Name::new("", "n1"), node)));
     check(&cluster, NodePortAddresses::Primary, &["172.31.0.1", "2001:db8::5"]);

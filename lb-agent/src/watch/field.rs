@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use crate::cluster::{Kind, Name};
+use crate::cluster::{Kind, Labels, Name};
 use crate::issue::{Issue, ObjectRef};
 
 /// More issues than this with one object are only counted.
@@ -22,6 +22,12 @@ pub(super) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Labels or annotations of an object.
 pub(super) type StringMap = BTreeMap<String, String>;
+
+/// The labels of an object.
+pub(super) fn labels(map: Option<&StringMap>) -> Labels {
+    let pairs = map.into_iter().flatten();
+    Labels::new(pairs.map(|(key, value)| (key.as_str().into(), value.as_str().into())))
+}
 
 /// Gathers the issues with one object.
 #[derive(Debug)]

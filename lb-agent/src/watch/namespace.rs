@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1;
 
 use super::Watched;
-use super::field::Findings;
+use super::field::{self, Findings};
 use crate::cluster::{Change, Event, Kind, Namespace};
 
 impl Watched for v1::Namespace {
@@ -12,9 +12,8 @@ impl Watched for v1::Namespace {
     type Record = Namespace;
 
     fn record(&self, _: &mut Findings) -> Option<Namespace> {
-        let labels = self.metadata.labels.iter().flatten();
-        let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into()));
-        Some(Namespace { labels: labels.collect() })
+        let terminating = self.metadata.deletion_timestamp.is_some();
+        Some(Namespace { labels: field::labels(self.metadata.labels.as_ref()), terminating })
     }
 
     fn event(change: Change<Namespace>) -> Event {

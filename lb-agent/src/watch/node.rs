@@ -33,6 +33,7 @@ impl Watched for v1::Node {
             pod_cidrs: pod_cidrs(self, findings),
             zone: zone(self).map(Into::into),
             deleting: taints.any(|taint| taint.key == TAINT_DELETING),
+            labels: field::labels(self.metadata.labels.as_ref()),
         })
     }
 

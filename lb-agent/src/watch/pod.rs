@@ -18,7 +18,18 @@ impl Watched for v1::Pod {
             return None;
         }
         let host_network = self.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-        Some(Pod { ips: ips(self, findings), host_network })
+        Some(Pod {
+            ips: ips(self, findings),
+            host_network,
+            node: self
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.as_deref())
+                .unwrap_or_default()
+                .into(),
+            labels: field::labels(self.metadata.labels.as_ref()),
+            ports: Box::default(),
+        })
     }
 
     fn event(change: Change<Pod>) -> Event {

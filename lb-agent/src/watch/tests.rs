@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Watched, read};
 use crate::cluster::{
-    self, Algorithm, Change, Conditions, Event, Extra, Hints, Name, TrafficPolicy, Weighted,
+    self, Algorithm, Change, Conditions, Event, Extra, Hints, Labels, Name, TrafficPolicy, Weighted,
 };
 
 /// Issues as one text each.
@@ -129,8 +129,8 @@ fn pods_that_have_finished_have_no_address() {
             "status": {"phase": phase, "podIPs": [{"ip": "10.244.1.1"}, {"ip": "fd44::1"}]},
         });
         let name = Name::new("ns", "p");
-        let record =
-            cluster::Pod { ips: [addr("10.244.1.1"), addr("fd44::1")].into(), host_network: true };
+        let ips = [addr("10.244.1.1"), addr("fd44::1")].into();
+        let record = cluster::Pod { ips, host_network: true, ..cluster::Pod::default() };
         let want = if gone { Change::Deleted(name) } else { Change::Applied(name, record) };
         assert_eq!(event::<Pod>(pod), Event::Pod(want), "{phase}");
     }
@@ -150,12 +150,14 @@ fn nodes_and_namespaces() {
         pod_cidrs: ["10.244.1.0/24".parse().unwrap()].into(),
         zone: Some("z".into()),
         deleting: true,
+        labels: Labels::new([("topology.kubernetes.io/zone".into(), "z".into())]),
     };
     assert_eq!(event::<Node>(node), Event::Node(Change::Applied(Name::new("", "n1"), record)));
 
     let namespace = json!({"metadata": {"name": "ns", "labels": {"b": "2", "a": "1"}}});
-    let labels = [("a".into(), "1".into()), ("b".into(), "2".into())].into();
-    let change = Change::Applied(Name::new("", "ns"), cluster::Namespace { labels });
+    let labels = Labels::new([("b".into(), "2".into()), ("a".into(), "1".into())]);
+    let change =
+        Change::Applied(Name::new("", "ns"), cluster::Namespace { labels, terminating: false });
     assert_eq!(event::<Namespace>(namespace), Event::Namespace(change));
 }
 

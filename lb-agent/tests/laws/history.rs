@@ -48,8 +48,7 @@ impl Objects {
                 ((1, *i, *j), Event::Slice(change(name, slice)), there)
             }
             Step::Pod(i, there) => {
-                let pod =
-                    there.then(|| Pod { ips: [endpoint_addr(*i)].into(), host_network: false });
+                let pod = there.then(|| Pod { ips: [endpoint_addr(*i)].into(), ..Pod::default() });
                 ((2, *i, 0), Event::Pod(change(name("p", *i), pod)), *there)
             }
             Step::Node(node) => {
@@ -201,7 +200,7 @@ fn node() -> impl Strategy<Value = Node> {
         addresses,
         pod_cidrs: [prefix("10.244.1.0/24")].into(),
         zone: zone.map(Into::into),
-        deleting: false,
+        ..Node::default()
     })
 }
 

@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 20] = [
+const MAPS: [(&str, Option<&str>); 25] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -21,7 +21,7 @@ const MAPS: [(&str, Option<&str>); 20] = [
     ("fragment::FragmentPorts", Some("fragments")),
     ("socket::SkNat", Some("sk_nat")),
     ("socket::SkNatRing", Some("sk_nat")),
-    ("event::DropEvent", Some("events")),
+    ("event::FlowEvent", Some("events")),
     ("event::Sample", Some("samples")),
     ("config::Config", None),
     ("service::AffinityKey", Some("affinity")),
@@ -31,6 +31,11 @@ const MAPS: [(&str, Option<&str>); 20] = [
     ("endpoint::Dev", Some("devs")),
     ("config::Settings", Some("settings")),
     ("config::Cidr", Some("settings")),
+    ("policy::Group", Some("groups")),
+    ("policy::PeerKey", Some("peer_bits")),
+    ("policy::PortKey", Some("port_bits")),
+    ("policy::Bits", Some("peer_bits")),
+    ("policy::PolicyState", Some("policy")),
 ];
 
 pub(super) fn check() -> Result<Vec<String>> {

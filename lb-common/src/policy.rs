@@ -1,0 +1,486 @@
+//! Network policies as the programs see them: bit vectors, one bit for each rule.
+//!
+//! What is enforced in one direction on a Pod is its *group*: the rules of all policies that select it. A rule is one
+//! bit. Three tables say in which rules the bit is set: for the peer's identity ([`PeerKey`]), for protocol and
+//! port ([`PortKey`]), and, of rules without peers, for everybody ([`Group::any`]). A rule applies where both have it:
+//! `(peer | any) & port`. The bits are in the order of evaluation (Admin tier by priority, `NetworkPolicy`, Baseline
+//! tier), so the first one that applies decides, however many policies there are.
+//!
+//! [`judge`] is compiled for the kernel and for `lbctl policy explain`: there is one evaluator.
+
+use crate::addr::Addr;
+use crate::be::Be16;
+use crate::endpoint::{Ident, ident_flags};
+use crate::pod;
+
+/// 64-bit words of a [`Group`].
+pub const WORDS: usize = 4;
+/// Rules of a group; more go on in [`Group::next`].
+pub const RULES: usize = WORDS * 64;
+/// Groups that may be chained for one direction of a Pod.
+pub const CHAIN: u32 = 8;
+
+pod! {
+    /// Value of the array `groups`: up to [`RULES`] rules of one direction. Index 0 is unused: it stands for no policy.
+    ///
+    /// Every word belongs to one tier. Bits of a tier go on in the next word; unused bits of a word are 0 everywhere.
+    pub struct Group: 112 {
+        /// Rules without peers: they apply to every peer.
+        pub any: [u64; WORDS],
+        /// Rules that accept.
+        pub accept: [u64; WORDS],
+        /// Rules that deny. A rule that neither accepts nor denies passes on to the next tier.
+        pub deny: [u64; WORDS],
+        /// `tier::*` of each word.
+        pub tiers: [u8; WORDS],
+        /// `group_flags::*`; those of the first group of a chain hold for all of it.
+        pub flags: u32,
+        /// The group with the rules that follow; 0 = none.
+        pub next: u32,
+        /// Number of the first rule of this group in its chain.
+        pub first: u32,
+    }
+}
+
+/// Values of [`Group::tiers`], in the order of evaluation.
+pub mod tier {
+    /// No rule.
+    pub const NONE: u8 = 0;
+    /// Tier Admin of `ClusterNetworkPolicy`.
+    pub const ADMIN: u8 = 1;
+    /// `NetworkPolicy`.
+    pub const NETWORK_POLICY: u8 = 2;
+    /// Tier Baseline of `ClusterNetworkPolicy`.
+    pub const BASELINE: u8 = 3;
+}
+
+/// Bits of [`Group::flags`].
+pub mod group_flags {
+    /// Some `NetworkPolicy` selects the Pod in this direction: what none allows is denied.
+    pub const ISOLATED: u32 = 1 << 0;
+    /// The Pod behind the device is not known yet, and may be one that a policy isolates.
+    pub const PENDING: u32 = 1 << 1;
+    /// The tables could not take all of it: everything is denied.
+    pub const OVERFLOW: u32 = 1 << 2;
+}
+
+pod! {
+    /// Key of the map `peer_bits`: the rules of a group that have this identity as a peer.
+    pub struct PeerKey: 8 {
+        /// Index in `groups`.
+        pub group: u32,
+        /// Identity of the peer.
+        pub ident: u32,
+    }
+}
+
+pod! {
+    /// Data of the key of the longest-prefix map `port_bits`: the rules of a group that apply to this protocol and
+    /// destination port. The value found has the bits of all shorter prefixes, too. Prefix lengths: 40 = any protocol,
+    /// 48 = any port of a protocol, 48 + k = the first k bits of the port, which is in network order.
+    pub struct PortKey: 8 {
+        /// Index in `groups`.
+        pub group: u32,
+        /// Zero.
+        pub zero: u8,
+        /// IP protocol number.
+        pub proto: u8,
+        /// Destination port; 0 for protocols without ports.
+        pub port: Be16,
+    }
+}
+
+impl PortKey {
+    /// Prefix length of a key for any protocol.
+    pub const ANY_PROTOCOL: u32 = 40;
+    /// Prefix length of a key for any port of a protocol.
+    pub const ANY_PORT: u32 = 48;
+    /// Prefix length of a key for one port.
+    pub const ONE_PORT: u32 = 64;
+}
+
+pod! {
+    /// Value of `peer_bits` and `port_bits`: a set of rules of a group.
+    pub struct Bits: 32 {
+        /// Bit `i % 64` of word `i / 64` is rule `i`.
+        pub words: [u64; WORDS],
+    }
+}
+
+pod! {
+    /// The only element of the array `policy`: what changes as policies do.
+    pub struct PolicyState: 16 {
+        /// Number of the state of all policy tables, raised after each change; 0 while there is no policy. A flow that
+        /// was judged under another number is judged again at its next packet.
+        pub epoch: u32,
+        /// `state_flags::*`.
+        pub flags: u32,
+        /// Group of what enters a Pod whose device has no entry in `pods` yet; 0 = everything is allowed.
+        pub pending_ingress: u32,
+        /// Group of what leaves such a Pod.
+        pub pending_egress: u32,
+    }
+}
+
+/// Bits of [`PolicyState::flags`].
+pub mod state_flags {
+    /// Report new flows that are allowed, too: somebody follows them.
+    pub const REPORT_ALLOWED: u32 = 1 << 0;
+}
+
+/// What the evaluator reads. In the kernel these are maps, in user space the same maps, pinned, or tables in a test.
+pub trait Tables {
+    /// Element of `ident`.
+    fn ident(&self, addr: &Addr) -> Option<&Ident>;
+    /// Best match in `cidrs`; 0 when there is none.
+    fn cidr(&self, addr: &Addr) -> u32;
+    /// Element of `groups`.
+    fn group(&self, index: u32) -> Option<&Group>;
+    /// Element of `peer_bits`.
+    fn peer_bits(&self, key: &PeerKey) -> Option<&Bits>;
+    /// Best match in `port_bits`.
+    fn port_bits(&self, key: &PortKey) -> Option<&Bits>;
+}
+
+/// What the policies say of a flow in one direction, as one number (see [`Judgement::rule`]).
+///
+/// Bits 0-15: 1 + number of the rule that decided, 0 = none did. Bits 16-17: its tier. Bit 31: denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Judgement(u32);
+
+impl Judgement {
+    /// No policy has anything to say of it.
+    pub const ALLOWED: Self = Self(0);
+    const DENIED: u32 = 1 << 31;
+    /// No rule of the Pod's `NetworkPolicy` objects allows it (or a flag of the group denies everything).
+    pub const ISOLATED: Self = Self(Self::DENIED | (tier::NETWORK_POLICY as u32) << 16);
+
+    /// From [`Judgement::number`].
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// As a number, for events.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    const fn by(rule: u32, tier: u8, denied: bool) -> Self {
+        Self((rule + 1) | (tier as u32) << 16 | if denied { Self::DENIED } else { 0 })
+    }
+
+    /// Whether the flow is denied.
+    #[inline(always)]
+    pub const fn denied(self) -> bool {
+        self.0 & Self::DENIED != 0
+    }
+
+    /// Number of the deciding rule in its group's chain; `None` when none decided.
+    pub const fn rule(self) -> Option<u32> {
+        (self.0 & 0xffff).checked_sub(1)
+    }
+
+    /// `tier::*` that decided; `tier::NONE` = none did, so the flow is allowed.
+    pub const fn tier(self) -> u8 {
+        (self.0 >> 16) as u8 & 3
+    }
+}
+
+/// Identity of a peer; `None` = this node itself, which policies do not concern: "traffic to and from the node where
+/// a Pod is running is always allowed" (NetworkPolicy v1).
+#[inline(always)]
+pub fn identify(tables: &impl Tables, peer: &Addr) -> Option<u32> {
+    match tables.ident(peer) {
+        Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => None,
+        Some(known) => Some(known.ident),
+        None => Some(tables.cidr(peer)),
+    }
+}
+
+/// The peer of a flow, and what it is for: protocol and destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Group of the Pod in the direction of the flow; not 0.
+    pub group: u32,
+    /// Identity of the peer.
+    pub ident: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Destination port; 0 for protocols without ports.
+    pub port: Be16,
+    /// Whether the peer is the Pod itself, through a Service: `NetworkPolicy` always allows that,
+    /// `ClusterNetworkPolicy` does not.
+    pub own: bool,
+}
+
+/// The verdict of the policies (NetworkPolicy v1; `ClusterNetworkPolicy` v1alpha2: Admin, then `NetworkPolicy` where one
+/// selects the Pod, else Baseline, else allowed).
+///
+/// What no policy may forbid has been let through before: the node's own traffic, replies, neighbour discovery.
+#[inline(always)]
+pub fn judge(tables: &impl Tables, question: &Question) -> Judgement {
+    let &Question { group: mut index, ident, proto, port, own } = question;
+    let mut flags = group_flags::ISOLATED;
+    let mut passed = false;
+    let mut link = 0;
+    while link < CHAIN {
+        let Some(group) = tables.group(index) else { return Judgement::ISOLATED };
+        if link == 0 {
+            flags = group.flags;
+            if flags & (group_flags::PENDING | group_flags::OVERFLOW) != 0 {
+                return Judgement::ISOLATED;
+            }
+        }
+        if let Some(ports) = tables.port_bits(&PortKey { group: index, zero: 0, proto, port }) {
+            let peer = tables.peer_bits(&PeerKey { group: index, ident });
+            let mut word = 0;
+            while word < WORDS {
+                let applies = applying(group, peer, ports, word);
+                if applies != 0 {
+                    match decide(group, word, applies, flags, &mut passed) {
+                        Step::GO_ON => {}
+                        step => return step.judgement(),
+                    }
+                }
+                word += 1;
+            }
+        }
+        index = group.next;
+        if index == 0 {
+            break;
+        }
+        link += 1;
+    }
+    if flags & group_flags::ISOLATED != 0 && !own {
+        Judgement::ISOLATED
+    } else {
+        Judgement::ALLOWED
+    }
+}
+
+/// The rules of a word that apply.
+#[inline(always)]
+fn applying(group: &Group, peer: Option<&Bits>, ports: &Bits, word: usize) -> u64 {
+    let at = |words: &[u64; WORDS]| words.get(word).copied().unwrap_or_default();
+    (at(&group.any) | peer.map_or(0, |peer| at(&peer.words))) & at(&ports.words)
+}
+
+/// A judgement, or none yet: one number, since an enum with a field would leave bits undefined for the verifier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Step(u32);
+
+impl Step {
+    /// Nothing is decided. No judgement has this number: no rule has the highest one.
+    const GO_ON: Self = Self(u32::MAX);
+
+    #[inline(always)]
+    const fn judgement(self) -> Judgement {
+        Judgement(self.0)
+    }
+}
+
+/// What the rules of a word say that apply, of which there is one at least.
+#[inline(always)]
+fn decide(group: &Group, word: usize, applies: u64, flags: u32, passed: &mut bool) -> Step {
+    let tier = group.tiers.get(word).copied().unwrap_or_default();
+    match tier {
+        tier::ADMIN if *passed => return Step::GO_ON,
+        // `NetworkPolicy` is final for the Pods that one selects.
+        tier::BASELINE if flags & group_flags::ISOLATED != 0 => return Step::GO_ON,
+        _ => {}
+    }
+    let bit = applies.trailing_zeros();
+    let has = |words: &[u64; WORDS]| words.get(word).is_some_and(|word| word >> bit & 1 != 0);
+    let denies = has(&group.deny);
+    if !denies && !has(&group.accept) {
+        // Pass: on to the next tier, and behind Baseline everything is allowed.
+        *passed = true;
+        return if tier == tier::ADMIN { Step::GO_ON } else { Step(Judgement::ALLOWED.0) };
+    }
+    Step(Judgement::by(group.first + word as u32 * 64 + bit, tier, denies).0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    use super::{
+        Bits, Group, Judgement, PeerKey, PortKey, Question, Tables, WORDS, group_flags, identify,
+        judge, tier,
+    };
+    use crate::addr::Addr;
+    use crate::be::Be16;
+    use crate::endpoint::{Ident, ident_flags};
+
+    /// Groups by index, peers by identity; every rule is for every port.
+    #[derive(Default)]
+    struct Sample {
+        idents: BTreeMap<Addr, Ident>,
+        groups: Vec<Group>,
+        peers: BTreeMap<(u32, u32), Bits>,
+        ports: BTreeMap<u32, Bits>,
+    }
+
+    impl Tables for Sample {
+        fn ident(&self, addr: &Addr) -> Option<&Ident> {
+            self.idents.get(addr)
+        }
+
+        fn cidr(&self, _: &Addr) -> u32 {
+            5
+        }
+
+        fn group(&self, index: u32) -> Option<&Group> {
+            self.groups.get(index as usize)
+        }
+
+        fn peer_bits(&self, key: &PeerKey) -> Option<&Bits> {
+            self.peers.get(&(key.group, key.ident))
+        }
+
+        fn port_bits(&self, key: &PortKey) -> Option<&Bits> {
+            self.ports.get(&key.group)
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    enum Action {
+        Accept,
+        Deny,
+        Pass,
+    }
+
+    /// A chain of one group: each rule a word of its own, for identity 7.
+    fn sample(flags: u32, rules: &[(u8, Action)]) -> Sample {
+        let mut group = Group { flags, ..Group::ZERO };
+        let mut bits = Bits::ZERO;
+        for (word, (tier, action)) in rules.iter().enumerate() {
+            group.tiers[word] = *tier;
+            bits.words[word] = 1 << (word + 3);
+            match action {
+                Action::Accept => group.accept[word] = bits.words[word],
+                Action::Deny => group.deny[word] = bits.words[word],
+                Action::Pass => {}
+            }
+        }
+        Sample {
+            idents: BTreeMap::new(),
+            groups: std::vec![Group::ZERO, group],
+            peers: BTreeMap::from([((1, 7), bits)]),
+            ports: BTreeMap::from([(1, Bits { words: [u64::MAX; WORDS] })]),
+        }
+    }
+
+    fn ask(sample: &Sample, ident: u32, own: bool) -> Judgement {
+        judge(sample, &Question { group: 1, ident, proto: 6, port: Be16::new(80), own })
+    }
+
+    #[test]
+    fn tiers_in_their_order() {
+        use Action::{Accept, Deny, Pass};
+        use group_flags::ISOLATED;
+        use tier::{ADMIN, BASELINE, NETWORK_POLICY as NP};
+        let cases: [(&str, u32, &[(u8, Action)], bool, u8, Option<u32>); 12] = [
+            ("nothing applies", 0, &[], false, 0, None),
+            ("isolated, nothing applies", ISOLATED, &[], true, NP, None),
+            ("allowed by NetworkPolicy", ISOLATED, &[(NP, Accept)], false, NP, Some(3)),
+            ("Admin accepts first", ISOLATED, &[(ADMIN, Accept)], false, ADMIN, Some(3)),
+            (
+                "Admin denies what NP allows",
+                ISOLATED,
+                &[(ADMIN, Deny), (NP, Accept)],
+                true,
+                ADMIN,
+                Some(3),
+            ),
+            (
+                "Admin passes to NP",
+                ISOLATED,
+                &[(ADMIN, Pass), (ADMIN, Deny), (NP, Accept)],
+                false,
+                NP,
+                Some(133),
+            ),
+            (
+                "Admin passes to isolation",
+                ISOLATED,
+                &[(ADMIN, Pass), (ADMIN, Accept)],
+                true,
+                NP,
+                None,
+            ),
+            (
+                "Admin passes to Baseline",
+                0,
+                &[(ADMIN, Pass), (ADMIN, Accept), (BASELINE, Deny)],
+                true,
+                BASELINE,
+                Some(133),
+            ),
+            ("Baseline denies", 0, &[(BASELINE, Deny)], true, BASELINE, Some(3)),
+            ("Baseline is not for the isolated", ISOLATED, &[(BASELINE, Accept)], true, NP, None),
+            ("Baseline passes", 0, &[(BASELINE, Pass), (BASELINE, Deny)], false, 0, None),
+            (
+                "Baseline accepts",
+                0,
+                &[(BASELINE, Accept), (BASELINE, Deny)],
+                false,
+                BASELINE,
+                Some(3),
+            ),
+        ];
+        for (name, flags, rules, denied, tier, rule) in cases {
+            let got = ask(&sample(flags, rules), 7, false);
+            assert_eq!((got.denied(), got.tier(), got.rule()), (denied, tier, rule), "{name}");
+            assert_eq!(Judgement::from_number(got.number()), got);
+        }
+    }
+
+    #[test]
+    fn whom_policies_concern() {
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let of = |ident, flags| Ident { ident, flags, ..Ident::ZERO };
+        let mut sample = sample(0, &[]);
+        sample.idents.insert(addr("192.0.2.1"), of(3, ident_flags::LOCAL_NODE));
+        sample.idents.insert(addr("192.0.2.2"), of(4, ident_flags::NODE));
+        sample.idents.insert(addr("10.1.0.2"), of(0, ident_flags::POD));
+        assert_eq!(identify(&sample, &addr("192.0.2.1")), None, "this node");
+        assert_eq!(identify(&sample, &addr("192.0.2.2")), Some(4), "another node");
+        assert_eq!(identify(&sample, &addr("10.1.0.2")), Some(0), "a Pod, not a range it is in");
+        assert_eq!(identify(&sample, &addr("198.51.100.1")), Some(5), "a range");
+    }
+
+    #[test]
+    fn the_pod_itself_as_peer() {
+        use Action::{Accept, Deny};
+        use tier::{ADMIN, BASELINE};
+        let isolated = group_flags::ISOLATED;
+        assert!(!ask(&sample(isolated, &[]), 9, true).denied(), "NetworkPolicy allows it");
+        assert!(ask(&sample(isolated, &[(ADMIN, Deny)]), 7, true).denied());
+        assert!(ask(&sample(0, &[(BASELINE, Deny)]), 7, true).denied());
+        assert!(!ask(&sample(isolated, &[(BASELINE, Accept)]), 7, true).denied());
+    }
+
+    #[test]
+    fn pending_and_overflow_deny_everything() {
+        for flag in [group_flags::PENDING, group_flags::OVERFLOW] {
+            let sample = sample(flag, &[(tier::ADMIN, Action::Accept)]);
+            assert_eq!(ask(&sample, 7, false), Judgement::ISOLATED);
+        }
+    }
+
+    #[test]
+    fn rules_without_peers_and_chained_groups() {
+        let mut sample = sample(group_flags::ISOLATED, &[]);
+        let mut second = Group { first: 256, tiers: [tier::NETWORK_POLICY; 4], ..Group::ZERO };
+        second.any[3] = 1 << 63;
+        second.accept[3] = 1 << 63;
+        sample.groups.push(second);
+        sample.groups[1].next = 2;
+        assert!(ask(&sample, 9, false).denied(), "no port");
+        sample.ports.insert(2, Bits { words: [0, 0, 0, 1 << 63] });
+        assert_eq!(ask(&sample, 9, false).rule(), Some(511));
+    }
+}
