@@ -97,11 +97,11 @@ fn plain(direction: Direction, parsed: &Parsed, now: u32) -> CtEntry {
 /// opens nothing.
 #[inline(always)]
 pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
-    let Scratch { parsed, key, entry, .. } = scratch;
+    let Scratch { parsed, key, entry, epoch, .. } = scratch;
     if parsed.tcp_flags & tcp::RST != 0 {
         return;
     }
-    *entry = plain(direction, parsed, now);
+    *entry = CtEntry { epoch: *epoch, ..plain(direction, parsed, now) };
     if !maps::ct_put(key, entry) {
         maps::count(Counter::Untracked);
     } else if entry.flags & bits::PICKED_UP != 0 {
@@ -147,7 +147,7 @@ pub(crate) enum Claim {
 /// tuples behind the translation would be equal, so the second flow must differ in its port.
 #[inline(never)]
 pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
-    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
     let flow = &parsed.flow;
     nat.port = if nat.flags & bits::PORT_MAPPED == 0 { flow.sport } else { other_port() };
     let Target { addr, port, id, generation } = nat.target;
@@ -174,7 +174,7 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
         backend_id: id,
         backend_gen: generation,
         last_seen: now,
-        epoch: 0,
+        epoch: *epoch,
         flags: bits::REPLY | nat.flags & (bits::HAIRPIN | bits::PORT_MAPPED),
     };
     claim_tuple(key, entry, flow, now)
@@ -209,7 +209,7 @@ pub(crate) fn other_port() -> Be16 {
 /// is found to be ours by the next try.
 #[inline(never)]
 pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<Tracked> {
-    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
     *key = key_out(&parsed.flow, packet.ifindex());
     key.scope = nat.scope;
     *entry = CtEntry {
@@ -220,7 +220,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
         backend_id: nat.target.id,
         backend_gen: nat.target.generation,
         last_seen: now,
-        epoch: 0,
+        epoch: *epoch,
         flags: nat.flags,
     };
     if !maps::ct_put(key, entry) {

@@ -54,7 +54,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
             }
         }
         Kind::IcmpError => return icmp_error(packet, scratch),
-        Kind::Other => return Verdict::Pass,
+        Kind::Untracked | Kind::Other => return Verdict::Pass,
     }
     let port = scratch.parsed.flow.dport.get();
     let (base, n) = maps::masquerade_ports();
@@ -104,7 +104,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
                 Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
             };
         }
-        Kind::Other => return Verdict::Pass,
+        Kind::Untracked | Kind::Other => return Verdict::Pass,
     }
     if !maps::is_host_port(scratch.parsed.flow.sport.get()) {
         return Verdict::Pass;

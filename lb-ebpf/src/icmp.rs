@@ -33,7 +33,7 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
     let Scratch { parsed, quoted, key, .. } = scratch;
     let at = parsed.l4 + ICMP;
     if parse::quoted(packet, parsed, at, quoted).is_none() {
-        return Onward::STACK;
+        return Onward::UNKNOWN;
     }
     // An error about a packet that left the Pod comes in, and the other way round.
     let want = match direction {
@@ -46,7 +46,7 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
             bits::FORWARD
         }
     };
-    let Some(entry) = maps::ct(key) else { return Onward::STACK };
+    let Some(entry) = maps::ct(key) else { return Onward::UNKNOWN };
     if entry.flags() & bits::EXTERNAL != 0 {
         return match direction {
             Direction::Egress => to_outside(packet, scratch, entry),
@@ -145,6 +145,8 @@ pub(crate) struct Onward(i64);
 impl Onward {
     /// Not about a flow of ours, or for a process of this host: to the IP stack.
     pub(crate) const STACK: Self = Self(0);
+    /// About no flow that this Pod has.
+    pub(crate) const UNKNOWN: Self = Self(-3);
     /// The routing table has no way.
     pub(crate) const NOWHERE: Self = Self(-1);
     /// A helper refused halfway.

@@ -22,6 +22,7 @@ mod maps;
 mod packet;
 mod parse;
 mod pipeline;
+mod policy;
 mod refuse;
 mod rewrite;
 mod route;

@@ -17,12 +17,14 @@ use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::event::{FlowEvent, Sample};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
+use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
 use crate::conntrack::Nat;
 use crate::parse::Parsed;
+use crate::policy::Asked;
 
 const RING_MASK: u32 = REMEMBERED as u32 - 1;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -74,6 +76,23 @@ static HOST_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
 #[btf_map(name = "loads")]
 static LOADS: Array<u32, { limits::BACKENDS as usize }> = Array::new();
 
+#[btf_map(name = "groups")]
+static GROUPS: Array<Group, { limits::GROUPS as usize }> = Array::new();
+
+#[btf_map(name = "peer_bits")]
+static PEER_BITS: HashMap<PeerKey, Bits, { limits::PEER_BITS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "port_bits")]
+static PORT_BITS: LpmTrie<PortKey, Bits, { limits::PORT_BITS as usize }, NO_PREALLOC> =
+    LpmTrie::new();
+
+#[btf_map(name = "cidrs")]
+static CIDRS: LpmTrie<Addr, u32, { limits::CIDRS as usize }, NO_PREALLOC> = LpmTrie::new();
+
+#[btf_map(name = "policy")]
+static POLICY: Array<PolicyState, 1> = Array::new();
+
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
 
@@ -105,6 +124,10 @@ pub(crate) struct Scratch {
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
+    /// Number of the policies in force, as of the start of the program; 0 = there are none.
+    pub(crate) epoch: u32,
+    /// The flow that policies judge.
+    pub(crate) asked: Asked,
     /// The event being sent.
     pub(crate) event: FlowEvent,
     /// The packet of a refusal being built.
@@ -219,6 +242,39 @@ pub(crate) fn dev(ifindex: u32) -> Option<&'static Dev> {
     unsafe { DEVS.get(&ifindex) }
 }
 
+/// Identity of an address that no Pod or node has.
+#[inline(always)]
+pub(crate) fn cidr(addr: &Addr) -> u32 {
+    CIDRS.get(&Key::new(128, *addr)).copied().unwrap_or(0)
+}
+
+#[inline(always)]
+pub(crate) fn group(index: u32) -> Option<&'static Group> {
+    GROUPS.get(index)
+}
+
+#[inline(always)]
+pub(crate) fn peer_bits(key: &PeerKey) -> Option<&'static Bits> {
+    // SAFETY: as in `frontend`.
+    unsafe { PEER_BITS.get(key) }
+}
+
+#[inline(always)]
+pub(crate) fn port_bits(key: &PortKey) -> Option<&'static Bits> {
+    PORT_BITS.get(&Key::new(PortKey::ONE_PORT, *key))
+}
+
+/// Number of the policies in force; 0 = there are none.
+#[inline(always)]
+pub(crate) fn epoch() -> u32 {
+    policy_state().map_or(0, |state| state.epoch)
+}
+
+#[inline(always)]
+pub(crate) fn policy_state() -> Option<&'static PolicyState> {
+    POLICY.get(0)
+}
+
 #[inline(always)]
 pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
@@ -282,8 +338,16 @@ impl Tracked {
         backend_id: u32,
         backend_gen: u32,
         last_seen: u32,
+        epoch: u32,
         flags: u32
     );
+
+    /// Writes the number of the policies that allow the flow.
+    #[inline(always)]
+    pub(crate) fn set_epoch(self, epoch: u32) {
+        // SAFETY: as in the readers; aligned 32-bit store.
+        unsafe { (&raw mut (*self.0.as_ptr()).epoch).write(epoch) };
+    }
 
     /// All of it.
     #[inline(always)]

@@ -41,7 +41,10 @@ pub(crate) enum Kind {
     LaterFragment,
     /// An ICMP error: it quotes a packet, whose flow it belongs to.
     IcmpError,
-    /// Nothing of ours: not IP, multicast, neighbour discovery, cut short.
+    /// An IP packet of no flow: multicast, broadcast, other ICMP, cut short. What of [`Parsed`] is not known is 0; layer
+    /// 4 is not to be touched.
+    Untracked,
+    /// Nothing of ours: not IP, or what IPv6 needs to find its neighbours.
     Other,
 }
 
@@ -86,8 +89,7 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     let Some(ip) = packet.load::<Ipv4>(l3) else { return Kind::Other };
     let header = usize::from(ip.version_ihl & 0xf) * 4;
     let dst = Be32::from_wire(ip.dst);
-    // Multicast and limited broadcast (224/4, 240/4) are no flows.
-    if ip.version_ihl >> 4 != 4 || header < 20 || dst.get() >= MULTICAST {
+    if ip.version_ihl >> 4 != 4 || header < 20 {
         return Kind::Other;
     }
     parsed.v4 = true;
@@ -100,12 +102,17 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
         proto: ip.protocol,
     };
     if ip.fragment & (OFFSET_MASK | MORE_FRAGMENTS) == 0 {
-        return transport(packet, parsed);
+        let kind = transport(packet, parsed);
+        // Multicast and limited broadcast (224/4, 240/4) are no flows.
+        return if dst.get() >= MULTICAST { Kind::Untracked } else { kind };
+    }
+    if dst.get() >= MULTICAST {
+        return Kind::Untracked;
     }
     parsed.fragment_id = u32::from(ip.id);
     if ip.fragment & OFFSET_MASK != 0 {
         // Nothing behind the header is read, so nothing else sees that the packet ends in it.
-        return if parsed.l4 > packet.len() as usize { Kind::Other } else { later(parsed) };
+        return if parsed.l4 > packet.len() as usize { Kind::Untracked } else { later(parsed) };
     }
     first(transport(packet, parsed))
 }
@@ -126,9 +133,10 @@ struct Ipv6 {
 fn ipv6(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
     let Some(ip) = packet.load::<Ipv6>(l3) else { return Kind::Other };
     let [d0, d1, d2, d3] = ip.dst;
-    if u32::from_be(ip.version_flow) >> 28 != 6 || Be32::from_wire(d0).get() >> 24 == 0xff {
+    if u32::from_be(ip.version_flow) >> 28 != 6 {
         return Kind::Other;
     }
+    let multicast = Be32::from_wire(d0).get() >> 24 == 0xff;
     let [s0, s1, s2, s3] = ip.src;
     parsed.v4 = false;
     parsed.l4 = l3 + size_of::<Ipv6>();
@@ -155,6 +163,7 @@ fn ipv6(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
                 parsed.flow.proto = protocol;
                 parsed.l4 = offset;
             }
+            _ if multicast => return Kind::Untracked,
             Extensions::First { protocol, offset, id } => {
                 parsed.flow.proto = protocol;
                 parsed.l4 = offset;
@@ -166,10 +175,11 @@ fn ipv6(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
                 parsed.fragment_id = id;
                 return later(parsed);
             }
-            Extensions::Unknown => return Kind::Other,
+            Extensions::Unknown => return Kind::Untracked,
         }
     }
-    transport(packet, parsed)
+    let kind = transport(packet, parsed);
+    if multicast && kind != Kind::Other { Kind::Untracked } else { kind }
 }
 
 const HOP_BY_HOP: u8 = 0;
@@ -254,26 +264,27 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
     match parsed.flow.proto {
         proto::TCP => {
             let Some([ports, _, _, word3]) = packet.load::<[u32; 4]>(parsed.l4) else {
-                return Kind::Other;
+                return Kind::Untracked;
             };
             set_ports(&mut parsed.flow, ports);
             // Byte 13 of the header, the second of its fourth word.
             parsed.tcp_flags = (u32::from_be(word3) >> 16) as u8;
         }
         proto::UDP | proto::SCTP => {
-            let Some(ports) = packet.load::<u32>(parsed.l4) else { return Kind::Other };
+            let Some(ports) = packet.load::<u32>(parsed.l4) else { return Kind::Untracked };
             set_ports(&mut parsed.flow, ports);
         }
         proto::ICMP | proto::ICMP6 => {
             let Some([head, id_seq]) = packet.load::<[u32; 2]>(parsed.l4) else {
-                return Kind::Other;
+                return Kind::Untracked;
             };
             let icmp_type = (u32::from_be(head) >> 24) as u8;
             if is_error(icmp_type, parsed.v4) {
                 return Kind::IcmpError;
             }
             if !is_echo(icmp_type, parsed.v4) {
-                return Kind::Other;
+                let neighbours = is_neighbourly(icmp_type, parsed.v4);
+                return if neighbours { Kind::Other } else { Kind::Untracked };
             }
             let id = Be16::new((u32::from_be(id_seq) >> 16) as u16);
             parsed.flow.sport = id;
@@ -290,13 +301,21 @@ fn set_ports(flow: &mut Flow, ports: u32) {
     flow.dport = Be16::from_wire((ports >> 16) as u16);
 }
 
+/// Multicast listeners, routers and neighbours: RFC 2710 (130-132), RFC 4861 (133-136), RFC 3810 (143). Without them an
+/// IPv6 address reaches nobody on its own link.
+#[inline(always)]
+fn is_neighbourly(icmp_type: u8, v4: bool) -> bool {
+    !v4 && matches!(icmp_type, 130..=136 | 143)
+}
+
 /// Destination unreachable, time exceeded, parameter problem: RFC 792 (3, 11, 12), RFC 4443 (1, 2, 3, 4).
 #[inline(always)]
 fn is_error(icmp_type: u8, v4: bool) -> bool {
     if v4 { matches!(icmp_type, 3 | 11 | 12) } else { matches!(icmp_type, 1..=4) }
 }
 
-/// Parses the packet that an ICMP error quotes at `offset`, as far as its ports; `None` when there is less of it.
+/// Parses the packet that an ICMP error quotes at `offset`, as far as its ports (of an echo: its identifier);
+/// `None` when there is less of it.
 #[inline(always)]
 pub(crate) fn quoted(
     packet: Packet,
@@ -320,12 +339,18 @@ pub(crate) fn quoted(
         let [src, dst] = [ip.src, ip.dst].map(|words| Addr::v6(words.map(Be32::from_wire)));
         (size_of::<Ipv6>(), src, dst, ip.next_header)
     };
-    if !matches!(protocol, proto::TCP | proto::UDP | proto::SCTP) {
-        return None;
-    }
     inner.l4 = offset + header;
     inner.flow = Flow { src, dst, sport: Be16::new(0), dport: Be16::new(0), proto: protocol };
-    set_ports(&mut inner.flow, packet.load::<u32>(inner.l4)?);
+    match protocol {
+        proto::TCP | proto::UDP | proto::SCTP => {
+            set_ports(&mut inner.flow, packet.load::<u32>(inner.l4)?);
+        }
+        proto::ICMP | proto::ICMP6 => {
+            let id = Be16::from_wire(packet.load::<u16>(inner.l4 + 4)?);
+            (inner.flow.sport, inner.flow.dport) = (id, id);
+        }
+        _ => {}
+    }
     Some(())
 }
 

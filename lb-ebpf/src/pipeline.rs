@@ -1,8 +1,9 @@
-//! The packet arrow, top to bottom: parse → conntrack lookup → service → (policy) → conntrack commit → rewrite →
-//! verdict. A conntrack hit goes straight to rewrite. Policy stands between service and commit, so that it judges
-//! the backend and not the ClusterIP.
+//! The packet arrow, top to bottom: parse → conntrack lookup → service → policy → conntrack commit → rewrite →
+//! verdict. A conntrack hit goes straight to rewrite, unless the policies have changed since it was judged. Policy
+//! stands between service and commit, so that it judges the backend and not the ClusterIP.
 
 use lb_common::addr::Addr;
+use lb_common::be::Be16;
 use lb_common::conntrack::{Direction, bits, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::fragment::hook;
@@ -13,6 +14,7 @@ use crate::conntrack::{self, Claim, Nat};
 use crate::maps::{self, Scratch, Tracked};
 use crate::packet::Packet;
 use crate::parse::{self, Kind, Parsed};
+use crate::policy::{self, how};
 use crate::service::{self, Client, Destination, Health, Target};
 use crate::verdict::{self, Verdict};
 use crate::{bridge, external, fragment, icmp, refuse, rewrite};
@@ -21,6 +23,7 @@ use crate::{bridge, external, fragment, icmp, refuse, rewrite};
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    scratch.epoch = maps::epoch();
     match parse::parse(packet, &mut scratch.parsed, parse::L3) {
         Kind::Flow => {}
         Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_OUT),
@@ -30,6 +33,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
             }
         }
         Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
+        Kind::Untracked => return untracked(packet, scratch, 0),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -39,6 +43,12 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     if conntrack::starts_over(entry, parsed, now) {
         return open_out(packet, scratch, now);
     }
+    if policy::is_stale(scratch, entry)
+        && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Egress)
+    {
+        return Verdict::Drop(reported);
+    }
+    let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
     if flags & bits::FORWARD != 0 {
         return forward(packet, scratch, entry, now);
@@ -61,25 +71,36 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    scratch.epoch = maps::epoch();
     match parse::parse(packet, &mut scratch.parsed, parse::L3) {
         Kind::Flow => {}
         Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_IN),
         Kind::LaterFragment => {
             if !fragment::recall(packet, scratch, hook::POD_IN) {
-                return Verdict::Pass;
+                return untracked(packet, scratch, how::INGRESS);
             }
         }
         Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
+        Kind::Untracked => return untracked(packet, scratch, how::INGRESS),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_in(&parsed.flow, packet.ifindex());
-    let Some(entry) = maps::ct(key) else {
-        conntrack::commit_plain(scratch, Direction::Ingress, now);
-        return Verdict::Pass;
-    };
+    let Some(entry) = maps::ct(key) else { return open_in(packet, scratch, now) };
     let flags = entry.flags();
+    // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
+    // goes straight to the Pod from a port that its client had used through a Service.
+    let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
+    if plain && conntrack::starts_over(entry, parsed, now) {
+        return open_in(packet, scratch, now);
+    }
+    if policy::is_stale(scratch, entry)
+        && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Ingress)
+    {
+        return Verdict::Drop(reported);
+    }
+    let Scratch { parsed, key, .. } = scratch;
     if flags & (bits::REPLY | bits::HAIRPIN | bits::EXTERNAL) == bits::REPLY {
         if flags & bits::SEEN_OUT == 0 {
             conntrack::answered(entry, key, now);
@@ -87,15 +108,36 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         conntrack::note(entry, Direction::Ingress, parsed, now);
         return reply_in(packet, scratch, entry);
     }
-    // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
-    // goes straight to the Pod from a port that its client had used through a Service.
-    let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
-    if plain && conntrack::starts_over(entry, parsed, now) {
-        conntrack::commit_plain(scratch, Direction::Ingress, now);
-        return Verdict::Pass;
-    }
     conntrack::note(entry, Direction::Ingress, parsed, now);
     Verdict::Pass
+}
+
+/// The first packet of a flow that enters the Pod.
+#[inline(always)]
+fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    let flow = &scratch.parsed.flow;
+    let peer = (flow.src, flow.dport);
+    let admitted = if is_mid_flow(&scratch.parsed) {
+        policy::admit_either(packet, scratch, Direction::Ingress)
+    } else {
+        policy::admit(packet, scratch, peer, how::INGRESS)
+    };
+    if let Err(reported) = admitted {
+        return Verdict::Drop(reported);
+    }
+    conntrack::commit_plain(scratch, Direction::Ingress, now);
+    Verdict::Pass
+}
+
+/// A packet of no flow. Policies judge each by itself; `how` is of `policy::how`.
+#[inline(always)]
+fn untracked(packet: Packet, scratch: &mut Scratch, how: u32) -> Verdict {
+    let flow = &scratch.parsed.flow;
+    let peer = if how & how::INGRESS != 0 { flow.src } else { flow.dst };
+    match policy::admit(packet, scratch, (peer, flow.dport), how) {
+        Ok(()) => Verdict::Pass,
+        Err(reported) => Verdict::Drop(reported),
+    }
 }
 
 /// A packet of a known flow to a Service.
@@ -184,11 +226,24 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if let Some(entry) = maps::ct(key)
         && !conntrack::starts_over(entry, parsed, now)
     {
+        if policy::is_stale(scratch, entry)
+            && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Egress)
+        {
+            return Verdict::Drop(reported);
+        }
         return forward(packet, scratch, entry, now);
     }
     if is_mid_flow(parsed) {
-        return Verdict::Pass;
+        return match policy::admit_either(packet, scratch, Direction::Egress) {
+            Ok(()) => Verdict::Pass,
+            Err(reported) => Verdict::Drop(reported),
+        };
     }
+    let peer = (parsed.flow.dst, parsed.flow.dport);
+    if let Err(reported) = policy::admit(packet, scratch, peer, 0) {
+        return Verdict::Drop(reported);
+    }
+    let Scratch { parsed, .. } = scratch;
     let Flow { dst: addr, dport: port, .. } = parsed.flow;
     let target = Target { addr, port, id: 0, generation: 0 };
     let flags = bits::FORWARD | bits::PORT_MAPPED;
@@ -255,11 +310,25 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             refused(packet, scratch, drop_index(DropReason::UndefinedPort, false), 0)
         }
         Destination::Unallocated => drop_out(packet, scratch, DropReason::UnallocatedIp, 0),
-        Destination::Plain => {
-            conntrack::commit_plain(scratch, Direction::Egress, now);
-            Verdict::Pass
-        }
+        Destination::Plain => plain_out(packet, scratch, now),
     }
+}
+
+/// The first packet of a flow that leaves the Pod for no Service.
+#[inline(always)]
+fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    let flow = &scratch.parsed.flow;
+    let peer = (flow.dst, flow.dport);
+    let admitted = if is_mid_flow(&scratch.parsed) {
+        policy::admit_either(packet, scratch, Direction::Egress)
+    } else {
+        policy::admit(packet, scratch, peer, 0)
+    };
+    if let Err(reported) = admitted {
+        return Verdict::Drop(reported);
+    }
+    conntrack::commit_plain(scratch, Direction::Egress, now);
+    Verdict::Pass
 }
 
 /// The first packet of a flow to a Service: chooses a backend, claims a tuple, commits both entries, rewrites.
@@ -297,6 +366,11 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         nat.scope = scope::POD;
         nat.veth = 0;
         nat.service_id = service_id;
+        let own = if nat.flags & bits::HAIRPIN != 0 { how::OWN } else { 0 };
+        let backend = (nat.target.addr, nat.target.port);
+        if let Err(reported) = policy::admit(packet, scratch, backend, own) {
+            return Verdict::Drop(reported);
+        }
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}
             Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
@@ -343,10 +417,14 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
     if let Some(ifindex) = onward.device() {
         return Verdict::Neighbour(ifindex);
     }
+    let ingress = direction == Direction::Ingress;
+    if onward == icmp::Onward::UNKNOWN {
+        scratch.parsed.flow.dport = Be16::new(0);
+        return untracked(packet, scratch, if ingress { how::INGRESS } else { 0 });
+    }
     if onward != icmp::Onward::FAILED {
         return Verdict::Pass;
     }
-    let ingress = direction == Direction::Ingress;
     Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
 }
 
@@ -355,7 +433,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
 fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
-        Destination::Plain => Verdict::Pass,
+        Destination::Plain => untracked(packet, scratch, 0),
         Destination::UndefinedPort
         | Destination::Unallocated
         | Destination::Empty(_)

@@ -1,10 +1,11 @@
 //! Verdict → return code of a tc program. The one place where a drop is counted and reported.
 
-use lb_common::event::FlowEvent;
+use lb_common::event::{FlowEvent, outcome};
 use lb_common::verdict::{DropReason, drop_index};
 
 use crate::maps::{self, Scratch};
 use crate::packet::Packet;
+use crate::policy::how;
 
 /// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
 const NEXT: i32 = -1;
@@ -52,6 +53,51 @@ pub(crate) fn report_index(
 ) -> Reported {
     count_and_emit(packet, scratch, index, service_id);
     Reported(())
+}
+
+/// Counts a packet that policies refuse, as `scratch.asked` has it; `reason` is the number of a [`DropReason`].
+#[inline(always)]
+pub(crate) fn report_judged(packet: Packet, scratch: &mut Scratch, reason: u32) -> Reported {
+    let ingress = scratch.asked.how & how::INGRESS;
+    maps::count_index(reason * 2 + ingress);
+    emit_judged(packet, scratch, reason);
+    Reported(())
+}
+
+/// Tells of a flow that policies allow, to those who follow them or try some in shadow mode.
+#[inline(always)]
+pub(crate) fn report_allowed(packet: Packet, scratch: &mut Scratch) {
+    emit_judged(packet, scratch, 0);
+}
+
+#[inline(never)]
+fn emit_judged(packet: Packet, scratch: &mut Scratch, reason: u32) {
+    let Scratch { parsed, asked, event, .. } = scratch;
+    let flow = &parsed.flow;
+    let ingress = asked.how & how::INGRESS;
+    // Behind a Service the backend, not what the packet still shows.
+    let (dst, dport) = if ingress != 0 { (flow.dst, flow.dport) } else { (asked.peer, asked.port) };
+    let shown = match asked.shadow {
+        0 if reason == 0 => outcome::ALLOWED,
+        0 => outcome::DROPPED,
+        shadow => shadow as u8,
+    };
+    *event = FlowEvent {
+        src: flow.src,
+        dst,
+        sport: flow.sport,
+        dport,
+        proto: flow.proto,
+        reason: reason as u8,
+        ingress: ingress as u8,
+        outcome: shown,
+        ifindex: packet.ifindex(),
+        group: asked.group,
+        judgement: asked.judgement,
+        ident: asked.ident,
+        ..FlowEvent::ZERO
+    };
+    maps::emit(event);
 }
 
 /// The return code for `verdict`.
