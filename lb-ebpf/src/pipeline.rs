@@ -33,7 +33,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
             }
         }
         Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
-        Kind::Untracked => return untracked(packet, scratch, 0),
+        Kind::Untracked => return untracked(packet, scratch, how::SENT),
         Kind::Other => return Verdict::Pass,
     }
     let now = maps::now();
@@ -240,7 +240,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         };
     }
     let peer = (parsed.flow.dst, parsed.flow.dport);
-    if let Err(reported) = policy::admit(packet, scratch, peer, 0) {
+    if let Err(reported) = policy::admit(packet, scratch, peer, how::SENT) {
         return Verdict::Drop(reported);
     }
     let Scratch { parsed, .. } = scratch;
@@ -322,7 +322,7 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let admitted = if is_mid_flow(&scratch.parsed) {
         policy::admit_either(packet, scratch, Direction::Egress)
     } else {
-        policy::admit(packet, scratch, peer, 0)
+        policy::admit(packet, scratch, peer, how::SENT)
     };
     if let Err(reported) = admitted {
         return Verdict::Drop(reported);
@@ -368,7 +368,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         nat.service_id = service_id;
         let own = if nat.flags & bits::HAIRPIN != 0 { how::OWN } else { 0 };
         let backend = (nat.target.addr, nat.target.port);
-        if let Err(reported) = policy::admit(packet, scratch, backend, own) {
+        if let Err(reported) = policy::admit(packet, scratch, backend, own | how::SENT) {
             return Verdict::Drop(reported);
         }
         match conntrack::claim(packet, scratch, now) {
@@ -420,7 +420,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
     let ingress = direction == Direction::Ingress;
     if onward == icmp::Onward::UNKNOWN {
         scratch.parsed.flow.dport = Be16::new(0);
-        return untracked(packet, scratch, if ingress { how::INGRESS } else { 0 });
+        return untracked(packet, scratch, if ingress { how::INGRESS } else { how::SENT });
     }
     if onward != icmp::Onward::FAILED {
         return Verdict::Pass;
@@ -433,7 +433,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
 fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
-        Destination::Plain => untracked(packet, scratch, 0),
+        Destination::Plain => untracked(packet, scratch, how::SENT),
         Destination::UndefinedPort
         | Destination::Unallocated
         | Destination::Empty(_)

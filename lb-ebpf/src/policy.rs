@@ -74,6 +74,8 @@ pub(crate) mod how {
     pub(crate) const INGRESS: u32 = 1;
     /// The peer is the Pod itself, through a Service.
     pub(crate) const OWN: u32 = 2;
+    /// The packet leaves the Pod and is the first of its flow: its source is to be checked.
+    pub(crate) const SENT: u32 = 4;
 }
 
 /// Whether an entry was judged under other policies than those in force.
@@ -118,7 +120,7 @@ pub(crate) fn admit_either(
     };
     let asked = &mut scratch.asked;
     (asked.peer, asked.port, asked.how) = match direction {
-        Direction::Egress => (peer, own, how::INGRESS),
+        Direction::Egress => (peer, own, how::INGRESS | how::SENT),
         Direction::Ingress => (peer, other, 0),
     };
     if ask(packet, scratch) == ALLOWED {
@@ -126,7 +128,7 @@ pub(crate) fn admit_either(
     }
     let asked = &mut scratch.asked;
     (asked.port, asked.how) = match direction {
-        Direction::Egress => (other, 0),
+        Direction::Egress => (other, how::SENT),
         Direction::Ingress => (own, how::INGRESS),
     };
     let reason = ask(packet, scratch);
@@ -190,7 +192,7 @@ fn ask(packet: Packet, scratch: &mut Scratch) -> u32 {
     let ingress = asked.how & how::INGRESS != 0;
     let (group, shadow) = groups(ifindex, ingress);
     (asked.group, asked.ident, asked.judgement, asked.shadow) = (group, 0, 0, 0);
-    if !ingress && is_spoofed(&parsed.flow.src, ifindex) {
+    if asked.how & how::SENT != 0 && is_spoofed(&parsed.flow.src, ifindex) {
         return DropReason::SpoofedSource as u32;
     }
     if group == 0 && shadow == 0 {

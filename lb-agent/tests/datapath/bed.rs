@@ -13,8 +13,9 @@ use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtKey, bits};
 use lb_common::flow::proto;
+use lb_common::policy::{Bits, PeerKey, PortKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
-use lb_common::verdict::{Counter, DropReason, drop_index};
+use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
 use super::packet;
 
@@ -130,6 +131,39 @@ impl Bed {
         let skip = if client.is_v4() { 96 } else { 0 };
         let key = Key::new(32 + skip + bits, SourceRange { service_id, client });
         map.insert(&key, &1, 0).unwrap();
+    }
+
+    /// Writes an element of `port_bits`.
+    pub(crate) fn put_port_bits(&mut self, prefix: u32, key: PortKey, bits: Bits) {
+        let mut map: LpmTrie<_, PortKey, Bits> =
+            self.ebpf.map_mut("port_bits").unwrap().try_into().unwrap();
+        map.insert(&Key::new(prefix, key), &bits, 0).unwrap();
+    }
+
+    /// Takes all peers from a group.
+    pub(crate) fn clear_bits(&mut self, group: u32) {
+        let mut map: HashMap<_, PeerKey, Bits> =
+            self.ebpf.map_mut("peer_bits").unwrap().try_into().unwrap();
+        let keys: Vec<PeerKey> = map.keys().map(Result::unwrap).collect();
+        for key in keys.into_iter().filter(|key| key.group == group) {
+            map.remove(&key).unwrap();
+        }
+    }
+
+    /// What policies said so far, by the names of the outcomes, each as often as it was.
+    pub(crate) fn judged(&self) -> Vec<&'static str> {
+        let map: PerCpuArray<_, u64> = self.ebpf.map("counters").unwrap().try_into().unwrap();
+        let read = |index: u32| map.get(&index, 0).unwrap().iter().sum::<u64>();
+        let mut said = Vec::new();
+        for outcome in Outcome::ALL {
+            for tier in 0..4 {
+                for ingress in [false, true] {
+                    let n = read(judged_index(outcome, tier, ingress));
+                    said.extend((0..n).map(|_| outcome.name()));
+                }
+            }
+        }
+        said
     }
 
     /// Puts ids into new slots and gives the first slot.
