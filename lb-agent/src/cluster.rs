@@ -38,7 +38,7 @@ pub enum Kind {
     Service,
     /// EndpointSlices.
     EndpointSlice,
-    /// Pods of this node.
+    /// Pods.
     Pod,
     /// Namespaces.
     Namespace,
@@ -46,17 +46,23 @@ pub enum Kind {
     Node,
     /// ServiceCIDRs.
     ServiceCidr,
+    /// NetworkPolicies.
+    NetworkPolicy,
+    /// ClusterNetworkPolicies.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
         Self::Namespace,
         Self::Node,
         Self::ServiceCidr,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
     ];
 
     /// The kind as in a manifest.
@@ -68,6 +74,8 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 }
@@ -105,7 +113,7 @@ pub enum Event {
     Service(Change<Service>),
     /// An EndpointSlice.
     Slice(Change<EndpointSlice>),
-    /// A Pod of this node.
+    /// A Pod of any node.
     Pod(Change<Pod>),
     /// A namespace.
     Namespace(Change<Namespace>),
@@ -113,6 +121,10 @@ pub enum Event {
     Node(Change<Node>),
     /// A ServiceCIDR.
     ServiceCidr(Change<ServiceCidr>),
+    /// A NetworkPolicy.
+    NetworkPolicy(Change<Policy>),
+    /// A ClusterNetworkPolicy.
+    ClusterNetworkPolicy(Change<Policy>),
     /// The addresses of this node's own network namespace, without loopback and link-local ones, those that others
     /// reach it by first. Replaces those told before.
     Host(Box<[Addr]>),
@@ -140,18 +152,22 @@ pub struct Dirty {
     pub services: BTreeSet<Name>,
     /// What is known of this node and of the address ranges.
     pub node: bool,
+    /// Something that policies depend on: one of them; labels, addresses, named ports or the node of a Pod; labels of
+    /// a namespace; labels or addresses of a node.
+    pub policies: bool,
 }
 
 impl Dirty {
     /// Whether nothing has to be done.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
+        self.services.is_empty() && !self.node && !self.policies
     }
 
     /// Adds another event's.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
         self.node |= other.node;
+        self.policies |= other.policies;
     }
 }
 
@@ -165,12 +181,14 @@ pub struct Cluster {
     namespaces: Table<Namespace>,
     nodes: Table<Node>,
     service_cidrs: Table<ServiceCidr>,
+    network_policies: Table<Policy>,
+    cluster_network_policies: Table<Policy>,
     /// Addresses of this node's network namespace.
     host: Box<[Addr]>,
     /// (service, name of its slice).
     slices_of: BTreeSet<(Name, Arc<str>)>,
     claims: Claims,
-    /// Number of endpoints and Pods with this address.
+    /// Number of endpoints and Pods of this node with this address.
     uses: HashMap<Addr, u32>,
     /// Pods of this node with addresses of their own.
     pod_at: HashMap<Addr, Name>,
@@ -192,6 +210,8 @@ impl Cluster {
             namespaces: Table::default(),
             nodes: Table::default(),
             service_cidrs: Table::default(),
+            network_policies: Table::default(),
+            cluster_network_policies: Table::default(),
             host: Box::default(),
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
@@ -217,11 +237,9 @@ impl Cluster {
             Event::Pod(Change::Applied(name, pod)) => self.put_pod(name, pod, &mut dirty),
             Event::Pod(Change::Deleted(name)) => self.remove_pod(&name, &mut dirty),
             Event::Namespace(Change::Applied(name, namespace)) => {
-                self.namespaces.insert(name, namespace);
+                self.put_namespace(name, namespace, &mut dirty);
             }
-            Event::Namespace(Change::Deleted(name)) => {
-                self.namespaces.remove(&name);
-            }
+            Event::Namespace(Change::Deleted(name)) => self.remove_namespace(&name, &mut dirty),
             Event::Node(Change::Applied(name, node)) => self.put_node(name, node, &mut dirty),
             Event::Node(Change::Deleted(name)) => self.remove_node(&name, &mut dirty),
             Event::ServiceCidr(Change::Applied(name, cidr)) => {
@@ -229,6 +247,18 @@ impl Cluster {
             }
             Event::ServiceCidr(Change::Deleted(name)) => {
                 self.remove_service_cidr(&name, &mut dirty);
+            }
+            Event::NetworkPolicy(Change::Applied(name, policy)) => {
+                self.put_network_policy(name, policy, &mut dirty);
+            }
+            Event::NetworkPolicy(Change::Deleted(name)) => {
+                self.remove_network_policy(&name, &mut dirty);
+            }
+            Event::ClusterNetworkPolicy(Change::Applied(name, policy)) => {
+                self.put_cluster_network_policy(name, policy, &mut dirty);
+            }
+            Event::ClusterNetworkPolicy(Change::Deleted(name)) => {
+                self.remove_cluster_network_policy(&name, &mut dirty);
             }
             Event::Host(addrs) => {
                 if self.host != addrs {
@@ -264,6 +294,8 @@ impl Cluster {
             Kind::Namespace => self.namespaces.is_synced(),
             Kind::Node => self.nodes.is_synced(),
             Kind::ServiceCidr => self.service_cidrs.is_synced(),
+            Kind::NetworkPolicy => self.network_policies.is_synced(),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.is_synced(),
         }
     }
 
@@ -323,7 +355,22 @@ impl Cluster {
 
     /// All Pods of this node.
     pub fn pods(&self) -> impl Iterator<Item = (&Name, &Pod)> {
+        self.all_pods().filter(|(_, pod)| self.is_own(pod))
+    }
+
+    /// All Pods of all nodes, and those of none yet.
+    pub fn all_pods(&self) -> impl Iterator<Item = (&Name, &Pod)> {
         self.pods.iter()
+    }
+
+    /// Whether a Pod is one of this node.
+    pub fn is_own(&self, pod: &Pod) -> bool {
+        *pod.node == *self.node
+    }
+
+    /// All policies: NetworkPolicies by namespace and name, ClusterNetworkPolicies by their name alone.
+    pub fn policies(&self) -> impl Iterator<Item = (&Name, &Policy)> {
+        self.cluster_network_policies.iter().chain(self.network_policies.iter())
     }
 
     /// The Pod of this node with this address, Pods of the host network excepted.
@@ -350,6 +397,11 @@ impl Cluster {
     pub fn service_cidrs(&self) -> impl Iterator<Item = (&Name, &Prefix)> {
         let cidrs = self.service_cidrs.iter();
         cidrs.flat_map(|(name, cidr)| cidr.prefixes.iter().map(move |prefix| (name, prefix)))
+    }
+
+    /// All namespaces.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Name, &Namespace)> {
+        self.namespaces.iter()
     }
 
     /// The namespace with this name.

@@ -91,7 +91,8 @@ impl Counters {
 
     /// Those of one kind.
     pub fn of(&self, kind: Kind) -> &KindCounters {
-        let [service, slice, pod, namespace, node, service_cidr] = &self.kinds;
+        let [service, slice, pod, namespace, node, service_cidr, network_policy, cluster_policy] =
+            &self.kinds;
         match kind {
             Kind::Service => service,
             Kind::EndpointSlice => slice,
@@ -99,6 +100,8 @@ impl Counters {
             Kind::Namespace => namespace,
             Kind::Node => node,
             Kind::ServiceCidr => service_cidr,
+            Kind::NetworkPolicy => network_policy,
+            Kind::ClusterNetworkPolicy => cluster_policy,
         }
     }
 }

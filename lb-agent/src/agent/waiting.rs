@@ -41,6 +41,8 @@ impl Queue {
             | Event::Namespace(_)
             | Event::Node(_)
             | Event::ServiceCidr(_)
+            | Event::NetworkPolicy(_)
+            | Event::ClusterNetworkPolicy(_)
             | Event::Host(_)
             | Event::Restarted(_)
             | Event::Synced(_)

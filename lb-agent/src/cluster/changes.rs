@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use super::{Cluster, Dirty, EndpointSlice, Kind, Name, Node, Pod, Service, ServiceCidr};
+use super::{
+    Cluster, Dirty, EndpointSlice, Kind, Name, Namespace, Node, Pod, Policy, Service, ServiceCidr,
+};
 
 impl Cluster {
     pub(super) fn put_service(&mut self, mut name: Name, mut service: Service, dirty: &mut Dirty) {
@@ -122,28 +124,52 @@ impl Cluster {
         }
     }
 
-    pub(super) fn put_pod(&mut self, name: Name, pod: Pod, dirty: &mut Dirty) {
-        for addr in &pod.ips {
-            *self.uses.entry(*addr).or_default() += 1;
-            self.claims.touch_addr(addr, dirty);
+    pub(super) fn put_pod(&mut self, mut name: Name, mut pod: Pod, dirty: &mut Dirty) {
+        self.share_pod(&mut name, &mut pod);
+        if self.pods.get(&name).is_some_and(|old| *old == pod) {
+            // A change of something we do not look at: only the list's progress matters.
+            self.pods.insert(name, pod);
+            return;
+        }
+        dirty.policies = true;
+        let own = self.is_own(&pod);
+        if own {
+            for addr in &pod.ips {
+                *self.uses.entry(*addr).or_default() += 1;
+                self.claims.touch_addr(addr, dirty);
+            }
         }
         let (ips, host_network) = (pod.ips.clone(), pod.host_network);
         if let Some(old) = self.pods.insert(name.clone(), pod) {
             self.forget_pod(&name, &old, dirty);
         }
-        if !host_network {
+        if own && !host_network {
             // An address that moved from a finished Pod belongs to the one that was heard of last.
             self.pod_at.extend(ips.into_iter().map(|addr| (addr, name.clone())));
         }
     }
 
+    fn share_pod(&mut self, name: &mut Name, pod: &mut Pod) {
+        self.strings.share(&mut name.namespace);
+        self.strings.share(&mut pod.node);
+        self.strings.share_labels(&mut pod.labels);
+        for port in &mut pod.ports {
+            self.strings.share(&mut port.name);
+        }
+    }
+
     pub(super) fn remove_pod(&mut self, name: &Name, dirty: &mut Dirty) {
         if let Some(old) = self.pods.remove(name) {
+            dirty.policies = true;
             self.forget_pod(name, &old, dirty);
         }
     }
 
+    /// Takes back what a Pod of this node has in the indices.
     fn forget_pod(&mut self, name: &Name, old: &Pod, dirty: &mut Dirty) {
+        if !self.is_own(old) {
+            return;
+        }
         self.release(old.ips.iter().copied());
         for addr in &old.ips {
             self.claims.touch_addr(addr, dirty);
@@ -153,12 +179,64 @@ impl Cluster {
         }
     }
 
+    pub(super) fn put_namespace(
+        &mut self,
+        mut name: Name,
+        mut namespace: Namespace,
+        dirty: &mut Dirty,
+    ) {
+        self.strings.share(&mut name.name);
+        self.strings.share_labels(&mut namespace.labels);
+        let old = self.namespaces.get(&name);
+        dirty.policies |= old.is_none_or(|old| old.labels != namespace.labels);
+        self.namespaces.insert(name, namespace);
+    }
+
+    pub(super) fn remove_namespace(&mut self, name: &Name, dirty: &mut Dirty) {
+        dirty.policies |= self.namespaces.remove(name).is_some();
+    }
+
+    pub(super) fn put_network_policy(
+        &mut self,
+        mut name: Name,
+        mut policy: Policy,
+        dirty: &mut Dirty,
+    ) {
+        self.strings.share(&mut name.namespace);
+        self.strings.share_policy(&mut policy);
+        dirty.policies |= self.network_policies.get(&name).is_none_or(|old| *old != policy);
+        self.network_policies.insert(name, policy);
+    }
+
+    pub(super) fn remove_network_policy(&mut self, name: &Name, dirty: &mut Dirty) {
+        dirty.policies |= self.network_policies.remove(name).is_some();
+    }
+
+    pub(super) fn put_cluster_network_policy(
+        &mut self,
+        name: Name,
+        mut policy: Policy,
+        dirty: &mut Dirty,
+    ) {
+        self.strings.share_policy(&mut policy);
+        dirty.policies |= self.cluster_network_policies.get(&name).is_none_or(|old| *old != policy);
+        self.cluster_network_policies.insert(name, policy);
+    }
+
+    pub(super) fn remove_cluster_network_policy(&mut self, name: &Name, dirty: &mut Dirty) {
+        dirty.policies |= self.cluster_network_policies.remove(name).is_some();
+    }
+
     pub(super) fn put_node(&mut self, name: Name, mut node: Node, dirty: &mut Dirty) {
         self.strings.share_some(&mut node.zone);
+        self.strings.share_labels(&mut node.labels);
         let own = *name.name == *self.node;
         let zone = node.zone.clone();
         let places = |node: &Node| (node.addresses.clone(), node.pod_cidrs.clone());
         let now = places(&node);
+        let old = self.nodes.get(&name);
+        dirty.policies |=
+            old.is_none_or(|old| (&old.labels, &old.addresses) != (&node.labels, &node.addresses));
         let old = self.nodes.insert(name, node);
         if old.as_ref().map(places) != Some(now) {
             self.touch_external(dirty);
@@ -173,6 +251,7 @@ impl Cluster {
 
     pub(super) fn remove_node(&mut self, name: &Name, dirty: &mut Dirty) {
         if self.nodes.remove(name).is_some() {
+            dirty.policies = true;
             self.touch_external(dirty);
             if *name.name == *self.node {
                 self.node_changed(dirty);
@@ -228,6 +307,8 @@ impl Cluster {
             Kind::Namespace => self.namespaces.restarted(),
             Kind::Node => self.nodes.restarted(),
             Kind::ServiceCidr => self.service_cidrs.restarted(),
+            Kind::NetworkPolicy => self.network_policies.restarted(),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.restarted(),
         }
         let objects = self.issues.keys().filter(|object| object.kind == kind.name());
         self.stale_issues.extend(objects.cloned());
@@ -253,10 +334,11 @@ impl Cluster {
                 for name in self.pods.synced() {
                     self.remove_pod(&name, dirty);
                 }
+                self.pods.pack();
             }
             Kind::Namespace => {
                 for name in self.namespaces.synced() {
-                    self.namespaces.remove(&name);
+                    self.remove_namespace(&name, dirty);
                 }
             }
             Kind::Node => {
@@ -267,6 +349,17 @@ impl Cluster {
             Kind::ServiceCidr => {
                 for name in self.service_cidrs.synced() {
                     self.remove_service_cidr(&name, dirty);
+                }
+            }
+            Kind::NetworkPolicy => {
+                for name in self.network_policies.synced() {
+                    self.remove_network_policy(&name, dirty);
+                }
+                self.network_policies.pack();
+            }
+            Kind::ClusterNetworkPolicy => {
+                for name in self.cluster_network_policies.synced() {
+                    self.remove_cluster_network_policy(&name, dirty);
                 }
             }
         }

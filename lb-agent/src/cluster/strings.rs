@@ -4,6 +4,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::{Labels, Policy};
+
 /// Fewer strings than this are never searched for unused ones.
 const PRUNE_AT: usize = 1024;
 
@@ -40,6 +42,16 @@ impl Strings {
         if let Some(string) = string {
             self.share(string);
         }
+    }
+
+    /// The same for all keys and values.
+    pub(super) fn share_labels(&mut self, labels: &mut Labels) {
+        labels.strings_mut().for_each(|string| self.share(string));
+    }
+
+    /// The same for what selectors and rules are made of.
+    pub(super) fn share_policy(&mut self, policy: &mut Policy) {
+        policy.for_each_string(&mut |string| self.share(string));
     }
 }
 

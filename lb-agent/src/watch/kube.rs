@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{Counters, Received, Watched, field, read};
-use crate::cluster::{Change, Event};
+use crate::cluster::{Change, Event, Kind};
 use crate::issue::ObjectRef;
 
 mod connect;
@@ -76,6 +76,9 @@ pub async fn run(
     let all = watcher::Config::default().timeout(WATCH_SECS);
     let ours = all.clone().labels(&ours);
     let of_node = all.clone().fields(&format!("spec.nodeName={node}"));
+    for kind in [Kind::NetworkPolicy, Kind::ClusterNetworkPolicy] {
+        drop(tx.send(Received::now(Event::Synced(kind))).await);
+    }
     let source = Source { client, tx, counters };
     tokio::select! {
         () = source.watch::<Service>(ours.clone()) => {}

@@ -3,7 +3,8 @@
 //! Any number of documents and `v1` Lists a file; files of its sub-directories are not read. What a file says holds
 //! until the file says otherwise: while it cannot be parsed, what it said before goes on holding. Where no
 //! EndpointSlice is given for a Service with a selector, slices are derived from the Pods as Kubernetes' own
-//! controller would (see `derive`).
+//! controller would (see `derive`). A Pod without `spec.nodeName` is one of this node: there is no scheduler that would
+//! give it to another.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -48,7 +48,11 @@ impl Objects {
                 ((1, *i, *j), Event::Slice(change(name, slice)), there)
             }
             Step::Pod(i, there) => {
-                let pod = there.then(|| Pod { ips: [endpoint_addr(*i)].into(), ..Pod::default() });
+                let pod = there.then(|| Pod {
+                    ips: [endpoint_addr(*i)].into(),
+                    node: "here".into(),
+                    ..Pod::default()
+                });
                 ((2, *i, 0), Event::Pod(change(name("p", *i), pod)), *there)
             }
             Step::Node(node) => {

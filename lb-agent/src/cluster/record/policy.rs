@@ -54,6 +54,29 @@ pub struct Policy {
     pub created: i64,
 }
 
+impl Policy {
+    /// All its strings, to be replaced by shared ones of the same content.
+    pub(in crate::cluster) fn for_each_string(&mut self, share: &mut impl FnMut(&mut Arc<str>)) {
+        self.subject.for_each_string(share);
+        for rule in self.ingress.iter_mut().chain(&mut self.egress).flatten() {
+            share(&mut rule.name);
+            for peer in rule.peers.iter_mut().flatten() {
+                match peer {
+                    Peer::Pods(pods) => pods.for_each_string(share),
+                    Peer::Nodes(nodes) => nodes.for_each_string(share),
+                    Peer::Block { .. } => {}
+                }
+            }
+            for port in rule.ports.iter_mut().flatten() {
+                match &mut port.ports {
+                    Ports::Named(name) => share(name),
+                    Ports::All | Ports::Range(..) => {}
+                }
+            }
+        }
+    }
+}
+
 /// Pods by their namespaces and their labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSelector {
@@ -61,6 +84,16 @@ pub struct PodSelector {
     pub namespaces: Namespaces,
     /// Their labels.
     pub pods: Selector,
+}
+
+impl PodSelector {
+    fn for_each_string(&mut self, share: &mut impl FnMut(&mut Arc<str>)) {
+        match &mut self.namespaces {
+            Namespaces::Own => {}
+            Namespaces::Selected(namespaces) => namespaces.for_each_string(share),
+        }
+        self.pods.for_each_string(share);
+    }
 }
 
 /// Namespaces.
@@ -80,6 +113,18 @@ impl Selector {
     /// Whether the labels satisfy all requirements.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
+    }
+
+    fn for_each_string(&mut self, share: &mut impl FnMut(&mut Arc<str>)) {
+        for requirement in &mut self.0 {
+            share(&mut requirement.key);
+            match &mut requirement.operator {
+                Operator::In(values) | Operator::NotIn(values) => {
+                    values.iter_mut().for_each(&mut *share)
+                }
+                Operator::Exists | Operator::DoesNotExist => {}
+            }
+        }
     }
 }
 

@@ -135,7 +135,10 @@ impl Derive {
                     self.dirty.extend(self.services.keys().cloned());
                 }
             }
-            Kind::Namespace | Kind::ServiceCidr => {}
+            Kind::Namespace
+            | Kind::ServiceCidr
+            | Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy => {}
         }
     }
 

@@ -268,12 +268,13 @@ impl Directory {
             }
             Object::Pod(pod) => {
                 self.derive.put_pod(pod, &name);
-                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-                if node.is_some_and(|node| *node != *self.node) {
-                    (Event::Pod(Change::Deleted(name)), Vec::new())
-                } else {
-                    read(pod.as_ref(), name)
+                let (mut event, issues) = read(pod.as_ref(), name);
+                if let Event::Pod(Change::Applied(_, pod)) = &mut event
+                    && pod.node.is_empty()
+                {
+                    pod.node = Arc::clone(&self.node);
                 }
+                (event, issues)
             }
             Object::Namespace(namespace) => read(namespace.as_ref(), name),
             Object::Node(node) => {
@@ -304,6 +305,8 @@ impl Directory {
             Kind::Namespace => Event::Namespace(Change::Deleted(deleted)),
             Kind::Node => Event::Node(Change::Deleted(deleted)),
             Kind::ServiceCidr => Event::ServiceCidr(Change::Deleted(deleted)),
+            Kind::NetworkPolicy => Event::NetworkPolicy(Change::Deleted(deleted)),
+            Kind::ClusterNetworkPolicy => Event::ClusterNetworkPolicy(Change::Deleted(deleted)),
         });
         let object = ObjectRef::new(kind.name(), name);
         if self.with_issues.remove(&object) {
