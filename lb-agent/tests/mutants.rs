@@ -21,6 +21,8 @@ mod node;
 #[path = "datapath/packet.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
+#[path = "mutants/random.rs"]
+mod random;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,8 +30,8 @@ use std::net::{IpAddr, SocketAddr};
 use bed::{Bed, Verdict};
 use lb_common::config;
 use lb_common::flow::proto;
-use mutation::Random;
 use node::{Addrs, FAMILIES, Way};
+use random::Random;
 
 const PROGRAMS: [&str; 6] = ["pod_out", "pod_in", "dev_in", "dev_in_l3", "dev_out", "dev_out_l3"];
 

@@ -14,12 +14,19 @@ mod bed;
 #[path = "datapath/packet.rs"]
 #[expect(dead_code, reason = "the packet tests use the rest")]
 mod packet;
+#[path = "policy/sample.rs"]
+#[expect(dead_code, reason = "the policy tests use the rest")]
+mod sample;
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use bed::Bed;
+use lb_common::addr::Addr;
+use lb_common::be::Be32;
 use lb_common::conntrack::bits;
+use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::flow::proto;
+use sample::{EGRESS, PEER, Policy};
 
 const ROUNDS: u32 = 25;
 
@@ -140,35 +147,69 @@ fn main() {
     for (case, best) in cases.iter().zip(best) {
         println!("{} {} {}", case.program, case.name, best - floor.min(best));
     }
-    for (program, name, ns) in single_runs(&bed, &empty) {
+    for (program, name, ns) in single_runs(&bed, &judged(), &empty) {
         println!("{program} {name} {ns}");
     }
 }
 
+/// A bed with the same Services, where policies isolate the Pod and allow its backends.
+fn judged() -> Bed {
+    let mut bed = Bed::new();
+    for v4 in [true, false] {
+        let (frontend, backend) = if v4 {
+            ("10.96.0.1:80", "10.2.0.8:8080")
+        } else {
+            ("[fd00:96::1]:80", "[fd00:2::8]:8080")
+        };
+        bed.service(frontend, proto::TCP, &[backend]);
+        sample::idents(&mut bed, v4);
+        let ident = Ident { ident: PEER.into(), flags: ident_flags::POD, ..Ident::ZERO };
+        bed.put("ident", Addr::from_ip(bed::addr(v4, PEER, 8)).words().map(Be32::to_wire), ident);
+    }
+    Policy::new(EGRESS).allow(PEER, proto::TCP, 8080).put(&mut bed);
+    sample::both(&mut bed);
+    sample::epoch(&mut bed, 1);
+    bed
+}
+
 /// New connections: each run needs a packet of its own. A run of one packet is timed by the kernel around the program
 /// only, with cold caches; a low quantile of many runs stands against the empty program's, taken in the same way.
-fn single_runs(bed: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
+fn single_runs(bed: &Bed, judged: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
     const RUNS: u16 = 20_000;
     let mut told = Vec::new();
     for (names, pod, frontend, backend) in [
-        (["new-service", "new-plain"], "10.1.0.1", "10.96.0.1:80", "10.2.0.8:8080"),
-        (["new-service6", "new-plain6"], "[fd00:1::1]", "[fd00:96::1]:80", "[fd00:2::8]:8080"),
+        (
+            ["new-service", "new-plain", "new-service-policy", "new-plain-policy"],
+            "10.1.0.1",
+            "10.96.0.1:80",
+            "10.2.0.8:8080",
+        ),
+        (
+            ["new-service6", "new-plain6", "new-service6-policy", "new-plain6-policy"],
+            "[fd00:1::1]",
+            "[fd00:96::1]:80",
+            "[fd00:2::8]:8080",
+        ),
     ] {
-        let (mut floor, mut service, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        let mut floor = Vec::new();
+        let mut runs: [Vec<u64>; 4] = Default::default();
         for run in 0..RUNS {
             let syn = packet::build(&format!("{pod}:{} > {frontend} tcp S", 5000 + run));
             let direct = packet::build(&format!("{pod}:{} > {backend} tcp S", 30000 + run));
             floor.push(empty_nanos(empty, &syn, 1));
-            service.push(bed.nanos("pod_out", &syn, 1));
-            plain.push(bed.nanos("pod_out", &direct, 1));
+            let of = [(bed, &syn), (bed, &direct), (judged, &syn), (judged, &direct)];
+            for ((bed, packet), runs) in of.into_iter().zip(&mut runs) {
+                runs.push(bed.nanos("pod_out", packet, 1));
+            }
         }
-        let [floor, service, plain] = [floor, service, plain].map(|mut runs| {
+        let low = |mut runs: Vec<u64>| {
             runs.sort_unstable();
             runs[runs.len() / 10]
-        });
-        let [service_name, plain_name] = names;
-        told.push(("pod_out", service_name, service.saturating_sub(floor)));
-        told.push(("pod_out", plain_name, plain.saturating_sub(floor)));
+        };
+        let floor = low(floor);
+        for (name, runs) in names.into_iter().zip(runs) {
+            told.push(("pod_out", name, low(runs).saturating_sub(floor)));
+        }
     }
     told
 }

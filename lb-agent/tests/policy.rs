@@ -15,6 +15,7 @@ mod bed;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
 #[path = "policy/sample.rs"]
+#[expect(dead_code, reason = "the timings use the rest")]
 mod sample;
 
 use bed::{Bed, Verdict, addr, protocol};

@@ -10,6 +10,7 @@ mod deploy;
 mod faults;
 mod latency;
 mod outside;
+mod policies;
 mod report;
 mod services;
 
@@ -94,6 +95,7 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
         Some(_) => outside::check(&bed, report, options.skip_deploy),
         None => eprintln!("not run without --outside-exec: the checks with a client outside"),
     }
+    policies::check(&bed, report);
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run without a deployment of our own: the checks that stop the agent");

@@ -122,6 +122,13 @@ pub(crate) fn pod(bed: &mut Bed, v4: bool) {
     idents(bed, v4);
 }
 
+/// The Pod with addresses of both families, and groups of both directions.
+pub(crate) fn both(bed: &mut Bed) {
+    let (ip4, ip6) = (known(true).ip4, known(false).ip6);
+    let pod = Pod { ip4, ip6, ingress: INGRESS.group(), egress: EGRESS.group(), ..Pod::ZERO };
+    bed.put("pods", 1_u32, pod);
+}
+
 /// The Pod with a shadow of its egress.
 pub(crate) fn shadowed(bed: &mut Bed, enforced: bool, shadow: u32) {
     let egress = if enforced { EGRESS.group() } else { 0 };

@@ -131,6 +131,31 @@ impl<'a> Bed<'a> {
         })
     }
 
+    /// A Pod of the policies' stories, which answers at 8080; the database also at 5432.
+    pub(crate) fn tenant(&self, namespace: &str, name: &str, node: &str) -> Value {
+        let server = |container: &str, port: u16| {
+            json!({
+                "name": container, "image": self.image, "imagePullPolicy": "IfNotPresent",
+                "args": ["netexec", format!("--http-port={port}"), format!("--udp-port={}", port + 1)],
+                "readinessProbe": { "httpGet": { "path": "/healthz", "port": port }, "periodSeconds": 1 },
+                "ports": [{ "name": container, "containerPort": port }],
+            })
+        };
+        let mut containers = vec![server("http", HTTP)];
+        if name == "db" {
+            containers.push(server("sql", 5432));
+        }
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": namespace, "labels": { "app": name } },
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 1,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": containers,
+            },
+        })
+    }
+
     fn host(&self, node: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Pod",
