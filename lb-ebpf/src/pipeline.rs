@@ -60,7 +60,10 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
         return reply_out(packet, scratch, entry, now);
     }
     // A flow that nobody has answered may have begun before its destination became a Service.
-    if flags & (bits::SEEN_IN | bits::PICKED_UP) == 0 {
+    let flow = &parsed.flow;
+    if flags & (bits::SEEN_IN | bits::PICKED_UP) == 0
+        && !matches!(service::lookup(flow.dst, flow.dport, flow.proto), Destination::Plain)
+    {
         return open_out(packet, scratch, now);
     }
     conntrack::note(entry, Direction::Egress, parsed, now);

@@ -13,7 +13,7 @@ use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtKey, bits};
 use lb_common::flow::proto;
-use lb_common::policy::{Bits, PeerKey, PortKey};
+use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
@@ -133,11 +133,40 @@ impl Bed {
         map.insert(&key, &1, 0).unwrap();
     }
 
-    /// Writes an element of `port_bits`.
-    pub(crate) fn put_port_bits(&mut self, prefix: u32, key: PortKey, bits: Bits) {
-        let mut map: LpmTrie<_, PortKey, Bits> =
-            self.ebpf.map_mut("port_bits").unwrap().try_into().unwrap();
-        map.insert(&Key::new(prefix, key), &bits, 0).unwrap();
+    /// Removes an element of a hash map with values `V`.
+    pub(crate) fn remove<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K) {
+        let mut map: HashMap<_, K, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
+        map.remove(&key).unwrap();
+    }
+
+    /// Removes an element of a longest-prefix map with values `V`.
+    pub(crate) fn remove_prefix<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        map: &str,
+        prefix: u32,
+        key: K,
+    ) {
+        let mut map: LpmTrie<_, K, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
+        map.remove(&Key::new(prefix, key)).unwrap();
+    }
+
+    /// Removes a conntrack entry, if it is there.
+    pub(crate) fn forget(&mut self, key: CtKey) {
+        let mut map: HashMap<_, CtKey, CtEntry> =
+            self.ebpf.map_mut("ct").unwrap().try_into().unwrap();
+        drop(map.remove(&key));
+    }
+
+    /// Writes an element of a longest-prefix map.
+    pub(crate) fn put_prefix<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        map: &str,
+        prefix: u32,
+        key: K,
+        value: V,
+    ) {
+        let mut map: LpmTrie<_, K, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
+        map.insert(&Key::new(prefix, key), &value, 0).unwrap();
     }
 
     /// Takes all peers from a group.

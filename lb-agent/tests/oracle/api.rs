@@ -1,27 +1,19 @@
 //! What the text of the API says of a flow, read straight from the objects. It shares no code with the agent, knows
 //! no tables, and is slow: that is what makes it worth asking.
 
-use std::net::IpAddr;
-
 use serde_json::Value;
 
-use super::world::{World, in_range, list, node_ips, within};
-
-/// A new flow of a Pod that is judged in one direction.
-#[derive(Clone, Debug)]
-pub(crate) struct Flow<'a> {
-    pub(crate) pod: &'a Value,
-    pub(crate) ingress: bool,
-    pub(crate) peer: IpAddr,
-    pub(crate) protocol: &'a str,
-    pub(crate) port: u16,
-}
+use super::world::{Flow, World, in_range, list, node_ips, within};
 
 impl World {
     /// Whether the flow may begin.
     pub(crate) fn allows(&self, node: &str, flow: &Flow<'_>) -> bool {
         // "Traffic to and from the node where a Pod is running is always allowed."
-        if self.nodes.iter().any(|n| n["metadata"]["name"] == node && node_ips(n).contains(&flow.peer)) {
+        if self
+            .nodes
+            .iter()
+            .any(|n| n["metadata"]["name"] == node && node_ips(n).contains(&flow.peer))
+        {
             return true;
         }
         if let Some(accepted) = self.tier("Admin", flow) {
@@ -113,7 +105,9 @@ impl World {
     fn is_cluster_peer(&self, peer: &Value, flow: &Flow<'_>) -> bool {
         let nodes = || self.nodes.iter().filter(|node| node_ips(node).contains(&flow.peer));
         list(&peer["networks"]).iter().any(|network| within(network, flow.peer))
-            || peer.get("nodes").is_some_and(|s| nodes().any(|n| selects(s, &n["metadata"]["labels"])))
+            || peer
+                .get("nodes")
+                .is_some_and(|s| nodes().any(|n| selects(s, &n["metadata"]["labels"])))
             || self.pod_at(flow.peer).is_some_and(|pod| self.is_pods(peer, pod))
     }
 

@@ -16,6 +16,16 @@ pub(crate) struct World {
     pub(crate) cluster_policies: Vec<Value>,
 }
 
+/// A new flow of a Pod that is judged in one direction.
+#[derive(Clone, Debug)]
+pub(crate) struct Flow<'a> {
+    pub(crate) pod: &'a Value,
+    pub(crate) ingress: bool,
+    pub(crate) peer: IpAddr,
+    pub(crate) protocol: &'a str,
+    pub(crate) port: u16,
+}
+
 impl World {
     /// The Pod with this address. Pods of the host network have none of their own.
     pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Value> {
@@ -74,14 +84,35 @@ const PORT_NAMES: [&str; 3] = ["http", "dns", "x"];
 pub(crate) const PORTS: [u16; 12] = [1, 53, 79, 80, 81, 90, 8080, 8081, 32767, 32768, 65534, 65535];
 pub(crate) const PROTOCOLS: [&str; 5] = ["TCP", "UDP", "SCTP", "ICMP", "GRE"];
 const BLOCKS: [&str; 16] = [
-    "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/32",
-    "172.31.0.0/24", "192.0.2.0/24", "192.0.2.128/25", "192.0.2.7/32", "128.0.0.0/1", "::/0",
-    "fd01::/16", "fd01::/126", "2001:db8::/32", "2001:db8::7/128",
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.0.0/24",
+    "10.1.0.0/30",
+    "10.1.0.4/32",
+    "172.31.0.0/24",
+    "192.0.2.0/24",
+    "192.0.2.128/25",
+    "192.0.2.7/32",
+    "128.0.0.0/1",
+    "::/0",
+    "fd01::/16",
+    "fd01::/126",
+    "2001:db8::/32",
+    "2001:db8::7/128",
 ];
 /// Addresses that nobody has, beside and within the blocks.
 const STRANGERS: [&str; 10] = [
-    "192.0.2.7", "192.0.2.127", "192.0.2.128", "198.51.100.1", "10.1.0.200", "10.2.0.1", "127.255.0.1",
-    "2001:db8::7", "2001:db8::8", "fd01::77",
+    "192.0.2.7",
+    "192.0.2.127",
+    "192.0.2.128",
+    "198.51.100.1",
+    "10.1.0.200",
+    "10.2.0.1",
+    "127.255.0.1",
+    "2001:db8::7",
+    "2001:db8::8",
+    "fd01::77",
 ];
 
 /// A random cluster: few names and values, so that much overlaps.
@@ -275,7 +306,13 @@ fn cluster_policy(random: &mut Random, i: usize) -> Value {
                 .collect();
             if named || random.below(2) == 0 {
                 rule["protocols"] = (0..1 + random.below(2))
-                    .map(|_| if named { json!({"destinationNamedPort": random.choose(&PORT_NAMES)}) } else { protocol(random) })
+                    .map(|_| {
+                        if named {
+                            json!({"destinationNamedPort": random.choose(&PORT_NAMES)})
+                        } else {
+                            protocol(random)
+                        }
+                    })
                     .collect();
             }
             rule

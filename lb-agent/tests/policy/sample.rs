@@ -92,7 +92,7 @@ impl Policy {
                 None => (PortKey::ANY_PROTOCOL, 0, 0),
             };
             let key = PortKey { group: index, zero: 0, proto, port: Be16::new(port) };
-            bed.put_port_bits(plen, key, bits);
+            bed.put_prefix("port_bits", plen, key, bits);
         }
         bed.set("groups", index, group);
     }
