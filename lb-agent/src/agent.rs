@@ -218,7 +218,12 @@ impl Agent {
                 self.write_addresses();
             }
             Event::Attached(attached) => self.attached(attached),
-            Event::Background(news) => self.housekeeping.background(news, &self.metrics),
+            Event::Background(news) => {
+                if matches!(news, News::Expired(_)) {
+                    self.cluster.pass();
+                }
+                self.housekeeping.background(news, &self.metrics);
+            }
             Event::Timer | Event::Stop(_) => {}
         }
     }
@@ -395,16 +400,18 @@ fn spawn_source(
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
 ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
-    let node = cfg.node_name.clone();
     match &cfg.source {
         Source::Kubernetes(options) => {
             let options = options.clone();
             tokio::spawn(async move {
-                kube::source(options, node, tx, counters).await;
+                kube::source(options, tx, counters).await;
                 Ok(())
             })
         }
-        Source::Manifests(dir) => tokio::spawn(manifests::run(dir.clone(), node, tx, counters)),
+        Source::Manifests(dir) => {
+            let node = cfg.node_name.clone();
+            tokio::spawn(manifests::run(dir.clone(), node, tx, counters))
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use self::claims::Claims;
+use self::retained::Retained;
 use self::strings::Strings;
 use self::table::Table;
 use crate::issue::{Issue, ObjectRef};
@@ -26,6 +27,7 @@ mod changes;
 mod claims;
 mod prefix;
 mod record;
+mod retained;
 mod strings;
 mod table;
 #[cfg(test)]
@@ -183,6 +185,7 @@ pub struct Cluster {
     service_cidrs: Table<ServiceCidr>,
     network_policies: Table<Policy>,
     cluster_network_policies: Table<Policy>,
+    retained: Retained,
     /// Addresses of this node's network namespace.
     host: Box<[Addr]>,
     /// (service, name of its slice).
@@ -212,6 +215,7 @@ impl Cluster {
             service_cidrs: Table::default(),
             network_policies: Table::default(),
             cluster_network_policies: Table::default(),
+            retained: Retained::default(),
             host: Box::default(),
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
@@ -368,9 +372,16 @@ impl Cluster {
         *pod.node == *self.node
     }
 
-    /// All policies: NetworkPolicies by namespace and name, ClusterNetworkPolicies by their name alone.
+    /// All policies in force, in no order: NetworkPolicies by namespace and name, those included that are gone and
+    /// hold until their namespace is, too (CVE-2024-7598); ClusterNetworkPolicies by their name alone.
     pub fn policies(&self) -> impl Iterator<Item = (&Name, &Policy)> {
-        self.cluster_network_policies.iter().chain(self.network_policies.iter())
+        let told = self.cluster_network_policies.iter().chain(self.network_policies.iter());
+        told.chain(self.retained.iter())
+    }
+
+    /// A while has passed, several seconds at least: policies that were gone before the last one are forgotten.
+    pub fn pass(&mut self) {
+        self.retained.pass();
     }
 
     /// The Pod of this node with this address, Pods of the host network excepted.

@@ -15,9 +15,11 @@ use crate::cluster::{Change, Event, Kind, Name};
 use crate::issue::Issue;
 
 mod field;
+mod meta;
 mod namespace;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod service_cidr;
 mod slice;
@@ -32,8 +34,8 @@ mod tests;
 trait Watched: Resource<DynamicType = ()> {
     /// Its kind.
     const KIND: Kind;
-    /// Whether there are servers without it: then there are no objects of this kind.
-    const OPTIONAL: bool = false;
+    /// Status codes of a server without it: then there are no objects of this kind.
+    const ABSENT: &'static [u16] = &[];
     /// What is kept of it.
     type Record;
 

@@ -189,11 +189,17 @@ impl Cluster {
         self.strings.share_labels(&mut namespace.labels);
         let old = self.namespaces.get(&name);
         dirty.policies |= old.is_none_or(|old| old.labels != namespace.labels);
+        dirty.policies |= if namespace.terminating {
+            self.retained.going(&name.name)
+        } else {
+            self.retained.stays(&name.name)
+        };
         self.namespaces.insert(name, namespace);
     }
 
     pub(super) fn remove_namespace(&mut self, name: &Name, dirty: &mut Dirty) {
         dirty.policies |= self.namespaces.remove(name).is_some();
+        dirty.policies |= self.retained.retain(|namespace| *namespace != *name.name);
     }
 
     pub(super) fn put_network_policy(
@@ -204,12 +210,21 @@ impl Cluster {
     ) {
         self.strings.share(&mut name.namespace);
         self.strings.share_policy(&mut policy);
+        self.retained.forget(&name);
         dirty.policies |= self.network_policies.get(&name).is_none_or(|old| *old != policy);
         self.network_policies.insert(name, policy);
     }
 
     pub(super) fn remove_network_policy(&mut self, name: &Name, dirty: &mut Dirty) {
-        dirty.policies |= self.network_policies.remove(name).is_some();
+        let Some(old) = self.network_policies.remove(name) else { return };
+        let namespace = Name::new(Arc::clone(&self.empty), Arc::clone(&name.namespace));
+        let is_listed = !self.namespaces.waits_for(&namespace);
+        match self.namespaces.get(&namespace).filter(|_| is_listed) {
+            Some(namespace) if !namespace.terminating => self.retained.note(name.clone(), old),
+            None if is_listed => {}
+            Some(_) | None => return self.retained.hold(name.clone(), old),
+        }
+        dirty.policies = true;
     }
 
     pub(super) fn put_cluster_network_policy(
@@ -340,6 +355,8 @@ impl Cluster {
                 for name in self.namespaces.synced() {
                     self.remove_namespace(&name, dirty);
                 }
+                let there = |name: &str| self.namespaces.get(&Name::new("", name)).is_some();
+                dirty.policies |= self.retained.retain(there);
             }
             Kind::Node => {
                 for name in self.nodes.synced() {

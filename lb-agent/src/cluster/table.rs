@@ -12,12 +12,14 @@ pub(super) struct Table<T> {
     objects: BTreeMap<Name, Box<T>>,
     /// While a list is under way: names that it has not repeated.
     stale: BTreeSet<Name>,
+    /// Whether a list is under way.
+    listing: bool,
     synced: bool,
 }
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), stale: BTreeSet::new(), synced: false }
+        Self { objects: BTreeMap::new(), stale: BTreeSet::new(), listing: true, synced: false }
     }
 }
 
@@ -50,6 +52,7 @@ impl<T> Table<T> {
     /// A list begins: everything known waits to be repeated.
     pub(super) fn restarted(&mut self) {
         self.stale = self.objects.keys().cloned().collect();
+        self.listing = true;
     }
 
     /// Packs a tree that has grown in order, as one that is made of a list does, and is little more than half full.
@@ -60,7 +63,13 @@ impl<T> Table<T> {
     /// The list is complete: returns the names that it did not repeat, for the caller to remove.
     pub(super) fn synced(&mut self) -> BTreeSet<Name> {
         self.synced = true;
+        self.listing = false;
         std::mem::take(&mut self.stale)
+    }
+
+    /// Whether a list is under way that may still tell of this object.
+    pub(super) fn waits_for(&self, name: &Name) -> bool {
+        self.listing && (self.stale.contains(name) || !self.objects.contains_key(name))
     }
 
     /// Whether a list has ever been complete.

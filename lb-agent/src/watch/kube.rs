@@ -1,7 +1,7 @@
-//! The Kubernetes source: six watches, whose objects become records at once.
+//! The Kubernetes source: a watch for each kind, whose objects become records at once.
 //!
 //! Nothing is kept here but the names of objects that had issues. The server's own selectors leave out what is not
-//! ours: Pods of other nodes, headless Services, other proxies' Services.
+//! ours: Pods that have finished, headless Services, other proxies' Services.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Api;
@@ -21,8 +21,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::pod::PodObject;
+use super::policy::{ClusterNetworkPolicy, NetworkPolicy};
 use super::{Counters, Received, Watched, field, read};
-use crate::cluster::{Change, Event, Kind};
+use crate::cluster::{Change, Event};
 use crate::issue::ObjectRef;
 
 mod connect;
@@ -40,22 +42,20 @@ const WATCH_SECS: u32 = 120;
 /// After failing for this long, all watches are given up, so that the address of the server is looked up anew: it
 /// may have been reached through a Service whose backends have moved meanwhile.
 const GIVE_UP: Duration = Duration::from_secs(20);
-/// How often to see whether a server knows an optional kind by now: it may have been upgraded.
-const ABSENT: Duration = Duration::from_secs(300);
+/// How often to see whether a server knows a kind by now that it lacked: it may have been upgraded, or an extension
+/// installed.
+const ABSENT: Duration = Duration::from_secs(30);
+/// Pods whose containers have ended for good are none of our concern.
+const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Connects and watches, for ever; ends when the receiver of `tx` is gone.
-pub async fn source(
-    options: ConnectOptions,
-    node: String,
-    tx: mpsc::Sender<Received>,
-    counters: Arc<Counters>,
-) {
+pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
     let mut backoff = Backoff::default();
     while !tx.is_closed() {
         match connect(&options).await {
             Ok(client) => {
                 backoff = Backoff::default();
-                run(client, node.clone(), tx.clone(), Arc::clone(&counters)).await;
+                run(client, tx.clone(), Arc::clone(&counters)).await;
             }
             Err(err) => {
                 warn!(err = format!("{err:#}"), "no API server answers, trying again");
@@ -66,27 +66,21 @@ pub async fn source(
 }
 
 /// Watches through this client until nothing works any more, or the receiver of `tx` is gone.
-pub async fn run(
-    client: kube::Client,
-    node: String,
-    tx: mpsc::Sender<Received>,
-    counters: Arc<Counters>,
-) {
+pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
     let ours = format!("!{},!{}", field::LABEL_PROXY_NAME, field::LABEL_HEADLESS);
     let all = watcher::Config::default().timeout(WATCH_SECS);
     let ours = all.clone().labels(&ours);
-    let of_node = all.clone().fields(&format!("spec.nodeName={node}"));
-    for kind in [Kind::NetworkPolicy, Kind::ClusterNetworkPolicy] {
-        drop(tx.send(Received::now(Event::Synced(kind))).await);
-    }
-    let source = Source { client, tx, counters };
+    let unfinished = all.clone().fields(UNFINISHED);
+    let source = Source { client, tx, counters, absent: ABSENT };
     tokio::select! {
         () = source.watch::<Service>(ours.clone()) => {}
         () = source.watch::<EndpointSlice>(ours) => {}
-        () = source.watch::<Pod>(of_node) => {}
+        () = source.watch::<PodObject>(unfinished) => {}
         () = source.watch::<Namespace>(all.clone()) => {}
         () = source.watch::<Node>(all.clone()) => {}
-        () = source.watch::<ServiceCIDR>(all) => {}
+        () = source.watch::<ServiceCIDR>(all.clone()) => {}
+        () = source.watch::<NetworkPolicy>(all.clone()) => {}
+        () = source.watch::<ClusterNetworkPolicy>(all) => {}
     }
 }
 
@@ -95,6 +89,8 @@ struct Source {
     client: kube::Client,
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
+    /// Pause between questions for a kind that the server lacks.
+    absent: Duration,
 }
 
 /// Why a stream was left.
@@ -129,6 +125,8 @@ impl Source {
         let mut with_issues = BTreeSet::new();
         let mut backoff = Backoff::default();
         let mut listing = false;
+        // Whether the server had the kind when it was asked last.
+        let mut present = false;
         loop {
             let next = if streaming && listing {
                 match timeout(STREAMING_SILENCE, stream.next()).await {
@@ -143,15 +141,19 @@ impl Source {
             let event = match event {
                 Ok(event) => event,
                 Err(err) if streaming && is_unsupported(&err) => return End::NoStreaming,
-                Err(err) if K::OPTIONAL && is_absent(&err) => {
+                Err(err) if !present && is_absent::<K>(&err) => {
                     debug!(kind = K::KIND.name(), err = %err, "not to be had from this server");
-                    if self.tx.send(Received::now(Event::Synced(K::KIND))).await.is_err() {
-                        return End::Closed;
+                    for event in [Event::Restarted(K::KIND), Event::Synced(K::KIND)] {
+                        if self.tx.send(Received::now(event)).await.is_err() {
+                            return End::Closed;
+                        }
                     }
-                    sleep(ABSENT).await;
+                    sleep(self.absent).await;
                     continue;
                 }
                 Err(err) => {
+                    // That a kind is gone is believed the second time.
+                    present &= !is_absent::<K>(&err);
                     counters.count_error();
                     if !is_answer(&err) && backoff.has_failed_for(GIVE_UP) {
                         return End::GivenUp;
@@ -163,7 +165,7 @@ impl Source {
             };
             match event {
                 watcher::Event::Init => listing = true,
-                watcher::Event::InitDone => listing = false,
+                watcher::Event::InitDone => (listing, present) = (false, true),
                 watcher::Event::Apply(_)
                 | watcher::Event::Delete(_)
                 | watcher::Event::InitApply(_) => {}
@@ -240,14 +242,14 @@ fn is_unsupported(err: &watcher::Error) -> bool {
     }
 }
 
-/// Whether the server does not know the kind (404), or an older role does not let us read it (403).
-fn is_absent(err: &watcher::Error) -> bool {
+/// Whether the server does not have the kind.
+fn is_absent<K: Watched>(err: &watcher::Error) -> bool {
     match err {
         watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
-            matches!(status.code, 403 | 404)
+            K::ABSENT.contains(&status.code)
         }
-        watcher::Error::WatchError(status) => matches!(status.code, 403 | 404),
+        watcher::Error::WatchError(status) => K::ABSENT.contains(&status.code),
         watcher::Error::WatchStartFailed(_)
         | watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchFailed(_)

@@ -9,8 +9,9 @@ use crate::cluster::{Change, Event, Kind, Prefix, ServiceCidr};
 
 impl Watched for v1::ServiceCIDR {
     const KIND: Kind = Kind::ServiceCidr;
-    /// The kind is new in Kubernetes 1.33: before, no address is known to be unallocated.
-    const OPTIONAL: bool = true;
+    /// The kind is new in Kubernetes 1.33: before, no address is known to be unallocated. An older role does not let us
+    /// read it (403).
+    const ABSENT: &'static [u16] = &[403, 404];
     type Record = ServiceCidr;
 
     fn record(&self, findings: &mut Findings) -> Option<ServiceCidr> {

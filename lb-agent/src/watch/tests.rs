@@ -3,14 +3,16 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_common::addr::Addr;
 use serde_json::{Value, json};
 
+use super::pod::PodObject;
 use super::{Watched, read};
 use crate::cluster::{
-    self, Algorithm, Change, Conditions, Event, Extra, Hints, Labels, Name, TrafficPolicy, Weighted,
+    self, Algorithm, Change, Conditions, Event, Extra, Hints, Labels, Name, NamedPort,
+    TrafficPolicy, Weighted,
 };
 
 /// Issues as one text each.
@@ -132,8 +134,40 @@ fn pods_that_have_finished_have_no_address() {
         let ips = [addr("10.244.1.1"), addr("fd44::1")].into();
         let record = cluster::Pod { ips, host_network: true, ..cluster::Pod::default() };
         let want = if gone { Change::Deleted(name) } else { Change::Applied(name, record) };
-        assert_eq!(event::<Pod>(pod), Event::Pod(want), "{phase}");
+        assert_eq!(event::<PodObject>(pod), Event::Pod(want), "{phase}");
     }
+}
+
+#[test]
+fn what_policies_want_of_a_pod_is_kept() {
+    let port = |name: Value, number: u16| json!({"name": name, "containerPort": number});
+    let pod = json!({
+        "metadata": {"namespace": "ns", "name": "p", "labels": {"app": "web"},
+            "deletionTimestamp": "2024-01-01T00:00:00Z",
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
+        "spec": {
+            "nodeName": "n2",
+            "containers": [{"name": "a", "ports": [port(json!("http"), 80), port(json!(null), 81)]},
+                           {"ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]}],
+            "initContainers": [{"restartPolicy": "Always", "ports": [port(json!("metrics"), 9090)]},
+                               {"ports": [port(json!("once"), 1)]}],
+        },
+    });
+    let ports = [("http", 6, 80), ("dns", 17, 53), ("metrics", 6, 9090)];
+    let want = cluster::Pod {
+        node: "n2".into(),
+        labels: Labels::new([("app".into(), "web".into())]),
+        ports: ports
+            .map(|(name, protocol, port)| NamedPort { name: name.into(), protocol, port })
+            .into(),
+        ..cluster::Pod::default()
+    };
+    let change = Change::Applied(Name::new("ns", "p"), want);
+    assert_eq!(
+        event::<PodObject>(pod),
+        Event::Pod(change),
+        "one that terminates, without an address"
+    );
 }
 
 #[test]

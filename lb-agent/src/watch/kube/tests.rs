@@ -11,8 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::run;
+use super::{Source, run, watcher};
 use crate::cluster::{Change, Event, Kind, Name};
+use crate::watch::policy::ClusterNetworkPolicy;
 use crate::watch::{Counters, Received};
 
 /// How the server behaves.
@@ -23,17 +24,25 @@ enum Behaviour {
     Refuses,
     /// Answers the first request for each list with an internal error.
     Fails,
-    /// Knows no ServiceCIDRs, as before Kubernetes 1.33.
+    /// Knows no ServiceCIDRs, as before Kubernetes 1.33, and no ClusterNetworkPolicies.
     IsOld,
+    /// Knows ClusterNetworkPolicies the second time it is asked, and not any more later.
+    Extended,
 }
 
-const KINDS: [(&str, &str, &str); 6] = [
+const KINDS: [(&str, &str, &str); 8] = [
     ("/api/v1/services", "v1", "Service"),
     ("/apis/discovery.k8s.io/v1/endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     ("/api/v1/pods", "v1", "Pod"),
     ("/api/v1/namespaces", "v1", "Namespace"),
     ("/api/v1/nodes", "v1", "Node"),
     ("/apis/networking.k8s.io/v1/servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
+    ("/apis/networking.k8s.io/v1/networkpolicies", "networking.k8s.io/v1", "NetworkPolicy"),
+    (
+        "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        "policy.networking.k8s.io/v1alpha2",
+        "ClusterNetworkPolicy",
+    ),
 ];
 
 fn service(name: &str, port: u16, version: u16) -> Value {
@@ -41,6 +50,14 @@ fn service(name: &str, port: u16, version: u16) -> Value {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "ns", "name": name, "resourceVersion": version.to_string()},
         "spec": {"clusterIPs": ["10.96.0.1"], "ports": [{"port": port}]},
+    })
+}
+
+fn policy() -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "p", "resourceVersion": "4"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
     })
 }
 
@@ -75,18 +92,26 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
     let (path, query) = target.split_once('?').unwrap();
     let (_, api_version, kind) = *KINDS.iter().find(|(it, _, _)| *it == path).unwrap();
     if kind == "Pod" {
-        assert!(query.contains("fieldSelector=spec.nodeName%3Dn1"), "{query}");
+        assert!(query.contains("fieldSelector=status.phase%21%3DSucceeded"), "{query}");
     }
     if matches!(kind, "Service" | "EndpointSlice") {
         assert!(query.contains("service-proxy-name"), "{query}");
     }
     let watch = query.contains("watch=true");
     let initial = query.contains("sendInitialEvents=true");
-    let items: Vec<Value> = if kind == "Service" { vec![service("web", 80, 4)] } else { vec![] };
+    let items: Vec<Value> = match kind {
+        "Service" => vec![service("web", 80, 4)],
+        "ClusterNetworkPolicy" if behaviour == Behaviour::Extended => vec![policy()],
+        _ => vec![],
+    };
     let status = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Invalid", "code": code});
     let (code, body): (u16, Vec<Value>) = if initial && behaviour == Behaviour::Refuses {
         (422, vec![status(422)])
-    } else if kind == "ServiceCIDR" && behaviour == Behaviour::IsOld {
+    } else if matches!(kind, "ServiceCIDR" | "ClusterNetworkPolicy")
+        && behaviour == Behaviour::IsOld
+    {
+        (404, vec![status(404)])
+    } else if behaviour == Behaviour::Extended && failures.fetch_add(1, Ordering::SeqCst) != 1 {
         (404, vec![status(404)])
     } else if behaviour == Behaviour::Fails && failures.fetch_add(1, Ordering::SeqCst) < KINDS.len()
     {
@@ -103,13 +128,10 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
     let body: String = body.iter().map(|line| format!("{line}\n")).collect();
     let head =
         format!("HTTP/1.1 {code} X\r\ncontent-type: application/json\r\nconnection: close\r\n");
-    let framing = if watch && code == 200 {
-        String::new()
-    } else {
-        format!("content-length: {}\r\n", body.len())
-    };
+    let open = watch && code == 200 && behaviour != Behaviour::Extended;
+    let framing = if open { String::new() } else { format!("content-length: {}\r\n", body.len()) };
     stream.write_all(format!("{head}{framing}\r\n{body}").as_bytes()).await.unwrap();
-    if watch && code == 200 {
+    if open {
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
 }
@@ -134,7 +156,7 @@ async fn events(behaviour: Behaviour) -> (Vec<String>, Vec<Kind>, Arc<Counters>)
     let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
     let (tx, mut rx) = mpsc::channel::<Received>(16);
     let counters = Counters::shared();
-    tokio::spawn(run(client, "n1".to_owned(), tx, Arc::clone(&counters)));
+    tokio::spawn(run(client, tx, Arc::clone(&counters)));
     let (mut told, mut synced, mut done) = (Vec::new(), Vec::new(), false);
     while !done || synced.len() < Kind::ALL.len() {
         let received = timeout(Duration::from_secs(20), rx.recv()).await;
@@ -203,9 +225,39 @@ async fn a_server_that_fails_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_server_without_service_cidrs_has_none() {
+async fn a_server_without_a_kind_has_none_of_it() {
     let (told, synced, counters) = events(Behaviour::IsOld).await;
     assert_eq!(told, STORY);
     assert_eq!(synced, Kind::ALL);
     assert_eq!(counters.of(Kind::ServiceCidr).errors(), 0, "that is no error");
+    assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 0, "that is no error");
+}
+
+#[tokio::test]
+async fn a_kind_that_is_installed_and_removed_while_we_watch() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    tokio::spawn(serve(listener, Behaviour::Extended));
+    let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+    let (tx, mut rx) = mpsc::channel(16);
+    let counters = Counters::shared();
+    let absent = Duration::from_millis(10);
+    let source = Source { client, tx, counters: Arc::clone(&counters), absent };
+    let watch = async move {
+        source.watch::<ClusterNetworkPolicy>(watcher::Config::default()).await;
+    };
+    tokio::spawn(watch);
+    let mut told = Vec::new();
+    for _ in 0..7 {
+        let received = timeout(Duration::from_secs(10), rx.recv()).await;
+        told.push(match received.expect("an event within ten seconds").unwrap().event {
+            Event::Restarted(Kind::ClusterNetworkPolicy) => "restarted",
+            Event::Synced(Kind::ClusterNetworkPolicy) => "synced",
+            Event::ClusterNetworkPolicy(Change::Applied(..)) => "there",
+            other => panic!("{other:?}"),
+        });
+    }
+    let list = ["restarted", "there", "synced"];
+    assert_eq!(told, [&["restarted", "synced"][..], &list, &["restarted", "synced"]].concat());
+    assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 1, "it is asked twice");
 }

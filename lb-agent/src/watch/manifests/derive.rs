@@ -15,15 +15,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::addr::Addr;
 
 use crate::cluster::{
-    Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, SlicePort,
+    Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, NamedPort, SlicePort,
 };
 use crate::watch::field::{self, Findings};
+use crate::watch::pod::PodObject;
 use crate::watch::{Watched, node, pod, slice};
 
 /// What the derivation depends on.
@@ -74,8 +75,7 @@ enum Target {
 struct Candidate {
     labels: Labels,
     ips: Box<[Addr]>,
-    /// Name, protocol and number of the containers' ports.
-    ports: Box<[(Arc<str>, u8, u16)]>,
+    ports: Box<[NamedPort]>,
     node: Option<Arc<str>>,
     serving: bool,
     terminating: bool,
@@ -102,7 +102,7 @@ impl Derive {
         self.given.insert(name.clone(), service);
     }
 
-    pub(super) fn put_pod(&mut self, pod: &Pod, name: &Name) {
+    pub(super) fn put_pod(&mut self, pod: &PodObject, name: &Name) {
         self.forget_pod(name);
         if pod::has_finished(pod) {
             return;
@@ -338,28 +338,21 @@ fn wanted(service: &Service) -> Option<Wanted> {
     Some(Wanted { selector, ports: ports.collect(), publish_not_ready })
 }
 
-fn candidate(pod: &Pod) -> Candidate {
+fn candidate(pod: &PodObject) -> Candidate {
     let name = pod.name();
     let mut ignored = Findings::new(Kind::Pod, &name);
     let ips = pod::ips(pod, &mut ignored);
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let ports = ports.filter_map(|port| {
-        let protocol = field::protocol(&mut ignored, "", port.protocol.as_deref())?;
-        let number = u16::try_from(port.container_port).ok()?;
-        Some((port.name.as_deref()?.into(), protocol, number))
-    });
     Candidate {
         labels: labels(pod.metadata.labels.as_ref()),
         ips,
-        ports: ports.collect(),
+        ports: pod::ports(pod, &mut ignored),
         node: pod.spec.as_ref().and_then(|spec| field::string(spec.node_name.as_ref())),
         serving: is_serving(pod),
         terminating: pod.metadata.deletion_timestamp.is_some(),
     }
 }
 
-fn is_serving(pod: &Pod) -> bool {
+fn is_serving(pod: &PodObject) -> bool {
     let status = pod.status.as_ref();
     let mut conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
     match conditions.find(|condition| condition.type_ == "Ready") {
@@ -374,7 +367,8 @@ fn targets(wanted: &Wanted, pod: &Candidate) -> Vec<(usize, u16)> {
         Target::Number(number) => Some(*number),
         Target::Named(name) => {
             let mut ports = pod.ports.iter();
-            ports.find(|(n, p, _)| n == name && *p == port.protocol).map(|(_, _, number)| *number)
+            let is_it = |given: &&NamedPort| given.name == *name && given.protocol == port.protocol;
+            ports.find(is_it).map(|given| given.port)
         }
     };
     let ports = wanted.ports.iter().enumerate();

@@ -282,6 +282,8 @@ impl Directory {
                 read(node.as_ref(), name)
             }
             Object::ServiceCidr(cidr) => read(cidr.as_ref(), name),
+            Object::NetworkPolicy(policy) => read(policy.as_ref(), name),
+            Object::ClusterNetworkPolicy(policy) => read(policy.as_ref(), name),
         };
         tell(event);
         let changed = if issues.is_empty() {

@@ -1,7 +1,7 @@
 //! The text of a file → its objects, each with its line, and what is wrong with the rest.
 #![forbid(unsafe_code)]
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
@@ -9,16 +9,23 @@ use serde_json::Value;
 
 use crate::cluster::{Kind, Name};
 use crate::watch::Watched;
+use crate::watch::pod::PodObject;
+use crate::watch::policy::{ClusterNetworkPolicy, NetworkPolicy};
+
+/// Version of the ClusterNetworkPolicies that are read.
+const POLICY_V1ALPHA2: &str = "policy.networking.k8s.io/v1alpha2";
 
 /// An object of a kind that we use.
 #[derive(Debug)]
 pub(super) enum Object {
     Service(Box<Service>),
     Slice(Box<EndpointSlice>),
-    Pod(Box<Pod>),
+    Pod(Box<PodObject>),
     Namespace(Box<Namespace>),
     Node(Box<Node>),
     ServiceCidr(Box<ServiceCIDR>),
+    NetworkPolicy(Box<NetworkPolicy>),
+    ClusterNetworkPolicy(Box<ClusterNetworkPolicy>),
 }
 
 impl Object {
@@ -30,6 +37,8 @@ impl Object {
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 
@@ -41,6 +50,8 @@ impl Object {
             Self::Namespace(object) => object.name(),
             Self::Node(object) => object.name(),
             Self::ServiceCidr(object) => object.name(),
+            Self::NetworkPolicy(object) => object.name(),
+            Self::ClusterNetworkPolicy(object) => object.name(),
         }
     }
 }
@@ -109,7 +120,13 @@ impl Content<'_> {
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 self.object(value, place, Object::ServiceCidr);
             }
-            ("v1" | "discovery.k8s.io/v1" | "networking.k8s.io/v1", list)
+            ("networking.k8s.io/v1", "NetworkPolicy") => {
+                self.object(value, place, Object::NetworkPolicy);
+            }
+            (POLICY_V1ALPHA2, "ClusterNetworkPolicy") => {
+                self.object(value, place, Object::ClusterNetworkPolicy);
+            }
+            ("v1" | "discovery.k8s.io/v1" | "networking.k8s.io/v1" | POLICY_V1ALPHA2, list)
                 if list.ends_with("List") =>
             {
                 let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
@@ -143,7 +160,7 @@ impl Content<'_> {
     ) {
         let hash = hash(&value);
         if let Some(Value::Object(meta)) = value.get_mut("metadata")
-            && matches!(K::KIND, Kind::Service | Kind::EndpointSlice | Kind::Pod)
+            && has_namespace(K::KIND)
         {
             meta.entry("namespace").or_insert_with(|| "default".into());
         }
@@ -218,6 +235,13 @@ fn skip_empty_lines(mut line: u64, mut document: &str) -> (u64, &str) {
         (line, document) = (line + 1, rest);
     }
     (line, document)
+}
+
+fn has_namespace(kind: Kind) -> bool {
+    match kind {
+        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::NetworkPolicy => true,
+        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::ClusterNetworkPolicy => false,
+    }
 }
 
 fn hash(value: &Value) -> u64 {

@@ -1,0 +1,91 @@
+//! NetworkPolicies that are gone from the API server and yet hold: those of a namespace that is being deleted.
+//!
+//! What is in such a namespace is deleted in no order, so its policies may be gone while its Pods still run and are
+//! still attacked (CVE-2024-7598). They hold until the namespace is gone. Policies and namespaces are told by different
+//! watches, so a policy may be told to be gone before its namespace is told to be going: those that went a moment ago
+//! are remembered, and come into force again then. A policy that goes while the namespaces are being listed waits for
+//! what that list says.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Name, Policy};
+
+/// Policies that went a moment ago and are remembered, at most.
+const MOST: usize = 256;
+
+/// The policies that are gone.
+#[derive(Debug, Default)]
+pub(super) struct Retained {
+    /// In force.
+    held: BTreeMap<Name, Policy>,
+    /// Not in force, but gone only a moment ago, the last at the end; whether they were there at the last
+    /// [`Self::pass`] already.
+    lately: VecDeque<(bool, Name, Policy)>,
+}
+
+impl Retained {
+    /// Those in force.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Policy)> {
+        self.held.iter()
+    }
+
+    /// This one is gone, and holds.
+    pub(super) fn hold(&mut self, name: Name, policy: Policy) {
+        self.held.insert(name, policy);
+    }
+
+    /// This one is gone, and does not hold.
+    pub(super) fn note(&mut self, name: Name, policy: Policy) {
+        if self.lately.len() == MOST {
+            self.lately.pop_front();
+        }
+        self.lately.push_back((false, name, policy));
+    }
+
+    /// This one is there again.
+    pub(super) fn forget(&mut self, name: &Name) {
+        self.held.remove(name);
+        self.lately.retain(|(_, other, _)| other != name);
+    }
+
+    /// The namespace is going: returns whether some come into force by that.
+    pub(super) fn going(&mut self, namespace: &str) -> bool {
+        let before = self.held.len();
+        for (old, name, policy) in std::mem::take(&mut self.lately) {
+            if *name.namespace == *namespace {
+                self.held.insert(name, policy);
+            } else {
+                self.lately.push_back((old, name, policy));
+            }
+        }
+        self.held.len() > before
+    }
+
+    /// The namespace is there and stays: returns whether some cease to hold by that.
+    pub(super) fn stays(&mut self, namespace: &str) -> bool {
+        let before = self.held.len();
+        for (name, policy) in std::mem::take(&mut self.held) {
+            if *name.namespace == *namespace {
+                self.note(name, policy);
+            } else {
+                self.held.insert(name, policy);
+            }
+        }
+        self.held.len() < before
+    }
+
+    /// Only these namespaces are left: returns whether some cease to hold by that.
+    pub(super) fn retain(&mut self, mut is_there: impl FnMut(&str) -> bool) -> bool {
+        let before = self.held.len();
+        self.held.retain(|name, _| is_there(&name.namespace));
+        self.lately.retain(|(_, name, _)| is_there(&name.namespace));
+        self.held.len() < before
+    }
+
+    /// A while has passed: those that went before the one before are not remembered any longer.
+    pub(super) fn pass(&mut self) {
+        self.lately.retain(|(old, ..)| !old);
+        self.lately.iter_mut().for_each(|(old, ..)| *old = true);
+    }
+}
