@@ -105,13 +105,14 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
         _ => vec![],
     };
     let status = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Invalid", "code": code});
+    let lacks = match behaviour {
+        Behaviour::IsOld => matches!(kind, "ServiceCIDR" | "ClusterNetworkPolicy"),
+        Behaviour::Extended => failures.fetch_add(1, Ordering::SeqCst) != 1,
+        Behaviour::Streams | Behaviour::Refuses | Behaviour::Fails => false,
+    };
     let (code, body): (u16, Vec<Value>) = if initial && behaviour == Behaviour::Refuses {
         (422, vec![status(422)])
-    } else if matches!(kind, "ServiceCIDR" | "ClusterNetworkPolicy")
-        && behaviour == Behaviour::IsOld
-    {
-        (404, vec![status(404)])
-    } else if behaviour == Behaviour::Extended && failures.fetch_add(1, Ordering::SeqCst) != 1 {
+    } else if lacks {
         (404, vec![status(404)])
     } else if behaviour == Behaviour::Fails && failures.fetch_add(1, Ordering::SeqCst) < KINDS.len()
     {
