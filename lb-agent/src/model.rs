@@ -18,6 +18,7 @@ mod backend;
 mod external;
 mod frontend;
 mod node;
+pub mod policy;
 pub mod rules;
 mod service;
 pub mod topology;

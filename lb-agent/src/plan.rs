@@ -26,6 +26,7 @@ mod delta;
 mod ids;
 mod maglev;
 mod node;
+pub mod policy;
 mod ports;
 mod restore;
 mod service;

@@ -1,0 +1,166 @@
+//! Policies, Pods, namespaces and nodes → what the policy tables should say, by content: groups of rules, sets of
+//! addresses. Numbers for both are given by the planner.
+//!
+//! ```text
+//! policies × Pods of this node ──► rules in use ──► atoms: the distinct descriptions of peers
+//! all Pods, nodes, blocks × atoms ──► identities: the sets of atoms that some address satisfies
+//! rules in use, ports resolved ──► groups
+//! ```
+//!
+//! All of it is computed anew at each change: what no Pod of this node is concerned by costs next to nothing.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+use lb_common::endpoint::ident_flags;
+
+use self::atom::Atoms;
+use self::members::Members;
+use self::rules::Subjects;
+use crate::cluster::{Cluster, Name, Pod, Tier};
+use crate::issue::Issue;
+
+mod atom;
+mod blocks;
+mod group;
+mod members;
+mod ports;
+mod rules;
+
+pub use self::atom::AtomId;
+pub use self::blocks::{Blocks, Range, number};
+pub use self::group::{BitRule, Direction, Group, Link, Source, Span};
+pub use self::ports::PortEntry;
+pub use self::rules::object;
+
+/// The atoms that an address satisfies, in ascending order.
+pub type Atomic = Arc<[AtomId]>;
+
+/// What the policy tables should say, by content.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// Whether there is any policy in the cluster.
+    pub any: bool,
+    /// The groups in use, each once.
+    pub groups: Vec<Arc<Group>>,
+    /// The Pods of this node that have addresses of their own.
+    pub pods: BTreeMap<Name, LocalPod>,
+    /// The identities in use, each once; the first is that of no atom.
+    pub idents: Vec<Atomic>,
+    /// Addresses of Pods and nodes. Empty while there is no policy.
+    pub addrs: HashMap<Addr, Known>,
+    /// Which identity all other addresses have.
+    pub ranges: Blocks,
+    /// All policies, in the order of evaluation.
+    pub policies: Vec<PolicyInfo>,
+    /// What could not be compiled.
+    pub issues: Vec<Issue>,
+}
+
+/// A Pod of this node: whose addresses, and under which groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its addresses; empty before it has some.
+    pub ips: Box<[Addr]>,
+    /// Indices in [`Desired::groups`]: ingress, egress, and the same two with shadow policies; `None` = none.
+    pub groups: [Option<u32>; 4],
+}
+
+/// Who has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Index in [`Desired::idents`].
+    pub ident: u32,
+    /// `ident_flags::*`.
+    pub flags: u32,
+}
+
+/// A policy, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyInfo {
+    /// Its name.
+    pub name: Name,
+    /// Its tier.
+    pub tier: Tier,
+    /// Its priority within the tier.
+    pub priority: u16,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Whether it is only tried.
+    pub shadow: bool,
+    /// Pods of this node that it selects.
+    pub subjects: u32,
+    /// Rules of both directions.
+    pub rules: u32,
+}
+
+impl Desired {
+    /// Index in [`Desired::idents`] of an address, whoever has it.
+    pub fn ident_of(&self, addr: &Addr) -> u32 {
+        self.addrs.get(addr).map_or_else(|| self.ranges.find(addr), |known| known.ident)
+    }
+}
+
+/// Compiles, and remembers the numbers of atoms, so that what has the same content compares equal the next time.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    atoms: Atoms,
+}
+
+impl Compiler {
+    /// What the tables should say.
+    pub fn compile(&mut self, cluster: &Cluster) -> Desired {
+        let mut policies: Vec<_> = cluster.policies().collect();
+        if policies.is_empty() {
+            self.atoms = Atoms::default();
+            return Desired { idents: vec![Atomic::default()], ..Desired::default() };
+        }
+        policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
+        self.atoms.begin();
+        let subjects = Subjects::select(cluster, &policies);
+        let compiled = subjects.compile(&mut self.atoms, &policies);
+        let mut blocks = Blocks::flatten(self.atoms.blocks());
+        let mut members = Members::new(cluster, &self.atoms, &compiled.demands);
+        let mut addrs = HashMap::new();
+        for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
+            let class = members.class_of(name, pod);
+            for addr in &pod.ips {
+                let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
+                addrs.insert(*addr, Known { ident, flags: ident_flags::POD });
+            }
+        }
+        for (_, node) in cluster.nodes() {
+            let class = members.class_of_node(&node.labels);
+            for addr in &node.addresses {
+                let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
+                addrs.insert(*addr, Known { ident, flags: ident_flags::NODE });
+            }
+        }
+        blocks.name(|atoms| members.intern(atoms));
+        let (idents, named) = members.finish();
+        self.atoms.end();
+        let grouped = compiled.group(&subjects, &named);
+        Desired {
+            any: true,
+            groups: grouped.groups,
+            pods: grouped.pods,
+            idents,
+            addrs,
+            ranges: blocks,
+            policies: subjects.infos(&policies),
+            issues: grouped.issues,
+        }
+    }
+}
+
+/// What the tables should say, from nothing.
+pub fn compile(cluster: &Cluster) -> Desired {
+    Compiler::default().compile(cluster)
+}
+
+/// Whether a Pod has policies on this node: it runs here, with addresses of its own.
+fn is_subject(cluster: &Cluster, pod: &Pod) -> bool {
+    cluster.is_own(pod) && !pod.host_network
+}

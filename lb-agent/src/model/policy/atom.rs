@@ -1,0 +1,104 @@
+//! Atoms: the distinct descriptions of peers that rules in use have, numbered.
+//!
+//! A number is never given to another atom, so that sets of numbers can be compared with those of earlier times.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::cluster::{Name, Namespaces, Peer, PodSelector, Prefix, Selector};
+
+/// Number of an atom.
+pub type AtomId = u32;
+
+/// What an address may satisfy or not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Atom {
+    /// It is that of such a Pod.
+    Pods(Scope, Selector),
+    /// It is that of such a node.
+    Nodes(Selector),
+    /// It is in a range, and in none of those within it.
+    Block(Prefix, Box<[Prefix]>),
+    /// It satisfies another atom, if one is given, and is that of a Pod where a port's name means this number.
+    Named(Port),
+}
+
+/// Where a Pod is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Scope {
+    /// In this namespace.
+    One(Arc<str>),
+    /// In one with such labels.
+    Selected(Selector),
+}
+
+/// What a port's name means in the Pods that satisfy an atom.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Port {
+    pub(super) of: Option<AtomId>,
+    pub(super) name: Arc<str>,
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+}
+
+/// All atoms in use.
+#[derive(Debug, Default)]
+pub(super) struct Atoms {
+    ids: HashMap<Atom, AtomId>,
+    /// Those of the last time, while it is not known whether they are still in use.
+    former: HashMap<Atom, AtomId>,
+    last: AtomId,
+}
+
+impl Atoms {
+    /// Another compilation begins: what it does not ask for is forgotten at its end.
+    pub(super) fn begin(&mut self) {
+        self.former = std::mem::take(&mut self.ids);
+    }
+
+    /// The compilation is over.
+    pub(super) fn end(&mut self) {
+        self.former = HashMap::new();
+    }
+
+    pub(super) fn intern(&mut self, atom: Atom) -> AtomId {
+        if let Some(id) = self.ids.get(&atom) {
+            return *id;
+        }
+        let id = self.former.get(&atom).copied().unwrap_or_else(|| {
+            self.last += 1;
+            self.last
+        });
+        self.ids.insert(atom, id);
+        id
+    }
+
+    /// The atom of a peer in a policy.
+    pub(super) fn peer(&mut self, policy: &Name, peer: &Peer) -> AtomId {
+        self.intern(match peer {
+            Peer::Pods(PodSelector { namespaces, pods }) => {
+                let scope = match namespaces {
+                    Namespaces::Own => Scope::One(Arc::clone(&policy.namespace)),
+                    Namespaces::Selected(selector) => Scope::Selected(selector.clone()),
+                };
+                Atom::Pods(scope, pods.clone())
+            }
+            Peer::Nodes(selector) => Atom::Nodes(selector.clone()),
+            Peer::Block { prefix, excepts } => Atom::Block(*prefix, excepts.clone()),
+        })
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Atom, AtomId)> {
+        self.ids.iter().map(|(atom, id)| (atom, *id))
+    }
+
+    /// The ranges of addresses.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (AtomId, &Prefix, &[Prefix])> {
+        self.iter().filter_map(|(atom, id)| match atom {
+            Atom::Block(prefix, excepts) => Some((id, prefix, &**excepts)),
+            Atom::Pods(..) | Atom::Nodes(_) | Atom::Named(_) => None,
+        })
+    }
+}

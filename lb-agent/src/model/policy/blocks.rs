@@ -1,0 +1,279 @@
+//! Ranges of addresses that may overlap and have exceptions → disjoint ones, each with all it is in.
+//!
+//! The map looks the longest prefix up, so each prefix carries everything that covers it. IPv4 is mapped into
+//! `::ffff:0:0/96`, hence into any shorter prefix of IPv6, and must not get anything of that.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+
+use super::{AtomId, Atomic};
+use crate::cluster::{Family, Prefix};
+
+/// A prefix of addresses in the 128-bit form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    /// The first address, as a number.
+    pub first: u128,
+    /// Length of the prefix.
+    pub len: u8,
+}
+
+impl Range {
+    /// Where IPv4 addresses are.
+    const IPV4: Self = Self { first: 0xffff_0000_0000, len: 96 };
+
+    /// Of a prefix as users write it.
+    pub fn of(prefix: &Prefix) -> Self {
+        Self { first: number(&prefix.addr()), len: prefix.wide_bits() }
+    }
+
+    /// The prefix of this length that an address is in.
+    pub fn around(addr: u128, len: u8) -> Self {
+        Self { first: addr & mask(len), len }
+    }
+
+    /// The first address.
+    pub fn addr(&self) -> Addr {
+        let words = [96, 64, 32, 0].map(|shift| (self.first >> shift) as u32);
+        Addr::v6(words.map(lb_common::be::Be32::new))
+    }
+
+    /// Whether an address is in it.
+    pub fn has(&self, addr: u128) -> bool {
+        addr & mask(self.len) == self.first
+    }
+
+    /// Whether all of another is in it.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.len <= other.len && self.has(other.first)
+    }
+}
+
+/// An address as a number.
+pub fn number(addr: &Addr) -> u128 {
+    addr.words().iter().fold(0, |sum, word| sum << 32 | u128::from(word.get()))
+}
+
+fn mask(len: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
+}
+
+/// The disjoint ranges. An address is of the longest that it is in.
+#[derive(Clone, Debug, Default)]
+pub struct Blocks {
+    /// Sorted, so that what covers a range stands before it.
+    nodes: Vec<Node>,
+    /// The distinct sets, the first empty.
+    sets: Vec<Atomic>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    range: Range,
+    /// Index of the shortest that covers it.
+    parent: Option<u32>,
+    /// Index of its set; after [`Blocks::name`] of its identity.
+    set: u32,
+}
+
+impl Blocks {
+    pub(super) fn flatten<'a>(
+        blocks: impl Iterator<Item = (AtomId, &'a Prefix, &'a [Prefix])>,
+    ) -> Self {
+        let mut changes: BTreeMap<(Range, Family), Changes> = BTreeMap::new();
+        for (atom, prefix, excepts) in blocks {
+            let range = Range::of(prefix);
+            let of = |prefix: &Prefix| (Range::of(prefix), prefix.family());
+            let excepts: Vec<_> = excepts.iter().map(of).collect();
+            if excepts.iter().any(|(except, _)| except.covers(&range)) {
+                continue;
+            }
+            changes.entry((range, prefix.family())).or_default().begin.push(atom);
+            for except in excepts {
+                changes.entry(except).or_default().end.push(atom);
+            }
+        }
+        if changes.keys().any(|(range, _)| range.covers(&Range::IPV4)) {
+            changes.entry((Range::IPV4, Family::V4)).or_default();
+        }
+        let mut sets = Sets::new();
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut current: Vec<(Range, Family, BTreeSet<AtomId>, Option<u32>)> = Vec::new();
+        for ((range, family), changed) in changes {
+            while current.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
+                current.pop();
+            }
+            let (mut set, parent) = match current.last() {
+                Some((_, outer, set, node)) if *outer == family => (set.clone(), *node),
+                // What covers IPv4 in IPv6 says nothing of it.
+                Some((.., node)) => (BTreeSet::new(), *node),
+                None => (BTreeSet::new(), None),
+            };
+            set.extend(changed.begin);
+            changed.end.iter().for_each(|atom| {
+                set.remove(atom);
+            });
+            let number = sets.number(set.iter().copied().collect());
+            let above = parent.and_then(|at| nodes.get(at as usize)).map_or(0, |node| node.set);
+            let mut node = parent;
+            if above != number {
+                node = u32::try_from(nodes.len()).ok();
+                nodes.push(Node { range, parent, set: number });
+            }
+            current.push((range, family, set, node));
+        }
+        Self { nodes, sets: sets.list }
+    }
+
+    /// The set (after [`Blocks::name`]: the identity) of an address; 0 = it is in none.
+    pub fn find(&self, addr: &Addr) -> u32 {
+        let addr = number(addr);
+        let after = self.nodes.partition_point(|node| node.range.first <= addr);
+        let mut node = after.checked_sub(1).and_then(|at| self.nodes.get(at));
+        while let Some(found) = node {
+            if found.range.has(addr) {
+                return found.set;
+            }
+            node = found.parent.and_then(|at| self.nodes.get(at as usize));
+        }
+        0
+    }
+
+    /// A set's atoms.
+    pub(super) fn set(&self, number: u32) -> &[AtomId] {
+        self.sets.get(number as usize).map(|set| &**set).unwrap_or_default()
+    }
+
+    /// Replaces the numbers of sets by those that others know them by.
+    pub(super) fn name(&mut self, mut name: impl FnMut(&Atomic) -> u32) {
+        let names: Vec<u32> = std::mem::take(&mut self.sets).iter().map(&mut name).collect();
+        for node in &mut self.nodes {
+            node.set = names.get(node.set as usize).copied().unwrap_or_default();
+        }
+    }
+
+    /// All ranges with their identities, those that cover others before them.
+    pub fn iter(&self) -> impl Iterator<Item = (Range, u32)> {
+        self.nodes.iter().map(|node| (node.range, node.set))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+}
+
+/// What is different in a range from what covers it.
+#[derive(Default)]
+struct Changes {
+    begin: Vec<AtomId>,
+    end: Vec<AtomId>,
+}
+
+/// Distinct sets.
+struct Sets {
+    numbers: HashMap<Atomic, u32>,
+    list: Vec<Atomic>,
+}
+
+impl Sets {
+    fn new() -> Self {
+        Self { numbers: HashMap::from([(Atomic::default(), 0)]), list: vec![Atomic::default()] }
+    }
+
+    fn number(&mut self, set: Atomic) -> u32 {
+        let next = u32::try_from(self.list.len()).unwrap_or(0);
+        *self.numbers.entry(set).or_insert_with_key(|set| {
+            self.list.push(Arc::clone(set));
+            next
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::Addr;
+
+    use super::Blocks;
+    use crate::cluster::Prefix;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn addresses_are_in_the_blocks_that_say_so() {
+        let blocks: [(u32, &str, &[&str]); 9] = [
+            (1, "10.0.0.0/8", &["10.1.0.0/16"]),
+            (2, "10.1.2.0/24", &[]),
+            (3, "0.0.0.0/0", &["10.0.0.0/8"]),
+            (4, "::/0", &["2001:db8::/32"]),
+            (5, "2001:db8:1::/48", &[]),
+            (6, "10.0.0.0/8", &["10.0.0.0/9"]),
+            (7, "192.0.2.0/24", &["192.0.2.0/24"]),
+            (8, "192.0.2.0/24", &["192.0.2.0/25", "192.0.2.128/25"]),
+            (9, "198.51.100.7/32", &[]),
+        ];
+        let parsed: Vec<(u32, Prefix, Vec<Prefix>)> = blocks
+            .iter()
+            .map(|(id, p, e)| (*id, prefix(p), e.iter().map(|e| prefix(e)).collect()))
+            .collect();
+        let flat = Blocks::flatten(parsed.iter().map(|(id, p, e)| (*id, p, &**e)));
+        let probes = [
+            "10.0.0.1",
+            "10.1.0.1",
+            "10.1.2.3",
+            "10.200.0.1",
+            "11.0.0.1",
+            "192.0.2.1",
+            "192.0.2.200",
+            "198.51.100.7",
+            "198.51.100.8",
+            "::1",
+            "2001:db8::1",
+            "2001:db8:1::1",
+            "fe80::1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "::ffff:ffff:1",
+        ];
+        for probe in probes {
+            let addr = Addr::from_ip(probe.parse().unwrap());
+            let mut want: Vec<u32> = parsed
+                .iter()
+                .filter(|(_, p, e)| p.contains(&addr) && !e.iter().any(|e| e.contains(&addr)))
+                .map(|(id, ..)| *id)
+                .collect();
+            want.sort_unstable();
+            assert_eq!(flat.set(flat.find(&addr)), want, "{probe}");
+        }
+    }
+
+    #[test]
+    fn ipv4_is_told_apart_only_where_it_must_be() {
+        let n = |blocks: &[&str]| {
+            let blocks: Vec<Prefix> = blocks.iter().map(|b| prefix(b)).collect();
+            let flat = Blocks::flatten((1..).zip(&blocks).map(|(id, p)| (id, p, &[][..])));
+            flat.iter().map(|(range, _)| (range.addr().to_string(), range.len)).collect::<Vec<_>>()
+        };
+        let all = |list: &[(&str, u8)]| {
+            list.iter().map(|(a, l)| ((*a).to_owned(), *l)).collect::<Vec<_>>()
+        };
+        assert_eq!(n(&["::/0"]), all(&[("::", 0), ("0.0.0.0", 96)]));
+        assert_eq!(n(&["2001:db8::/32"]), all(&[("2001:db8::", 32)]));
+        assert_eq!(n(&["::/0", "0.0.0.0/0"]), all(&[("::", 0), ("0.0.0.0", 96)]));
+        assert_eq!(n(&["10.0.0.0/8"]), all(&[("10.0.0.0", 104)]));
+        assert_eq!(
+            n(&["::/64", "10.0.0.0/8"]),
+            all(&[("::", 64), ("0.0.0.0", 96), ("10.0.0.0", 104)])
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! A group: the rules of all policies that select a Pod in one direction, in the order of evaluation, and what the
+//! tables say of them.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lb_common::policy::{self, Bits, CHAIN, RULES, WORDS, group_flags};
+
+use super::AtomId;
+use super::ports::{self, PortEntry, set};
+use crate::cluster::{Action, Name, Tier};
+
+/// Rules of one element of the map `groups`.
+const PER_LINK: u32 = RULES as u32;
+
+/// The rules of one direction of a Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// `group_flags::*`.
+    pub flags: u32,
+    /// The rules with their numbers, ascending.
+    pub rules: Box<[(u32, Arc<BitRule>)]>,
+    /// The `NetworkPolicy` objects that select the Pod.
+    pub isolating: Box<[Name]>,
+    /// Which rules have an atom as a peer, sorted.
+    of_atom: Box<[(AtomId, u32)]>,
+}
+
+/// A rule, or a part of one, that one bit stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BitRule {
+    /// Where it is written.
+    pub source: Source,
+    /// What it does.
+    pub action: Action,
+    /// The peers, any of them, in ascending order; `None` = everybody.
+    pub peers: Option<Box<[AtomId]>>,
+    /// Protocols and ports, any of them; `None` = all.
+    pub ports: Option<Box<[Span]>>,
+}
+
+/// Where a rule is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The policy.
+    pub policy: Name,
+    /// Its tier.
+    pub tier: Tier,
+    /// In which of its two lists.
+    pub direction: Direction,
+    /// At which index there.
+    pub index: u32,
+}
+
+/// Direction of a flow as the Pod sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Into the Pod.
+    Ingress,
+    /// Out of it.
+    Egress,
+}
+
+impl Direction {
+    /// The name in `spec`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// Ports of a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The first port; 0 only of all ports: what has no ports is judged with port 0.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
+}
+
+impl Span {
+    /// All of a protocol, which may have no ports.
+    pub const fn all(protocol: u8) -> Self {
+        Self { protocol, first: 0, last: u16::MAX }
+    }
+
+    /// Whether it is all of the protocol.
+    pub const fn is_all(&self) -> bool {
+        self.first == 0 && self.last == u16::MAX
+    }
+}
+
+/// An element of the map `groups` with what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The element, without the index of the next.
+    pub element: policy::Group,
+    /// Its elements of `port_bits`.
+    pub ports: Vec<PortEntry>,
+}
+
+impl Group {
+    /// The group of these rules, in order; the index of the first that has no place any more is the error.
+    pub(super) fn new(rules: &[Arc<BitRule>], isolating: Box<[Name]>) -> Result<Self, usize> {
+        let mut placed = Vec::with_capacity(rules.len());
+        let mut of_atom = Vec::new();
+        let mut next = 0u32;
+        let mut tier = None;
+        for (i, rule) in rules.iter().enumerate() {
+            if tier.is_some_and(|tier| tier != rule.source.tier) {
+                next = next.next_multiple_of(64);
+            }
+            if next >= CHAIN * PER_LINK {
+                return Err(i);
+            }
+            tier = Some(rule.source.tier);
+            of_atom.extend(rule.peers.iter().flatten().map(|atom| (*atom, next)));
+            placed.push((next, Arc::clone(rule)));
+            next += 1;
+        }
+        of_atom.sort_unstable();
+        let flags = if isolating.is_empty() { 0 } else { group_flags::ISOLATED };
+        Ok(Self { flags, rules: placed.into(), isolating, of_atom: of_atom.into() })
+    }
+
+    /// The group of a Pod that is not known yet.
+    pub fn pending() -> Self {
+        Self { flags: group_flags::PENDING, ..Self::default() }
+    }
+
+    /// A group that denies everything, since its rules are too many.
+    pub(super) fn overflow(isolating: Box<[Name]>) -> Self {
+        Self { flags: group_flags::OVERFLOW, isolating, ..Self::default() }
+    }
+
+    /// Elements of the map `groups` that it takes.
+    pub fn n_links(&self) -> u32 {
+        self.rules.last().map_or(1, |(number, _)| number / PER_LINK + 1)
+    }
+
+    /// Those elements.
+    pub fn links(&self) -> Vec<Link> {
+        let links = (0..self.n_links()).map(|link| {
+            let mut element =
+                policy::Group { first: link * PER_LINK, flags: self.flags, ..policy::Group::ZERO };
+            let here = || self.rules.iter().filter(move |(number, _)| number / PER_LINK == link);
+            for (number, rule) in here() {
+                place(&mut element, *number, rule);
+            }
+            let spans = here().map(|(number, rule)| (number % PER_LINK, rule.ports.as_deref()));
+            Link { element, ports: ports::entries(spans) }
+        });
+        links.collect()
+    }
+
+    /// The rules that have an address of this identity as a peer: of each element that has some.
+    pub fn column(&self, ident: &[AtomId]) -> BTreeMap<u32, Bits> {
+        let mut found = BTreeMap::new();
+        for atom in ident {
+            let from = self.of_atom.partition_point(|(other, _)| other < atom);
+            let rules = self.of_atom.iter().skip(from).take_while(|(other, _)| other == atom);
+            for (_, number) in rules {
+                let bits = found.entry(number / PER_LINK).or_insert(Bits::ZERO);
+                set(bits, number % PER_LINK);
+            }
+        }
+        found
+    }
+
+    /// Where the rule with this number is written.
+    pub fn source(&self, number: u32) -> Option<&Source> {
+        let at = self.rules.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        self.rules.get(at).map(|(_, rule)| &rule.source)
+    }
+
+    /// The policies in it, in order.
+    pub fn policies(&self) -> Vec<(&Name, Tier)> {
+        let of_rules = self.rules.iter().map(|(_, rule)| (&rule.source.policy, rule.source.tier));
+        let isolating = self.isolating.iter().map(|name| (name, Tier::NetworkPolicy));
+        let mut all: Vec<_> = of_rules.chain(isolating).collect();
+        all.sort_by_key(|(name, tier)| (*tier, *name));
+        all.dedup();
+        all
+    }
+}
+
+fn place(element: &mut policy::Group, number: u32, rule: &BitRule) {
+    let at = (number % PER_LINK) as usize / 64 % WORDS;
+    let bit = 1 << (number % 64);
+    let put = |words: &mut [u64; WORDS], wanted: bool| {
+        if let Some(word) = words.get_mut(at).filter(|_| wanted) {
+            *word |= bit;
+        }
+    };
+    put(&mut element.any, rule.peers.is_none());
+    put(&mut element.accept, rule.action == Action::Accept);
+    put(&mut element.deny, rule.action == Action::Deny);
+    if let Some(tier) = element.tiers.get_mut(at) {
+        *tier = match rule.source.tier {
+            Tier::Admin => policy::tier::ADMIN,
+            Tier::NetworkPolicy => policy::tier::NETWORK_POLICY,
+            Tier::Baseline => policy::tier::BASELINE,
+        };
+    }
+}

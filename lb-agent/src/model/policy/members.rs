@@ -1,0 +1,187 @@
+//! Who satisfies which atoms: Pods and nodes by their labels, then each of their addresses.
+//!
+//! Pods are told apart only by the labels that some selector asks for, so that of ten thousand Pods few hundred kinds
+//! are left to be looked at.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::atom::{Atom, Atoms, Port, Scope};
+use super::blocks::Blocks;
+use super::rules::Demands;
+use super::{AtomId, Atomic};
+use crate::cluster::{Cluster, Labels, Name, NamedPort, Pod, Selector};
+
+/// What ports' names mean in egress rules: by atom (`None` = any Pod) and name the protocol, the number, and the atom
+/// of those who mean that.
+pub(super) type Meanings = HashMap<(Option<AtomId>, Arc<str>), BTreeSet<(u8, u16, AtomId)>>;
+
+type PodAtom = (AtomId, Arc<Selector>);
+
+/// Kinds of Pods and nodes, and identities of addresses.
+pub(super) struct Members<'a> {
+    cluster: &'a Cluster,
+    /// Pod selectors for one namespace.
+    own: HashMap<Arc<str>, Vec<PodAtom>>,
+    /// Pod selectors for the namespaces with such labels.
+    selected: Vec<(Arc<Selector>, PodAtom)>,
+    nodes: Vec<PodAtom>,
+    demands: &'a Demands,
+    spaces: HashMap<Arc<str>, Space>,
+    classes: Vec<Class>,
+    idents: HashMap<(u32, u32), u32>,
+    numbers: HashMap<Atomic, u32>,
+    list: Vec<Atomic>,
+    meanings: Meanings,
+}
+
+/// A namespace: which selectors its Pods may satisfy.
+struct Space {
+    atoms: Vec<PodAtom>,
+    /// The labels that those ask for.
+    keys: HashSet<Arc<str>>,
+    classes: HashMap<Kind, u32>,
+}
+
+/// All that is asked of a Pod of a namespace.
+type Kind = (Vec<(Arc<str>, Arc<str>)>, Vec<NamedPort>);
+
+struct Class {
+    atoms: Vec<AtomId>,
+    ports: Vec<NamedPort>,
+}
+
+impl<'a> Members<'a> {
+    pub(super) fn new(cluster: &'a Cluster, atoms: &Atoms, demands: &'a Demands) -> Self {
+        let mut members = Self {
+            cluster,
+            own: HashMap::new(),
+            selected: Vec::new(),
+            nodes: Vec::new(),
+            demands,
+            spaces: HashMap::new(),
+            classes: Vec::new(),
+            idents: HashMap::new(),
+            numbers: HashMap::new(),
+            list: Vec::new(),
+            meanings: Meanings::new(),
+        };
+        members.intern(&Atomic::default());
+        for (atom, id) in atoms.iter() {
+            match atom {
+                Atom::Pods(Scope::One(namespace), pods) => {
+                    let own = members.own.entry(Arc::clone(namespace)).or_default();
+                    own.push((id, Arc::new(pods.clone())));
+                }
+                Atom::Pods(Scope::Selected(namespaces), pods) => {
+                    let pods = (id, Arc::new(pods.clone()));
+                    members.selected.push((Arc::new(namespaces.clone()), pods));
+                }
+                Atom::Nodes(nodes) => members.nodes.push((id, Arc::new(nodes.clone()))),
+                Atom::Block(..) | Atom::Named(_) => {}
+            }
+        }
+        members
+    }
+
+    /// The kind of a Pod.
+    pub(super) fn class_of(&mut self, name: &Name, pod: &Pod) -> u32 {
+        if !self.spaces.contains_key(&name.namespace) {
+            let space = self.space(&name.namespace);
+            self.spaces.insert(Arc::clone(&name.namespace), space);
+        }
+        let Some(space) = self.spaces.get_mut(&name.namespace) else { return 0 };
+        let asked = pod.labels.iter().filter(|(key, _)| space.keys.contains(key));
+        let ports = pod.ports.iter().filter(|port| self.demands.contains_key(&port.name));
+        let kind: Kind = (asked.cloned().collect(), ports.cloned().collect());
+        if let Some(class) = space.classes.get(&kind) {
+            return *class;
+        }
+        let atoms = satisfied(&space.atoms, &pod.labels);
+        let class = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
+        self.classes.push(Class { atoms, ports: kind.1.clone() });
+        space.classes.insert(kind, class);
+        class
+    }
+
+    /// The kind of a node.
+    pub(super) fn class_of_node(&mut self, labels: &Labels) -> u32 {
+        let class = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
+        self.classes.push(Class { atoms: satisfied(&self.nodes, labels), ports: Vec::new() });
+        class
+    }
+
+    fn space(&self, namespace: &Arc<str>) -> Space {
+        let labels = namespace_labels(self.cluster, namespace);
+        let mut atoms = self.own.get(namespace).cloned().unwrap_or_default();
+        let here = self.selected.iter().filter(|(namespaces, _)| namespaces.matches(&labels));
+        atoms.extend(here.map(|(_, pods)| pods.clone()));
+        let keys = atoms.iter().flat_map(|(_, pods)| pods.0.iter());
+        let keys = keys.map(|requirement| Arc::clone(&requirement.key)).collect();
+        Space { atoms, keys, classes: HashMap::new() }
+    }
+
+    /// The identity of an address whose holder is of this kind, and which is in this set of blocks.
+    pub(super) fn ident(
+        &mut self,
+        (class, set): (u32, u32),
+        blocks: &Blocks,
+        atoms: &mut Atoms,
+    ) -> u32 {
+        if let Some(ident) = self.idents.get(&(class, set)) {
+            return *ident;
+        }
+        let Some(found) = self.classes.get(class as usize) else { return 0 };
+        let mut all: BTreeSet<AtomId> = found.atoms.iter().copied().collect();
+        all.extend(blocks.set(set));
+        let mut named = Vec::new();
+        for NamedPort { name, protocol, port } in &found.ports {
+            let wanted = self.demands.get(name).into_iter().flatten();
+            for of in wanted.filter(|of| of.is_none_or(|of| all.contains(&of))) {
+                let (name, protocol, port) = (Arc::clone(name), *protocol, *port);
+                let key = (*of, Arc::clone(&name));
+                let id = atoms.intern(Atom::Named(Port { of: *of, name, protocol, port }));
+                self.meanings.entry(key).or_default().insert((protocol, port, id));
+                named.push(id);
+            }
+        }
+        all.extend(named);
+        let ident = self.intern(&all.into_iter().collect());
+        self.idents.insert((class, set), ident);
+        ident
+    }
+
+    /// The number of an identity.
+    pub(super) fn intern(&mut self, atoms: &Atomic) -> u32 {
+        if let Some(number) = self.numbers.get(atoms) {
+            return *number;
+        }
+        let number = u32::try_from(self.list.len()).unwrap_or(0);
+        self.numbers.insert(Arc::clone(atoms), number);
+        self.list.push(Arc::clone(atoms));
+        number
+    }
+
+    /// All identities, and what ports' names mean.
+    pub(super) fn finish(self) -> (Vec<Atomic>, Meanings) {
+        (self.list, self.meanings)
+    }
+}
+
+fn satisfied(atoms: &[PodAtom], labels: &Labels) -> Vec<AtomId> {
+    atoms.iter().filter(|(_, selector)| selector.matches(labels)).map(|(id, _)| *id).collect()
+}
+
+/// The labels of a namespace. Each has its name as one; of a namespace that was not told of that is all we know.
+pub(super) fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
+    const NAME: &str = "kubernetes.io/metadata.name";
+    let labels = cluster.namespace(name).map(|namespace| &namespace.labels);
+    if let Some(labels) = labels
+        && labels.get(NAME).is_some()
+    {
+        return labels.clone();
+    }
+    let own = (Arc::from(NAME), Arc::clone(name));
+    Labels::new(labels.into_iter().flat_map(Labels::iter).cloned().chain([own]))
+}

@@ -1,0 +1,385 @@
+//! Which policies select which Pods of this node, their rules with peers as atoms, and the groups made of them.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use lb_common::flow::proto;
+
+use super::atom::Atoms;
+use super::members::{Meanings, namespace_labels};
+use super::{AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject};
+use crate::cluster::{
+    Action, Cluster, Labels, Name, NamedPort, Namespaces, Pod, Policy, PortMatch, Ports, Rule, Tier,
+};
+use crate::issue::{Issue, ObjectRef};
+
+/// The peers (`None` = any Pod) of which egress rules want to know what a port's name means, by name.
+pub(super) type Demands = HashMap<Arc<str>, BTreeSet<Option<AtomId>>>;
+
+/// The Pods of this node with the policies that select them.
+pub(super) struct Subjects<'a> {
+    pods: Vec<Subject<'a>>,
+    /// By index of the policy.
+    counts: Vec<u32>,
+}
+
+struct Subject<'a> {
+    name: &'a Name,
+    pod: &'a Pod,
+    /// Indices of policies, ascending.
+    policies: Vec<u32>,
+}
+
+impl<'a> Subjects<'a> {
+    pub(super) fn select(cluster: &'a Cluster, policies: &[(&Name, &Policy)]) -> Self {
+        let subject = |(name, pod)| Subject { name, pod, policies: Vec::new() };
+        let pods = cluster.pods().filter(|(_, pod)| is_subject(cluster, pod));
+        let mut pods: Vec<Subject<'a>> = pods.map(subject).collect();
+        let mut spaces: BTreeMap<Arc<str>, (Labels, Vec<usize>)> = BTreeMap::new();
+        for (i, subject) in pods.iter().enumerate() {
+            let namespace = &subject.name.namespace;
+            let space = spaces.entry(Arc::clone(namespace));
+            space.or_insert_with(|| (namespace_labels(cluster, namespace), Vec::new())).1.push(i);
+        }
+        let mut counts = Vec::with_capacity(policies.len());
+        for (index, (name, policy)) in (0u32..).zip(policies) {
+            let subject = &policy.subject;
+            let places: Vec<&(Labels, Vec<usize>)> = match &subject.namespaces {
+                Namespaces::Own => spaces.get(&name.namespace).into_iter().collect(),
+                Namespaces::Selected(selector) => {
+                    spaces.values().filter(|(labels, _)| selector.matches(labels)).collect()
+                }
+            };
+            let mut count = 0;
+            for i in places.into_iter().flat_map(|(_, pods)| pods) {
+                if let Some(found) = pods.get_mut(*i)
+                    && subject.pods.matches(&found.pod.labels)
+                {
+                    found.policies.push(index);
+                    count += 1;
+                }
+            }
+            counts.push(count);
+        }
+        Self { pods, counts }
+    }
+
+    /// The rules of the policies that select some Pod, with their peers as atoms.
+    pub(super) fn compile<'p>(
+        &self,
+        atoms: &mut Atoms,
+        policies: &[(&'p Name, &'p Policy)],
+    ) -> Compiled<'p> {
+        let mut compiled = Compiled::default();
+        for ((name, policy), count) in policies.iter().zip(&self.counts) {
+            let mut lists = [None, None];
+            if *count > 0 {
+                let directions =
+                    [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)];
+                lists = directions.map(|(direction, rules)| {
+                    let rules = rules.as_deref()?;
+                    let read = |rule| RuleParts::read(atoms, name, rule);
+                    let rules: Vec<RuleParts> = rules.iter().map(read).collect();
+                    if direction == Direction::Egress {
+                        rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
+                    }
+                    // Without rules, only a `NetworkPolicy` does something.
+                    let idle = rules.is_empty() && policy.tier != Tier::NetworkPolicy;
+                    (!idle).then_some(rules)
+                });
+            }
+            compiled.policies.push(CompiledPolicy { name, policy, lists });
+        }
+        compiled
+    }
+
+    /// The policies for lists.
+    pub(super) fn infos(&self, policies: &[(&Name, &Policy)]) -> Vec<PolicyInfo> {
+        let info = |((name, policy), subjects): (&(&Name, &Policy), &u32)| {
+            let lists = policy.ingress.iter().chain(&policy.egress);
+            let rules: usize = lists.map(|rules| rules.len()).sum();
+            PolicyInfo {
+                name: (*name).clone(),
+                tier: policy.tier,
+                priority: policy.priority,
+                generation: policy.generation,
+                shadow: policy.shadow,
+                subjects: *subjects,
+                rules: u32::try_from(rules).unwrap_or(u32::MAX),
+            }
+        };
+        policies.iter().zip(&self.counts).map(info).collect()
+    }
+}
+
+/// Of one bit.
+type PeersAndPorts = (Option<Box<[AtomId]>>, Option<Box<[Span]>>);
+
+/// A rule of a policy.
+struct RuleParts {
+    action: Action,
+    peers: Option<BTreeSet<AtomId>>,
+    ports: Option<PortParts>,
+}
+
+/// Its ports: numbers, and names with the protocol they are wanted of.
+#[derive(Default)]
+struct PortParts {
+    spans: BTreeSet<Span>,
+    names: BTreeSet<(Arc<str>, Option<u8>)>,
+}
+
+impl RuleParts {
+    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule) -> Self {
+        let peers = rule.peers.as_ref();
+        Self {
+            action: rule.action,
+            peers: peers.map(|peers| peers.iter().map(|peer| atoms.peer(policy, peer)).collect()),
+            ports: rule.ports.as_deref().and_then(PortParts::read),
+        }
+    }
+
+    fn demand(&self, demands: &mut Demands) {
+        for (name, _) in self.ports.iter().flat_map(|ports| &ports.names) {
+            let wanted = demands.entry(Arc::clone(name)).or_default();
+            match &self.peers {
+                Some(peers) => wanted.extend(peers.iter().copied().map(Some)),
+                None => {
+                    wanted.insert(None);
+                }
+            }
+        }
+    }
+
+    /// The peers and ports of the bits that stand for the rule on Pods with these ports.
+    fn bits(&self, resolve: &Resolve<'_>) -> Vec<PeersAndPorts> {
+        let peers = || self.peers.as_ref().map(|peers| peers.iter().copied().collect());
+        if self.peers.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Vec::new();
+        }
+        let Some(PortParts { spans, names }) = &self.ports else { return vec![(peers(), None)] };
+        let mut spans = spans.clone();
+        let mut split: BTreeMap<Span, BTreeSet<AtomId>> = BTreeMap::new();
+        for (name, protocol) in names {
+            let fits = |known: u8| protocol.is_none_or(|protocol| protocol == known);
+            match resolve {
+                Resolve::In(ports) => {
+                    let same =
+                        ports.iter().filter(|port| port.name == *name && fits(port.protocol));
+                    spans.extend(same.map(|port| one(port.protocol, port.port)));
+                }
+                Resolve::AtPeers(meanings) => {
+                    let of: Vec<Option<AtomId>> = match &self.peers {
+                        Some(peers) => peers.iter().copied().map(Some).collect(),
+                        None => vec![None],
+                    };
+                    for of in of {
+                        let known = meanings.get(&(of, Arc::clone(name))).into_iter().flatten();
+                        for (known, port, atom) in known.filter(|(known, ..)| fits(*known)) {
+                            split.entry(one(*known, *port)).or_default().insert(*atom);
+                        }
+                    }
+                }
+            }
+        }
+        let whole = (!spans.is_empty()).then(|| (peers(), Some(spans.into_iter().collect())));
+        let split = split
+            .into_iter()
+            .map(|(span, atoms)| (Some(atoms.into_iter().collect()), Some(Box::from([span]))));
+        whole.into_iter().chain(split).collect()
+    }
+}
+
+impl PortParts {
+    /// `None` = every protocol and port.
+    fn read(ports: &[PortMatch]) -> Option<Self> {
+        let mut parts = Self::default();
+        for PortMatch { protocol, ports } in ports {
+            match (ports, protocol) {
+                (Ports::All, None) => return None,
+                (Ports::All, Some(protocol)) => {
+                    parts.spans.insert(Span::all(*protocol));
+                }
+                (Ports::Range(first, last), _) => {
+                    let (first, last) = ((*first).max(1), *last);
+                    let known =
+                        protocol.map_or(vec![proto::TCP, proto::UDP, proto::SCTP], |p| vec![p]);
+                    let spans = known.into_iter().map(|protocol| Span { protocol, first, last });
+                    parts.spans.extend(spans.filter(|_| first <= last));
+                }
+                (Ports::Named(name), protocol) => {
+                    parts.names.insert((Arc::clone(name), *protocol));
+                }
+            }
+        }
+        Some(parts)
+    }
+}
+
+const fn one(protocol: u8, port: u16) -> Span {
+    Span { protocol, first: port, last: port }
+}
+
+/// Where the name of a port gets its number.
+enum Resolve<'a> {
+    /// In the Pod itself.
+    In(&'a [NamedPort]),
+    /// In the Pods that are the peers.
+    AtPeers(&'a Meanings),
+}
+
+/// The policies, their rules read.
+#[derive(Default)]
+pub(super) struct Compiled<'p> {
+    policies: Vec<CompiledPolicy<'p>>,
+    /// What egress rules want to know.
+    pub(super) demands: Demands,
+}
+
+struct CompiledPolicy<'p> {
+    name: &'p Name,
+    policy: &'p Policy,
+    /// Ingress and egress; `None` = the policy says nothing of that direction.
+    lists: [Option<Vec<RuleParts>>; 2],
+}
+
+impl CompiledPolicy<'_> {
+    fn list(&self, direction: Direction) -> Option<&[RuleParts]> {
+        let [ingress, egress] = &self.lists;
+        match direction {
+            Direction::Ingress => ingress.as_deref(),
+            Direction::Egress => egress.as_deref(),
+        }
+    }
+
+    fn names_ports(&self, direction: Direction) -> bool {
+        let rules = self.list(direction).unwrap_or_default();
+        rules.iter().any(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.names.is_empty()))
+    }
+}
+
+/// The groups, whose they are, and what has no place.
+#[derive(Default)]
+pub(super) struct Grouped {
+    pub(super) groups: Vec<Arc<Group>>,
+    pub(super) pods: BTreeMap<Name, LocalPod>,
+    pub(super) issues: Vec<Issue>,
+}
+
+impl Compiled<'_> {
+    /// The groups of all Pods.
+    pub(super) fn group(&self, subjects: &Subjects<'_>, meanings: &Meanings) -> Grouped {
+        let mut grouped = Grouped::default();
+        let mut known: HashMap<Key, u32> = HashMap::new();
+        let mut issues: BTreeSet<Issue> = BTreeSet::new();
+        for subject in &subjects.pods {
+            let mut group = |direction: Direction, shadow: bool| {
+                let key = self.key(subject, direction, shadow)?;
+                let next = u32::try_from(grouped.groups.len()).ok()?;
+                Some(*known.entry(key).or_insert_with_key(|key| {
+                    grouped.groups.push(Arc::new(self.build(key, meanings, &mut issues)));
+                    next
+                }))
+            };
+            let groups = [
+                group(Direction::Ingress, false),
+                group(Direction::Egress, false),
+                group(Direction::Ingress, true),
+                group(Direction::Egress, true),
+            ];
+            let pod = LocalPod { ips: subject.pod.ips.clone(), groups };
+            grouped.pods.insert(subject.name.clone(), pod);
+        }
+        grouped.issues = issues.into_iter().collect();
+        grouped
+    }
+
+    fn key(&self, subject: &Subject<'_>, direction: Direction, shadow: bool) -> Option<Key> {
+        let get = |index: &u32| self.policies.get(*index as usize);
+        let says = |index: &&u32| get(index).is_some_and(|policy| policy.list(direction).is_some());
+        let is_shadow = |index: &u32| get(index).is_some_and(|policy| policy.policy.shadow);
+        let all: Vec<u32> = subject.policies.iter().filter(says).copied().collect();
+        let policies: Vec<u32> = if shadow {
+            if !all.iter().any(is_shadow) {
+                return None;
+            }
+            all
+        } else {
+            all.into_iter().filter(|index| !is_shadow(index)).collect()
+        };
+        let names = |index: &u32| get(index).is_some_and(|policy| policy.names_ports(direction));
+        let ports = if direction == Direction::Ingress && policies.iter().any(names) {
+            let mut ports = subject.pod.ports.to_vec();
+            ports.sort_unstable();
+            ports
+        } else {
+            Vec::new()
+        };
+        (!policies.is_empty()).then_some(Key { direction, policies, ports })
+    }
+
+    fn build(&self, key: &Key, meanings: &Meanings, issues: &mut BTreeSet<Issue>) -> Group {
+        let resolve = match key.direction {
+            Direction::Ingress => Resolve::In(&key.ports),
+            Direction::Egress => Resolve::AtPeers(meanings),
+        };
+        let mut rules = Vec::new();
+        let mut isolating = Vec::new();
+        let mut seen = HashSet::new();
+        for index in &key.policies {
+            let Some(CompiledPolicy { name, policy, .. }) = self.policies.get(*index as usize)
+            else {
+                continue;
+            };
+            if policy.tier == Tier::NetworkPolicy && seen.insert(*name) {
+                isolating.push((*name).clone());
+            }
+            let list = self.policies.get(*index as usize).and_then(|p| p.list(key.direction));
+            for (index, rule) in (0u32..).zip(list.unwrap_or_default()) {
+                for (peers, ports) in rule.bits(&resolve) {
+                    let source = Source {
+                        policy: (*name).clone(),
+                        tier: policy.tier,
+                        direction: key.direction,
+                        index,
+                    };
+                    rules.push(Arc::new(BitRule { source, action: rule.action, peers, ports }));
+                }
+            }
+        }
+        let isolating: Box<[Name]> = isolating.into();
+        Group::new(&rules, isolating.clone()).unwrap_or_else(|at| {
+            if let Some(rule) = rules.get(at) {
+                issues.insert(too_many(&rule.source));
+            }
+            Group::overflow(isolating)
+        })
+    }
+}
+
+/// What distinguishes a group.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    direction: Direction,
+    policies: Vec<u32>,
+    /// The Pod's, if a policy names some.
+    ports: Vec<NamedPort>,
+}
+
+/// The kind of a policy's object.
+pub fn object(name: &Name, tier: Tier) -> ObjectRef {
+    let kind = match tier {
+        Tier::NetworkPolicy => "NetworkPolicy",
+        Tier::Admin | Tier::Baseline => "ClusterNetworkPolicy",
+    };
+    ObjectRef::new(kind, name)
+}
+
+fn too_many(source: &Source) -> Issue {
+    Issue::new(
+        object(&source.policy, source.tier),
+        format!("spec.{}[{}]", source.direction.name(), source.index),
+        "more rules than one Pod can have come together in a Pod that it selects: everything is denied there in this direction",
+    )
+}

@@ -1,0 +1,211 @@
+//! Addresses get the identities they should have: which number each gets, and the writes to `ident` and `cidrs`.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::policy::{Bits, PeerKey};
+
+use super::{Assigned, Cidrs, Op, Planner, Wanted};
+use crate::model::policy::{Atomic, Desired, Range};
+
+/// The bits of an identity in the groups that are about to go.
+type Column = Arc<[(u32, Bits)]>;
+
+/// A new identity.
+#[derive(Debug)]
+pub(super) struct Minted {
+    /// What it is.
+    pub(super) atoms: Atomic,
+    /// What it is in the groups that are about to go: what its addresses were before.
+    pub(super) as_before: Column,
+}
+
+/// What comes of it.
+#[derive(Default)]
+pub(super) struct Switched {
+    /// New identities.
+    pub(super) minted: BTreeMap<u32, Minted>,
+    /// All identities that addresses have afterwards, but for 0.
+    pub(super) in_use: BTreeMap<u32, Atomic>,
+    /// Before the Pods get their new groups.
+    pub(super) before: Vec<Op>,
+    /// After that.
+    pub(super) after: Vec<Op>,
+}
+
+pub(super) struct Switch<'a> {
+    planner: &'a Planner,
+    desired: &'a Desired,
+    /// The elements of the groups that are about to go.
+    going: Vec<u32>,
+    next: u32,
+    chosen: HashMap<(u32, u32), u32>,
+    alike: HashMap<(u32, Column), u32>,
+    columns: HashMap<u32, Column>,
+    out: Switched,
+}
+
+impl<'a> Switch<'a> {
+    pub(super) fn new(planner: &'a Planner, assigned: &Assigned, desired: &'a Desired) -> Self {
+        let wanted: Vec<u32> = assigned.groups.iter().map(|group| planner.id_of(group)).collect();
+        let going = planner.referred().into_iter().filter(|head| !wanted.contains(head));
+        Self {
+            planner,
+            desired,
+            going: going.flat_map(|head| planner.actual.chain(head)).collect(),
+            next: planner.next_ident,
+            chosen: HashMap::new(),
+            alike: HashMap::new(),
+            columns: HashMap::new(),
+            out: Switched::default(),
+        }
+    }
+
+    pub(super) fn run(mut self, wanted: &Wanted<'_>) -> Switched {
+        let desired = self.desired;
+        for (addr, known) in &desired.addrs {
+            let device = wanted.devices.get(addr);
+            if device.is_some_and(|device| device.flags & ident_flags::LOCAL_NODE != 0) {
+                continue;
+            }
+            let ifindex = device.map_or(0, |device| device.ifindex);
+            self.put(addr, known.ident, Ident { flags: known.flags, ifindex, ..Ident::ZERO });
+        }
+        for (addr, device) in wanted.devices {
+            if device.flags & ident_flags::LOCAL_NODE != 0 {
+                self.put(addr, 0, *device);
+            } else if !desired.addrs.contains_key(addr) {
+                self.put(addr, desired.ranges.find(addr), *device);
+            }
+        }
+        let regions = self.cidrs();
+        self.remove(wanted, &regions);
+        self.out
+    }
+
+    fn put(&mut self, addr: &Addr, want: u32, value: Ident) {
+        let actual = &self.planner.actual;
+        let known = actual.ident.get(addr);
+        let have = known.map_or_else(|| actual.cidrs.find(addr), |known| known.ident);
+        let local = value.flags & ident_flags::LOCAL_NODE != 0;
+        let ident = if local { 0 } else { self.choose(have, want) };
+        let ident = Ident { ident, ..value };
+        if known != Some(&ident) {
+            self.out.before.push(Op::PutIdent { addr: *addr, ident });
+        }
+    }
+
+    /// What nobody has any more: it is what the ranges say.
+    fn remove(&mut self, wanted: &Wanted<'_>, regions: &Cidrs) {
+        let planner = self.planner;
+        for (addr, known) in &planner.actual.ident {
+            if wanted.devices.contains_key(addr) || self.desired.addrs.contains_key(addr) {
+                continue;
+            }
+            let delete = Op::DeleteIdent { addr: *addr };
+            if known.flags & ident_flags::LOCAL_NODE == 0 && !self.going.is_empty() {
+                let ident = self.choose(known.ident, self.desired.ranges.find(addr));
+                if ident != regions.find(addr) {
+                    let ident = Ident { ident, ..Ident::ZERO };
+                    self.out.before.push(Op::PutIdent { addr: *addr, ident });
+                    self.out.after.push(delete);
+                    continue;
+                }
+            }
+            self.out.before.push(delete);
+        }
+    }
+
+    /// Ranges, old and new ones. A new one within another is there before that changes; one that goes has got what
+    /// covers it before it does. Returns the ranges as they are before that.
+    fn cidrs(&mut self) -> Cidrs {
+        let planner = self.planner;
+        let wanted: BTreeMap<Range, u32> = self.desired.ranges.iter().collect();
+        let mut all: BTreeMap<Range, (Option<u32>, Option<u32>)> = BTreeMap::new();
+        for (range, have) in planner.actual.cidrs.iter() {
+            all.entry(range).or_default().0 = Some(have);
+        }
+        for (range, want) in wanted {
+            all.entry(range).or_default().1 = Some(want);
+        }
+        let mut regions = Cidrs::default();
+        let mut puts: Vec<(Range, u32)> = Vec::new();
+        let mut around: Vec<(Range, u32, u32)> = Vec::new();
+        for (range, (have, want)) in all {
+            while around.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
+                around.pop();
+            }
+            let (outer_have, outer_want) =
+                around.last().map_or((0, 0), |(_, have, want)| (*have, *want));
+            let before = have.unwrap_or(outer_have);
+            let after = want.unwrap_or(outer_want);
+            around.push((range, before, after));
+            let ident = self.choose(before, after);
+            if have != Some(ident) {
+                puts.push((range, ident));
+            }
+            regions.insert(range, ident);
+            if want.is_none() {
+                self.out.after.push(Op::DeleteCidr { range });
+            }
+        }
+        puts.sort_by_key(|(range, _)| (std::cmp::Reverse(range.len), *range));
+        let puts = puts.into_iter().map(|(range, ident)| Op::PutCidr { range, ident });
+        self.out.before.extend(puts);
+        regions
+    }
+
+    /// The number for what has number `have` now and should be the identity with index `want`.
+    fn choose(&mut self, have: u32, want: u32) -> u32 {
+        if let Some(chosen) = self.chosen.get(&(have, want)) {
+            return *chosen;
+        }
+        let atoms = self.desired.idents.get(want as usize).cloned().unwrap_or_default();
+        let ident = self.find(have, want, &atoms);
+        self.chosen.insert((have, want), ident);
+        if ident != 0 {
+            self.out.in_use.insert(ident, atoms);
+        }
+        ident
+    }
+
+    fn find(&mut self, have: u32, want: u32, atoms: &Atomic) -> u32 {
+        let planner = self.planner;
+        let known = planner.idents.get(&have);
+        if known == Some(atoms) || (have == 0 && atoms.is_empty()) {
+            return have;
+        }
+        let canonical =
+            if atoms.is_empty() { Some(0) } else { planner.by_atoms.get(atoms).copied() };
+        let before = self.column(have);
+        if let Some(canonical) = canonical
+            && self.column(canonical) == before
+        {
+            return canonical;
+        }
+        if let Some(minted) = self.alike.get(&(want, Arc::clone(&before))) {
+            return *minted;
+        }
+        let id = self.next;
+        self.next += 1;
+        self.alike.insert((want, Arc::clone(&before)), id);
+        self.out.minted.insert(id, Minted { atoms: Arc::clone(atoms), as_before: before });
+        id
+    }
+
+    /// The bits of an identity in the groups that are about to go.
+    fn column(&mut self, ident: u32) -> Column {
+        let (planner, going) = (self.planner, &self.going);
+        let column = self.columns.entry(ident).or_insert_with(|| {
+            let bits = |group: &u32| {
+                let key = PeerKey { group: *group, ident };
+                Some((*group, *planner.actual.peer_bits.get(&key)?))
+            };
+            going.iter().filter_map(bits).collect()
+        });
+        Arc::clone(column)
+    }
+}

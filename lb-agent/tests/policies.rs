@@ -1,0 +1,325 @@
+//! What policies mean: objects compiled to tables, and the tables asked by the evaluator that the kernel runs.
+#![cfg(test)]
+
+#[path = "policies/naive.rs"]
+mod naive;
+#[path = "policies/random.rs"]
+mod random;
+#[path = "policies/world.rs"]
+mod world;
+
+use lb_agent::cluster::Action::{Accept, Deny, Pass};
+use lb_agent::cluster::{Peer, Policy, Tier};
+use lb_agent::model::policy::Direction::{Egress, Ingress};
+use lb_common::policy::tier;
+
+use crate::world::{
+    Flow, World, across, addr, allow, block, cluster_policy, ifindex, network_policy, own, pod,
+    rule, selector, split,
+};
+
+/// Pods of two namespaces on two nodes, in both families.
+fn world() -> World {
+    World::default()
+        .namespace("a", "team=red")
+        .namespace("b", "team=blue")
+        .node("n1", &["192.0.2.1"], "")
+        .node("n2", &["192.0.2.2", "2001:db8:f::2"], "role=edge")
+        .pod("a/web", pod("n1", &["10.1.0.2", "fd01::2"], "app=web", &[("http", 6, 8080)]))
+        .pod("a/old", pod("n1", &["10.1.0.3"], "app=web", &[("http", 6, 80), ("dns", 17, 53)]))
+        .pod("a/db", pod("n2", &["10.2.0.2", "fd02::2"], "app=db", &[("sql", 6, 5432)]))
+        .pod("a/db2", pod("n2", &["10.2.0.3"], "app=db tier=new", &[("sql", 6, 5433)]))
+        .pod("b/web", pod("n2", &["10.2.0.4"], "app=web", &[("http", 6, 9090)]))
+        .pod("b/host", {
+            let mut host = pod("n2", &["192.0.2.2"], "app=web", &[("http", 6, 9090)]);
+            host.host_network = true;
+            host
+        })
+}
+
+fn ingress(subject: &str, rules: Vec<lb_agent::cluster::Rule>) -> Policy {
+    Policy { ingress: Some(rules.into()), ..network_policy(subject) }
+}
+
+fn egress(subject: &str, rules: Vec<lb_agent::cluster::Rule>) -> Policy {
+    Policy { egress: Some(rules.into()), ..network_policy(subject) }
+}
+
+/// Each line: subject, direction, peer, protocol and port; `+` = allowed.
+fn check(world: &World, lines: &str) {
+    let tables = world.tables();
+    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [sign, subject, arrow, peer, port] = words[..] else { panic!("{line}") };
+        let (protocol, port) = port.split_once('/').unwrap_or((port, "0"));
+        let flow = Flow {
+            ifindex: ifindex(&split(subject)),
+            direction: if arrow == "<-" { Ingress } else { Egress },
+            peer: addr(peer),
+            protocol: match protocol {
+                "tcp" => 6,
+                "udp" => 17,
+                "icmp" => 1,
+                other => panic!("{other}"),
+            },
+            port: port.parse().unwrap(),
+            shadow: false,
+        };
+        let denied = flow.judge(&tables).denied();
+        assert_eq!(denied, naive::denied(world, &flow), "the objects say otherwise: {line}");
+        assert_eq!(denied, sign == "-", "{line}");
+    }
+}
+
+#[test]
+fn ports_and_protocols() {
+    let everyone = || Some(vec![block("0.0.0.0/0", &[])]);
+    check(
+        &world().policy("a/p", ingress("app=web", vec![rule(Accept, everyone(), Some(&["tcp"]))])),
+        "+ a/web <- 198.51.100.1 tcp/80
+         + a/web <- 198.51.100.1 tcp/1
+         - a/web <- 198.51.100.1 udp/80
+         - a/web <- 198.51.100.1 icmp",
+    );
+    check(
+        &world().policy("a/p", ingress("", vec![rule(Accept, everyone(), None)])),
+        "+ a/web <- 198.51.100.1 icmp
+         + a/web <- 198.51.100.1 udp/80
+         - a/web <- 2001:db8::1 tcp/80",
+    );
+    let rules = vec![
+        rule(Accept, None, Some(&["tcp/1000-2000", "tcp/1500-3000"])),
+        allow(vec![block("203.0.113.0/24", &[])], &["tcp/1-65535"]),
+    ];
+    check(
+        &world().policy("a/p", ingress("", rules)),
+        "- a/web <- 198.51.100.1 tcp/999
+         + a/web <- 198.51.100.1 tcp/1000
+         + a/web <- 198.51.100.1 tcp/3000
+         - a/web <- 198.51.100.1 tcp/3001
+         - a/web <- 198.51.100.1 icmp
+         + a/web <- 203.0.113.9 tcp/1
+         + a/web <- 203.0.113.9 tcp/65535
+         - a/web <- 203.0.113.9 tcp/0
+         - a/web <- 203.0.113.9 icmp",
+    );
+}
+
+#[test]
+fn absent_and_empty() {
+    check(
+        &world().policy("a/p", ingress("app=web", vec![])),
+        "- a/web <- 10.2.0.2 tcp/80
+         - a/web <- 192.0.2.2 tcp/80
+         + a/web <- 192.0.2.1 tcp/80
+         + a/web -> 10.2.0.2 tcp/80",
+    );
+    check(
+        &world().policy("a/p", ingress("app=web", vec![rule(Accept, None, None)])),
+        "+ a/web <- 10.2.0.2 tcp/80
+         + a/web <- 2001:db8::1 icmp",
+    );
+    check(
+        &world().policy(
+            "a/p",
+            ingress("", vec![rule(Accept, Some(vec![]), None), rule(Accept, None, Some(&[]))]),
+        ),
+        "- a/web <- 10.2.0.2 tcp/80",
+    );
+    check(
+        &world().policy("a/p", ingress("", vec![allow(vec![Peer::Pods(own(""))], &[])])),
+        "+ a/web <- 10.2.0.2 tcp/80
+         - a/web <- 10.2.0.4 tcp/80
+         - a/web <- 198.51.100.1 tcp/80",
+    );
+    check(
+        &world().policy("a/p", ingress("", vec![allow(vec![Peer::Pods(across("", ""))], &[])])),
+        "+ a/web <- 10.2.0.4 tcp/80
+         - a/web <- 192.0.2.2 tcp/80
+         - a/web <- 198.51.100.1 tcp/80",
+    );
+    check(&world(), "+ a/web <- 198.51.100.1 icmp");
+}
+
+#[test]
+fn blocks() {
+    let rules = vec![
+        allow(vec![block("10.0.0.0/8", &["10.2.0.0/16"])], &["tcp/80"]),
+        allow(vec![block("10.2.0.0/24", &["10.2.0.3/32"])], &["tcp/443"]),
+        allow(vec![block("::/0", &["2001:db8::/32"])], &["tcp/8080"]),
+    ];
+    check(
+        &world().policy("a/p", ingress("", rules)),
+        "+ a/web <- 10.9.0.1 tcp/80
+         - a/web <- 10.9.0.1 tcp/443
+         - a/web <- 10.9.0.1 tcp/8080
+         - a/web <- 10.2.0.2 tcp/80
+         + a/web <- 10.2.0.2 tcp/443
+         - a/web <- 10.2.0.3 tcp/443
+         - a/web <- 10.2.1.1 tcp/443
+         + a/web <- fd02::2 tcp/8080
+         - a/web <- 2001:db8::1 tcp/8080
+         + a/web <- fe80::9 tcp/8080
+         - a/web <- 198.51.100.1 tcp/8080",
+    );
+    check(
+        &world().policy("a/p", ingress("", vec![allow(vec![block("192.0.2.0/24", &[])], &[])])),
+        "+ a/web <- 192.0.2.2 tcp/80
+         + a/web <- 192.0.2.77 tcp/80
+         - a/web <- 2001:db8:f::2 tcp/80",
+    );
+}
+
+#[test]
+fn host_network_and_nodes() {
+    let rules = vec![allow(vec![Peer::Pods(across("", "app=web"))], &[])];
+    check(
+        &world().policy("a/p", ingress("", rules)),
+        "+ a/web <- 10.2.0.4 tcp/80
+         - a/web <- 192.0.2.2 tcp/80",
+    );
+    let nodes = cluster_policy(Tier::Admin, 1, across("", ""));
+    let nodes = Policy {
+        ingress: Some([rule(Deny, Some(vec![Peer::Nodes(selector("role=edge"))]), None)].into()),
+        ..nodes
+    };
+    check(
+        &world().policy("nodes", nodes),
+        "- a/web <- 192.0.2.2 tcp/80
+         - a/web <- 2001:db8:f::2 tcp/80
+         + a/web <- 192.0.2.1 tcp/80
+         + a/web <- 10.2.0.4 tcp/80",
+    );
+}
+
+#[test]
+fn named_ports() {
+    check(
+        &world().policy(
+            "a/p",
+            ingress("app=web", vec![rule(Accept, None, Some(&["tcp/http", "udp/dns"]))]),
+        ),
+        "+ a/web <- 10.2.0.2 tcp/8080
+         - a/web <- 10.2.0.2 tcp/80
+         + a/old <- 10.2.0.2 tcp/80
+         - a/old <- 10.2.0.2 tcp/8080
+         + a/old <- 10.2.0.2 udp/53
+         - a/web <- 10.2.0.2 udp/53",
+    );
+    let rules = vec![
+        allow(vec![Peer::Pods(own("app=db"))], &["tcp/sql", "tcp/9"]),
+        allow(vec![block("10.2.0.4/32", &[]), block("198.51.100.0/24", &[])], &["tcp/http"]),
+    ];
+    check(
+        &world().policy("a/p", egress("app=web", rules)),
+        "+ a/web -> 10.2.0.2 tcp/5432
+         - a/web -> 10.2.0.2 tcp/5433
+         + a/web -> 10.2.0.3 tcp/5433
+         - a/web -> 10.2.0.3 tcp/5432
+         + a/web -> 10.2.0.3 tcp/9
+         + a/web -> 10.2.0.4 tcp/9090
+         - a/web -> 198.51.100.1 tcp/9090
+         - a/web -> 10.2.0.4 tcp/8080",
+    );
+    let any = cluster_policy(Tier::Baseline, 3, across("", ""));
+    let any = Policy { egress: Some([rule(Deny, None, Some(&["*/sql"]))].into()), ..any };
+    check(
+        &world().policy("any", any),
+        "- a/web -> 10.2.0.2 tcp/5432
+         + a/web -> 10.2.0.3 tcp/5432
+         - a/web -> 10.2.0.3 tcp/5433
+         + a/web -> 198.51.100.1 tcp/5432",
+    );
+}
+
+#[test]
+fn tiers_and_priorities() {
+    let of = |tier, priority, action, peer: &str| Policy {
+        ingress: Some([rule(action, Some(vec![block(peer, &[])]), None)].into()),
+        ..cluster_policy(tier, priority, across("team=red", ""))
+    };
+    check(
+        &world()
+            .policy("x", of(Tier::Admin, 2, Deny, "10.0.0.0/8"))
+            .policy("y", of(Tier::Admin, 1, Pass, "10.2.0.0/31"))
+            .policy("z", of(Tier::Admin, 1, Accept, "10.2.0.0/30"))
+            .policy("base", of(Tier::Baseline, 0, Deny, "0.0.0.0/0"))
+            .policy("a/p", ingress("app=web", vec![allow(vec![block("10.2.0.1/32", &[])], &[])]))
+            .pod("a/free", pod("n1", &["10.1.0.9"], "app=free", &[])),
+        "- a/web <- 10.2.0.9 tcp/80
+         + a/web <- 10.2.0.3 tcp/80
+         + a/web <- 10.2.0.1 tcp/80
+         - a/web <- 10.2.0.0 tcp/80
+         - a/web <- 198.51.100.1 tcp/80
+         - a/free <- 198.51.100.1 tcp/80
+         - a/free <- 10.2.0.0 tcp/80
+         + a/free <- fd00::1 tcp/80",
+    );
+}
+
+#[test]
+fn shadow_policies_are_only_tried() {
+    let shadow = Policy { shadow: true, ..ingress("app=web", vec![]) };
+    let world = world().policy("a/p", shadow);
+    check(&world, "+ a/web <- 10.2.0.2 tcp/80");
+    let tables = world.tables();
+    let mut flow = Flow {
+        ifindex: ifindex(&split("a/web")),
+        direction: Ingress,
+        peer: addr("10.2.0.2"),
+        protocol: 6,
+        port: 80,
+        shadow: true,
+    };
+    assert!(flow.judge(&tables).denied());
+    flow.direction = Egress;
+    assert!(!flow.judge(&tables).denied());
+}
+
+#[test]
+fn many_rules_chain_and_too_many_deny() {
+    let rules = |n: u32| {
+        let peer = |i: u32| block(&format!("172.{}.{}.0/24", 16 + i / 256, i % 256), &[]);
+        (0..n).map(|i| allow(vec![peer(i)], &["tcp/80"])).collect::<Vec<_>>()
+    };
+    let crowd = world().policy("a/p", ingress("", rules(2048)));
+    let tables = crowd.tables();
+    for (i, peer) in
+        [(0, "172.16.0.1"), (255, "172.16.255.1"), (256, "172.17.0.1"), (2047, "172.23.255.1")]
+    {
+        let ifindex = ifindex(&split("a/web"));
+        let flow = Flow {
+            ifindex,
+            direction: Ingress,
+            peer: addr(peer),
+            protocol: 6,
+            port: 80,
+            shadow: false,
+        };
+        let judgement = flow.judge(&tables);
+        assert_eq!((judgement.rule(), judgement.tier()), (Some(i), tier::NETWORK_POLICY), "{peer}");
+        assert!(Flow { port: 81, ..flow }.judge(&tables).denied());
+    }
+    let crowd = world().policy("a/p", ingress("", rules(2049)));
+    let desired = lb_agent::model::policy::compile(&crowd.cluster());
+    assert_eq!(
+        desired.issues.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "NetworkPolicy a/p: spec.ingress[2048]: more rules than one Pod can have come together in a Pod that it selects: everything is denied there in this direction"
+        ]
+    );
+    check_denied(&crowd, "172.16.0.1");
+}
+
+fn check_denied(world: &World, peer: &str) {
+    let ifindex = ifindex(&split("a/web"));
+    let flow = Flow {
+        ifindex,
+        direction: Ingress,
+        peer: addr(peer),
+        protocol: 6,
+        port: 80,
+        shadow: false,
+    };
+    assert!(flow.judge(&world.tables()).denied());
+}
