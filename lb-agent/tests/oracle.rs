@@ -121,6 +121,11 @@ impl Field {
         self.clock += Duration::from_secs(2);
         let wanted =
             Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        for veth in &veths {
+            // As for a device that appears.
+            let groups = self.planner.groups_of(Some(&desired), veth);
+            Maps(&mut self.bed).apply(&Op::SetGroups { ifindex: veth.ifindex, groups }).unwrap();
+        }
         let plan = self.planner.plan(&wanted, self.clock);
         let applied = self.planner.apply(plan, &mut Maps(&mut self.bed), self.clock);
         assert!(applied.failed.is_empty(), "{:?}", applied.failed);
@@ -288,11 +293,7 @@ fn every_verdict_is_that_of_the_text() {
             let port = if portless { 0 } else { *random.choose(&world::PORTS) };
             let flow = Flow { pod, ingress: random.below(2) == 0, peer, protocol, port };
             let (want, got) = (world.allows(NODE, &flow), field.allows(&flow));
-            assert_eq!(
-                got, want,
-                "cluster {number} of seed {seed}: {flow:?}\npolicies {:#?}\n{:#?}",
-                world.policies, world.cluster_policies
-            );
+            assert_eq!(got, want, "cluster {number} of seed {seed}: {flow:?}\n{}", world.text());
             *told.entry((flow.ingress, want)).or_default() += 1;
         }
     }

@@ -27,6 +27,13 @@ pub(crate) struct Flow<'a> {
 }
 
 impl World {
+    /// All of it, an object a line.
+    pub(crate) fn text(&self) -> String {
+        let all =
+            [&self.namespaces, &self.nodes, &self.pods, &self.policies, &self.cluster_policies];
+        all.into_iter().flatten().map(|object| format!("{object}\n")).collect()
+    }
+
     /// The Pod with this address. Pods of the host network have none of their own.
     pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Value> {
         let has = |pod: &&Value| {
@@ -151,7 +158,10 @@ pub(crate) fn generate(random: &mut Random) -> World {
 /// An address to send to or from: of a Pod, of another node, or nobody's.
 pub(crate) fn peer(world: &World, random: &mut Random) -> IpAddr {
     match random.below(8) {
-        0 => *random.choose(&node_ips(random.choose(&world.nodes))),
+        0 => {
+            let node = random.choose(&world.nodes);
+            *random.choose(&node_ips(node))
+        }
         1..=2 => random.choose(&STRANGERS).parse().unwrap(),
         _ => {
             let pod = random.choose(&world.pods);
@@ -179,12 +189,13 @@ fn pod(random: &mut Random, i: usize) -> Value {
     } else {
         [format!("10.1.0.{}", i + 1), format!("fd01::{}", i + 1)]
     };
-    let ports: Vec<Value> = PORT_NAMES
-        .iter()
-        .filter(|_| random.below(2) == 0)
-        .map(|name| (name, *random.choose(&PORTS), *random.choose(&PROTOCOLS[..3])))
-        .map(|(name, port, protocol)| json!({"name": name, "containerPort": port, "protocol": protocol}))
-        .collect();
+    let mut ports = Vec::new();
+    for name in PORT_NAMES {
+        if random.below(2) == 0 {
+            let (port, protocol) = (random.choose(&PORTS), random.choose(&PROTOCOLS[..3]));
+            ports.push(json!({"name": name, "containerPort": port, "protocol": protocol}));
+        }
+    }
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": random.choose(&NAMESPACES), "name": format!("p{i}"), "labels": labels(random)},
@@ -333,9 +344,8 @@ fn pods_of_cluster_policy(random: &mut Random) -> Value {
 
 fn protocol(random: &mut Random) -> Value {
     let name = random.choose(&PROTOCOLS[..3]).to_lowercase();
-    let port = match random.below(3) {
-        0 => json!({}),
-        1 => json!({"destinationPort": {"number": random.choose(&PORTS)}}),
+    let port = match random.below(2) {
+        0 => json!({"destinationPort": {"number": random.choose(&PORTS)}}),
         _ => {
             let (start, end) = range(random);
             json!({"destinationPort": {"range": {"start": start, "end": end.max(start.saturating_add(1))}}})
