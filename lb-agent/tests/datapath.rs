@@ -61,6 +61,28 @@ fn a_flow_to_a_service_is_translated_both_ways() {
 }
 
 #[test]
+fn a_connection_that_both_ends_have_closed_leaves_nothing() {
+    for v4 in [true, false] {
+        let bed = Bed::new();
+        let (pod, peer) = (at(v4, 1, 1, 4000), at(v4, 2, 9, 80));
+        let (out, back) = (format!("{pod} > {peer} tcp"), format!("{peer} > {pod} tcp"));
+        bed.leave(&format!("{out} S"));
+        bed.enter(&format!("{back} SA"));
+        bed.leave(&format!("{out} A"));
+        bed.leave(&format!("{out} FA"));
+        bed.enter(&format!("{back} A"));
+        bed.enter(&format!("{back} FA"));
+        assert_eq!(bed.conntrack().len(), 1, "the last packet is yet to come");
+        bed.leave(&format!("{out} A"));
+        assert_eq!(bed.conntrack().len(), 0);
+        // That packet was lost on its way, so the other end closes once more.
+        assert_ne!(bed.enter(&format!("{back} FA")), "drop");
+        let [(_, entry)] = bed.conntrack()[..] else { panic!("one entry") };
+        assert!(lb_common::conntrack::is_closing(entry.flags), "a short-lived one");
+    }
+}
+
+#[test]
 fn the_same_port_on_both_sides_changes_only_the_address() {
     let mut bed = Bed::new();
     bed.service("10.96.0.1:53", proto::UDP, &["10.2.0.9:53"]);

@@ -213,16 +213,21 @@ pub const fn reopens(flags: u32, tcp_flags: u8) -> bool {
         && (is_closing(flags) || is_established(flags))
 }
 
+const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
+
 /// Seconds without a packet after which an entry is dead.
 ///
-/// TCP: 30 s for an unanswered handshake, 6 h established, 70 s closing (TIME_WAIT and a last retransmission).
+/// TCP: 30 s for an unanswered handshake, 6 h established, 70 s closing (TIME_WAIT and a last retransmission), 10 min
+/// when it was met in mid-flow and one direction alone was seen since: a straggler of a connection that is over, or one
+/// that will be met again.
 /// UDP: 60 s one-way, 180 s both ways (nf_conntrack's own figures). ICMP 10 s, everything else 600 s.
 pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
     match protocol {
         proto::TCP if is_closing(flags) => 70,
+        proto::TCP if flags & bits::PICKED_UP != 0 && flags & BOTH_WAYS != BOTH_WAYS => 600,
         proto::TCP if is_established(flags) => 6 * 3600,
         proto::TCP => 30,
-        proto::UDP if flags & bits::SEEN_OUT != 0 && flags & bits::SEEN_IN != 0 => 180,
+        proto::UDP if flags & BOTH_WAYS == BOTH_WAYS => 180,
         proto::UDP => 60,
         proto::ICMP | proto::ICMP6 => 10,
         _ => 600,
@@ -287,6 +292,9 @@ mod tests {
         assert_eq!(timeout_secs(proto::TCP, open), 21600);
         assert_eq!(timeout_secs(proto::TCP, fin), 70);
         assert!(is_closing(fin));
+        let met = after(&[(Egress, tcp::ACK)]) | bits::PICKED_UP;
+        assert_eq!(timeout_secs(proto::TCP, met), 600);
+        assert_eq!(timeout_secs(proto::TCP, seen(met, Ingress, tcp::ACK)), 21600);
         assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)])), 60);
         assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0), (Ingress, 0)])), 180);
         assert_eq!(timeout_secs(proto::ICMP6, 0), 10);

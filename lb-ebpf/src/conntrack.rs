@@ -65,6 +65,25 @@ pub(crate) fn note(entry: Tracked, direction: Direction, parsed: &Parsed, now: u
     entry.touch(conntrack::seen(entry.flags(), direction, parsed.tcp_flags), now);
 }
 
+/// Notes the packet on the entry of a flow without translation. The last packet of a connection that both ends have
+/// closed takes the entry with it: the table reuses its element at once, instead of looking for one to evict. What
+/// comes late makes an entry of its own, and a short-lived one.
+#[inline(always)]
+pub(crate) fn note_plain(
+    entry: Tracked,
+    key: &CtKey,
+    direction: Direction,
+    parsed: &Parsed,
+    now: u32,
+) {
+    const BOTH: u32 = (tcp::FIN as u32) << 8 | tcp::FIN as u32;
+    if entry.flags() & BOTH == BOTH && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
+        maps::ct_delete(key);
+    } else {
+        note(entry, direction, parsed, now);
+    }
+}
+
 /// Notes the packet on the forward entry of a flow; a connection that begins to close leaves the load of its backend.
 #[inline(always)]
 pub(crate) fn note_forward(entry: Tracked, direction: Direction, parsed: &Parsed, now: u32) {

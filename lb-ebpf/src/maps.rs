@@ -407,6 +407,13 @@ pub(crate) fn ct_put(key: &CtKey, entry: &CtEntry) -> bool {
         || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
 }
 
+/// Removes an entry; that it is gone already is fine.
+#[inline(always)]
+pub(crate) fn ct_delete(key: &CtKey) {
+    // ENOENT is the only error.
+    let _: Result<(), i32> = CT.remove(key);
+}
+
 /// Remembers the ports of a datagram.
 #[inline(always)]
 pub(crate) fn fragment_put(key: &FragmentKey, ports: &FragmentPorts) {

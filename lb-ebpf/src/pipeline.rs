@@ -66,7 +66,8 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     {
         return open_out(packet, scratch, now);
     }
-    conntrack::note(entry, Direction::Egress, parsed, now);
+    let Scratch { parsed, key, .. } = scratch;
+    conntrack::note_plain(entry, key, Direction::Egress, parsed, now);
     Verdict::Pass
 }
 
@@ -111,7 +112,11 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         conntrack::note(entry, Direction::Ingress, parsed, now);
         return reply_in(packet, scratch, entry);
     }
-    conntrack::note(entry, Direction::Ingress, parsed, now);
+    if flags & (bits::FORWARD | bits::REPLY) == 0 {
+        conntrack::note_plain(entry, key, Direction::Ingress, parsed, now);
+    } else {
+        conntrack::note(entry, Direction::Ingress, parsed, now);
+    }
     Verdict::Pass
 }
 
