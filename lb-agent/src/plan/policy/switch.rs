@@ -174,12 +174,12 @@ impl<'a> Switch<'a> {
 
     fn find(&mut self, have: u32, want: u32, atoms: &Atomic) -> u32 {
         let planner = self.planner;
-        let known = planner.idents.get(&have);
-        if known == Some(atoms) || (have == 0 && atoms.is_empty()) {
-            return have;
-        }
         let canonical =
             if atoms.is_empty() { Some(0) } else { planner.by_atoms.get(atoms).copied() };
+        let is_so = planner.idents.get(&have) == Some(atoms) || (have == 0 && atoms.is_empty());
+        if is_so && (canonical == Some(have) || !self.going.is_empty()) {
+            return have;
+        }
         let before = self.column(have);
         if let Some(canonical) = canonical
             && self.column(canonical) == before
