@@ -9,8 +9,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lb_agent::cluster::{
-    Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Name, Node,
-    Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Action, Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
+    Labels, Name, NamedPort, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch,
+    Ports, Requirement, Rule, Selector, Service, ServicePort, ServiceType, SlicePort, Tier,
+    TrafficPolicy,
 };
 use lb_agent::model::Desired;
 use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
@@ -189,4 +191,88 @@ fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
     }
     println!("one endpoint less in one Service: at most {worst:?}");
     assert!(worst < Duration::from_millis(100), "{worst:?}");
+}
+
+/// One of twenty of its ReplicaSet, with the labels and ports that Pods usually have.
+fn pod(i: u32) -> Event {
+    let set = i / 20;
+    let label = |key: &str, value: String| (key.into(), value.as_str().into());
+    let ports = [("http", 8080), ("metrics", 9090)];
+    let pod = Pod {
+        ips: [addr(0x0af4_0000, i)].into(),
+        host_network: false,
+        node: format!("node-{}", i % 100).into(),
+        labels: Labels::new([
+            label("app.kubernetes.io/name", format!("service-{set}")),
+            label("app.kubernetes.io/instance", format!("service-{set}")),
+            label("app.kubernetes.io/component", "server".to_owned()),
+            label("app.kubernetes.io/managed-by", "Helm".to_owned()),
+            label("pod-template-hash", format!("5d8f7c{set:04}")),
+        ]),
+        ports: ports
+            .map(|(name, port)| NamedPort { name: name.into(), protocol: proto::TCP, port })
+            .into(),
+    };
+    let name =
+        Name::new(format!("team-{}", set % 50), format!("service-{set}-5d8f7c{set:04}-{i:05}"));
+    Event::Pod(Change::Applied(name, pod))
+}
+
+/// From two kinds of peers to two ports, and to a range of addresses.
+fn policy(i: u32) -> Event {
+    let selector = |key: &str, value: String| {
+        let operator = Operator::In([value.as_str().into()].into());
+        Selector([Requirement { key: key.into(), operator }].into())
+    };
+    let peer = |k: u32| {
+        let namespaces = selector("kubernetes.io/metadata.name", format!("team-{}", (i + k) % 50));
+        let pods = selector("app.kubernetes.io/name", format!("service-{}", (i + k) % 500));
+        Peer::Pods(PodSelector { namespaces: Namespaces::Selected(namespaces), pods })
+    };
+    let rule = |peers: Box<[Peer]>| {
+        let ports = ["http", "metrics"]
+            .map(|name| PortMatch { protocol: Some(proto::TCP), ports: Ports::Named(name.into()) });
+        let (peers, ports) = (Some(peers), Some(ports.into()));
+        Rule { name: "".into(), action: Action::Accept, peers, ports }
+    };
+    let block = Peer::Block {
+        prefix: "10.0.0.0/8".parse().unwrap(),
+        excepts: ["10.1.0.0/16".parse().unwrap()].into(),
+    };
+    let policy = Policy {
+        tier: Tier::NetworkPolicy,
+        priority: 0,
+        subject: PodSelector {
+            namespaces: Namespaces::Own,
+            pods: selector("app.kubernetes.io/name", format!("service-{}", i % 500)),
+        },
+        ingress: Some([rule([peer(0), peer(1)].into()), rule([peer(2)].into())].into()),
+        egress: Some([rule([block].into())].into()),
+        shadow: false,
+        generation: 1,
+        created: 1_700_000_000,
+    };
+    let name = Name::new(format!("team-{}", i % 50), format!("allow-service-{i}"));
+    Event::NetworkPolicy(Change::Applied(name, policy))
+}
+
+#[test]
+fn ten_thousand_pods_and_a_thousand_policies_fit_into_ten_mebibytes() {
+    let _alone = ALONE.lock();
+    let start = resident();
+    let mut cluster = Cluster::new("node-1");
+    // One after the other, as they arrive.
+    for event in (0..10_000).map(pod).chain((0..1000).map(policy)) {
+        cluster.apply(event);
+    }
+    Kind::ALL.into_iter().for_each(|kind| drop(cluster.apply(Event::Synced(kind))));
+    let more = resident() - start;
+    println!("resident: {more} KiB more than before");
+    assert!(more < 10 * 1024, "{more} KiB");
+    let at = Instant::now();
+    for i in 0..10_000 {
+        assert!(!cluster.apply(pod(i)).policies, "told again");
+    }
+    println!("all Pods told again: {:?}", at.elapsed());
+    assert_eq!((cluster.all_pods().count(), cluster.policies().count()), (10_000, 1000));
 }
