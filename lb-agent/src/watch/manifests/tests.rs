@@ -114,3 +114,35 @@ async fn a_directory_that_is_not_there_is_one_sentence() {
     let want = format!("the directory of manifests {} cannot be watched", missing.display());
     assert_eq!(err.to_string(), want);
 }
+
+#[tokio::test]
+async fn pods_of_all_nodes_and_policies_are_told() {
+    let scratch = Scratch::new("policies");
+    let pods = [("a", "{}"), ("b", "{nodeName: ''}"), ("c", "{nodeName: n2}")];
+    let pod = |(name, spec)| {
+        format!("---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {spec}}}\n")
+    };
+    let policies = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}}\n\
+        ---\n{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: c}, \
+        spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}}\n";
+    let path = scratch.0.join("a.yaml");
+    fs::write(&path, pods.map(pod).concat() + policies).unwrap();
+    let mut rx = start(&scratch.0);
+    let mut told = Vec::new();
+    while told.len() < 7 {
+        let received = timeout(Duration::from_secs(10), rx.recv()).await;
+        match received.expect("an event within ten seconds").expect("an open channel").event {
+            Event::Pod(Change::Applied(name, pod)) => told.push(format!("{name} on {}", pod.node)),
+            Event::NetworkPolicy(Change::Applied(name, _)) => told.push(format!("{name}")),
+            Event::ClusterNetworkPolicy(Change::Applied(name, _)) => told.push(format!("{name}")),
+            Event::NetworkPolicy(Change::Deleted(name)) => told.push(format!("no {name}")),
+            Event::ClusterNetworkPolicy(Change::Deleted(name)) => told.push(format!("no {name}")),
+            Event::Synced(Kind::Node) => fs::write(&path, pods.map(pod).concat()).unwrap(),
+            Event::Issues(_, issues) => assert_eq!(issues, []),
+            _ => {}
+        }
+    }
+    told[5..].sort();
+    let pods = ["default/a on n1", "default/b on n1", "default/c on n2"];
+    assert_eq!(told, [&pods[..], &["default/p", "c", "no c", "no default/p"]].concat());
+}

@@ -92,3 +92,24 @@ fn a_field_of_the_wrong_type_is_named_by_its_line() {
     let content = parse("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: x\n");
     assert_eq!(faults(&content), ["5: : expected sequence start"]);
 }
+
+#[test]
+fn policies_in_files() {
+    let np = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p";
+    let cnp = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: p";
+    let other = "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: p}";
+    let list = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicyList\nitems: [{metadata: {name: q}}]";
+    let content = parse(&format!(
+        "{np}}}\n---\n{np}, namespace: ns}}\n---\n{cnp}}}\n---\n{cnp}2, namespace: ns}}\n---\n{other}\n---\n{list}\n"
+    ));
+    let want = [
+        "1: NetworkPolicy default/p",
+        "5: NetworkPolicy ns/p",
+        "9: ClusterNetworkPolicy p",
+        "13: ClusterNetworkPolicy p2",
+        "21: ClusterNetworkPolicy q",
+    ];
+    assert_eq!(found(&content), want);
+    let want = "17: kind: `AdminNetworkPolicy` of `policy.networking.k8s.io/v1alpha1` is not used here: skipped";
+    assert_eq!(faults(&content), [want]);
+}
