@@ -132,14 +132,11 @@ pub(crate) fn reply_out(
     entry: Tracked,
     now: u32,
 ) -> Verdict {
-    let (src, dst) = (scratch.parsed.flow.src, scratch.parsed.flow.dst);
-    let Way::Via(ifindex) = route::way(packet, scratch, &src, &dst) else { return Verdict::Pass };
+    let Scratch { parsed, fib, .. } = scratch;
+    route::ask(fib, packet.ifindex(), parsed.v4, &parsed.flow.src, &parsed.flow.dst);
+    let Way::Via(_) = route::answer(packet, scratch) else { return Verdict::Pass };
     note_reply(scratch, entry, now);
-    if from_frontend(packet, &scratch.parsed, entry) && hop(packet, &scratch.parsed) {
-        Verdict::Neighbour(ifindex)
-    } else {
-        drop(packet, scratch, DropReason::RewriteFailed, 0)
-    }
+    forward_reply(packet, scratch, entry)
 }
 
 /// Key of the reply entry of the flow that this packet answers.
@@ -170,13 +167,25 @@ fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
     rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port()).is_ok()
 }
 
-/// We are a router on its way.
+/// The same for an answer that goes on past the IP stack, by the way that was found.
 #[inline(always)]
-fn hop(packet: Packet, parsed: &Parsed) -> bool {
-    match route::ttl(packet, parsed) {
-        Some(ttl) => rewrite::decrement_ttl(packet, parsed, ttl).is_ok(),
-        None => false,
+fn forward_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    let Scratch { parsed, to, .. } = scratch;
+    *to = Flow { src: entry.nat_addr(), sport: entry.nat_port(), ..parsed.flow };
+    if entry.flags() & (bits::MASQUERADED | bits::PORT_MAPPED) != 0 {
+        to.dst = entry.aux_addr();
+        to.dport = entry.aux_port();
     }
+    onward(packet, scratch)
+}
+
+/// Sends the packet on past the IP stack, with the ends it is to have and by the way that was found.
+#[inline(always)]
+fn onward(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    if rewrite::forwarded(packet, &scratch.parsed, &scratch.to).is_err() {
+        return drop(packet, scratch, DropReason::RewriteFailed, 0);
+    }
+    Verdict::NextHop(packet.redirect_hop(&scratch.fib))
 }
 
 /// A backend on another node answers: back to the client.
@@ -185,14 +194,12 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     if entry.flags() & bits::MASQUERADED == 0 {
         return Verdict::Pass;
     }
-    let src = scratch.parsed.flow.src;
-    match route::way(packet, scratch, &src, &entry.aux_addr()) {
-        Way::Via(ifindex) => {
+    let Scratch { parsed, fib, .. } = scratch;
+    route::ask(fib, packet.ifindex(), parsed.v4, &parsed.flow.src, &entry.aux_addr());
+    match route::answer(packet, scratch) {
+        Way::Via(_) => {
             note_reply(scratch, entry, maps::now());
-            if from_frontend(packet, &scratch.parsed, entry) && hop(packet, &scratch.parsed) {
-                return Verdict::Neighbour(ifindex);
-            }
-            drop(packet, scratch, DropReason::RewriteFailed, 0)
+            forward_reply(packet, scratch, entry)
         }
         Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
@@ -451,26 +458,39 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 /// Sends a packet of a flow from outside on to its backend.
 #[inline(never)]
 fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
-    let flags = entry.flags();
-    let (backend, seen_as) = (entry.nat_addr(), entry.aux_addr());
-    let mut onward = Verdict::Pass;
-    if flags & bits::TO_HOST == 0 {
-        match route::way(packet, scratch, &seen_as, &backend) {
-            Way::Via(ifindex) => onward = Verdict::Neighbour(ifindex),
-            Way::TooBig(mtu) => return tell(packet, scratch, Obstacle::TooBig(mtu)),
-            Way::Expired => return tell(packet, scratch, Obstacle::Expired),
-            Way::None => return drop(packet, scratch, DropReason::NoRoute, 0),
-        }
+    if entry.flags() & bits::TO_HOST != 0 {
+        return into_the_stack(packet, scratch, entry);
     }
+    let Scratch { parsed, fib, to, .. } = scratch;
+    *to = Flow {
+        src: entry.aux_addr(),
+        dst: entry.nat_addr(),
+        sport: entry.aux_port(),
+        dport: entry.nat_port(),
+        proto: parsed.flow.proto,
+    };
+    route::ask(fib, packet.ifindex(), parsed.v4, &to.src, &to.dst);
+    match route::answer(packet, scratch) {
+        Way::Via(_) => onward(packet, scratch),
+        Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
+        Way::Expired => tell(packet, scratch, Obstacle::Expired),
+        Way::None => drop(packet, scratch, DropReason::NoRoute, 0),
+    }
+}
+
+/// To a process of this host.
+#[inline(always)]
+fn into_the_stack(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     let parsed = &scratch.parsed;
-    let mut done = rewrite::destination(packet, parsed, &backend, entry.nat_port()).is_ok();
-    if flags & (bits::MASQUERADED | bits::PORT_MAPPED) != 0 {
-        done = done && rewrite::source(packet, parsed, &seen_as, entry.aux_port()).is_ok();
+    let mut done = rewrite::destination(packet, parsed, &entry.nat_addr(), entry.nat_port());
+    if entry.flags() & bits::PORT_MAPPED != 0 {
+        done = done
+            .and_then(|()| rewrite::source(packet, parsed, &entry.aux_addr(), entry.aux_port()));
     }
-    if flags & bits::TO_HOST == 0 {
-        done = done && hop(packet, parsed);
+    match done {
+        Ok(()) => Verdict::Pass,
+        Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
     }
-    if done { onward } else { drop(packet, scratch, DropReason::RewriteFailed, 0) }
 }
 
 /// An ICMP error enters the node.

@@ -15,6 +15,7 @@ use lb_common::config::{Config, Settings};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::event::{FlowEvent, Sample};
+use lb_common::flow::Flow;
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
@@ -116,6 +117,8 @@ pub(crate) struct Scratch {
     pub(crate) entry: CtEntry,
     /// The translation of a new flow.
     pub(crate) nat: Nat,
+    /// The ends that the packet is to have when it goes on.
+    pub(crate) to: Flow,
     /// The client and service port whose affinity is at hand.
     pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.

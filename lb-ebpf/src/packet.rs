@@ -5,7 +5,8 @@
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
@@ -174,6 +175,19 @@ impl Packet {
         })
     }
 
+    /// Adds the `diff` of 16-bit words of the layer 4 header to its checksum; otherwise as [`Self::l4_csum_port`].
+    #[inline(always)]
+    pub(crate) fn l4_csum_ports(
+        &self,
+        offset: usize,
+        diff: u32,
+        kind: ChecksumKind,
+    ) -> Result<(), HelperError> {
+        let flags = kind.mangled();
+        // SAFETY: as in `l3_csum`.
+        check(unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, u64::from(diff), flags) })
+    }
+
     /// Cuts or grows the packet to `len` bytes; also drops its segmentation offload.
     #[inline(always)]
     pub(crate) fn change_tail(self, len: u32) -> Result<(), HelperError> {
@@ -212,6 +226,21 @@ impl Packet {
     pub(crate) fn redirect_neigh(self, ifindex: u32) -> i32 {
         // SAFETY: without parameters the kernel looks the next hop up itself.
         (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
+    }
+
+    /// Hands the packet to the next hop that is the answer in `fib`, past the IP stack: without it the kernel would
+    /// ask its routing table once more.
+    #[inline(always)]
+    pub(crate) fn redirect_hop(self, fib: &bpf_fib_lookup) -> i32 {
+        // SAFETY: a union of integers. The kernel has written the gateway there, or left the destination.
+        let ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+        let mut hop = bpf_redir_neigh {
+            nh_family: u32::from(fib.family),
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh },
+        };
+        let size = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: a live, initialised parameter block, which the helper copies.
+        (unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut hop, size, 0) }) as i32
     }
 
     /// Sends the packet out of the device `ifindex` when the program returns the result.

@@ -86,20 +86,51 @@ fn ported(
     packet.store(field, &to.to_wire())
 }
 
-/// One hop less to go. The caller has seen that more than one is left.
-#[inline(always)]
-pub(crate) fn decrement_ttl(packet: Packet, parsed: &Parsed, ttl: u8) -> Result<(), HelperError> {
-    let less = ttl.wrapping_sub(1);
-    if !parsed.v4 {
-        return packet.store(L3 + 7, &less);
+/// Makes both ends of a packet those given, and its hops one less: we are a router on its way. The caller has seen
+/// that more than one hop is left.
+///
+/// All at once, since each call of a helper costs more than the sums: the IPv4 header's checksum is computed here and
+/// written with what it covers.
+#[inline(never)]
+pub(crate) fn forwarded(packet: Packet, parsed: &Parsed, to: &Flow) -> Result<(), HelperError> {
+    let from = &parsed.flow;
+    let diff = csum::add(csum::diff(&from.src, &to.src), csum::diff(&from.dst, &to.dst));
+    if parsed.v4 {
+        let Some([ttl, proto, c0, c1]) = packet.load::<[u8; 4]>(L3 + 8) else {
+            return Err(HelperError);
+        };
+        let less = ttl.wrapping_sub(1);
+        // TTL is one half of its checksummed word; the other does not change.
+        let hop = csum::add(word(!ttl, !0), word(less, 0));
+        let checksum = !u16::from_ne_bytes([c0, c1]);
+        let [c0, c1] =
+            (!csum::fold(csum::add(csum::add(diff, hop), u32::from(checksum)))).to_ne_bytes();
+        let head = u32::from_ne_bytes([less, proto, c0, c1]);
+        packet.store(L3 + 8, &[head, to.src.word3().to_wire(), to.dst.word3().to_wire()])?;
+    } else {
+        let Some(hops) = packet.load::<u8>(L3 + 7) else { return Err(HelperError) };
+        packet.store(L3 + 7, &hops.wrapping_sub(1))?;
+        packet.store(L3 + 8, &[to.src, to.dst])?;
     }
-    // TTL is the high byte of its checksummed word; the low byte does not change.
-    let diff = csum::add(
-        !u32::from(u16::from_ne_bytes([ttl, 0])),
-        u32::from(u16::from_ne_bytes([less, 0])),
-    );
-    packet.l3_csum(L3 + 10, diff)?;
-    packet.store(L3 + 8, &less)
+    let Some((offset, kind)) = checksum(parsed) else {
+        ported(packet, parsed, parsed.l4, from.sport, to.sport)?;
+        return ported(packet, parsed, parsed.l4 + 2, from.dport, to.dport);
+    };
+    packet.l4_csum_addr(offset, diff, kind)?;
+    if from.sport == to.sport && from.dport == to.dport {
+        return Ok(());
+    }
+    let ports = |flow: &Flow| [flow.sport.to_wire(), flow.dport.to_wire()];
+    let diff = ports(from).iter().fold(0, |sum, port| csum::add(sum, !u32::from(*port)));
+    let diff = ports(to).iter().fold(diff, |sum, port| csum::add(sum, u32::from(*port)));
+    packet.l4_csum_ports(offset, diff, kind)?;
+    packet.store(parsed.l4, &ports(to))
+}
+
+/// Two bytes as a word of a checksum.
+#[inline(always)]
+fn word(high: u8, low: u8) -> u32 {
+    u32::from(u16::from_ne_bytes([high, low]))
 }
 
 /// Offset and kind of the layer 4 checksum that covers addresses. It is in the first fragment only.

@@ -28,12 +28,19 @@ pub(crate) enum Way {
 #[inline(never)]
 pub(crate) fn way(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Addr) -> Way {
     let Scratch { parsed, fib, .. } = scratch;
+    ask(fib, packet.ifindex(), parsed.v4, src, dst);
+    answer(packet, scratch)
+}
+
+/// The answer to the question in `scratch` for the packet at hand.
+#[inline(always)]
+pub(crate) fn answer(packet: Packet, scratch: &mut Scratch) -> Way {
+    let Scratch { parsed, fib, .. } = scratch;
     match ttl(packet, parsed) {
         Some(2..) => {}
         Some(_) => return Way::Expired,
         None => return Way::None,
     }
-    ask(fib, packet.ifindex(), parsed.v4, src, dst);
     fib.__bindgen_anon_1.tot_len = length(packet, parsed);
     match packet.route(fib) {
         Route::Via(ifindex) => Way::Via(ifindex),
@@ -56,7 +63,7 @@ pub(crate) fn device(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Ad
 
 /// Hops that the packet has left (TTL, hop limit).
 #[inline(always)]
-pub(crate) fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
+fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
     packet.load::<u8>(if parsed.v4 { L3 + 8 } else { L3 + 7 })
 }
 

@@ -23,6 +23,8 @@ pub(crate) enum Verdict {
     Back,
     /// Hand it to a neighbour on this device, past the IP stack.
     Neighbour(u32),
+    /// Hand it to the next hop that [`Packet::redirect_hop`] noted, whose return code this is.
+    NextHop(i32),
     /// Not delivered; the packet was turned into the refusal that goes back to the sender.
     Refuse(Reported),
 }
@@ -107,6 +109,7 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
         Verdict::Pass => NEXT,
         Verdict::Drop(Reported(())) => SHOT,
         Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
+        Verdict::NextHop(code) => code,
         Verdict::Back | Verdict::Refuse(Reported(())) => packet.redirect(packet.ifindex()),
     }
 }
