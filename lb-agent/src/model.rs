@@ -116,6 +116,22 @@ impl DesiredPort {
     }
 }
 
+impl DesiredPort {
+    /// The backends of a Maglev table, with their places in [`DesiredPort::backends`]: those that clients outside the
+    /// cluster get. `None` when the port has none, for want of the annotation or of an address outside.
+    pub fn maglev(&self) -> Option<impl Iterator<Item = (usize, &DesiredBackend)>> {
+        let extra = self.extra.as_deref()?;
+        if extra.algorithm != Algorithm::Maglev || extra.externals.is_empty() {
+            return None;
+        }
+        Some(self.backends.iter().enumerate().filter(|(_, backend)| match backend.class {
+            Class::Both => true,
+            Class::Cluster => !extra.external_local,
+            Class::Local => extra.external_local,
+        }))
+    }
+}
+
 /// What few service ports have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortExtra {
@@ -208,6 +224,17 @@ impl Desired {
             let health = service.health?;
             Some((name, health.port.get(), health.local_ready.into()))
         })
+    }
+
+    /// The NodePorts that this node serves, each perhaps more than once.
+    pub fn node_ports(&self) -> impl Iterator<Item = u16> {
+        let ports = self.services.values().flat_map(|service| &service.ports);
+        let externals = ports.flat_map(|port| &port.extra).flat_map(|extra| &extra.externals);
+        let node_ports = externals.filter(|external| match external.scope {
+            Scope::NodePort | Scope::Localhost => true,
+            Scope::LoadBalancer | Scope::ExternalIp => false,
+        });
+        node_ports.map(|external| external.port)
     }
 
     /// The endpoints of a service port that serve nobody on this node: address, port, why not.

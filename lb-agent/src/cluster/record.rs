@@ -124,6 +124,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// The annotation of a Service that names one.
+    pub const ANNOTATION: &str = "lb-agent.io/algorithm";
+
     /// The name in the annotation.
     pub const fn name(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+use lb_common::service::MAGLEV_SLOTS;
 
 use super::external::Outside;
 use super::rules::{self, Rules};
@@ -52,6 +53,7 @@ pub(super) fn model(
         }
     }
     issues.extend(unrestricted(name, service, &ports));
+    issues.extend(ports.iter().filter_map(|port| crowded(name, port)));
     let mut wildcards = service.cluster_ips.to_vec();
     wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
     let desired = DesiredService {
@@ -176,13 +178,32 @@ fn unrestricted(name: &Name, service: &Service, ports: &[DesiredPort]) -> Option
                 && extra.externals.iter().any(|external| external.scope.is_gated())
         })
     })?;
-    let family = match open.family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    };
+    let family = family_name(open.family);
     let message = format!("none is {family}: its {family} addresses are open to everybody");
     let field = "spec.loadBalancerSourceRanges";
     Some(Issue::new(ObjectRef::new("Service", name), field, message))
+}
+
+/// An issue when the annotation asks for a table that cannot be made.
+fn crowded(name: &Name, port: &DesiredPort) -> Option<Issue> {
+    let n = port.maglev()?.count();
+    if n <= MAGLEV_SLOTS as usize {
+        return None;
+    }
+    let message = format!(
+        "maglev has room for {MAGLEV_SLOTS} endpoints, and port {} has {n} of {}: random is used",
+        port.port,
+        family_name(port.family)
+    );
+    let field = format!("metadata.annotations[{}]", Algorithm::ANNOTATION);
+    Some(Issue::new(ObjectRef::new("Service", name), field, message))
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
 }
 
 /// How many ready endpoints are on this node, by address: what `healthCheckNodePort` answers. Terminating ones do not

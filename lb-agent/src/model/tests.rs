@@ -5,13 +5,14 @@ use std::num::NonZeroU16;
 
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
+use lb_common::service::MAGLEV_SLOTS;
 
 use super::rules::{NodePortAddresses, Rules};
 use super::topology::Rejection;
 use super::{Desired, DesiredPort, DesiredService, Scope};
 use crate::cluster::{
-    Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Hints, Kind,
-    Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Algorithm, Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family,
+    Hints, Kind, Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
 
 fn addr(text: &str) -> Addr {
@@ -144,6 +145,32 @@ fn rejected_endpoints_have_a_reason() {
         ("10.244.1.5", Rejection::TerminatingWhileOthersReady),
     ];
     assert_eq!(rejected, want.map(|(addr, reason)| (addr.to_owned(), 8080, reason)));
+}
+
+#[test]
+fn more_endpoints_than_a_maglev_table_has_room_for_are_an_issue() {
+    let most = MAGLEV_SLOTS as usize;
+    let cases = [
+        (Algorithm::Maglev, most, true, None),
+        (Algorithm::Maglev, most + 1, true, Some("1022 of IPv4: random is used")),
+        // No client outside would be served by a table.
+        (Algorithm::Maglev, most + 1, false, None),
+        (Algorithm::Random, most + 1, true, None),
+    ];
+    for (algorithm, n, is_node_port, want) in cases {
+        let extra = Extra { algorithm, ..Extra::default() };
+        let mut service = Service { extra: Some(Box::new(extra)), ..service() };
+        service.ports[0].node_port = NonZeroU16::new(if is_node_port { 30_080 } else { 0 });
+        let endpoints =
+            (0..n).map(|i| endpoint(&format!("10.244.{}.{}", i / 200, i % 200 + 1), false, "rs"));
+        let (_, desired) = model(service, vec![slice(Family::V4, endpoints.collect())]);
+        let found: Vec<_> = desired.issues().map(ToString::to_string).collect();
+        let found: Vec<_> = found.into_iter().filter(|text| text.contains("annotations")).collect();
+        let name = format!("{algorithm:?} with {n}, NodePort {is_node_port}: {found:?}");
+        let start = "Service ns/web: metadata.annotations[lb-agent.io/algorithm]: maglev has room for 1021 endpoints, and port 80 has ";
+        let want: Vec<_> = want.iter().map(|end| format!("{start}{end}")).collect();
+        assert_eq!(found, want, "{name}");
+    }
 }
 
 #[test]

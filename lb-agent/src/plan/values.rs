@@ -50,7 +50,7 @@ impl Layout {
             *size += u32::from(n);
         }
         let [cluster, both, local] = sizes;
-        let table = extra.map(|extra| table(want, extra)).unwrap_or_default();
+        let table = table(want);
         let maglev = Part { skip: content.len() as u32, n: table.len() as u32 };
         content.extend(table);
         Self {
@@ -171,21 +171,13 @@ impl Values<'_> {
     }
 }
 
-/// The Maglev table over those whom clients outside the cluster get; empty when there is none to be made.
-fn table(want: &DesiredPort, extra: &PortExtra) -> Vec<usize> {
-    if extra.algorithm != Algorithm::Maglev || extra.externals.is_empty() {
-        return Vec::new();
-    }
-    let members = want.backends.iter().enumerate().filter(|(_, backend)| match backend.class {
-        Class::Both => true,
-        Class::Cluster => !extra.external_local,
-        Class::Local => extra.external_local,
-    });
+/// The Maglev table; empty when there is none to be made.
+fn table(want: &DesiredPort) -> Vec<usize> {
     let member = |(index, backend): (usize, &DesiredBackend)| {
-        let weight = weight(Some(extra), index);
+        let weight = weight(want.extra.as_deref(), index);
         Member { addr: backend.addr, port: backend.port, weight, index }
     };
-    maglev::table(members.map(member).collect())
+    want.maglev().map_or_else(Vec::new, |members| maglev::table(members.map(member).collect()))
 }
 
 fn weight(extra: Option<&PortExtra>, index: usize) -> u8 {

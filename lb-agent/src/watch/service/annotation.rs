@@ -10,15 +10,13 @@ use lb_common::addr::Addr;
 use crate::cluster::{Algorithm, Weighted};
 use crate::watch::field::{self, Findings, StringMap};
 
-/// How a backend is chosen: `random`, `maglev` or `least-connections`.
-const ALGORITHM: &str = "lb-agent.io/algorithm";
 /// `web-0=3,10.244.1.7=2`: shares of the traffic, by the name or the address of a Pod.
 const WEIGHTS: &str = "lb-agent.io/weights";
 /// The greatest weight.
 const MOST: u8 = 100;
 
 pub(super) fn algorithm(annotations: Option<&StringMap>, findings: &mut Findings) -> Algorithm {
-    let Some(given) = field::value(annotations, ALGORITHM).map(str::trim) else {
+    let Some(given) = field::value(annotations, Algorithm::ANNOTATION).map(str::trim) else {
         return Algorithm::default();
     };
     let all = [Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections];
@@ -26,7 +24,7 @@ pub(super) fn algorithm(annotations: Option<&StringMap>, findings: &mut Findings
     found.unwrap_or_else(|| {
         let message =
             format!("`{given}` is not random, maglev or least-connections: random is used");
-        findings.add(path(ALGORITHM), message);
+        findings.add(path(Algorithm::ANNOTATION), message);
         Algorithm::default()
     })
 }
