@@ -29,3 +29,5 @@ mod outside;
 mod refusal;
 #[path = "e2e/restart.rs"]
 mod restart;
+#[path = "e2e/tunnel.rs"]
+mod tunnel;

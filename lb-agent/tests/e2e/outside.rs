@@ -169,6 +169,46 @@ fn s03_clients_inside_reach_every_address() {
     }
 }
 
+/// At another node's address a client inside the cluster is one outside: the packets go there as they are, and what that
+/// node's own endpoints do not serve is dropped there.
+#[test]
+fn s02_s03_another_node_s_address_is_asked_from_outside() {
+    let mut stage = Stage::new("eoutoth", Shape::Routed);
+    let (a, b) = (stage.a.clone(), stage.b.clone());
+    stage.outsider();
+    let web = stage.server(&b, "web");
+    let [here, there] = stage.clients();
+    let object = load_balancer(node_port("web", WEB, NODE_PORT), LB)
+        .set(&["spec", "externalTrafficPolicy"], json!("Local"));
+    stage.serve(object, &[&web]);
+    for (i, lb) in LB.into_iter().enumerate() {
+        let [with, without] = [&b, &a].map(|node| addresses(node, NODE_PORT)[i]);
+        let lb = SocketAddr::new(lb.parse().unwrap(), 80);
+        // Its own node's and the load balancer's: all endpoints, from the node without one as well.
+        for (client, addr) in [(&here, without), (&here, lb), (&there, with), (&there, lb)] {
+            stage.wait_for(&client.netns, addr, &["web"]);
+        }
+        stage.wait_for(&here.netns, with, &["web"]);
+        for transport in TRANSPORTS {
+            let pod = here.addresses()[i];
+            assert_eq!(seen(&here.netns, transport, with, &stage), pod, "the client is kept");
+            for client in [&there.netns, &b.netns] {
+                let silent = client.enter(|| ask(transport, without, Duration::from_millis(700)));
+                let silent = silent.unwrap().map_err(|err| err.kind());
+                let kind = silent.as_ref().err();
+                let dropped = [std::io::ErrorKind::TimedOut, std::io::ErrorKind::WouldBlock];
+                assert!(
+                    kind.is_some_and(|kind| dropped.contains(kind)),
+                    "{transport:?} {without} from {client}: {silent:?}\n{}",
+                    stage.logs()
+                );
+            }
+        }
+    }
+    let drops = stage.agents[0].lbctl(&["drops"]).unwrap();
+    assert!(drops.contains("NO_LOCAL_ENDPOINTS"), "{drops}");
+}
+
 /// `externalTrafficPolicy: Local`: the node with the endpoint answers and its health port says so; the other one is
 /// silent, and its health port tells the load balancer.
 #[test]

@@ -12,6 +12,7 @@
 
 pub mod netns;
 mod reaper;
+pub mod tun;
 
 pub mod bed;
 pub mod pod;
