@@ -13,6 +13,7 @@ mod housekeeping;
 mod issues;
 mod kernel;
 pub mod lock;
+mod masquerade;
 mod node;
 mod pods;
 mod report;
@@ -80,6 +81,9 @@ pub async fn run(cfg: Config) -> anyhow::Result<()> {
     let facts = Facts::read();
     if let Some(obstacle) = facts.obstacle() {
         anyhow::bail!(obstacle);
+    }
+    if let Some(weakness) = facts.weakness() {
+        warn!(kernel = facts.kernel, "{weakness}");
     }
     let _lock = Lock::take(&cfg.dirs.state)?;
     let mut stop = Stop::new()?;

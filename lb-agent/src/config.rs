@@ -321,8 +321,8 @@ fn switch(flag: &str, value: Option<String>, default: bool) -> anyhow::Result<bo
     text.parse().map_err(|_unknown| anyhow::anyhow!("{flag}: {text:?} is neither true nor false"))
 }
 
-/// Not the ports of system services. That they are also none of NodePorts or of the host's own sockets
-/// (`net.ipv4.ip_local_port_range`) is for the operator to see to.
+/// Not the ports of system services. That they are also none of NodePorts or of the host's own sockets is for the
+/// operator to see to; `agent/masquerade.rs` tells when they are.
 fn masquerade_ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
     let bounds = text.split_once('-').and_then(|(first, last)| {
         Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))

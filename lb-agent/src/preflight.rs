@@ -6,17 +6,27 @@ use std::path::Path;
 
 /// The oldest kernel: what the programs need of helpers and map types is complete there.
 const OLDEST: (u32, u32) = (6, 1);
+/// Releases from which on the kernel keeps the addresses of its own sockets although a program translates them, of
+/// the lines that had more releases then; all of later lines do. (Linux commits 0bdf399342c5, 86a7e0b69bd5,
+/// 01b2885d9415, and cedc019b9f26 for CIFS.)
+const KEEPS_ADDRESSES: [Release; 2] = [(6, 1, 72), (6, 6, 11)];
+const ALL_KEEP_ADDRESSES: (u32, u32) = (6, 7);
 /// Capabilities by their bit (include/uapi/linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
+/// A release of the kernel: `(6, 1, 72)`.
+pub type Release = (u32, u32, u32);
+
 /// What the machine says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// `uname -r`.
     pub kernel: String,
+    /// The release that a distribution's kernel is made from, as far as the machine tells.
+    pub release: Option<Release>,
     /// The process' effective capabilities, a bit each.
     pub capabilities: u64,
     /// Whether the kernel describes its own types.
@@ -26,10 +36,14 @@ pub struct Facts {
 impl Facts {
     /// Asks the machine.
     pub fn read() -> Self {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let kernel = read("/proc/sys/kernel/osrelease");
+        let status = read("/proc/self/status");
+        // `uname -v`, and what Ubuntu has for it.
+        let more = [read("/proc/sys/kernel/version"), read("/proc/version_signature")];
         Self {
-            kernel: release.trim().to_owned(),
+            release: release(&kernel, &more.join(" ")),
+            kernel: kernel.trim().to_owned(),
             capabilities: effective(&status).unwrap_or(u64::MAX),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         }
@@ -75,6 +89,22 @@ impl Facts {
         None
     }
 
+    /// What does not work under this kernel as it does under a later one.
+    pub fn weakness(&self) -> Option<String> {
+        let (major, minor, patch) = self.release?;
+        let keeps = |line: &Release| (line.0, line.1) == (major, minor) && line.2 <= patch;
+        if (major, minor) >= ALL_KEEP_ADDRESSES || KEEPS_ADDRESSES.iter().any(keeps) {
+            return None;
+        }
+        let fixed = KEEPS_ADDRESSES.map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"));
+        Some(format!(
+            "this node's own mounts (NFS, CIFS, ceph) at a Service's address keep the backend of their first connection for ever: update the kernel to {} or {}.{}, or mount at an address that is no Service's",
+            fixed.join(", "),
+            ALL_KEEP_ADDRESSES.0,
+            ALL_KEEP_ADDRESSES.1
+        ))
+    }
+
     fn missing_capabilities(&self) -> Vec<&'static str> {
         let needed = [(CAP_BPF, "CAP_BPF"), (CAP_NET_ADMIN, "CAP_NET_ADMIN")];
         needed.into_iter().filter(|(bit, _)| !self.has(*bit)).map(|(_, name)| name).collect()
@@ -106,6 +136,22 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// The release behind the release name `kernel`: its own number, or one of the same line in what else the kernel says
+/// of itself. Debian's and Ubuntu's names keep 0 as the third number.
+fn release(kernel: &str, more: &str) -> Option<Release> {
+    let line = version(kernel)?;
+    let number = |word: &str| {
+        let mut parts = word.splitn(3, '.');
+        let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let rest = parts.next().unwrap_or_default();
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let patch = rest.get(..digits)?.parse().unwrap_or(0);
+        ((major, minor) == line).then_some(patch)
+    };
+    let words = kernel.split_whitespace().chain(more.split_whitespace());
+    Some((line.0, line.1, words.filter_map(number).max().unwrap_or(0)))
+}
+
 fn effective(status: &str) -> Option<u64> {
     let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(hex.trim(), 16).ok()
@@ -113,11 +159,14 @@ fn effective(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, Facts, effective, version};
+    use super::{
+        CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, Facts, effective, release, version,
+    };
 
     fn facts(kernel: &str, capabilities: &[u32]) -> Facts {
         Facts {
             kernel: kernel.to_owned(),
+            release: release(kernel, ""),
             capabilities: capabilities.iter().fold(0, |all, bit| all | 1 << bit),
             btf: true,
         }
@@ -166,6 +215,34 @@ mod tests {
         let no_btf = Facts { btf: false, ..facts("6.1.0", &[CAP_SYS_ADMIN]) }.suspicion().unwrap();
         assert!(no_btf.contains("CONFIG_DEBUG_INFO_BTF"), "{no_btf}");
         assert_eq!(facts("6.1.0", &[CAP_SYS_ADMIN]).suspicion(), None);
+    }
+
+    #[test]
+    fn s18_a_kernel_that_overwrites_its_own_sockets_addresses_is_told() {
+        let debian = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.69-1 (2023-12-30)";
+        let newer = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.172-1 (2026-05-15)";
+        let ubuntu = "#18-Ubuntu SMP Ubuntu 6.5.0-18.18-generic 6.5.8";
+        for (kernel, more, want, fit) in [
+            ("6.1.71", "", (6, 1, 71), false),
+            ("6.1.72+", "", (6, 1, 72), true),
+            ("6.1.0-17-cloud-amd64", debian, (6, 1, 69), false),
+            ("6.1.0-56-cloud-amd64", newer, (6, 1, 172), true),
+            ("6.5.0-18-generic", ubuntu, (6, 5, 8), false),
+            ("6.6", "", (6, 6, 0), false),
+            ("6.6.10-arch1", "#1 SMP 1.2.3", (6, 6, 10), false),
+            ("6.6.11", "", (6, 6, 11), true),
+            ("6.7.0-rc1", "", (6, 7, 0), true),
+            ("6.12.9", "", (6, 12, 9), true),
+            ("7.0.0-1-generic", "", (7, 0, 0), true),
+        ] {
+            let found = release(kernel, more);
+            assert_eq!(found, Some(want), "{kernel}");
+            let weakness = Facts { release: found, ..facts(kernel, &[]) }.weakness();
+            assert_eq!(weakness.is_none(), fit, "{kernel}: {weakness:?}");
+            let advice = "update the kernel to 6.1.72, 6.6.11 or 6.7";
+            assert!(weakness.is_none_or(|weakness| weakness.contains(advice)), "{kernel}");
+        }
+        assert_eq!(Facts { release: release("?", ""), ..facts("?", &[]) }.weakness(), None);
     }
 
     #[test]

@@ -3,6 +3,11 @@
 //!
 //! Sockets of Pods are left alone: a translation before their packets leave would hide the ClusterIP from sidecars
 //! and never reach guests of virtual machines, so Pods are served at their veths.
+//!
+//! Sockets of the kernel's own (NFS, CIFS, ceph) are served like those of processes. Left alone they would have no way
+//! to a Service at all, since nothing of the host's is translated on its way; nor does a program learn whose a socket
+//! is: the context does not show `sk_kern_sock`, and the task is the mounting process at first and a thread of the
+//! kernel later. Old kernels write the backend's address over the one they were given; the agent tells (preflight).
 
 use core::ptr::NonNull;
 

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::agent::background::News;
 use crate::agent::issues::Issues;
+use crate::agent::masquerade::{self, HostPorts};
 use crate::agent::report;
 use crate::agent::table::{self, Known, Table};
 use crate::agent::{Agent, unix_now};
@@ -41,9 +43,10 @@ pub(super) struct Housekeeping {
     node: String,
     source: (&'static str, String),
     kernel: String,
+    weakness: Option<String>,
     started: u64,
     ct_capacity: u32,
-    masquerade_ports: u32,
+    masquerade_ports: RangeInclusive<u16>,
     examples: watch::Receiver<Examples>,
     issues: Issues,
     foreign: Option<Foreign>,
@@ -81,9 +84,10 @@ impl Housekeeping {
                 Source::Manifests(dir) => ("manifests", dir.display().to_string()),
             },
             kernel: facts.kernel.clone(),
+            weakness: facts.weakness(),
             started: unix_now().as_secs(),
             ct_capacity,
-            masquerade_ports: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
+            masquerade_ports: cfg.masquerade_ports.clone(),
             examples,
             issues: Issues::default(),
             foreign: None,
@@ -138,7 +142,7 @@ impl Housekeeping {
                 let outside = &metrics.outside;
                 outside.masqueraded_flows.set(gauge(pass.masqueraded));
                 outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
-                outside.masquerade_ports.set(i64::from(self.masquerade_ports));
+                outside.masquerade_ports.set(gauge(self.masquerade_ports.len() as u64));
                 outside.loads_corrected.inc_by(pass.corrected);
                 self.pass = Some(pass);
             }
@@ -161,7 +165,13 @@ impl Agent {
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let ports = self.health_ports.issues();
-        let all = all.chain(self.addresses.issues()).chain(&ports);
+        let masquerade = masquerade::issues(
+            &self.housekeeping.node,
+            &self.housekeeping.masquerade_ports,
+            &HostPorts::read(),
+            self.desired.node_ports(),
+        );
+        let all = all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade);
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
         let examples = self.housekeeping.examples.borrow().clone();
@@ -207,6 +217,7 @@ impl Agent {
             planned: self.planned,
             foreign: house.foreign,
             kernel: &house.kernel,
+            weakness: house.weakness.as_deref(),
             ct_entries: house.pass.map(|pass| pass.left()),
         });
         Table { head: names, known, former: house.former.as_ref() }

@@ -30,6 +30,8 @@ pub(super) struct Facts<'a> {
     pub foreign: Option<Foreign>,
     /// `uname -r`.
     pub kernel: &'a str,
+    /// What does not work under it.
+    pub weakness: Option<&'a str>,
     /// Conntrack entries after the last pass.
     pub ct_entries: Option<u64>,
 }
@@ -112,5 +114,8 @@ fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 }
 
 fn kernel<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
-    line("kernel", State::Ok, facts.kernel.to_owned())
+    match facts.weakness {
+        None => line("kernel", State::Ok, facts.kernel.to_owned()),
+        Some(weakness) => line("kernel", State::Degraded, format!("{}: {weakness}", facts.kernel)),
+    }
 }
