@@ -187,6 +187,37 @@ fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
     }
 }
 
+/// At the Pod the two are one: nothing there tells a straight SYN from one that came through the Service. It has to wait,
+/// and the connection that is alive does not notice.
+#[test]
+fn a_straight_connection_from_a_port_in_use_through_a_service_disturbs_nobody() {
+    for family in &FAMILIES {
+        let mut bed = Bed::node();
+        let (client, frontend) = (family.at(family.client, 4000), family.at(family.node, 30080));
+        let pod = family.at(family.pod, 8080);
+        let id = bed.backend(&pod, proto::TCP);
+        bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+        let (request, answer) = (format!("{client} > {pod} tcp"), format!("{pod} > {client} tcp"));
+        let goes_on = |bed: &mut Bed, flags: &str| {
+            let seen = bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
+            assert_eq!(seen, format!("redirect {request} {flags}"));
+            bed.enter(&format!("{request} {flags}"));
+            let (verdict, out) = bed.leave_bytes(&packet::build(&format!("{answer} {flags}")));
+            assert_eq!(told(verdict, &out), format!("redirect {frontend} > {client} tcp {flags}"));
+        };
+        goes_on(&mut bed, "S seq=1 ack=0 len=0");
+        goes_on(&mut bed, "A seq=2 ack=6 len=0");
+        let syn = format!("{request} S seq=900 ack=0 len=0");
+        assert_eq!(bed.enter(&syn), syn);
+        goes_on(&mut bed, "A seq=2 ack=6 len=8");
+        goes_on(&mut bed, "FA seq=10 ack=6 len=0");
+        // Over: the next straight one is the Pod's own.
+        bed.enter(&syn);
+        let own = format!("{answer} SA seq=5 ack=901 len=0");
+        assert_eq!(bed.leave(&own), own);
+    }
+}
+
 #[test]
 fn s02_external_local_without_an_endpoint_here_drops_and_without_any_refuses() {
     let local = frontend_flags::EXTERNAL_LOCAL;
