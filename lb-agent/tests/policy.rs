@@ -244,7 +244,7 @@ fn icmp_errors_pass_for_known_flows_only() {
         let (pod, peer) = (at(v4, POD, 4000), at(v4, PEER, 80));
         let known = format!("{pod} > {peer} tcp S len=40");
         let forged = format!("{pod} > {} tcp S len=40", at(v4, OTHER, 80));
-        let error = |inner: &str| packet::too_big(router, addr(v4, POD.into(), 1), inner);
+        let error = |inner: &str| packet::too_big(router, addr(v4, POD, 1), inner);
         assert_eq!(bed.enter_bytes(&error(&known)).0, Verdict::Drop, "not opened yet");
         assert_ne!(bed.leave(&known), "drop");
         assert_eq!(bed.enter_bytes(&error(&known)).0, Verdict::Next);

@@ -352,6 +352,9 @@ mod tests {
         Pass,
     }
 
+    /// Name, flags, rules; and the judgement: denied, tier, rule.
+    type Case<'a> = (&'a str, u32, &'a [(u8, Action)], bool, u8, Option<u32>);
+
     /// A chain of one group: each rule a word of its own, for identity 7.
     fn sample(flags: u32, rules: &[(u8, Action)]) -> Sample {
         let mut group = Group { flags, ..Group::ZERO };
@@ -382,7 +385,7 @@ mod tests {
         use Action::{Accept, Deny, Pass};
         use group_flags::ISOLATED;
         use tier::{ADMIN, BASELINE, NETWORK_POLICY as NP};
-        let cases: [(&str, u32, &[(u8, Action)], bool, u8, Option<u32>); 12] = [
+        let cases: [Case<'_>; 12] = [
             ("nothing applies", 0, &[], false, 0, None),
             ("isolated, nothing applies", ISOLATED, &[], true, NP, None),
             ("allowed by NetworkPolicy", ISOLATED, &[(NP, Accept)], false, NP, Some(3)),

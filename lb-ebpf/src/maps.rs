@@ -410,11 +410,10 @@ pub(crate) fn ct_put(key: &CtKey, entry: &CtEntry) -> bool {
         || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
 }
 
-/// Removes an entry; that it is gone already is fine.
+/// Removes an entry; whether it was there.
 #[inline(always)]
-pub(crate) fn ct_delete(key: &CtKey) {
-    // ENOENT is the only error.
-    let _: Result<(), i32> = CT.remove(key);
+pub(crate) fn ct_delete(key: &CtKey) -> bool {
+    CT.remove(key).is_ok()
 }
 
 /// Remembers the ports of a datagram.
