@@ -268,6 +268,35 @@ fn bad_input_is_an_issue_and_stops_nothing() {
 }
 
 #[test]
+fn s23_ranges_of_ports_that_overlap_are_named_while_they_do() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        node.ip("addr add 192.0.2.1/32 dev lo");
+        let host = |range: &str| {
+            fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap();
+        };
+        host("20000 40000");
+        let service = SERVICE.replace("spec:\n", "spec:\n  type: NodePort\n");
+        bed.write("web.yaml", &service.replace("port: 80,", "port: 80, nodePort: 20080,"));
+        bed.write("node.yaml", &this_node(""));
+        let agent = bed.start();
+        let told = |names: &Names<'_>| {
+            let ours = names.issues.iter().filter(|issue| issue.field == "--masquerade-ports");
+            ours.map(|issue| format!("{} {}", issue.object, issue.message)).collect::<Vec<_>>()
+        };
+        let both = told(&bed.names("both", |names| told(names).len() == 2)).join("\n");
+        for wanted in ["Node n1 10000-29999 overlaps", "20000-40000", "20080-20080"] {
+            assert!(both.contains(wanted), "{wanted}: {both}");
+        }
+        host("32768 60999");
+        bed.write("web.yaml", &service.replace("port: 80,", "port: 80, nodePort: 30080,"));
+        bed.names("apart", |names| told(names).is_empty());
+        let (code, log) = end(agent, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
 fn a_pinned_map_of_another_layout_is_refused_in_one_sentence() {
     in_node(|node| {
         let bed = Bed::new(node);
