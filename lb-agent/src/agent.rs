@@ -16,6 +16,7 @@ pub mod lock;
 mod masquerade;
 mod node;
 mod pods;
+mod policy;
 mod report;
 mod servers;
 mod table;
@@ -38,6 +39,7 @@ use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
 use crate::agent::pods::Pods;
+use crate::agent::policy::Policies;
 use crate::agent::waiting::Queue;
 use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Gc;
@@ -138,6 +140,7 @@ struct Agent {
     devices: Devices,
     pods: Pods,
     addresses: Addresses,
+    policies: Policies,
     attachments: Attachments,
     attacher: Attacher,
     disconnecter: Disconnecter,
@@ -167,6 +170,9 @@ impl Agent {
         node::clear_devices(&mut kernel, &devices)?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
             .context("read the pinned tables")?;
+        let policies =
+            Policies::take_over(&cfg, kernel.policy, &kernel.tables, &addresses, &devices)
+                .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
@@ -190,6 +196,7 @@ impl Agent {
             devices,
             pods: Pods::default(),
             addresses,
+            policies,
             attachments: Attachments::default(),
             attacher,
             disconnecter,
@@ -243,7 +250,11 @@ impl Agent {
                 Subject::Endpoints | Subject::Pod => kube_proxy.endpoint_changes.inc(),
             };
         }
+        let at = received.at;
         let dirty = self.cluster.apply(received.event);
+        if dirty.policies && self.planned {
+            self.policies.heard(at);
+        }
         if !dirty.is_empty() {
             self.housekeeping.queued = unix_now();
             self.dirty.merge(dirty);
@@ -263,7 +274,8 @@ impl Agent {
             return;
         }
         let begun = Instant::now();
-        let changed = self.desired.update(&self.cluster, &std::mem::take(&mut self.dirty));
+        let dirty = std::mem::take(&mut self.dirty);
+        let changed = self.desired.update(&self.cluster, &dirty);
         let alive = |addr: &_| self.cluster.is_alive(addr);
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
@@ -288,6 +300,9 @@ impl Agent {
         }
         self.planned = true;
         self.serve_health();
+        if dirty.policies || !self.policies.are_known() {
+            self.compile_policies();
+        }
         self.follow_node();
         self.note_failures(&applied);
         self.settle_queue();
@@ -360,6 +375,9 @@ impl Agent {
         if self.addresses.next_due().is_some_and(|due| due <= now) {
             self.write_addresses();
         }
+        if self.policies.next_due().is_some_and(|due| self.start + due <= now) {
+            self.write_policies();
+        }
         if self.health_ports.next_due().is_some_and(|due| due <= now) {
             self.health_ports.open_due(now);
             self.housekeeping.touch();
@@ -391,6 +409,7 @@ impl Agent {
         [
             planner.map(|at| self.start + at),
             self.attachments.next_due(),
+            self.policies.next_due().map(|at| self.start + at),
             self.housekeeping.next_due(),
         ]
         .into_iter()

@@ -4,6 +4,7 @@
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
 //! read ← maps → apply         tables out of the maps and into them
 //! addresses                   the tables that follow the node's own devices and addresses
+//! policy                      the tables of policies
 //! usage                       what pinned maps hold and cost, for those who only look
 //! gc, sockets, events         what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
@@ -23,6 +24,8 @@ pub mod usage;
 pub mod apply;
 
 pub mod addresses;
+
+pub mod policy;
 
 pub mod clock;
 

@@ -93,6 +93,10 @@ pub struct RunArgs {
     /// Source ports of flows from outside that this node passes on to others [default: 10000-29999]
     #[arg(long, env = "LB_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
     pub masquerade_ports: Option<String>,
+    /// What Pods may do that are not known yet, where policies isolate some: standard (cut off while one of those may
+    /// be among them) or strict (cut off wherever there is a policy) [default: standard]
+    #[arg(long, env = "LB_STARTUP", value_name = "MODE")]
+    pub startup: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -138,6 +142,25 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a Pod may do between its start and the moment its policies are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Startup {
+    /// What all Pods may that are not known yet.
+    #[default]
+    Standard,
+    /// Nothing but talk to its node, if there is any policy.
+    Strict,
+}
+
+impl Startup {
+    fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false).map_err(|_unknown| {
+            anyhow::anyhow!("--startup: {text:?} is neither standard nor strict")
+        })
+    }
+}
+
 /// Where the facts come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -177,6 +200,8 @@ pub struct Config {
     pub masquerade_ports: RangeInclusive<u16>,
     /// Which addresses outside the cluster are served.
     pub rules: Rules,
+    /// What Pods may do that are not known yet.
+    pub startup: Startup,
 }
 
 impl Config {
@@ -216,6 +241,7 @@ impl Config {
                 Some(text) => ct_entries(&text)?,
                 None => ct_default(memory_bytes()),
             },
+            startup: Startup::resolve(args.startup)?,
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
                 localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,

@@ -15,8 +15,11 @@ use std::path::{Path, PathBuf};
 use lb_common::flow::proto;
 use serde::{Deserialize, Serialize};
 
+mod policy;
 #[cfg(test)]
 mod tests;
+
+pub use self::policy::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "names.json";
@@ -51,6 +54,15 @@ pub struct Names<'a> {
     pub pods: Vec<PodName<'a>>,
     /// The last packet dropped of each reason and direction.
     pub drops: Vec<DropExample>,
+    /// Policies, in the order of evaluation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyName<'a>>,
+    /// Groups of rules; those included that the maps had until a few minutes ago.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupName<'a>>,
+    /// Identities of Pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub idents: Vec<IdentName<'a>>,
 }
 
 /// The agent that wrote the file.

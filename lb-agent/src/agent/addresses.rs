@@ -1,10 +1,11 @@
-//! What the maps `ident` and `devs` should say of this node's addresses and devices, and the writes that are missing.
+//! What the maps `ident` and `devs` should say of this node's addresses and devices; of `devs`, also the writes that
+//! are missing. `ident` is written with what policies say of the same addresses.
 //!
 //! Everything is computed anew from the devices as they are: a few hundred elements. What an earlier run left and
 //! nobody has any more differs like everything else, and goes.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,10 @@ use crate::plan::MapError;
 const RETRY: Duration = Duration::from_secs(1);
 const LOCAL_NODE: Ident = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
 
-/// The two maps and what is written in them.
+/// The two maps, and what they should say of this node.
 pub(super) struct Addresses {
     tables: AddressTables,
+    /// What `ident` should say.
     ident: BTreeMap<Addr, Ident>,
     devs: BTreeMap<u32, Dev>,
     node: ObjectRef,
@@ -42,16 +44,25 @@ impl Addresses {
     /// When a map cannot be read.
     pub(super) fn take_over(tables: AddressTables, node_name: &str) -> Result<Self, MapError> {
         let Contents { ident, devs } = tables.load()?;
+        let ident = ident.into_iter().map(|(addr, known)| (addr, of_device(&known))).collect();
         let node = ObjectRef::new("Node", &Name::new("", node_name));
         let named = Box::default();
         Ok(Self { tables, ident, devs, node, named, issues: Vec::new(), retry: None })
     }
 
-    /// Writes what differs. `node` are the node's own addresses as Kubernetes knows them.
+    /// All that `ident` says.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub(super) fn load(&self) -> Result<HashMap<Addr, Ident>, MapError> {
+        Ok(self.tables.load()?.ident.into_iter().collect())
+    }
+
+    /// Computes `ident`, and writes what differs in `devs`. `node` are the node's own addresses as Kubernetes knows them.
     pub(super) fn update(&mut self, devices: &Devices, node: &[Addr]) {
         self.named = node.into();
-        let ident = idents(devices.host().reachable(), devices.veths(), &self.ident);
-        let named = node.iter().filter(|addr| ident.get(addr) == Some(&LOCAL_NODE));
+        self.ident = idents(devices.host().reachable(), devices.veths(), &self.ident);
+        let named = node.iter().filter(|addr| self.ident.get(addr) == Some(&LOCAL_NODE));
         let standing = first(named).or(devices.node_addresses());
         let devs = devices.routed().map(|(ifindex, uplink)| {
             let main = devices.host().main(ifindex);
@@ -60,7 +71,6 @@ impl Addresses {
         let devs: BTreeMap<u32, Dev> = devs.collect();
         let tables = &mut self.tables;
         let mut failures = Failures::default();
-        settle(&mut self.ident, &ident, |addr, ident| failures.note(tables.set_ident(addr, ident)));
         settle(&mut self.devs, &devs, |ifindex, dev| failures.note(tables.set_dev(ifindex, dev)));
         let issue = |(map, message): (&str, String)| {
             Issue::new(self.node.clone(), format!("map {map}"), message)
@@ -84,9 +94,14 @@ impl Addresses {
         self.issues.iter()
     }
 
-    /// Elements in use: of `ident`, of `devs`.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.ident.len(), self.devs.len())
+    /// Elements of `devs` in use.
+    pub(super) fn n_devs(&self) -> usize {
+        self.devs.len()
+    }
+
+    /// What `ident` should say of this node's addresses, and the maps to write it to.
+    pub(super) fn idents(&mut self) -> (&BTreeMap<Addr, Ident>, &mut AddressTables) {
+        (&self.ident, &mut self.tables)
     }
 }
 
@@ -121,6 +136,12 @@ fn settle<K: Ord + Copy, V: Copy + PartialEq>(
             written.insert(*key, *value);
         }
     }
+}
+
+/// What an element of `ident` says of a device of this node.
+fn of_device(known: &Ident) -> Ident {
+    let flags = known.flags & ident_flags::LOCAL_NODE;
+    Ident { flags, ifindex: known.ifindex, ..Ident::ZERO }
 }
 
 /// Who has which address. A Pod's veth whose inside is not known yet keeps what was written of it: the agent has just

@@ -16,7 +16,7 @@ use crate::agent::background::News;
 use crate::agent::issues::Issues;
 use crate::agent::masquerade::{self, HostPorts};
 use crate::agent::report;
-use crate::agent::table::{self, Known, Table};
+use crate::agent::table::{self, Known, Table, policies};
 use crate::agent::{Agent, unix_now};
 use crate::bpf::attach::Role;
 use crate::bpf::events::Examples;
@@ -165,15 +165,18 @@ impl Agent {
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let ports = self.health_ports.issues();
+        let policies = self.policies.issues();
         let masquerade = masquerade::issues(
             &self.housekeeping.node,
             &self.housekeeping.masquerade_ports,
             &HostPorts::read(),
             self.desired.node_ports(),
         );
-        let all = all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade);
+        let all =
+            all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade).chain(&policies);
         self.housekeeping.issues.replace(all, now.as_secs());
         self.set_gauges(incomplete);
+        self.policies.note_names(begun);
         let examples = self.housekeeping.examples.borrow().clone();
         let table = self.table(&examples, incomplete, now.as_secs());
         if let Err(err) = names::write(&self.housekeeping.file, &table) {
@@ -196,6 +199,14 @@ impl Agent {
             examples,
         };
         let mut names = table::head(&known, self.devices.veths());
+        if let Some(desired) = self.policies.desired() {
+            names.policies = policies::policies(desired);
+            names.groups =
+                self.policies.named().map(|(id, group)| policies::group(id, group)).collect();
+            if desired.any {
+                names.idents = policies::idents(&self.cluster, self.policies.actual());
+            }
+        }
         names.node = Cow::Borrowed(&house.node);
         names.agent = AgentName {
             version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
@@ -251,6 +262,7 @@ impl Agent {
             let labels = [("ip_family", family), ("traffic_policy", "internal")];
             self.metrics.kube_proxy.no_local_endpoints.get_or_create(&labels).set(gauge(n));
         }
+        self.set_policy_gauges();
         self.set_map_gauges(&used, frontends);
         self.set_kube_proxy_gauges();
         for kind in Kind::ALL {
@@ -273,14 +285,32 @@ impl Agent {
         }
     }
 
+    fn set_policy_gauges(&self) {
+        let metrics = &self.metrics.policy;
+        let wanted = self.policies.desired().map_or(0, |desired| desired.policies.len());
+        let issues = self.policies.issues();
+        let troubled: BTreeSet<_> = issues.iter().map(|issue| &issue.object).collect();
+        let programmed = wanted.saturating_sub(troubled.len());
+        Metrics::set_states(&metrics.policies, wanted, programmed, troubled.len());
+        let planner = self.policies.planner();
+        metrics.groups.set(gauge(planner.groups().count() as u64));
+        metrics.identities.set(gauge(planner.idents().count() as u64));
+        metrics.overflowing.set(gauge(planner.n_incomplete() as u64));
+        metrics.epoch.set(i64::from(self.policies.actual().state.epoch));
+    }
+
     fn set_map_gauges(&self, used: &Used, frontends: usize) {
         let ours = &self.metrics.ours;
         let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
-        let (ident, devs) = self.addresses.counts();
+        let policy = self.policies.actual();
         for (map, entries, capacity) in [
             ("affinity", self.housekeeping.pass.map_or(0, |pass| pass.affinity), limits::AFFINITY),
-            ("ident", ident as u64, limits::IDENT),
-            ("devs", devs as u64, limits::DEVS),
+            ("ident", policy.ident.len() as u64, limits::IDENT),
+            ("groups", policy.groups.len() as u64, limits::GROUPS),
+            ("peer_bits", policy.peer_bits.len() as u64, limits::PEER_BITS),
+            ("port_bits", policy.port_bits.len() as u64, limits::PORT_BITS),
+            ("cidrs", policy.cidrs.len() as u64, limits::CIDRS),
+            ("devs", self.addresses.n_devs() as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),
             ("slots", used.slots as u64, limits::SLOTS),
             ("backends", used.backends as u64, limits::BACKENDS),

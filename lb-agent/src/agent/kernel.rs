@@ -19,6 +19,7 @@ use crate::bpf::clock::Clock;
 use crate::bpf::load::{self, LoadError, LoadOptions};
 use crate::bpf::maps::{self, Tables, Traces};
 use crate::bpf::pins::Pins;
+use crate::bpf::policy::PolicyTables;
 use crate::config::Config;
 use crate::preflight::{self, Facts};
 use crate::syscall;
@@ -36,6 +37,8 @@ pub(super) struct Kernel {
     pub tables: Tables,
     /// Tables about this node's own addresses and devices.
     pub addresses: AddressTables,
+    /// Tables of policies.
+    pub policy: PolicyTables,
     /// Tables the programs write.
     pub traces: Traces,
     /// The programs' clock.
@@ -62,6 +65,7 @@ impl Kernel {
         .map_err(|error| explain(error, facts, pins.dir()))?;
         let tables = Tables::take(&mut ebpf)?;
         let addresses = AddressTables::take(&mut ebpf)?;
+        let policy = PolicyTables::take(&mut ebpf)?;
         let traces = Traces::take(&mut ebpf)?;
         for path in pins.remove_other_versions()? {
             info!(pin = %path.display(), "removed a map of another version");
@@ -75,7 +79,7 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self { pins, hooks, tables, addresses, traces, clock, ct_entries })
+        Ok(Self { pins, hooks, tables, addresses, policy, traces, clock, ct_entries })
     }
 }
 

@@ -50,6 +50,7 @@ impl Agent {
             devices::Event::Changed(ifindex) => self.put_pod(ifindex),
             devices::Event::Gone(ifindex) => {
                 self.pods.gone(ifindex);
+                self.policies.gone(ifindex);
                 if let Err(err) = self.tables.delete_pod(ifindex) {
                     warn!(ifindex, %err, "entry of a device that is gone stays");
                 }
@@ -89,6 +90,7 @@ impl Agent {
         self.dirty.merge(self.cluster.apply(event));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         self.addresses.update(&self.devices, node);
+        self.write_policies();
     }
 
     fn attach(&mut self, attachment: Attachment) {
@@ -109,7 +111,8 @@ impl Agent {
     /// Writes the entry of a device, if it is news.
     fn put_pod(&mut self, ifindex: u32) {
         let Some(veth) = self.devices.veth(ifindex) else { return };
-        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read()) else { return };
+        let groups = self.policies.groups_of(veth);
+        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read(), groups) else { return };
         match self.tables.put_pod(ifindex, &pod) {
             Ok(()) => {
                 debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");

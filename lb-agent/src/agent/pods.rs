@@ -10,6 +10,7 @@ use lb_common::endpoint::{Pod, flags};
 
 use crate::devices::Veth;
 use crate::devices::bridge_netfilter::BridgeNetfilter;
+use crate::plan::policy::GroupIds;
 
 /// All Pods' devices, and what is written about them.
 #[derive(Debug, Default)]
@@ -29,10 +30,21 @@ impl Pods {
     }
 
     /// The entry to write for this device, `None` when it is there already.
-    pub(super) fn entry(&self, veth: &Veth, netfilter: BridgeNetfilter) -> Option<Pod> {
-        let wanted = entry(veth, netfilter);
+    pub(super) fn entry(
+        &self,
+        veth: &Veth,
+        netfilter: BridgeNetfilter,
+        groups: GroupIds,
+    ) -> Option<Pod> {
+        let wanted = with_groups(entry(veth, netfilter), groups);
         let written = self.written.get(&veth.ifindex)?;
         (*written != Some(wanted)).then_some(wanted)
+    }
+
+    /// The entry with other groups; `None` when none has been written.
+    pub(super) fn regrouped(&self, ifindex: u32, groups: GroupIds) -> Option<Pod> {
+        let written = self.written.get(&ifindex).copied().flatten()?;
+        Some(with_groups(written, groups))
     }
 
     /// The entry was written.
@@ -43,7 +55,11 @@ impl Pods {
     }
 }
 
-/// The map's value for a device.
+fn with_groups(pod: Pod, [ingress, egress, shadow_ingress, shadow_egress]: GroupIds) -> Pod {
+    Pod { ingress, egress, shadow_ingress, shadow_egress, ..pod }
+}
+
+/// The map's value for a device, without groups.
 pub(super) fn entry(veth: &Veth, netfilter: BridgeNetfilter) -> Pod {
     let past = |seen: bool| if seen { 0 } else { veth.bridge };
     let addr = |ip: Option<std::net::IpAddr>| ip.map_or(Addr::NONE, Addr::from_ip);
@@ -85,12 +101,12 @@ mod tests {
     #[test]
     fn entries_are_written_when_they_differ() {
         let mut pods = Pods::default();
-        assert_eq!(pods.entry(&veth(false, None), NETFILTER), None, "not known");
+        assert_eq!(pods.entry(&veth(false, None), NETFILTER, [0; 4]), None, "not known");
         pods.appeared(5);
-        let bare = pods.entry(&veth(false, None), NETFILTER).unwrap();
+        let bare = pods.entry(&veth(false, None), NETFILTER, [0; 4]).unwrap();
         pods.wrote(5, bare);
-        assert_eq!(pods.entry(&veth(false, None), NETFILTER), None);
-        let full = pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER).unwrap();
+        assert_eq!(pods.entry(&veth(false, None), NETFILTER, [0; 4]), None);
+        let full = pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER, [0; 4]).unwrap();
         assert_eq!(full, entry(&veth(true, Some("10.1.0.2")), NETFILTER));
         assert_eq!((full.bridge4, full.bridge6), (0, 9), "past netfilter in IPv6 only");
         assert_eq!(
@@ -98,9 +114,13 @@ mod tests {
             (flags::BRIDGED, 3, "10.1.0.2")
         );
         pods.wrote(5, full);
+        let groups = [1, 2, 3, 4];
+        let regrouped = pods.regrouped(5, groups).unwrap();
+        assert_eq!(pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER, groups), Some(regrouped));
+        assert_eq!((regrouped.ip4, regrouped.ingress, regrouped.shadow_egress), (full.ip4, 1, 4));
         pods.appeared(5);
         assert_eq!(
-            pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER),
+            pods.entry(&veth(true, Some("10.1.0.2")), NETFILTER, [0; 4]),
             None,
             "the map still has it"
         );

@@ -21,6 +21,7 @@ use crate::names::{
 };
 use crate::plan::{Planner, PortIds};
 
+pub(super) mod policies;
 mod rejected;
 
 #[cfg(test)]
@@ -68,6 +69,9 @@ impl Serialize for Table<'_> {
             rejected: _,
             pods,
             drops,
+            policies,
+            groups,
+            idents,
         } = &self.head;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("layout", layout)?;
@@ -82,6 +86,9 @@ impl Serialize for Table<'_> {
                 map.serialize_entry("backends", &former.backends)?;
                 map.serialize_entry("rejected", &former.rejected)?;
                 map.serialize_entry("places", &former.places)?;
+                map.serialize_entry("policies", &former.policies)?;
+                map.serialize_entry("groups", &former.groups)?;
+                map.serialize_entry("idents", &former.idents)?;
             }
             None => {
                 let places = RefCell::new(Places::default());
@@ -89,6 +96,15 @@ impl Serialize for Table<'_> {
                 map.serialize_entry("backends", &Stream(|| backends(&self.known, &places)))?;
                 map.serialize_entry("rejected", &Stream(|| rejected(&self.known, &places)))?;
                 map.serialize_entry("places", &places.into_inner().list)?;
+                if !policies.is_empty() {
+                    map.serialize_entry("policies", policies)?;
+                }
+                if !groups.is_empty() {
+                    map.serialize_entry("groups", groups)?;
+                }
+                if !idents.is_empty() {
+                    map.serialize_entry("idents", idents)?;
+                }
             }
         }
         map.serialize_entry("pods", pods)?;

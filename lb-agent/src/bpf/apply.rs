@@ -85,6 +85,17 @@ impl Tables {
         self.pods.insert(&ifindex, pod, 0).map_err(|e| failed("pods", e))
     }
 
+    /// The Pods of this node that are written.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_pods(&self) -> Result<Vec<(u32, Pod)>, MapError> {
+        let mut pods = Vec::new();
+        syscall::for_each(&self.pods, |ifindex: &u32, pod: &Pod| pods.push((*ifindex, *pod)))
+            .map_err(|e| failed("pods", AyaError::IoError(e)))?;
+        Ok(pods)
+    }
+
     /// Removes a Pod of this node; one that is not there is fine.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod outside;
+mod policy;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 pub use self::outside::Outside;
+pub use self::policy::OfPolicies;
 use crate::bpf::read::Counts;
 use crate::cluster::{Family as IpFamily, Kind};
 
@@ -169,6 +171,8 @@ pub struct Metrics {
     pub ours: Ours,
     /// Ours about traffic from outside.
     pub outside: Outside,
+    /// Ours about policies.
+    pub policy: OfPolicies,
     /// The process'.
     pub process: OfProcess,
 }
@@ -182,6 +186,7 @@ impl Metrics {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
             outside: Outside::register(&mut registry),
+            policy: OfPolicies::register(&mut registry),
             process: process(&mut registry),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
@@ -218,7 +223,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, outside: _, process: _ } = self;
+        let Self { kube_proxy, ours, outside: _, policy: _, process: _ } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [

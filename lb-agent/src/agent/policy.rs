@@ -1,0 +1,233 @@
+//! Policies in the loop: compiled when something changed, and the writes that come of it; likewise when devices or
+//! addresses of this node do.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lb_common::addr::Addr;
+use tracing::{debug, warn};
+
+use crate::agent::Agent;
+use crate::agent::addresses::Addresses;
+use crate::agent::pods::Pods;
+use crate::bpf::addresses::AddressTables;
+use crate::bpf::maps::Tables;
+use crate::bpf::policy::PolicyTables;
+use crate::config::{Config, Startup};
+use crate::devices::{self, Devices};
+use crate::issue::Issue;
+use crate::model::policy::{Compiler, Desired, Group};
+use crate::plan::MapError;
+use crate::plan::policy::{Actual, GroupIds, Op, Planner, Store, Veth, Wanted};
+
+/// Changes remembered one by one until they are enforced.
+const REMEMBERED: usize = 4096;
+/// Events about a group may be read so long after it is gone.
+const REMEMBER_GROUP: Duration = Duration::from_secs(600);
+
+/// Everything about policies that the loop owns.
+pub(super) struct Policies {
+    compiler: Compiler,
+    desired: Option<Desired>,
+    planner: Planner,
+    tables: PolicyTables,
+    strict: bool,
+    /// When changes were told that are not enforced yet.
+    waiting: Vec<Instant>,
+    /// Groups by their number, those included that are gone since then.
+    named: BTreeMap<u32, (Arc<Group>, Option<Instant>)>,
+}
+
+impl Policies {
+    /// Takes over what an earlier run left. Devices that have become another Pod's since are unknown ones.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub(super) fn take_over(
+        cfg: &Config,
+        tables: PolicyTables,
+        pods: &Tables,
+        addresses: &Addresses,
+        devices: &Devices,
+    ) -> Result<Self, MapError> {
+        let mut actual = tables.load()?;
+        actual.ident = addresses.load()?;
+        for (ifindex, pod) in pods.load_pods()? {
+            if devices.veth(ifindex).is_some_and(|veth| veth.mac == pod.mac) {
+                let groups = [pod.ingress, pod.egress, pod.shadow_ingress, pod.shadow_egress];
+                actual.pods.insert(ifindex, groups);
+            }
+        }
+        Ok(Self {
+            compiler: Compiler::default(),
+            desired: None,
+            planner: Planner::restore(actual),
+            tables,
+            strict: cfg.startup == Startup::Strict,
+            waiting: Vec::new(),
+            named: BTreeMap::new(),
+        })
+    }
+
+    /// Something was told that policies depend on.
+    pub(super) fn heard(&mut self, at: Instant) {
+        if self.waiting.len() < REMEMBERED {
+            self.waiting.push(at);
+        }
+    }
+
+    /// Whether policies have been compiled.
+    pub(super) fn are_known(&self) -> bool {
+        self.desired.is_some()
+    }
+
+    /// What the tables should say, once that is known.
+    pub(super) fn desired(&self) -> Option<&Desired> {
+        self.desired.as_ref()
+    }
+
+    /// What the tables say.
+    pub(super) fn actual(&self) -> &Actual {
+        self.planner.actual()
+    }
+
+    /// The numbers.
+    pub(super) fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// When the tables have to be looked at again, since the start of the loop.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        self.planner.next_wakeup()
+    }
+
+    /// The groups of a device whose element is written now.
+    pub(super) fn groups_of(&mut self, veth: &devices::Veth) -> GroupIds {
+        self.planner.groups_of(self.desired.as_ref(), &known(veth))
+    }
+
+    /// A device is gone.
+    pub(super) fn gone(&mut self, ifindex: u32) {
+        self.planner.gone(ifindex);
+    }
+
+    /// What is wrong with policies.
+    pub(super) fn issues(&self) -> Vec<Issue> {
+        let compiled = self.desired.iter().flat_map(|desired| &desired.issues);
+        compiled.cloned().chain(self.planner.issues()).collect()
+    }
+
+    /// The groups by number, and those that are gone since a short time.
+    pub(super) fn named(&self) -> impl Iterator<Item = (u32, &Group)> {
+        self.named.iter().map(|(id, (group, _))| (*id, &**group))
+    }
+
+    /// Notes which groups there are.
+    pub(super) fn note_names(&mut self, now: Instant) {
+        let mut live = BTreeMap::new();
+        live.extend(self.planner.groups().map(|(id, group)| (id, (Arc::clone(group), None))));
+        self.named.retain(|id, (_, gone)| {
+            live.contains_key(id) || gone.get_or_insert(now).elapsed() < REMEMBER_GROUP
+        });
+        self.named.extend(live);
+    }
+}
+
+impl Agent {
+    /// Compiles policies; the writes come with those for this node's addresses.
+    pub(super) fn compile_policies(&mut self) {
+        let begun = Instant::now();
+        let policies = &mut self.policies;
+        let desired = policies.compiler.compile(&self.cluster);
+        let any = desired.any || policies.desired.as_ref().is_some_and(|desired| desired.any);
+        policies.desired = Some(desired);
+        if any {
+            self.metrics.policy.compile.observe(begun.elapsed().as_secs_f64());
+        } else {
+            policies.waiting.clear();
+        }
+        self.write_policies();
+    }
+
+    /// Brings the policy tables, and whose addresses are whose, to what they should say.
+    pub(super) fn write_policies(&mut self) {
+        let Self { policies, addresses, tables, pods, devices, .. } = self;
+        let veths: Vec<Veth> = devices.veths().map(known).collect();
+        let (idents, address_tables) = addresses.idents();
+        let wanted = Wanted {
+            desired: policies.desired.as_ref(),
+            devices: idents,
+            veths: &veths,
+            strict: policies.strict,
+        };
+        let now = self.start.elapsed();
+        let plan = policies.planner.plan(&wanted, now);
+        let mut maps =
+            Maps { policy: &mut policies.tables, addresses: address_tables, tables, pods };
+        let applied = policies.planner.apply(plan, &mut maps, now);
+        let ours = &self.metrics.ours;
+        ours.map_writes.inc_by(applied.writes as u64);
+        ours.sync_failures.inc_by(applied.failed.len() as u64);
+        for (op, err) in &applied.failed {
+            debug!(?op, %err, "write failed");
+            if err.full {
+                ours.map_full.get_or_create(&[("map", err.map)]).inc();
+            }
+        }
+        if let Some((_, err)) = applied.failed.first() {
+            warn!(map = err.map, failed = applied.failed.len(), %err, "writes for policies failed, trying again");
+            policies.waiting.clear();
+        }
+        for at in policies.waiting.drain(..).filter(|_| policies.desired.is_some()) {
+            self.metrics.policy.enforcement.observe(at.elapsed().as_secs_f64());
+        }
+        if applied.writes > 0 {
+            debug!(
+                writes = applied.writes,
+                epoch = policies.planner.actual().state.epoch,
+                "policies written"
+            );
+            self.housekeeping.touch();
+        }
+    }
+}
+
+/// A device as the planner sees it.
+fn known(veth: &devices::Veth) -> Veth {
+    let ips = [veth.addresses.ip4, veth.addresses.ip6].into_iter().flatten();
+    Veth { ifindex: veth.ifindex, ips: ips.map(Addr::from_ip).collect() }
+}
+
+/// The maps that policies are written to.
+struct Maps<'a> {
+    policy: &'a mut PolicyTables,
+    addresses: &'a mut AddressTables,
+    tables: &'a mut Tables,
+    pods: &'a mut Pods,
+}
+
+impl Store for Maps<'_> {
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::PutIdent { addr, ident } => self.addresses.set_ident(addr, Some(ident)),
+            Op::DeleteIdent { addr } => self.addresses.set_ident(addr, None),
+            Op::SetGroups { ifindex, groups } => {
+                // One that is not written yet gets its groups when it is.
+                let Some(pod) = self.pods.regrouped(*ifindex, *groups) else { return Ok(()) };
+                self.tables.put_pod(*ifindex, &pod)?;
+                self.pods.wrote(*ifindex, pod);
+                Ok(())
+            }
+            Op::PutGroup { .. }
+            | Op::PutPeerBits { .. }
+            | Op::DeletePeerBits { .. }
+            | Op::PutPortBits { .. }
+            | Op::DeletePortBits { .. }
+            | Op::PutCidr { .. }
+            | Op::DeleteCidr { .. }
+            | Op::PutState(_) => self.policy.apply(op),
+        }
+    }
+}

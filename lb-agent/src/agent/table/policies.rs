@@ -1,0 +1,66 @@
+//! Policies, groups and identities for the name table.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::cluster::{Cluster, Name, Tier};
+use crate::model::policy::{Desired, Direction, Group, PolicyInfo};
+use crate::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
+use crate::plan::policy::Actual;
+
+/// Pods that are named for an identity.
+const EXAMPLES: usize = 3;
+
+/// All policies.
+pub(in crate::agent) fn policies(desired: &Desired) -> Vec<PolicyName<'_>> {
+    let name = |info: &'_ PolicyInfo| PolicyName {
+        namespace: Cow::Owned(info.name.namespace.to_string()),
+        name: Cow::Owned(info.name.name.to_string()),
+        tier: Cow::Borrowed(info.tier.name()),
+        priority: info.priority,
+        generation: info.generation,
+        shadow: info.shadow,
+        subjects: info.subjects,
+        rules: info.rules,
+    };
+    desired.policies.iter().map(name).collect()
+}
+
+/// A group.
+pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
+    let policies = group.policies();
+    let position = |name: &Name, tier: Tier| {
+        let at = policies.iter().position(|known| *known == (name, tier));
+        at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX)
+    };
+    let rules = group.rules.iter().map(|(number, rule)| RuleName {
+        number: *number,
+        policy: position(&rule.source.policy, rule.source.tier),
+        ingress: rule.source.direction == Direction::Ingress,
+        index: rule.source.index,
+    });
+    let isolating = group.isolating.iter().map(|name| position(name, Tier::NetworkPolicy));
+    let (rules, isolating) = (rules.collect(), isolating.collect());
+    let reference = |(name, tier): &(&'_ Name, Tier)| PolicyRef {
+        namespace: Cow::Owned(name.namespace.to_string()),
+        name: Cow::Owned(name.name.to_string()),
+        tier: Cow::Borrowed(tier.name()),
+    };
+    GroupName { id, policies: policies.iter().map(reference).collect(), rules, isolating }
+}
+
+/// The identities that Pods have.
+pub(in crate::agent) fn idents<'a>(cluster: &'a Cluster, actual: &Actual) -> Vec<IdentName<'a>> {
+    let mut found: BTreeMap<u32, Vec<Cow<'a, str>>> = BTreeMap::new();
+    for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
+        for ident in pod.ips.iter().filter_map(|ip| actual.ident.get(ip)) {
+            let pods = found.entry(ident.ident).or_default();
+            if ident.ident != 0 && pods.len() < EXAMPLES {
+                pods.push(Cow::Owned(name.to_string()));
+            }
+        }
+    }
+    found.remove(&0);
+    found.into_iter().map(|(id, pods)| IdentName { id, pods }).collect()
+}

@@ -1,0 +1,142 @@
+//! The maps `groups`, `peer_bits`, `port_bits`, `cidrs` and `policy`: what policies come to.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
+use lb_common::be::Be32;
+use lb_common::limits::{MAP_CIDRS, MAP_GROUPS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec};
+use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
+
+use crate::bpf::apply::failed;
+use crate::bpf::maps::{self, MapsError};
+use crate::bpf::pins::Pins;
+use crate::model::policy::{Range, number};
+use crate::plan::MapError;
+use crate::plan::policy::{Actual, Op};
+use crate::syscall;
+
+/// The policy tables: written by the agent's loop alone.
+pub struct PolicyTables {
+    groups: Array<MapData, Group>,
+    peer_bits: HashMap<MapData, PeerKey, Bits>,
+    port_bits: LpmTrie<MapData, PortKey, Bits>,
+    /// By the words of an address, in network order.
+    cidrs: LpmTrie<MapData, [u32; 4], u32>,
+    state: Array<MapData, PolicyState>,
+}
+
+impl PolicyTables {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or it has other sizes.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        Self::typed(|spec| ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name }))
+    }
+
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When a pin is missing or has other sizes.
+    pub fn open(pins: &Pins) -> Result<Self, MapsError> {
+        Self::typed(|spec| {
+            MapData::from_pin(pins.map(spec))
+                .and_then(Map::from_map_data)
+                .map_err(|source| MapsError::Unusable { map: spec.name, source })
+        })
+    }
+
+    fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
+        fn of<T: TryFrom<Map, Error = AyaError>>(spec: &MapSpec, map: Map) -> Result<T, MapsError> {
+            T::try_from(map).map_err(|source| MapsError::Unusable { map: spec.name, source })
+        }
+        Ok(Self {
+            groups: of(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
+            peer_bits: of(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
+            port_bits: of(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
+            cidrs: of(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
+            state: of(&MAP_POLICY, map(&MAP_POLICY)?)?,
+        })
+    }
+
+    /// What the five maps say. The other two of [`Actual`] are empty.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn load(&self) -> Result<Actual, MapError> {
+        let read = |map| move |e: io::Error| failed(map, AyaError::IoError(e));
+        let mut actual = Actual::default();
+        syscall::for_each(&self.groups, |id: &u32, group: &Group| {
+            if *group != Group::ZERO {
+                actual.groups.insert(*id, *group);
+            }
+        })
+        .map_err(read(MAP_GROUPS.name))?;
+        syscall::for_each(&self.peer_bits, |key: &PeerKey, bits: &Bits| {
+            actual.peer_bits.insert(*key, *bits);
+        })
+        .map_err(read(MAP_PEER_BITS.name))?;
+        // Not all kernels read this kind in batches.
+        for entry in self.port_bits.iter() {
+            let (key, bits) = entry.map_err(|e| failed(MAP_PORT_BITS.name, e))?;
+            actual.port_bits.insert((key.prefix_len(), key.data()), bits);
+        }
+        for entry in self.cidrs.iter() {
+            let (key, ident) = entry.map_err(|e| failed(MAP_CIDRS.name, e))?;
+            let addr = lb_common::addr::Addr::v6(key.data().map(Be32::from_wire));
+            let len = u8::try_from(key.prefix_len()).unwrap_or(128);
+            actual.cidrs.insert(Range::around(number(&addr), len), ident);
+        }
+        actual.state = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
+        Ok(actual)
+    }
+
+    /// Does a write to one of the five maps; those to others are not for it.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::PutGroup { id, group } => {
+                self.groups.set(*id, &**group, 0).map_err(|e| failed(MAP_GROUPS.name, e))
+            }
+            Op::PutPeerBits { key, bits } => {
+                self.peer_bits.insert(key, bits, 0).map_err(|e| failed(MAP_PEER_BITS.name, e))
+            }
+            Op::DeletePeerBits { key } => removed(MAP_PEER_BITS.name, self.peer_bits.remove(key)),
+            Op::PutPortBits { len, key, bits } => {
+                let written = self.port_bits.insert(&Key::new(*len, *key), bits, 0);
+                written.map_err(|e| failed(MAP_PORT_BITS.name, e))
+            }
+            Op::DeletePortBits { len, key } => {
+                removed(MAP_PORT_BITS.name, self.port_bits.remove(&Key::new(*len, *key)))
+            }
+            Op::PutCidr { range, ident } => {
+                let written = self.cidrs.insert(&prefix(range), ident, 0);
+                written.map_err(|e| failed(MAP_CIDRS.name, e))
+            }
+            Op::DeleteCidr { range } => removed(MAP_CIDRS.name, self.cidrs.remove(&prefix(range))),
+            Op::PutState(state) => {
+                // The flags are those of who follows events.
+                let flags = self.state.get(&0, 0).map_or(0, |state| state.flags);
+                let state = PolicyState { flags, ..*state };
+                self.state.set(0, &state, 0).map_err(|e| failed(MAP_POLICY.name, e))
+            }
+            Op::PutIdent { .. } | Op::DeleteIdent { .. } | Op::SetGroups { .. } => Ok(()),
+        }
+    }
+}
+
+fn prefix(range: &Range) -> Key<[u32; 4]> {
+    Key::new(u32::from(range.len), range.addr().words().map(Be32::to_wire))
+}
+
+fn removed(map: &'static str, result: Result<(), AyaError>) -> Result<(), MapError> {
+    match result {
+        Err(e) if maps::is_missing(&e) => Ok(()),
+        other => other.map_err(|e| failed(map, e)),
+    }
+}

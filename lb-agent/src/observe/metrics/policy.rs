@@ -1,0 +1,77 @@
+//! Metrics about policies: how long they take to be enforced, and what they come to.
+#![forbid(unsafe_code)]
+
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::{Labels, STATES, add, family, fine_histogram};
+
+/// Ours about policies.
+#[derive(Clone, Debug)]
+pub struct OfPolicies {
+    /// One compilation.
+    pub compile: Histogram,
+    /// From the arrival of an event to the maps.
+    pub enforcement: Histogram,
+    /// Policies by state.
+    pub policies: Family<Labels<1>, Gauge>,
+    /// Groups in the tables.
+    pub groups: Gauge,
+    /// Identities in the tables.
+    pub identities: Gauge,
+    /// Groups that deny everything since the tables could not take them.
+    pub overflowing: Gauge,
+    /// Number of the state of the tables.
+    pub epoch: Gauge,
+}
+
+impl OfPolicies {
+    pub(super) fn register(root: &mut Registry) -> Self {
+        let registry = root.sub_registry_with_prefix("lb");
+        let metrics = Self {
+            compile: add(
+                registry,
+                "policy_compile_seconds",
+                "Time of computing the policy tables",
+                fine_histogram(),
+            ),
+            enforcement: add(
+                registry,
+                "policy_enforcement_seconds",
+                "Time from a watch event that policies depend on to the maps",
+                fine_histogram(),
+            ),
+            policies: add(registry, "policies", "Policies", family()),
+            groups: add(
+                registry,
+                "policy_groups",
+                "Sets of rules that Pods of this node are under",
+                Gauge::default(),
+            ),
+            identities: add(
+                registry,
+                "policy_identities",
+                "Kinds of addresses that rules tell apart",
+                Gauge::default(),
+            ),
+            overflowing: add(
+                registry,
+                "policy_groups_overflowing",
+                "Sets of rules that deny everything since the tables could not take them",
+                Gauge::default(),
+            ),
+            epoch: add(
+                registry,
+                "policy_epoch",
+                "Number of the last change of what is enforced, 0 = there never was a policy",
+                Gauge::default(),
+            ),
+        };
+        for state in STATES {
+            drop(metrics.policies.get_or_create(&[("state", state)]));
+        }
+        metrics
+    }
+}

@@ -1,0 +1,212 @@
+//! A thousand policies, ten thousand Pods, 110 of them here: what compiling costs, what one change costs, and memory.
+//!
+//! The bounds on time are far above what is measured (`cargo test --release --test policies_scale -- --nocapture`).
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lb_agent::cluster::{
+    Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
+    Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
+};
+use lb_agent::model::policy::Compiler;
+use lb_agent::plan::MapError;
+use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_common::addr::Addr;
+use lb_common::endpoint::Ident;
+
+const PODS: u32 = 10_000;
+const NAMESPACES: u32 = 200;
+const NODES: u32 = 91;
+
+/// Maps whose writes cost nothing.
+struct Sink;
+
+impl Store for Sink {
+    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+        Ok(())
+    }
+}
+
+fn ip(i: u32) -> Addr {
+    Addr::from_ip(std::net::Ipv4Addr::from_bits(0x0a01_0000 + i).into())
+}
+
+fn pod(i: u32, app: &str) -> Event {
+    let labels = [
+        ("app", app.to_owned()),
+        ("pod-template-hash", format!("5d8f7c9b4{}", i % 500)),
+        ("version", format!("v{}", i % 3)),
+        ("controller-revision", format!("r{i}")),
+    ];
+    let labels = labels.into_iter().map(|(key, value)| (key.into(), value.into()));
+    let pod = Pod {
+        ips: [ip(i)].into(),
+        host_network: false,
+        node: format!("node-{}", i % NODES).into(),
+        labels: Labels::new(labels),
+        ports: [NamedPort { name: "http".into(), protocol: 6, port: 8080 }].into(),
+    };
+    let name = Name::new(format!("team-{}", i % NAMESPACES), format!("pod-{i}"));
+    Event::Pod(Change::Applied(name, pod))
+}
+
+fn app(i: u32) -> String {
+    format!("app-{}", i / NAMESPACES % 10)
+}
+
+fn selector(key: &str, value: &str) -> Selector {
+    let operator = Operator::In([value.into()].into());
+    Selector([Requirement { key: key.into(), operator }].into())
+}
+
+fn allow(peers: Vec<Peer>, port: Option<Ports>) -> Rule {
+    Rule {
+        name: "".into(),
+        action: Action::Accept,
+        peers: Some(peers.into()),
+        ports: port.map(|ports| [PortMatch { protocol: Some(6), ports }].into()),
+    }
+}
+
+fn policy(i: u32, n: u32) -> Event {
+    let own = |pods| PodSelector { namespaces: Namespaces::Own, pods };
+    let app = |k: u32| selector("app", &format!("app-{k}"));
+    let mut policy = Policy {
+        tier: Tier::NetworkPolicy,
+        priority: 0,
+        subject: own(Selector::default()),
+        ingress: None,
+        egress: None,
+        shadow: false,
+        generation: 1,
+        created: 0,
+    };
+    match n {
+        0 => policy.ingress = Some([].into()),
+        1 => {
+            let peers = vec![Peer::Pods(own(Selector::default()))];
+            policy.ingress = Some([allow(peers, None)].into());
+        }
+        2 => {
+            policy.subject = own(app(i % 10));
+            let team = selector("tier", &format!("tier-{}", i % 7));
+            let peers = PodSelector { namespaces: Namespaces::Selected(team), pods: app(i % 10) };
+            let port = Ports::Range(8000, 8100);
+            policy.ingress = Some([allow(vec![Peer::Pods(peers)], Some(port))].into());
+        }
+        3 => {
+            let prefix = format!("172.16.{i}.0/24").parse().unwrap();
+            let except = format!("172.16.{i}.128/25").parse().unwrap();
+            let block = Peer::Block { prefix, excepts: [except].into() };
+            let any = Peer::Block { prefix: "0.0.0.0/0".parse().unwrap(), excepts: [].into() };
+            let rules = [
+                allow(vec![block], None),
+                allow(vec![any], Some(Ports::Range(443, 443))),
+                allow(vec![Peer::Pods(own(app(1)))], Some(Ports::Named("http".into()))),
+            ];
+            policy.egress = Some(rules.into());
+        }
+        _ => {
+            let dns = PodSelector {
+                namespaces: Namespaces::Selected(selector("kubernetes.io/metadata.name", "team-0")),
+                pods: app(0),
+            };
+            policy.egress = Some([allow(vec![Peer::Pods(dns)], Some(Ports::Range(53, 53)))].into());
+        }
+    }
+    Event::NetworkPolicy(Change::Applied(Name::new(format!("team-{i}"), format!("p{n}")), policy))
+}
+
+/// Resident memory of this process in KiB (`VmRSS` of proc_pid_status(5)).
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_thousand_policies_on_ten_thousand_pods() {
+    let start = resident();
+    let mut cluster = Cluster::new("node-1");
+    for i in 0..NAMESPACES {
+        let labels = Labels::new([("tier".into(), format!("tier-{}", i % 7).into())]);
+        let namespace = Namespace { labels, terminating: false };
+        let name = Name::new("", format!("team-{i}"));
+        cluster.apply(Event::Namespace(Change::Applied(name, namespace)));
+    }
+    for i in 0..NODES {
+        let addresses = [Addr::from_ip(std::net::Ipv4Addr::new(192, 0, 2, i as u8).into())].into();
+        let name = Name::new("", format!("node-{i}"));
+        let node = Node { addresses, ..Node::default() };
+        cluster.apply(Event::Node(Change::Applied(name, node)));
+    }
+    for i in 0..PODS {
+        cluster.apply(pod(i, &app(i)));
+    }
+    for i in 0..NAMESPACES {
+        (0..5).for_each(|n| {
+            cluster.apply(policy(i, n));
+        });
+    }
+    for kind in Kind::ALL {
+        cluster.apply(Event::Synced(kind));
+    }
+    println!("records: {} KiB", resident() - start);
+    let veths: Vec<Veth> = (0..PODS)
+        .filter(|i| i % NODES == 1)
+        .map(|i| Veth { ifindex: i, ips: vec![ip(i)] })
+        .collect();
+    let device = |veth: &Veth| (veth.ips[0], Ident { ifindex: veth.ifindex, ..Ident::ZERO });
+    let devices: BTreeMap<Addr, Ident> = veths.iter().map(device).collect();
+    let mut compiler = Compiler::default();
+    let mut planner = Planner::restore(Actual::default());
+    for veth in &veths {
+        planner.groups_of(None, veth);
+    }
+    let mut now = Duration::ZERO;
+    let mut desired;
+    let mut round = |cluster: &Cluster| {
+        let at = Instant::now();
+        desired = compiler.compile(cluster);
+        let compiled = at.elapsed();
+        now += Duration::from_secs(3);
+        let wanted =
+            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        let plan = planner.plan(&wanted, now);
+        let planned = at.elapsed();
+        let n_ops = plan.ops.len();
+        let applied = planner.apply(plan, &mut Sink, now);
+        assert_eq!(applied.failed.len(), 0);
+        let counts = (desired.groups.len(), desired.idents.len(), planner.actual().peer_bits.len());
+        let times = [compiled, planned - compiled, at.elapsed() - planned];
+        (n_ops, times, counts, planner.actual().port_bits.len(), planner.actual().cidrs.len())
+    };
+    let (n_ops, times, (groups, idents, peer_bits), port_bits, cidrs) = round(&cluster);
+    println!("first: {n_ops} writes; compile, plan, apply: {times:?}");
+    println!(
+        "{groups} groups, {idents} identities, {peer_bits} peer bits, {port_bits} port bits, {cidrs} cidrs"
+    );
+    println!("resident: {} KiB more than before", resident() - start);
+    assert!(times.iter().sum::<Duration>() < Duration::from_secs(10));
+    let mut steps: Vec<(&str, Event)> = vec![
+        ("one label", pod(4321, "app-9")),
+        ("one label back", pod(4321, &app(4321))),
+        ("a local label", pod(92, "app-9")),
+        ("a new Pod", pod(PODS, "app-1")),
+        ("a policy less", Event::NetworkPolicy(Change::Deleted(Name::new("team-1", "p1")))),
+        ("a policy more", policy(1, 1)),
+    ];
+    steps.push(("nothing", pod(4321, &app(4321))));
+    let mut worst = Duration::ZERO;
+    for (what, event) in steps {
+        cluster.apply(event);
+        let (n_ops, times, counts, ..) = round(&cluster);
+        println!("{what}: {n_ops} writes, {times:?} {counts:?}");
+        worst = worst.max(times.iter().sum());
+    }
+    println!("resident: {} KiB more than before", resident() - start);
+    assert!(worst < Duration::from_secs(5), "{worst:?}");
+    assert!(resident() - start < 60 * 1024, "{} KiB", resident() - start);
+}
