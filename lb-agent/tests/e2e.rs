@@ -25,6 +25,8 @@ mod host;
 mod input;
 #[path = "e2e/outside.rs"]
 mod outside;
+#[path = "e2e/policy.rs"]
+mod policy;
 #[path = "e2e/refusal.rs"]
 mod refusal;
 #[path = "e2e/restart.rs"]

@@ -233,15 +233,9 @@ fn groups(ifindex: u32, ingress: bool) -> (u32, u32) {
 /// Whether a Pod sends from an address that is another's. Addresses that nobody has may be those of what runs in it.
 #[inline(always)]
 fn is_spoofed(src: &Addr, ifindex: u32) -> bool {
-    const LINK_LOCAL: u32 = 0xfe80_0000;
     match maps::pod(ifindex) {
         Some(pod) if pod.ip4 == *src || pod.ip6 == *src => return false,
         _ => {}
-    }
-    let [word, ..] = src.words();
-    if word.get() & 0xffc0_0000 == LINK_LOCAL {
-        // The same on every link, and never routed.
-        return false;
     }
     match maps::ident(src) {
         Some(known) if known.ifindex != 0 => known.ifindex != ifindex,

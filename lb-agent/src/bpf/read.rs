@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::io;
 
 use aya::maps::{Array, MapData, PerCpuArray};
+use lb_common::policy::tier;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
-use lb_common::verdict::{Counter, DropReason, drop_index};
+use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
 use crate::bpf::maps::Tables;
 use crate::plan::{Actual, MapError, RangeKey};
@@ -74,6 +75,18 @@ pub struct Counts {
     pub drops: Vec<(DropReason, bool, u64)>,
     /// The slow path, every counter present.
     pub counters: Vec<(Counter, u64)>,
+    /// New flows that policies judged: outcome, `policy::tier`, whether the flow enters the Pod; all combinations.
+    pub verdicts: Vec<(Outcome, u8, bool, u64)>,
+}
+
+/// All verdicts that are counted.
+pub fn verdicts() -> impl Iterator<Item = (Outcome, u8, bool)> {
+    let tiers = [tier::NONE, tier::ADMIN, tier::NETWORK_POLICY, tier::BASELINE];
+    Outcome::ALL.into_iter().flat_map(move |outcome| {
+        tiers
+            .into_iter()
+            .flat_map(move |tier| [false, true].map(|ingress| (outcome, tier, ingress)))
+    })
 }
 
 /// Reads the counters.
@@ -93,6 +106,9 @@ pub fn counts(map: &PerCpuArray<MapData, u64>) -> io::Result<Counts> {
     }
     for counter in Counter::ALL {
         counts.counters.push((counter, sum(counter.index())?));
+    }
+    for (outcome, tier, ingress) in verdicts() {
+        counts.verdicts.push((outcome, tier, ingress, sum(judged_index(outcome, tier, ingress))?));
     }
     Ok(counts)
 }

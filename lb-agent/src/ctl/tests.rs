@@ -196,6 +196,7 @@ fn counts() -> Counts {
     Counts {
         drops: DropReason::ALL.into_iter().flat_map(both).collect(),
         counters: Counter::ALL.map(counted).to_vec(),
+        verdicts: Vec::new(),
     }
 }
 

@@ -207,6 +207,10 @@ impl Metrics {
                 .inner()
                 .store(*n, Relaxed);
         }
+        for (outcome, tier, ingress, n) in &counts.verdicts {
+            let labels = policy::verdict_labels(*outcome, *tier, *ingress);
+            self.policy.verdicts.get_or_create(&labels).inner().store(*n, Relaxed);
+        }
         for (counter, n) in &counts.counters {
             let outcome = match counter {
                 PathCounter::EventLost => "lost",
@@ -272,6 +276,7 @@ impl Metrics {
                 .flat_map(|reason| [(reason, false, 0), (reason, true, 0)])
                 .collect(),
             counters: PathCounter::ALL.into_iter().map(|counter| (counter, 0)).collect(),
+            verdicts: crate::bpf::read::verdicts().map(|(o, tier, i)| (o, tier, i, 0)).collect(),
         };
         self.set_counts(&counts, 0);
     }

@@ -90,6 +90,11 @@ impl Connection {
         Ok(Self { reader: BufReader::new(stream) })
     }
 
+    /// Limits each answer from now on.
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(timeout))
+    }
+
     /// Asks for the server's name over this connection.
     pub fn ask(&mut self) -> io::Result<String> {
         self.reader.get_mut().write_all(b"?\n")?;

@@ -186,7 +186,7 @@ mod tests {
         let n = |spans: &[Span]| entries([(0, Some(spans))].into_iter()).len();
         assert_eq!(n(&span(80, 80)), 1);
         assert_eq!(n(&span(32768, 65535)), 1);
-        assert_eq!(n(&span(30000, 32767)), 6);
+        assert_eq!(n(&span(30000, 32767)), 5);
         assert_eq!(n(&[Span::all(6)]), 1);
         assert_eq!(n(&span(1, 65535)), 16);
     }

@@ -1,6 +1,9 @@
 //! Metrics about policies: how long they take to be enforced, and what they come to.
 #![forbid(unsafe_code)]
 
+use lb_common::policy::tier;
+use lb_common::verdict::Outcome;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -15,6 +18,8 @@ pub struct OfPolicies {
     pub compile: Histogram,
     /// From the arrival of an event to the maps.
     pub enforcement: Histogram,
+    /// New flows that policies judged.
+    pub verdicts: Family<Labels<3>, Counter>,
     /// Policies by state.
     pub policies: Family<Labels<1>, Gauge>,
     /// Groups in the tables.
@@ -43,6 +48,7 @@ impl OfPolicies {
                 "Time from a watch event that policies depend on to the maps",
                 fine_histogram(),
             ),
+            verdicts: add(registry, "verdicts", "New flows that policies judged", family()),
             policies: add(registry, "policies", "Policies", family()),
             groups: add(
                 registry,
@@ -74,4 +80,16 @@ impl OfPolicies {
         }
         metrics
     }
+}
+
+/// Direction, tier and outcome of a verdict. Tier `none`: no rule decided.
+pub(super) fn verdict_labels(outcome: Outcome, tier: u8, ingress: bool) -> Labels<3> {
+    let tier = match tier {
+        tier::ADMIN => "admin",
+        tier::NETWORK_POLICY => "network_policy",
+        tier::BASELINE => "baseline",
+        _ => "none",
+    };
+    let direction = if ingress { "ingress" } else { "egress" };
+    [("direction", direction), ("tier", tier), ("outcome", outcome.name())]
 }
