@@ -53,9 +53,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     say("nanoseconds per packet of each program");
     results.nanos = nanos::measure(&nanos)?;
     let mut field = field::Field::set(&Binaries::of(true))?;
-    for n_services in [1, 1_000, 10_000] {
+    for (n_services, n_policies) in [(1, 0), (1, 50), (1_000, 0), (10_000, 0)] {
         field.announce_others(n_services - 1)?;
-        results.paths.extend(paths::measure(&mut field, n_services, scale)?);
+        field.announce_policies(n_policies)?;
+        results.paths.extend(paths::measure(&mut field, (n_services, n_policies), scale)?);
     }
     say("programming 10,000 Services");
     results.programming = programming::measure(&mut field, scale)?;

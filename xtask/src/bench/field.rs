@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use testbed::{
     Agent, Bed, Netns, Node, Pod, Shape,
     client::{Transport, ask},
-    manifest::{Directory, Object, node_of, service, slice},
+    manifest::{Directory, Object, node_of, pod_of, policy, service, slice},
     measure::last_cpu,
     wait,
 };
@@ -115,6 +116,41 @@ impl Field {
         self.manifests.write("target", &[target.0, target.1])
     }
 
+    /// Announces `n` policies on client and servers: two deny everything, one for each direction allows what is
+    /// measured, the others allow other things.
+    pub(super) fn announce_policies(&self, n: usize) -> Result<()> {
+        let Side { client, near, far, .. } = &self.with;
+        let pods = [(client, "client"), (near, "server"), (far, "server")];
+        self.manifests.write("pods", &pods.map(|(pod, role)| pod_of(pod).label("role", role)))?;
+        let rule = |peers: &str, role: &str| {
+            let peer = json!({"podSelector": {"matchLabels": {"role": role}}});
+            let ports = [NAME, BYTES, IPERF].map(|port| json!({"port": port}));
+            json!([{peers: [peer], "ports": ports}])
+        };
+        let all = json!({"podSelector": {}});
+        let mut specs = vec![
+            with(&all, "policyTypes", json!(["Ingress", "Egress"])),
+            with(&all, "ingress", rule("from", "client")),
+            with(&with(&all, "egress", rule("to", "server")), "policyTypes", json!(["Egress"])),
+        ];
+        specs.extend(
+            (specs.len()..n).map(|i| with(&all, "ingress", rule("from", &format!("other-{i}")))),
+        );
+        specs.truncate(n);
+        let name = |i: usize| format!("policy-{i}");
+        let objects: Vec<Object> =
+            specs.into_iter().enumerate().map(|(i, spec)| policy(&name(i), spec)).collect();
+        self.manifests.write("policies", &objects)?;
+        for agent in &self.agents {
+            wait::until("policies in force", PATIENCE, || {
+                let enforced = agent.metric("lb_policies{state=\"programmed\"}")?;
+                ensure!(enforced as usize == n, "{enforced} of {n}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Announces `n` other Services with two endpoints each, and waits until the last of them is served; returns the
     /// time that took from the moment the file was there.
     pub(super) fn announce_others(&self, n: usize) -> Result<Duration> {
@@ -132,6 +168,15 @@ impl Field {
         }
         Ok(start.elapsed())
     }
+}
+
+/// The object with one more field.
+fn with(object: &Value, field: &str, value: Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(field.to_owned(), value);
+    }
+    object
 }
 
 /// Service number `i` and its slice.

@@ -124,6 +124,8 @@ pub(super) struct Measured {
     pub(super) what: &'static str,
     /// Services programmed.
     pub(super) services: usize,
+    /// Policies that isolate client and server.
+    pub(super) policies: usize,
     /// Straight to the Pod, no agent.
     pub(super) without_agent: f64,
     /// Straight to the Pod, under the agent.
@@ -138,24 +140,28 @@ pub(super) struct Measured {
     pub(super) service_ratio_range: [f64; 2],
 }
 
-/// Measures every path with `services` Services programmed.
-pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Result<Vec<Measured>> {
+/// Measures every path with `services` Services programmed, and `policies` NetworkPolicies that isolate both ends.
+pub(super) fn measure(
+    field: &mut Field,
+    (services, policies): (usize, usize),
+    scale: Scale,
+) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for path in Path::ALL {
         // Between the ends of the range these say nothing new.
-        if services == 1_000
-            && matches!(path, Path::NodePort | Path::OutsideNear | Path::OutsideFar)
-        {
+        let outside = matches!(path, Path::NodePort | Path::OutsideNear | Path::OutsideFar);
+        if services == 1_000 && outside || policies > 0 && (outside || matches!(path, Path::Host)) {
             continue;
         }
         field.announce_target(path.server(&field.with))?;
         for what in What::ALL {
-            say(&format!("{services} Services: {}, {}", path.name(), what.name()));
+            let under = if policies > 0 { format!(", {policies} policies") } else { String::new() };
+            say(&format!("{services} Services{under}: {}, {}", path.name(), what.name()));
             let mut rounds = Vec::new();
             for round in 0..scale.rounds {
                 rounds.push(one_round(field, path, what, scale, round)?);
             }
-            measured.push(summary(path, what, services, &rounds));
+            measured.push(Measured { policies, ..summary(path, what, services, &rounds) });
         }
     }
     Ok(measured)
@@ -215,6 +221,7 @@ fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Meas
         path: path.name(),
         what: what.name(),
         services,
+        policies: 0,
         without_agent: column(|[without, _, _]| *without),
         straight: column(|[_, straight, _]| *straight),
         service: column(|[_, _, ip]| *ip),

@@ -50,17 +50,18 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         machine.kernel, machine.cpu
     );
     println!(
-        "| from a … | what | Services | without agent | straight | Service | straight ÷ without | Service ÷ without |"
+        "| from a … | what | Services | policies | without agent | straight | Service | straight ÷ without | Service ÷ without |"
     );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|");
+    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|");
     for row in paths {
         let digits = if row.what.contains("Gbit") { 2 } else { 0 };
         let [least, most] = row.service_ratio_range;
         println!(
-            "| {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
+            "| {} | {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
             row.path,
             row.what,
             row.services,
+            row.policies,
             row.without_agent,
             row.straight,
             row.service,

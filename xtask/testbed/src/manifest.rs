@@ -39,6 +39,11 @@ pub fn pod(name: &str, node: &str) -> Object {
         .set(&["status", "conditions"], json!([{"type": "Ready", "status": "True"}]))
 }
 
+/// A NetworkPolicy of the namespace `default`.
+pub fn policy(name: &str, spec: Value) -> Object {
+    Object::new("networking.k8s.io/v1", "NetworkPolicy", name).set(&["spec"], spec)
+}
+
 /// The object of a Pod of the bed: ready, with both addresses.
 pub fn pod_of(pod_in_bed: &Pod) -> Object {
     let [v4, v6] = pod_in_bed.addresses().map(|ip| ip.to_string());
