@@ -72,7 +72,7 @@ fn check(world: &World, lines: &str) {
 }
 
 #[test]
-fn ports_and_protocols() {
+fn s39_ports_and_protocols() {
     let everyone = || Some(vec![block("0.0.0.0/0", &[])]);
     check(
         &world().policy("a/p", ingress("app=web", vec![rule(Accept, everyone(), Some(&["tcp"]))])),
@@ -106,7 +106,7 @@ fn ports_and_protocols() {
 }
 
 #[test]
-fn absent_and_empty() {
+fn s39_absent_and_empty() {
     check(
         &world().policy("a/p", ingress("app=web", vec![])),
         "- a/web <- 10.2.0.2 tcp/80
@@ -142,7 +142,7 @@ fn absent_and_empty() {
 }
 
 #[test]
-fn blocks() {
+fn s41_an_exception_is_of_its_own_block_only() {
     let rules = vec![
         allow(vec![block("10.0.0.0/8", &["10.2.0.0/16"])], &["tcp/80"]),
         allow(vec![block("10.2.0.0/24", &["10.2.0.3/32"])], &["tcp/443"]),
@@ -162,6 +162,21 @@ fn blocks() {
          + a/web <- fe80::9 tcp/8080
          - a/web <- 198.51.100.1 tcp/8080",
     );
+}
+
+#[test]
+fn s40_blocks_are_of_pods_and_nodes_too() {
+    check(
+        &world().policy("a/p", ingress("", vec![allow(vec![block("10.2.0.0/31", &[])], &[])])),
+        "+ a/web <- 10.2.0.1 tcp/80
+         - a/web <- 10.2.0.2 tcp/80
+         - a/web <- fd02::2 tcp/80",
+    );
+    check(
+        &world().policy("a/p", ingress("", vec![allow(vec![block("10.2.0.2/32", &[])], &[])])),
+        "+ a/web <- 10.2.0.2 tcp/80
+         - a/web <- fd02::2 tcp/80",
+    );
     check(
         &world().policy("a/p", ingress("", vec![allow(vec![block("192.0.2.0/24", &[])], &[])])),
         "+ a/web <- 192.0.2.2 tcp/80
@@ -171,7 +186,7 @@ fn blocks() {
 }
 
 #[test]
-fn host_network_and_nodes() {
+fn s48_pods_of_the_host_network_are_no_peers() {
     let rules = vec![allow(vec![Peer::Pods(across("", "app=web"))], &[])];
     check(
         &world().policy("a/p", ingress("", rules)),
@@ -193,7 +208,7 @@ fn host_network_and_nodes() {
 }
 
 #[test]
-fn named_ports() {
+fn s43_one_port_name_and_other_numbers() {
     check(
         &world().policy(
             "a/p",
@@ -233,7 +248,7 @@ fn named_ports() {
 }
 
 #[test]
-fn tiers_and_priorities() {
+fn s50_tiers_and_priorities() {
     let of = |tier, priority, action, peer: &str| Policy {
         ingress: Some([rule(action, Some(vec![block(peer, &[])]), None)].into()),
         ..cluster_policy(tier, priority, across("team=red", ""))
