@@ -281,7 +281,7 @@ impl<'a> Tenants<'a> {
         let address = self.addresses.get(&server).and_then(|ips| ips.first()).context("address")?;
         // Ten requests over one connection, half a second apart; the policy comes after the first few.
         let script = format!(
-            "curl -s -g --max-time 12 --rate 120/m --output /dev/null --write-out '%{{num_connects}} ' '{}/hostname?[1-14]'; true",
+            "curl -s --max-time 12 --rate 120/m --output /dev/null --write-out '%{{num_connects}} ' '{}/hostname?[1-14]'; true",
             url(address, HTTP)
         );
         let spec = json!({
