@@ -252,7 +252,7 @@ impl Agent {
         }
         let at = received.at;
         let dirty = self.cluster.apply(received.event);
-        if dirty.policies && self.planned {
+        if dirty.policies {
             self.policies.heard(at);
         }
         if !dirty.is_empty() {
@@ -274,8 +274,7 @@ impl Agent {
             return;
         }
         let begun = Instant::now();
-        let dirty = std::mem::take(&mut self.dirty);
-        let changed = self.desired.update(&self.cluster, &dirty);
+        let changed = self.desired.update(&self.cluster, &std::mem::take(&mut self.dirty));
         let alive = |addr: &_| self.cluster.is_alive(addr);
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
@@ -300,9 +299,7 @@ impl Agent {
         }
         self.planned = true;
         self.serve_health();
-        if dirty.policies || !self.policies.are_known() {
-            self.compile_policies();
-        }
+        self.compile_policies();
         self.follow_node();
         self.note_failures(&applied);
         self.settle_queue();
@@ -375,7 +372,8 @@ impl Agent {
         if self.addresses.next_due().is_some_and(|due| due <= now) {
             self.write_addresses();
         }
-        if self.policies.next_due().is_some_and(|due| self.start + due <= now) {
+        if self.policies.next_due(self.start).is_some_and(|due| due <= now) {
+            self.compile_policies();
             self.write_policies();
         }
         if self.health_ports.next_due().is_some_and(|due| due <= now) {
@@ -409,7 +407,7 @@ impl Agent {
         [
             planner.map(|at| self.start + at),
             self.attachments.next_due(),
-            self.policies.next_due().map(|at| self.start + at),
+            self.policies.next_due(self.start),
             self.housekeeping.next_due(),
         ]
         .into_iter()

@@ -10,7 +10,7 @@ use lb_agent::cluster::{
     Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
     Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
 };
-use lb_agent::model::policy::Compiler;
+use lb_agent::model::policy::{Compiler, Desired};
 use lb_agent::plan::MapError;
 use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
 use lb_common::addr::Addr;
@@ -166,7 +166,7 @@ fn a_thousand_policies_on_ten_thousand_pods() {
         planner.groups_of(None, veth);
     }
     let mut now = Duration::ZERO;
-    let mut desired;
+    let mut desired = Desired::default();
     let mut round = |cluster: &Cluster| {
         let at = Instant::now();
         desired = compiler.compile(cluster);

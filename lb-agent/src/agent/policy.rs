@@ -24,6 +24,10 @@ use crate::plan::policy::{Actual, GroupIds, Op, Planner, Store, Veth, Wanted};
 
 /// Changes remembered one by one until they are enforced.
 const REMEMBERED: usize = 4096;
+/// After each compilation the next one waits so many times as long as that took: Pods of the whole cluster come and go.
+const PAUSE: u32 = 4;
+/// But not longer.
+const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// Events about a group may be read so long after it is gone.
 const REMEMBER_GROUP: Duration = Duration::from_secs(600);
 
@@ -34,6 +38,10 @@ pub(super) struct Policies {
     planner: Planner,
     tables: PolicyTables,
     strict: bool,
+    /// Whether something has changed since the last compilation.
+    dirty: bool,
+    /// When to compile next, at the soonest.
+    not_before: Instant,
     /// When changes were told that are not enforced yet.
     waiting: Vec<Instant>,
     /// Groups by their number, those included that are gone since then.
@@ -55,7 +63,8 @@ impl Policies {
         let mut actual = tables.load()?;
         actual.ident = addresses.load()?;
         for (ifindex, pod) in pods.load_pods()? {
-            if devices.veth(ifindex).is_some_and(|veth| veth.mac == pod.mac) {
+            let is_other = |mac: [u8; 6]| mac != [0; 6] && mac != pod.mac;
+            if devices.veth(ifindex).is_some_and(|veth| !is_other(veth.mac)) {
                 let groups = [pod.ingress, pod.egress, pod.shadow_ingress, pod.shadow_egress];
                 actual.pods.insert(ifindex, groups);
             }
@@ -66,6 +75,8 @@ impl Policies {
             planner: Planner::restore(actual),
             tables,
             strict: cfg.startup == Startup::Strict,
+            dirty: true,
+            not_before: Instant::now(),
             waiting: Vec::new(),
             named: BTreeMap::new(),
         })
@@ -73,14 +84,10 @@ impl Policies {
 
     /// Something was told that policies depend on.
     pub(super) fn heard(&mut self, at: Instant) {
-        if self.waiting.len() < REMEMBERED {
+        self.dirty = true;
+        if self.desired.is_some() && self.waiting.len() < REMEMBERED {
             self.waiting.push(at);
         }
-    }
-
-    /// Whether policies have been compiled.
-    pub(super) fn are_known(&self) -> bool {
-        self.desired.is_some()
     }
 
     /// What the tables should say, once that is known.
@@ -98,9 +105,11 @@ impl Policies {
         &self.planner
     }
 
-    /// When the tables have to be looked at again, since the start of the loop.
-    pub(super) fn next_due(&self) -> Option<Duration> {
-        self.planner.next_wakeup()
+    /// When the tables have to be looked at again; `start` is that of the loop's clock.
+    pub(super) fn next_due(&self, start: Instant) -> Option<Instant> {
+        let planner = self.planner.next_wakeup().map(|at| start + at);
+        let compile = (self.dirty && self.desired.is_some()).then_some(self.not_before);
+        planner.into_iter().chain(compile).min()
     }
 
     /// The groups of a device whose element is written now.
@@ -136,10 +145,14 @@ impl Policies {
 }
 
 impl Agent {
-    /// Compiles policies; the writes come with those for this node's addresses.
+    /// Compiles policies if it is time to, and writes what comes of it. All lists must be complete.
     pub(super) fn compile_policies(&mut self) {
-        let begun = Instant::now();
         let policies = &mut self.policies;
+        let begun = Instant::now();
+        if !policies.dirty || begun < policies.not_before {
+            return;
+        }
+        policies.dirty = false;
         let desired = policies.compiler.compile(&self.cluster);
         let any = desired.any || policies.desired.as_ref().is_some_and(|desired| desired.any);
         policies.desired = Some(desired);
@@ -149,6 +162,8 @@ impl Agent {
             policies.waiting.clear();
         }
         self.write_policies();
+        let took = begun.elapsed();
+        self.policies.not_before = begun + took + (took * PAUSE).min(PAUSE_MOST);
     }
 
     /// Brings the policy tables, and whose addresses are whose, to what they should say.
@@ -180,8 +195,10 @@ impl Agent {
             warn!(map = err.map, failed = applied.failed.len(), %err, "writes for policies failed, trying again");
             policies.waiting.clear();
         }
-        for at in policies.waiting.drain(..).filter(|_| policies.desired.is_some()) {
-            self.metrics.policy.enforcement.observe(at.elapsed().as_secs_f64());
+        if !policies.dirty {
+            for at in policies.waiting.drain(..) {
+                self.metrics.policy.enforcement.observe(at.elapsed().as_secs_f64());
+            }
         }
         if applied.writes > 0 {
             debug!(

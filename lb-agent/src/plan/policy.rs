@@ -296,8 +296,10 @@ impl Planner {
                 }
             }
         }
-        if applied.failed.is_empty() && self.incomplete.is_empty() && self.roomless.is_empty() {
-            self.retry = None;
+        if applied.failed.is_empty() {
+            // Groups without room wait for others to go, which is told by those.
+            let again = |(at, delay): (Duration, Duration)| (at.max(now + delay), delay);
+            self.retry = self.retry.map(again).filter(|_| !self.incomplete.is_empty());
         }
         applied
     }
@@ -452,7 +454,7 @@ impl Planner {
         self.free.extend(free);
         if !plan.ops.is_empty() {
             // Once more, when they are gone.
-            self.resting.push((now, Resting { groups: kept, idents: all.idents }));
+            self.resting.push((now + REST, Resting { groups: kept, idents: all.idents }));
         }
     }
 

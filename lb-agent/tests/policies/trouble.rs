@@ -1,0 +1,193 @@
+//! Maps that are full, writes that fail, Pods that are not known yet, agents that have just started.
+
+use std::time::Duration;
+
+use lb_agent::cluster::{Peer, Policy};
+use lb_agent::model::policy::{Desired, Direction, compile};
+use lb_agent::plan::MapError;
+use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::policy::group_flags;
+
+use crate::world::{
+    Flow, NODE, Running, World, addr, allow, ifindex, network_policy, own, pod, split,
+};
+
+/// Maps with little room.
+struct Small {
+    tables: Actual,
+    peer_bits: usize,
+    refuse: fn(&Op) -> bool,
+}
+
+impl Store for Small {
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        let full = match op {
+            Op::PutPeerBits { key, .. } => {
+                self.tables.peer_bits.len() >= self.peer_bits
+                    && !self.tables.peer_bits.contains_key(key)
+            }
+            other => (self.refuse)(other),
+        };
+        if full {
+            return Err(MapError { map: "peer_bits", full: true, source: "no room".into() });
+        }
+        self.tables.done(op);
+        Ok(())
+    }
+}
+
+fn world(n: u32) -> World {
+    let mut world = World::default().node(NODE, &["192.0.2.1"], "");
+    for i in 0..n {
+        let of = format!("app={i}");
+        let ip = format!("10.1.0.{}", i + 2);
+        world = world.pod(&format!("a/p{i}"), pod(NODE, &[&ip], &of, &[]));
+        let peer = Peer::Pods(own(&format!("app={}", (i + 1) % n)));
+        let rules = [allow(vec![peer], &["tcp/80"])];
+        world = world.policy(
+            &format!("a/p{i}"),
+            Policy { ingress: Some(rules.into()), ..network_policy(&of) },
+        );
+    }
+    world
+}
+
+fn is_denied(tables: &Actual, subject: u32, peer: u32) -> bool {
+    let peer = addr(&format!("10.1.0.{}", peer + 2));
+    let ifindex = ifindex(&split(&format!("a/p{subject}")));
+    let flow =
+        Flow { ifindex, direction: Direction::Ingress, peer, protocol: 6, port: 80, shadow: false };
+    flow.judge(tables).denied()
+}
+
+fn follow(
+    planner: &mut Planner,
+    store: &mut Small,
+    world: &World,
+    desired: &Desired,
+    now: u64,
+) -> usize {
+    let (devices, veths, now) = (world.devices(), world.veths(), Duration::from_secs(now));
+    for veth in &veths {
+        let groups = planner.groups_of(Some(desired), veth);
+        store.tables.pods.insert(veth.ifindex, groups);
+    }
+    let wanted = Wanted { desired: Some(desired), devices: &devices, veths: &veths, strict: false };
+    let plan = planner.plan(&wanted, now);
+    planner.apply(plan, store, now).failed.len()
+}
+
+#[test]
+fn what_has_no_room_denies_everything_until_there_is_some() {
+    let world = world(6);
+    let desired = compile(&world.cluster());
+    let mut planner = Planner::restore(Actual::default());
+    let mut store = Small { tables: Actual::default(), peer_bits: 4, refuse: |_| false };
+    assert_eq!(follow(&mut planner, &mut store, &world, &desired, 1), 2, "one write of each group");
+    let allowed = |store: &Small| {
+        let pairs = (0..6).flat_map(|a| (0..6).map(move |b| (a, b)));
+        let all: Vec<_> = pairs.filter(|(a, b)| !is_denied(&store.tables, *a, *b)).collect();
+        assert!(all.iter().all(|(a, b)| *b == (a + 1) % 6), "{all:?}");
+        all.len()
+    };
+    assert_eq!(allowed(&store), 4);
+    let issues: Vec<String> = planner.issues().iter().map(ToString::to_string).collect();
+    assert_eq!(issues.len(), 2, "{issues:?}");
+    assert!(issues[0].starts_with("NetworkPolicy a/p"), "{issues:?}");
+    assert_eq!(planner.n_incomplete(), 2);
+
+    assert_eq!(follow(&mut planner, &mut store, &world, &desired, 1), 0, "not before its time");
+    let again = planner.next_wakeup().unwrap();
+    store.peer_bits = 100;
+    follow(&mut planner, &mut store, &world, &desired, again.as_secs() + 1);
+    assert_eq!(allowed(&store), 6);
+    assert_eq!((planner.issues(), planner.n_incomplete()), (vec![], 0));
+}
+
+#[test]
+fn an_address_that_keeps_an_old_identity_closes_those_who_mind() {
+    let world = world(3);
+    let desired = compile(&world.cluster());
+    let mut planner = Planner::restore(Actual::default());
+    let refuse = |op: &Op| matches!(op, Op::PutIdent { addr: to, .. } if *to == addr("10.1.0.3"));
+    let mut store = Small { tables: Actual::default(), peer_bits: 100, refuse };
+    follow(&mut planner, &mut store, &world, &desired, 1);
+    assert!(is_denied(&store.tables, 0, 1), "it may, but is not known");
+    assert!(!is_denied(&store.tables, 1, 2));
+    assert_eq!(planner.n_incomplete(), 1);
+    store.refuse = |_| false;
+    follow(&mut planner, &mut store, &world, &desired, 9);
+    assert!(!is_denied(&store.tables, 0, 1));
+    assert_eq!(planner.n_incomplete(), 0);
+}
+
+#[test]
+fn unknown_pods_are_under_what_the_strictest_may_be() {
+    let world = world(2);
+    let desired = compile(&world.cluster());
+    let stranger = Veth { ifindex: 77, ips: vec![] };
+    for (strict, met, want) in [
+        (false, 1, [group_flags::PENDING, 0]),
+        (false, 2, [0, 0]),
+        (true, 2, [group_flags::PENDING, group_flags::PENDING]),
+    ] {
+        let mut node = Running::default();
+        let mut veths: Vec<Veth> = world.veths().into_iter().take(met).collect();
+        veths.push(stranger.clone());
+        for veth in &veths {
+            node.planner.groups_of(Some(&desired), veth);
+        }
+        let devices = world.devices();
+        let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict };
+        let plan = node.planner.plan(&wanted, Duration::ZERO);
+        assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+        let tables = node.planner.actual();
+        let flags = |id: u32| tables.groups.get(&id).map_or(0, |group| group.flags);
+        let [ingress, egress, ..] = tables.pods[&77];
+        assert_eq!([flags(ingress), flags(egress)], want, "{strict} {met}");
+        let state = tables.state;
+        assert_eq!([state.pending_ingress, state.pending_egress], [ingress, egress]);
+        assert_eq!(state.epoch, 1);
+        // One that comes now.
+        let late = node.planner.groups_of(Some(&desired), &Veth { ifindex: 78, ips: vec![] });
+        assert_eq!(late, [ingress, egress, 0, 0]);
+    }
+}
+
+#[test]
+fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
+    let world = world(3);
+    let mut node = Running::default();
+    let desired = compile(&world.cluster());
+    node.follow(&world, &desired);
+    let before = node.store.clone();
+    node.planner = Planner::restore(before.clone());
+    let mut devices = world.devices();
+    devices.remove(&addr("10.1.0.2"));
+    devices.remove(&addr("192.0.2.1"));
+    devices.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
+    let veths = world.veths();
+    let wanted = Wanted { desired: None, devices: &devices, veths: &veths, strict: false };
+    let plan = node.planner.plan(&wanted, Duration::ZERO);
+    assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+    let mut want = before;
+    let gone = want.ident.get_mut(&addr("10.1.0.2")).unwrap();
+    assert_eq!(gone.flags, ident_flags::POD);
+    gone.ifindex = 0;
+    want.ident.remove(&addr("192.0.2.1"));
+    want.ident.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
+    assert_eq!(node.store, want);
+}
+
+#[test]
+fn without_policies_the_maps_say_only_what_devices_say() {
+    let mut world = world(3);
+    world.policies.clear();
+    let tables = world.tables();
+    assert_eq!(
+        tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        world.devices()
+    );
+    assert_eq!((tables.groups.len(), tables.state.epoch), (0, 0));
+}
