@@ -17,119 +17,29 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::limits;
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, group_flags};
+use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
 
+use self::assigned::Assigned;
+use self::failures::group_issues;
+use self::rest::Resting;
 use self::switch::{Switch, Switched};
 use super::MapError;
 use crate::issue::Issue;
-use crate::model::policy::{self as model, Atomic, Desired, Direction, Range, Source, object};
+use crate::model::policy::{self as model, Atomic, Desired, Source};
 
+mod assigned;
+mod failures;
+mod op;
+mod rest;
 mod restore;
 mod switch;
 mod tables;
 
+pub use self::op::{GroupIds, Op, Store};
 pub use self::tables::{Actual, Cidrs};
 
-/// Numbers and their elements rest so long after nothing refers to them any more: a program that read one just before
-/// is long done with it.
-const REST: Duration = Duration::from_secs(1);
-/// Failed writes are tried again after so long, then after twice as long, up to [`RETRY_MOST`].
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MOST: Duration = Duration::from_secs(60);
 /// The element of `groups` that denies everything: for groups that the array has no room for.
 const FULL: u32 = 1;
-
-/// The groups of a Pod: ingress, egress, and the same with shadow policies; 0 = none.
-pub type GroupIds = [u32; 4];
-
-/// One write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Writes an element of `groups`. Boxed: it is large.
-    PutGroup {
-        /// Index.
-        id: u32,
-        /// The element.
-        group: Box<Group>,
-    },
-    /// Adds or replaces an element of `peer_bits`.
-    PutPeerBits {
-        /// Key.
-        key: PeerKey,
-        /// Value.
-        bits: Bits,
-    },
-    /// Removes an element of `peer_bits`.
-    DeletePeerBits {
-        /// Key.
-        key: PeerKey,
-    },
-    /// Adds or replaces an element of `port_bits`.
-    PutPortBits {
-        /// Length of the prefix.
-        len: u32,
-        /// Key.
-        key: PortKey,
-        /// Value.
-        bits: Bits,
-    },
-    /// Removes an element of `port_bits`.
-    DeletePortBits {
-        /// Length of the prefix.
-        len: u32,
-        /// Key.
-        key: PortKey,
-    },
-    /// Adds or replaces an element of `ident`.
-    PutIdent {
-        /// Key.
-        addr: Addr,
-        /// Value.
-        ident: Ident,
-    },
-    /// Removes an element of `ident`.
-    DeleteIdent {
-        /// Key.
-        addr: Addr,
-    },
-    /// Adds or replaces an element of `cidrs`.
-    PutCidr {
-        /// Key.
-        range: Range,
-        /// Value.
-        ident: u32,
-    },
-    /// Removes an element of `cidrs`.
-    DeleteCidr {
-        /// Key.
-        range: Range,
-    },
-    /// Writes the groups into an element of `pods`.
-    SetGroups {
-        /// Key.
-        ifindex: u32,
-        /// The groups.
-        groups: GroupIds,
-    },
-    /// Writes the element of `policy`, but for its flags.
-    PutState(PolicyState),
-}
-
-/// The policy maps: the kernel's, or tables in a test.
-pub trait Store {
-    /// Does one write; that what is to be removed is not there is no error.
-    ///
-    /// # Errors
-    /// When the write did not happen; the map is as it was.
-    fn apply(&mut self, op: &Op) -> Result<(), MapError>;
-}
-
-impl Store for Actual {
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
-        self.done(op);
-        Ok(())
-    }
-}
 
 /// A Pod's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,13 +87,6 @@ struct Live {
     content: Option<Arc<model::Group>>,
     /// Its elements in `groups`, in order.
     ids: Vec<u32>,
-}
-
-/// Numbers that nothing refers to any more.
-#[derive(Debug, Default)]
-struct Resting {
-    groups: BTreeSet<u32>,
-    idents: BTreeSet<u32>,
 }
 
 /// Keeps the numbers and makes plans.
@@ -257,7 +160,7 @@ impl Planner {
             self.elements(*head, &mut plan);
         }
         self.set_groups(desired, &assigned, wanted, &mut plan);
-        let changed = plan.ops.get(first..).is_some_and(|ops| ops.iter().any(is_enforced));
+        let changed = plan.ops.get(first..).is_some_and(|ops| ops.iter().any(Op::is_enforced));
         self.put_state(desired, &assigned, changed, &mut plan);
         plan.ops.extend(after);
         self.adopt_minted(minted);
@@ -298,7 +201,7 @@ impl Planner {
         }
         if applied.failed.is_empty() {
             // Groups without room wait for others to go, which is told by those.
-            let again = |(at, delay): (Duration, Duration)| (at.max(now + delay), delay);
+            let again = |(at, delay)| (if at > now { at } else { now + delay }, delay);
             self.retry = self.retry.map(again).filter(|_| !self.incomplete.is_empty());
         }
         applied
@@ -419,42 +322,6 @@ impl Planner {
                 let ident = Ident { ifindex: 0, ..*known };
                 plan.ops.push(Op::PutIdent { addr: *addr, ident });
             }
-        }
-    }
-
-    /// Removes what has rested, and gives the numbers free whose elements are gone.
-    fn sweep(&mut self, now: Duration, plan: &mut Plan) {
-        let (due, resting) =
-            std::mem::take(&mut self.resting).into_iter().partition(|(at, _)| *at <= now);
-        self.resting = resting;
-        let due: Vec<(Duration, Resting)> = due;
-        if due.is_empty() {
-            return;
-        }
-        let mut all = Resting::default();
-        for (_, resting) in due {
-            all.groups.extend(resting.groups);
-            all.idents.extend(resting.idents);
-        }
-        let mut kept = BTreeSet::new();
-        for key in self.actual.peer_bits.keys() {
-            if all.groups.contains(&key.group) || all.idents.contains(&key.ident) {
-                plan.ops.push(Op::DeletePeerBits { key: *key });
-                kept.insert(key.group);
-            }
-        }
-        for (len, key) in self.actual.port_bits.keys() {
-            if all.groups.contains(&key.group) {
-                plan.ops.push(Op::DeletePortBits { len: *len, key: *key });
-                kept.insert(key.group);
-            }
-        }
-        let (kept, free): (BTreeSet<u32>, BTreeSet<u32>) =
-            all.groups.into_iter().partition(|id| kept.contains(id));
-        self.free.extend(free);
-        if !plan.ops.is_empty() {
-            // Once more, when they are gone.
-            self.resting.push((now + REST, Resting { groups: kept, idents: all.idents }));
         }
     }
 
@@ -625,142 +492,11 @@ impl Planner {
         }
     }
 
-    /// Puts to rest what neither the maps nor the plan refer to. Numbers that the plan takes out of use are still
-    /// referred to by the maps as they are now: they are found by the next plan.
-    fn rest(&mut self, assigned: &Assigned, in_use: &BTreeMap<u32, Atomic>, now: Duration) {
-        let mut resting = Resting::default();
-        let referred = self.referred();
-        let wanted: BTreeSet<u32> = assigned.groups.iter().map(|group| self.id_of(group)).collect();
-        let (by_content, incomplete) = (&mut self.by_content, &mut self.incomplete);
-        let mut late = false;
-        self.live.retain(|head, live| {
-            let leaves = !wanted.contains(head);
-            let stays = !leaves || referred.contains(head);
-            late |= leaves && stays;
-            if leaves
-                && let Some(content) = &live.content
-                && by_content.get(content) == Some(head)
-            {
-                // Should it be wanted again, it gets another number: this one's tables are not kept up to date.
-                by_content.remove(content);
-            }
-            if !stays {
-                incomplete.remove(head);
-                resting.groups.extend(&live.ids);
-            }
-            stays
-        });
-        let mut held: BTreeSet<u32> = self.actual.ident.values().map(|known| known.ident).collect();
-        held.extend(self.actual.cidrs.iter().map(|(_, ident)| ident));
-        let by_atoms = &mut self.by_atoms;
-        self.idents.retain(|id, atoms| {
-            let leaves = !in_use.contains_key(id);
-            let stays = !leaves || held.contains(id);
-            late |= leaves && stays;
-            if leaves && by_atoms.get(atoms) == Some(id) {
-                by_atoms.remove(atoms);
-            }
-            if !stays {
-                resting.idents.insert(*id);
-            }
-            stays
-        });
-        self.strangers.retain(|id| {
-            let stays = held.contains(id);
-            late |= stays;
-            if !stays {
-                resting.idents.insert(*id);
-            }
-            stays
-        });
-        if !resting.groups.is_empty() || !resting.idents.is_empty() {
-            self.resting.push((now + REST, resting));
-        }
-        if late && self.resting.is_empty() {
-            // They are looked at again.
-            self.resting.push((now + REST, Resting::default()));
-        }
-    }
-
     /// The first elements of the groups that something in the maps refers to.
     fn referred(&self) -> BTreeSet<u32> {
         let PolicyState { pending_ingress, pending_egress, .. } = self.actual.state;
         let pods = self.actual.pods.values().flatten().copied();
         pods.chain([pending_ingress, pending_egress]).filter(|id| *id != 0).collect()
-    }
-
-    /// A write did not happen: what depends on it denies everything, until it does.
-    fn fail(&mut self, op: &Op, store: &mut impl Store, now: Duration) {
-        let delay =
-            self.retry.map_or(
-                RETRY,
-                |(at, delay)| {
-                    if at > now { delay } else { (delay * 2).min(RETRY_MOST) }
-                },
-            );
-        self.retry = Some((now + delay, delay));
-        match op {
-            Op::PutPeerBits { key: PeerKey { group, .. }, .. }
-            | Op::PutPortBits { key: PortKey { group, .. }, .. } => {
-                self.overflow(self.head_of(*group), store);
-            }
-            Op::PutIdent { addr, ident } => {
-                self.distinguish(self.actual.ident_of(addr), ident.ident, store);
-            }
-            Op::DeleteIdent { addr } => {
-                self.distinguish(self.actual.ident_of(addr), self.actual.cidrs.find(addr), store);
-            }
-            Op::PutCidr { range, ident } => {
-                self.distinguish(self.actual.cidrs.find(&range.addr()), *ident, store);
-            }
-            Op::PutGroup { .. }
-            | Op::DeletePeerBits { .. }
-            | Op::DeletePortBits { .. }
-            | Op::DeleteCidr { .. }
-            | Op::SetGroups { .. }
-            | Op::PutState(_) => {}
-        }
-    }
-
-    /// Addresses have one identity instead of another: groups that tell them apart cannot do right.
-    fn distinguish(&mut self, have: u32, want: u32, store: &mut impl Store) {
-        let bits = |group: u32, ident: u32| self.actual.peer_bits.get(&PeerKey { group, ident });
-        let differs = |live: &&Live| live.ids.iter().any(|id| bits(*id, have) != bits(*id, want));
-        let heads = self.live.values().filter(differs).filter_map(|live| live.ids.first());
-        for head in heads.copied().collect::<Vec<_>>() {
-            self.overflow(head, store);
-        }
-    }
-
-    fn overflow(&mut self, head: u32, store: &mut impl Store) {
-        self.incomplete.insert(head);
-        let Some(group) = self.actual.groups.get(&head) else { return };
-        if group.flags & group_flags::OVERFLOW != 0 {
-            return;
-        }
-        let group = Group { flags: group.flags | group_flags::OVERFLOW, ..*group };
-        let op = Op::PutGroup { id: head, group: Box::new(group) };
-        // An element of an array is always there; should the kernel refuse, the retry comes here again.
-        if store.apply(&op).is_ok() {
-            self.actual.done(&op);
-        }
-    }
-}
-
-/// Whether a write changes what is enforced.
-fn is_enforced(op: &Op) -> bool {
-    match op {
-        Op::PutIdent { .. }
-        | Op::DeleteIdent { .. }
-        | Op::PutCidr { .. }
-        | Op::SetGroups { .. }
-        | Op::PutGroup { .. } => true,
-        Op::PutPeerBits { .. }
-        | Op::DeletePeerBits { .. }
-        | Op::PutPortBits { .. }
-        | Op::DeletePortBits { .. }
-        | Op::DeleteCidr { .. }
-        | Op::PutState(_) => false,
     }
 }
 
@@ -770,55 +506,4 @@ fn render(live: &Live) -> Vec<(u32, Group)> {
     let next = live.ids.iter().skip(1).copied().chain([0]);
     let links = live.ids.iter().zip(content.links()).zip(next);
     links.map(|((id, link), next)| (*id, Group { next, ..link.element })).collect()
-}
-
-fn group_issues(group: &model::Group) -> Vec<Issue> {
-    let message =
-        "the tables have no room for all of it: Pods that it selects are cut off in this direction";
-    let direction = group.rules.first().map(|(_, rule)| rule.source.direction);
-    let field = direction.map_or("spec", |direction| match direction {
-        Direction::Ingress => "spec.ingress",
-        Direction::Egress => "spec.egress",
-    });
-    let issue = |(name, tier)| Issue::new(object(name, tier), field, message);
-    group.policies().into_iter().map(issue).collect()
-}
-
-/// Which groups are wanted, and for which devices.
-struct Assigned {
-    /// All of them, each once.
-    groups: Vec<Arc<model::Group>>,
-    /// For each device the indices of its Pod's groups; `None` when its Pod is not known.
-    veths: Vec<Option<[Option<u32>; 4]>>,
-    /// Whether unknown Pods are cut off: in ingress, in egress.
-    pending: [bool; 2],
-    pending_group: Option<Arc<model::Group>>,
-}
-
-impl Assigned {
-    fn of(desired: &Desired, wanted: &Wanted<'_>) -> Self {
-        let mut at: HashMap<Addr, (usize, [Option<u32>; 4])> = HashMap::new();
-        for (i, pod) in desired.pods.values().enumerate() {
-            at.extend(pod.ips.iter().map(|ip| (*ip, (i, pod.groups))));
-        }
-        let mut met = BTreeSet::new();
-        let veths = wanted.veths.iter().map(|veth| {
-            let (i, groups) = veth.ips.iter().find_map(|ip| at.get(ip))?;
-            met.insert(*i);
-            Some(*groups)
-        });
-        let veths = veths.collect();
-        let unmet = desired.pods.values().enumerate().filter(|(i, _)| !met.contains(i));
-        let mut pending = [wanted.strict && desired.any; 2];
-        for (_, pod) in unmet {
-            let [ingress, egress, ..] = pod.groups;
-            let [pending_ingress, pending_egress] = &mut pending;
-            *pending_ingress |= ingress.is_some();
-            *pending_egress |= egress.is_some();
-        }
-        let mut groups = desired.groups.clone();
-        let pending_group = pending.contains(&true).then(|| Arc::new(model::Group::pending()));
-        groups.extend(pending_group.clone());
-        Self { groups, veths, pending, pending_group }
-    }
 }

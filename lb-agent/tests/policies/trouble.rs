@@ -191,3 +191,37 @@ fn without_policies_the_maps_say_only_what_devices_say() {
     );
     assert_eq!((tables.groups.len(), tables.state.epoch), (0, 0));
 }
+
+#[test]
+fn whatever_is_refused_once_comes_again() {
+    let world = world(4);
+    let desired = compile(&world.cluster());
+    let refusals: [fn(&Op) -> bool; 4] = [
+        |op| matches!(op, Op::PutGroup { .. }),
+        |op| matches!(op, Op::PutPortBits { .. }),
+        |op| matches!(op, Op::SetGroups { .. }),
+        |op| matches!(op, Op::PutState(_)),
+    ];
+    for (i, refuse) in refusals.into_iter().enumerate() {
+        let mut planner = Planner::restore(Actual::default());
+        let mut store = Small { tables: Actual::default(), peer_bits: 100, refuse };
+        // The devices are there before the policies are.
+        for veth in world.veths() {
+            let groups = planner.groups_of(None, &veth);
+            store.tables.pods.insert(veth.ifindex, groups);
+        }
+        assert!(follow(&mut planner, &mut store, &world, &desired, 1) > 0, "{i}");
+        assert!(planner.next_wakeup().is_some_and(|at| at > Duration::from_secs(1)), "{i}");
+        store.refuse = |_| false;
+        for now in [5, 10, 15] {
+            follow(&mut planner, &mut store, &world, &desired, now);
+        }
+        assert_eq!(planner.next_wakeup(), None, "{i}");
+        assert_eq!(planner.actual(), &store.tables, "{i}");
+        for a in 0..4 {
+            for b in 0..4 {
+                assert_eq!(is_denied(&store.tables, a, b), b != (a + 1) % 4, "{i}: {a} {b}");
+            }
+        }
+    }
+}

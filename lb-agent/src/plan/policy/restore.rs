@@ -7,7 +7,8 @@ use std::sync::Arc;
 use lb_common::endpoint::ident_flags;
 use lb_common::policy::{Bits, PeerKey};
 
-use super::{Actual, Assigned, FULL, Live, Planner, Wanted, render, tables};
+use super::assigned::Assigned;
+use super::{Actual, FULL, Live, Planner, Wanted, render, tables};
 use crate::model::policy::{self as model, Atomic, Desired};
 
 /// All that the maps have is there and not understood.

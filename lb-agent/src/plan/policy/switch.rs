@@ -8,7 +8,8 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::{Bits, PeerKey};
 
-use super::{Assigned, Cidrs, Op, Planner, Wanted};
+use super::assigned::Assigned;
+use super::{Cidrs, Op, Planner, Wanted};
 use crate::model::policy::{Atomic, Desired, Range};
 
 /// The bits of an identity in the groups that are about to go.
