@@ -7,7 +7,9 @@
 //! A number, of a group or of an identity, has one meaning as long as something refers to it: other content gets
 //! another number, and the old one rests before it is given away again. While addresses change their identities, the
 //! old groups are still asked; so an identity that is new has, in the groups that are about to go, the bits of the
-//! one before it. Hence each flow is judged as before or as after, wherever the writes stop.
+//! one before it. Hence each flow is judged as before or as after, wherever the writes stop. One case is left out: a Pod
+//! that leaves a group which other Pods keep, while addresses change that this group tells apart, is judged by that group
+//! and the new addresses until its own write comes, as if it had been changed a moment later than they.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
