@@ -10,6 +10,7 @@ mod attachments;
 mod background;
 mod disconnect;
 mod housekeeping;
+mod inquiries;
 mod issues;
 mod kernel;
 pub mod lock;
@@ -40,6 +41,7 @@ use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
 use crate::agent::pods::Pods;
 use crate::agent::policy::Policies;
+use crate::agent::servers::Servers;
 use crate::agent::waiting::Queue;
 use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Gc;
@@ -51,6 +53,7 @@ use crate::model::Desired;
 use crate::observe::Status;
 use crate::observe::metrics::{Metrics, Subject};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
+use crate::observe::socket::Asked;
 use crate::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
 use crate::preflight::Facts;
 use crate::watch::{Counters, Received, kube, manifests};
@@ -69,6 +72,10 @@ enum Event {
     Attached(Attached),
     /// The background thread found something.
     Background(News),
+    /// A client of the agent's socket wants to know something.
+    Asked(Asked),
+    /// So many clients follow allowed flows.
+    Followers(usize),
     /// A time was waited for: a retry, a release of slots, housekeeping.
     Timer,
     /// We are to end.
@@ -101,6 +108,10 @@ pub async fn run(cfg: Config) -> anyhow::Result<()> {
             Some(attached) = inbox.attached.recv() => Event::Attached(attached),
             Some(news) = inbox.background.recv() => Event::Background(news),
             Some(received) = inbox.told.recv() => Event::Told(received),
+            Some(asked) = inbox.asked.recv() => Event::Asked(asked),
+            Ok(()) = inbox.followers.changed() => {
+                Event::Followers(*inbox.followers.borrow_and_update())
+            }
             () = sleep_until(due) => Event::Timer,
             ended = &mut inbox.source => {
                 return ended.context("the source of facts has failed")?;
@@ -125,6 +136,8 @@ struct Inbox {
     told: mpsc::Receiver<Received>,
     attached: mpsc::UnboundedReceiver<Attached>,
     background: mpsc::Receiver<News>,
+    asked: mpsc::Receiver<Asked>,
+    followers: watch::Receiver<usize>,
     source: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -182,7 +195,7 @@ impl Agent {
         let (tx, told) = mpsc::channel(TOLD);
         let source = spawn_source(&cfg, tx, Arc::clone(&counters));
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
-        let (metrics, examples) =
+        let Servers { metrics, examples, asked, followers } =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
         let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
@@ -216,7 +229,9 @@ impl Agent {
         for event in existing {
             agent.device(event);
         }
-        Ok((Inbox { told, attached, background, source }, agent))
+        // Whoever followed them has gone with the agent before.
+        agent.report_allowed(false);
+        Ok((Inbox { told, attached, background, asked, followers, source }, agent))
     }
 
     fn handle(&mut self, event: Event) {
@@ -235,6 +250,8 @@ impl Agent {
                 }
                 self.housekeeping.background(news, &self.metrics);
             }
+            Event::Asked(asked) => self.asked(asked),
+            Event::Followers(n) => self.report_allowed(n > 0),
             Event::Timer | Event::Stop(_) => {}
         }
     }

@@ -5,8 +5,8 @@
 //! read ← maps → apply         tables out of the maps and into them
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
-//! usage                       what pinned maps hold and cost, for those who only look
-//! gc, sockets, events         what is left behind: dead conntrack entries, connected sockets, dropped packets
+//! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
+//! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
 
 pub mod pins;
@@ -21,6 +21,8 @@ pub mod read;
 
 pub mod usage;
 
+pub mod judge;
+
 pub mod apply;
 
 pub mod addresses;
@@ -32,5 +34,7 @@ pub mod clock;
 pub mod gc;
 
 pub mod sockets;
+
+pub mod flows;
 
 pub mod events;

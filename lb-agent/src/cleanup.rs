@@ -12,6 +12,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use tracing::info;
 
 use crate::agent::lock::{self, Lock};
+use crate::api;
 use crate::bpf::attach;
 use crate::bpf::pins::Pins;
 use crate::config::Dirs;
@@ -36,7 +37,7 @@ pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
         }
         None => info!(pins = %dirs.pins.display(), "nothing is pinned"),
     }
-    for file in [names::FILE, lock::FILE] {
+    for file in [names::FILE, api::SOCKET, lock::FILE] {
         gone(fs::remove_file(dirs.state.join(file)))
             .with_context(|| format!("remove {}", dirs.state.join(file).display()))?;
     }

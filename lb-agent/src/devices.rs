@@ -16,6 +16,7 @@ pub mod addresses;
 pub mod bridge_netfilter;
 pub mod link;
 pub mod netlink;
+pub mod netns;
 pub mod polls;
 pub mod qdisc;
 pub mod uplinks;

@@ -17,6 +17,10 @@ pub mod devices;
 
 pub mod names;
 
+pub mod api;
+
+pub mod inquiry;
+
 pub mod observe;
 
 pub mod agent;

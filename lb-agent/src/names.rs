@@ -376,6 +376,12 @@ pub struct DropExample {
     pub service_id: u32,
     /// When.
     pub at: u64,
+    /// Group of the policies that judged it, 0 when none did.
+    #[serde(default, rename = "g", skip_serializing_if = "is_zero_u32")]
+    pub group: u32,
+    /// Number of the [`lb_common::policy::Judgement`].
+    #[serde(default, rename = "j", skip_serializing_if = "is_zero_u32")]
+    pub judgement: u32,
 }
 
 /// Why the name table could not be written or read.

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod process;
 pub mod scrape;
 pub mod service_health;
+pub mod socket;
 
 use std::time::{Instant, SystemTime};
 

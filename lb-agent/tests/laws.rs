@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lb_agent::cluster::{
-    Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Name, Service,
+    Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Labels, Name, Service,
     ServicePort, ServiceType, SlicePort, TrafficPolicy, Weighted,
 };
 use lb_agent::plan::Capacity;
@@ -191,6 +191,7 @@ fn everything() -> [Event; 2] {
         ports: names().map(port).collect(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        selector: Labels::default(),
         extra: Some(Box::new(Extra { weights: weights.collect(), ..Extra::default() })),
     };
     let endpoint = |i: u32| Endpoint {

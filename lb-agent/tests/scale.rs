@@ -55,6 +55,7 @@ fn service(i: u32) -> Event {
         .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: NonZeroI64::new(1_700_000_000),
+        selector: Labels::default(),
         extra: None,
     };
     let name = Name::new(format!("team-{}", i % 50), format!("service-{i}"));

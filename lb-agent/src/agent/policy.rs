@@ -122,6 +122,14 @@ impl Policies {
         self.planner.gone(ifindex);
     }
 
+    /// Lets the programs report flows that are allowed, or no longer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn report_allowed(&mut self, wanted: bool) -> Result<(), MapError> {
+        self.tables.report_allowed(wanted)
+    }
+
     /// What is wrong with policies.
     pub(super) fn issues(&self) -> Vec<Issue> {
         let compiled = self.desired.iter().flat_map(|desired| &desired.issues);

@@ -1,13 +1,14 @@
-//! Starts what only reads: the servers of health and metrics, and the reader of the ring buffer.
+//! Starts what only reads: the servers of health, metrics and the agent's socket, and the reader of the ring buffer.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-use tracing::error;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, warn};
 
 use crate::agent::unix_now;
-use crate::bpf::events::{self, Examples};
+use crate::bpf::events::{self, Examples, Sinks};
+use crate::bpf::flows::Recent;
 use crate::bpf::maps::Traces;
 use crate::config::Config;
 use crate::observe::Status;
@@ -15,8 +16,24 @@ use crate::observe::health::{self, Moment, Probe};
 use crate::observe::http::{self, Answer};
 use crate::observe::metrics::Metrics;
 use crate::observe::scrape::Scraper;
+use crate::observe::socket::{self, Asked, Desk};
 use crate::preflight::Facts;
 use crate::watch::Counters;
+
+/// Questions that may wait for the loop.
+const QUESTIONS: usize = 4;
+
+/// What the servers tell the loop.
+pub(super) struct Servers {
+    /// The metrics.
+    pub metrics: Metrics,
+    /// Dropped packets.
+    pub examples: watch::Receiver<Examples>,
+    /// Questions from the agent's socket.
+    pub asked: mpsc::Receiver<Asked>,
+    /// Clients that follow allowed flows.
+    pub followers: watch::Receiver<usize>,
+}
 
 /// Starts them; they end with the runtime.
 pub(super) fn spawn(
@@ -25,14 +42,15 @@ pub(super) fn spawn(
     traces: Traces,
     source: Arc<Counters>,
     status: watch::Receiver<Arc<Status>>,
-) -> (Metrics, watch::Receiver<Examples>) {
+) -> Servers {
     let (metrics, registry) = Metrics::register(&facts.kernel);
     metrics.process.start_time.set(unix_now().as_secs_f64());
     let (publish, examples) = watch::channel(Examples::default());
+    let (recent, flows) = watch::channel(Recent::default());
     let Traces { ct: _, counters, events } = traces;
     tokio::spawn(async move {
-        if let Err(err) = events::run(events, publish).await {
-            error!(%err, "examples of dropped packets are no longer read");
+        if let Err(err) = events::run(events, Sinks { examples: publish, recent }).await {
+            error!(%err, "dropped packets and flows are no longer read");
         }
     });
     let scraper = Scraper {
@@ -55,5 +73,13 @@ pub(super) fn spawn(
         family.get_or_create(&[("code", if code.is_success() { "200" } else { "503" })]).inc();
         Answer { status: code, content_type: "application/json", body, weight: None }
     }));
-    (metrics, examples)
+    let (loop_, asked) = mpsc::channel(QUESTIONS);
+    let (count, followers) = watch::channel(0);
+    match socket::listen(&cfg.dirs.state) {
+        Ok(listener) => {
+            tokio::spawn(socket::serve(listener, Desk { flows, loop_, followers: count }));
+        }
+        Err(err) => warn!(%err, "no socket: `lbctl flows` and explanations are not to be had"),
+    }
+    Servers { metrics, examples, asked, followers }
 }

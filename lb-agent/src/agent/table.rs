@@ -344,6 +344,8 @@ fn drop_example(example: &crate::bpf::events::Example) -> DropExample {
         ifindex: event.ifindex,
         service_id: event.service_id,
         at: example.at,
+        group: event.group,
+        judgement: event.judgement,
     }
 }
 

@@ -1,16 +1,19 @@
-//! The ring buffer of dropped packets: the programs send a sample, the agent keeps the last of each kind.
+//! The ring buffer of dropped packets and of flows that somebody follows: the programs send a sample, the agent keeps
+//! the last drop of each kind, and the last flows of all kinds.
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aya::maps::{MapData, RingBuf};
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::event::FlowEvent;
 use lb_common::verdict::DropReason;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
+use crate::bpf::flows::{Flow, Recent};
 use crate::syscall;
 
 /// A dropped packet and when it was read.
@@ -40,42 +43,79 @@ impl Examples {
         self.last.iter().flatten().flatten()
     }
 
-    fn add(&mut self, record: &[u8], at: u64) {
-        let Some(event) = parse(record) else {
+    /// What the record says, if it is one of ours.
+    fn add(&mut self, record: &[u8], at: u64) -> Option<FlowEvent> {
+        let event = parse(record).filter(|event| {
+            // What went on is no drop.
+            event.reason == 0 || DropReason::from_number(event.reason).is_some()
+        });
+        let Some(event) = event else {
             self.malformed += 1;
-            return;
-        };
-        let Some(by_direction) = DropReason::from_number(event.reason)
-            .and_then(|reason| DropReason::ALL.into_iter().position(|r| r == reason))
-            .and_then(|index| self.last.get_mut(index))
-        else {
-            self.malformed += 1;
-            return;
+            return None;
         };
         self.read += 1;
-        let [out, into] = by_direction;
-        *(if event.ingress == 0 { out } else { into }) = Some(Example { event, at });
+        let reason = DropReason::ALL.into_iter().position(|r| r as u8 == event.reason);
+        if let Some([out, into]) = reason.and_then(|index| self.last.get_mut(index)) {
+            *(if event.ingress == 0 { out } else { into }) = Some(Example { event, at });
+        }
+        Some(event)
     }
 }
 
-/// Reads for ever and publishes after each burst. Ends when the receivers are gone.
+/// Who is told.
+pub struct Sinks {
+    /// Of drops, the last of each kind.
+    pub examples: watch::Sender<Examples>,
+    /// Of everything, the last.
+    pub recent: watch::Sender<Recent>,
+}
+
+/// Reads for ever and publishes after each burst. Ends when the receivers of examples are gone.
 ///
 /// # Errors
 /// When the ring buffer cannot be waited for.
-pub async fn run(events: RingBuf<MapData>, publish: watch::Sender<Examples>) -> io::Result<()> {
+pub async fn run(events: RingBuf<MapData>, sinks: Sinks) -> io::Result<()> {
     let mut events = syscall::readable(events)?;
+    let Sinks { examples, recent } = sinks;
     loop {
         let mut ready = tokio::select! {
             ready = events.readable_mut() => ready?,
-            () = publish.closed() => return Ok(()),
+            () = examples.closed() => return Ok(()),
         };
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        publish.send_modify(|examples| {
-            while let Some(record) = ready.get_inner_mut().next() {
-                examples.add(&record, at);
-            }
+        let clock = Clock::read();
+        examples.send_modify(|examples| {
+            recent.send_modify(|recent| {
+                while let Some(record) = ready.get_inner_mut().next() {
+                    if let Some(event) = examples.add(&record, clock.unix_ms / 1000) {
+                        recent.push(Flow { event, at_ms: clock.unix_ms_of(event.time_ns) });
+                    }
+                }
+            });
         });
         ready.clear_ready();
+    }
+}
+
+/// The time, by both clocks.
+struct Clock {
+    unix_ms: u64,
+    /// `CLOCK_MONOTONIC`, by which the programs go; 0 when it cannot be read.
+    monotonic_ns: u64,
+}
+
+impl Clock {
+    fn read() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or_default();
+        Self {
+            unix_ms: u64::try_from(since.as_millis()).unwrap_or_default(),
+            monotonic_ns: monotonic.map(nanoseconds).unwrap_or_default(),
+        }
+    }
+
+    fn unix_ms_of(&self, time_ns: u64) -> u64 {
+        self.unix_ms.saturating_sub(self.monotonic_ns.saturating_sub(time_ns) / 1_000_000)
     }
 }
 
@@ -130,7 +170,7 @@ mod tests {
     use lb_common::event::FlowEvent;
     use lb_common::verdict::DropReason;
 
-    use super::{Examples, parse};
+    use super::{Clock, Examples, parse};
 
     fn record(reason: u8, ingress: u8) -> Vec<u8> {
         let mut record = vec![0; 10];
@@ -178,13 +218,26 @@ mod tests {
             (record(1, 1), 12),
             (record(8, 0), 13),
             (record(0, 0), 14),
+            (record(99, 0), 14),
             (vec![0; 63], 15),
         ] {
-            examples.add(&record, at);
+            let is_ours = record.len() == 72 && record[37] != 99;
+            assert_eq!(examples.add(&record, at).is_some(), is_ours);
         }
         let seen: Vec<_> =
             examples.iter().map(|e| (e.event.reason, e.event.ingress, e.at)).collect();
         assert_eq!(seen, [(1, 0, 11), (1, 1, 12), (DropReason::FragmentUnknown as u8, 0, 13)]);
-        assert_eq!((examples.read, examples.malformed), (4, 2));
+        assert_eq!(
+            (examples.read, examples.malformed),
+            (5, 2),
+            "what was let through is read, too"
+        );
+    }
+
+    #[test]
+    fn times_are_those_of_the_packets() {
+        let clock = Clock { unix_ms: 10_000, monotonic_ns: 7_000_000_000 };
+        assert_eq!(clock.unix_ms_of(6_500_000_000), 9_500);
+        assert_eq!(clock.unix_ms_of(8_000_000_000), 10_000, "none is in the future");
     }
 }

@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
 use lb_common::be::Be32;
 use lb_common::limits::{MAP_CIDRS, MAP_GROUPS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec};
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
+use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, state_flags};
 
 use crate::bpf::apply::failed;
 use crate::bpf::maps::{self, MapsError};
@@ -127,6 +127,22 @@ impl PolicyTables {
             }
             Op::PutIdent { .. } | Op::DeleteIdent { .. } | Op::SetGroups { .. } => Ok(()),
         }
+    }
+}
+
+impl PolicyTables {
+    /// Lets the programs report flows that are allowed, or no longer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn report_allowed(&mut self, wanted: bool) -> Result<(), MapError> {
+        let old = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
+        let others = old.flags & !state_flags::REPORT_ALLOWED;
+        let flags = others | if wanted { state_flags::REPORT_ALLOWED } else { 0 };
+        if flags == old.flags {
+            return Ok(());
+        }
+        self.state.set(0, &PolicyState { flags, ..old }, 0).map_err(|e| failed(MAP_POLICY.name, e))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Closes UDP sockets of this network namespace that are connected to a backend which is gone.
+//! Sockets of this network namespace: closes UDP sockets that are connected to a backend which is gone, and lists those
+//! that listen.
 //!
 //! A connected socket keeps the backend that `connect(2)` was given, for ever: no packet of it is translated again.
 //! It is found and closed by sock_diag (net/ipv4/udp_diag.c); the process sees `ECONNABORTED` and connects anew.
@@ -30,6 +31,9 @@ const ANSWER_SOCKID_AT: usize = 4;
 const ANSWER: usize = 72;
 /// A bit for `TCP_ESTABLISHED`, which for UDP means connected.
 const CONNECTED: u32 = 1 << 1;
+/// Bits for `TCP_CLOSE` and `TCP_LISTEN`.
+const UNCONNECTED: u32 = 1 << 7;
+const LISTENING: u32 = 1 << 10;
 
 /// Address and port of a backend.
 pub type Destination = (Addr, Be16);
@@ -52,7 +56,7 @@ pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
     let mut found = Vec::new();
     // An IPv6 socket may be connected to an IPv4-mapped address.
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let header = header(family as u8, CONNECTED, &[0; SOCKID]);
+        let header = header((family as u8, proto::UDP), CONNECTED, &[0; SOCKID]);
         let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
         client.call(&question, |_, payload| {
             found.extend(parse(payload).filter(|(_, to)| backends.contains(to)));
@@ -72,15 +76,39 @@ pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
 
 impl Connected {
     fn end(&self) -> Request {
-        Request::new(SOCK_DESTROY, Want::Done, &header(self.family, CONNECTED, &self.id))
+        Request::new(
+            SOCK_DESTROY,
+            Want::Done,
+            &header((self.family, proto::UDP), CONNECTED, &self.id),
+        )
     }
 }
 
+/// Addresses and ports at which sockets of this thread's network namespace take new flows of TCP or UDP.
+///
+/// # Errors
+/// When the kernel cannot list sockets.
+pub fn listening(protocol: u8) -> io::Result<Vec<Destination>> {
+    let mut client = Client::open(NETLINK_SOCK_DIAG)?;
+    // A UDP socket is "closed" until it is connected.
+    let states = if protocol == proto::TCP { LISTENING } else { UNCONNECTED };
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let header = header((family as u8, protocol), states, &[0; SOCKID]);
+        let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
+        client.call(&question, |_, payload| {
+            let own = parse_end(payload, End::Own).map(|(_, own)| own);
+            found.extend(own.filter(|(_, port)| port.get() != 0));
+        })?;
+    }
+    Ok(found)
+}
+
 /// `struct inet_diag_req_v2`.
-fn header(family: u8, states: u32, id: &[u8; SOCKID]) -> [u8; REQUEST] {
+fn header((family, protocol): (u8, u8), states: u32, id: &[u8; SOCKID]) -> [u8; REQUEST] {
     let mut bytes = [0; REQUEST];
     bytes[0] = family;
-    bytes[1] = proto::UDP;
+    bytes[1] = protocol;
     bytes[4..SOCKID_AT].copy_from_slice(&word32(states));
     bytes[SOCKID_AT..].copy_from_slice(id);
     bytes
@@ -88,14 +116,29 @@ fn header(family: u8, states: u32, id: &[u8; SOCKID]) -> [u8; REQUEST] {
 
 /// Reads an answer of the dump: a socket and its peer.
 fn parse(payload: &[u8]) -> Option<(Connected, Destination)> {
+    parse_end(payload, End::Peer)
+}
+
+/// Which end of a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Own,
+    Peer,
+}
+
+fn parse_end(payload: &[u8], end: End) -> Option<(Connected, Destination)> {
     let answer = payload.get(..ANSWER)?;
     let family = *answer.first()?;
     let id: [u8; SOCKID] =
         answer.get(ANSWER_SOCKID_AT..ANSWER_SOCKID_AT + SOCKID)?.try_into().ok()?;
-    let [_, _, p0, p1, ..] = id;
-    let port = Be16::new(u16::from_be_bytes([p0, p1]));
+    let [o0, o1, p0, p1, ..] = id;
+    let (port, first) = match end {
+        End::Own => ([o0, o1], 4),
+        End::Peer => ([p0, p1], 20),
+    };
+    let port = Be16::new(u16::from_be_bytes(port));
     let word = |n: usize| {
-        let at = 20 + 4 * n;
+        let at = first + 4 * n;
         parse_u32(id.get(at..at + 4)?).ok().map(Be32::from_wire)
     };
     let addr = match i32::from(family) {

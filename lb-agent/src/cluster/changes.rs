@@ -16,6 +16,7 @@ impl Cluster {
         for port in &mut service.ports {
             self.strings.share(&mut port.name);
         }
+        self.strings.share_labels(&mut service.selector);
         if self.services.get(&name).is_some_and(|old| *old == service) {
             // A change of something we do not look at: only the list's progress matters.
             self.services.insert(name, service);

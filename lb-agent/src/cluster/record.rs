@@ -78,6 +78,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services keeps a contested address.
     pub created: Option<NonZeroI64>,
+    /// `spec.selector`: only to say why there are no endpoints.
+    pub selector: Labels,
     /// What few Services have; `None` when all of it has its default.
     pub extra: Option<Box<Extra>>,
 }

@@ -29,6 +29,7 @@ fn service(ip: &str) -> Service {
             .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        selector: Labels::default(),
         extra: None,
     }
 }

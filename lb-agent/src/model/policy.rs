@@ -94,6 +94,8 @@ pub struct PolicyInfo {
     pub subjects: u32,
     /// Rules of both directions.
     pub rules: u32,
+    /// `metadata.creationTimestamp` in seconds since 1970, 0 = not known.
+    pub created: i64,
 }
 
 impl Desired {

@@ -12,7 +12,7 @@ use super::topology::Rejection;
 use super::{Desired, DesiredPort, DesiredService, Scope};
 use crate::cluster::{
     Algorithm, Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family,
-    Hints, Kind, Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Hints, Kind, Labels, Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
 
 fn addr(text: &str) -> Addr {
@@ -33,6 +33,7 @@ fn service() -> Service {
             .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        selector: Labels::default(),
         extra: Some(Box::new(extra)),
     }
 }
@@ -176,7 +177,7 @@ fn more_endpoints_than_a_maglev_table_has_room_for_are_an_issue() {
 #[test]
 fn records_of_plain_services_stay_small() {
     // There are ten thousand of each.
-    assert_eq!(size_of::<Service>(), 56);
+    assert_eq!(size_of::<Service>(), 72);
     assert_eq!(size_of::<ServicePort>(), 24);
     assert_eq!(size_of::<DesiredService>(), 40);
     assert_eq!(size_of::<DesiredPort>(), 64);

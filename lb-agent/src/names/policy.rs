@@ -28,6 +28,9 @@ pub struct PolicyName<'a> {
     pub subjects: u32,
     /// Its rules, of both directions.
     pub rules: u32,
+    /// `metadata.creationTimestamp`, 0 = not known.
+    #[serde(rename = "c", skip_serializing_if = "is_zero_u64")]
+    pub created: u64,
 }
 
 /// A group of rules: what is enforced in one direction on some Pods.
@@ -92,6 +95,10 @@ pub struct IdentName<'a> {
     pub id: u32,
     /// `namespace/name` of Pods, a few.
     pub pods: Vec<Cow<'a, str>>,
+}
+
+fn is_zero_u64(value: &u64) -> bool {
+    *value == 0
 }
 
 fn is_zero_u16(value: &u16) -> bool {

@@ -102,6 +102,8 @@ fn everything_survives_the_file() {
             ifindex: 9,
             service_id: 7,
             at: 5,
+            group: 7,
+            judgement: 0x8002_0000,
         }],
         ..Names::default()
     };

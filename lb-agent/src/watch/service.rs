@@ -50,6 +50,7 @@ impl Watched for v1::Service {
             ports: ports(spec, service_type, findings),
             internal_policy: policy("spec.internalTrafficPolicy", internal_policy, findings),
             created: created.and_then(|time| NonZeroI64::new(time.0.as_second())),
+            selector: field::labels(spec.selector.as_ref()),
             extra: extra::extra(self, spec, service_type, findings),
         })
     }

@@ -5,7 +5,7 @@ use std::num::{NonZeroI64, NonZeroU16, NonZeroU32};
 
 use lb_agent::cluster::{
     Algorithm, Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Hints, Kind,
-    Name, Node, Pod, Prefix, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
+    Labels, Name, Node, Pod, Prefix, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
     TrafficPolicy, Weighted,
 };
 use lb_common::addr::Addr;
@@ -158,6 +158,7 @@ fn service() -> impl Strategy<Value = Service> {
                 ports: ports.into(),
                 internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
                 created: NonZeroI64::new(created),
+                selector: Labels::default(),
                 extra,
             }
         },

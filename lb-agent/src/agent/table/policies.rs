@@ -23,6 +23,7 @@ pub(in crate::agent) fn policies(desired: &Desired) -> Vec<PolicyName<'_>> {
         shadow: info.shadow,
         subjects: info.subjects,
         rules: info.rules,
+        created: u64::try_from(info.created).unwrap_or_default(),
     };
     desired.policies.iter().map(name).collect()
 }

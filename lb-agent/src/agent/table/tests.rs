@@ -9,8 +9,8 @@ use super::{Known, Table, head};
 use crate::agent::issues::Issues;
 use crate::bpf::events::Examples;
 use crate::cluster::{
-    Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Name,
-    Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+    Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
+    Labels, Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
 use crate::model::Desired;
 use crate::names::{ExternalScope, Names, Place, RejectedName};
@@ -41,6 +41,7 @@ fn service(name: &str, ip: &str, extra: Option<Extra>) -> Event {
             .into(),
         internal_policy: TrafficPolicy::Cluster,
         created: None,
+        selector: Labels::default(),
         extra: extra.map(Box::new),
     };
     Event::Service(Change::Applied(Name::new("shop", name), service))

@@ -178,6 +178,8 @@ pub(super) fn names() -> Names<'static> {
             ifindex: 11,
             service_id: 2,
             at: NOW - 7,
+            group: 0,
+            judgement: 0,
         }],
         ..Names::default()
     }

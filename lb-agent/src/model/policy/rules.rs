@@ -107,6 +107,7 @@ impl<'a> Subjects<'a> {
                 shadow: policy.shadow,
                 subjects: *subjects,
                 rules: u32::try_from(rules).unwrap_or(u32::MAX),
+                created: policy.created,
             }
         };
         policies.iter().zip(&self.counts).map(info).collect()

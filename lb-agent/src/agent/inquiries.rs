@@ -1,0 +1,36 @@
+//! Questions from the agent's socket that only the loop can answer: it owns what we were told.
+#![forbid(unsafe_code)]
+
+use tracing::{debug, warn};
+
+use crate::agent::Agent;
+use crate::api::{Answer, Question};
+use crate::inquiry;
+use crate::observe::socket::Asked;
+
+impl Agent {
+    pub(super) fn asked(&self, asked: Asked) {
+        let Asked { question, answer } = asked;
+        let found = match question {
+            Question::Who(addrs) => Answer::Who(inquiry::who(&self.cluster, &addrs)),
+            Question::Explain(wanted) => {
+                Answer::Explain(Box::new(inquiry::context(&self.cluster, &wanted)))
+            }
+            Question::Policy(name) => {
+                Answer::Policy(inquiry::policy(&self.cluster, &name).map(Box::new))
+            }
+            Question::Flows(_) => Answer::Error("flows are not the loop's to tell".to_owned()),
+        };
+        if answer.send(found).is_err() {
+            debug!("nobody waits for the answer any more");
+        }
+    }
+
+    /// Somebody follows allowed flows, or nobody does any more.
+    pub(super) fn report_allowed(&mut self, wanted: bool) {
+        match self.policies.report_allowed(wanted) {
+            Ok(()) => debug!(wanted, "reports of allowed flows"),
+            Err(err) => warn!(%err, wanted, "reports of allowed flows stay as they are"),
+        }
+    }
+}

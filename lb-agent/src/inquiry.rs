@@ -1,0 +1,231 @@
+//! What the agent's records say to a question: who has an address, what a policy is about, what is known of a flow.
+//!
+//! Pure. Whether a flow is let through is not decided here: that is what the maps say, and `lbctl` asks them with the
+//! programs' own evaluator. Rules are held against flows only to say what is missing.
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+
+use crate::api::Owner;
+use crate::api::context::{Context, End, Kind, Party, Wanted};
+use crate::cluster::{Cluster, Family, Labels, Name, Pod};
+
+pub use self::policy::policy;
+
+mod leg;
+mod policy;
+mod service;
+mod similar;
+mod words;
+
+/// Pods and endpoints that an answer lists.
+const MOST: usize = 64;
+/// Who stands for everybody outside: addresses for documentation (RFC 5737, RFC 3849).
+const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
+
+/// Who has these addresses. Pods of the host network have none of their own.
+pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<Owner> {
+    let wanted: HashSet<Addr> = addrs.iter().map(|addr| Addr::from_ip(*addr)).collect();
+    let of_pods = cluster
+        .all_pods()
+        .filter(|(_, pod)| !pod.host_network)
+        .flat_map(|(name, pod)| pod.ips.iter().map(move |addr| (*addr, name.to_string())));
+    let of_nodes = cluster.nodes().flat_map(|(name, node)| {
+        node.addresses.iter().map(move |addr| (*addr, format!("node/{name}")))
+    });
+    of_pods
+        .chain(of_nodes)
+        .filter(|(addr, _)| wanted.contains(addr))
+        .map(|(addr, name)| Owner { addr: addr.to_ip(), name })
+        .collect()
+}
+
+/// What is known of a flow.
+pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
+    let src = Holder::of(cluster, &wanted.src);
+    let dst = Holder::of(cluster, &wanted.dst);
+    let service = service::service(cluster, wanted);
+    let mut context = Context {
+        node: cluster.node_name().to_owned(),
+        complete: cluster.synced(),
+        src: src.end(cluster),
+        dst: dst.end(cluster),
+        service,
+        legs: Vec::new(),
+    };
+    for (holder, at, port) in targets(cluster, wanted, &dst, &context) {
+        let family = Family::of(&at);
+        let Some(from) = src.addr(family) else { continue };
+        let flow = |own| leg::Flow { own, protocol: wanted.protocol, port };
+        if let Holder::Pod(name, pod) = &src
+            && !pod.host_network
+        {
+            let to = leg::Peer { addr: at, holder: &holder };
+            context.legs.push(leg::leg(cluster, (name, pod), &to, flow(false)));
+        }
+        if let Holder::Pod(name, pod) = &holder
+            && !pod.host_network
+        {
+            let peer = leg::Peer { addr: from, holder: &src };
+            context.legs.push(leg::leg(cluster, (name, pod), &peer, flow(true)));
+        }
+    }
+    context
+}
+
+/// Who has an address, with the record.
+enum Holder<'a> {
+    Pod(&'a Name, &'a Pod),
+    Node(&'a Name, &'a [Addr], &'a Labels),
+    /// Nobody in the cluster.
+    Outside(Vec<Addr>),
+    Service,
+    Missing(Vec<String>),
+}
+
+impl<'a> Holder<'a> {
+    fn of(cluster: &'a Cluster, party: &Party) -> Self {
+        match party {
+            Party::Pod(full) => {
+                let found = cluster.all_pods().find(|(name, _)| is(name, full));
+                let names = || cluster.all_pods().map(|(name, _)| name.to_string());
+                found.map_or_else(
+                    || Self::Missing(similar::names(full, names())),
+                    |(name, pod)| Self::Pod(name, pod),
+                )
+            }
+            Party::Node(full) => {
+                let found = cluster.nodes().find(|(name, _)| is(name, full));
+                let names = || cluster.nodes().map(|(name, _)| name.to_string());
+                found.map_or_else(
+                    || Self::Missing(similar::names(full, names())),
+                    |(name, node)| Self::Node(name, &node.addresses, &node.labels),
+                )
+            }
+            Party::Service(full) => {
+                if cluster.services().any(|(name, _)| is(name, full)) {
+                    return Self::Service;
+                }
+                let names = cluster.services().map(|(name, _)| name.to_string());
+                Self::Missing(similar::names(full, names))
+            }
+            Party::Ip(ip) => Self::at(cluster, Addr::from_ip(*ip)),
+            Party::World => Self::Outside(
+                WORLD.iter().filter_map(|ip| Some(Addr::from_ip(ip.parse().ok()?))).collect(),
+            ),
+        }
+    }
+
+    /// Who has this address.
+    fn at(cluster: &'a Cluster, addr: Addr) -> Self {
+        let mut pods = cluster.all_pods().filter(|(_, pod)| !pod.host_network);
+        if let Some((name, pod)) = pods.find(|(_, pod)| pod.ips.contains(&addr)) {
+            return Self::Pod(name, pod);
+        }
+        if let Some((name, node)) = cluster.nodes().find(|(_, node)| node.addresses.contains(&addr))
+        {
+            return Self::Node(name, &node.addresses, &node.labels);
+        }
+        Self::Outside(vec![addr])
+    }
+
+    fn addrs(&self) -> &[Addr] {
+        match self {
+            Self::Pod(_, pod) => &pod.ips,
+            Self::Node(_, addrs, _) => addrs,
+            Self::Outside(addrs) => addrs,
+            Self::Service | Self::Missing(_) => &[],
+        }
+    }
+
+    /// Its first address of the family.
+    fn addr(&self, family: Family) -> Option<Addr> {
+        self.addrs().iter().find(|addr| Family::of(addr) == family).copied()
+    }
+
+    fn end(&self, cluster: &Cluster) -> End {
+        let ips = self.addrs().iter().map(|addr| addr.to_ip()).collect();
+        match self {
+            Self::Pod(name, pod) => End {
+                kind: if pod.host_network { Kind::HostPod } else { Kind::Pod },
+                name: name.to_string(),
+                node: pod.node.to_string(),
+                ips,
+                similar: Vec::new(),
+            },
+            Self::Node(name, ..) => End {
+                kind: Kind::Node,
+                name: name.to_string(),
+                node: name.to_string(),
+                // As the kernel has them, where it is this one.
+                ips: if *name.name == *cluster.node_name() {
+                    cluster.host_addrs().iter().map(|addr| addr.to_ip()).chain(ips).collect()
+                } else {
+                    ips
+                },
+                similar: Vec::new(),
+            },
+            Self::Outside(_) => End { kind: Kind::Outside, ips, ..End::default() },
+            Self::Service => End { kind: Kind::Service, ..End::default() },
+            Self::Missing(similar) => {
+                End { kind: Kind::Missing, similar: similar.clone(), ..End::default() }
+            }
+        }
+    }
+}
+
+/// Where the flow may end up: behind a Service its endpoints.
+fn targets<'a>(
+    cluster: &'a Cluster,
+    wanted: &Wanted,
+    dst: &Holder<'a>,
+    context: &Context,
+) -> Vec<(Holder<'a>, Addr, u16)> {
+    if let Some(service) = &context.service {
+        let ports = service.ports.iter().filter(|port| port.protocol == wanted.protocol);
+        let names: Vec<&str> = ports
+            .filter(|port| {
+                wanted.port.is_none_or(|wanted| [port.port, port.node_port].contains(&wanted))
+            })
+            .map(|port| port.name.as_str())
+            .collect();
+        let serves = |port: &str| names.contains(&port);
+        let endpoints = service
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.protocol == wanted.protocol && serves(&endpoint.port_name));
+        return endpoints
+            .map(|endpoint| {
+                let addr = Addr::from_ip(endpoint.at.ip());
+                (Holder::at(cluster, addr), addr, endpoint.at.port())
+            })
+            .collect();
+    }
+    let port = wanted.port.unwrap_or_default();
+    let again = |addr: &Addr| match dst {
+        Holder::Pod(name, pod) => Holder::Pod(name, pod),
+        Holder::Node(name, addrs, labels) => Holder::Node(name, addrs, labels),
+        Holder::Outside(_) | Holder::Service | Holder::Missing(_) => Holder::Outside(vec![*addr]),
+    };
+    dst.addrs().iter().map(|addr| (again(addr), *addr, port)).collect()
+}
+
+/// Whether it is the object with this full name.
+fn is(name: &Name, full: &str) -> bool {
+    match full.split_once('/') {
+        Some((namespace, own)) => *name.namespace == *namespace && *name.name == *own,
+        None => name.namespace.is_empty() && *name.name == *full,
+    }
+}
+
+/// The labels of a namespace; each has its name as one.
+fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
+    const NAME: &str = "kubernetes.io/metadata.name";
+    let told = cluster.namespace(name).map(|namespace| &namespace.labels);
+    let own = (Arc::from(NAME), Arc::clone(name));
+    Labels::new([own].into_iter().chain(told.into_iter().flat_map(Labels::iter).cloned()))
+}

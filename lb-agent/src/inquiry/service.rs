@@ -1,0 +1,133 @@
+//! A Service: its ports, its endpoints, and when it has none, what its selector misses.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use lb_common::addr::Addr;
+
+use super::{MOST, is, similar};
+use crate::api::context::{Endpoint, Party, Port, Service, Wanted};
+use crate::cluster::{self, Cluster, Labels, Name, TrafficPolicy};
+
+/// Labels that are named.
+const NEAREST: usize = 3;
+
+/// The Service that the flow is for, by its name or one of its addresses.
+pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
+    let (name, service) = match &wanted.dst {
+        Party::Service(full) => cluster.services().find(|(name, _)| is(name, full))?,
+        Party::Ip(ip) => at(cluster, Addr::from_ip(*ip), wanted)?,
+        Party::Pod(_) | Party::Node(_) | Party::World => return None,
+    };
+    let extra = service.extra.as_deref();
+    let mut endpoints = Vec::new();
+    let mut n_endpoints = 0;
+    for (_, slice) in cluster.slices_of(name) {
+        n_endpoints += slice.endpoints.len();
+        for endpoint in &slice.endpoints {
+            let of = |port: &cluster::SlicePort| Endpoint {
+                at: SocketAddr::new(endpoint.addr.to_ip(), port.port),
+                port_name: port.name.to_string(),
+                protocol: port.protocol,
+                pod: match &endpoint.pod {
+                    Some(pod) => format!("{}/{pod}", name.namespace),
+                    None => String::new(),
+                },
+                node: endpoint.node.as_deref().unwrap_or_default().to_owned(),
+                state: state(endpoint.conditions).to_owned(),
+            };
+            endpoints.extend(slice.ports.iter().map(of));
+        }
+    }
+    endpoints.truncate(MOST);
+    let selected = if service.selector.iter().next().is_none() {
+        0
+    } else {
+        pods(cluster, name).filter(|labels| has_all(labels, &service.selector)).count()
+    };
+    Some(Service {
+        name: name.to_string(),
+        service_type: service.service_type.name().to_owned(),
+        cluster_ips: service.cluster_ips.iter().map(|addr| addr.to_ip()).collect(),
+        lb_ips: extra
+            .map(|extra| extra.lb_ips.iter().map(|addr| addr.to_ip()).collect())
+            .unwrap_or_default(),
+        ports: service.ports.iter().map(port).collect(),
+        internal_local: service.internal_policy == TrafficPolicy::Local,
+        external_local: extra.is_some_and(|extra| extra.external_policy == TrafficPolicy::Local),
+        selector: service.selector.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        selected: u32::try_from(selected).unwrap_or(u32::MAX),
+        nearest: if selected == 0 { nearest(cluster, name, &service.selector) } else { Vec::new() },
+        endpoints,
+        n_endpoints: u32::try_from(n_endpoints).unwrap_or(u32::MAX),
+    })
+}
+
+fn at<'a>(
+    cluster: &'a Cluster,
+    addr: Addr,
+    wanted: &Wanted,
+) -> Option<(&'a Name, &'a cluster::Service)> {
+    if let Some(name) = cluster.claimants(&addr).next() {
+        return cluster.service(name);
+    }
+    let port = (wanted.port?, wanted.protocol);
+    if let Some(found) = cluster.external_claimants(addr, port).next() {
+        return Some(found);
+    }
+    let is_node = cluster.host_addrs().contains(&addr)
+        || cluster.nodes().any(|(_, node)| node.addresses.contains(&addr));
+    cluster.node_port_claimants(port).next().filter(|_| is_node)
+}
+
+fn port(port: &cluster::ServicePort) -> Port {
+    Port {
+        name: port.name.to_string(),
+        protocol: port.protocol,
+        port: port.port,
+        node_port: port.node_port.map_or(0, |port| port.get()),
+    }
+}
+
+fn state(conditions: cluster::Conditions) -> &'static str {
+    match (conditions.ready, conditions.serving, conditions.terminating) {
+        (true, ..) => "ready",
+        (false, true, true) => "serving",
+        (false, false, true) => "terminating",
+        (false, _, false) => "not-ready",
+    }
+}
+
+/// The labels of the Pods that the Service may select.
+fn pods<'a>(cluster: &'a Cluster, service: &'a Name) -> impl Iterator<Item = &'a Labels> {
+    let of = cluster.all_pods().filter(|(name, _)| name.namespace == service.namespace);
+    of.map(|(_, pod)| &pod.labels)
+}
+
+fn has_all(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key).is_some_and(|has| has == value))
+}
+
+/// Labels in the Service's namespace that are nearly one that it wants, and of how many Pods.
+fn nearest(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(String, u32)> {
+    let mut found: BTreeMap<String, u32> = BTreeMap::new();
+    for labels in pods(cluster, service) {
+        for (key, value) in wanted.iter() {
+            if labels.get(key).is_some_and(|has| has == value) {
+                continue;
+            }
+            let near = |other: &str, its: &str| {
+                (other == &**key && similar::is_slip(its, value))
+                    || (its == &**value && other != &**key)
+            };
+            for (other, its) in labels.iter().filter(|(other, its)| near(other, its)) {
+                *found.entry(format!("{other}={its}")).or_default() += 1;
+            }
+        }
+    }
+    let mut found: Vec<(String, u32)> = found.into_iter().collect();
+    found.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    found.truncate(NEAREST);
+    found
+}

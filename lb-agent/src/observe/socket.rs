@@ -1,0 +1,254 @@
+//! The server of the agent's socket: flows from the ring, everything else from the loop.
+//!
+//! It runs beside the loop and never makes it wait: a question is a message with a place for the answer, and a client
+//! that reads slowly loses flows. Only root may connect; clients, questions and times are bounded all the same.
+#![forbid(unsafe_code)]
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::event::outcome;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::api::{Answer, Covers, FlowRecord, FlowsWanted, QUESTION_BYTES, Question, SOCKET};
+use crate::bpf::flows::{Flow, Recent};
+
+/// Clients at a time.
+const CLIENTS: usize = 16;
+/// The question must be there by then.
+const ASK: Duration = Duration::from_secs(5);
+/// The loop must have answered by then.
+const THINK: Duration = Duration::from_secs(10);
+/// A client that reads nothing for so long is left.
+const READ: Duration = Duration::from_secs(30);
+/// Flows that are written at a time.
+const BATCH: usize = 64;
+
+/// A question to the loop.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Where its answer goes.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// What the server reads and whom it asks.
+pub struct Desk {
+    /// The last flows.
+    pub flows: watch::Receiver<Recent>,
+    /// To the loop.
+    pub loop_: mpsc::Sender<Asked>,
+    /// Clients that follow allowed flows, too.
+    pub followers: watch::Sender<usize>,
+}
+
+/// Makes the socket, for root only.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
+    let path = state_dir.join(SOCKET);
+    // Nobody can connect before it has its name, and then it has its mode.
+    let unnamed = state_dir.join(format!("{SOCKET}.new"));
+    for old in [&unnamed, &path] {
+        match fs::remove_file(old) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&unnamed)?;
+    fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&unnamed, &path)?;
+    Ok(listener)
+}
+
+/// Serves for ever.
+pub async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
+    let desk = Arc::new(desk);
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(err) => {
+                // Out of descriptors, most likely: others will be closed.
+                warn!(server = "socket", %err, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if !is_ours(&stream) {
+            continue;
+        }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let refusal = line(&Answer::Error(format!("{CLIENTS} clients are served already")));
+            // Fits into the buffer of a new socket, or the client has gone.
+            if let Err(err) = stream.try_write(&refusal) {
+                debug!(%err, "client not refused");
+            }
+            continue;
+        };
+        let desk = Arc::clone(&desk);
+        tokio::spawn(async move {
+            if let Err(err) = client(stream, &desk).await {
+                debug!(server = "socket", %err, "client left");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Whether root is at the other end, or whoever we are.
+fn is_ours(stream: &UnixStream) -> bool {
+    let uid = stream.peer_cred().map(|peer| peer.uid());
+    uid.is_ok_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
+}
+
+/// One client: one question.
+async fn client(stream: UnixStream, desk: &Desk) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader.take(QUESTION_BYTES));
+    let mut text = Vec::new();
+    timeout(ASK, reader.read_until(b'\n', &mut text)).await??;
+    let answer = match serde_json::from_slice(&text) {
+        Ok(Question::Flows(wanted)) => {
+            return flows(wanted, reader.into_inner().into_inner(), writer, desk).await;
+        }
+        Ok(question) => ask(question, desk).await,
+        Err(err) => Answer::Error(format!("not a question: {err}")),
+    };
+    write(&mut writer, &line(&answer)).await
+}
+
+async fn ask(question: Question, desk: &Desk) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        desk.loop_.send(Asked { question, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    match timeout(THINK, asked).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => Answer::Error("the agent is ending".to_owned()),
+        Err(_) => Answer::Error("the agent is busy: try again".to_owned()),
+    }
+}
+
+/// Counts a client that follows allowed flows, as long as it lives.
+struct Follower<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Follower<'a> {
+    fn new(followers: &'a watch::Sender<usize>) -> Self {
+        followers.send_modify(|n| *n += 1);
+        Self(followers)
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
+async fn flows(
+    wanted: FlowsWanted,
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    desk: &Desk,
+) -> io::Result<()> {
+    let _follower = (wanted.follow && wanted.allowed).then(|| Follower::new(&desk.followers));
+    let mut recent = desk.flows.clone();
+    let (covers, mut from, past) = {
+        let recent = recent.borrow_and_update();
+        (covers(&recent), recent.oldest(), recent.next())
+    };
+    write(&mut writer, &line(&Answer::Covers(covers))).await?;
+    let mut told = false;
+    let mut more = [0];
+    loop {
+        if !told && from >= past {
+            write(&mut writer, &line(&Answer::Now)).await?;
+            told = true;
+            if !wanted.follow {
+                return Ok(());
+            }
+        }
+        let batch = recent.borrow_and_update().take(&mut from, BATCH);
+        let mut lines = Vec::new();
+        if batch.lost > 0 {
+            lines.extend(line(&Answer::Lost(batch.lost)));
+        }
+        for flow in &batch.flows {
+            if wanted.allowed || flow.event.outcome != outcome::ALLOWED {
+                lines.extend(line(&Answer::Flow(record(flow))));
+            }
+        }
+        if !lines.is_empty() {
+            write(&mut writer, &lines).await?;
+        }
+        if batch.flows.is_empty() && told {
+            tokio::select! {
+                changed = recent.changed() => if changed.is_err() { return Ok(()) },
+                // A client has nothing more to say: it has gone.
+                _ = reader.read(&mut more) => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn write(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
+    timeout(READ, writer.write_all(bytes)).await?
+}
+
+fn line(answer: &Answer) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+fn covers(recent: &Recent) -> Covers {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now_ms = u64::try_from(now_ms).unwrap_or_default();
+    Covers {
+        since_ms: recent.iter().next().map_or(now_ms, |flow| flow.at_ms),
+        now_ms,
+        flows: recent.next() - recent.oldest(),
+        forgotten: recent.oldest(),
+        suppressed: recent.iter().map(|flow| u64::from(flow.event.suppressed)).sum(),
+    }
+}
+
+fn record(flow: &Flow) -> FlowRecord {
+    let event = &flow.event;
+    let socket = |addr: Addr, port: Be16| SocketAddr::new(addr.to_ip(), port.get());
+    FlowRecord {
+        at_ms: flow.at_ms,
+        src: socket(event.src, event.sport),
+        dst: socket(event.dst, event.dport),
+        protocol: event.proto,
+        reason: event.reason,
+        ingress: event.ingress != 0,
+        outcome: event.outcome,
+        ifindex: event.ifindex,
+        service_id: event.service_id,
+        suppressed: event.suppressed,
+        group: event.group,
+        judgement: event.judgement,
+        ident: event.ident,
+    }
+}
+
+#[cfg(test)]
+mod tests;
