@@ -5,9 +5,12 @@
 //!                            ├→ view → rows of one command (pure) → columns (text, JSON, YAML)
 //! names (the agent's file)   ┘
 //! ```
-//! It changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
+//! What nobody pins (flows, the records behind an explanation) a running agent is asked for at its socket (`agent`).
+//! lbctl changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
 //! and the way from them to the output.
 
+pub mod agent;
+pub mod attribution;
 pub mod directory;
 pub mod fields;
 pub mod frontend;
@@ -24,8 +27,11 @@ pub mod affinity;
 pub mod backends;
 pub mod ct;
 pub mod drops;
+pub mod explain;
+pub mod flows;
 pub mod maps;
 pub mod pods;
+pub mod policies;
 pub mod services;
 pub mod status;
 pub mod tree;
@@ -41,7 +47,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use lb_common::limits;
 
-use crate::ctl::columns::Style;
+use crate::ctl::columns::{Format, Style};
 use crate::ctl::ct::By;
 use crate::ctl::selection::Selection;
 use crate::ctl::snapshot::protocol_number;
@@ -81,6 +87,14 @@ pub enum Command {
     Affinity(AffinityArgs),
     /// Packets that were not delivered: why, and what to do about it
     Drops(DropsArgs),
+    /// Flows that were denied lately, and by which policy; with -f as they come
+    #[command(alias = "flow")]
+    Flows(FlowsArgs),
+    /// Network policies: which are enforced, what they select, what they say of a flow
+    #[command(subcommand, visible_aliases = ["netpol", "policies"])]
+    Policy(PolicyCommand),
+    /// What becomes of a flow, step by step, and why. Exit status 0 delivered, 3 stopped, 4 cannot tell
+    Explain(ExplainArgs),
     /// The pinned maps: how full they are and what they cost
     Maps(MapsArgs),
     /// A completion script for a shell
@@ -218,6 +232,98 @@ pub struct DropsArgs {
     /// Stay and print what changes
     #[arg(short, long)]
     pub watch: bool,
+}
+
+/// Flags of `flows`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FlowsArgs {
+    /// Which ones
+    #[command(flatten)]
+    pub wanted: flows::Wanted,
+    /// Stay and print flows as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last so many [default: all that the agent keeps; with -f the last 10]
+    #[arg(long, value_name = "N")]
+    pub last: Option<usize>,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// What to show of policies.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// All policies, in the order of evaluation
+    #[command(visible_alias = "ls")]
+    List(PolicyListArgs),
+    /// One policy: its rules as they are numbered in the YAML, and whom they mean
+    #[command(alias = "get")]
+    Show(PolicyShowArgs),
+    /// What becomes of a flow, step by step, and why. Exit status 0 delivered, 3 stopped, 4 cannot tell
+    Explain(PolicyExplainArgs),
+}
+
+/// Flags of `policy list`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyListArgs {
+    /// Only those of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// How to print
+    #[command(flatten)]
+    pub style: Style,
+    /// Stay and print what changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `policy show`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyShowArgs {
+    /// The policy: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
+    #[arg(value_name = "POLICY")]
+    pub name: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Flags of `policy explain`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyExplainArgs {
+    /// Who opens the flow: NAMESPACE/POD, an address, node/NAME or world
+    #[arg(long, value_name = "WHO")]
+    pub from: String,
+    /// Whom it is for: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world
+    #[arg(long, value_name = "WHOM")]
+    pub to: String,
+    /// Its destination port, like 5432/tcp; may be left out of a Service that has only one
+    #[arg(long, value_name = "PORT/PROTOCOL")]
+    pub port: Option<String>,
+    /// Namespace of names that have none
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Flags of `explain`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// Who opens the flow: NAMESPACE/POD, an address, node/NAME or world
+    #[arg(value_name = "SRC")]
+    pub src: String,
+    /// Whom it is for: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world; and its port
+    #[arg(value_name = "DST[:PORT][/PROTOCOL]")]
+    pub dst: String,
+    /// Namespace of names that have none
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
 }
 
 /// Flags of `maps`.

@@ -19,6 +19,8 @@ mod beside;
 mod churn;
 #[path = "e2e/cluster_ip.rs"]
 mod cluster_ip;
+#[path = "e2e/explain.rs"]
+mod explain;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/input.rs"]

@@ -66,9 +66,9 @@ fn tables_with_names() {
         &["pods"],
         0,
         expect![[r#"
-        NAMESPACE  NAME    IP        IFACE  AGE
-        shop       client  10.1.0.9  lo     9d
-    "#]],
+            NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS  AGE
+            shop       client  10.1.0.9  lo     open     open    9d
+        "#]],
     );
     check(
         &node,
@@ -124,9 +124,9 @@ fn flows_and_drops_with_names() {
         &["drops"],
         0,
         expect![[r#"
-        REASON        DIRECTION  COUNT  LAST    EXAMPLE  WHAT-TO-DO
-        NO_ENDPOINTS  egress     1000   <none>  <none>   check the Service's selector and the readiness of its Pods
-    "#]],
+            REASON        DIRECTION  COUNT  LAST    EXAMPLE  BY      WHAT-TO-DO
+            NO_ENDPOINTS  egress     1000   <none>  <none>   <none>  check the Service's selector and the readiness of its Pods
+        "#]],
     );
     check(
         &node,
@@ -321,13 +321,13 @@ fn maps_are_real() {
         frontends hash 2 262144 ROOT/bpf/lb/frontends_v2
         slots array 2 131072 ROOT/bpf/lb/slots_v1
         backends array 2 65536 ROOT/bpf/lb/backends_v1
-        pods hash 1 4096 ROOT/bpf/lb/pods_v2
+        pods hash 1 4096 ROOT/bpf/lb/pods_v3
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
         counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
         samples percpu_array <none> 64 ROOT/bpf/lb/samples_v1
-        events ringbuf <none> 262144 ROOT/bpf/lb/events_v1
+        events ringbuf <none> 262144 ROOT/bpf/lb/events_v2
         affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v1
         source_ranges lpm_trie <none> 16384 ROOT/bpf/lb/source_ranges_v1
         ident hash 0 524288 ROOT/bpf/lb/ident_v1
@@ -335,7 +335,12 @@ fn maps_are_real() {
         settings array <none> 1 ROOT/bpf/lb/settings_v1
         frontend_ports array <none> 1024 ROOT/bpf/lb/frontend_ports_v1
         host_ports array <none> 1024 ROOT/bpf/lb/host_ports_v1
-        loads array <none> 65536 ROOT/bpf/lb/loads_v1"#]]
+        loads array <none> 65536 ROOT/bpf/lb/loads_v1
+        groups array <none> 8192 ROOT/bpf/lb/groups_v1
+        peer_bits hash 0 262144 ROOT/bpf/lb/peer_bits_v1
+        port_bits lpm_trie <none> 65536 ROOT/bpf/lb/port_bits_v1
+        cidrs lpm_trie <none> 65536 ROOT/bpf/lb/cidrs_v1
+        policy array <none> 1 ROOT/bpf/lb/policy_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -353,7 +358,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
         "#]],
     );
     node.write_names();
@@ -369,7 +374,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
         "#]],
     );
     check(
@@ -382,7 +387,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
         "#]],
     );
     drop(lock);
@@ -397,7 +402,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
         "#]],
     );
 }
@@ -435,15 +440,159 @@ fn what_is_missing_is_one_sentence() {
     );
     check(
         &node,
-        &["flows"],
+        &["flow-log"],
         1,
         expect![[r#"
-            error: unrecognized subcommand 'flows'
+            error: unrecognized subcommand 'flow-log'
+
+              tip: some similar subcommands exist: 'flows', 'flow'
 
             Usage: lbctl [OPTIONS] <COMMAND>
 
             For more information, try '--help'.
         "#]],
+    );
+}
+
+#[test]
+fn explanations_come_from_the_pins() {
+    let node = Node::new();
+    node.isolate();
+    let web = ["explain", "10.1.0.9", "10.96.0.1:80"];
+    check(
+        &node,
+        &web,
+        3,
+        expect![[r#"
+        STOPPED: 10.1.0.9 to 10.96.0.1:80/TCP: #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
+          1  ok    source         Pod 10.1.0.9 10.1.0.9 on this node
+          2  ok    service        #1 10.96.0.1:80/TCP: 2 backends, random
+          3  ok    backend        10.1.0.2:8080, active
+          4  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
+          5  ok    backend        10.1.1.2:8080, active
+          6  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.1.2
+        because: what the rules lack is not known without the agent
+        to fix:
+          add a rule that allows 8080/TCP to 10.1.0.2 to a policy that selects 10.1.0.9
+          add a rule that allows 8080/TCP to 10.1.1.2 to a policy that selects 10.1.0.9
+        assumed: names and reasons come from the name table alone: no agent answers
+        code: DEFAULT_DENY
+        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+    "#]],
+    );
+    node.write_names();
+    node.isolate();
+    check(
+        &node,
+        &["explain", "shop/client", "svc:shop/web"],
+        3,
+        expect![[r#"
+            STOPPED: shop/client to svc:shop/web/TCP: shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-1
+              1  ok    source          Pod shop/client 10.1.0.9 on this node
+              2  ok    service         shop/web:http 10.96.0.1:80/TCP: 2 backends, random
+              3  ok    backend         10.1.0.2:8080 shop/web-1 on n1, ready
+              4  STOP  egress policy   shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-1
+              5  ?     ingress policy  shop/web-1 runs here, and no device of it is known yet
+              6  ok    backend         10.1.1.2:8080 shop/web-2 on n2, ready
+              7  STOP  egress policy   shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-2
+              8  ?     ingress policy  judged on n2, where shop/web-2 runs
+            because: what the rules lack is not known without the agent
+            to fix:
+              add a rule that allows 8080/TCP to shop/web-1 to a policy that selects shop/client
+              add a rule that allows 8080/TCP to shop/web-2 to a policy that selects shop/client
+            assumed:
+              names and reasons come from the name table alone: no agent answers
+              ingress policy of shop/web-1: look at `lbctl pods` and `lbctl status`
+              ingress policy of shop/web-2: ask `lbctl explain` on n2
+            code: DEFAULT_DENY
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+        "#]],
+    );
+    check(
+        &node,
+        &["explain", "-n", "shop", "client", "10.9.9.9:53/udp"],
+        0,
+        expect![[r#"
+        DELIVERED: shop/client to 10.9.9.9:53/UDP
+          1  ok  source         Pod shop/client 10.1.0.9 on this node
+          2  ok  egress policy  allowed by shop/deny-all egress[2]
+        assumed:
+          names and reasons come from the name table alone: no agent answers
+          the network takes packets to 10.9.9.9 and back
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+    "#]],
+    );
+    check(
+        &node,
+        &["pods"],
+        0,
+        expect![[r#"
+        NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS       AGE
+        shop       client  10.1.0.9  lo     open     isolated(1)  9d
+    "#]],
+    );
+    check(
+        &node,
+        &["explain", "shop/web-2", "shop/client:80"],
+        4,
+        expect![[r#"
+        CANNOT TELL: shop/web-2 to shop/client:80/TCP: another node decides
+          1  ok  source          Pod shop/web-2 10.1.1.2 on another node
+          2  ?   egress policy   judged on another node, where shop/web-2 runs
+          3  ok  ingress policy  no policy selects shop/client in ingress
+          4  ?   socket          the Pod's network namespace is not to be seen from here: run lbctl on the node itself
+        assumed:
+          names and reasons come from the name table alone: no agent answers
+          egress policy of shop/web-2: ask `lbctl explain` on another node
+          a process in shop/client listens on port 80
+        code: OTHER_NODE
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+    "#]],
+    );
+    check(
+        &node,
+        &["explain", "shop/nobody", "shop/client:80"],
+        1,
+        expect![[r#"
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+        lbctl: shop/nobody: no such object in the cluster
+    "#]],
+    );
+    check(
+        &node,
+        &["policy", "show", "shop/deny-all"],
+        0,
+        expect![[r#"
+        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  STATE     GENERATION  AGE
+        shop       deny-all  NetworkPolicy  0     1         3      enforced  1           <none>
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: its rules are not known
+    "#]],
+    );
+    check(
+        &node,
+        &["policy", "show", "shop/other"],
+        1,
+        expect![[r#"
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?
+    "#]],
+    );
+    check(
+        &node,
+        &["policy", "list", "-o", "wide"],
+        0,
+        expect![[r#"
+        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  STATE     GENERATION  AGE     ISSUE
+        shop       deny-all  NetworkPolicy  0     1         3      enforced  1           <none>
+    "#]],
+    );
+    check(
+        &node,
+        &["flows"],
+        1,
+        expect![[r#"
+        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?
+    "#]],
     );
 }
 

@@ -177,21 +177,68 @@ pub fn print<R: Row>(
         }
         Format::Table | Format::Wide => {
             let wide = style.output == Format::Wide;
-            let shown = |i: usize| R::COLUMNS.get(i).is_some_and(|column| wide || !column.wide);
-            let mut lines = Vec::new();
-            if !style.no_headers && !rows.is_empty() {
-                lines.push(R::COLUMNS.iter().map(|column| column.name.to_owned()).collect());
-            }
-            lines.extend(rows.iter().map(|row| row.cells().iter().map(Cell::to_string).collect()));
-            let keep = |line: Vec<String>| {
-                line.into_iter().enumerate().filter(|(i, _)| shown(*i)).map(|(_, text)| text)
-            };
-            let lines: Vec<Vec<String>> =
-                lines.into_iter().map(|line| keep(line).collect()).collect();
-            align(out, &lines, "")?;
+            let headers = !style.no_headers && !rows.is_empty();
+            align(out, &words::<R>(&rows, wide, headers), "")?;
         }
     }
     Ok(())
+}
+
+/// The words of the columns that are shown, line by line.
+fn words<R: Row>(rows: &[&R], wide: bool, headers: bool) -> Vec<Vec<String>> {
+    let shown = |i: usize| R::COLUMNS.get(i).is_some_and(|column| wide || !column.wide);
+    let mut lines = Vec::new();
+    if headers {
+        lines.push(R::COLUMNS.iter().map(|column| column.name.to_owned()).collect());
+    }
+    lines.extend(rows.iter().map(|row| row.cells().iter().map(Cell::to_string).collect()));
+    let keep = |line: Vec<String>| {
+        line.into_iter().enumerate().filter(|(i, _)| shown(*i)).map(|(_, text)| text)
+    };
+    lines.into_iter().map(|line| keep(line).collect()).collect()
+}
+
+/// Rows as they come: a table whose columns only grow, or JSON with one object a line.
+#[derive(Debug)]
+pub struct Stream {
+    output: Format,
+    headers: bool,
+    widths: Vec<usize>,
+}
+
+impl Stream {
+    /// Rows are printed in this style.
+    ///
+    /// # Errors
+    /// When rows cannot be printed so as they come.
+    pub fn new(style: &Style) -> anyhow::Result<Self> {
+        match style.output {
+            Format::Table | Format::Wide | Format::Json => {}
+            Format::Yaml | Format::Name => {
+                bail!("rows that come one by one are printed as a table or as JSON")
+            }
+        }
+        Ok(Self { output: style.output, headers: !style.no_headers, widths: Vec::new() })
+    }
+
+    /// Prints some rows, the column names before the first of all.
+    ///
+    /// # Errors
+    /// When the output cannot be written.
+    pub fn print<R: Row>(&mut self, out: &mut dyn Write, rows: &[R]) -> anyhow::Result<()> {
+        if self.output == Format::Json {
+            for row in rows {
+                serde_json::to_writer(&mut *out, row).map_err(io::Error::from)?;
+                writeln!(out)?;
+            }
+        } else if !rows.is_empty() {
+            let rows: Vec<&R> = rows.iter().collect();
+            let headers = std::mem::take(&mut self.headers);
+            let lines = words::<R>(&rows, self.output == Format::Wide, headers);
+            align_on(out, &lines, "", &mut self.widths)?;
+        }
+        Ok(out.flush()?)
+    }
 }
 
 /// A row without what changes by itself: the ages. `--watch` compares these.
@@ -223,7 +270,16 @@ pub fn document<T: Serialize>(
 /// # Errors
 /// When the output cannot be written.
 pub fn align(out: &mut dyn Write, lines: &[Vec<String>], indent: &str) -> io::Result<()> {
-    let mut widths: Vec<usize> = Vec::new();
+    align_on(out, lines, indent, &mut Vec::new())
+}
+
+/// The same for lines that follow others: the columns are never narrower than they were.
+fn align_on(
+    out: &mut dyn Write,
+    lines: &[Vec<String>],
+    indent: &str,
+    widths: &mut Vec<usize>,
+) -> io::Result<()> {
     for line in lines {
         for (i, word) in line.iter().enumerate() {
             let width = word.chars().count();
@@ -234,7 +290,7 @@ pub fn align(out: &mut dyn Write, lines: &[Vec<String>], indent: &str) -> io::Re
         }
     }
     for line in lines {
-        let padded = line.iter().zip(&widths).map(|(word, width)| format!("{word:width$}"));
+        let padded = line.iter().zip(&*widths).map(|(word, width)| format!("{word:width$}"));
         let text = padded.collect::<Vec<_>>().join("  ");
         writeln!(out, "{indent}{}", text.trim_end())?;
     }

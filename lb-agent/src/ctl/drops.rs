@@ -1,9 +1,11 @@
 //! `lbctl drops`: packets that were not delivered, why, and what to do about it.
 
+use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
 use serde::Serialize;
 
 use crate::bpf::read::Counts;
+use crate::ctl::attribution::{By, Policies};
 use crate::ctl::columns::{Cell, Column, Row};
 use crate::ctl::snapshot::protocol_name;
 use crate::ctl::view::View;
@@ -22,6 +24,8 @@ pub struct DropRow {
     pub last: Option<u64>,
     /// The last one that was sampled.
     pub example: String,
+    /// Whose policies decided of that one, and which rule.
+    pub by: By,
     /// What the operator can do.
     pub what_to_do: &'static str,
     /// Number of the reason.
@@ -36,6 +40,7 @@ impl Row for DropRow {
         Column::new("COUNT"),
         Column::new("LAST"),
         Column::new("EXAMPLE"),
+        Column::new("BY"),
         Column::wide("NUMBER"),
         Column::new("WHAT-TO-DO"),
     ];
@@ -47,6 +52,7 @@ impl Row for DropRow {
             Cell::Number(self.count),
             Cell::age(self.last),
             Cell::Text(self.example.clone()),
+            Cell::Text(self.by.to_string()),
             Cell::Number(self.number.into()),
             Cell::Note(self.what_to_do.to_owned()),
         ]
@@ -59,14 +65,21 @@ impl Row for DropRow {
 
 /// Reasons that occurred (or `all`), the most frequent first.
 pub fn rows(view: &View<'_>, counts: &Counts, all: bool) -> Vec<DropRow> {
+    let policies = Policies::of(view.names);
     let wanted = counts.drops.iter().filter(|(_, _, count)| all || *count > 0);
-    let mut rows: Vec<DropRow> =
-        wanted.map(|(reason, ingress, count)| row(view, *reason, *ingress, *count)).collect();
+    let mut rows: Vec<DropRow> = wanted
+        .map(|(reason, ingress, count)| row(view, &policies, (*reason, *ingress), *count))
+        .collect();
     rows.sort_by_key(|row| (std::cmp::Reverse(row.count), row.number, row.direction));
     rows
 }
 
-fn row(view: &View<'_>, reason: DropReason, ingress: bool, count: u64) -> DropRow {
+fn row(
+    view: &View<'_>,
+    policies: &Policies,
+    (reason, ingress): (DropReason, bool),
+    count: u64,
+) -> DropRow {
     let number = reason as u8;
     let examples = view.names.drops.iter().filter(|e| e.reason == number && e.ingress == ingress);
     let last = examples.max_by_key(|example| example.at);
@@ -87,6 +100,9 @@ fn row(view: &View<'_>, reason: DropReason, ingress: bool, count: u64) -> DropRo
         count,
         last: last.and_then(|example| view.since(example.at)),
         example: example.unwrap_or_default(),
+        by: last.map_or_else(By::default, |example| {
+            policies.by(example.group, Judgement::from_number(example.judgement))
+        }),
         what_to_do: reason.what_to_do(),
         number,
     }

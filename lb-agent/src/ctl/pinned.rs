@@ -13,15 +13,18 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_IDENT, MAP_LOADS, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
-    MAP_SOURCE_RANGES, MAPS, MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_LOADS,
+    MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES,
+    MAPS, MapSpec,
 };
 use lb_common::pod::Field;
+use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
 use crate::bpf::attach::Role;
 use crate::bpf::clock::Clock;
+use crate::bpf::judge::PinnedPolicies;
 use crate::bpf::maps::{self, MapsError, Tables};
 use crate::bpf::pins::{Pin, Pins};
 use crate::bpf::read::Counts;
@@ -121,6 +124,19 @@ impl Pinned {
         Ok((entries, now))
     }
 
+    /// The policy tables, for the evaluator.
+    ///
+    /// # Errors
+    /// As for [`Self::snapshot`].
+    pub fn policies(&self) -> anyhow::Result<PinnedPolicies> {
+        for spec in
+            [MAP_IDENT, MAP_CIDRS, MAP_GROUPS, MAP_PEER_BITS, MAP_PORT_BITS, MAP_POLICY].iter()
+        {
+            self.check(spec)?;
+        }
+        PinnedPolicies::open(&self.pins).map_err(refused)
+    }
+
     /// The counters, all CPUs together.
     ///
     /// # Errors
@@ -155,6 +171,7 @@ impl Pinned {
             MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
             MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
             MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
+            MAP_PEER_BITS => Some(self.n_elements::<PeerKey, Bits>(spec)?),
             MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,

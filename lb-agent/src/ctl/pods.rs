@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use lb_common::endpoint::{Pod, flags};
 use serde::Serialize;
 
+use crate::ctl::attribution::Policies;
 use crate::ctl::columns::{Cell, Column, Row};
 use crate::ctl::selection::Selection;
 use crate::ctl::snapshot;
@@ -24,6 +25,10 @@ pub struct PodRow {
     pub iface: String,
     /// ifindex of that device.
     pub ifindex: u32,
+    /// Policies about what enters it: `open`, `isolated(3)`, `shadow(1)`.
+    pub ingress: String,
+    /// Policies about what leaves it.
+    pub egress: String,
     /// What carries our programs: `pod_in` and `pod_out` with links of their own, or `clsact` for both.
     pub hooks: Vec<String>,
     /// MAC address of the Pod's end.
@@ -41,6 +46,8 @@ impl Row for PodRow {
         Column::new("NAME"),
         Column::new("IP"),
         Column::new("IFACE"),
+        Column::new("INGRESS"),
+        Column::new("EGRESS"),
         Column::new("AGE"),
         Column::wide("IFINDEX"),
         Column::wide("MAC"),
@@ -54,6 +61,8 @@ impl Row for PodRow {
             Cell::Text(self.name.clone()),
             Cell::list(&self.ips),
             Cell::Text(self.iface.clone()),
+            Cell::Text(self.ingress.clone()),
+            Cell::Text(self.egress.clone()),
             Cell::age(self.age),
             Cell::Number(self.ifindex.into()),
             Cell::Text(self.mac.clone()),
@@ -72,7 +81,8 @@ impl Row for PodRow {
 
 /// The wanted Pods, by name; those without come last.
 pub fn rows(view: &View<'_>, selection: &Selection) -> Vec<PodRow> {
-    let all = view.snapshot.pods.iter().map(|(ifindex, pod)| row(view, *ifindex, pod));
+    let policies = Policies::of(view.names);
+    let all = view.snapshot.pods.iter().map(|(ifindex, pod)| row(view, &policies, *ifindex, pod));
     let mut rows: Vec<PodRow> = all
         .filter(|row| selection.takes_namespace(&row.namespace))
         .filter(|row| row.name().is_some_and(|name| selection.takes_pod(&name)))
@@ -92,7 +102,7 @@ fn is_backend(view: &View<'_>, row: &PodRow, selection: &Selection) -> bool {
     crate::ctl::backends::rows(view, &wanted).iter().any(|b| row.ips.contains(&b.address.ip()))
 }
 
-fn row(view: &View<'_>, ifindex: u32, pod: &Pod) -> PodRow {
+fn row(view: &View<'_>, policies: &Policies, ifindex: u32, pod: &Pod) -> PodRow {
     let name = view.directory.pod(ifindex);
     let mac = pod.mac.map(|byte| format!("{byte:02x}")).join(":");
     PodRow {
@@ -105,6 +115,8 @@ fn row(view: &View<'_>, ifindex: u32, pod: &Pod) -> PodRow {
             (None, None) => String::new(),
         },
         ifindex,
+        ingress: policies.about(pod.ingress, pod.shadow_ingress),
+        egress: policies.about(pod.egress, pod.shadow_egress),
         hooks: view.snapshot.hooks.get(&ifindex).cloned().unwrap_or_default(),
         mac: if pod.mac == [0; 6] { String::new() } else { mac },
         bridged: pod.flags & flags::BRIDGED != 0,

@@ -1,5 +1,8 @@
 //! From the flags to the output: opens what a command needs, makes its rows and prints them.
 
+mod explain;
+mod follow;
+
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
@@ -41,6 +44,9 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Ct(args) => place.ct(args, out)?,
         Command::Affinity(args) => place.affinity(args, out)?,
         Command::Drops(args) => place.drops(args, out)?,
+        Command::Policy(command) => return explain::policy(place, command, out),
+        Command::Explain(args) => return explain::words(place, args, out),
+        Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Maps(args) => place.maps(args, out)?,
         Command::Completion(args) => completion(args.shell, out)?,
         Command::Version(args) => place.version(args, out)?,

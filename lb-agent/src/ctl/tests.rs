@@ -2,6 +2,7 @@
 
 mod fields;
 mod flows;
+mod policies;
 mod sample;
 
 use expect_test::{Expect, expect};
@@ -168,9 +169,9 @@ fn pods_of_this_node() {
         Format::Wide,
         all,
         expect![[r#"
-            NAMESPACE  NAME    IP                IFACE   AGE   IFINDEX  MAC                BRIDGED  HOOKS
-            default    client  10.1.0.2,fd01::2  veth11  4d3h  11       02:00:00:00:00:02  false    pod_in,pod_out
-            default    web-1   10.1.0.3,fd01::3  veth12  4d3h  12       02:00:00:00:00:03  false    <none>
+            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE   IFINDEX  MAC                BRIDGED  HOOKS
+            default    client  10.1.0.2,fd01::2  veth11  open     open    4d3h  11       02:00:00:00:00:02  false    pod_in,pod_out
+            default    web-1   10.1.0.3,fd01::3  veth12  open     open    4d3h  12       02:00:00:00:00:03  false    <none>
         "#]],
     );
     check(
@@ -178,10 +179,10 @@ fn pods_of_this_node() {
         Format::Table,
         all,
         expect![[r#"
-        NAMESPACE  NAME    IP                IFACE   AGE
-        <none>     <none>  10.1.0.2,fd01::2  veth11  <none>
-        <none>     <none>  10.1.0.3,fd01::3  <none>  <none>
-    "#]],
+            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE
+            <none>     <none>  10.1.0.2,fd01::2  veth11  open     open    <none>
+            <none>     <none>  10.1.0.3,fd01::3  <none>  open     open    <none>
+        "#]],
     );
 }
 
@@ -208,10 +209,10 @@ fn drops_say_what_to_do() {
         Format::Table,
         occurred,
         expect![[r#"
-        REASON        DIRECTION  COUNT  LAST    EXAMPLE                                                         WHAT-TO-DO
-        BACKEND_GONE  ingress    1234   <none>  <none>                                                          none: the endpoint was removed and its open connections were reset
-        NO_ENDPOINTS  egress     42     7s      UDP default/client:40000 -> 10.96.0.53:53 (kube-system/dns:53)  check the Service's selector and the readiness of its Pods
-    "#]],
+            REASON        DIRECTION  COUNT  LAST    EXAMPLE                                                         BY      WHAT-TO-DO
+            BACKEND_GONE  ingress    1234   <none>  <none>                                                          <none>  none: the endpoint was removed and its open connections were reset
+            NO_ENDPOINTS  egress     42     7s      UDP default/client:40000 -> 10.96.0.53:53 (kube-system/dns:53)  <none>  check the Service's selector and the readiness of its Pods
+        "#]],
     );
     let all = |view: &View<'_>| drops::rows(view, &counts(), true);
     let (snapshot, names) = (snapshot(), names());

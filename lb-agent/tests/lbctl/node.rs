@@ -15,10 +15,12 @@ use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_agent::bpf::maps::{self, Tables};
 use lb_agent::bpf::pins::Pins;
+use lb_agent::bpf::policy::PolicyTables;
 use lb_agent::names::{
-    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, LAYOUT, Names, Place,
-    PodName, RejectedName, ServiceName, State, Subsystem,
+    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, GroupName, LAYOUT, Names,
+    Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName, State, Subsystem,
 };
+use lb_agent::plan::policy::Op;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
@@ -26,6 +28,7 @@ use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::Pod;
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{MAP_COUNTERS, MAP_LOADS};
+use lb_common::policy::{Bits, Group, PolicyState, PortKey, group_flags, tier};
 use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags, state,
 };
@@ -80,6 +83,56 @@ impl Node {
         let mut tables = Tables::open(&Pins::existing(&self.pin_dir).unwrap()).unwrap();
         let pod = Pod { ip4: Addr::from_ip(ip.parse().unwrap()), ..Pod::ZERO };
         tables.pods.insert(&ifindex, &pod, 0).unwrap();
+    }
+
+    /// Isolates the Pod in egress, but for port 53 of everybody: group 1, which the name table calls that of the policy
+    /// shop/deny-all.
+    pub(crate) fn isolate(&self) {
+        let pins = Pins::existing(&self.pin_dir).unwrap();
+        let mut policies = PolicyTables::open(&pins).unwrap();
+        let bits = Bits { words: [1, 0, 0, 0] };
+        let group = Group {
+            any: [1, 0, 0, 0],
+            accept: [1, 0, 0, 0],
+            tiers: [tier::NETWORK_POLICY, 0, 0, 0],
+            flags: group_flags::ISOLATED,
+            ..Group::ZERO
+        };
+        let key = PortKey { group: 1, zero: 0, proto: proto::UDP, port: Be16::new(53) };
+        let state = PolicyState { epoch: 1, ..PolicyState::ZERO };
+        for op in [
+            Op::PutPortBits { len: PortKey::ONE_PORT, key, bits },
+            Op::PutGroup { id: 1, group: Box::new(group) },
+            Op::PutState(state),
+        ] {
+            policies.apply(&op).unwrap();
+        }
+        let mut tables = Tables::open(&pins).unwrap();
+        let pod = Pod { ip4: ip("10.1.0.9"), egress: 1, ..Pod::ZERO };
+        tables.pods.insert(&LO, &pod, 0).unwrap();
+        let file = self.state_dir.join(names::FILE);
+        let Ok(mut names) = names::read(&file) else { return };
+        let policy = PolicyRef {
+            namespace: Cow::Borrowed("shop"),
+            name: Cow::Borrowed("deny-all"),
+            tier: Cow::Borrowed("NetworkPolicy"),
+        };
+        names.policies.push(PolicyName {
+            namespace: Cow::Borrowed("shop"),
+            name: Cow::Borrowed("deny-all"),
+            tier: Cow::Borrowed("NetworkPolicy"),
+            generation: 1,
+            subjects: 1,
+            rules: 3,
+            ..PolicyName::default()
+        });
+        names.groups.push(GroupName {
+            id: 1,
+            policies: vec![policy],
+            rules: vec![RuleName { number: 0, policy: 0, ingress: false, index: 2 }],
+            isolating: vec![0],
+        });
+        names::write(&file, &names).unwrap();
     }
 
     /// A copy of the binary that everybody may run: the build directory may be closed to others.

@@ -1,0 +1,625 @@
+//! The way of a flow, from its source to a socket.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::endpoint::{Pod, ident_flags};
+use lb_common::flow::proto;
+use lb_common::policy::{Judgement, Question, Tables, identify, judge};
+
+use crate::api::context::{Context, End, Form, Kind, Leg, Party, Wanted};
+use crate::ctl::attribution::{By, Policies};
+use crate::ctl::explain::deny::Denied;
+use crate::ctl::explain::route::{self, Chosen, Route};
+use crate::ctl::explain::{Code, Explanation, Finding, Outcome, State, Step, socket};
+use crate::ctl::snapshot::protocol_name;
+use crate::ctl::view::View;
+
+/// What a Pod listens on.
+#[derive(Clone, Debug)]
+pub enum Listening {
+    /// These.
+    On(Vec<SocketAddr>),
+    /// It could not be looked at, and why.
+    Unknown(String),
+}
+
+/// Everything that the way is made from.
+pub struct Facts<'a, T> {
+    /// What is asked.
+    pub wanted: &'a Wanted,
+    /// What the agent's records say.
+    pub context: &'a Context,
+    /// The maps of Services and Pods, with names.
+    pub view: &'a View<'a>,
+    /// Which rule is whose.
+    pub policies: &'a Policies,
+    /// The maps of policies.
+    pub tables: &'a T,
+    /// Number of their state; 0 while there is no policy.
+    pub epoch: u32,
+    /// Flows whose backend has left: what was dialled, and that backend.
+    pub gone: &'a [(String, String)],
+    /// What a Pod listens on.
+    pub listening: &'a dyn Fn(&Pod, u8) -> Listening,
+}
+
+impl<T> Facts<'_, T> {
+    /// The addresses of this node that have NodePorts.
+    pub fn node_ips(&self) -> Vec<IpAddr> {
+        let frontends = self.view.snapshot.frontends.iter();
+        let external =
+            frontends.filter(|frontend| frontend.is_external() && !frontend.key.is_wildcard());
+        let mut ips: Vec<IpAddr> = external.map(|frontend| frontend.key.addr.to_ip()).collect();
+        ips.sort();
+        ips.dedup();
+        ips
+    }
+}
+
+/// Where a flow may end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Address and port there.
+    pub at: SocketAddr,
+    /// `namespace/name` of the Pod, may be empty.
+    pub pod: String,
+    /// Where that runs, may be empty.
+    pub node: String,
+    /// The frontend by which the flow comes, if it does.
+    pub through: Option<SocketAddr>,
+    /// State of the backend, one word, or empty.
+    pub state: String,
+}
+
+impl Target {
+    fn name(&self) -> String {
+        if self.pod.is_empty() { self.at.ip().to_string() } else { self.pod.clone() }
+    }
+}
+
+/// What becomes of the flow.
+pub fn explain<T: Tables>(facts: &Facts<'_, T>) -> Explanation {
+    let mut walk = Walk {
+        facts,
+        steps: Vec::new(),
+        stops: Vec::new(),
+        hints: Vec::new(),
+        assumed: Vec::new(),
+        deciding: Vec::new(),
+        tally: Tally::default(),
+    };
+    walk.go();
+    walk.finish()
+}
+
+/// How many ways end how.
+#[derive(Default)]
+struct Tally {
+    all: usize,
+    stopped: usize,
+    unknown: usize,
+}
+
+struct Walk<'a, T> {
+    facts: &'a Facts<'a, T>,
+    steps: Vec<Step>,
+    stops: Vec<Finding>,
+    hints: Vec<Finding>,
+    assumed: Vec<String>,
+    /// Nodes that have something to say.
+    deciding: Vec<String>,
+    tally: Tally,
+}
+
+/// One side of a flow whose policies are asked.
+struct Side<'a> {
+    ingress: bool,
+    subject: &'a str,
+    pod: &'a Pod,
+    /// The other end: its address, and what it is called.
+    peer: (IpAddr, String),
+}
+
+impl<'a, T: Tables> Walk<'a, T> {
+    fn go(&mut self) {
+        let facts = self.facts;
+        if !facts.context.complete {
+            self.assume(
+                "names and reasons come from the name table alone: no agent answers".to_owned(),
+            );
+        }
+        self.source();
+        let outside = route::is_outside(facts);
+        match route::route(facts, outside) {
+            Route::None { service, finding } => {
+                self.stop(
+                    "service",
+                    format!(
+                        "{}: {}",
+                        if service.is_empty() { "address" } else { &service },
+                        finding.headline
+                    ),
+                    *finding,
+                );
+                self.tally = Tally { all: 1, stopped: 1, unknown: 0 };
+            }
+            Route::Service(chosen) => self.through(&chosen),
+            Route::Plain => {
+                let Some(at) = self.plain() else {
+                    self.tally = Tally { all: 1, stopped: 0, unknown: 1 };
+                    let dst = &facts.wanted.dst;
+                    self.step(
+                        State::Unknown,
+                        "destination",
+                        format!("{dst} has no address that the source could reach"),
+                    );
+                    return;
+                };
+                let End { kind, name, node, .. } = &facts.context.dst;
+                let pod = if *kind == Kind::Pod { name.clone() } else { String::new() };
+                self.target(&Target {
+                    at,
+                    pod,
+                    node: node.clone(),
+                    through: None,
+                    state: String::new(),
+                });
+            }
+        }
+    }
+
+    /// Where the flow comes from.
+    fn source(&mut self) {
+        let facts = self.facts;
+        let src = &facts.context.src;
+        let ips = src.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+        let text = match src.kind {
+            Kind::Pod if self.local(src).is_some() => {
+                format!("Pod {} {ips} on this node", src.name)
+            }
+            Kind::Pod => format!("Pod {} {ips} on {}", src.name, place(&src.node)),
+            Kind::HostPod => {
+                format!("Pod {} of the host network of {}", src.name, place(&src.node))
+            }
+            Kind::Node => format!("node {}", src.name),
+            Kind::Outside | Kind::Service | Kind::Missing => match facts.wanted.src {
+                Party::World => format!("somebody outside the cluster, judged as {ips}"),
+                _ => format!("{ips}, outside the cluster"),
+            },
+        };
+        self.step(State::Ok, "source", text);
+        if matches!(src.kind, Kind::HostPod | Kind::Node) {
+            self.hints.push(Finding {
+                code: Some(Code::HostNotSelectable),
+                object: format!("Node {}", src.node),
+                headline: "the source is a node".to_owned(),
+                because: vec!["no NetworkPolicy selects traffic that leaves a node or a Pod of the host network".to_owned()],
+                ..Finding::default()
+            });
+        }
+    }
+
+    /// Through a frontend.
+    fn through(&mut self, chosen: &Chosen<'_>) {
+        let Chosen { frontend, name, targets, rejected } = chosen;
+        let at = frontend.socket();
+        let protocol = protocol_name(self.facts.wanted.protocol);
+        let n = targets.len();
+        let backends = if n == 1 {
+            "1 backend".to_owned()
+        } else {
+            format!("{n} backends, {}", frontend.algorithm())
+        };
+        let mut text = format!("{name} {at}/{protocol}: {backends}");
+        if !rejected.is_empty() {
+            text.push_str(&format!("; left out: {}", rejected.join(", ")));
+        }
+        self.step(State::Ok, "service", text);
+        for (dialled, backend) in
+            self.facts.gone.iter().filter(|(dialled, _)| *dialled == at.to_string())
+        {
+            self.hints.push(Finding {
+                code: Some(Code::StaleFlow),
+                object: format!("Service {name}"),
+                headline: format!("a flow to {dialled} is pinned to {backend}, which has left"),
+                because: vec![format!("an open flow to {dialled} is pinned to {backend}, which has left: TCP is reset at its next packet, all else chooses again")],
+                to_fix: vec!["let the client connect anew".to_owned()],
+                ..Finding::default()
+            });
+        }
+        for target in targets {
+            let on =
+                if target.node.is_empty() { String::new() } else { format!(" on {}", target.node) };
+            let pod =
+                if target.pod.is_empty() { String::new() } else { format!(" {}", target.pod) };
+            self.step(State::Ok, "backend", format!("{}{pod}{on}, {}", target.at, target.state));
+            self.target(target);
+        }
+        if self.tally.stopped == self.tally.all {
+            return;
+        }
+        let first = targets.first().map(|target| target.at.to_string()).unwrap_or_default();
+        let of = if n == 1 { first } else { "the backend".to_owned() };
+        let text = match self.facts.context.src.kind {
+            Kind::Node | Kind::HostPod => format!(
+                "{of} answers the process itself, whose socket shows {at}; answers are not judged"
+            ),
+            _ => format!(
+                "the source of answers, {of}, is turned into {at} again; answers are not judged"
+            ),
+        };
+        self.step(State::Ok, "reply", text);
+    }
+
+    /// The address that is dialled where no Service is.
+    fn plain(&self) -> Option<SocketAddr> {
+        let Context { src, dst, .. } = self.facts.context;
+        let reaches = |ip: &&IpAddr| {
+            src.ips.is_empty() || src.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
+        };
+        let mut ips: Vec<&IpAddr> = dst.ips.iter().filter(reaches).collect();
+        ips.sort_by_key(|ip| ip.is_ipv6());
+        let ip = ips.first()?;
+        Some(SocketAddr::new(**ip, self.facts.wanted.port.unwrap_or_default()))
+    }
+
+    /// From the source to one end of the way.
+    fn target(&mut self, target: &Target) {
+        let before = (self.stops.len(), self.unknown());
+        self.egress(target);
+        self.ingress(target);
+        self.socket(target, self.stops.len() > before.0);
+        self.tally.all += 1;
+        if self.stops.len() > before.0 {
+            self.tally.stopped += 1;
+        } else if self.unknown() > before.1 {
+            self.tally.unknown += 1;
+        }
+    }
+
+    /// Steps of policy that are not known.
+    fn unknown(&self) -> usize {
+        let is = |step: &&Step| step.state == State::Unknown && step.what != SOCKET;
+        self.steps.iter().filter(is).count()
+    }
+
+    fn egress(&mut self, target: &Target) {
+        let src = &self.facts.context.src;
+        match (src.kind, self.local(src)) {
+            (Kind::Pod, Some(pod)) => {
+                let peer = (target.at.ip(), target.name());
+                self.judge(&Side { ingress: false, subject: &src.name, pod, peer }, target);
+            }
+            (Kind::Pod, None) => self.elsewhere(EGRESS, &src.name, &src.node),
+            (Kind::HostPod | Kind::Node, _) => {
+                self.step(
+                    State::Ok,
+                    EGRESS,
+                    "NetworkPolicy never selects a node's own traffic".to_owned(),
+                );
+            }
+            (Kind::Outside | Kind::Service | Kind::Missing, _) => {}
+        }
+    }
+
+    fn ingress(&mut self, target: &Target) {
+        let facts = self.facts;
+        let src = &facts.context.src;
+        let pod = self.pod_at(target.at.ip());
+        let Some(from) = src.ips.iter().find(|ip| ip.is_ipv4() == target.at.is_ipv4()) else {
+            if pod.is_some() || !target.pod.is_empty() {
+                self.step(
+                    State::Unknown,
+                    INGRESS,
+                    format!("{} has no address yet", facts.wanted.src),
+                );
+            }
+            return;
+        };
+        let from = *from;
+        if pod.is_some() && target.through.is_some() && from == target.at.ip() {
+            let name = target.name();
+            return self.step(
+                State::Ok,
+                INGRESS,
+                format!("{name} reaches itself: that is judged where it leaves"),
+            );
+        }
+        match pod {
+            Some(pod) => {
+                let name = if src.name.is_empty() { from.to_string() } else { src.name.clone() };
+                let subject = target.name();
+                self.judge(
+                    &Side { ingress: true, subject: &subject, pod, peer: (from, name) },
+                    target,
+                );
+            }
+            None if !target.pod.is_empty() || self.is_pod(target.at.ip()) => {
+                self.elsewhere(INGRESS, &target.name(), &target.node);
+                if route::is_outside(facts) && target.through.is_some() {
+                    self.assume(format!(
+                        "{} sees an address of {} instead of the client's: rules there with an ipBlock for the client do not match (externalTrafficPolicy: Local keeps the client)",
+                        place(&target.node), place(&facts.context.node)
+                    ));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Policies that another node enforces.
+    fn elsewhere(&mut self, what: &'static str, subject: &str, node: &str) {
+        if !node.is_empty() && node == self.facts.context.node {
+            let text = format!("{subject} runs here, and no device of it is known yet");
+            self.step(State::Unknown, what, text);
+            self.assume(format!("{what} of {subject}: look at `lbctl pods` and `lbctl status`"));
+            return;
+        }
+        let ingress = what == INGRESS;
+        let leg = self
+            .facts
+            .context
+            .legs
+            .iter()
+            .find(|leg| leg.ingress == ingress && leg.subject == subject);
+        let isolating = leg.map(|leg| leg.policies.iter().filter(|policy| !policy.shadow).count());
+        let policies = match isolating {
+            Some(0) => "; no policy selects it".to_owned(),
+            Some(1) => "; 1 policy selects it".to_owned(),
+            Some(n) => format!("; {n} policies select it"),
+            None => String::new(),
+        };
+        self.step(
+            State::Unknown,
+            what,
+            format!("judged on {}, where {subject} runs{policies}", place(node)),
+        );
+        self.assume(format!("{what} of {subject}: ask `lbctl explain` on {}", place(node)));
+        let node = place(node).to_owned();
+        if !self.deciding.contains(&node) {
+            self.deciding.push(node);
+        }
+    }
+
+    /// Asks the maps.
+    fn judge(&mut self, side: &Side<'_>, target: &Target) {
+        let facts = self.facts;
+        let (what, direction) =
+            if side.ingress { (INGRESS, "ingress") } else { (EGRESS, "egress") };
+        let Side { subject, pod, .. } = side;
+        let (group, shadow) = match side.ingress {
+            true => (pod.ingress, pod.shadow_ingress),
+            false => (pod.egress, pod.shadow_egress),
+        };
+        if facts.epoch == 0 || (group, shadow) == (0, 0) {
+            return self.step(
+                State::Ok,
+                what,
+                format!("no policy selects {subject} in {direction}"),
+            );
+        }
+        let Some(ident) = identify(facts.tables, &Addr::from_ip(side.peer.0)) else {
+            return self.step(
+                State::Ok,
+                what,
+                "the other end is this node itself, which is always allowed".to_owned(),
+            );
+        };
+        let own = target.through.is_some() && facts.context.src.ips.contains(&target.at.ip());
+        let question = |group| Question {
+            group,
+            ident,
+            proto: facts.wanted.protocol,
+            port: Be16::new(target.at.port()),
+            own,
+        };
+        let ask = |group| match group {
+            0 => Judgement::ALLOWED,
+            group => judge(facts.tables, &question(group)),
+        };
+        let (judgement, other) = (ask(group), ask(shadow));
+        let by = facts.policies.by(group, judgement);
+        let leg = self.leg(side, target);
+        if judgement.denied() {
+            let flags = facts.tables.group(group).map_or(0, |group| group.flags);
+            let denied = Denied {
+                ingress: side.ingress,
+                subject,
+                peer: &side.peer.1,
+                protocol: facts.wanted.protocol,
+                target,
+                judgement,
+                by: &by,
+                group: (group, flags),
+                leg,
+            };
+            let finding = denied.finding();
+            self.stop(what, finding.headline.clone(), finding);
+        } else {
+            let text = match (by.policies.is_empty(), own) {
+                (false, _) => format!("allowed by {by}"),
+                (true, true) => format!("{subject} reaches itself, which no NetworkPolicy forbids"),
+                (true, false) if group == 0 => {
+                    format!("no policy that is enforced selects {subject} in {direction}")
+                }
+                (true, false) => format!("no policy says anything of it in {direction}"),
+            };
+            self.step(State::Ok, what, text);
+            if let Some(finding) = leg.and_then(|leg| either(leg, &by, &side.peer.1)) {
+                self.hints.push(finding);
+            }
+        }
+        if shadow != 0 && other.denied() != judgement.denied() {
+            let by = facts.policies.by(shadow, other);
+            let would = if other.denied() { "deny" } else { "allow" };
+            self.assume(format!(
+                "policies in shadow mode are not enforced: with them, {by} would {would} it"
+            ));
+        }
+    }
+
+    /// What the records say of the policies of that side.
+    fn leg(&self, side: &Side<'_>, target: &Target) -> Option<&'a Leg> {
+        let legs = &self.facts.context.legs;
+        legs.iter().find(|leg| {
+            leg.ingress == side.ingress
+                && leg.subject == side.subject
+                && leg.port == target.at.port()
+                && leg.peer == Some(side.peer.0)
+        })
+    }
+
+    /// Whether somebody listens.
+    fn socket(&mut self, target: &Target, stopped: bool) {
+        let protocol = self.facts.wanted.protocol;
+        if !matches!(protocol, proto::TCP | proto::UDP) {
+            return;
+        }
+        let Some(pod) = self.pod_at(target.at.ip()) else {
+            if stopped {
+                return;
+            }
+            match (target.pod.is_empty(), self.facts.context.dst.kind) {
+                (false, _) => self.assume(format!(
+                    "a process in {} listens on port {}",
+                    target.pod,
+                    target.at.port()
+                )),
+                (true, Kind::Outside) if target.through.is_none() => {
+                    self.assume(format!(
+                        "the network takes packets to {} and back",
+                        target.at.ip()
+                    ));
+                }
+                _ => {}
+            }
+            return;
+        };
+        match (self.facts.listening)(pod, protocol) {
+            Listening::On(sockets) => match socket::heard(&sockets, target.at, &target.name()) {
+                Ok(text) => self.step(State::Ok, SOCKET, text),
+                Err(finding) => self.stop(SOCKET, finding.headline.clone(), *finding),
+            },
+            Listening::Unknown(why) => {
+                self.step(State::Unknown, SOCKET, why);
+                self.assume(format!(
+                    "a process in {} listens on port {}",
+                    target.name(),
+                    target.at.port()
+                ));
+            }
+        }
+    }
+
+    /// Whether the tables know the address as that of a Pod, on whatever node.
+    fn is_pod(&self, ip: IpAddr) -> bool {
+        let known = self.facts.tables.ident(&Addr::from_ip(ip));
+        known.is_some_and(|known| known.flags & ident_flags::POD != 0)
+    }
+
+    /// The entry of a Pod of this node.
+    fn local(&self, end: &End) -> Option<&'a Pod> {
+        end.ips.iter().find_map(|ip| self.pod_at(*ip))
+    }
+
+    fn pod_at(&self, ip: IpAddr) -> Option<&'a Pod> {
+        let view = self.facts.view;
+        view.snapshot.pods.get(&view.directory.ifindex_of(&Addr::from_ip(ip)))
+    }
+
+    fn step(&mut self, state: State, what: &'static str, text: String) {
+        self.steps.push(Step { state, what, text });
+    }
+
+    fn stop(&mut self, what: &'static str, text: String, finding: Finding) {
+        self.step(State::Stop, what, text);
+        self.stops.push(finding);
+    }
+
+    fn assume(&mut self, text: String) {
+        if !self.assumed.contains(&text) {
+            self.assumed.push(text);
+        }
+    }
+
+    fn finish(self) -> Explanation {
+        let Self { facts, steps, stops, hints, assumed, deciding, tally } = self;
+        let outcome = match tally {
+            Tally { stopped: 1.., .. } => Outcome::Stopped,
+            Tally { unknown: 1.., .. } => Outcome::CannotTell,
+            Tally { .. } => Outcome::Delivered,
+        };
+        let port = facts.wanted.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let flow = format!(
+            "{} to {}{port}/{}",
+            facts.wanted.src,
+            facts.wanted.dst,
+            protocol_name(facts.wanted.protocol)
+        );
+        let some = |n: usize| {
+            if n < tally.all {
+                format!(" (for {n} of {} backends)", tally.all)
+            } else {
+                String::new()
+            }
+        };
+        let mut findings = stops.into_iter().chain(hints);
+        let mut finding = findings.next().unwrap_or_default();
+        let verdict = match outcome {
+            Outcome::Stopped => format!("{flow}{}: {}", some(tally.stopped), finding.headline),
+            Outcome::CannotTell => {
+                let decides = if deciding.len() == 1 { "decides" } else { "decide" };
+                match deciding.as_slice() {
+                    [] => format!("{flow}{}", some(tally.unknown)),
+                    nodes => {
+                        format!("{flow}{}: {} {decides}", some(tally.unknown), nodes.join(", "))
+                    }
+                }
+            }
+            Outcome::Delivered => flow,
+        };
+        if outcome == Outcome::CannotTell && finding.code.is_none() {
+            finding.code = Some(Code::OtherNode);
+        }
+        let mut also: Vec<Finding> = Vec::new();
+        for other in findings {
+            if other != finding && !also.contains(&other) {
+                also.push(other);
+            }
+        }
+        Explanation { outcome, verdict, steps, finding, also, assumed }
+    }
+}
+
+const EGRESS: &str = "egress policy";
+const INGRESS: &str = "ingress policy";
+const SOCKET: &str = "socket";
+
+fn place(node: &str) -> &str {
+    if node.is_empty() { "another node" } else { node }
+}
+
+/// Two peers in a list mean either; one that has both selectors means both. The first is often written for the second.
+fn either(leg: &Leg, by: &By, who: &str) -> Option<Finding> {
+    let policy = leg.policies.iter().find(|policy| by.policies.contains(&policy.name))?;
+    let rule = policy.rules.iter().find(|rule| rule.path == by.rule)?;
+    let peers = rule.peers.as_ref()?;
+    let taken =
+        peers.iter().find(|peer| peer.form == Form::Namespaces && peer.misses.is_empty())?;
+    let beside = peers.iter().find(|peer| peer.form == Form::Pods && !peer.misses.is_empty())?;
+    let only_by_that = peers.iter().filter(|peer| peer.misses.is_empty()).count() == 1;
+    only_by_that.then(|| Finding {
+        code: Some(Code::HintPeerOr),
+        object: format!("NetworkPolicy {}", policy.name),
+        path: format!("spec.{}", taken.path),
+        headline: "allowed, perhaps by mistake".to_owned(),
+        because: vec![format!(
+            "{} {} has two peers, of which either is enough: {who} is allowed as one of {}, although it is none of {}",
+            policy.name, rule.path, taken.wants, beside.wants
+        )],
+        to_fix: vec!["if both were meant, write podSelector and namespaceSelector in one entry of the list".to_owned()],
+        ..Finding::default()
+    })
+}

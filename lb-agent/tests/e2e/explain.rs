@@ -1,0 +1,174 @@
+//! `lbctl` beside real agents, real policies and real sockets: what it says of a flow is what becomes of it.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use testbed::{
+    Agent, Shape,
+    client::{Transport, ask},
+    manifest::{node_of, pod_of},
+    wait,
+};
+
+use crate::stage::{SOON, Stage, port_80, service};
+
+const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
+/// No answer within this time is none.
+const DENIED: Duration = Duration::from_millis(400);
+/// The name table, with its examples of drops, is written every ten seconds at least.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const ONLY_FRIENDS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: only-friends, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
+    ports: [{port: 8080}]
+";
+
+/// lbctl beside this agent.
+fn lbctl(agent: &Agent, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    command
+        .args(args)
+        .arg("--pin-dir")
+        .arg(&agent.pin_dir)
+        .arg("--state-dir")
+        .arg(&agent.state_dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end: exit status and what it printed.
+fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
+    let child = agent.node.netns.spawn(&mut lbctl(agent, args)).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// Runs it until it ends so, and says all of these.
+fn expect(stage: &Stage, agent: &Agent, args: &[&str], status: i32, words: &[&str]) {
+    let what = format!("lbctl {args:?}: {status} {words:?}");
+    let told = wait::until(&what, PATIENCE, || {
+        let (code, text) = run(agent, args);
+        anyhow::ensure!(code == Some(status), "{code:?}: {text}");
+        let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
+        anyhow::ensure!(missing.is_empty(), "no {missing:?} in: {text}");
+        Ok(())
+    });
+    if let Err(err) = told {
+        panic!("{err:#}\n{}", stage.logs());
+    }
+}
+
+#[test]
+fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
+    let mut stage = Stage::new("explain", Shape::Routed);
+    let (a, b) = (stage.a.clone(), stage.b.clone());
+    let web = stage.server(&a, "web");
+    let [friend, stranger] = ["friend", "stranger"].map(|name| a.pod(name).unwrap());
+    let far = b.pod("far").unwrap();
+    stage.dir.write("nodes", &[&a, &b].map(node_of)).unwrap();
+    let objects = [
+        service("web", WEB),
+        pod_of(&web).label("app", "web"),
+        pod_of(&friend).label("friend", "yes"),
+        pod_of(&far).label("friend", "yes"),
+        pod_of(&stranger).label("friend", "no"),
+    ];
+    stage.dir.write("cast", &objects).unwrap();
+    for client in [&friend, &stranger, &far] {
+        stage.wait_for(&client.netns, port_80(WEB[0]), &["web"]);
+    }
+    let [here, there] = &stage.agents;
+    let mode = std::fs::metadata(here.state_dir.join("agent.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    // Without policies: it depends on who listens.
+    let listens = ["DELIVERED", "no policy selects default/web", "somebody listens on"];
+    expect(&stage, here, &["explain", "stranger", "svc:web:80"], 0, &listens);
+    let refuses = ["STOPPED", "BACKEND_REFUSES", "8080"];
+    expect(&stage, here, &["explain", "stranger", "web:9"], 3, &refuses);
+    let missing = ["default/stringer: no such object in the cluster; there is default/stranger"];
+    expect(&stage, here, &["explain", "stringer", "web:9"], 1, &missing);
+
+    stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
+    let stopped =
+        ["STOPPED", "STOP  ingress policy", "wants friend=yes", "friend=no", "DENY_INGRESS_PEER"];
+    expect(&stage, here, &["explain", "stranger", "svc:web:80"], 3, &stopped);
+    let flags = ["policy", "explain", "--from", "stranger", "--to", "web", "--port", "8080/tcp"];
+    expect(&stage, here, &flags, 3, &stopped);
+    let allowed = ["DELIVERED", "allowed by default/only-friends ingress[0]"];
+    expect(&stage, here, &["explain", "friend", "svc:web:80"], 0, &allowed);
+    let on_a = ["CANNOT TELL", "OTHER_NODE", "ask `lbctl explain` on"];
+    expect(&stage, there, &["explain", "far", "svc:web:80"], 4, &on_a);
+    expect(&stage, here, &["policy", "list"], 0, &["only-friends", "enforced"]);
+    expect(
+        &stage,
+        here,
+        &["policy", "show", "default/only-friends"],
+        0,
+        &["ingress[0].from[0]", "friend"],
+    );
+    expect(&stage, here, &["pods", "web"], 0, &["isolated(1)", "open"]);
+
+    // What it says is what becomes of them, and flows and drops name who did it.
+    let addr = SocketAddr::new(web.v4.into(), 8080);
+    let asked = |pod: &testbed::Pod| pod.netns.enter(|| ask(Transport::Tcp, addr, DENIED)).unwrap();
+    assert!(asked(&friend).is_ok());
+    assert!(asked(&stranger).is_err());
+    let denied = [
+        "dropped",
+        "default/stranger:",
+        "default/web:8080",
+        "POLICY_ISOLATED",
+        "default/only-friends default-deny",
+    ];
+    expect(&stage, here, &["flows"], 0, &denied);
+    expect(
+        &stage,
+        here,
+        &["flows", "--from", "stranger", "--policy", "default/only-friends"],
+        0,
+        &denied,
+    );
+    expect(&stage, here, &["drops"], 0, &["POLICY_ISOLATED", "default/only-friends default-deny"]);
+    let (_, none) = run(here, &["flows", "--from", "friend"]);
+    assert!(!none.contains("default/friend:"), "{none}");
+
+    // Allowed flows are reported as long as somebody follows them.
+    let args = ["flows", "-f", "--verdict", "allowed", "-o", "json"];
+    let mut follow = a.netns.spawn(&mut lbctl(here, &args)).unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let told = wait::until("the programs report allowed flows", SOON, || {
+        let (_, seen) = run(here, &["flows", "--verdict", "allowed"]);
+        anyhow::ensure!(asked(&friend).is_ok());
+        anyhow::ensure!(seen.contains("default/friend:"), "{seen}");
+        Ok(())
+    });
+    if let Err(err) = told {
+        panic!("{err:#}\n{}", stage.logs());
+    }
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("\"verdict\":\"allowed\"") && line.contains("default/friend"), "{line}");
+    assert!(line.contains("\"rule\":\"ingress[0]\""), "{line}");
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+
+    // A dead agent takes the reasons with it, not the verdict.
+    let [here, _] = &mut stage.agents;
+    here.kill().unwrap();
+    let here = &stage.agents[0];
+    let alone = ["STOPPED", "DEFAULT_DENY", "default/only-friends", "no agent answers"];
+    expect(&stage, here, &["explain", "stranger", "svc:web:80"], 3, &alone);
+    expect(&stage, here, &["flows"], 1, &["no agent answers at"]);
+}
