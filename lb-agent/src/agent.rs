@@ -51,6 +51,7 @@ use crate::config::{Config, Source};
 use crate::devices::{self, Devices};
 use crate::model::Desired;
 use crate::observe::Status;
+use crate::observe::foreign;
 use crate::observe::metrics::{Metrics, Subject};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use crate::observe::socket::Asked;
@@ -229,6 +230,9 @@ impl Agent {
         for event in existing {
             agent.device(event);
         }
+        if foreign::detect().is_some() {
+            agent.dirty.merge(agent.cluster.apply(crate::cluster::Event::OtherProxy));
+        }
         // Whoever followed them has gone with the agent before.
         agent.report_allowed(false);
         Ok((Inbox { told, attached, background, asked, followers, source }, agent))
@@ -245,8 +249,12 @@ impl Agent {
             }
             Event::Attached(attached) => self.attached(attached),
             Event::Background(news) => {
-                if matches!(news, News::Expired(_)) {
-                    self.cluster.pass();
+                match news {
+                    News::Expired(_) => self.cluster.pass(),
+                    News::Foreign(Some(_)) => {
+                        self.dirty.merge(self.cluster.apply(crate::cluster::Event::OtherProxy));
+                    }
+                    _ => {}
                 }
                 self.housekeeping.background(news, &self.metrics);
             }

@@ -130,6 +130,8 @@ pub enum Event {
     /// The addresses of this node's own network namespace, without loopback and link-local ones, those that others
     /// reach it by first. Replaces those told before.
     Host(Box<[Addr]>),
+    /// Another proxy's rules are on this node: flows that are older than ours are its, until we end.
+    OtherProxy,
     /// A list of this kind begins: what it does not repeat until `Synced` is gone.
     Restarted(Kind),
     /// The list of this kind is complete.
@@ -188,6 +190,8 @@ pub struct Cluster {
     retained: Retained,
     /// Addresses of this node's network namespace.
     host: Box<[Addr]>,
+    /// Whether another proxy has been here.
+    other_proxy: bool,
     /// (service, name of its slice).
     slices_of: BTreeSet<(Name, Arc<str>)>,
     claims: Claims,
@@ -217,6 +221,7 @@ impl Cluster {
             cluster_network_policies: Table::default(),
             retained: Retained::default(),
             host: Box::default(),
+            other_proxy: false,
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
             uses: HashMap::new(),
@@ -269,6 +274,10 @@ impl Cluster {
                     self.host = addrs;
                     self.node_changed(&mut dirty);
                 }
+            }
+            Event::OtherProxy => {
+                dirty.node |= !self.other_proxy;
+                self.other_proxy = true;
             }
             Event::Restarted(kind) => self.restarted(kind),
             Event::Synced(kind) => self.synced_kind(kind, &mut dirty),
@@ -402,6 +411,11 @@ impl Cluster {
     /// The addresses of this node's network namespace, as far as they were told.
     pub fn host_addrs(&self) -> &[Addr] {
         &self.host
+    }
+
+    /// Whether flows that are older than ours may be another proxy's.
+    pub fn is_beside_another_proxy(&self) -> bool {
+        self.other_proxy
     }
 
     /// The ranges of all ServiceCIDRs, with the names of those.

@@ -49,6 +49,8 @@ pub struct DesiredNode {
     pub service_cidrs: Box<[Prefix]>,
     /// All addresses of this node, sorted: backends there are processes of this host.
     pub addrs: Box<[Addr]>,
+    /// Whether flows that are older than ours may be another proxy's.
+    pub other_proxy: bool,
 }
 
 /// Services whose desired state changed.

@@ -273,6 +273,13 @@ impl Planner {
     ) -> Plan {
         self.tables.timers.stamp(now);
         let mut plan = Plan::default();
+        // Before any frontend: from then on flows in mid-flow would be refused.
+        let flags = node::settings(&desired.node).flags;
+        let now_told = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
+        if flags != now_told.flags {
+            plan.ops.push(Op::PutSettings(Box::new(Settings { flags, ..now_told })));
+            plan.end_group(None);
+        }
         // A Service that is tried again needs the ports it has asked for, although nothing has them yet.
         let due = self.tables.timers.due_sweep(now) && self.pending.is_empty();
         for op in self.tables.begin(&desired.node.addrs, !self.begun, due) {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use bed::{Bed, Verdict, addr, protocol};
-use lb_common::config;
+use lb_common::config::{self, Settings, setting_flags};
 use lb_common::flow::proto;
 use lb_common::service::state;
 
@@ -57,6 +57,24 @@ fn a_flow_to_a_service_is_translated_both_ways() {
             assert_eq!(bed.counted(), "", "an established flow counts nothing");
             assert_eq!(bed.conntrack().len(), 2, "a forward and a reply entry");
         }
+    }
+}
+
+#[test]
+fn beside_another_proxy_flows_in_mid_flow_are_left_to_it() {
+    for v4 in [true, false] {
+        let mut bed = Bed::new();
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        bed.service(&vip, proto::TCP, &[&at(v4, 2, 9, 8080)]);
+        let settings = Settings { flags: setting_flags::OTHER_PROXY, ..Settings::ZERO };
+        bed.set("settings", 0, settings);
+        let data = format!("{pod} > {vip} tcp A");
+        assert_eq!(bed.leave(&data).split(" tcp").next(), data.split(" tcp").next(), "as it came");
+        let back = format!("{vip} > {pod} tcp A");
+        assert_eq!(bed.enter(&back).split(" tcp").next(), back.split(" tcp").next());
+        // A new one is ours, from the same port, too.
+        let syn = bed.leave(&format!("{pod} > {vip} tcp S"));
+        assert!(syn.contains(&at(v4, 2, 9, 8080)), "{syn}");
     }
 }
 

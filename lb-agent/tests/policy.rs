@@ -333,9 +333,12 @@ fn a_pod_sends_from_its_own_addresses_only() {
         sample::epoch(&mut bed, 1);
         let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 3, 1)).words().map(|word| word.to_wire()), node);
+        // A Pod of this node whose device is not known yet: it may be this one.
+        let here = Ident { flags: ident_flags::POD | ident_flags::HERE, ident: 5, ..Ident::ZERO };
+        bed.put("ident", Addr::from_ip(addr(v4, 5, 1)).words().map(|word| word.to_wire()), here);
         bed.counted();
         let to = at(v4, PEER, 80);
-        for (net, spoofed) in [(POD, false), (OTHER, true), (3, true), (77, false)] {
+        for (net, spoofed) in [(POD, false), (OTHER, true), (3, true), (77, false), (5, false)] {
             let from = at(v4, net, 4000);
             let told = bed.leave(&format!("{from} > {to} tcp S"));
             assert_eq!(told == "drop", spoofed, "{from}");

@@ -77,6 +77,13 @@ impl Cidr {
 /// of the host's own sockets (`net.ipv4.ip_local_port_range`, 32768-60999), so that none takes another's replies.
 pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = 10_000..=29_999;
 
+/// Bits of [`Settings::flags`].
+pub mod setting_flags {
+    /// Another proxy translates flows that are older than these programs: packets of flows that nobody knows, in
+    /// mid-flow, are left to it. Else they are refused, since their backend cannot be found again.
+    pub const OTHER_PROXY: u32 = 1 << 0;
+}
+
 /// Bits of [`Config::features`].
 pub mod features {
     /// The kernel knows `BPF_F_IPV6` in `bpf_l4_csum_replace` (6.16): without it, IPv6 translation of packets with

@@ -62,6 +62,8 @@ pub mod ident_flags {
     pub const POD: u32 = 1 << 1;
     /// An address of another node.
     pub const NODE: u32 = 1 << 2;
+    /// With `POD`: the Pod is on this node. Until its device is known, any device may be its.
+    pub const HERE: u32 = 1 << 3;
 }
 
 pod! {

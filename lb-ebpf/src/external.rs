@@ -269,7 +269,9 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     if is_mid_flow(parsed) {
         // At an address of the node it may be the answer to a process of the host whose own port is the frontend's, and
         // the stack knows; if it is not, the stack resets it.
-        if maps::ident(&parsed.flow.dst).is_some_and(|own| is_here(own.flags, own.ifindex)) {
+        if maps::ident(&parsed.flow.dst).is_some_and(|own| is_here(own.flags, own.ifindex))
+            || maps::is_beside_another_proxy()
+        {
             return Verdict::Pass;
         }
         return refuse(packet, scratch, DropReason::UnknownFlow, service_id);

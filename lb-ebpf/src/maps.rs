@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
-use lb_common::config::{Config, Settings};
+use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::event::{FlowEvent, Sample};
@@ -276,6 +276,12 @@ pub(crate) fn epoch() -> u32 {
 #[inline(always)]
 pub(crate) fn policy_state() -> Option<&'static PolicyState> {
     POLICY.get(0)
+}
+
+/// Whether flows that are older than these programs are another proxy's.
+#[inline(always)]
+pub(crate) fn is_beside_another_proxy() -> bool {
+    settings().is_some_and(|settings| settings.flags & setting_flags::OTHER_PROXY != 0)
 }
 
 #[inline(always)]

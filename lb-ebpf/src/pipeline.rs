@@ -346,6 +346,9 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     if is_mid_flow(&scratch.parsed) {
+        if maps::is_beside_another_proxy() {
+            return plain_out(packet, scratch, now);
+        }
         return refused(packet, scratch, drop_index(DropReason::UnknownFlow, false), service_id);
     }
     let client = Client { addr: scratch.parsed.flow.src, outside: false, hash: 0 };

@@ -241,7 +241,7 @@ fn is_spoofed(src: &Addr, ifindex: u32) -> bool {
         Some(known) if known.ifindex != 0 => known.ifindex != ifindex,
         Some(known) => {
             const OTHERS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
-            known.flags & OTHERS != 0
+            known.flags & OTHERS != 0 && known.flags & ident_flags::HERE == 0
         }
         None => false,
     }

@@ -44,6 +44,7 @@ impl Queue {
             | Event::NetworkPolicy(_)
             | Event::ClusterNetworkPolicy(_)
             | Event::Host(_)
+            | Event::OtherProxy
             | Event::Restarted(_)
             | Event::Synced(_)
             | Event::Issues(..) => return None,

@@ -30,6 +30,7 @@ pub(super) fn model(cluster: &Cluster) -> (DesiredNode, Vec<Issue>) {
         node6: node(Family::V6),
         service_cidrs: service_cidrs.into(),
         addrs: rules::addrs_of_node(cluster).into(),
+        other_proxy: cluster.is_beside_another_proxy(),
     };
     (desired, issues)
 }

@@ -128,9 +128,10 @@ impl Compiler {
         let mut addrs = HashMap::new();
         for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
             let class = members.class_of(name, pod);
+            let here = if cluster.is_own(pod) { ident_flags::HERE } else { 0 };
             for addr in &pod.ips {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
-                addrs.insert(*addr, Known { ident, flags: ident_flags::POD });
+                addrs.insert(*addr, Known { ident, flags: ident_flags::POD | here });
             }
         }
         for (_, node) in cluster.nodes() {

@@ -302,7 +302,7 @@ impl Planner {
 
     /// Before anything is known of policies: numbers and Pods stay, devices come and go.
     fn follow_devices(&self, devices: &BTreeMap<Addr, Ident>, plan: &mut Plan) {
-        const OF_CLUSTER: u32 = ident_flags::POD | ident_flags::NODE;
+        const OF_CLUSTER: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::HERE;
         for (addr, device) in devices {
             let known = self.actual.ident.get(addr);
             let mut ident = *device;

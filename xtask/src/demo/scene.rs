@@ -101,6 +101,11 @@ impl Scene {
         self.manifests.write("dns", &objects)
     }
 
+    /// Announces the Pod `client`, which no Service has.
+    pub(crate) fn announce_client(&self) -> Result<()> {
+        self.manifests.write("client", &[pod_of(&self.client).label("app", "client")])
+    }
+
     /// Removes everything and waits for it.
     pub(crate) fn remove(mut self) -> Result<()> {
         for agent in &mut self.agents {

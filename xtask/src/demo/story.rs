@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::{
     Netns, Pod,
     client::{Transport, ask},
     load::{Load, Report, Running},
+    manifest::policy,
     wait,
 };
 
@@ -37,6 +38,7 @@ pub(crate) fn tell(scene: &mut Scene) -> Result<()> {
     leave_under_load(scene, &mut paper)?;
     agent_dies(scene, &mut paper)?;
     nobody_there(scene, &mut paper)?;
+    policies(scene, &mut paper)?;
     throughput(scene, &mut paper)?;
     operators_view(scene, &mut paper)
 }
@@ -160,6 +162,40 @@ fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
     for netns in namespaces(scene) {
         answered(netns, Transport::Tcp, addr, "")?;
     }
+    Ok(())
+}
+
+/// Default deny, the allow, and why: on one screen.
+fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
+    paper.step("A default deny for web; the client is allowed; lbctl says why, either way");
+    scene.announce_client()?;
+    let subject = json!({"matchLabels": {"app": "web"}});
+    let deny = policy("default-deny", json!({"podSelector": subject}));
+    let client = json!([{"podSelector": {"matchLabels": {"app": "client"}}}]);
+    let rule = json!([{"from": client, "ports": [{"port": 80}]}]);
+    let allow = policy("allow-client", json!({"podSelector": subject, "ingress": rule}));
+    let (addr, limit) = (at(WEB[0], 80)?, Duration::from_millis(300));
+    let asked = |limit| scene.client.netns.enter(|| ask(Transport::Tcp, addr, limit));
+    scene.manifests.write("policies", std::slice::from_ref(&deny))?;
+    wait::until("silence under a default deny", SOON, || match asked(limit)? {
+        Err(err) if err.kind() != io::ErrorKind::ConnectionRefused => Ok(()),
+        other => bail!("{other:?}"),
+    })?;
+    paper.say(&format!("NetworkPolicy default-deny: Pod client → {addr}: no answer"));
+    explain(scene, paper, "STOPPED")?;
+    scene.manifests.write("policies", &[deny, allow])?;
+    answered(&scene.client.netns, Transport::Tcp, addr, "")?;
+    let answer = asked(SOON)?.context("an allowed request")?;
+    paper.say(&format!("and NetworkPolicy allow-client: Pod client → {addr}: {answer} answers"));
+    explain(scene, paper, "DELIVERED")?;
+    scene.manifests.remove("policies")
+}
+
+fn explain(scene: &Scene, paper: &mut Paper, verdict: &str) -> Result<()> {
+    let words = "policy explain --from client --to web-1 --port 80/tcp";
+    let told = scene.agents[0].lbctl(&words.split(' ').collect::<Vec<_>>())?;
+    ensure!(told.starts_with(verdict), "{told}");
+    paper.show(&format!("lbctl {words}"), &told);
     Ok(())
 }
 
