@@ -488,7 +488,7 @@ fn explanations_come_from_the_pins() {
         &["explain", "shop/client", "svc:shop/web"],
         3,
         expect![[r#"
-            STOPPED: shop/client to svc:shop/web/TCP: shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-1
+            STOPPED: shop/client to svc:shop/web:80/TCP: shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-1
               1  ok    source          Pod shop/client 10.1.0.9 on this node
               2  ok    service         shop/web:http 10.96.0.1:80/TCP: 2 backends, random
               3  ok    backend         10.1.0.2:8080 shop/web-1 on n1, ready

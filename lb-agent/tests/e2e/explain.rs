@@ -100,6 +100,8 @@ fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
     expect(&stage, here, &["explain", "stranger", "web:9"], 3, &refuses);
     let missing = ["default/stringer: no such object in the cluster; there is default/stranger"];
     expect(&stage, here, &["explain", "stringer", "web:9"], 1, &missing);
+    let which = ["default/web: which port? It has 80/TCP, 80/UDP, 81/TCP"];
+    expect(&stage, here, &["explain", "stranger", "svc:web"], 1, &which);
 
     stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
     let stopped =

@@ -723,6 +723,83 @@ fn another_node_decides() {
 }
 
 #[test]
+fn hosts_and_oneself() {
+    let host = pod("default/agent", "10.0.0.2", "n2", "app: agent", true)
+        .replace("spec: {nodeName", "spec: {hostNetwork: true, nodeName");
+    let more = [
+        host,
+        service("default/agent", "10.96.0.13", "port: 80, targetPort: 8080", "app: agent", ""),
+        policy("default/deny-all", "{podSelector: {}}"),
+    ]
+    .concat();
+    check(
+        &more,
+        ("client", "svc:agent:80"),
+        None,
+        expect![[r#"
+        DELIVERED: default/client to svc:default/agent:80/TCP
+          1  ok  source          Pod default/client 10.1.0.2 on this node
+          2  ok  service         default/agent:80 10.96.0.13:80/TCP: 1 backend
+          3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
+          4  ok  egress policy   no policy selects default/client in egress
+          5  ok  ingress policy  NetworkPolicy never selects a node, nor a Pod of its host network
+          6  ok  reply           the source of answers, 10.0.0.2:8080, is turned into 10.96.0.13:80 again; answers are not judged
+        assumed: a process in default/agent listens on port 8080
+    "#]],
+    );
+    check(
+        &more,
+        ("client", "node/n2:10250"),
+        None,
+        expect![[r#"
+        DELIVERED: default/client to node/n2:10250/TCP
+          1  ok  source          Pod default/client 10.1.0.2 on this node
+          2  ok  egress policy   no policy selects default/client in egress
+          3  ok  ingress policy  NetworkPolicy never selects a node, nor a Pod of its host network
+        assumed: a process of node n2 listens on port 10250
+    "#]],
+    );
+    // Through no Service, and without leaving.
+    check(
+        &more,
+        ("web-1", "web-1:8080"),
+        None,
+        expect![[r#"
+        DELIVERED: default/web-1 to default/web-1:8080/TCP
+          1  ok  source    Pod default/web-1 10.1.0.3 on this node
+          2  ok  loopback  default/web-1 to itself: that never leaves the Pod
+          3  ok  socket    somebody listens on 0.0.0.0:8080
+    "#]],
+    );
+}
+
+#[test]
+fn without_policies_no_other_node_has_anything_to_say() {
+    let more = pod("default/web-2", "10.1.1.3", "n2", "app: web", true);
+    check(
+        &more,
+        ("default/web-2", "svc:web:80"),
+        None,
+        expect![[r#"
+        DELIVERED: default/web-2 to svc:default/web:80/TCP
+          1   ok  source          Pod default/web-2 10.1.1.3 on n2
+          2   ok  service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
+          3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+          4   ok  egress policy   there is no policy in the cluster
+          5   ok  ingress policy  no policy selects default/web-1 in ingress
+          6   ok  socket          somebody listens on 0.0.0.0:8080
+          7   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
+          8   ok  egress policy   there is no policy in the cluster
+          9   ok  ingress policy  there is no policy in the cluster
+          10  ok  reply           the source of answers, the backend, is turned into 10.96.0.10:80 again; answers are not judged
+        assumed:
+          the tables of n2, where the Service is translated, say the same as those here
+          a process in default/web-2 listens on port 8080
+    "#]],
+    );
+}
+
+#[test]
 fn out_of_the_cluster() {
     let more = policy(
         "default/out",

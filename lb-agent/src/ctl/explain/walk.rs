@@ -158,6 +158,10 @@ impl<'a, T: Tables> Walk<'a, T> {
                     return;
                 };
                 let End { kind, name, node, .. } = &facts.context.dst;
+                if facts.context.src.kind == Kind::Pod && facts.context.src.ips.contains(&at.ip()) {
+                    let text = format!("{name} to itself: that never leaves the Pod");
+                    self.step(State::Ok, "loopback", text);
+                }
                 let pod = if *kind == Kind::Pod { name.clone() } else { String::new() };
                 self.target(&Target {
                     at,
@@ -217,6 +221,14 @@ impl<'a, T: Tables> Walk<'a, T> {
             text.push_str(&format!("; left out: {}", rejected.join(", ")));
         }
         self.step(State::Ok, "service", text);
+        let src = &self.facts.context.src;
+        let is_elsewhere = !src.node.is_empty() && src.node != self.facts.context.node;
+        if is_elsewhere {
+            self.assume(format!(
+                "the tables of {}, where the Service is translated, say the same as those here",
+                src.node
+            ));
+        }
         for (dialled, backend) in
             self.facts.gone.iter().filter(|(dialled, _)| *dialled == at.to_string())
         {
@@ -268,8 +280,10 @@ impl<'a, T: Tables> Walk<'a, T> {
     /// From the source to one end of the way.
     fn target(&mut self, target: &Target) {
         let before = (self.stops.len(), self.unknown());
-        self.egress(target);
-        self.ingress(target);
+        if !self.is_loopback(target) {
+            self.egress(target);
+            self.ingress(target);
+        }
         self.socket(target, self.stops.len() > before.0);
         self.tally.all += 1;
         if self.stops.len() > before.0 {
@@ -277,6 +291,12 @@ impl<'a, T: Tables> Walk<'a, T> {
         } else if self.unknown() > before.1 {
             self.tally.unknown += 1;
         }
+    }
+
+    /// A Pod that dials its own address: the packets stay inside.
+    fn is_loopback(&self, target: &Target) -> bool {
+        let src = &self.facts.context.src;
+        src.kind == Kind::Pod && target.through.is_none() && src.ips.contains(&target.at.ip())
     }
 
     /// Steps of policy that are not known.
@@ -336,7 +356,11 @@ impl<'a, T: Tables> Walk<'a, T> {
                     target,
                 );
             }
-            None if !target.pod.is_empty() || self.is_pod(target.at.ip()) => {
+            None if self.has_flags(target.at.ip(), ident_flags::NODE | ident_flags::LOCAL_NODE) => {
+                let text = "NetworkPolicy never selects a node, nor a Pod of its host network";
+                self.step(State::Ok, INGRESS, text.to_owned());
+            }
+            None if !target.pod.is_empty() || self.has_flags(target.at.ip(), ident_flags::POD) => {
                 self.elsewhere(INGRESS, &target.name(), &target.node);
                 if route::is_outside(facts) && target.through.is_some() {
                     self.assume(format!(
@@ -351,6 +375,9 @@ impl<'a, T: Tables> Walk<'a, T> {
 
     /// Policies that another node enforces.
     fn elsewhere(&mut self, what: &'static str, subject: &str, node: &str) {
+        if self.facts.epoch == 0 {
+            return self.step(State::Ok, what, "there is no policy in the cluster".to_owned());
+        }
         if !node.is_empty() && node == self.facts.context.node {
             let text = format!("{subject} runs here, and no device of it is known yet");
             self.step(State::Unknown, what, text);
@@ -487,6 +514,11 @@ impl<'a, T: Tables> Walk<'a, T> {
                     target.pod,
                     target.at.port()
                 )),
+                (true, Kind::Node | Kind::HostPod) => self.assume(format!(
+                    "a process of node {} listens on port {}",
+                    self.facts.context.dst.node,
+                    target.at.port()
+                )),
                 (true, Kind::Outside) if target.through.is_none() => {
                     self.assume(format!(
                         "the network takes packets to {} and back",
@@ -513,10 +545,10 @@ impl<'a, T: Tables> Walk<'a, T> {
         }
     }
 
-    /// Whether the tables know the address as that of a Pod, on whatever node.
-    fn is_pod(&self, ip: IpAddr) -> bool {
+    /// Whether the tables know the address as one of these: a Pod's, on whatever node, or a node's.
+    fn has_flags(&self, ip: IpAddr, flags: u32) -> bool {
         let known = self.facts.tables.ident(&Addr::from_ip(ip));
-        known.is_some_and(|known| known.flags & ident_flags::POD != 0)
+        known.is_some_and(|known| known.flags & flags != 0)
     }
 
     /// The entry of a Pod of this node.

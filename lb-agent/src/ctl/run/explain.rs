@@ -10,7 +10,7 @@ use anyhow::bail;
 use lb_common::addr::Addr;
 use lb_common::endpoint::Pod;
 
-use crate::api::context::{Context, End, Kind, Wanted};
+use crate::api::context::{Context, End, Kind, Party, Port, Wanted};
 use crate::api::{Answer, Question, policy as shown};
 use crate::bpf::sockets;
 use crate::ctl::agent;
@@ -21,7 +21,7 @@ use crate::ctl::explain::{self, Facts, Listening, ask, offline};
 use crate::ctl::pinned::Pinned;
 use crate::ctl::policies;
 use crate::ctl::run::{Place, remark, unix_now};
-use crate::ctl::snapshot::{CtFilter, Extent, Snapshot};
+use crate::ctl::snapshot::{CtFilter, Extent, Snapshot, protocol_name};
 use crate::ctl::view::View;
 use crate::ctl::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
 use crate::devices::netns;
@@ -113,18 +113,29 @@ fn explain(
     let tables = pinned.policies()?;
     let names = place.names_or_remark().names;
     let view = View::new(&snapshot, &names, unix_now());
-    let context = match context(place.state_dir, wanted) {
+    let known = |wanted: &Wanted, alone: bool| {
+        if alone {
+            return Ok(offline::context(&view, wanted));
+        }
+        context(place.state_dir, wanted)
+    };
+    let mut wanted = wanted.clone();
+    let mut context = match known(&wanted, false) {
         Ok(context) => context,
         Err(error) => {
             remark(&format!("{error:#}: names and reasons are those of the name table"));
-            offline::context(&view, wanted)
+            known(&wanted, true)?
         }
     };
     exists(&wanted.src.to_string(), &context.src)?;
     exists(&wanted.dst.to_string(), &context.dst)?;
+    if let Some(port) = the_only_port(&wanted, &context)? {
+        (wanted.port, wanted.protocol) = (Some(port.port), port.protocol);
+        context = known(&wanted, !context.complete)?;
+    }
     let gone = gone(&pinned, &view, &context)?;
     let explanation = explain::explain(&Facts {
-        wanted,
+        wanted: &wanted,
         context: &context,
         view: &view,
         policies: &Policies::of(&names),
@@ -158,6 +169,25 @@ fn exists(name: &str, end: &End) -> anyhow::Result<()> {
     match end.similar.as_slice() {
         [] => bail!("{name}: no such object in the cluster"),
         similar => bail!("{name}: no such object in the cluster; there is {}", similar.join(", ")),
+    }
+}
+
+/// The port of a Service that is meant when none is given.
+fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Port>> {
+    let (Party::Service(_), None, Some(service)) = (&wanted.dst, wanted.port, &context.service)
+    else {
+        return Ok(None);
+    };
+    match service.ports.as_slice() {
+        [port] => Ok(Some(port.clone())),
+        ports => {
+            let mut words: Vec<String> = ports
+                .iter()
+                .map(|port| format!("{}/{}", port.port, protocol_name(port.protocol)))
+                .collect();
+            words.dedup();
+            bail!("{}: which port? It has {}", service.name, words.join(", "))
+        }
     }
 }
 
