@@ -51,6 +51,7 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
     let service = service::service(cluster, wanted);
     let mut context = Context {
         node: cluster.node_name().to_owned(),
+        agent: true,
         complete: cluster.synced(),
         src: src.end(cluster),
         dst: dst.end(cluster),

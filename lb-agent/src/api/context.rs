@@ -53,7 +53,9 @@ pub struct Wanted {
 pub struct Context {
     /// This node.
     pub node: String,
-    /// Whether an agent said this, whose records are complete.
+    /// Whether an agent said this.
+    pub agent: bool,
+    /// Whether its records are complete.
     pub complete: bool,
     /// Who opens it.
     pub src: End,

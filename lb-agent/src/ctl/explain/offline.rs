@@ -13,6 +13,7 @@ use crate::names::ServiceName;
 pub fn context(view: &View<'_>, wanted: &Wanted) -> Context {
     Context {
         node: view.directory.node.to_owned(),
+        agent: false,
         complete: false,
         src: end(view, &wanted.src),
         dst: end(view, &wanted.dst),

@@ -125,10 +125,14 @@ struct Side<'a> {
 impl<'a, T: Tables> Walk<'a, T> {
     fn go(&mut self) {
         let facts = self.facts;
-        if !facts.context.complete {
-            self.assume(
+        match (facts.context.agent, facts.context.complete) {
+            (true, true) => {}
+            (true, false) => {
+                self.assume("the agent has not heard of everything yet".to_owned());
+            }
+            (false, _) => self.assume(
                 "names and reasons come from the name table alone: no agent answers".to_owned(),
-            );
+            ),
         }
         self.source();
         let outside = route::is_outside(facts);

@@ -131,7 +131,7 @@ fn explain(
     exists(&wanted.dst.to_string(), &context.dst)?;
     if let Some(port) = the_only_port(&wanted, &context)? {
         (wanted.port, wanted.protocol) = (Some(port.port), port.protocol);
-        context = known(&wanted, !context.complete)?;
+        context = known(&wanted, !context.agent)?;
     }
     let gone = gone(&pinned, &view, &context)?;
     let explanation = explain::explain(&Facts {
