@@ -194,17 +194,19 @@ fn s45_the_own_node_is_always_let_through() {
 #[test]
 fn s47_a_pod_reaches_itself_unless_a_cluster_policy_says_no() {
     for v4 in [true, false] {
-        for (rule, denied) in
-            [(None, false), (Some(tier::ADMIN), true), (Some(tier::BASELINE), false)]
-        {
+        for (rule, denied) in [
+            (None, false),
+            (Some((EGRESS, tier::ADMIN)), true),
+            (Some((EGRESS, tier::BASELINE)), false),
+        ] {
             let mut bed = isolated(v4);
-            if let Some(tier) = rule {
-                Policy::new(EGRESS).deny(tier, POD, proto::TCP, 8080).put(&mut bed);
+            if let Some((direction, tier)) = rule {
+                Policy::new(direction).deny(tier, POD, proto::TCP, 8080).put(&mut bed);
             }
             let vip = SERVICE(v4, 80);
             bed.service(&vip, proto::TCP, &[&at(v4, POD, 8080)]);
             let told = bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, 4000)));
-            assert_eq!(told == "drop", denied, "{rule:?}: {told}");
+            assert_eq!(told == "drop", denied, "{told}");
         }
     }
 }

@@ -158,17 +158,15 @@ fn readmit_by(
     let flags = entry.flags();
     let hairpin = flags & bits::HAIRPIN != 0;
     let key = &scratch.key;
-    if flags & bits::FORWARD != 0 {
-        let how = if hairpin { how::OWN } else { 0 };
-        return admit(packet, scratch, (entry.nat_addr(), entry.nat_port()), how);
-    }
-    if flags & (bits::REPLY | bits::EXTERNAL) == bits::REPLY {
-        let (peer, how) = if hairpin {
-            ((key.local, key.local_port), how::OWN)
+    if flags & (bits::FORWARD | bits::REPLY) != 0 && flags & bits::EXTERNAL == 0 {
+        let backend = if flags & bits::FORWARD != 0 {
+            (entry.nat_addr(), entry.nat_port())
+        } else if hairpin {
+            (key.local, key.local_port)
         } else {
-            ((key.remote, key.remote_port), 0)
+            (key.remote, key.remote_port)
         };
-        return admit(packet, scratch, peer, how);
+        return admit(packet, scratch, backend, if hairpin { how::OWN } else { 0 });
     }
     if flags & bits::PICKED_UP != 0 {
         return admit_either(packet, scratch, direction);

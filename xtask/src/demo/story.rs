@@ -182,19 +182,23 @@ fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
         other => bail!("{other:?}"),
     })?;
     paper.say(&format!("NetworkPolicy default-deny: Pod client → {addr}: no answer"));
-    explain(scene, paper, "STOPPED")?;
+    explain(scene, paper, "STOPPED", "default-deny isolates")?;
     scene.manifests.write("policies", &[deny, allow])?;
     answered(&scene.client.netns, Transport::Tcp, addr, "")?;
     let answer = asked(SOON)?.context("an allowed request")?;
     paper.say(&format!("and NetworkPolicy allow-client: Pod client → {addr}: {answer} answers"));
-    explain(scene, paper, "DELIVERED")?;
+    explain(scene, paper, "DELIVERED", "allowed by default/allow-client")?;
     scene.manifests.remove("policies")
 }
 
-fn explain(scene: &Scene, paper: &mut Paper, verdict: &str) -> Result<()> {
+fn explain(scene: &Scene, paper: &mut Paper, verdict: &str, because: &str) -> Result<()> {
     let words = "policy explain --from client --to web-1 --port 80/tcp";
-    let told = scene.agents[0].lbctl(&words.split(' ').collect::<Vec<_>>())?;
-    ensure!(told.starts_with(verdict), "{told}");
+    // The names of policies follow them within a second.
+    let (told, _) = wait::until("an explanation with names", SOON, || {
+        let told = scene.agents[0].lbctl(&words.split(' ').collect::<Vec<_>>())?;
+        ensure!(told.starts_with(verdict) && told.contains(because), "{told}");
+        Ok(told)
+    })?;
     paper.show(&format!("lbctl {words}"), &told);
     Ok(())
 }
