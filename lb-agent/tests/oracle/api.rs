@@ -65,17 +65,6 @@ impl World {
         }
     }
 
-    /// Whether the destination has a container port with this name, of the flow's protocol and port.
-    fn is_named(&self, name: &str, flow: &Flow<'_>) -> bool {
-        let destination = if flow.ingress { Some(flow.pod) } else { self.pod_at(flow.peer) };
-        let containers = destination.map_or(&[][..], |pod| list(&pod["spec"]["containers"]));
-        containers.iter().flat_map(|container| list(&container["ports"])).any(|port| {
-            port["name"] == name
-                && port["protocol"].as_str().unwrap_or("TCP") == flow.protocol
-                && port["containerPort"] == flow.port
-        })
-    }
-
     /// What a tier of ClusterNetworkPolicy decides.
     fn tier(&self, tier: &str, flow: &Flow<'_>) -> Option<bool> {
         let mut policies: Vec<&Value> =

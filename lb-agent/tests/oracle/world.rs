@@ -34,6 +34,17 @@ impl World {
         all.into_iter().flatten().map(|object| format!("{object}\n")).collect()
     }
 
+    /// Whether the destination has a container port with this name, of the flow's protocol and port.
+    pub(crate) fn is_named(&self, name: &str, flow: &Flow<'_>) -> bool {
+        let destination = if flow.ingress { Some(flow.pod) } else { self.pod_at(flow.peer) };
+        let containers = destination.map_or(&[][..], |pod| list(&pod["spec"]["containers"]));
+        containers.iter().flat_map(|container| list(&container["ports"])).any(|port| {
+            port["name"] == name
+                && port["protocol"].as_str().unwrap_or("TCP") == flow.protocol
+                && port["containerPort"] == flow.port
+        })
+    }
+
     /// The Pod with this address. Pods of the host network have none of their own.
     pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Value> {
         let has = |pod: &&Value| {
