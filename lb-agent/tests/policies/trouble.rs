@@ -173,7 +173,7 @@ fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
     assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
     let mut want = before;
     let gone = want.ident.get_mut(&addr("10.1.0.2")).unwrap();
-    assert_eq!(gone.flags, ident_flags::POD);
+    assert_eq!(gone.flags, ident_flags::POD | ident_flags::HERE);
     gone.ifindex = 0;
     want.ident.remove(&addr("192.0.2.1"));
     want.ident.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
