@@ -19,6 +19,8 @@ use tracing::{info, warn};
 use crate::bpf::sockets::{self, Destination};
 use crate::plan::Op;
 
+/// A socket may live so long after its backend has left.
+const GRACE: Duration = Duration::from_millis(250);
 /// How often sockets are looked for.
 const PASSES: u8 = 3;
 /// Between two looks.
@@ -107,6 +109,8 @@ fn run(turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        // A question that was asked just before is answered still: only sockets that stay are in the way.
+        thread::sleep(GRACE);
         while let Ok(turnover) = turnovers.try_recv() {
             pending.take(turnover);
         }
