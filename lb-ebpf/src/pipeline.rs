@@ -239,7 +239,10 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         {
             return Verdict::Drop(reported);
         }
-        return forward(packet, scratch, entry, now);
+        // Not by `forward`: there is no backend that could leave, and without the way to `open_out` from here the stacks
+        // of the calls stay within 512 bytes on kernels that round each up to 32.
+        conntrack::note_forward(entry, Direction::Egress, &scratch.parsed, now);
+        return rewrite_forward(packet, scratch, entry);
     }
     if is_mid_flow(parsed) {
         return match policy::admit_either(packet, scratch, Direction::Egress) {
