@@ -274,7 +274,8 @@ impl Planner {
         self.tables.timers.stamp(now);
         let mut plan = Plan::default();
         // Before any frontend: from then on flows in mid-flow would be refused.
-        let flags = node::settings(&desired.node).flags;
+        self.settings = node::settings(&desired.node);
+        let flags = self.settings.flags;
         let now_told = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
         if flags != now_told.flags {
             plan.ops.push(Op::PutSettings(Box::new(Settings { flags, ..now_told })));
@@ -314,7 +315,6 @@ impl Planner {
             plan.end_group(None);
         }
         // At the end: the ClusterIPs of a new range are there before what is not there is dropped.
-        self.settings = node::settings(&desired.node);
         if self.settings_differ() {
             plan.ops.push(Op::PutSettings(self.settings.clone()));
             plan.end_group(None);

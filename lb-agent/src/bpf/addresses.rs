@@ -8,7 +8,7 @@ use aya::maps::{HashMap, Map, MapData, MapError as AyaError};
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::endpoint::{Dev, Ident};
-use lb_common::limits::{MAP_DEVS, MAP_IDENT, MapSpec};
+use lb_common::limits::{MAP_DEVS, MAP_IDENT};
 
 use crate::bpf::apply::failed;
 use crate::bpf::maps::{self, MapsError};
@@ -38,9 +38,7 @@ impl AddressTables {
     /// # Errors
     /// When the object lacks one or it has other sizes.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        let mut take =
-            |spec: &MapSpec| ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name });
-        let (ident, devs) = (take(&MAP_IDENT)?, take(&MAP_DEVS)?);
+        let (ident, devs) = (maps::take(ebpf, &MAP_IDENT)?, maps::take(ebpf, &MAP_DEVS)?);
         Self::typed(ident, devs)
     }
 
@@ -49,20 +47,11 @@ impl AddressTables {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        let pinned = |spec: &MapSpec| {
-            MapData::from_pin(pins.map(spec))
-                .and_then(Map::from_map_data)
-                .map_err(|source| MapsError::Unusable { map: spec.name, source })
-        };
-        Self::typed(pinned(&MAP_IDENT)?, pinned(&MAP_DEVS)?)
+        Self::typed(maps::pinned(pins, &MAP_IDENT)?, maps::pinned(pins, &MAP_DEVS)?)
     }
 
     fn typed(ident: Map, devs: Map) -> Result<Self, MapsError> {
-        let unusable = |map| move |source| MapsError::Unusable { map, source };
-        Ok(Self {
-            ident: HashMap::try_from(ident).map_err(unusable(MAP_IDENT.name))?,
-            devs: HashMap::try_from(devs).map_err(unusable(MAP_DEVS.name))?,
-        })
+        Ok(Self { ident: maps::typed(&MAP_IDENT, ident)?, devs: maps::typed(&MAP_DEVS, devs)? })
     }
 
     /// What an earlier run left.

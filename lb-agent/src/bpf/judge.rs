@@ -131,10 +131,7 @@ fn words(addr: &Addr) -> Words {
 }
 
 fn pinned<T: TryFrom<Map, Error = AyaError>>(pins: &Pins, spec: &MapSpec) -> Result<T, MapsError> {
-    MapData::from_pin(pins.map(spec))
-        .and_then(Map::from_map_data)
-        .and_then(T::try_from)
-        .map_err(|source| MapsError::Unusable { map: spec.name, source })
+    maps::typed(spec, maps::pinned(pins, spec)?)
 }
 
 #[cfg(test)]

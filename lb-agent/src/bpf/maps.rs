@@ -151,16 +151,22 @@ pub fn is_missing(error: &AyaError) -> bool {
     }
 }
 
-fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Map, MapsError> {
+/// A map of the loaded object.
+pub(super) fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Map, MapsError> {
     ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name })
 }
 
-fn pinned(pins: &Pins, spec: &MapSpec) -> Result<Map, MapsError> {
+/// A pinned map.
+pub(super) fn pinned(pins: &Pins, spec: &MapSpec) -> Result<Map, MapsError> {
     MapData::from_pin(pins.map(spec))
         .and_then(Map::from_map_data)
         .map_err(|source| MapsError::Unusable { map: spec.name, source })
 }
 
-fn typed<T: TryFrom<Map, Error = AyaError>>(spec: &MapSpec, map: Map) -> Result<T, MapsError> {
+/// A map with its types.
+pub(super) fn typed<T: TryFrom<Map, Error = AyaError>>(
+    spec: &MapSpec,
+    map: Map,
+) -> Result<T, MapsError> {
     T::try_from(map).map_err(|source| MapsError::Unusable { map: spec.name, source })
 }

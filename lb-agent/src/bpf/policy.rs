@@ -34,7 +34,7 @@ impl PolicyTables {
     /// # Errors
     /// When the object lacks one or it has other sizes.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        Self::typed(|spec| ebpf.take_map(spec.name).ok_or(MapsError::Missing { map: spec.name }))
+        Self::typed(|spec| maps::take(ebpf, spec))
     }
 
     /// Opens the pinned maps.
@@ -42,23 +42,16 @@ impl PolicyTables {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        Self::typed(|spec| {
-            MapData::from_pin(pins.map(spec))
-                .and_then(Map::from_map_data)
-                .map_err(|source| MapsError::Unusable { map: spec.name, source })
-        })
+        Self::typed(|spec| maps::pinned(pins, spec))
     }
 
     fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
-        fn of<T: TryFrom<Map, Error = AyaError>>(spec: &MapSpec, map: Map) -> Result<T, MapsError> {
-            T::try_from(map).map_err(|source| MapsError::Unusable { map: spec.name, source })
-        }
         Ok(Self {
-            groups: of(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
-            peer_bits: of(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
-            port_bits: of(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
-            cidrs: of(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
-            state: of(&MAP_POLICY, map(&MAP_POLICY)?)?,
+            groups: maps::typed(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
+            peer_bits: maps::typed(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
+            port_bits: maps::typed(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
+            cidrs: maps::typed(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
+            state: maps::typed(&MAP_POLICY, map(&MAP_POLICY)?)?,
         })
     }
 
