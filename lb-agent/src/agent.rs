@@ -9,6 +9,7 @@ mod attacher;
 mod attachments;
 mod background;
 mod disconnect;
+mod hits;
 mod housekeeping;
 mod inquiries;
 mod issues;

@@ -341,7 +341,8 @@ fn maps_are_real() {
         peer_bits hash 0 262144 ROOT/bpf/lb/peer_bits_v1
         port_bits lpm_trie <none> 65536 ROOT/bpf/lb/port_bits_v1
         cidrs lpm_trie <none> 65536 ROOT/bpf/lb/cidrs_v1
-        policy array <none> 1 ROOT/bpf/lb/policy_v1"#]]
+        policy array <none> 1 ROOT/bpf/lb/policy_v1
+        hits percpu_hash 0 16384 ROOT/bpf/lb/hits_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -359,7 +360,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
         "#]],
     );
     node.write_names();
@@ -375,7 +376,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
         "#]],
     );
     check(
@@ -388,7 +389,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
         "#]],
     );
     drop(lock);
@@ -403,7 +404,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
         "#]],
     );
 }
@@ -565,8 +566,8 @@ fn explanations_come_from_the_pins() {
         &["policy", "show", "shop/deny-all"],
         0,
         expect![[r#"
-        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  STATE     GENERATION  AGE
-        shop       deny-all  NetworkPolicy  0     1         3      enforced  1           <none>
+        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE
+        shop       deny-all  NetworkPolicy  0     1         3      0     <none>    enforced  1           <none>
         lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: its rules are not known
     "#]],
     );
@@ -583,8 +584,8 @@ fn explanations_come_from_the_pins() {
         &["policy", "list", "-o", "wide"],
         0,
         expect![[r#"
-        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  STATE     GENERATION  AGE     ISSUE
-        shop       deny-all  NetworkPolicy  0     1         3      enforced  1           <none>
+        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE     ISSUE
+        shop       deny-all  NetworkPolicy  0     1         3      0     <none>    enforced  1           <none>
     "#]],
     );
     check(

@@ -422,6 +422,39 @@ fn shadow_groups_tell_and_change_nothing() {
     }
 }
 
+#[test]
+fn who_decided_is_counted_once_a_flow() {
+    let bed = isolated(true);
+    for (port, packets) in [(4000, 3), (4001, 1)] {
+        let syn = format!("{} > {} tcp S", at(true, POD, port), at(true, PEER, 80));
+        for _ in 0..packets {
+            bed.leave(&syn);
+        }
+    }
+    bed.leave("10.1.0.1:4002 > 10.7.0.1:80 tcp S");
+    bed.enter("10.2.0.1:4003 > 10.1.0.1:53 udp");
+    let [ingress, egress] = [INGRESS, EGRESS].map(Direction::group);
+    assert_eq!(
+        bed.hits(),
+        [
+            format!("{ingress} in allow rule 64: 1"),
+            format!("{egress} out allow rule 0: 2"),
+            format!("{egress} out deny isolation: 1"),
+        ]
+    );
+    // What is tried counts beside what is enforced, where the two differ.
+    let mut bed = Bed::new();
+    Policy::new(EGRESS).allow(PEER, proto::TCP, 80).put(&mut bed);
+    Policy::new(EGRESS).put_as(&mut bed, 9);
+    sample::shadowed(&mut bed, true, 9);
+    sample::epoch(&mut bed, 1);
+    bed.leave("10.1.0.1:4000 > 10.2.0.1:80 tcp S");
+    assert_eq!(
+        bed.hits(),
+        [format!("{egress} out allow rule 0: 1"), "9 out would_deny isolation: 1".to_owned()]
+    );
+}
+
 /// Name of an outcome by its number.
 fn outcome(number: usize) -> &'static str {
     lb_common::verdict::Outcome::ALL[number].name()

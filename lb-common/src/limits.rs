@@ -37,6 +37,8 @@ pub const PEER_BITS: u32 = 262_144;
 pub const PORT_BITS: u32 = 65_536;
 /// Address ranges that policies tell apart.
 pub const CIDRS: u32 = 65_536;
+/// Pairs of group and judgement that are counted.
+pub const HITS: u32 = 16_384;
 /// Counters: 64 drop reasons × 2 directions, then [`crate::verdict::Counter`].
 pub const COUNTERS: u32 = 256;
 /// Bytes of the ring buffer `events`; a power of two and a multiple of the page size.
@@ -99,9 +101,11 @@ pub const MAP_PORT_BITS: MapSpec = MapSpec { name: "port_bits", version: 1 };
 pub const MAP_CIDRS: MapSpec = MapSpec { name: "cidrs", version: 1 };
 /// `policy`: 0 → [`crate::policy::PolicyState`].
 pub const MAP_POLICY: MapSpec = MapSpec { name: "policy", version: 1 };
+/// `hits`: [`crate::policy::HitKey`] → new flows, per CPU (`u64`).
+pub const MAP_HITS: MapSpec = MapSpec { name: "hits", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 23] = [
+pub const MAPS: [MapSpec; 24] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -125,6 +129,7 @@ pub const MAPS: [MapSpec; 23] = [
     MAP_PORT_BITS,
     MAP_CIDRS,
     MAP_POLICY,
+    MAP_HITS,
 ];
 
 /// Word and bit of a port in `frontend_ports` and `host_ports`.

@@ -108,6 +108,22 @@ pod! {
 }
 
 pod! {
+    /// Key of the per-CPU map `hits`, whose values (`u64`) count the new flows that a rule, or the isolation, decided.
+    pub struct HitKey: 12 {
+        /// Index in `groups` of the first of the chain.
+        pub group: u32,
+        /// Number of the [`Judgement`].
+        pub judgement: u32,
+        /// Number of the `verdict::Outcome`.
+        pub outcome: u8,
+        /// 1 = into the Pod.
+        pub ingress: u8,
+        /// Zero.
+        pub zero: u16,
+    }
+}
+
+pod! {
     /// The only element of the array `policy`: what changes as policies do.
     pub struct PolicyState: 16 {
         /// Number of the state of all policy tables, raised after each change; 0 while there is no policy. A flow that

@@ -51,6 +51,7 @@ fn layout_is_the_golden_one() {
         policy::PeerKey,
         policy::PortKey,
         policy::Bits,
+        policy::HitKey,
         policy::PolicyState,
     );
     expect_file!["layout.txt"].assert_eq(&out);

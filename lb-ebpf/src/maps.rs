@@ -4,7 +4,9 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_addr};
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+};
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_set_retval,
 };
@@ -18,7 +20,7 @@ use lb_common::event::{FlowEvent, Sample};
 use lb_common::flow::Flow;
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
+use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
@@ -93,6 +95,10 @@ static CIDRS: LpmTrie<Addr, u32, { limits::CIDRS as usize }, NO_PREALLOC> = LpmT
 
 #[btf_map(name = "policy")]
 static POLICY: Array<PolicyState, 1> = Array::new();
+
+#[btf_map(name = "hits")]
+static HITS: PerCpuHashMap<HitKey, u64, { limits::HITS as usize }, NO_PREALLOC> =
+    PerCpuHashMap::new();
 
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
@@ -462,6 +468,16 @@ pub(crate) fn count_index(index: u32) {
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     count_index(counter.index());
+}
+
+/// Counts a judgement. What the map has no room for is not counted; `lb_map_entries` shows how full it is.
+#[inline(always)]
+pub(crate) fn hit(key: &HitKey) {
+    match HITS.get_ptr_mut(key) {
+        // SAFETY: this CPU's slot, see `count_index`.
+        Some(hits) => unsafe { *hits += 1 },
+        None => drop(HITS.insert(key, &1, u64::from(BPF_ANY))),
+    }
 }
 
 /// Sends the event in the scratch room, unless this CPU sent many for its reason lately. Fills in time and suppressed

@@ -8,11 +8,11 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{Direction, bits};
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::{Pod, ident_flags};
 use lb_common::event::outcome;
 use lb_common::policy::{
-    Bits, Group, Judgement, PeerKey, PortKey, Question, Tables, group_flags, identify, judge,
-    state_flags,
+    Bits, Group, HitKey, Judgement, PeerKey, PortKey, Question, Tables, group_flags, identify,
+    judge, state_flags,
 };
 use lb_common::verdict::{DropReason, Outcome, judged_index};
 
@@ -66,6 +66,8 @@ pub(crate) struct Asked {
     pub(crate) judgement: u32,
     /// `event::outcome::*`, when the shadow's differs; else 0.
     pub(crate) shadow: u32,
+    /// What is enforced, to be counted; judgement 0 = no policy had anything to say.
+    pub(crate) hit: HitKey,
 }
 
 /// Bits of [`Asked::how`].
@@ -188,9 +190,11 @@ fn ask(packet: Packet, scratch: &mut Scratch) -> u32 {
     let Scratch { parsed, asked, .. } = scratch;
     let ifindex = packet.ifindex();
     let ingress = asked.how & how::INGRESS != 0;
-    let (group, shadow) = groups(ifindex, ingress);
+    let pod = maps::pod(ifindex);
+    let (group, shadow) = groups(pod, ingress);
     (asked.group, asked.ident, asked.judgement, asked.shadow) = (group, 0, 0, 0);
-    if asked.how & how::SENT != 0 && is_spoofed(&parsed.flow.src, ifindex) {
+    asked.hit = HitKey { group, ingress: ingress as u8, ..HitKey::ZERO };
+    if asked.how & how::SENT != 0 && is_spoofed(&parsed.flow.src, ifindex, pod) {
         return DropReason::SpoofedSource as u32;
     }
     if group == 0 && shadow == 0 {
@@ -202,6 +206,8 @@ fn ask(packet: Packet, scratch: &mut Scratch) -> u32 {
     let own = asked.how & how::OWN;
     let judgement = Judgement::from_number(policy_judge(group, ident, what, own));
     asked.judgement = judgement.number();
+    asked.hit.judgement = judgement.number();
+    asked.hit.outcome = outcome_of(judgement, Outcome::Deny, Outcome::Allow);
     if shadow != 0 {
         let other = Judgement::from_number(policy_judge(shadow, ident, what, own));
         if other.denied() != judgement.denied() {
@@ -214,10 +220,10 @@ fn ask(packet: Packet, scratch: &mut Scratch) -> u32 {
     if judgement.denied() { reason(group, judgement) } else { ALLOWED }
 }
 
-/// The groups of the Pod behind a device in a direction: what is enforced, and the shadow's.
+/// The groups of a Pod in a direction, or of one not known yet: what is enforced, and the shadow's.
 #[inline(always)]
-fn groups(ifindex: u32, ingress: bool) -> (u32, u32) {
-    match maps::pod(ifindex) {
+fn groups(pod: Option<&Pod>, ingress: bool) -> (u32, u32) {
+    match pod {
         Some(pod) if ingress => (pod.ingress, pod.shadow_ingress),
         Some(pod) => (pod.egress, pod.shadow_egress),
         None => match maps::policy_state() {
@@ -230,10 +236,9 @@ fn groups(ifindex: u32, ingress: bool) -> (u32, u32) {
 
 /// Whether a Pod sends from an address that is another's. Addresses that nobody has may be those of what runs in it.
 #[inline(always)]
-fn is_spoofed(src: &Addr, ifindex: u32) -> bool {
-    match maps::pod(ifindex) {
-        Some(pod) if pod.ip4 == *src || pod.ip6 == *src => return false,
-        _ => {}
+fn is_spoofed(src: &Addr, ifindex: u32, pod: Option<&Pod>) -> bool {
+    if pod.is_some_and(|pod| pod.ip4 == *src || pod.ip6 == *src) {
+        return false;
     }
     match maps::ident(src) {
         Some(known) if known.ifindex != 0 => known.ifindex != ifindex,
@@ -274,6 +279,27 @@ fn reason(group: u32, judgement: Judgement) -> u32 {
     reason as u32
 }
 
+/// Number of the outcome.
+#[inline(always)]
+fn outcome_of(judgement: Judgement, denied: Outcome, allowed: Outcome) -> u8 {
+    (if judgement.denied() { denied } else { allowed }) as u8
+}
+
+/// Counts for the policies what they decided, and what those in shadow mode would have decided otherwise.
+#[inline(never)]
+fn count_hits(asked: &mut Asked) {
+    if asked.hit.judgement != 0 {
+        maps::hit(&asked.hit);
+    }
+    if asked.shadow != 0 && asked.judgement != 0 {
+        asked.hit.group = asked.group;
+        asked.hit.judgement = asked.judgement;
+        let judgement = Judgement::from_number(asked.judgement);
+        asked.hit.outcome = outcome_of(judgement, Outcome::WouldDeny, Outcome::WouldAllow);
+        maps::hit(&asked.hit);
+    }
+}
+
 /// Counts the verdict, and reports it where somebody wants to know.
 #[inline(always)]
 fn settle(packet: Packet, scratch: &mut Scratch, reason: u32) -> Result<(), Reported> {
@@ -290,9 +316,11 @@ fn settle(packet: Packet, scratch: &mut Scratch, reason: u32) -> Result<(), Repo
         _ => Outcome::Allow,
     };
     maps::count_index(judged_index(what, tier, ingress));
+    count_hits(&mut scratch.asked);
     if reason != ALLOWED {
         return Err(verdict::report_judged(packet, scratch, reason));
     }
+    let asked = &scratch.asked;
     let follow =
         maps::policy_state().is_some_and(|state| state.flags & state_flags::REPORT_ALLOWED != 0);
     if follow || asked.shadow != 0 {

@@ -95,7 +95,7 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
         Some(_) => outside::check(&bed, report, options.skip_deploy),
         None => eprintln!("not run without --outside-exec: the checks with a client outside"),
     }
-    policies::check(&bed, report);
+    policies::check(&bed, report, !options.skip_deploy);
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run without a deployment of our own: the checks that stop the agent");

@@ -23,12 +23,14 @@ use crate::bpf::events::Examples;
 use crate::bpf::gc::Pass;
 use crate::cluster::Kind;
 use crate::config::{Config, Source};
+use crate::issue::Issue;
 use crate::model::Desired;
 use crate::names::{self, Agent as AgentName, Names, Source as SourceName};
 use crate::observe::foreign::Foreign;
 use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
 use crate::plan::Actual;
 use crate::preflight::Facts;
+use crate::watch::kube::ApiEvents;
 
 /// The table is written at most so often.
 const AT_MOST: Duration = Duration::from_secs(1);
@@ -49,6 +51,7 @@ pub(super) struct Housekeeping {
     masquerade_ports: RangeInclusive<u16>,
     examples: watch::Receiver<Examples>,
     issues: Issues,
+    api_events: ApiEvents,
     foreign: Option<Foreign>,
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
@@ -90,6 +93,10 @@ impl Housekeeping {
             masquerade_ports: cfg.masquerade_ports.clone(),
             examples,
             issues: Issues::default(),
+            api_events: match &cfg.source {
+                Source::Kubernetes(options) => ApiEvents::spawn(options.clone(), &cfg.node_name),
+                Source::Manifests(_) => ApiEvents::none(),
+            },
             foreign: None,
             pass: None,
             synced: 0,
@@ -174,9 +181,14 @@ impl Agent {
         );
         let all =
             all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade).chain(&policies);
-        self.housekeeping.issues.replace(all, now.as_secs());
+        let new = self.housekeeping.issues.replace(all, now.as_secs());
+        let roomless: BTreeSet<&Issue> = self.planner.issues().chain(&policies).collect();
+        for issue in new.into_iter().filter(|issue| roomless.contains(issue)) {
+            self.housekeeping.api_events.tell(issue);
+        }
         self.set_gauges(incomplete);
         self.policies.note_names(begun);
+        self.policies.count_hits(&self.metrics.policy, now.as_secs());
         let examples = self.housekeeping.examples.borrow().clone();
         let table = self.table(&examples, incomplete, now.as_secs());
         if let Err(err) = names::write(&self.housekeeping.file, &table) {
@@ -200,7 +212,7 @@ impl Agent {
         };
         let mut names = table::head(&known, self.devices.veths());
         if let Some(desired) = self.policies.desired() {
-            names.policies = policies::policies(desired);
+            names.policies = policies::policies(desired, self.policies.hits());
             names.groups =
                 self.policies.named().map(|(id, group)| policies::group(id, group)).collect();
             if desired.any {
@@ -309,6 +321,7 @@ impl Agent {
             ("groups", policy.groups.len() as u64, limits::GROUPS),
             ("peer_bits", policy.peer_bits.len() as u64, limits::PEER_BITS),
             ("port_bits", policy.port_bits.len() as u64, limits::PORT_BITS),
+            ("hits", self.policies.hits().n_counted() as u64, limits::HITS),
             ("cidrs", policy.cidrs.len() as u64, limits::CIDRS),
             ("devs", self.addresses.n_devs() as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),

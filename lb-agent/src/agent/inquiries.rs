@@ -17,7 +17,11 @@ impl Agent {
                 Answer::Explain(Box::new(inquiry::context(&self.cluster, &wanted)))
             }
             Question::Policy(name) => {
-                Answer::Policy(inquiry::policy(&self.cluster, &name).map(Box::new))
+                let view = inquiry::policy(&self.cluster, &name);
+                Answer::Policy(view.map(|mut view| {
+                    self.policies.hits().count_in(&mut view);
+                    Box::new(view)
+                }))
             }
             Question::Flows(_) => Answer::Error("flows are not the loop's to tell".to_owned()),
         };

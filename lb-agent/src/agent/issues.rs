@@ -14,8 +14,12 @@ pub(super) struct Issues {
 }
 
 impl Issues {
-    /// Takes over the issues as they are now, `now` in seconds since 1970.
-    pub(super) fn replace<'a>(&mut self, issues: impl Iterator<Item = &'a Issue>, now: u64) {
+    /// Takes over the issues as they are now, `now` in seconds since 1970, and tells which are new.
+    pub(super) fn replace<'a>(
+        &mut self,
+        issues: impl Iterator<Item = &'a Issue>,
+        now: u64,
+    ) -> Vec<&'a Issue> {
         let current: BTreeSet<&Issue> = issues.collect();
         self.since.retain(|issue, _| {
             let stays = current.contains(issue);
@@ -24,12 +28,13 @@ impl Issues {
             }
             stays
         });
-        for issue in current {
-            if !self.since.contains_key(issue) {
-                warn!(object = %issue.object, field = issue.field, "issue: {}", issue.message);
-                self.since.insert(issue.clone(), now);
-            }
+        let is_new = |issue: &&Issue| !self.since.contains_key(*issue);
+        let new: Vec<&Issue> = current.into_iter().filter(is_new).collect();
+        for issue in &new {
+            warn!(object = %issue.object, field = issue.field, "issue: {}", issue.message);
         }
+        self.since.extend(new.iter().map(|issue| ((*issue).clone(), now)));
+        new
     }
 
     /// The issues and when each appeared.
@@ -60,12 +65,12 @@ mod tests {
         };
         let (a, b) = (issue("a"), issue("b"));
         let mut issues = Issues::default();
-        issues.replace([&a].into_iter(), 10);
-        issues.replace([&a, &b, &b].into_iter(), 20);
+        assert_eq!(issues.replace([&a].into_iter(), 10), [&a]);
+        assert_eq!(issues.replace([&a, &b, &b].into_iter(), 20), [&b]);
         assert_eq!(issues.iter().collect::<Vec<_>>(), [(&a, 10), (&b, 20)]);
         assert_eq!(issues.by_kind(), [("Service", 2)].into());
-        issues.replace([&b].into_iter(), 30);
-        issues.replace([&a, &b].into_iter(), 40);
+        assert!(issues.replace([&b].into_iter(), 30).is_empty());
+        assert_eq!(issues.replace([&a, &b].into_iter(), 40), [&a]);
         assert_eq!(issues.iter().collect::<Vec<_>>(), [(&a, 40), (&b, 20)], "it came back");
     }
 }

@@ -2,7 +2,7 @@
 //! addresses of this node do.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use crate::agent::Agent;
 use crate::agent::addresses::Addresses;
+use crate::agent::hits::Hits;
 use crate::agent::pods::Pods;
 use crate::bpf::addresses::AddressTables;
 use crate::bpf::maps::Tables;
@@ -19,6 +20,7 @@ use crate::config::{Config, Startup};
 use crate::devices::{self, Devices};
 use crate::issue::Issue;
 use crate::model::policy::{Compiler, Desired, Group};
+use crate::observe::metrics::policy::OfPolicies;
 use crate::plan::MapError;
 use crate::plan::policy::{Actual, GroupIds, Op, Planner, Store, Veth, Wanted};
 
@@ -44,6 +46,7 @@ pub(super) struct Policies {
     not_before: Instant,
     /// When changes were told that are not enforced yet.
     waiting: Vec<Instant>,
+    hits: Hits,
     /// Groups by their number, those included that are gone since then.
     named: BTreeMap<u32, (Arc<Group>, Option<Instant>)>,
 }
@@ -78,6 +81,7 @@ impl Policies {
             dirty: true,
             not_before: Instant::now(),
             waiting: Vec::new(),
+            hits: Hits::default(),
             named: BTreeMap::new(),
         })
     }
@@ -139,6 +143,31 @@ impl Policies {
     /// The groups by number, and those that are gone since a short time.
     pub(super) fn named(&self) -> impl Iterator<Item = (u32, &Group)> {
         self.named.iter().map(|(id, (group, _))| (*id, &**group))
+    }
+
+    /// What policies decided.
+    pub(super) fn hits(&self) -> &Hits {
+        &self.hits
+    }
+
+    /// Reads what policies decided since the last time; [`Policies::note_names`] comes before.
+    pub(super) fn count_hits(&mut self, metrics: &OfPolicies, now: u64) {
+        let Some(desired) = self.desired.as_ref().filter(|desired| desired.any) else { return };
+        let counts = match self.tables.hits() {
+            Ok(counts) => counts,
+            Err(err) => return warn!(%err, "what policies decided is not counted"),
+        };
+        let group = |id: u32| self.named.get(&id).map(|(group, _)| &**group);
+        let nameless = self.hits.add(&counts, group, now);
+        for key in nameless {
+            if let Err(err) = self.tables.forget_hits(&key) {
+                debug!(?key, %err, "counts of a group that is gone stay");
+            }
+        }
+        let live: HashSet<_> =
+            desired.policies.iter().map(|info| (&info.name, info.tier)).collect();
+        self.hits.retain(|name, tier| live.contains(&(name, tier)));
+        self.hits.publish(&metrics.by_policy);
     }
 
     /// Notes which groups there are.

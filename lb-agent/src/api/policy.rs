@@ -24,8 +24,20 @@ pub struct View {
     pub ingress: Option<Vec<Rule>>,
     /// Its egress rules.
     pub egress: Option<Vec<Rule>>,
+    /// New flows that no rule allowed, so that isolating the Pod denied them; each policy that isolates it counts them.
+    pub default_denied: Denied,
     /// What is wrong with it.
     pub issues: Vec<String>,
+}
+
+/// Flows denied in each direction since the agent's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Denied {
+    /// Into Pods that it selects.
+    pub ingress: u64,
+    /// Out of them.
+    pub egress: u64,
 }
 
 /// A selector and what it selects.
@@ -58,4 +70,6 @@ pub struct Rule {
     pub peers: Option<Vec<Selected>>,
     /// Its ports; `None` = all.
     pub ports: Option<Vec<String>>,
+    /// New flows that it decided since the agent's start.
+    pub hits: u64,
 }

@@ -1,14 +1,16 @@
-//! The maps `groups`, `peer_bits`, `port_bits`, `cidrs` and `policy`: what policies come to.
+//! The maps `groups`, `peer_bits`, `port_bits`, `cidrs` and `policy`: what policies come to; and `hits`: what they did.
 #![forbid(unsafe_code)]
 
 use std::io;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap};
 use lb_common::be::Be32;
-use lb_common::limits::{MAP_CIDRS, MAP_GROUPS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec};
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, state_flags};
+use lb_common::limits::{
+    MAP_CIDRS, MAP_GROUPS, MAP_HITS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec,
+};
+use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey, state_flags};
 
 use crate::bpf::apply::failed;
 use crate::bpf::maps::{self, MapsError};
@@ -26,6 +28,8 @@ pub struct PolicyTables {
     /// By the words of an address, in network order.
     cidrs: LpmTrie<MapData, [u32; 4], u32>,
     state: Array<MapData, PolicyState>,
+    /// Written by the programs, cleared by the agent.
+    hits: PerCpuHashMap<MapData, HitKey, u64>,
 }
 
 impl PolicyTables {
@@ -52,6 +56,7 @@ impl PolicyTables {
             port_bits: maps::typed(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
             cidrs: maps::typed(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
             state: maps::typed(&MAP_POLICY, map(&MAP_POLICY)?)?,
+            hits: maps::typed(&MAP_HITS, map(&MAP_HITS)?)?,
         })
     }
 
@@ -85,6 +90,30 @@ impl PolicyTables {
         }
         actual.state = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
         Ok(actual)
+    }
+
+    /// New flows by who decided, all CPUs together.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn hits(&self) -> Result<Vec<(HitKey, u64)>, MapError> {
+        let mut hits = Vec::new();
+        for entry in self.hits.iter() {
+            let (key, values) = entry.map_err(|e| failed(MAP_HITS.name, e))?;
+            hits.push((key, values.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n))));
+        }
+        Ok(hits)
+    }
+
+    /// Forgets a count.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_hits(&mut self, key: &HitKey) -> Result<(), MapError> {
+        match self.hits.remove(key) {
+            Err(e) if !maps::is_missing(&e) => Err(failed(MAP_HITS.name, e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Does a write to one of the five maps; those to others are not for it.

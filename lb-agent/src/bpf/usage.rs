@@ -5,11 +5,12 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError as AyaError, MapType, PerCpuArray};
-use lb_common::limits::{MAP_COUNTERS, MapSpec};
+use aya::maps::{HashMap, MapData, MapError as AyaError, MapType, PerCpuArray, PerCpuHashMap};
+use lb_common::limits::{MAP_COUNTERS, MAP_HITS, MapSpec};
 use lb_common::pod::Field;
+use lb_common::policy::HitKey;
 
-use crate::bpf::maps::MapsError;
+use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
 use crate::bpf::read::{self, Counts};
 use crate::syscall;
@@ -43,10 +44,8 @@ pub fn usage(pins: &Pins, spec: &MapSpec) -> Result<Usage, MapsError> {
 /// When the pin is missing, may not be opened or is something else.
 pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
     let unusable = |source| MapsError::Unusable { map: MAP_COUNTERS.name, source };
-    let map: PerCpuArray<MapData, u64> = MapData::from_pin(pins.map(&MAP_COUNTERS))
-        .and_then(Map::from_map_data)
-        .and_then(PerCpuArray::try_from)
-        .map_err(unusable)?;
+    let map: PerCpuArray<MapData, u64> =
+        maps::typed(&MAP_COUNTERS, maps::pinned(pins, &MAP_COUNTERS)?)?;
     read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
 }
 
@@ -59,14 +58,22 @@ pub fn n_elements<K: Pod + Field, V: Pod + Field>(
     spec: &MapSpec,
 ) -> Result<usize, MapsError> {
     let unusable = |source| MapsError::Unusable { map: spec.name, source };
-    let map: HashMap<MapData, K, V> = MapData::from_pin(pins.map(spec))
-        .and_then(Map::from_map_data)
-        .and_then(HashMap::try_from)
-        .map_err(unusable)?;
+    let map: HashMap<MapData, K, V> = maps::typed(spec, maps::pinned(pins, spec)?)?;
     let mut n = 0;
     syscall::for_each(&map, |_: &K, _: &V| n += 1)
         .map_err(|error| unusable(AyaError::IoError(error)))?;
     Ok(n)
+}
+
+/// Number of elements of `hits`.
+///
+/// # Errors
+/// When the pin is missing, may not be opened or is something else.
+pub fn n_hits(pins: &Pins) -> Result<usize, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: MAP_HITS.name, source };
+    let map: PerCpuHashMap<MapData, HitKey, u64> =
+        maps::typed(&MAP_HITS, maps::pinned(pins, &MAP_HITS)?)?;
+    map.keys().try_fold(0, |n, key| key.map(|_| n + 1)).map_err(unusable)
 }
 
 /// Line `memlock` of the file descriptor in /proc.
@@ -83,6 +90,7 @@ fn kind(map_type: Result<MapType, AyaError>) -> &'static str {
         Ok(MapType::LruHash) => "lru_hash",
         Ok(MapType::LpmTrie) => "lpm_trie",
         Ok(MapType::PerCpuArray) => "percpu_array",
+        Ok(MapType::PerCpuHash) => "percpu_hash",
         Ok(MapType::RingBuf) => "ringbuf",
         Ok(MapType::SkStorage) => "sk_storage",
         Ok(_) | Err(_) => "other",

@@ -25,6 +25,10 @@ pub struct PolicyRow {
     pub subjects: u32,
     /// Its rules, of both directions.
     pub rules: u32,
+    /// New flows that it decided since the agent's start, by a rule or by isolating a Pod.
+    pub hits: u64,
+    /// Seconds since the last of them.
+    pub last_hit: Option<u64>,
     /// `enforced`, `shadow` or `error`.
     pub state: &'static str,
     /// `metadata.generation` of what the tables say.
@@ -44,6 +48,8 @@ impl Row for PolicyRow {
         Column::new("PRIO"),
         Column::new("SUBJECTS"),
         Column::new("RULES"),
+        Column::new("HITS"),
+        Column::new("LAST-HIT"),
         Column::new("STATE"),
         Column::new("GENERATION"),
         Column::new("AGE"),
@@ -58,6 +64,8 @@ impl Row for PolicyRow {
             Cell::Number(self.priority.into()),
             Cell::Number(self.subjects.into()),
             Cell::Number(self.rules.into()),
+            Cell::Number(self.hits),
+            Cell::age(self.last_hit),
             Cell::Text(self.state.to_owned()),
             Cell::Number(u64::try_from(self.generation).unwrap_or_default()),
             Cell::age(self.age),
@@ -91,6 +99,8 @@ fn row(view: &View<'_>, policy: &PolicyName<'_>) -> PolicyRow {
         priority: policy.priority,
         subjects: policy.subjects,
         rules: policy.rules,
+        hits: policy.hits,
+        last_hit: view.since(policy.last_hit),
         state: match (issues.is_empty(), policy.shadow) {
             (false, _) => "error",
             (true, true) => "shadow",
@@ -111,8 +121,7 @@ fn full(namespace: &str, name: &str) -> String {
 /// # Errors
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
-    let Policy { name, kind, tier, priority, shadow, generation, subject, ingress, egress, issues } =
-        policy;
+    let Policy { name, kind, tier, priority, shadow, generation, subject, issues, .. } = policy;
     writeln!(out, "{kind} {name}")?;
     let mode = if *shadow { "shadow: counted and shown, not enforced" } else { "enforced" };
     let mut lines = vec![
@@ -122,7 +131,10 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
         ["subject".to_owned(), selected(subject, "Pods")],
     ];
     lines.extend(issues.iter().map(|issue| ["issue".to_owned(), issue.clone()]));
-    for (direction, rules) in [("ingress", ingress), ("egress", egress)] {
+    let Policy { ingress, egress, default_denied, .. } = policy;
+    for (direction, rules, denied) in
+        [("ingress", ingress, default_denied.ingress), ("egress", egress, default_denied.egress)]
+    {
         let text = match rules {
             None => "not its business".to_owned(),
             Some(rules) if rules.is_empty() && kind == "NetworkPolicy" => {
@@ -130,7 +142,8 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
             }
             Some(rules) => format!("{} rules", rules.len()),
         };
-        lines.push([direction.to_owned(), text]);
+        let denied = if denied == 0 { "" } else { &format!("; isolation denied {denied} flows") };
+        lines.push([direction.to_owned(), format!("{text}{denied}")]);
     }
     let lines: Vec<Vec<String>> = lines.into_iter().map(Vec::from).collect();
     columns::align(out, &lines, "  ")?;
@@ -141,14 +154,14 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
 }
 
 fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
-    let Rule { path, action, name, peers, ports } = rule;
+    let Rule { path, action, name, peers, ports, hits } = rule;
     let ports = match ports.as_deref() {
         None => "every protocol and port".to_owned(),
         Some([]) => "no port".to_owned(),
         Some(ports) => ports.join(", "),
     };
     let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
-    writeln!(out, "{path}{name} {}: {ports}", action.to_lowercase())?;
+    writeln!(out, "{path}{name} {}: {ports}; {hits} hits", action.to_lowercase())?;
     match peers.as_deref() {
         None => writeln!(out, "  everybody"),
         Some([]) => writeln!(out, "  nobody"),

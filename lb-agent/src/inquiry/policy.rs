@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{is, namespace_labels, words};
-use crate::api::policy::{Rule, Selected, View};
+use crate::api::policy::{Denied, Rule, Selected, View};
 use crate::cluster::{self, Cluster, Name, Namespaces, Peer, PodSelector};
 
 /// Pods that are named.
@@ -40,6 +40,8 @@ pub fn policy(cluster: &Cluster, full: &str) -> Option<View> {
         },
         ingress: list("ingress", &policy.ingress),
         egress: list("egress", &policy.egress),
+        // The counts are another's.
+        default_denied: Denied::default(),
         issues: cluster
             .issues()
             .filter(about)
@@ -66,6 +68,7 @@ fn rule(
         name: rule.name.to_string(),
         ports: rule.ports.as_ref().map(|ports| ports.iter().map(words::port).collect()),
         path,
+        hits: 0,
     }
 }
 

@@ -28,6 +28,12 @@ pub struct PolicyName<'a> {
     pub subjects: u32,
     /// Its rules, of both directions.
     pub rules: u32,
+    /// New flows that it decided.
+    #[serde(rename = "h", skip_serializing_if = "is_zero_u64")]
+    pub hits: u64,
+    /// When the last of them was counted, in seconds since 1970; 0 = never, or before the agent's start.
+    #[serde(rename = "hl", skip_serializing_if = "is_zero_u64")]
+    pub last_hit: u64,
     /// `metadata.creationTimestamp`, 0 = not known.
     #[serde(rename = "c", skip_serializing_if = "is_zero_u64")]
     pub created: u64,

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod outside;
-mod policy;
+pub mod policy;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;

@@ -28,8 +28,10 @@ use crate::cluster::{Change, Event};
 use crate::issue::ObjectRef;
 
 mod connect;
+mod events;
 
 pub use self::connect::{ConnectOptions, connect};
+pub use self::events::ApiEvents;
 
 /// Pauses between tries: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));

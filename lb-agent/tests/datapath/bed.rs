@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, PerCpuArray};
+use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
@@ -13,7 +13,7 @@ use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtKey, bits};
 use lb_common::flow::proto;
-use lb_common::policy::{Bits, PeerKey};
+use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
@@ -228,6 +228,23 @@ impl Bed {
     pub(crate) fn conntrack(&self) -> Vec<(CtKey, CtEntry)> {
         let ct: HashMap<_, CtKey, CtEntry> = self.ebpf.map("ct").unwrap().try_into().unwrap();
         ct.iter().map(Result::unwrap).collect()
+    }
+
+    /// Who decided how often: group, direction, outcome, number of the rule.
+    pub(crate) fn hits(&self) -> Vec<String> {
+        let hits: PerCpuHashMap<_, HitKey, u64> =
+            self.ebpf.map("hits").unwrap().try_into().unwrap();
+        let line = |(key, values): (HitKey, aya::maps::PerCpuValues<u64>)| {
+            let direction = if key.ingress != 0 { "in" } else { "out" };
+            let outcome = Outcome::ALL[usize::from(key.outcome)].name();
+            let rule = Judgement::from_number(key.judgement).rule();
+            let rule = rule.map_or("isolation".to_owned(), |number| format!("rule {number}"));
+            let n: u64 = values.iter().sum();
+            format!("{} {direction} {outcome} {rule}: {n}", key.group)
+        };
+        let mut lines: Vec<String> = hits.iter().map(Result::unwrap).map(line).collect();
+        lines.sort();
+        lines
     }
 
     /// Makes every conntrack entry look as if its last packet was `secs` ago.

@@ -153,7 +153,7 @@ pub(super) fn measure(
         if services == 1_000 && outside || policies > 0 && (outside || matches!(path, Path::Host)) {
             continue;
         }
-        field.announce_target(path.server(&field.with))?;
+        field.announce_target(path.server(&field.with), policies)?;
         for what in What::ALL {
             let under = if policies > 0 { format!(", {policies} policies") } else { String::new() };
             say(&format!("{services} Services{under}: {}, {}", path.name(), what.name()));

@@ -92,6 +92,42 @@ pub(crate) fn restart(cluster: &Cluster) -> Result<()> {
     ready(cluster)
 }
 
+/// Ends every agent at once and waits until each node has another that runs, ready or not.
+///
+/// # Errors
+/// When a node has none in time.
+pub(crate) fn replace(cluster: &Cluster) -> Result<()> {
+    let selected = ["--namespace", SYSTEM, "delete", "pods", "--selector", SELECTOR];
+    cluster.run(&[&selected[..], &["--timeout", "60s"]].concat())?;
+    within(Duration::from_secs(60), || {
+        for node in &cluster.nodes {
+            let pod = pod_on(cluster, node)?;
+            let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &pod])?;
+            if pod.pointer("/status/containerStatuses/0/state/running").is_none() {
+                bail!("the agent on {node} does not run");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Whether every agent runs for the first time and none is ready.
+///
+/// # Errors
+/// When one is ready, or was started again.
+pub(crate) fn unready(cluster: &Cluster) -> Result<()> {
+    for node in &cluster.nodes {
+        let pod = pod_on(cluster, node)?;
+        let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &pod])?;
+        let status = |field: &str| pod.pointer(&format!("/status/containerStatuses/0/{field}"));
+        let (ready, restarts) = (status("ready"), status("restartCount").and_then(Value::as_u64));
+        if ready != Some(&Value::Bool(false)) || restarts != Some(0) {
+            bail!("the agent on {node}: ready {ready:?}, restarts {restarts:?}");
+        }
+    }
+    Ok(())
+}
+
 /// The agent's Pod on a node.
 ///
 /// # Errors

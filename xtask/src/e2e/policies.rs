@@ -8,7 +8,7 @@
 //! | db | shop | app=db | first |
 //! | web | bank | app=web | last |
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -18,13 +18,19 @@ use crate::command::output;
 use super::{
     ask::url,
     bed::Bed,
-    cluster::{Cluster, NAMESPACE, text},
+    cluster::{Cluster, NAMESPACE, items, text},
     deploy,
     report::{Report, SOON, within},
 };
 
+mod tiers;
+
 const HTTP: u16 = 8080;
 const DATABASE: u16 = 5432;
+/// The agent looks at what policies decided every ten seconds.
+const COUNTED: Duration = Duration::from_secs(30);
+/// Ports of as many rules, more than the 2,048 that one Pod can have; the database's is among them.
+const TOO_MANY: std::ops::RangeInclusive<u16> = 4000..=6200;
 const SHOP: &str = "lb-e2e-shop";
 const BANK: &str = "lb-e2e-bank";
 const PODS: [(&str, &str); 4] = [(SHOP, "web"), (SHOP, "api"), (SHOP, "db"), (BANK, "web")];
@@ -32,8 +38,8 @@ const PODS: [(&str, &str); 4] = [(SHOP, "web"), (SHOP, "api"), (SHOP, "db"), (BA
 /// A Pod by namespace and name.
 type Pod = (&'static str, &'static str);
 
-/// Runs them all.
-pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
+/// Runs them all; those that touch the agents only if they are `ours`.
+pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, ours: bool) {
     let mut tenants = None;
     report.check("policies: the Pods of two tenants", || {
         let made = Tenants::make(bed)?;
@@ -44,6 +50,13 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
     if let Some(tenants) = &tenants {
         stories(tenants, report);
         found_by_explain(tenants, report);
+        tiers::check(tenants, report);
+        if ours {
+            report.check(
+                "policies: agents that start without the API server change no verdict",
+                || without_server(tenants),
+            );
+        }
     }
     report.check("policies: the Pods are removed", || remove(bed.cluster).map(|()| String::new()));
 }
@@ -80,12 +93,14 @@ fn stories(tenants: &Tenants<'_>, report: &mut Report) {
             }],
         });
         let only_api = |from: Pod, to: Pod| to != shop_db || from == shop_api;
-        let found = tenants.with(&[policy(SHOP, "db-access", &spec)], &only_api)?;
+        let mut found = tenants.with(&[policy(SHOP, "db-access", &spec)], &only_api)?;
         // Another port of the same Pod is denied to that app, too.
         let other = tenants.reaches(shop_api, &[(shop_db, HTTP)])?;
         if other.values().any(|reached| *reached) {
             bail!("api reaches db at {HTTP}");
         }
+        let hits = within(COUNTED, || tenants.hits(shop_db, "db-access"))?;
+        write!(found, "; {hits} hits")?;
         tenants.clear()?;
         Ok(found)
     });
@@ -131,9 +146,56 @@ fn stories(tenants: &Tenants<'_>, report: &mut Report) {
         tenants.clear()?;
         Ok(format!("{found}; a Service by its name"))
     });
+    report.check("policies: one with more rules than a Pod can have cuts off and says so", || {
+        no_room(tenants, shop_db)
+    });
     report.check("policies: established connections end, allowed ones go on", || {
         tenants.established(bank_web, shop_web, shop_api)
     });
+}
+
+/// A policy that has no room denies everything, and an Event on it names the node.
+fn no_room(tenants: &Tenants<'_>, selected: Pod) -> Result<String> {
+    let rules: Vec<Value> = TOO_MANY.map(|port| json!({"ports": [{"port": port}]})).collect();
+    let spec = json!({"podSelector": {"matchLabels": {"app": selected.1}}, "ingress": rules});
+    let name = "too-many";
+    let found = tenants.with(&[policy(selected.0, name, &spec)], &|_, to| to != selected)?;
+    let node = tenants.nodes.get(&selected).context("node")?;
+    let told = within(SOON, || {
+        let field = format!("involvedObject.name={name},reason=NotProgrammed");
+        let get = ["get", "events", "--namespace", selected.0, "--field-selector", &field];
+        let events = tenants.cluster.json(&get)?;
+        let mut notes = items(&events).filter_map(|event| text(event, "/message"));
+        let note = notes.find(|note| note.starts_with(&format!("node {node}: spec.ingress[")));
+        note.map(str::to_owned).with_context(|| format!("no Event names {node}: {events}"))
+    })?;
+    tenants.clear()?;
+    tenants.expect(&|_, _| true)?;
+    Ok(format!("{found}; {told}"))
+}
+
+/// Agents that cannot reach the API server enforce what those before them did.
+fn without_server(tenants: &Tenants<'_>) -> Result<String> {
+    let own = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]});
+    let want = |from: Pod, to: Pod| to.0 != SHOP || from.0 == SHOP;
+    tenants.with(&[policy(SHOP, "same-namespace", &own)], &want)?;
+    // Port 9 of the node itself, where nobody listens.
+    deploy::configure(tenants.cluster, "api-server", "https://127.0.0.1:9")?;
+    let found = deploy::replace(tenants.cluster).and_then(|()| {
+        let mut found = String::new();
+        // For as long as a start takes, and longer: no single look may differ.
+        for _ in 0..5 {
+            found = tenants.look(&want)?;
+        }
+        deploy::unready(tenants.cluster)?;
+        Ok(found)
+    });
+    // Whatever was found, the agents find the server again.
+    deploy::configure(tenants.cluster, "api-server", "")?;
+    deploy::replace(tenants.cluster)?;
+    deploy::ready(tenants.cluster)?;
+    tenants.clear()?;
+    found
 }
 
 /// What is wrong is told: which object, and what to change.
@@ -225,27 +287,30 @@ impl<'a> Tenants<'a> {
         Ok(())
     }
 
-    /// Whether every Pod reaches those it should, and no other.
+    /// Waits until every Pod reaches those it should, and no other.
     fn expect(&self, want: &dyn Fn(Pod, Pod) -> bool) -> Result<String> {
-        within(SOON, || {
-            let (mut allowed, mut denied, mut wrong) = (0, 0, String::new());
-            for from in PODS {
-                let others: Vec<(Pod, u16)> =
-                    PODS.into_iter().filter(|to| *to != from).map(|to| (to, port(to))).collect();
-                for (what, reached) in self.reaches(from, &others)? {
-                    let want = want(from, what.0);
-                    if reached != want {
-                        let verb = if reached { "reaches" } else { "does not reach" };
-                        write!(wrong, "{}/{} {verb} {} ", from.0, from.1, what.1)?;
-                    }
-                    if want { allowed += 1 } else { denied += 1 }
+        within(SOON, || self.look(want))
+    }
+
+    /// Whether every Pod reaches those it should, and no other.
+    fn look(&self, want: &dyn Fn(Pod, Pod) -> bool) -> Result<String> {
+        let (mut allowed, mut denied, mut wrong) = (0, 0, String::new());
+        for from in PODS {
+            let others: Vec<(Pod, u16)> =
+                PODS.into_iter().filter(|to| *to != from).map(|to| (to, port(to))).collect();
+            for (what, reached) in self.reaches(from, &others)? {
+                let want = want(from, what.0);
+                if reached != want {
+                    let verb = if reached { "reaches" } else { "does not reach" };
+                    write!(wrong, "{}/{} {verb} {} ", from.0, from.1, what.1)?;
                 }
+                if want { allowed += 1 } else { denied += 1 }
             }
-            if wrong.is_empty() {
-                return Ok(format!("{allowed} allowed, {denied} denied"));
-            }
-            bail!("{wrong}")
-        })
+        }
+        if wrong.is_empty() {
+            return Ok(format!("{allowed} allowed, {denied} denied"));
+        }
+        bail!("{wrong}")
     }
 
     /// Whether a Pod reaches others: for each of their addresses.
@@ -294,7 +359,7 @@ impl<'a> Tenants<'a> {
                 scope.spawn(move || self.in_pod(pod, script))
             };
             let (one, other) = (run(denied), run(allowed));
-            std::thread::sleep(std::time::Duration::from_millis(2500));
+            std::thread::sleep(Duration::from_millis(2500));
             let applied = self.cluster.apply(&[policy(SHOP, "only-api", &spec)]);
             let join = |task: std::thread::ScopedJoinHandle<'_, Result<String>>| {
                 task.join().unwrap_or_else(|_| bail!("a request failed"))
@@ -314,6 +379,18 @@ impl<'a> Tenants<'a> {
             bail!("the denied connection went on, or was never there: {of_denied:?}");
         }
         Ok(format!("{denied} of 14 requests denied, none of the allowed"))
+    }
+
+    /// How often a policy decided, according to the agent of the Pod's node.
+    fn hits(&self, pod: Pod, policy: &str) -> Result<u64> {
+        let node = self.nodes.get(&pod).context("node")?;
+        let agent = deploy::pod_on(self.cluster, node)?;
+        let list = ["lbctl", "policy", "list", "--namespace", pod.0];
+        let exec = ["exec", "--namespace", deploy::SYSTEM, &agent, "--"];
+        let list = self.cluster.json(&[&exec[..], &list].concat())?;
+        let row = items(&list).find(|row| text(row, "/name") == Some(policy));
+        let hits = row.and_then(|row| row.get("hits")?.as_u64());
+        hits.filter(|hits| *hits > 0).with_context(|| format!("no hits of {policy}: {list}"))
     }
 
     fn explain(&self, from: Pod, to: Pod, port: u16, names: &str) -> Result<String> {

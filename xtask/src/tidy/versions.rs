@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 25] = [
+const MAPS: [(&str, Option<&str>); 26] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -35,6 +35,7 @@ const MAPS: [(&str, Option<&str>); 25] = [
     ("policy::PeerKey", Some("peer_bits")),
     ("policy::PortKey", Some("port_bits")),
     ("policy::Bits", Some("peer_bits")),
+    ("policy::HitKey", Some("hits")),
     ("policy::PolicyState", Some("policy")),
 ];
 

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::agent::hits::Hits;
 use crate::cluster::{Cluster, Name, Tier};
 use crate::model::policy::{Desired, Direction, Group, PolicyInfo};
 use crate::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
@@ -13,17 +14,23 @@ use crate::plan::policy::Actual;
 const EXAMPLES: usize = 3;
 
 /// All policies.
-pub(in crate::agent) fn policies(desired: &Desired) -> Vec<PolicyName<'_>> {
-    let name = |info: &'_ PolicyInfo| PolicyName {
-        namespace: Cow::Owned(info.name.namespace.to_string()),
-        name: Cow::Owned(info.name.name.to_string()),
-        tier: Cow::Borrowed(info.tier.name()),
-        priority: info.priority,
-        generation: info.generation,
-        shadow: info.shadow,
-        subjects: info.subjects,
-        rules: info.rules,
-        created: u64::try_from(info.created).unwrap_or_default(),
+pub(in crate::agent) fn policies<'a>(desired: &'a Desired, hits: &Hits) -> Vec<PolicyName<'a>> {
+    let mut of_policy = hits.of_policies();
+    let name = |info: &'a PolicyInfo| {
+        let hits = of_policy.remove(&(&info.name, info.tier)).unwrap_or_default();
+        PolicyName {
+            namespace: Cow::Owned(info.name.namespace.to_string()),
+            name: Cow::Owned(info.name.name.to_string()),
+            tier: Cow::Borrowed(info.tier.name()),
+            priority: info.priority,
+            generation: info.generation,
+            shadow: info.shadow,
+            subjects: info.subjects,
+            rules: info.rules,
+            created: u64::try_from(info.created).unwrap_or_default(),
+            hits: hits.count,
+            last_hit: hits.last,
+        }
     };
     desired.policies.iter().map(name).collect()
 }

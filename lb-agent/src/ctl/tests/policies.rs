@@ -13,7 +13,7 @@ use lb_common::verdict::DropReason;
 
 use super::sample::{HOUR, NOW, addr, names, snapshot};
 use super::{check, check_on};
-use crate::api::policy::{Rule, Selected, View as Policy};
+use crate::api::policy::{Denied, Rule, Selected, View as Policy};
 use crate::api::{Covers, FlowRecord};
 use crate::bpf::read::Counts;
 use crate::ctl::attribution::Policies;
@@ -45,6 +45,8 @@ fn named() -> Names<'static> {
         subjects: 1,
         rules: 2,
         created: NOW - 2 * HOUR,
+        hits: if name == "access" { 12 } else { 0 },
+        last_hit: if name == "access" { NOW - 75 } else { 0 },
     };
     let mut names = names();
     names.policies = vec![
@@ -219,11 +221,11 @@ fn policies_are_listed() {
         Format::Wide,
         all,
         expect![[r#"
-        NAMESPACE  NAME    TIER           PRIO  SUBJECTS  RULES  STATE     GENERATION  AGE   ISSUE
-        <none>     fence   Admin          10    1         2      enforced  3           120m
-        default    access  NetworkPolicy  0     1         2      enforced  3           120m
-        default    try     NetworkPolicy  0     1         2      shadow    3           120m
-        shop       broken  NetworkPolicy  0     1         2      error     3           120m  spec.ingress[0].from[0].ipBlock.cidr: "10/8" is not a range
+        NAMESPACE  NAME    TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE   ISSUE
+        <none>     fence   Admin          10    1         2      0     <none>    enforced  3           120m
+        default    access  NetworkPolicy  0     1         2      12    75s       enforced  3           120m
+        default    try     NetworkPolicy  0     1         2      0     <none>    shadow    3           120m
+        shop       broken  NetworkPolicy  0     1         2      0     <none>    error     3           120m  spec.ingress[0].from[0].ipBlock.cidr: "10/8" is not a range
     "#]],
     );
     let shop = |view: &View<'_>| policies::rows(view, Some("shop"));
@@ -292,6 +294,7 @@ fn a_policy_is_shown_as_it_is_written() {
         name: String::new(),
         peers,
         ports: ports.map(|ports| ports.iter().map(|port| (*port).to_owned()).collect()),
+        hits: if ports.is_some() { 3 } else { 0 },
     };
     let policy = Policy {
         name: "default/access".to_owned(),
@@ -315,6 +318,7 @@ fn a_policy_is_shown_as_it_is_written() {
             rule("ingress[1]", None, None),
         ]),
         issues: vec!["spec.ingress[0].ports[2]: is no port".to_owned()],
+        default_denied: Denied { ingress: 9, egress: 0 },
         ..Policy::default()
     };
     let mut out = Vec::new();
@@ -326,12 +330,12 @@ fn a_policy_is_shown_as_it_is_written() {
           generation  3
           subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
           issue       spec.ingress[0].ports[2]: is no port
-          ingress     2 rules
+          ingress     2 rules; isolation denied 9 flows
           egress      not its business
-        ingress[0] accept: 8080/TCP, web/TCP
+        ingress[0] accept: 8080/TCP, web/TCP; 3 hits
           ingress[0].from[0]  Pods with app=api of namespace default: 0 Pods
           ingress[0].from[1]  10.0.0.0/8: 2 Pods (default/client, default/web-1)
-        ingress[1] accept: every protocol and port
+        ingress[1] accept: every protocol and port; 0 hits
           everybody
     "#]]
     .assert_eq(std::str::from_utf8(&out).unwrap());
@@ -344,7 +348,7 @@ fn a_policy_is_shown_as_it_is_written() {
           mode        shadow: counted and shown, not enforced
           generation  3
           subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
-          ingress     isolated, nothing allowed
+          ingress     isolated, nothing allowed; isolation denied 9 flows
           egress      not its business
     "#]]
     .assert_eq(std::str::from_utf8(&out).unwrap());

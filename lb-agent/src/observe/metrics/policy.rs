@@ -11,6 +11,12 @@ use prometheus_client::registry::Registry;
 
 use super::{Labels, STATES, add, family, fine_histogram};
 
+/// Label sets of policies; what else there is counts as `_other`.
+pub const SERIES_BY_POLICY: usize = 200;
+
+/// Namespace, policy, direction and outcome of a verdict.
+pub type ByPolicy = [(&'static str, String); 4];
+
 /// Ours about policies.
 #[derive(Clone, Debug)]
 pub struct OfPolicies {
@@ -20,6 +26,8 @@ pub struct OfPolicies {
     pub enforcement: Histogram,
     /// New flows that policies judged.
     pub verdicts: Family<Labels<3>, Counter>,
+    /// The same by policy: namespace, policy, direction, outcome.
+    pub by_policy: Family<ByPolicy, Counter>,
     /// Policies by state.
     pub policies: Family<Labels<1>, Gauge>,
     /// Groups in the tables.
@@ -49,6 +57,12 @@ impl OfPolicies {
                 fine_histogram(),
             ),
             verdicts: add(registry, "verdicts", "New flows that policies judged", family()),
+            by_policy: add(
+                registry,
+                "policy_verdicts",
+                "New flows that a policy decided, by a rule or by isolating the Pod; policy _other: those beyond the bound",
+                Family::default(),
+            ),
             policies: add(registry, "policies", "Policies", family()),
             groups: add(
                 registry,

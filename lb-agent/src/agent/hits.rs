@@ -1,0 +1,313 @@
+//! What policies decided: the kernel's counts by group and judgement, added up by policy and rule. The counts of a
+//! policy begin with the agent and end with the policy.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::policy::{HitKey, Judgement};
+use lb_common::verdict::Outcome;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use crate::api::policy::{Rule, View};
+use crate::cluster::{Name, Tier};
+use crate::model::policy::{Direction, Group};
+use crate::observe::metrics::policy::{ByPolicy, SERIES_BY_POLICY};
+
+/// Who decided, and how.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Decision {
+    policy: Name,
+    tier: Tier,
+    direction: Direction,
+    /// Index of the rule in its list; `None` = the policy isolates the Pod, and no rule allowed the flow.
+    rule: Option<u32>,
+    outcome: Outcome,
+}
+
+/// How often, and when last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hit {
+    /// New flows.
+    pub(super) count: u64,
+    /// When the last of them was counted, in seconds since 1970; 0 = before the agent's start.
+    pub(super) last: u64,
+}
+
+impl Hit {
+    fn and(self, other: Self) -> Self {
+        Self { count: self.count.saturating_add(other.count), last: self.last.max(other.last) }
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Hits {
+    /// The kernel's counts as of the last look; `None` before the first.
+    seen: Option<HashMap<HitKey, u64>>,
+    decisions: BTreeMap<Decision, Hit>,
+    /// Those with series of their own.
+    published: BTreeSet<ByPolicy>,
+}
+
+impl Hits {
+    /// Adds what the kernel has counted since the last time, at `now`, seconds since 1970; returns what belongs to
+    /// groups that nobody knows any more, so that it can be forgotten.
+    pub(super) fn add<'a>(
+        &mut self,
+        counts: &[(HitKey, u64)],
+        group: impl Fn(u32) -> Option<&'a Group>,
+        now: u64,
+    ) -> Vec<HitKey> {
+        let mut nameless = Vec::new();
+        // Nobody knows when those of an earlier agent were.
+        let last = if self.seen.is_some() { now } else { 0 };
+        let before = self.seen.take().unwrap_or_default();
+        let mut seen = HashMap::with_capacity(counts.len());
+        for (key, count) in counts {
+            let Some(group) = group(key.group) else {
+                nameless.push(*key);
+                continue;
+            };
+            seen.insert(*key, *count);
+            let new = count.saturating_sub(before.get(key).copied().unwrap_or_default());
+            if new == 0 {
+                continue;
+            }
+            for decision in decisions(group, key) {
+                let hit = self.decisions.entry(decision).or_default();
+                *hit = hit.and(Hit { count: new, last });
+            }
+        }
+        self.seen = Some(seen);
+        nameless
+    }
+
+    /// Leaves those of policies that are there.
+    pub(super) fn retain(&mut self, is_live: impl Fn(&Name, Tier) -> bool) {
+        self.decisions.retain(|decision, _| is_live(&decision.policy, decision.tier));
+    }
+
+    /// Each policy's.
+    pub(super) fn of_policies(&self) -> HashMap<(&Name, Tier), Hit> {
+        let mut sums = HashMap::<_, Hit>::new();
+        for (decision, hit) in &self.decisions {
+            let sum = sums.entry((&decision.policy, decision.tier)).or_default();
+            *sum = sum.and(*hit);
+        }
+        sums
+    }
+
+    /// Writes into a policy's view how often each of its rules decided, and its isolation denied.
+    pub(super) fn count_in(&self, view: &mut View) {
+        let View { name, tier, ingress, egress, default_denied, .. } = view;
+        for (decision, hit) in &self.decisions {
+            if decision.tier.name() != tier || decision.policy.to_string() != *name {
+                continue;
+            }
+            let (rules, denied) = match decision.direction {
+                Direction::Ingress => (&mut *ingress, &mut default_denied.ingress),
+                Direction::Egress => (&mut *egress, &mut default_denied.egress),
+            };
+            match decision.rule {
+                None => *denied = denied.saturating_add(hit.count),
+                Some(index) => {
+                    let rules = rules.as_deref_mut().unwrap_or_default();
+                    let rule: Option<&mut Rule> = rules.get_mut(index as usize);
+                    if let Some(rule) = rule {
+                        rule.hits = rule.hits.saturating_add(hit.count);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Elements of the kernel's map.
+    pub(super) fn n_counted(&self) -> usize {
+        self.seen.as_ref().map_or(0, HashMap::len)
+    }
+
+    /// Brings the metric up to date: a policy keeps its series as long as it lives, and those for which there is none
+    /// share one.
+    pub(super) fn publish(&mut self, family: &Family<ByPolicy, Counter>) {
+        let mut sums = BTreeMap::<ByPolicy, u64>::new();
+        for (decision, hit) in &self.decisions {
+            let sum = sums.entry(labels(decision)).or_default();
+            *sum = sum.saturating_add(hit.count);
+        }
+        self.published.retain(|labels| sums.contains_key(labels));
+        family.clear();
+        for (labels, sum) in sums {
+            if self.published.len() < SERIES_BY_POLICY {
+                self.published.insert(labels.clone());
+            }
+            let own = self.published.contains(&labels);
+            family.get_or_create(&if own { labels } else { other() }).inc_by(sum);
+        }
+    }
+}
+
+/// Whose decision it was. Several policies may isolate a Pod: it is the decision of each.
+fn decisions(group: &Group, key: &HitKey) -> Vec<Decision> {
+    let judgement = Judgement::from_number(key.judgement);
+    let Some(outcome) = Outcome::ALL.into_iter().find(|known| *known as u8 == key.outcome) else {
+        return Vec::new();
+    };
+    let direction = if key.ingress != 0 { Direction::Ingress } else { Direction::Egress };
+    let decision = |policy: &Name, tier, rule| Decision {
+        policy: policy.clone(),
+        tier,
+        direction,
+        rule,
+        outcome,
+    };
+    match judgement.rule() {
+        Some(number) => {
+            let at = group.rules.binary_search_by_key(&number, |(number, _)| *number);
+            let rule = at.ok().and_then(|at| group.rules.get(at));
+            rule.map(|(_, rule)| {
+                let source = &rule.source;
+                decision(&source.policy, source.tier, Some(source.index))
+            })
+            .into_iter()
+            .collect()
+        }
+        None => {
+            let isolating = group.isolating.iter();
+            isolating.map(|policy| decision(policy, Tier::NetworkPolicy, None)).collect()
+        }
+    }
+}
+
+fn labels(decision: &Decision) -> ByPolicy {
+    let outcome = match (decision.rule, decision.outcome) {
+        (None, Outcome::Deny) => "default_deny",
+        (_, outcome) => outcome.name(),
+    };
+    [
+        ("namespace", decision.policy.namespace.to_string()),
+        ("policy", decision.policy.name.to_string()),
+        ("direction", decision.direction.name().to_owned()),
+        ("outcome", outcome.to_owned()),
+    ]
+}
+
+fn other() -> ByPolicy {
+    [("namespace", ""), ("policy", "_other"), ("direction", ""), ("outcome", "")]
+        .map(|(name, value)| (name, value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lb_common::policy::tier;
+
+    use super::{
+        ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement, Name,
+        Outcome, SERIES_BY_POLICY, Tier,
+    };
+    use crate::api::policy::{Denied, Rule, View};
+    use crate::cluster::Action;
+    use crate::model::policy::{BitRule, Source};
+
+    /// `shop/access` with two rules, the second of which has two bits; `shop/deny` isolates as well.
+    fn group() -> Group {
+        let (access, deny) = (Name::new("shop", "access"), Name::new("shop", "deny"));
+        let rule = |number, index| {
+            let source = Source {
+                policy: access.clone(),
+                tier: Tier::NetworkPolicy,
+                direction: Direction::Ingress,
+                index,
+            };
+            let rule = BitRule { source, action: Action::Accept, peers: None, ports: None };
+            (number, Arc::new(rule))
+        };
+        let rules = [rule(0, 0), rule(1, 1), rule(2, 1)].into();
+        let mut group = Group::default();
+        (group.rules, group.isolating) = (rules, [access, deny].into());
+        group
+    }
+
+    fn by_rule(rule: u32) -> HitKey {
+        let judgement = (rule + 1) | u32::from(tier::NETWORK_POLICY) << 16;
+        HitKey { group: 7, judgement, ingress: 1, ..HitKey::ZERO }
+    }
+
+    fn isolated() -> HitKey {
+        let judgement = Judgement::ISOLATED.number();
+        HitKey { group: 7, judgement, outcome: Outcome::Deny as u8, ingress: 1, zero: 0 }
+    }
+
+    #[test]
+    fn counts_of_groups_become_counts_of_policies_and_rules() {
+        let group = group();
+        let find = |id: u32| (id == 7).then_some(&group);
+        let mut hits = Hits::default();
+        // An earlier agent's; and a group that is gone.
+        let gone = HitKey { group: 8, ..isolated() };
+        let forgotten = hits.add(&[(by_rule(0), 5), (gone, 1)], find, 100);
+        assert_eq!(forgotten, [gone]);
+        let counts = [(by_rule(0), 6), (by_rule(1), 2), (by_rule(2), 1), (isolated(), 4)];
+        assert!(hits.add(&counts, find, 110).is_empty());
+        assert!(hits.add(&counts, find, 120).is_empty(), "nothing new");
+        let (access, deny) = (Name::new("shop", "access"), Name::new("shop", "deny"));
+        let of_policies = hits.of_policies();
+        let of = |name| of_policies[&(name, Tier::NetworkPolicy)];
+        assert_eq!(of(&access), Hit { count: 13, last: 110 });
+        assert_eq!(of(&deny), Hit { count: 4, last: 110 });
+        let rule = |path: &str| Rule { path: path.to_owned(), ..Rule::default() };
+        let mut view = View {
+            name: "shop/access".to_owned(),
+            tier: "NetworkPolicy".to_owned(),
+            ingress: Some(vec![rule("ingress[0]"), rule("ingress[1]")]),
+            ..View::default()
+        };
+        hits.count_in(&mut view);
+        let of_rules: Vec<u64> = view.ingress.unwrap().iter().map(|rule| rule.hits).collect();
+        assert_eq!((of_rules, view.default_denied), (vec![6, 3], Denied { ingress: 4, egress: 0 }));
+        hits.retain(|name, _| *name == deny);
+        assert!(!hits.of_policies().contains_key(&(&access, Tier::NetworkPolicy)));
+    }
+
+    #[test]
+    fn a_counter_that_began_anew_takes_nothing_away() {
+        let group = group();
+        let mut hits = Hits::default();
+        for (count, now) in [(5, 1), (3, 2), (4, 3)] {
+            assert!(hits.add(&[(by_rule(0), count)], |_| Some(&group), now).is_empty());
+        }
+        assert_eq!(hits.decisions.values().next(), Some(&Hit { count: 6, last: 3 }));
+    }
+
+    #[test]
+    fn series_are_bounded_and_keep_their_policy() {
+        let family = Family::<ByPolicy, Counter>::default();
+        let mut hits = Hits::default();
+        let decision = |name: String| Decision {
+            policy: Name::new("shop", name),
+            tier: Tier::NetworkPolicy,
+            direction: Direction::Egress,
+            rule: None,
+            outcome: Outcome::Deny,
+        };
+        let hit = Hit { count: 2, last: 1 };
+        for number in 100..100 + SERIES_BY_POLICY {
+            hits.decisions.insert(decision(format!("m{number}")), hit);
+        }
+        hits.publish(&family);
+        for early in ["a", "b", "c"] {
+            hits.decisions.insert(decision(early.to_owned()), hit);
+        }
+        hits.publish(&family);
+        let labels = |name: &str| super::labels(&decision(name.to_owned()));
+        assert_eq!(family.get_or_create(&labels("m100")).get(), 2);
+        assert_eq!(labels("m100")[3].1, "default_deny");
+        assert_eq!(family.get_or_create(&super::other()).get(), 6);
+        hits.retain(|name, _| &*name.name != "m100");
+        hits.publish(&family);
+        assert_eq!(family.get_or_create(&labels("a")).get(), 2, "a place became free");
+        assert_eq!(family.get_or_create(&super::other()).get(), 4);
+    }
+}
