@@ -72,7 +72,7 @@ pub struct RunArgs {
     /// Root of the cgroup v2 hierarchy [default: found in /proc/mounts]
     #[arg(long, env = "LB_CGROUP", value_name = "DIR")]
     pub cgroup: Option<String>,
-    /// Address of /healthz and /livez [default: 0.0.0.0:10256]
+    /// Address of /healthz, /livez and /readyz [default: 0.0.0.0:10256]
     #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "IP:PORT")]
     pub healthz_bind_address: Option<String>,
     /// Address of /metrics [default: 127.0.0.1:10249]
@@ -190,7 +190,7 @@ pub struct Config {
     pub dirs: Dirs,
     /// Root of the cgroup v2 hierarchy.
     pub cgroup: PathBuf,
-    /// Address of /healthz and /livez.
+    /// Address of /healthz, /livez and /readyz.
     pub healthz: SocketAddr,
     /// Address of /metrics.
     pub metrics: SocketAddr,

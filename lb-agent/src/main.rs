@@ -42,10 +42,11 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     result
 }
 
-/// `RUST_LOG` selects what is logged; the default is `info`, and warnings of libraries.
+/// `RUST_LOG` selects what is logged; the default is `info`, and warnings of libraries. Failed requests to the API server
+/// are logged by whoever made them.
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_unset| EnvFilter::new("warn,lb_agent=info"));
+        .unwrap_or_else(|_unset| EnvFilter::new("warn,kube_client=off,lb_agent=info"));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

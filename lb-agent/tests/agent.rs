@@ -167,7 +167,7 @@ fn a_life_of_an_agent() {
         let pinned = pins(&node.pin_dir());
 
         // Health and metrics.
-        for path in ["/healthz", "/livez"] {
+        for path in ["/healthz", "/livez", "/readyz"] {
             let answer = get(10256, path);
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
             assert!(answer.contains(r#""nodeEligible": true"#), "{answer}");
@@ -229,6 +229,7 @@ fn a_life_of_an_agent() {
         assert_eq!((names.services.len(), names.backends.len()), (1, 2));
         assert!(!is_ok(&names, "services") && !is_ok(&names, "api"));
         assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        assert!(get(10256, "/readyz").starts_with("HTTP/1.1 503"));
         end(fourth, Signal::SIGTERM);
         assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
 

@@ -66,11 +66,16 @@ pub(super) fn spawn(
         let Some(probe) = Probe::at(path) else { return Answer::not_found() };
         let status = Arc::clone(&status.borrow());
         let (code, body) = health::answer(probe, &status, Moment::now());
+        // kube-proxy has no counter of the third.
         let family = match probe {
-            Probe::Healthz => &counted.kube_proxy.healthz,
-            Probe::Livez => &counted.kube_proxy.livez,
+            Probe::Healthz => Some(&counted.kube_proxy.healthz),
+            Probe::Livez => Some(&counted.kube_proxy.livez),
+            Probe::Readyz => None,
         };
-        family.get_or_create(&[("code", if code.is_success() { "200" } else { "503" })]).inc();
+        let labels = [("code", if code.is_success() { "200" } else { "503" })];
+        if let Some(family) = family {
+            family.get_or_create(&labels).inc();
+        }
         Answer { status: code, content_type: "application/json", body, weight: None }
     }));
     let (loop_, asked) = mpsc::channel(QUESTIONS);

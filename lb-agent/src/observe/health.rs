@@ -2,7 +2,8 @@
 //!
 //! Healthy is who has nothing pending for too long; a start without news from the API server is healthy. `/healthz`
 //! also fails on a node that the autoscaler is about to remove (KEP-3836), so that no new traffic comes; `/livez`
-//! does not, since a restart would not help.
+//! does not, since a restart would not help. `/readyz` is ours: whether the tables have once been brought to what the
+//! API server says. Its loss afterwards changes none of the three, or all nodes would fail at once.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,6 +22,8 @@ pub enum Probe {
     Healthz,
     /// `/livez`: would a restart help?
     Livez,
+    /// `/readyz`: has it begun to work?
+    Readyz,
 }
 
 impl Probe {
@@ -29,6 +32,7 @@ impl Probe {
         match path {
             "/healthz" => Some(Self::Healthz),
             "/livez" => Some(Self::Livez),
+            "/readyz" => Some(Self::Readyz),
             _ => None,
         }
     }
@@ -53,7 +57,11 @@ impl Moment {
 /// Status code and body (kube-proxy's `healthzHandler`).
 pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
     let stale = is_stale(status, now);
-    let ok = !stale && (probe == Probe::Livez || status.node_eligible);
+    let ok = match probe {
+        Probe::Healthz => !stale && status.node_eligible,
+        Probe::Livez => !stale,
+        Probe::Readyz => status.synced,
+    };
     // While all is well, the last update is now: nothing was left to do.
     let updated = if stale { status.updated } else { now.time };
     let body = format!(
@@ -116,15 +124,18 @@ mod tests {
         let busy = Status { pending_since: Some(start + Duration::from_secs(200)), ..quiet };
         let stuck = Status { pending_since: Some(start + Duration::from_secs(100)), ..quiet };
         let leaving = Status { node_eligible: false, ..quiet };
+        let without_server = Status { synced: false, ..quiet };
         let cases = [
-            ("quiet", quiet, 200, 200),
-            ("busy", busy, 200, 200),
-            ("stuck", stuck, 503, 503),
-            ("leaving", leaving, 503, 200),
+            ("quiet", quiet, 200, 200, 200),
+            ("busy", busy, 200, 200, 200),
+            ("stuck", stuck, 503, 503, 200),
+            ("leaving", leaving, 503, 200, 200),
+            ("without news", without_server, 200, 200, 503),
         ];
-        for (name, status, healthz, livez) in cases {
+        for (name, status, healthz, livez, readyz) in cases {
             assert_eq!(answer(Probe::Healthz, &status, now).0, healthz, "{name}");
             assert_eq!(answer(Probe::Livez, &status, now).0, livez, "{name}");
+            assert_eq!(answer(Probe::Readyz, &status, now).0, readyz, "{name}");
         }
         let (_, body) = answer(Probe::Healthz, &stuck, now);
         let want = r#"{"lastUpdated": "2000-02-29 00:00:00.000000000 +0000 UTC","currentTime": "2027-01-15 08:00:00.000000005 +0000 UTC", "nodeEligible": true}"#;
