@@ -1,16 +1,18 @@
 //! `cargo xtask bench`: what a Service costs over its Pod. Every number is a median over paired rounds: in each round
 //! the same thing is measured straight on a bed without agents, straight on a bed with agents, and through the
-//! ClusterIP, one right after the other, client and server on one CPU.
+//! ClusterIP, one right after the other, client and server on one CPU; and what policies cost, with and without them
+//! in turn.
 
 mod field;
 mod nanos;
 mod paths;
+mod policies;
 mod programming;
 mod report;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{
     args::Args,
@@ -18,10 +20,11 @@ use crate::{
     command::say,
 };
 
-pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N]
+pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N] [--part P]
   --json      print JSON instead of the Markdown tables
   --quick     shorter and fewer rounds: a look, not a result
-  --rounds N  rounds of each measurement (7; 3 when quick)";
+  --rounds N  rounds of each measurement (7; 3 when quick)
+  --part P    only paths, policies or programming, with the nanoseconds before it";
 
 /// Builds in release mode, measures, prints.
 ///
@@ -32,6 +35,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let json = words.flag("--json");
     let quick = words.flag("--quick");
     let rounds = words.value("--rounds")?.map(|n| n.parse()).transpose()?;
+    let part = words.value("--part")?;
+    let part = part.as_deref();
+    if part.is_some_and(|part| !["paths", "policies", "programming"].contains(&part)) {
+        bail!("{USAGE}");
+    }
     let built = words.flag(binaries::BUILT);
     let nanos = words.value(nanos::OPTION)?.map(PathBuf::from);
     words.finish(USAGE)?;
@@ -53,12 +61,19 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     say("nanoseconds per packet of each program");
     results.nanos = nanos::measure(&nanos)?;
     let mut field = field::Field::set(&Binaries::of(true))?;
-    for (n_services, n_policies) in [(1, 0), (1, 50), (1_000, 0), (10_000, 0)] {
-        field.announce_others(n_services - 1)?;
-        field.announce_policies(n_policies)?;
-        results.paths.extend(paths::measure(&mut field, (n_services, n_policies), scale)?);
+    if part.is_none_or(|part| part == "paths") {
+        for n_services in [1, 1_000, 10_000] {
+            field.announce_others(n_services - 1)?;
+            results.paths.extend(paths::measure(&mut field, n_services, scale)?);
+        }
+        field.announce_others(0)?;
     }
-    say("programming 10,000 Services");
-    results.programming = programming::measure(&mut field, scale)?;
+    if part.is_none_or(|part| part == "policies") {
+        results.policies = policies::measure(&field, 50, scale)?;
+    }
+    if part.is_none_or(|part| part == "programming") {
+        say("programming 10,000 Services");
+        results.programming = programming::measure(&mut field, scale)?;
+    }
     if json { report::print_json(&results) } else { report::print_markdown(&results) }
 }

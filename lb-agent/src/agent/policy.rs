@@ -152,20 +152,22 @@ impl Policies {
 
     /// Reads what policies decided since the last time; [`Policies::note_names`] comes before.
     pub(super) fn count_hits(&mut self, metrics: &OfPolicies, now: u64) {
-        let Some(desired) = self.desired.as_ref().filter(|desired| desired.any) else { return };
-        let counts = match self.tables.hits() {
-            Ok(counts) => counts,
-            Err(err) => return warn!(%err, "what policies decided is not counted"),
-        };
-        let group = |id: u32| self.named.get(&id).map(|(group, _)| &**group);
-        let nameless = self.hits.add(&counts, group, now);
-        for key in nameless {
-            if let Err(err) = self.tables.forget_hits(&key) {
-                debug!(?key, %err, "counts of a group that is gone stay");
-            }
-        }
+        let Some(desired) = &self.desired else { return };
         let live: HashSet<_> =
             desired.policies.iter().map(|info| (&info.name, info.tier)).collect();
+        if desired.any {
+            match self.tables.hits() {
+                Ok(counts) => {
+                    let group = |id: u32| self.named.get(&id).map(|(group, _)| &**group);
+                    for key in self.hits.add(&counts, group, now) {
+                        if let Err(err) = self.tables.forget_hits(&key) {
+                            debug!(?key, %err, "counts of a group that is gone stay");
+                        }
+                    }
+                }
+                Err(err) => warn!(%err, "what policies decided is not counted"),
+            }
+        }
         self.hits.retain(|name, tier| live.contains(&(name, tier)));
         self.hits.publish(&metrics.by_policy);
     }

@@ -83,13 +83,9 @@ impl Field {
         Ok(field)
     }
 
-    /// Points the measured Service at `pod` and waits until it is so: for the client, and where no policies keep the
-    /// others out for them, too.
-    pub(super) fn announce_target(&self, pod: &Pod, policies: usize) -> Result<()> {
+    /// Points the measured Service at `pod` and waits until it is so, for Pods and for the node.
+    pub(super) fn announce_target(&self, pod: &Pod) -> Result<()> {
         self.write_target(pod)?;
-        if policies > 0 {
-            return answered(&self.with.client.netns, TARGET.into(), &pod.name);
-        }
         for netns in [&self.with.client.netns, &self.with.node.netns] {
             answered(netns, TARGET.into(), &pod.name)?;
         }

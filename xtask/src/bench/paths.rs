@@ -33,7 +33,7 @@ impl Scale {
 
 /// From where to where.
 #[derive(Clone, Copy, Debug)]
-enum Path {
+pub(super) enum Path {
     SameNode,
     OtherNode,
     Host,
@@ -55,7 +55,7 @@ impl Path {
         Self::OutsideFar,
     ];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::SameNode => "Pod, same node",
             Self::OtherNode => "Pod, other node",
@@ -66,7 +66,7 @@ impl Path {
         }
     }
 
-    fn client(self, side: &Side) -> &Netns {
+    pub(super) fn client(self, side: &Side) -> &Netns {
         match self {
             Self::SameNode | Self::OtherNode | Self::NodePort => &side.client.netns,
             Self::Host => &side.node.netns,
@@ -74,7 +74,7 @@ impl Path {
         }
     }
 
-    fn server(self, side: &Side) -> &Pod {
+    pub(super) fn server(self, side: &Side) -> &Pod {
         match self {
             Self::SameNode => &side.near,
             Self::OtherNode
@@ -97,16 +97,16 @@ impl Path {
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
-enum What {
+pub(super) enum What {
     Stream,
     RoundTrips,
     Connects,
 }
 
 impl What {
-    const ALL: [Self; 3] = [Self::Stream, Self::RoundTrips, Self::Connects];
+    pub(super) const ALL: [Self; 3] = [Self::Stream, Self::RoundTrips, Self::Connects];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Stream => "stream, Gbit/s",
             Self::RoundTrips => "request/response, 1/s",
@@ -124,8 +124,6 @@ pub(super) struct Measured {
     pub(super) what: &'static str,
     /// Services programmed.
     pub(super) services: usize,
-    /// Policies that isolate client and server.
-    pub(super) policies: usize,
     /// Straight to the Pod, no agent.
     pub(super) without_agent: f64,
     /// Straight to the Pod, under the agent.
@@ -140,28 +138,23 @@ pub(super) struct Measured {
     pub(super) service_ratio_range: [f64; 2],
 }
 
-/// Measures every path with `services` Services programmed, and `policies` NetworkPolicies that isolate both ends.
-pub(super) fn measure(
-    field: &mut Field,
-    (services, policies): (usize, usize),
-    scale: Scale,
-) -> Result<Vec<Measured>> {
+/// Measures every path with `services` Services programmed.
+pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for path in Path::ALL {
         // Between the ends of the range these say nothing new.
         let outside = matches!(path, Path::NodePort | Path::OutsideNear | Path::OutsideFar);
-        if services == 1_000 && outside || policies > 0 && (outside || matches!(path, Path::Host)) {
+        if services == 1_000 && outside {
             continue;
         }
-        field.announce_target(path.server(&field.with), policies)?;
+        field.announce_target(path.server(&field.with))?;
         for what in What::ALL {
-            let under = if policies > 0 { format!(", {policies} policies") } else { String::new() };
-            say(&format!("{services} Services{under}: {}, {}", path.name(), what.name()));
+            say(&format!("{services} Services: {}, {}", path.name(), what.name()));
             let mut rounds = Vec::new();
             for round in 0..scale.rounds {
                 rounds.push(one_round(field, path, what, scale, round)?);
             }
-            measured.push(Measured { policies, ..summary(path, what, services, &rounds) });
+            measured.push(summary(path, what, services, &rounds));
         }
     }
     Ok(measured)
@@ -191,7 +184,14 @@ fn one_round(
     Ok(results)
 }
 
-fn once(field: &Field, netns: &Netns, ip: IpAddr, what: What, scale: Scale) -> Result<f64> {
+/// One measurement of a path under the agent, or of one without.
+pub(super) fn once(
+    field: &Field,
+    netns: &Netns,
+    ip: IpAddr,
+    what: What,
+    scale: Scale,
+) -> Result<f64> {
     let cpu = field.cpu.to_string();
     let (mut command, result) = match what {
         What::Stream => {
@@ -221,7 +221,6 @@ fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Meas
         path: path.name(),
         what: what.name(),
         services,
-        policies: 0,
         without_agent: column(|[without, _, _]| *without),
         straight: column(|[_, straight, _]| *straight),
         service: column(|[_, _, ip]| *ip),

@@ -42,7 +42,7 @@ pub(super) struct Programming {
 /// Measures on the agent of the client's node.
 pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
     field.announce_others(SERVICES)?;
-    field.announce_target(&field.with.near, 0)?;
+    field.announce_target(&field.with.near)?;
     let rounds = scale.rounds.min(5);
     let (mut all, mut last, mut restart, mut resident) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {

@@ -3,13 +3,14 @@
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{nanos::Nanos, paths::Measured, programming::Programming};
+use super::{nanos::Nanos, paths::Measured, policies::Policed, programming::Programming};
 
 /// Everything measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Results {
     pub(super) machine: Machine,
     pub(super) paths: Vec<Measured>,
+    pub(super) policies: Vec<Policed>,
     pub(super) programming: Programming,
     pub(super) nanos: Vec<Nanos>,
 }
@@ -44,24 +45,23 @@ pub(super) fn print_json(results: &Results) -> Result<()> {
 
 /// Prints tables for the README.
 pub(super) fn print_markdown(results: &Results) -> Result<()> {
-    let Results { machine, paths, programming, nanos } = results;
+    let Results { machine, paths, policies, programming, nanos } = results;
     println!(
         "Measured on Linux {}, {}, client and server on one CPU.\n",
         machine.kernel, machine.cpu
     );
     println!(
-        "| from a … | what | Services | policies | without agent | straight | Service | straight ÷ without | Service ÷ without |"
+        "| from a … | what | Services | without agent | straight | Service | straight ÷ without | Service ÷ without |"
     );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|---|--:|--:|--:|--:|--:|--:|");
     for row in paths {
         let digits = if row.what.contains("Gbit") { 2 } else { 0 };
         let [least, most] = row.service_ratio_range;
         println!(
-            "| {} | {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
+            "| {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
             row.path,
             row.what,
             row.services,
-            row.policies,
             row.without_agent,
             row.straight,
             row.service,
@@ -69,16 +69,27 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
             row.service_ratio
         );
     }
+    println!(
+        "\n| from, to | what | straight, policies ÷ none | through the Service, policies ÷ none |"
+    );
+    println!("|---|---|--:|--:|");
+    for row in policies {
+        let [straight, service] = [row.straight, row.service]
+            .map(|[low, middle, high]| format!("{middle:.3} ({low:.3}–{high:.3})"));
+        println!("| {} | {} | {straight} | {service} |", row.path, row.what);
+    }
     let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;
     let Programming { change_to_answer_ms, resident_mib, .. } = programming;
-    println!("\n| with {services} Services × 2 endpoints | |\n|---|--:|");
-    println!("| programmed, from complete lists | {all_ms:.0} ms |");
-    println!(
-        "| from the agent's start to the last one's first answer | {start_to_last_answer_ms:.0} ms |"
-    );
-    println!("| restart on full tables, until synced | {restart_ms:.0} ms |");
-    println!("| from an endpoint's change to its first answer | {change_to_answer_ms:.1} ms |");
-    println!("| agent, resident | {resident_mib:.1} MiB |");
+    if *services > 0 {
+        println!("\n| with {services} Services × 2 endpoints | |\n|---|--:|");
+        println!("| programmed, from complete lists | {all_ms:.0} ms |");
+        println!(
+            "| from the agent's start to the last one's first answer | {start_to_last_answer_ms:.0} ms |"
+        );
+        println!("| restart on full tables, until synced | {restart_ms:.0} ms |");
+        println!("| from an endpoint's change to its first answer | {change_to_answer_ms:.1} ms |");
+        println!("| agent, resident | {resident_mib:.1} MiB |");
+    }
     println!("\n| program | packet | ns over an empty program |\n|---|---|--:|");
     for Nanos { program, case, ns } in nanos {
         println!("| {program} | {case} | {ns:.0} |");
