@@ -16,6 +16,7 @@ use crate::ctl::columns;
 pub mod ask;
 pub mod code;
 pub mod deny;
+pub mod host;
 pub mod offline;
 pub mod route;
 pub mod socket;

@@ -61,9 +61,14 @@ impl Node {
         node
     }
 
-    /// The command, to be run on this node.
+    /// The command, to be run on this node: in a network namespace that forwards, as a node's does.
     pub(crate) fn lbctl(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+        const FORWARDING: &str = r#"
+            echo 1 | tee /proc/sys/net/ipv4/ip_forward > /proc/sys/net/ipv6/conf/all/forwarding
+            exec "$0" "$@"
+        "#;
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", FORWARDING, env!("CARGO_BIN_EXE_lbctl")]);
         command.args(args).env("LB_PIN_DIR", &self.pin_dir).env("LB_STATE_DIR", &self.state_dir);
         command
     }

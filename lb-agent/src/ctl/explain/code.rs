@@ -55,6 +55,10 @@ pub enum Code {
     HintPeerOr,
     /// A flow is still pinned to a backend that has left.
     StaleFlow,
+    /// A table had no room for new flows lately.
+    TableFull,
+    /// A setting of the node stands in the way.
+    HostSetup,
     /// NetworkPolicy never applies to traffic of nodes.
     HostNotSelectable,
     /// Another node decides.
@@ -63,7 +67,7 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::NoEndpointsSelector,
         Self::NoEndpointsNotReady,
         Self::NoEndpoints,
@@ -89,6 +93,8 @@ impl Code {
         Self::PolicyOverflow,
         Self::HintPeerOr,
         Self::StaleFlow,
+        Self::TableFull,
+        Self::HostSetup,
         Self::HostNotSelectable,
         Self::OtherNode,
     ];
@@ -121,6 +127,8 @@ impl Code {
             Self::PolicyOverflow => "POLICY_OVERFLOW",
             Self::HintPeerOr => "HINT_PEER_OR",
             Self::StaleFlow => "STALE_FLOW",
+            Self::TableFull => "TABLE_FULL",
+            Self::HostSetup => "HOST_SETUP",
             Self::HostNotSelectable => "HOST_NOT_SELECTABLE",
             Self::OtherNode => "OTHER_NODE",
         }

@@ -1,9 +1,12 @@
 //! What is said of each cause, word by word.
 
 use expect_test::{Expect, expect};
+use lb_common::flow::proto;
+use lb_common::verdict::DropReason;
 
 use self::world::{World, pod, policy, service};
 use crate::ctl::explain::{Code, Outcome};
+use crate::names::DropExample;
 
 mod world;
 
@@ -633,6 +636,68 @@ fn hint_peer_or() {
         code: HINT_PEER_OR
     "#]],
     );
+}
+
+#[test]
+fn a_table_without_room() {
+    let mut world = World::new(&base());
+    let drop = |reason: DropReason| DropExample {
+        reason: reason as u8,
+        ingress: false,
+        protocol: proto::TCP,
+        src: "10.1.0.9:4000".parse().unwrap(),
+        dst: "10.96.0.10:80".parse().unwrap(),
+        ifindex: 11,
+        service_id: 1,
+        at: 0,
+        group: 0,
+        judgement: 0,
+    };
+    world.names.drops = vec![drop(DropReason::NoEndpoints), drop(DropReason::ConntrackFull)];
+    check_in(
+        &world,
+        TO_WEB,
+        Some(Code::TableFull),
+        expect![[r#"
+        DELIVERED: default/client to svc:default/web:80/TCP
+          1  ok  source          Pod default/client 10.1.0.2 on this node
+          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+          4  ok  egress policy   no policy selects default/client in egress
+          5  ok  ingress policy  no policy selects default/web-1 in ingress
+          6  ok  socket          somebody listens on 0.0.0.0:8080
+          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
+        because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on this node: CONNTRACK_FULL
+        to fix: look at `lbctl maps`: raise the capacity of ct
+        code: TABLE_FULL
+    "#]],
+    );
+}
+
+#[test]
+fn a_node_that_does_not_forward() {
+    let far = pod("default/far", "10.1.1.4", "n2", "app: far", true);
+    let mut world = World::new(&format!("{}{far}", base()));
+    world.forwards = [false, true];
+    check_in(
+        &world,
+        ("client", "far:8080"),
+        Some(Code::HostSetup),
+        expect![[r#"
+            CANNOT TELL: default/client to default/far:8080/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ?   route           net.ipv4.ip_forward is 0: nothing is forwarded unless a device has a setting of its own
+              3  ok  egress policy   no policy selects default/client in egress
+              4  ok  ingress policy  there is no policy in the cluster
+            because: net.ipv4.ip_forward is 0: the kernel takes no IPv4 packet from one device to another, so none between a Pod and another node, unless the setting of the device it comes by says otherwise
+            to fix: sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d, or ask what has set it
+            assumed: a process in default/far listens on port 8080
+            code: HOST_SETUP
+        "#]],
+    );
+    // On one node a bridge may do without.
+    let (near, text) = world.explain(TO_WEB.0, TO_WEB.1);
+    assert_eq!(near.finding.code, None, "{text}");
 }
 
 #[test]

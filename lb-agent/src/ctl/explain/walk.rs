@@ -12,7 +12,7 @@ use crate::api::context::{Context, End, Form, Kind, Leg, Party, Wanted};
 use crate::ctl::attribution::{By, Policies};
 use crate::ctl::explain::deny::Denied;
 use crate::ctl::explain::route::{self, Chosen, Route};
-use crate::ctl::explain::{Code, Explanation, Finding, Outcome, State, Step, socket};
+use crate::ctl::explain::{Code, Explanation, Finding, Outcome, State, Step, host, socket};
 use crate::ctl::snapshot::protocol_name;
 use crate::ctl::view::View;
 
@@ -41,6 +41,8 @@ pub struct Facts<'a, T> {
     pub epoch: u32,
     /// Flows whose backend has left: what was dialled, and that backend.
     pub gone: &'a [(String, String)],
+    /// Whether the kernel forwards packets: IPv4, IPv6.
+    pub forwards: [bool; 2],
     /// What a Pod listens on.
     pub listening: &'a dyn Fn(&Pod, u8) -> Listening,
 }
@@ -135,6 +137,7 @@ impl<'a, T: Tables> Walk<'a, T> {
             ),
         }
         self.source();
+        self.hints.extend(host::full(facts.view));
         let outside = route::is_outside(facts);
         match route::route(facts, outside) {
             Route::None { service, finding } => {
@@ -284,6 +287,7 @@ impl<'a, T: Tables> Walk<'a, T> {
     /// From the source to one end of the way.
     fn target(&mut self, target: &Target) {
         let before = (self.stops.len(), self.unknown());
+        self.forwarded(target);
         if !self.is_loopback(target) {
             self.egress(target);
             self.ingress(target);
@@ -294,6 +298,26 @@ impl<'a, T: Tables> Walk<'a, T> {
             self.tally.stopped += 1;
         } else if self.unknown() > before.1 {
             self.tally.unknown += 1;
+        }
+    }
+
+    /// Whether the kernel takes the packets on, where one end is a Pod of this node and the other is elsewhere.
+    fn forwarded(&mut self, target: &Target) {
+        let [v4, v6] = self.facts.forwards;
+        let forwards = if target.at.is_ipv4() { v4 } else { v6 };
+        let src = &self.facts.context.src;
+        let here = self.facts.context.node.as_str();
+        let leaves = self.local(src).is_some() && target.node != here;
+        let enters = self.pod_at(target.at.ip()).is_some()
+            && !matches!(src.kind, Kind::HostPod | Kind::Node)
+            && src.node != here;
+        if forwards || !(leaves || enters) {
+            return;
+        }
+        let finding = host::unforwarded(target.at.is_ipv4(), here);
+        self.step(State::Unknown, "route", finding.headline.clone());
+        if !self.hints.contains(&finding) {
+            self.hints.push(finding);
         }
     }
 

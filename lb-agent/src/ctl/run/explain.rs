@@ -17,7 +17,7 @@ use crate::ctl::agent;
 use crate::ctl::attribution::Policies;
 use crate::ctl::columns::{self, Format, Row as _, Style};
 use crate::ctl::ct;
-use crate::ctl::explain::{self, Facts, Listening, ask, offline};
+use crate::ctl::explain::{self, Facts, Listening, ask, host, offline};
 use crate::ctl::pinned::Pinned;
 use crate::ctl::policies;
 use crate::ctl::run::{Place, remark, unix_now};
@@ -142,6 +142,7 @@ fn explain(
         tables: &tables,
         epoch: tables.state().epoch,
         gone: &gone,
+        forwards: host::forwards(),
         listening: &listening,
     });
     if let Some(error) = tables.take_error() {

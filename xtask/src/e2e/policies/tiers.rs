@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{BANK, PODS, Pod, SHOP, Tenants, policy};
+use super::policy;
+use super::tenants::{BANK, DATABASE, HTTP, PODS, Pod, SHOP, Tenants};
 use crate::e2e::report::{Report, within};
 
 const KIND: &str = "clusternetworkpolicies.policy.networking.k8s.io";
@@ -88,10 +89,10 @@ fn admin() -> Value {
         &json!({"namespaces": of(SHOP)}),
         &json!([
             {"name": "to-sql", "action": "Accept", "from": [{"namespaces": of(BANK)}],
-             "protocols": [{"tcp": {"destinationPort": {"number": super::DATABASE}}}]},
+             "protocols": [{"tcp": {"destinationPort": {"number": DATABASE}}}]},
             {"name": "bank", "action": "Pass", "from": [{"namespaces": of(BANK)}]},
             {"name": "api-to-http", "action": "Deny", "from": [pods(SHOP, "api")],
-             "protocols": [{"tcp": {"destinationPort": {"number": super::HTTP}}}]},
+             "protocols": [{"tcp": {"destinationPort": {"number": HTTP}}}]},
         ]),
     )
 }

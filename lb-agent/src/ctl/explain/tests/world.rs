@@ -107,13 +107,15 @@ impl MapStore for Sink {
 pub(super) struct World {
     cluster: Cluster,
     snapshot: Snapshot,
-    names: Names<'static>,
+    pub(super) names: Names<'static>,
     policies: Policies,
     tables: PolicyActual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
     /// Flows whose backend has left.
     pub(super) gone: Vec<(String, String)>,
+    /// Whether the kernel forwards packets.
+    pub(super) forwards: [bool; 2],
 }
 
 impl World {
@@ -142,6 +144,7 @@ impl World {
             tables: PolicyActual::default(),
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
             gone: Vec::new(),
+            forwards: [true; 2],
             cluster,
         };
         world.write_services(&dirty);
@@ -292,6 +295,7 @@ impl World {
             tables: &self.tables,
             epoch: self.tables.state.epoch,
             gone: &self.gone,
+            forwards: self.forwards,
             listening: &|_, _| Listening::On(self.sockets.clone()),
         });
         let mut out = Vec::new();
