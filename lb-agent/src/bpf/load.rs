@@ -52,7 +52,28 @@ pub fn map_path(pin_dir: &Path, map: limits::MapSpec) -> PathBuf {
 }
 
 /// Makes or opens the maps and loads every program. Nothing is attached.
+///
+/// # Errors
+/// When a map or a program is refused.
 pub fn load(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
+    let mut ebpf = open(options)?;
+    for (program, _) in limits::POD_PROGRAMS.into_iter().chain(limits::DEV_PROGRAMS) {
+        load_tc(&mut ebpf, program)?;
+    }
+    for program in limits::SOCKET_PROGRAMS {
+        let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
+        <&mut CgroupSockAddr>::try_from(loaded)
+            .and_then(CgroupSockAddr::load)
+            .map_err(|source| LoadError::Program { program, source })?;
+    }
+    Ok(ebpf)
+}
+
+/// Makes or opens the maps; no program is loaded.
+///
+/// # Errors
+/// When a map is refused.
+pub fn open(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
@@ -64,18 +85,16 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
             loader.map_pin_path(map.name, Cow::<Path>::Owned(map_path(pin_dir, map)));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
-    for (program, _) in limits::POD_PROGRAMS.into_iter().chain(limits::DEV_PROGRAMS) {
-        let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
-        <&mut SchedClassifier>::try_from(loaded)
-            .and_then(SchedClassifier::load)
-            .map_err(|source| LoadError::Program { program, source })?;
-    }
-    for program in limits::SOCKET_PROGRAMS {
-        let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
-        <&mut CgroupSockAddr>::try_from(loaded)
-            .and_then(CgroupSockAddr::load)
-            .map_err(|source| LoadError::Program { program, source })?;
-    }
-    Ok(ebpf)
+    loader.load(OBJECT).map_err(LoadError::Maps)
+}
+
+/// Loads one of the programs for network devices.
+///
+/// # Errors
+/// When the object lacks it, or the kernel refuses it.
+pub fn load_tc(ebpf: &mut Ebpf, program: &'static str) -> Result<(), LoadError> {
+    let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
+    <&mut SchedClassifier>::try_from(loaded)
+        .and_then(SchedClassifier::load)
+        .map_err(|source| LoadError::Program { program, source })
 }

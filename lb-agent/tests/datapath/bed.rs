@@ -13,6 +13,7 @@ use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtKey, bits};
 use lb_common::flow::proto;
+use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
@@ -36,7 +37,17 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
+    /// With the programs of Pods' devices: the verifier takes its time for each, and more on an emulated machine.
     pub(crate) fn new() -> Self {
+        Self::with(&limits::POD_PROGRAMS)
+    }
+
+    /// With those of the other devices as well.
+    pub(crate) fn with_devices() -> Self {
+        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat())
+    }
+
+    fn with(programs: &[(&'static str, bool)]) -> Self {
         let hz = {
             let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
             (1_000_000_000 / res.tv_nsec()) as u32
@@ -50,7 +61,10 @@ impl Bed {
             ..Config::ZERO
         };
         let options = LoadOptions { pin_dir: None, config, ct_entries: 131_072 };
-        let ebpf = load::load(&options).unwrap();
+        let mut ebpf = load::open(&options).unwrap();
+        for (program, _) in programs {
+            load::load_tc(&mut ebpf, program).unwrap();
+        }
         Self { ebpf, next_service: 1, next_backend: 1, next_slot: 1, counters: BTreeMap::new() }
     }
 

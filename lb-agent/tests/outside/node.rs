@@ -110,7 +110,7 @@ impl Bed {
         for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{file}"), "1").unwrap();
         }
-        let mut bed = Self::new();
+        let mut bed = Self::with_devices();
         let mut settings = Settings {
             node4: addr("192.0.2.1"),
             node6: addr("2001:db8::1"),
