@@ -5,7 +5,7 @@
 use std::cell::{OnceCell, RefCell};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError};
+use aya::maps::{Array, HashMap, MapData, MapError as AyaError};
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::endpoint::Ident;
@@ -41,12 +41,12 @@ impl PinnedPolicies {
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
         Ok(Self {
-            ident: pinned(pins, &MAP_IDENT)?,
-            cidrs: pinned(pins, &MAP_CIDRS)?,
-            groups: pinned(pins, &MAP_GROUPS)?,
-            peer_bits: pinned(pins, &MAP_PEER_BITS)?,
-            port_bits: pinned(pins, &MAP_PORT_BITS)?,
-            state: pinned(pins, &MAP_POLICY)?,
+            ident: maps::open(pins, &MAP_IDENT)?,
+            cidrs: maps::open(pins, &MAP_CIDRS)?,
+            groups: maps::open(pins, &MAP_GROUPS)?,
+            peer_bits: maps::open(pins, &MAP_PEER_BITS)?,
+            port_bits: maps::open(pins, &MAP_PORT_BITS)?,
+            state: maps::open(pins, &MAP_POLICY)?,
             idents_read: Shelf::default(),
             groups_read: Shelf::default(),
             bits_read: Shelf::default(),
@@ -128,10 +128,6 @@ impl<T> Shelf<T> {
 
 fn words(addr: &Addr) -> Words {
     addr.words().map(Be32::to_wire)
-}
-
-fn pinned<T: TryFrom<Map, Error = AyaError>>(pins: &Pins, spec: &MapSpec) -> Result<T, MapsError> {
-    maps::typed(spec, maps::pinned(pins, spec)?)
 }
 
 #[cfg(test)]

@@ -83,15 +83,15 @@ impl Tables {
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
         Ok(Self {
-            frontends: typed(&MAP_FRONTENDS, pinned(pins, &MAP_FRONTENDS)?)?,
-            slots: typed(&MAP_SLOTS, pinned(pins, &MAP_SLOTS)?)?,
-            backends: typed(&MAP_BACKENDS, pinned(pins, &MAP_BACKENDS)?)?,
-            source_ranges: typed(&MAP_SOURCE_RANGES, pinned(pins, &MAP_SOURCE_RANGES)?)?,
-            affinity: typed(&MAP_AFFINITY, pinned(pins, &MAP_AFFINITY)?)?,
-            frontend_ports: typed(&MAP_FRONTEND_PORTS, pinned(pins, &MAP_FRONTEND_PORTS)?)?,
-            host_ports: typed(&MAP_HOST_PORTS, pinned(pins, &MAP_HOST_PORTS)?)?,
-            settings: typed(&MAP_SETTINGS, pinned(pins, &MAP_SETTINGS)?)?,
-            pods: typed(&MAP_PODS, pinned(pins, &MAP_PODS)?)?,
+            frontends: open(pins, &MAP_FRONTENDS)?,
+            slots: open(pins, &MAP_SLOTS)?,
+            backends: open(pins, &MAP_BACKENDS)?,
+            source_ranges: open(pins, &MAP_SOURCE_RANGES)?,
+            affinity: open(pins, &MAP_AFFINITY)?,
+            frontend_ports: open(pins, &MAP_FRONTEND_PORTS)?,
+            host_ports: open(pins, &MAP_HOST_PORTS)?,
+            settings: open(pins, &MAP_SETTINGS)?,
+            pods: open(pins, &MAP_PODS)?,
         })
     }
 }
@@ -125,7 +125,7 @@ impl Traces {
 /// # Errors
 /// When the pin is missing or has other sizes.
 pub fn open_ct(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsError> {
-    typed(&MAP_CT, pinned(pins, &MAP_CT)?)
+    open(pins, &MAP_CT)
 }
 
 /// The pinned backends, for readers beside the loop.
@@ -133,7 +133,7 @@ pub fn open_ct(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsErro
 /// # Errors
 /// When the pin is missing or has other sizes.
 pub fn open_backends(pins: &Pins) -> Result<Array<MapData, Backend>, MapsError> {
-    typed(&MAP_BACKENDS, pinned(pins, &MAP_BACKENDS)?)
+    open(pins, &MAP_BACKENDS)
 }
 
 /// Capacity of a map that is already pinned, `None` when there is none (of this version).
@@ -161,6 +161,14 @@ pub(super) fn pinned(pins: &Pins, spec: &MapSpec) -> Result<Map, MapsError> {
     MapData::from_pin(pins.map(spec))
         .and_then(Map::from_map_data)
         .map_err(|source| MapsError::Unusable { map: spec.name, source })
+}
+
+/// A pinned map with its types.
+pub(super) fn open<T: TryFrom<Map, Error = AyaError>>(
+    pins: &Pins,
+    spec: &MapSpec,
+) -> Result<T, MapsError> {
+    typed(spec, pinned(pins, spec)?)
 }
 
 /// A map with its types.

@@ -44,8 +44,7 @@ pub fn usage(pins: &Pins, spec: &MapSpec) -> Result<Usage, MapsError> {
 /// When the pin is missing, may not be opened or is something else.
 pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
     let unusable = |source| MapsError::Unusable { map: MAP_COUNTERS.name, source };
-    let map: PerCpuArray<MapData, u64> =
-        maps::typed(&MAP_COUNTERS, maps::pinned(pins, &MAP_COUNTERS)?)?;
+    let map: PerCpuArray<MapData, u64> = maps::open(pins, &MAP_COUNTERS)?;
     read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
 }
 
@@ -58,7 +57,7 @@ pub fn n_elements<K: Pod + Field, V: Pod + Field>(
     spec: &MapSpec,
 ) -> Result<usize, MapsError> {
     let unusable = |source| MapsError::Unusable { map: spec.name, source };
-    let map: HashMap<MapData, K, V> = maps::typed(spec, maps::pinned(pins, spec)?)?;
+    let map: HashMap<MapData, K, V> = maps::open(pins, spec)?;
     let mut n = 0;
     syscall::for_each(&map, |_: &K, _: &V| n += 1)
         .map_err(|error| unusable(AyaError::IoError(error)))?;
@@ -71,8 +70,7 @@ pub fn n_elements<K: Pod + Field, V: Pod + Field>(
 /// When the pin is missing, may not be opened or is something else.
 pub fn n_hits(pins: &Pins) -> Result<usize, MapsError> {
     let unusable = |source| MapsError::Unusable { map: MAP_HITS.name, source };
-    let map: PerCpuHashMap<MapData, HitKey, u64> =
-        maps::typed(&MAP_HITS, maps::pinned(pins, &MAP_HITS)?)?;
+    let map: PerCpuHashMap<MapData, HitKey, u64> = maps::open(pins, &MAP_HITS)?;
     map.keys().try_fold(0, |n, key| key.map(|_| n + 1)).map_err(unusable)
 }
 

@@ -101,9 +101,8 @@ pub(crate) fn replace(cluster: &Cluster) -> Result<()> {
     cluster.run(&[&selected[..], &["--timeout", "60s"]].concat())?;
     within(Duration::from_secs(60), || {
         for node in &cluster.nodes {
-            let pod = pod_on(cluster, node)?;
-            let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &pod])?;
-            if pod.pointer("/status/containerStatuses/0/state/running").is_none() {
+            let running = "/status/containerStatuses/0/state/running";
+            if agent_on(cluster, node)?.pointer(running).is_none() {
                 bail!("the agent on {node} does not run");
             }
         }
@@ -117,8 +116,7 @@ pub(crate) fn replace(cluster: &Cluster) -> Result<()> {
 /// When one is ready, or was started again.
 pub(crate) fn unready(cluster: &Cluster) -> Result<()> {
     for node in &cluster.nodes {
-        let pod = pod_on(cluster, node)?;
-        let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &pod])?;
+        let pod = agent_on(cluster, node)?;
         let status = |field: &str| pod.pointer(&format!("/status/containerStatuses/0/{field}"));
         let (ready, restarts) = (status("ready"), status("restartCount").and_then(Value::as_u64));
         if ready != Some(&Value::Bool(false)) || restarts != Some(0) {
@@ -128,24 +126,24 @@ pub(crate) fn unready(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The agent's Pod on a node.
+/// Name of the agent's Pod on a node.
 ///
 /// # Errors
 /// When there is none, or the API does not answer.
 pub(crate) fn pod_on(cluster: &Cluster, node: &str) -> Result<String> {
+    let pod = agent_on(cluster, node)?;
+    Ok(text(&pod, "/metadata/name").with_context(|| format!("no agent on {node}"))?.to_owned())
+}
+
+/// The agent's Pod on a node.
+///
+/// # Errors
+/// When there is none, or the API does not answer.
+pub(crate) fn agent_on(cluster: &Cluster, node: &str) -> Result<Value> {
     let field = format!("spec.nodeName={node}");
-    let list = cluster.json(&[
-        "--namespace",
-        SYSTEM,
-        "get",
-        "pods",
-        "--selector",
-        SELECTOR,
-        "--field-selector",
-        &field,
-    ])?;
-    let name = items(&list).find_map(|pod| text(pod, "/metadata/name"));
-    Ok(name.with_context(|| format!("no agent on {node}"))?.to_owned())
+    let get = ["--namespace", SYSTEM, "get", "pods", "--selector", SELECTOR];
+    let list = cluster.json(&[&get[..], &["--field-selector", &field]].concat())?;
+    items(&list).next().cloned().with_context(|| format!("no agent on {node}"))
 }
 
 /// Removes the agent, its programs, its maps and its state from every node, as deploy/README.md tells a user to.
@@ -180,8 +178,8 @@ pub(crate) fn remove(bed: &Bed<'_>) -> Result<String> {
 
 /// Whether `lb-agent cleanup` has ended well on a node: it is started again then, with its last state kept.
 fn cleaned(cluster: &Cluster, node: &str) -> Result<()> {
-    let name = pod_on(cluster, node)?;
-    let pod = cluster.json(&["--namespace", SYSTEM, "get", "pod", &name])?;
+    let pod = agent_on(cluster, node)?;
+    let name = text(&pod, "/metadata/name").unwrap_or_default();
     let args = pod.pointer("/spec/containers/0/args/0").and_then(Value::as_str);
     let status = |state: &str| {
         let code = format!("/status/containerStatuses/0/{state}/terminated/exitCode");
@@ -191,6 +189,6 @@ fn cleaned(cluster: &Cluster, node: &str) -> Result<()> {
         return Ok(());
     }
     let said =
-        cluster.run(&["--namespace", SYSTEM, "logs", &name, "--tail", "5"]).unwrap_or_default();
+        cluster.run(&["--namespace", SYSTEM, "logs", name, "--tail", "5"]).unwrap_or_default();
     bail!("{name} has not cleaned up: {}", said.trim())
 }

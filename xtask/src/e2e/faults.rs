@@ -13,7 +13,7 @@ use super::{
     ask::url,
     bed::{Bed, PORT, service},
     cluster::NAMESPACE,
-    deploy::{self, DAEMON_SET, SYSTEM, pod_on},
+    deploy::{self, DAEMON_SET, SYSTEM, agent_on, pod_on},
     report::{Report, within},
     services::endpoints,
 };
@@ -97,8 +97,7 @@ const RETURN: &str = "while :; do for p in /proc/[0-9]*; do \
 fn restarts(bed: &Bed<'_>) -> Result<u64> {
     let mut sum = 0;
     for node in &bed.cluster.nodes {
-        let pod = pod_on(bed.cluster, node)?;
-        let pod = bed.cluster.json(&["--namespace", SYSTEM, "get", "pod", &pod])?;
+        let pod = agent_on(bed.cluster, node)?;
         let count = pod.pointer("/status/containerStatuses/0/restartCount");
         sum += count.and_then(Value::as_u64).unwrap_or(0);
     }

@@ -75,7 +75,6 @@ fn baseline() -> Value {
     tiered(
         "lb-e2e-baseline",
         "Baseline",
-        &json!({"namespaces": of(SHOP)}),
         &json!([
             {"name": "bank", "action": "Deny", "from": [{"namespaces": of(BANK)}]},
         ]),
@@ -86,7 +85,6 @@ fn admin() -> Value {
     tiered(
         "lb-e2e-admin",
         "Admin",
-        &json!({"namespaces": of(SHOP)}),
         &json!([
             {"name": "to-sql", "action": "Accept", "from": [{"namespaces": of(BANK)}],
              "protocols": [{"tcp": {"destinationPort": {"number": DATABASE}}}]},
@@ -97,7 +95,9 @@ fn admin() -> Value {
     )
 }
 
-fn tiered(name: &str, tier: &str, subject: &Value, ingress: &Value) -> Value {
+/// A policy about the shop.
+fn tiered(name: &str, tier: &str, ingress: &Value) -> Value {
+    let subject = json!({"namespaces": of(SHOP)});
     json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": name},
