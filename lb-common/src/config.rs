@@ -1,6 +1,7 @@
 //! What the agent tells the programs when it loads them.
 
 use crate::addr::Addr;
+use crate::be::Be16;
 use crate::pod;
 
 pod! {
@@ -25,7 +26,7 @@ pod! {
 
 pod! {
     /// The only element of the array `settings`: what may change while the programs run.
-    pub struct Settings: 560 {
+    pub struct Settings: 576 {
         /// The node's first IPv4 address: stands for host processes as clients; `::` = none.
         pub node4: Addr,
         /// The same for IPv6.
@@ -34,10 +35,16 @@ pod! {
         pub n_service_cidrs: u32,
         /// `setting_flags::*`.
         pub flags: u32,
-        /// Zero.
-        pub reserved: [u32; 2],
+        /// Until this stamp ([`crate::conntrack::stamp`]) connections may be met in mid-flow: they may be older than the
+        /// table `ct`.
+        pub pickup_until: u32,
+        /// Number of [`Settings::tunnel_ports`].
+        pub n_tunnel_ports: u32,
         /// The address ranges of Services.
         pub service_cidrs: [Cidr; 16],
+        /// UDP ports at which this node takes packets out of tunnels (VXLAN, Geneve, FOU): what Pods send there is
+        /// dropped.
+        pub tunnel_ports: [Be16; 8],
     }
 }
 
@@ -82,6 +89,8 @@ pub mod setting_flags {
     /// Another proxy translates flows that are older than these programs: packets of flows that nobody knows, in
     /// mid-flow, are left to it. Else they are refused, since their backend cannot be found again.
     pub const OTHER_PROXY: u32 = 1 << 0;
+    /// While there is any policy a Pod sends from its own addresses only; else from all that are nobody else's.
+    pub const STRICT_SOURCE: u32 = 1 << 1;
 }
 
 /// Bits of [`Config::features`].

@@ -5,7 +5,7 @@ use crate::pod;
 
 pod! {
     /// Value of the map `pods`, keyed by the ifindex of the Pod's veth in the host namespace (`u32`, host order).
-    pub struct Pod: 72 {
+    pub struct Pod: 80 {
         /// The Pod's IPv4 address, or `::`.
         pub ip4: Addr,
         /// The Pod's IPv6 address, or `::`.
@@ -31,6 +31,12 @@ pod! {
         pub shadow_ingress: u32,
         /// The same for what leaves it.
         pub shadow_egress: u32,
+        /// Dense number of the Pod on this node, from 1, below [`crate::limits::PODS`]: index of what is counted for each
+        /// Pod; 0 = none.
+        pub id: u32,
+        /// Until this stamp ([`crate::conntrack::stamp`]) connections of the Pod may be met in mid-flow: they may be older
+        /// than its first policy. 0 = never.
+        pub pickup_until: u32,
     }
 }
 
@@ -38,6 +44,19 @@ pod! {
 pub mod flags {
     /// The veth is a port of a bridge.
     pub const BRIDGED: u32 = 1 << 0;
+    /// The map `pod_sources` has prefixes that the Pod may send from beside its own addresses.
+    pub const MORE_SOURCES: u32 = 1 << 1;
+}
+
+pod! {
+    /// What the LPM map `pod_sources` matches behind the prefix length: a Pod's device, then a source address that an
+    /// annotation of the Pod admits. A range of n bits has prefix length 32 + n, for IPv4 32 + 96 + n.
+    pub struct PodSource: 20 {
+        /// ifindex of the Pod's veth.
+        pub ifindex: u32,
+        /// The source address.
+        pub addr: Addr,
+    }
 }
 
 pod! {
@@ -75,7 +94,14 @@ pod! {
         pub masquerade6: Addr,
         /// Largest IP packet in bytes.
         pub mtu: u32,
-        /// Zero.
+        /// `dev_flags::*`.
         pub flags: u32,
     }
+}
+
+/// Bits of [`Dev::flags`].
+pub mod dev_flags {
+    /// Pods of this node are behind the device, too: a bridge whose ports are Pods' veths. Elsewhere a packet that
+    /// comes in with an address of such a Pod is a forgery, unless the route to the Pod leads to that device.
+    pub const PODS: u32 = 1 << 0;
 }

@@ -13,6 +13,8 @@ pub const SLOTS: u32 = 131_072;
 pub const BACKENDS: u32 = 65_536;
 /// Pods of one node.
 pub const PODS: u32 = 4_096;
+/// Prefixes that annotations of Pods admit as sources.
+pub const POD_SOURCES: u32 = 4_096;
 /// Conntrack entries, the least; the agent raises it with the node's memory.
 pub const CT: u32 = 131_072;
 /// Conntrack entries, the most.
@@ -60,7 +62,7 @@ pub const MAP_SLOTS: MapSpec = MapSpec { name: "slots", version: 1 };
 /// `backends`: backend id (`u32`) → [`crate::service::Backend`].
 pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
 /// `pods`: ifindex (`u32`) → [`crate::endpoint::Pod`].
-pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 3 };
+pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 4 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
 /// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
@@ -83,7 +85,7 @@ pub const MAP_IDENT: MapSpec = MapSpec { name: "ident", version: 1 };
 /// `devs`: ifindex (`u32`) → [`crate::endpoint::Dev`].
 pub const MAP_DEVS: MapSpec = MapSpec { name: "devs", version: 1 };
 /// `settings`: 0 → [`crate::config::Settings`].
-pub const MAP_SETTINGS: MapSpec = MapSpec { name: "settings", version: 1 };
+pub const MAP_SETTINGS: MapSpec = MapSpec { name: "settings", version: 2 };
 /// `frontend_ports`: word (`u32`) → 64 bits (`u64`), one for each port that some frontend has: packets to other ports
 /// are no business of the programs on the node's devices.
 pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", version: 1 };
@@ -104,8 +106,11 @@ pub const MAP_POLICY: MapSpec = MapSpec { name: "policy", version: 1 };
 /// `hits`: [`crate::policy::HitKey`] → new flows, per CPU (`u64`).
 pub const MAP_HITS: MapSpec = MapSpec { name: "hits", version: 1 };
 
+/// `pod_sources`: prefixes of [`crate::endpoint::PodSource`] → 1 (`u32`).
+pub const MAP_POD_SOURCES: MapSpec = MapSpec { name: "pod_sources", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 24] = [
+pub const MAPS: [MapSpec; 25] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -130,6 +135,7 @@ pub const MAPS: [MapSpec; 24] = [
     MAP_CIDRS,
     MAP_POLICY,
     MAP_HITS,
+    MAP_POD_SOURCES,
 ];
 
 /// Word and bit of a port in `frontend_ports` and `host_ports`.

@@ -87,6 +87,9 @@ pub mod frontend_flags {
     pub const LEAST_CONNECTIONS: u32 = 1 << 4;
     /// A loopback address: for sockets of the host only. A packet to it is never ours (CVE-2020-8558).
     pub const SOCKET_ONLY: u32 = 1 << 5;
+    /// A wildcard that only says that some Service has the address (of a load balancer, `spec.externalIPs`): no Pod may
+    /// send from it. Ports that no frontend has are somebody else's, unlike those of a ClusterIP.
+    pub const ADDRESS_ONLY: u32 = 1 << 6;
 }
 
 pod! {

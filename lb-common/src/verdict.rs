@@ -46,13 +46,31 @@ pub enum DropReason {
     PolicyPending = 18,
     /// The policies of the Pod did not fit the tables: nothing is allowed.
     PolicyOverflow = 19,
-    /// The source address is another Pod's or a node's.
+    /// The source address is not one of the Pod's own; at the node's devices: it is this node's, or that of one of its
+    /// Pods.
     SpoofedSource = 20,
+    /// Neither IPv4, IPv6 nor ARP, or with a VLAN tag: no rule is about it.
+    NotIp = 21,
+    /// An address that no packet has: IPv4-mapped, loopback, unspecified or multicast source, mapped destination.
+    BadAddress = 22,
+    /// Policies concern the Pod, and it cannot be told what the packet is for: a fragment without its transport header
+    /// or that overlaps it, extension headers that cannot be walked, AH, ESP.
+    Unreadable = 23,
+    /// A TCP packet of a connection whose beginning nobody saw, and policies do not allow both directions.
+    NotOpened = 24,
+    /// For the address of another Pod than the one behind the device.
+    NotForPod = 25,
+    /// Encapsulated for this node, which would send on what is in it as its own.
+    Encapsulated = 26,
+    /// A router advertisement or redirect of a Pod, or neighbour discovery in another's name.
+    ForgedNeighbor = 27,
+    /// The Pod has used up its budget of new flows.
+    PodBudget = 28,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 28] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::BackendGone,
@@ -73,6 +91,14 @@ impl DropReason {
         Self::PolicyPending,
         Self::PolicyOverflow,
         Self::SpoofedSource,
+        Self::NotIp,
+        Self::BadAddress,
+        Self::Unreadable,
+        Self::NotOpened,
+        Self::NotForPod,
+        Self::Encapsulated,
+        Self::ForgedNeighbor,
+        Self::PodBudget,
     ];
 
     /// The reason with this number, if there is one.
@@ -103,6 +129,14 @@ impl DropReason {
             Self::PolicyPending => "POLICY_PENDING",
             Self::PolicyOverflow => "POLICY_OVERFLOW",
             Self::SpoofedSource => "SPOOFED_SOURCE",
+            Self::NotIp => "NOT_IP",
+            Self::BadAddress => "BAD_ADDRESS",
+            Self::Unreadable => "UNREADABLE",
+            Self::NotOpened => "NOT_OPENED",
+            Self::NotForPod => "NOT_FOR_POD",
+            Self::Encapsulated => "ENCAPSULATED",
+            Self::ForgedNeighbor => "FORGED_NEIGHBOR",
+            Self::PodBudget => "POD_BUDGET",
         }
     }
 
@@ -146,7 +180,23 @@ impl DropReason {
             Self::PolicyOverflow => {
                 "look at `lbctl status`: the policies of the Pod need too many rules"
             }
-            Self::SpoofedSource => "none: a Pod may send from its own addresses only",
+            Self::SpoofedSource => {
+                "annotate the Pod with the prefixes it may send from, if it is a router, VPN or virtual machine"
+            }
+            Self::NotIp => "none: Pods exchange IPv4, IPv6 and ARP without VLAN tags",
+            Self::BadAddress => "none: somebody sends packets that cannot be answered",
+            Self::Unreadable => {
+                "lower the sender's packet size below the path MTU; IPsec needs UDP encapsulation (port 4500)"
+            }
+            Self::NotOpened => {
+                "none, if it is rare or followed a restart with new tables: clients reconnect"
+            }
+            Self::NotForPod => "none, if it is rare: a bridge floods what it does not know",
+            Self::Encapsulated => "none: tunnels to the node are for other nodes",
+            Self::ForgedNeighbor => "look at the Pod: it claims to be a router or somebody else",
+            Self::PodBudget => {
+                "look at the Pod: it opens flows faster than --pod-new-flows allows; raise that if it should"
+            }
         }
     }
 }

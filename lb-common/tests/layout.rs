@@ -34,6 +34,7 @@ fn layout_is_the_golden_one() {
         service::Affinity,
         service::SourceRange,
         endpoint::Pod,
+        endpoint::PodSource,
         endpoint::Ident,
         endpoint::Dev,
         conntrack::CtKey,

@@ -15,7 +15,7 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
 use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
-use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
 use lb_common::event::{FlowEvent, Sample};
 use lb_common::flow::Flow;
 use lb_common::fragment::{FragmentKey, FragmentPorts};
@@ -99,6 +99,10 @@ static POLICY: Array<PolicyState, 1> = Array::new();
 #[btf_map(name = "hits")]
 static HITS: PerCpuHashMap<HitKey, u64, { limits::HITS as usize }, NO_PREALLOC> =
     PerCpuHashMap::new();
+
+#[btf_map(name = "pod_sources")]
+static POD_SOURCES: LpmTrie<PodSource, u32, { limits::POD_SOURCES as usize }, NO_PREALLOC> =
+    LpmTrie::new();
 
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
@@ -235,6 +239,13 @@ pub(crate) fn is_in_source_range(service_id: u32, client: &Addr) -> bool {
     const BITS: u32 = size_of::<SourceRange>() as u32 * 8;
     let key = Key::new(BITS, SourceRange { service_id, client: *client });
     SOURCE_RANGES.get(&key).is_some()
+}
+
+/// Whether an annotation of the Pod behind the device admits the source.
+#[inline(always)]
+pub(crate) fn is_admitted_source(ifindex: u32, addr: &Addr) -> bool {
+    const BITS: u32 = size_of::<PodSource>() as u32 * 8;
+    POD_SOURCES.get(&Key::new(BITS, PodSource { ifindex, addr: *addr })).is_some()
 }
 
 /// Who has an address.

@@ -8,7 +8,7 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{Direction, bits};
-use lb_common::endpoint::{Pod, ident_flags};
+use lb_common::endpoint::{Pod, flags, ident_flags};
 use lb_common::event::outcome;
 use lb_common::policy::{
     Bits, Group, HitKey, Judgement, PeerKey, PortKey, Question, Tables, group_flags, identify,
@@ -238,6 +238,11 @@ fn groups(pod: Option<&Pod>, ingress: bool) -> (u32, u32) {
 #[inline(always)]
 fn is_spoofed(src: &Addr, ifindex: u32, pod: Option<&Pod>) -> bool {
     if pod.is_some_and(|pod| pod.ip4 == *src || pod.ip6 == *src) {
+        return false;
+    }
+    if pod.is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+        && maps::is_admitted_source(ifindex, src)
+    {
         return false;
     }
     match maps::ident(src) {

@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 26] = [
+const MAPS: [(&str, Option<&str>); 27] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -27,6 +27,7 @@ const MAPS: [(&str, Option<&str>); 26] = [
     ("service::AffinityKey", Some("affinity")),
     ("service::Affinity", Some("affinity")),
     ("service::SourceRange", Some("source_ranges")),
+    ("endpoint::PodSource", Some("pod_sources")),
     ("endpoint::Ident", Some("ident")),
     ("endpoint::Dev", Some("devs")),
     ("config::Settings", Some("settings")),
