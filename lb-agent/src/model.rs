@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU16;
+use std::num::{NonZeroI64, NonZeroU16};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
@@ -65,6 +65,8 @@ pub struct Changed {
 pub struct DesiredService {
     /// `spec.type`.
     pub service_type: ServiceType,
+    /// `metadata.creationTimestamp` in seconds since 1970, if known.
+    pub created: Option<NonZeroI64>,
     /// ClusterIPs all of whose undefined ports are refused.
     pub wildcards: Box<[Addr]>,
     /// One for each service port and family that has a frontend.

@@ -14,6 +14,7 @@ use lb_common::limits;
 use lb_common::service::{Backend, Frontend, FrontendKey};
 use thiserror::Error as ThisError;
 
+use self::admission::{Admission, Demand, Refused};
 use self::service::Context;
 use self::state::{PortState, ServiceState};
 use self::tables::Tables;
@@ -22,6 +23,7 @@ use crate::cluster::{Family, Name};
 use crate::issue::Issue;
 use crate::model::{Changed, Desired, DesiredPort};
 
+mod admission;
 mod delta;
 mod ids;
 mod maglev;
@@ -30,6 +32,7 @@ pub mod policy;
 mod ports;
 mod restore;
 mod service;
+mod share;
 mod slots;
 mod sources;
 mod state;
@@ -243,6 +246,10 @@ pub struct Planner {
     pending: BTreeSet<Name>,
     /// Which Service has the wildcard of an address, by its serial.
     wildcards: HashMap<Addr, u32>,
+    /// Numbers of namespaces, 0 of none.
+    tenants: HashMap<Arc<str>, u32>,
+    /// What there is no room for.
+    admission: Admission,
     /// Service ports found in the maps and not claimed yet, by service id; empty after the first plan.
     restored: HashMap<u32, PortState>,
     /// Whether a plan has been made.
@@ -287,10 +294,12 @@ impl Planner {
             plan.ops.push(op);
             plan.end_group(None);
         }
-        while let Some(range) = self.tables.timers.due_range(now) {
-            self.tables.ranges.release(range);
+        while let Some((range, tenant)) = self.tables.timers.due_range(now) {
+            self.tables.give_range(tenant, range);
+            self.tables.freed = true;
         }
         let mut names = self.due_services(desired, changed, now);
+        names.extend(self.admit(desired, &names));
         let moving = self.match_services(desired, &names);
         if !self.begun {
             self.begun = true;
@@ -302,7 +311,8 @@ impl Planner {
             let start = plan.ops.len();
             let Some(service) = self.services.get_mut(&name) else { continue };
             let want = desired.services.get(&name);
-            let context = Context { moving: &moving, wildcards: &self.wildcards, now };
+            let refused = self.admission.refused(&name);
+            let context = Context { moving: &moving, wildcards: &self.wildcards, refused, now };
             service::plan(&mut self.tables, &name, service, want, &context, &mut plan.ops);
             if plan.ops.len() > start {
                 plan.end_group(Some(name));
@@ -368,14 +378,19 @@ impl Planner {
     pub fn next_wakeup(&self) -> Option<Duration> {
         let retries =
             self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
-        retries.map(|trouble| trouble.retry.at).chain(self.tables.timers.first()).min()
+        // What is free now may be what was lacking.
+        let retries = retries.map(|trouble| {
+            let at_once = self.tables.freed && trouble.incomplete;
+            if at_once { Duration::ZERO } else { trouble.retry.at }
+        });
+        retries.chain(self.tables.timers.first()).min()
     }
 
     /// Services that are not programmed completely, and why.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
         let troubles =
             self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
-        troubles.flat_map(|trouble| &trouble.issues)
+        troubles.flat_map(|trouble| &trouble.issues).chain(self.admission.issues())
     }
 
     /// Services that have something left to do; one more when the settings are not written.
@@ -409,17 +424,39 @@ impl Planner {
     }
 
     /// The services to look at, in the order of their names.
-    fn due_services(&self, desired: &Desired, changed: &Changed, now: Duration) -> BTreeSet<Name> {
+    fn due_services(
+        &mut self,
+        desired: &Desired,
+        changed: &Changed,
+        now: Duration,
+    ) -> BTreeSet<Name> {
         let mut names: BTreeSet<Name> = changed.services.iter().cloned().collect();
+        let freed = std::mem::take(&mut self.tables.freed);
+        if self.pending.is_empty() {
+            self.tables.lacking.clear();
+        }
         let due = |name: &&Name| {
             let trouble = self.services.get(*name).and_then(|service| service.trouble.as_ref());
-            trouble.is_none_or(|trouble| trouble.retry.at <= now)
+            trouble.is_none_or(|trouble| trouble.retry.at <= now || (freed && trouble.incomplete))
         };
         names.extend(self.pending.iter().filter(due).cloned());
         if !self.begun {
             names.extend(desired.services.keys().cloned());
         }
         names
+    }
+
+    /// Decides what there is room for, now that these Services may want something else, and tells which others that
+    /// concerns.
+    fn admit(&mut self, desired: &Desired, names: &BTreeSet<Name>) -> BTreeSet<Name> {
+        self.add_services(names.iter().filter(|name| desired.services.contains_key(*name)));
+        for name in names {
+            let Some(service) = self.services.get_mut(name) else { continue };
+            let now = desired.services.get(name).map(admission::demand).unwrap_or_default();
+            self.admission.replace(name, service.demand, now);
+            service.demand = now;
+        }
+        self.admission.decide(desired)
     }
 
     /// Gives each desired port its state, and returns the frontends that go from one service port to another.
@@ -429,21 +466,29 @@ impl Planner {
         names: &BTreeSet<Name>,
     ) -> HashSet<FrontendKey> {
         let mut moving = HashSet::new();
-        self.add_services(names.iter().filter(|name| desired.services.contains_key(*name)));
         for name in names {
             let Some(want) = desired.services.get(name) else { continue };
             let Some(service) = self.services.get_mut(name) else { continue };
-            for addr in &want.wildcards {
-                self.wildcards.insert(*addr, service.serial);
+            let refused = self.admission.refused(name);
+            if !refused.is_some_and(|refused| refused.wildcards) {
+                for addr in &want.wildcards {
+                    self.wildcards.insert(*addr, service.serial);
+                }
             }
+            let fresh = u32::try_from(self.tenants.len()).unwrap_or(0);
+            let tenant = *self.tenants.entry(Arc::clone(&name.namespace)).or_insert(fresh);
             let mut adopt = |want: &DesiredPort| {
-                restore::adopt(&mut self.restored, &self.tables, want).unwrap_or_else(|| {
+                let found = restore::adopt(&mut self.restored, &mut self.tables, want, tenant);
+                found.unwrap_or_else(|| {
                     self.next_service_id += 1;
-                    PortState::new(want, self.next_service_id)
+                    PortState::new(want, self.next_service_id, tenant)
                 })
             };
             service.match_ports(want, &mut adopt);
-            for (port, want) in service.ports.iter().zip(&want.ports) {
+            for (i, (port, want)) in service.ports.iter().zip(&want.ports).enumerate() {
+                if refused.is_some_and(|refused: &Refused| refused.ports.contains(&i)) {
+                    continue;
+                }
                 moving.extend(values::keys(want).filter(|key| {
                     let owner = self.tables.frontend(key).map(|frontend| frontend.service_id);
                     owner.is_some_and(|owner| owner != port.service_id)
@@ -492,7 +537,8 @@ impl Planner {
         }
         service.trouble = None;
         self.pending.remove(name);
-        if service.ports.is_empty() && service.wildcards.is_empty() {
+        let wants_nothing = service.demand == Demand::default();
+        if wants_nothing && service.ports.is_empty() && service.wildcards.is_empty() {
             self.services.remove(name);
         }
     }

@@ -22,6 +22,9 @@ use crate::pipeline::Pipeline;
 #[path = "laws/history.rs"]
 mod history;
 
+#[path = "laws/shares.rs"]
+mod shares;
+
 #[path = "scenarios/maps.rs"]
 #[allow(dead_code, reason = "shared with the scenarios, which use other parts")]
 mod maps;
@@ -35,10 +38,15 @@ const ENDPOINTS: u32 = 120;
 /// Enough for what the histories hold at one time, too little for one that leaks.
 const CAPACITY: Capacity = Capacity {
     frontends: 300,
-    slots: PORTS * (ENDPOINTS * 100 - 1),
-    backends: PORTS * ENDPOINTS + 1,
+    slots: with_reserve(PORTS * (ENDPOINTS * 100 - 1)),
+    backends: with_reserve(PORTS * ENDPOINTS) + 1,
     source_ranges: 200,
 };
+
+/// What a table must hold so that so much of it may be wanted for good.
+const fn with_reserve(wanted: u32) -> u32 {
+    wanted * 8 / 7 + 1
+}
 
 /// Plays a history and lets it settle.
 fn play(steps: &[Step], fail_every: u32) -> (Pipeline, Objects) {

@@ -58,6 +58,7 @@ pub(super) fn model(
     wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
     let desired = DesiredService {
         service_type: service.service_type,
+        created: service.created,
         wildcards: wildcards.into(),
         ports: ports.into(),
         health: health(cluster, service, &slices),

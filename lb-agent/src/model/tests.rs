@@ -179,7 +179,7 @@ fn records_of_plain_services_stay_small() {
     // There are ten thousand of each.
     assert_eq!(size_of::<Service>(), 72);
     assert_eq!(size_of::<ServicePort>(), 24);
-    assert_eq!(size_of::<DesiredService>(), 40);
+    assert_eq!(size_of::<DesiredService>(), 48);
     assert_eq!(size_of::<DesiredPort>(), 64);
     // Twenty thousand.
     assert_eq!(size_of::<Endpoint>(), 80);

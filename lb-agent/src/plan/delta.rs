@@ -59,7 +59,7 @@ impl Stages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full(pub(super) &'static str);
 
-/// Adds the writes for one service port. `want` is `None` when it is to be removed.
+/// Adds the writes for one service port. `want` is `None` when it is to be removed; with `plain` it gets no Maglev table.
 ///
 /// `moving` are frontends that another Service takes over in the same plan: they are not deleted here, and the
 /// backends are left alone until the take-over is seen to have happened. Returns whether that is the case.
@@ -67,6 +67,7 @@ pub(super) fn port(
     tables: &mut Tables,
     port: &mut PortState,
     want: Option<&DesiredPort>,
+    plain: bool,
     moving: &HashSet<FrontendKey>,
     stages: &mut Stages,
 ) -> Result<bool, Full> {
@@ -76,8 +77,13 @@ pub(super) fn port(
         return Err(Full("frontends"));
     }
     sources::check(tables, port.service_id, want)?;
-    let (ids, fresh) = backend_ids(tables, port, want).ok_or(Full("backends"))?;
-    let layout = want.map(Layout::new).unwrap_or_default();
+    let Some((ids, fresh)) = backend_ids(tables, port, want) else {
+        let n = want.map_or(0, |want| want.backends.len() as u32);
+        let lacking = tables.lacking.entry(port.tenant).or_default();
+        *lacking = n.max(*lacking);
+        return Err(Full("backends"));
+    };
+    let layout = want.map(|want| Layout::new(want, plain)).unwrap_or_default();
     let content = layout.content.iter().filter_map(|i| ids.get(*i).copied()).collect::<Vec<_>>();
     let Some(range) = slots(tables, port, &content) else {
         fresh.into_iter().for_each(|id| tables.ids.free(id));
@@ -128,7 +134,7 @@ fn backend_ids(
             ids.push(*id);
             continue;
         }
-        let Some(id) = tables.ids.allocate(port.service_id) else {
+        let Some(id) = tables.ids.allocate(port.service_id, port.tenant) else {
             fresh.into_iter().for_each(|id| tables.ids.free(id));
             return None;
         };
@@ -146,14 +152,14 @@ fn slots(tables: &mut Tables, port: &mut PortState, content: &[u32]) -> Option<R
     if fits && (same(port.range) || !(port.range_used || referred)) {
         return Some(port.range);
     }
-    let range = tables.ranges.allocate(u32::try_from(content.len()).ok()?)?;
+    let range = tables.take_range(port.tenant, u32::try_from(content.len()).ok()?)?;
     let before = std::mem::replace(&mut port.range, range);
     if referred {
         port.left.get_or_insert_default().ranges.push(before);
     } else if port.range_used {
-        tables.timers.release(before);
+        tables.timers.release(before, port.tenant);
     } else {
-        tables.ranges.release(before);
+        tables.give_range(port.tenant, before);
     }
     port.range_used = false;
     Some(range)

@@ -3,31 +3,44 @@
 
 use std::collections::VecDeque;
 
+use super::share::Holdings;
+
 /// Hands out backend ids. An id belongs to one service port until it is freed, so that a flow which remembers
 /// (id, generation) also knows that its backend is still one of that service port.
 #[derive(Debug)]
 pub(super) struct BackendIds {
-    /// Service id by backend id; 0 = free.
-    owners: Vec<u32>,
+    /// By backend id.
+    owners: Vec<Owner>,
+    held: Holdings,
     /// Ids that were used and are free again, the one that has rested longest first.
     free: VecDeque<u32>,
     capacity: u32,
 }
 
+/// Whose an id is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    /// Service port; 0 = free.
+    service_id: u32,
+    /// Namespace.
+    tenant: u32,
+}
+
 impl BackendIds {
     /// Ids 1 to `capacity` - 1.
     pub(super) fn new(capacity: u32) -> Self {
-        Self { owners: vec![0], free: VecDeque::new(), capacity }
+        let held = Holdings::new(capacity.saturating_sub(1));
+        Self { owners: vec![Owner::default()], held, free: VecDeque::new(), capacity }
     }
 
-    /// A free id for this service port.
-    pub(super) fn allocate(&mut self, service_id: u32) -> Option<u32> {
-        if let Some(id) = self.free.pop_front() {
-            self.set_owner(id, service_id);
-            return Some(id);
+    /// A free id for this service port, unless its namespace has to leave the last ones to others.
+    pub(super) fn allocate(&mut self, service_id: u32, tenant: u32) -> Option<u32> {
+        if !self.held.admits(tenant, 1) {
+            return None;
         }
-        let id = u32::try_from(self.owners.len()).ok().filter(|id| *id < self.capacity)?;
-        self.owners.push(service_id);
+        let fresh = || u32::try_from(self.owners.len()).ok().filter(|id| *id < self.capacity);
+        let id = self.free.pop_front().or_else(fresh)?;
+        self.set_owner(id, Owner { service_id, tenant });
         Some(id)
     }
 
@@ -36,14 +49,24 @@ impl BackendIds {
         if id == 0 || self.owner(id) != 0 {
             return false;
         }
-        self.set_owner(id, service_id);
+        self.set_owner(id, Owner { service_id, tenant: 0 });
         true
+    }
+
+    /// It is known whose these adopted ids are.
+    pub(super) fn assign(&mut self, ids: impl Iterator<Item = u32>, tenant: u32) {
+        for id in ids {
+            let service_id = self.owner(id);
+            if service_id != 0 {
+                self.set_owner(id, Owner { service_id, tenant });
+            }
+        }
     }
 
     /// Makes an id free.
     pub(super) fn free(&mut self, id: u32) {
         if self.owner(id) != 0 {
-            self.set_owner(id, 0);
+            self.set_owner(id, Owner::default());
             self.free.push_back(id);
         }
     }
@@ -51,21 +74,36 @@ impl BackendIds {
     /// After the last [`BackendIds::adopt`]: ids below the greatest adopted one are free.
     pub(super) fn free_gaps(&mut self) {
         let ids = (1u32..).zip(self.owners.iter().skip(1));
-        self.free = ids.filter(|(_, owner)| **owner == 0).map(|(id, _)| id).collect();
+        self.free = ids.filter(|(_, owner)| owner.service_id == 0).map(|(id, _)| id).collect();
     }
 
     /// The service port that an id belongs to; 0 = none.
     pub(super) fn owner(&self, id: u32) -> u32 {
-        self.owners.get(id as usize).copied().unwrap_or(0)
+        self.owners.get(id as usize).map_or(0, |owner| owner.service_id)
     }
 
-    fn set_owner(&mut self, id: u32, service_id: u32) {
+    /// The namespace that an id is held by.
+    pub(super) fn tenant(&self, id: u32) -> u32 {
+        self.owners.get(id as usize).map_or(0, |owner| owner.tenant)
+    }
+
+    /// How much of it each namespace holds.
+    pub(super) fn held(&self) -> &Holdings {
+        &self.held
+    }
+
+    fn set_owner(&mut self, id: u32, now: Owner) {
         let index = id as usize;
         if index >= self.owners.len() {
-            self.owners.resize(index + 1, 0);
+            self.owners.resize(index + 1, Owner::default());
         }
-        if let Some(owner) = self.owners.get_mut(index) {
-            *owner = service_id;
+        let Some(owner) = self.owners.get_mut(index) else { return };
+        let before = std::mem::replace(owner, now);
+        if before.service_id != 0 {
+            self.held.remove(before.tenant, 1);
+        }
+        if now.service_id != 0 {
+            self.held.add(now.tenant, 1);
         }
     }
 }
@@ -77,13 +115,14 @@ mod tests {
     #[test]
     fn ids_start_at_one_and_rest_before_reuse() {
         let mut ids = BackendIds::new(4);
-        assert_eq!([1, 1, 2].map(|owner| ids.allocate(owner)), [Some(1), Some(2), Some(3)]);
-        assert_eq!(ids.allocate(2), None);
+        assert_eq!([1, 1, 2].map(|owner| ids.allocate(owner, 7)), [Some(1), Some(2), Some(3)]);
+        assert_eq!(ids.allocate(2, 7), None);
         ids.free(2);
         ids.free(1);
         ids.free(1);
-        assert_eq!([9, 9, 9].map(|owner| ids.allocate(owner)), [Some(2), Some(1), None]);
-        assert_eq!(ids.owner(2), 9);
+        assert_eq!([9, 9, 9].map(|owner| ids.allocate(owner, 8)), [Some(2), Some(1), None]);
+        assert_eq!((ids.owner(2), ids.tenant(2), ids.tenant(3)), (9, 8, 7));
+        assert_eq!(ids.held().free(), 0);
     }
 
     #[test]
@@ -93,6 +132,9 @@ mod tests {
         assert!(!ids.adopt(3, 8));
         assert!(!ids.adopt(0, 8));
         ids.free_gaps();
-        assert_eq!([1; 4].map(|owner| ids.allocate(owner)), [Some(1), Some(2), Some(4), Some(5)]);
+        let allocated = [1; 4].map(|owner| ids.allocate(owner, 1));
+        assert_eq!(allocated, [Some(1), Some(2), Some(4), Some(5)]);
+        ids.assign([3, 6].into_iter(), 2);
+        assert_eq!((ids.tenant(3), ids.tenant(6), ids.held().free()), (2, 0, 2));
     }
 }

@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
+use super::admission::Admission;
 use super::slots::Range;
 use super::state::{Left, PortState, ServiceState};
 use super::tables::{ORPHAN, Tables};
@@ -45,6 +47,9 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         services: BTreeMap::new(),
         pending: BTreeSet::new(),
         wildcards: HashMap::new(),
+        // What nobody claims is nobody's.
+        tenants: HashMap::from([(Arc::from(""), 0)]),
+        admission: Admission::new(capacity),
         restored,
         begun: false,
         next_service_id,
@@ -56,8 +61,9 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
 /// The service port that a desired one finds under one of its frontends.
 pub(super) fn adopt(
     restored: &mut HashMap<u32, PortState>,
-    tables: &Tables,
+    tables: &mut Tables,
     want: &DesiredPort,
+    tenant: u32,
 ) -> Option<PortState> {
     if restored.is_empty() {
         return None;
@@ -67,6 +73,7 @@ pub(super) fn adopt(
         .filter(|frontend| frontend.service_id != 0)
         .find_map(|frontend| restored.remove(&frontend.service_id))?;
     port.rename(want);
+    port.assign(tables, tenant);
     Some(port)
 }
 
@@ -86,7 +93,7 @@ pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
     planner.wildcards.extend(wildcards.iter().map(|addr| (*addr, serial)));
     let name = Name::new("", "");
     let (wildcards, ports) = (wildcards.into(), ports.into());
-    let service = ServiceState { serial, wildcards, ports, trouble: None };
+    let service = ServiceState { serial, wildcards, ports, ..ServiceState::default() };
     planner.services.insert(name.clone(), Box::new(service));
     Some(name)
 }
@@ -106,6 +113,7 @@ fn port(
         port: first.map_or(0, |key| key.port.get()),
         family: first.map_or(Family::V4, |key| Family::of(&key.addr)),
         service_id,
+        tenant: 0,
         frontends: frontends.iter().map(|(key, _)| *key).collect(),
         range: Range::default(),
         range_used: true,
@@ -118,6 +126,7 @@ fn port(
     for range in joined(frontends.iter().map(|(_, frontend)| Range::of(frontend))) {
         // A range that reaches into another service port's is nobody's: it is neither used again nor freed.
         if tables.ranges.reserve(range) && reserved.insert(range) {
+            tables.slots_held.add(0, range.len);
             ranges.push(range);
         }
     }

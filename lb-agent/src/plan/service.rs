@@ -1,12 +1,13 @@
 //! The writes of one Service: those of its ports, its wildcards, and what is said when a map is full.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::service::{Frontend, FrontendKey};
 
+use super::admission::Refused;
 use super::delta::{self, Full, Stages};
 use super::state::{Retry, ServiceState, Trouble};
 use super::tables::Tables;
@@ -24,6 +25,8 @@ pub(super) struct Context<'a> {
     pub(super) moving: &'a HashSet<FrontendKey>,
     /// Which Service has the wildcard of an address, by its serial.
     pub(super) wildcards: &'a HashMap<Addr, u32>,
+    /// What of it has no room.
+    pub(super) refused: Option<&'a Refused>,
     pub(super) now: Duration,
 }
 
@@ -42,8 +45,13 @@ pub(super) fn plan(
     let mut incomplete = false;
     let mut issues = Vec::new();
     for (i, port) in service.ports.iter_mut().enumerate() {
+        let is_in = |of: fn(&Refused) -> &BTreeSet<usize>| {
+            context.refused.is_some_and(|refused| of(refused).contains(&i))
+        };
         let want = want.and_then(|want| want.ports.get(i));
-        match delta::port(tables, port, want, context.moving, &mut stages) {
+        let want = want.filter(|_| !is_in(|refused| &refused.ports));
+        let plain = is_in(|refused| &refused.tables);
+        match delta::port(tables, port, want, plain, context.moving, &mut stages) {
             Ok(postponed) => incomplete |= postponed,
             Err(Full(map)) => {
                 incomplete = true;
@@ -51,6 +59,7 @@ pub(super) fn plan(
             }
         }
     }
+    let want = want.filter(|_| !context.refused.is_some_and(|refused| refused.wildcards));
     let wanted = want.map(|want| &*want.wildcards).unwrap_or_default();
     if let Err(Full(map)) = wildcards(tables, service, wanted, context.wildcards, &mut stages) {
         incomplete = true;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::service::{FrontendKey, state};
 
+use super::admission::Demand;
 use super::slots::Range;
 use super::sources;
 use super::tables::Tables;
@@ -19,6 +20,8 @@ use crate::model::{DesiredPort, DesiredService};
 pub(super) struct ServiceState {
     /// Tells Services apart that claim the same wildcard one after the other.
     pub(super) serial: u32,
+    /// What it wants of the tables that all share.
+    pub(super) demand: Demand,
     /// The wildcards it may have in the map.
     pub(super) wildcards: Box<[Addr]>,
     /// Its ports: first the desired ones in their order, then those that are being removed.
@@ -80,6 +83,8 @@ pub(super) struct PortState {
     pub(super) port: u16,
     pub(super) family: Family,
     pub(super) service_id: u32,
+    /// Its namespace.
+    pub(super) tenant: u32,
     /// The frontends it may have in the map.
     pub(super) frontends: Box<[FrontendKey]>,
     /// The slots its frontends refer to, or will.
@@ -102,13 +107,14 @@ pub(super) struct Left {
 }
 
 impl PortState {
-    pub(super) fn new(want: &DesiredPort, service_id: u32) -> Self {
+    pub(super) fn new(want: &DesiredPort, service_id: u32, tenant: u32) -> Self {
         Self {
             port_name: Arc::clone(&want.port_name),
             protocol: want.protocol,
             port: want.port,
             family: want.family,
             service_id,
+            tenant,
             frontends: Box::default(),
             range: Range::default(),
             range_used: false,
@@ -140,6 +146,17 @@ impl PortState {
         self.left.as_ref().map_or(&[], |left| &left.backend_ids)
     }
 
+    /// It was found in the maps, and now its namespace is known.
+    pub(super) fn assign(&mut self, tables: &mut Tables, tenant: u32) {
+        let left = self.left.as_ref();
+        let ranges = left.into_iter().flat_map(|left| &left.ranges).chain([&self.range]);
+        let n = ranges.map(|range| range.len).sum();
+        tables.slots_held.pass(self.tenant, tenant, n);
+        let ids = self.backend_ids.iter().chain(self.former()).copied();
+        tables.ids.assign(ids, tenant);
+        self.tenant = tenant;
+    }
+
     /// Whether a frontend in the map refers to a slot of the range.
     pub(super) fn refers_to(&self, tables: &Tables, range: Range) -> bool {
         self.frontends.iter().any(|key| {
@@ -151,7 +168,7 @@ impl PortState {
 
     /// After all writes of its Service happened: lets go of what is no longer in use. False when nothing is left.
     pub(super) fn settle(&mut self, tables: &mut Tables) -> bool {
-        let service_id = self.service_id;
+        let (service_id, tenant) = (self.service_id, self.tenant);
         if !self.frontends.iter().all(|key| tables.is_of(key, service_id)) {
             let keys = std::mem::take(&mut self.frontends).into_iter();
             self.frontends = keys.filter(|key| tables.is_of(key, service_id)).collect();
@@ -162,7 +179,7 @@ impl PortState {
         left.ranges.retain(|range| {
             let kept = self.refers_to(tables, *range);
             if !kept {
-                tables.timers.release(*range);
+                tables.timers.release(*range, tenant);
             }
             kept
         });

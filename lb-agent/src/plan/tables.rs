@@ -1,6 +1,7 @@
 //! What was written for certain, and what of the maps is free.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
@@ -8,7 +9,8 @@ use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
 
 use super::ids::BackendIds;
 use super::ports::Ports;
-use super::slots::Ranges;
+use super::share::{self, Holdings};
+use super::slots::{Range, Ranges};
 use super::timers::{DRAIN, REST, Timers};
 use super::{Actual, Capacity, Op};
 
@@ -22,7 +24,13 @@ pub(super) struct Tables {
     pub(super) actual: Actual,
     pub(super) ids: BackendIds,
     pub(super) ranges: Ranges,
+    /// How many slots each namespace holds.
+    pub(super) slots_held: Holdings,
     pub(super) timers: Timers,
+    /// Namespaces that lacked backend ids, and for how many endpoints, while something is pending.
+    pub(super) lacking: BTreeMap<u32, u32>,
+    /// Whether something has become free since the last plan.
+    pub(super) freed: bool,
     /// Frontends that the plan in the making adds.
     pub(super) new_frontends: usize,
     /// Source ranges that it adds.
@@ -45,7 +53,10 @@ impl Tables {
             actual,
             ids: BackendIds::new(capacity.backends),
             ranges: Ranges::new(capacity.slots),
+            slots_held: Holdings::new(capacity.slots),
             timers: Timers::default(),
+            lacking: BTreeMap::new(),
+            freed: false,
             new_frontends: 0,
             new_ranges: 0,
             frontend_ports,
@@ -134,6 +145,22 @@ impl Tables {
         }
     }
 
+    /// Slots for a namespace, unless it has to leave the last ones to others.
+    pub(super) fn take_range(&mut self, tenant: u32, len: u32) -> Option<Range> {
+        if !self.slots_held.admits(tenant, len) {
+            return None;
+        }
+        let range = self.ranges.allocate(len)?;
+        self.slots_held.add(tenant, len);
+        Some(range)
+    }
+
+    /// Gives them back.
+    pub(super) fn give_range(&mut self, tenant: u32, range: Range) {
+        self.ranges.release(range);
+        self.slots_held.remove(tenant, range.len);
+    }
+
     pub(super) fn backend(&self, id: u32) -> Backend {
         self.actual.backends.get(id as usize).copied().unwrap_or(Backend::ZERO)
     }
@@ -196,7 +223,10 @@ impl Tables {
         match backend.state {
             state::DRAINING => self.timers.arm(id, DRAIN),
             state::DEAD => self.timers.arm(id, REST),
-            state::UNUSED => self.ids.free(id),
+            state::UNUSED => {
+                self.ids.free(id);
+                self.freed = true;
+            }
             _ => {}
         }
         if let Some(port) = host_port(&self.host, &backend) {
@@ -217,18 +247,20 @@ impl Tables {
         }
     }
 
-    /// The writes for backends whose time is over: from DRAINING to DEAD when nobody has the address any more, from
-    /// DEAD to UNUSED when its id has rested.
+    /// The writes for backends whose time is over: from DRAINING to DEAD when nobody has the address any more, or when
+    /// ids are short and its namespace has left the most behind; from DEAD to UNUSED when its id has rested.
     pub(super) fn due_backends(&mut self, alive: &dyn Fn(&Addr) -> bool, now: Duration) -> Vec<Op> {
         let mut ops = Vec::new();
-        for id in self.timers.due_backends(now) {
+        let due = self.timers.due_backends(now);
+        let mut excess = if due.is_empty() { Excess::default() } else { self.excess() };
+        for id in due {
             let backend = self.backend(id);
             let next = match backend.state {
                 // Written just before a crash, and no slot has it.
                 state::ACTIVE if self.ids.owner(id) == ORPHAN => {
                     Backend { state: state::DRAINING, ..backend }
                 }
-                state::DRAINING if alive(&backend.addr) => {
+                state::DRAINING if alive(&backend.addr) && !excess.take(self.ids.tenant(id)) => {
                     self.timers.arm(id, super::timers::RECHECK);
                     continue;
                 }
@@ -243,6 +275,53 @@ impl Tables {
             ops.push(Op::PutBackend { id, backend: next });
         }
         ops
+    }
+
+    /// Which draining backends must give their ids to others although somebody has the address: connections to them
+    /// might last as long as their Pod, and Services that come and go would leave more and more of them behind.
+    fn excess(&self) -> Excess {
+        let held = self.ids.held();
+        if !held.is_short() && self.lacking.is_empty() {
+            return Excess::default();
+        }
+        let mut draining: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut dead = 0;
+        for (id, backend) in (0u32..).zip(&self.actual.backends) {
+            match backend.state {
+                state::DRAINING => *draining.entry(self.ids.tenant(id)).or_default() += 1,
+                state::DEAD => dead += 1,
+                _ => {}
+            }
+        }
+        let capacity = self.capacity.backends;
+        let lacking = self.lacking.values().copied().map(u64::from).sum::<u64>();
+        let wanted = u64::from(capacity - share::limit(capacity)).max(1) + lacking;
+        let missing = wanted.saturating_sub(u64::from(held.free()) + dead);
+        let kept = draining.values().sum::<u64>().saturating_sub(missing);
+        let level = share::level(draining.values().copied(), kept);
+        Excess { draining, level, lacking: self.lacking.clone() }
+    }
+}
+
+/// Draining backends by namespace, and how many of them it may keep.
+#[derive(Default)]
+struct Excess {
+    draining: BTreeMap<u32, u64>,
+    level: Option<u64>,
+    /// Namespaces that may keep none, since they want more.
+    lacking: BTreeMap<u32, u32>,
+}
+
+impl Excess {
+    /// Whether this one of a namespace must go; the next may stay then.
+    fn take(&mut self, tenant: u32) -> bool {
+        if self.lacking.contains_key(&tenant) {
+            return true;
+        }
+        let Some(level) = self.level else { return false };
+        let Some(n) = self.draining.get_mut(&tenant).filter(|n| **n > level) else { return false };
+        *n -= 1;
+        true
     }
 }
 

@@ -19,12 +19,12 @@ pub(super) const REST: Duration = Duration::from_secs(10);
 /// Deadlines.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    ranges: BTreeSet<(Duration, Range)>,
+    ranges: BTreeSet<(Duration, Range, u32)>,
     backends: BTreeSet<(Duration, u32)>,
     /// The deadline of each backend id that has one.
     armed: HashMap<u32, Duration>,
     /// Begun by a write whose time is not known yet.
-    unstamped_ranges: Vec<Range>,
+    unstamped_ranges: Vec<(Range, u32)>,
     unstamped_backends: BTreeMap<u32, Duration>,
     /// When the bitmaps of ports are swept, and the settings tried again.
     sweep: Option<Duration>,
@@ -32,10 +32,10 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// The range is free [`RELEASE`] after the next [`Timers::stamp`].
-    pub(super) fn release(&mut self, range: Range) {
+    /// The range is free [`RELEASE`] after the next [`Timers::stamp`]; so long its namespace holds it.
+    pub(super) fn release(&mut self, range: Range, tenant: u32) {
         if range.len > 0 {
-            self.unstamped_ranges.push(range);
+            self.unstamped_ranges.push((range, tenant));
         }
     }
 
@@ -71,7 +71,7 @@ impl Timers {
     /// Everything begun since the last time begins to count now.
     pub(super) fn stamp(&mut self, now: Duration) {
         let ranges = self.unstamped_ranges.drain(..);
-        self.ranges.extend(ranges.map(|range| (now + RELEASE, range)));
+        self.ranges.extend(ranges.map(|(range, tenant)| (now + RELEASE, range, tenant)));
         if std::mem::take(&mut self.unstamped_sweep) {
             self.sweep = Some(now + RELEASE);
         }
@@ -81,10 +81,10 @@ impl Timers {
         }
     }
 
-    /// A range whose time is over.
-    pub(super) fn due_range(&mut self, now: Duration) -> Option<Range> {
-        self.ranges.first().filter(|(at, _)| *at <= now)?;
-        self.ranges.pop_first().map(|(_, range)| range)
+    /// A range whose time is over, and whose it is.
+    pub(super) fn due_range(&mut self, now: Duration) -> Option<(Range, u32)> {
+        self.ranges.first().filter(|(at, ..)| *at <= now)?;
+        self.ranges.pop_first().map(|(_, range, tenant)| (range, tenant))
     }
 
     /// The backends whose time is over.
@@ -99,7 +99,7 @@ impl Timers {
 
     /// The first deadline.
     pub(super) fn first(&self) -> Option<Duration> {
-        let range = self.ranges.first().map(|(at, _)| *at);
+        let range = self.ranges.first().map(|(at, ..)| *at);
         let backend = self.backends.first().map(|(at, _)| *at);
         range.into_iter().chain(backend).chain(self.sweep).min()
     }

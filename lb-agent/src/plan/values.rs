@@ -34,7 +34,9 @@ struct Part {
 }
 
 impl Layout {
-    pub(super) fn new(want: &DesiredPort) -> Self {
+    /// With `plain`, consistent hashing chooses in the list of backends itself, for want of room for a table: the same
+    /// one on every node with the same list, but more change when one comes or leaves.
+    pub(super) fn new(want: &DesiredPort, plain: bool) -> Self {
         let extra = want.extra.as_deref();
         let mut content = Vec::with_capacity(want.backends.len());
         let mut sizes = [0u32; 3];
@@ -50,15 +52,18 @@ impl Layout {
             *size += u32::from(n);
         }
         let [cluster, both, local] = sizes;
-        let table = table(want);
-        let maglev = Part { skip: content.len() as u32, n: table.len() as u32 };
-        content.extend(table);
-        Self {
-            content,
-            cluster: Part { skip: 0, n: cluster + both },
-            local: Part { skip: cluster, n: both + local },
-            maglev,
-        }
+        let cluster_list = Part { skip: 0, n: cluster + both };
+        let local_list = Part { skip: cluster, n: both + local };
+        let maglev = if plain && want.maglev().is_some() {
+            let external_local = extra.is_some_and(|extra| extra.external_local);
+            if external_local { local_list } else { cluster_list }
+        } else {
+            let table = table(want);
+            let part = Part { skip: content.len() as u32, n: table.len() as u32 };
+            content.extend(table);
+            part
+        };
+        Self { content, cluster: cluster_list, local: local_list, maglev }
     }
 }
 
@@ -92,6 +97,12 @@ pub(super) fn keys(want: &DesiredPort) -> impl Iterator<Item = FrontendKey> {
     let extra = want.extra.iter().flat_map(|extra| &extra.externals);
     let all = inside.chain(extra.map(|external| (external.addr, external.port)));
     all.map(|(addr, port)| FrontendKey::new(addr, Be16::new(port), want.protocol))
+}
+
+/// Slots of a desired port's lists.
+pub(super) fn n_slots(want: &DesiredPort) -> u32 {
+    let extra = want.extra.as_deref();
+    (0..want.backends.len()).map(|i| u32::from(weight(extra, i))).sum()
 }
 
 /// `Backend::flags` of one. A port that has no cluster list counts its only one as that, too: every client gets it.
