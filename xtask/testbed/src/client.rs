@@ -111,6 +111,11 @@ impl Connection {
         Ok(setsockopt(&self.reader.get_ref().as_fd(), sockopt::Linger, &linger)?)
     }
 
+    /// Its own address and port.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.reader.get_ref().local_addr()
+    }
+
     /// The address the socket believes it talks to.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.reader.get_ref().peer_addr()

@@ -14,6 +14,9 @@ pub mod netns;
 mod reaper;
 pub mod tun;
 
+pub mod frame;
+pub mod raw;
+
 pub mod bed;
 pub mod pod;
 
