@@ -19,24 +19,25 @@ use lb_common::endpoint::ident_flags;
 use self::atom::Atoms;
 use self::members::Members;
 use self::rules::Subjects;
+use self::set::Pool;
 use crate::cluster::{Cluster, Name, Pod, Tier};
 use crate::issue::Issue;
 
+mod area;
 mod atom;
 mod blocks;
 mod group;
 mod members;
 mod ports;
 mod rules;
+mod set;
 
 pub use self::atom::AtomId;
 pub use self::blocks::{Blocks, Range, number};
 pub use self::group::{BitRule, Direction, Group, Link, Source, Span};
 pub use self::ports::PortEntry;
 pub use self::rules::object;
-
-/// The atoms that an address satisfies, in ascending order.
-pub type Atomic = Arc<[AtomId]>;
+pub use self::set::Atomic;
 
 /// What the policy tables should say, by content.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +110,7 @@ impl Desired {
 #[derive(Debug, Default)]
 pub struct Compiler {
     atoms: Atoms,
+    pool: Pool,
 }
 
 impl Compiler {
@@ -116,15 +118,15 @@ impl Compiler {
     pub fn compile(&mut self, cluster: &Cluster) -> Desired {
         let mut policies: Vec<_> = cluster.policies().collect();
         if policies.is_empty() {
-            self.atoms = Atoms::default();
+            *self = Self::default();
             return Desired { idents: vec![Atomic::default()], ..Desired::default() };
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         self.atoms.begin();
         let subjects = Subjects::select(cluster, &policies);
         let compiled = subjects.compile(&mut self.atoms, &policies);
-        let mut blocks = Blocks::flatten(self.atoms.blocks());
-        let mut members = Members::new(cluster, &self.atoms, &compiled.demands);
+        let mut blocks = Blocks::flatten(self.atoms.areas(), &mut self.pool);
+        let mut members = Members::new(cluster, (&self.atoms, &mut self.pool), &compiled.demands);
         let mut addrs = HashMap::new();
         for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
             let class = members.class_of(name, pod);
@@ -144,6 +146,7 @@ impl Compiler {
         blocks.name(|atoms| members.intern(atoms));
         let (idents, named) = members.finish();
         self.atoms.end();
+        self.pool.shrink();
         let grouped = compiled.group(&subjects, &named);
         Desired {
             any: true,

@@ -489,7 +489,7 @@ impl Planner {
     fn adopt_minted(&mut self, minted: BTreeMap<u32, switch::Minted>) {
         for (id, minted) in minted {
             self.next_ident = self.next_ident.max(id + 1);
-            self.by_atoms.entry(Arc::clone(&minted.atoms)).or_insert(id);
+            self.by_atoms.entry(minted.atoms.clone()).or_insert(id);
             self.idents.insert(id, minted.atoms);
         }
     }

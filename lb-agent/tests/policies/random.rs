@@ -61,6 +61,53 @@ fn peer() -> impl Strategy<Value = Peer> {
     ]
 }
 
+/// Ranges of one family that lie in one another more often than not.
+fn range(v6: bool) -> impl Strategy<Value = lb_agent::cluster::Prefix> {
+    let v4 =
+        (0..4u8, any::<u8>(), prop::sample::select(vec![0u8, 5, 8, 15, 16, 24, 29, 30, 31, 32]));
+    let bits6 = prop::sample::select(vec![0u8, 7, 16, 64, 96, 125, 126, 127, 128]);
+    let bits4 = v4.prop_map(|(b, d, bits)| format!("10.{b}.0.{}/{bits}", d & 7));
+    let bits6 = (0..4u8, any::<u8>(), bits6);
+    let bits6 = bits6.prop_map(|(b, d, bits)| format!("fd0{b}::{:x}/{bits}", d & 7));
+    let text = if v6 { bits6.boxed() } else { bits4.boxed() };
+    text.prop_map(|text| text.parse().unwrap())
+}
+
+/// A block with many exceptions, some within others.
+fn holed() -> impl Strategy<Value = Peer> {
+    any::<bool>().prop_flat_map(|v6| {
+        (range(v6), prop::collection::vec(range(v6), 0..12)).prop_map(|(prefix, mut excepts)| {
+            excepts.retain(|except| {
+                prefix.contains(&except.addr()) && except.wide_bits() > prefix.wide_bits()
+            });
+            excepts.sort_unstable();
+            Peer::Block { prefix, excepts: excepts.into() }
+        })
+    })
+}
+
+/// Rules whose blocks overlap, and all that they tell apart.
+fn holed_world() -> impl Strategy<Value = World> {
+    let rule = (prop::collection::vec(holed(), 0..6), pick(&PORTS[..4]));
+    let rule = rule.prop_map(|(peers, ports)| crate::world::allow(peers, &[ports]));
+    let policy = prop::collection::vec(rule, 0..5).prop_map(Vec::into_boxed_slice);
+    prop::collection::vec(policy, 1..4).prop_map(|policies| {
+        let mut world = World::default().node(NODE, &["192.0.2.1"], "");
+        for i in 0..3 {
+            let ips = [format!("10.1.0.{i}"), format!("fd01::{i}")];
+            let ips = ips.each_ref().map(|ip| &**ip);
+            let of = format!("x={i}");
+            world = world.pod(&format!("a/w{i}"), pod(NODE, &ips, &of, &[("http", 6, 80)]));
+        }
+        for (i, rules) in policies.into_iter().enumerate() {
+            let policy = network_policy(if i == 0 { "" } else { "x=1" });
+            let policy = Policy { ingress: Some(rules.clone()), egress: Some(rules), ..policy };
+            world = world.policy(&format!("a/p{i}"), policy);
+        }
+        world
+    })
+}
+
 fn rule(action: impl Strategy<Value = Action>) -> impl Strategy<Value = Rule> {
     let peers = prop::option::of(prop::collection::vec(peer(), 0..3));
     let ports = prop::option::of(prop::collection::vec(pick(&PORTS), 0..3));
@@ -206,6 +253,28 @@ proptest! {
             for flow in flows(&[&world], shadow) {
                 let got = flow.judge(&tables).denied();
                 prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_with_holes_say_what_the_objects_say(world in holed_world()) {
+        let tables = world.tables();
+        let mut peers = Vec::new();
+        for b in 0..4u8 {
+            let near = (0..8u8).flat_map(|d| [format!("10.{b}.0.{d}"), format!("fd0{b}::{d:x}")]);
+            peers.extend(near.chain([format!("10.{b}.1.1"), format!("fd0{b}:1::1")]));
+        }
+        peers.extend(OTHERS.map(str::to_owned));
+        for peer in peers.iter().map(|ip| crate::world::addr(ip)) {
+            for (ifindex, _) in world.local() {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    for (protocol, port) in [(6, 80), (6, 79), (17, 53)] {
+                        let flow = Flow { ifindex, direction, peer, protocol, port, shadow: false };
+                        let got = flow.judge(&tables).denied();
+                        prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
+                    }
+                }
             }
         }
     }

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cluster::{Name, Namespaces, Peer, PodSelector, Prefix, Selector};
+use super::area::{Area, Edge};
+use crate::cluster::{Name, Namespaces, PodSelector, Selector};
 
 /// Number of an atom.
 pub type AtomId = u32;
@@ -18,8 +19,8 @@ pub(super) enum Atom {
     Pods(Scope, Selector),
     /// It is that of such a node.
     Nodes(Selector),
-    /// It is in a range, and in none of those within it.
-    Block(Prefix, Box<[Prefix]>),
+    /// It is one of these.
+    Within(Area),
     /// It satisfies another atom, if one is given, and is that of a Pod where a port's name means this number.
     Named(Port),
 }
@@ -74,19 +75,14 @@ impl Atoms {
         id
     }
 
-    /// The atom of a peer in a policy.
-    pub(super) fn peer(&mut self, policy: &Name, peer: &Peer) -> AtomId {
-        self.intern(match peer {
-            Peer::Pods(PodSelector { namespaces, pods }) => {
-                let scope = match namespaces {
-                    Namespaces::Own => Scope::One(Arc::clone(&policy.namespace)),
-                    Namespaces::Selected(selector) => Scope::Selected(selector.clone()),
-                };
-                Atom::Pods(scope, pods.clone())
-            }
-            Peer::Nodes(selector) => Atom::Nodes(selector.clone()),
-            Peer::Block { prefix, excepts } => Atom::Block(*prefix, excepts.clone()),
-        })
+    /// The atom of Pods in a policy.
+    pub(super) fn pods(&mut self, policy: &Name, peer: &PodSelector) -> AtomId {
+        let PodSelector { namespaces, pods } = peer;
+        let scope = match namespaces {
+            Namespaces::Own => Scope::One(Arc::clone(&policy.namespace)),
+            Namespaces::Selected(selector) => Scope::Selected(selector.clone()),
+        };
+        self.intern(Atom::Pods(scope, pods.clone()))
     }
 
     /// All of them.
@@ -94,10 +90,10 @@ impl Atoms {
         self.ids.iter().map(|(atom, id)| (atom, *id))
     }
 
-    /// The ranges of addresses.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (AtomId, &Prefix, &[Prefix])> {
+    /// Sets of addresses.
+    pub(super) fn areas(&self) -> impl Iterator<Item = (AtomId, &[Edge])> {
         self.iter().filter_map(|(atom, id)| match atom {
-            Atom::Block(prefix, excepts) => Some((id, prefix, &**excepts)),
+            Atom::Within(area) => Some((id, area.edges())),
             Atom::Pods(..) | Atom::Nodes(_) | Atom::Named(_) => None,
         })
     }

@@ -1,14 +1,15 @@
-//! Ranges of addresses that may overlap and have exceptions → disjoint ones, each with all it is in.
+//! Areas that overlap → disjoint ranges, each with all it is in.
 //!
 //! The map looks the longest prefix up, so each prefix carries everything that covers it. IPv4 is mapped into
 //! `::ffff:0:0/96`, hence into any shorter prefix of IPv6, and must not get anything of that.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use lb_common::addr::Addr;
 
+use super::area::Edge;
+use super::set::Pool;
 use super::{AtomId, Atomic};
 use crate::cluster::{Family, Prefix};
 
@@ -80,43 +81,38 @@ struct Node {
 }
 
 impl Blocks {
+    /// The cost grows with the number of edges.
     pub(super) fn flatten<'a>(
-        blocks: impl Iterator<Item = (AtomId, &'a Prefix, &'a [Prefix])>,
+        areas: impl Iterator<Item = (AtomId, &'a [Edge])>,
+        pool: &mut Pool,
     ) -> Self {
-        let mut changes: BTreeMap<(Range, Family), Changes> = BTreeMap::new();
-        for (atom, prefix, excepts) in blocks {
-            let range = Range::of(prefix);
-            let of = |prefix: &Prefix| (Range::of(prefix), prefix.family());
-            let excepts: Vec<_> = excepts.iter().map(of).collect();
-            if excepts.iter().any(|(except, _)| except.covers(&range)) {
-                continue;
-            }
-            changes.entry((range, prefix.family())).or_default().begin.push(atom);
-            for except in excepts {
-                changes.entry(except).or_default().end.push(atom);
-            }
+        let mut changes: Vec<Change> = Vec::new();
+        for (atom, edges) in areas {
+            let change = |edge: &Edge| (edge.range, edge.family, Some((atom, edge.inside)));
+            changes.extend(edges.iter().map(change));
         }
-        if changes.keys().any(|(range, _)| range.covers(&Range::IPV4)) {
-            changes.entry((Range::IPV4, Family::V4)).or_default();
+        if changes.iter().any(|(range, ..)| range.covers(&Range::IPV4)) {
+            changes.push((Range::IPV4, Family::V4, None));
         }
+        changes.sort_unstable();
         let mut sets = Sets::new();
         let mut nodes: Vec<Node> = Vec::new();
-        let mut current: Vec<(Range, Family, BTreeSet<AtomId>, Option<u32>)> = Vec::new();
-        for ((range, family), changed) in changes {
+        let mut current: Vec<(Range, Family, Atomic, Option<u32>)> = Vec::new();
+        for same in changes.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let Some(&(range, family, _)) = same.first() else { continue };
             while current.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
                 current.pop();
             }
             let (mut set, parent) = match current.last() {
                 Some((_, outer, set, node)) if *outer == family => (set.clone(), *node),
                 // What covers IPv4 in IPv6 says nothing of it.
-                Some((.., node)) => (BTreeSet::new(), *node),
-                None => (BTreeSet::new(), None),
+                Some((.., node)) => (Atomic::default(), *node),
+                None => (Atomic::default(), None),
             };
-            set.extend(changed.begin);
-            changed.end.iter().for_each(|atom| {
-                set.remove(atom);
-            });
-            let number = sets.number(set.iter().copied().collect());
+            for (atom, inside) in same.iter().filter_map(|(.., change)| *change) {
+                set = if inside { pool.with(&set, atom) } else { pool.without(&set, atom) };
+            }
+            let number = sets.number(&set);
             let above = parent.and_then(|at| nodes.get(at as usize)).map_or(0, |node| node.set);
             let mut node = parent;
             if above != number {
@@ -125,6 +121,7 @@ impl Blocks {
             }
             current.push((range, family, set, node));
         }
+        nodes.shrink_to_fit();
         Self { nodes, sets: sets.list }
     }
 
@@ -143,8 +140,8 @@ impl Blocks {
     }
 
     /// A set's atoms.
-    pub(super) fn set(&self, number: u32) -> &[AtomId] {
-        self.sets.get(number as usize).map(|set| &**set).unwrap_or_default()
+    pub(super) fn set(&self, number: u32) -> Atomic {
+        self.sets.get(number as usize).cloned().unwrap_or_default()
     }
 
     /// Replaces the numbers of sets by those that others know them by.
@@ -171,12 +168,8 @@ impl Blocks {
     }
 }
 
-/// What is different in a range from what covers it.
-#[derive(Default)]
-struct Changes {
-    begin: Vec<AtomId>,
-    end: Vec<AtomId>,
-}
+/// A range, and the atom that its addresses have or lack from there on.
+type Change = (Range, Family, Option<(AtomId, bool)>);
 
 /// Distinct sets.
 struct Sets {
@@ -189,12 +182,14 @@ impl Sets {
         Self { numbers: HashMap::from([(Atomic::default(), 0)]), list: vec![Atomic::default()] }
     }
 
-    fn number(&mut self, set: Atomic) -> u32 {
+    fn number(&mut self, set: &Atomic) -> u32 {
+        if let Some(number) = self.numbers.get(set) {
+            return *number;
+        }
         let next = u32::try_from(self.list.len()).unwrap_or(0);
-        *self.numbers.entry(set).or_insert_with_key(|set| {
-            self.list.push(Arc::clone(set));
-            next
-        })
+        self.numbers.insert(set.clone(), next);
+        self.list.push(set.clone());
+        next
     }
 }
 
@@ -204,9 +199,17 @@ mod tests {
 
     use super::Blocks;
     use crate::cluster::Prefix;
+    use crate::model::policy::area::Area;
+    use crate::model::policy::set::Pool;
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
+    }
+
+    fn flatten<'a>(blocks: impl Iterator<Item = (u32, &'a Prefix, &'a [Prefix])>) -> Blocks {
+        let areas: Vec<(u32, Area)> =
+            blocks.map(|(id, p, e)| (id, Area::of([(p, e)].into_iter()))).collect();
+        Blocks::flatten(areas.iter().map(|(id, area)| (*id, area.edges())), &mut Pool::default())
     }
 
     #[test]
@@ -226,7 +229,7 @@ mod tests {
             .iter()
             .map(|(id, p, e)| (*id, prefix(p), e.iter().map(|e| prefix(e)).collect()))
             .collect();
-        let flat = Blocks::flatten(parsed.iter().map(|(id, p, e)| (*id, p, &**e)));
+        let flat = flatten(parsed.iter().map(|(id, p, e)| (*id, p, &**e)));
         let probes = [
             "10.0.0.1",
             "10.1.0.1",
@@ -253,7 +256,7 @@ mod tests {
                 .map(|(id, ..)| *id)
                 .collect();
             want.sort_unstable();
-            assert_eq!(flat.set(flat.find(&addr)), want, "{probe}");
+            assert_eq!(flat.set(flat.find(&addr)).iter().collect::<Vec<_>>(), want, "{probe}");
         }
     }
 
@@ -261,7 +264,7 @@ mod tests {
     fn ipv4_is_told_apart_only_where_it_must_be() {
         let n = |blocks: &[&str]| {
             let blocks: Vec<Prefix> = blocks.iter().map(|b| prefix(b)).collect();
-            let flat = Blocks::flatten((1..).zip(&blocks).map(|(id, p)| (id, p, &[][..])));
+            let flat = flatten((1..).zip(&blocks).map(|(id, p)| (id, p, &[][..])));
             flat.iter().map(|(range, _)| (range.addr().to_string(), range.len)).collect::<Vec<_>>()
         };
         let all = |list: &[(&str, u8)]| {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use lb_common::policy::{self, Bits, CHAIN, RULES, WORDS, group_flags};
 
-use super::AtomId;
 use super::ports::{self, PortEntry, set};
+use super::{AtomId, Atomic};
 use crate::cluster::{Action, Name, Tier};
 
 /// Rules of one element of the map `groups`.
@@ -105,6 +105,9 @@ pub struct Link {
 }
 
 impl Group {
+    /// Rules that one direction of a Pod has room for.
+    pub(super) const MOST_RULES: u32 = CHAIN * PER_LINK;
+
     /// The group of these rules, in order; the index of the first that has no place any more is the error.
     pub(super) fn new(rules: &[Arc<BitRule>], isolating: Box<[Name]>) -> Result<Self, usize> {
         let mut placed = Vec::with_capacity(rules.len());
@@ -115,7 +118,7 @@ impl Group {
             if tier.is_some_and(|tier| tier != rule.source.tier) {
                 next = next.next_multiple_of(64);
             }
-            if next >= CHAIN * PER_LINK {
+            if next >= Self::MOST_RULES {
                 return Err(i);
             }
             tier = Some(rule.source.tier);
@@ -159,16 +162,12 @@ impl Group {
     }
 
     /// The rules that have an address of this identity as a peer: of each element that has some.
-    pub fn column(&self, ident: &[AtomId]) -> BTreeMap<u32, Bits> {
+    pub fn column(&self, ident: &Atomic) -> BTreeMap<u32, Bits> {
         let mut found = BTreeMap::new();
-        for atom in ident {
-            let from = self.of_atom.partition_point(|(other, _)| other < atom);
-            let rules = self.of_atom.iter().skip(from).take_while(|(other, _)| other == atom);
-            for (_, number) in rules {
-                let bits = found.entry(number / PER_LINK).or_insert(Bits::ZERO);
-                set(bits, number % PER_LINK);
-            }
-        }
+        ident.join(&self.of_atom, &mut |number: u32| {
+            let bits = found.entry(number / PER_LINK).or_insert(Bits::ZERO);
+            set(bits, number % PER_LINK);
+        });
         found
     }
 

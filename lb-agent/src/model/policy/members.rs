@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::atom::{Atom, Atoms, Port, Scope};
 use super::blocks::Blocks;
 use super::rules::Demands;
+use super::set::Pool;
 use super::{AtomId, Atomic};
 use crate::cluster::{Cluster, Labels, Name, NamedPort, Pod, Selector};
 
@@ -28,6 +29,7 @@ pub(super) struct Members<'a> {
     selected: Vec<(Arc<Selector>, PodAtom)>,
     nodes: Vec<PodAtom>,
     demands: &'a Demands,
+    pool: &'a mut Pool,
     spaces: HashMap<Arc<str>, Space>,
     classes: Vec<Class>,
     idents: HashMap<(u32, u32), u32>,
@@ -53,13 +55,18 @@ struct Class {
 }
 
 impl<'a> Members<'a> {
-    pub(super) fn new(cluster: &'a Cluster, atoms: &Atoms, demands: &'a Demands) -> Self {
+    pub(super) fn new(
+        cluster: &'a Cluster,
+        (atoms, pool): (&Atoms, &'a mut Pool),
+        demands: &'a Demands,
+    ) -> Self {
         let mut members = Self {
             cluster,
             own: HashMap::new(),
             selected: Vec::new(),
             nodes: Vec::new(),
             demands,
+            pool,
             spaces: HashMap::new(),
             classes: Vec::new(),
             idents: HashMap::new(),
@@ -79,7 +86,7 @@ impl<'a> Members<'a> {
                     members.selected.push((Arc::new(namespaces.clone()), pods));
                 }
                 Atom::Nodes(nodes) => members.nodes.push((id, Arc::new(nodes.clone()))),
-                Atom::Block(..) | Atom::Named(_) => {}
+                Atom::Within(_) | Atom::Named(_) => {}
             }
         }
         members
@@ -133,12 +140,14 @@ impl<'a> Members<'a> {
             return *ident;
         }
         let Some(found) = self.classes.get(class as usize) else { return 0 };
-        let mut all: BTreeSet<AtomId> = found.atoms.iter().copied().collect();
-        all.extend(blocks.set(set));
+        let mut all = blocks.set(set);
+        for atom in &found.atoms {
+            all = self.pool.with(&all, *atom);
+        }
         let mut named = Vec::new();
         for NamedPort { name, protocol, port } in &found.ports {
             let wanted = self.demands.get(name).into_iter().flatten();
-            for of in wanted.filter(|of| of.is_none_or(|of| all.contains(&of))) {
+            for of in wanted.filter(|of| of.is_none_or(|of| all.contains(of))) {
                 let (name, protocol, port) = (Arc::clone(name), *protocol, *port);
                 let key = (*of, Arc::clone(&name));
                 let id = atoms.intern(Atom::Named(Port { of: *of, name, protocol, port }));
@@ -146,8 +155,10 @@ impl<'a> Members<'a> {
                 named.push(id);
             }
         }
-        all.extend(named);
-        let ident = self.intern(&all.into_iter().collect());
+        for atom in named {
+            all = self.pool.with(&all, atom);
+        }
+        let ident = self.intern(&all);
         self.idents.insert((class, set), ident);
         ident
     }
@@ -158,8 +169,8 @@ impl<'a> Members<'a> {
             return *number;
         }
         let number = u32::try_from(self.list.len()).unwrap_or(0);
-        self.numbers.insert(Arc::clone(atoms), number);
-        self.list.push(Arc::clone(atoms));
+        self.numbers.insert(atoms.clone(), number);
+        self.list.push(atoms.clone());
         number
     }
 

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use lb_common::flow::proto;
 
-use super::atom::Atoms;
+use super::area::Area;
+use super::atom::{Atom, Atoms};
 use super::members::{Meanings, namespace_labels};
 use super::{AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject};
 use crate::cluster::{
-    Action, Cluster, Labels, Name, NamedPort, Namespaces, Pod, Policy, PortMatch, Ports, Rule, Tier,
+    Action, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports,
+    Rule, Tier,
 };
 use crate::issue::{Issue, ObjectRef};
 
@@ -74,11 +76,16 @@ impl<'a> Subjects<'a> {
         let mut compiled = Compiled::default();
         for ((name, policy), count) in policies.iter().zip(&self.counts) {
             let mut lists = [None, None];
+            let mut beyond = [None, None];
             if *count > 0 {
                 let directions =
                     [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)];
+                beyond = directions.map(|(_, rules)| first_beyond(rules.as_deref()?));
                 lists = directions.map(|(direction, rules)| {
                     let rules = rules.as_deref()?;
+                    if first_beyond(rules).is_some() {
+                        return Some(Vec::new());
+                    }
                     let read = |rule| RuleParts::read(atoms, name, rule);
                     let rules: Vec<RuleParts> = rules.iter().map(read).collect();
                     if direction == Direction::Egress {
@@ -89,7 +96,7 @@ impl<'a> Subjects<'a> {
                     (!idle).then_some(rules)
                 });
             }
-            compiled.policies.push(CompiledPolicy { name, policy, lists });
+            compiled.policies.push(CompiledPolicy { name, policy, lists, beyond });
         }
         compiled
     }
@@ -133,10 +140,9 @@ struct PortParts {
 
 impl RuleParts {
     fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule) -> Self {
-        let peers = rule.peers.as_ref();
         Self {
             action: rule.action,
-            peers: peers.map(|peers| peers.iter().map(|peer| atoms.peer(policy, peer)).collect()),
+            peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers)),
             ports: rule.ports.as_deref().and_then(PortParts::read),
         }
     }
@@ -192,6 +198,42 @@ impl RuleParts {
     }
 }
 
+/// The first rule of a list that alone is too long for a Pod: what its peers are need not be found out, since all Pods
+/// that it selects are cut off, and other Pods' groups are spared the telling apart.
+fn first_beyond(rules: &[Rule]) -> Option<u32> {
+    let is_some = |rule: &&Rule| {
+        let numbered = |port: &PortMatch| !matches!(port.ports, Ports::Named(_));
+        rule.peers.as_ref().is_none_or(|peers| !peers.is_empty())
+            && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(numbered))
+    };
+    let mut bits = (0u32..).zip(rules).filter(|(_, rule)| is_some(rule));
+    bits.nth(Group::MOST_RULES as usize).map(|(index, _)| index)
+}
+
+/// Of a rule's peers: all its blocks are one atom.
+fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer]) -> BTreeSet<AtomId> {
+    let mut found = BTreeSet::new();
+    for peer in peers {
+        match peer {
+            Peer::Pods(pods) => {
+                found.insert(atoms.pods(policy, pods));
+            }
+            Peer::Nodes(nodes) => {
+                found.insert(atoms.intern(Atom::Nodes(nodes.clone())));
+            }
+            Peer::Block { .. } => {}
+        }
+    }
+    let area = Area::of(peers.iter().filter_map(|peer| match peer {
+        Peer::Block { prefix, excepts } => Some((prefix, &**excepts)),
+        Peer::Pods(_) | Peer::Nodes(_) => None,
+    }));
+    if !area.edges().is_empty() {
+        found.insert(atoms.intern(Atom::Within(area)));
+    }
+    found
+}
+
 impl PortParts {
     /// `None` = every protocol and port.
     fn read(ports: &[PortMatch]) -> Option<Self> {
@@ -243,6 +285,8 @@ struct CompiledPolicy<'p> {
     policy: &'p Policy,
     /// Ingress and egress; `None` = the policy says nothing of that direction.
     lists: [Option<Vec<RuleParts>>; 2],
+    /// The first rule of each for which no Pod has room; that list is empty then.
+    beyond: [Option<u32>; 2],
 }
 
 impl CompiledPolicy<'_> {
@@ -251,6 +295,14 @@ impl CompiledPolicy<'_> {
         match direction {
             Direction::Ingress => ingress.as_deref(),
             Direction::Egress => egress.as_deref(),
+        }
+    }
+
+    fn beyond(&self, direction: Direction) -> Option<u32> {
+        let [ingress, egress] = self.beyond;
+        match direction {
+            Direction::Ingress => ingress,
+            Direction::Egress => egress,
         }
     }
 
@@ -327,6 +379,7 @@ impl Compiled<'_> {
         };
         let mut rules = Vec::new();
         let mut isolating = Vec::new();
+        let mut beyond = None;
         let mut seen = HashSet::new();
         for index in &key.policies {
             let Some(CompiledPolicy { name, policy, .. }) = self.policies.get(*index as usize)
@@ -336,20 +389,29 @@ impl Compiled<'_> {
             if policy.tier == Tier::NetworkPolicy && seen.insert(*name) {
                 isolating.push((*name).clone());
             }
-            let list = self.policies.get(*index as usize).and_then(|p| p.list(key.direction));
+            let policy_parts = self.policies.get(*index as usize);
+            let source = |index| Source {
+                policy: (*name).clone(),
+                tier: policy.tier,
+                direction: key.direction,
+                index,
+            };
+            if let Some(index) = policy_parts.and_then(|parts| parts.beyond(key.direction)) {
+                beyond.get_or_insert(source(index));
+            }
+            let list = policy_parts.and_then(|parts| parts.list(key.direction));
             for (index, rule) in (0u32..).zip(list.unwrap_or_default()) {
                 for (peers, ports) in rule.bits(&resolve) {
-                    let source = Source {
-                        policy: (*name).clone(),
-                        tier: policy.tier,
-                        direction: key.direction,
-                        index,
-                    };
+                    let source = source(index);
                     rules.push(Arc::new(BitRule { source, action: rule.action, peers, ports }));
                 }
             }
         }
         let isolating: Box<[Name]> = isolating.into();
+        if let Some(source) = beyond {
+            issues.insert(too_many(&source));
+            return Group::overflow(isolating);
+        }
         Group::new(&rules, isolating.clone()).unwrap_or_else(|at| {
             if let Some(rule) = rules.get(at) {
                 issues.insert(too_many(&rule.source));

@@ -72,7 +72,7 @@ pub(super) fn adopt(planner: &mut Planner, desired: &Desired, wanted: &Wanted<'_
     }
     for (id, atoms) in idents {
         planner.strangers.remove(&id);
-        planner.by_atoms.entry(Arc::clone(&atoms)).or_insert(id);
+        planner.by_atoms.entry(atoms.clone()).or_insert(id);
         planner.idents.insert(id, atoms);
     }
 }

@@ -193,7 +193,7 @@ impl<'a> Switch<'a> {
         let id = self.next;
         self.next += 1;
         self.alike.insert((want, Arc::clone(&before)), id);
-        self.out.minted.insert(id, Minted { atoms: Arc::clone(atoms), as_before: before });
+        self.out.minted.insert(id, Minted { atoms: atoms.clone(), as_before: before });
         id
     }
 

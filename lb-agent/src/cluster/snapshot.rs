@@ -1,0 +1,64 @@
+//! What policies depend on, as it was at one time, for those who compute for a while: shared with the records, not copied.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::table::Objects;
+use super::{Cluster, Name, Namespace, Node, Pod, Policy};
+
+/// Policies, Pods, namespaces and nodes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    node: Arc<str>,
+    empty: Arc<str>,
+    pods: Objects<Pod>,
+    namespaces: Objects<Namespace>,
+    nodes: Objects<Node>,
+    /// ClusterNetworkPolicies, NetworkPolicies, and those of the latter that are gone and hold.
+    policies: [Objects<Policy>; 3],
+}
+
+impl Cluster {
+    /// What policies depend on, as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            node: Arc::clone(&self.node),
+            empty: Arc::clone(&self.empty),
+            pods: self.pods.snapshot(),
+            namespaces: self.namespaces.snapshot(),
+            nodes: self.nodes.snapshot(),
+            policies: [
+                self.cluster_network_policies.snapshot(),
+                self.network_policies.snapshot(),
+                self.retained.snapshot(),
+            ],
+        }
+    }
+}
+
+impl Snapshot {
+    /// All policies in force, in no order, as [`Cluster::policies`] has them.
+    pub fn policies(&self) -> impl Iterator<Item = (&Name, &Arc<Policy>)> {
+        self.policies.iter().flat_map(|policies| policies.iter())
+    }
+
+    /// All Pods of all nodes, and those of none yet.
+    pub fn all_pods(&self) -> impl Iterator<Item = (&Name, &Pod)> {
+        self.pods.iter().map(|(name, pod)| (name, &**pod))
+    }
+
+    /// Whether a Pod is one of this node.
+    pub fn is_own(&self, pod: &Pod) -> bool {
+        *pod.node == *self.node
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = (&Name, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name, &**node))
+    }
+
+    /// The namespace with this name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(&Name::new(Arc::clone(&self.empty), name)).map(|namespace| &**namespace)
+    }
+}
