@@ -358,6 +358,11 @@ impl Cluster {
         names.filter_map(|name| self.service(name))
     }
 
+    /// The Services that want this address of a load balancer, or in `spec.externalIPs`, once for each of their ports.
+    pub fn address_claimants(&self, addr: &Addr) -> impl Iterator<Item = (&Name, &Service)> {
+        self.claims.of_addr(addr).filter_map(|name| self.service(name))
+    }
+
     /// The Services that want this port of the nodes.
     pub fn node_port_claimants(
         &self,

@@ -67,12 +67,21 @@ pub struct DesiredService {
     pub service_type: ServiceType,
     /// `metadata.creationTimestamp` in seconds since 1970, if known.
     pub created: Option<NonZeroI64>,
-    /// ClusterIPs all of whose undefined ports are refused.
-    pub wildcards: Box<[Addr]>,
+    /// Its addresses that no other Service answers for: an element of their own says that they are a Service's.
+    pub wildcards: Box<[Wildcard]>,
     /// One for each service port and family that has a frontend.
     pub ports: Box<[DesiredPort]>,
     /// What `healthCheckNodePort` says; `None` when the Service has none.
     pub health: Option<Health>,
+}
+
+/// An address of a Service as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wildcard {
+    /// The address.
+    pub addr: Addr,
+    /// Whether it is one outside the cluster: its undefined ports are somebody else's. Those of a ClusterIP are refused.
+    pub external: bool,
 }
 
 /// The answer of a Service's `healthCheckNodePort` on this node.

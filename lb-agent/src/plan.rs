@@ -471,8 +471,8 @@ impl Planner {
             let Some(service) = self.services.get_mut(name) else { continue };
             let refused = self.admission.refused(name);
             if !refused.is_some_and(|refused| refused.wildcards) {
-                for addr in &want.wildcards {
-                    self.wildcards.insert(*addr, service.serial);
+                for wildcard in &want.wildcards {
+                    self.wildcards.insert(wildcard.addr, service.serial);
                 }
             }
             let fresh = u32::try_from(self.tenants.len()).unwrap_or(0);

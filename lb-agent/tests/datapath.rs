@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use bed::{Bed, Verdict, addr, protocol};
 use lb_common::config::{self, Settings, setting_flags};
 use lb_common::flow::proto;
-use lb_common::service::state;
+use lb_common::service::{Frontend, FrontendKey, frontend_flags, state};
 
 /// The socket address `net.host:port` of a family.
 fn at(v4: bool, net: u8, host: u8, port: u16) -> String {
@@ -168,6 +168,27 @@ fn s25_an_undefined_port_of_a_cluster_ip_is_refused() {
             format!("redirect back {vip_ip} > {pod_ip} icmp {code} [{pod} > {vip} udp]")
         );
         assert_eq!(bed.counted(), "UNDEFINED_PORT/out+2");
+    }
+}
+
+#[test]
+fn other_ports_of_an_external_address_are_somebody_elses() {
+    for v4 in [true, false] {
+        let pod = at(v4, 1, 1, 4000);
+        let (known, other) = (at(v4, 9, 1, 80), at(v4, 9, 1, 81));
+        let mut bed = Bed::new();
+        bed.service(&known, proto::TCP, &[&at(v4, 2, 9, 8080)]);
+        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        bed.put(
+            "frontends",
+            FrontendKey::wildcard(known.parse::<SocketAddr>().unwrap().ip().into()),
+            only,
+        );
+        let packet = format!("{pod} > {other} tcp S seq=9 ack=0 len=0");
+        assert_eq!(bed.leave(&packet), packet);
+        let translated = format!("{pod} > {} tcp S seq=9 ack=0 len=0", at(v4, 2, 9, 8080));
+        assert_eq!(bed.leave(&format!("{pod} > {known} tcp S seq=9")), translated);
+        assert_eq!(bed.counted(), "flow_plain+1 flow_service+1");
     }
 }
 

@@ -20,7 +20,9 @@ use std::collections::BTreeSet;
 
 use bed::{Bed, Verdict, protocol, told};
 use lb_common::flow::proto;
-use lb_common::service::{Affinity, AffinityKey, MAGLEV_SLOTS, frontend_flags, state};
+use lb_common::service::{
+    Affinity, AffinityKey, Frontend, FrontendKey, MAGLEV_SLOTS, frontend_flags, state,
+};
 use node::{Addrs, FAMILIES, FAR_MTU, Way, addr};
 
 /// The TTL or hop limit of a packet.
@@ -323,6 +325,16 @@ fn s25_addresses_of_the_service_range() {
             bed.arrive(&format!("{client} > {undefined} tcp S seq=1")),
             format!("redirect back {undefined} > {client} tcp RA seq=0 ack=2 len=0")
         );
+        // An external address in the range: what no frontend has there is somebody else's.
+        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        let lb: std::net::SocketAddr = nobody.parse().unwrap();
+        bed.put("frontends", FrontendKey::wildcard(lb.ip().into()), only);
+        for packet in
+            [&client, &pod].map(|from| format!("{from} > {nobody} tcp S seq=1 ack=0 len=0"))
+        {
+            let arrives = packet.starts_with(&client);
+            assert_eq!(if arrives { bed.arrive(&packet) } else { bed.leave(&packet) }, packet);
+        }
         // From outside a ClusterIP works like any frontend with the cluster's endpoints.
         let told = bed.arrive(&format!("{client} > {} tcp S", family.at(vip, 80)));
         assert!(told.starts_with(&format!("redirect {client} > {}", family.at(family.pod, 8080))));

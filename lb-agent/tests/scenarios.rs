@@ -173,6 +173,13 @@ impl Story {
             self.pipeline.maps.now = self.pipeline.maps.now.max(at);
             self.n_writes += self.pipeline.round().len();
         }
+        // Writes that failed beside it come again.
+        for _ in 0..if self.pipeline.maps.fail_every > 0 { 4 } else { 0 } {
+            if let Some(at) = self.pipeline.planner.next_wakeup() {
+                self.pipeline.maps.now = self.pipeline.maps.now.max(at);
+                self.pipeline.round();
+            }
+        }
     }
 
     /// What the maps and the issues are.
@@ -224,6 +231,9 @@ impl Story {
 fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
     let has = |flag: u32| frontend.flags & flag != 0;
     let mut text = String::new();
+    if has(frontend_flags::ADDRESS_ONLY) {
+        return " is a Service's".to_owned();
+    }
     for (flag, word) in [
         (frontend_flags::EXTERNAL, " external"),
         (frontend_flags::SOCKET_ONLY, " socket"),

@@ -247,10 +247,11 @@ fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     if !service::is_cluster_ip(&dst) {
         return Verdict::Pass;
     }
-    if maps::frontend(&FrontendKey::wildcard(dst)).is_some() {
-        return refuse(packet, scratch, DropReason::UndefinedPort, 0);
+    match maps::frontend(&FrontendKey::wildcard(dst)) {
+        Some(wildcard) if wildcard.flags & frontend_flags::ADDRESS_ONLY != 0 => Verdict::Pass,
+        Some(_) => refuse(packet, scratch, DropReason::UndefinedPort, 0),
+        None => drop(packet, scratch, DropReason::UnallocatedIp, 0),
     }
-    drop(packet, scratch, DropReason::UnallocatedIp, 0)
 }
 
 /// The first packet of a flow from outside: chooses a backend, claims a tuple, commits both entries, sends it on.

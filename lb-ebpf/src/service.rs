@@ -36,6 +36,7 @@ pub(crate) fn lookup(addr: Addr, port: Be16, proto: u8) -> Destination {
         };
     }
     match maps::frontend(&FrontendKey::wildcard(addr)) {
+        Some(wildcard) if wildcard.flags & frontend_flags::ADDRESS_ONLY != 0 => Destination::Plain,
         Some(_) => Destination::UndefinedPort,
         None if is_cluster_ip(&addr) => Destination::Unallocated,
         None => Destination::Plain,

@@ -65,7 +65,7 @@ impl Claims {
     }
 
     /// Those with this address outside the cluster, as often as they have ports.
-    fn of_addr(&self, addr: &Addr) -> impl Iterator<Item = &Name> + use<'_> {
+    pub(super) fn of_addr(&self, addr: &Addr) -> impl Iterator<Item = &Name> + use<'_> {
         let addr = *addr;
         let from = (addr, (0, 0), self.least.clone());
         let found = self.external.range(from..).take_while(move |(a, ..)| *a == addr);
@@ -112,10 +112,11 @@ impl Claims {
             dirty.services.extend(self.of_cluster_ip(addr).cloned());
             self.touch_addr(addr, dirty);
         }
-        for (addr, port) in externals(service) {
-            dirty.services.extend(self.of_external(addr, port).cloned());
+        for (_, port) in externals(service) {
             dirty.services.extend(self.of_node_port(port).cloned());
         }
+        // The oldest with an address answers for all of it, whatever the ports.
+        service.external_addrs().for_each(|addr| self.touch_addr(&addr, dirty));
         for port in node_ports(service) {
             dirty.services.extend(self.of_node_port(port).cloned());
             for addr in node {

@@ -12,13 +12,13 @@
 //! NodePort or such a port that a process of the host listens on as well is the Service's.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use lb_common::addr::Addr;
 
 use super::frontend::{self, protocol_name};
 use super::rules::Rules;
-use super::{External, Scope};
+use super::{External, Scope, Wildcard};
 use crate::cluster::{Cluster, Family, Name, Service, ServicePort};
 use crate::issue::{Issue, ObjectRef};
 
@@ -102,6 +102,32 @@ impl<'a> Outside<'a> {
         frontends
     }
 
+    /// The addresses that it answers for: the oldest Service that has an address does. Those of nodes are known anyway.
+    pub(super) fn wildcards(&self) -> Vec<Wildcard> {
+        let cluster = self.cluster;
+        let is_node = |addr: &Addr| cluster.nodes().any(|(_, node)| node.addresses.contains(addr));
+        // Without ports nobody claims it.
+        let addrs = self.addrs.iter().filter(|_| !self.service.ports.is_empty());
+        let addrs = addrs.map(|(addr, _)| *addr);
+        let addrs: BTreeSet<Addr> = addrs
+            .filter(|addr| !is_node(addr) && !cluster.host_addrs().contains(addr))
+            .filter(|addr| {
+                let mut others = cluster.address_claimants(addr);
+                !others.any(|other| {
+                    let older = frontend::is_older(other, (self.name, self.service));
+                    older && has_family(other.1, addr) && self.may_have(other.1, addr)
+                })
+            })
+            .collect();
+        addrs.into_iter().map(|addr| Wildcard { addr, external: true }).collect()
+    }
+
+    /// Whether a Service that names an address may have it.
+    fn may_have(&self, service: &Service, addr: &Addr) -> bool {
+        let mut named = named(service).filter(|(named, _)| named == addr);
+        named.any(|(_, scope)| refusal(self.cluster, self.rules, addr, scope).is_none())
+    }
+
     /// Whose the frontend is, if not the port's that asks.
     fn owner(&self, addr: &Addr, number: u16, protocol: u8) -> Option<&'a Name> {
         let (cluster, own) = (self.cluster, (self.name, self.service));
@@ -110,10 +136,7 @@ impl<'a> Outside<'a> {
         };
         let port = (number, protocol);
         let by_addr = cluster.external_claimants(*addr, port).filter(is_rival);
-        let by_addr = by_addr.filter(|(_, other)| {
-            let mut named = named(other).filter(|(a, _)| a == addr);
-            named.any(|(_, scope)| refusal(cluster, self.rules, addr, scope).is_none())
-        });
+        let by_addr = by_addr.filter(|(_, other)| self.may_have(other, addr));
         let by_port = cluster.node_port_claimants(port).filter(is_rival);
         let by_port = by_port.filter(|_| frontend::is_localhost(addr) || self.node_has(addr));
         let older = by_addr.chain(by_port);

@@ -10,8 +10,8 @@ use lb_common::service::MAGLEV_SLOTS;
 use super::external::Outside;
 use super::rules::{self, Rules};
 use super::{
-    DesiredBackend, DesiredPort, DesiredService, External, Health, PortExtra, Scope, backend,
-    frontend,
+    DesiredBackend, DesiredPort, DesiredService, External, Health, PortExtra, Scope, Wildcard,
+    backend, frontend,
 };
 use crate::cluster::{
     Algorithm, Cluster, EndpointSlice, Extra, Family, Name, Prefix, Service, ServicePort,
@@ -54,8 +54,10 @@ pub(super) fn model(
     }
     issues.extend(unrestricted(name, service, &ports));
     issues.extend(ports.iter().filter_map(|port| crowded(name, port)));
-    let mut wildcards = service.cluster_ips.to_vec();
-    wildcards.retain(|addr| frontend::owns_wildcard(cluster, name, addr));
+    let cluster_ips = service.cluster_ips.iter();
+    let own = cluster_ips.filter(|addr| frontend::owns_wildcard(cluster, name, addr));
+    let own = own.map(|addr| Wildcard { addr: *addr, external: false });
+    let wildcards: Vec<Wildcard> = own.chain(outside.wildcards()).collect();
     let desired = DesiredService {
         service_type: service.service_type,
         created: service.created,

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::service::{Frontend, FrontendKey};
+use lb_common::service::{Frontend, FrontendKey, frontend_flags};
 
 use super::admission::Refused;
 use super::delta::{self, Full, Stages};
@@ -14,7 +14,7 @@ use super::tables::Tables;
 use super::{MapError, Op};
 use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
-use crate::model::DesiredService;
+use crate::model::{DesiredService, Wildcard};
 
 /// How soon a failed write is tried again, and how rarely at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -109,17 +109,19 @@ fn full(name: &Name, what: &str, map: &str) -> Issue {
 fn wildcards(
     tables: &mut Tables,
     service: &mut ServiceState,
-    wanted: &[Addr],
+    wanted: &[Wildcard],
     owners: &HashMap<Addr, u32>,
     stages: &mut Stages,
 ) -> Result<(), Full> {
     let mut room = Ok(());
     let before = std::mem::take(&mut service.wildcards);
-    let mut held = wanted.to_vec();
-    for addr in wanted {
+    let mut held: Vec<Addr> = wanted.iter().map(|wildcard| wildcard.addr).collect();
+    for Wildcard { addr, external } in wanted {
         let key = FrontendKey::wildcard(*addr);
+        let flags = if *external { frontend_flags::ADDRESS_ONLY } else { 0 };
+        let frontend = Frontend { flags, ..Frontend::ZERO };
         match tables.frontend(&key) {
-            Some(frontend) if *frontend == Frontend::ZERO => continue,
+            Some(known) if *known == frontend => continue,
             Some(_) => {}
             None if tables.has_room_for(1) => tables.new_frontends += 1,
             None => {
@@ -127,13 +129,14 @@ fn wildcards(
                 continue;
             }
         }
-        stages.wildcards.push(Op::PutFrontend { key, frontend: Frontend::ZERO });
+        stages.wildcards.push(Op::PutFrontend { key, frontend });
     }
     let mut deletes = Vec::new();
     for addr in before {
         let key = FrontendKey::wildcard(addr);
         let own = owners.get(&addr) == Some(&service.serial);
-        if own && !wanted.contains(&addr) && tables.frontend(&key).is_some() {
+        let is_wanted = wanted.iter().any(|wildcard| wildcard.addr == addr);
+        if own && !is_wanted && tables.frontend(&key).is_some() {
             held.push(addr);
             deletes.push(Op::DeleteFrontend { key });
         }

@@ -145,7 +145,8 @@ fn unserved<'a, T: Tables>(
 ) -> Route<'a> {
     let wildcard = dialled.iter().any(|at| {
         let key = FrontendKey::wildcard(Addr::from_ip(at.ip()));
-        facts.view.snapshot.frontends.iter().any(|frontend| frontend.key == key)
+        let mut frontends = facts.view.snapshot.frontends.iter();
+        frontends.any(|known| known.key == key && !known.has(frontend_flags::ADDRESS_ONLY))
     });
     let Some(service) = service else {
         if !wildcard {
