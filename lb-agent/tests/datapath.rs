@@ -237,19 +237,28 @@ fn s22_a_syn_on_an_old_tuple_is_a_new_flow() {
     let flow = "10.1.0.1:4000 > 10.96.0.1:80 tcp";
     let old = "10.1.0.1:4000 > 10.2.0.1:8080 tcp";
     let new = "10.1.0.1:4000 > 10.2.0.2:8080 tcp";
-    let cases: [(&str, &[&str], &str); 4] = [
-        ("unanswered: a repeated SYN keeps its backend", &[], old),
-        ("established: the client restarted", &["A seq=2 ack=1"], new),
-        ("FIN seen", &["A seq=2 ack=1", "FA seq=3 ack=1"], new),
-        ("RST seen", &["R seq=2"], new),
+    let open = ["< SA seq=9 ack=2", "> A seq=2 ack=10"];
+    let cases: [(&str, Vec<&str>, &str); 6] = [
+        ("unanswered: a repeated SYN keeps its backend", vec![], old),
+        ("established: the endpoint decides", open.to_vec(), old),
+        ("one FIN: as before", [&open[..], &["> FA seq=3 ack=10"]].concat(), old),
+        ("a reset from elsewhere", [&open[..], &["< R seq=10"]].concat(), old),
+        ("both FINs", [&open[..], &["> FA seq=3 ack=10", "< FA seq=10 ack=4"]].concat(), new),
+        ("its own reset", [&open[..], &["> R seq=2"]].concat(), new),
     ];
     for (name, steps, want) in cases {
         let mut bed = Bed::new();
         let ids = bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.1:8080"]);
         assert_eq!(bed.leave(&format!("{flow} S")), format!("{old} S seq=1 ack=0 len=0"));
         for step in steps {
-            let told = bed.leave(&format!("{flow} {step}"));
-            assert!(told.starts_with(old), "{name}: {told}");
+            let (direction, flags) = step.split_once(' ').unwrap();
+            let told = if direction == ">" {
+                bed.leave(&format!("{flow} {flags}")).starts_with(old)
+            } else {
+                let back = "10.96.0.1:80 > 10.1.0.1:4000 tcp";
+                bed.enter(&format!("10.2.0.1:8080 > 10.1.0.1:4000 tcp {flags}")).starts_with(back)
+            };
+            assert!(told, "{name}: {step}");
         }
         let replacement = bed.backend("10.2.0.2:8080", proto::TCP);
         bed.frontend("10.96.0.1:80", proto::TCP, &[replacement]);

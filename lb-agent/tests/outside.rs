@@ -175,9 +175,13 @@ fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
             |bed: &Bed, flags: &str| bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
         let straight = format!("{client} > {pod} tcp");
         let answer = format!("{pod} > {client} tcp SA seq=5 ack=2 len=0");
-        for flags in ["S", "A seq=2 ack=6", "FA seq=2 ack=6"] {
+        for (flags, back) in
+            [("S", "SA seq=5 ack=2"), ("A seq=2 ack=6", "A"), ("FA seq=2 ack=6", "FA")]
+        {
             assert!(through(&bed, flags).starts_with("redirect"));
             bed.enter(&format!("{straight} {flags}"));
+            let told = bed.leave(&format!("{pod} > {client} tcp {back}"));
+            assert!(told.starts_with(&format!("redirect {frontend}")), "{told}");
         }
         let syn = format!("{straight} S seq=1 ack=0 len=0");
         assert_eq!(bed.enter(&syn), syn);
@@ -543,7 +547,16 @@ fn s23_a_host_process_may_have_the_port_of_a_masqueraded_flow_that_is_over() {
         let own = source(&bed.arrive(&format!("{client} > {frontend} tcp S")));
         let ours =
             |flags: &str| bed.arrive(&format!("{pod} > {own} tcp {flags}")).contains(&client);
-        assert!(ours("SA seq=7 ack=2") && ours("FA seq=8 ack=2") && ours("A seq=9 ack=3"));
+        let client_says = |flags: &str| {
+            assert!(bed.arrive(&format!("{client} > {frontend} tcp {flags}")).contains(&pod))
+        };
+        assert!(ours("SA seq=7 ack=2"));
+        client_says("A seq=2 ack=8");
+        assert!(ours("FA seq=8 ack=2"));
+        assert!(ours("SA seq=7 ack=2"), "one side alone may be anybody");
+        assert!(ours("FA seq=8 ack=2"));
+        client_says("FA seq=2 ack=9");
+        assert!(ours("A seq=9 ack=3"));
         assert!(!ours("SA seq=70 ack=20"), "the answer to a connection of the host itself");
     }
 }
@@ -808,5 +821,94 @@ fn sctp_ports_change_with_their_checksum() {
         let (_, out) = bed.leave_bytes(&raw);
         assert_eq!(out[l4 + 8..l4 + 12], [0; 4]);
         assert_eq!(out[l4 + 2..l4 + 4], 3868_u16.to_be_bytes());
+    }
+}
+
+#[test]
+fn connections_that_are_never_completed_do_not_take_the_masquerade_from_others() {
+    let family = &FAMILIES[0];
+    let mut bed = Bed::node();
+    let frontend = family.at(family.node, 30080);
+    let pod = family.at(family.far_pod, 8080);
+    let id = bed.backend(&pod, proto::TCP);
+    bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+    let answers = |bed: &Bed, client: &str, own: std::net::SocketAddr| {
+        let told = bed.arrive(&format!("{pod} > {own} tcp SA seq=7 ack=2 len=0"));
+        assert_eq!(told, format!("redirect {frontend} > {client} tcp SA seq=7 ack=2 len=0"));
+    };
+    let opens = |bed: &Bed, client: &str| {
+        let own = source(&bed.arrive(&format!("{client} > {frontend} tcp S seq=1 ack=0 len=0")));
+        answers(bed, client, own);
+        own
+    };
+    let established = family.at(family.client, 4000);
+    let own = opens(&bed, &established);
+    let ack = format!("{established} > {frontend} tcp A seq=2 ack=8 len=0");
+    assert!(bed.arrive(&ack).starts_with(&format!("redirect {own}")));
+    // More clients than there are ports, none of which answers.
+    let n = lb_common::config::MASQUERADE_PORTS.len() as u32 + 5_000;
+    for i in 0..n {
+        let spoofed = format!("198.18.{}.{}:5000", i >> 8, i & 0xff);
+        opens(&bed, &spoofed);
+    }
+    assert_eq!(bed.dropped(), 0);
+    let real = family.at(family.client, 4001);
+    let second = opens(&bed, &real);
+    let ack2 = format!("{real} > {frontend} tcp A seq=2 ack=8 len=0");
+    assert!(bed.arrive(&ack2).starts_with(&format!("redirect {second}")));
+    for i in 0..5_000_u32 {
+        opens(&bed, &format!("198.19.{}.{}:5000", i >> 8, i & 0xff));
+    }
+    // What is established keeps its tuple, the rest is gone after a minute.
+    assert!(bed.arrive(&ack).starts_with(&format!("redirect {own}")));
+    assert!(bed.arrive(&ack2).starts_with(&format!("redirect {second}")));
+    let replies = bed.conntrack().iter().filter(|(key, _)| key.scope == 3).count();
+    assert!(replies <= lb_common::config::MASQUERADE_PORTS.len(), "{replies}");
+    let entries = bed.conntrack();
+    let lives = |(key, entry): &&(lb_common::conntrack::CtKey, lb_common::conntrack::CtEntry)| {
+        lb_common::conntrack::timeout_secs(key.proto, entry.flags) > 60
+    };
+    let living = entries.iter().filter(lives);
+    assert_eq!(living.count(), 4, "both entries of both connections");
+}
+
+#[test]
+fn a_forged_syn_or_reset_does_not_end_a_connection_from_outside() {
+    for family in &FAMILIES {
+        for far in [false, true] {
+            let mut bed = Bed::node();
+            let (client, frontend) =
+                (family.at(family.client, 4000), family.at(family.node, 30080));
+            let pods = [8080, 8081]
+                .map(|port| family.at(if far { family.far_pod } else { family.pod }, port));
+            let ids = pods.clone().map(|pod| bed.backend(&pod, proto::TCP));
+            bed.outside(&frontend, proto::TCP, &ids[..1], &Way::default());
+            let says =
+                |bed: &Bed, flags: &str| bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
+            let own = source(&says(&bed, "S seq=1"));
+            let back = |bed: &Bed, flags: &str| {
+                let answer = format!("{} > {own} tcp {flags}", pods[0]);
+                if far { bed.arrive(&answer) } else { bed.leave(&answer) }
+            };
+            assert!(back(&bed, "SA seq=7 ack=2").contains(&client));
+            assert!(says(&bed, "A seq=2 ack=8").contains(&pods[0]));
+            // Every new connection goes elsewhere.
+            bed.outside(&frontend, proto::TCP, &ids[1..], &Way::default());
+            for forged in ["S seq=900", "R seq=5", "SR seq=5", "S seq=901", "FA seq=6 ack=7"] {
+                let told = says(&bed, forged);
+                assert!(told.contains(&pods[0]), "{forged} is passed on: {told}");
+                bed.age(1800);
+                assert!(says(&bed, "A seq=2 ack=8").contains(&pods[0]), "after {forged}");
+                assert!(back(&bed, "A seq=8 ack=2").contains(&client), "after {forged}");
+            }
+            let dead = bed.conntrack().into_iter().filter(|(key, entry)| {
+                lb_common::conntrack::timeout_secs(key.proto, entry.flags) < 3600
+            });
+            assert_eq!(dead.collect::<Vec<_>>(), [], "nothing that the next pass would remove");
+            // Both ends say that it is over: the next one is another.
+            says(&bed, "FA seq=2 ack=8");
+            back(&bed, "FA seq=8 ack=3");
+            assert!(says(&bed, "S seq=70").contains(&pods[1]));
+        }
     }
 }

@@ -468,3 +468,27 @@ fn without_any_policy_nothing_is_looked_up() {
     assert_ne!(bed.leave("10.9.0.1:4000 > 10.7.0.1:81 tcp S"), "drop");
     let _: Direction = INGRESS;
 }
+
+#[test]
+fn a_noisy_peer_does_not_hide_what_is_denied_to_others() {
+    for v4 in [true, false] {
+        let mut bed = isolated(v4);
+        let (pod, noisy) = (at(v4, POD, 80), addr(v4, OTHER, 1));
+        let quiet = addr(v4, OTHER, 9);
+        let syn = |bed: &Bed, from: std::net::IpAddr, port: u16| {
+            let from = std::net::SocketAddr::new(from, port);
+            assert_eq!(bed.enter(&format!("{from} > {pod} tcp S")), "drop");
+        };
+        bed.events();
+        for port in 0..2_000_u16 {
+            syn(&bed, noisy, 2_000 + port);
+            if port % 400 == 399 {
+                syn(&bed, quiet, port);
+            }
+        }
+        let told = bed.events();
+        assert_eq!(told.iter().filter(|src| **src == quiet).count(), 5);
+        let n = told.iter().filter(|src| **src == noisy).count();
+        assert!((1..400).contains(&n), "{n} of the noisy one");
+    }
+}

@@ -182,55 +182,199 @@ pub enum Direction {
     Ingress,
 }
 
-/// `flags` after a packet with these TCP flags (0 for other protocols) in this direction.
-pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+/// The TCP flags that are remembered.
+const REMEMBERED: u8 = tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK;
+/// Either says that a side sends no more.
+const LAST: u8 = tcp::FIN | tcp::RST;
+const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
+
+/// TCP flags seen leaving the Pod.
+const fn sent(flags: u32) -> u8 {
+    flags as u8
+}
+
+/// TCP flags seen entering it.
+const fn received(flags: u32) -> u8 {
+    (flags >> 8) as u8
+}
+
+/// What a packet leaves in the flags of its entry.
+const fn marks(direction: Direction, tcp_flags: u8) -> u32 {
+    let tcp = (tcp_flags & REMEMBERED) as u32;
     match direction {
-        Direction::Egress => flags | tcp_flags as u32 | bits::SEEN_OUT,
-        Direction::Ingress => flags | ((tcp_flags as u32) << 8) | bits::SEEN_IN,
+        Direction::Egress => tcp | bits::SEEN_OUT,
+        Direction::Ingress => tcp << 8 | bits::SEEN_IN,
     }
 }
 
-/// TCP flags seen in either direction.
-const fn either(flags: u32) -> u8 {
-    (flags | (flags >> 8)) as u8
+/// Whether a packet may change the flags of its entry, which [`seen`] then says: what established flows pay for.
+pub const fn is_news(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
+    let marks = marks(direction, tcp_flags);
+    flags & marks != marks || tcp_flags & tcp::SYN != 0
 }
 
-/// Whether a FIN or RST was seen: the connection is closing or closed.
+/// The direction of what the side that opened the flow sends.
+const fn opener(flags: u32) -> Direction {
+    const ITSELF: u32 = bits::REPLY | bits::HAIRPIN;
+    if flags & (bits::INBOUND | bits::EXTERNAL) != 0 || flags & ITSELF == ITSELF {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    }
+}
+
+const fn is_opener(flags: u32, direction: Direction) -> bool {
+    direction as u8 == opener(flags) as u8
+}
+
+/// TCP flags of the side that opened the flow, then of the other.
+const fn sides(flags: u32) -> (u8, u8) {
+    match opener(flags) {
+        Direction::Egress => (sent(flags), received(flags)),
+        Direction::Ingress => (received(flags), sent(flags)),
+    }
+}
+
+/// `flags` after a packet with these TCP flags (0 for other protocols) in this direction.
+///
+/// The opener's ACK counts only after a SYN of the other side: then it is the last of the handshake (or was meant to
+/// be), and the connection is established. A SYN-ACK on a connection that one side had left begins it anew: its
+/// endpoint took a SYN that was passed on to it.
+pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+    const ANSWER: u8 = tcp::SYN | tcp::ACK;
+    let mut flags = flags;
+    let mut tcp_flags = tcp_flags;
+    if is_opener(flags, direction) {
+        let (_, other) = sides(flags);
+        if flags & bits::PICKED_UP == 0 && other & tcp::SYN == 0 {
+            tcp_flags &= !tcp::ACK;
+        }
+    } else {
+        if tcp_flags & ANSWER == ANSWER && !is_closed(flags) {
+            flags &= !(LAST as u32 | (LAST as u32) << 8);
+        }
+        if flags & bits::REPLY != 0 {
+            // The entry was made by a packet of the other direction.
+            flags |= BOTH_WAYS;
+        }
+    }
+    flags | marks(direction, tcp_flags)
+}
+
+/// Flags of a flow whose first packet this is: as [`seen`] makes them, without a branch.
+pub const fn opened(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+    flags | marks(direction, tcp_flags & !tcp::ACK)
+}
+
+/// What the other entry of a translated flow is to know of `flags`, as [`seen`] made them of `before`: `other` are its
+/// own. The entries of a hairpin see both directions themselves.
+pub const fn carried(before: u32, flags: u32, other: u32) -> u32 {
+    const ENDS: u32 = LAST as u32 | (LAST as u32) << 8;
+    if flags & bits::HAIRPIN != 0 {
+        return other;
+    }
+    let begun_anew = before & ENDS & !flags;
+    let answered = if flags & BOTH_WAYS == BOTH_WAYS { BOTH_WAYS } else { 0 };
+    other & !begun_anew | flags & 0xffff | answered
+}
+
+/// What two entries of one flow know together, as the first has it.
+pub const fn together(flags: u32, partner: u32) -> u32 {
+    if flags & bits::HAIRPIN != 0 {
+        return flags;
+    }
+    flags | partner & (0xffff | BOTH_WAYS)
+}
+
+/// Whether a FIN or RST was seen: the connection is closing or closed, unless it was forged.
 pub const fn is_closing(flags: u32) -> bool {
-    either(flags) & (tcp::FIN | tcp::RST) != 0
+    (sent(flags) | received(flags)) & LAST != 0
 }
 
-/// Whether a TCP handshake got past its SYN, or was never seen.
+/// Whether the connection is over: both sides said so, or one reset it that cannot be anybody else. A reset that comes
+/// over the network may be forged, and its receiver ignores it when its sequence number does not fit; one that leaves a
+/// Pod (or this host) through its own device is its own.
+pub const fn is_closed(flags: u32) -> bool {
+    let own = match flags & (bits::MASQUERADED | bits::HAIRPIN) {
+        0 => sent(flags),
+        bits::HAIRPIN => sent(flags) | received(flags),
+        // Both sides are elsewhere.
+        _ => 0,
+    };
+    own & tcp::RST != 0 || sent(flags) & LAST != 0 && received(flags) & LAST != 0
+}
+
+/// Whether a TCP handshake was completed, or never seen.
 pub const fn is_established(flags: u32) -> bool {
-    either(flags) & tcp::ACK != 0 || flags & bits::PICKED_UP != 0
+    let (opener, _) = sides(flags);
+    opener & tcp::ACK != 0 || flags & bits::PICKED_UP != 0
 }
 
-/// Whether a packet with these flags opens a new connection although an entry exists: a plain SYN on an entry that
-/// is closing or that has left its handshake behind (the peer restarted with the same port, RFC 9293 §3.6.1;
-/// TIME_WAIT reuse, RFC 6191). A repeated SYN of an unanswered handshake is not one: it keeps its backend.
-pub const fn reopens(flags: u32, tcp_flags: u8) -> bool {
-    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
-        && (is_closing(flags) || is_established(flags))
+/// Whether a packet in this direction with these flags opens a new connection although an entry exists.
+///
+/// A translated connection that lives keeps its backend, whatever SYN comes: if its endpoint knows it, it answers with
+/// a challenge (RFC 5961 §4), which a client that restarted resets; if not, it opens anew. Without a translation a SYN
+/// never rides on an earlier verdict: unless it repeats that of an unanswered handshake it is judged again.
+pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
+    if tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+        return false;
+    }
+    let plain = flags & (bits::FORWARD | bits::REPLY) == 0;
+    is_closed(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
 }
 
-const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
+/// Whether an entry without translation outlives a SYN that was judged anew and allowed: a living connection is not
+/// half open again since somebody sent a SYN in its name.
+pub const fn survives(flags: u32, direction: Direction) -> bool {
+    const NEVER: u32 = bits::FORWARD | bits::REPLY | bits::PICKED_UP;
+    flags & NEVER == 0 && is_opener(flags, direction) && is_established(flags) && !is_closed(flags)
+}
 
 /// Seconds without a packet after which an entry is dead.
 ///
-/// TCP: 30 s for an unanswered handshake, 6 h established, 70 s closing (TIME_WAIT and a last retransmission), 10 min
-/// when it was met in mid-flow and one direction alone was seen since: a straggler of a connection that is over, or one
-/// that will be met again.
+/// TCP as kube-proxy has it: 60 s for a handshake, 24 h established (`tcpEstablishedTimeout`), 1 h when one side alone
+/// has sent its last (`tcpCloseWaitTimeout`), 70 s when it is over (TIME_WAIT and a last retransmission). 10 min when it
+/// was met in mid-flow and one direction alone was seen since: a straggler of a connection that is over, or one that
+/// will be met again.
 /// UDP: 60 s one-way, 180 s both ways (nf_conntrack's own figures). ICMP 10 s, everything else 600 s.
 pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
     match protocol {
-        proto::TCP if is_closing(flags) => 70,
-        proto::TCP if flags & bits::PICKED_UP != 0 && flags & BOTH_WAYS != BOTH_WAYS => 600,
-        proto::TCP if is_established(flags) => 6 * 3600,
-        proto::TCP => 30,
+        proto::TCP if is_closed(flags) => 70,
+        proto::TCP if flags & bits::PICKED_UP != 0 && flags & BOTH_WAYS != BOTH_WAYS => {
+            if is_closing(flags) {
+                70
+            } else {
+                600
+            }
+        }
+        proto::TCP if !is_established(flags) => 60,
+        proto::TCP if is_closing(flags) => 3600,
+        proto::TCP => 24 * 3600,
         proto::UDP if flags & BOTH_WAYS == BOTH_WAYS => 180,
         proto::UDP => 60,
         proto::ICMP | proto::ICMP6 => 10,
         _ => 600,
+    }
+}
+
+/// Stamps since an entry was last seen; 0 for one from the future (another CPU's later tick).
+pub const fn age(last_seen: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(last_seen);
+    if age < 0x8000_0000 { age } else { 0 }
+}
+
+/// So many seconds in stamps, one more, since they are coarse.
+pub const fn stamps(secs: u32, hz: u32) -> u32 {
+    ((secs as u64 * hz as u64) >> 8) as u32 + 1
+}
+
+/// Whether a new flow may have the tuple of this one, when there is no other: nobody answered it, its handshake was
+/// not completed, or a side that may be somebody else has sent its last and there was silence since.
+pub const fn yields(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
+    match protocol {
+        proto::TCP if is_closing(flags) => age(last_seen, now) > stamps(70, hz),
+        proto::TCP => !is_established(flags),
+        _ => flags & BOTH_WAYS != BOTH_WAYS,
     }
 }
 
@@ -242,63 +386,223 @@ pub const fn stamp(jiffies: u64) -> u32 {
 /// Whether an entry last seen at `last_seen` is dead at `now`, both as of [`stamp`], with `hz` ticks a second.
 /// The stamps count modulo 2^32; one stamp of tolerance is given, since they are coarse.
 pub const fn is_expired(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
-    let stamps = ((timeout_secs(protocol, flags) as u64 * hz as u64) >> 8) as u32 + 1;
-    // A stamp from the future (another CPU's later tick) wraps to a huge age: treat it as just seen.
-    let age = now.wrapping_sub(last_seen);
-    age > stamps && age < 0x8000_0000
+    age(last_seen, now) > stamps(timeout_secs(protocol, flags), hz)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::{
-        CtEntry, CtKey, Direction, bits, is_closing, is_expired, partner, reopens, scope, seen,
-        stamp, timeout_secs,
+        CtEntry, CtKey, Direction, bits, carried, is_closed, is_closing, is_established,
+        is_expired, is_news, partner, reopens, scope, seen, stamp, survives, timeout_secs, yields,
     };
     use crate::addr::Addr;
     use crate::be::Be16;
     use crate::flow::{proto, tcp};
 
+    use Direction::{Egress, Ingress};
+
+    const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+    const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
+    /// What the Pod opens.
+    const OPEN: [(Direction, u8); 3] = [(Egress, tcp::SYN), (Ingress, SYN_ACK), (Egress, tcp::ACK)];
+
+    fn of(kind: u32, steps: &[(Direction, u8)]) -> u32 {
+        steps.iter().fold(kind, |flags, (direction, tcp_flags)| seen(flags, *direction, *tcp_flags))
+    }
+
     fn after(steps: &[(Direction, u8)]) -> u32 {
-        steps.iter().fold(0, |flags, (direction, tcp_flags)| seen(flags, *direction, *tcp_flags))
+        of(0, steps)
+    }
+
+    fn then(steps: &[(Direction, u8)]) -> Vec<(Direction, u8)> {
+        [&OPEN, steps].concat()
+    }
+
+    /// The same seen from the other end.
+    fn turned(steps: &[(Direction, u8)]) -> Vec<(Direction, u8)> {
+        let turn = |direction| if direction == Egress { Ingress } else { Egress };
+        steps.iter().map(|(direction, flags)| (turn(*direction), *flags)).collect()
     }
 
     #[test]
-    fn syn_on_an_entry() {
-        use Direction::{Egress, Ingress};
-        let handshake = [(Egress, tcp::SYN), (Ingress, tcp::SYN | tcp::ACK), (Egress, tcp::ACK)];
-        let closed = [(Egress, tcp::SYN), (Egress, tcp::ACK), (Egress, tcp::FIN | tcp::ACK)];
-        let reset = [(Egress, tcp::SYN), (Ingress, tcp::RST | tcp::ACK)];
-        let cases: [(&str, u32, u8, bool); 7] = [
-            ("a repeated SYN keeps its backend", after(&[(Egress, tcp::SYN)]), tcp::SYN, false),
-            ("a SYN after the handshake is a new flow", after(&handshake), tcp::SYN, true),
-            ("a SYN after FIN is a new flow", after(&closed), tcp::SYN, true),
-            ("a SYN after RST is a new flow", after(&reset), tcp::SYN, true),
-            ("a SYN-ACK never opens", after(&handshake), tcp::SYN | tcp::ACK, false),
-            ("data never opens", after(&handshake), tcp::ACK, false),
-            ("a SYN on a picked-up flow is a new flow", bits::PICKED_UP, tcp::SYN, true),
+    fn a_connection_is_established_by_the_opener_s_ack_after_the_other_s_syn() {
+        let rst = tcp::RST;
+        let cases: [(&str, &[(Direction, u8)], bool); 7] = [
+            ("SYN", &OPEN[..1], false),
+            ("SYN, SYN-ACK", &OPEN[..2], false),
+            ("SYN, SYN-ACK, SYN again", &[OPEN[0], OPEN[1], OPEN[0]], false),
+            ("SYN, SYN-ACK, ACK", &OPEN, true),
+            ("an ACK without the SYN-ACK", &[OPEN[0], OPEN[2]], false),
+            ("the same, and then the SYN-ACK", &[OPEN[0], OPEN[2], OPEN[1]], false),
+            ("refused", &[OPEN[0], (Ingress, rst | tcp::ACK)], false),
         ];
-        for (name, flags, packet, want) in cases {
-            assert_eq!(reopens(flags, packet), want, "{name}");
+        for (name, steps, want) in cases {
+            assert_eq!(is_established(after(steps)), want, "{name}");
+            let turned = turned(steps);
+            for kind in
+                [bits::INBOUND, bits::EXTERNAL | bits::REPLY, bits::EXTERNAL | bits::FORWARD]
+            {
+                assert_eq!(is_established(of(kind, &turned)), want, "{name}: {kind:x}");
+            }
+        }
+        // The backend of a hairpin is the client itself.
+        assert!(is_established(of(bits::REPLY | bits::HAIRPIN, &turned(&OPEN))));
+        assert!(!is_established(of(bits::REPLY | bits::HAIRPIN, &turned(&OPEN[..2]))));
+    }
+
+    #[test]
+    fn one_forged_packet_closes_nothing() {
+        let (fin, rst) = (FIN_ACK, tcp::RST);
+        let masqueraded = bits::EXTERNAL | bits::MASQUERADED | bits::FORWARD;
+        let cases: [(&str, u32, &[(Direction, u8)], bool); 8] = [
+            ("a FIN", 0, &[(Ingress, fin)], false),
+            ("both FINs", 0, &[(Ingress, fin), (Egress, fin)], true),
+            ("a reset from outside", 0, &[(Ingress, rst)], false),
+            ("the Pod's own", 0, &[(Egress, rst)], true),
+            ("a reset of a client outside", bits::EXTERNAL | bits::REPLY, &[(Ingress, rst)], false),
+            ("of its backend, a Pod here", bits::EXTERNAL | bits::REPLY, &[(Egress, rst)], true),
+            ("of a backend on another node", masqueraded, &[(Egress, rst)], false),
+            ("of both ends", masqueraded, &[(Egress, rst), (Ingress, fin)], true),
+        ];
+        for (name, kind, steps, want) in cases {
+            let external = kind & bits::EXTERNAL != 0;
+            let open = if external { turned(&OPEN) } else { OPEN.to_vec() };
+            let flags = of(kind, &[&open, steps].concat());
+            assert_eq!(is_closed(flags), want, "{name}");
+            assert!(is_closing(flags), "{name}");
+            let secs = if want { 70 } else { 3600 };
+            assert_eq!(timeout_secs(proto::TCP, flags), secs, "{name}");
         }
     }
 
     #[test]
+    fn syn_on_an_entry() {
+        let (fin, rst) = (FIN_ACK, tcp::RST);
+        let reset = then(&[(Egress, rst)]);
+        let over = then(&[(Egress, fin), (Ingress, fin)]);
+        let half = then(&[(Egress, fin)]);
+        let forged = then(&[(Ingress, rst)]);
+        let plain = 0;
+        let to = bits::FORWARD;
+        let (syn, syn_fin) = (tcp::SYN, tcp::SYN | tcp::FIN);
+        let cases: [(&str, u32, &[(Direction, u8)], (Direction, u8), bool); 15] = [
+            ("a repeated SYN keeps its verdict", plain, &OPEN[..1], (Egress, syn), false),
+            ("one from the other side", plain, &OPEN[..1], (Ingress, syn), true),
+            ("after the handshake it is judged anew", plain, &OPEN, (Egress, syn), true),
+            ("with a FIN as well", plain, &OPEN, (Egress, syn_fin), true),
+            ("with a reset as well", plain, &OPEN, (Ingress, tcp::SYN | rst), true),
+            ("on a flow met in mid-flow", bits::PICKED_UP, &[], (Egress, syn), true),
+            ("a SYN-ACK never opens", plain, &OPEN, (Ingress, SYN_ACK), false),
+            ("data never opens", plain, &OPEN, (Egress, tcp::ACK), false),
+            ("a repeated SYN keeps its backend", to, &OPEN[..1], (Egress, syn), false),
+            ("a living connection keeps it", to, &OPEN, (Egress, syn), false),
+            ("one that one side has left", to, &half, (Egress, syn), false),
+            ("one that somebody reset", to, &forged, (Egress, syn), false),
+            ("one that is over does not", to, &over, (Egress, syn), true),
+            ("nor one that its own side reset", to, &reset, (Egress, syn), true),
+            ("a SYN-ACK never opens", to, &over, (Ingress, SYN_ACK), false),
+        ];
+        for (name, kind, steps, (direction, packet), want) in cases {
+            assert_eq!(reopens(of(kind, steps), direction, packet), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_syn_in_another_s_name_does_not_make_a_connection_half_open() {
+        let cases = [
+            ("a living one", after(&OPEN), Egress, true),
+            ("half closed", after(&then(&[(Ingress, FIN_ACK)])), Egress, true),
+            ("opened by the other side", after(&OPEN), Ingress, false),
+            ("never answered", after(&OPEN[..2]), Egress, false),
+            ("over", after(&then(&[(Egress, tcp::RST)])), Egress, false),
+            ("met in mid-flow", bits::PICKED_UP, Egress, false),
+        ];
+        for (name, flags, direction, want) in cases {
+            assert_eq!(survives(flags, direction), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_takes_a_syn_begins_anew() {
+        let left = after(&then(&[(Ingress, FIN_ACK), (Egress, tcp::SYN)]));
+        assert!(is_closing(left));
+        let anew = seen(left, Ingress, SYN_ACK);
+        assert!(!is_closing(anew) && is_established(anew));
+        let over = after(&then(&[(Egress, tcp::RST)]));
+        assert!(is_closed(seen(over, Ingress, SYN_ACK)), "what is over stays so");
+    }
+
+    #[test]
+    fn what_is_known_already_is_no_news() {
+        let open = after(&OPEN);
+        let psh = tcp::ACK | 0x08;
+        for (direction, packet, want) in [
+            (Egress, tcp::ACK, false),
+            (Egress, psh, false),
+            (Ingress, psh, false),
+            (Egress, FIN_ACK, true),
+            (Ingress, tcp::RST, true),
+            (Egress, tcp::SYN, true),
+            (Ingress, SYN_ACK, true),
+        ] {
+            assert_eq!(is_news(open, direction, packet), want, "{direction:?} {packet:x}");
+        }
+    }
+
+    /// Each entry of a pair sees one direction; what it learns it tells the other.
+    #[test]
+    fn both_entries_of_a_flow_know_of_both_sides() {
+        let steps = then(&[(Ingress, FIN_ACK), (Egress, tcp::SYN), (Ingress, SYN_ACK)]);
+        let steps = [&steps[..], &[(Egress, FIN_ACK), (Ingress, FIN_ACK)]].concat();
+        let (mut forward, mut reply, mut one) = (bits::FORWARD, bits::REPLY, 0);
+        for (direction, packet) in steps {
+            one = seen(one, direction, packet);
+            let (own, other) = match direction {
+                Egress => (&mut forward, &mut reply),
+                Ingress => (&mut reply, &mut forward),
+            };
+            let before = *own;
+            *own = seen(before, direction, packet);
+            *other = carried(before, *own, *other);
+            assert_eq!(forward & 0xffff, one & 0xffff, "{direction:?} {packet:x}");
+            assert_eq!(reply & 0xffff, one & 0xffff, "{direction:?} {packet:x}");
+        }
+        assert!(is_closed(forward) && is_closed(reply));
+    }
+
+    #[test]
     fn timeouts_by_state() {
-        use Direction::{Egress, Ingress};
-        let syn = after(&[(Egress, tcp::SYN)]);
-        let open = after(&[(Egress, tcp::SYN), (Egress, tcp::ACK)]);
-        let fin = after(&[(Ingress, tcp::FIN | tcp::ACK)]);
-        assert_eq!(timeout_secs(proto::TCP, syn), 30);
-        assert_eq!(timeout_secs(proto::TCP, open), 21600);
-        assert_eq!(timeout_secs(proto::TCP, fin), 70);
-        assert!(is_closing(fin));
-        let met = after(&[(Egress, tcp::ACK)]) | bits::PICKED_UP;
+        let fin = (Ingress, FIN_ACK);
+        assert_eq!(timeout_secs(proto::TCP, after(&OPEN[..1])), 60);
+        assert_eq!(timeout_secs(proto::TCP, after(&OPEN[..2])), 60);
+        assert_eq!(timeout_secs(proto::TCP, after(&OPEN)), 86400);
+        assert_eq!(timeout_secs(proto::TCP, after(&then(&[fin]))), 3600);
+        assert_eq!(timeout_secs(proto::TCP, after(&then(&[fin, (Egress, FIN_ACK)]))), 70);
+        assert_eq!(timeout_secs(proto::TCP, after(&[OPEN[0], fin])), 60, "never open");
+        let met = of(bits::PICKED_UP, &[(Egress, tcp::ACK)]);
         assert_eq!(timeout_secs(proto::TCP, met), 600);
-        assert_eq!(timeout_secs(proto::TCP, seen(met, Ingress, tcp::ACK)), 21600);
+        assert_eq!(timeout_secs(proto::TCP, seen(met, Egress, FIN_ACK)), 70);
+        assert_eq!(timeout_secs(proto::TCP, seen(met, Ingress, tcp::ACK)), 86400);
         assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)])), 60);
         assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0), (Ingress, 0)])), 180);
         assert_eq!(timeout_secs(proto::ICMP6, 0), 10);
         assert_eq!(timeout_secs(proto::SCTP, 0), 600);
+    }
+
+    #[test]
+    fn under_pressure_a_tuple_is_taken_from_who_never_answered() {
+        let (hz, now) = (256, 1_000_000);
+        let cases = [
+            ("half open", after(&OPEN[..2]), 0, true),
+            ("established, idle for long", after(&OPEN), 80_000, false),
+            ("reset by somebody just now", after(&then(&[(Ingress, tcp::RST)])), 10, false),
+            ("the same, silent since", after(&then(&[(Ingress, tcp::RST)])), 80, true),
+        ];
+        for (name, flags, ago, want) in cases {
+            assert_eq!(yields(proto::TCP, flags, now - ago, now, hz), want, "{name}");
+        }
     }
 
     #[test]

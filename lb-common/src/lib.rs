@@ -10,7 +10,7 @@
 //! | `fragments` | [`fragment::FragmentKey`] | [`fragment::FragmentPorts`] | programs | programs |
 //! | `sk_nat` | socket | [`socket::SkNatRing`] | programs | programs |
 //! | `counters` | index | packets per CPU | programs | agent, lbctl |
-//! | `samples` | drop reason | [`event::Sample`] per CPU | programs | programs |
+//! | `samples` | [`event::device_place`], [`event::sender_place`] | [`event::Sample`] per CPU | programs | programs |
 //! | `events` | | [`event::FlowEvent`] | programs | agent |
 //! | `affinity` | [`service::AffinityKey`] | [`service::Affinity`] | programs | programs, lbctl |
 //! | `source_ranges` | [`service::SourceRange`] prefix | 1 | agent | programs |

@@ -71,8 +71,8 @@ pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 2 };
 pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
 /// `counters`: index → packets, per CPU (`u64`).
 pub const MAP_COUNTERS: MapSpec = MapSpec { name: "counters", version: 1 };
-/// `samples`: drop reason → [`crate::event::Sample`], per CPU.
-pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 1 };
+/// `samples`: [`crate::event::device_place`] or [`crate::event::sender_place`] → [`crate::event::Sample`], per CPU.
+pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 2 };
 /// `events`: ring buffer of [`crate::event::FlowEvent`].
 pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 2 };
 

@@ -42,58 +42,90 @@ pub(crate) fn key_in(flow: &Flow, ifindex: u32) -> CtKey {
 
 /// Whether this packet must start over although there is an entry.
 #[inline(always)]
-pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
-    let flags = entry.flags();
+pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, direction: Direction, now: u32) -> bool {
     if parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0 {
         return false;
     }
-    // The reply entry of a live translated flow keeps its tuple, whatever SYN of the Pod comes upon it.
-    let holds = flags & bits::REPLY != 0 && !conntrack::is_closing(flags);
-    (!holds && conntrack::reopens(flags, parsed.tcp_flags))
-        || conntrack::is_expired(
-            parsed.flow.proto,
-            flags,
-            entry.last_seen(),
-            now,
-            maps::config_hz(),
-        )
+    conntrack::reopens(entry.flags(), direction, parsed.tcp_flags) || is_expired(entry, parsed, now)
 }
 
-/// Notes the packet on its entry.
 #[inline(always)]
-pub(crate) fn note(entry: Tracked, direction: Direction, parsed: &Parsed, now: u32) {
-    entry.touch(conntrack::seen(entry.flags(), direction, parsed.tcp_flags), now);
+fn is_expired(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
+    let proto = u32::from(parsed.flow.proto);
+    ct_life(proto, entry.flags(), entry.last_seen(), now) == EXPIRED
+}
+
+const ALIVE: u32 = 0;
+const CLOSED: u32 = 1;
+const EXPIRED: u32 = 2;
+
+/// What became of a flow. Exported, and with numbers for arguments, so that the verifier checks it once by itself and
+/// does not follow it at each turn of a loop.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u32 {
+    let protocol = protocol as u8;
+    if conntrack::is_expired(protocol, flags, last_seen, now, maps::config_hz()) {
+        EXPIRED
+    } else if protocol == proto::TCP && conntrack::is_closed(flags) {
+        CLOSED
+    } else {
+        ALIVE
+    }
+}
+
+/// Notes the packet on its entry, whose key is in the scratch room.
+#[inline(always)]
+pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
+    if conntrack::is_news(entry.flags(), direction, scratch.parsed.tcp_flags) {
+        learn(scratch, entry, direction);
+    }
+    entry.stamp(now);
+}
+
+/// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this
+/// direction.
+#[inline(never)]
+fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
+    let Scratch { parsed, key, partner, other, .. } = scratch;
+    let before = entry.flags();
+    let after = conntrack::seen(before, direction, parsed.tcp_flags);
+    entry.set_flags(leave_load(entry, after));
+    if before & (bits::FORWARD | bits::REPLY) == 0 || before & bits::HAIRPIN != 0 {
+        return;
+    }
+    *other = entry.entry();
+    let Some(found) = conntrack::partner(key, other) else { return };
+    *partner = found;
+    let Some(twin) = maps::ct(partner) else { return };
+    let told = conntrack::carried(before, after, twin.flags());
+    if told != twin.flags() {
+        twin.set_flags(leave_load(twin, told));
+    }
+}
+
+/// A connection that begins to close leaves the load of its backend.
+#[inline(always)]
+fn leave_load(entry: Tracked, flags: u32) -> u32 {
+    if flags & bits::COUNTED == 0 || !conntrack::is_closing(flags) {
+        return flags;
+    }
+    maps::change_load(entry.backend_id(), false);
+    flags & !bits::COUNTED
 }
 
 /// Notes the packet on the entry of a flow without translation. The last packet of a connection that both ends have
 /// closed takes the entry with it: the table reuses its element at once, instead of looking for one to evict. What
 /// comes late makes an entry of its own, and a short-lived one.
 #[inline(always)]
-pub(crate) fn note_plain(
-    entry: Tracked,
-    key: &CtKey,
-    direction: Direction,
-    parsed: &Parsed,
-    now: u32,
-) {
+pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
     const BOTH: u32 = (tcp::FIN as u32) << 8 | tcp::FIN as u32;
+    let Scratch { parsed, key, .. } = scratch;
     if entry.flags() & BOTH == BOTH && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
         maps::ct_delete(key);
     } else {
-        note(entry, direction, parsed, now);
+        note(scratch, entry, direction, now);
     }
-}
-
-/// Notes the packet on the forward entry of a flow; a connection that begins to close leaves the load of its backend.
-#[inline(always)]
-pub(crate) fn note_forward(entry: Tracked, direction: Direction, parsed: &Parsed, now: u32) {
-    let before = entry.flags();
-    let mut after = conntrack::seen(before, direction, parsed.tcp_flags);
-    if before & bits::COUNTED != 0 && conntrack::is_closing(after) {
-        maps::change_load(entry.backend_id(), false);
-        after &= !bits::COUNTED;
-    }
-    entry.touch(after, now);
 }
 
 /// An entry for a flow without translation whose first packet is this one.
@@ -112,8 +144,9 @@ fn plain(direction: Direction, parsed: &Parsed, now: u32) -> CtEntry {
     }
 }
 
-/// Commits a flow without translation under the key in the scratch room. Nothing depends on its entry, so a full map only costs a counter. A reset
-/// opens nothing.
+/// Commits a flow without translation under the key in the scratch room. Nothing depends on its entry, so a full map
+/// only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives leaves that alone: its
+/// endpoint decides.
 #[inline(always)]
 pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
     let Scratch { parsed, key, entry, epoch, .. } = scratch;
@@ -121,7 +154,20 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
         return;
     }
     *entry = CtEntry { epoch: *epoch, ..plain(direction, parsed, now) };
-    if !maps::ct_put(key, entry) {
+    let written = match maps::ct_claim(key, entry) {
+        Inserted::Done => true,
+        Inserted::Taken => match maps::ct(key) {
+            Some(old)
+                if conntrack::survives(old.flags(), direction) && !is_expired(old, parsed, now) =>
+            {
+                old.set_epoch(*epoch);
+                return;
+            }
+            _ => maps::ct_put(key, entry),
+        },
+        Inserted::Failed => maps::ct_put(key, entry),
+    };
+    if !written {
         maps::count(Counter::Untracked);
     } else if entry.flags & bits::PICKED_UP != 0 {
         maps::count(Counter::FlowPickedUp);
@@ -146,6 +192,8 @@ pub(crate) struct Nat {
     pub(crate) veth: u16,
     /// For counters and events; 0 when no service port is known.
     pub(crate) service_id: u32,
+    /// The oldest flow met whose tuple this one may have: its age in stamps, from 1, then its port; 0 = none.
+    pub(crate) oldest: u32,
 }
 
 /// Outcome of [`claim`].
@@ -240,7 +288,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
         backend_gen: nat.target.generation,
         last_seen: now,
         epoch: *epoch,
-        flags: nat.flags,
+        flags: conntrack::opened(nat.flags, Direction::Egress, parsed.tcp_flags),
     };
     if !maps::ct_put(key, entry) {
         return None;
@@ -251,9 +299,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
     if nat.flags & bits::PORT_MAPPED != 0 {
         maps::count(Counter::PortMapped);
     }
-    let tracked = maps::ct(key)?;
-    note(tracked, Direction::Egress, parsed, now);
-    Some(tracked)
+    maps::ct(key)
 }
 
 /// A new flow adds to the load of its backend, if its Service wants to know.
@@ -273,17 +319,5 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
         && old.nat_port() == flow.dport
         && old.aux_port() == flow.sport
         && old.aux_addr() == flow.src;
-    same || (flow.proto == proto::TCP && conntrack::is_closing(flags))
-        || conntrack::is_expired(flow.proto, flags, old.last_seen(), now, maps::config_hz())
-}
-
-/// Tells the forward entry of a UDP flow that an answer came, so that it lives as long as a two-way flow does. Done
-/// once a flow: the mark on the reply entry says that it was.
-#[inline(never)]
-pub(crate) fn answered(reply: Tracked, key: &CtKey, now: u32) {
-    let forward = conntrack::partner(key, &reply.entry()).and_then(|forward| maps::ct(&forward));
-    if let Some(forward) = forward {
-        forward.touch(forward.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);
-    }
-    reply.touch(reply.flags() | bits::SEEN_OUT | bits::SEEN_IN, now);
+    same || ct_life(u32::from(flow.proto), flags, old.last_seen(), now) != ALIVE
 }

@@ -83,7 +83,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
 #[inline(always)]
 fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
     let opens = parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN != 0;
-    opens && lb_common::conntrack::is_closing(entry.flags())
+    opens && lb_common::conntrack::is_closed(entry.flags())
 }
 
 /// A packet leaves the node; its network header is at `l3`.
@@ -147,11 +147,7 @@ fn reply_key(flow: &Flow) -> CtKey {
 
 #[inline(always)]
 fn note_reply(scratch: &mut Scratch, entry: Tracked, now: u32) {
-    let Scratch { parsed, key, .. } = scratch;
-    if entry.flags() & bits::SEEN_OUT == 0 {
-        conntrack::answered(entry, key, now);
-    }
-    conntrack::note(entry, Direction::Egress, parsed, now);
+    conntrack::note(scratch, entry, Direction::Egress, now);
 }
 
 /// Makes the frontend the source of an answer, and restores the client's port where it was mapped.
@@ -221,7 +217,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let now = maps::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
     let Some(entry) = maps::ct(key) else { return open(packet, scratch, frontend, now) };
-    if conntrack::starts_over(entry, parsed, now) {
+    if conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
         return open(packet, scratch, frontend, now);
     }
     match service::health(entry.backend_id(), entry.backend_gen()) {
@@ -235,7 +231,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
             return open(packet, scratch, frontend, now);
         }
     }
-    conntrack::note_forward(entry, Direction::Ingress, parsed, now);
+    conntrack::note(scratch, entry, Direction::Ingress, now);
     deliver(packet, scratch, entry)
 }
 
@@ -373,7 +369,9 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     nat.stand_in != lb_common::addr::Addr::NONE
 }
 
-/// Writes the reply entry of a flow from outside, from a free source port where that may change.
+/// Writes the reply entry of a flow from outside, from a free source port where that may change. When none of the ports
+/// of this node that were tried is free, the flow gets that of the oldest one that nobody answered: connections that
+/// their clients never complete do not shut out those of others.
 #[inline(never)]
 fn claim(scratch: &mut Scratch, now: u32) -> Claim {
     const PORT_TRIES: u32 = 16;
@@ -402,6 +400,8 @@ fn claim(scratch: &mut Scratch, now: u32) -> Claim {
         flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
     };
     let mut tries = if flags & bits::MASQUERADED != 0 { PORT_TRIES } else { 1 };
+    // In the scratch room, where the verifier does not tell apart what the loop may have found.
+    nat.oldest = 0;
     while tries > 0 {
         tries -= 1;
         if flags & bits::MASQUERADED != 0 {
@@ -414,8 +414,54 @@ fn claim(scratch: &mut Scratch, now: u32) -> Claim {
             nat.port = key.remote_port;
             return claimed;
         }
+        if flags & bits::MASQUERADED != 0 {
+            let yields = external_yields(now);
+            if yields > nat.oldest {
+                nat.oldest = yields;
+            }
+        }
     }
-    Claim::Taken
+    if nat.oldest == 0 {
+        return Claim::Taken;
+    }
+    key.remote_port = Be16::new(nat.oldest as u16);
+    nat.port = key.remote_port;
+    take_over(scratch)
+}
+
+/// Whether another flow may have the tuple in the scratch room: 0, or the more the older the flow that has it is, with
+/// its port in the low half. Exported, so that the verifier checks it once by itself and not at each turn of the loop;
+/// it only reads.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn external_yields(now: u32) -> u32 {
+    let Some(Scratch { key, .. }) = maps::scratch() else { return 0 };
+    let Some(entry) = maps::ct(key) else { return 0 };
+    let (flags, seen) = (entry.flags(), entry.last_seen());
+    if !lb_common::conntrack::yields(key.proto, flags, seen, now, maps::config_hz()) {
+        return 0;
+    }
+    let age = lb_common::conntrack::age(seen, now);
+    (if age < 0xfffe { age + 1 } else { 0xffff }) << 16 | u32::from(key.remote_port.get())
+}
+
+/// Takes the tuple in the scratch room from the flow that has it: that flow is forgotten.
+#[inline(never)]
+fn take_over(scratch: &mut Scratch) -> Claim {
+    let Scratch { key, entry, partner, other, .. } = scratch;
+    if let Some(old) = maps::ct(key) {
+        *other = old.entry();
+        if let Some(found) = lb_common::conntrack::partner(key, other) {
+            *partner = found;
+            if let Some(forward) = maps::ct(partner)
+                && forward.flags() & bits::COUNTED != 0
+            {
+                maps::change_load(forward.backend_id(), false);
+            }
+            maps::ct_delete(partner);
+        }
+    }
+    if maps::ct_put(key, entry) { Claim::Done } else { Claim::Full }
 }
 
 /// A source port of ours.
@@ -439,7 +485,7 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         backend_gen: nat.target.generation,
         last_seen: now,
         epoch: u32::from(nat.veth),
-        flags: lb_common::conntrack::seen(nat.flags, Direction::Ingress, parsed.tcp_flags),
+        flags: lb_common::conntrack::opened(nat.flags, Direction::Ingress, parsed.tcp_flags),
     };
     let service_id = nat.service_id;
     let written = maps::ct_put(key, entry);

@@ -16,7 +16,7 @@ use lb_common::addr::Addr;
 use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
-use lb_common::event::{FlowEvent, Sample};
+use lb_common::event::{self, FlowEvent, Sample};
 use lb_common::flow::Flow;
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
@@ -125,6 +125,10 @@ pub(crate) struct Scratch {
     pub(crate) key: CtKey,
     /// The entry being written.
     pub(crate) entry: CtEntry,
+    /// Key of the other entry of a translated flow.
+    pub(crate) partner: CtKey,
+    /// An entry that is in the map, for the time of a question about it.
+    pub(crate) other: CtEntry,
     /// The translation of a new flow.
     pub(crate) nat: Nat,
     /// The ends that the packet is to have when it goes on.
@@ -151,7 +155,7 @@ pub(crate) struct Scratch {
 pub(crate) const ANSWER_WORDS: usize = 55;
 
 #[btf_map(name = "samples")]
-static SAMPLES: PerCpuArray<Sample, 64> = PerCpuArray::new();
+static SAMPLES: PerCpuArray<Sample, { event::SAMPLES as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<FlowEvent, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
@@ -382,13 +386,16 @@ impl Tracked {
         unsafe { self.0.as_ptr().read() }
     }
 
-    /// Writes what changed only: an unchanged cache line is not taken from other CPUs.
+    /// Writes the flags.
     #[inline(always)]
-    pub(crate) fn touch(self, flags: u32, now: u32) {
-        if self.flags() != flags {
-            // SAFETY: as in the readers; aligned 32-bit store.
-            unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
-        }
+    pub(crate) fn set_flags(self, flags: u32) {
+        // SAFETY: as in the readers; aligned 32-bit store.
+        unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
+    }
+
+    /// Notes when the last packet came, if that changed: an unchanged cache line is not taken from other CPUs.
+    #[inline(always)]
+    pub(crate) fn stamp(self, now: u32) {
         if self.last_seen() != now {
             // SAFETY: as above.
             unsafe { (&raw mut (*self.0.as_ptr()).last_seen).write(now) };
@@ -491,24 +498,30 @@ pub(crate) fn hit(key: &HitKey) {
     }
 }
 
-/// Sends the event in the scratch room, unless this CPU sent many for its reason lately. Fills in time and suppressed
-/// count.
+/// Sends the event in the scratch room, unless this CPU sent many of its device or its sender lately. Fills in time and
+/// suppressed count.
 #[inline(always)]
 pub(crate) fn emit(event: &mut FlowEvent) {
-    const PER_WINDOW: u32 = 8;
-    let Some(sample) = SAMPLES.get_ptr_mut(u32::from(event.reason)) else { return };
-    let window = now() << 4;
+    let device = SAMPLES.get_ptr_mut(event::device_place(event.ifindex, event.reason));
+    let sender = SAMPLES.get_ptr_mut(event::sender_place(event.ifindex, &event.src));
+    let (Some(device), Some(sender)) = (device, sender) else { return };
+    let window = now() << 8;
     // SAFETY: this CPU's slot, see `count_index`.
-    let Sample { window: last, suppressed } = unsafe { sample.read() };
-    let sent = if last & !0xf == window { last & 0xf } else { 0 };
-    if sent >= PER_WINDOW {
+    let Sample { window: last, suppressed } = unsafe { device.read() };
+    // SAFETY: as above.
+    let Sample { window: last_sent, .. } = unsafe { sender.read() };
+    let of_device = if last & !0xff == window { last & 0xff } else { 0 };
+    let of_sender = if last_sent & !0xff == window { last_sent & 0xff } else { 0 };
+    if of_device >= event::PER_DEVICE || of_sender >= event::PER_SENDER {
         // SAFETY: as above.
-        unsafe { (*sample).suppressed = suppressed.wrapping_add(1) };
+        unsafe { (*device).suppressed = suppressed.wrapping_add(1) };
         count(Counter::EventSuppressed);
         return;
     }
     // SAFETY: as above.
-    unsafe { sample.write(Sample { window: window | (sent + 1), suppressed: 0 }) };
+    unsafe { device.write(Sample { window: window | (of_device + 1), suppressed: 0 }) };
+    // SAFETY: as above.
+    unsafe { sender.write(Sample { window: window | (of_sender + 1), suppressed: 0 }) };
     event.suppressed = suppressed;
     // SAFETY: a helper without arguments.
     event.time_ns = unsafe { bpf_ktime_get_ns() };

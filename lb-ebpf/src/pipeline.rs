@@ -40,7 +40,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_out(&parsed.flow, packet.ifindex());
     let Some(entry) = maps::ct(key) else { return open_out(packet, scratch, now) };
-    if conntrack::starts_over(entry, parsed, now) {
+    if conntrack::starts_over(entry, parsed, Direction::Egress, now) {
         return open_out(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
@@ -66,8 +66,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     {
         return open_out(packet, scratch, now);
     }
-    let Scratch { parsed, key, .. } = scratch;
-    conntrack::note_plain(entry, key, Direction::Egress, parsed, now);
+    conntrack::note_plain(scratch, entry, Direction::Egress, now);
     Verdict::Pass
 }
 
@@ -96,7 +95,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
     // goes straight to the Pod from a port that its client had used through a Service.
     let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
-    if plain && conntrack::starts_over(entry, parsed, now) {
+    if plain && conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
         return open_in(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
@@ -104,18 +103,13 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     {
         return Verdict::Drop(reported);
     }
-    let Scratch { parsed, key, .. } = scratch;
-    if flags & (bits::REPLY | bits::HAIRPIN | bits::EXTERNAL) == bits::REPLY {
-        if flags & bits::SEEN_OUT == 0 {
-            conntrack::answered(entry, key, now);
-        }
-        conntrack::note(entry, Direction::Ingress, parsed, now);
-        return reply_in(packet, scratch, entry);
-    }
     if flags & (bits::FORWARD | bits::REPLY) == 0 {
-        conntrack::note_plain(entry, key, Direction::Ingress, parsed, now);
-    } else {
-        conntrack::note(entry, Direction::Ingress, parsed, now);
+        conntrack::note_plain(scratch, entry, Direction::Ingress, now);
+        return Verdict::Pass;
+    }
+    conntrack::note(scratch, entry, Direction::Ingress, now);
+    if flags & (bits::REPLY | bits::HAIRPIN | bits::EXTERNAL) == bits::REPLY {
+        return reply_in(packet, scratch, entry);
     }
     Verdict::Pass
 }
@@ -157,7 +151,7 @@ fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> V
         Health::Draining if parsed.flow.proto == proto::TCP => {}
         Health::Draining | Health::Gone => return moved(packet, scratch, now),
     }
-    conntrack::note_forward(entry, Direction::Egress, parsed, now);
+    conntrack::note(scratch, entry, Direction::Egress, now);
     rewrite_forward(packet, scratch, entry)
 }
 
@@ -211,10 +205,10 @@ pub(crate) fn is_mid_flow(parsed: &Parsed) -> bool {
 /// A packet that leaves the Pod on the tuple of a reply entry.
 #[inline(never)]
 fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
-    let Scratch { parsed, .. } = scratch;
     if entry.flags() & bits::HAIRPIN != 0 {
         // The Pod answers itself: both ends go back to what the Pod as client sees.
-        conntrack::note(entry, Direction::Egress, parsed, now);
+        conntrack::note(scratch, entry, Direction::Egress, now);
+        let Scratch { parsed, .. } = scratch;
         let rewritten = rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port())
             .and_then(|()| {
                 rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port())
@@ -232,7 +226,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     key.scope = scope::STRAIGHT;
     if let Some(entry) = maps::ct(key)
-        && !conntrack::starts_over(entry, parsed, now)
+        && !conntrack::starts_over(entry, parsed, Direction::Egress, now)
     {
         if policy::is_stale(scratch, entry)
             && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Egress)
@@ -241,7 +235,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         }
         // Not by `forward`: there is no backend that could leave, and without the way to `open_out` from here the stacks
         // of the calls stay within 512 bytes on kernels that round each up to 32.
-        conntrack::note_forward(entry, Direction::Egress, &scratch.parsed, now);
+        conntrack::note(scratch, entry, Direction::Egress, now);
         return rewrite_forward(packet, scratch, entry);
     }
     if is_mid_flow(parsed) {
@@ -269,6 +263,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             scope: scope::STRAIGHT,
             veth: 0,
             service_id: 0,
+            oldest: 0,
         };
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}

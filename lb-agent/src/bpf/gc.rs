@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, bits, is_expired, partner, scope};
+use lb_common::conntrack::{
+    CtEntry, CtKey, bits, is_closing, is_expired, partner, scope, together,
+};
 use lb_common::flow::proto;
 use lb_common::limits::{MAP_AFFINITY, MAP_LOADS, MapSpec};
 use lb_common::service::{Affinity, AffinityKey, Backend};
@@ -105,7 +107,7 @@ struct Seen {
 impl Seen {
     /// An entry of a live flow.
     fn live(&mut self, key: &CtKey, entry: &CtEntry) {
-        if entry.flags & bits::COUNTED != 0 {
+        if entry.flags & bits::COUNTED != 0 && !is_closing(entry.flags) {
             *self.loads.entry(entry.backend_id).or_default() += 1;
         }
         if key.scope == scope::EXTERNAL && entry.flags & bits::MASQUERADED != 0 {
@@ -243,9 +245,9 @@ struct Now {
 
 impl Now {
     /// Whether a flow is dead: silent in both directions for as long as both its entries together allow. Each entry
-    /// has seen one direction only, so a reset by the client, for one, is noted on its forward entry alone.
+    /// sees one direction only; what it tells the other may get lost between two processors.
     fn is_dead(self, key: &CtKey, entry: &CtEntry, partner: Option<&CtEntry>) -> bool {
-        let flags = entry.flags | partner.map_or(0, |partner| partner.flags);
+        let flags = partner.map_or(entry.flags, |partner| together(entry.flags, partner.flags));
         let dead =
             |entry: &CtEntry| is_expired(key.proto, flags, entry.last_seen, self.stamp, self.hz);
         dead(entry) && partner.is_none_or(dead)
@@ -285,13 +287,19 @@ mod tests {
             |ago: u32, flags: u32| CtEntry { last_seen: now.stamp - ago, flags, ..CtEntry::ZERO };
         let ack = u32::from(tcp::ACK);
         let rst = u32::from(tcp::RST);
+        let fin = u32::from(tcp::FIN);
         let cases = [
             ("alone, fresh", seen(10, ack), None, false),
             ("alone, closed for long", seen(80, ack | rst), None, true),
             ("closed, the other too", seen(80, ack | rst), Some(seen(75, ack)), true),
             ("closed, but the other still speaks", seen(80, ack | rst), Some(seen(5, ack)), false),
-            ("idle for seven hours", seen(25_200, ack), Some(seen(25_200, ack << 8)), true),
-            ("one way idle, the other not", seen(25_200, ack), Some(seen(60, ack << 8)), false),
+            ("idle for seven hours", seen(25_200, ack), Some(seen(25_200, ack << 8)), false),
+            ("idle for a day", seen(86_500, ack), Some(seen(86_500, ack << 8)), true),
+            ("one way idle, the other not", seen(86_500, ack), Some(seen(60, ack << 8)), false),
+            ("one side waits", seen(200, ack | fin), Some(seen(200, ack << 8)), false),
+            ("for more than an hour", seen(3700, ack | fin), Some(seen(3700, ack << 8)), true),
+            ("never answered", seen(70, 0), Some(seen(70, ack << 8)), true),
+            ("reset over the network", seen(80, ack), Some(seen(80, (ack | rst) << 8)), false),
         ];
         let key = key(("10.1.0.2", 1), ("10.96.0.1", 2));
         for (name, entry, partner, want) in cases {

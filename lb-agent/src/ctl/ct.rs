@@ -210,9 +210,9 @@ fn is_external(key: &CtKey, entry: &CtEntry) -> bool {
 /// The opening half with what the reply half has seen: each half sees one direction only, and they live and die
 /// together.
 fn together(entry: &CtEntry, reply: &CtEntry, now: Now) -> CtEntry {
-    let seen = reply.flags & (0xffff | bits::SEEN_IN | bits::SEEN_OUT);
+    let flags = conntrack::together(entry.flags, reply.flags);
     let last = if now.idle_secs(reply) < now.idle_secs(entry) { reply } else { entry };
-    CtEntry { flags: entry.flags | seen, last_seen: last.last_seen, ..*entry }
+    CtEntry { flags, last_seen: last.last_seen, ..*entry }
 }
 
 fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {

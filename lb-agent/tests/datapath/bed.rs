@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
@@ -369,6 +369,17 @@ impl Bed {
         options.data_in = Some(bytes);
         options.repeat = repeat;
         program.test_run(options).unwrap().duration.as_nanos() as u64
+    }
+
+    /// Source addresses of the events since the last call, in their order.
+    pub(crate) fn events(&mut self) -> Vec<IpAddr> {
+        let mut events: RingBuf<_> = self.ebpf.map_mut("events").unwrap().try_into().unwrap();
+        let mut sources = Vec::new();
+        while let Some(event) = events.next() {
+            let source: [u8; 16] = event[..16].try_into().unwrap();
+            sources.push(IpAddr::from(source).to_canonical());
+        }
+        sources
     }
 
     /// Packets dropped or refused so far, for whatever reason.
