@@ -8,6 +8,7 @@ mod addresses;
 mod attacher;
 mod attachments;
 mod background;
+mod compiler;
 mod disconnect;
 mod hits;
 mod housekeeping;
@@ -36,6 +37,7 @@ use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
+use crate::agent::compiler::{Compiled, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
@@ -74,6 +76,8 @@ enum Event {
     Attached(Attached),
     /// The background thread found something.
     Background(News),
+    /// What the policy tables should say is computed.
+    Compiled(Box<Compiled>),
     /// A client of the agent's socket wants to know something.
     Asked(Asked),
     /// So many clients follow allowed flows.
@@ -108,6 +112,10 @@ pub async fn run(cfg: Config) -> anyhow::Result<()> {
             name = stop.recv() => Event::Stop(name),
             events = agent.devices.next() => Event::Devices(events.context("follow devices")?),
             Some(attached) = inbox.attached.recv() => Event::Attached(attached),
+            compiled = inbox.compiled.recv() => {
+                let ended = "the thread that compiles policies has ended";
+                Event::Compiled(Box::new(compiled.context(ended)?))
+            }
             Some(news) = inbox.background.recv() => Event::Background(news),
             Some(received) = inbox.told.recv() => Event::Told(received),
             Some(asked) = inbox.asked.recv() => Event::Asked(asked),
@@ -138,6 +146,7 @@ struct Inbox {
     told: mpsc::Receiver<Received>,
     attached: mpsc::UnboundedReceiver<Attached>,
     background: mpsc::Receiver<News>,
+    compiled: mpsc::UnboundedReceiver<Compiled>,
     asked: mpsc::Receiver<Asked>,
     followers: watch::Receiver<usize>,
     source: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -185,9 +194,16 @@ impl Agent {
         node::clear_devices(&mut kernel, &devices)?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
             .context("read the pinned tables")?;
-        let policies =
-            Policies::take_over(&cfg, kernel.policy, &kernel.tables, &addresses, &devices)
-                .context("read the pinned tables")?;
+        let (done, compiled) = mpsc::unbounded_channel();
+        let worker = Worker::spawn(done)?;
+        let policies = Policies::take_over(
+            &cfg,
+            (worker, kernel.policy),
+            &kernel.tables,
+            &addresses,
+            &devices,
+        )
+        .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
@@ -236,7 +252,7 @@ impl Agent {
         }
         // Whoever followed them has gone with the agent before.
         agent.report_allowed(false);
-        Ok((Inbox { told, attached, background, asked, followers, source }, agent))
+        Ok((Inbox { told, attached, background, compiled, asked, followers, source }, agent))
     }
 
     fn handle(&mut self, event: Event) {
@@ -259,6 +275,7 @@ impl Agent {
                 }
                 self.housekeeping.background(news, &self.metrics);
             }
+            Event::Compiled(compiled) => self.compiled(*compiled),
             Event::Asked(asked) => self.asked(asked),
             Event::Followers(n) => self.report_allowed(n > 0),
             Event::Timer | Event::Stop(_) => {}

@@ -22,12 +22,14 @@ pub use self::record::{
     Ports, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
     Tier, TrafficPolicy, Weighted,
 };
+pub use self::snapshot::Snapshot;
 
 mod changes;
 mod claims;
 mod prefix;
 mod record;
 mod retained;
+mod snapshot;
 mod strings;
 mod table;
 #[cfg(test)]

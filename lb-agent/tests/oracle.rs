@@ -105,7 +105,7 @@ impl Field {
             }
             self.cluster.apply(event);
         }
-        let desired = self.compiler.compile(&self.cluster);
+        let desired = self.compiler.compile(&self.cluster.snapshot());
         assert!(desired.issues.is_empty(), "{:?}", desired.issues);
         let veths: Vec<Veth> = locals(world)
             .map(|pod| Veth { ifindex: ifindex(pod), ips: ips(pod).map(Addr::from_ip).into() })

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use lb_agent::cluster::{
     Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
-    Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
+    Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector,
+    Snapshot, Tier,
 };
 use lb_agent::model::policy::{Compiler, Desired};
 use lb_agent::plan::MapError;
@@ -169,8 +170,11 @@ fn a_thousand_policies_on_ten_thousand_pods() {
     let mut desired = Desired::default();
     let mut round = |cluster: &Cluster| {
         let at = Instant::now();
-        desired = compiler.compile(cluster);
+        let snapshot = cluster.snapshot();
+        println!("snapshot: {:?}", at.elapsed());
+        desired = compiler.compile(&snapshot);
         let compiled = at.elapsed();
+        drop(snapshot);
         now += Duration::from_secs(3);
         let wanted =
             Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
@@ -206,6 +210,22 @@ fn a_thousand_policies_on_ten_thousand_pods() {
         println!("{what}: {n_ops} writes, {times:?} {counts:?}");
         worst = worst.max(times.iter().sum());
     }
+    // What changes while somebody looks at the records as they were costs a copy of the names, once.
+    let snapshot = cluster.snapshot();
+    let at = Instant::now();
+    for (what, app) in [("first", "app-8"), ("second", "app-7")] {
+        cluster.apply(pod(4321, app));
+        println!("{what} change beside a snapshot: {:?}", at.elapsed());
+    }
+    assert!(at.elapsed() < Duration::from_millis(500));
+    let name = Name::new("team-121", "pod-4321");
+    let app_of = |cluster: &Snapshot| {
+        let mut pods = cluster.all_pods();
+        pods.find(|(known, _)| **known == name).and_then(|(_, pod)| pod.labels.get("app").cloned())
+    };
+    assert_eq!(app_of(&snapshot).as_deref(), Some(&*app(4321)), "it stays as it was");
+    assert_eq!(app_of(&cluster.snapshot()).as_deref(), Some("app-7"));
+    drop(snapshot);
     println!("resident: {} KiB more than before", resident() - start);
     assert!(worst < Duration::from_secs(5), "{worst:?}");
     assert!(resident() - start < 60 * 1024, "{} KiB", resident() - start);

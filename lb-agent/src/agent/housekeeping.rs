@@ -181,6 +181,7 @@ impl Agent {
         );
         let all =
             all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade).chain(&policies);
+        let all = all.chain(self.policies.remarks());
         let new = self.housekeeping.issues.replace(all, now.as_secs());
         let roomless: BTreeSet<&Issue> = self.planner.issues().chain(&policies).collect();
         for issue in new.into_iter().filter(|issue| roomless.contains(issue)) {

@@ -1,5 +1,5 @@
-//! Policies in the loop: compiled when something changed, and the writes that come of it; likewise when devices or
-//! addresses of this node do.
+//! Policies in the loop: given to be compiled when something changed, and the writes that come of it; likewise when
+//! devices or addresses of this node do.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use crate::agent::Agent;
 use crate::agent::addresses::Addresses;
+use crate::agent::compiler::{Compiled, Job, Worker};
 use crate::agent::hits::Hits;
 use crate::agent::pods::Pods;
 use crate::bpf::addresses::AddressTables;
@@ -28,24 +29,28 @@ use crate::plan::policy::{Actual, GroupIds, Op, Planner, Store, Veth, Wanted};
 const REMEMBERED: usize = 4096;
 /// After each compilation the next one waits so many times as long as that took: Pods of the whole cluster come and go.
 const PAUSE: u32 = 4;
-/// But not longer.
-const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// But not longer: others' changes wait for that.
+const PAUSE_MOST: Duration = Duration::from_millis(500);
 /// Events about a group may be read so long after it is gone.
 const REMEMBER_GROUP: Duration = Duration::from_secs(600);
 
 /// Everything about policies that the loop owns.
 pub(super) struct Policies {
-    compiler: Compiler,
+    worker: Worker,
+    /// `None` while the worker has it.
+    compiler: Option<Compiler>,
     desired: Option<Desired>,
     planner: Planner,
     tables: PolicyTables,
     strict: bool,
-    /// Whether something has changed since the last compilation.
+    /// Whether something has changed since the last compilation began.
     dirty: bool,
     /// When to compile next, at the soonest.
     not_before: Instant,
-    /// When changes were told that are not enforced yet.
+    /// When changes were told that no compilation has seen yet.
     waiting: Vec<Instant>,
+    /// When those were told that the last one saw, while they are not enforced.
+    compiling: Vec<Instant>,
     hits: Hits,
     /// Groups by their number, those included that are gone since then.
     named: BTreeMap<u32, (Arc<Group>, Option<Instant>)>,
@@ -58,7 +63,7 @@ impl Policies {
     /// When a map cannot be read.
     pub(super) fn take_over(
         cfg: &Config,
-        tables: PolicyTables,
+        (worker, tables): (Worker, PolicyTables),
         pods: &Tables,
         addresses: &Addresses,
         devices: &Devices,
@@ -73,7 +78,8 @@ impl Policies {
             }
         }
         Ok(Self {
-            compiler: Compiler::default(),
+            worker,
+            compiler: Some(Compiler::default()),
             desired: None,
             planner: Planner::restore(actual),
             tables,
@@ -81,6 +87,7 @@ impl Policies {
             dirty: true,
             not_before: Instant::now(),
             waiting: Vec::new(),
+            compiling: Vec::new(),
             hits: Hits::default(),
             named: BTreeMap::new(),
         })
@@ -112,7 +119,9 @@ impl Policies {
     /// When the tables have to be looked at again; `start` is that of the loop's clock.
     pub(super) fn next_due(&self, start: Instant) -> Option<Instant> {
         let planner = self.planner.next_wakeup().map(|at| start + at);
-        let compile = (self.dirty && self.desired.is_some()).then_some(self.not_before);
+        // One that runs wakes the loop at its end.
+        let waits = self.dirty && self.desired.is_some() && self.compiler.is_some();
+        let compile = waits.then_some(self.not_before);
         planner.into_iter().chain(compile).min()
     }
 
@@ -138,6 +147,11 @@ impl Policies {
     pub(super) fn issues(&self) -> Vec<Issue> {
         let compiled = self.desired.iter().flat_map(|desired| &desired.issues);
         compiled.cloned().chain(self.planner.issues()).collect()
+    }
+
+    /// Which policies cost much.
+    pub(super) fn remarks(&self) -> &[Issue] {
+        self.desired.as_ref().map_or(&[], |desired| &desired.remarks)
     }
 
     /// The groups by number, and those that are gone since a short time.
@@ -184,25 +198,45 @@ impl Policies {
 }
 
 impl Agent {
-    /// Compiles policies if it is time to, and writes what comes of it. All lists must be complete.
+    /// Has policies compiled if it is time to; changes that come meanwhile wait for the next time. All lists must be
+    /// complete.
     pub(super) fn compile_policies(&mut self) {
         let policies = &mut self.policies;
-        let begun = Instant::now();
-        if !policies.dirty || begun < policies.not_before {
+        if !policies.dirty || Instant::now() < policies.not_before {
             return;
         }
+        let Some(compiler) = policies.compiler.take() else { return };
         policies.dirty = false;
-        let desired = policies.compiler.compile(&self.cluster);
-        let any = desired.any || policies.desired.as_ref().is_some_and(|desired| desired.any);
-        policies.desired = Some(desired);
-        if any {
-            self.metrics.policy.compile.observe(begun.elapsed().as_secs_f64());
+        policies.compiling = std::mem::take(&mut policies.waiting);
+        let job = Job { compiler, cluster: self.cluster.snapshot() };
+        if policies.desired.is_some() {
+            policies.worker.start(job);
         } else {
-            policies.waiting.clear();
+            // The first time nothing is known of Pods and addresses: that is waited for.
+            self.compiled(job.run());
         }
+    }
+
+    /// Policies are compiled: writes what comes of it.
+    pub(super) fn compiled(&mut self, compiled: Compiled) {
+        let Compiled { compiler, desired, took } = compiled;
+        let begun = Instant::now();
+        let policies = &mut self.policies;
+        policies.compiler = Some(compiler);
+        if desired.any || policies.desired.as_ref().is_some_and(|desired| desired.any) {
+            self.metrics.policy.compile.observe(took.as_secs_f64());
+            self.metrics.policy.last_compile.set(took.as_secs_f64());
+        } else {
+            policies.compiling.clear();
+        }
+        policies.desired = Some(desired);
         self.write_policies();
-        let took = begun.elapsed();
-        self.policies.not_before = begun + took + (took * PAUSE).min(PAUSE_MOST);
+        for at in self.policies.compiling.drain(..) {
+            self.metrics.policy.enforcement.observe(at.elapsed().as_secs_f64());
+        }
+        let took = took + begun.elapsed();
+        self.policies.not_before = Instant::now() + (took * PAUSE).min(PAUSE_MOST);
+        self.housekeeping.touch();
     }
 
     /// Brings the policy tables, and whose addresses are whose, to what they should say.
@@ -232,12 +266,7 @@ impl Agent {
         }
         if let Some((_, err)) = applied.failed.first() {
             warn!(map = err.map, failed = applied.failed.len(), %err, "writes for policies failed, trying again");
-            policies.waiting.clear();
-        }
-        if !policies.dirty {
-            for at in policies.waiting.drain(..) {
-                self.metrics.policy.enforcement.observe(at.elapsed().as_secs_f64());
-            }
+            policies.compiling.clear();
         }
         if applied.writes > 0 {
             debug!(

@@ -18,8 +18,8 @@ impl Cluster {
         }
         self.strings.share_labels(&mut service.selector);
         if self.services.get(&name).is_some_and(|old| *old == service) {
-            // A change of something we do not look at: only the list's progress matters.
-            self.services.insert(name, service);
+            // A change of something we do not look at.
+            self.services.repeated(&name);
             return;
         }
         self.unclaim(&name, dirty);
@@ -106,7 +106,7 @@ impl Cluster {
     pub(super) fn remove_slice(&mut self, name: &Name, dirty: &mut Dirty) {
         let Some(old) = self.slices.remove(name) else { return };
         self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
-        let service = Name::new(Arc::clone(&name.namespace), old.service);
+        let service = Name::new(Arc::clone(&name.namespace), Arc::clone(&old.service));
         self.slices_of.remove(&(service.clone(), Arc::clone(&name.name)));
         self.touch_if_api_server(&service, dirty);
         dirty.services.insert(service);
@@ -128,8 +128,8 @@ impl Cluster {
     pub(super) fn put_pod(&mut self, mut name: Name, mut pod: Pod, dirty: &mut Dirty) {
         self.share_pod(&mut name, &mut pod);
         if self.pods.get(&name).is_some_and(|old| *old == pod) {
-            // A change of something we do not look at: only the list's progress matters.
-            self.pods.insert(name, pod);
+            // A change of something we do not look at.
+            self.pods.repeated(&name);
             return;
         }
         dirty.policies = true;
@@ -212,7 +212,11 @@ impl Cluster {
         self.strings.share(&mut name.namespace);
         self.strings.share_policy(&mut policy);
         self.retained.forget(&name);
-        dirty.policies |= self.network_policies.get(&name).is_none_or(|old| *old != policy);
+        if self.network_policies.get(&name).is_some_and(|old| *old == policy) {
+            self.network_policies.repeated(&name);
+            return;
+        }
+        dirty.policies = true;
         self.network_policies.insert(name, policy);
     }
 
@@ -235,7 +239,11 @@ impl Cluster {
         dirty: &mut Dirty,
     ) {
         self.strings.share_policy(&mut policy);
-        dirty.policies |= self.cluster_network_policies.get(&name).is_none_or(|old| *old != policy);
+        if self.cluster_network_policies.get(&name).is_some_and(|old| *old == policy) {
+            self.cluster_network_policies.repeated(&name);
+            return;
+        }
+        dirty.policies = true;
         self.cluster_network_policies.insert(name, policy);
     }
 
@@ -254,7 +262,7 @@ impl Cluster {
         dirty.policies |=
             old.is_none_or(|old| (&old.labels, &old.addresses) != (&node.labels, &node.addresses));
         let old = self.nodes.insert(name, node);
-        if old.as_ref().map(places) != Some(now) {
+        if old.as_deref().map(places) != Some(now) {
             self.touch_external(dirty);
             if own {
                 self.node_changed(dirty);

@@ -7,8 +7,10 @@
 //! what that list says.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::table::Objects;
 use super::{Name, Policy};
 
 /// Policies that went a moment ago and are remembered, at most.
@@ -18,25 +20,30 @@ const MOST: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Retained {
     /// In force.
-    held: BTreeMap<Name, Policy>,
+    held: Objects<Policy>,
     /// Not in force, but gone only a moment ago, the last at the end; whether they were there at the last
     /// [`Self::pass`] already.
-    lately: VecDeque<(bool, Name, Policy)>,
+    lately: VecDeque<(bool, Name, Arc<Policy>)>,
 }
 
 impl Retained {
     /// Those in force.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Policy)> {
-        self.held.iter()
+        self.held.iter().map(|(name, policy)| (name, &**policy))
+    }
+
+    /// The same as they are now.
+    pub(super) fn snapshot(&self) -> Objects<Policy> {
+        Arc::clone(&self.held)
     }
 
     /// This one is gone, and holds.
-    pub(super) fn hold(&mut self, name: Name, policy: Policy) {
-        self.held.insert(name, policy);
+    pub(super) fn hold(&mut self, name: Name, policy: Arc<Policy>) {
+        Arc::make_mut(&mut self.held).insert(name, policy);
     }
 
     /// This one is gone, and does not hold.
-    pub(super) fn note(&mut self, name: Name, policy: Policy) {
+    pub(super) fn note(&mut self, name: Name, policy: Arc<Policy>) {
         if self.lately.len() == MOST {
             self.lately.pop_front();
         }
@@ -45,7 +52,9 @@ impl Retained {
 
     /// This one is there again.
     pub(super) fn forget(&mut self, name: &Name) {
-        self.held.remove(name);
+        if self.held.contains_key(name) {
+            Arc::make_mut(&mut self.held).remove(name);
+        }
         self.lately.retain(|(_, other, _)| other != name);
     }
 
@@ -54,7 +63,7 @@ impl Retained {
         let before = self.held.len();
         for (old, name, policy) in std::mem::take(&mut self.lately) {
             if *name.namespace == *namespace {
-                self.held.insert(name, policy);
+                self.hold(name, policy);
             } else {
                 self.lately.push_back((old, name, policy));
             }
@@ -65,11 +74,11 @@ impl Retained {
     /// The namespace is there and stays: returns whether some cease to hold by that.
     pub(super) fn stays(&mut self, namespace: &str) -> bool {
         let before = self.held.len();
-        for (name, policy) in std::mem::take(&mut self.held) {
-            if *name.namespace == *namespace {
+        let is_of = |name: &Name| *name.namespace == *namespace;
+        let of: Vec<Name> = self.held.keys().filter(|name| is_of(name)).cloned().collect();
+        for name in of {
+            if let Some(policy) = Arc::make_mut(&mut self.held).remove(&name) {
                 self.note(name, policy);
-            } else {
-                self.held.insert(name, policy);
             }
         }
         self.held.len() < before
@@ -78,7 +87,9 @@ impl Retained {
     /// Only these namespaces are left: returns whether some cease to hold by that.
     pub(super) fn retain(&mut self, mut is_there: impl FnMut(&str) -> bool) -> bool {
         let before = self.held.len();
-        self.held.retain(|name, _| is_there(&name.namespace));
+        if self.held.keys().any(|name| !is_there(&name.namespace)) {
+            Arc::make_mut(&mut self.held).retain(|name, _| is_there(&name.namespace));
+        }
         self.lately.retain(|(_, name, _)| is_there(&name.namespace));
         self.held.len() < before
     }

@@ -2,14 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Name;
+
+/// Objects by name: shared with those who look at them as they were at one time, and copied (the names, not what they
+/// name) when they change before those are done.
+pub(super) type Objects<T> = Arc<BTreeMap<Name, Arc<T>>>;
 
 /// The objects of one kind by name.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    /// Boxed: the nodes of a tree that grows in order are little more than half full.
-    objects: BTreeMap<Name, Box<T>>,
+    objects: Objects<T>,
     /// While a list is under way: names that it has not repeated.
     stale: BTreeSet<Name>,
     /// Whether a list is under way.
@@ -19,21 +23,34 @@ pub(super) struct Table<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), stale: BTreeSet::new(), listing: true, synced: false }
+        Self { objects: Objects::default(), stale: BTreeSet::new(), listing: true, synced: false }
     }
 }
 
 impl<T> Table<T> {
+    /// An object is as it was: only the list's progress matters.
+    pub(super) fn repeated(&mut self, name: &Name) {
+        self.stale.remove(name);
+    }
+
+    /// All objects as they are now.
+    pub(super) fn snapshot(&self) -> Objects<T> {
+        Arc::clone(&self.objects)
+    }
+
     /// Adds or replaces; returns what was there.
-    pub(super) fn insert(&mut self, name: Name, object: T) -> Option<T> {
+    pub(super) fn insert(&mut self, name: Name, object: T) -> Option<Arc<T>> {
         self.stale.remove(&name);
-        self.objects.insert(name, Box::new(object)).map(|old| *old)
+        Arc::make_mut(&mut self.objects).insert(name, Arc::new(object))
     }
 
     /// Removes; returns what was there.
-    pub(super) fn remove(&mut self, name: &Name) -> Option<T> {
+    pub(super) fn remove(&mut self, name: &Name) -> Option<Arc<T>> {
         self.stale.remove(name);
-        self.objects.remove(name).map(|old| *old)
+        if !self.objects.contains_key(name) {
+            return None;
+        }
+        Arc::make_mut(&mut self.objects).remove(name)
     }
 
     pub(super) fn get(&self, name: &Name) -> Option<&T> {
@@ -57,7 +74,8 @@ impl<T> Table<T> {
 
     /// Packs a tree that has grown in order, as one that is made of a list does, and is little more than half full.
     pub(super) fn pack(&mut self) {
-        self.objects = std::mem::take(&mut self.objects).into_iter().collect();
+        let packed = self.objects.iter().map(|(name, object)| (name.clone(), Arc::clone(object)));
+        self.objects = Arc::new(packed.collect());
     }
 
     /// The list is complete: returns the names that it did not repeat, for the caller to remove.

@@ -20,7 +20,7 @@ use self::atom::Atoms;
 use self::members::Members;
 use self::rules::Subjects;
 use self::set::Pool;
-use crate::cluster::{Cluster, Name, Pod, Tier};
+use crate::cluster::{Cluster, Name, Pod, Policy, Snapshot, Tier};
 use crate::issue::Issue;
 
 mod area;
@@ -29,6 +29,7 @@ mod blocks;
 mod group;
 mod members;
 mod ports;
+mod room;
 mod rules;
 mod set;
 
@@ -58,6 +59,8 @@ pub struct Desired {
     pub policies: Vec<PolicyInfo>,
     /// What could not be compiled.
     pub issues: Vec<Issue>,
+    /// Which policies take much of what there is for all.
+    pub remarks: Vec<Issue>,
 }
 
 /// A Pod of this node: whose addresses, and under which groups.
@@ -115,8 +118,8 @@ pub struct Compiler {
 
 impl Compiler {
     /// What the tables should say.
-    pub fn compile(&mut self, cluster: &Cluster) -> Desired {
-        let mut policies: Vec<_> = cluster.policies().collect();
+    pub fn compile(&mut self, cluster: &Snapshot) -> Desired {
+        let mut policies: Vec<(&Name, &Arc<Policy>)> = cluster.policies().collect();
         if policies.is_empty() {
             *self = Self::default();
             return Desired { idents: vec![Atomic::default()], ..Desired::default() };
@@ -157,16 +160,17 @@ impl Compiler {
             ranges: blocks,
             policies: subjects.infos(&policies),
             issues: grouped.issues,
+            remarks: compiled.remarks,
         }
     }
 }
 
 /// What the tables should say, from nothing.
 pub fn compile(cluster: &Cluster) -> Desired {
-    Compiler::default().compile(cluster)
+    Compiler::default().compile(&cluster.snapshot())
 }
 
 /// Whether a Pod has policies on this node: it runs here, with addresses of its own.
-fn is_subject(cluster: &Cluster, pod: &Pod) -> bool {
+fn is_subject(cluster: &Snapshot, pod: &Pod) -> bool {
     cluster.is_own(pod) && !pod.host_network
 }

@@ -283,11 +283,11 @@ proptest! {
     fn each_prefix_of_a_plan_is_before_or_after(worlds in related(), restart in 0..4u8) {
         let mut node = Running::default();
         let mut compiler = Compiler::default();
-        node.follow(&worlds[0], &compiler.compile(&worlds[0].cluster()));
+        node.follow(&worlds[0], &compiler.compile(&worlds[0].cluster().snapshot()));
         for pair in worlds.windows(2) {
             let [before, after] = pair else { unreachable!() };
             if restart == 1 {
-                let desired = compiler.compile(&before.cluster());
+                let desired = compiler.compile(&before.cluster().snapshot());
                 settle(&mut node, before, &desired);
             }
             if restart > 0 {
@@ -296,10 +296,10 @@ proptest! {
             }
             if restart == 1 {
                 // Nothing has changed, so nothing is written.
-                let writes = node.follow(before, &compiler.compile(&before.cluster()));
+                let writes = node.follow(before, &compiler.compile(&before.cluster().snapshot()));
                 prop_assert_eq!(writes, 0);
             }
-            let desired = compiler.compile(&after.cluster());
+            let desired = compiler.compile(&after.cluster().snapshot());
             node.devices(after, Some(&desired));
             let flows = flows(&[before, after], false);
             // A Pod that changes its addresses is another Pod: what is judged are devices that stay.
@@ -350,7 +350,7 @@ proptest! {
         }
         // In the end nothing is left of what is not in use.
         let last = worlds.last().unwrap();
-        let desired = compiler.compile(&last.cluster());
+        let desired = compiler.compile(&last.cluster().snapshot());
         settle(&mut node, last, &desired);
         prop_assert_eq!(node.planner.next_wakeup(), None);
         let fresh = last.tables();

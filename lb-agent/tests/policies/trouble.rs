@@ -225,3 +225,76 @@ fn whatever_is_refused_once_comes_again() {
         }
     }
 }
+
+#[test]
+fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
+    let holed = |at: u32, n: u32| {
+        let except = |i: u32| std::net::Ipv4Addr::from_bits((at << 24) + (i << 8));
+        let mut excepts: Vec<lb_agent::cluster::Prefix> =
+            (0..n).map(|i| format!("{}/32", except(i)).parse().unwrap()).collect();
+        excepts.sort_unstable();
+        Peer::Block { prefix: "0.0.0.0/0".parse().unwrap(), excepts: excepts.into() }
+    };
+    let ingress = |subject: &str, peer: Peer| Policy {
+        ingress: Some([allow(vec![peer], &["tcp/80"])].into()),
+        ..network_policy(subject)
+    };
+    let world = |most: u32| {
+        let mut world = World::default().node(NODE, &["192.0.2.1"], "");
+        for (i, name) in ["a/p0", "big/p1", "big/p2", "big/p3"].into_iter().enumerate() {
+            let ip = format!("10.200.0.{i}");
+            world = world.pod(name, pod(NODE, &[&ip], &format!("x={i}"), &[]));
+        }
+        let any: Peer = holed(11, 10);
+        world
+            .policy("a/p", ingress("", any))
+            .policy("big/p1", ingress("x=1", holed(12, most)))
+            .policy("big/p2", ingress("x=2", holed(13, 20_000)))
+            .policy("big/p3", ingress("x=3", holed(14, 15_000)))
+    };
+    let denied = |tables: &Actual, name: &str, peer: &str| {
+        let (ifindex, peer) = (ifindex(&split(name)), addr(peer));
+        let direction = Direction::Ingress;
+        Flow { ifindex, direction, peer, protocol: 6, port: 80, shadow: false }
+            .judge(tables)
+            .denied()
+    };
+    // From a peer that each of them admits; and the exceptions of one in each of the others.
+    let check = |tables: &Actual, cut: bool| {
+        let names = ["a/p0", "big/p1", "big/p2", "big/p3"];
+        for (i, name) in names.into_iter().enumerate() {
+            assert_eq!(denied(tables, name, "198.51.100.1"), cut && i == 1, "{name}");
+            for except in 11..15 {
+                let own = except == 11 + i;
+                let peer = format!("{except}.0.3.0");
+                assert_eq!(denied(tables, name, &peer), own || (cut && i == 1), "{name} {peer}");
+            }
+        }
+    };
+    let mut node = Running::default();
+    let crowd = world(22_000);
+    let desired = compile(&crowd.cluster());
+    node.follow(&crowd, &desired);
+    check(&node.store, true);
+    let text = |issues: &[lb_agent::issue::Issue]| {
+        issues.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        text(&desired.issues),
+        [
+            "NetworkPolicy big/p1: spec.ingress: its blocks are 22001 ranges, and have no room among the 49152 ranges of addresses that a node can tell apart: Pods that it selects are cut off in this direction"
+        ]
+    );
+    assert_eq!(
+        text(&desired.remarks),
+        [
+            "NetworkPolicy big/p2: spec.ingress: its blocks take 20001 of the 49152 ranges of addresses that a node can tell apart for all policies together",
+            "NetworkPolicy big/p3: spec.ingress: its blocks take 15001 of the 49152 ranges of addresses that a node can tell apart for all policies together"
+        ]
+    );
+    let less = world(10_000);
+    let desired = compile(&less.cluster());
+    node.follow(&less, &desired);
+    check(&node.store, false);
+    assert_eq!(desired.issues, []);
+}

@@ -12,7 +12,7 @@ use super::blocks::Blocks;
 use super::rules::Demands;
 use super::set::Pool;
 use super::{AtomId, Atomic};
-use crate::cluster::{Cluster, Labels, Name, NamedPort, Pod, Selector};
+use crate::cluster::{Labels, Name, NamedPort, Pod, Selector, Snapshot};
 
 /// What ports' names mean in egress rules: by atom (`None` = any Pod) and name the protocol, the number, and the atom
 /// of those who mean that.
@@ -22,7 +22,7 @@ type PodAtom = (AtomId, Arc<Selector>);
 
 /// Kinds of Pods and nodes, and identities of addresses.
 pub(super) struct Members<'a> {
-    cluster: &'a Cluster,
+    cluster: &'a Snapshot,
     /// Pod selectors for one namespace.
     own: HashMap<Arc<str>, Vec<PodAtom>>,
     /// Pod selectors for the namespaces with such labels.
@@ -56,7 +56,7 @@ struct Class {
 
 impl<'a> Members<'a> {
     pub(super) fn new(
-        cluster: &'a Cluster,
+        cluster: &'a Snapshot,
         (atoms, pool): (&Atoms, &'a mut Pool),
         demands: &'a Demands,
     ) -> Self {
@@ -185,7 +185,7 @@ fn satisfied(atoms: &[PodAtom], labels: &Labels) -> Vec<AtomId> {
 }
 
 /// The labels of a namespace. Each has its name as one; of a namespace that was not told of that is all we know.
-pub(super) fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
+pub(super) fn namespace_labels(cluster: &Snapshot, name: &Arc<str>) -> Labels {
     const NAME: &str = "kubernetes.io/metadata.name";
     let labels = cluster.namespace(name).map(|namespace| &namespace.labels);
     if let Some(labels) = labels

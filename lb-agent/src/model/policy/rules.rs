@@ -9,10 +9,11 @@ use lb_common::flow::proto;
 use super::area::Area;
 use super::atom::{Atom, Atoms};
 use super::members::{Meanings, namespace_labels};
+use super::room::{self, Demand};
 use super::{AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject};
 use crate::cluster::{
-    Action, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports,
-    Rule, Tier,
+    Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports, Rule,
+    Snapshot, Tier,
 };
 use crate::issue::{Issue, ObjectRef};
 
@@ -34,9 +35,9 @@ struct Subject<'a> {
 }
 
 impl<'a> Subjects<'a> {
-    pub(super) fn select(cluster: &'a Cluster, policies: &[(&Name, &Policy)]) -> Self {
+    pub(super) fn select(cluster: &'a Snapshot, policies: &[(&Name, &Arc<Policy>)]) -> Self {
         let subject = |(name, pod)| Subject { name, pod, policies: Vec::new() };
-        let pods = cluster.pods().filter(|(_, pod)| is_subject(cluster, pod));
+        let pods = cluster.all_pods().filter(|(_, pod)| is_subject(cluster, pod));
         let mut pods: Vec<Subject<'a>> = pods.map(subject).collect();
         let mut spaces: BTreeMap<Arc<str>, (Labels, Vec<usize>)> = BTreeMap::new();
         for (i, subject) in pods.iter().enumerate() {
@@ -71,39 +72,45 @@ impl<'a> Subjects<'a> {
     pub(super) fn compile<'p>(
         &self,
         atoms: &mut Atoms,
-        policies: &[(&'p Name, &'p Policy)],
+        policies: &[(&'p Name, &'p Arc<Policy>)],
     ) -> Compiled<'p> {
+        let selecting = |(policy, count): (&(_, &'p Arc<Policy>), &u32)| {
+            let list = |rules: &'p Option<Box<[Rule]>>| rules.as_deref().filter(|_| *count > 0);
+            [list(&policy.1.ingress), list(&policy.1.egress)].map(|rules| rules.map(Read::of))
+        };
+        let read: Vec<[Option<Read<'p>>; 2]> =
+            policies.iter().zip(&self.counts).map(selecting).collect();
         let mut compiled = Compiled::default();
-        for ((name, policy), count) in policies.iter().zip(&self.counts) {
-            let mut lists = [None, None];
-            let mut beyond = [None, None];
-            if *count > 0 {
-                let directions =
-                    [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)];
-                beyond = directions.map(|(_, rules)| first_beyond(rules.as_deref()?));
-                lists = directions.map(|(direction, rules)| {
-                    let rules = rules.as_deref()?;
-                    if first_beyond(rules).is_some() {
-                        return Some(Vec::new());
-                    }
-                    let read = |rule| RuleParts::read(atoms, name, rule);
-                    let rules: Vec<RuleParts> = rules.iter().map(read).collect();
-                    if direction == Direction::Egress {
-                        rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
-                    }
-                    // Without rules, only a `NetworkPolicy` does something.
-                    let idle = rules.is_empty() && policy.tier != Tier::NetworkPolicy;
-                    (!idle).then_some(rules)
-                });
-            }
-            compiled.policies.push(CompiledPolicy { name, policy, lists, beyond });
+        let refused = compiled.make_room(policies, &read);
+        for ((index, (name, policy)), lists) in (0..).zip(policies).zip(read) {
+            let [ingress, egress] = lists;
+            let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
+            let lists = directions.map(|(direction, read)| {
+                let Read { rules, areas, beyond } = read?;
+                if let Some(rule) = beyond {
+                    return Some(List::Beyond(rule));
+                }
+                if refused.contains(&(index, direction)) {
+                    return Some(List::Roomless);
+                }
+                let rules = rules.iter().zip(areas);
+                let rules: Vec<RuleParts> =
+                    rules.map(|(rule, area)| RuleParts::read(atoms, name, rule, area)).collect();
+                if direction == Direction::Egress {
+                    rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
+                }
+                // Without rules, only a `NetworkPolicy` does something.
+                let idle = rules.is_empty() && policy.tier != Tier::NetworkPolicy;
+                (!idle).then_some(List::Rules(rules))
+            });
+            compiled.policies.push(CompiledPolicy { name, policy, lists });
         }
         compiled
     }
 
     /// The policies for lists.
-    pub(super) fn infos(&self, policies: &[(&Name, &Policy)]) -> Vec<PolicyInfo> {
-        let info = |((name, policy), subjects): (&(&Name, &Policy), &u32)| {
+    pub(super) fn infos(&self, policies: &[(&Name, &Arc<Policy>)]) -> Vec<PolicyInfo> {
+        let info = |((name, policy), subjects): (&(&Name, &Arc<Policy>), &u32)| {
             let lists = policy.ingress.iter().chain(&policy.egress);
             let rules: usize = lists.map(|rules| rules.len()).sum();
             PolicyInfo {
@@ -139,10 +146,10 @@ struct PortParts {
 }
 
 impl RuleParts {
-    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule) -> Self {
+    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule, area: Area) -> Self {
         Self {
             action: rule.action,
-            peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers)),
+            peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers, area)),
             ports: rule.ports.as_deref().and_then(PortParts::read),
         }
     }
@@ -198,8 +205,35 @@ impl RuleParts {
     }
 }
 
-/// The first rule of a list that alone is too long for a Pod: what its peers are need not be found out, since all Pods
-/// that it selects are cut off, and other Pods' groups are spared the telling apart.
+/// The rules of one direction of a policy, and the addresses that the blocks of each come to.
+struct Read<'p> {
+    rules: &'p [Rule],
+    areas: Vec<Area>,
+    /// The first for which no Pod has room: what the blocks are need not be found out then.
+    beyond: Option<u32>,
+}
+
+impl<'p> Read<'p> {
+    fn of(rules: &'p [Rule]) -> Self {
+        let beyond = first_beyond(rules);
+        let blocks = |peer: &'p Peer| match peer {
+            Peer::Block { prefix, excepts } => Some((prefix, &**excepts)),
+            Peer::Pods(_) | Peer::Nodes(_) => None,
+        };
+        let area = |rule: &'p Rule| Area::of(rule.peers.iter().flatten().filter_map(blocks));
+        let areas = rules.iter().filter(|_| beyond.is_none()).map(area).collect();
+        Self { rules, areas, beyond }
+    }
+
+    /// How many ranges it tells apart.
+    fn n_ranges(&self) -> usize {
+        let distinct: HashSet<&Area> = self.areas.iter().collect();
+        distinct.into_iter().map(|area| area.edges().len()).sum()
+    }
+}
+
+/// The first rule of a list that alone is too long for a Pod. All that it selects are cut off then, and other Pods' groups
+/// are spared telling its peers apart.
 fn first_beyond(rules: &[Rule]) -> Option<u32> {
     let is_some = |rule: &&Rule| {
         let numbered = |port: &PortMatch| !matches!(port.ports, Ports::Named(_));
@@ -211,7 +245,7 @@ fn first_beyond(rules: &[Rule]) -> Option<u32> {
 }
 
 /// Of a rule's peers: all its blocks are one atom.
-fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer]) -> BTreeSet<AtomId> {
+fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer], area: Area) -> BTreeSet<AtomId> {
     let mut found = BTreeSet::new();
     for peer in peers {
         match peer {
@@ -224,10 +258,6 @@ fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer]) -> BTreeSet<AtomId
             Peer::Block { .. } => {}
         }
     }
-    let area = Area::of(peers.iter().filter_map(|peer| match peer {
-        Peer::Block { prefix, excepts } => Some((prefix, &**excepts)),
-        Peer::Pods(_) | Peer::Nodes(_) => None,
-    }));
     if !area.edges().is_empty() {
         found.insert(atoms.intern(Atom::Within(area)));
     }
@@ -278,37 +308,48 @@ pub(super) struct Compiled<'p> {
     policies: Vec<CompiledPolicy<'p>>,
     /// What egress rules want to know.
     pub(super) demands: Demands,
+    /// What has no room.
+    issues: BTreeSet<Issue>,
+    /// What takes much of it.
+    pub(super) remarks: Vec<Issue>,
 }
 
 struct CompiledPolicy<'p> {
     name: &'p Name,
     policy: &'p Policy,
     /// Ingress and egress; `None` = the policy says nothing of that direction.
-    lists: [Option<Vec<RuleParts>>; 2],
-    /// The first rule of each for which no Pod has room; that list is empty then.
-    beyond: [Option<u32>; 2],
+    lists: [Option<List>; 2],
+}
+
+/// One direction of a policy.
+enum List {
+    Rules(Vec<RuleParts>),
+    /// Too long for any Pod from this rule on: those that it selects are cut off.
+    Beyond(u32),
+    /// Its blocks have no room: likewise.
+    Roomless,
 }
 
 impl CompiledPolicy<'_> {
-    fn list(&self, direction: Direction) -> Option<&[RuleParts]> {
+    fn list(&self, direction: Direction) -> Option<&List> {
         let [ingress, egress] = &self.lists;
         match direction {
-            Direction::Ingress => ingress.as_deref(),
-            Direction::Egress => egress.as_deref(),
+            Direction::Ingress => ingress.as_ref(),
+            Direction::Egress => egress.as_ref(),
         }
     }
 
-    fn beyond(&self, direction: Direction) -> Option<u32> {
-        let [ingress, egress] = self.beyond;
-        match direction {
-            Direction::Ingress => ingress,
-            Direction::Egress => egress,
+    fn rules(&self, direction: Direction) -> &[RuleParts] {
+        match self.list(direction) {
+            Some(List::Rules(rules)) => rules,
+            Some(List::Beyond(_) | List::Roomless) | None => &[],
         }
     }
 
     fn names_ports(&self, direction: Direction) -> bool {
-        let rules = self.list(direction).unwrap_or_default();
-        rules.iter().any(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.names.is_empty()))
+        self.rules(direction)
+            .iter()
+            .any(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.names.is_empty()))
     }
 }
 
@@ -321,11 +362,40 @@ pub(super) struct Grouped {
 }
 
 impl Compiled<'_> {
+    /// Which of them have no room for their blocks.
+    fn make_room(
+        &mut self,
+        policies: &[(&Name, &Arc<Policy>)],
+        read: &[[Option<Read<'_>>; 2]],
+    ) -> BTreeSet<(u32, Direction)> {
+        let mut demands = Vec::new();
+        for (policy, [ingress, egress]) in (0..).zip(read) {
+            let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
+            demands.extend(directions.into_iter().filter_map(|(direction, read)| {
+                let ranges = read.as_ref()?.n_ranges();
+                (ranges > 0).then_some(Demand { policy, direction, ranges })
+            }));
+        }
+        let at = |policy: u32| policies.get(policy as usize).copied();
+        let namespace =
+            |policy| at(policy).map_or_else(Arc::default, |(name, _)| Arc::clone(&name.namespace));
+        let refused = room::refused(&demands, namespace, room::MOST);
+        for demand in demands {
+            let Some((name, policy)) = at(demand.policy) else { continue };
+            if refused.contains(&(demand.policy, demand.direction)) {
+                self.issues.insert(room::issue(name, policy, demand));
+            } else {
+                self.remarks.extend(room::remark(name, policy, demand));
+            }
+        }
+        refused
+    }
+
     /// The groups of all Pods.
     pub(super) fn group(&self, subjects: &Subjects<'_>, meanings: &Meanings) -> Grouped {
         let mut grouped = Grouped::default();
         let mut known: HashMap<Key, u32> = HashMap::new();
-        let mut issues: BTreeSet<Issue> = BTreeSet::new();
+        let mut issues = self.issues.clone();
         for subject in &subjects.pods {
             let mut group = |direction: Direction, shadow: bool| {
                 let key = self.key(subject, direction, shadow)?;
@@ -379,28 +449,29 @@ impl Compiled<'_> {
         };
         let mut rules = Vec::new();
         let mut isolating = Vec::new();
-        let mut beyond = None;
+        let mut overflows = false;
         let mut seen = HashSet::new();
         for index in &key.policies {
-            let Some(CompiledPolicy { name, policy, .. }) = self.policies.get(*index as usize)
-            else {
-                continue;
-            };
+            let Some(compiled) = self.policies.get(*index as usize) else { continue };
+            let CompiledPolicy { name, policy, .. } = compiled;
             if policy.tier == Tier::NetworkPolicy && seen.insert(*name) {
                 isolating.push((*name).clone());
             }
-            let policy_parts = self.policies.get(*index as usize);
             let source = |index| Source {
                 policy: (*name).clone(),
                 tier: policy.tier,
                 direction: key.direction,
                 index,
             };
-            if let Some(index) = policy_parts.and_then(|parts| parts.beyond(key.direction)) {
-                beyond.get_or_insert(source(index));
+            match compiled.list(key.direction) {
+                Some(List::Beyond(rule)) => {
+                    issues.insert(too_many(&source(*rule)));
+                    overflows = true;
+                }
+                Some(List::Roomless) => overflows = true,
+                Some(List::Rules(_)) | None => {}
             }
-            let list = policy_parts.and_then(|parts| parts.list(key.direction));
-            for (index, rule) in (0u32..).zip(list.unwrap_or_default()) {
+            for (index, rule) in (0u32..).zip(compiled.rules(key.direction)) {
                 for (peers, ports) in rule.bits(&resolve) {
                     let source = source(index);
                     rules.push(Arc::new(BitRule { source, action: rule.action, peers, ports }));
@@ -408,8 +479,7 @@ impl Compiled<'_> {
             }
         }
         let isolating: Box<[Name]> = isolating.into();
-        if let Some(source) = beyond {
-            issues.insert(too_many(&source));
+        if overflows {
             return Group::overflow(isolating);
         }
         Group::new(&rules, isolating.clone()).unwrap_or_else(|at| {

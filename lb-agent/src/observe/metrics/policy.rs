@@ -1,6 +1,8 @@
 //! Metrics about policies: how long they take to be enforced, and what they come to.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::AtomicU64;
+
 use lb_common::policy::tier;
 use lb_common::verdict::Outcome;
 use prometheus_client::metrics::counter::Counter;
@@ -22,6 +24,8 @@ pub type ByPolicy = [(&'static str, String); 4];
 pub struct OfPolicies {
     /// One compilation.
     pub compile: Histogram,
+    /// The last one.
+    pub last_compile: Gauge<f64, AtomicU64>,
     /// From the arrival of an event to the maps.
     pub enforcement: Histogram,
     /// New flows that policies judged.
@@ -49,6 +53,12 @@ impl OfPolicies {
                 "policy_compile_seconds",
                 "Time of computing the policy tables",
                 fine_histogram(),
+            ),
+            last_compile: add(
+                registry,
+                "policy_last_compile_seconds",
+                "Time of computing the policy tables the last time",
+                Gauge::default(),
             ),
             enforcement: add(
                 registry,

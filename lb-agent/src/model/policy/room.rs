@@ -1,0 +1,122 @@
+//! Which policies' blocks are left out when all of them together are more than a node's table of address ranges takes.
+//!
+//! The namespace that wants most gives way, and of its policies the one that wants most: whoever wants little is not
+//! concerned by what others want, whatever came first.
+#![forbid(unsafe_code)]
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lb_common::limits;
+
+use super::Direction;
+use super::rules::object;
+use crate::cluster::{Name, Policy};
+use crate::issue::Issue;
+
+/// Ranges that policies may want altogether. A quarter is kept free: those of a policy that changes are there twice for
+/// a moment, and IPv4 takes one of its own.
+pub(super) const MOST: usize = limits::CIDRS as usize / 4 * 3;
+
+/// One direction of a policy, and how many ranges its rules tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Demand {
+    /// Index of the policy.
+    pub(super) policy: u32,
+    pub(super) direction: Direction,
+    pub(super) ranges: usize,
+}
+
+/// Those that have no room. `namespace` is that of a policy, and empty of those that belong to the cluster.
+pub(super) fn refused(
+    demands: &[Demand],
+    namespace: impl Fn(u32) -> Arc<str>,
+    most: usize,
+) -> BTreeSet<(u32, Direction)> {
+    let mut total: usize = demands.iter().map(|demand| demand.ranges).sum();
+    let mut refused = BTreeSet::new();
+    if total <= most {
+        return refused;
+    }
+    let mut tenants: BTreeMap<Arc<str>, (usize, Vec<Demand>)> = BTreeMap::new();
+    for demand in demands {
+        let (sum, all) = tenants.entry(namespace(demand.policy)).or_default();
+        *sum += demand.ranges;
+        all.push(*demand);
+    }
+    for (_, all) in tenants.values_mut() {
+        // The smallest at the end goes last, and of two that want the same the one that is evaluated first.
+        all.sort_unstable_by_key(|demand| {
+            (demand.ranges, Reverse(demand.policy), demand.direction)
+        });
+    }
+    while total > most {
+        let biggest = tenants.values_mut().max_by_key(|(sum, _)| *sum);
+        let Some((sum, Some(demand))) = biggest.map(|(sum, all)| (sum, all.pop())) else { break };
+        *sum -= demand.ranges;
+        total -= demand.ranges;
+        refused.insert((demand.policy, demand.direction));
+    }
+    refused
+}
+
+/// That a policy has no room.
+pub(super) fn issue(name: &Name, policy: &Policy, demand: Demand) -> Issue {
+    let text = "ranges of addresses that a node can tell apart: Pods that it selects are cut off in this direction";
+    Issue::new(
+        object(name, policy.tier),
+        field(demand.direction),
+        format!(
+            "its blocks are {} ranges, and have no room among the {MOST} {text}",
+            demand.ranges
+        ),
+    )
+}
+
+/// That a policy takes much of what there is for all.
+pub(super) fn remark(name: &Name, policy: &Policy, demand: Demand) -> Option<Issue> {
+    (demand.ranges > MOST / 4).then(|| {
+        let text = "ranges of addresses that a node can tell apart for all policies together";
+        Issue::new(
+            object(name, policy.tier),
+            field(demand.direction),
+            format!("its blocks take {} of the {MOST} {text}", demand.ranges),
+        )
+    })
+}
+
+fn field(direction: Direction) -> String {
+    format!("spec.{}", direction.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Demand, Direction, refused};
+
+    #[test]
+    fn the_namespace_that_wants_most_gives_way() {
+        let check = |wanted: &[(&str, usize)], most: usize, want: &[u32]| {
+            let demand = |(i, (_, ranges)): (u32, &(&str, usize))| Demand {
+                policy: i,
+                direction: Direction::Ingress,
+                ranges: *ranges,
+            };
+            let demands: Vec<Demand> = (0..).zip(wanted).map(demand).collect();
+            let namespace = |i: u32| Arc::from(wanted[i as usize].0);
+            let refused = refused(&demands, namespace, most);
+            assert_eq!(refused.into_iter().map(|(i, _)| i).collect::<Vec<_>>(), want, "{wanted:?}");
+        };
+        check(&[], 10, &[]);
+        check(&[("a", 5), ("b", 5)], 10, &[]);
+        check(&[("a", 11)], 10, &[0]);
+        check(&[("a", 3), ("b", 9), ("c", 1)], 10, &[1]);
+        check(&[("a", 4), ("a", 5), ("b", 6)], 10, &[1]);
+        check(&[("a", 4), ("a", 4), ("b", 6)], 10, &[0]);
+        check(&[("a", 6), ("b", 6), ("c", 6)], 12, &[2]);
+        check(&[("a", 6), ("b", 6), ("c", 6)], 10, &[1, 2]);
+        check(&[("a", 9), ("a", 1), ("a", 1), ("b", 2)], 10, &[0]);
+    }
+}
