@@ -132,6 +132,8 @@ pub enum Event {
     /// The addresses of this node's own network namespace, without loopback and link-local ones, those that others
     /// reach it by first. Replaces those told before.
     Host(Box<[Addr]>),
+    /// The UDP ports at which this node takes packets out of tunnels, sorted. Replaces those told before.
+    Tunnels(Box<[u16]>),
     /// Another proxy's rules are on this node: flows that are older than ours are its, until we end.
     OtherProxy,
     /// A list of this kind begins: what it does not repeat until `Synced` is gone.
@@ -192,6 +194,8 @@ pub struct Cluster {
     retained: Retained,
     /// Addresses of this node's network namespace.
     host: Box<[Addr]>,
+    /// UDP ports of its tunnels.
+    tunnels: Box<[u16]>,
     /// Whether another proxy has been here.
     other_proxy: bool,
     /// (service, name of its slice).
@@ -223,6 +227,7 @@ impl Cluster {
             cluster_network_policies: Table::default(),
             retained: Retained::default(),
             host: Box::default(),
+            tunnels: Box::default(),
             other_proxy: false,
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
@@ -276,6 +281,10 @@ impl Cluster {
                     self.host = addrs;
                     self.node_changed(&mut dirty);
                 }
+            }
+            Event::Tunnels(ports) => {
+                dirty.node |= self.tunnels != ports;
+                self.tunnels = ports;
             }
             Event::OtherProxy => {
                 dirty.node |= !self.other_proxy;
@@ -423,6 +432,11 @@ impl Cluster {
     /// Whether flows that are older than ours may be another proxy's.
     pub fn is_beside_another_proxy(&self) -> bool {
         self.other_proxy
+    }
+
+    /// The UDP ports at which this node takes packets out of tunnels.
+    pub fn tunnel_ports(&self) -> &[u16] {
+        &self.tunnels
     }
 
     /// The ranges of all ServiceCIDRs, with the names of those.

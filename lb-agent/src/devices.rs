@@ -22,7 +22,7 @@ pub mod qdisc;
 pub mod uplinks;
 mod veths;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
@@ -62,7 +62,7 @@ pub enum Event {
         /// When the kernel's message was read.
         at: Instant,
     },
-    /// The addresses of this host changed, or name or size of a device that is no Pod's.
+    /// The addresses of this host or the ports of its tunnels changed, or name or size of a device that is no Pod's.
     Host,
 }
 
@@ -80,6 +80,8 @@ pub struct Devices {
     polls: Polls,
     uplinks: Uplinks,
     host: HostAddresses,
+    /// UDP ports of tunnels by device.
+    tunnels: BTreeMap<u32, u16>,
 }
 
 impl Devices {
@@ -96,6 +98,7 @@ impl Devices {
             polls: Polls::default(),
             uplinks: Uplinks::default(),
             host: HostAddresses::default(),
+            tunnels: BTreeMap::new(),
         })
     }
 
@@ -130,6 +133,11 @@ impl Devices {
         &self.host
     }
 
+    /// UDP ports at which this host takes packets out of tunnels.
+    pub fn tunnel_ports(&self) -> BTreeSet<u16> {
+        self.tunnels.values().copied().collect()
+    }
+
     /// The first address in each family that can stand for this node.
     pub fn node_addresses(&self) -> Addresses {
         let devices = self.uplinks.standing_for_node();
@@ -147,6 +155,9 @@ impl Devices {
         let mut host_changed = !self.host.replace(addresses::all(&mut self.client)?).is_empty();
         let mut events = Vec::new();
         self.uplinks.retain(|ifindex| links.iter().any(|link| link.ifindex == ifindex));
+        let known = self.tunnels.len();
+        self.tunnels.retain(|ifindex, _| links.iter().any(|link| link.ifindex == *ifindex));
+        host_changed |= self.tunnels.len() < known;
         let gone: Vec<u32> = self
             .known
             .veths
@@ -214,6 +225,7 @@ impl Devices {
                 Message::Link(RTM_NEWLINK, link) => host_changed |= self.take(link, at, events),
                 Message::Link(_, link) => {
                     host_changed |= self.uplinks.remove(link.ifindex);
+                    host_changed |= self.tunnels.remove(&link.ifindex).is_some();
                     self.left(link.ifindex, at, events)?;
                 }
                 Message::Address(message_type, address) => {
@@ -253,6 +265,11 @@ impl Devices {
 
     /// A device exists as described. `true` when that is news of one that is no Pod's.
     fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) -> bool {
+        let before = match link.tunnel_port {
+            0 => self.tunnels.remove(&link.ifindex),
+            port => self.tunnels.insert(link.ifindex, port),
+        };
+        let other_tunnel = before.unwrap_or(0) != link.tunnel_port;
         let is_veth = link.kind == "veth";
         if is_veth && link.nsid.is_some() && self.host.has_network(link.ifindex) {
             // As good as a veth with both ends here: not a Pod's.
@@ -277,7 +294,7 @@ impl Devices {
             Some(event) => events.push(event),
             None => {}
         }
-        news
+        news || other_tunnel
     }
 
     fn left(&mut self, ifindex: u32, at: Instant, events: &mut Vec<Event>) -> io::Result<()> {

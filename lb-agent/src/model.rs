@@ -49,6 +49,8 @@ pub struct DesiredNode {
     pub service_cidrs: Box<[Prefix]>,
     /// All addresses of this node, sorted: backends there are processes of this host.
     pub addrs: Box<[Addr]>,
+    /// UDP ports of this node's tunnels, at most as many as `Settings` holds.
+    pub tunnel_ports: Box<[u16]>,
     /// Whether flows that are older than ours may be another proxy's.
     pub other_proxy: bool,
 }

@@ -265,6 +265,16 @@ fn other_devices_are_found_and_follow_their_masters() {
             devices.uplink(port0).is_some() && devices.name(port0) == "port1"
         }));
 
+        // Where tunnels end.
+        assert_eq!(devices.tunnel_ports(), [4789].into());
+        node.ip("link add vxlan1 type vxlan external dstport 8472");
+        node.ip("link add vxlan2 type vxlan id 6 dstport 4789");
+        runtime
+            .block_on(until(&mut devices, |devices| devices.tunnel_ports() == [4789, 8472].into()));
+        node.ip("link del vxlan1");
+        runtime.block_on(until(&mut devices, |devices| devices.tunnel_ports() == [4789].into()));
+        node.ip("link del vxlan2");
+
         // A bridge, until a Pod is behind it; then its other port.
         node.ip("link add br0 type bridge");
         node.ip("link set vxlan0 master br0");

@@ -236,6 +236,7 @@ impl Agent {
             mechanism: self.mechanism,
             pods: self.attachments.pods(),
             uplinks: self.attachments.n_uplinks(),
+            tunnel_ports: &self.desired.node.tunnel_ports,
             attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,

@@ -88,6 +88,8 @@ impl Agent {
         // NodePorts, and whether a backend is a process of this host, depend on them.
         let event = cluster::Event::Host(self.host_addresses().into());
         self.dirty.merge(self.cluster.apply(event));
+        let tunnels = self.devices.tunnel_ports().into_iter().collect();
+        self.dirty.merge(self.cluster.apply(cluster::Event::Tunnels(tunnels)));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         self.addresses.update(&self.devices, node);
         self.write_policies();

@@ -20,6 +20,8 @@ pub(super) struct Facts<'a> {
     pub pods: (usize, usize),
     /// The other devices: all that are attached to, and those with their programs.
     pub uplinks: (usize, usize),
+    /// UDP ports of this node's tunnels.
+    pub tunnel_ports: &'a [u16],
     /// Why a device has none.
     pub attach_error: Option<String>,
     /// Services: all, and those that are not programmed completely.
@@ -41,6 +43,7 @@ pub(super) fn lines<'a>(facts: &Facts<'_>) -> Vec<Subsystem<'a>> {
     vec![
         api(facts),
         programs(facts),
+        tunnels(facts),
         services(facts),
         conntrack(facts),
         kube_proxy(facts),
@@ -78,6 +81,15 @@ fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
         None if attached < all || uplinks < n_uplinks => line("programs", State::Waiting, detail),
         None => line("programs", State::Ok, detail),
     }
+}
+
+fn tunnels<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    let ports: Vec<String> = facts.tunnel_ports.iter().map(u16::to_string).collect();
+    let detail = match ports.len() {
+        0 => "none at UDP ports of this node".to_owned(),
+        _ => format!("UDP ports {}: dropped where Pods send to them at nodes", ports.join(", ")),
+    };
+    line("tunnels", State::Ok, detail)
 }
 
 fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {

@@ -44,6 +44,7 @@ impl Queue {
             | Event::NetworkPolicy(_)
             | Event::ClusterNetworkPolicy(_)
             | Event::Host(_)
+            | Event::Tunnels(_)
             | Event::OtherProxy
             | Event::Restarted(_)
             | Event::Synced(_)

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use netlink_packet_core::{parse_mac, parse_u16, parse_u32};
+use netlink_packet_core::{parse_mac, parse_u16, parse_u16_be, parse_u32};
 
 use super::netlink::{Client, Request, Want, attributes, text, word32};
 
@@ -26,7 +26,12 @@ const IFLA_LINK_NETNSID: u16 = 37;
 /// Also called `IFLA_IF_NETNSID`.
 const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
+
+/// The UDP port that devices of a kind listen at: kind, and attribute in `IFLA_INFO_DATA` (`IFLA_VXLAN_PORT`,
+/// `IFLA_GENEVE_PORT`, `IFLA_BAREUDP_PORT` of include/uapi/linux/if_link.h), in network order.
+const TUNNELS: [(&str, u16); 3] = [("vxlan", 15), ("geneve", 5), ("bareudp", 1)];
 
 /// A device of our network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +56,8 @@ pub struct Link {
     pub header_type: u16,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// The UDP port at which it takes packets out of a tunnel, or 0.
+    pub tunnel_port: u16,
 }
 
 /// Reads the payload of `RTM_NEWLINK` or `RTM_DELLINK`. `None` for messages about something else: a bridge tells
@@ -76,13 +83,16 @@ pub fn parse_link(payload: &[u8]) -> Option<Link> {
             // A negative id means that the kernel could not number the namespace.
             IFLA_LINK_NETNSID => link.nsid = number(value).filter(|id| *id <= i32::MAX as u32),
             IFLA_LINKINFO => {
+                let mut data: &[u8] = &[];
                 for (kind, value) in attributes(value) {
                     match kind {
+                        IFLA_INFO_DATA => data = value,
                         IFLA_INFO_KIND => link.kind = text(value),
                         IFLA_INFO_SLAVE_KIND => port_kind = text(value),
                         _ => {}
                     }
                 }
+                link.tunnel_port = tunnel_port(&link.kind, data);
             }
             _ => {}
         }
@@ -95,6 +105,13 @@ pub fn parse_link(payload: &[u8]) -> Option<Link> {
         link.port_of = master;
     }
     Some(link)
+}
+
+/// The port in the data of a tunnel's kind, also when its device takes its peers from routes (flow-based).
+fn tunnel_port(kind: &str, data: &[u8]) -> u16 {
+    let wanted = TUNNELS.iter().find(|(name, _)| *name == kind).map(|(_, attribute)| *attribute);
+    let mut found = attributes(data).filter(|(attribute, _)| Some(*attribute) == wanted);
+    found.find_map(|(_, value)| parse_u16_be(value).ok()).unwrap_or(0)
 }
 
 /// All devices of our namespace.
@@ -192,10 +209,24 @@ mod tests {
             port_of: 4,
             header_type: 1,
             mtu: 1450,
+            tunnel_port: 0,
         };
         let in_vrf = [attr(10, &word32(4)), attr(18, &attr(4, b"vrf\0"))];
         let device = Link { ifindex: 9, header_type: 1, ..Link::default() };
-        let cases: [(&str, Vec<u8>, Option<Link>); 7] = [
+        let tunnel = |kind: &str, data: Vec<u8>| {
+            link_message(0, &[attr(18, &[attr(1, kind.as_bytes()), attr(2, &data)].concat())])
+        };
+        let with = |kind: &str, tunnel_port: u16| {
+            Some(Link { kind: kind.to_owned(), tunnel_port, ..device.clone() })
+        };
+        let id = attr(1, &word32(7));
+        let port = |kind: u16, port: u16| attr(kind, &port.to_be_bytes());
+        let vxlan = [id.clone(), port(15, 4789)].concat();
+        let cases: [(&str, Vec<u8>, Option<Link>); 11] = [
+            ("VXLAN", tunnel("vxlan\0", vxlan), with("vxlan", 4789)),
+            ("Geneve", tunnel("geneve\0", port(5, 6081)), with("geneve", 6081)),
+            ("MPLS in UDP", tunnel("bareudp\0", port(1, 6635)), with("bareudp", 6635)),
+            ("no tunnel", tunnel("macvlan\0", port(15, 4789)), with("macvlan", 0)),
             ("a port of a bridge", link_message(0, &bridged), Some(want)),
             ("the bridge's own message", link_message(7, &bridged), None),
             (

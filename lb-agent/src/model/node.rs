@@ -5,7 +5,7 @@ use lb_common::addr::Addr;
 use lb_common::config::Settings;
 
 use super::{DesiredNode, rules};
-use crate::cluster::{Cluster, Family};
+use crate::cluster::{Cluster, Family, Name};
 use crate::issue::{Issue, ObjectRef};
 
 /// What should be in the map `settings`, and what has no room there.
@@ -24,12 +24,21 @@ pub(super) fn model(cluster: &Cluster) -> (DesiredNode, Vec<Issue>) {
         }
     }
     service_cidrs.sort_unstable();
+    let most = Settings::ZERO.tunnel_ports.len();
+    for port in cluster.tunnel_ports().iter().skip(most) {
+        let message = format!(
+            "tunnels at more than {most} UDP ports: what Pods send to port {port} is not dropped"
+        );
+        let node = Name::new("", cluster.node_name());
+        issues.push(Issue::new(ObjectRef::new("Node", &node), "", message));
+    }
     let node = |family| rules::primary(cluster, family).unwrap_or(Addr::NONE);
     let desired = DesiredNode {
         node4: node(Family::V4),
         node6: node(Family::V6),
         service_cidrs: service_cidrs.into(),
         addrs: rules::addrs_of_node(cluster).into(),
+        tunnel_ports: cluster.tunnel_ports().iter().take(most).copied().collect(),
         other_proxy: cluster.is_beside_another_proxy(),
     };
     (desired, issues)

@@ -1,6 +1,7 @@
 //! What is known of this node → the element of the map `settings`.
 #![forbid(unsafe_code)]
 
+use lb_common::be::Be16;
 use lb_common::config::{Settings, setting_flags};
 
 use crate::model::DesiredNode;
@@ -14,6 +15,10 @@ pub(super) fn settings(node: &DesiredNode) -> Box<Settings> {
     for (place, prefix) in settings.service_cidrs.iter_mut().zip(&node.service_cidrs) {
         *place = prefix.cidr();
         settings.n_service_cidrs += 1;
+    }
+    for (place, port) in settings.tunnel_ports.iter_mut().zip(&node.tunnel_ports) {
+        *place = Be16::new(*port);
+        settings.n_tunnel_ports += 1;
     }
     settings
 }
