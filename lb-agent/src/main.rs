@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs};
+use lb_agent::escape::Lines;
 use lb_agent::{agent, cleanup, takeover};
 use tracing_subscriber::EnvFilter;
 
@@ -48,12 +49,13 @@ fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_unset| EnvFilter::new("warn,kube_client=off,lb_agent=info"));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
     match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            log.with_writer(move || Lines::new(std::io::stderr(), colour)).with_target(false).init()
+        }
+        LogFormat::Json => {
+            log.with_writer(std::io::stderr).json().flatten_event(true).init();
+        }
     }
 }

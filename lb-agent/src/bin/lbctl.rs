@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use lb_agent::ctl::{Cli, run};
+use lb_agent::escape::Escaped;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         // `lbctl ct | head` is no mistake.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lbctl: {error:#}");
+            eprintln!("lbctl: {}", Escaped(format_args!("{error:#}")));
             ExitCode::FAILURE
         }
     }

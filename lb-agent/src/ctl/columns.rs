@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use crate::ctl::natural;
+use crate::escape::Escaped;
 
 /// What stands for a value that does not exist or is not known.
 pub const NONE: &str = "<none>";
@@ -170,7 +171,7 @@ pub fn print<R: Row>(
             for row in rows {
                 let name = row.name().with_context(|| format!("{} have no names", R::NOUN))?;
                 if last.as_ref() != Some(&name) {
-                    writeln!(out, "{name}")?;
+                    line(out, &name)?;
                 }
                 last = Some(name);
             }
@@ -265,6 +266,14 @@ pub fn document<T: Serialize>(
     Ok(())
 }
 
+/// Prints one line of text, whatever others have written into it.
+///
+/// # Errors
+/// When the output cannot be written.
+pub fn line(out: &mut dyn Write, text: impl fmt::Display) -> io::Result<()> {
+    writeln!(out, "{}", Escaped(text))
+}
+
 /// Prints lines of words in columns: as wide as their widest word, two spaces between, nothing after the last.
 ///
 /// # Errors
@@ -280,6 +289,9 @@ fn align_on(
     indent: &str,
     widths: &mut Vec<usize>,
 ) -> io::Result<()> {
+    let escaped = |line: &Vec<String>| line.iter().map(|word| Escaped(word).to_string()).collect();
+    let lines: Vec<Vec<String>> = lines.iter().map(escaped).collect();
+    let lines = lines.as_slice();
     for line in lines {
         for (i, word) in line.iter().enumerate() {
             let width = word.chars().count();

@@ -154,7 +154,7 @@ pub struct Explanation {
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
     let Explanation { outcome, verdict, steps, finding, also, assumed } = explanation;
-    writeln!(out, "{}: {verdict}", outcome.word())?;
+    columns::line(out, format_args!("{}: {verdict}", outcome.word()))?;
     let lines: Vec<Vec<String>> = steps
         .iter()
         .enumerate()
@@ -186,10 +186,10 @@ pub fn print(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
 fn block(out: &mut dyn Write, name: &str, lines: &[String]) -> io::Result<()> {
     match lines {
         [] => Ok(()),
-        [line] => writeln!(out, "{name}: {line}"),
+        [line] => columns::line(out, format_args!("{name}: {line}")),
         lines => {
             writeln!(out, "{name}:")?;
-            lines.iter().try_for_each(|line| writeln!(out, "  {line}"))
+            lines.iter().try_for_each(|line| columns::line(out, format_args!("  {line}")))
         }
     }
 }

@@ -122,7 +122,7 @@ fn full(namespace: &str, name: &str) -> String {
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
     let Policy { name, kind, tier, priority, shadow, generation, subject, issues, .. } = policy;
-    writeln!(out, "{kind} {name}")?;
+    columns::line(out, format_args!("{kind} {name}"))?;
     let mode = if *shadow { "shadow: counted and shown, not enforced" } else { "enforced" };
     let mut lines = vec![
         ["tier".to_owned(), format!("{tier}, priority {priority}")],
@@ -161,7 +161,8 @@ fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
         Some(ports) => ports.join(", "),
     };
     let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
-    writeln!(out, "{path}{name} {}: {ports}; {hits} hits", action.to_lowercase())?;
+    let action = action.to_lowercase();
+    columns::line(out, format_args!("{path}{name} {action}: {ports}; {hits} hits"))?;
     match peers.as_deref() {
         None => writeln!(out, "  everybody"),
         Some([]) => writeln!(out, "  nobody"),

@@ -23,6 +23,7 @@ use crate::ctl::{
     Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods, running, services,
     status, tree, version,
 };
+use crate::escape::Escaped;
 use crate::names::{self, Names};
 
 /// Exit status of a check that found problems.
@@ -286,5 +287,5 @@ fn unix_now() -> u64 {
 }
 
 fn remark(text: &str) {
-    eprintln!("lbctl: {text}");
+    eprintln!("lbctl: {}", Escaped(text));
 }

@@ -6,7 +6,7 @@ use lb_common::limits::MAP_FRAGMENTS;
 use serde::Serialize;
 
 use crate::bpf::read::Counts;
-use crate::ctl::columns::{age, align};
+use crate::ctl::columns::{self, age, align};
 use crate::ctl::maps::permille;
 use crate::ctl::services;
 use crate::ctl::snapshot::MapUse;
@@ -226,7 +226,7 @@ fn because(subsystems: &[Line], n_issues: usize) -> String {
 pub fn print(out: &mut dyn Write, report: &Report, all: bool, headers: bool) -> io::Result<()> {
     match report.because.as_str() {
         "" => writeln!(out, "{}", report.verdict)?,
-        because => writeln!(out, "{}: {because}", report.verdict)?,
+        because => columns::line(out, format_args!("{}: {because}", report.verdict))?,
     }
     let header = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let mut section = |names: &[&str], lines: Vec<Vec<String>>| {
@@ -242,7 +242,7 @@ pub fn print(out: &mut dyn Write, report: &Report, all: bool, headers: bool) -> 
     };
     section(&["SUBSYSTEM", "STATE", "DETAIL"], report.subsystems.iter().map(words).collect())?;
     let words = |issue: &Issue| {
-        let since = issue.since.map_or(crate::ctl::columns::NONE.to_owned(), age);
+        let since = issue.since.map_or(columns::NONE.to_owned(), age);
         let text = match issue.field.as_str() {
             "" => issue.message.clone(),
             field => format!("{field}: {}", issue.message),

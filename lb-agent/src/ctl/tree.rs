@@ -11,7 +11,7 @@ use lb_common::service::frontend_flags;
 use serde::Serialize;
 
 use crate::ctl::backends::{self, BackendRow};
-use crate::ctl::columns::{NONE, align};
+use crate::ctl::columns::{NONE, align, line};
 use crate::ctl::frontend::FrontendSlots;
 use crate::ctl::services::ServiceRow;
 use crate::ctl::snapshot::protocol_name;
@@ -185,7 +185,7 @@ pub fn print(out: &mut dyn Write, branches: &[Branch], headers: bool) -> io::Res
         out.write_all(header)?;
     }
     for branch in branches {
-        writeln!(out, "{}", branch_words(branch).join(" "))?;
+        line(out, branch_words(branch).join(" "))?;
         for leaf in leaves.by_ref().take(branch.backends.len() + branch.rejected.len()) {
             out.write_all(leaf)?;
         }

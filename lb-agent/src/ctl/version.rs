@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use lb_common::limits::MAPS;
 use serde::Serialize;
 
+use crate::ctl::columns::{self, NONE};
 use crate::names::Names;
 
 /// The versions.
@@ -33,6 +34,6 @@ pub fn versions(names: Option<&Names<'_>>) -> Versions {
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, versions: &Versions) -> io::Result<()> {
     writeln!(out, "lbctl  {}", versions.lbctl)?;
-    writeln!(out, "agent  {}", versions.agent.as_deref().unwrap_or(crate::ctl::columns::NONE))?;
+    columns::line(out, format_args!("agent  {}", versions.agent.as_deref().unwrap_or(NONE)))?;
     writeln!(out, "maps   {}", versions.maps.join(" "))
 }

@@ -68,7 +68,7 @@ fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow:
     };
     match args.output {
         Format::Json | Format::Yaml => columns::document(out, &policy, args.output)?,
-        Format::Name => writeln!(out, "{}", policy.name)?,
+        Format::Name => columns::line(out, &policy.name)?,
         Format::Table | Format::Wide => policies::print(out, &policy)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use crate::bpf::read::Counts;
 use crate::ctl::FlowsArgs;
 use crate::ctl::agent;
 use crate::ctl::attribution::Policies;
-use crate::ctl::columns::{Format, Stream};
+use crate::ctl::columns::{self, Format, Stream};
 use crate::ctl::flows::{self, FlowRow, Joined, Wanted};
 use crate::ctl::pinned::Pinned;
 use crate::ctl::run::{Place, remark};
@@ -51,7 +51,7 @@ pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> 
     if args.style.output == Format::Json || args.style.no_headers {
         remark(&header);
     } else {
-        writeln!(out, "# {header}")?;
+        columns::line(out, format_args!("# {header}"))?;
     }
     let mut joiner = Joiner::new(place, place.names_or_remark().names);
     let mut rows = joiner.rows(&wanted, &past);

@@ -64,7 +64,7 @@ fn client(ip: &str, service_id: u32, backend_id: u32, secs_ago: u32) -> (Affinit
     (key, Affinity { backend_id, backend_gen: 1, last, reserved: 0 })
 }
 
-fn snapshot() -> Snapshot {
+pub(super) fn snapshot() -> Snapshot {
     let outside = flag::EXTERNAL | flag::EXTERNAL_LOCAL;
     let ranges = ["10.0.0.0/8", "192.0.2.0/24"].map(|range| range.parse().unwrap());
     Snapshot {
@@ -101,7 +101,7 @@ fn snapshot() -> Snapshot {
     }
 }
 
-fn names() -> Names<'static> {
+pub(super) fn names() -> Names<'static> {
     let text = Cow::Borrowed;
     let backend = |id, service_id, pod, place| BackendName {
         id,

@@ -27,7 +27,7 @@ use crate::names::{
 };
 
 /// default/access and a policy in shadow mode about web-1, a policy of the cluster before them.
-fn named() -> Names<'static> {
+pub(super) fn named() -> Names<'static> {
     let text = Cow::Borrowed;
     let reference = |namespace, name| PolicyRef {
         namespace: text(namespace),

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{ConnectOptions, connect};
+use crate::escape::Escaped;
 use crate::issue::{Issue, ObjectRef};
 
 /// Issues that may wait to be written.
@@ -145,7 +146,7 @@ fn api_resource(object: &ObjectRef) -> Option<ApiResource> {
 
 fn note(issue: &Issue, node: &str) -> String {
     let field = if issue.field.is_empty() { String::new() } else { format!("{}: ", issue.field) };
-    let mut note = format!("node {node}: {field}{}", issue.message);
+    let mut note = Escaped(format_args!("node {node}: {field}{}", issue.message)).to_string();
     note.truncate(note.floor_char_boundary(NOTE));
     note
 }
