@@ -97,6 +97,9 @@ pub struct RunArgs {
     /// be among them) or strict (cut off wherever there is a policy) [default: standard]
     #[arg(long, env = "LB_STARTUP", value_name = "MODE")]
     pub startup: Option<String>,
+    /// Take the taint KEY:NoSchedule off this node once its policies hold [default: none]
+    #[arg(long, env = "LB_STARTUP_TAINT", value_name = "KEY")]
+    pub startup_taint: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -202,6 +205,8 @@ pub struct Config {
     pub rules: Rules,
     /// What Pods may do that are not known yet.
     pub startup: Startup,
+    /// Key of the taint that is taken off once this node's policies hold.
+    pub startup_taint: Option<String>,
 }
 
 impl Config {
@@ -242,6 +247,7 @@ impl Config {
                 None => ct_default(memory_bytes()),
             },
             startup: Startup::resolve(args.startup)?,
+            startup_taint: given(args.startup_taint).map(taint_key).transpose()?,
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
                 localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,
@@ -321,6 +327,15 @@ fn url(text: String) -> anyhow::Result<String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     if host.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
         bail!("{text:?} is not a URL like https://10.0.0.1:6443");
+    }
+    Ok(text)
+}
+
+/// The key of a taint: a name, perhaps behind a domain.
+fn taint_key(text: String) -> anyhow::Result<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if !text.chars().all(is_part) || text.matches('/').count() > 1 {
+        bail!("--startup-taint: {text:?} is not the key of a taint, like example.com/starting");
     }
     Ok(text)
 }
@@ -444,7 +459,8 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 13] = [
+        let cases: [(&str, RunArgs); 14] = [
+            ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
             (
                 "--node-port-addresses: \"all\"",
                 set(|args| args.node_port_addresses = Some("10.0.0.0/8,all".to_owned())),

@@ -30,7 +30,7 @@ use crate::observe::foreign::Foreign;
 use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
 use crate::plan::Actual;
 use crate::preflight::Facts;
-use crate::watch::kube::ApiEvents;
+use crate::watch::kube::{ApiEvents, StartupTaint};
 
 /// The table is written at most so often.
 const AT_MOST: Duration = Duration::from_secs(1);
@@ -52,6 +52,7 @@ pub(super) struct Housekeeping {
     examples: watch::Receiver<Examples>,
     issues: Issues,
     api_events: ApiEvents,
+    startup_taint: StartupTaint,
     foreign: Option<Foreign>,
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
@@ -96,6 +97,14 @@ impl Housekeeping {
             api_events: match &cfg.source {
                 Source::Kubernetes(options) => ApiEvents::spawn(options.clone(), &cfg.node_name),
                 Source::Manifests(_) => ApiEvents::none(),
+            },
+            startup_taint: match (&cfg.source, &cfg.startup_taint) {
+                (Source::Kubernetes(options), Some(key)) => {
+                    StartupTaint::spawn(options.clone(), &cfg.node_name, key)
+                }
+                (Source::Kubernetes(_), None) | (Source::Manifests(_), _) => {
+                    StartupTaint::default()
+                }
             },
             foreign: None,
             pass: None,
@@ -167,6 +176,9 @@ impl Agent {
         }
         if self.planned {
             self.housekeeping.former = None;
+        }
+        if self.holds() {
+            self.housekeeping.startup_taint.ready();
         }
         let incomplete: BTreeSet<_> = self.planner.issues().map(|issue| &issue.object).collect();
         let incomplete = incomplete.len();
@@ -246,6 +258,13 @@ impl Agent {
             ct_entries: house.pass.map(|pass| pass.left()),
         });
         Table { head: names, known, former: house.former.as_ref() }
+    }
+
+    /// Whether this node does all that was told: what starts on it is served, and judged.
+    fn holds(&self) -> bool {
+        let attached = |(all, attached): (usize, usize)| all == attached;
+        let devices = [self.attachments.pods(), self.attachments.n_uplinks()];
+        self.planned && self.policies.desired().is_some() && devices.into_iter().all(attached)
     }
 
     fn set_gauges(&self, incomplete: usize) {

@@ -179,7 +179,13 @@ impl Pins {
             remove(&path)?;
         }
         match fs::remove_dir(&self.dir) {
-            Err(e) if e.kind() != io::ErrorKind::DirectoryNotEmpty => {
+            // A mount point in a container; or somebody keeps something else there.
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                ) =>
+            {
                 Err(PinsError::Io { path: self.dir, source: e })
             }
             Ok(()) | Err(_) => Ok(()),

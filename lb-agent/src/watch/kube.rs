@@ -29,9 +29,11 @@ use crate::issue::ObjectRef;
 
 mod connect;
 mod events;
+mod taint;
 
 pub use self::connect::{ConnectOptions, connect};
 pub use self::events::ApiEvents;
+pub use self::taint::StartupTaint;
 
 /// Pauses between tries: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
