@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: what a Service costs over its Pod. Every number is a median over paired rounds: in each round
 //! the same thing is measured straight on a bed without agents, straight on a bed with agents, and through the
 //! ClusterIP, one right after the other, client and server on one CPU; and what policies cost, with and without them
-//! in turn.
+//! in turn; and what floods do to others.
 
 mod field;
+mod floods;
 mod nanos;
 mod paths;
 mod policies;
@@ -24,7 +25,7 @@ pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N] [--part P]
   --json      print JSON instead of the Markdown tables
   --quick     shorter and fewer rounds: a look, not a result
   --rounds N  rounds of each measurement (7; 3 when quick)
-  --part P    only paths, policies or programming, with the nanoseconds before it";
+  --part P    only paths, policies, programming or floods, with the nanoseconds before it";
 
 /// Builds in release mode, measures, prints.
 ///
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let rounds = words.value("--rounds")?.map(|n| n.parse()).transpose()?;
     let part = words.value("--part")?;
     let part = part.as_deref();
-    if part.is_some_and(|part| !["paths", "policies", "programming"].contains(&part)) {
+    if part.is_some_and(|part| !["paths", "policies", "programming", "floods"].contains(&part)) {
         bail!("{USAGE}");
     }
     let built = words.flag(binaries::BUILT);
@@ -70,6 +71,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     if part.is_none_or(|part| part == "policies") {
         results.policies = policies::measure(&field, 50, scale)?;
+    }
+    if part.is_none_or(|part| part == "floods") {
+        results.floods = floods::measure(&field, quick)?;
     }
     if part.is_none_or(|part| part == "programming") {
         say("programming 10,000 Services");

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{nanos::Nanos, paths::Measured, policies::Policed, programming::Programming};
+use super::{
+    floods::Flooded, nanos::Nanos, paths::Measured, policies::Policed, programming::Programming,
+};
 
 /// Everything measured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -11,6 +13,7 @@ pub(super) struct Results {
     pub(super) machine: Machine,
     pub(super) paths: Vec<Measured>,
     pub(super) policies: Vec<Policed>,
+    pub(super) floods: Vec<Flooded>,
     pub(super) programming: Programming,
     pub(super) nanos: Vec<Nanos>,
 }
@@ -45,7 +48,7 @@ pub(super) fn print_json(results: &Results) -> Result<()> {
 
 /// Prints tables for the README.
 pub(super) fn print_markdown(results: &Results) -> Result<()> {
-    let Results { machine, paths, policies, programming, nanos } = results;
+    let Results { machine, paths, policies, floods, programming, nanos } = results;
     println!(
         "Measured on Linux {}, {}, client and server on one CPU.\n",
         machine.kernel, machine.cpu
@@ -78,6 +81,7 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
             .map(|[low, middle, high]| format!("{middle:.3} ({low:.3}–{high:.3})"));
         println!("| {} | {} | {straight} | {service} |", row.path, row.what);
     }
+    print_floods(floods);
     let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;
     let Programming { change_to_answer_ms, resident_mib, .. } = programming;
     if *services > 0 {
@@ -95,4 +99,21 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         println!("| {program} | {case} | {ns:.0} |");
     }
     Ok(())
+}
+
+fn print_floods(floods: &[Flooded]) {
+    if floods.is_empty() {
+        return;
+    }
+    println!(
+        "\n| flood | packets/s | open connections broken | new ones unanswered | p50 ms | p99 ms |"
+    );
+    println!("|---|--:|--:|--:|--:|--:|");
+    for row in floods {
+        let Flooded { flood, per_second, broken, of, opened, failed, p50_ms, p99_ms } = row;
+        let tried = opened + failed;
+        println!(
+            "| {flood} | {per_second} | {broken} of {of} | {failed} of {tried} | {p50_ms:.1} | {p99_ms:.1} |"
+        );
+    }
 }
