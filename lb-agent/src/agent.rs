@@ -8,6 +8,7 @@ mod addresses;
 mod attacher;
 mod attachments;
 mod background;
+pub mod bindings;
 mod compiler;
 mod disconnect;
 mod hits;
@@ -18,13 +19,16 @@ mod kernel;
 pub mod lock;
 mod masquerade;
 mod node;
+mod pickup;
 mod pods;
 mod policy;
 mod report;
 mod servers;
+mod sources;
 mod table;
 mod waiting;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,14 +41,17 @@ use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
+use crate::agent::bindings::Bindings;
 use crate::agent::compiler::{Compiled, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::lock::Lock;
+use crate::agent::pickup::Pickup;
 use crate::agent::pods::Pods;
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
+use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
 use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Gc;
@@ -162,7 +169,11 @@ struct Agent {
     planned: bool,
     tables: Tables,
     devices: Devices,
+    bindings: Bindings,
+    state_dir: PathBuf,
+    sources: Sources,
     pods: Pods,
+    pickup: Pickup,
     addresses: Addresses,
     policies: Policies,
     attachments: Attachments,
@@ -186,24 +197,27 @@ struct Agent {
 impl Agent {
     /// Takes over the tables and starts threads, source and servers.
     fn start(cfg: Config, facts: &Facts, mut kernel: Kernel) -> anyhow::Result<(Inbox, Self)> {
-        let actual = kernel.tables.load().context("read the pinned tables")?;
+        let mut actual = kernel.tables.load().context("read the pinned tables")?;
         info!(frontends = actual.frontends.len(), "tables taken over");
-        let planner = Planner::restore(actual, Capacity::default());
+        let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
+        let given = pickup::given(&cfg, &pickup, &mut kernel.tables, &mut actual, kernel.ct_is_new)
+            .context("write the settings")?;
+        let mut planner = Planner::restore(actual, Capacity::default());
+        planner.give(given);
         let mut devices = Devices::open().context("follow network devices by netlink")?;
         let existing = devices.resync().context("list network devices")?;
         node::clear_devices(&mut kernel, &devices)?;
+        let bindings = Bindings::take_over(&cfg.dirs.state, devices.veths());
+        let pods = node::take_over_pods(&kernel.tables, &devices, &bindings)
+            .context("read the pinned tables")?;
+        let sources = Sources::take_over(cfg.allowed_sources.clone(), &kernel.tables)
+            .context("read the pinned tables")?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
             .context("read the pinned tables")?;
         let (done, compiled) = mpsc::unbounded_channel();
         let worker = Worker::spawn(done)?;
-        let policies = Policies::take_over(
-            &cfg,
-            (worker, kernel.policy),
-            &kernel.tables,
-            &addresses,
-            &devices,
-        )
-        .context("read the pinned tables")?;
+        let policies = Policies::take_over(&cfg, (worker, kernel.policy), &pods, &addresses)
+            .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
@@ -225,7 +239,11 @@ impl Agent {
             planned: false,
             tables: kernel.tables,
             devices,
-            pods: Pods::default(),
+            bindings,
+            state_dir: cfg.dirs.state.clone(),
+            sources,
+            pods,
+            pickup,
             addresses,
             policies,
             attachments: Attachments::default(),

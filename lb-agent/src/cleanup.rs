@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tracing::info;
 
+use crate::agent::bindings;
 use crate::agent::lock::{self, Lock};
 use crate::api;
 use crate::bpf::attach;
@@ -37,7 +38,7 @@ pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
         }
         None => info!(pins = %dirs.pins.display(), "nothing is pinned"),
     }
-    for file in [names::FILE, api::SOCKET, lock::FILE] {
+    for file in [names::FILE, bindings::FILE, api::SOCKET, lock::FILE] {
         gone(fs::remove_file(dirs.state.join(file)))
             .with_context(|| format!("remove {}", dirs.state.join(file).display()))?;
     }

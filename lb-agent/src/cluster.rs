@@ -203,8 +203,8 @@ pub struct Cluster {
     claims: Claims,
     /// Number of endpoints and Pods of this node with this address.
     uses: HashMap<Addr, u32>,
-    /// Pods of this node with addresses of their own.
-    pod_at: HashMap<Addr, Name>,
+    /// Pods of this node with addresses of their own, by those; several where one is going.
+    pod_at: HashMap<Addr, Vec<Name>>,
     issues: BTreeMap<ObjectRef, Vec<Issue>>,
     stale_issues: BTreeSet<ObjectRef>,
     strings: Strings,
@@ -392,6 +392,21 @@ impl Cluster {
         self.pods.iter()
     }
 
+    /// The Pod with this name.
+    pub fn pod(&self, name: &Name) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// Whether a Service has this address, or may get it.
+    pub fn is_of_service(&self, addr: &Addr) -> bool {
+        self.service_cidrs().any(|(_, prefix)| prefix.contains(addr)) || self.claims.has(addr)
+    }
+
+    /// The ranges of the Pods of all nodes, as far as these tell.
+    pub fn pod_ranges(&self) -> impl Iterator<Item = &Prefix> {
+        self.nodes().flat_map(|(_, node)| &node.pod_cidrs)
+    }
+
     /// Whether a Pod is one of this node.
     pub fn is_own(&self, pod: &Pod) -> bool {
         *pod.node == *self.node
@@ -409,9 +424,19 @@ impl Cluster {
         self.retained.pass();
     }
 
-    /// The Pod of this node with this address, Pods of the host network excepted.
+    /// The Pod of this node with this address, Pods of the host network excepted; of several the one that has it before
+    /// the others.
     pub fn pod_at(&self, addr: &Addr) -> Option<&Name> {
-        self.pod_at.get(addr)
+        let names = self.pod_at.get(addr)?;
+        let mut found: Option<(&Name, &Pod)> = None;
+        for name in names {
+            if let Some(pod) = self.pods.get(name)
+                && found.is_none_or(|(_, other)| pod.has_before(other))
+            {
+                found = Some((name, pod));
+            }
+        }
+        found.map(|(name, _)| name)
     }
 
     /// All nodes.

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,9 @@ const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
 /// kube-proxy's own addresses, so that its probes and scrapes keep working.
 const HEALTHZ: &str = "0.0.0.0:10256";
 const METRICS: &str = "127.0.0.1:10249";
+/// Longer than applications are silent on connections that they use.
+const PICKUP_GRACE: Duration = Duration::from_secs(300);
+const PICKUP_GRACE_MOST: u64 = 86_400;
 
 /// The command line of `lb-agent`.
 #[derive(Clone, Debug, Parser)]
@@ -100,6 +104,18 @@ pub struct RunArgs {
     /// Take the taint KEY:NoSchedule off this node once its policies hold [default: none]
     #[arg(long, env = "LB_STARTUP_TAINT", value_name = "KEY")]
     pub startup_taint: Option<String>,
+    /// Which sources Pods may send from while there is any policy: strict (their own addresses only) or others (all
+    /// that are nobody else's); never another's [default: strict]
+    #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
+    pub source_check: Option<String>,
+    /// Ranges that the annotation lb-agent.io/allowed-sources of a Pod may name [default: all but the ranges of Pods and
+    /// Services and the nodes' addresses]
+    #[arg(long, env = "LB_ALLOWED_SOURCE_CIDRS", value_name = "RANGES")]
+    pub allowed_source_cidrs: Option<String>,
+    /// How long connections may go on under policies that nobody saw begin, after tables were made new or a Pod got its
+    /// first policy: seconds, 0 to 86400 [default: 300]
+    #[arg(long, env = "LB_PICKUP_GRACE", value_name = "SECONDS")]
+    pub pickup_grace: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -164,6 +180,25 @@ impl Startup {
     }
 }
 
+/// Which sources Pods may send from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SourceCheck {
+    /// While there is any policy, their own addresses only.
+    #[default]
+    Strict,
+    /// All that are nobody else's.
+    Others,
+}
+
+impl SourceCheck {
+    fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false).map_err(|_unknown| {
+            anyhow::anyhow!("--source-check: {text:?} is neither strict nor others")
+        })
+    }
+}
+
 /// Where the facts come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -207,6 +242,12 @@ pub struct Config {
     pub startup: Startup,
     /// Key of the taint that is taken off once this node's policies hold.
     pub startup_taint: Option<String>,
+    /// Which sources Pods may send from.
+    pub source_check: SourceCheck,
+    /// What annotations of Pods may admit as sources; `None` = all but what the cluster has.
+    pub allowed_sources: Option<Box<[Prefix]>>,
+    /// How long connections may be met in mid-flow.
+    pub pickup_grace: Duration,
 }
 
 impl Config {
@@ -248,6 +289,15 @@ impl Config {
             },
             startup: Startup::resolve(args.startup)?,
             startup_taint: given(args.startup_taint).map(taint_key).transpose()?,
+            source_check: SourceCheck::resolve(args.source_check)?,
+            allowed_sources: match given(args.allowed_source_cidrs) {
+                Some(text) => Some(prefixes("--allowed-source-cidrs", Some(text))?),
+                None => None,
+            },
+            pickup_grace: match given(args.pickup_grace) {
+                Some(text) => pickup_grace(&text)?,
+                None => PICKUP_GRACE,
+            },
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
                 localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,
@@ -383,6 +433,15 @@ fn ct_entries(text: &str) -> anyhow::Result<u32> {
     Ok(entries)
 }
 
+fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
+    match text.parse() {
+        Ok(seconds @ 0..=PICKUP_GRACE_MOST) => Ok(Duration::from_secs(seconds)),
+        _ => {
+            bail!("--pickup-grace: {text:?} is no number of seconds from 0 to {PICKUP_GRACE_MOST}")
+        }
+    }
+}
+
 /// A quarter of a percent of the memory at about 152 bytes an entry, as a power of two.
 fn ct_default(memory_bytes: u64) -> u32 {
     let entries = u32::try_from(memory_bytes / 400 / 152).unwrap_or(u32::MAX);
@@ -459,8 +518,14 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 14] = [
+        let cases: [(&str, RunArgs); 17] = [
             ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
+            ("--source-check: \"no\"", set(|args| args.source_check = Some("no".to_owned()))),
+            (
+                "--allowed-source-cidrs: \"10.8.0.0\"",
+                set(|args| args.allowed_source_cidrs = Some("10.8.0.0".to_owned())),
+            ),
+            ("--pickup-grace: \"1h\"", set(|args| args.pickup_grace = Some("1h".to_owned()))),
             (
                 "--node-port-addresses: \"all\"",
                 set(|args| args.node_port_addresses = Some("10.0.0.0/8,all".to_owned())),

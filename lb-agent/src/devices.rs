@@ -122,6 +122,11 @@ impl Devices {
         self.uplinks.routed()
     }
 
+    /// Bridges that have Pods' veths as ports.
+    pub fn pod_bridges(&self) -> BTreeSet<u32> {
+        self.known.bridges()
+    }
+
     /// Name of a device, empty when it is not known.
     pub fn name(&self, ifindex: u32) -> &str {
         let veth = self.veth(ifindex).map(|veth| veth.name.as_str());
@@ -318,14 +323,14 @@ impl Devices {
         let Some(Veth { nsid, peer, .. }) = self.known.veths.get(&ifindex) else { return false };
         let (nsid, peer) = (*nsid, *peer);
         let seen = link::one_in(&mut self.client, nsid, peer)
-            .and_then(|link| Ok((link, addresses::inside(&mut self.client, nsid, peer)?)));
+            .and_then(|link| Ok((link, addresses::inside(&mut self.client, nsid)?)));
         match seen {
-            Ok((link, addresses)) => {
+            Ok((link, inside)) => {
                 let mac = link.map(|link| link.mac).unwrap_or_default();
-                if addresses.ip4.is_some() || addresses.ip6.is_some() {
+                if !inside.is_empty() {
                     self.polls.found(ifindex, Instant::now());
                 }
-                self.known.inside(ifindex, mac, addresses)
+                self.known.inside(ifindex, mac, inside)
             }
             Err(e) => {
                 // The Pod may just be going; its device will tell. Polls and the next resync ask again.

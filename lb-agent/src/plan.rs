@@ -40,6 +40,7 @@ mod tables;
 mod timers;
 mod values;
 
+pub use self::node::Given;
 pub use self::sources::RangeKey;
 
 /// What the maps say.
@@ -258,12 +259,18 @@ pub struct Planner {
     next_serial: u32,
     /// What the programs should know of this node.
     settings: Box<Settings>,
+    given: Given,
 }
 
 impl Planner {
     /// Takes over what the maps say. The first plan is an ordinary difference to it.
     pub fn restore(actual: Actual, capacity: Capacity) -> Self {
         restore::planner(actual, capacity)
+    }
+
+    /// From now on the settings have this in them.
+    pub fn give(&mut self, given: Given) {
+        self.given = given;
     }
 
     /// The writes for the changed services, for earlier ones that failed, and for timers that are due.
@@ -281,7 +288,7 @@ impl Planner {
         self.tables.timers.stamp(now);
         let mut plan = Plan::default();
         // Before any frontend: from then on flows in mid-flow would be refused.
-        self.settings = node::settings(&desired.node);
+        self.settings = node::settings(&desired.node, self.given);
         let flags = self.settings.flags;
         let now_told = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
         if flags != now_told.flags {

@@ -20,11 +20,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lb_agent::bpf::addresses::{AddressTables, Contents};
+use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::maps::Tables;
 use lb_agent::names::{self, Names, State};
 use lb_agent::plan::MapStore as _;
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::config::setting_flags;
+use lb_common::endpoint::{Ident, dev_flags, flags, ident_flags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -46,7 +48,7 @@ fn pod(name: &str, ip: &str) -> String {
         r#"---
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: default, labels: {{app: web}}}}
+metadata: {{name: {name}, namespace: default, labels: {{app: web, is: {name}}}}}
 spec: {{nodeName: n1, containers: [{{name: c, image: x}}]}}
 status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: "True"}}]}}
 "#
@@ -83,7 +85,12 @@ impl<'a> Bed<'a> {
     }
 
     fn start(&self) -> Child {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, flags: &[&str]) -> Child {
         let mut command = self.command("run");
+        command.args(flags);
         command.args(["--node-name", "n1", "--manifests"]).arg(self.dir.join("manifests"));
         command.arg("--cgroup").arg(&self.cgroup);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
@@ -411,6 +418,250 @@ fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
         assert_eq!(code, Some(0), "{log}");
         assert!(!log.contains("ERROR"), "{log}");
     });
+}
+
+#[test]
+fn times_and_numbers_of_pods_outlive_the_agent() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        node.ip("link add br0 type bridge");
+        let insides = ["web-1", "web-2"].map(|name| node.pod(name));
+        let [veth1, veth2] = [("veth1", "10.9.0.2/32"), ("veth2", "10.9.0.3/32")]
+            .map(|(veth, ip)| node.routed(&insides[usize::from(veth == "veth2")], veth, &[ip]));
+        node.ip("link set veth2 master br0");
+        let pods = format!("{}{}", pod("web-1", "10.9.0.2"), pod("web-2", "10.9.0.3"));
+        bed.write("web.yaml", &format!("{SERVICE}{pods}"));
+        let now = || {
+            let tables = Tables::open(&node.pins()).unwrap();
+            let settings = tables.settings.get(&0, 0).unwrap();
+            let pods = [veth1, veth2].map(|ifindex| tables.pods.get(&ifindex, 0).unwrap());
+            (settings.flags, settings.pickup_until, pods)
+        };
+        let ready = |child: &Child| {
+            bed.names("ready", |names| {
+                names.agent.pid == child.id()
+                    && is_ok(names, "services")
+                    && is_ok(names, "programs")
+            })
+        };
+        let first = bed.start();
+        ready(&first);
+        let (flags, pickup_until, pods) = now();
+        assert_ne!(flags & setting_flags::STRICT_SOURCE, 0, "the default");
+        let stamp = Clock::detect().unwrap().stamp().unwrap();
+        assert!(pickup_until > stamp, "the conntrack table is new: {pickup_until}, now {stamp}");
+        let mut ids = pods.map(|pod| pod.id);
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2]);
+        let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+        let [br0, lo] = ["br0", "lo"].map(|name| node.ifindex(name));
+        assert_eq!(contents.devs[&br0].flags, dev_flags::PODS);
+        assert_eq!(contents.devs.get(&lo), None);
+
+        // Known without a policy, then under one: connections may be older.
+        assert_eq!(pods.map(|pod| pod.pickup_until), [0, 0]);
+        bed.write("policy.yaml", &isolate("web-1"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while now().2[0].pickup_until == 0 {
+            assert!(Instant::now() < deadline, "{:?}", now());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let before = now();
+        assert!(before.2[0].pickup_until > stamp && before.2[1].pickup_until == 0, "{before:?}");
+        end(first, Signal::SIGKILL);
+        node.ip("link del veth2");
+        let second = bed.start_with(&["--source-check", "others", "--pickup-grace", "7"]);
+        ready(&second);
+        let tables = Tables::open(&node.pins()).unwrap();
+        assert_eq!(tables.pods.get(&veth1, 0).unwrap(), before.2[0]);
+        let settings = tables.settings.get(&0, 0).unwrap();
+        assert_eq!(settings.flags & setting_flags::STRICT_SOURCE, 0);
+        assert_eq!(settings.pickup_until, before.1, "the table is that of before");
+        assert!(tables.pods.get(&veth2, 0).is_err());
+        let (code, log) = end(second, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn who_changes_addresses_inside_stays_who_he_is() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let with_uid = |name: &str, ip: &str| {
+            pod(name, ip)
+                .replace("namespace: default,", &format!("namespace: default, uid: uid-{name},"))
+        };
+        let [eve, vic, vm] = ["eve", "vic", "vm"].map(|name| node.pod(name));
+        let veth_eve = node.routed(&eve, "veth1", &["10.9.0.2/32"]);
+        let veth_vic = node.routed(&vic, "veth2", &["10.9.0.3/32"]);
+        // A virtual machine: the Pod's address is on a bridge in it.
+        let veth_vm = node.routed(&vm, "veth3", &[]);
+        node.inside(&vm, "ip", "link add k0 type bridge");
+        node.inside(&vm, "ip", "addr add 10.9.0.4/32 dev k0");
+        let remote = with_uid("remote", "10.9.1.9").replace("nodeName: n1", "nodeName: n2");
+        let pods =
+            [with_uid("eve", "10.9.0.2"), with_uid("vic", "10.9.0.3"), with_uid("vm", "10.9.0.4")];
+        bed.write("web.yaml", &format!("{SERVICE}{}{remote}", pods.concat()));
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let here = |ip: &str| {
+            let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+            contents.ident.get(&addr(ip)).map(|known| (known.ifindex, known.flags))
+        };
+        let known = |names: &Names<'_>| {
+            let mut pods: Vec<String> =
+                names.pods.iter().map(|pod| format!("{}={}", pod.iface, pod.name)).collect();
+            pods.sort();
+            pods
+        };
+        let all = ["veth1=eve", "veth2=vic", "veth3=vm"];
+
+        // Whose addresses are whose is known while there is no policy.
+        let first = bed.start();
+        bed.names("first", |names| names.agent.pid == first.id() && known(names) == all);
+        const OF_POD: u32 = ident_flags::POD | ident_flags::HERE;
+        let whose = [
+            ("10.9.0.2", Some((veth_eve, OF_POD))),
+            ("10.9.0.3", Some((veth_vic, OF_POD))),
+            ("10.9.0.4", Some((veth_vm, OF_POD))),
+            ("10.9.1.9", Some((0, ident_flags::POD))),
+        ];
+        for (ip, want) in whose {
+            assert_eq!(here(ip), want, "{ip}");
+        }
+        bed.write("policy.yaml", &isolate("eve"));
+        let groups = |veth: u32| {
+            let pod = Tables::open(&node.pins()).unwrap().pods.get(&veth, 0).unwrap();
+            (pod.ingress, pod.egress)
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while groups(veth_eve) == (0, 0) {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(groups(veth_vic), (0, 0), "a control: only the selected one");
+        let tables = || Tables::open(&node.pins()).unwrap().load_pods().unwrap();
+        let sorted = || {
+            let mut pods = tables();
+            pods.sort_by_key(|(ifindex, _)| *ifindex);
+            pods
+        };
+        let before = sorted();
+
+        // Eve takes the addresses of others first, and another MAC address; then the agent starts again.
+        end(first, Signal::SIGKILL);
+        let links = node.inside(&eve, "ip", "-o link show type veth");
+        let device = links.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
+        node.inside(&eve, "ip", &format!("addr flush dev {device}"));
+        for ip in ["10.9.0.3", "10.9.1.9", "10.9.0.2"] {
+            node.inside(&eve, "ip", &format!("addr add {ip}/32 dev {device}"));
+        }
+        node.inside(&eve, "ip", &format!("link set {device} address 02:00:00:00:00:66"));
+        let second = bed.start();
+        let names = bed.names("second", |names| {
+            names.agent.pid == second.id()
+                && is_ok(names, "services")
+                && names.issues.iter().any(|issue| issue.object == "Pod default/eve")
+        });
+        assert_eq!(known(&names), all);
+        assert_eq!(sorted(), before, "no group, no address, no number");
+        for (ip, want) in whose {
+            assert_eq!(here(ip), want, "{ip}");
+        }
+
+        // Somebody behind another device claims to be vic: he is not, and is cut off. His own namespace gives it up.
+        let thief = node.pod("thief");
+        let veth_thief = node.routed(&thief, "veth4", &["10.9.0.3/32"]);
+        let names = bed.names("thief", |names| {
+            let claims =
+                |issue: &names::IssueLine<'_>| issue.message.contains("behind veth4 as well");
+            names.issues.iter().any(|issue| issue.object == "Pod default/vic" && claims(issue))
+        });
+        assert_eq!(
+            known(&names),
+            ["veth1=eve", "veth2=vic", "veth3=vm", "veth4="].map(str::to_owned)
+        );
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while groups(veth_thief) == (0, 0) {
+            assert!(Instant::now() < deadline, "{:?}", sorted());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let thief = Tables::open(&node.pins()).unwrap().pods.get(&veth_thief, 0).unwrap();
+        assert_eq!((thief.ip4, thief.ip6), (Addr::NONE, Addr::NONE));
+        assert_eq!(here("10.9.0.3"), Some((veth_vic, OF_POD)));
+        assert_eq!(groups(veth_vic), (0, 0));
+        let (code, log) = end(second, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
+fn an_annotation_admits_sources_of_its_pod_alone() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        let [vpn, other] = ["vpn", "other"].map(|name| node.pod(name));
+        let veth = node.routed(&vpn, "veth1", &["10.9.0.2/32"]);
+        let veth_other = node.routed(&other, "veth2", &["10.9.0.3/32"]);
+        let annotated = |ranges: &str| {
+            let annotation = format!(r#"annotations: {{lb-agent.io/allowed-sources: "{ranges}"}}"#);
+            let vpn = pod("vpn", "10.9.0.2");
+            let vpn =
+                vpn.replace("namespace: default,", &format!("namespace: default, {annotation},"));
+            format!("{SERVICE}{vpn}{}", pod("other", "10.9.0.3"))
+        };
+        let now = || {
+            let tables = Tables::open(&node.pins()).unwrap();
+            let more = [veth, veth_other].map(|ifindex| {
+                tables.pods.get(&ifindex, 0).is_ok_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+            });
+            let sources = tables.load_sources().unwrap().into_iter();
+            let sources: Vec<_> = sources.map(|(ifindex, of)| (ifindex, of.to_string())).collect();
+            (more, sources)
+        };
+        let until = |want: ([bool; 2], &[&str])| {
+            let list: Vec<_> = want.1.iter().map(|range| (veth, (*range).to_owned())).collect();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while now() != (want.0, list.clone()) {
+                assert!(Instant::now() < deadline, "{:?}, wanted {want:?}", now());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        // One is another Pod's, one is nothing: the rest holds.
+        bed.write("web.yaml", &annotated("fd00:8::/64, 10.8.0.0/24, 10.9.0.3, x"));
+        let first = bed.start();
+        bed.names("ready", |names| is_ok(names, "programs") && is_ok(names, "services"));
+        until(([true, false], &["10.8.0.0/24", "fd00:8::/64"]));
+        let names = bed.names("issues", |names| {
+            let of_pod = names.issues.iter().filter(|issue| issue.object == "Pod default/vpn");
+            of_pod.count() == 2
+        });
+        for part in
+            ["10.9.0.3/32 has 10.9.0.3, which is that of Pod default/other", "`x` is not a range"]
+        {
+            assert!(names.issues.iter().any(|issue| issue.message.starts_with(part)), "{names:#?}");
+        }
+        // As the operator allows it; what an earlier run wrote stays.
+        end(first, Signal::SIGKILL);
+        let second = bed.start_with(&["--allowed-source-cidrs", "10.8.0.0/16"]);
+        until(([true, false], &["10.8.0.0/24"]));
+        bed.write("web.yaml", &annotated("10.8.1.0/24"));
+        until(([true, false], &["10.8.1.0/24"]));
+        bed.write("web.yaml", &annotated(""));
+        until(([false, false], &[]));
+        let (code, log) = end(second, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+/// Nobody may open connections to Pods with this label `is`.
+fn isolate(is: &str) -> String {
+    format!(
+        r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: isolate-{is}, namespace: default}}
+spec: {{podSelector: {{matchLabels: {{is: {is}}}}}, policyTypes: [Ingress]}}
+"#
+    )
 }
 
 const LOAD_BALANCER: &str = r#"

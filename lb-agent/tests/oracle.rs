@@ -35,7 +35,7 @@ use etherparse::{IpNumber, PacketBuilder};
 use lb_agent::cluster::{Cluster, Event, Kind};
 use lb_agent::model::policy::Compiler;
 use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 use lb_agent::watch::manifests::Directory;
 use lb_common::addr::Addr;
 use lb_common::conntrack::CtKey;
@@ -108,14 +108,18 @@ impl Field {
         let desired = self.compiler.compile(&self.cluster.snapshot());
         assert!(desired.issues.is_empty(), "{:?}", desired.issues);
         let veths: Vec<Veth> = locals(world)
-            .map(|pod| Veth { ifindex: ifindex(pod), ips: ips(pod).map(Addr::from_ip).into() })
+            .map(|pod| {
+                let text = |key: &str| pod["metadata"][key].as_str().unwrap();
+                let name = lb_agent::cluster::Name::new(text("namespace"), text("name"));
+                Veth { ifindex: ifindex(pod), behind: Behind::Pod(name, 0) }
+            })
             .collect();
         let devices: BTreeMap<Addr, Ident> = world::node_ips(&world.nodes[0])
             .into_iter()
             .map(|ip| (Addr::from_ip(ip), Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO }))
-            .chain(veths.iter().flat_map(|veth| {
-                let ident = Ident { ifindex: veth.ifindex, ..Ident::ZERO };
-                veth.ips.iter().map(move |ip| (*ip, ident))
+            .chain(locals(world).flat_map(|pod| {
+                let ident = Ident { ifindex: ifindex(pod), ..Ident::ZERO };
+                ips(pod).map(|ip| (Addr::from_ip(ip), ident))
             }))
             .collect();
         self.clock += Duration::from_secs(2);

@@ -13,7 +13,7 @@ use lb_agent::cluster::{
 };
 use lb_agent::model::policy::{Compiler, Desired};
 use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 use lb_common::addr::Addr;
 use lb_common::endpoint::Ident;
 
@@ -48,9 +48,13 @@ fn pod(i: u32, app: &str) -> Event {
         node: format!("node-{}", i % NODES).into(),
         labels: Labels::new(labels),
         ports: [NamedPort { name: "http".into(), protocol: 6, port: 8080 }].into(),
+        ..Pod::default()
     };
-    let name = Name::new(format!("team-{}", i % NAMESPACES), format!("pod-{i}"));
-    Event::Pod(Change::Applied(name, pod))
+    Event::Pod(Change::Applied(name(i), pod))
+}
+
+fn name(i: u32) -> Name {
+    Name::new(format!("team-{}", i % NAMESPACES), format!("pod-{i}"))
 }
 
 fn app(i: u32) -> String {
@@ -157,9 +161,9 @@ fn a_thousand_policies_on_ten_thousand_pods() {
     println!("records: {} KiB", resident() - start);
     let veths: Vec<Veth> = (0..PODS)
         .filter(|i| i % NODES == 1)
-        .map(|i| Veth { ifindex: i, ips: vec![ip(i)] })
+        .map(|i| Veth { ifindex: i, behind: Behind::Pod(name(i), 0) })
         .collect();
-    let device = |veth: &Veth| (veth.ips[0], Ident { ifindex: veth.ifindex, ..Ident::ZERO });
+    let device = |veth: &Veth| (ip(veth.ifindex), Ident { ifindex: veth.ifindex, ..Ident::ZERO });
     let devices: BTreeMap<Addr, Ident> = veths.iter().map(device).collect();
     let mut compiler = Compiler::default();
     let mut planner = Planner::restore(Actual::default());

@@ -15,7 +15,7 @@ use lb_agent::cluster::{
 };
 use lb_agent::model::policy::Compiler;
 use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 use lb_common::addr::Addr;
 
 /// Peers or exceptions that fit in one object.
@@ -134,6 +134,7 @@ fn cluster(rules: Vec<Rule>) -> Cluster {
             node: "n1".into(),
             labels: Labels::default(),
             ports: [].into(),
+            ..Pod::default()
         };
         cluster.apply(Event::Pod(Change::Applied(Name::new(namespace, "pod"), pod)));
     }
@@ -166,7 +167,10 @@ fn cost(shape: Shape, n: u32, start: u64) -> Cost {
     let veths: Vec<Veth> = cluster
         .pods()
         .enumerate()
-        .map(|(i, (_, pod))| Veth { ifindex: i as u32 + 1, ips: pod.ips.to_vec() })
+        .map(|(i, (name, pod))| Veth {
+            ifindex: i as u32 + 1,
+            behind: Behind::Pod(name.clone(), pod.uid),
+        })
         .collect();
     let mut compiler = Compiler::default();
     let mut planner = Planner::restore(Actual::default());

@@ -213,6 +213,7 @@ fn pod(i: u32) -> Event {
         ports: ports
             .map(|(name, port)| NamedPort { name: name.into(), protocol: proto::TCP, port })
             .into(),
+        ..Pod::default()
     };
     let name =
         Name::new(format!("team-{}", set % 50), format!("service-{set}-5d8f7c{set:04}-{i:05}"));

@@ -5,18 +5,18 @@
 //! nobody has any more differs like everything else, and goes.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Dev, Ident, ident_flags};
+use lb_common::endpoint::{Dev, Ident, dev_flags, ident_flags};
 use tracing::debug;
 
 use crate::bpf::addresses::{AddressTables, Contents};
 use crate::cluster::Name;
+use crate::devices::Devices;
 use crate::devices::addresses::Addresses as OfDevice;
-use crate::devices::{Devices, Veth};
 use crate::issue::{Issue, ObjectRef};
 use crate::plan::MapError;
 
@@ -58,15 +58,21 @@ impl Addresses {
         Ok(self.tables.load()?.ident.into_iter().collect())
     }
 
-    /// Computes `ident`, and writes what differs in `devs`. `node` are the node's own addresses as Kubernetes knows them.
+    /// Computes `ident` from what lies behind each of the Pods' devices.
+    pub(super) fn claim(&mut self, devices: &Devices, behind: &[Claim]) {
+        self.ident = idents(devices.host().reachable(), behind, &self.ident);
+    }
+
+    /// Writes what differs in `devs`. `node` are the node's own addresses as Kubernetes knows them.
     pub(super) fn update(&mut self, devices: &Devices, node: &[Addr]) {
         self.named = node.into();
-        self.ident = idents(devices.host().reachable(), devices.veths(), &self.ident);
-        let named = node.iter().filter(|addr| self.ident.get(addr) == Some(&LOCAL_NODE));
+        let host: HashSet<Addr> = devices.host().reachable().map(Addr::from_ip).collect();
+        let named = node.iter().filter(|addr| host.contains(addr));
         let standing = first(named).or(devices.node_addresses());
+        let pod_bridges = devices.pod_bridges();
         let devs = devices.routed().map(|(ifindex, uplink)| {
             let main = devices.host().main(ifindex);
-            (ifindex, dev(main.or(standing), uplink.mtu))
+            (ifindex, dev(main.or(standing), uplink.mtu, pod_bridges.contains(&ifindex)))
         });
         let devs: BTreeMap<u32, Dev> = devs.collect();
         let tables = &mut self.tables;
@@ -144,22 +150,24 @@ fn of_device(known: &Ident) -> Ident {
     Ident { flags, ifindex: known.ifindex, ..Ident::ZERO }
 }
 
-/// Who has which address. A Pod's veth whose inside is not known yet keeps what was written of it: the agent has just
-/// started. Of two veths with one address the younger has it, since addresses are given to new Pods while the old
-/// one's device still goes; a host's own address is never a Pod's.
-fn idents<'a>(
+/// Number of a device, which addresses lie behind it, and whether those stay that are written: the agent has just
+/// started.
+pub(super) type Claim = (u32, (Vec<Addr>, bool));
+
+/// Who has which address. A host's own address is never a Pod's.
+fn idents(
     host: impl Iterator<Item = IpAddr>,
-    veths: impl Iterator<Item = &'a Veth>,
+    behind: &[Claim],
     written: &BTreeMap<Addr, Ident>,
 ) -> BTreeMap<Addr, Ident> {
     let mut idents = BTreeMap::new();
-    for veth in veths {
-        let ident = Ident { ifindex: veth.ifindex, ..Ident::ZERO };
-        let OfDevice { ip4, ip6 } = veth.addresses;
-        if ip4.is_none() && ip6.is_none() {
-            idents.extend(written.iter().filter(|(_, old)| **old == ident));
-        }
-        idents.extend([ip4, ip6].into_iter().flatten().map(|ip| (Addr::from_ip(ip), ident)));
+    for (ifindex, (_, stay)) in behind {
+        let stay = |(_, old): &(&Addr, &Ident)| *stay && old.ifindex == *ifindex;
+        idents.extend(written.iter().filter(stay).map(|(addr, old)| (*addr, *old)));
+    }
+    for (ifindex, (addresses, _)) in behind {
+        let ident = Ident { ifindex: *ifindex, ..Ident::ZERO };
+        idents.extend(addresses.iter().map(|addr| (*addr, ident)));
     }
     idents.extend(host.map(|ip| (Addr::from_ip(ip), LOCAL_NODE)));
     idents
@@ -176,56 +184,48 @@ fn first<'a>(addresses: impl Iterator<Item = &'a Addr>) -> OfDevice {
     })
 }
 
-fn dev(source: OfDevice, mtu: u32) -> Dev {
+fn dev(source: OfDevice, mtu: u32, of_pods: bool) -> Dev {
     let addr = |ip: Option<IpAddr>| ip.map_or(Addr::NONE, Addr::from_ip);
-    Dev { masquerade4: addr(source.ip4), masquerade6: addr(source.ip6), mtu, ..Dev::ZERO }
+    let flags = if of_pods { dev_flags::PODS } else { 0 };
+    Dev { masquerade4: addr(source.ip4), masquerade6: addr(source.ip6), mtu, flags }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Addr, Ident, LOCAL_NODE, OfDevice, Veth, dev, first, idents, settle};
+    use super::{Addr, Ident, LOCAL_NODE, OfDevice, dev, dev_flags, first, idents, settle};
 
     fn addr(text: &str) -> Addr {
         Addr::from_ip(text.parse().unwrap())
-    }
-
-    fn veth(ifindex: u32, ips: &[&str]) -> Veth {
-        let of =
-            |v6: bool| ips.iter().find(|ip| ip.contains(':') == v6).map(|ip| ip.parse().unwrap());
-        Veth {
-            ifindex,
-            name: String::new(),
-            peer: 2,
-            nsid: 3,
-            bridge: 0,
-            mac: [2; 6],
-            addresses: OfDevice { ip4: of(false), ip6: of(true) },
-        }
     }
 
     #[test]
     fn who_has_which_address() {
         let of = |ifindex: u32| Ident { ifindex, ..Ident::ZERO };
         let host = ["192.0.2.1", "fe80::1", "10.1.0.1"].map(|ip| ip.parse().unwrap());
-        let veths = [
-            veth(5, &["10.1.0.2", "fd01::2"]),
-            veth(6, &[]),
-            veth(7, &["10.1.0.2"]),
-            veth(8, &["10.1.0.1"]),
+        let behind = |ifindex, ips: &[&str], stay| {
+            (ifindex, (ips.iter().map(|ip| addr(ip)).collect(), stay))
+        };
+        let behind = [
+            behind(5, &["10.1.0.2", "fd01::2"], false),
+            behind(6, &["10.1.0.7"], true),
+            behind(7, &[], false),
+            behind(8, &["10.1.0.1"], false),
         ];
         let left = [
             (addr("10.1.0.6"), of(6)),
             (addr("10.1.0.9"), of(9)),
+            (addr("10.1.0.70"), of(7)),
             (addr("10.1.0.66"), of(5)),
             (addr("192.0.2.77"), LOCAL_NODE),
         ];
-        let got = idents(host.into_iter(), veths.iter(), &BTreeMap::from(left));
+        let got = idents(host.into_iter(), &behind, &BTreeMap::from(left));
         let want = [
             ("10.1.0.1", LOCAL_NODE),
-            ("10.1.0.2", of(7)),
+            ("10.1.0.2", of(5)),
             ("10.1.0.6", of(6)),
+            ("10.1.0.7", of(6)),
             ("192.0.2.1", LOCAL_NODE),
             ("fd01::2", of(5)),
             ("fe80::1", LOCAL_NODE),
@@ -237,11 +237,14 @@ mod tests {
     fn the_source_of_masqueraded_flows() {
         let node = [addr("2001:db8::1"), addr("192.0.2.1"), addr("192.0.2.2")];
         let main = OfDevice { ip4: Some("198.51.100.1".parse().unwrap()), ip6: None };
-        let got = dev(main.or(first(node.iter())), 1450);
+        let got = dev(main.or(first(node.iter())), 1450, false);
         assert_eq!((got.masquerade4, got.masquerade6), (addr("198.51.100.1"), addr("2001:db8::1")));
-        let got = dev(OfDevice::default().or(first(node.iter())), 1450);
-        assert_eq!((got.masquerade4, got.mtu), (addr("192.0.2.1"), 1450));
-        assert_eq!(dev(OfDevice::default(), 9).masquerade4, Addr::NONE);
+        let got = dev(OfDevice::default().or(first(node.iter())), 1450, true);
+        assert_eq!(
+            (got.masquerade4, got.mtu, got.flags),
+            (addr("192.0.2.1"), 1450, dev_flags::PODS)
+        );
+        assert_eq!(dev(OfDevice::default(), 9, false).masquerade4, Addr::NONE);
     }
 
     #[test]

@@ -191,8 +191,13 @@ impl Agent {
             &HostPorts::read(),
             self.desired.node_ports(),
         );
-        let all =
-            all.chain(self.addresses.issues()).chain(&ports).chain(&masquerade).chain(&policies);
+        let all = all
+            .chain(self.addresses.issues())
+            .chain(self.bindings.issues())
+            .chain(self.sources.issues())
+            .chain(&ports)
+            .chain(&masquerade)
+            .chain(&policies);
         let all = all.chain(self.policies.remarks());
         let new = self.housekeeping.issues.replace(all, now.as_secs());
         let roomless: BTreeSet<&Issue> = self.planner.issues().chain(&policies).collect();
@@ -223,7 +228,8 @@ impl Agent {
             issues: &house.issues,
             examples,
         };
-        let mut names = table::head(&known, self.devices.veths());
+        let veths = self.devices.veths().map(|veth| (veth, self.bindings.name(veth.ifindex)));
+        let mut names = table::head(&known, veths);
         if let Some(desired) = self.policies.desired() {
             names.policies = policies::policies(desired, self.policies.hits());
             names.groups =

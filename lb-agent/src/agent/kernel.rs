@@ -45,6 +45,8 @@ pub(super) struct Kernel {
     pub clock: Clock,
     /// Capacity of the conntrack table.
     pub ct_entries: u32,
+    /// Whether the conntrack table was made just now: connections may be older.
+    pub ct_is_new: bool,
 }
 
 impl Kernel {
@@ -55,6 +57,7 @@ impl Kernel {
     pub(super) fn bring_up(cfg: &Config, facts: &Facts) -> anyhow::Result<Self> {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
+        let ct_is_new = maps::pinned_capacity(&pins.map(&MAP_CT)).is_none();
         let ct_entries = ct_entries(cfg.ct_entries, &pins.map(&MAP_CT));
         let program_config = program_config(cfg, clock, facts)?;
         let mut ebpf = load::load(&LoadOptions {
@@ -79,7 +82,7 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self { pins, hooks, tables, addresses, policy, traces, clock, ct_entries })
+        Ok(Self { pins, hooks, tables, addresses, policy, traces, clock, ct_entries, ct_is_new })
     }
 }
 

@@ -7,20 +7,30 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use lb_common::addr::Addr;
+use lb_common::config;
+use lb_common::endpoint::{Pod, ident_flags};
 use tracing::{debug, error, info, warn};
 
-use crate::agent::Agent;
 use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
+use crate::agent::bindings::{Bindings, View};
 use crate::agent::kernel::Kernel;
+use crate::agent::pods::Pods;
+use crate::agent::{Agent, unix_now};
 use crate::bpf::attach::{AttachError, Role};
-use crate::cluster;
+use crate::bpf::maps::Tables;
+use crate::cluster::{self, Cluster, Name};
 use crate::devices::bridge_netfilter::BridgeNetfilter;
-use crate::devices::{self, Devices};
+use crate::devices::{self, Devices, Veth};
 use crate::observe::metrics::Subject;
+use crate::plan::MapError;
+use crate::plan::policy::Veth as Known;
 
 /// All devices are asked for again so often, in case a message was missed.
 const RESYNC: Duration = Duration::from_secs(30);
+
+/// `ident_flags::*` of addresses that nobody else may send from.
+const OTHERS: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::LOCAL_NODE;
 
 impl Agent {
     /// Brings the programs to the answers of host processes, or takes them off.
@@ -51,6 +61,7 @@ impl Agent {
             devices::Event::Gone(ifindex) => {
                 self.pods.gone(ifindex);
                 self.policies.gone(ifindex);
+                self.bindings.gone(ifindex);
                 if let Err(err) = self.tables.delete_pod(ifindex) {
                     warn!(ifindex, %err, "entry of a device that is gone stays");
                 }
@@ -95,6 +106,50 @@ impl Agent {
         self.write_policies();
     }
 
+    /// Finds out who is behind which device, and writes what comes of that but for groups.
+    pub(super) fn bind(&mut self) {
+        let Self { bindings, devices, cluster, policies, addresses, sources, tables, pods, .. } =
+            self;
+        let veths: Vec<&Veth> = devices.veths().collect();
+        let holder = |addr: &Addr| match policies.desired() {
+            Some(desired) => desired.addrs.get(addr).map_or(0, |known| known.flags),
+            None => policies.actual().ident.get(addr).map_or(0, |known| known.flags),
+        };
+        let is_others = |addr: &Addr| {
+            is_nobodys(addr)
+                || holder(addr) & OTHERS != 0
+                || cluster.pod_at(addr).is_some()
+                || cluster.host_addrs().contains(addr)
+                || cluster.is_of_service(addr)
+        };
+        let is_elsewhere =
+            |addr: &Addr| holder(addr) & (ident_flags::POD | ident_flags::HERE) == ident_flags::POD;
+        let view = View { cluster, is_others: &is_others, is_elsewhere: &is_elsewhere, now: now() };
+        let mut changed = bindings.update(&veths, &view);
+        let behind: Vec<_> =
+            veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
+        addresses.claim(devices, &behind);
+        let is_new = !changed.is_empty();
+        if cluster.synced() {
+            sources.want(&wanted_sources(&veths, bindings, cluster), cluster, tables);
+            changed.extend(pods.have_sources(sources.devices()));
+        }
+        if !is_new {
+            changed.into_iter().for_each(|ifindex| self.put_pod(ifindex));
+            self.sources.clear(&mut self.tables);
+            return;
+        }
+        // Before any map says so: a restart must not come to another result.
+        if let Err(err) = bindings.save(&self.state_dir) {
+            warn!(%err, dir = %self.state_dir.display(), "who is behind which device is not saved: it is found out anew after a restart");
+        }
+        self.housekeeping.touch();
+        for ifindex in changed {
+            self.put_pod(ifindex);
+        }
+        self.sources.clear(&mut self.tables);
+    }
+
     fn attach(&mut self, attachment: Attachment) {
         self.attachments.begin(attachment);
         self.attacher.attach(attachment);
@@ -113,8 +168,12 @@ impl Agent {
     /// Writes the entry of a device, if it is news.
     fn put_pod(&mut self, ifindex: u32) {
         let Some(veth) = self.devices.veth(ifindex) else { return };
-        let groups = self.policies.groups_of(veth);
-        let Some(pod) = self.pods.entry(veth, BridgeNetfilter::read(), groups) else { return };
+        let behind = behind(&self.bindings, veth, now(), self.policies.is_strict());
+        let groups = self.policies.groups_of(&behind);
+        let (known, netfilter) = ((veth, self.bindings.face(veth)), BridgeNetfilter::read());
+        let Some(pod) = self.pods.entry(known, netfilter, groups, self.pickup.until()) else {
+            return;
+        };
         match self.tables.put_pod(ifindex, &pod) {
             Ok(()) => {
                 debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");
@@ -164,6 +223,59 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// What an earlier run has written of the Pods' devices that are there still.
+pub(super) fn take_over_pods(
+    tables: &Tables,
+    devices: &Devices,
+    bindings: &Bindings,
+) -> Result<Pods, MapError> {
+    let is_same = |(ifindex, pod): &(u32, Pod)| {
+        // What is said by the inside is only good where nothing better is known.
+        let inside = |veth: &Veth| veth.mac == [0; 6] || veth.mac == pod.mac;
+        let veth = devices.veth(*ifindex);
+        veth.is_some_and(|veth| bindings.is_same(veth).unwrap_or_else(|| inside(veth)))
+    };
+    let mut pods = Pods::take_over(tables.load_pods()?.into_iter().filter(is_same));
+    for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
+        pods.is_known(veth.ifindex);
+    }
+    Ok(pods)
+}
+
+/// The Pods with an annotation that admits more sources, by their devices.
+fn wanted_sources<'a>(
+    veths: &[&Veth],
+    bindings: &'a Bindings,
+    cluster: &'a Cluster,
+) -> Vec<(u32, &'a Name, &'a cluster::Pod)> {
+    let of = |veth: &&Veth| {
+        let name = bindings.name(veth.ifindex)?;
+        Some((veth.ifindex, name, cluster.pod(name)?))
+    };
+    veths.iter().filter_map(of).filter(|(.., pod)| pod.sources.is_some()).collect()
+}
+
+/// A device as the planner of policies sees it.
+pub(super) fn behind(bindings: &Bindings, veth: &Veth, now: i64, strict: bool) -> Known {
+    Known { ifindex: veth.ifindex, behind: bindings.behind(veth.ifindex, now, strict) }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    i64::try_from(unix_now().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// An address that no Pod is known by, whoever has bound it.
+fn is_nobodys(addr: &Addr) -> bool {
+    let ip = addr.to_ip();
+    let of_programs = [IpAddr::from(config::HAIRPIN4), IpAddr::from(config::HAIRPIN6)];
+    ip.is_loopback()
+        || ip.is_unspecified()
+        || ip.is_multicast()
+        || is_link_local(&ip)
+        || of_programs.contains(&ip)
 }
 
 /// Removes what an earlier run left of devices that are gone meanwhile.

@@ -6,24 +6,23 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::addr::Addr;
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
 use crate::agent::addresses::Addresses;
 use crate::agent::compiler::{Compiled, Job, Worker};
 use crate::agent::hits::Hits;
+use crate::agent::node;
 use crate::agent::pods::Pods;
 use crate::bpf::addresses::AddressTables;
 use crate::bpf::maps::Tables;
 use crate::bpf::policy::PolicyTables;
 use crate::config::{Config, Startup};
-use crate::devices::{self, Devices};
 use crate::issue::Issue;
 use crate::model::policy::{Compiler, Desired, Group};
 use crate::observe::metrics::policy::OfPolicies;
 use crate::plan::MapError;
-use crate::plan::policy::{Actual, GroupIds, Op, Planner, Store, Veth, Wanted};
+use crate::plan::policy::{Actual, Behind, GroupIds, Op, Planner, Store, Veth, Wanted};
 
 /// Changes remembered one by one until they are enforced.
 const REMEMBERED: usize = 4096;
@@ -57,26 +56,19 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// Takes over what an earlier run left. Devices that have become another Pod's since are unknown ones.
+    /// Takes over what an earlier run left, of the devices that are there still.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub(super) fn take_over(
         cfg: &Config,
         (worker, tables): (Worker, PolicyTables),
-        pods: &Tables,
+        pods: &Pods,
         addresses: &Addresses,
-        devices: &Devices,
     ) -> Result<Self, MapError> {
         let mut actual = tables.load()?;
         actual.ident = addresses.load()?;
-        for (ifindex, pod) in pods.load_pods()? {
-            let is_other = |mac: [u8; 6]| mac != [0; 6] && mac != pod.mac;
-            if devices.veth(ifindex).is_some_and(|veth| !is_other(veth.mac)) {
-                let groups = [pod.ingress, pod.egress, pod.shadow_ingress, pod.shadow_egress];
-                actual.pods.insert(ifindex, groups);
-            }
-        }
+        actual.pods.extend(pods.groups());
         Ok(Self {
             worker,
             compiler: Some(Compiler::default()),
@@ -126,8 +118,13 @@ impl Policies {
     }
 
     /// The groups of a device whose element is written now.
-    pub(super) fn groups_of(&mut self, veth: &devices::Veth) -> GroupIds {
-        self.planner.groups_of(self.desired.as_ref(), &known(veth))
+    pub(super) fn groups_of(&mut self, veth: &Veth) -> GroupIds {
+        self.planner.groups_of(self.desired.as_ref(), veth)
+    }
+
+    /// Whether devices of unknown Pods are cut off as soon as there is any policy.
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict
     }
 
     /// A device is gone.
@@ -241,8 +238,14 @@ impl Agent {
 
     /// Brings the policy tables, and whose addresses are whose, to what they should say.
     pub(super) fn write_policies(&mut self) {
-        let Self { policies, addresses, tables, pods, devices, .. } = self;
-        let veths: Vec<Veth> = devices.veths().map(known).collect();
+        self.bind();
+        let pickup_until = self.pickup.until();
+        let now = node::now();
+        let Self { policies, addresses, tables, pods, devices, bindings, .. } = self;
+        let veths: Vec<Veth> = devices
+            .veths()
+            .map(|veth| node::behind(bindings, veth, now, policies.strict))
+            .collect();
         let (idents, address_tables) = addresses.idents();
         let wanted = Wanted {
             desired: policies.desired.as_ref(),
@@ -252,9 +255,17 @@ impl Agent {
         };
         let now = self.start.elapsed();
         let plan = policies.planner.plan(&wanted, now);
-        let mut maps =
-            Maps { policy: &mut policies.tables, addresses: address_tables, tables, pods };
+        let mut maps = Maps {
+            policy: &mut policies.tables,
+            addresses: address_tables,
+            tables,
+            pods,
+            pickup_until,
+        };
         let applied = policies.planner.apply(plan, &mut maps, now);
+        // Those found just now have been under their policies from their first moment.
+        let found = veths.iter().filter(|veth| matches!(veth.behind, Behind::Pod(..)));
+        found.for_each(|veth| pods.is_known(veth.ifindex));
         let ours = &self.metrics.ours;
         ours.map_writes.inc_by(applied.writes as u64);
         ours.sync_failures.inc_by(applied.failed.len() as u64);
@@ -279,18 +290,13 @@ impl Agent {
     }
 }
 
-/// A device as the planner sees it.
-fn known(veth: &devices::Veth) -> Veth {
-    let ips = [veth.addresses.ip4, veth.addresses.ip6].into_iter().flatten();
-    Veth { ifindex: veth.ifindex, ips: ips.map(Addr::from_ip).collect() }
-}
-
 /// The maps that policies are written to.
 struct Maps<'a> {
     policy: &'a mut PolicyTables,
     addresses: &'a mut AddressTables,
     tables: &'a mut Tables,
     pods: &'a mut Pods,
+    pickup_until: u32,
 }
 
 impl Store for Maps<'_> {
@@ -300,7 +306,9 @@ impl Store for Maps<'_> {
             Op::DeleteIdent { addr } => self.addresses.set_ident(addr, None),
             Op::SetGroups { ifindex, groups } => {
                 // One that is not written yet gets its groups when it is.
-                let Some(pod) = self.pods.regrouped(*ifindex, *groups) else { return Ok(()) };
+                let Some(pod) = self.pods.regrouped(*ifindex, *groups, self.pickup_until) else {
+                    return Ok(());
+                };
                 self.tables.put_pod(*ifindex, &pod)?;
                 self.pods.wrote(*ifindex, pod);
                 Ok(())

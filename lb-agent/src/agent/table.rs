@@ -123,10 +123,13 @@ impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
 }
 
 /// The short lists of the table; agent, source and subsystems are left to the caller.
-pub(super) fn head<'a>(known: &Known<'a>, veths: impl Iterator<Item = &'a Veth>) -> Names<'a> {
+pub(super) fn head<'a>(
+    known: &Known<'a>,
+    veths: impl Iterator<Item = (&'a Veth, Option<&'a Name>)>,
+) -> Names<'a> {
     Names {
         layout: crate::names::LAYOUT,
-        pods: veths.map(|veth| pod_name(known.cluster, veth)).collect(),
+        pods: veths.map(|(veth, pod)| pod_name(veth, pod)).collect(),
         issues: known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect(),
         drops: known.examples.iter().map(drop_example).collect(),
         ..Names::default()
@@ -310,9 +313,7 @@ fn conditions(endpoint: &cluster::Endpoint) -> Conditions {
     }
 }
 
-fn pod_name<'a>(cluster: &'a Cluster, veth: &'a Veth) -> PodName<'a> {
-    let addresses = [veth.addresses.ip4, veth.addresses.ip6];
-    let pod = addresses.into_iter().flatten().find_map(|ip| cluster.pod_at(&Addr::from_ip(ip)));
+fn pod_name<'a>(veth: &'a Veth, pod: Option<&'a Name>) -> PodName<'a> {
     PodName {
         ifindex: veth.ifindex,
         iface: Cow::Borrowed(&veth.name),

@@ -1,16 +1,22 @@
 //! The real [`MapStore`]: one system call a write.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+
 use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::{Pod, PodSource};
 use lb_common::service::{Affinity, AffinityKey};
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
 use crate::bpf::maps::{self, Tables};
 use crate::bpf::read;
+use crate::cluster::Prefix;
 use crate::plan::{Actual, MapError, MapStore, Op};
 use crate::syscall;
+
+/// Bits of [`PodSource`] before the address.
+const DEVICE_BITS: u32 = 32;
 
 impl MapStore for Tables {
     fn load(&self) -> Result<Actual, MapError> {
@@ -83,6 +89,46 @@ impl Tables {
     /// When the map is full or the kernel refuses.
     pub fn put_pod(&mut self, ifindex: u32, pod: &Pod) -> Result<(), MapError> {
         self.pods.insert(&ifindex, pod, 0).map_err(|e| failed("pods", e))
+    }
+
+    /// Admits a range as sources of a Pod, or no longer.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn set_source(
+        &mut self,
+        ifindex: u32,
+        range: &Prefix,
+        admitted: bool,
+    ) -> Result<(), MapError> {
+        let source = PodSource { ifindex, addr: range.addr() };
+        let key = Key::new(DEVICE_BITS + u32::from(range.wide_bits()), source);
+        let done = if admitted {
+            self.pod_sources.insert(&key, &1, 0)
+        } else {
+            match self.pod_sources.remove(&key) {
+                Err(e) if maps::is_missing(&e) => Ok(()),
+                other => other,
+            }
+        };
+        done.map_err(|e| failed("pod_sources", e))
+    }
+
+    /// The ranges that are admitted as sources of Pods, by the numbers of their devices.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_sources(&self) -> Result<BTreeSet<(u32, Prefix)>, MapError> {
+        let mut found = BTreeSet::new();
+        for key in self.pod_sources.keys() {
+            let key = key.map_err(|e| failed("pod_sources", e))?;
+            let PodSource { ifindex, addr } = key.data();
+            let bits = key.prefix_len().saturating_sub(DEVICE_BITS);
+            let bits = if addr.is_v4() { bits.saturating_sub(96) } else { bits };
+            let range = u8::try_from(bits).ok().and_then(|bits| Prefix::new(addr, bits));
+            found.extend(range.map(|range| (ifindex, range)));
+        }
+        Ok(found)
     }
 
     /// The Pods of this node that are written.

@@ -35,6 +35,15 @@ impl Clock {
         self.jiffies().map(conntrack::stamp)
     }
 
+    /// The stamp that the programs will write after this time.
+    ///
+    /// # Errors
+    /// When the clock cannot be read.
+    pub fn stamp_in(&self, time: Duration) -> io::Result<u32> {
+        let ticks = time.as_secs().saturating_mul(self.hz.into());
+        Ok(conntrack::stamp(self.jiffies()?.saturating_add(ticks)))
+    }
+
     /// The low 32 bits of the tick counter, as in the map `affinity`.
     ///
     /// # Errors

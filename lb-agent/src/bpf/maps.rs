@@ -8,10 +8,11 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, RingBuf};
 use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::{Pod, PodSource};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_PODS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
+    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
@@ -56,6 +57,8 @@ pub struct Tables {
     pub settings: Array<MapData, Settings>,
     /// Pods by ifindex.
     pub pods: HashMap<MapData, u32, Pod>,
+    /// What Pods may send from beside their own addresses.
+    pub pod_sources: LpmTrie<MapData, PodSource, u32>,
 }
 
 impl Tables {
@@ -74,6 +77,7 @@ impl Tables {
             host_ports: typed(&MAP_HOST_PORTS, take(ebpf, &MAP_HOST_PORTS)?)?,
             settings: typed(&MAP_SETTINGS, take(ebpf, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
+            pod_sources: typed(&MAP_POD_SOURCES, take(ebpf, &MAP_POD_SOURCES)?)?,
         })
     }
 
@@ -92,6 +96,7 @@ impl Tables {
             host_ports: open(pins, &MAP_HOST_PORTS)?,
             settings: open(pins, &MAP_SETTINGS)?,
             pods: open(pins, &MAP_PODS)?,
+            pod_sources: open(pins, &MAP_POD_SOURCES)?,
         })
     }
 }

@@ -145,8 +145,12 @@ impl Cluster {
             self.forget_pod(&name, &old, dirty);
         }
         if own && !host_network {
-            // An address that moved from a finished Pod belongs to the one that was heard of last.
-            self.pod_at.extend(ips.into_iter().map(|addr| (addr, name.clone())));
+            for addr in ips {
+                let names = self.pod_at.entry(addr).or_default();
+                if !names.contains(&name) {
+                    names.push(name.clone());
+                }
+            }
         }
     }
 
@@ -174,8 +178,11 @@ impl Cluster {
         self.release(old.ips.iter().copied());
         for addr in &old.ips {
             self.claims.touch_addr(addr, dirty);
-            if self.pod_at.get(addr) == Some(name) {
-                self.pod_at.remove(addr);
+            if let Some(names) = self.pod_at.get_mut(addr) {
+                names.retain(|known| known != name);
+                if names.is_empty() {
+                    self.pod_at.remove(addr);
+                }
             }
         }
     }
@@ -256,11 +263,11 @@ impl Cluster {
         self.strings.share_labels(&mut node.labels);
         let own = *name.name == *self.node;
         let zone = node.zone.clone();
-        let places = |node: &Node| (node.addresses.clone(), node.pod_cidrs.clone());
+        let places =
+            |node: &Node| (node.addresses.clone(), node.pod_cidrs.clone(), node.tunnels.clone());
         let now = places(&node);
         let old = self.nodes.get(&name);
-        dirty.policies |=
-            old.is_none_or(|old| (&old.labels, &old.addresses) != (&node.labels, &node.addresses));
+        dirty.policies |= old.is_none_or(|old| old.labels != node.labels || places(old) != now);
         let old = self.nodes.insert(name, node);
         if old.as_deref().map(places) != Some(now) {
             self.touch_external(dirty);

@@ -72,6 +72,11 @@ impl Claims {
         found.map(|(.., name)| name)
     }
 
+    /// Whether some Service has this address.
+    pub(super) fn has(&self, addr: &Addr) -> bool {
+        self.of_cluster_ip(addr).next().is_some() || self.of_addr(addr).next().is_some()
+    }
+
     /// Those with this port at this address outside the cluster.
     pub(super) fn of_external(
         &self,

@@ -228,6 +228,15 @@ pub struct Conditions {
 /// A Pod of any node that has not finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
+    /// A number for `metadata.uid`; 0 when it has none, as in manifests. One that is made again under the same name is
+    /// another Pod.
+    pub uid: u64,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: Option<NonZeroI64>,
+    /// Whether it has a `metadata.deletionTimestamp`.
+    pub deleting: bool,
+    /// Annotation `lb-agent.io/allowed-sources`: what it may send from beside its own addresses.
+    pub sources: Option<Box<[Prefix]>>,
     /// `status.podIPs`.
     pub ips: Box<[Addr]>,
     /// `spec.hostNetwork`: its addresses are the node's.
@@ -238,6 +247,18 @@ pub struct Pod {
     pub labels: Labels,
     /// `spec.containers[].ports` that have a name, those of init containers that keep running included.
     pub ports: Box<[NamedPort]>,
+}
+
+impl Pod {
+    /// The annotation of a Pod that admits more sources.
+    pub const SOURCES: &str = "lb-agent.io/allowed-sources";
+
+    /// Which of two Pods has an address that both have in their status: one that is not being deleted before one that
+    /// is, as on a node that is dead; then the newer one.
+    pub fn has_before(&self, other: &Self) -> bool {
+        let rank = |pod: &Self| (!pod.deleting, pod.created);
+        rank(self) > rank(other)
+    }
 }
 
 /// A port of a container, by its name.
@@ -284,6 +305,8 @@ impl Labels {
 pub struct Node {
     /// `status.addresses` of types InternalIP and ExternalIP, the internal ones first.
     pub addresses: Box<[Addr]>,
+    /// Its addresses in the network of the Pods, as far as annotations of the CNI (Calico) tell.
+    pub tunnels: Box<[Addr]>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Box<[Prefix]>,
     /// Label `topology.kubernetes.io/zone`.

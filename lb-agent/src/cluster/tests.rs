@@ -304,7 +304,7 @@ fn what_policies_depend_on_makes_them_dirty_and_nothing_else() {
         ("its labels", put_namespace("b", false), true),
         ("that it is going", put_namespace("b", true), false),
         ("a node", node(labels("a"), "172.31.0.2", "10.244.2.0/24"), true),
-        ("its ranges", node(labels("a"), "172.31.0.2", "10.244.3.0/24"), false),
+        ("its ranges", node(labels("a"), "172.31.0.2", "10.244.3.0/24"), true),
         ("its labels", node(labels("b"), "172.31.0.2", "10.244.3.0/24"), true),
         ("its addresses", node(labels("b"), "172.31.0.3", "10.244.3.0/24"), true),
         ("no node", Event::Node(Change::Deleted(Name::new("", "n2"))), true),

@@ -30,6 +30,10 @@ const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_DEPRECATED: u32 = 0x20;
 /// `RT_SCOPE_UNIVERSE`.
 const SCOPE_GLOBAL: u8 = 0;
+/// `RT_SCOPE_LINK`; above it those of the host.
+const SCOPE_LINK: u8 = 253;
+/// Addresses of a Pod's namespace that are looked at.
+const MOST_INSIDE: usize = 256;
 
 /// An address of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,12 @@ impl Address {
         self.scope == SCOPE_GLOBAL && self.flags & NOT_THE_MAIN_ADDRESS == 0
     }
 
+    fn inside(&self) -> Option<Inside> {
+        let is_known = self.flags & IFA_F_DADFAILED == 0 && self.scope < SCOPE_LINK;
+        let Self { ifindex: device, ip, .. } = *self;
+        is_known.then(|| Inside { device, ip, main: self.is_main() })
+    }
+
     /// Whether it stands for a network, as the addresses of the node's uplinks do.
     fn has_network(&self) -> bool {
         let host = if self.ip.is_ipv4() { 32 } else { 128 };
@@ -101,19 +111,44 @@ impl Addresses {
     }
 }
 
-/// The addresses of one device of another namespace.
+/// An address in a Pod's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// ifindex of the device, in that namespace.
+    pub device: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether others know the device by it.
+    pub main: bool,
+}
+
+impl Addresses {
+    /// The first main address in each family of one of the devices.
+    pub fn of(device: u32, inside: &[Inside]) -> Self {
+        let main = inside.iter().filter(|address| address.main && address.device == device);
+        main.fold(Self::default(), |found, Inside { ip, .. }| {
+            found.or(match ip {
+                IpAddr::V4(_) => Self { ip4: Some(*ip), ip6: None },
+                IpAddr::V6(_) => Self { ip4: None, ip6: Some(*ip) },
+            })
+        })
+    }
+}
+
+/// The addresses of all devices of another namespace, in the kernel's order, but for those that are good within it
+/// only. Whoever is in there may add as many as he likes: the first ones count.
 ///
 /// # Errors
 /// When the kernel refuses; needs `CAP_NET_ADMIN` over that namespace.
-pub fn inside(client: &mut Client, nsid: u32, ifindex: u32) -> io::Result<Addresses> {
-    let mut header = [0; IFADDRMSG];
-    header[4..].copy_from_slice(&word32(ifindex));
-    let request =
-        Request::new(RTM_GETADDR, Want::Dump, &header).attr(IFA_TARGET_NETNSID, &word32(nsid));
-    let mut found = Addresses::default();
+pub fn inside(client: &mut Client, nsid: u32) -> io::Result<Vec<Inside>> {
+    let request = Request::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG])
+        .attr(IFA_TARGET_NETNSID, &word32(nsid));
+    let mut found = Vec::new();
     client.call(&request, |_, payload| {
-        if let Some(address) = Address::parse(payload) {
-            found.add(&address);
+        if found.len() < MOST_INSIDE
+            && let Some(address) = Address::parse(payload)
+        {
+            found.extend(address.inside());
         }
     })?;
     Ok(found)
@@ -250,6 +285,19 @@ mod tests {
         }
         assert_eq!(found.ip4.unwrap().to_string(), "10.1.0.2", "its own end, primary, first");
         assert_eq!(found.ip6.unwrap().to_string(), "fd00::3", "permanent and global");
+        let inside: Vec<_> =
+            messages.iter().filter_map(|message| Address::parse(message)?.inside()).collect();
+        let shown: Vec<_> = inside.iter().map(|of| (of.ip.to_string(), of.main)).collect();
+        let want = [
+            ("10.1.0.9", false),
+            ("10.1.0.2", true),
+            ("10.1.0.3", true),
+            ("fd00::2", false),
+            ("fd00::3", true),
+        ];
+        assert_eq!(shown, want.map(|(ip, main)| (ip.to_owned(), main)));
+        assert_eq!(Addresses::of(3, &inside), found);
+        assert_eq!(Addresses::of(4, &inside), Addresses::default(), "another device's");
         assert_eq!(Address::parse(&[2, 24]), None, "too short");
         assert_eq!(Address::parse(&message(0, 0, &[])), None, "without an address");
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::Event;
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Inside};
 use super::link::Link;
 
 /// A Pod's veth.
@@ -21,10 +21,14 @@ pub struct Veth {
     pub nsid: u32,
     /// ifindex of the bridge that the host's end is a port of, or 0.
     pub bridge: u32,
+    /// MAC address of the host's end: nobody in the Pod can change it.
+    pub own_mac: [u8; 6],
     /// MAC address of the Pod's end; zero until known.
     pub mac: [u8; 6],
     /// The Pod's addresses, as far as known.
     pub addresses: Addresses,
+    /// All addresses in the Pod's namespace, of whatever device, as far as known.
+    pub inside: Vec<Inside>,
 }
 
 /// Veths as known so far.
@@ -53,8 +57,10 @@ impl Known {
             peer: link.peer,
             nsid,
             bridge: link.bridge,
+            own_mac: link.mac,
             mac: [0; 6],
             addresses: Addresses::default(),
+            inside: Vec::new(),
         };
         let Some(known) = self.veths.get_mut(&ifindex) else {
             self.veths.insert(ifindex, veth);
@@ -64,10 +70,10 @@ impl Known {
             *known = veth;
             return Some(Event::Appeared { ifindex, at });
         }
-        if (known.bridge, &known.name) == (veth.bridge, &veth.name) {
+        if (known.bridge, known.own_mac, &known.name) == (veth.bridge, veth.own_mac, &veth.name) {
             return None;
         }
-        (known.bridge, known.name) = (veth.bridge, veth.name);
+        (known.bridge, known.own_mac, known.name) = (veth.bridge, veth.own_mac, veth.name);
         Some(Event::Changed(ifindex))
     }
 
@@ -85,10 +91,11 @@ impl Known {
     }
 
     /// What the far end looks like. `true` when that is news.
-    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], addresses: Addresses) -> bool {
+    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], inside: Vec<Inside>) -> bool {
         let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
-        let news = (veth.mac, veth.addresses) != (mac, addresses);
-        (veth.mac, veth.addresses) = (mac, addresses);
+        let news = (veth.mac, &veth.inside) != (mac, &inside);
+        veth.addresses = Addresses::of(veth.peer, &inside);
+        (veth.mac, veth.inside) = (mac, inside);
         news
     }
 
@@ -102,7 +109,7 @@ impl Known {
 mod tests {
     use std::time::Instant;
 
-    use super::{Addresses, Event, Known, Link};
+    use super::{Addresses, Event, Inside, Known, Link};
 
     fn veth(ifindex: u32, peer: u32, nsid: Option<u32>) -> Link {
         Link { ifindex, peer, nsid, kind: "veth".to_owned(), ..Link::default() }
@@ -144,10 +151,13 @@ mod tests {
     fn only_news_from_inside_counts() {
         let mut known = Known::default();
         known.link(veth(5, 2, Some(0)), Instant::now());
-        let addresses = Addresses { ip4: Some("10.1.0.2".parse().unwrap()), ip6: None };
-        assert!(known.inside(5, [2; 6], addresses));
-        assert!(!known.inside(5, [2; 6], addresses));
-        assert!(known.inside(5, [2; 6], Addresses::default()));
-        assert!(!known.inside(6, [2; 6], addresses), "not a Pod's");
+        let at = |device| Inside { device, ip: "10.1.0.2".parse().unwrap(), main: true };
+        assert!(known.inside(5, [2; 6], vec![at(2)]));
+        assert_eq!(known.veths[&5].addresses.ip4, Some(at(2).ip));
+        assert!(!known.inside(5, [2; 6], vec![at(2)]));
+        assert!(known.inside(5, [2; 6], vec![at(3)]), "now on a bridge in it");
+        assert_eq!(known.veths[&5].addresses, Addresses::default());
+        assert!(known.inside(5, [2; 6], vec![]));
+        assert!(!known.inside(6, [2; 6], vec![at(2)]), "not a Pod's");
     }
 }

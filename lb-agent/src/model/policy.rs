@@ -28,6 +28,7 @@ mod atom;
 mod blocks;
 mod group;
 mod members;
+mod others;
 mod ports;
 mod room;
 mod rules;
@@ -51,7 +52,7 @@ pub struct Desired {
     pub pods: BTreeMap<Name, LocalPod>,
     /// The identities in use, each once; the first is that of no atom.
     pub idents: Vec<Atomic>,
-    /// Addresses of Pods and nodes. Empty while there is no policy.
+    /// Addresses of Pods and nodes, also while there is no policy.
     pub addrs: HashMap<Addr, Known>,
     /// Which identity all other addresses have.
     pub ranges: Blocks,
@@ -66,6 +67,10 @@ pub struct Desired {
 /// A Pod of this node: whose addresses, and under which groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPod {
+    /// [`Pod::uid`].
+    pub uid: u64,
+    /// `metadata.creationTimestamp` in seconds since 1970; 0 = not known.
+    pub created: i64,
     /// Its addresses; empty before it has some.
     pub ips: Box<[Addr]>,
     /// Indices in [`Desired::groups`]: ingress, egress, and the same two with shadow policies; `None` = none.
@@ -122,7 +127,9 @@ impl Compiler {
         let mut policies: Vec<(&Name, &Arc<Policy>)> = cluster.policies().collect();
         if policies.is_empty() {
             *self = Self::default();
-            return Desired { idents: vec![Atomic::default()], ..Desired::default() };
+            let idents = vec![Atomic::default()];
+            // Nobody sends from another's address, policies or not.
+            return Desired { idents, addrs: others::holders(cluster), ..Desired::default() };
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         self.atoms.begin();
@@ -131,12 +138,12 @@ impl Compiler {
         let mut blocks = Blocks::flatten(self.atoms.areas(), &mut self.pool);
         let mut members = Members::new(cluster, (&self.atoms, &mut self.pool), &compiled.demands);
         let mut addrs = HashMap::new();
+        let shared = others::shared(cluster);
         for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
             let class = members.class_of(name, pod);
-            let here = if cluster.is_own(pod) { ident_flags::HERE } else { 0 };
-            for addr in &pod.ips {
+            for addr in pod.ips.iter().filter(|addr| others::has(&shared, name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
-                addrs.insert(*addr, Known { ident, flags: ident_flags::POD | here });
+                addrs.insert(*addr, Known { ident, flags: others::flags(cluster, pod) });
             }
         }
         for (_, node) in cluster.nodes() {
@@ -147,6 +154,10 @@ impl Compiler {
             }
         }
         blocks.name(|atoms| members.intern(atoms));
+        for addr in others::in_pod_network(cluster) {
+            let known = Known { ident: blocks.find(&addr), flags: ident_flags::NODE };
+            addrs.entry(addr).or_insert(known);
+        }
         let (idents, named) = members.finish();
         self.atoms.end();
         self.pool.shrink();

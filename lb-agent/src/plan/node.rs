@@ -6,9 +6,28 @@ use lb_common::config::{Settings, setting_flags};
 
 use crate::model::DesiredNode;
 
-pub(super) fn settings(node: &DesiredNode) -> Box<Settings> {
-    let mut settings =
-        Box::new(Settings { node4: node.node4, node6: node.node6, ..Settings::ZERO });
+/// What the operator decided and what is known since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Whether Pods send from their own addresses only, while there is any policy.
+    pub strict_source: bool,
+    /// Until this stamp connections may be older than the conntrack table.
+    pub pickup_until: u32,
+}
+
+impl Given {
+    /// The settings with this in them.
+    #[must_use]
+    pub fn within(self, settings: Settings) -> Settings {
+        let strict = if self.strict_source { setting_flags::STRICT_SOURCE } else { 0 };
+        let flags = settings.flags & !setting_flags::STRICT_SOURCE | strict;
+        Settings { flags, pickup_until: self.pickup_until, ..settings }
+    }
+}
+
+pub(super) fn settings(node: &DesiredNode, given: Given) -> Box<Settings> {
+    let (node4, node6) = (node.node4, node.node6);
+    let mut settings = Box::new(given.within(Settings { node4, node6, ..Settings::ZERO }));
     if node.other_proxy {
         settings.flags |= setting_flags::OTHER_PROXY;
     }

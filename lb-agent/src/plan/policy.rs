@@ -21,11 +21,12 @@ use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::limits;
 use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
 
-use self::assigned::Assigned;
+use self::assigned::{Assigned, Whose};
 use self::failures::group_issues;
 use self::rest::Resting;
 use self::switch::{Switch, Switched};
 use super::MapError;
+use crate::cluster::Name;
 use crate::issue::Issue;
 use crate::model::policy::{self as model, Atomic, Desired, Source};
 
@@ -48,8 +49,21 @@ const FULL: u32 = 1;
 pub struct Veth {
     /// Key in `pods`.
     pub ifindex: u32,
-    /// The addresses of its inside, as far as they are known.
-    pub ips: Vec<Addr>,
+    /// Who is behind it.
+    pub behind: Behind,
+}
+
+/// Who is behind a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// The Pod with this name and number ([`crate::cluster::Pod::uid`]).
+    Pod(Name, u64),
+    /// Not known yet; one of the Pods that are awaited, perhaps, but none that was made after this (seconds since 1970).
+    Unknown(i64),
+    /// No Pod, and none that is awaited; or a second device of one.
+    Nobody,
+    /// Whoever claims to be a Pod that has another device, or has been a Pod that is no more.
+    Impostor,
 }
 
 /// What the tables should say, and of which devices.
@@ -221,26 +235,27 @@ impl Planner {
     }
 
     /// The groups to be written for a device whose element of `pods` is written now: those that it has, else those
-    /// of the Pod with its addresses, else those of unknown Pods.
+    /// of the Pod behind it, else those of unknown Pods.
     pub fn groups_of(&mut self, desired: Option<&Desired>, veth: &Veth) -> GroupIds {
         if let Some(groups) = self.actual.pods.get(&veth.ifindex) {
             return *groups;
         }
         let pod = desired.and_then(|desired| {
-            let mut pods = desired.pods.values();
-            let pod = pods.find(|pod| pod.ips.iter().any(|ip| veth.ips.contains(ip)))?;
+            let pod = assigned::pod(desired, &veth.behind)?;
             Some(pod.groups.map(|index| {
                 let group = index.and_then(|index| desired.groups.get(index as usize));
                 group.map_or(0, |group| self.by_content.get(group).copied().unwrap_or(FULL))
             }))
         });
         let PolicyState { pending_ingress, pending_egress, .. } = self.actual.state;
-        let groups = pod.unwrap_or([pending_ingress, pending_egress, 0, 0]);
+        let nobody = veth.behind == Behind::Nobody;
+        let pending = if nobody { [0; 4] } else { [pending_ingress, pending_egress, 0, 0] };
+        let groups = pod.unwrap_or(pending);
         let groups = if groups.iter().all(|id| self.has_group(*id)) {
             groups
         } else {
             // Not written yet: the next plan does it.
-            [pending_ingress, pending_egress, 0, 0]
+            pending
         };
         self.actual.pods.insert(veth.ifindex, groups);
         groups
@@ -306,8 +321,8 @@ impl Planner {
         for (addr, device) in devices {
             let known = self.actual.ident.get(addr);
             let mut ident = *device;
+            ident.ident = self.actual.ident_of(addr);
             if device.flags & ident_flags::LOCAL_NODE == 0 {
-                ident.ident = self.actual.ident_of(addr);
                 ident.flags |= known.map_or(0, |known| known.flags & OF_CLUSTER);
             }
             if known != Some(&ident) {
@@ -451,15 +466,17 @@ impl Planner {
         wanted: &Wanted<'_>,
         plan: &mut Plan,
     ) {
-        let [ingress, egress] = self.pending_ids(assigned);
+        let pending = assigned.pending_group.as_ref().map_or(0, |group| self.id_of(group));
         let ids: Vec<u32> = desired.groups.iter().map(|group| self.id_of(group)).collect();
         let id = |index: Option<u32>| {
             index.map_or(0, |index| ids.get(index as usize).copied().unwrap_or(FULL))
         };
         for (veth, pod) in wanted.veths.iter().zip(&assigned.veths) {
             let groups = match pod {
-                Some(groups) => groups.map(id),
-                None => [ingress, egress, 0, 0],
+                Whose::Pod(groups) => groups.map(id),
+                Whose::Nobody([ingress, egress]) => {
+                    [ingress, egress, &false, &false].map(|cut| if *cut { pending } else { 0 })
+                }
             };
             let ifindex = veth.ifindex;
             if self.actual.pods.get(&ifindex).is_some_and(|known| *known != groups) {

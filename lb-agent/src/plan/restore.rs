@@ -17,7 +17,7 @@ use super::slots::Range;
 use super::state::{Left, PortState, ServiceState};
 use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
-use super::{Actual, Capacity, Planner, values};
+use super::{Actual, Capacity, Given, Planner, values};
 use crate::cluster::{Family, Name};
 use crate::model::DesiredPort;
 
@@ -55,6 +55,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         next_service_id,
         next_serial: 0,
         settings: Box::new(Settings::ZERO),
+        given: Given::default(),
     }
 }
 

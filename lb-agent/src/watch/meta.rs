@@ -12,6 +12,7 @@ use super::field::StringMap;
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     labels: Option<StringMap>,
     annotations: Option<StringMap>,
     generation: Option<i64>,
@@ -26,6 +27,7 @@ pub(super) fn read<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::
     Ok(ObjectMeta {
         name: metadata.name,
         namespace: metadata.namespace,
+        uid: metadata.uid,
         labels: metadata.labels,
         annotations: metadata.annotations,
         generation: metadata.generation,

@@ -13,6 +13,16 @@ const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Taint of a node that the cluster autoscaler is about to remove.
 const TAINT_DELETING: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// Annotations with the addresses of tunnel devices.
+const TUNNELS: [&str; 6] = [
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4WireguardInterfaceAddr",
+    "projectcalico.org/IPv6WireguardInterfaceAddr",
+    "network.cilium.io/ipv4-cilium-host",
+];
+
 impl Watched for v1::Node {
     const KIND: Kind = Kind::Node;
     type Record = Node;
@@ -30,6 +40,7 @@ impl Watched for v1::Node {
         let mut taints = self.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
         Some(Node {
             addresses: addresses.into(),
+            tunnels: tunnels(self),
             pod_cidrs: pod_cidrs(self, findings),
             zone: zone(self).map(Into::into),
             deleting: taints.any(|taint| taint.key == TAINT_DELETING),
@@ -40,6 +51,13 @@ impl Watched for v1::Node {
     fn event(change: Change<Node>) -> Event {
         Event::Node(change)
     }
+}
+
+/// What Calico says of the node's tunnel devices.
+fn tunnels(node: &v1::Node) -> Box<[Addr]> {
+    let value = |key: &&str| field::value(node.metadata.annotations.as_ref(), key);
+    let texts = TUNNELS.iter().filter_map(value);
+    texts.filter_map(|text| text.parse().ok()).map(Addr::from_ip).collect()
 }
 
 /// `spec.podCIDRs`, or `spec.podCIDR` where a manifest has only that.

@@ -3,6 +3,9 @@
 //! The Pods of all nodes are watched, so what is read of each is a small part of it: the type here, not Kubernetes' own.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroI64;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::addr::Addr;
@@ -10,7 +13,10 @@ use serde::Deserialize;
 
 use super::field::{self, Findings};
 use super::{Watched, meta};
-use crate::cluster::{Change, Event, Kind, NamedPort, Pod};
+use crate::cluster::{Change, Event, Kind, NamedPort, Pod, Prefix};
+
+/// Ranges of `lb-agent.io/allowed-sources`.
+const MOST_SOURCES: usize = 16;
 
 /// A Pod, as far as it is of our concern.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -105,7 +111,12 @@ impl Watched for PodObject {
             return None;
         }
         let spec = self.spec.as_ref();
+        let created = self.metadata.creation_timestamp.as_ref();
         Some(Pod {
+            uid: self.metadata.uid.as_deref().map_or(0, number),
+            created: created.and_then(|time| NonZeroI64::new(time.0.as_second().min(now()))),
+            deleting: self.metadata.deletion_timestamp.is_some(),
+            sources: sources(self, findings),
             ips: ips(self, findings),
             host_network: spec.and_then(|spec| spec.host_network) == Some(true),
             node: spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
@@ -117,6 +128,46 @@ impl Watched for PodObject {
     fn event(change: Change<Pod>) -> Event {
         Event::Pod(change)
     }
+}
+
+/// Seconds since 1970 by this node's clock: nothing was made later than it was heard of, whatever another clock says.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// A number for a UID, never 0 (FNV-1a): the API server makes them at random.
+fn number(uid: &str) -> u64 {
+    let add = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    uid.bytes().fold(0xcbf2_9ce4_8422_2325, add).max(1)
+}
+
+/// Annotation `lb-agent.io/allowed-sources`: `10.8.0.0/24, fd00:8::/64`. What is wrong in it admits nothing.
+fn sources(pod: &PodObject, findings: &mut Findings) -> Option<Box<[Prefix]>> {
+    let given = field::value(pod.metadata.annotations.as_ref(), Pod::SOURCES)?;
+    let mut sources = Vec::new();
+    for text in given.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        let host = || Some(Prefix::host(Addr::from_ip(text.parse().ok()?)));
+        match text.parse().ok().or_else(host) {
+            Some(_) if sources.len() == MOST_SOURCES => {
+                let path = format!("metadata.annotations[{}]", Pod::SOURCES);
+                findings
+                    .add(path, format!("more than {MOST_SOURCES} ranges: the rest is left out"));
+                break;
+            }
+            Some(prefix) => sources.push(prefix),
+            None => {
+                let path = format!("metadata.annotations[{}]", Pod::SOURCES);
+                let message = format!(
+                    "`{text}` is not a range of addresses like 10.8.0.0/24: nothing is admitted by it"
+                );
+                findings.add(path, message);
+            }
+        }
+    }
+    sources.sort_unstable();
+    sources.dedup();
+    (!sources.is_empty()).then(|| sources.into())
 }
 
 /// Whether all containers have ended for good (`status.phase`).

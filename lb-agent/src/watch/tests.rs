@@ -143,6 +143,8 @@ fn what_policies_want_of_a_pod_is_kept() {
     let port = |name: Value, number: u16| json!({"name": name, "containerPort": number});
     let pod = json!({
         "metadata": {"namespace": "ns", "name": "p", "labels": {"app": "web"},
+            "uid": "a", "creationTimestamp": "2023-12-31T23:59:59Z",
+            "annotations": {"lb-agent.io/allowed-sources": "fd00:8::1/64, 10.8.0.7, 10.8.0.7/32,10.9.0.0/33"},
             "deletionTimestamp": "2024-01-01T00:00:00Z",
             "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
         "spec": {
@@ -155,6 +157,10 @@ fn what_policies_want_of_a_pod_is_kept() {
     });
     let ports = [("http", 6, 80), ("dns", 17, 53), ("metrics", 6, 9090)];
     let want = cluster::Pod {
+        uid: 0xaf63_dc4c_8601_ec8c,
+        created: std::num::NonZeroI64::new(1_704_067_199),
+        deleting: true,
+        sources: Some(["10.8.0.7/32", "fd00:8::/64"].map(|text| text.parse().unwrap()).into()),
         node: "n2".into(),
         labels: Labels::new([("app".into(), "web".into())]),
         ports: ports
@@ -163,17 +169,23 @@ fn what_policies_want_of_a_pod_is_kept() {
         ..cluster::Pod::default()
     };
     let change = Change::Applied(Name::new("ns", "p"), want);
+    let object: PodObject = serde_json::from_value(pod).unwrap();
+    let (event, issues) = read(&object, object.name());
+    assert_eq!(event, Event::Pod(change), "one that terminates, without an address");
+    let issues: Vec<_> = issues.iter().map(ToString::to_string).collect();
     assert_eq!(
-        event::<PodObject>(pod),
-        Event::Pod(change),
-        "one that terminates, without an address"
+        issues,
+        [
+            "Pod ns/p: metadata.annotations[lb-agent.io/allowed-sources]: `10.9.0.0/33` is not a range of addresses like 10.8.0.0/24: nothing is admitted by it"
+        ]
     );
 }
 
 #[test]
 fn nodes_and_namespaces() {
     let node = json!({
-        "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}},
+        "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"},
+            "annotations": {"projectcalico.org/IPv4VXLANTunnelAddr": "10.244.1.64"}},
         "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [
             {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "203.0.113.1"}, {"type": "InternalIP", "address": "172.31.0.11"},
@@ -181,6 +193,7 @@ fn nodes_and_namespaces() {
     });
     let record = cluster::Node {
         addresses: [addr("172.31.0.11"), addr("203.0.113.1")].into(),
+        tunnels: [addr("10.244.1.64")].into(),
         pod_cidrs: ["10.244.1.0/24".parse().unwrap()].into(),
         zone: Some("z".into()),
         deleting: true,

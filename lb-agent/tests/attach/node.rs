@@ -165,7 +165,7 @@ impl Node {
         run(program, arguments)
     }
 
-    fn inside(&self, pod: &Pod, program: &str, arguments: &str) -> String {
+    pub(crate) fn inside(&self, pod: &Pod, program: &str, arguments: &str) -> String {
         pod.enter(|| run(program, arguments))
     }
 

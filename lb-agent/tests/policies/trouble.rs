@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_agent::cluster::{Peer, Policy};
 use lb_agent::model::policy::{Desired, Direction, compile};
 use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Op, Planner, Store, Veth, Wanted};
+use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::group_flags;
 
@@ -126,7 +126,7 @@ fn an_address_that_keeps_an_old_identity_closes_those_who_mind() {
 fn unknown_pods_are_under_what_the_strictest_may_be() {
     let world = world(2);
     let desired = compile(&world.cluster());
-    let stranger = Veth { ifindex: 77, ips: vec![] };
+    let stranger = Veth { ifindex: 77, behind: Behind::Unknown(0) };
     for (strict, met, want) in [
         (false, 1, [group_flags::PENDING, 0]),
         (false, 2, [0, 0]),
@@ -150,8 +150,51 @@ fn unknown_pods_are_under_what_the_strictest_may_be() {
         assert_eq!([state.pending_ingress, state.pending_egress], [ingress, egress]);
         assert_eq!(state.epoch, 1);
         // One that comes now.
-        let late = node.planner.groups_of(Some(&desired), &Veth { ifindex: 78, ips: vec![] });
+        let late = node
+            .planner
+            .groups_of(Some(&desired), &Veth { ifindex: 78, behind: Behind::Unknown(0) });
         assert_eq!(late, [ingress, egress, 0, 0]);
+    }
+}
+
+#[test]
+fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
+    let mut world = world(2);
+    let created = |world: &mut World, at: i64| {
+        for pod in world.pods.values_mut() {
+            pod.created = std::num::NonZeroI64::new(at);
+        }
+    };
+    created(&mut world, 1_000);
+    let desired = compile(&world.cluster());
+    let name = lb_agent::cluster::Name::new("", "another");
+    let cases = [
+        ("it appeared after the awaited Pod was made", Behind::Unknown(1_001), true, true),
+        ("a little before: clocks differ", Behind::Unknown(941), true, true),
+        ("it was there before, as a container that is no Pod", Behind::Unknown(939), true, false),
+        ("it was waited for long enough", Behind::Nobody, true, false),
+        ("no Pod is awaited", Behind::Unknown(1_001), false, false),
+        ("a Pod that is not compiled yet", Behind::Pod(name, 7), true, true),
+        ("one that claims to be another", Behind::Impostor, false, true),
+    ];
+    for (what, behind, awaited, want) in cases {
+        let mut node = Running::default();
+        let mut veths = world.veths();
+        veths.truncate(if awaited { 1 } else { 2 });
+        veths.push(Veth { ifindex: 77, behind });
+        for veth in &veths {
+            let groups = node.planner.groups_of(Some(&desired), veth);
+            node.store.pods.insert(veth.ifindex, groups);
+        }
+        let devices = world.devices();
+        let wanted =
+            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        let plan = node.planner.plan(&wanted, Duration::ZERO);
+        assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+        let tables = node.planner.actual();
+        let [ingress, ..] = tables.pods[&77];
+        let flags = tables.groups.get(&ingress).map_or(0, |group| group.flags);
+        assert_eq!(flags & group_flags::PENDING != 0, want, "{what}");
     }
 }
 
@@ -181,14 +224,15 @@ fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
 }
 
 #[test]
-fn without_policies_the_maps_say_only_what_devices_say() {
+fn without_policies_the_maps_say_whose_addresses_are_whose() {
     let mut world = world(3);
     world.policies.clear();
     let tables = world.tables();
-    assert_eq!(
-        tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-        world.devices()
-    );
+    let mut want = world.devices();
+    for known in want.values_mut().filter(|known| known.ifindex != 0) {
+        known.flags = ident_flags::POD | ident_flags::HERE;
+    }
+    assert_eq!(tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(), want);
     assert_eq!((tables.groups.len(), tables.state.epoch), (0, 0));
 }
 

@@ -8,7 +8,7 @@ use lb_agent::cluster::{
     Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
 };
 use lb_agent::model::policy::{Desired, Direction};
-use lb_agent::plan::policy::{Actual, Planner, Veth, Wanted};
+use lb_agent::plan::policy::{Actual, Behind, Planner, Veth, Wanted};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::endpoint::{Ident, ident_flags};
@@ -125,6 +125,7 @@ pub(crate) fn pod(node: &str, ips: &[&str], of: &str, ports: &[(&str, u8, u16)])
         node: node.into(),
         labels: labels(of),
         ports: ports.iter().map(port).collect(),
+        ..Pod::default()
     }
 }
 
@@ -212,7 +213,13 @@ impl World {
     }
 
     pub(crate) fn veths(&self) -> Vec<Veth> {
-        self.local().map(|(ifindex, pod)| Veth { ifindex, ips: pod.ips.to_vec() }).collect()
+        let is_local = |pod: &Pod| &*pod.node == NODE && !pod.host_network;
+        let pods = self.pods.iter().filter(|(_, pod)| is_local(pod) && !pod.ips.is_empty());
+        let veth = |(at, pod): (&(String, String), &Pod)| {
+            let name = Name::new(&*at.0, &*at.1);
+            Veth { ifindex: ifindex(at), behind: Behind::Pod(name, pod.uid) }
+        };
+        pods.map(veth).collect()
     }
 
     /// The tables of an empty kernel, once all is written.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::num::NonZeroI64;
 use std::sync::Arc;
 
 use lb_common::flow::proto;
@@ -411,7 +412,12 @@ impl Compiled<'_> {
                 group(Direction::Ingress, true),
                 group(Direction::Egress, true),
             ];
-            let pod = LocalPod { ips: subject.pod.ips.clone(), groups };
+            let pod = LocalPod {
+                uid: subject.pod.uid,
+                created: subject.pod.created.map_or(0, NonZeroI64::get),
+                ips: subject.pod.ips.clone(),
+                groups,
+            };
             grouped.pods.insert(subject.name.clone(), pod);
         }
         grouped.issues = issues.into_iter().collect();

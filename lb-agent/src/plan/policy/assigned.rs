@@ -1,49 +1,77 @@
 //! Which Pod is behind which device, hence which groups are wanted where.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use lb_common::addr::Addr;
+use super::{Behind, Wanted};
+use crate::cluster::Name;
+use crate::model::policy::{self as model, Desired, LocalPod};
 
-use super::Wanted;
-use crate::model::policy::{self as model, Desired};
+/// A device may be this much older than the Pod behind it: clocks differ.
+const SKEW: i64 = 60;
 
 /// Which groups are wanted, and for which devices.
 pub(super) struct Assigned {
     /// All of them, each once.
     pub(super) groups: Vec<Arc<model::Group>>,
-    /// For each device the indices of its Pod's groups; `None` when its Pod is not known.
-    pub(super) veths: Vec<Option<[Option<u32>; 4]>>,
-    /// Whether unknown Pods are cut off: in ingress, in egress.
+    /// What each device gets.
+    pub(super) veths: Vec<Whose>,
+    /// Whether devices that have just appeared are cut off: in ingress, in egress.
     pub(super) pending: [bool; 2],
     pub(super) pending_group: Option<Arc<model::Group>>,
 }
 
+/// What a device gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The groups of its Pod, by their indices.
+    Pod([Option<u32>; 4]),
+    /// No Pod's: whether it is cut off in ingress, in egress.
+    Nobody([bool; 2]),
+}
+
 impl Assigned {
     pub(super) fn of(desired: &Desired, wanted: &Wanted<'_>) -> Self {
-        let mut at: HashMap<Addr, (usize, [Option<u32>; 4])> = HashMap::new();
-        for (i, pod) in desired.pods.values().enumerate() {
-            at.extend(pod.ips.iter().map(|ip| (*ip, (i, pod.groups))));
-        }
-        let mut met = BTreeSet::new();
-        let veths = wanted.veths.iter().map(|veth| {
-            let (i, groups) = veth.ips.iter().find_map(|ip| at.get(ip))?;
-            met.insert(*i);
-            Some(*groups)
-        });
-        let veths = veths.collect();
-        let unmet = desired.pods.values().enumerate().filter(|(i, _)| !met.contains(i));
-        let mut pending = [wanted.strict && desired.any; 2];
-        for (_, pod) in unmet {
-            let [ingress, egress, ..] = pod.groups;
-            let [pending_ingress, pending_egress] = &mut pending;
-            *pending_ingress |= ingress.is_some();
-            *pending_egress |= egress.is_some();
-        }
+        let met: HashSet<&Name> =
+            wanted.veths.iter().filter_map(|veth| name(&veth.behind)).collect();
+        let awaited = || desired.pods.iter().filter(|(name, _)| !met.contains(name));
+        let strict = wanted.strict && desired.any;
+        // What those may be under who are younger than this.
+        let cut = |since: i64| {
+            let awaited = awaited().map(|(_, pod)| pod);
+            let awaited = awaited.filter(|pod| since.saturating_add(SKEW) >= pod.created);
+            awaited.fold([strict; 2], |[ingress, egress], pod| {
+                [ingress || pod.groups[0].is_some(), egress || pod.groups[1].is_some()]
+            })
+        };
+        let whose = |behind: &Behind| match (pod(desired, behind), behind) {
+            (Some(pod), _) => Whose::Pod(pod.groups),
+            // Not compiled yet: it may be one that is isolated.
+            (None, Behind::Pod(..) | Behind::Impostor) => Whose::Nobody([desired.any; 2]),
+            (None, Behind::Unknown(since)) => Whose::Nobody(cut(*since)),
+            (None, Behind::Nobody) => Whose::Nobody([false; 2]),
+        };
+        let veths: Vec<Whose> = wanted.veths.iter().map(|veth| whose(&veth.behind)).collect();
+        let pending = cut(i64::MAX);
+        let uses = |whose: &Whose| matches!(whose, Whose::Nobody(cut) if cut.contains(&true));
+        let any = pending.contains(&true) || veths.iter().any(uses);
+        let pending_group = any.then(|| Arc::new(model::Group::pending()));
         let mut groups = desired.groups.clone();
-        let pending_group = pending.contains(&true).then(|| Arc::new(model::Group::pending()));
         groups.extend(pending_group.clone());
         Self { groups, veths, pending, pending_group }
+    }
+}
+
+/// The Pod behind a device, if it has policies of its own.
+pub(super) fn pod<'a>(desired: &'a Desired, behind: &Behind) -> Option<&'a LocalPod> {
+    let Behind::Pod(name, uid) = behind else { return None };
+    desired.pods.get(name).filter(|pod| pod.uid == *uid)
+}
+
+fn name(behind: &Behind) -> Option<&Name> {
+    match behind {
+        Behind::Pod(name, _) => Some(name),
+        Behind::Unknown(_) | Behind::Nobody | Behind::Impostor => None,
     }
 }

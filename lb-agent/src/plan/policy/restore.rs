@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use lb_common::endpoint::ident_flags;
 use lb_common::policy::{Bits, PeerKey};
 
-use super::assigned::Assigned;
+use super::assigned::{Assigned, Whose};
 use super::{Actual, FULL, Live, Planner, Wanted, render, tables};
 use crate::model::policy::{self as model, Atomic, Desired};
 
@@ -80,9 +79,7 @@ pub(super) fn adopt(planner: &mut Planner, desired: &Desired, wanted: &Wanted<'_
 /// The identities all of whose addresses should be the same.
 fn identities(planner: &Planner, desired: &Desired, wanted: &Wanted<'_>) -> BTreeMap<u32, Atomic> {
     let actual = &planner.actual;
-    let devices = wanted.devices.iter();
-    let devices = devices.filter(|(_, known)| known.flags & ident_flags::LOCAL_NODE == 0);
-    let addrs = desired.addrs.keys().chain(devices.map(|(addr, _)| addr));
+    let addrs = desired.addrs.keys().chain(wanted.devices.keys());
     let addrs = addrs.map(|addr| (actual.ident_of(addr), desired.ident_of(addr)));
     let ranges = desired.ranges.iter();
     let ranges = ranges.filter_map(|(range, want)| Some((actual.cidrs.get(&range)?, want)));
@@ -108,7 +105,8 @@ fn candidates(
     let mut found = BTreeMap::new();
     for (veth, want) in wanted.veths.iter().zip(&assigned.veths) {
         let have = planner.actual.pods.get(&veth.ifindex);
-        for (have, want) in have.into_iter().flatten().zip(want.iter().flatten()) {
+        let Whose::Pod(want) = want else { continue };
+        for (have, want) in have.into_iter().flatten().zip(want) {
             let want = want.and_then(|index| desired.groups.get(index as usize));
             if let Some(want) = want.filter(|_| *have != 0) {
                 found.insert(*have, Arc::clone(want));

@@ -69,16 +69,16 @@ impl<'a> Switch<'a> {
         let desired = self.desired;
         for (addr, known) in &desired.addrs {
             let device = wanted.devices.get(addr);
-            if device.is_some_and(|device| device.flags & ident_flags::LOCAL_NODE != 0) {
+            if let Some(local) = device.filter(|of| of.flags & ident_flags::LOCAL_NODE != 0) {
+                // As other nodes see it: for packets that only claim to be this node's.
+                self.put(addr, known.ident, *local);
                 continue;
             }
             let ifindex = device.map_or(0, |device| device.ifindex);
             self.put(addr, known.ident, Ident { flags: known.flags, ifindex, ..Ident::ZERO });
         }
         for (addr, device) in wanted.devices {
-            if device.flags & ident_flags::LOCAL_NODE != 0 {
-                self.put(addr, 0, *device);
-            } else if !desired.addrs.contains_key(addr) {
+            if !desired.addrs.contains_key(addr) {
                 self.put(addr, desired.ranges.find(addr), *device);
             }
         }
@@ -91,9 +91,7 @@ impl<'a> Switch<'a> {
         let actual = &self.planner.actual;
         let known = actual.ident.get(addr);
         let have = known.map_or_else(|| actual.cidrs.find(addr), |known| known.ident);
-        let local = value.flags & ident_flags::LOCAL_NODE != 0;
-        let ident = if local { 0 } else { self.choose(have, want) };
-        let ident = Ident { ident, ..value };
+        let ident = Ident { ident: self.choose(have, want), ..value };
         if known != Some(&ident) {
             self.out.before.push(Op::PutIdent { addr: *addr, ident });
         }
@@ -107,7 +105,7 @@ impl<'a> Switch<'a> {
                 continue;
             }
             let delete = Op::DeleteIdent { addr: *addr };
-            if known.flags & ident_flags::LOCAL_NODE == 0 && !self.going.is_empty() {
+            if !self.going.is_empty() {
                 let ident = self.choose(known.ident, self.desired.ranges.find(addr));
                 if ident != regions.find(addr) {
                     let ident = Ident { ident, ..Ident::ZERO };

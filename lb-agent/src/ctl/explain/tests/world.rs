@@ -20,7 +20,9 @@ use crate::inquiry;
 use crate::model::Desired;
 use crate::model::policy::compile;
 use crate::names::{BackendName, Names, Place, PodName, ServiceName};
-use crate::plan::policy::{Actual as PolicyActual, Planner as PolicyPlanner, Veth, Wanted as ToBe};
+use crate::plan::policy::{
+    Actual as PolicyActual, Behind, Planner as PolicyPlanner, Veth, Wanted as ToBe,
+};
 use crate::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
 use crate::watch::manifests::Directory;
 
@@ -220,7 +222,10 @@ impl World {
         let pods: Vec<_> = (11..).zip(pods).collect();
         let veths: Vec<Veth> = pods
             .iter()
-            .map(|(ifindex, (_, pod))| Veth { ifindex: *ifindex, ips: pod.ips.to_vec() })
+            .map(|(ifindex, (name, pod))| Veth {
+                ifindex: *ifindex,
+                behind: Behind::Pod((*name).clone(), pod.uid),
+            })
             .collect();
         let desired = compile(cluster);
         let mut planner = PolicyPlanner::restore(PolicyActual::default());

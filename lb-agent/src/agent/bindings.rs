@@ -1,0 +1,472 @@
+//! Who is behind which veth: Pods of the API server and what lies in their namespaces → one Pod for a device, for good.
+//!
+//! The first match holds until the device or the Pod is gone: whoever may change addresses inside his namespace must not
+//! choose whose policies are his by that. It outlives the agent in a file of the state directory, by the device's number
+//! and the MAC address of the host's end, which nobody inside can change; a reboot makes it void.
+//!
+//! Pure bookkeeping but for that file.
+#![forbid(unsafe_code)]
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::{fs, io};
+
+use lb_common::addr::Addr;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::cluster::{Cluster, Kind, Name};
+use crate::devices::Veth;
+use crate::issue::{Issue, ObjectRef};
+use crate::plan::policy::Behind;
+
+/// Name of the file.
+pub const FILE: &str = "bindings.json";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// A device without a Pod is waited for so many seconds, then it is nobody's.
+const PATIENCE: i64 = 300;
+/// One that was there before the agent: its Pod is known soon, if it has one.
+const PATIENCE_AT_START: i64 = 60;
+/// A device may be so many seconds older than its Pod: clocks differ.
+const SKEW: i64 = 60;
+
+/// All Pods' devices.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    devices: BTreeMap<u32, Device>,
+    issues: Vec<Issue>,
+    begun: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Device {
+    /// MAC address of the host's end.
+    own_mac: [u8; 6],
+    /// When it appeared, in seconds since 1970.
+    since: i64,
+    /// Until when it may be that of a Pod that is awaited.
+    until: i64,
+    bound: Option<Bound>,
+    standing: Standing,
+    /// What is bound in it beside the addresses of its Pod, and is nobody else's.
+    more: BTreeSet<Addr>,
+}
+
+/// The Pod that was found behind a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bound {
+    pod: Name,
+    uid: u64,
+    ips: Box<[Addr]>,
+    mac: [u8; 6],
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    #[default]
+    Unknown,
+    Pod,
+    /// A second device of a Pod.
+    Second,
+    Impostor,
+}
+
+/// What the API server and the host say.
+pub(super) struct View<'a> {
+    pub(super) cluster: &'a Cluster,
+    /// Whether an address is a Pod's, a node's, a Service's, or none that anybody may send from.
+    pub(super) is_others: &'a dyn Fn(&Addr) -> bool,
+    /// Whether an address in the status of a Pod of this node is rather that of a Pod of another one.
+    pub(super) is_elsewhere: &'a dyn Fn(&Addr) -> bool,
+    /// Seconds since 1970.
+    pub(super) now: i64,
+}
+
+impl Bindings {
+    /// Looks at all devices again. Returns those of which something is new.
+    pub(super) fn update(&mut self, veths: &[&Veth], view: &View<'_>) -> BTreeSet<u32> {
+        let before = self.devices.clone();
+        let patience = if self.begun { PATIENCE } else { PATIENCE_AT_START };
+        self.begun = true;
+        self.devices.retain(|ifindex, _| veths.iter().any(|veth| veth.ifindex == *ifindex));
+        for veth in veths {
+            let device = self.devices.entry(veth.ifindex).or_insert_with(|| Device {
+                own_mac: veth.own_mac,
+                since: view.now,
+                until: view.now.saturating_add(patience),
+                bound: None,
+                standing: Standing::Unknown,
+                more: BTreeSet::new(),
+            });
+            device.own_mac = veth.own_mac;
+            device.follow(veth, view.cluster);
+        }
+        self.issues.clear();
+        self.seconds(veths);
+        self.bind(veths, view);
+        self.seconds(veths);
+        self.share_out(veths, view);
+        let is_new = |(ifindex, device): (&u32, &Device)| {
+            (before.get(ifindex) != Some(device)).then_some(*ifindex)
+        };
+        self.devices.iter().filter_map(is_new).collect()
+    }
+
+    /// Devices in the namespace of one whose Pod is known are that Pod's, too.
+    fn seconds(&mut self, veths: &[&Veth]) {
+        let mut of: HashMap<u32, Standing> = HashMap::new();
+        for veth in veths {
+            let standing = self.devices.get(&veth.ifindex).map(|device| device.standing);
+            match standing {
+                Some(Standing::Pod) => drop(of.insert(veth.nsid, Standing::Second)),
+                Some(Standing::Impostor) => drop(of.entry(veth.nsid).or_insert(Standing::Impostor)),
+                Some(Standing::Unknown | Standing::Second) | None => {}
+            }
+        }
+        for veth in veths {
+            if let Some(device) = self.devices.get_mut(&veth.ifindex)
+                && device.standing == Standing::Unknown
+                && let Some(standing) = of.get(&veth.nsid)
+            {
+                device.standing = *standing;
+            }
+        }
+    }
+
+    /// Finds the Pods of devices that have none.
+    fn bind(&mut self, veths: &[&Veth], view: &View<'_>) {
+        let mut held: HashMap<Name, u32> = HashMap::new();
+        for (ifindex, device) in &self.devices {
+            if let (Standing::Pod, Some(bound)) = (device.standing, &device.bound) {
+                held.insert(bound.pod.clone(), *ifindex);
+            }
+        }
+        let mut claimants = self.claimants(veths, view.cluster);
+        loop {
+            let rank = |(veth, pods): &(&Veth, Vec<Name>)| {
+                let free = pods.iter().filter(|pod| !held.contains_key(pod)).count();
+                let device = self.devices.get(&veth.ifindex)?;
+                let pod = pods.iter().find(|pod| !held.contains_key(pod))?;
+                let created = view.cluster.pod(pod).and_then(|pod| pod.created);
+                let older = created.is_some_and(|at| device.since.saturating_add(SKEW) < at.get());
+                // Who can be but one Pod; who is not older than that; of those there at the start the youngest.
+                Some((free, older, device.since, Reverse(veth.ifindex)))
+            };
+            let ranked = claimants.iter().enumerate();
+            let ranked = ranked.filter_map(|(at, claimant)| Some((rank(claimant)?, at)));
+            let Some((_, at)) = ranked.min() else { break };
+            let (veth, pods) = claimants.swap_remove(at);
+            let Some(name) = pods.into_iter().find(|pod| !held.contains_key(pod)) else { break };
+            held.insert(name.clone(), veth.ifindex);
+            let (Some(device), Some(pod)) =
+                (self.devices.get_mut(&veth.ifindex), view.cluster.pod(&name))
+            else {
+                continue;
+            };
+            info!(ifindex = veth.ifindex, device = veth.name, pod = %name, "pod found");
+            let ips = pod.ips.clone();
+            device.bound = Some(Bound { pod: name, uid: pod.uid, ips, mac: veth.mac });
+            device.standing = Standing::Pod;
+        }
+        for (veth, pods) in claimants {
+            let Some(name) = pods.first() else { continue };
+            if let Some(device) = self.devices.get_mut(&veth.ifindex) {
+                device.standing = Standing::Impostor;
+            }
+            let first =
+                held.get(name).and_then(|first| veths.iter().find(|of| of.ifindex == *first));
+            let first = first.map_or("another device", |first| first.name.as_str());
+            let message = format!(
+                "an address of the Pod, which is behind {first}, is bound behind {} as well: whoever is there is cut off while there is any policy",
+                veth.name
+            );
+            self.issues.push(Issue::new(ObjectRef::new("Pod", name), "status.podIPs", message));
+        }
+    }
+
+    /// The devices without a Pod, one of each namespace, and whose addresses are bound in them.
+    fn claimants<'a>(&self, veths: &[&'a Veth], cluster: &Cluster) -> Vec<(&'a Veth, Vec<Name>)> {
+        let is_unknown = |veth: &&&Veth| {
+            let device = self.devices.get(&veth.ifindex);
+            device.is_some_and(|device| device.standing == Standing::Unknown)
+        };
+        let mut chosen: BTreeMap<u32, (bool, u32, &'a Veth, Vec<Name>)> = BTreeMap::new();
+        for veth in veths.iter().filter(is_unknown) {
+            let mut names: Vec<Name> = Vec::new();
+            let at = veth.inside.iter().filter(|address| address.device == veth.peer);
+            let elsewhere = veth.inside.iter().filter(|address| address.device != veth.peer);
+            for address in at.chain(elsewhere) {
+                if let Some(name) = cluster.pod_at(&Addr::from_ip(address.ip))
+                    && !names.contains(name)
+                {
+                    names.push(name.clone());
+                }
+            }
+            let is_pods = |ip: &IpAddr| cluster.pod_at(&Addr::from_ip(*ip)).is_some();
+            let own = veth.inside.iter().any(|of| of.device == veth.peer && is_pods(&of.ip));
+            // The device that has the address itself; else the first, as for an address on a bridge inside.
+            let rank = (!own, veth.peer);
+            if !names.is_empty()
+                && chosen.get(&veth.nsid).is_none_or(|(not, peer, ..)| rank < (*not, *peer))
+            {
+                chosen.insert(veth.nsid, (!own, veth.peer, veth, names));
+            }
+        }
+        chosen.into_values().map(|(_, _, veth, names)| (veth, names)).collect()
+    }
+
+    /// Whose the other addresses are that are bound in the namespaces. Who had one before keeps it.
+    fn share_out(&mut self, veths: &[&Veth], view: &View<'_>) {
+        let told = view.cluster.is_synced(Kind::Pod);
+        let ranges: Vec<_> = view.cluster.pod_ranges().copied().collect();
+        let in_ranges = |addr: &Addr| ranges.is_empty() || ranges.iter().any(|r| r.contains(addr));
+        let peers: HashSet<(u32, u32)> = veths.iter().map(|veth| (veth.nsid, veth.peer)).collect();
+        let mut wanted: Vec<(bool, u32, Addr)> = Vec::new();
+        for veth in veths {
+            let Some(device) = self.devices.get(&veth.ifindex) else { continue };
+            let own = device.bound.as_ref().map_or(&[][..], |bound| &bound.ips);
+            let mut foreign = None;
+            for inside in &veth.inside {
+                let addr = Addr::from_ip(inside.ip);
+                let is_its = inside.device == veth.peer
+                    || (device.standing == Standing::Pod
+                        && !peers.contains(&(veth.nsid, inside.device)));
+                if !is_its || own.contains(&addr) {
+                    continue;
+                }
+                let others = (view.is_others)(&addr);
+                if others && !inside.ip.is_loopback() {
+                    foreign = foreign.or(Some(inside.ip));
+                }
+                let takes = match device.standing {
+                    Standing::Pod => told && in_ranges(&addr),
+                    Standing::Unknown | Standing::Second => true,
+                    Standing::Impostor => false,
+                };
+                if takes && !others {
+                    wanted.push((!device.more.contains(&addr), veth.ifindex, addr));
+                }
+            }
+            if let (Standing::Pod, Some(bound), Some(ip)) =
+                (device.standing, &device.bound, foreign)
+            {
+                let message = format!(
+                    "changed its addresses: {ip}, which is bound in its network namespace, is another's; it keeps being judged as this Pod and cannot send from there"
+                );
+                let object = ObjectRef::new("Pod", &bound.pod);
+                self.issues.push(Issue::new(object, "status.podIPs", message));
+            }
+        }
+        wanted.sort_unstable();
+        let mut taken: HashMap<Addr, u32> = HashMap::new();
+        for (_, ifindex, addr) in wanted {
+            taken.entry(addr).or_insert(ifindex);
+        }
+        self.devices.values_mut().for_each(|device| device.more.clear());
+        for (addr, ifindex) in taken {
+            if let Some(device) = self.devices.get_mut(&ifindex) {
+                device.more.insert(addr);
+            }
+        }
+    }
+
+    /// The addresses that lie behind a device, and whether those that an earlier run found are still there: before the
+    /// Pods have been told.
+    pub(super) fn addresses(&self, veth: &Veth, view: &View<'_>) -> (Vec<Addr>, bool) {
+        let Some(device) = self.devices.get(&veth.ifindex) else { return (Vec::new(), true) };
+        let told = view.cluster.is_synced(Kind::Pod);
+        match (&device.bound, device.standing) {
+            (_, Standing::Impostor) => (Vec::new(), false),
+            (Some(bound), _) => {
+                let is_its = |addr: &&Addr| {
+                    !(view.is_elsewhere)(addr)
+                        && (!told || view.cluster.pod_at(addr) == Some(&bound.pod))
+                };
+                let own = bound.ips.iter().filter(is_its).copied();
+                (own.chain(device.more.iter().copied()).collect(), !told)
+            }
+            (None, _) => (device.more.iter().copied().collect(), !told),
+        }
+    }
+
+    /// The first address in each family that the Pod behind a device is known by, and its MAC address.
+    pub(super) fn face(&self, veth: &Veth) -> ([Addr; 2], [u8; 6]) {
+        let device = self.devices.get(&veth.ifindex);
+        let first = |list: &[Addr]| {
+            let of = |v4: bool| list.iter().find(|addr| addr.is_v4() == v4).copied();
+            [of(true), of(false)].map(|addr| addr.unwrap_or(Addr::NONE))
+        };
+        let known = device.filter(|device| device.standing == Standing::Pod);
+        if let Some(bound) = known.and_then(|device| device.bound.as_ref()) {
+            let mac = if bound.mac == [0; 6] { veth.mac } else { bound.mac };
+            return (first(&bound.ips), mac);
+        }
+        let main = [veth.addresses.ip4, veth.addresses.ip6].into_iter().flatten();
+        let main = main.map(Addr::from_ip);
+        let its = main.filter(|addr| device.is_some_and(|device| device.more.contains(addr)));
+        (first(&Vec::from_iter(its)), veth.mac)
+    }
+
+    /// Who is behind a device. `strict`: whoever is not known to be nobody might be somebody.
+    pub(super) fn behind(&self, ifindex: u32, now: i64, strict: bool) -> Behind {
+        let Some(device) = self.devices.get(&ifindex) else { return Behind::Unknown(now) };
+        match (device.standing, &device.bound) {
+            (Standing::Impostor, _) => Behind::Impostor,
+            (_, Some(bound)) => Behind::Pod(bound.pod.clone(), bound.uid),
+            (Standing::Second, _) => Behind::Nobody,
+            (Standing::Unknown | Standing::Pod, None) if strict || now < device.until => {
+                Behind::Unknown(device.since)
+            }
+            (Standing::Unknown | Standing::Pod, None) => Behind::Nobody,
+        }
+    }
+
+    /// The Pod behind a device.
+    pub(super) fn name(&self, ifindex: u32) -> Option<&Name> {
+        let device = self.devices.get(&ifindex)?;
+        let bound = device.bound.as_ref()?;
+        (device.standing == Standing::Pod).then_some(&bound.pod)
+    }
+
+    /// A device is gone.
+    pub(super) fn gone(&mut self, ifindex: u32) {
+        self.devices.remove(&ifindex);
+    }
+
+    /// Whether this is the device that an earlier run knew; `None` when it knew none by that number.
+    pub(super) fn is_same(&self, veth: &Veth) -> Option<bool> {
+        self.devices.get(&veth.ifindex).map(|device| device.own_mac == veth.own_mac)
+    }
+
+    /// Who claims what he is not.
+    pub(super) fn issues(&self) -> impl Iterator<Item = &Issue> {
+        self.issues.iter()
+    }
+}
+
+impl Device {
+    /// What became of the Pod behind it.
+    fn follow(&mut self, veth: &Veth, cluster: &Cluster) {
+        let Some(bound) = &mut self.bound else {
+            self.standing = Standing::Unknown;
+            return;
+        };
+        self.standing = Standing::Pod;
+        if bound.mac == [0; 6] {
+            bound.mac = veth.mac;
+        }
+        if !cluster.is_synced(Kind::Pod) {
+            return;
+        }
+        let pod = cluster
+            .pod(&bound.pod)
+            .filter(|pod| pod.uid == bound.uid && cluster.is_own(pod) && !pod.host_network);
+        match pod {
+            Some(pod) if pod.ips.is_empty() || pod.ips == bound.ips => {}
+            Some(pod) if pod.ips.iter().any(|ip| bound.ips.contains(ip)) => {
+                bound.ips = pod.ips.clone();
+            }
+            // Gone, or it was given another device. Nobody else is behind this one from now on.
+            Some(_) => self.standing = Standing::Impostor,
+            None if bound.uid != 0 => self.standing = Standing::Impostor,
+            // From manifests, where a Pod may be called otherwise at any time.
+            None => {
+                self.bound = None;
+                self.standing = Standing::Unknown;
+            }
+        }
+    }
+}
+
+/// The file: what of a device outlives the agent.
+#[derive(Serialize, Deserialize)]
+struct File {
+    boot_id: String,
+    devices: Vec<Saved>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    ifindex: u32,
+    own_mac: [u8; 6],
+    since: i64,
+    until: i64,
+    pod: Option<SavedPod>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedPod {
+    namespace: String,
+    name: String,
+    uid: u64,
+    ips: Vec<IpAddr>,
+    mac: [u8; 6],
+}
+
+impl Bindings {
+    /// What an earlier run found out of the devices that are there still.
+    pub(super) fn take_over<'a>(dir: &Path, veths: impl Iterator<Item = &'a Veth>) -> Self {
+        let mut found = match Self::read(dir) {
+            Ok(found) => found,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(err) => {
+                warn!(%err, "who is behind which device is found out anew");
+                Self::default()
+            }
+        };
+        let macs: BTreeMap<u32, [u8; 6]> = veths.map(|veth| (veth.ifindex, veth.own_mac)).collect();
+        found.devices.retain(|ifindex, device| macs.get(ifindex) == Some(&device.own_mac));
+        found
+    }
+
+    fn read(dir: &Path) -> io::Result<Self> {
+        let File { boot_id, devices } = serde_json::from_slice(&fs::read(dir.join(FILE))?)?;
+        if boot_id != fs::read_to_string(BOOT_ID)?.trim() {
+            return Ok(Self::default());
+        }
+        let device = |saved: Saved| {
+            let Saved { ifindex, own_mac, since, until, pod } = saved;
+            let bound = pod.map(|pod| Bound {
+                pod: Name::new(pod.namespace, pod.name),
+                uid: pod.uid,
+                ips: pod.ips.into_iter().map(Addr::from_ip).collect(),
+                mac: pod.mac,
+            });
+            let standing = if bound.is_some() { Standing::Pod } else { Standing::Unknown };
+            let more = BTreeSet::new();
+            (ifindex, Device { own_mac, since, until, bound, standing, more })
+        };
+        let devices: BTreeMap<u32, Device> = devices.into_iter().map(device).collect();
+        Ok(Self { begun: !devices.is_empty(), devices, issues: Vec::new() })
+    }
+
+    /// Writes the file; as a whole, so that a crash leaves the old one or the new one.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
+        let saved = |(ifindex, device): (&u32, &Device)| Saved {
+            ifindex: *ifindex,
+            own_mac: device.own_mac,
+            since: device.since,
+            until: device.until,
+            pod: device.bound.as_ref().map(|bound| SavedPod {
+                namespace: bound.pod.namespace.to_string(),
+                name: bound.pod.name.to_string(),
+                uid: bound.uid,
+                ips: bound.ips.iter().map(Addr::to_ip).collect(),
+                mac: bound.mac,
+            }),
+        };
+        let boot_id = fs::read_to_string(BOOT_ID)?.trim().to_owned();
+        let file = File { boot_id, devices: self.devices.iter().map(saved).collect() };
+        let part = dir.join(format!("{FILE}.part"));
+        fs::write(&part, serde_json::to_vec(&file)?)?;
+        fs::rename(part, dir.join(FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests;

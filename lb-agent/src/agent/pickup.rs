@@ -1,0 +1,60 @@
+//! Until when connections may be met in mid-flow, since they may be older than what would have seen them begin: the
+//! conntrack table, or the policies of their Pod.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use lb_common::config::Settings;
+use tracing::{info, warn};
+
+use crate::bpf::clock::Clock;
+use crate::bpf::maps::Tables;
+use crate::config::{Config, SourceCheck};
+use crate::plan::{Actual, Given, MapError, MapStore as _, Op};
+
+/// How long, by which clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pickup {
+    clock: Clock,
+    grace: Duration,
+}
+
+impl Pickup {
+    pub(super) fn new(clock: Clock, grace: Duration) -> Self {
+        Self { clock, grace }
+    }
+
+    /// The stamp until which that is, from now on; 0 = never.
+    pub(super) fn until(&self) -> u32 {
+        if self.grace.is_zero() {
+            return 0;
+        }
+        self.clock.stamp_in(self.grace).unwrap_or_else(|err| {
+            warn!(%err, "no clock: connections that are older than policies are not picked up");
+            0
+        })
+    }
+}
+
+/// What the settings say from the start on. It is written at once: policies of an earlier run are in force, and before
+/// the API server has told everything nothing else is written.
+pub(super) fn given(
+    cfg: &Config,
+    pickup: &Pickup,
+    tables: &mut Tables,
+    actual: &mut Actual,
+    ct_is_new: bool,
+) -> Result<Given, MapError> {
+    let before = actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
+    let pickup_until = if ct_is_new { pickup.until() } else { before.pickup_until };
+    let given = Given { strict_source: cfg.source_check == SourceCheck::Strict, pickup_until };
+    let settings = Box::new(given.within(before));
+    if *settings != before {
+        tables.apply(&Op::PutSettings(settings.clone()))?;
+        actual.settings = Some(settings);
+    }
+    if ct_is_new {
+        info!(grace = ?pickup.grace, "connections may be older than the conntrack table");
+    }
+    Ok(given)
+}
