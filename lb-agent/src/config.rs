@@ -82,7 +82,7 @@ pub struct RunArgs {
     /// Address of /metrics [default: 127.0.0.1:10249]
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP:PORT")]
     pub metrics_bind_address: Option<String>,
-    /// Capacity of the conntrack table [default: by the node's memory]
+    /// Capacity of the conntrack table [default: by the node's memory, 131,072 to 1,048,576]
     #[arg(long, env = "LB_CT_ENTRIES", value_name = "N")]
     pub ct_entries: Option<String>,
     /// Addresses of this node with NodePorts: `primary`, or ranges like 10.0.0.0/8,2001:db8::/32 [default: primary]
@@ -433,6 +433,7 @@ fn ct_entries(text: &str) -> anyhow::Result<u32> {
     Ok(entries)
 }
 
+<<<<<<< HEAD
 fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
     match text.parse() {
         Ok(seconds @ 0..=PICKUP_GRACE_MOST) => Ok(Duration::from_secs(seconds)),
@@ -441,12 +442,16 @@ fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
         }
     }
 }
+=======
+/// Conntrack entries by default, at most: more than that and the limit on memory in `deploy/daemonset.yaml` is too low.
+const CT_DEFAULT_MOST: u32 = 1_048_576;
+>>>>>>> b87d3b9 (deploy: a limit on memory that the worst input keeps)
 
 /// A quarter of a percent of the memory at about 152 bytes an entry, as a power of two.
 fn ct_default(memory_bytes: u64) -> u32 {
     let entries = u32::try_from(memory_bytes / 400 / 152).unwrap_or(u32::MAX);
     let power = 1_u32.checked_shl(entries.max(1).ilog2()).unwrap_or(limits::CT);
-    power.clamp(limits::CT, limits::CT_MAX)
+    power.clamp(limits::CT, CT_DEFAULT_MOST)
 }
 
 fn memory_bytes() -> u64 {
@@ -633,7 +638,7 @@ mod tests {
     #[test]
     fn conntrack_grows_with_memory() {
         for (gib, want) in
-            [(0, 131_072), (1, 131_072), (16, 262_144), (64, 1_048_576), (4096, 4_194_304)]
+            [(0, 131_072), (1, 131_072), (16, 262_144), (64, 1_048_576), (4096, 1_048_576)]
         {
             assert_eq!(ct_default(gib << 30), want, "{gib} GiB");
         }

@@ -11,6 +11,8 @@
 #[path = "attach/node.rs"]
 #[allow(dead_code, reason = "the tests of attaching use the rest")]
 mod node;
+#[path = "agent/worst.rs"]
+mod worst;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
