@@ -433,7 +433,6 @@ fn ct_entries(text: &str) -> anyhow::Result<u32> {
     Ok(entries)
 }
 
-<<<<<<< HEAD
 fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
     match text.parse() {
         Ok(seconds @ 0..=PICKUP_GRACE_MOST) => Ok(Duration::from_secs(seconds)),
@@ -442,10 +441,9 @@ fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
         }
     }
 }
-=======
+
 /// Conntrack entries by default, at most: more than that and the limit on memory in `deploy/daemonset.yaml` is too low.
 const CT_DEFAULT_MOST: u32 = 1_048_576;
->>>>>>> b87d3b9 (deploy: a limit on memory that the worst input keeps)
 
 /// A quarter of a percent of the memory at about 152 bytes an entry, as a power of two.
 fn ct_default(memory_bytes: u64) -> u32 {
