@@ -562,16 +562,18 @@ fn s23_a_host_process_may_have_the_port_of_a_masqueraded_flow_that_is_over() {
 }
 
 #[test]
-fn forged_sources_and_loopback_are_left_to_the_stack() {
+fn forged_sources_and_loopback_go_nowhere() {
     for family in &FAMILIES {
         let mut bed = Bed::node();
         let id = bed.backend(&family.at(family.pod, 8080), proto::TCP);
         let frontend = family.at(family.node, 30080);
         bed.outside(&frontend, proto::TCP, &[id], &Way::default());
         for forged in [family.node, family.pod] {
-            let packet =
-                format!("{} > {frontend} tcp S seq=1 ack=0 len=0", family.at(forged, 4000));
-            assert_eq!(bed.arrive(&packet), packet);
+            for (flags, to) in [("S", &frontend), ("A", &family.at(family.node, 22))] {
+                let packet = format!("{} > {to} tcp {flags}", family.at(forged, 4000));
+                assert_eq!(bed.arrive(&packet), "drop", "{packet}");
+                assert_eq!(bed.counted(), "SPOOFED_SOURCE/in+1");
+            }
         }
         let loopback = family.at(if family.v4() { "127.0.0.1" } else { "::1" }, 30080);
         let flags = frontend_flags::SOCKET_ONLY;
@@ -581,10 +583,10 @@ fn forged_sources_and_loopback_are_left_to_the_stack() {
             format!("{} > {loopback} {syn}", family.at(family.client, 4000)),
             format!("{} > {loopback} {syn}", family.at(family.other_pod, 4000)),
         ] {
-            assert_eq!(bed.arrive(&packet), packet);
-            assert_eq!(bed.leave(&packet), packet);
+            assert_eq!(bed.arrive(&packet), "drop");
+            assert_eq!(bed.leave(&packet), "drop");
+            assert_eq!(bed.counted(), "BAD_ADDRESS/in+1 BAD_ADDRESS/out+1");
         }
-        assert_eq!(bed.counted(), "");
     }
 }
 

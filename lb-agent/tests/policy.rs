@@ -156,18 +156,25 @@ fn s44_a_translated_flow_is_judged_again_by_its_backend() {
 }
 
 #[test]
-fn s44_flows_older_than_the_agent_go_on_if_either_end_could_open_them() {
+fn s44_what_nobody_saw_open_passes_if_both_ends_could_open_it() {
     for v4 in [true, false] {
-        let bed = isolated(v4);
-        let pod = |port| at(v4, POD, port);
-        // The Pod as server at its port 80, then as client of the peer's port 80.
-        assert_ne!(bed.leave(&format!("{} > {} tcp A", pod(80), at(v4, PEER, 999))), "drop");
-        assert_ne!(bed.enter(&format!("{} > {} tcp A", at(v4, PEER, 998), pod(80))), "drop");
-        assert_ne!(bed.leave(&format!("{} > {} tcp A", pod(997), at(v4, PEER, 80))), "drop");
-        assert_ne!(bed.enter(&format!("{} > {} tcp A", at(v4, PEER, 80), pod(996))), "drop");
-        assert_eq!(bed.enter(&format!("{} > {} tcp A", at(v4, PEER, 81), pod(996))), "drop");
-        assert_eq!(bed.leave(&format!("{} > {} tcp A", pod(80), at(v4, OTHER, 999))), "drop");
-        assert_eq!(bed.leave(&format!("{} > {} tcp SA", pod(81), at(v4, PEER, 999))), "drop");
+        let mut bed = isolated(v4);
+        let (pod, peer) = (|port| at(v4, POD, port), |port| at(v4, PEER, port));
+        bed.reasons();
+        for flags in ["A", "PA", "FA", "F", "R", "RA", "SA"] {
+            let tcp = format!("tcp {flags}");
+            assert_ne!(bed.leave(&format!("{} > {} {tcp}", pod(80), peer(80))), "drop");
+            assert_ne!(bed.enter(&format!("{} > {} {tcp}", peer(80), pod(80))), "drop");
+            assert_eq!(bed.reasons(), "", "{flags}");
+            // The Pod may open the one, the peer the other.
+            for (from, to) in [(999, 80), (80, 999)] {
+                assert_eq!(bed.leave(&format!("{} > {} {tcp}", pod(from), peer(to))), "drop");
+                assert_eq!(bed.reasons(), "NOT_OPENED/out+1", "{flags}");
+                assert_eq!(bed.enter(&format!("{} > {} {tcp}", peer(from), pod(to))), "drop");
+                assert_eq!(bed.reasons(), "NOT_OPENED/in+1", "{flags}");
+            }
+        }
+        assert_eq!(bed.conntrack().len(), 0);
     }
 }
 
@@ -212,30 +219,66 @@ fn s47_a_pod_reaches_itself_unless_a_cluster_policy_says_no() {
 }
 
 #[test]
-fn s49_neighbours_are_found_under_a_default_deny() {
-    let bed = isolated(false);
-    let icmp6 = |kind: u8, dst: &str| {
-        let dst: std::net::Ipv6Addr = dst.parse().unwrap();
-        let src: std::net::Ipv6Addr = "fd00:2::9".parse().unwrap();
+fn s49_neighbors_are_found_under_a_default_deny() {
+    let mut bed = isolated(false);
+    let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    bed.put("ident", Addr::from_ip(addr(false, 3, 1)).words().map(|word| word.to_wire()), node);
+    bed.reasons();
+    let own: std::net::Ipv6Addr = "fd00:1::1".parse().unwrap();
+    let icmp6 = |kind: u8, hops: u8, src: &str, dst: &str, size: usize| {
+        let [src, dst]: [std::net::Ipv6Addr; 2] = [src, dst].map(|ip| ip.parse().unwrap());
         let eth = PacketBuilder::ethernet2(packet::POD_MAC, packet::GATEWAY_MAC);
         let mut out = Vec::new();
-        eth.ipv6(src.octets(), dst.octets(), 255)
-            .icmpv6_raw(kind, 0, [0; 4])
-            .write(&mut out, &[0; 16])
-            .unwrap();
+        let target = [&own.octets()[..], &vec![7; size]].concat();
+        let icmp = eth.ipv6(src.octets(), dst.octets(), hops).icmpv6_raw(kind, 0, [0; 4]);
+        icmp.write(&mut out, &target).unwrap();
         out
     };
-    for kind in [130, 131, 132, 133, 134, 135, 136, 143] {
-        for dst in ["ff02::1:ff00:9", "fd00:1::1"] {
-            assert_eq!(bed.enter_bytes(&icmp6(kind, dst)).0, Verdict::Next, "{kind} to {dst}");
-            assert_eq!(bed.leave_bytes(&icmp6(kind, dst)).0, Verdict::Next, "{kind} to {dst}");
+    // Type, hop limit, source, destination, more bytes; whether it leaves the Pod and enters it.
+    let cases: [(u8, u8, &str, &str, usize, bool, bool); 20] = [
+        (130, 1, "fe80::1", "ff02::1", 0, true, true),
+        (131, 1, "fe80::1", "ff02::16", 0, true, true),
+        (132, 1, "fe80::1", "ff02::2", 0, true, true),
+        (143, 1, "::", "ff02::16", 900, true, true),
+        (143, 1, "fe80::1", "fd00:7::1", 0, false, false),
+        (143, 255, "fe80::1", "ff02::16", 0, false, false),
+        (133, 255, "::", "ff02::2", 0, true, true),
+        (134, 255, "fe80::1", "ff02::1", 64, false, true),
+        (137, 255, "fe80::1", "fd00:1::1", 24, false, true),
+        (135, 255, "::", "ff02::1:ff00:1", 0, true, true),
+        (135, 255, "fd00:1::1", "ff02::1:ff00:9", 8, true, true),
+        (135, 255, "fd00:1::1", "fe80::2", 8, true, true),
+        (135, 255, "fd00:1::1", "fd00:3::1", 8, true, false),
+        (135, 64, "fd00:1::1", "ff02::1:ff00:9", 8, false, false),
+        (135, 255, "fd00:1::1", "fd00:1::1", 900, false, false),
+        // Off the link.
+        (135, 255, "fd00:1::1", "fd00:7::1", 8, false, true),
+        (136, 255, "fd00:1::1", "fd00:7::1", 8, false, true),
+        (136, 255, "fd00:1::1", "ff02::1", 8, true, true),
+        (136, 255, "fd00:7::1", "ff02::1", 8, false, true),
+        (138, 255, "fd00:1::1", "ff02::1", 8, false, false),
+    ];
+    for (kind, hops, src, dst, size, leaves, enters) in cases {
+        let packet = icmp6(kind, hops, src, dst, size);
+        let name = format!("{kind}, {hops} hops, {src} to {dst}, {size}");
+        assert_eq!(bed.leave_bytes(&packet).0 == Verdict::Next, leaves, "out: {name}");
+        if dst != "fd00:3::1" {
+            assert_eq!(bed.enter_bytes(&packet).0 == Verdict::Next, enters, "in: {name}");
         }
     }
-    for kind in [137, 138, 139, 200] {
-        assert_eq!(bed.enter_bytes(&icmp6(kind, "fd00:1::1")).0, Verdict::Drop, "{kind}");
-    }
-    let arp = [&[2_u8; 12][..], &[8, 6], &[0; 28]].concat();
+    // An advertisement of another's address.
+    let mut packet = icmp6(136, 255, "fd00:1::1", "ff02::1", 8);
+    packet[14 + 40 + 8 + 15] = 9;
+    bed.reasons();
+    // Nobody has it.
+    assert_eq!(bed.leave_bytes(&packet).0, Verdict::Next);
+    packet[14 + 40 + 8 + 3] = 7;
+    packet[14 + 40 + 8 + 15] = 1;
+    assert_eq!(bed.leave_bytes(&packet).0, Verdict::Drop);
+    assert_eq!(bed.reasons(), "FORGED_NEIGHBOR/out+1");
+    let arp = packet::arp([10, 1, 0, 1], [10, 1, 0, 254]);
     assert_eq!(bed.enter_bytes(&arp).0, Verdict::Next, "ARP");
+    assert_eq!(bed.leave_bytes(&arp).0, Verdict::Next, "ARP");
 }
 
 #[test]
@@ -281,12 +324,15 @@ fn other_protocols_need_a_rule_without_ports() {
         let mut bed = isolated(v4);
         for protocol in [GRE, ESP, proto::SCTP] {
             let packet = portless(v4, protocol, (PEER, POD));
-            assert_eq!(bed.enter_bytes(&packet).0, Verdict::Drop, "{protocol}");
+            assert_eq!(bed.enter_bytes_from(9, &packet), Verdict::Drop, "{protocol}");
         }
         assert_eq!(bed.enter(&format!("{} > {} echo", at(v4, PEER, 9), at(v4, POD, 9))), "drop");
         Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
         sample::epoch(&mut bed, 2);
-        for protocol in [GRE, ESP, proto::SCTP] {
+        // What is in it nobody can tell.
+        let esp = portless(v4, ESP, (PEER, POD));
+        assert_eq!(bed.enter_bytes_from(9, &esp), Verdict::Drop);
+        for protocol in [GRE, proto::SCTP] {
             let packet = portless(v4, protocol, (PEER, POD));
             assert_eq!(bed.enter_bytes(&packet).0, Verdict::Next, "{protocol}");
             let packet = portless(v4, protocol, (OTHER, POD));
@@ -335,12 +381,12 @@ fn a_pod_sends_from_its_own_addresses_only() {
         sample::epoch(&mut bed, 1);
         let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 3, 1)).words().map(|word| word.to_wire()), node);
-        // A Pod of this node whose device is not known yet: it may be this one.
+        // A Pod of this node whose device is not known yet: it is not this one, whose Pod is known.
         let here = Ident { flags: ident_flags::POD | ident_flags::HERE, ident: 5, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 5, 1)).words().map(|word| word.to_wire()), here);
         bed.counted();
         let to = at(v4, PEER, 80);
-        for (net, spoofed) in [(POD, false), (OTHER, true), (3, true), (77, false), (5, false)] {
+        for (net, spoofed) in [(POD, false), (OTHER, true), (3, true), (77, false), (5, true)] {
             let from = at(v4, net, 4000);
             let told = bed.leave(&format!("{from} > {to} tcp S"));
             assert_eq!(told == "drop", spoofed, "{from}");

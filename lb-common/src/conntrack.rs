@@ -112,6 +112,8 @@ pub mod bits {
     pub const SEEN_OUT: u32 = 1 << 22;
     /// See `SEEN_OUT`.
     pub const SEEN_IN: u32 = 1 << 23;
+    /// With `INBOUND`: the first packet was made by this host, whose traffic to its Pods no policy concerns.
+    pub const FROM_HOST: u32 = 1 << 31;
 }
 
 /// Key of the other entry of a translated flow; `None` for a flow without translation.

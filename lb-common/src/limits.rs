@@ -98,7 +98,7 @@ pub const MAP_GROUPS: MapSpec = MapSpec { name: "groups", version: 1 };
 /// `peer_bits`: [`crate::policy::PeerKey`] → [`crate::policy::Bits`].
 pub const MAP_PEER_BITS: MapSpec = MapSpec { name: "peer_bits", version: 1 };
 /// `port_bits`: prefixes of [`crate::policy::PortKey`] → [`crate::policy::Bits`].
-pub const MAP_PORT_BITS: MapSpec = MapSpec { name: "port_bits", version: 1 };
+pub const MAP_PORT_BITS: MapSpec = MapSpec { name: "port_bits", version: 2 };
 /// `cidrs`: prefixes of [`crate::addr::Addr`] → identity (`u32`) of addresses that no Pod or node has.
 pub const MAP_CIDRS: MapSpec = MapSpec { name: "cidrs", version: 1 };
 /// `policy`: 0 → [`crate::policy::PolicyState`].

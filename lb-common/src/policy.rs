@@ -62,6 +62,9 @@ pub mod group_flags {
     pub const PENDING: u32 = 1 << 1;
     /// The tables could not take all of it: everything is denied.
     pub const OVERFLOW: u32 = 1 << 2;
+    /// Some rule about some ports does not accept, so that `port_bits` has elements for the guesses, too. In other groups a
+    /// packet without a port is judged with port 0, which no rule about some ports has.
+    pub const SOME_PORTS: u32 = 1 << 3;
 }
 
 pod! {
@@ -81,13 +84,24 @@ pod! {
     pub struct PortKey: 8 {
         /// Index in `groups`.
         pub group: u32,
-        /// Zero.
-        pub zero: u8,
+        /// `guess::*`.
+        pub guess: u8,
         /// IP protocol number.
         pub proto: u8,
-        /// Destination port; 0 for protocols without ports.
+        /// Destination port; 0 for protocols without ports, and where it is guessed.
         pub port: Be16,
     }
+}
+
+/// Values of [`PortKey::guess`]: what is taken for true of a packet whose port is not known. A rule about some ports that
+/// accepts never applies to it.
+pub mod guess {
+    /// Nothing: the port is known.
+    pub const NONE: u8 = 0;
+    /// Rules about some ports that deny apply.
+    pub const DENIES: u8 = 1;
+    /// So do those that pass on to the next tier.
+    pub const PASSES: u8 = 2;
 }
 
 impl PortKey {
@@ -203,6 +217,15 @@ impl Judgement {
     }
 }
 
+/// Identity of a peer that may bear an address of this node without being it.
+#[inline(always)]
+pub fn identity(tables: &impl Tables, peer: &Addr) -> u32 {
+    match tables.ident(peer) {
+        Some(known) => known.ident,
+        None => tables.cidr(peer),
+    }
+}
+
 /// Identity of a peer; `None` = this node itself, which policies do not concern: "traffic to and from the node where
 /// a Pod is running is always allowed" (NetworkPolicy v1).
 #[inline(always)]
@@ -228,15 +251,29 @@ pub struct Question {
     /// Whether the peer is the Pod itself, through a Service: `NetworkPolicy` always allows that,
     /// `ClusterNetworkPolicy` does not.
     pub own: bool,
+    /// Whether the port of the packet is not known, and [`Question::port`] is 0: a later fragment whose first one was
+    /// not seen. It is denied if it would be at some port.
+    pub port_unknown: bool,
 }
 
 /// The verdict of the policies (NetworkPolicy v1; `ClusterNetworkPolicy` v1alpha2: Admin, then `NetworkPolicy` where one
-/// selects the Pod, else Baseline, else allowed).
+/// selects the Pod, else Baseline, else allowed). Where the port is not known, that of the guess that denies.
 ///
-/// What no policy may forbid has been let through before: the node's own traffic, replies, neighbour discovery.
+/// What no policy may forbid has been let through before: the node's own traffic, replies, neighbor discovery.
 #[inline(always)]
 pub fn judge(tables: &impl Tables, question: &Question) -> Judgement {
-    let &Question { group: mut index, ident, proto, port, own } = question;
+    if !question.port_unknown {
+        return judge_as(tables, question, guess::NONE);
+    }
+    let judgement = judge_as(tables, question, guess::DENIES);
+    if judgement.denied() { judgement } else { judge_as(tables, question, guess::PASSES) }
+}
+
+/// The verdict under a guess, of [`guess`].
+#[inline(always)]
+pub fn judge_as(tables: &impl Tables, question: &Question, guess: u8) -> Judgement {
+    let &Question { group: mut index, ident, proto, port, own, port_unknown: _ } = question;
+    let mut guess = guess;
     let mut flags = group_flags::ISOLATED;
     let mut passed = false;
     let mut link = 0;
@@ -244,11 +281,14 @@ pub fn judge(tables: &impl Tables, question: &Question) -> Judgement {
         let Some(group) = tables.group(index) else { return Judgement::ISOLATED };
         if link == 0 {
             flags = group.flags;
+            if flags & group_flags::SOME_PORTS == 0 {
+                guess = guess::NONE;
+            }
             if flags & (group_flags::PENDING | group_flags::OVERFLOW) != 0 {
                 return Judgement::ISOLATED;
             }
         }
-        if let Some(ports) = tables.port_bits(&PortKey { group: index, zero: 0, proto, port }) {
+        if let Some(ports) = tables.port_bits(&PortKey { group: index, guess, proto, port }) {
             let peer = tables.peer_bits(&PeerKey { group: index, ident });
             let mut word = 0;
             while word < WORDS {
@@ -393,7 +433,10 @@ mod tests {
     }
 
     fn ask(sample: &Sample, ident: u32, own: bool) -> Judgement {
-        judge(sample, &Question { group: 1, ident, proto: 6, port: Be16::new(80), own })
+        judge(
+            sample,
+            &Question { group: 1, ident, proto: 6, port: Be16::new(80), own, port_unknown: false },
+        )
     }
 
     #[test]

@@ -128,32 +128,42 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
     }
 }
 
-/// An entry for a flow without translation whose first packet is this one.
+/// Commits a flow without translation whose first packet is this one, under the key in the scratch room. Nothing depends on
+/// its entry, so a full map only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives
+/// leaves that alone: its endpoint decides.
 #[inline(always)]
-fn plain(direction: Direction, parsed: &Parsed, now: u32) -> CtEntry {
-    let inbound = match direction {
+pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
+    let opened = match direction {
+        Direction::Ingress if scratch.ingress_ifindex == 0 => bits::INBOUND | bits::FROM_HOST,
         Direction::Ingress => bits::INBOUND,
         Direction::Egress => 0,
     };
-    let mid_flow = parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN == 0;
-    let picked_up = if mid_flow { bits::PICKED_UP } else { 0 };
-    CtEntry {
-        last_seen: now,
-        flags: conntrack::seen(inbound | picked_up, direction, parsed.tcp_flags),
-        ..CtEntry::ZERO
-    }
+    put_plain(scratch, direction, opened, now);
 }
 
-/// Commits a flow without translation under the key in the scratch room. Nothing depends on its entry, so a full map
-/// only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives leaves that alone: its
-/// endpoint decides.
+/// The same for a connection that was met in mid-flow, and was opened in the direction `from`.
 #[inline(always)]
-pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
+pub(crate) fn commit_met(scratch: &mut Scratch, direction: Direction, from: Direction, now: u32) {
+    let host = match direction {
+        Direction::Ingress => scratch.ingress_ifindex == 0,
+        Direction::Egress => crate::origin::is_this_node(&scratch.parsed.flow.dst),
+    };
+    let opened = match from {
+        Direction::Ingress if host => bits::INBOUND | bits::FROM_HOST,
+        Direction::Ingress => bits::INBOUND,
+        Direction::Egress => 0,
+    };
+    put_plain(scratch, direction, opened | bits::PICKED_UP, now);
+}
+
+#[inline(never)]
+fn put_plain(scratch: &mut Scratch, direction: Direction, opened: u32, now: u32) {
     let Scratch { parsed, key, entry, epoch, .. } = scratch;
     if parsed.tcp_flags & tcp::RST != 0 {
         return;
     }
-    *entry = CtEntry { epoch: *epoch, ..plain(direction, parsed, now) };
+    let flags = conntrack::seen(opened, direction, parsed.tcp_flags);
+    *entry = CtEntry { last_seen: now, epoch: *epoch, flags, ..CtEntry::ZERO };
     let written = match maps::ct_claim(key, entry) {
         Inserted::Done => true,
         Inserted::Taken => match maps::ct(key) {
@@ -169,7 +179,7 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
     };
     if !written {
         maps::count(Counter::Untracked);
-    } else if entry.flags & bits::PICKED_UP != 0 {
+    } else if flags & bits::PICKED_UP != 0 {
         maps::count(Counter::FlowPickedUp);
     } else {
         maps::count(Counter::FlowPlain);

@@ -26,14 +26,14 @@ use lb_common::verdict::{Counter, DropReason, drop_index};
 use crate::conntrack::{self, Claim};
 use crate::icmp::{self, Onward};
 use crate::maps::{self, Scratch, Tracked};
-use crate::packet::Packet;
+use crate::packet::{Packet, Tag};
 use crate::parse::{self, Kind, L3, Parsed};
 use crate::pipeline::{is_mid_flow, refused};
 use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
 use crate::service::{self, Client, Health};
 use crate::verdict::{self, Verdict};
-use crate::{fragment, rewrite};
+use crate::{fragment, origin, rewrite};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -41,20 +41,32 @@ const MAGLEV_SEED: u32 = 0x6d61_676c;
 /// A packet enters the node.
 #[inline(always)]
 pub(crate) fn dev_in(packet: Packet) -> Verdict {
-    if packet.has_vlan() {
-        return Verdict::Pass;
+    match packet.tag() {
+        Tag::None => {}
+        // It belongs to the device of that VLAN, which has a program of its own.
+        Tag::Vlan => return Verdict::Pass,
+        Tag::Priority => packet.forget_tag(),
     }
-    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
     let kind = parse::parse(packet, &mut scratch.parsed, L3);
     match kind {
-        Kind::Flow | Kind::FirstFragment => {}
-        Kind::LaterFragment => {
+        // A tag of no VLAN that is left is taken off by the stack, and nobody sees what is in the frame.
+        Kind::NOT_IP if packet.has_hidden_tag() => {
+            return drop(DropReason::NotIp, 0);
+        }
+        Kind::NOT_IP | Kind::ARP | Kind::NEIGHBOR | Kind::UNREADABLE => return Verdict::Pass,
+        Kind::BAD_ADDRESS => return drop(DropReason::BadAddress, 0),
+        _ if origin::is_forged_here(packet, scratch) => {
+            return drop(DropReason::SpoofedSource, 0);
+        }
+        Kind::FLOW | Kind::FIRST_FRAGMENT => {}
+        Kind::LATER_FRAGMENT => {
             if !fragment::recall(packet, scratch, hook::DEV_IN) {
                 return Verdict::Pass;
             }
         }
-        Kind::IcmpError => return icmp_error(packet, scratch),
-        Kind::Untracked | Kind::Other => return Verdict::Pass,
+        Kind::ICMP_ERROR => return icmp_error(packet, scratch),
+        _ => return Verdict::Pass,
     }
     let port = scratch.parsed.flow.dport.get();
     let (base, n) = maps::masquerade_ports();
@@ -63,7 +75,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
     if !answer && !request {
         return Verdict::Pass;
     }
-    if kind == Kind::FirstFragment {
+    if kind == Kind::FIRST_FRAGMENT {
         fragment::remember(packet, scratch, hook::DEV_IN);
     }
     if answer {
@@ -89,27 +101,27 @@ fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
 /// A packet leaves the node; its network header is at `l3`.
 #[inline(always)]
 pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
-    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
     let kind = parse::parse(packet, &mut scratch.parsed, l3);
     match kind {
-        Kind::Flow | Kind::FirstFragment => {}
-        Kind::LaterFragment => {
+        Kind::FLOW | Kind::FIRST_FRAGMENT => {}
+        Kind::LATER_FRAGMENT => {
             if !fragment::recall(packet, scratch, hook::DEV_OUT) {
                 return Verdict::Pass;
             }
         }
-        Kind::IcmpError => {
+        Kind::ICMP_ERROR => {
             return match icmp::leaving(packet, scratch) {
                 Ok(()) => Verdict::Pass,
-                Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
+                Err(_) => drop(DropReason::RewriteFailed, 0),
             };
         }
-        Kind::Untracked | Kind::Other => return Verdict::Pass,
+        _ => return Verdict::Pass,
     }
     if !maps::is_host_port(scratch.parsed.flow.sport.get()) {
         return Verdict::Pass;
     }
-    if kind == Kind::FirstFragment {
+    if kind == Kind::FIRST_FRAGMENT {
         fragment::remember(packet, scratch, hook::DEV_OUT);
     }
     let Scratch { parsed, key, .. } = scratch;
@@ -119,7 +131,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
     } else {
-        drop(packet, scratch, DropReason::RewriteFailed, 0)
+        drop(DropReason::RewriteFailed, 0)
     }
 }
 
@@ -133,7 +145,7 @@ pub(crate) fn reply_out(
     now: u32,
 ) -> Verdict {
     let Scratch { parsed, fib, .. } = scratch;
-    route::ask(fib, packet.ifindex(), parsed.v4, &parsed.flow.src, &parsed.flow.dst);
+    route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &parsed.flow.dst);
     let Way::Via(_) = route::answer(packet, scratch) else { return Verdict::Pass };
     note_reply(scratch, entry, now);
     forward_reply(packet, scratch, entry)
@@ -179,7 +191,7 @@ fn forward_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdi
 #[inline(always)]
 fn onward(packet: Packet, scratch: &mut Scratch) -> Verdict {
     if rewrite::forwarded(packet, &scratch.parsed, &scratch.to).is_err() {
-        return drop(packet, scratch, DropReason::RewriteFailed, 0);
+        return drop(DropReason::RewriteFailed, 0);
     }
     Verdict::NextHop(packet.redirect_hop(&scratch.fib))
 }
@@ -191,7 +203,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
         return Verdict::Pass;
     }
     let Scratch { parsed, fib, .. } = scratch;
-    route::ask(fib, packet.ifindex(), parsed.v4, &parsed.flow.src, &entry.aux_addr());
+    route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &entry.aux_addr());
     match route::answer(packet, scratch) {
         Way::Via(_) => {
             note_reply(scratch, entry, maps::now());
@@ -199,7 +211,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
         }
         Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
-        Way::None => drop(packet, scratch, DropReason::NoRoute, 0),
+        Way::None => drop(DropReason::NoRoute, 0),
     }
 }
 
@@ -246,7 +258,7 @@ fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     match maps::frontend(&FrontendKey::wildcard(dst)) {
         Some(wildcard) if wildcard.flags & frontend_flags::ADDRESS_ONLY != 0 => Verdict::Pass,
         Some(_) => refuse(packet, scratch, DropReason::UndefinedPort, 0),
-        None => drop(packet, scratch, DropReason::UnallocatedIp, 0),
+        None => drop(DropReason::UnallocatedIp, 0),
     }
 }
 
@@ -277,7 +289,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         return Verdict::Pass;
     }
     if !service::admits(frontend, &src) {
-        return drop(packet, scratch, DropReason::SourceRange, service_id);
+        return drop(DropReason::SourceRange, service_id);
     }
     if service::is_local(frontend, outside) && frontend.local_n == 0
         || !service::is_local(frontend, outside) && frontend.n == 0
@@ -309,11 +321,11 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
             nat.flags |= bits::COUNTED;
         }
         if !place(packet, scratch) {
-            return drop(packet, scratch, DropReason::NoRoute, service_id);
+            return drop(DropReason::NoRoute, service_id);
         }
         match claim(scratch, now) {
             Claim::Taken => {}
-            Claim::Full => return drop(packet, scratch, DropReason::ConntrackFull, service_id),
+            Claim::Full => return drop(DropReason::ConntrackFull, service_id),
             Claim::Done => return commit(packet, scratch, now),
         }
     }
@@ -322,7 +334,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     } else {
         DropReason::TupleExhausted
     };
-    drop(packet, scratch, reason, service_id)
+    drop(reason, service_id)
 }
 
 #[inline(always)]
@@ -335,7 +347,7 @@ fn is_here(flags: u32, ifindex: u32) -> bool {
 fn nobody(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Verdict {
     let elsewhere = frontend.n != 0 || frontend.flags & frontend_flags::ELSEWHERE != 0;
     if elsewhere {
-        return drop(packet, scratch, DropReason::NoLocalEndpoints, frontend.service_id);
+        return drop(DropReason::NoLocalEndpoints, frontend.service_id);
     }
     refuse(packet, scratch, DropReason::NoEndpoints, frontend.service_id)
 }
@@ -491,7 +503,7 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let written = maps::ct_put(key, entry);
     let tracked = if written { maps::ct(key) } else { None };
     let Some(tracked) = tracked else {
-        return drop(packet, scratch, DropReason::ConntrackFull, service_id);
+        return drop(DropReason::ConntrackFull, service_id);
     };
     conntrack::count_load(nat);
     maps::count(if nat.flags & bits::MASQUERADED != 0 {
@@ -518,12 +530,12 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
         dport: entry.nat_port(),
         proto: parsed.flow.proto,
     };
-    route::ask(fib, packet.ifindex(), parsed.v4, &to.src, &to.dst);
+    route::ask(fib, scratch.ifindex, parsed.v4, &to.src, &to.dst);
     match route::answer(packet, scratch) {
         Way::Via(_) => onward(packet, scratch),
         Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
-        Way::None => drop(packet, scratch, DropReason::NoRoute, 0),
+        Way::None => drop(DropReason::NoRoute, 0),
     }
 }
 
@@ -538,7 +550,7 @@ fn into_the_stack(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verd
     }
     match done {
         Ok(()) => Verdict::Pass,
-        Err(_) => drop(packet, scratch, DropReason::RewriteFailed, 0),
+        Err(_) => drop(DropReason::RewriteFailed, 0),
     }
 }
 
@@ -550,15 +562,15 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch) -> Verdict {
         return Verdict::Neighbour(ifindex);
     }
     match onward {
-        Onward::NOWHERE => drop(packet, scratch, DropReason::NoRoute, 0),
-        Onward::FAILED => drop(packet, scratch, DropReason::RewriteFailed, 0),
+        Onward::NOWHERE => drop(DropReason::NoRoute, 0),
+        Onward::FAILED => drop(DropReason::RewriteFailed, 0),
         _ => Verdict::Pass,
     }
 }
 
 #[inline(always)]
-fn drop(packet: Packet, scratch: &mut Scratch, reason: DropReason, service_id: u32) -> Verdict {
-    Verdict::Drop(verdict::report(packet, scratch, reason, true, service_id))
+fn drop(reason: DropReason, service_id: u32) -> Verdict {
+    Verdict::Drop(verdict::report(reason, true, service_id))
 }
 
 #[inline(always)]
@@ -573,7 +585,7 @@ fn tell(packet: Packet, scratch: &mut Scratch, why: Obstacle) -> Verdict {
         Obstacle::TooBig(_) => DropReason::TooBig,
         Obstacle::Expired => DropReason::TtlExceeded,
     };
-    let reported = verdict::report(packet, scratch, reason, true, 0);
+    let reported = verdict::report(reason, true, 0);
     match refuse::tell(packet, scratch, why) {
         Ok(()) => Verdict::Refuse(reported),
         Err(_) => Verdict::Drop(reported),

@@ -38,5 +38,6 @@ pub(crate) fn recall(packet: Packet, scratch: &mut Scratch, hook: u8) -> bool {
     }
     scratch.parsed.flow.sport = ports.sport;
     scratch.parsed.flow.dport = ports.dport;
+    scratch.parsed.port_unknown = false;
     true
 }

@@ -9,12 +9,16 @@
 //!                    quotes node -> backend      becomes   client -> frontend
 //! leaves the node:   quotes client -> backend    becomes   client -> frontend
 //! ```
+//! An error passes for what it is about, past all policies, so it must be one: it goes to who sent the quoted packet, comes
+//! from where that packet went or from a router on the way, and is no longer than errors are.
+//!
 //! The quoted layer 4 checksum stays: receivers do not check it, and most quotes are cut off before its payload ends.
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtKey, Direction, bits, scope};
 use lb_common::csum;
+use lb_common::endpoint::ident_flags;
 
 use crate::maps::{self, Scratch, Tracked};
 use crate::packet::{ChecksumKind, HelperError, Packet};
@@ -27,12 +31,37 @@ const ICMP: usize = 8;
 /// Offset of the checksum in it.
 const CHECKSUM: usize = 2;
 
+/// Bytes of the longest error, as an IP packet: RFC 1812 §4.3.2.3, RFC 4443 §2.4.
+const LONGEST4: u32 = 576;
+const LONGEST6: u32 = 1280;
+
+/// Reads the packet that an error quotes; `None` when there is none in it, or it is not to whom it quotes.
+#[inline(always)]
+fn quote(packet: Packet, parsed: &Parsed, quoted: &mut Parsed) -> Option<()> {
+    let longest = if parsed.v4 { LONGEST4 } else { LONGEST6 };
+    if packet.len() > parsed.l3 as u32 + longest {
+        return None;
+    }
+    parse::quoted(packet, parsed, parsed.l4 + ICMP, quoted)?;
+    (parsed.flow.dst == quoted.flow.src).then_some(())
+}
+
+/// Whether an error that enters a Pod may come from its source: from where the quoted packet went, before or after
+/// translation, or from a router. Other Pods are none.
+#[inline(always)]
+fn is_plausible(parsed: &Parsed, quoted: &Parsed, entry: Tracked) -> bool {
+    let src = &parsed.flow.src;
+    *src == quoted.flow.dst
+        || *src == entry.nat_addr()
+        || maps::ident(src)
+            .is_none_or(|known| known.flags & ident_flags::POD == 0 && known.ifindex == 0)
+}
+
 /// Translates an error at a Pod's veth if the flow it is about is translated.
 #[inline(never)]
 pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Onward {
-    let Scratch { parsed, quoted, key, .. } = scratch;
-    let at = parsed.l4 + ICMP;
-    if parse::quoted(packet, parsed, at, quoted).is_none() {
+    let Scratch { parsed, quoted, key, epoch, .. } = scratch;
+    if quote(packet, parsed, quoted).is_none() {
         return Onward::UNKNOWN;
     }
     // An error about a packet that left the Pod comes in, and the other way round.
@@ -47,6 +76,13 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
         }
     };
     let Some(entry) = maps::ct(key) else { return Onward::UNKNOWN };
+    // One that the policies have not been asked about since they changed may be one that they deny.
+    if entry.epoch() != *epoch {
+        return Onward::UNKNOWN;
+    }
+    if direction == Direction::Ingress && !is_plausible(parsed, quoted, entry) {
+        return Onward::UNKNOWN;
+    }
     if entry.flags() & bits::EXTERNAL != 0 {
         return match direction {
             Direction::Egress => to_outside(packet, scratch, entry),
@@ -175,7 +211,7 @@ impl Onward {
 #[inline(never)]
 pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
     let Scratch { parsed, quoted, key, .. } = scratch;
-    if parse::quoted(packet, parsed, parsed.l4 + ICMP, quoted).is_none() {
+    if quote(packet, parsed, quoted).is_none() {
         return Onward::STACK;
     }
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&quoted.flow, 0) };

@@ -19,6 +19,7 @@ mod external;
 mod fragment;
 mod icmp;
 mod maps;
+mod origin;
 mod packet;
 mod parse;
 mod pipeline;

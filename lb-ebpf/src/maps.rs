@@ -13,6 +13,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
+use lb_common::be::Be16;
 use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
@@ -26,6 +27,7 @@ use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
 use crate::conntrack::Nat;
+use crate::packet::{Packet, Tuple};
 use crate::parse::Parsed;
 use crate::policy::Asked;
 
@@ -137,12 +139,20 @@ pub(crate) struct Scratch {
     pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.
     pub(crate) fib: bpf_fib_lookup,
+    /// An address that a Pod speaks for.
+    pub(crate) claimed: Addr,
+    /// The ends of a connection that a Pod's kernel is asked about.
+    pub(crate) tuple: Tuple,
     /// The packet that the one at hand quotes.
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
     /// Number of the policies in force, as of the start of the program; 0 = there are none.
     pub(crate) epoch: u32,
+    /// The device whose hook this is.
+    pub(crate) ifindex: u32,
+    /// The device by which the packet came in last; 0 when this host made it.
+    pub(crate) ingress_ifindex: u32,
     /// The flow that policies judge.
     pub(crate) asked: Asked,
     /// The event being sent.
@@ -310,6 +320,20 @@ pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
 }
 
+/// Whether this node takes packets out of tunnels at the UDP port.
+#[inline(always)]
+pub(crate) fn is_tunnel_port(port: Be16) -> bool {
+    let Some(settings) = settings() else { return false };
+    let mut i = 0;
+    while i < settings.tunnel_ports.len() && i < settings.n_tunnel_ports as usize {
+        if settings.tunnel_ports.get(i).is_some_and(|tunnel| *tunnel == port) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
 /// Whether some frontend has the port.
 #[inline(always)]
 pub(crate) fn is_frontend_port(port: u16) -> bool {
@@ -363,8 +387,8 @@ impl Tracked {
     tracked_field!(
         nat_addr: Addr,
         aux_addr: Addr,
-        nat_port: lb_common::be::Be16,
-        aux_port: lb_common::be::Be16,
+        nat_port: Be16,
+        aux_port: Be16,
         backend_id: u32,
         backend_gen: u32,
         last_seen: u32,
@@ -415,7 +439,25 @@ pub(crate) enum Inserted {
     Failed,
 }
 
-/// This CPU's scratch room.
+/// This CPU's scratch room, for a packet.
+#[inline(always)]
+pub(crate) fn scratch_for(packet: Packet) -> Option<&'static mut Scratch> {
+    let scratch = scratch()?;
+    scratch.ifindex = packet.ifindex();
+    scratch.ingress_ifindex = packet.ingress_ifindex();
+    Some(scratch)
+}
+
+/// Writes to the scratch room what a function is to read that finds the room by itself. Volatile: the compiler takes a
+/// mutable reference for the only way to what is behind it, and would leave out what it sees nobody read.
+#[inline(always)]
+pub(crate) fn hand_over<T>(place: &mut T, value: T) {
+    // SAFETY: a live place.
+    unsafe { core::ptr::from_mut(place).write_volatile(value) };
+}
+
+/// This CPU's scratch room, as it is: for functions that the verifier checks once by themselves, and for what they left
+/// there.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: index 0 exists; exclusive as said at the map.

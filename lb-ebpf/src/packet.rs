@@ -10,16 +10,31 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::features;
+use lb_common::flow::Flow;
 
 use crate::maps;
 
 /// No header of ours starts beyond this offset: gives the verifier a bound for variable offsets.
 const MAX_OFFSET: usize = 511;
+
+/// Bits of a tag's control information that name the VLAN; 0 = none, the tag is for the priority alone.
+const VLAN_ID: u32 = 0xfff;
+
+/// The VLAN tag of a packet (IEEE 802.1Q).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tag {
+    /// It has none.
+    None,
+    /// One for its priority: it belongs to no VLAN.
+    Priority,
+    /// It belongs to the device of a VLAN.
+    Vlan,
+}
 
 /// A helper refused; the number is its errno, negative.
 #[derive(Clone, Copy)]
@@ -59,11 +74,54 @@ impl Packet {
         unsafe { (&raw const (*self.skb).protocol).read_volatile() as u16 }
     }
 
-    /// Whether a VLAN tag was taken off the packet: it belongs to the device of that VLAN.
+    /// ifindex of the device by which the packet came in last; 0 when this host made it.
     #[inline(always)]
-    pub(crate) fn has_vlan(self) -> bool {
+    pub(crate) fn ingress_ifindex(self) -> u32 {
         // SAFETY: as in `ifindex`.
-        (unsafe { (&raw const (*self.skb).vlan_present).read_volatile() }) != 0
+        unsafe { (&raw const (*self.skb).ingress_ifindex).read_volatile() }
+    }
+
+    /// The VLAN tag that was taken off the packet.
+    #[inline(always)]
+    pub(crate) fn tag(self) -> Tag {
+        // SAFETY: as in `ifindex`.
+        if unsafe { (&raw const (*self.skb).vlan_present).read_volatile() } == 0 {
+            return Tag::None;
+        }
+        // SAFETY: as in `ifindex`.
+        let tci = unsafe { (&raw const (*self.skb).vlan_tci).read_volatile() };
+        if tci & VLAN_ID == 0 { Tag::Priority } else { Tag::Vlan }
+    }
+
+    /// Forgets the tag that was taken off: the packet goes on as one that had none. Not where another one follows, which
+    /// the helper would take off instead.
+    #[inline(always)]
+    pub(crate) fn forget_tag(self) {
+        if self.is_tagged_again() {
+            return;
+        }
+        // It takes memory from nobody where the tag is beside the packet, so it does not fail there.
+        // SAFETY: valid context; the data pointers are read anew by each load.
+        let _: i64 = unsafe { bpf_skb_vlan_pop(self.skb) };
+    }
+
+    /// Whether the frame has a tag of its own left, of no VLAN: the stack takes it off without telling anybody.
+    #[inline(always)]
+    pub(crate) fn has_hidden_tag(self) -> bool {
+        if !self.is_tagged_again() {
+            return false;
+        }
+        let tci = self.load::<u16>(crate::parse::L3).map_or(0, u16::from_be);
+        u32::from(tci) & VLAN_ID == 0
+    }
+
+    /// Whether there is a tag that was not taken off, behind one that was.
+    #[inline(always)]
+    fn is_tagged_again(self) -> bool {
+        const DOT1Q: u16 = 0x8100u16.to_be();
+        const DOT1AD: u16 = 0x88a8u16.to_be();
+        let ethertype = self.ethertype();
+        ethertype == DOT1Q || ethertype == DOT1AD
     }
 
     /// Payload bytes of each packet that this one will be cut into; 0 when it is one.
@@ -221,6 +279,37 @@ impl Packet {
         }
     }
 
+    /// What the network namespace with this id (`IFLA_LINK_NETNSID`) has for the ends of a connection.
+    #[inline(always)]
+    pub(crate) fn socket(self, tuple: &mut Tuple, v4: bool, nsid: u32) -> Socket {
+        // include/net/tcp_states.h.
+        const ESTABLISHED: u32 = 1;
+        const FIN_WAIT1: u32 = 4;
+        const FIN_WAIT2: u32 = 5;
+        const CLOSE_WAIT: u32 = 8;
+        const LAST_ACK: u32 = 9;
+        const LISTEN: u32 = 10;
+        const CLOSING: u32 = 11;
+        let size = if v4 { Tuple::SIZE4 } else { Tuple::SIZE6 };
+        let tuple = core::ptr::from_mut(tuple).cast();
+        // SAFETY: valid context; the tuple is live and as long as said.
+        let sock = unsafe { bpf_sk_lookup_tcp(self.skb.cast(), tuple, size, u64::from(nsid), 0) };
+        if sock.is_null() {
+            return Socket::None;
+        }
+        // SAFETY: a socket that the helper holds for us.
+        let state = unsafe { (&raw const (*sock).state).read_volatile() };
+        // SAFETY: as above; it is not used again.
+        let _: i64 = unsafe { bpf_sk_release(sock.cast()) };
+        match state {
+            LISTEN => Socket::Listening,
+            ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
+                Socket::Connected
+            }
+            _ => Socket::None,
+        }
+    }
+
     /// Hands the packet to the neighbour that its destination has on the device `ifindex`, past the IP stack.
     #[inline(always)]
     pub(crate) fn redirect_neigh(self, ifindex: u32) -> i32 {
@@ -249,6 +338,60 @@ impl Packet {
         // SAFETY: the helper only stores the target for the return.
         (unsafe { bpf_redirect(ifindex, 0) }) as i32
     }
+}
+
+/// The ends of a TCP connection: the source is elsewhere, the destination is a Pod's. IPv4: two addresses and the ports
+/// in the first three words; IPv6: eight words and the ports (`struct bpf_sock_tuple`, whose union it is).
+#[repr(C)]
+pub(crate) struct Tuple {
+    words: [u32; 9],
+}
+
+impl Tuple {
+    const SIZE4: u32 = 12;
+    const SIZE6: u32 = 36;
+
+    /// Makes it the ends of this flow.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, flow: &Flow, v4: bool) {
+        let ports = u32::from(flow.sport.to_wire()) | u32::from(flow.dport.to_wire()) << 16;
+        if v4 {
+            let [a, b, c, ..] = &mut self.words;
+            (*a, *b, *c) = (flow.src.word3().to_wire(), flow.dst.word3().to_wire(), ports);
+            return;
+        }
+        let [s0, s1, s2, s3] = flow.src.words().map(|word| word.to_wire());
+        let [d0, d1, d2, d3] = flow.dst.words().map(|word| word.to_wire());
+        self.words = [s0, s1, s2, s3, d0, d1, d2, d3, ports];
+    }
+
+    /// Leaves the end that is elsewhere open: only a listener has such a connection.
+    #[inline(always)]
+    pub(crate) fn forget_source(&mut self, v4: bool) {
+        // The source port is the first half of its word in memory, whatever the byte order.
+        let port = |ports: u32| {
+            let [_, _, c, d] = ports.to_ne_bytes();
+            u32::from_ne_bytes([0, 0, c, d])
+        };
+        if v4 {
+            let [a, _, c, ..] = &mut self.words;
+            (*a, *c) = (0, port(*c));
+            return;
+        }
+        let [s0, s1, s2, s3, .., ports] = &mut self.words;
+        (*s0, *s1, *s2, *s3, *ports) = (0, 0, 0, 0, port(*ports));
+    }
+}
+
+/// What a kernel has for the ends of a TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Socket {
+    /// Nothing, or a connection that is not open yet or no more.
+    None,
+    /// A listener.
+    Listening,
+    /// An open connection, or one that is being closed.
+    Connected,
 }
 
 /// An answer of the routing table.
@@ -284,6 +427,14 @@ impl ChecksumKind {
         let v6 = self.v6 && maps::config_features() & features::CSUM_IPV6 != 0;
         self.mangled() | if v6 { u64::from(BPF_F_IPV6) } else { 0 }
     }
+}
+
+/// Reads what is in memory, whatever the compiler knows of it: so the verifier knows nothing of it, and does not follow
+/// each way on that stored something else.
+#[inline(always)]
+pub(crate) fn reread<T: Copy>(place: &T) -> T {
+    // SAFETY: a live place.
+    unsafe { core::ptr::from_ref(place).read_volatile() }
 }
 
 #[inline(always)]

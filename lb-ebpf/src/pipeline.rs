@@ -12,9 +12,10 @@ use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim, Nat};
 use crate::maps::{self, Scratch, Tracked};
-use crate::packet::Packet;
+use crate::origin::{self, Addressee};
+use crate::packet::{Packet, Tag};
 use crate::parse::{self, Kind, Parsed};
-use crate::policy::{self, how};
+use crate::policy::{self, Met, how};
 use crate::service::{self, Client, Destination, Health, Target};
 use crate::verdict::{self, Verdict};
 use crate::{bridge, external, fragment, icmp, refuse, rewrite};
@@ -22,29 +23,44 @@ use crate::{bridge, external, fragment, icmp, refuse, rewrite};
 /// A packet leaves the Pod.
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
-    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
-    match parse::parse(packet, &mut scratch.parsed, parse::L3) {
-        Kind::Flow => {}
-        Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_OUT),
-        Kind::LaterFragment => {
+    // One for the priority alone changes nothing, and stays with the packet.
+    let tag = packet.tag();
+    let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
+    match kind {
+        _ if tag == Tag::Vlan => return not_understood(scratch, Kind::NOT_IP, how::SENT),
+        Kind::FLOW => {}
+        Kind::FIRST_FRAGMENT => fragment::remember(packet, scratch, hook::POD_OUT),
+        Kind::LATER_FRAGMENT => {
             if !fragment::recall(packet, scratch, hook::POD_OUT) {
-                return fragment_out(packet, scratch);
+                return fragment_out(scratch);
             }
         }
-        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Egress),
-        Kind::Untracked => return untracked(packet, scratch, how::SENT),
-        Kind::Other => return Verdict::Pass,
+        Kind::ICMP_ERROR => return icmp_error(packet, scratch, Direction::Egress),
+        Kind::UNTRACKED => return untracked(scratch, how::SENT),
+        Kind::ARP => return checked(origin::check_arp(packet, scratch)),
+        Kind::NEIGHBOR => {
+            return match origin::check_neighbor(packet, scratch) {
+                Ok(true) => Verdict::Pass,
+                Ok(false) => untracked(scratch, how::SENT),
+                Err(reported) => Verdict::Drop(reported),
+            };
+        }
+        // Unreadable, no IP, bad addresses.
+        _ => {
+            return not_understood(scratch, kind, how::SENT);
+        }
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
-    *key = conntrack::key_out(&parsed.flow, packet.ifindex());
+    *key = conntrack::key_out(&parsed.flow, scratch.ifindex);
     let Some(entry) = maps::ct(key) else { return open_out(packet, scratch, now) };
     if conntrack::starts_over(entry, parsed, Direction::Egress, now) {
         return open_out(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
-        && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Egress)
+        && let Err(reported) = policy::readmit(scratch, entry, Direction::Egress)
     {
         return Verdict::Drop(reported);
     }
@@ -73,25 +89,39 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 /// A packet enters the Pod.
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
-    let Some(scratch) = maps::scratch() else { return Verdict::Pass };
+    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
-    match parse::parse(packet, &mut scratch.parsed, parse::L3) {
-        Kind::Flow => {}
-        Kind::FirstFragment => fragment::remember(packet, scratch, hook::POD_IN),
-        Kind::LaterFragment => {
+    let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
+    match kind {
+        _ if packet.tag() == Tag::Vlan => {
+            return not_understood(scratch, Kind::NOT_IP, how::INGRESS);
+        }
+        Kind::FLOW => {}
+        Kind::FIRST_FRAGMENT => fragment::remember(packet, scratch, hook::POD_IN),
+        Kind::LATER_FRAGMENT => {
             if !fragment::recall(packet, scratch, hook::POD_IN) {
-                return untracked(packet, scratch, how::INGRESS);
+                return untracked(scratch, how::INGRESS);
             }
         }
-        Kind::IcmpError => return icmp_error(packet, scratch, Direction::Ingress),
-        Kind::Untracked => return untracked(packet, scratch, how::INGRESS),
-        Kind::Other => return Verdict::Pass,
+        Kind::ICMP_ERROR => return icmp_error(packet, scratch, Direction::Ingress),
+        Kind::UNTRACKED => return untracked(scratch, how::INGRESS),
+        Kind::ARP | Kind::NEIGHBOR => return Verdict::Pass,
+        // Unreadable, no IP, bad addresses.
+        _ => {
+            return not_understood(scratch, kind, how::INGRESS);
+        }
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
-    *key = conntrack::key_in(&parsed.flow, packet.ifindex());
+    *key = conntrack::key_in(&parsed.flow, scratch.ifindex);
     let Some(entry) = maps::ct(key) else { return open_in(packet, scratch, now) };
     let flags = entry.flags();
+    // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent to itself
+    // comes here with it.
+    let from_itself = flags & bits::HAIRPIN != 0 && scratch.ingress_ifindex == scratch.ifindex;
+    if flags & bits::FORWARD != 0 && !from_itself {
+        return Verdict::Drop(verdict::report(DropReason::SpoofedSource, true, 0));
+    }
     // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
     // goes straight to the Pod from a port that its client had used through a Service.
     let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
@@ -99,7 +129,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         return open_in(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
-        && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Ingress)
+        && let Err(reported) = policy::readmit(scratch, entry, Direction::Ingress)
     {
         return Verdict::Drop(reported);
     }
@@ -115,28 +145,90 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
 }
 
 /// The first packet of a flow that enters the Pod.
-#[inline(always)]
+#[inline(never)]
 fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let flow = &scratch.parsed.flow;
     let peer = (flow.src, flow.dport);
-    let admitted = if is_mid_flow(&scratch.parsed) {
-        policy::admit_either(packet, scratch, Direction::Ingress)
-    } else {
-        policy::admit(packet, scratch, peer, how::INGRESS)
-    };
-    if let Err(reported) = admitted {
+    let addressee = origin::addressee();
+    if addressee == Addressee::OTHER {
+        return not_for_pod();
+    }
+    if is_mid_flow(&scratch.parsed) {
+        return meet(packet, scratch, Direction::Ingress, now);
+    }
+    if let Err(reported) = policy::admit(scratch, peer, how::INGRESS) {
         return Verdict::Drop(reported);
     }
-    conntrack::commit_plain(scratch, Direction::Ingress, now);
+    // What is for nobody that is known leaves no entry: an answer would pass by it, from an address that is not the Pod's.
+    if addressee == Addressee::POD {
+        conntrack::commit_plain(scratch, Direction::Ingress, now);
+    }
     Verdict::Pass
 }
 
-/// A packet of no flow. Policies judge each by itself; `how` is of `policy::how`.
+/// A TCP packet of a connection that nobody saw open, and no Service's.
 #[inline(always)]
-fn untracked(packet: Packet, scratch: &mut Scratch, how: u32) -> Verdict {
+fn meet(packet: Packet, scratch: &mut Scratch, direction: Direction, now: u32) -> Verdict {
+    match policy::admit_met(packet, scratch, direction) {
+        Ok(Met::From(from)) => {
+            if scratch.parsed.tcp_flags & tcp::FIN == 0 {
+                conntrack::commit_met(scratch, direction, from, now);
+            }
+            Verdict::Pass
+        }
+        Ok(Met::Once) => Verdict::Pass,
+        Err(reported) => Verdict::Drop(reported),
+    }
+}
+
+#[inline(always)]
+fn not_for_pod() -> Verdict {
+    Verdict::Drop(verdict::report(DropReason::NotForPod, true, 0))
+}
+
+#[inline(always)]
+fn checked(result: Result<(), verdict::Reported>) -> Verdict {
+    match result {
+        Ok(()) => Verdict::Pass,
+        Err(reported) => Verdict::Drop(reported),
+    }
+}
+
+/// A packet that no rule can be asked about.
+#[inline(never)]
+fn not_understood(scratch: &mut Scratch, kind: Kind, how: u32) -> Verdict {
+    let ingress = how & how::INGRESS != 0;
+    let reason = match kind {
+        Kind::NOT_IP => DropReason::NotIp,
+        Kind::BAD_ADDRESS => DropReason::BadAddress,
+        _ => {
+            // What this host made, and what is for it, no policy concerns.
+            let node = if ingress {
+                scratch.ingress_ifindex == 0
+            } else {
+                origin::is_this_node(&scratch.parsed.flow.dst)
+            };
+            if !ingress && let Err(reported) = origin::check() {
+                return Verdict::Drop(reported);
+            }
+            if node || !policy::concerns(scratch, ingress) {
+                return Verdict::Pass;
+            }
+            DropReason::Unreadable
+        }
+    };
+    Verdict::Drop(verdict::report(reason, ingress, 0))
+}
+
+/// A packet of no flow. Policies judge each by itself; `how` is of `policy::how`.
+#[inline(never)]
+fn untracked(scratch: &mut Scratch, how: u32) -> Verdict {
+    if how & how::INGRESS != 0 && origin::addressee() == Addressee::OTHER {
+        return not_for_pod();
+    }
     let flow = &scratch.parsed.flow;
     let peer = if how & how::INGRESS != 0 { flow.src } else { flow.dst };
-    match policy::admit(packet, scratch, (peer, flow.dport), how) {
+    match policy::admit(scratch, (peer, flow.dport), how) {
         Ok(()) => Verdict::Pass,
         Err(reported) => Verdict::Drop(reported),
     }
@@ -171,7 +263,7 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
             return Verdict::Neighbour(bridge);
         }
     }
-    finish(packet, scratch, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
+    finish(packet, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
 }
 
 /// The client's side of a flow towards its backend, where it changes: the stand-in of a hairpin, a mapped port.
@@ -213,7 +305,7 @@ fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) ->
             .and_then(|()| {
                 rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port())
             });
-        return finish(packet, scratch, rewritten.is_ok(), true);
+        return finish(packet, rewritten.is_ok(), true);
     }
     straight(packet, scratch, now)
 }
@@ -229,7 +321,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         && !conntrack::starts_over(entry, parsed, Direction::Egress, now)
     {
         if policy::is_stale(scratch, entry)
-            && let Err(reported) = policy::readmit(packet, scratch, entry, Direction::Egress)
+            && let Err(reported) = policy::readmit(scratch, entry, Direction::Egress)
         {
             return Verdict::Drop(reported);
         }
@@ -239,13 +331,13 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         return rewrite_forward(packet, scratch, entry);
     }
     if is_mid_flow(parsed) {
-        return match policy::admit_either(packet, scratch, Direction::Egress) {
-            Ok(()) => Verdict::Pass,
+        return match policy::admit_met(packet, scratch, Direction::Egress) {
+            Ok(_) => Verdict::Pass,
             Err(reported) => Verdict::Drop(reported),
         };
     }
     let peer = (parsed.flow.dst, parsed.flow.dport);
-    if let Err(reported) = policy::admit(packet, scratch, peer, how::SENT) {
+    if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
         return Verdict::Drop(reported);
     }
     let Scratch { parsed, .. } = scratch;
@@ -267,11 +359,11 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         };
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}
-            Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, 0),
+            Claim::Full => return drop_out(DropReason::ConntrackFull, 0),
             Claim::Done => return commit(packet, scratch, now),
         }
     }
-    drop_out(packet, scratch, DropReason::TupleExhausted, 0)
+    drop_out(DropReason::TupleExhausted, 0)
 }
 
 /// A reply of a backend: shows the frontend as its source.
@@ -286,9 +378,7 @@ fn reply_in(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     }
     match rewritten {
         Ok(()) => Verdict::Pass,
-        Err(_) => {
-            Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, true, 0))
-        }
+        Err(_) => Verdict::Drop(verdict::report(DropReason::RewriteFailed, true, 0)),
     }
 }
 
@@ -304,7 +394,7 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         }
         Destination::Frontend(frontend) => translate(packet, scratch, frontend, now),
         Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
-            drop_out(packet, scratch, DropReason::NoLocalEndpoints, frontend.service_id)
+            drop_out(DropReason::NoLocalEndpoints, frontend.service_id)
         }
         Destination::Empty(frontend) => refused(
             packet,
@@ -315,7 +405,7 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         Destination::UndefinedPort => {
             refused(packet, scratch, drop_index(DropReason::UndefinedPort, false), 0)
         }
-        Destination::Unallocated => drop_out(packet, scratch, DropReason::UnallocatedIp, 0),
+        Destination::Unallocated => drop_out(DropReason::UnallocatedIp, 0),
         Destination::Plain => plain_out(packet, scratch, now),
     }
 }
@@ -323,14 +413,12 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 /// The first packet of a flow that leaves the Pod for no Service.
 #[inline(always)]
 fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    if is_mid_flow(&scratch.parsed) {
+        return meet(packet, scratch, Direction::Egress, now);
+    }
     let flow = &scratch.parsed.flow;
     let peer = (flow.dst, flow.dport);
-    let admitted = if is_mid_flow(&scratch.parsed) {
-        policy::admit_either(packet, scratch, Direction::Egress)
-    } else {
-        policy::admit(packet, scratch, peer, how::SENT)
-    };
-    if let Err(reported) = admitted {
+    if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
         return Verdict::Drop(reported);
     }
     conntrack::commit_plain(scratch, Direction::Egress, now);
@@ -351,7 +439,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     }
     let client = Client { addr: scratch.parsed.flow.src, outside: false, hash: 0 };
     if !service::admits(frontend, &client.addr) {
-        return drop_out(packet, scratch, DropReason::SourceRange, service_id);
+        return drop_out(DropReason::SourceRange, service_id);
     }
     let mut attempt = 0;
     while attempt < TRIES {
@@ -377,16 +465,16 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         nat.service_id = service_id;
         let own = if nat.flags & bits::HAIRPIN != 0 { how::OWN } else { 0 };
         let backend = (nat.target.addr, nat.target.port);
-        if let Err(reported) = policy::admit(packet, scratch, backend, own | how::SENT) {
+        if let Err(reported) = policy::admit(scratch, backend, own | how::SENT) {
             return Verdict::Drop(reported);
         }
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}
-            Claim::Full => return drop_out(packet, scratch, DropReason::ConntrackFull, service_id),
+            Claim::Full => return drop_out(DropReason::ConntrackFull, service_id),
             Claim::Done => return commit(packet, scratch, now),
         }
     }
-    drop_out(packet, scratch, DropReason::TupleExhausted, service_id)
+    drop_out(DropReason::TupleExhausted, service_id)
 }
 
 /// Commits the flow and sends its first packet on.
@@ -399,29 +487,34 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         Some(entry) => rewrite_forward(packet, scratch, entry),
         None => {
             let service_id = scratch.nat.service_id;
-            drop_out(packet, scratch, DropReason::ConntrackFull, service_id)
+            drop_out(DropReason::ConntrackFull, service_id)
         }
     }
 }
 
 /// After a rewrite: on with the packet, or straight back to its Pod.
 #[inline(always)]
-fn finish(packet: Packet, scratch: &mut Scratch, rewritten: bool, back: bool) -> Verdict {
+fn finish(packet: Packet, rewritten: bool, back: bool) -> Verdict {
     if !rewritten {
-        return drop_out(packet, scratch, DropReason::RewriteFailed, 0);
+        return drop_out(DropReason::RewriteFailed, 0);
     }
     if !back {
         return Verdict::Pass;
     }
     match rewrite::swap_macs(packet) {
         Ok(()) => Verdict::Back,
-        Err(_) => drop_out(packet, scratch, DropReason::RewriteFailed, 0),
+        Err(_) => drop_out(DropReason::RewriteFailed, 0),
     }
 }
 
 /// An ICMP error belongs to the flow of the packet that it quotes, and is translated with it.
 #[inline(always)]
 fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Verdict {
+    if direction == Direction::Egress
+        && let Err(reported) = origin::check()
+    {
+        return Verdict::Drop(reported);
+    }
     let onward = icmp::translate(packet, scratch, direction);
     if let Some(ifindex) = onward.device() {
         return Verdict::Neighbour(ifindex);
@@ -429,36 +522,36 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
     let ingress = direction == Direction::Ingress;
     if onward == icmp::Onward::UNKNOWN {
         scratch.parsed.flow.dport = Be16::new(0);
-        return untracked(packet, scratch, if ingress { how::INGRESS } else { how::SENT });
+        return untracked(scratch, if ingress { how::INGRESS } else { how::SENT });
     }
     if onward != icmp::Onward::FAILED {
         return Verdict::Pass;
     }
-    Verdict::Drop(verdict::report(packet, scratch, DropReason::RewriteFailed, ingress, 0))
+    Verdict::Drop(verdict::report(DropReason::RewriteFailed, ingress, 0))
 }
 
 /// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.
 #[inline(never)]
-fn fragment_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
+fn fragment_out(scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
-        Destination::Plain => untracked(packet, scratch, how::SENT),
+        Destination::Plain => untracked(scratch, how::SENT),
         Destination::UndefinedPort
         | Destination::Unallocated
         | Destination::Empty(_)
-        | Destination::Frontend(_) => drop_out(packet, scratch, DropReason::FragmentUnknown, 0),
+        | Destination::Frontend(_) => drop_out(DropReason::FragmentUnknown, 0),
     }
 }
 
 #[inline(always)]
-fn drop_out(packet: Packet, scratch: &mut Scratch, reason: DropReason, id: u32) -> Verdict {
-    Verdict::Drop(verdict::report(packet, scratch, reason, false, id))
+fn drop_out(reason: DropReason, id: u32) -> Verdict {
+    Verdict::Drop(verdict::report(reason, false, id))
 }
 
 /// Answers the client in the name of what it dialled. `index` is that of the drop's counter.
 #[inline(never)]
 pub(crate) fn refused(packet: Packet, scratch: &mut Scratch, index: u32, id: u32) -> Verdict {
-    let reported = verdict::report_index(packet, scratch, index, id);
+    let reported = verdict::report_index(index, id);
     match refuse::answer(packet, scratch) {
         Ok(()) => Verdict::Refuse(reported),
         Err(_) => Verdict::Drop(reported),

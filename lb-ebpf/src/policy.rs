@@ -3,21 +3,24 @@
 //! Asked once a flow, and again when the policies have changed since ([`is_stale`]): packets of a known flow pay for one
 //! comparison. The verdict itself is `lb_common::policy::judge` on the maps.
 //!
-//! What policies never touch: traffic of the node itself, replies, ICMP errors about known flows, neighbour discovery.
+//! What policies never touch: traffic of the node itself, replies, ICMP errors about known flows, neighbor discovery.
+//! Whether a packet is the node's own is told by where it came from, never by its address.
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{Direction, bits};
-use lb_common::endpoint::{Pod, flags, ident_flags};
+use lb_common::endpoint::{Ident, Pod, ident_flags};
 use lb_common::event::outcome;
 use lb_common::policy::{
-    Bits, Group, HitKey, Judgement, PeerKey, PortKey, Question, Tables, group_flags, identify,
-    judge, state_flags,
+    Bits, Group, HitKey, Judgement, PeerKey, PortKey, Question, Tables, group_flags, guess,
+    judge_as, state_flags,
 };
 use lb_common::verdict::{DropReason, Outcome, judged_index};
 
 use crate::maps::{self, Scratch, Tracked};
+use crate::origin;
 use crate::packet::Packet;
+use crate::parse::Parsed;
 use crate::verdict::{self, Reported};
 
 /// The maps, as the evaluator reads them.
@@ -25,7 +28,7 @@ struct Maps;
 
 impl Tables for Maps {
     #[inline(always)]
-    fn ident(&self, addr: &Addr) -> Option<&lb_common::endpoint::Ident> {
+    fn ident(&self, addr: &Addr) -> Option<&Ident> {
         maps::ident(addr)
     }
 
@@ -78,6 +81,8 @@ pub(crate) mod how {
     pub(crate) const OWN: u32 = 2;
     /// The packet leaves the Pod and is the first of its flow: its source is to be checked.
     pub(crate) const SENT: u32 = 4;
+    /// The flow was opened by this host.
+    pub(crate) const FROM_HOST: u32 = 8;
 }
 
 /// Whether an entry was judged under other policies than those in force.
@@ -89,74 +94,141 @@ pub(crate) fn is_stale(scratch: &Scratch, entry: Tracked) -> bool {
 /// Whether the flow from or to this peer may begin. Of one that may not, the packet has been reported.
 #[inline(always)]
 pub(crate) fn admit(
-    packet: Packet,
     scratch: &mut Scratch,
     (peer, port): (Addr, Be16),
     how: u32,
 ) -> Result<(), Reported> {
+    if how & how::SENT != 0 {
+        origin::check()?;
+    }
     if scratch.epoch == 0 {
         return Ok(());
     }
-    let asked = &mut scratch.asked;
-    (asked.peer, asked.port, asked.how) = (peer, port, how);
-    let reason = ask(packet, scratch);
-    settle(packet, scratch, reason)
+    put(&mut scratch.asked, (peer, port, how));
+    settle(policy_ask())
 }
 
-/// Whether a flow may go on that was met in mid-flow, so that nobody knows who opened it: it may if either end could
-/// open it now. That grants nothing that a new connection would not get.
+/// Puts a question for [`policy_ask`].
 #[inline(always)]
-pub(crate) fn admit_either(
+fn put(asked: &mut Asked, (peer, port, how): (Addr, Be16, u32)) {
+    maps::hand_over(&mut asked.peer, peer);
+    maps::hand_over(&mut asked.port, port);
+    maps::hand_over(&mut asked.how, how);
+}
+
+/// What becomes of a connection that was met in mid-flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// The packet goes on and leaves nothing behind.
+    Once,
+    /// It is taken over as one that was opened in this direction.
+    From(Direction),
+}
+
+/// Whether a TCP packet of a connection goes on that nobody saw open. `direction` is the packet's.
+///
+/// By its looks it could be of any connection, so it grants nothing: either both ends may open it, or the Pod's own
+/// kernel has the connection, and tells by its listener who opened it. A Pod may lie about that (with raw sockets, or with
+/// `TCP_REPAIR` where it has `NET_ADMIN`), so what it says of a packet that it sends itself never counts for more than
+/// what it may send anyhow; but for the time in which older connections are taken over.
+#[inline(never)]
+pub(crate) fn admit_met(
     packet: Packet,
     scratch: &mut Scratch,
     direction: Direction,
-) -> Result<(), Reported> {
-    if scratch.epoch == 0 {
-        return Ok(());
+) -> Result<Met, Reported> {
+    if direction == Direction::Egress {
+        origin::check()?;
     }
-    let flow = &scratch.parsed.flow;
+    let young = is_pick_up_time(scratch.ifindex);
+    if scratch.epoch == 0 || !concerns_somehow(scratch.ifindex) {
+        return Ok(if young { Met::From(direction) } else { Met::Once });
+    }
+    let from = match (origin::opener(packet, scratch, direction), direction) {
+        (origin::Opener::Unknown, _) => None,
+        (origin::Opener::Peer, Direction::Egress) if !young => None,
+        (origin::Opener::Peer, _) => Some(Direction::Ingress),
+        (origin::Opener::Pod, _) => Some(Direction::Egress),
+    };
+    if let Some(from) = from {
+        ask_met(scratch, direction, from);
+        if policy_ask() == ALLOWED {
+            return Ok(Met::From(from));
+        }
+        return Err(not_opened(direction));
+    }
+    ask_met(scratch, direction, Direction::Egress);
+    if policy_ask() == ALLOWED {
+        ask_met(scratch, direction, Direction::Ingress);
+        if policy_ask() == ALLOWED {
+            return Ok(Met::Once);
+        }
+    }
+    Err(not_opened(direction))
+}
+
+#[inline(always)]
+fn not_opened(direction: Direction) -> Reported {
+    verdict::report(DropReason::NotOpened, direction == Direction::Ingress, 0)
+}
+
+/// Puts the question for a packet of a connection as if it had been opened in the direction `from`.
+#[inline(always)]
+fn ask_met(scratch: &mut Scratch, direction: Direction, from: Direction) {
+    let Scratch { parsed, asked, .. } = scratch;
+    let flow = &parsed.flow;
     // The Pod's port and the peer's, as the packet shows them.
     let (peer, own, other) = match direction {
         Direction::Egress => (flow.dst, flow.sport, flow.dport),
         Direction::Ingress => (flow.src, flow.dport, flow.sport),
     };
-    let asked = &mut scratch.asked;
-    (asked.peer, asked.port, asked.how) = match direction {
-        Direction::Egress => (peer, own, how::INGRESS | how::SENT),
-        Direction::Ingress => (peer, other, 0),
+    let question = match from {
+        Direction::Egress => (peer, other, 0),
+        // Towards the node nobody can tell any more who opened it: the node reaches its Pods.
+        Direction::Ingress if direction == Direction::Egress => {
+            (peer, own, how::INGRESS | how::FROM_HOST)
+        }
+        Direction::Ingress => (peer, own, how::INGRESS),
     };
-    if ask(packet, scratch) == ALLOWED {
-        return Ok(());
-    }
-    let asked = &mut scratch.asked;
-    (asked.port, asked.how) = match direction {
-        Direction::Egress => (other, how::SENT),
-        Direction::Ingress => (own, how::INGRESS),
-    };
-    let reason = ask(packet, scratch);
-    settle(packet, scratch, reason)
+    put(asked, question);
+}
+
+/// Whether connections may be older than the table, or than the Pod's first policy.
+#[inline(always)]
+fn is_pick_up_time(ifindex: u32) -> bool {
+    let now = maps::now();
+    let before = |until: u32| until != 0 && (until.wrapping_sub(now) as i32) > 0;
+    maps::settings().is_some_and(|settings| before(settings.pickup_until))
+        || maps::pod(ifindex).is_some_and(|pod| before(pod.pickup_until))
+}
+
+/// Whether policies concern the Pod, in whichever direction.
+#[inline(always)]
+fn concerns_somehow(ifindex: u32) -> bool {
+    let pod = maps::pod(ifindex);
+    groups(pod, true).0 != 0 || groups(pod, false).0 != 0
+}
+
+/// Whether policies are enforced on what enters the Pod, or leaves it.
+#[inline(always)]
+pub(crate) fn concerns(scratch: &Scratch, ingress: bool) -> bool {
+    scratch.epoch != 0 && groups(maps::pod(scratch.ifindex), ingress).0 != 0
 }
 
 /// Judges a known flow anew, in the direction in which it was opened; `direction` is the packet's.
 #[inline(never)]
 pub(crate) fn readmit(
-    packet: Packet,
     scratch: &mut Scratch,
     entry: Tracked,
     direction: Direction,
 ) -> Result<(), Reported> {
-    readmit_by(packet, scratch, entry, direction)?;
+    readmit_by(scratch, entry, direction)?;
     entry.set_epoch(scratch.epoch);
     Ok(())
 }
 
 #[inline(always)]
-fn readmit_by(
-    packet: Packet,
-    scratch: &mut Scratch,
-    entry: Tracked,
-    direction: Direction,
-) -> Result<(), Reported> {
+fn readmit_by(scratch: &mut Scratch, entry: Tracked, direction: Direction) -> Result<(), Reported> {
     let flags = entry.flags();
     let hairpin = flags & bits::HAIRPIN != 0;
     let key = &scratch.key;
@@ -168,43 +240,56 @@ fn readmit_by(
         } else {
             (key.remote, key.remote_port)
         };
-        return admit(packet, scratch, backend, if hairpin { how::OWN } else { 0 });
-    }
-    if flags & bits::PICKED_UP != 0 {
-        return admit_either(packet, scratch, direction);
+        let own = if hairpin { how::OWN } else { 0 };
+        return admit(scratch, backend, own | sent(direction));
     }
     if flags & (bits::INBOUND | bits::EXTERNAL) != 0 {
         let peer = (key.remote, key.local_port);
-        return admit(packet, scratch, peer, how::INGRESS);
+        let host = if flags & bits::FROM_HOST != 0 { how::FROM_HOST } else { 0 };
+        return admit(scratch, peer, how::INGRESS | host);
     }
     let peer = (key.remote, key.remote_port);
-    admit(packet, scratch, peer, 0)
+    admit(scratch, peer, sent(direction))
+}
+
+/// A flow may have been opened from a forged source before there was a policy.
+#[inline(always)]
+fn sent(direction: Direction) -> u32 {
+    if direction == Direction::Egress { how::SENT } else { 0 }
 }
 
 /// Not a number of a [`DropReason`].
 const ALLOWED: u32 = 0;
 
 /// Judges what is in `scratch.asked`: number of the reason to drop it, or [`ALLOWED`]. Counts nothing.
+/// A function that the verifier checks once by itself (see [`policy_judge`]), which is why it finds the scratch room anew.
 #[inline(never)]
-fn ask(packet: Packet, scratch: &mut Scratch) -> u32 {
-    let Scratch { parsed, asked, .. } = scratch;
-    let ifindex = packet.ifindex();
+#[unsafe(no_mangle)]
+extern "C" fn policy_ask() -> u32 {
+    let Some(scratch) = maps::scratch() else { return ALLOWED };
+    let Scratch { parsed, asked, ifindex, ingress_ifindex, .. } = scratch;
     let ingress = asked.how & how::INGRESS != 0;
-    let pod = maps::pod(ifindex);
-    let (group, shadow) = groups(pod, ingress);
+    let (group, shadow) = groups(maps::pod(*ifindex), ingress);
     (asked.group, asked.ident, asked.judgement, asked.shadow) = (group, 0, 0, 0);
     asked.hit = HitKey { group, ingress: ingress as u8, ..HitKey::ZERO };
-    if asked.how & how::SENT != 0 && is_spoofed(&parsed.flow.src, ifindex, pod) {
-        return DropReason::SpoofedSource as u32;
-    }
     if group == 0 && shadow == 0 {
         return ALLOWED;
     }
-    let Some(ident) = identify(&Maps, &asked.peer) else { return ALLOWED };
+    let known = maps::ident(&asked.peer);
+    if known.is_some_and(|known| known.flags & ident_flags::LOCAL_NODE != 0)
+        && (!ingress || asked.how & how::FROM_HOST != 0 || *ingress_ifindex == 0)
+    {
+        return ALLOWED;
+    }
+    let ident = known.map_or_else(|| maps::cidr(&asked.peer), |known| known.ident);
     asked.ident = ident;
-    let what = u32::from(parsed.flow.proto) << 16 | u32::from(asked.port.get());
+    let what = what(parsed, asked.port);
     let own = asked.how & how::OWN;
-    let judgement = Judgement::from_number(policy_judge(group, ident, what, own));
+    let mut judgement = Judgement::from_number(policy_judge(group, ident, what, own));
+    if parsed.port_unknown && !judgement.denied() {
+        let passes = u32::from(guess::PASSES) << 24 | what & 0xff_ffff;
+        judgement = Judgement::from_number(policy_judge(group, ident, passes, own));
+    }
     asked.judgement = judgement.number();
     asked.hit.judgement = judgement.number();
     asked.hit.outcome = outcome_of(judgement, Outcome::Deny, Outcome::Allow);
@@ -234,30 +319,16 @@ fn groups(pod: Option<&Pod>, ingress: bool) -> (u32, u32) {
     }
 }
 
-/// Whether a Pod sends from an address that is another's. Addresses that nobody has may be those of what runs in it.
+/// What the flow is for, as [`policy_judge`] wants it.
 #[inline(always)]
-fn is_spoofed(src: &Addr, ifindex: u32, pod: Option<&Pod>) -> bool {
-    if pod.is_some_and(|pod| pod.ip4 == *src || pod.ip6 == *src) {
-        return false;
-    }
-    if pod.is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
-        && maps::is_admitted_source(ifindex, src)
-    {
-        return false;
-    }
-    match maps::ident(src) {
-        Some(known) if known.ifindex != 0 => known.ifindex != ifindex,
-        Some(known) => {
-            const OTHERS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
-            known.flags & OTHERS != 0 && known.flags & ident_flags::HERE == 0
-        }
-        None => false,
-    }
+fn what(parsed: &Parsed, port: Be16) -> u32 {
+    let guess = if parsed.port_unknown { guess::DENIES } else { guess::NONE };
+    u32::from(guess) << 24 | u32::from(parsed.flow.proto) << 16 | u32::from(port.get())
 }
 
 /// The evaluator, as a function that the verifier checks once by itself: exported, and with numbers for arguments.
 /// As one of the functions that it follows from each call, it alone took a program beyond a million instructions.
-/// `what` is the protocol in bits 16-23 and the port, host order, in bits 0-15.
+/// `what` is the protocol in bits 16-23, the port, host order, in bits 0-15, and the guess in bits 24-31.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn policy_judge(group: u32, ident: u32, what: u32, own: u32) -> u32 {
@@ -265,8 +336,8 @@ extern "C" fn policy_judge(group: u32, ident: u32, what: u32, own: u32) -> u32 {
         return Judgement::ALLOWED.number();
     }
     let (proto, port) = ((what >> 16) as u8, Be16::new(what as u16));
-    let question = Question { group, ident, proto, port, own: own != 0 };
-    judge(&Maps, &question).number()
+    let question = Question { group, ident, proto, port, own: own != 0, port_unknown: false };
+    judge_as(&Maps, &question, (what >> 24) as u8).number()
 }
 
 /// Why a flow is denied.
@@ -307,12 +378,10 @@ fn count_hits(asked: &mut Asked) {
 
 /// Counts the verdict, and reports it where somebody wants to know.
 #[inline(always)]
-fn settle(packet: Packet, scratch: &mut Scratch, reason: u32) -> Result<(), Reported> {
+fn settle(reason: u32) -> Result<(), Reported> {
+    let Some(scratch) = maps::scratch() else { return Ok(()) };
     let asked = &scratch.asked;
     let ingress = asked.how & how::INGRESS != 0;
-    if reason == DropReason::SpoofedSource as u32 {
-        return Err(verdict::report_judged(packet, scratch, reason));
-    }
     let tier = Judgement::from_number(asked.judgement).tier();
     let what = match asked.shadow as u8 {
         outcome::WOULD_DENY => Outcome::WouldDeny,
@@ -323,13 +392,13 @@ fn settle(packet: Packet, scratch: &mut Scratch, reason: u32) -> Result<(), Repo
     maps::count_index(judged_index(what, tier, ingress));
     count_hits(&mut scratch.asked);
     if reason != ALLOWED {
-        return Err(verdict::report_judged(packet, scratch, reason));
+        return Err(verdict::report_judged(scratch, reason));
     }
     let asked = &scratch.asked;
     let follow =
         maps::policy_state().is_some_and(|state| state.flags & state_flags::REPORT_ALLOWED != 0);
     if follow || asked.shadow != 0 {
-        verdict::report_allowed(packet, scratch);
+        verdict::report_allowed();
     }
     Ok(())
 }

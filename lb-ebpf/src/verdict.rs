@@ -35,46 +35,38 @@ pub(crate) struct Reported(());
 /// Counts a drop of the packet in `scratch` and, for a sample, emits its event. `ingress` as of the Pod; `service_id`
 /// 0 when no service port is known.
 #[inline(always)]
-pub(crate) fn report(
-    packet: Packet,
-    scratch: &mut Scratch,
-    reason: DropReason,
-    ingress: bool,
-    service_id: u32,
-) -> Reported {
-    report_index(packet, scratch, drop_index(reason, ingress), service_id)
+pub(crate) fn report(reason: DropReason, ingress: bool, service_id: u32) -> Reported {
+    report_index(drop_index(reason, ingress), service_id)
 }
 
-/// The same, with reason and direction as [`drop_index`] joins them: a callee gets five registers at most.
+/// The same, with reason and direction as [`drop_index`] joins them.
 #[inline(always)]
-pub(crate) fn report_index(
-    packet: Packet,
-    scratch: &mut Scratch,
-    index: u32,
-    service_id: u32,
-) -> Reported {
-    count_and_emit(packet, scratch, index, service_id);
+pub(crate) fn report_index(index: u32, service_id: u32) -> Reported {
+    verdict_report(index, service_id);
     Reported(())
 }
 
 /// Counts a packet that policies refuse, as `scratch.asked` has it; `reason` is the number of a [`DropReason`].
 #[inline(always)]
-pub(crate) fn report_judged(packet: Packet, scratch: &mut Scratch, reason: u32) -> Reported {
+pub(crate) fn report_judged(scratch: &Scratch, reason: u32) -> Reported {
     let ingress = scratch.asked.how & how::INGRESS;
     maps::count_index(reason * 2 + ingress);
-    emit_judged(packet, scratch, reason);
+    verdict_tell(reason);
     Reported(())
 }
 
 /// Tells of a flow that policies allow, to those who follow them or try some in shadow mode.
 #[inline(always)]
-pub(crate) fn report_allowed(packet: Packet, scratch: &mut Scratch) {
-    emit_judged(packet, scratch, 0);
+pub(crate) fn report_allowed() {
+    verdict_tell(0);
 }
 
+/// Sends the event of a flow that was judged. As [`verdict_report`].
 #[inline(never)]
-fn emit_judged(packet: Packet, scratch: &mut Scratch, reason: u32) {
-    let Scratch { parsed, asked, event, .. } = scratch;
+#[unsafe(no_mangle)]
+extern "C" fn verdict_tell(reason: u32) -> u32 {
+    let Some(scratch) = maps::scratch() else { return 0 };
+    let Scratch { parsed, asked, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
     let ingress = asked.how & how::INGRESS;
     // Behind a Service the backend, not what the packet still shows.
@@ -93,13 +85,14 @@ fn emit_judged(packet: Packet, scratch: &mut Scratch, reason: u32) {
         reason: reason as u8,
         ingress: ingress as u8,
         outcome: shown,
-        ifindex: packet.ifindex(),
+        ifindex: *ifindex,
         group: asked.group,
         judgement: asked.judgement,
         ident: asked.ident,
         ..FlowEvent::ZERO
     };
     maps::emit(event);
+    0
 }
 
 /// The return code for `verdict`.
@@ -114,10 +107,14 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
     }
 }
 
+/// Counts a drop of the packet in the scratch room, and sends its event. As a function that the verifier checks once by
+/// itself, which is why it finds the scratch room anew.
 #[inline(never)]
-fn count_and_emit(packet: Packet, scratch: &mut Scratch, index: u32, service_id: u32) {
+#[unsafe(no_mangle)]
+extern "C" fn verdict_report(index: u32, service_id: u32) -> u32 {
     maps::count_index(index);
-    let Scratch { parsed, event, .. } = scratch;
+    let Some(scratch) = maps::scratch() else { return 0 };
+    let Scratch { parsed, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
     *event = FlowEvent {
         src: flow.src,
@@ -127,9 +124,10 @@ fn count_and_emit(packet: Packet, scratch: &mut Scratch, index: u32, service_id:
         proto: flow.proto,
         reason: (index / 2) as u8,
         ingress: (index % 2) as u8,
-        ifindex: packet.ifindex(),
+        ifindex: *ifindex,
         service_id,
         ..FlowEvent::ZERO
     };
     maps::emit(event);
+    0
 }

@@ -396,9 +396,9 @@ impl Planner {
         let Some(Live { content: Some(content), ids }) = self.live.get(&head) else { return };
         for (id, link) in ids.iter().zip(content.links()) {
             for entry in link.ports {
-                let key = tables::port_prefix(*id, entry.len, entry.protocol, entry.port);
-                if self.actual.port_bits.get(&(entry.len, key)) != Some(&entry.bits) {
-                    plan.ops.push(Op::PutPortBits { len: entry.len, key, bits: entry.bits });
+                let (len, key) = tables::port_entry(*id, &entry);
+                if self.actual.port_bits.get(&(len, key)) != Some(&entry.bits) {
+                    plan.ops.push(Op::PutPortBits { len, key, bits: entry.bits });
                 }
             }
         }

@@ -261,6 +261,16 @@ impl Bed {
         lines
     }
 
+    /// Now, as the programs stamp it: that of an entry just written.
+    pub(crate) fn stamp(&mut self) -> u32 {
+        self.leave("10.1.0.254:9 > 10.2.0.254:9 udp");
+        let key = self.conntrack().into_iter().find(|(key, _)| key.local_port == Be16::new(9));
+        let (key, entry) = key.unwrap();
+        self.forget(key);
+        self.counted();
+        entry.last_seen
+    }
+
     /// Makes every conntrack entry look as if its last packet was `secs` ago.
     pub(crate) fn age(&mut self, secs: u32) {
         let hz = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
@@ -285,11 +295,27 @@ impl Bed {
         program: &str,
         bytes: &[u8],
     ) -> Result<(Verdict, Vec<u8>), ProgramError> {
+        self.try_run_from(program, 0, bytes)
+    }
+
+    /// The same for a packet that came in by a device; 0 = this host made it.
+    pub(crate) fn try_run_from(
+        &self,
+        program: &str,
+        ingress_ifindex: u32,
+        bytes: &[u8],
+    ) -> Result<(Verdict, Vec<u8>), ProgramError> {
+        // Offset of the field in `struct __sk_buff` (include/uapi/linux/bpf.h).
+        const INGRESS_IFINDEX: usize = 36;
+        let mut context = [0; 192];
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4]
+            .copy_from_slice(&ingress_ifindex.to_ne_bytes());
         let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut out = vec![0; 70_000];
         let mut options = TestRunOptions::new();
         options.data_in = Some(bytes);
         options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
         let result = program.test_run(options)?;
         let verdict = match result.return_value as i32 {
             -1 => Verdict::Next,
@@ -309,6 +335,18 @@ impl Bed {
     /// Runs raw bytes as they enter the Pod.
     pub(crate) fn enter_bytes(&self, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         self.run("pod_in", bytes)
+    }
+
+    /// Runs raw bytes as they enter the Pod, having come in by a device.
+    pub(crate) fn enter_bytes_from(&self, ingress_ifindex: u32, bytes: &[u8]) -> Verdict {
+        self.try_run_from("pod_in", ingress_ifindex, bytes).unwrap().0
+    }
+
+    /// A packet enters the Pod, having come in by a device.
+    pub(crate) fn enter_from(&self, ingress_ifindex: u32, text: &str) -> String {
+        let bytes = packet::build(text);
+        let (verdict, bytes) = self.try_run_from("pod_in", ingress_ifindex, &bytes).unwrap();
+        told(verdict, &bytes)
     }
 
     /// A packet leaves the Pod: `verdict packet`.
@@ -390,6 +428,13 @@ impl Bed {
             .into_iter()
             .map(|reason| read(drop_index(reason, false)) + read(drop_index(reason, true)))
             .sum()
+    }
+
+    /// The same, but for the counters of events, which depend on how many there were lately.
+    pub(crate) fn reasons(&mut self) -> String {
+        let counted = self.counted();
+        let words = counted.split(' ').filter(|word| !word.starts_with("event_"));
+        words.collect::<Vec<_>>().join(" ")
     }
 
     /// Counters that changed since the last call: `name+n`, sorted.

@@ -95,11 +95,19 @@ pub(crate) fn too_big(src: IpAddr, dst: IpAddr, inner: &str) -> Vec<u8> {
         (IpAddr::V6(src), IpAddr::V6(dst)) => eth
             .ipv6(src.octets(), dst.octets(), 64)
             .icmpv6_raw(2, 0, [0, 0, 5, 120])
-            .write(&mut out, quote)
+            // As much as fits an error (RFC 4443 section 2.4).
+            .write(&mut out, &quote[..quote.len().min(1280 - 48)])
             .unwrap(),
         _ => panic!("two families"),
     }
     out
+}
+
+/// An ARP request of the Pod, with this sender and for this target (RFC 826).
+pub(crate) fn arp(sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, 1];
+    let ends = [&POD_MAC[..], &sender, &[0; 6], &target].concat();
+    [&[0xff; 6][..], &POD_MAC, &[8, 6], &head, &ends].concat()
 }
 
 /// The packet as text.

@@ -103,7 +103,7 @@ impl Node {
             flags: group_flags::ISOLATED,
             ..Group::ZERO
         };
-        let key = PortKey { group: 1, zero: 0, proto: proto::UDP, port: Be16::new(53) };
+        let key = PortKey { group: 1, guess: 0, proto: proto::UDP, port: Be16::new(53) };
         let state = PolicyState { epoch: 1, ..PolicyState::ZERO };
         for op in [
             Op::PutPortBits { len: PortKey::ONE_PORT, key, bits },

@@ -317,6 +317,9 @@ impl Flow {
         }
         let port = Be16::new(self.port);
         let proto = self.protocol;
-        judge(tables, &Question { group: groups[at], ident, proto, port, own: false })
+        judge(
+            tables,
+            &Question { group: groups[at], ident, proto, port, own: false, port_unknown: false },
+        )
     }
 }

@@ -91,7 +91,7 @@ impl Policy {
                 Some((proto, port)) => (PortKey::ONE_PORT, proto, port),
                 None => (PortKey::ANY_PROTOCOL, 0, 0),
             };
-            let key = PortKey { group: index, zero: 0, proto, port: Be16::new(port) };
+            let key = PortKey { group: index, guess: 0, proto, port: Be16::new(port) };
             bed.put_prefix("port_bits", plen, key, bits);
         }
         bed.set("groups", index, group);

@@ -469,6 +469,7 @@ impl<'a, T: Tables> Walk<'a, T> {
             proto: facts.wanted.protocol,
             port: Be16::new(target.at.port()),
             own,
+            port_unknown: false,
         };
         let ask = |group| match group {
             0 => Judgement::ALLOWED,

@@ -127,7 +127,10 @@ impl Group {
             next += 1;
         }
         of_atom.sort_unstable();
-        let flags = if isolating.is_empty() { 0 } else { group_flags::ISOLATED };
+        let mut flags = if isolating.is_empty() { 0 } else { group_flags::ISOLATED };
+        if rules.iter().any(|rule| ports::is_guessed(rule.action, rule.ports.as_deref())) {
+            flags |= group_flags::SOME_PORTS;
+        }
         Ok(Self { flags, rules: placed.into(), isolating, of_atom: of_atom.into() })
     }
 
@@ -155,8 +158,10 @@ impl Group {
             for (number, rule) in here() {
                 place(&mut element, *number, rule);
             }
-            let spans = here().map(|(number, rule)| (number % PER_LINK, rule.ports.as_deref()));
-            Link { element, ports: ports::entries(spans) }
+            let rules = here()
+                .map(|(number, rule)| (number % PER_LINK, rule.action, rule.ports.as_deref()));
+            let guesses = self.flags & group_flags::SOME_PORTS != 0;
+            Link { element, ports: ports::entries(rules, guesses) }
         });
         links.collect()
     }

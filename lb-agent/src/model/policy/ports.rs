@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::policy::{Bits, PortKey, WORDS};
+use lb_common::policy::{Bits, PortKey, WORDS, guess};
 
 use super::Span;
+use crate::cluster::Action;
 
 /// An element of the map `port_bits`, but for the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +19,53 @@ pub struct PortEntry {
     pub protocol: u8,
     /// First port.
     pub port: u16,
+    /// `guess::*`.
+    pub guess: u8,
     /// The rules.
     pub bits: Bits,
 }
 
-/// The prefixes for the rules of one element of `groups`: bit and spans (`None` = every protocol and port).
+/// A rule of one element of `groups`: its bit, what it does, and its ports (`None` = every protocol and port).
+type Rule<'a> = (u32, Action, Option<&'a [Span]>);
+
+/// The prefixes for the rules of one element of `groups`, and, where some group of the chain has use for them, those for
+/// packets whose port is not known.
 pub(super) fn entries<'a>(
-    rules: impl Iterator<Item = (u32, Option<&'a [Span]>)>,
+    rules: impl Iterator<Item = Rule<'a>> + Clone,
+    guesses: bool,
 ) -> Vec<PortEntry> {
+    let mut entries = exact(rules.clone().map(|(bit, _, spans)| (bit, spans)), guess::NONE);
+    if !guesses {
+        return entries;
+    }
+    for guess in [guess::DENIES, guess::PASSES] {
+        let guessed: Vec<_> = rules
+            .clone()
+            .map(|(bit, action, spans)| (bit, spans.map(|spans| guessed(spans, action, guess))))
+            .collect();
+        entries.extend(exact(guessed.iter().map(|(bit, spans)| (*bit, spans.as_deref())), guess));
+    }
+    entries
+}
+
+/// Whether a rule has another say where the port is not known than one about all ports has.
+pub(super) fn is_guessed(action: Action, spans: Option<&[Span]>) -> bool {
+    action != Action::Accept && spans.is_some_and(|spans| spans.iter().any(|span| !span.is_all()))
+}
+
+/// The protocols of which a rule applies to every packet without a port.
+fn guessed(spans: &[Span], action: Action, guess: u8) -> Vec<Span> {
+    let applies = match action {
+        Action::Accept => false,
+        Action::Deny => true,
+        Action::Pass => guess == guess::PASSES,
+    };
+    let certain = spans.iter().filter(|span| applies || span.is_all());
+    certain.map(|span| Span::all(span.protocol)).collect()
+}
+
+/// The prefixes under one guess.
+fn exact<'a>(rules: impl Iterator<Item = (u32, Option<&'a [Span]>)>, guess: u8) -> Vec<PortEntry> {
     let mut any = Bits::ZERO;
     let mut protocols: BTreeMap<u8, Vec<(Span, u32)>> = BTreeMap::new();
     for (bit, spans) in rules {
@@ -39,8 +79,9 @@ pub(super) fn entries<'a>(
         }
     }
     let mut entries = Vec::new();
+    let entry = |len, protocol, port, bits| PortEntry { len, protocol, port, guess, bits };
     if any != Bits::ZERO {
-        entries.push(PortEntry { len: PortKey::ANY_PROTOCOL, protocol: 0, port: 0, bits: any });
+        entries.push(entry(PortKey::ANY_PROTOCOL, 0, 0, any));
     }
     for (protocol, spans) in protocols {
         let mut all = any;
@@ -48,11 +89,11 @@ pub(super) fn entries<'a>(
             set(&mut all, *bit);
         }
         if all != any {
-            entries.push(PortEntry { len: PortKey::ANY_PORT, protocol, port: 0, bits: all });
+            entries.push(entry(PortKey::ANY_PORT, protocol, 0, all));
         }
         let pieces = Pieces::cut(all, &spans);
         pieces.prefixes((0, 0), &all, &mut |port, len, bits| {
-            entries.push(PortEntry { len: PortKey::ANY_PORT + len, protocol, port, bits });
+            entries.push(entry(PortKey::ANY_PORT + len, protocol, port, bits));
         });
     }
     entries
@@ -119,10 +160,14 @@ mod tests {
     use lb_common::policy::Bits;
     use proptest::prelude::*;
 
-    use super::{PortEntry, Span, entries, set};
+    use lb_common::policy::guess;
 
-    fn found(entries: &[PortEntry], protocol: u8, port: u16) -> Bits {
+    use super::{PortEntry, Span, entries, is_guessed, set};
+    use crate::cluster::Action;
+
+    fn found(entries: &[PortEntry], guess: u8, protocol: u8, port: u16) -> Bits {
         let fits = |entry: &&PortEntry| match entry.len {
+            _ if entry.guess != guess => false,
             40 => true,
             48 => entry.protocol == protocol,
             len => {
@@ -133,6 +178,10 @@ mod tests {
         };
         let best = entries.iter().filter(fits).max_by_key(|entry| entry.len);
         best.map_or(Bits::ZERO, |entry| entry.bits)
+    }
+
+    fn action(bit: u32) -> Action {
+        [Action::Accept, Action::Deny, Action::Pass][bit as usize % 3]
     }
 
     proptest! {
@@ -157,8 +206,9 @@ mod tests {
                     })
                 })
                 .collect();
-            let list = (0u32..).zip(&rules).map(|(bit, spans)| (bit * 13, spans.as_deref()));
-            let entries = entries(list);
+            let list = (0u32..).zip(&rules).map(|(bit, spans)| (bit * 13, action(bit), spans.as_deref()));
+            let guesses = list.clone().any(|(_, action, spans)| is_guessed(action, spans));
+            let entries = entries(list, guesses);
             let edges = rules.iter().flatten().flatten().flat_map(|span| {
                 [span.first.wrapping_sub(1), span.first, span.last, span.last.wrapping_add(1)]
             });
@@ -174,7 +224,24 @@ mod tests {
                             set(&mut want, bit * 13);
                         }
                     }
-                    prop_assert_eq!(found(&entries, protocol, *port), want, "{} {}", protocol, port);
+                    prop_assert_eq!(found(&entries, guess::NONE, protocol, *port), want, "{} {}", protocol, port);
+                }
+                for guess in [guess::DENIES, guess::PASSES] {
+                    let mut want = Bits::ZERO;
+                    for (bit, spans) in (0u32..).zip(&rules) {
+                        let applies = match action(bit) {
+                            Action::Accept => false,
+                            Action::Deny => true,
+                            Action::Pass => guess == guess::PASSES,
+                        };
+                        if spans.as_ref().is_none_or(|spans| spans.iter().any(|span| {
+                            span.protocol == protocol && (applies || span.is_all())
+                        })) {
+                            set(&mut want, bit * 13);
+                        }
+                    }
+                    let guess = if guesses { guess } else { guess::NONE };
+                    prop_assert_eq!(found(&entries, guess, protocol, 0), want, "{}", protocol);
                 }
             }
         }
@@ -183,7 +250,8 @@ mod tests {
     #[test]
     fn few_prefixes_suffice() {
         let span = |first, last| [Span { protocol: 6, first, last }];
-        let n = |spans: &[Span]| entries([(0, Some(spans))].into_iter()).len();
+        let n =
+            |spans: &[Span]| entries([(0, Action::Accept, Some(spans))].into_iter(), false).len();
         assert_eq!(n(&span(80, 80)), 1);
         assert_eq!(n(&span(32768, 65535)), 1);
         assert_eq!(n(&span(30000, 32767)), 5);

@@ -148,9 +148,7 @@ fn is_so(
     }
     let links = live.ids.iter().zip(content.links());
     let mut same_ports = links.map(|(id, link)| {
-        let prefix = |entry: &model::PortEntry| {
-            (entry.len, tables::port_prefix(*id, entry.len, entry.protocol, entry.port))
-        };
+        let prefix = |entry: &model::PortEntry| tables::port_entry(*id, entry);
         let want: HashMap<_, _> = link.ports.iter().map(|e| (prefix(e), e.bits)).collect();
         ports.get(id).map_or(want.is_empty(), |have| *have == want)
     });

@@ -9,7 +9,7 @@ use lb_common::endpoint::Ident;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, Tables};
 
 use super::{GroupIds, Op};
-use crate::model::policy::{Range, number};
+use crate::model::policy::{PortEntry, Range, number};
 
 /// What the maps say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,17 +116,23 @@ impl Tables for Actual {
         let lengths = (PortKey::ANY_PORT..=PortKey::ONE_PORT).rev();
         lengths.chain([PortKey::ANY_PROTOCOL]).find_map(|len| {
             let prefix = port_prefix(key.group, len, key.proto, key.port.get());
-            self.port_bits.get(&(len, prefix))
+            self.port_bits.get(&(len, PortKey { guess: key.guess, ..prefix }))
         })
     }
 }
 
+/// The element of a group.
+pub(super) fn port_entry(group: u32, entry: &PortEntry) -> (u32, PortKey) {
+    let prefix = port_prefix(group, entry.len, entry.protocol, entry.port);
+    (entry.len, PortKey { guess: entry.guess, ..prefix })
+}
+
 /// The key of a prefix of this length, what is beyond it zero.
-pub(super) fn port_prefix(group: u32, len: u32, protocol: u8, port: u16) -> PortKey {
+fn port_prefix(group: u32, len: u32, protocol: u8, port: u16) -> PortKey {
     let proto = if len < PortKey::ANY_PORT { 0 } else { protocol };
     let bits = len.saturating_sub(PortKey::ANY_PORT);
     let mask = u16::MAX.checked_shl(16 - bits).unwrap_or(0);
-    PortKey { group, zero: 0, proto, port: Be16::new(port & mask) }
+    PortKey { group, guess: 0, proto, port: Be16::new(port & mask) }
 }
 
 /// The map `cidrs`.

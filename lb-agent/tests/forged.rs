@@ -1,0 +1,493 @@
+//! What attackers send, packet by packet through the real programs: frames that the programs and the receiver might read
+//! in different ways, and packets in another's name. Each beside what is legitimate and passes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's helper panics like the test"
+)]
+
+#[path = "datapath/bed.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod bed;
+#[path = "datapath/packet.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod packet;
+#[path = "policy/sample.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod sample;
+
+use bed::{Bed, Verdict, addr};
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::config::{self, Settings, setting_flags};
+use lb_common::endpoint::{Ident, Pod, PodSource, flags, ident_flags};
+use lb_common::flow::proto;
+use lb_common::policy::{Bits, Group, PortKey, group_flags, guess, tier};
+use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use sample::{EGRESS, INGRESS, OTHER, PEER, POD, Policy, at};
+
+/// A device that is neither the Pod's nor this host.
+const ELSEWHERE: u32 = 9;
+/// Network of this node.
+const NODE: u8 = 3;
+
+fn words(addr: Addr) -> [u32; 4] {
+    addr.words().map(|word| word.to_wire())
+}
+
+fn of(v4: bool, net: u8) -> Addr {
+    Addr::from_ip(addr(v4, net, 1))
+}
+
+/// A Pod that is isolated in both directions but for [`PEER`], at every port and protocol.
+fn isolated(v4: bool) -> Bed {
+    let mut bed = Bed::new();
+    for direction in [INGRESS, EGRESS] {
+        Policy::new(direction).allow_all(PEER).put(&mut bed);
+    }
+    sample::pod(&mut bed, v4);
+    let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    bed.put("ident", words(of(v4, NODE)), node);
+    sample::epoch(&mut bed, 1);
+    bed.reasons();
+    bed
+}
+
+/// A Pod that no policy selects.
+fn free(v4: bool) -> Bed {
+    let mut bed = isolated(v4);
+    let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), ..Pod::ZERO };
+    bed.put("pods", 1_u32, pod);
+    bed
+}
+
+fn tagged(frame: &[u8], tags: &[u16], tci: u16) -> Vec<u8> {
+    let mut out = frame[..12].to_vec();
+    for tag in tags {
+        out.extend(tag.to_be_bytes());
+        out.extend(tci.to_be_bytes());
+    }
+    out.extend(&frame[12..]);
+    out
+}
+
+#[test]
+fn only_ip_and_arp_pass_at_a_pod() {
+    for v4 in [true, false] {
+        let (out, back) = (
+            packet::build(&format!("{} > {} tcp S", at(v4, POD, 4000), at(v4, PEER, 80))),
+            packet::build(&format!("{} > {} tcp S", at(v4, PEER, 4000), at(v4, POD, 80))),
+        );
+        for mut bed in [isolated(v4), free(v4)] {
+            // What is left of two and three tags once the kernel has taken one off, and other types.
+            for tags in [&[0x8100][..], &[0x88a8], &[0x8100, 0x8100], &[0x88a8, 0x8100]] {
+                for tci in [0, 0x2000, 5] {
+                    let name = format!("{tags:x?} {tci:x}");
+                    assert_eq!(
+                        bed.leave_bytes(&tagged(&out, tags, tci)).0,
+                        Verdict::Drop,
+                        "{name}"
+                    );
+                    let entered = bed.enter_bytes_from(ELSEWHERE, &tagged(&back, tags, tci));
+                    assert_eq!(entered, Verdict::Drop, "{name}");
+                    assert_eq!(bed.reasons(), "NOT_IP/in+1 NOT_IP/out+1", "{name}");
+                }
+            }
+            for ethertype in [0x88b5_u16, 0x8847, 0x8848, 0x88cc, 0x0600] {
+                let mut frame = out.clone();
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                assert_eq!(bed.leave_bytes(&frame).0, Verdict::Drop, "{ethertype:x}");
+                assert_eq!(bed.enter_bytes_from(ELSEWHERE, &frame), Verdict::Drop, "{ethertype:x}");
+                assert_eq!(bed.reasons(), "NOT_IP/in+1 NOT_IP/out+1");
+            }
+            assert_eq!(bed.conntrack().len(), 0);
+            assert_eq!(bed.leave_bytes(&out).0, Verdict::Next, "untagged");
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &back), Verdict::Next, "untagged");
+            bed.reasons();
+        }
+    }
+}
+
+#[test]
+fn addresses_that_no_packet_has() {
+    let udp = |src: &str, dst: &str| {
+        let text = format!("{} > {} udp", at(false, POD, 4000), at(false, PEER, 80));
+        let mut frame = packet::build(&text);
+        for (at, ip) in [(22, src), (38, dst)] {
+            let ip: std::net::Ipv6Addr = ip.parse().unwrap();
+            frame[at..at + 16].copy_from_slice(&ip.octets());
+        }
+        frame
+    };
+    let (pod, peer) = ("fd00:1::1", "fd00:2::1");
+    for mut bed in [isolated(false), free(false)] {
+        for bad in ["::ffff:10.2.0.1", "::ffff:10.3.0.1", "::1", "::", "::10.2.0.1", "ff02::1"] {
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &udp(bad, pod)), Verdict::Drop, "{bad}");
+            assert_eq!(bed.leave_bytes(&udp(bad, peer)).0, Verdict::Drop, "{bad}");
+            assert_eq!(bed.reasons(), "BAD_ADDRESS/in+1 BAD_ADDRESS/out+1", "{bad}");
+        }
+        for bad in ["::ffff:10.2.0.1", "::1"] {
+            assert_eq!(bed.leave_bytes(&udp(pod, bad)).0, Verdict::Drop, "{bad}");
+            assert_eq!(bed.reasons(), "BAD_ADDRESS/out+1", "{bad}");
+        }
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &udp(peer, pod)), Verdict::Next);
+        assert_eq!(bed.leave_bytes(&udp(pod, peer)).0, Verdict::Next);
+    }
+    for mut bed in [isolated(true), free(true)] {
+        for bad in ["127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"] {
+            let frame = packet::build(&format!("{bad}:4000 > 10.2.0.1:80 udp"));
+            assert_eq!(bed.leave_bytes(&frame).0, Verdict::Drop, "{bad}");
+            assert_eq!(bed.reasons(), "BAD_ADDRESS/out+1", "{bad}");
+        }
+    }
+    let dhcp = "0.0.0.0:68 > 255.255.255.255:67 udp";
+    assert_ne!(free(true).leave(dhcp), "drop", "who asks for an address has none");
+}
+
+#[test]
+fn the_node_is_who_sits_here_not_who_bears_its_address() {
+    for v4 in [true, false] {
+        let mut bed = isolated(v4);
+        let forged = format!("{} > {} udp", at(v4, NODE, 4000), at(v4, POD, 80));
+        assert_eq!(bed.enter_from(ELSEWHERE, &forged), "drop");
+        assert_eq!(bed.reasons(), "POLICY_ISOLATED/in+1");
+        assert_ne!(bed.enter_from(0, &forged), "drop", "this host made it");
+        // Judged again, it is still the host's, whoever sends the next packet.
+        sample::epoch(&mut bed, 2);
+        let reply = format!("{} > {} udp", at(v4, POD, 80), at(v4, NODE, 4000));
+        assert_ne!(bed.leave(&reply), "drop");
+        assert_ne!(bed.leave(&format!("{} > {} udp", at(v4, POD, 81), at(v4, NODE, 9))), "drop");
+    }
+}
+
+/// An IPv4 fragment, or an IPv6 packet with a fragment header: of TCP, `position` bytes into it.
+fn fragment(v4: bool, (src, dst): (u8, u8), position: u16, more: bool, payload: &[u8]) -> Vec<u8> {
+    let text = format!("{} > {} tcp S", at(v4, src, 4000), at(v4, dst, 22));
+    let whole = packet::build(&text);
+    let header = if v4 { 34 } else { 54 };
+    let mut frame = whole[..header].to_vec();
+    if v4 {
+        let total = (20 + payload.len()) as u16;
+        frame[16..18].copy_from_slice(&total.to_be_bytes());
+        frame[18..20].copy_from_slice(&[7, 7]);
+        let flags = (position / 8) | if more { 0x2000 } else { 0 };
+        frame[20..22].copy_from_slice(&flags.to_be_bytes());
+    } else {
+        frame[18..20].copy_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+        frame[20] = 44;
+        frame.extend([proto::TCP, 0]);
+        frame.extend((position | u16::from(more)).to_be_bytes());
+        frame.extend([7, 7, 7, 7]);
+    }
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn fragments_that_hide_their_header() {
+    for v4 in [true, false] {
+        let whole = packet::build(&format!("{} > {} tcp S", at(v4, PEER, 4000), at(v4, POD, 22)));
+        let tcp = &whole[if v4 { 34 } else { 54 }..];
+        let ends = (PEER, POD);
+        let bad = [
+            ("8 bytes of the header", fragment(v4, ends, 0, true, &tcp[..8])),
+            ("16 bytes of it", fragment(v4, ends, 0, true, &tcp[..16])),
+            ("8 bytes, and padding", {
+                let mut frame = fragment(v4, ends, 0, true, &tcp[..8]);
+                frame.extend(&tcp[8..20]);
+                frame
+            }),
+            ("over the first one's flags", fragment(v4, ends, 8, false, &[2; 8])),
+            ("over its checksum", fragment(v4, ends, 16, false, &[2; 8])),
+        ];
+        let (mut bed, mut free) = (isolated(v4), free(v4));
+        for (name, frame) in &bad {
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, frame), Verdict::Drop, "{name}");
+            assert_eq!(bed.reasons(), "UNREADABLE/in+1", "{name}");
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, frame), Verdict::Next, "{name}");
+        }
+        // Ordinary ones.
+        let segment = [tcp, &[0; 28]].concat();
+        let first = fragment(v4, ends, 0, true, &segment);
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &first), Verdict::Next);
+        let later = fragment(v4, ends, segment.len() as u16, false, &[0; 8]);
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &later), Verdict::Next);
+        assert_eq!(free.counted(), "");
+    }
+}
+
+/// IPv6 with so many destination options headers before TCP.
+fn with_options((src, dst): (u8, u8), n: usize) -> Vec<u8> {
+    let whole = packet::build(&format!("{} > {} tcp S", at(false, src, 4000), at(false, dst, 22)));
+    let mut frame = whole[..54].to_vec();
+    frame[18..20].copy_from_slice(&((n * 8 + 20) as u16).to_be_bytes());
+    frame[20] = 60;
+    for i in 0..n {
+        let next = if i + 1 == n { proto::TCP } else { 60 };
+        frame.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    frame.extend(&whole[54..]);
+    frame
+}
+
+#[test]
+fn chains_that_cannot_be_walked() {
+    let (mut bed, free) = (isolated(false), free(false));
+    for n in [7, 12] {
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &with_options((PEER, POD), n)), Verdict::Drop);
+        assert_eq!(bed.reasons(), "UNREADABLE/in+1");
+        assert_eq!(bed.leave_bytes(&with_options((POD, PEER), n)).0, Verdict::Drop);
+        assert_eq!(bed.reasons(), "UNREADABLE/out+1");
+        assert_eq!(free.enter_bytes_from(ELSEWHERE, &with_options((PEER, POD), n)), Verdict::Next);
+    }
+    for n in [1, 5] {
+        let packet = with_options((PEER, POD), n);
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &packet), Verdict::Next, "{n}");
+        assert_eq!(bed.enter_bytes_from(ELSEWHERE, &with_options((OTHER, POD), n)), Verdict::Drop);
+    }
+    // What this host sends to its Pods is nobody's business.
+    assert_eq!(bed.enter_bytes(&with_options((PEER, POD), 7)).0, Verdict::Next);
+}
+
+#[test]
+fn where_the_port_is_not_known_a_deny_with_ports_matches_and_an_accept_does_not() {
+    const RULES: [(&str, u8, &str, bool); 6] = [
+        ("allow any port", tier::NETWORK_POLICY, "accept", true),
+        ("allow a port", tier::NETWORK_POLICY, "accept some", false),
+        ("deny a port", tier::ADMIN, "deny some, accept", false),
+        ("deny a port behind an allow", tier::ADMIN, "accept, deny some", true),
+        ("pass at a port, which nothing allows then", tier::ADMIN, "pass some, accept", false),
+        ("accept at a port, then deny", tier::ADMIN, "accept some, deny", false),
+    ];
+    for v4 in [true, false] {
+        for (name, tier, rules, passes) in RULES {
+            let mut bed = isolated(v4);
+            let group = INGRESS.group();
+            let mut element = Group {
+                flags: group_flags::ISOLATED | group_flags::SOME_PORTS,
+                tiers: [tier; 4],
+                ..Group::ZERO
+            };
+            let (mut known, mut denies, mut may_pass) = (Bits::ZERO, Bits::ZERO, Bits::ZERO);
+            for (bit, rule) in rules.split(", ").enumerate() {
+                let bit = 1_u64 << bit;
+                element.any[0] |= bit;
+                let some = rule.ends_with("some");
+                known.words[0] |= if some { 0 } else { bit };
+                if rule.starts_with("accept") {
+                    element.accept[0] |= bit;
+                } else {
+                    may_pass.words[0] |= bit;
+                    if rule.starts_with("deny") {
+                        element.deny[0] |= bit;
+                        denies.words[0] |= bit;
+                    }
+                }
+            }
+            bed.set("groups", group, element);
+            for (guess, more) in
+                [(guess::NONE, Bits::ZERO), (guess::DENIES, denies), (guess::PASSES, may_pass)]
+            {
+                let bits = Bits { words: [known.words[0] | more.words[0], 0, 0, 0] };
+                let key = PortKey { group, guess, proto: proto::TCP, port: Be16::new(0) };
+                bed.put_prefix("port_bits", PortKey::ANY_PORT, key, bits);
+            }
+            let later = fragment(v4, (PEER, POD), 800, false, &[0; 16]);
+            let want = if passes { Verdict::Next } else { Verdict::Drop };
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &later), want, "{name}");
+        }
+    }
+}
+
+/// A bed whose source check is strict.
+fn strict(v4: bool) -> Bed {
+    let mut bed = free(v4);
+    let settings = Settings { flags: setting_flags::STRICT_SOURCE, ..Settings::ZERO };
+    bed.set("settings", 0, settings);
+    bed
+}
+
+#[test]
+fn a_pod_sends_from_its_own_addresses() {
+    for v4 in [true, false] {
+        let mut bed = strict(v4);
+        let other_ip = |net| Addr::from_ip(addr(v4, net, 9));
+        // Bound in the Pod; a Service's; a load balancer's; what an annotation admits.
+        bed.put("ident", words(other_ip(20)), Ident { ifindex: 1, ..Ident::ZERO });
+        bed.put("frontends", FrontendKey::wildcard(other_ip(21)), Frontend::ZERO);
+        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        bed.put("frontends", FrontendKey::wildcard(other_ip(22)), only);
+        let source = PodSource { ifindex: 1, addr: other_ip(23) };
+        bed.put_prefix("pod_sources", 160, source, 1_u32);
+        let pod = Pod {
+            ip4: of(true, POD),
+            ip6: of(false, POD),
+            flags: flags::MORE_SOURCES,
+            ..Pod::ZERO
+        };
+        bed.put("pods", 1_u32, pod);
+        let link_local: std::net::IpAddr =
+            if v4 { "169.254.7.7".parse() } else { "fe80::7".parse() }.unwrap();
+        let stand_in: std::net::IpAddr =
+            if v4 { config::HAIRPIN4.into() } else { config::HAIRPIN6.into() };
+        let source = |net| addr(v4, net, if net < 20 { 1 } else { 9 });
+        let cases = [
+            ("its own", source(POD), true, true),
+            ("bound in it", source(20), true, true),
+            ("link-local", link_local, true, true),
+            ("admitted", source(23), true, true),
+            ("nobody's", source(77), false, true),
+            ("another Pod's", source(OTHER), false, false),
+            ("the node's", source(NODE), false, false),
+            ("a Service's", source(21), false, false),
+            ("a load balancer's", source(22), false, false),
+            ("the stand-in of hairpins", stand_in, false, false),
+        ];
+        for (policies, flags) in [(true, setting_flags::STRICT_SOURCE), (true, 0), (false, 0)] {
+            bed.set("settings", 0, Settings { flags, ..Settings::ZERO });
+            sample::epoch(&mut bed, u32::from(policies));
+            let strict = policies && flags != 0;
+            for (name, ip, always, lenient) in cases {
+                let passes = if strict { always } else { lenient };
+                let from = std::net::SocketAddr::new(ip, 4000);
+                for kind in ["tcp S", "tcp A", "udp", "echo"] {
+                    let told = bed.leave(&format!("{from} > {} {kind}", at(v4, PEER, 80)));
+                    assert_eq!(told != "drop", passes, "{name} {kind}, strict: {strict}");
+                    let counted = bed.reasons();
+                    assert_eq!(counted == "SPOOFED_SOURCE/out+1", !passes, "{name}: {counted}");
+                }
+            }
+        }
+        if v4 {
+            for (sender, passes) in [
+                ([10, 1, 0, 1], true),
+                ([0, 0, 0, 0], true),
+                ([10, 20, 0, 9], true),
+                ([10, 7, 0, 1], false),
+                ([10, 3, 0, 1], false),
+            ] {
+                let arp = packet::arp(sender, [10, 1, 0, 254]);
+                let want = if passes { Verdict::Next } else { Verdict::Drop };
+                assert_eq!(bed.leave_bytes(&arp).0, want, "ARP of {sender:?}");
+                assert_eq!(bed.reasons() == "FORGED_NEIGHBOR/out+1", !passes);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_answers_in_the_name_of_what_the_pod_dialed() {
+    for v4 in [true, false] {
+        let mut bed = isolated(v4);
+        let vip = at(v4, 96, 53);
+        bed.service(&vip, proto::UDP, &[&at(v4, PEER, 53)]);
+        assert_ne!(bed.leave(&format!("{} > {vip} udp", at(v4, POD, 4000))), "drop");
+        let backend = at(v4, PEER, 53);
+        bed.reasons();
+        assert_eq!(
+            bed.enter_from(ELSEWHERE, &format!("{vip} > {} udp", at(v4, POD, 4000))),
+            "drop"
+        );
+        assert_eq!(bed.reasons(), "SPOOFED_SOURCE/in+1");
+        let answer = bed.enter_from(ELSEWHERE, &format!("{backend} > {} udp", at(v4, POD, 4000)));
+        assert_eq!(answer, format!("{vip} > {} udp", at(v4, POD, 4000)));
+    }
+}
+
+#[test]
+fn what_is_for_another_pod_does_not_enter() {
+    for v4 in [true, false] {
+        let mut bed = free(v4);
+        for (net, passes, entries) in
+            [(POD, true, 1), (OTHER, false, 0), (NODE, false, 0), (77, true, 0)]
+        {
+            let told = bed
+                .enter_from(ELSEWHERE, &format!("{} > {} udp", at(v4, PEER, 9), at(v4, net, 80)));
+            assert_eq!(told != "drop", passes, "{net}");
+            assert_eq!(bed.reasons() == "NOT_FOR_POD/in+1", !passes, "{net}");
+            assert_eq!(bed.conntrack().len(), entries, "{net}");
+            for (key, _) in bed.conntrack() {
+                bed.forget(key);
+            }
+        }
+    }
+}
+
+#[test]
+fn tunnels_to_the_node_are_not_for_pods() {
+    for v4 in [true, false] {
+        let mut bed = free(v4);
+        let mut settings = Settings { n_tunnel_ports: 2, ..Settings::ZERO };
+        settings.tunnel_ports[0] = Be16::new(8472);
+        settings.tunnel_ports[1] = Be16::new(4789);
+        bed.set("settings", 0, settings);
+        let node2 = Ident { flags: ident_flags::NODE, ..Ident::ZERO };
+        bed.put("ident", words(of(v4, 4)), node2);
+        for (net, port, passes) in
+            [(NODE, 8472, false), (4, 4789, false), (NODE, 53, true), (77, 8472, true)]
+        {
+            let told = bed.leave(&format!("{} > {} udp", at(v4, POD, 9), at(v4, net, port)));
+            assert_eq!(told != "drop", passes, "{net} {port}");
+            assert_eq!(bed.reasons() == "ENCAPSULATED/out+1", !passes);
+        }
+        for protocol in [4, 41, 47, 97, 137] {
+            for (net, passes) in [(NODE, false), (4, false), (77, true)] {
+                let mut frame =
+                    packet::build(&format!("{} > {} udp", at(v4, POD, 9), at(v4, net, 9)));
+                frame[if v4 { 23 } else { 20 }] = protocol;
+                let want = if passes { Verdict::Next } else { Verdict::Drop };
+                assert_eq!(bed.leave_bytes(&frame).0, want, "{protocol} to {net}");
+                assert_eq!(bed.reasons() == "ENCAPSULATED/out+1", !passes);
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_are_about_what_they_answer() {
+    for v4 in [true, false] {
+        let mut bed = isolated(v4);
+        let (pod, peer) = (at(v4, POD, 4000), at(v4, PEER, 80));
+        assert_ne!(bed.leave(&format!("{pod} > {peer} udp")), "drop");
+        assert_ne!(bed.enter_from(ELSEWHERE, &format!("{peer} > {pod} udp")), "drop");
+        bed.reasons();
+        let (got, sent) = (format!("{peer} > {pod} udp"), format!("{pod} > {peer} udp"));
+        let (pod_ip, peer_ip, other_ip) = (addr(v4, POD, 1), addr(v4, PEER, 1), addr(v4, OTHER, 1));
+        let router = addr(v4, 99, 1);
+        let error = |src, dst, inner: &str| packet::too_big(src, dst, inner);
+        let longer = |mut frame: Vec<u8>| {
+            frame.extend(vec![0; 1400]);
+            frame
+        };
+        // Out of the Pod.
+        assert_eq!(bed.leave_bytes(&error(pod_ip, peer_ip, &got)).0, Verdict::Next);
+        assert_eq!(bed.reasons(), "");
+        let leaves = [
+            ("to another", error(pod_ip, other_ip, &got), "POLICY_ISOLATED/out+1"),
+            ("from another", error(other_ip, peer_ip, &got), "SPOOFED_SOURCE/out+1"),
+            (
+                "nobody's flow",
+                error(pod_ip, other_ip, &got.replace(":80 ", ":81 ")),
+                "POLICY_ISOLATED/out+1",
+            ),
+        ];
+        for (name, frame, counted) in leaves {
+            assert_eq!(bed.leave_bytes(&frame).0, Verdict::Drop, "{name}");
+            assert_eq!(bed.reasons(), counted, "{name}");
+        }
+        // Into it.
+        for from in [peer_ip, router] {
+            let frame = error(from, pod_ip, &sent);
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &frame), Verdict::Next, "of {from}");
+        }
+        let enters = [
+            ("of another Pod", error(other_ip, pod_ip, &sent)),
+            ("too long", longer(error(router, pod_ip, &sent))),
+        ];
+        for (name, frame) in enters {
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &frame), Verdict::Drop, "{name}");
+            assert_eq!(bed.reasons(), "POLICY_ISOLATED/in+1", "{name}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Who sent a packet, and whom it is for: told by where it came from and what the agent knows, never by what it says.
+//!
+//! A Pod speaks for itself only: not from another's address, and no word as a router or in another's name between
+//! neighbors (RFC 2827, RFC 6105). What comes in at the node's other devices is neither the node nor one of its Pods.
+//! Asked for first packets and for those of no flow: an entry of the connection table stands for an answer given before.
+
+use lb_common::addr::Addr;
+use lb_common::config::setting_flags;
+use lb_common::conntrack::Direction;
+use lb_common::endpoint::{Pod, dev_flags, flags, ident_flags};
+use lb_common::flow::{Flow, proto, tcp};
+use lb_common::service::FrontendKey;
+use lb_common::verdict::DropReason;
+
+use crate::maps::{self, Scratch};
+use crate::packet::{Packet, Route, Socket};
+use crate::parse::{self, neighbor};
+use crate::verdict::{self, Reported};
+use crate::{route, service};
+
+/// Not a number of a [`DropReason`].
+const NO_FAULT: u32 = 0;
+
+/// Whether the Pod may send this, as far as it is about who it is.
+#[inline(always)]
+pub(crate) fn check() -> Result<(), Reported> {
+    match origin_fault() {
+        NO_FAULT => Ok(()),
+        reason => Err(verdict::report_index(reason * 2, 0)),
+    }
+}
+
+/// What is wrong with the source of the packet in the scratch room, and with what it carries. As a function that the
+/// verifier checks once by itself, which is why it finds the scratch room anew.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn origin_fault() -> u32 {
+    let Some(scratch) = maps::scratch() else { return NO_FAULT };
+    scratch.claimed = scratch.parsed.flow.src;
+    if origin_is_foreign() != 0 {
+        return DropReason::SpoofedSource as u32;
+    }
+    if is_encapsulated(&scratch.parsed.flow) {
+        return DropReason::Encapsulated as u32;
+    }
+    NO_FAULT
+}
+
+/// Whether the address `scratch.claimed` is not the Pod's to send from: unless it is known to be the Pod's (strict, and
+/// there is some policy), or unless it is known to be somebody else's. As a function that the verifier checks once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn origin_is_foreign() -> u32 {
+    let Some(scratch) = maps::scratch() else { return 0 };
+    is_foreign(scratch.ifindex, &scratch.claimed, scratch.epoch != 0) as u32
+}
+
+#[inline(always)]
+fn is_foreign(ifindex: u32, src: &Addr, strict: bool) -> bool {
+    let pod = maps::pod(ifindex);
+    if pod.is_some_and(|pod| pod.ip4 == *src || pod.ip6 == *src) {
+        return false;
+    }
+    // Whoever asks for an address has none; the parser lets it through to groups only.
+    if *src == Addr::NONE || *src == UNSPECIFIED4 {
+        return false;
+    }
+    match ownership(src, ifindex, pod) {
+        Ownership::Own => return false,
+        Ownership::Other => return true,
+        Ownership::Nobody => {}
+    }
+    if service::is_cluster_ip(src)
+        || maps::frontend(&FrontendKey::wildcard(*src)).is_some()
+        || *src == maps::hairpin_addr(src.is_v4())
+    {
+        return true;
+    }
+    let Some(pod) = pod else { return false };
+    if is_link_local(src) {
+        return false;
+    }
+    if pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, src) {
+        return false;
+    }
+    strict
+        && maps::settings()
+            .is_some_and(|settings| settings.flags & setting_flags::STRICT_SOURCE != 0)
+}
+
+const UNSPECIFIED4: Addr = Addr::v4(lb_common::be::Be32::new(0));
+
+/// Whose an address is, as seen from a Pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ownership {
+    Own,
+    Other,
+    Nobody,
+}
+
+#[inline(always)]
+fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
+    const OTHERS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
+    let Some(known) = maps::ident(addr) else { return Ownership::Nobody };
+    if known.ifindex == ifindex {
+        return Ownership::Own;
+    }
+    if known.ifindex != 0 {
+        return Ownership::Other;
+    }
+    // A Pod of this node whose device is not known yet may be behind any that is not known either.
+    if known.flags & ident_flags::HERE != 0 && pod.is_none() {
+        return Ownership::Nobody;
+    }
+    if known.flags & OTHERS != 0 { Ownership::Other } else { Ownership::Nobody }
+}
+
+/// RFC 3927, RFC 4291 §2.5.6: everybody gives those to oneself, and no router passes them on.
+#[inline(always)]
+fn is_link_local(addr: &Addr) -> bool {
+    if addr.is_v4() {
+        return addr.word3().get() >> 16 == 0xa9fe;
+    }
+    let [first, ..] = addr.words();
+    first.get() >> 22 == 0xfe80 >> 6
+}
+
+/// Whether a node would take another packet out of this one and treat it as its own.
+#[inline(always)]
+fn is_encapsulated(flow: &Flow) -> bool {
+    // IPv4, IPv6, GRE, Ethernet and MPLS in IP.
+    const IN_IP: [u8; 5] = [4, 41, 47, 97, 137];
+    let tunnel = match flow.proto {
+        proto::UDP => maps::is_tunnel_port(flow.dport),
+        protocol => IN_IP.contains(&protocol),
+    };
+    tunnel
+        && maps::ident(&flow.dst)
+            .is_some_and(|known| known.flags & (ident_flags::LOCAL_NODE | ident_flags::NODE) != 0)
+}
+
+/// Whether the Pod may say this to its neighbors: an ARP packet.
+#[inline(never)]
+pub(crate) fn check_arp(packet: Packet, scratch: &mut Scratch) -> Result<(), Reported> {
+    const REQUEST_FOR_IPV4: [u16; 3] =
+        [1u16.to_be(), 0x0800u16.to_be(), u16::from_be_bytes([6, 4]).to_be()];
+    packet.pull(parse::L3 + 28);
+    let honest = match packet.load::<[u16; 14]>(parse::L3) {
+        Some([hardware, protocol, lengths, _, _, _, _, high, low, ..]) => {
+            let sender = u32::from(u16::from_be(high)) << 16 | u32::from(u16::from_be(low));
+            maps::hand_over(&mut scratch.claimed, Addr::v4(lb_common::be::Be32::new(sender)));
+            [hardware, protocol, lengths] == REQUEST_FOR_IPV4 && origin_is_foreign() == 0
+        }
+        None => false,
+    };
+    if honest { Ok(()) } else { Err(forged()) }
+}
+
+/// Whether the Pod may say this to its neighbors: neighbor discovery or multicast listening. `Ok(false)`: it is not for
+/// a neighbor, and hence like any other packet.
+#[inline(never)]
+pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bool, Reported> {
+    let Scratch { parsed, claimed, .. } = scratch;
+    // Two bytes, as in `route::length`.
+    let [icmp_type, _] = packet.load::<[u8; 2]>(parsed.l4).unwrap_or([neighbor::REDIRECT, 0]);
+    let speaks_for_others = match icmp_type {
+        neighbor::ROUTER_ADVERTISEMENT | neighbor::REDIRECT => true,
+        neighbor::ADVERTISEMENT => {
+            packet.pull(parsed.l4 + 24);
+            match packet.load::<[u32; 4]>(parsed.l4 + 8) {
+                Some(target) => {
+                    let target = Addr::v6(target.map(lb_common::be::Be32::from_wire));
+                    maps::hand_over(claimed, target);
+                    origin_is_foreign() != 0
+                }
+                None => true,
+            }
+        }
+        _ => false,
+    };
+    maps::hand_over(claimed, parsed.flow.src);
+    if speaks_for_others || origin_is_foreign() != 0 {
+        return Err(forged());
+    }
+    Ok(is_on_link(&parsed.flow.dst))
+}
+
+#[inline(always)]
+fn forged() -> Reported {
+    verdict::report(DropReason::ForgedNeighbor, false, 0)
+}
+
+/// Whether an address is one hop away from every Pod of this node: a group, link-local, this node or a Pod of it.
+#[inline(always)]
+fn is_on_link(addr: &Addr) -> bool {
+    parse::is_group(addr)
+        || is_link_local(addr)
+        || maps::ident(addr)
+            .is_some_and(|known| known.ifindex != 0 || known.flags & ident_flags::LOCAL_NODE != 0)
+}
+
+/// Whether an address is this node's.
+#[inline(always)]
+pub(crate) fn is_this_node(addr: &Addr) -> bool {
+    maps::ident(addr).is_some_and(|known| known.flags & ident_flags::LOCAL_NODE != 0)
+}
+
+/// Whom a packet is for that enters a Pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Addressee(u32);
+
+impl Addressee {
+    /// The Pod.
+    pub(crate) const POD: Self = Self(0);
+    /// Nobody that is known: the Pod may be a router.
+    pub(crate) const NOBODY: Self = Self(1);
+    /// Another Pod, or a node.
+    pub(crate) const OTHER: Self = Self(2);
+}
+
+/// Whom the packet is for.
+#[inline(always)]
+pub(crate) fn addressee() -> Addressee {
+    Addressee(origin_addressee())
+}
+
+/// The same, as a function that the verifier checks once by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn origin_addressee() -> u32 {
+    let Some(scratch) = maps::scratch() else { return Addressee::OTHER.0 };
+    let (ifindex, dst) = (scratch.ifindex, &scratch.parsed.flow.dst);
+    let Some(pod) = maps::pod(ifindex) else { return Addressee::POD.0 };
+    if pod.ip4 == *dst || pod.ip6 == *dst || is_group_or_broadcast(dst) {
+        return Addressee::POD.0;
+    }
+    match ownership(dst, ifindex, Some(pod)) {
+        Ownership::Own => return Addressee::POD.0,
+        Ownership::Other => return Addressee::OTHER.0,
+        Ownership::Nobody => {}
+    }
+    let admitted = pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, dst);
+    if admitted || is_link_local(dst) { Addressee::POD.0 } else { Addressee::NOBODY.0 }
+}
+
+#[inline(always)]
+fn is_group_or_broadcast(addr: &Addr) -> bool {
+    if addr.is_v4() { addr.word3().get() >> 28 >= 0xe } else { parse::is_group(addr) }
+}
+
+/// Who opened a connection that was met in mid-flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opener {
+    /// The Pod.
+    Pod,
+    /// The other end.
+    Peer,
+    /// The Pod's kernel has no such connection, or the packet is none of an open one.
+    Unknown,
+}
+
+/// Asks the Pod's kernel: it has a socket for the connection, and a listener where it was not the one who opened it.
+#[inline(never)]
+pub(crate) fn opener(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Opener {
+    let Scratch { parsed, tuple, ifindex, .. } = scratch;
+    if parsed.tcp_flags & (tcp::SYN | tcp::RST) != 0 || parsed.tcp_flags & tcp::ACK == 0 {
+        return Opener::Unknown;
+    }
+    let Some(pod) = maps::pod(*ifindex) else { return Opener::Unknown };
+    let flow = match direction {
+        Direction::Ingress => parsed.flow,
+        Direction::Egress => parsed.flow.reversed(),
+    };
+    tuple.fill(&flow, parsed.v4);
+    if packet.socket(tuple, parsed.v4, pod.nsid) != Socket::Connected {
+        return Opener::Unknown;
+    }
+    tuple.forget_source(parsed.v4);
+    match packet.socket(tuple, parsed.v4, pod.nsid) {
+        Socket::Listening => Opener::Peer,
+        Socket::Connected | Socket::None => Opener::Pod,
+    }
+}
+
+/// Whether a packet comes in by another device than its source could: with an address of this node, of one of its Pods,
+/// or that only stands for one.
+#[inline(always)]
+pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
+    let src = &scratch.parsed.flow.src;
+    match maps::ident(src) {
+        Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => true,
+        Some(known) if known.ifindex != 0 => is_astray(packet, scratch),
+        _ => *src == maps::hairpin_addr(src.is_v4()),
+    }
+}
+
+/// Whether a packet with the address of a Pod of this node comes from where that Pod is not: the device is no bridge of
+/// Pods, nor the one that the route to the Pod leads to (RFC 3704 §2.2).
+#[inline(never)]
+fn is_astray(packet: Packet, scratch: &mut Scratch) -> bool {
+    let ifindex = scratch.ifindex;
+    if maps::dev(ifindex).is_some_and(|dev| dev.flags & dev_flags::PODS != 0) {
+        return false;
+    }
+    let Scratch { parsed, fib, .. } = scratch;
+    route::ask(fib, ifindex, parsed.v4, &parsed.flow.dst, &parsed.flow.src);
+    matches!(packet.route(fib), Route::Via(way) if way != ifindex)
+}
