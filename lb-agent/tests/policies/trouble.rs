@@ -10,7 +10,7 @@ use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::group_flags;
 
 use crate::world::{
-    Flow, NODE, Running, World, addr, allow, ifindex, network_policy, own, pod, split,
+    Flow, NODE, Running, World, addr, allow, block, ifindex, network_policy, own, pod, split,
 };
 
 /// Maps with little room.
@@ -234,6 +234,24 @@ fn without_policies_the_maps_say_whose_addresses_are_whose() {
     }
     assert_eq!(tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(), want);
     assert_eq!((tables.groups.len(), tables.state.epoch), (0, 0));
+}
+
+#[test]
+fn this_nodes_own_addresses_have_the_identity_that_others_see() {
+    // For packets that only claim to be this node's: those that it made itself are under no policy.
+    let rules = [allow(vec![block("192.0.2.0/24", &[])], &["tcp/80"])];
+    let policy = Policy { ingress: Some(rules.into()), ..network_policy("app=0") };
+    let world = world(2).policy("a/outside", policy);
+    let desired = compile(&world.cluster());
+    let mut node = Running::default();
+    node.follow(&world, &desired);
+    let own = node.store.ident[&addr("192.0.2.1")];
+    assert_eq!(own.flags, ident_flags::LOCAL_NODE);
+    let atoms = node.planner.idents().find(|(id, _)| *id == own.ident).map(|(_, atoms)| atoms);
+    let want = &desired.idents[desired.ident_of(&addr("192.0.2.1")) as usize];
+    assert_eq!((atoms, want.is_empty()), (Some(want), false));
+    // A control: an address in no block has none.
+    assert_eq!(desired.ident_of(&addr("198.51.100.1")), 0);
 }
 
 #[test]
