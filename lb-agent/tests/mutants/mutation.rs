@@ -18,7 +18,7 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
     // Headers, for the most part.
     let reach = if random.below(4) == 0 { bytes.len() } else { bytes.len().min(80) };
     let at = random.below(reach);
-    match random.below(8) {
+    match random.below(12) {
         0 => bytes[at] ^= 1 << random.below(8),
         1 => bytes[at] = random.below(256) as u8,
         2 => bytes[at] = *random.choose(&[0, 1, 0x7f, 0x80, 0xff]),
@@ -32,6 +32,31 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
         }
         // Version and header length.
         6 => set(bytes, 14, *random.choose(&[0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 0x65])),
+        // Tags, which stay in a test run as an inner one does in a frame of several.
+        7 => {
+            let tag = *random.choose(&[[0x81, 0, 0, 0], [0x88, 0xa8, 0, 0], [0x81, 0, 0x20, 5]]);
+            bytes.splice(12..12, tag);
+        }
+        // IPv4-mapped, -compatible and loopback addresses in IPv6.
+        8 if !is_v4(bytes) && bytes.len() >= 54 => {
+            let at = *random.choose(&[22, 38]);
+            bytes[at..at + 12].fill(0);
+            let mapped = *random.choose(&[0xff, 0]);
+            bytes[at + 10..at + 12].fill(mapped);
+        }
+        // Another extension header in front, longer than it is now and then.
+        9 if !is_v4(bytes) && bytes.len() >= 54 => {
+            let number = *random.choose(&[0, 43, 60, 60, 60, 51]);
+            let length = *random.choose(&[0, 0, 0, 1, 40]);
+            let next = std::mem::replace(&mut bytes[20], number);
+            bytes.splice(54..54, [next, length, 1, 4, 0, 0, 0, 0]);
+        }
+        // A fragment header: tiny, overlapping, whole, later.
+        10 if !is_v4(bytes) && bytes.len() >= 54 => {
+            let next = std::mem::replace(&mut bytes[20], 44);
+            let position = *random.choose(&[[0, 0], [0, 1], [0, 8], [0, 9], [0, 16], [1, 0]]);
+            bytes.splice(54..54, [next, 0, position[0], position[1], 0, 0, 0, 7]);
+        }
         // Fragments.
         _ => {
             let at = if is_v4(bytes) { 20 } else { 56 };

@@ -23,7 +23,12 @@ pub(crate) struct Flow<'a> {
     pub(crate) ingress: bool,
     pub(crate) peer: IpAddr,
     pub(crate) protocol: &'a str,
+    /// 0 when it has none.
     pub(crate) port: u16,
+    /// The packet does not show its port.
+    pub(crate) hidden: bool,
+    /// This host made it; else it came by some device.
+    pub(crate) from_host: bool,
 }
 
 impl World {
@@ -36,12 +41,23 @@ impl World {
 
     /// Whether the destination has a container port with this name, of the flow's protocol and port.
     pub(crate) fn is_named(&self, name: &str, flow: &Flow<'_>) -> bool {
+        self.named_ports(name, flow).any(|port| port["containerPort"] == flow.port)
+    }
+
+    /// Whether it has one with this name and the flow's protocol.
+    pub(crate) fn has_named(&self, name: &str, flow: &Flow<'_>) -> bool {
+        self.named_ports(name, flow).next().is_some()
+    }
+
+    fn named_ports<'a>(
+        &'a self,
+        name: &'a str,
+        flow: &'a Flow<'_>,
+    ) -> impl Iterator<Item = &'a Value> {
         let destination = if flow.ingress { Some(flow.pod) } else { self.pod_at(flow.peer) };
         let containers = destination.map_or(&[][..], |pod| list(&pod["spec"]["containers"]));
-        containers.iter().flat_map(|container| list(&container["ports"])).any(|port| {
-            port["name"] == name
-                && port["protocol"].as_str().unwrap_or("TCP") == flow.protocol
-                && port["containerPort"] == flow.port
+        containers.iter().flat_map(|container| list(&container["ports"])).filter(move |port| {
+            port["name"] == name && port["protocol"].as_str().unwrap_or("TCP") == flow.protocol
         })
     }
 
@@ -52,6 +68,21 @@ impl World {
             pod["spec"]["hostNetwork"] != true && ips.iter().any(|at| parse(&at["ip"]) == ip)
         };
         self.pods.iter().find(has)
+    }
+
+    /// Whether an address is this node's.
+    pub(crate) fn is_local_node(&self, node: &str, ip: IpAddr) -> bool {
+        self.nodes.iter().any(|n| n["metadata"]["name"] == node && node_ips(n).contains(&ip))
+    }
+
+    /// Whether an address is some node's.
+    pub(crate) fn is_any_node(&self, ip: IpAddr) -> bool {
+        self.nodes.iter().any(|node| node_ips(node).contains(&ip))
+    }
+
+    /// Whether the node is at the other end, and not only its address.
+    pub(crate) fn is_of_node(&self, node: &str, flow: &Flow<'_>) -> bool {
+        self.is_local_node(node, flow.peer) && (!flow.ingress || flow.from_host)
     }
 
     pub(crate) fn namespace_labels(&self, pod: &Value) -> &Value {
@@ -127,7 +158,7 @@ const STRANGERS: [&str; 10] = [
     "198.51.100.1",
     "10.1.0.200",
     "10.2.0.1",
-    "127.255.0.1",
+    "126.255.0.1",
     "2001:db8::7",
     "2001:db8::8",
     "fd01::77",

@@ -128,7 +128,7 @@ impl Group {
         }
         of_atom.sort_unstable();
         let mut flags = if isolating.is_empty() { 0 } else { group_flags::ISOLATED };
-        if rules.iter().any(|rule| ports::is_guessed(rule.action, rule.ports.as_deref())) {
+        if rules.iter().any(|rule| ports::is_guessed(guessed_as(rule), rule.ports.as_deref())) {
             flags |= group_flags::SOME_PORTS;
         }
         Ok(Self { flags, rules: placed.into(), isolating, of_atom: of_atom.into() })
@@ -159,7 +159,7 @@ impl Group {
                 place(&mut element, *number, rule);
             }
             let rules = here()
-                .map(|(number, rule)| (number % PER_LINK, rule.action, rule.ports.as_deref()));
+                .map(|(number, rule)| (number % PER_LINK, guessed_as(rule), rule.ports.as_deref()));
             let guesses = self.flags & group_flags::SOME_PORTS != 0;
             Link { element, ports: ports::entries(rules, guesses) }
         });
@@ -210,5 +210,13 @@ fn place(element: &mut policy::Group, number: u32, rule: &BitRule) {
             Tier::NetworkPolicy => policy::tier::NETWORK_POLICY,
             Tier::Baseline => policy::tier::BASELINE,
         };
+    }
+}
+/// What a rule comes to where ports are guessed: behind the Baseline tier everything is allowed, so a Pass there is an
+/// Accept, and not to be taken for granted beside a Pass of the Admin tier at another port.
+fn guessed_as(rule: &BitRule) -> Action {
+    match rule.action {
+        Action::Pass if rule.source.tier == Tier::Baseline => Action::Accept,
+        action => action,
     }
 }

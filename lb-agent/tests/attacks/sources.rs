@@ -1,0 +1,309 @@
+//! Packets in another's name: of nodes, other Pods, Services, strangers; and forged neighbours, by which a Pod takes
+//! another's place on a bridge.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use testbed::{
+    Shape,
+    client::{Transport, ask},
+    frame::{BROADCAST, Ip, Link},
+    raw, wait,
+};
+
+use crate::{
+    lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station, WEB},
+    stage::TRANSPORTS,
+};
+
+/// Datagrams to a port of web that only friends reach, from each of these.
+fn to_web(lab: &Lab, from: &Station, family: usize, sources: &[IpAddr]) -> Vec<Shot> {
+    let link = lab.link(from, &lab.web);
+    let shot = |src: &IpAddr| {
+        lab.shot(format!("as {src}"), |mark| {
+            let src = SocketAddr::new(*src, 4000);
+            vec![link.frame(&Ip::udp(src, lab.web.at(family, 8080), mark))]
+        })
+    };
+    sources.iter().map(shot).collect()
+}
+
+/// Everybody may reach a Pod from its own node; but not who says so: outside, on another node, or a Pod beside.
+fn own_node(shape: Shape, prefix: &str) {
+    let lab = Lab::new(prefix, shape, ISOLATED);
+    let gateways = ["10.244.1.1", "fd44:0:0:1::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let nodes = [IpAddr::from(lab.stage.a.v4), lab.stage.a.v6.into()];
+    for family in FAMILIES {
+        for from in [&lab.client, &lab.far, &lab.stranger] {
+            let shots = to_web(&lab, from, family, &[nodes[family], gateways[family]]);
+            lab.stops(from, &lab.web, family, &shots);
+        }
+        // A Pod of this node, by a packet that comes from elsewhere.
+        let shots = to_web(&lab, &lab.client, family, &[lab.friend.ips[family]]);
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (&lab.client, &lab.web, family), &shots);
+        for transport in TRANSPORTS {
+            lab.stage.ask(&lab.stage.a.netns, transport, lab.web.at(family, 8080));
+            lab.stage.ask(&lab.friend.netns, transport, lab.web.at(family, 8080));
+        }
+    }
+}
+
+#[test]
+fn the_own_node_is_who_it_is_on_a_routed_node() {
+    own_node(Shape::Routed, "ownroute");
+}
+
+#[test]
+fn the_own_node_is_who_it_is_behind_a_bridge() {
+    own_node(Shape::Bridge, "ownbridge");
+}
+
+/// A Pod sends from no address that is somebody's on its node, whether there are policies or not; with policies from its own only.
+fn names_of_others(shape: Shape, prefix: &str) {
+    let lab = Lab::new(prefix, shape, "");
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let somebody: [[IpAddr; 6]; 2] = [
+        [
+            lab.friend.ips[0],
+            lab.far.ips[0],
+            lab.stage.a.v4.into(),
+            lab.stage.b.v4.into(),
+            ip(WEB[0]),
+            ip("169.254.42.1"),
+        ],
+        [
+            lab.friend.ips[1],
+            lab.far.ips[1],
+            lab.stage.a.v6.into(),
+            lab.stage.b.v6.into(),
+            ip(WEB[1]),
+            ip("fd6c:6261:6c62::42"),
+        ],
+    ];
+    let nobody = [ip("198.51.100.9"), ip("2001:db8:9::9")];
+    let from = &lab.stranger;
+    for family in FAMILIES {
+        // Without policies nobody needs to know of other nodes' Pods, nor does the agent.
+        let here: Vec<IpAddr> = [0, 2, 4, 5].map(|i| somebody[family][i]).into();
+        let shots = to_web(&lab, from, family, &here);
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.web, family), &shots);
+    }
+    lab.enforce(ISOLATED);
+    for family in FAMILIES {
+        let link = lab.link(from, &lab.friend);
+        // Friend is under no policy, stranger neither.
+        let sources: Vec<IpAddr> =
+            somebody[family].iter().filter(|ip| **ip != lab.friend.ips[family]).copied().collect();
+        let shots: Vec<Shot> = sources
+            .into_iter()
+            .chain([nobody[family]])
+            .map(|src| {
+                lab.shot(format!("as {src}"), |mark| {
+                    let src = SocketAddr::new(src, 4000);
+                    vec![link.frame(&Ip::udp(src, lab.friend.at(family, 8080), mark))]
+                })
+            })
+            .collect();
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.friend, family), &shots);
+    }
+}
+
+#[test]
+fn nobody_sends_in_another_s_name_on_a_routed_node() {
+    names_of_others(Shape::Routed, "namroute");
+}
+
+#[test]
+fn nobody_sends_in_another_s_name_behind_a_bridge() {
+    names_of_others(Shape::Bridge, "nambridge");
+}
+
+/// Router advertisements, redirects, and ARP and neighbour advertisements in another's name, leave no Pod; its own do.
+fn neighbours(shape: Shape, prefix: &str) {
+    let lab = Lab::new(prefix, shape, ISOLATED);
+    let gateways = (Ipv4Addr::new(10, 244, 1, 1), "fd44:0:0:1::1".parse::<Ipv6Addr>().unwrap());
+    let (IpAddr::V4(friend4), IpAddr::V6(friend6)) = (lab.friend.ips[0], lab.friend.ips[1]) else {
+        panic!("one of each family")
+    };
+    for from in [&lab.mallory, &lab.stranger] {
+        let mac = from.port.mac;
+        let (IpAddr::V4(own4), IpAddr::V6(own6)) = (from.ips[0], from.ips[1]) else {
+            panic!("one of each family")
+        };
+        let to = &lab.web;
+        let link = lab.link(from, to);
+        let all = Link { src: mac, dst: BROADCAST };
+        let multicast = Link { src: mac, dst: [0x33, 0x33, 0, 0, 0, 1] };
+        let all_nodes = "ff02::1".parse::<Ipv6Addr>().unwrap();
+        let link_local = "fe80::bad".parse::<Ipv6Addr>().unwrap();
+        // A trailer is no part of an ARP packet, and shows that it arrived.
+        let arp = |what: &str, frame: Vec<u8>| lab.shot(what, |mark| vec![[&frame, mark].concat()]);
+        let shots = [
+            arp("gratuitous ARP as friend", all.arp(1, (mac, friend4), friend4)),
+            arp("ARP answer as friend", link.arp(2, (mac, friend4), own4)),
+            arp("ARP answer as the gateway", all.arp(2, (mac, gateways.0), gateways.0)),
+            arp("ARP question as friend", all.arp(1, (mac, friend4), own4)),
+        ];
+        lab.drops(At::NodeA, "FORGED_NEIGHBOR", (from, to, 0), &shots);
+        let icmp = |what: &str, link: Link, ip: Ip| {
+            lab.shot(what, |mark| vec![[link.frame(&ip), mark.to_vec()].concat()])
+        };
+        let prefix = "2001:db8:bad::".parse().unwrap();
+        let IpAddr::V6(web6) = to.ips[1] else { panic!("an IPv6 address") };
+        let shots = [
+            icmp("router", multicast, Ip::router_advertisement(link_local, prefix, mac)),
+            icmp("router, unicast", link, Ip::router_advertisement(own6, prefix, mac)),
+            icmp("redirect", link, Ip::redirect(gateways.1, web6, own6, friend6)),
+            icmp("redirect of its own", link, Ip::redirect(link_local, web6, own6, friend6)),
+            icmp("friend is here", multicast, Ip::neighbour(own6, all_nodes, 136, friend6, mac)),
+            icmp(
+                "the gateway is here",
+                link,
+                Ip::neighbour(gateways.1, web6, 136, gateways.1, mac),
+            ),
+        ];
+        lab.drops(At::NodeA, "FORGED_NEIGHBOR", (from, to, 1), &shots);
+        if shape == Shape::Bridge {
+            lab.passes(from, to, 0, &[arp("its own ARP", all.arp(1, (mac, own4), own4))]);
+            // The bridge takes off what stands behind an IPv6 packet: the mark is an option.
+            let own = lab.shot("its own", |mark| {
+                let options = [&[2, 1], &mac[..], &[253, 2, 0, 0, 0, 0, 0, 0], mark].concat();
+                let body = [&own6.octets()[..], &options].concat();
+                let ip = Ip::icmp(own6.into(), all_nodes.into(), [136, 0], [0x20, 0, 0, 0], &body);
+                vec![multicast.frame(&ip.hops(255))]
+            });
+            lab.passes(from, to, 1, &[own]);
+        }
+    }
+    // Everybody finds his neighbours anew.
+    for station in [&lab.friend, &lab.web] {
+        station.netns.ip("neigh flush dev eth0\n").unwrap();
+    }
+    lab.stage.a.netns.ip("neigh flush all\n").unwrap();
+    for family in FAMILIES {
+        for from in [&lab.friend.netns, &lab.stage.a.netns] {
+            lab.stage.ask(from, Transport::Udp, lab.web.at(family, 8080));
+        }
+    }
+}
+
+#[test]
+fn forged_neighbours_leave_no_pod_on_a_routed_node() {
+    neighbours(Shape::Routed, "neiroute");
+}
+
+#[test]
+fn forged_neighbours_leave_no_pod_behind_a_bridge() {
+    neighbours(Shape::Bridge, "neibridge");
+}
+
+/// Who takes another Pod's link-layer address on a bridge gets nothing of what is for that Pod, and cannot answer in its
+/// name.
+#[test]
+fn a_stolen_link_layer_address_gives_nothing() {
+    let lab = Lab::new("stolen", Shape::Bridge, ISOLATED);
+    let (thief, victim, asker) = (&lab.stranger, &lab.web, &lab.friend);
+    for family in FAMILIES {
+        lab.passes(asker, victim, family, &[]);
+        // The bridge learns from any frame that passes: here an honest one, but for its link-layer source.
+        let theft = Ip::udp(thief.at(family, 4054), asker.at(family, 7), b"theft");
+        let theft = Link { src: victim.port.mac, dst: asker.port.mac }.frame(&theft);
+        let link = lab.link(asker, victim);
+        let before = lab.dropped(At::NodeA, "NOT_FOR_POD");
+        thief.port.received().unwrap();
+        let question = Ip::udp(asker.at(family, 4053), victim.at(family, 8080), b"<stolen>");
+        let seen =
+            |frames: Vec<Vec<u8>>| frames.iter().any(|f| f.windows(8).any(|w| w == b"<stolen>"));
+        wait::until(
+            "the thief is sent what is for its victim, and does not get it",
+            PATIENCE,
+            || {
+                thief.port.send(&theft)?;
+                asker.port.send(&link.frame(&question))?;
+                assert!(!seen(thief.port.received()?), "the thief sees it");
+                anyhow::ensure!(lab.dropped(At::NodeA, "NOT_FOR_POD") > before, "not dropped yet");
+                Ok(())
+            },
+        )
+        .unwrap();
+        let answer = lab.shot("an answer of the thief", |mark| {
+            let ip = Ip::udp(victim.at(family, 8080), asker.at(family, 4053), mark);
+            vec![lab.link(thief, asker).frame(&ip)]
+        });
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+    }
+}
+
+/// An answer in a Service's name, to a Pod that has just asked it: not from the Pod that the Service chose.
+#[test]
+fn nobody_answers_in_a_service_s_name() {
+    let lab = Lab::new("svcname", Shape::Bridge, ISOLATED);
+    let (thief, asker) = (&lab.stranger, &lab.friend);
+    for family in FAMILIES {
+        let vip = SocketAddr::new(WEB[family].parse().unwrap(), 80);
+        // The flow: friend asks the Service from port 4055; web answers.
+        let question = Ip::udp(asker.at(family, 4055), vip, b"?\n");
+        asker.port.received().unwrap();
+        let via = Link { src: asker.port.mac, dst: raw::mac(&lab.stage.a.netns, "cni0").unwrap() };
+        asker.port.send(&via.frame(&question)).unwrap();
+        wait::until("web answers as the Service", PATIENCE, || {
+            let frames = asker.port.received()?;
+            anyhow::ensure!(frames.iter().any(|f| f.windows(3).any(|w| w == b"web")), "not yet");
+            Ok(())
+        })
+        .unwrap();
+        let answer = lab.shot("as the Service", |mark| {
+            let ip = Ip::udp(vip, asker.at(family, 4055), mark);
+            vec![lab.link(thief, asker).frame(&ip)]
+        });
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+    }
+}
+
+/// A Pod with NET_ADMIN gives itself another Pod's address, beside its own or first, and an agent restarts meanwhile: it
+/// stays who it is.
+#[test]
+fn changed_addresses_change_no_identity() {
+    let mut lab = Lab::new("changed", Shape::Routed, ISOLATED);
+    let friend = lab.friend.ips;
+    lab.mallory
+        .netns
+        .ip(&format!(
+            "addr flush dev eth0 scope global\n\
+             addr add {}/32 dev eth0\naddr add {}/32 dev eth0\n\
+             addr add {}/128 dev eth0 nodad\naddr add {}/128 dev eth0 nodad\n\
+             route replace 10.244.1.1/32 dev eth0 scope link\n\
+             route replace default via 10.244.1.1\n\
+             route replace fd44:0:0:1::1/128 dev eth0\n\
+             route replace default via fd44:0:0:1::1\n",
+            friend[0], lab.mallory.ips[0], friend[1], lab.mallory.ips[1],
+        ))
+        .unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            lab.stage.agents[0].stop().unwrap();
+            lab.stage.agents[0].start().unwrap();
+        }
+        // Another change on the node makes it look again.
+        lab.stage.a.netns.ip("link set lo down\nlink set lo up\n").unwrap();
+        for family in FAMILIES {
+            let link = lab.link(&lab.mallory, &lab.far);
+            let shots = [lab.mallory.ips[family], friend[family]].map(|src| {
+                lab.shot(format!("as {src}, restarted: {restarted}"), |mark| {
+                    let src = SocketAddr::new(src, 4000);
+                    vec![link.frame(&Ip::udp(src, lab.far.at(family, 8080), mark))]
+                })
+            });
+            lab.stops(&lab.mallory, &lab.far, family, &shots);
+            let shots = to_web(&lab, &lab.mallory, family, &[friend[family]]);
+            lab.stops(&lab.mallory, &lab.web, family, &shots);
+        }
+        let answer = lab
+            .friend
+            .netns
+            .enter(|| ask(Transport::Tcp, lab.web.at(0, 8080), Duration::from_secs(2)));
+        assert_eq!(answer.unwrap().unwrap(), "web", "friend is still friend");
+    }
+}
