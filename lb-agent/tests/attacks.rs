@@ -22,5 +22,3 @@ mod frames;
 mod replies;
 #[path = "attacks/sources.rs"]
 mod sources;
-#[path = "attacks/tunnels.rs"]
-mod tunnels;

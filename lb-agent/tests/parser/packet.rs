@@ -9,6 +9,11 @@ pub fn zeroed<T>() -> T {
     unsafe { std::mem::MaybeUninit::zeroed().assume_init() }
 }
 
+/// As it is: nothing follows what a value may be here.
+pub fn reread<T: Copy>(place: &T) -> T {
+    *place
+}
+
 /// Frame bytes; `ethertype` as the kernel sets it.
 #[derive(Clone, Copy)]
 pub struct Packet<'a> {

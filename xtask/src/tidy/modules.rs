@@ -25,6 +25,7 @@ fn is_root(path: &str) -> bool {
     let parts: Vec<_> = path.rsplit('/').collect();
     match parts[..] {
         ["build.rs", ..] | ["main.rs" | "lib.rs", "src", ..] | ["main.rs", _, "tests", ..] => true,
+        [_, "fuzz_targets", "fuzz"] => true,
         [_, "tests" | "examples" | "benches", dir, ..] => dir != "src",
         [_, "bin", "src", ..] => true,
         _ => false,
