@@ -410,28 +410,32 @@ mod tests {
     /// What the Pod opens.
     const OPEN: [(Direction, u8); 3] = [(Egress, tcp::SYN), (Ingress, SYN_ACK), (Egress, tcp::ACK)];
 
-    fn of(kind: u32, steps: &[(Direction, u8)]) -> u32 {
+    fn of(kind: u32, steps: Sent<'_>) -> u32 {
         steps.iter().fold(kind, |flags, (direction, tcp_flags)| seen(flags, *direction, *tcp_flags))
     }
 
-    fn after(steps: &[(Direction, u8)]) -> u32 {
+    fn after(steps: Sent<'_>) -> u32 {
         of(0, steps)
     }
 
-    fn then(steps: &[(Direction, u8)]) -> Vec<(Direction, u8)> {
+    fn then(steps: Sent<'_>) -> Vec<(Direction, u8)> {
         [&OPEN, steps].concat()
     }
 
     /// The same seen from the other end.
-    fn turned(steps: &[(Direction, u8)]) -> Vec<(Direction, u8)> {
+    fn turned(steps: Sent<'_>) -> Vec<(Direction, u8)> {
         let turn = |direction| if direction == Egress { Ingress } else { Egress };
         steps.iter().map(|(direction, flags)| (turn(*direction), *flags)).collect()
     }
+    /// A packet: which way it goes, and its flags.
+    type Packet = (Direction, u8);
+    /// Packets before it.
+    type Sent<'a> = &'a [Packet];
 
     #[test]
     fn a_connection_is_established_by_the_opener_s_ack_after_the_other_s_syn() {
         let rst = tcp::RST;
-        let cases: [(&str, &[(Direction, u8)], bool); 7] = [
+        let cases: [(&str, Sent<'_>, bool); 7] = [
             ("SYN", &OPEN[..1], false),
             ("SYN, SYN-ACK", &OPEN[..2], false),
             ("SYN, SYN-ACK, SYN again", &[OPEN[0], OPEN[1], OPEN[0]], false),
@@ -458,7 +462,7 @@ mod tests {
     fn one_forged_packet_closes_nothing() {
         let (fin, rst) = (FIN_ACK, tcp::RST);
         let masqueraded = bits::EXTERNAL | bits::MASQUERADED | bits::FORWARD;
-        let cases: [(&str, u32, &[(Direction, u8)], bool); 8] = [
+        let cases: [(&str, u32, Sent<'_>, bool); 8] = [
             ("a FIN", 0, &[(Ingress, fin)], false),
             ("both FINs", 0, &[(Ingress, fin), (Egress, fin)], true),
             ("a reset from outside", 0, &[(Ingress, rst)], false),
@@ -489,7 +493,7 @@ mod tests {
         let plain = 0;
         let to = bits::FORWARD;
         let (syn, syn_fin) = (tcp::SYN, tcp::SYN | tcp::FIN);
-        let cases: [(&str, u32, &[(Direction, u8)], (Direction, u8), bool); 15] = [
+        let cases: [(&str, u32, Sent<'_>, Packet, bool); 15] = [
             ("a repeated SYN keeps its verdict", plain, &OPEN[..1], (Egress, syn), false),
             ("one from the other side", plain, &OPEN[..1], (Ingress, syn), true),
             ("after the handshake it is judged anew", plain, &OPEN, (Egress, syn), true),
