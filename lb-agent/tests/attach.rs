@@ -593,11 +593,11 @@ fn silent_flows_expire_and_pairs_together() {
         put(ct_key(1, "10.9.9.9", 53, proto::UDP), 100, 0, 0);
         put(ct_key(2, "10.9.9.9", 53, proto::UDP), 5, 0, 0);
         // A translated flow whose client is silent and whose backend still sends.
-        put(ct_key(3, frontend, 80, proto::TCP), 22_000, bits::FORWARD | ack, 2);
+        put(ct_key(3, frontend, 80, proto::TCP), 90_000, bits::FORWARD | ack, 2);
         put(ct_key(3, "10.9.0.7", 8080, proto::TCP), 5, bits::REPLY | ack << 8, 2);
         // One that both sides have left, to a backend that has died since.
-        put(ct_key(4, frontend, 80, proto::TCP), 22_000, bits::FORWARD | ack, 1);
-        put(ct_key(4, "10.9.0.7", 8080, proto::TCP), 22_100, bits::REPLY | ack << 8, 1);
+        put(ct_key(4, frontend, 80, proto::TCP), 90_000, bits::FORWARD | ack, 1);
+        put(ct_key(4, "10.9.0.7", 8080, proto::TCP), 90_100, bits::REPLY | ack << 8, 1);
         // Reset by the client: only its side has seen that.
         let reset = bits::FORWARD | ack | u32::from(tcp::RST);
         put(ct_key(5, frontend, 80, proto::TCP), 90, reset, 2);

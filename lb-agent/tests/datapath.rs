@@ -678,3 +678,76 @@ fn an_idle_udp_flow_chooses_again_after_its_timeout() {
         );
     }
 }
+
+/// Whether the conntrack table has a flow of this Pod's port.
+fn knows(bed: &Bed, port: u16) -> bool {
+    bed.conntrack().iter().any(|(key, _)| key.local_port.get() == port)
+}
+
+#[test]
+fn a_flood_of_flows_does_not_end_a_translated_connection() {
+    for v4 in [true, false] {
+        let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
+        let backend = at(v4, 2, 9, 8080);
+        let mut bed = Bed::small();
+        bed.service(&vip, proto::TCP, &[&backend]);
+        let out = |bed: &Bed, flags: &str| {
+            let told = bed.leave(&format!("{pod} > {vip} tcp {flags}"));
+            assert!(told.starts_with(&format!("{pod} > {backend}")), "{told}");
+        };
+        let back = |bed: &Bed, flags: &str| {
+            let told = bed.enter(&format!("{backend} > {pod} tcp {flags}"));
+            assert!(told.starts_with(&format!("{vip} > {pod}")), "{told}");
+        };
+        out(&bed, "S");
+        back(&bed, "SA seq=7 ack=2");
+        out(&bed, "A seq=2 ack=8");
+        let replacement = bed.backend(&at(v4, 2, 10, 8080), proto::TCP);
+        bed.frontend(&vip, proto::TCP, &[replacement]);
+        bed.counted();
+        bed.flood();
+        assert!(!knows(&bed, 4000), "its entries were evicted");
+        out(&bed, "A seq=2 ack=8");
+        back(&bed, "A seq=8 ack=2");
+        bed.flood();
+        assert!(!knows(&bed, 4000));
+        back(&bed, "A seq=8 ack=2");
+        out(&bed, "A seq=2 ack=8");
+        assert!(bed.counted().contains("entry_restored+4"));
+        // Once it is over nothing keeps it.
+        out(&bed, "FA seq=2 ack=8");
+        back(&bed, "FA seq=8 ack=3");
+        bed.flood();
+        let told = bed.leave(&format!("{pod} > {vip} tcp A seq=3 ack=9"));
+        assert!(told.starts_with("redirect back"), "reset as unknown: {told}");
+        // A connection that was never completed is not kept.
+        let told = bed.leave(&format!("{} > {vip} tcp S", at(v4, 1, 1, 4001)));
+        assert!(told.contains(&at(v4, 2, 10, 8080)), "{told}");
+        bed.flood();
+        bed.counted();
+        bed.enter(&format!("{} > {} tcp SA", at(v4, 2, 10, 8080), at(v4, 1, 1, 4001)));
+        assert!(!bed.counted().contains("entry_restored"));
+    }
+}
+
+#[test]
+fn a_flood_of_flows_does_not_move_an_exchange_of_datagrams_that_lasts() {
+    for v4 in [true, false] {
+        let vip = at(v4, 96, 1, 53);
+        let backend = at(v4, 2, 9, 5353);
+        let mut bed = Bed::small();
+        bed.service(&vip, proto::UDP, &[&backend]);
+        for (port, times, stays) in [(4000, 4, true), (4001, 1, false)] {
+            let pod = at(v4, 1, 1, port);
+            for _ in 0..times {
+                bed.leave(&format!("{pod} > {vip} udp len=3"));
+                bed.enter(&format!("{backend} > {pod} udp len=3"));
+                bed.age(5);
+            }
+            bed.flood();
+            assert!(!knows(&bed, port), "its entries were evicted");
+            let told = bed.enter(&format!("{backend} > {pod} udp len=3"));
+            assert_eq!(told.starts_with(&vip), stays, "{told}");
+        }
+    }
+}

@@ -914,3 +914,46 @@ fn a_forged_syn_or_reset_does_not_end_a_connection_from_outside() {
         }
     }
 }
+
+#[test]
+fn a_flood_of_flows_does_not_end_a_connection_from_outside() {
+    for family in &FAMILIES {
+        for far in [false, true] {
+            let mut bed = Bed::small_node();
+            let (client, frontend) =
+                (family.at(family.client, 4000), family.at(family.node, 30080));
+            let pod = family.at(if far { family.far_pod } else { family.pod }, 8080);
+            let id = bed.backend(&pod, proto::TCP);
+            bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+            let says = |bed: &Bed, flags: &str| {
+                let told = bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
+                assert!(told.contains(&pod), "{told}");
+                told
+            };
+            let own = source(&says(&bed, "S seq=1"));
+            let back = |bed: &Bed, flags: &str| {
+                let answer = format!("{pod} > {own} tcp {flags}");
+                let told = if far { bed.arrive(&answer) } else { bed.leave(&answer) };
+                assert!(told.starts_with(&format!("redirect {frontend} > {client}")), "{told}");
+            };
+            back(&bed, "SA seq=7 ack=2");
+            says(&bed, "A seq=2 ack=8");
+            let other = bed.backend(&family.at(family.far_pod, 8081), proto::TCP);
+            bed.outside(&frontend, proto::TCP, &[other], &Way::default());
+            let evicted = |bed: &Bed| {
+                bed.flood();
+                bed.conntrack().iter().all(|(key, _)| key.remote_port.get() != own.port())
+            };
+            assert!(evicted(&bed));
+            assert_eq!(source(&says(&bed, "A seq=2 ack=8")), own);
+            back(&bed, "A seq=8 ack=2");
+            assert!(evicted(&bed));
+            back(&bed, "A seq=8 ack=2");
+            assert_eq!(source(&says(&bed, "A seq=2 ack=8")), own);
+            // Others get what is left: not the tuple of a connection that lives.
+            assert!(evicted(&bed));
+            let again = bed.arrive(&format!("{client} > {frontend} tcp S seq=99"));
+            assert!(again.contains(&pod), "its endpoint decides: {again}");
+        }
+    }
+}

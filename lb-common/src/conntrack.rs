@@ -108,6 +108,8 @@ pub mod bits {
     pub const TO_HOST: u32 = 1 << 27;
     /// Counted in the map `loads` under its backend.
     pub const COUNTED: u32 = 1 << 28;
+    /// Two bits: in how many stamps packets were seen after the first one, 3 for more; of translated UDP flows.
+    pub const TIMES: u32 = 3 << 29;
     /// Packets were seen in both directions (other protocols than TCP).
     pub const SEEN_OUT: u32 = 1 << 22;
     /// See `SEEN_OUT`.
@@ -330,6 +332,23 @@ pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
 pub const fn survives(flags: u32, direction: Direction) -> bool {
     const NEVER: u32 = bits::FORWARD | bits::REPLY | bits::PICKED_UP;
     flags & NEVER == 0 && is_opener(flags, direction) && is_established(flags) && !is_closed(flags)
+}
+
+/// `flags` after a packet in another stamp than the one before.
+pub const fn again(flags: u32) -> u32 {
+    if flags & bits::TIMES == bits::TIMES { flags } else { flags + (1 << 29) }
+}
+
+/// Whether a translated flow is one whose entries are kept beside the table, where others cannot evict them: its two
+/// ends have spoken to each other, and the flow is there for some time.
+pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
+    if flags & (bits::FORWARD | bits::REPLY) == 0 {
+        return false;
+    }
+    match protocol {
+        proto::TCP => is_established(flags) && !is_closed(flags),
+        _ => flags & bits::TIMES == bits::TIMES && flags & BOTH_WAYS == BOTH_WAYS,
+    }
 }
 
 /// Seconds without a packet after which an entry is dead.
@@ -576,6 +595,27 @@ mod tests {
             assert_eq!(reply & 0xffff, one & 0xffff, "{direction:?} {packet:x}");
         }
         assert!(is_closed(forward) && is_closed(reply));
+    }
+
+    #[test]
+    fn translated_flows_that_last_are_kept() {
+        use super::{again, is_worth_keeping};
+        let both = bits::FORWARD | bits::SEEN_OUT | bits::SEEN_IN;
+        let closed = then(&[(Egress, tcp::RST)]);
+        let cases = [
+            ("plain", proto::TCP, after(&OPEN), false),
+            ("half open", proto::TCP, of(bits::FORWARD, &OPEN[..2]), false),
+            ("established", proto::TCP, of(bits::FORWARD, &OPEN), true),
+            ("over", proto::TCP, of(bits::FORWARD, &closed), false),
+            ("UDP, a question and its answer", proto::UDP, both, false),
+            ("in three stamps", proto::UDP, again(again(both)), false),
+            ("in four", proto::UDP, again(again(again(both))), true),
+            ("in many", proto::UDP, again(again(again(again(again(both))))), true),
+            ("unanswered", proto::UDP, bits::FORWARD | bits::TIMES | bits::SEEN_OUT, false),
+        ];
+        for (name, protocol, flags, want) in cases {
+            assert_eq!(is_worth_keeping(protocol, flags), want, "{name}");
+        }
     }
 
     #[test]

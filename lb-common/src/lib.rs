@@ -7,6 +7,7 @@
 //! | `backends` | backend id | [`service::Backend`] | agent | programs |
 //! | `pods` | ifindex | [`endpoint::Pod`] | agent | programs (new flows), lbctl |
 //! | `ct` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
+//! | `kept` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
 //! | `fragments` | [`fragment::FragmentKey`] | [`fragment::FragmentPorts`] | programs | programs |
 //! | `sk_nat` | socket | [`socket::SkNatRing`] | programs | programs |
 //! | `counters` | index | packets per CPU | programs | agent, lbctl |

@@ -19,6 +19,13 @@ pub const POD_SOURCES: u32 = 4_096;
 pub const CT: u32 = 131_072;
 /// Conntrack entries, the most.
 pub const CT_MAX: u32 = 4_194_304;
+/// Copies of entries of translated connections, the least.
+pub const KEPT: u32 = 65_536;
+
+/// Capacity of the map `kept` beside a conntrack table of so many entries.
+pub const fn kept_entries(ct_entries: u32) -> u32 {
+    if ct_entries / 2 > KEPT { ct_entries / 2 } else { KEPT }
+}
 /// Datagrams in pieces that are remembered at the same time.
 pub const FRAGMENTS: u32 = 8_192;
 /// Clients with session affinity.
@@ -109,8 +116,11 @@ pub const MAP_HITS: MapSpec = MapSpec { name: "hits", version: 1 };
 /// `pod_sources`: prefixes of [`crate::endpoint::PodSource`] → 1 (`u32`).
 pub const MAP_POD_SOURCES: MapSpec = MapSpec { name: "pod_sources", version: 1 };
 
+/// `kept`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`], of translated connections that live.
+pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 25] = [
+pub const MAPS: [MapSpec; 26] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -136,6 +146,7 @@ pub const MAPS: [MapSpec; 25] = [
     MAP_POLICY,
     MAP_HITS,
     MAP_POD_SOURCES,
+    MAP_KEPT,
 ];
 
 /// Word and bit of a port in `frontend_ports` and `host_ports`.

@@ -239,11 +239,15 @@ pub enum Counter {
     AffinityHit = 15,
     /// Affinities that could not be written.
     AffinityForgotten = 16,
+    /// Entries of living translated flows that others had evicted, and that were put back.
+    EntryRestored = 17,
+    /// Connections without translation whose entry went with their last packet.
+    PlainClosed = 18,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -261,6 +265,8 @@ impl Counter {
         Self::FlowToHost,
         Self::AffinityHit,
         Self::AffinityForgotten,
+        Self::EntryRestored,
+        Self::PlainClosed,
     ];
 
     /// The name in metrics and tables.
@@ -283,6 +289,8 @@ impl Counter {
             Self::FlowToHost => "flow_to_host",
             Self::AffinityHit => "affinity_hit",
             Self::AffinityForgotten => "affinity_forgotten",
+            Self::EntryRestored => "entry_restored",
+            Self::PlainClosed => "plain_closed",
         }
     }
 

@@ -80,7 +80,53 @@ pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, 
     if conntrack::is_news(entry.flags(), direction, scratch.parsed.tcp_flags) {
         learn(scratch, entry, direction);
     }
-    entry.stamp(now);
+    // An unchanged cache line is not taken from other CPUs.
+    if entry.last_seen() != now {
+        entry.stamp(now);
+        if scratch.parsed.flow.proto != proto::TCP {
+            come_again(scratch, entry);
+        }
+    }
+}
+
+/// A packet in another stamp than the one before, of another protocol than TCP: a translated flow that lasts is kept.
+#[inline(never)]
+fn come_again(scratch: &mut Scratch, entry: Tracked) {
+    let before = entry.flags();
+    if before & bits::TIMES == bits::TIMES || before & (bits::FORWARD | bits::REPLY) == 0 {
+        return;
+    }
+    let after = conntrack::again(before);
+    entry.set_flags(after);
+    let Scratch { parsed, key, partner, other, .. } = scratch;
+    if !conntrack::is_worth_keeping(parsed.flow.proto, after) {
+        return;
+    }
+    *other = entry.entry();
+    maps::keep(key, other);
+    let Some(found) = conntrack::partner(key, other) else { return };
+    *partner = found;
+    if let Some(twin) = maps::ct(partner) {
+        *other = twin.entry();
+        maps::keep(partner, other);
+    }
+}
+
+/// The entry under the key in the scratch room, which `ct` does not have, when it was evicted from there and is of a
+/// flow that lives.
+#[inline(never)]
+pub(crate) fn restore(scratch: &mut Scratch, now: u32) -> Option<Tracked> {
+    let Scratch { key, other, .. } = scratch;
+    let kept = maps::kept(key)?;
+    if ct_life(u32::from(key.proto), kept.flags(), kept.last_seen(), now) != ALIVE {
+        return None;
+    }
+    *other = kept.entry();
+    if !maps::ct_put(key, other) {
+        return None;
+    }
+    maps::count(Counter::EntryRestored);
+    maps::ct(key)
 }
 
 /// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this
@@ -91,16 +137,38 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     let before = entry.flags();
     let after = conntrack::seen(before, direction, parsed.tcp_flags);
     entry.set_flags(leave_load(entry, after));
-    if before & (bits::FORWARD | bits::REPLY) == 0 || before & bits::HAIRPIN != 0 {
+    if before & (bits::FORWARD | bits::REPLY) == 0 {
         return;
     }
     *other = entry.entry();
     let Some(found) = conntrack::partner(key, other) else { return };
     *partner = found;
-    let Some(twin) = maps::ct(partner) else { return };
-    let told = conntrack::carried(before, after, twin.flags());
-    if told != twin.flags() {
-        twin.set_flags(leave_load(twin, told));
+    let twin = maps::ct(partner);
+    if let Some(twin) = twin {
+        let told = conntrack::carried(before, after, twin.flags());
+        if told != twin.flags() {
+            twin.set_flags(leave_load(twin, told));
+        }
+    }
+    if parsed.flow.proto != proto::TCP {
+        return;
+    }
+    match (
+        conntrack::is_worth_keeping(proto::TCP, before),
+        conntrack::is_worth_keeping(proto::TCP, after),
+    ) {
+        (false, true) => {
+            maps::keep(key, other);
+            if let Some(twin) = twin {
+                *other = twin.entry();
+                maps::keep(partner, other);
+            }
+        }
+        (true, false) => {
+            maps::unkeep(key);
+            maps::unkeep(partner);
+        }
+        (true, true) | (false, false) => {}
     }
 }
 
@@ -122,7 +190,9 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
     const BOTH: u32 = (tcp::FIN as u32) << 8 | tcp::FIN as u32;
     let Scratch { parsed, key, .. } = scratch;
     if entry.flags() & BOTH == BOTH && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
-        maps::ct_delete(key);
+        if maps::ct_delete(key) {
+            maps::count(Counter::PlainClosed);
+        }
     } else {
         note(scratch, entry, direction, now);
     }
@@ -260,6 +330,12 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
 /// Writes a reply entry where nothing is, or only a remnant.
 #[inline(never)]
 pub(crate) fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -> Claim {
+    // The tuple of a flow that lives, and whose entry was evicted.
+    if let Some(kept) = maps::kept(key)
+        && !is_ours_or_dead(kept, flow, now)
+    {
+        return Claim::Taken;
+    }
     match maps::ct_claim(key, entry) {
         Inserted::Done => Claim::Done,
         Inserted::Failed => Claim::Full,

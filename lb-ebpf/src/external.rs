@@ -81,8 +81,12 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
     if answer {
         let Scratch { parsed, key, .. } = scratch;
         *key = reply_key(&parsed.flow);
-        if let Some(entry) = maps::ct(key)
-            && !is_of_another(entry, parsed)
+        let known = match maps::ct(key) {
+            Some(entry) => Some(entry),
+            None => conntrack::restore(scratch, maps::now()),
+        };
+        if let Some(entry) = known
+            && !is_of_another(entry, &scratch.parsed)
         {
             return masqueraded_reply(packet, scratch, entry);
         }
@@ -126,7 +130,11 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     }
     let Scratch { parsed, key, .. } = scratch;
     *key = reply_key(&parsed.flow);
-    let Some(entry) = maps::ct(key) else { return Verdict::Pass };
+    let known = match maps::ct(key) {
+        Some(entry) => Some(entry),
+        None => conntrack::restore(scratch, maps::now()),
+    };
+    let Some(entry) = known else { return Verdict::Pass };
     note_reply(scratch, entry, maps::now());
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
@@ -228,7 +236,12 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     }
     let now = maps::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
-    let Some(entry) = maps::ct(key) else { return open(packet, scratch, frontend, now) };
+    let known = match maps::ct(key) {
+        Some(entry) => Some(entry),
+        None => conntrack::restore(scratch, now),
+    };
+    let Some(entry) = known else { return open(packet, scratch, frontend, now) };
+    let Scratch { parsed, .. } = scratch;
     if conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
         return open(packet, scratch, frontend, now);
     }
@@ -471,7 +484,9 @@ fn take_over(scratch: &mut Scratch) -> Claim {
                 maps::change_load(forward.backend_id(), false);
             }
             maps::ct_delete(partner);
+            maps::unkeep(partner);
         }
+        maps::unkeep(key);
     }
     if maps::ct_put(key, entry) { Claim::Done } else { Claim::Full }
 }

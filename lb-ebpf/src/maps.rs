@@ -51,6 +51,11 @@ static PODS: HashMap<u32, Pod, { limits::PODS as usize }, NO_PREALLOC> = HashMap
 #[btf_map(name = "ct")]
 static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
 
+/// Copies of the entries of translated connections that live. `ct` is everybody's, and a flood of flows evicts from it;
+/// what is here only others of the same kind evict. Read where `ct` has nothing.
+#[btf_map(name = "kept")]
+static KEPT: LruHashMap<CtKey, CtEntry, { limits::KEPT as usize }> = LruHashMap::new();
+
 #[btf_map(name = "fragments")]
 static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> =
     LruHashMap::new();
@@ -417,13 +422,11 @@ impl Tracked {
         unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
     }
 
-    /// Notes when the last packet came, if that changed: an unchanged cache line is not taken from other CPUs.
+    /// Notes when the last packet came.
     #[inline(always)]
     pub(crate) fn stamp(self, now: u32) {
-        if self.last_seen() != now {
-            // SAFETY: as above.
-            unsafe { (&raw mut (*self.0.as_ptr()).last_seen).write(now) };
-        }
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).last_seen).write(now) };
     }
 }
 
@@ -486,6 +489,24 @@ pub(crate) fn ct_put(key: &CtKey, entry: &CtEntry) -> bool {
 #[inline(always)]
 pub(crate) fn ct_delete(key: &CtKey) -> bool {
     CT.remove(key).is_ok()
+}
+
+/// The copy of an entry.
+#[inline(always)]
+pub(crate) fn kept(key: &CtKey) -> Option<Tracked> {
+    KEPT.get_ptr_mut(key).and_then(NonNull::new).map(Tracked)
+}
+
+/// Keeps a copy of an entry; without one it can be evicted like any other. Whether there was room.
+#[inline(always)]
+pub(crate) fn keep(key: &CtKey, entry: &CtEntry) -> bool {
+    KEPT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Forgets the copy of an entry; whether there was one.
+#[inline(always)]
+pub(crate) fn unkeep(key: &CtKey) -> bool {
+    KEPT.remove(key).is_ok()
 }
 
 /// Remembers the ports of a datagram.

@@ -55,7 +55,12 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_out(&parsed.flow, scratch.ifindex);
-    let Some(entry) = maps::ct(key) else { return open_out(packet, scratch, now) };
+    let known = match maps::ct(key) {
+        Some(entry) => Some(entry),
+        None => conntrack::restore(scratch, now),
+    };
+    let Some(entry) = known else { return open_out(packet, scratch, now) };
+    let Scratch { parsed, .. } = scratch;
     if conntrack::starts_over(entry, parsed, Direction::Egress, now) {
         return open_out(packet, scratch, now);
     }
@@ -114,7 +119,12 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_in(&parsed.flow, scratch.ifindex);
-    let Some(entry) = maps::ct(key) else { return open_in(packet, scratch, now) };
+    let known = match maps::ct(key) {
+        Some(entry) => Some(entry),
+        None => conntrack::restore(scratch, now),
+    };
+    let Some(entry) = known else { return open_in(packet, scratch, now) };
+    let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
     // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent to itself
     // comes here with it.
@@ -315,9 +325,13 @@ fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) ->
 #[inline(always)]
 fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     const TRIES: u32 = 3;
-    let Scratch { parsed, key, .. } = scratch;
-    key.scope = scope::STRAIGHT;
-    if let Some(entry) = maps::ct(key)
+    scratch.key.scope = scope::STRAIGHT;
+    let known = match maps::ct(&scratch.key) {
+        Some(entry) => Some(entry),
+        None => conntrack::restore(scratch, now),
+    };
+    let Scratch { parsed, .. } = scratch;
+    if let Some(entry) = known
         && !conntrack::starts_over(entry, parsed, Direction::Egress, now)
     {
         if policy::is_stale(scratch, entry)

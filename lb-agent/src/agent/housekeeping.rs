@@ -147,6 +147,12 @@ impl Housekeeping {
                 ours.ct_gc.observe(pass.duration.as_secs_f64());
                 ours.ct_expired.inc_by(pass.expired);
                 ours.ct_stale.set(gauge(pass.stale));
+                ours.ct_displaced.set(gauge(pass.displaced));
+                for (kind, n) in
+                    [("plain", pass.evicted.plain), ("translated", pass.evicted.translated)]
+                {
+                    ours.ct_evicted.get_or_create(&[("kind", kind)]).inc_by(n);
+                }
                 for (scope, kinds) in [("pod", pass.pod), ("external", pass.external)] {
                     for (proto, n) in
                         [("TCP", kinds.tcp), ("UDP", kinds.udp), ("other", kinds.other)]
@@ -262,6 +268,10 @@ impl Agent {
             kernel: &house.kernel,
             weakness: house.weakness.as_deref(),
             ct_entries: house.pass.map(|pass| pass.left()),
+            copies: (
+                house.pass.map_or(0, |pass| pass.copies),
+                u64::from(limits::kept_entries(house.ct_capacity)),
+            ),
         });
         Table { head: names, known, former: house.former.as_ref() }
     }
@@ -356,6 +366,11 @@ impl Agent {
             ("backends", used.backends as u64, limits::BACKENDS),
             ("pods", self.attachments.pods().0 as u64, limits::PODS),
             ("ct", ct, self.housekeeping.ct_capacity),
+            (
+                "kept",
+                self.housekeeping.pass.map_or(0, |pass| pass.copies),
+                limits::kept_entries(self.housekeeping.ct_capacity),
+            ),
         ] {
             ours.map_entries.get_or_create(&[("map", map)]).set(gauge(entries));
             ours.map_capacity.get_or_create(&[("map", map)]).set(i64::from(capacity));

@@ -36,6 +36,8 @@ pub(super) struct Facts<'a> {
     pub weakness: Option<&'a str>,
     /// Conntrack entries after the last pass.
     pub ct_entries: Option<u64>,
+    /// Copies of entries of translated connections after it, and how many there is room for.
+    pub copies: (u64, u64),
 }
 
 /// The lines, in the order to be shown.
@@ -107,6 +109,15 @@ fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 
 fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     match facts.ct_entries {
+        // The kernel evicts some time before the last element is taken.
+        Some(_) if facts.copies.0 * 20 >= facts.copies.1 * 19 => line(
+            "conntrack",
+            State::Degraded,
+            format!(
+                "{} of {} places for translated connections are taken, new ones end old ones: raise --ct-entries",
+                facts.copies.0, facts.copies.1
+            ),
+        ),
         Some(n) => line("conntrack", State::Ok, format!("{n} entries after the last expiry")),
         None => line("conntrack", State::Waiting, "no expiry pass yet"),
     }

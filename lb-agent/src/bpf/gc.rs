@@ -5,28 +5,33 @@
 //! together, judged by what both have seen: an expired entry stays while its partner lives, whichever scopes they are
 //! of. Entries of dead backends need no purge (the programs compare generations at every packet); they are counted.
 //! A pass runs on a thread of its own. What it sees on the way is the true number of live flows of each backend: the
-//! programs' own count (`loads`) is not atomic and is put right.
+//! programs' own count (`loads`) is not atomic and is put right. The copies in `kept` are brought up to date, and those
+//! of flows that are over go.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap as StdHashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{
-    CtEntry, CtKey, bits, is_closing, is_expired, partner, scope, together,
+    CtEntry, CtKey, age, bits, is_closing, is_expired, is_worth_keeping, partner, scope, stamps,
+    together,
 };
 use lb_common::flow::proto;
-use lb_common::limits::{MAP_AFFINITY, MAP_LOADS, MapSpec};
+use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_LOADS, MapSpec};
 use lb_common::service::{Affinity, AffinityKey, Backend};
+use lb_common::verdict::Counter;
 
 use crate::bpf::clock::Clock;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
 use crate::syscall;
 
+/// Only where there is an element (`BPF_EXIST`, include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
 /// Time between two passes.
 pub const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -53,6 +58,12 @@ pub struct Pass {
     pub corrected: u64,
     /// Clients with session affinity, the expired ones included.
     pub affinity: u64,
+    /// Copies of entries of translated connections that are left.
+    pub copies: u64,
+    /// Of those, entries that others have evicted from the table.
+    pub displaced: u64,
+    /// Entries that others evicted since the last pass, about.
+    pub evicted: ByKind,
     /// How long it took.
     pub duration: Duration,
 }
@@ -66,6 +77,41 @@ pub struct ByProtocol {
     pub udp: u64,
     /// All else.
     pub other: u64,
+}
+
+/// Numbers of entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByKind {
+    /// Of flows without translation.
+    pub plain: u64,
+    /// Of flows with one; those that live have a copy.
+    pub translated: u64,
+}
+
+impl ByKind {
+    fn count(&mut self, entry: &CtEntry) {
+        let translated = entry.flags & (bits::FORWARD | bits::REPLY) != 0;
+        *if translated { &mut self.translated } else { &mut self.plain } += 1;
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            plain: self.plain.wrapping_sub(before.plain),
+            translated: self.translated.wrapping_sub(before.translated),
+        }
+    }
+
+    /// What of these entries, and of those that were `made` since, must have been evicted when these are `left`. Entries
+    /// that were replaced count as well; but a table that has room evicts nothing.
+    fn evicted(self, made: Self, left: Self, is_full: bool) -> Self {
+        if !is_full {
+            return Self::default();
+        }
+        Self {
+            plain: (self.plain + made.plain).saturating_sub(left.plain),
+            translated: (self.translated + made.translated).saturating_sub(left.translated),
+        }
+    }
 }
 
 impl ByProtocol {
@@ -88,6 +134,12 @@ impl Pass {
 /// The maps a pass works on, through descriptors of its own.
 pub struct Gc {
     ct: HashMap<MapData, CtKey, CtEntry>,
+    kept: HashMap<MapData, CtKey, CtEntry>,
+    counters: PerCpuArray<MapData, u64>,
+    /// Entries there is room for.
+    capacity: u32,
+    /// Entries after the last pass, and what had been made until then.
+    last: Option<(ByKind, ByKind)>,
     backends: Array<MapData, Backend>,
     loads: Array<MapData, u32>,
     affinity: HashMap<MapData, AffinityKey, Affinity>,
@@ -131,6 +183,10 @@ impl Gc {
         let unusable = |map| move |source| MapsError::Unusable { map, source };
         Ok(Self {
             ct: maps::open_ct(pins)?,
+            kept: maps::open_kept(pins)?,
+            counters: maps::open_counters(pins)?,
+            capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
+            last: None,
             backends: maps::open_backends(pins)?,
             loads: Array::try_from(pinned(&MAP_LOADS)?).map_err(unusable(MAP_LOADS.name))?,
             affinity: HashMap::try_from(pinned(&MAP_AFFINITY)?)
@@ -149,8 +205,11 @@ impl Gc {
         let now = Now { stamp: self.clock.stamp()?, hz: self.clock.hz };
         let mut pass = Pass::default();
         let mut seen = Seen::default();
+        let mut kinds_seen = ByKind::default();
+        let made = self.made()?;
         syscall::for_each(&self.ct, |key: &CtKey, entry: &CtEntry| {
             pass.entries += 1;
+            kinds_seen.count(entry);
             let is_external = matches!(key.scope, scope::EXTERNAL | scope::EXTERNAL_REPLY);
             let kinds = if is_external { &mut pass.external } else { &mut pass.pod };
             kinds.count(key.proto);
@@ -163,19 +222,107 @@ impl Gc {
                 seen.live(key, entry);
             }
         })?;
+        if let Some((left, made_before)) = self.last {
+            let made = made.since(made_before);
+            let is_full = pass.entries >= u64::from(self.capacity) / 10 * 9;
+            pass.evicted = left.evicted(made, kinds_seen, is_full);
+        }
+        let mut gone = ByKind::default();
         for key in std::mem::take(&mut seen.expired) {
-            if let Some(entry) = self.expire(&key, now, &mut pass)?
+            if let Some(entry) = self.expire(&key, now, &mut pass, &mut gone)?
                 && generations.get(&entry.backend_id) == Some(&entry.backend_gen)
             {
                 seen.live(&key, &entry);
             }
         }
+        self.last = Some((
+            ByKind {
+                plain: kinds_seen.plain.saturating_sub(gone.plain),
+                translated: kinds_seen.translated.saturating_sub(gone.translated),
+            },
+            made,
+        ));
+        self.renew_copies(now, &mut pass, &mut seen)?;
         pass.masqueraded = seen.masqueraded.values().sum();
         pass.masquerade_ports = seen.masqueraded.values().copied().max().unwrap_or_default();
         pass.corrected = self.correct_loads(&seen.loads)?;
         syscall::for_each(&self.affinity, |_: &AffinityKey, _: &Affinity| pass.affinity += 1)?;
         pass.duration = start.elapsed();
         Ok(pass)
+    }
+
+    /// Entries that the programs made so far, less those that they removed.
+    fn made(&self) -> io::Result<ByKind> {
+        let sum = |counter: Counter| -> io::Result<u64> {
+            let values = self.counters.get(&counter.index(), 0).map_err(io::Error::other)?;
+            Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
+        };
+        let plain = sum(Counter::FlowPlain)?.wrapping_add(sum(Counter::FlowPickedUp)?);
+        let mut pairs: u64 = 0;
+        for counter in [
+            Counter::FlowService,
+            Counter::FlowHairpin,
+            Counter::FlowExternal,
+            Counter::FlowMasqueraded,
+            Counter::FlowToHost,
+        ] {
+            pairs = pairs.wrapping_add(sum(counter)?);
+        }
+        Ok(ByKind {
+            plain: plain.wrapping_sub(sum(Counter::PlainClosed)?),
+            translated: pairs.wrapping_mul(2).wrapping_add(sum(Counter::EntryRestored)?),
+        })
+    }
+
+    /// Tells the copies in `kept` what `ct` knows, and removes those of flows that are over. A copy whose entry was
+    /// evicted stays until its flow would have expired.
+    fn renew_copies(&mut self, now: Now, pass: &mut Pass, seen: &mut Seen) -> io::Result<()> {
+        /// A copy may be so much older than its entry.
+        const OLD_SECS: u32 = 60;
+        let mut changes: Vec<(CtKey, Option<CtEntry>)> = Vec::new();
+        let mut failed = None;
+        syscall::for_each(&self.kept, |key: &CtKey, copy: &CtEntry| {
+            pass.copies += 1;
+            match self.entry(key) {
+                Ok(Some(entry)) if !is_worth_keeping(key.proto, entry.flags) => {
+                    changes.push((*key, None));
+                }
+                Ok(Some(entry)) => {
+                    let is_old = age(copy.last_seen, entry.last_seen) > stamps(OLD_SECS, now.hz);
+                    if is_old || (CtEntry { last_seen: entry.last_seen, ..*copy }) != entry {
+                        changes.push((*key, Some(entry)));
+                    }
+                }
+                Ok(None) => {
+                    let twin = partner(key, copy).and_then(|key| self.entry(&key).ok().flatten());
+                    if now.is_dead(key, copy, twin.as_ref()) {
+                        changes.push((*key, None));
+                    } else {
+                        pass.displaced += 1;
+                        seen.live(key, copy);
+                    }
+                }
+                Err(error) => failed = Some(error),
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for (key, change) in changes {
+            let done = match change {
+                Some(entry) => self.kept.insert(&key, &entry, BPF_EXIST),
+                None => {
+                    pass.copies -= 1;
+                    self.kept.remove(&key)
+                }
+            };
+            match done {
+                Ok(()) => {}
+                Err(e) if maps::is_missing(&e) => {}
+                Err(e) => return Err(io::Error::other(e)),
+            }
+        }
+        Ok(())
     }
 
     /// Writes the loads that are not as counted. Returns how many that were.
@@ -194,7 +341,13 @@ impl Gc {
     }
 
     /// Removes an entry and its partner, if they are dead together. Returns the entry if not.
-    fn expire(&mut self, key: &CtKey, now: Now, pass: &mut Pass) -> io::Result<Option<CtEntry>> {
+    fn expire(
+        &mut self,
+        key: &CtKey,
+        now: Now,
+        pass: &mut Pass,
+        gone: &mut ByKind,
+    ) -> io::Result<Option<CtEntry>> {
         // Read again: a packet may have come since the walk, or the partner's turn was before.
         let Some(entry) = self.entry(key)? else { return Ok(None) };
         let partner_key = partner(key, &entry);
@@ -208,7 +361,10 @@ impl Gc {
         }
         for key in std::iter::once(key).chain(partner.and(partner_key.as_ref())) {
             match self.ct.remove(key) {
-                Ok(()) => pass.expired += 1,
+                Ok(()) => {
+                    pass.expired += 1;
+                    gone.count(&entry);
+                }
                 // Evicted meanwhile.
                 Err(e) if maps::is_missing(&e) => {}
                 Err(e) => return Err(io::Error::other(e)),

@@ -80,6 +80,7 @@ pub fn open(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("CFG", &options.config, true);
     loader.map_max_entries(limits::MAP_CT.name, options.ct_entries);
+    loader.map_max_entries(limits::MAP_KEPT.name, limits::kept_entries(options.ct_entries));
     if let Some(pin_dir) = options.pin_dir {
         for map in limits::MAPS {
             loader.map_pin_path(map.name, Cow::<Path>::Owned(map_path(pin_dir, map)));

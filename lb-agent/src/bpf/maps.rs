@@ -11,7 +11,7 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Pod, PodSource};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
     MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
@@ -131,6 +131,22 @@ impl Traces {
 /// When the pin is missing or has other sizes.
 pub fn open_ct(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsError> {
     open(pins, &MAP_CT)
+}
+
+/// The pinned copies of entries of translated connections.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_kept(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsError> {
+    open(pins, &MAP_KEPT)
+}
+
+/// The pinned counters, for readers beside the loop.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_counters(pins: &Pins) -> Result<PerCpuArray<MapData, u64>, MapsError> {
+    open(pins, &MAP_COUNTERS)
 }
 
 /// The pinned backends, for readers beside the loop.

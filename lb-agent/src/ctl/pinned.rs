@@ -14,9 +14,9 @@ use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS,
-    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS, MAP_IDENT, MAP_LOADS,
-    MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES,
-    MAPS, MapSpec,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS, MAP_IDENT, MAP_KEPT,
+    MAP_LOADS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
 use lb_common::pod::Field;
 use lb_common::policy::{Bits, PeerKey};
@@ -168,6 +168,7 @@ impl Pinned {
                 self.each_flow(|_, _| n += 1)?;
                 Some(n)
             }
+            MAP_KEPT => Some(self.n_elements::<CtKey, CtEntry>(spec)?),
             MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
             MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
             MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),

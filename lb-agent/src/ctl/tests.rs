@@ -310,6 +310,8 @@ fn status_of_a_healthy_node() {
             flow_to_host        0
             affinity_hit        0
             affinity_forgotten  0
+            entry_restored      0
+            plain_closed        0
         "#]],
     );
 }

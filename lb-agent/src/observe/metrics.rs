@@ -137,6 +137,11 @@ pub struct Ours {
     pub ct_expired: Counter,
     /// Conntrack entries whose backend is gone, as of the last pass.
     pub ct_stale: Gauge,
+    /// Conntrack entries of living translated connections that others have evicted, at the last pass: the next packet
+    /// puts them back.
+    pub ct_displaced: Gauge,
+    /// Conntrack entries that others evicted, about.
+    pub ct_evicted: Family<Labels<1>, Counter>,
     /// Writes to the maps that failed.
     pub sync_failures: Counter,
     /// Writes to the maps.
@@ -265,6 +270,9 @@ impl Metrics {
         }
         for map in MAPS {
             drop(ours.map_full.get_or_create(&[("map", map.name)]));
+        }
+        for kind in ["plain", "translated"] {
+            drop(ours.ct_evicted.get_or_create(&[("kind", kind)]));
         }
         for hook in hooks() {
             drop(ours.programs_attached.get_or_create(&[("hook", hook)]));
@@ -482,6 +490,18 @@ fn ours(root: &mut Registry) -> Ours {
             "ct_expired",
             "Conntrack entries that expired",
             Counter::default(),
+        ),
+        ct_displaced: add(
+            registry,
+            "ct_displaced",
+            "Conntrack entries of living translated connections that others evicted and the next packet puts back",
+            Gauge::default(),
+        ),
+        ct_evicted: add(
+            registry,
+            "ct_evicted",
+            "Conntrack entries that others evicted, about; living translated connections keep a copy",
+            family(),
         ),
         ct_stale: add(
             registry,

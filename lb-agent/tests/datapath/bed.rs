@@ -28,6 +28,9 @@ pub(crate) enum Verdict {
     Redirect,
 }
 
+/// Entries of a small conntrack table.
+const SMALL: u32 = 2_048;
+
 pub(crate) struct Bed {
     ebpf: Ebpf,
     next_service: u32,
@@ -39,15 +42,25 @@ pub(crate) struct Bed {
 impl Bed {
     /// With the programs of Pods' devices: the verifier takes its time for each, and more on an emulated machine.
     pub(crate) fn new() -> Self {
-        Self::with(&limits::POD_PROGRAMS)
+        Self::with(&limits::POD_PROGRAMS, 131_072)
+    }
+
+    /// With a conntrack table that a flood fills quickly.
+    pub(crate) fn small() -> Self {
+        Self::with(&limits::POD_PROGRAMS, SMALL)
     }
 
     /// With those of the other devices as well.
     pub(crate) fn with_devices() -> Self {
-        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat())
+        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), 131_072)
     }
 
-    fn with(programs: &[(&'static str, bool)]) -> Self {
+    /// With those of the other devices, and with a small table.
+    pub(crate) fn small_with_devices() -> Self {
+        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), SMALL)
+    }
+
+    fn with(programs: &[(&'static str, bool)], ct_entries: u32) -> Self {
         let hz = {
             let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
             (1_000_000_000 / res.tv_nsec()) as u32
@@ -60,7 +73,7 @@ impl Bed {
             masquerade_n: config::MASQUERADE_PORTS.len() as u32,
             ..Config::ZERO
         };
-        let options = LoadOptions { pin_dir: None, config, ct_entries: 131_072 };
+        let options = LoadOptions { pin_dir: None, config, ct_entries };
         let mut ebpf = load::open(&options).unwrap();
         for (program, _) in programs {
             load::load_tc(&mut ebpf, program).unwrap();
@@ -407,6 +420,15 @@ impl Bed {
         options.data_in = Some(bytes);
         options.repeat = repeat;
         program.test_run(options).unwrap().duration.as_nanos() as u64
+    }
+
+    /// The Pod opens more flows than the table has room for, and is seen twice with each.
+    pub(crate) fn flood(&self) {
+        for i in 0..SMALL * 4 {
+            let syn = packet::build(&format!("10.1.0.66:7 > 172.16.{}.{}:9 udp", i >> 8, i & 0xff));
+            self.leave_bytes(&syn);
+            self.leave_bytes(&syn);
+        }
     }
 
     /// Source addresses of the events since the last call, in their order.

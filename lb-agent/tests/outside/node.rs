@@ -89,6 +89,15 @@ pub(crate) struct Way {
 impl Bed {
     /// This thread moves into a namespace of its own, which is the node.
     pub(crate) fn node() -> Self {
+        Self::node_of(Self::with_devices)
+    }
+
+    /// One whose conntrack table a flood fills quickly.
+    pub(crate) fn small_node() -> Self {
+        Self::node_of(Self::small_with_devices)
+    }
+
+    fn node_of(load: fn() -> Self) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         sh(&format!(
             "ip link set lo up
@@ -110,7 +119,7 @@ impl Bed {
         for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{file}"), "1").unwrap();
         }
-        let mut bed = Self::with_devices();
+        let mut bed = load();
         let mut settings = Settings {
             node4: addr("192.0.2.1"),
             node6: addr("2001:db8::1"),

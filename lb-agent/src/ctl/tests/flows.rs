@@ -52,20 +52,21 @@ const STAMPS: Now = Now { stamp: 1_000_000, hz: 256 };
 
 fn flows() -> Vec<(CtKey, CtEntry)> {
     let (syn, ack, fin) = (u32::from(tcp::SYN), u32::from(tcp::ACK), u32::from(tcp::FIN));
+    let both = (syn | ack) << 8 | syn | ack;
     let none = "[::]:0";
     vec![
         // client → web, to web-1 on this node: three entries, one flow.
         (
             key("10.1.0.2:40000", "10.96.0.10:80", proto::TCP, 11),
-            entry("10.1.0.3:8080", "[::]:40000", 1, bits::FORWARD | syn, 9),
+            entry("10.1.0.3:8080", "[::]:40000", 1, bits::FORWARD | both, 9),
         ),
         (
             key("10.1.0.2:40000", "10.1.0.3:8080", proto::TCP, 11),
-            entry("10.96.0.10:80", "10.1.0.2:40000", 1, bits::REPLY | (syn | ack) << 8, 4),
+            entry("10.96.0.10:80", "10.1.0.2:40000", 1, bits::REPLY | both, 4),
         ),
         (
             key("10.1.0.3:8080", "10.1.0.2:40000", proto::TCP, 12),
-            entry(none, none, 0, bits::INBOUND | syn << 8 | syn | ack, 4),
+            entry(none, none, 0, bits::INBOUND | both, 4),
         ),
         // Closing, to the draining backend.
         (
@@ -75,11 +76,17 @@ fn flows() -> Vec<(CtKey, CtEntry)> {
         // web-1 to itself.
         (
             key("10.1.0.3:50000", "10.96.0.10:80", proto::TCP, 12),
-            entry("10.1.0.3:8080", "169.254.42.1:50000", 1, bits::FORWARD | bits::HAIRPIN | syn, 2),
+            entry(
+                "10.1.0.3:8080",
+                "169.254.42.1:50000",
+                1,
+                bits::FORWARD | bits::HAIRPIN | both,
+                2,
+            ),
         ),
         (
             key("10.1.0.3:8080", "169.254.42.1:50000", proto::TCP, 12),
-            entry("10.96.0.10:80", "10.1.0.3:50000", 1, bits::REPLY | bits::HAIRPIN | syn | ack, 2),
+            entry("10.96.0.10:80", "10.1.0.3:50000", 1, bits::REPLY | bits::HAIRPIN | both, 2),
         ),
         // Without translation, both ways; one way; from outside.
         (
@@ -114,12 +121,12 @@ fn a_flow_is_one_line() {
         one,
         expect![[r#"
             PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES
-            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    29s
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s
             UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s
-            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    5h59m
-            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   60s
-            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   5h59m
-            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    5h59m
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    23h
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h
         "#]],
     );
     check(
@@ -129,11 +136,11 @@ fn a_flow_is_one_line() {
         expect![[r#"
             PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  STATE        AGE   EXPIRES
             UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  80s
-            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    5h59m
-            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   60s
-            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   5h59m
-            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  2s    5h59m
-            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      NEW          1s    29s
+            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    23h
+            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   59m
+            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   23h
+            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  2s    23h
+            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      NEW          1s    59s
         "#]],
     );
     let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
@@ -143,16 +150,16 @@ fn a_flow_is_one_line() {
         every,
         expect![[r#"
             PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    29s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
             UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
             UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
-            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      NEW          9s    21s      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
-            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           reply
-            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      ESTABLISHED  4s    5h59m    10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
-            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   60s      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
-            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   5h59m    10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
-            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      ESTABLISHED  2s    5h59m    10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
-            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      NEW          2s    28s      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
+            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply
+            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
+            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
         "#]],
     );
 }
@@ -216,12 +223,13 @@ fn only_opening_halves_count_as_flows() {
     let mut counts: Vec<(u32, FlowCount)> = counts.into_iter().collect();
     counts.sort_by_key(|(id, _)| *id);
     let count = |active, inactive| FlowCount { active, inactive };
-    assert_eq!(counts, [(1, count(0, 2)), (2, count(1, 0)), (4, count(0, 1))]);
+    assert_eq!(counts, [(1, count(2, 0)), (2, count(1, 0)), (4, count(0, 1))]);
 }
 
 /// From outside to web: to web-1 on this node, to web-2 on another one, to a process of this host.
 fn external_flows() -> Vec<(CtKey, CtEntry)> {
     let (syn, ack) = (u32::from(tcp::SYN), u32::from(tcp::ACK));
+    let both = (syn | ack) << 8 | syn | ack;
     let scoped = |scope, local: &str, remote: &str, veth| CtKey {
         scope,
         ..key(local, remote, proto::TCP, veth)
@@ -234,19 +242,16 @@ fn external_flows() -> Vec<(CtKey, CtEntry)> {
     vec![
         (
             scoped(scope::EXTERNAL, web, client, 0),
-            CtEntry { epoch: 12, ..entry(web_1, client, 1, forward | syn, 8) },
+            CtEntry { epoch: 12, ..entry(web_1, client, 1, forward | both, 8) },
         ),
-        (
-            scoped(scope::POD, web_1, client, 12),
-            entry(web, client, 1, reply | syn << 8 | syn | ack, 3),
-        ),
+        (scoped(scope::POD, web_1, client, 12), entry(web, client, 1, reply | both, 3)),
         (
             scoped(scope::EXTERNAL, web, "203.0.113.6:4001", 0),
-            entry(web_2, masquerade, 2, forward | bits::MASQUERADED | syn, 9),
+            entry(web_2, masquerade, 2, forward | bits::MASQUERADED | both, 9),
         ),
         (
             scoped(scope::EXTERNAL_REPLY, web_2, masquerade, 0),
-            entry(web, "203.0.113.6:4001", 2, reply | bits::MASQUERADED | syn | ack, 5),
+            entry(web, "203.0.113.6:4001", 2, reply | bits::MASQUERADED | both, 5),
         ),
         (
             scoped(scope::EXTERNAL, "10.96.0.99:443", client, 0),
@@ -267,9 +272,9 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
         expect![[r#"
             PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES
-            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           ESTABLISHED  3s   5h59m
-            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           NEW          2s   28s
-            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  5s   5h59m
+            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           ESTABLISHED  3s   23h
+            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           NEW          2s   58s
+            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  5s   23h
         "#]],
     );
     check(
@@ -278,12 +283,12 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, true),
         expect![[r#"
             PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           ESTABLISHED  5s   5h59m    192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
-            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           NEW          8s   22s      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
-            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           NEW          2s   28s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
-            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           NEW          2s   28s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
-            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           ESTABLISHED  3s   5h59m    203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
-            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  NEW          9s   21s      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
+            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           ESTABLISHED  5s   23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           ESTABLISHED  8s   23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
+            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           NEW          2s   58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
+            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           NEW          2s   58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
+            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           ESTABLISHED  3s   23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
+            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  9s   23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
         "#]],
     );
     let kept =
