@@ -396,6 +396,42 @@ fn nothing_answers_in_the_name_of_what_the_pod_dialed() {
 }
 
 #[test]
+fn a_refusal_comes_back_to_whoever_sent_what_is_refused() {
+    const POD_DEVICE: u32 = 1;
+    for v4 in [true, false] {
+        let mut bed = Bed::new();
+        Policy::new(INGRESS).put(&mut bed);
+        sample::pod(&mut bed, v4);
+        let ingress = INGRESS.group();
+        let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), ingress, ..Pod::ZERO };
+        bed.put("pods", 1_u32, pod);
+        sample::epoch(&mut bed, 1);
+        let (tcp, udp) = (at(v4, 96, 80), at(v4, 96, 53));
+        bed.service(&tcp, proto::TCP, &[]);
+        bed.service(&udp, proto::UDP, &[]);
+        for (vip, kind) in [(&tcp, "tcp S"), (&udp, "udp")] {
+            let sent = packet::build(&format!("{} > {vip} {kind}", at(v4, POD, 4000)));
+            let (verdict, refusal) = bed.leave_bytes(&sent);
+            assert_eq!(verdict, Verdict::Redirect, "{kind}");
+            assert_eq!(bed.enter_bytes_from(POD_DEVICE, &refusal), Verdict::Next, "{kind}");
+            assert_eq!(
+                bed.enter_bytes_from(ELSEWHERE, &refusal),
+                Verdict::Drop,
+                "{kind} of another"
+            );
+        }
+        // The backend of an open connection has gone.
+        let ids = bed.service(&tcp, proto::TCP, &[&at(v4, PEER, 8080)]);
+        assert_ne!(bed.leave(&format!("{} > {tcp} tcp S", at(v4, POD, 4001))), "drop");
+        bed.set_state(ids[0], lb_common::service::state::DEAD);
+        let sent = packet::build(&format!("{} > {tcp} tcp A", at(v4, POD, 4001)));
+        let (verdict, refusal) = bed.leave_bytes(&sent);
+        assert_eq!(verdict, Verdict::Redirect);
+        assert_eq!(bed.enter_bytes_from(POD_DEVICE, &refusal), Verdict::Next);
+    }
+}
+
+#[test]
 fn what_is_for_another_pod_does_not_enter() {
     for v4 in [true, false] {
         let mut bed = free(v4);

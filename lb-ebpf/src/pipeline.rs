@@ -124,18 +124,16 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         None => conntrack::restore(scratch, now),
     };
     let Some(entry) = known else { return open_in(packet, scratch, now) };
-    let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
-    // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent to itself
-    // comes here with it.
-    let from_itself = flags & bits::HAIRPIN != 0 && scratch.ingress_ifindex == scratch.ifindex;
-    if flags & bits::FORWARD != 0 && !from_itself {
+    // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent comes back
+    // with it: to itself, or as a refusal.
+    if flags & bits::FORWARD != 0 && !is_back(scratch) {
         return Verdict::Drop(verdict::report(DropReason::SpoofedSource, true, 0));
     }
     // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
     // goes straight to the Pod from a port that its client had used through a Service.
     let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
-    if plain && conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
+    if plain && conntrack::starts_over(entry, &scratch.parsed, Direction::Ingress, now) {
         return open_in(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
@@ -164,7 +162,12 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         return not_for_pod();
     }
     if is_mid_flow(&scratch.parsed) {
-        return meet(packet, scratch, Direction::Ingress, now);
+        let refusal = scratch.parsed.tcp_flags & tcp::RST != 0 && is_back(scratch);
+        return if refusal {
+            Verdict::Pass
+        } else {
+            meet(packet, scratch, Direction::Ingress, now)
+        };
     }
     if let Err(reported) = policy::admit(scratch, peer, how::INGRESS) {
         return Verdict::Drop(reported);
@@ -174,6 +177,12 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         conntrack::commit_plain(scratch, Direction::Ingress, now);
     }
     Verdict::Pass
+}
+
+/// Whether what enters the Pod is what it has sent: the programs sent it back.
+#[inline(always)]
+fn is_back(scratch: &Scratch) -> bool {
+    scratch.ingress_ifindex == scratch.ifindex
 }
 
 /// A TCP packet of a connection that nobody saw open, and no Service's.
@@ -528,6 +537,9 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
         && let Err(reported) = origin::check()
     {
         return Verdict::Drop(reported);
+    }
+    if direction == Direction::Ingress && is_back(scratch) {
+        return Verdict::Pass;
     }
     let onward = icmp::translate(packet, scratch, direction);
     if let Some(ifindex) = onward.device() {
