@@ -282,8 +282,9 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     let parsed = &scratch.parsed;
-    let (src, outside) = (parsed.flow.src, frontend.flags & frontend_flags::EXTERNAL != 0);
-    if parsed.later || maps::ident(&src).is_some_and(|own| is_here(own.flags, own.ifindex)) {
+    let outside = frontend.flags & frontend_flags::EXTERNAL != 0;
+    let src = &parsed.flow.src;
+    if parsed.later || maps::ident(src).is_some_and(|own| is_here(own.flags, own.ifindex)) {
         // A fragment alone opens nothing. An address of this node or its Pods does not come from outside: forged, and
         // the stack knows.
         return Verdict::Pass;
@@ -301,7 +302,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     if parsed.tcp_flags & tcp::RST != 0 {
         return Verdict::Pass;
     }
-    if !service::admits(frontend, &src) {
+    if !service::admits(frontend, src) {
         return drop(DropReason::SourceRange, service_id);
     }
     if service::is_local(frontend, outside) && frontend.local_n == 0
@@ -309,15 +310,9 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     {
         return nobody(packet, scratch, frontend);
     }
-    let hash = if frontend.maglev_n == 0 {
-        0
-    } else if frontend.affinity_secs == 0 {
-        hash::flow(&parsed.flow, MAGLEV_SEED)
-    } else {
-        // One backend a client, whichever node it comes to.
-        hash::flow(&Flow { sport: Be16::new(0), ..parsed.flow }, MAGLEV_SEED)
-    };
-    let client = Client { addr: src, outside, hash };
+    let hash =
+        if frontend.maglev_n == 0 { 0 } else { maglev_hash(parsed, frontend.affinity_secs != 0) };
+    let client = Client { addr: parsed.flow.src, outside, hash };
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
@@ -348,6 +343,14 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         DropReason::TupleExhausted
     };
     drop(reason, service_id)
+}
+
+/// Hash of the flow that Maglev tables are read with: of one with affinity the same for all flows of its client, whichever
+/// node it comes to. By itself, for the sake of the stack.
+#[inline(never)]
+fn maglev_hash(parsed: &Parsed, affinity: bool) -> u32 {
+    let sport = if affinity { Be16::new(0) } else { parsed.flow.sport };
+    hash::flow(&Flow { sport, ..parsed.flow }, MAGLEV_SEED)
 }
 
 #[inline(always)]

@@ -284,7 +284,7 @@ pub(crate) fn opener(packet: Packet, scratch: &mut Scratch, direction: Direction
 
 /// Whether a packet comes in by another device than its source could: with an address of this node, of one of its Pods,
 /// or that only stands for one.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
     let src = &scratch.parsed.flow.src;
     match maps::ident(src) {

@@ -383,11 +383,13 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
     parsed.later = false;
     parsed.port_unknown = false;
     parsed.tcp_flags = 0;
+    // Read once more: on 6.1 the verifier forgets the bound of an offset that the compiler has put on the stack.
+    let l4 = reread(&parsed.l4);
     // The header without options; of the others, ports or the first two words.
-    packet.pull(parsed.l4 + if parsed.flow.proto == proto::TCP { 20 } else { 8 });
+    packet.pull(l4 + if parsed.flow.proto == proto::TCP { 20 } else { 8 });
     match parsed.flow.proto {
         proto::TCP => {
-            let Some([ports, _, _, word3]) = packet.load::<[u32; 4]>(parsed.l4) else {
+            let Some([ports, _, _, word3]) = packet.load::<[u32; 4]>(l4) else {
                 return Kind::UNREADABLE;
             };
             set_ports(&mut parsed.flow, ports);
@@ -395,11 +397,11 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
             parsed.tcp_flags = (u32::from_be(word3) >> 16) as u8;
         }
         proto::UDP | proto::SCTP => {
-            let Some(ports) = packet.load::<u32>(parsed.l4) else { return Kind::UNREADABLE };
+            let Some(ports) = packet.load::<u32>(l4) else { return Kind::UNREADABLE };
             set_ports(&mut parsed.flow, ports);
         }
         proto::ICMP | proto::ICMP6 => {
-            let Some([head, id_seq]) = packet.load::<[u32; 2]>(parsed.l4) else {
+            let Some([head, id_seq]) = packet.load::<[u32; 2]>(l4) else {
                 return Kind::UNREADABLE;
             };
             let [icmp_type, code, ..] = head.to_ne_bytes();
