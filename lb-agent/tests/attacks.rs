@@ -22,3 +22,5 @@ mod frames;
 mod replies;
 #[path = "attacks/sources.rs"]
 mod sources;
+#[path = "attacks/tunnels.rs"]
+mod tunnels;

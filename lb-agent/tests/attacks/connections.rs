@@ -83,6 +83,63 @@ fn half_open_connections_take_no_port_from_others() {
     }
 }
 
+/// A segment with a client's address and port, from somebody who knows no more than these: a SYN does not move the
+/// connection to another backend, a reset or FIN outside of the window does not end it.
+#[test]
+fn forged_segments_end_no_connection() {
+    let lab = Lab::new("forged", Shape::Routed, "");
+    node_port(&lab, &[&lab.web, &lab.friend]);
+    for at in node_addresses(&lab) {
+        let family = usize::from(at.is_ipv6());
+        for (name, flags) in [
+            ("SYN", flags::SYN),
+            ("RST", flags::RST),
+            ("RST|ACK", flags::RST | flags::ACK),
+            ("FIN", flags::FIN),
+            ("FIN|ACK", flags::FIN | flags::ACK),
+            ("SYN|RST", flags::SYN | flags::RST),
+        ] {
+            let mut connection =
+                lab.client.netns.enter(|| Connection::open(at, PATIENCE)).unwrap().unwrap();
+            let backend = connection.ask().unwrap();
+            let client = connection.local().unwrap();
+            let link = lab.link(&lab.client, &lab.web);
+            for seq in 1..=8 {
+                let seq = seq * 0x1234_5678;
+                let tcp = Tcp { flags, seq, ack: 1 };
+                lab.client.port.send(&link.frame(&Ip::tcp(client, at, tcp, &[]))).unwrap();
+            }
+            for _ in 0..3 {
+                let answer = connection.ask();
+                assert_eq!(
+                    answer.as_deref().ok(),
+                    Some(backend.as_str()),
+                    "{name}: {answer:?}\n{}",
+                    lab.stage.logs()
+                );
+            }
+            let rows = lab.stage.agents[0].lbctl(&["ct"]).unwrap();
+            let own = format!(":{} ", client.port());
+            let of_it: Vec<&str> = rows.lines().filter(|line| line.contains(&own)).collect();
+            assert!(!of_it.is_empty(), "family {family}: none of port {} in {rows}", client.port());
+            // A half-closed connection has an hour; one that is over has about a minute.
+            for row in of_it {
+                let soon = row.trim_end().ends_with('s') && !row.contains('m');
+                assert!(!soon, "{name}: {row}");
+            }
+            // The client's own reset ends it, at once.
+            connection.reset().unwrap();
+            wait::until("a reset is heard", PATIENCE, || {
+                let rows = lab.stage.agents[0].lbctl(&["ct"])?;
+                let open = rows.lines().any(|l| l.contains(&own) && l.contains("ESTABLISHED"));
+                anyhow::ensure!(!open, "{rows}");
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+}
+
 /// A priority tag is no VLAN: a node port answers frames that have one as it answers others.
 #[test]
 fn a_priority_tag_hides_no_node_port() {

@@ -1,11 +1,14 @@
 //! Packets in another's name: of nodes, other Pods, Services, strangers; and forged neighbours, by which a Pod takes
 //! another's place on a bridge.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use testbed::{
     Shape,
-    client::Transport,
+    client::{Transport, ask},
     frame::{BROADCAST, Ip, Link},
     raw, wait,
 };
@@ -55,6 +58,66 @@ fn the_own_node_is_who_it_is_on_a_routed_node() {
 #[test]
 fn the_own_node_is_who_it_is_behind_a_bridge() {
     own_node(Shape::Bridge, "ownbridge");
+}
+
+/// A Pod sends from no address that is somebody's on its node, whether there are policies or not; with policies from its own only.
+fn names_of_others(shape: Shape, prefix: &str) {
+    let lab = Lab::new(prefix, shape, "");
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let somebody: [[IpAddr; 6]; 2] = [
+        [
+            lab.friend.ips[0],
+            lab.far.ips[0],
+            lab.stage.a.v4.into(),
+            lab.stage.b.v4.into(),
+            ip(WEB[0]),
+            ip("169.254.42.1"),
+        ],
+        [
+            lab.friend.ips[1],
+            lab.far.ips[1],
+            lab.stage.a.v6.into(),
+            lab.stage.b.v6.into(),
+            ip(WEB[1]),
+            ip("fd6c:6261:6c62::42"),
+        ],
+    ];
+    let nobody = [ip("198.51.100.9"), ip("2001:db8:9::9")];
+    let from = &lab.stranger;
+    for family in FAMILIES {
+        // Without policies nobody needs to know of other nodes' Pods, nor does the agent.
+        let here: Vec<IpAddr> = [0, 2, 4, 5].map(|i| somebody[family][i]).into();
+        let shots = to_web(&lab, from, family, &here);
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.web, family), &shots);
+    }
+    lab.enforce(ISOLATED);
+    for family in FAMILIES {
+        let link = lab.link(from, &lab.friend);
+        // Friend is under no policy, stranger neither.
+        let sources: Vec<IpAddr> =
+            somebody[family].iter().filter(|ip| **ip != lab.friend.ips[family]).copied().collect();
+        let shots: Vec<Shot> = sources
+            .into_iter()
+            .chain([nobody[family]])
+            .map(|src| {
+                lab.shot(format!("as {src}"), |mark| {
+                    let src = SocketAddr::new(src, 4000);
+                    vec![link.frame(&Ip::udp(src, lab.friend.at(family, 8080), mark))]
+                })
+            })
+            .collect();
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.friend, family), &shots);
+    }
+}
+
+#[test]
+fn nobody_sends_in_another_s_name_on_a_routed_node() {
+    names_of_others(Shape::Routed, "namroute");
+}
+
+#[test]
+fn nobody_sends_in_another_s_name_behind_a_bridge() {
+    names_of_others(Shape::Bridge, "nambridge");
 }
 
 /// Router advertisements, redirects, and ARP and neighbour advertisements in another's name, leave no Pod; its own do.
@@ -136,6 +199,45 @@ fn forged_neighbours_leave_no_pod_behind_a_bridge() {
     neighbours(Shape::Bridge, "neibridge");
 }
 
+/// Who takes another Pod's link-layer address on a bridge gets nothing of what is for that Pod, and cannot answer in its
+/// name.
+#[test]
+fn a_stolen_link_layer_address_gives_nothing() {
+    let lab = Lab::new("stolen", Shape::Bridge, ISOLATED);
+    let (thief, victim, asker) = (&lab.stranger, &lab.web, &lab.friend);
+    for family in FAMILIES {
+        // What the victim sends puts the bridge right, which has learnt of the thief before.
+        lab.passes(victim, asker, family, &[]);
+        lab.passes(asker, victim, family, &[]);
+        // The bridge learns from any frame that passes: here an honest one, but for its link-layer source.
+        let theft = Ip::udp(thief.at(family, 4054), asker.at(family, 7), b"theft");
+        let theft = Link { src: victim.port.mac, dst: asker.port.mac }.frame(&theft);
+        let link = lab.link(asker, victim);
+        let before = lab.dropped(At::NodeA, "NOT_FOR_POD");
+        thief.port.received().unwrap();
+        let question = Ip::udp(asker.at(family, 4053), victim.at(family, 8080), b"<stolen>");
+        let seen =
+            |frames: Vec<Vec<u8>>| frames.iter().any(|f| f.windows(8).any(|w| w == b"<stolen>"));
+        wait::until(
+            "the thief is sent what is for its victim, and does not get it",
+            PATIENCE,
+            || {
+                thief.port.send(&theft)?;
+                asker.port.send(&link.frame(&question))?;
+                assert!(!seen(thief.port.received()?), "the thief sees it");
+                anyhow::ensure!(lab.dropped(At::NodeA, "NOT_FOR_POD") > before, "not dropped yet");
+                Ok(())
+            },
+        )
+        .unwrap();
+        let answer = lab.shot("an answer of the thief", |mark| {
+            let ip = Ip::udp(victim.at(family, 8080), asker.at(family, 4053), mark);
+            vec![lab.link(thief, asker).frame(&ip)]
+        });
+        lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+    }
+}
+
 /// An answer in a Service's name, to a Pod that has just asked it: not from the Pod that the Service chose.
 #[test]
 fn nobody_answers_in_a_service_s_name() {
@@ -159,5 +261,51 @@ fn nobody_answers_in_a_service_s_name() {
             vec![lab.link(thief, asker).frame(&ip)]
         });
         lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+    }
+}
+
+/// A Pod with NET_ADMIN gives itself another Pod's address, beside its own or first, and an agent restarts meanwhile: it
+/// stays who it is.
+#[test]
+fn changed_addresses_change_no_identity() {
+    let mut lab = Lab::new("changed", Shape::Routed, ISOLATED);
+    let friend = lab.friend.ips;
+    lab.mallory
+        .netns
+        .ip(&format!(
+            "addr flush dev eth0 scope global\n\
+             addr add {}/32 dev eth0\naddr add {}/32 dev eth0\n\
+             addr add {}/128 dev eth0 nodad\naddr add {}/128 dev eth0 nodad\n\
+             route replace 10.244.1.1/32 dev eth0 scope link\n\
+             route replace default via 10.244.1.1\n\
+             route replace fd44:0:0:1::1/128 dev eth0\n\
+             route replace default via fd44:0:0:1::1\n",
+            friend[0], lab.mallory.ips[0], friend[1], lab.mallory.ips[1],
+        ))
+        .unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            lab.stage.agents[0].stop().unwrap();
+            lab.stage.agents[0].start().unwrap();
+        }
+        // Another change on the node makes it look again.
+        lab.stage.a.netns.ip("link set lo down\nlink set lo up\n").unwrap();
+        for family in FAMILIES {
+            let link = lab.link(&lab.mallory, &lab.far);
+            let shots = [lab.mallory.ips[family], friend[family]].map(|src| {
+                lab.shot(format!("as {src}, restarted: {restarted}"), |mark| {
+                    let src = SocketAddr::new(src, 4000);
+                    vec![link.frame(&Ip::udp(src, lab.far.at(family, 8080), mark))]
+                })
+            });
+            lab.stops(&lab.mallory, &lab.far, family, &shots);
+            let shots = to_web(&lab, &lab.mallory, family, &[friend[family]]);
+            lab.stops(&lab.mallory, &lab.web, family, &shots);
+        }
+        let answer = lab
+            .friend
+            .netns
+            .enter(|| ask(Transport::Tcp, lab.web.at(0, 8080), Duration::from_secs(2)));
+        assert_eq!(answer.unwrap().unwrap(), "web", "friend is still friend");
     }
 }
