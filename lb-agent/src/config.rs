@@ -116,6 +116,10 @@ pub struct RunArgs {
     /// first policy: seconds, 0 to 86400 [default: 300]
     #[arg(long, env = "LB_PICKUP_GRACE", value_name = "SECONDS")]
     pub pickup_grace: Option<String>,
+    /// New flows a second that a Pod may open, and as many that it may be sent, over some seconds; 0 = any number
+    /// [default: 20000]
+    #[arg(long, env = "LB_POD_NEW_FLOWS", value_name = "N")]
+    pub pod_new_flows: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -248,6 +252,8 @@ pub struct Config {
     pub allowed_sources: Option<Box<[Prefix]>>,
     /// How long connections may be met in mid-flow.
     pub pickup_grace: Duration,
+    /// New flows a second of a Pod, in each direction; 0 = any number.
+    pub pod_new_flows: u32,
 }
 
 impl Config {
@@ -297,6 +303,10 @@ impl Config {
             pickup_grace: match given(args.pickup_grace) {
                 Some(text) => pickup_grace(&text)?,
                 None => PICKUP_GRACE,
+            },
+            pod_new_flows: match given(args.pod_new_flows) {
+                Some(text) => pod_new_flows(&text)?,
+                None => POD_NEW_FLOWS,
             },
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
@@ -433,6 +443,13 @@ fn ct_entries(text: &str) -> anyhow::Result<u32> {
     Ok(entries)
 }
 
+/// New flows a second of a Pod by default: more than a busy proxy has, and little of what a node can do.
+const POD_NEW_FLOWS: u32 = 20_000;
+
+fn pod_new_flows(text: &str) -> anyhow::Result<u32> {
+    text.parse().with_context(|| format!("--pod-new-flows: {text:?} is not a number"))
+}
+
 fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
     match text.parse() {
         Ok(seconds @ 0..=PICKUP_GRACE_MOST) => Ok(Duration::from_secs(seconds)),
@@ -521,13 +538,14 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 17] = [
+        let cases: [(&str, RunArgs); 18] = [
             ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
             ("--source-check: \"no\"", set(|args| args.source_check = Some("no".to_owned()))),
             (
                 "--allowed-source-cidrs: \"10.8.0.0\"",
                 set(|args| args.allowed_source_cidrs = Some("10.8.0.0".to_owned())),
             ),
+            ("--pod-new-flows: \"many\"", set(|args| args.pod_new_flows = Some("many".to_owned()))),
             ("--pickup-grace: \"1h\"", set(|args| args.pickup_grace = Some("1h".to_owned()))),
             (
                 "--node-port-addresses: \"all\"",

@@ -527,3 +527,47 @@ fn errors_are_about_what_they_answer() {
         }
     }
 }
+
+#[test]
+fn a_pod_that_floods_uses_up_its_own_budget() {
+    for v4 in [true, false] {
+        let mut bed = Bed::with_budget(2);
+        let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), id: 7, ..Pod::ZERO };
+        bed.put("pods", 1_u32, pod);
+        let vip = at(v4, 96, 80);
+        bed.service(&vip, proto::TCP, &[&at(v4, PEER, 8080)]);
+        // Five seconds' worth at once.
+        let open =
+            |bed: &Bed, port: u16| bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, port)));
+        let opened = (0..40).filter(|i| open(&bed, 4000 + i) != "drop").count();
+        assert!((10..=12).contains(&opened), "{opened}");
+        let dropped =
+            format!("POD_BUDGET/out+{0} flow_service+{opened} over_budget+{0}", 40 - opened);
+        assert_eq!(bed.reasons(), dropped);
+        // What was opened goes on.
+        assert_ne!(bed.leave(&format!("{} > {vip} tcp A", at(v4, POD, 4000))), "drop");
+        // What nobody needs to know of leaves no entry.
+        let entries = bed.conntrack().len();
+        for i in 0..5 {
+            bed.leave(&format!("{} > {} udp", at(v4, POD, 5000 + i), at(v4, PEER, 9)));
+        }
+        assert!(bed.conntrack().len() <= entries + 1);
+        // What enters is counted by itself, and the node is always let in.
+        for i in 0..40 {
+            let told =
+                bed.enter(&format!("{} > {} tcp S", at(v4, PEER, 6000 + i), at(v4, POD, 22)));
+            assert_ne!(told, "drop", "this host's");
+        }
+        Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
+        let ingress = INGRESS.group();
+        bed.put("pods", 1_u32, Pod { ingress, ..pod });
+        sample::idents(&mut bed, v4);
+        sample::epoch(&mut bed, 1);
+        let enter = |bed: &Bed, port: u16| {
+            let syn = format!("{} > {} tcp S", at(v4, PEER, port), at(v4, POD, 22));
+            bed.enter_from(ELSEWHERE, &syn) != "drop"
+        };
+        let entered = (0..40).filter(|i| enter(&bed, 7000 + i)).count();
+        assert!((10..=12).contains(&entered), "{entered}");
+    }
+}

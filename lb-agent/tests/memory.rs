@@ -5,6 +5,7 @@
 use std::mem::size_of;
 
 use lb_common::addr::Addr;
+use lb_common::budget::Budget;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
@@ -61,6 +62,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "peer_bits" => hash(limits::PEER_BITS, size_of::<PeerKey>(), bits),
         "port_bits" => trie(limits::PORT_BITS, size_of::<PortKey>(), bits),
         "cidrs" => trie(limits::CIDRS, addr, 4),
+        "budgets" => array(limits::BUDGETS, size_of::<Budget>()),
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,
         "counters" | "samples" | "sk_nat" | "events" | "settings" | "frontend_ports"

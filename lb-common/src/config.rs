@@ -6,7 +6,7 @@ use crate::pod;
 
 pod! {
     /// The read-only global `CFG` of the kernel object, set at load time.
-    pub struct Config: 56 {
+    pub struct Config: 64 {
         /// Cookie of the host network namespace (`SO_NETNS_COOKIE`): sockets of other namespaces are left alone.
         pub netns_cookie: u64,
         /// Kernel ticks a second (`CONFIG_HZ`).
@@ -21,6 +21,10 @@ pod! {
         pub masquerade_base: u32,
         /// Number of them; 0 turns masquerading off.
         pub masquerade_n: u32,
+        /// New flows a second that a Pod may have in each direction; 0 = any number.
+        pub pod_new_flows: u32,
+        /// Zero.
+        pub pad: u32,
     }
 }
 

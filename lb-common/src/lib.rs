@@ -38,6 +38,7 @@ pub mod pod;
 
 pub mod addr;
 pub mod be;
+pub mod budget;
 pub mod flow;
 
 pub mod conntrack;

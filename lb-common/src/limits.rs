@@ -13,6 +13,8 @@ pub const SLOTS: u32 = 131_072;
 pub const BACKENDS: u32 = 65_536;
 /// Pods of one node.
 pub const PODS: u32 = 4_096;
+/// Budgets: of each Pod one for each direction.
+pub const BUDGETS: u32 = 2 * PODS;
 /// Prefixes that annotations of Pods admit as sources.
 pub const POD_SOURCES: u32 = 4_096;
 /// Conntrack entries, the least; the agent raises it with the node's memory.
@@ -119,8 +121,11 @@ pub const MAP_POD_SOURCES: MapSpec = MapSpec { name: "pod_sources", version: 1 }
 /// `kept`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`], of translated connections that live.
 pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 
+/// `budgets`: [`crate::budget::place`] → [`crate::budget::Budget`].
+pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 26] = [
+pub const MAPS: [MapSpec; 27] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -147,6 +152,7 @@ pub const MAPS: [MapSpec; 26] = [
     MAP_HITS,
     MAP_POD_SOURCES,
     MAP_KEPT,
+    MAP_BUDGETS,
 ];
 
 /// Word and bit of a port in `frontend_ports` and `host_ports`.

@@ -243,11 +243,13 @@ pub enum Counter {
     EntryRestored = 17,
     /// Connections without translation whose entry went with their last packet.
     PlainClosed = 18,
+    /// New flows of Pods whose budget was used up: passed without an entry where nothing depends on it, else dropped.
+    OverBudget = 19,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -267,6 +269,7 @@ impl Counter {
         Self::AffinityForgotten,
         Self::EntryRestored,
         Self::PlainClosed,
+        Self::OverBudget,
     ];
 
     /// The name in metrics and tables.
@@ -291,6 +294,7 @@ impl Counter {
             Self::AffinityForgotten => "affinity_forgotten",
             Self::EntryRestored => "entry_restored",
             Self::PlainClosed => "plain_closed",
+            Self::OverBudget => "over_budget",
         }
     }
 

@@ -3,7 +3,9 @@
 
 use expect_test::expect_file;
 use lb_common::pod::FieldLayout;
-use lb_common::{config, conntrack, endpoint, event, fragment, limits, policy, service, socket};
+use lb_common::{
+    budget, config, conntrack, endpoint, event, fragment, limits, policy, service, socket,
+};
 
 fn dump(name: &str, size: usize, layout: &[FieldLayout]) -> String {
     let mut out = format!("{name} {size}\n");
@@ -54,6 +56,7 @@ fn layout_is_the_golden_one() {
         policy::Bits,
         policy::HitKey,
         policy::PolicyState,
+        budget::Budget,
     );
     expect_file!["layout.txt"].assert_eq(&out);
 }

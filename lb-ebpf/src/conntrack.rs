@@ -200,15 +200,33 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
 
 /// Commits a flow without translation whose first packet is this one, under the key in the scratch room. Nothing depends on
 /// its entry, so a full map only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives
-/// leaves that alone: its endpoint decides.
+/// leaves that alone: its endpoint decides. Where the Pod's budget is used up there is no entry: without policies the
+/// packet may go on all the same, `false` where it may not.
+#[must_use]
 #[inline(always)]
-pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) {
+pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) -> bool {
     let opened = match direction {
         Direction::Ingress if scratch.ingress_ifindex == 0 => bits::INBOUND | bits::FROM_HOST,
         Direction::Ingress => bits::INBOUND,
         Direction::Egress => 0,
     };
+    // The node reaches its Pods, whoever else floods them.
+    if opened & bits::FROM_HOST == 0
+        && ct_over_budget((direction == Direction::Ingress) as u32) != 0
+    {
+        return !crate::policy::concerns_somehow(scratch.ifindex);
+    }
     put_plain(scratch, direction, opened, now);
+    true
+}
+
+/// Whether the new flow in the scratch room is more than its Pod's budget allows. Exported, so that the verifier checks it
+/// once by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn ct_over_budget(ingress: u32) -> u32 {
+    let Some(scratch) = maps::scratch() else { return 0 };
+    !maps::is_within_budget(scratch.ifindex, ingress != 0) as u32
 }
 
 /// The same for a connection that was met in mid-flow, and was opened in the direction `from`.

@@ -14,6 +14,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use lb_common::budget::{self, Budget};
 use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
@@ -110,6 +111,9 @@ static HITS: PerCpuHashMap<HitKey, u64, { limits::HITS as usize }, NO_PREALLOC> 
 #[btf_map(name = "pod_sources")]
 static POD_SOURCES: LpmTrie<PodSource, u32, { limits::POD_SOURCES as usize }, NO_PREALLOC> =
     LpmTrie::new();
+
+#[btf_map(name = "budgets")]
+static BUDGETS: Array<Budget, { limits::BUDGETS as usize }> = Array::new();
 
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
@@ -357,6 +361,26 @@ pub(crate) fn is_host_port(port: u16) -> bool {
 #[inline(always)]
 pub(crate) fn masquerade_ports() -> (u32, u32) {
     (config_field!(masquerade_base), config_field!(masquerade_n))
+}
+
+/// Whether a new flow of the Pod behind the device is within its budget. Not atomic: what two CPUs do at the same moment
+/// counts once.
+#[inline(always)]
+pub(crate) fn is_within_budget(ifindex: u32, ingress: bool) -> bool {
+    let rate = config_field!(pod_new_flows);
+    let place = pod(ifindex).and_then(|pod| budget::place(pod, ingress));
+    let Some(budget) = place.filter(|_| rate != 0).and_then(|place| BUDGETS.get_ptr_mut(place))
+    else {
+        return true;
+    };
+    // SAFETY: a live, aligned map value.
+    let (after, within) = budget::spend(unsafe { budget.read() }, ticks(), rate, config_hz());
+    // SAFETY: as above.
+    unsafe { budget.write(after) };
+    if !within {
+        count(Counter::OverBudget);
+    }
+    within
 }
 
 /// Now in ticks, as in [`Affinity::last`].

@@ -173,8 +173,8 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         return Verdict::Drop(reported);
     }
     // What is for nobody that is known leaves no entry: an answer would pass by it, from an address that is not the Pod's.
-    if addressee == Addressee::POD {
-        conntrack::commit_plain(scratch, Direction::Ingress, now);
+    if addressee == Addressee::POD && !conntrack::commit_plain(scratch, Direction::Ingress, now) {
+        return Verdict::Drop(verdict::report(DropReason::PodBudget, true, 0));
     }
     Verdict::Pass
 }
@@ -363,6 +363,9 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
         return Verdict::Drop(reported);
     }
+    if conntrack::ct_over_budget(0) != 0 {
+        return drop_out(DropReason::PodBudget, 0);
+    }
     let Scratch { parsed, .. } = scratch;
     let Flow { dst: addr, dport: port, .. } = parsed.flow;
     let target = Target { addr, port, id: 0, generation: 0 };
@@ -444,7 +447,9 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
         return Verdict::Drop(reported);
     }
-    conntrack::commit_plain(scratch, Direction::Egress, now);
+    if !conntrack::commit_plain(scratch, Direction::Egress, now) {
+        return drop_out(DropReason::PodBudget, 0);
+    }
     Verdict::Pass
 }
 
@@ -459,6 +464,9 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
             return plain_out(packet, scratch, now);
         }
         return refused(packet, scratch, drop_index(DropReason::UnknownFlow, false), service_id);
+    }
+    if conntrack::ct_over_budget(0) != 0 {
+        return drop_out(DropReason::PodBudget, service_id);
     }
     let client = Client { addr: scratch.parsed.flow.src, outside: false, hash: 0 };
     if !service::admits(frontend, &client.addr) {

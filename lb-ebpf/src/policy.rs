@@ -204,7 +204,7 @@ fn is_pick_up_time(ifindex: u32) -> bool {
 
 /// Whether policies concern the Pod, in whichever direction.
 #[inline(always)]
-fn concerns_somehow(ifindex: u32) -> bool {
+pub(crate) fn concerns_somehow(ifindex: u32) -> bool {
     let pod = maps::pod(ifindex);
     groups(pod, true).0 != 0 || groups(pod, false).0 != 0
 }

@@ -63,7 +63,7 @@ const TASKS: [Task; 10] = [
         name: "test",
         about: "the test rings: pure and scenario, then those that need root",
         usage: test::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
+        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iptables],
         run: test::run,
     },
     Task {

@@ -34,6 +34,8 @@ pub(crate) enum Need {
     Nsenter,
     /// `iperf3`.
     Iperf3,
+    /// `iptables-legacy`.
+    Iptables,
     /// `kubectl`, which is never installed from here.
     Kubectl,
     /// cargo-deny.
@@ -49,6 +51,7 @@ pub(crate) const ALL: &[Need] = &[
     Need::Ip,
     Need::Nsenter,
     Need::Iperf3,
+    Need::Iptables,
 ];
 
 /// `cargo xtask setup`: `main` has installed everything already when this is reached.
@@ -139,6 +142,9 @@ fn missing_packages(need: Need) -> Vec<Package> {
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
         Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of demo and bench"),
+        Need::Iptables => {
+            program("iptables-legacy", "iptables", "`iptables-legacy`, whose rules tests take over")
+        }
         Need::Rust | Need::BpfLinker | Need::Musl(_) | Need::Kubectl | Need::CargoDeny => {
             Vec::new()
         }

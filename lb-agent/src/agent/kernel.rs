@@ -110,6 +110,8 @@ fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<P
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
         masquerade_base: u32::from(*cfg.masquerade_ports.start()),
         masquerade_n: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
+        pod_new_flows: cfg.pod_new_flows,
+        pad: 0,
     })
 }
 

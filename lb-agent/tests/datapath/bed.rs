@@ -42,25 +42,30 @@ pub(crate) struct Bed {
 impl Bed {
     /// With the programs of Pods' devices: the verifier takes its time for each, and more on an emulated machine.
     pub(crate) fn new() -> Self {
-        Self::with(&limits::POD_PROGRAMS, 131_072)
+        Self::with(&limits::POD_PROGRAMS, 131_072, 0)
+    }
+
+    /// The same, with so many new flows a second for a Pod.
+    pub(crate) fn with_budget(pod_new_flows: u32) -> Self {
+        Self::with(&limits::POD_PROGRAMS, 131_072, pod_new_flows)
     }
 
     /// With a conntrack table that a flood fills quickly.
     pub(crate) fn small() -> Self {
-        Self::with(&limits::POD_PROGRAMS, SMALL)
+        Self::with(&limits::POD_PROGRAMS, SMALL, 0)
     }
 
     /// With those of the other devices as well.
     pub(crate) fn with_devices() -> Self {
-        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), 131_072)
+        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), 131_072, 0)
     }
 
     /// With those of the other devices, and with a small table.
     pub(crate) fn small_with_devices() -> Self {
-        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), SMALL)
+        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), SMALL, 0)
     }
 
-    fn with(programs: &[(&'static str, bool)], ct_entries: u32) -> Self {
+    fn with(programs: &[(&'static str, bool)], ct_entries: u32, pod_new_flows: u32) -> Self {
         let hz = {
             let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
             (1_000_000_000 / res.tv_nsec()) as u32
@@ -71,6 +76,7 @@ impl Bed {
             hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
             masquerade_base: u32::from(*config::MASQUERADE_PORTS.start()),
             masquerade_n: config::MASQUERADE_PORTS.len() as u32,
+            pod_new_flows,
             ..Config::ZERO
         };
         let options = LoadOptions { pin_dir: None, config, ct_entries };

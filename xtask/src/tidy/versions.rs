@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 27] = [
+const MAPS: [(&str, Option<&str>); 28] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -38,6 +38,7 @@ const MAPS: [(&str, Option<&str>); 27] = [
     ("policy::Bits", Some("peer_bits")),
     ("policy::HitKey", Some("hits")),
     ("policy::PolicyState", Some("policy")),
+    ("budget::Budget", Some("budgets")),
 ];
 
 pub(super) fn check() -> Result<Vec<String>> {
