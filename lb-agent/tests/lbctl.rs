@@ -92,7 +92,7 @@ fn flows_and_drops_with_names() {
         expect![[r#"
             PROTO  SRC                DST           VIA            BACKEND          MASQUERADE  STATE        AGE  EXPIRES
             UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           <none>      NEW          ##s  ##s
-            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      ESTABLISHED  ##s  5h58m
+            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      ESTABLISHED  ##s  23h
         "#]],
     );
     check(
@@ -182,7 +182,7 @@ fn tables_without_names() {
         expect![[r#"
             PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  STATE        AGE  EXPIRES
             UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      NEW          ##s  ##s
-            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  5h58m
+            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  23h
             lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
@@ -250,7 +250,7 @@ fn every_field_of_a_service() {
         &["ct", "--ip", "192.0.2.1", "--no-headers"],
         0,
         expect![[r#"
-            TCP  203.0.113.5:4000  198.51.100.1:80  shop/web:http  shop/web-2:8080  192.0.2.1:61000  ESTABLISHED  ##s  5h58m
+            TCP  203.0.113.5:4000  198.51.100.1:80  shop/web:http  shop/web-2:8080  192.0.2.1:61000  ESTABLISHED  ##s  23h
         "#]],
     );
     check(
@@ -299,8 +299,8 @@ fn every_field_without_names() {
         0,
         expect![[r#"
             PROTO  SRC               DST              VIA  BACKEND        MASQUERADE       STATE        AGE  EXPIRES
-            TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           ESTABLISHED  ##s  5h58m
-            TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  ESTABLISHED  ##s  5h58m
+            TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           ESTABLISHED  ##s  23h
+            TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  ESTABLISHED  ##s  23h
             lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
@@ -322,27 +322,30 @@ fn maps_are_real() {
         frontends hash 2 262144 ROOT/bpf/lb/frontends_v2
         slots array 2 131072 ROOT/bpf/lb/slots_v1
         backends array 2 65536 ROOT/bpf/lb/backends_v1
-        pods hash 1 4096 ROOT/bpf/lb/pods_v3
+        pods hash 1 4096 ROOT/bpf/lb/pods_v4
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
         counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
-        samples percpu_array <none> 64 ROOT/bpf/lb/samples_v1
+        samples percpu_array <none> 8192 ROOT/bpf/lb/samples_v2
         events ringbuf <none> 262144 ROOT/bpf/lb/events_v2
         affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v1
         source_ranges lpm_trie <none> 16384 ROOT/bpf/lb/source_ranges_v1
         ident hash 0 524288 ROOT/bpf/lb/ident_v1
         devs hash 0 1024 ROOT/bpf/lb/devs_v1
-        settings array <none> 1 ROOT/bpf/lb/settings_v1
+        settings array <none> 1 ROOT/bpf/lb/settings_v2
         frontend_ports array <none> 1024 ROOT/bpf/lb/frontend_ports_v1
         host_ports array <none> 1024 ROOT/bpf/lb/host_ports_v1
         loads array <none> 65536 ROOT/bpf/lb/loads_v1
         groups array <none> 8192 ROOT/bpf/lb/groups_v1
         peer_bits hash 0 262144 ROOT/bpf/lb/peer_bits_v1
-        port_bits lpm_trie <none> 65536 ROOT/bpf/lb/port_bits_v1
+        port_bits lpm_trie <none> 65536 ROOT/bpf/lb/port_bits_v2
         cidrs lpm_trie <none> 65536 ROOT/bpf/lb/cidrs_v1
         policy array <none> 1 ROOT/bpf/lb/policy_v1
-        hits percpu_hash 0 16384 ROOT/bpf/lb/hits_v1"#]]
+        hits percpu_hash 0 16384 ROOT/bpf/lb/hits_v1
+        pod_sources lpm_trie <none> 4096 ROOT/bpf/lb/pod_sources_v1
+        kept lru_hash 0 65536 ROOT/bpf/lb/kept_v1
+        budgets array <none> 8192 ROOT/bpf/lb/budgets_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -360,7 +363,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
         "#]],
     );
     node.write_names();
@@ -376,7 +379,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
         "#]],
     );
     check(
@@ -389,7 +392,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
         "#]],
     );
     drop(lock);
@@ -404,7 +407,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
         "#]],
     );
 }

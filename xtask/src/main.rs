@@ -63,7 +63,14 @@ const TASKS: [Task; 10] = [
         name: "test",
         about: "the test rings: pure and scenario, then those that need root",
         usage: test::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iptables],
+        needs: &[
+            Need::Rust,
+            Need::BpfLinker,
+            Need::Ip,
+            Need::Nsenter,
+            Need::Iptables,
+            Need::Bpftool,
+        ],
         run: test::run,
     },
     Task {

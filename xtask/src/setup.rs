@@ -36,6 +36,8 @@ pub(crate) enum Need {
     Iperf3,
     /// `iptables-legacy`.
     Iptables,
+    /// `bpftool`.
+    Bpftool,
     /// `kubectl`, which is never installed from here.
     Kubectl,
     /// cargo-deny.
@@ -52,6 +54,7 @@ pub(crate) const ALL: &[Need] = &[
     Need::Nsenter,
     Need::Iperf3,
     Need::Iptables,
+    Need::Bpftool,
 ];
 
 /// `cargo xtask setup`: `main` has installed everything already when this is reached.
@@ -142,6 +145,7 @@ fn missing_packages(need: Need) -> Vec<Package> {
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
         Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of demo and bench"),
+        Need::Bpftool => program("bpftool", "bpftool", "`bpftool`, by which tests see the kernel"),
         Need::Iptables => {
             program("iptables-legacy", "iptables", "`iptables-legacy`, whose rules tests take over")
         }

@@ -387,7 +387,11 @@ fn fill_external(pins: &Pins) {
         backend_id: 2,
         backend_gen: 7,
         last_seen,
-        flags: flags | bits::EXTERNAL | bits::MASQUERADED | u32::from(tcp::SYN | tcp::ACK),
+        // Both ends have spoken.
+        flags: flags
+            | bits::EXTERNAL
+            | bits::MASQUERADED
+            | (u32::from(tcp::SYN | tcp::ACK) * 0x101),
         ..CtEntry::ZERO
     };
     let lb = at(LOAD_BALANCER);
