@@ -221,6 +221,7 @@ impl Agent {
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news)?;
+        background::spawn_resize(kernel.resize)?;
         let (done, attached) = mpsc::unbounded_channel();
         let attacher = Attacher::spawn(kernel.hooks, done)?;
         let counters = Counters::shared();

@@ -6,6 +6,7 @@
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
 //! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
+//! resize                      another capacity for conntrack while connections go on
 //! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
 
@@ -32,6 +33,8 @@ pub mod policy;
 pub mod clock;
 
 pub mod gc;
+
+pub mod resize;
 
 pub mod sockets;
 

@@ -1,14 +1,16 @@
-//! A thread for slow periodic work: conntrack expiry, and the search for kube-proxy.
+//! Threads for slow periodic work: conntrack expiry and the search for kube-proxy; for a while, emptying old maps.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::bpf::gc::{self, Gc, Pass};
+use crate::bpf::resize::{self, Resize};
 use crate::observe::foreign::{self, Foreign};
 
 /// Every how many expiry passes kube-proxy is searched for; the first time at once.
@@ -32,6 +34,35 @@ pub(super) fn spawn(gc: Gc, interval: Duration, news: mpsc::Sender<News>) -> any
         .name("background".to_owned())
         .spawn(move || run(gc, interval, &news))
         .context("start the thread for conntrack expiry")?;
+    Ok(())
+}
+
+/// Starts a thread that empties maps which were set aside, and ends when they are gone.
+///
+/// # Errors
+/// When the system has no room for a thread.
+pub(super) fn spawn_resize(resize: Resize) -> anyhow::Result<()> {
+    if resize.is_empty() {
+        return Ok(());
+    }
+    thread::Builder::new()
+        .name("resize".to_owned())
+        .spawn(move || {
+            if let Err(e) = empty(resize) {
+                warn!(err = %e, "the old conntrack table stays until the agent's next start");
+            }
+        })
+        .context("start the thread that copies the conntrack table")?;
+    Ok(())
+}
+
+fn empty(mut resize: Resize) -> io::Result<()> {
+    for _ in 0..resize::ROUNDS {
+        thread::sleep(resize::INTERVAL);
+        resize.copy()?;
+    }
+    resize.finish()?;
+    info!("the old conntrack table is gone");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use aya::programs::ProgramError;
 use lb_common::addr::Addr;
 use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::bpf::addresses::AddressTables;
 use crate::bpf::attach::Hooks;
@@ -20,6 +20,7 @@ use crate::bpf::load::{self, LoadError, LoadOptions};
 use crate::bpf::maps::{self, Tables, Traces};
 use crate::bpf::pins::Pins;
 use crate::bpf::policy::PolicyTables;
+use crate::bpf::resize::Resize;
 use crate::config::Config;
 use crate::preflight::{self, Facts};
 use crate::syscall;
@@ -47,6 +48,8 @@ pub(super) struct Kernel {
     pub ct_entries: u32,
     /// Whether the conntrack table was made just now: connections may be older.
     pub ct_is_new: bool,
+    /// Conntrack tables of another capacity, whose entries are being copied.
+    pub resize: Resize,
 }
 
 impl Kernel {
@@ -57,8 +60,11 @@ impl Kernel {
     pub(super) fn bring_up(cfg: &Config, facts: &Facts) -> anyhow::Result<Self> {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
-        let ct_is_new = maps::pinned_capacity(&pins.map(&MAP_CT)).is_none();
-        let ct_entries = ct_entries(cfg.ct_entries, &pins.map(&MAP_CT));
+        let ct_entries = cfg.ct_entries;
+        let ct_is_new =
+            maps::pinned_capacity(&pins.map(&MAP_CT)).is_none() && !pins.aside(&MAP_CT).exists();
+        let mut resize = Resize::set_aside(&pins, clock, ct_entries)
+            .context("set aside the conntrack table, whose capacity is not --ct-entries")?;
         let program_config = program_config(cfg, clock, facts)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
@@ -66,6 +72,10 @@ impl Kernel {
             ct_entries,
         })
         .map_err(|error| explain(error, facts, pins.dir()))?;
+        if !resize.is_empty() {
+            let entries = resize.copy().context("copy the conntrack table")?;
+            info!(ct_entries, entries, "conntrack has another capacity now, entries copied");
+        }
         let tables = Tables::take(&mut ebpf)?;
         let addresses = AddressTables::take(&mut ebpf)?;
         let policy = PolicyTables::take(&mut ebpf)?;
@@ -82,21 +92,19 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self { pins, hooks, tables, addresses, policy, traces, clock, ct_entries, ct_is_new })
+        Ok(Self {
+            pins,
+            hooks,
+            tables,
+            addresses,
+            policy,
+            traces,
+            clock,
+            ct_entries,
+            ct_is_new,
+            resize,
+        })
     }
-}
-
-/// The wanted capacity, or that of the table that is there: live connections are worth more than a setting.
-fn ct_entries(wanted: u32, pin: &Path) -> u32 {
-    let Some(pinned) = maps::pinned_capacity(pin) else { return wanted };
-    if pinned != wanted {
-        warn!(
-            wanted,
-            pinned,
-            "--ct-entries takes effect after a reboot or `lb-agent cleanup`: the pinned table keeps its capacity"
-        );
-    }
-    pinned
 }
 
 fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {

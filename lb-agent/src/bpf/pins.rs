@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <pin-dir>/<map>_v<version>       a map, with the version of its layout
+//! <pin-dir>/<map>_v<version>_old   a map that another one with another capacity takes the place of
 //! <pin-dir>/l_<ifindex>_<in|out>   the link of a device (TCX)
 //! <pin-dir>/cg_<program>           the link of a socket program
 //! <pin-dir>/q_<ifindex>            a directory: the clsact qdisc of this device was added by us
@@ -75,6 +76,8 @@ impl Hook {
 pub enum Pin {
     /// A map of ours and its layout version.
     Map(&'static str, u32),
+    /// One whose place another one takes.
+    Aside(&'static str, u32),
     /// The link at a hook of a device.
     DeviceLink(u32, Hook),
     /// The link of a socket program.
@@ -122,6 +125,11 @@ impl Pins {
         self.dir.join(format!("{}_v{}", map.name, map.version))
     }
 
+    /// Pin of a map that another one with another capacity takes the place of.
+    pub fn aside(&self, map: &MapSpec) -> PathBuf {
+        self.dir.join(format!("{}_v{}_old", map.name, map.version))
+    }
+
     /// Pin of the link at a hook of a device.
     pub fn device_link(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.dir.join(format!("l_{ifindex}_{}", hook.word()))
@@ -160,7 +168,7 @@ impl Pins {
     pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
         let mut removed = Vec::new();
         for (path, pin) in self.list()? {
-            if let Pin::Map(name, version) = pin
+            if let Pin::Map(name, version) | Pin::Aside(name, version) = pin
                 && MAPS.iter().any(|map| map.name == name && map.version != version)
             {
                 remove(&path)?;
@@ -228,7 +236,10 @@ fn parse(name: &str) -> Option<Pin> {
     }
     let (map, version) = name.rsplit_once("_v")?;
     let map = MAPS.iter().find(|spec| spec.name == map)?;
-    Some(Pin::Map(map.name, version.parse().ok()?))
+    Some(match version.strip_suffix("_old") {
+        Some(version) => Pin::Aside(map.name, version.parse().ok()?),
+        None => Pin::Map(map.name, version.parse().ok()?),
+    })
 }
 
 #[cfg(test)]
@@ -244,6 +255,7 @@ mod tests {
         let cases = [
             (pins.map(&MAP_SK_NAT), Some(Pin::Map("sk_nat", 1))),
             (Path::new("/x/ct_v12").to_owned(), Some(Pin::Map("ct", 12))),
+            (pins.aside(&MAP_SK_NAT), Some(Pin::Aside("sk_nat", 1))),
             (pins.device_link(7, Hook::Ingress), Some(Pin::DeviceLink(7, Hook::Ingress))),
             (pins.device_link(41, Hook::Egress), Some(Pin::DeviceLink(41, Hook::Egress))),
             (pins.socket_link("connect4"), Some(Pin::SocketLink("connect4".to_owned()))),

@@ -205,7 +205,7 @@ impl Pinned {
                     hooks.entry(*ifindex).or_default().push(program.to_owned());
                 }
                 Pin::Qdisc(ifindex) => hooks.entry(*ifindex).or_default().push("clsact".to_owned()),
-                Pin::Map(..) | Pin::SocketLink(_) => {}
+                Pin::Map(..) | Pin::Aside(..) | Pin::SocketLink(_) => {}
             }
         }
         for words in hooks.values_mut() {
@@ -218,7 +218,11 @@ impl Pinned {
     fn versions(&self, spec: &MapSpec) -> impl Iterator<Item = u32> {
         self.list.iter().filter_map(|pin| match pin {
             Pin::Map(name, version) if *name == spec.name => Some(*version),
-            Pin::Map(..) | Pin::DeviceLink(..) | Pin::SocketLink(_) | Pin::Qdisc(_) => None,
+            Pin::Map(..)
+            | Pin::Aside(..)
+            | Pin::DeviceLink(..)
+            | Pin::SocketLink(_)
+            | Pin::Qdisc(_) => None,
         })
     }
 

@@ -1,11 +1,12 @@
 //! The agent comes and goes: traffic does not notice.
 
-use std::{process::Stdio, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use testbed::{
     Pod, Shape,
     client::{Connection, Transport, ask},
     load::{Load, Running},
+    manifest::pod_of,
     wait,
 };
 
@@ -178,4 +179,83 @@ fn cleanup_leaves_nothing() {
     // And it can start again from nothing.
     stage.agents[0].start().unwrap();
     stage.wait_for(&client.netns, port_80(WEB[0]), &["one", "two"]);
+}
+
+const FROM_PODS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: from-pods, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]
+";
+
+/// Conntrack gets the capacity that is asked for, a larger and at once a smaller one, also after a kill in between; no
+/// connection notices, translated or not. The old maps go in the end.
+#[test]
+fn conntrack_gets_another_capacity_and_keeps_connections() {
+    let (mut stage, [one, _], client) = web("eresize");
+    stage.dir.write_text("policy", FROM_PODS).unwrap();
+    stage.dir.write("client", &[pod_of(&client)]).unwrap();
+    wait::until("a policy that keeps the node's processes of b out", SOON, || {
+        let stranger = (one.addresses()[0], 8080).into();
+        let answer =
+            stage.b.netns.enter(|| ask(Transport::Tcp, stranger, Duration::from_millis(300)))?;
+        anyhow::ensure!(answer.is_err(), "answered by {answer:?}");
+        Ok(())
+    })
+    .unwrap();
+    let straight = one.addresses().map(|ip| SocketAddr::new(ip, 8080));
+    let mut connections: Vec<(Connection, String)> = WEB
+        .map(port_80)
+        .into_iter()
+        .chain(straight)
+        .map(|at| {
+            let mut connection =
+                client.netns.enter(|| Connection::open(at, SOON)).unwrap().unwrap();
+            let name = connection.ask().unwrap();
+            (connection, name)
+        })
+        .collect();
+    assert_eq!(capacities(&stage), [("ct_v1".to_owned(), 131_072), ("kept_v1".to_owned(), 65_536)]);
+    for (ct, kept) in [(300_000, 150_000), (131_072, 65_536), (262_144, 131_072)] {
+        stage.agents[0].kill().unwrap();
+        stage.agents[0].ct_entries = ct;
+        stage.agents[0].start().unwrap();
+        let now = capacities(&stage);
+        assert!(now.contains(&("ct_v1".to_owned(), ct)), "{now:?}");
+        assert!(now.contains(&("kept_v1".to_owned(), kept)), "{now:?}");
+        for (connection, name) in &mut connections {
+            let answer = connection.ask();
+            assert_eq!(
+                answer.ok().as_deref(),
+                Some(name.as_str()),
+                "with {ct} entries\n{}",
+                stage.logs()
+            );
+        }
+    }
+    wait::until("the old maps are gone", Duration::from_secs(60), || {
+        let now = capacities(&stage);
+        anyhow::ensure!(now.len() == 2, "{now:?}");
+        Ok(())
+    })
+    .unwrap();
+    for (connection, name) in &mut connections {
+        assert_eq!(connection.ask().unwrap(), *name, "without the old maps");
+    }
+    stage.ask(&client.netns, Transport::Tcp, port_80(WEB[0]));
+}
+
+/// Names and capacities of the pinned conntrack maps of node a, in the order of names.
+fn capacities(stage: &Stage) -> Vec<(String, u32)> {
+    let names = std::fs::read_dir(&stage.agents[0].pin_dir).unwrap();
+    let mut found: Vec<(String, u32)> = names
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
+        .filter(|(name, _)| name.starts_with("ct_v") || name.starts_with("kept_v"))
+        .map(|(name, pin)| (name, lb_agent::bpf::maps::pinned_capacity(&pin).unwrap()))
+        .collect();
+    found.sort();
+    found
 }

@@ -37,6 +37,8 @@ pub struct Agent {
     pub state_dir: PathBuf,
     /// Its log.
     pub log: PathBuf,
+    /// Its `--ct-entries`, from the next start on.
+    pub ct_entries: u32,
     binary: PathBuf,
     manifests: PathBuf,
     child: Option<Child>,
@@ -51,6 +53,7 @@ impl Agent {
             pin_dir: Path::new("/sys/fs/bpf").join(format!("{}-{}", node.prefix, node.name)),
             state_dir: dir.join(&node.name),
             log: dir.join(format!("{}.log", node.name)),
+            ct_entries: 131_072,
             binary: binary.to_owned(),
             manifests: manifests.to_owned(),
             child: None,
@@ -87,7 +90,7 @@ impl Agent {
             .args(["--node-name", &self.node.name])
             .arg("--manifests")
             .arg(&self.manifests)
-            .args(["--ct-entries", "131072"])
+            .args(["--ct-entries", &self.ct_entries.to_string()])
             .arg("--pin-dir")
             .arg(&self.pin_dir)
             .arg("--state-dir")
