@@ -11,6 +11,7 @@
 #[path = "attach/node.rs"]
 mod node;
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,18 +23,21 @@ use lb_agent::bpf::addresses::{AddressTables, Contents};
 use lb_agent::bpf::attach::{self, Hooks, Mechanism, Role};
 use lb_agent::bpf::clock::Clock;
 use lb_agent::bpf::gc::Gc;
+use lb_agent::bpf::load::{self, LoadOptions};
 use lb_agent::bpf::maps::{self, Tables};
 use lb_agent::bpf::pins::{Hook, Pin};
+use lb_agent::bpf::resize::Resize;
 use lb_agent::bpf::sockets;
 use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
 use lb_agent::plan::{MapStore as _, Op};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::{Dev, Ident};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{BACKENDS, MAP_CT, MAP_LOADS, MAPS};
+use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use node::{Node, in_node};
@@ -776,5 +780,51 @@ fn cleanup_leaves_nothing() {
         node.pins().remove_all().unwrap();
         assert!(!node.pin_dir().exists());
         becomes_empty(node, ifindex);
+    });
+}
+
+#[test]
+fn a_smaller_conntrack_table_keeps_the_newest_entries() {
+    in_node(|node: &Node| {
+        const OLD: u32 = limits::CT + 20_000;
+        let clock = Clock::detect().unwrap();
+        let load = |ct_entries| {
+            let pins = node.pins();
+            let resize = Resize::set_aside(&pins, clock, ct_entries).unwrap();
+            let options =
+                LoadOptions { pin_dir: Some(pins.dir()), config: Config::ZERO, ct_entries };
+            drop(load::open(&options).unwrap());
+            resize
+        };
+        assert!(load(2 * limits::CT).is_empty());
+        let now = clock.stamp().unwrap();
+        let key = |n: u32| CtKey {
+            local: Addr::from_ip(std::net::Ipv4Addr::from_bits(n).into()),
+            proto: proto::TCP,
+            ..CtKey::ZERO
+        };
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        for n in 0..OLD {
+            // The first ones are the newest.
+            let entry = CtEntry { last_seen: now.wrapping_sub(n), ..CtEntry::ZERO };
+            ct.insert(&key(n), &entry, 0).unwrap();
+        }
+        let mut resize = load(limits::CT);
+        assert!(!resize.is_empty());
+        let copied = resize.copy().unwrap();
+        let room = u64::from(limits::CT) / 16 * 15;
+        assert_eq!(copied, room);
+        // A packet through the old programs: copied later, as the only one.
+        let late = CtEntry { last_seen: clock.stamp().unwrap(), ..CtEntry::ZERO };
+        ct.insert(&key(OLD), &late, 0).unwrap();
+        assert_eq!(resize.copy().unwrap(), 1);
+        resize.finish().unwrap();
+        assert_eq!(maps::pinned_capacity(&node.pins().map(&MAP_CT)), Some(limits::CT));
+        assert!(!node.pins().aside(&MAP_CT).exists());
+        let ct = maps::open_ct(&node.pins()).unwrap();
+        let left: HashSet<CtKey> = ct.keys().map(Result::unwrap).collect();
+        let want: HashSet<CtKey> =
+            (0..u32::try_from(room).unwrap()).chain([OLD]).map(key).collect();
+        assert!(left == want, "{} entries, wanted {}", left.len(), want.len());
     });
 }

@@ -108,16 +108,16 @@ impl Old {
 
     fn copy(&mut self, new: &mut Table, now: u32) -> io::Result<u64> {
         let mut oldest = self.copied.map_or(u32::MAX, |since| age(since, now).saturating_add(1));
-        let room = capacity(new)?;
+        let mut room = capacity(new)?;
         if room < capacity(&self.table)? {
             // The kernel evicts before a table is quite full.
-            let room = room / 16 * 15;
+            room = room / 16 * 15;
             let mut ages = Vec::new();
             syscall::for_each(&self.table, |_: &CtKey, entry: &CtEntry| {
                 ages.push(age(entry.last_seen, now));
             })?;
             if ages.len() > room {
-                oldest = oldest.min(*ages.select_nth_unstable(room).1);
+                oldest = oldest.min(*ages.select_nth_unstable(room.saturating_sub(1)).1);
             }
         }
         let (mut n, mut failed) = (0, None);
