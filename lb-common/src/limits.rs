@@ -86,7 +86,7 @@ pub const MAP_SAMPLES: MapSpec = MapSpec { name: "samples", version: 2 };
 pub const MAP_EVENTS: MapSpec = MapSpec { name: "events", version: 2 };
 
 /// `affinity`: [`crate::service::AffinityKey`] → [`crate::service::Affinity`].
-pub const MAP_AFFINITY: MapSpec = MapSpec { name: "affinity", version: 1 };
+pub const MAP_AFFINITY: MapSpec = MapSpec { name: "affinity", version: 2 };
 /// `source_ranges`: prefixes of [`crate::service::SourceRange`] → 1 (`u32`).
 pub const MAP_SOURCE_RANGES: MapSpec = MapSpec { name: "source_ranges", version: 1 };
 /// `ident`: [`crate::addr::Addr`] → [`crate::endpoint::Ident`].

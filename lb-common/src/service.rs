@@ -141,17 +141,28 @@ pod! {
         pub backend_gen: u32,
         /// The client's last new flow: the low 32 bits of the kernel's tick counter (jiffies).
         pub last: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Its high 32 bits: the low ones come again after seven weeks of 1,000 ticks a second.
+        pub last_high: u32,
     }
 }
 
-/// Whether a client that was last seen at `last` has lost its affinity at `now` (both ticks, modulo 2^32): the limit
-/// itself is still inside, as in kube-proxy's `recent --seconds`.
-pub const fn affinity_is_over(last: u32, now: u32, timeout_secs: u32, hz: u32) -> bool {
-    let age = now.wrapping_sub(last);
+impl Affinity {
+    /// For a client whose last new flow was at this tick.
+    pub const fn new(backend_id: u32, backend_gen: u32, tick: u64) -> Self {
+        Self { backend_id, backend_gen, last: tick as u32, last_high: (tick >> 32) as u32 }
+    }
+
+    /// The tick of the client's last new flow.
+    pub const fn tick(&self) -> u64 {
+        (self.last_high as u64) << 32 | self.last as u64
+    }
+}
+
+/// Whether a client that was last seen at `last` has lost its affinity at `now` (both ticks): the limit itself is still
+/// inside, as in kube-proxy's `recent --seconds`.
+pub const fn affinity_is_over(last: u64, now: u64, timeout_secs: u32, hz: u32) -> bool {
     // A tick from the future (another CPU's) is not old.
-    age < 0x8000_0000 && age as u64 > timeout_secs as u64 * hz as u64
+    now.saturating_sub(last) > timeout_secs as u64 * hz as u64
 }
 
 pod! {
@@ -183,16 +194,23 @@ pub mod state {
 
 #[cfg(test)]
 mod tests {
-    use super::affinity_is_over;
+    use super::{Affinity, affinity_is_over};
 
     #[test]
-    fn affinity_ends_after_its_limit_and_survives_the_wrap_of_the_ticks() {
-        for now in [5_000_000u32, 100, 0, u32::MAX] {
-            let over = |age: u32| affinity_is_over(now.wrapping_sub(age), now, 10, 250);
-            assert!(!over(0));
-            assert!(!over(2500), "the limit itself is inside");
-            assert!(over(2501));
-            assert!(!over(u32::MAX), "a tick ahead is not old");
+    fn affinity_ends_after_its_limit_and_never_begins_again() {
+        for now in [5_000_000_u64, (1 << 32) + 100, 1 << 32, u64::from(u32::MAX)] {
+            let over = |last: u64| affinity_is_over(last, now, 10, 250);
+            assert!(!over(now));
+            assert!(!over(now - 2500), "the limit itself is inside");
+            assert!(over(now - 2501));
+            assert!(!over(now + 1), "a tick ahead is not old");
+        }
+        let weeks = 1 << 32;
+        for age in [weeks / 2, weeks - 1, weeks, weeks + 1, 3 * weeks] {
+            let (last, now) = (7 * weeks + 5, 7 * weeks + 5 + age);
+            let affinity = Affinity::new(2, 3, last);
+            assert_eq!((affinity.last, affinity.last_high, affinity.tick()), (5, 7, last));
+            assert!(affinity_is_over(affinity.tick(), now, 86_400, 1000), "{age}");
         }
         assert!(
             !affinity_is_over(0, 86_400_000, 86_400, 1000),

@@ -374,7 +374,8 @@ pub(crate) fn is_within_budget(ifindex: u32, ingress: bool) -> bool {
         return true;
     };
     // SAFETY: a live, aligned map value.
-    let (after, within) = budget::spend(unsafe { budget.read() }, ticks(), rate, config_hz());
+    let (after, within) =
+        budget::spend(unsafe { budget.read() }, ticks() as u32, rate, config_hz());
     // SAFETY: as above.
     unsafe { budget.write(after) };
     if !within {
@@ -383,11 +384,11 @@ pub(crate) fn is_within_budget(ifindex: u32, ingress: bool) -> bool {
     within
 }
 
-/// Now in ticks, as in [`Affinity::last`].
+/// Now in ticks, as in [`Affinity::tick`].
 #[inline(always)]
-pub(crate) fn ticks() -> u32 {
+pub(crate) fn ticks() -> u64 {
     // SAFETY: a helper without arguments.
-    (unsafe { bpf_jiffies64() }) as u32
+    unsafe { bpf_jiffies64() }
 }
 
 /// The Pod behind this veth.

@@ -101,16 +101,16 @@ pub(crate) fn choose(frontend: &Frontend, client: &Client, target: &mut Target) 
         return false;
     }
     let Target { id: backend_id, generation: backend_gen, .. } = *target;
-    maps::put_affinity(&key, &Affinity { backend_id, backend_gen, last: now, reserved: 0 });
+    maps::put_affinity(&key, &Affinity::new(backend_id, backend_gen, now));
     true
 }
 
 /// The backend that the client had before, if it may have it still: not too long ago, alive, and in the list that the
 /// client gets its backends from.
 #[inline(always)]
-fn former(key: &AffinityKey, secs: u32, now: u32, local: bool, target: &mut Target) -> bool {
+fn former(key: &AffinityKey, secs: u32, now: u64, local: bool, target: &mut Target) -> bool {
     let Some(affinity) = maps::affinity(key) else { return false };
-    if affinity_is_over(affinity.last, now, secs, maps::config_hz()) {
+    if affinity_is_over(affinity.tick(), now, secs, maps::config_hz()) {
         return false;
     }
     let list = if local { backend_flags::LOCAL } else { backend_flags::CLUSTER };

@@ -44,12 +44,12 @@ impl Clock {
         Ok(conntrack::stamp(self.jiffies()?.saturating_add(ticks)))
     }
 
-    /// The low 32 bits of the tick counter, as in the map `affinity`.
+    /// The tick counter, as in the map `affinity`.
     ///
     /// # Errors
     /// When the clock cannot be read.
-    pub fn ticks(&self) -> io::Result<u32> {
-        self.jiffies().map(|jiffies| jiffies as u32)
+    pub fn ticks(&self) -> io::Result<u64> {
+        self.jiffies()
     }
 
     fn jiffies(&self) -> io::Result<u64> {

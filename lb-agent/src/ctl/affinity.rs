@@ -92,7 +92,7 @@ fn state_of(snapshot: &Snapshot, value: &Affinity, timeout_secs: u32) -> &'stati
         backend.generation == value.backend_gen && backend.state == state::ACTIVE
     });
     // Without a timeout the Service has no affinity any more.
-    if timeout_secs == 0 || snapshot.fields.ticks.is_over(value.last, timeout_secs) {
+    if timeout_secs == 0 || snapshot.fields.ticks.is_over(value.tick(), timeout_secs) {
         "EXPIRED"
     } else if takes_flows {
         VALID
@@ -121,7 +121,7 @@ fn is_wanted(view: &View<'_>, key: &AffinityKey, value: &Affinity, selection: &S
 
 fn row(view: &View<'_>, key: &AffinityKey, value: &Affinity) -> AffinityRow {
     let timeout = view.affinity_secs(key.service_id);
-    let age = view.snapshot.fields.ticks.secs_since(value.last);
+    let age = view.snapshot.fields.ticks.secs_since(value.tick());
     let backend = view.snapshot.backends.get(&value.backend_id);
     let backend = backend.filter(|backend| backend.generation == value.backend_gen);
     let host = |addr: Addr| {

@@ -23,21 +23,20 @@ pub struct Fields {
 /// A reading of the kernel's tick counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ticks {
-    /// Its low 32 bits.
-    pub now: u32,
+    /// Its value.
+    pub now: u64,
     /// Ticks a second.
     pub hz: u32,
 }
 
 impl Ticks {
     /// Whole seconds since a tick. One from the future (user space reads the clock a little earlier) is now.
-    pub fn secs_since(self, last: u32) -> u64 {
-        let age = self.now.wrapping_sub(last);
-        if age >= 0x8000_0000 { 0 } else { u64::from(age / self.hz.max(1)) }
+    pub fn secs_since(self, last: u64) -> u64 {
+        self.now.saturating_sub(last) / u64::from(self.hz.max(1))
     }
 
     /// Whether a client last seen at that tick has lost its affinity.
-    pub fn is_over(self, last: u32, timeout_secs: u32) -> bool {
+    pub fn is_over(self, last: u64, timeout_secs: u32) -> bool {
         affinity_is_over(last, self.now, timeout_secs, self.hz.max(1))
     }
 }

@@ -236,9 +236,9 @@ impl Node {
         tables.source_ranges.insert(&LpmKey::new(32 + 96 + 24, range), &1, 0).unwrap();
         let clock = Clock::detect().unwrap();
         for (client, backend_id, seconds) in [("10.1.0.9", 2, 60), ("203.0.113.5", 1, 3700)] {
-            let last = clock.ticks().unwrap().wrapping_sub(seconds * clock.hz);
+            let last = clock.ticks().unwrap() - u64::from(seconds * clock.hz);
             let key = AffinityKey { client: ip(client), service_id: 1 };
-            let value = Affinity { backend_id, backend_gen: 7, last, reserved: 0 };
+            let value = Affinity::new(backend_id, 7, last);
             tables.affinity.insert(&key, &value, 0).unwrap();
         }
         let loads = MapData::from_pin(pins.map(&MAP_LOADS)).and_then(Map::from_map_data).unwrap();

@@ -59,9 +59,9 @@ fn api(at: &str, id: u32, on_this_node: bool) -> FrontendSlots {
 }
 
 fn client(ip: &str, service_id: u32, backend_id: u32, secs_ago: u32) -> (AffinityKey, Affinity) {
-    let last = TICKS.now - secs_ago * TICKS.hz;
+    let last = TICKS.now - u64::from(secs_ago * TICKS.hz);
     let key = AffinityKey { client: addr(ip), service_id };
-    (key, Affinity { backend_id, backend_gen: 1, last, reserved: 0 })
+    (key, Affinity::new(backend_id, 1, last))
 }
 
 pub(super) fn snapshot() -> Snapshot {
