@@ -35,7 +35,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
-use lb_common::endpoint::{Dev, Ident};
+use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
@@ -571,6 +571,7 @@ fn silent_flows_expire_and_pairs_together() {
         let mut tables = Tables::take(&mut ebpf).unwrap();
         let backend = Backend { state: state::DEAD, generation: 2, ..Backend::ZERO };
         tables.apply(&Op::PutBackend { id: 5, backend }).unwrap();
+        tables.put_pod(3, &Pod::ZERO).unwrap();
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
         let stamps = |secs: u32| secs * clock.hz / 256;
@@ -666,6 +667,7 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
             let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
             tables.apply(&Op::PutBackend { id, backend }).unwrap();
         }
+        tables.put_pod(3, &Pod::ZERO).unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
         let to_node = forward | bits::MASQUERADED;
@@ -718,6 +720,90 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
         assert_eq!([5, 6].map(|id| loads.get(&id, 0).unwrap()), [4, 0]);
         let again = gc.pass().unwrap();
         assert_eq!((again.entries, again.expired, again.corrected), (10, 0, 0), "{again:?}");
+    });
+}
+
+#[test]
+fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        tables.put_pod(0x1_0004, &Pod::ZERO).unwrap();
+        let clock = Clock::detect().unwrap();
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let mut kept = maps::open_kept(&node.pins()).unwrap();
+        let ack = u32::from(tcp::ACK);
+        let entry = |flags| CtEntry {
+            last_seen: clock.stamp().unwrap(),
+            flags: flags | ack | ack << 8,
+            ..CtEntry::ZERO
+        };
+        let key = |port, veth| CtKey { veth, ..ct_key(port, "10.9.9.9", 80, proto::TCP) };
+        for veth in [3, 4] {
+            ct.insert(&key(1, veth), &entry(0), 0).unwrap();
+            ct.insert(&key(2, veth), &entry(bits::FORWARD), 0).unwrap();
+            kept.insert(&key(2, veth), &entry(bits::FORWARD), 0).unwrap();
+            // Others have evicted its entry.
+            kept.insert(&key(3, veth), &entry(bits::FORWARD), 0).unwrap();
+        }
+        let mut gc = Gc::open(&node.pins(), clock).unwrap();
+        let found = [(); 3].map(|()| gc.pass().unwrap());
+        let found = found.map(|p| (p.entries, p.orphaned, p.left(), p.copies, p.expired));
+        assert_eq!(found, [(4, 0, 4, 4, 0), (4, 2, 2, 2, 0), (2, 0, 2, 2, 0)]);
+        assert!(ct.keys().chain(kept.keys()).all(|key| key.unwrap().veth == 4));
+    });
+}
+
+#[test]
+fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_open_flows() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        for ifindex in [3, 4] {
+            tables.put_pod(ifindex, &Pod::ZERO).unwrap();
+        }
+        let clock = Clock::detect().unwrap();
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let share = maps::pinned_capacity(&node.pins().map(&MAP_CT)).unwrap() / 4;
+        let now = clock.stamp().unwrap();
+        let syn = u32::from(tcp::SYN);
+        let ack = u32::from(tcp::ACK);
+        let entry = |age: u32, flags| CtEntry {
+            last_seen: now.wrapping_sub(age * clock.hz / 256),
+            flags,
+            ..CtEntry::ZERO
+        };
+        let key = |i: u32, remote: &str, veth| CtKey {
+            veth,
+            ..ct_key(i as u16, remote, 1 + (i >> 16) as u16, proto::TCP)
+        };
+        // The Pod has its share of flows that are new; what is beyond that has to go, the oldest first.
+        for i in 0..share - 20 {
+            ct.insert(&key(i, "10.9.9.9", 3), &entry(2, ack), 0).unwrap();
+        }
+        for i in 0..20 {
+            let live = entry(50, bits::FORWARD | ack | ack << 8);
+            ct.insert(&key(i, "10.96.0.1", 3), &live, 0).unwrap();
+            ct.insert(&key(i, "10.96.0.2", 3), &entry(40, bits::FORWARD | syn), 0).unwrap();
+            ct.insert(&key(i, "10.9.9.8", 3), &entry(40, ack), 0).unwrap();
+            ct.insert(&key(i, "10.9.9.8", 4), &entry(40, ack), 0).unwrap();
+        }
+        let mut gc = Gc::open(&node.pins(), clock).unwrap();
+        let pass = gc.pass().unwrap();
+        let all = u64::from(share) + 60;
+        assert_eq!((pass.entries, pass.greedy, pass.over_share), (all, 1, 40), "{pass:?}");
+        assert_eq!((pass.left(), pass.expired, pass.orphaned), (all - 40, 0, 0), "{pass:?}");
+        let left = |remote: &str, veth| {
+            (0..20).filter(|i| ct.get(&key(*i, remote, veth), 0).is_ok()).count()
+        };
+        assert_eq!(
+            [left("10.96.0.1", 3), left("10.96.0.2", 3), left("10.9.9.8", 3)],
+            [20, 0, 0],
+            "the connection that lives is the oldest and stays"
+        );
+        assert_eq!((left("10.9.9.9", 3), left("10.9.9.8", 4)), (20, 20));
+        let again = gc.pass().unwrap();
+        assert_eq!((again.greedy, again.over_share), (0, 0), "{again:?}");
     });
 }
 

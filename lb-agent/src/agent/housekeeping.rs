@@ -148,6 +148,7 @@ impl Housekeeping {
                 ours.ct_expired.inc_by(pass.expired);
                 ours.ct_stale.set(gauge(pass.stale));
                 ours.ct_displaced.set(gauge(pass.displaced));
+                ours.ct_over_share.inc_by(pass.over_share);
                 for (kind, n) in
                     [("plain", pass.evicted.plain), ("translated", pass.evicted.translated)]
                 {
@@ -268,6 +269,8 @@ impl Agent {
             kernel: &house.kernel,
             weakness: house.weakness.as_deref(),
             ct_entries: house.pass.map(|pass| pass.left()),
+            greedy: house.pass.map_or((0, 0), |pass| (pass.greedy, pass.over_share)),
+            over_budget: house.pass.map_or(0, |pass| pass.over_budget),
             copies: (
                 house.pass.map_or(0, |pass| pass.copies),
                 u64::from(limits::kept_entries(house.ct_capacity)),

@@ -36,6 +36,10 @@ pub(super) struct Facts<'a> {
     pub weakness: Option<&'a str>,
     /// Conntrack entries after the last pass.
     pub ct_entries: Option<u64>,
+    /// Pods with more than their share of conntrack at it, and how many entries that took from them.
+    pub greedy: (u64, u64),
+    /// New flows beyond the budgets of Pods between the last two passes.
+    pub over_budget: u64,
     /// Copies of entries of translated connections after it, and how many there is room for.
     pub copies: (u64, u64),
 }
@@ -116,6 +120,24 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             format!(
                 "{} of {} places for translated connections are taken, new ones end old ones: raise --ct-entries",
                 facts.copies.0, facts.copies.1
+            ),
+        ),
+        Some(n) if facts.greedy.0 > 0 => line(
+            "conntrack",
+            State::Degraded,
+            format!(
+                "{n} entries; {} Pods hold more than a quarter of the table, {} entries were taken from them: see \
+                 `lbctl ct --pod`, lower --pod-new-flows",
+                facts.greedy.0, facts.greedy.1
+            ),
+        ),
+        Some(n) if facts.over_budget > 0 => line(
+            "conntrack",
+            State::Ok,
+            format!(
+                "{n} entries after the last expiry; {} new flows of late were beyond the budget of their Pod \
+                 (--pod-new-flows)",
+                facts.over_budget
             ),
         ),
         Some(n) => line("conntrack", State::Ok, format!("{n} entries after the last expiry")),

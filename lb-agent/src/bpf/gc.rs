@@ -7,8 +7,14 @@
 //! A pass runs on a thread of its own. What it sees on the way is the true number of live flows of each backend: the
 //! programs' own count (`loads`) is not atomic and is put right. The copies in `kept` are brought up to date, and those
 //! of flows that are over go.
+//!
+//! Entries of devices that are gone go, too: their low 16 bits may come again for another Pod. And no Pod holds more than
+//! its share of the table by flows that it alone can make: plain ones, and those that nobody has agreed to.
 #![forbid(unsafe_code)]
 
+mod devices;
+
+use std::cmp::Reverse;
 use std::collections::HashMap as StdHashMap;
 use std::io;
 use std::time::{Duration, Instant};
@@ -20,12 +26,14 @@ use lb_common::conntrack::{
     CtEntry, CtKey, age, bits, is_closing, is_expired, is_worth_keeping, partner, scope, stamps,
     together,
 };
+use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
 use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_LOADS, MapSpec};
 use lb_common::service::{Affinity, AffinityKey, Backend};
 use lb_common::verdict::Counter;
 
 use crate::bpf::clock::Clock;
+use crate::bpf::gc::devices::Devices;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
 use crate::syscall;
@@ -64,6 +72,14 @@ pub struct Pass {
     pub displaced: u64,
     /// Entries that others evicted since the last pass, about.
     pub evicted: ByKind,
+    /// Entries that were removed since their device is gone.
+    pub orphaned: u64,
+    /// Pods that hold more than their share of the table.
+    pub greedy: u64,
+    /// Entries of theirs that were removed.
+    pub over_share: u64,
+    /// New flows since the last pass that were beyond the budget of their Pod.
+    pub over_budget: u64,
     /// How long it took.
     pub duration: Duration,
 }
@@ -127,7 +143,7 @@ impl ByProtocol {
 impl Pass {
     /// Entries left after the pass.
     pub const fn left(&self) -> u64 {
-        self.entries.saturating_sub(self.expired)
+        self.entries.saturating_sub(self.expired + self.orphaned + self.over_share)
     }
 }
 
@@ -136,6 +152,10 @@ pub struct Gc {
     ct: HashMap<MapData, CtKey, CtEntry>,
     kept: HashMap<MapData, CtKey, CtEntry>,
     counters: PerCpuArray<MapData, u64>,
+    pods: HashMap<MapData, u32, Pod>,
+    devices: Devices,
+    /// New flows beyond the budgets until the last pass.
+    over_budget: Option<u64>,
     /// Entries there is room for.
     capacity: u32,
     /// Entries after the last pass, and what had been made until then.
@@ -154,6 +174,8 @@ struct Seen {
     /// Live flows by backend, protocol and the address of this node that stands for the client.
     masqueraded: StdHashMap<(Addr, Be16, u8, Addr), u64>,
     expired: Vec<CtKey>,
+    /// Entries of devices that are gone.
+    orphans: Vec<(CtKey, CtEntry)>,
 }
 
 impl Seen {
@@ -165,6 +187,16 @@ impl Seen {
         if key.scope == scope::EXTERNAL && entry.flags & bits::MASQUERADED != 0 {
             let to = (entry.nat_addr, entry.nat_port, key.proto, entry.aux_addr);
             *self.masqueraded.entry(to).or_default() += 1;
+        }
+    }
+
+    /// An entry of a flow that was live, and was removed.
+    fn removed(&mut self, entry: &CtEntry) {
+        if entry.flags & bits::COUNTED != 0
+            && !is_closing(entry.flags)
+            && let Some(load) = self.loads.get_mut(&entry.backend_id)
+        {
+            *load = load.saturating_sub(1);
         }
     }
 }
@@ -185,6 +217,9 @@ impl Gc {
             ct: maps::open_ct(pins)?,
             kept: maps::open_kept(pins)?,
             counters: maps::open_counters(pins)?,
+            pods: maps::open_pods(pins)?,
+            devices: Devices::default(),
+            over_budget: None,
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
             last: None,
             backends: maps::open_backends(pins)?,
@@ -207,6 +242,12 @@ impl Gc {
         let mut seen = Seen::default();
         let mut kinds_seen = ByKind::default();
         let made = self.made()?;
+        let over_budget = self.sum(Counter::OverBudget)?;
+        let before = self.over_budget.replace(over_budget);
+        pass.over_budget = over_budget.wrapping_sub(before.unwrap_or(over_budget));
+        let mut there = Vec::new();
+        syscall::for_each(&self.pods, |ifindex: &u32, _: &Pod| there.push(*ifindex))?;
+        self.devices.begin(there.into_iter());
         syscall::for_each(&self.ct, |key: &CtKey, entry: &CtEntry| {
             pass.entries += 1;
             kinds_seen.count(entry);
@@ -216,10 +257,15 @@ impl Gc {
             let current = generations.get(&entry.backend_id).copied().unwrap_or_default();
             let is_stale = entry.backend_id != 0 && current != entry.backend_gen;
             pass.stale += u64::from(is_stale);
-            if now.is_dead(key, entry, None) {
+            if self.devices.is_gone(key.veth) {
+                seen.orphans.push((*key, *entry));
+            } else if now.is_dead(key, entry, None) {
                 seen.expired.push(*key);
-            } else if !is_stale {
-                seen.live(key, entry);
+            } else {
+                self.devices.count(key.veth);
+                if !is_stale {
+                    seen.live(key, entry);
+                }
             }
         })?;
         if let Some((left, made_before)) = self.last {
@@ -235,6 +281,10 @@ impl Gc {
                 seen.live(&key, &entry);
             }
         }
+        for (key, entry) in std::mem::take(&mut seen.orphans) {
+            pass.orphaned += u64::from(self.remove(&key, &entry, &mut gone)?);
+        }
+        self.trim(now, &mut pass, &mut seen, &mut gone)?;
         self.last = Some((
             ByKind {
                 plain: kinds_seen.plain.saturating_sub(gone.plain),
@@ -253,10 +303,7 @@ impl Gc {
 
     /// Entries that the programs made so far, less those that they removed.
     fn made(&self) -> io::Result<ByKind> {
-        let sum = |counter: Counter| -> io::Result<u64> {
-            let values = self.counters.get(&counter.index(), 0).map_err(io::Error::other)?;
-            Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
-        };
+        let sum = |counter| self.sum(counter);
         let plain = sum(Counter::FlowPlain)?.wrapping_add(sum(Counter::FlowPickedUp)?);
         let mut pairs: u64 = 0;
         for counter in [
@@ -274,6 +321,68 @@ impl Gc {
         })
     }
 
+    fn sum(&self, counter: Counter) -> io::Result<u64> {
+        let values = self.counters.get(&counter.index(), 0).map_err(io::Error::other)?;
+        Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
+    }
+
+    /// Takes from the devices that have more than their share of the table what they have beyond it: the oldest of those
+    /// entries that others need not have agreed to. The rest of it is few enough, or is in use.
+    fn trim(
+        &mut self,
+        now: Now,
+        pass: &mut Pass,
+        seen: &mut Seen,
+        gone: &mut ByKind,
+    ) -> io::Result<()> {
+        let beyond = self.devices.beyond_share(self.capacity);
+        pass.greedy = beyond.len() as u64;
+        if beyond.is_empty() {
+            return Ok(());
+        }
+        let mut may_go: StdHashMap<u16, Vec<(u32, CtKey)>> = StdHashMap::new();
+        syscall::for_each(&self.ct, |key: &CtKey, entry: &CtEntry| {
+            if beyond.contains_key(&key.veth) && !is_worth_keeping(key.proto, entry.flags) {
+                let age = age(entry.last_seen, now.stamp);
+                may_go.entry(key.veth).or_default().push((age, *key));
+            }
+        })?;
+        for (veth, mut entries) in may_go {
+            let mut left = beyond.get(&veth).copied().unwrap_or_default();
+            entries.sort_unstable_by_key(|(age, _)| Reverse(*age));
+            for (_, key) in entries {
+                if left == 0 {
+                    break;
+                }
+                let removed = self.give_up(&key, seen, gone)?;
+                pass.over_share += removed;
+                left = left.saturating_sub(removed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an entry and its partner, unless both ends of the flow have agreed to it. Returns how many these were.
+    fn give_up(&mut self, key: &CtKey, seen: &mut Seen, gone: &mut ByKind) -> io::Result<u64> {
+        let Some(entry) = self.entry(key)? else { return Ok(0) };
+        let other = match partner(key, &entry) {
+            Some(other) => self.entry(&other)?.map(|entry| (other, entry)),
+            None => None,
+        };
+        let flags = other.map_or(entry.flags, |(_, partner)| together(entry.flags, partner.flags));
+        if is_worth_keeping(key.proto, flags) {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for (key, entry) in std::iter::once((*key, entry)).chain(other) {
+            if self.remove(&key, &entry, gone)? {
+                seen.removed(&entry);
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Tells the copies in `kept` what `ct` knows, and removes those of flows that are over. A copy whose entry was
     /// evicted stays until its flow would have expired.
     fn renew_copies(&mut self, now: Now, pass: &mut Pass, seen: &mut Seen) -> io::Result<()> {
@@ -281,8 +390,13 @@ impl Gc {
         const OLD_SECS: u32 = 60;
         let mut changes: Vec<(CtKey, Option<CtEntry>)> = Vec::new();
         let mut failed = None;
-        syscall::for_each(&self.kept, |key: &CtKey, copy: &CtEntry| {
+        let mut devices = std::mem::take(&mut self.devices);
+        let read = syscall::for_each(&self.kept, |key: &CtKey, copy: &CtEntry| {
             pass.copies += 1;
+            if devices.is_gone(key.veth) {
+                changes.push((*key, None));
+                return;
+            }
             match self.entry(key) {
                 Ok(Some(entry)) if !is_worth_keeping(key.proto, entry.flags) => {
                     changes.push((*key, None));
@@ -304,7 +418,9 @@ impl Gc {
                 }
                 Err(error) => failed = Some(error),
             }
-        })?;
+        });
+        self.devices = devices;
+        read?;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -360,17 +476,22 @@ impl Gc {
             return Ok(Some(entry));
         }
         for key in std::iter::once(key).chain(partner.and(partner_key.as_ref())) {
-            match self.ct.remove(key) {
-                Ok(()) => {
-                    pass.expired += 1;
-                    gone.count(&entry);
-                }
-                // Evicted meanwhile.
-                Err(e) if maps::is_missing(&e) => {}
-                Err(e) => return Err(io::Error::other(e)),
-            }
+            pass.expired += u64::from(self.remove(key, &entry, gone)?);
         }
         Ok(None)
+    }
+
+    /// Whether the entry was there.
+    fn remove(&mut self, key: &CtKey, entry: &CtEntry, gone: &mut ByKind) -> io::Result<bool> {
+        match self.ct.remove(key) {
+            Ok(()) => {
+                gone.count(entry);
+                Ok(true)
+            }
+            // Evicted meanwhile.
+            Err(e) if maps::is_missing(&e) => Ok(false),
+            Err(e) => Err(io::Error::other(e)),
+        }
     }
 
     fn entry(&self, key: &CtKey) -> io::Result<Option<CtEntry>> {

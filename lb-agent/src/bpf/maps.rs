@@ -141,6 +141,14 @@ pub fn open_kept(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsEr
     open(pins, &MAP_KEPT)
 }
 
+/// The pinned Pods, for readers beside the loop.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_pods(pins: &Pins) -> Result<HashMap<MapData, u32, Pod>, MapsError> {
+    open(pins, &MAP_PODS)
+}
+
 /// The pinned counters, for readers beside the loop.
 ///
 /// # Errors

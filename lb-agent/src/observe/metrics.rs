@@ -142,6 +142,8 @@ pub struct Ours {
     pub ct_displaced: Gauge,
     /// Conntrack entries that others evicted, about.
     pub ct_evicted: Family<Labels<1>, Counter>,
+    /// Conntrack entries that were removed since their Pod held more than its share of the table.
+    pub ct_over_share: Counter,
     /// Writes to the maps that failed.
     pub sync_failures: Counter,
     /// Writes to the maps.
@@ -326,6 +328,10 @@ fn add<M: prometheus_client::registry::Metric + Clone>(
     metric
 }
 
+fn counter() -> Counter {
+    Counter::default()
+}
+
 fn family<M: Default + Clone, const N: usize>() -> Family<Labels<N>, M> {
     Family::default()
 }
@@ -485,12 +491,7 @@ fn ours(root: &mut Registry) -> Ours {
             "Time of an expiry pass over conntrack",
             fine_histogram(),
         ),
-        ct_expired: add(
-            registry,
-            "ct_expired",
-            "Conntrack entries that expired",
-            Counter::default(),
-        ),
+        ct_expired: add(registry, "ct_expired", "Conntrack entries that expired", counter()),
         ct_displaced: add(
             registry,
             "ct_displaced",
@@ -502,6 +503,12 @@ fn ours(root: &mut Registry) -> Ours {
             "ct_evicted",
             "Conntrack entries that others evicted, about; living translated connections keep a copy",
             family(),
+        ),
+        ct_over_share: add(
+            registry,
+            "ct_over_share",
+            "Conntrack entries that were removed since their Pod held more than a quarter of the table",
+            Counter::default(),
         ),
         ct_stale: add(
             registry,
