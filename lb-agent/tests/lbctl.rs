@@ -329,7 +329,7 @@ fn maps_are_real() {
         counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
         samples percpu_array <none> 8192 ROOT/bpf/lb/samples_v2
         events ringbuf <none> 262144 ROOT/bpf/lb/events_v2
-        affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v1
+        affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v2
         source_ranges lpm_trie <none> 16384 ROOT/bpf/lb/source_ranges_v1
         ident hash 0 524288 ROOT/bpf/lb/ident_v1
         devs hash 0 1024 ROOT/bpf/lb/devs_v1

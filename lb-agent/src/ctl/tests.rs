@@ -312,6 +312,7 @@ fn status_of_a_healthy_node() {
             affinity_forgotten  0
             entry_restored      0
             plain_closed        0
+            over_budget         0
         "#]],
     );
 }
