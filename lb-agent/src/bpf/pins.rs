@@ -187,11 +187,13 @@ impl Pins {
             remove(&path)?;
         }
         match fs::remove_dir(&self.dir) {
-            // A mount point in a container; or somebody keeps something else there.
+            // A mount point (in a container, on a root that is read-only), or somebody keeps something else there.
             Err(e)
                 if !matches!(
                     e.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                    io::ErrorKind::DirectoryNotEmpty
+                        | io::ErrorKind::ResourceBusy
+                        | io::ErrorKind::ReadOnlyFilesystem
                 ) =>
             {
                 Err(PinsError::Io { path: self.dir, source: e })
