@@ -112,13 +112,23 @@ fn come_again(scratch: &mut Scratch, entry: Tracked) {
     }
 }
 
+/// The entry under the key in the scratch room.
+#[inline(always)]
+pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
+    match maps::ct(&scratch.key) {
+        Some(entry) => Some(entry),
+        None => restore(scratch),
+    }
+}
+
 /// The entry under the key in the scratch room, which `ct` does not have, when it was evicted from there and is of a
 /// flow that lives.
 #[inline(never)]
-pub(crate) fn restore(scratch: &mut Scratch, now: u32) -> Option<Tracked> {
+fn restore(scratch: &mut Scratch) -> Option<Tracked> {
     let Scratch { key, other, .. } = scratch;
     let kept = maps::kept(key)?;
-    if ct_life(u32::from(key.proto), kept.flags(), kept.last_seen(), now) != ALIVE {
+    let (flags, last_seen) = (kept.flags(), kept.last_seen());
+    if ct_life(u32::from(key.proto), flags, last_seen, maps::now()) != ALIVE {
         return None;
     }
     *other = kept.entry();

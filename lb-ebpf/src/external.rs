@@ -81,11 +81,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
     if answer {
         let Scratch { parsed, key, .. } = scratch;
         *key = reply_key(&parsed.flow);
-        let known = match maps::ct(key) {
-            Some(entry) => Some(entry),
-            None => conntrack::restore(scratch, maps::now()),
-        };
-        if let Some(entry) = known
+        if let Some(entry) = conntrack::find(scratch)
             && !is_of_another(entry, &scratch.parsed)
         {
             return masqueraded_reply(packet, scratch, entry);
@@ -130,11 +126,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     }
     let Scratch { parsed, key, .. } = scratch;
     *key = reply_key(&parsed.flow);
-    let known = match maps::ct(key) {
-        Some(entry) => Some(entry),
-        None => conntrack::restore(scratch, maps::now()),
-    };
-    let Some(entry) = known else { return Verdict::Pass };
+    let Some(entry) = conntrack::find(scratch) else { return Verdict::Pass };
     note_reply(scratch, entry, maps::now());
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
@@ -236,11 +228,9 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     }
     let now = maps::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
-    let known = match maps::ct(key) {
-        Some(entry) => Some(entry),
-        None => conntrack::restore(scratch, now),
+    let Some(entry) = conntrack::find(scratch) else {
+        return open(packet, scratch, frontend, now);
     };
-    let Some(entry) = known else { return open(packet, scratch, frontend, now) };
     let Scratch { parsed, .. } = scratch;
     if conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
         return open(packet, scratch, frontend, now);

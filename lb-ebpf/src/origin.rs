@@ -58,9 +58,6 @@ extern "C" fn origin_is_foreign() -> u32 {
 #[inline(always)]
 fn is_foreign(ifindex: u32, src: &Addr, strict: bool) -> bool {
     let pod = maps::pod(ifindex);
-    if pod.is_some_and(|pod| pod.ip4 == *src || pod.ip6 == *src) {
-        return false;
-    }
     // Whoever asks for an address has none; the parser lets it through to groups only.
     if *src == Addr::NONE || *src == UNSPECIFIED4 {
         return false;
@@ -77,10 +74,7 @@ fn is_foreign(ifindex: u32, src: &Addr, strict: bool) -> bool {
         return true;
     }
     let Some(pod) = pod else { return false };
-    if is_link_local(src) {
-        return false;
-    }
-    if pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, src) {
+    if is_admitted(pod, ifindex, src) {
         return false;
     }
     strict
@@ -101,6 +95,9 @@ enum Ownership {
 #[inline(always)]
 fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
     const OTHERS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
+    if pod.is_some_and(|pod| pod.ip4 == *addr || pod.ip6 == *addr) {
+        return Ownership::Own;
+    }
     let Some(known) = maps::ident(addr) else { return Ownership::Nobody };
     if known.ifindex == ifindex {
         return Ownership::Own;
@@ -113,6 +110,14 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
         return Ownership::Nobody;
     }
     if known.flags & OTHERS != 0 { Ownership::Other } else { Ownership::Nobody }
+}
+
+/// Whether the Pod may have an address of which nobody is known to have it: one that it gave itself, or that an annotation
+/// admits.
+#[inline(always)]
+fn is_admitted(pod: &Pod, ifindex: u32, addr: &Addr) -> bool {
+    is_link_local(addr)
+        || pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, addr)
 }
 
 /// RFC 3927, RFC 4291 §2.5.6: everybody gives those to oneself, and no router passes them on.
@@ -231,16 +236,14 @@ extern "C" fn origin_addressee() -> u32 {
     let Some(scratch) = maps::scratch() else { return Addressee::OTHER.0 };
     let (ifindex, dst) = (scratch.ifindex, &scratch.parsed.flow.dst);
     let Some(pod) = maps::pod(ifindex) else { return Addressee::POD.0 };
-    if pod.ip4 == *dst || pod.ip6 == *dst || is_group_or_broadcast(dst) {
-        return Addressee::POD.0;
-    }
-    match ownership(dst, ifindex, Some(pod)) {
-        Ownership::Own => return Addressee::POD.0,
-        Ownership::Other => return Addressee::OTHER.0,
-        Ownership::Nobody => {}
-    }
-    let admitted = pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, dst);
-    if admitted || is_link_local(dst) { Addressee::POD.0 } else { Addressee::NOBODY.0 }
+    let addressee = match ownership(dst, ifindex, Some(pod)) {
+        Ownership::Own => Addressee::POD,
+        _ if is_group_or_broadcast(dst) => Addressee::POD,
+        Ownership::Other => Addressee::OTHER,
+        Ownership::Nobody if is_admitted(pod, ifindex, dst) => Addressee::POD,
+        Ownership::Nobody => Addressee::NOBODY,
+    };
+    addressee.0
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     let tag = packet.tag();
     let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
     match kind {
-        _ if tag == Tag::Vlan => return not_understood(scratch, Kind::NOT_IP, how::SENT),
+        _ if tag == Tag::Vlan => return not_understood(scratch, Kind::NOT_IP, Direction::Egress),
         Kind::FLOW => {}
         Kind::FIRST_FRAGMENT => fragment::remember(packet, scratch, hook::POD_OUT),
         Kind::LATER_FRAGMENT => {
@@ -49,17 +49,13 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
         }
         // Unreadable, no IP, bad addresses.
         _ => {
-            return not_understood(scratch, kind, how::SENT);
+            return not_understood(scratch, kind, Direction::Egress);
         }
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_out(&parsed.flow, scratch.ifindex);
-    let known = match maps::ct(key) {
-        Some(entry) => Some(entry),
-        None => conntrack::restore(scratch, now),
-    };
-    let Some(entry) = known else { return open_out(packet, scratch, now) };
+    let Some(entry) = conntrack::find(scratch) else { return open_out(packet, scratch, now) };
     let Scratch { parsed, .. } = scratch;
     if conntrack::starts_over(entry, parsed, Direction::Egress, now) {
         return open_out(packet, scratch, now);
@@ -99,7 +95,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
     match kind {
         _ if packet.tag() == Tag::Vlan => {
-            return not_understood(scratch, Kind::NOT_IP, how::INGRESS);
+            return not_understood(scratch, Kind::NOT_IP, Direction::Ingress);
         }
         Kind::FLOW => {}
         Kind::FIRST_FRAGMENT => fragment::remember(packet, scratch, hook::POD_IN),
@@ -113,17 +109,13 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         Kind::ARP | Kind::NEIGHBOR => return Verdict::Pass,
         // Unreadable, no IP, bad addresses.
         _ => {
-            return not_understood(scratch, kind, how::INGRESS);
+            return not_understood(scratch, kind, Direction::Ingress);
         }
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_in(&parsed.flow, scratch.ifindex);
-    let known = match maps::ct(key) {
-        Some(entry) => Some(entry),
-        None => conntrack::restore(scratch, now),
-    };
-    let Some(entry) = known else { return open_in(packet, scratch, now) };
+    let Some(entry) = conntrack::find(scratch) else { return open_in(packet, scratch, now) };
     let flags = entry.flags();
     // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent comes back
     // with it: to itself, or as a refusal.
@@ -215,8 +207,8 @@ fn checked(result: Result<(), verdict::Reported>) -> Verdict {
 
 /// A packet that no rule can be asked about.
 #[inline(never)]
-fn not_understood(scratch: &mut Scratch, kind: Kind, how: u32) -> Verdict {
-    let ingress = how & how::INGRESS != 0;
+fn not_understood(scratch: &mut Scratch, kind: Kind, direction: Direction) -> Verdict {
+    let ingress = direction == Direction::Ingress;
     let reason = match kind {
         Kind::NOT_IP => DropReason::NotIp,
         Kind::BAD_ADDRESS => DropReason::BadAddress,
@@ -335,10 +327,7 @@ fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) ->
 fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     const TRIES: u32 = 3;
     scratch.key.scope = scope::STRAIGHT;
-    let known = match maps::ct(&scratch.key) {
-        Some(entry) => Some(entry),
-        None => conntrack::restore(scratch, now),
-    };
+    let known = conntrack::find(scratch);
     let Scratch { parsed, .. } = scratch;
     if let Some(entry) = known
         && !conntrack::starts_over(entry, parsed, Direction::Egress, now)
