@@ -16,6 +16,7 @@ mod housekeeping;
 mod inquiries;
 mod issues;
 mod kernel;
+mod kube_proxy;
 pub mod lock;
 mod masquerade;
 mod node;
@@ -46,6 +47,7 @@ use crate::agent::compiler::{Compiled, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
+use crate::agent::kube_proxy::KubeProxy;
 use crate::agent::lock::Lock;
 use crate::agent::pickup::Pickup;
 use crate::agent::pods::Pods;
@@ -180,6 +182,7 @@ struct Agent {
     attacher: Attacher,
     disconnecter: Disconnecter,
     health_ports: HealthPorts,
+    kube_proxy: KubeProxy,
     /// Whether backends are processes of this host.
     host_backends: bool,
     mechanism: Option<Mechanism>,
@@ -220,7 +223,8 @@ impl Agent {
             .context("read the pinned tables")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
-        background::spawn(gc, background::INTERVAL, news)?;
+        background::spawn(gc, background::INTERVAL, news.clone())?;
+        let kube_proxy = KubeProxy::spawn(cfg.takeover, news)?;
         background::spawn_resize(kernel.resize)?;
         let (done, attached) = mpsc::unbounded_channel();
         let attacher = Attacher::spawn(kernel.hooks, done)?;
@@ -251,6 +255,7 @@ impl Agent {
             attacher,
             disconnecter,
             health_ports: HealthPorts::new(status.subscribe()),
+            kube_proxy,
             host_backends: false,
             mechanism: None,
             queue: Queue::default(),
@@ -266,7 +271,8 @@ impl Agent {
         for event in existing {
             agent.device(event);
         }
-        if foreign::detect().is_some() {
+        // Before the first packet is judged; else the thread tells.
+        if !foreign::rules::find().is_empty() {
             agent.dirty.merge(agent.cluster.apply(crate::cluster::Event::OtherProxy));
         }
         // Whoever followed them has gone with the agent before.
@@ -284,16 +290,12 @@ impl Agent {
                 self.write_addresses();
             }
             Event::Attached(attached) => self.attached(attached),
-            Event::Background(news) => {
-                match news {
-                    News::Expired(_) => self.cluster.pass(),
-                    News::Foreign(Some(_)) => {
-                        self.dirty.merge(self.cluster.apply(crate::cluster::Event::OtherProxy));
-                    }
-                    _ => {}
-                }
-                self.housekeeping.background(news, &self.metrics);
+            Event::Background(News::Expired(pass)) => {
+                self.cluster.pass();
+                self.housekeeping.expired(pass, &self.metrics);
             }
+            Event::Background(News::Foreign(signs)) => self.searched(signs),
+            Event::Background(News::TakenOver(removed)) => self.taken_over(removed),
             Event::Compiled(compiled) => self.compiled(*compiled),
             Event::Asked(asked) => self.asked(asked),
             Event::Followers(n) => self.report_allowed(n > 0),

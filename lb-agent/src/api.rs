@@ -27,6 +27,8 @@ pub enum Question {
     Explain(context::Wanted),
     /// The policy with this name (`namespace/name`, or that of one of the cluster): [`Answer::Policy`].
     Policy(String),
+    /// Which Pods of this node are kube-proxy: [`Answer::KubeProxy`].
+    KubeProxy,
 }
 
 /// Which flows.
@@ -57,6 +59,8 @@ pub enum Answer {
     Explain(Box<context::Context>),
     /// The policy, if there is one.
     Policy(Option<Box<policy::View>>),
+    /// Pods that are kube-proxy, `namespace/name`.
+    KubeProxy(Vec<String>),
     /// Why there is no answer, one sentence.
     Error(String),
 }

@@ -205,6 +205,8 @@ pub struct Cluster {
     uses: HashMap<Addr, u32>,
     /// Pods of this node with addresses of their own, by those; several where one is going.
     pod_at: HashMap<Addr, Vec<Name>>,
+    /// Pods of this node that are kube-proxy.
+    kube_proxies: BTreeSet<Name>,
     issues: BTreeMap<ObjectRef, Vec<Issue>>,
     stale_issues: BTreeSet<ObjectRef>,
     strings: Strings,
@@ -233,6 +235,7 @@ impl Cluster {
             claims: Claims::default(),
             uses: HashMap::new(),
             pod_at: HashMap::new(),
+            kube_proxies: BTreeSet::new(),
             issues: BTreeMap::new(),
             stale_issues: BTreeSet::new(),
             strings: Strings::default(),
@@ -390,6 +393,11 @@ impl Cluster {
     /// All Pods of all nodes, and those of none yet.
     pub fn all_pods(&self) -> impl Iterator<Item = (&Name, &Pod)> {
         self.pods.iter()
+    }
+
+    /// The Pods of this node that are kube-proxy.
+    pub fn kube_proxies(&self) -> impl Iterator<Item = &Name> {
+        self.kube_proxies.iter()
     }
 
     /// The Pod with this name.

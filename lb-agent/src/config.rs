@@ -23,6 +23,8 @@ const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
 /// kube-proxy's own addresses, so that its probes and scrapes keep working.
 const HEALTHZ: &str = "0.0.0.0:10256";
 const METRICS: &str = "127.0.0.1:10249";
+/// Not kube-proxy's: the kubelet has to reach this agent also while kube-proxy holds those two.
+const PROBES: &str = "127.0.0.1:10266";
 /// Longer than applications are silent on connections that they use.
 const PICKUP_GRACE: Duration = Duration::from_secs(300);
 const PICKUP_GRACE_MOST: u64 = 86_400;
@@ -82,6 +84,13 @@ pub struct RunArgs {
     /// Address of /metrics [default: 127.0.0.1:10249]
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP:PORT")]
     pub metrics_bind_address: Option<String>,
+    /// Address of /livez and /readyz for the kubelet, which kube-proxy never has [default: 127.0.0.1:10266]
+    #[arg(long, env = "LB_PROBE_BIND_ADDRESS", value_name = "IP:PORT")]
+    pub probe_bind_address: Option<String>,
+    /// When kube-proxy's rules are removed: manual (by `lb-agent takeover`) or when-gone (once kube-proxy is gone from
+    /// this node and the agent does its work) [default: manual]
+    #[arg(long, env = "LB_TAKEOVER", value_name = "WHEN")]
+    pub takeover: Option<String>,
     /// Capacity of the conntrack table [default: by the node's memory, 131,072 to 1,048,576]
     #[arg(long, env = "LB_CT_ENTRIES", value_name = "N")]
     pub ct_entries: Option<String>,
@@ -139,6 +148,9 @@ pub struct TakeoverArgs {
     /// Only show what would be removed
     #[arg(long)]
     pub dry_run: bool,
+    /// Wait until kube-proxy is gone and the agent does its work, for at most so long
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m")]
+    pub wait: Option<String>,
     /// The directories of the agent that is to be ready.
     #[command(flatten)]
     pub dirs: DirArgs,
@@ -203,6 +215,35 @@ impl SourceCheck {
     }
 }
 
+/// When kube-proxy's rules are removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Takeover {
+    /// By `lb-agent takeover`.
+    #[default]
+    Manual,
+    /// Once kube-proxy is gone from this node and the agent does its work.
+    WhenGone,
+}
+
+impl Takeover {
+    fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false).map_err(|_unknown| {
+            anyhow::anyhow!("--takeover: {text:?} is neither manual nor when-gone")
+        })
+    }
+}
+
+impl TakeoverArgs {
+    /// Reads `--wait`.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub fn patience(&self) -> anyhow::Result<Duration> {
+        self.wait.as_deref().map_or(Ok(Duration::ZERO), patience)
+    }
+}
+
 /// Where the facts come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -236,6 +277,10 @@ pub struct Config {
     pub healthz: SocketAddr,
     /// Address of /metrics.
     pub metrics: SocketAddr,
+    /// Address of the kubelet's probes.
+    pub probes: SocketAddr,
+    /// When kube-proxy's rules are removed.
+    pub takeover: Takeover,
     /// Capacity of the conntrack table.
     pub ct_entries: u32,
     /// Source ports of masqueraded flows.
@@ -285,6 +330,8 @@ impl Config {
             },
             healthz: address("--healthz-bind-address", args.healthz_bind_address, HEALTHZ)?,
             metrics: address("--metrics-bind-address", args.metrics_bind_address, METRICS)?,
+            probes: address("--probe-bind-address", args.probe_bind_address, PROBES)?,
+            takeover: Takeover::resolve(args.takeover)?,
             masquerade_ports: match given(args.masquerade_ports) {
                 Some(text) => masquerade_ports(&text)?,
                 None => MASQUERADE_PORTS,
@@ -459,6 +506,18 @@ fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
     }
 }
 
+/// A time like `90`, `90s` or `2m`.
+fn patience(text: &str) -> anyhow::Result<Duration> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(number) => (number, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    match number.parse::<u32>() {
+        Ok(number) => Ok(Duration::from_secs(u64::from(number) * unit)),
+        Err(_) => bail!("--wait: {text:?} is no time like 90s or 2m"),
+    }
+}
+
 /// Conntrack entries by default, at most: more than that and the limit on memory in `deploy/daemonset.yaml` is too low.
 const CT_DEFAULT_MOST: u32 = 1_048_576;
 
@@ -517,8 +576,8 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Cli, Config, LogFormat, NodePortAddresses, Rules, RunArgs, Source, address, cgroup_mounts,
-        ct_default, find_cgroup, masquerade_ports,
+        Cli, Command, Config, LogFormat, NodePortAddresses, Rules, RunArgs, Source, address,
+        cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
 
@@ -528,6 +587,20 @@ mod tests {
         assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
+        for (flag, want) in [
+            (None, Some(0)),
+            (Some("--wait"), Some(120)),
+            (Some("--wait=90"), Some(90)),
+            (Some("--wait=10s"), Some(10)),
+            (Some("--wait=3m"), Some(180)),
+            (Some("--wait=soon"), None),
+        ] {
+            let words = ["lb-agent", "takeover"].into_iter().chain(flag);
+            let Command::Takeover(args) = Cli::try_parse_from(words).unwrap().command else {
+                panic!("another command");
+            };
+            assert_eq!(args.patience().ok().map(|time| time.as_secs()), want, "{flag:?}");
+        }
         assert!(Cli::try_parse_from(["lb-agent"]).is_err());
     }
 
@@ -538,7 +611,12 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 18] = [
+        let cases: [(&str, RunArgs); 20] = [
+            ("--takeover: \"now\"", set(|args| args.takeover = Some("now".to_owned()))),
+            (
+                "--probe-bind-address",
+                set(|args| args.probe_bind_address = Some("localhost:1".to_owned())),
+            ),
             ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
             ("--source-check: \"no\"", set(|args| args.source_check = Some("no".to_owned()))),
             (

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs};
+use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs, TakeoverArgs};
 use lb_agent::escape::Lines;
 use lb_agent::{agent, cleanup, takeover};
 use tracing_subscriber::EnvFilter;
@@ -18,8 +18,7 @@ fn main() -> ExitCode {
         }
         Command::Takeover(args) => {
             start_log(LogFormat::Text);
-            Dirs::resolve(args.dirs)
-                .and_then(|dirs| takeover::run(&dirs, args.dry_run, &mut std::io::stdout()))
+            takeover(args)
         }
     };
     match result {
@@ -28,6 +27,16 @@ fn main() -> ExitCode {
             tracing::error!("{err:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn takeover(args: TakeoverArgs) -> anyhow::Result<()> {
+    let patience = args.patience()?;
+    let dirs = Dirs::resolve(args.dirs)?;
+    let out = &mut std::io::stdout();
+    match args.dry_run {
+        true => takeover::show(&dirs, out),
+        false => takeover::run(&dirs, patience, out),
     }
 }
 

@@ -12,6 +12,9 @@ pub mod socket;
 
 use std::time::{Instant, SystemTime};
 
+/// What `/proxyMode` says, where kube-proxy says `iptables` or `nftables`.
+pub const MODE: &str = "ebpf";
+
 /// What the loop publishes after each sync.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Status {

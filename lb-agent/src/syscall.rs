@@ -3,10 +3,10 @@
 //! `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) reads a whole map: two calls an entry (next key, value) would cost a fifth of
 //! a second for 131,072 conntrack entries; in batches of 4,096 it is a few milliseconds. `SO_NETNS_COOKIE` (Linux
 //! 5.14) tells which network namespace we are in, as the programs see it. `MADV_DONTNEED` gives back the pages of our
-//! own code that are not in use.
+//! own code that are not in use. `IPT_SO_GET_ENTRIES` reads a legacy table of iptables.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::ptr;
@@ -15,6 +15,7 @@ use aya::Pod;
 use aya::maps::{IterableMap, MapData};
 use lb_common::pod::Field;
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -52,6 +53,73 @@ fn code_of(line: &str, exe: &Path) -> Option<(usize, usize)> {
         return None;
     }
     Some((address(start)?, address(end)?))
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 have the same numbers.
+const IPT_SO_GET: (i32, i32) = (64, 65);
+/// Size of `struct ipt_getinfo`, whose last field is the size of the entries.
+const IPT_GETINFO: usize = 84;
+/// Offset of `size` in `struct ipt_get_entries`, and of the entries.
+const IPT_GET_ENTRIES: (usize, usize) = (32, 40);
+/// The table may grow between the two questions.
+const TRIES: usize = 8;
+
+/// A legacy table of iptables, in the kernel's own layout: what is in it stands there by name. Loads the table's
+/// module if it is not there: ask for tables in use only.
+///
+/// # Errors
+/// When there is no such table; needs `CAP_NET_ADMIN`.
+pub fn legacy_table(family: Family, table: &str) -> io::Result<Vec<u8>> {
+    let (family, level) = match family {
+        Family::V4 => (AddressFamily::Inet, libc::SOL_IP),
+        Family::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
+    };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let named = |length: usize| {
+        let mut bytes = vec![0; length];
+        bytes.iter_mut().zip(table.bytes().take(31)).for_each(|(to, from)| *to = from);
+        bytes
+    };
+    let (info, entries) = IPT_SO_GET;
+    let (size_at, entries_at) = IPT_GET_ENTRIES;
+    for _ in 0..TRIES {
+        let mut answer = named(IPT_GETINFO);
+        option(&socket, (level, info), &mut answer)?;
+        let size = answer.last_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let mut answer = named(entries_at + size as usize);
+        answer.iter_mut().skip(size_at).zip(size.to_ne_bytes()).for_each(|(to, from)| *to = from);
+        match option(&socket, (level, entries), &mut answer) {
+            Err(err) if err.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => return other.map(|()| answer),
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::ResourceBusy))
+}
+
+/// A socket's option, which fills the bytes.
+fn option(socket: &OwnedFd, (level, name): (i32, i32), bytes: &mut [u8]) -> io::Result<()> {
+    let mut length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes, which are there.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            bytes.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(ret)?;
+    Ok(())
 }
 
 /// The part `batch` of `union bpf_attr`.

@@ -7,95 +7,134 @@
 mod chains;
 mod legacy;
 mod nftables;
+mod obstacle;
 
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
 use crate::config::Dirs;
-use crate::ctl::running;
-use crate::names::{self, Names, State};
-use crate::observe::foreign;
+use crate::observe::foreign::{self, rules};
 
-/// The device of kube-proxy's IPVS mode.
-const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
-/// The agent writes its name table at least every ten seconds, unless it is very busy.
-const FRESH: Duration = Duration::from_secs(60);
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(500);
+/// A kube-proxy that nothing else shows may write its rules again by then: at once for the rules of a Service that
+/// changes, else at its next sync.
+const COMES_BACK: Duration = Duration::from_secs(2);
 
-/// Shows kube-proxy's rules on `out` and, without `dry_run`, removes them.
+/// What is here of kube-proxy's rules.
+struct Leftovers {
+    nftables: Vec<nftables::Found>,
+    legacy: Vec<legacy::Found>,
+    /// What cannot be removed from here, and how it can.
+    left: Vec<String>,
+}
+
+impl Leftovers {
+    fn find() -> anyhow::Result<Self> {
+        let nftables = nftables::find().context("read the rules of nf_tables")?;
+        let (mut legacy, mut left) = (Vec::new(), Vec::new());
+        for found in legacy::find() {
+            match found {
+                Ok(found) if found.counts == (0, 0) => {}
+                Ok(found) => legacy.push(found),
+                Err(err) => left.push(format!("{err:#}")),
+            }
+        }
+        if Path::new(rules::IPVS_DEVICE).exists() {
+            left.push(
+                "kube-proxy ran in IPVS mode (device kube-ipvs0 is here): run `kube-proxy --cleanup`, which removes its virtual servers and sets"
+                    .to_owned(),
+            );
+        }
+        Ok(Self { nftables, legacy, left })
+    }
+
+    /// Removes them; from how many places.
+    fn remove(&self) -> anyhow::Result<usize> {
+        nftables::remove(&self.nftables).context("remove the rules of nf_tables")?;
+        self.legacy.iter().try_for_each(legacy::remove)?;
+        Ok(self.nftables.len() + self.legacy.len())
+    }
+
+    fn nothing_is_left(self) -> anyhow::Result<()> {
+        if self.left.is_empty() { Ok(()) } else { bail!(self.left.join("; ")) }
+    }
+}
+
+/// Shows kube-proxy's rules on `out`, and why they would not be removed now.
 ///
 /// # Errors
-/// When kube-proxy or no agent is at work here, or something of kube-proxy's stays.
-pub fn run(dirs: &Dirs, dry_run: bool, out: &mut dyn Write) -> anyhow::Result<()> {
-    let nftables = nftables::find().context("read the rules of nf_tables")?;
-    let (mut legacy, mut left) = (Vec::new(), Vec::new());
-    for found in legacy::find() {
-        match found {
-            Ok(found) if found.counts == (0, 0) => {}
-            Ok(found) => legacy.push(found),
-            Err(err) => left.push(format!("{err:#}")),
-        }
+/// When they cannot be read, or not be removed from here.
+pub fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let leftovers = Leftovers::find()?;
+    print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
+    if let Some(obstacle) = obstacle::find(&dirs.state) {
+        writeln!(out, "not now: {obstacle}").context("write")?;
     }
-    if Path::new(IPVS_DEVICE).exists() {
-        left.push(
-            "kube-proxy ran in IPVS mode (device kube-ipvs0 is here): run `kube-proxy --cleanup`, which removes its virtual servers and sets"
-                .to_owned(),
-        );
-    }
-    show(out, &nftables, &legacy).context("write")?;
-    let obstacle = obstacle(&dirs.state);
-    if dry_run {
-        if let Some(obstacle) = obstacle {
-            writeln!(out, "not now: {obstacle}").context("write")?;
+    leftovers.nothing_is_left()
+}
+
+/// Removes kube-proxy's rules, and says on `out` which.
+///
+/// # Errors
+/// When kube-proxy, or no agent, is at work here after `patience`, or something of kube-proxy's stays or comes back.
+pub fn run(dirs: &Dirs, patience: Duration, out: &mut dyn Write) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    let mut told = false;
+    while let Some(obstacle) = obstacle::find(&dirs.state) {
+        if Instant::now() >= deadline {
+            bail!(obstacle);
         }
-    } else if let Some(obstacle) = obstacle {
-        bail!(obstacle);
+        if !told {
+            writeln!(out, "waiting: {obstacle}").context("write")?;
+            told = true;
+        }
+        thread::sleep(PAUSE);
+    }
+    let leftovers = Leftovers::find()?;
+    print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
+    if leftovers.remove()? == 0 {
+        writeln!(out, "nothing to remove").context("write")?;
     } else {
-        nftables::remove(&nftables).context("remove the rules of nf_tables")?;
-        legacy.iter().try_for_each(legacy::remove)?;
-        let n = nftables.len() + legacy.len();
-        writeln!(out, "{}", if n == 0 { "nothing to remove" } else { "removed" })
-            .context("write")?;
+        stay_away()?;
+        writeln!(out, "removed").context("write")?;
     }
-    if left.is_empty() { Ok(()) } else { bail!(left.join("; ")) }
+    leftovers.nothing_is_left()
 }
 
-/// Why it is too early; `None` when this agent does kube-proxy's work and kube-proxy is gone.
-fn obstacle(state_dir: &Path) -> Option<String> {
-    if foreign::is_running() {
-        return Some(
-            "kube-proxy is still running and would write its rules again: delete its DaemonSet first"
-                .to_owned(),
-        );
-    }
-    if running::is_locked(state_dir) == Some(false) {
-        return Some(format!("no agent runs on {}: start it first", state_dir.display()));
-    }
-    match names::read(&state_dir.join(names::FILE)) {
-        Ok(names) => unready(&names, SystemTime::now()),
-        Err(err) => Some(format!("how the agent is cannot be told: {err}")),
-    }
+/// Removes kube-proxy's rules, for an agent that knows that it may; from how many places.
+///
+/// # Errors
+/// When the kernel refuses, or something has to be removed in another way.
+pub fn remove() -> anyhow::Result<usize> {
+    let leftovers = Leftovers::find()?;
+    let removed = leftovers.remove()?;
+    leftovers.nothing_is_left()?;
+    Ok(removed)
 }
 
-/// What the agent has yet to do before kube-proxy's rules can go.
-fn unready(names: &Names<'_>, now: SystemTime) -> Option<String> {
-    let written = UNIX_EPOCH + Duration::from_secs(names.agent.written);
-    if now.duration_since(written).is_ok_and(|age| age > FRESH) {
-        return Some(
-            "the agent has not said for a minute how it is: see `lbctl status`".to_owned(),
-        );
+/// Looks for a while whether the rules come back.
+fn stay_away() -> anyhow::Result<()> {
+    let deadline = Instant::now() + COMES_BACK;
+    while Instant::now() < deadline {
+        thread::sleep(PAUSE);
+        let mut signs = rules::find();
+        signs.retain(|sign| !matches!(sign, foreign::Sign::Ipvs));
+        if !signs.is_empty() {
+            bail!(
+                "the rules were removed and came back ({}): kube-proxy still works on this node, end it first",
+                foreign::words(&signs)
+            );
+        }
     }
-    if names.agent.synced == 0 {
-        return Some("the agent has not written all Services yet: see `lbctl status`".to_owned());
-    }
-    let needed = ["api", "programs", "services"];
-    let bad = names.subsystems.iter().find(|s| needed.contains(&&*s.name) && s.state != State::Ok);
-    bad.map(|bad| format!("the agent's {} are not ready: {}", bad.name, bad.detail))
+    Ok(())
 }
 
-fn show(
+fn print(
     out: &mut dyn Write,
     nftables: &[nftables::Found],
     legacy: &[legacy::Found],
@@ -132,45 +171,4 @@ fn show_kept(out: &mut dyn Write, kept: &[String]) -> std::io::Result<()> {
         return Ok(());
     }
     writeln!(out, "  {} stay: rules of somebody else lead to them", kept.join(" and "))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::borrow::Cow;
-    use std::time::{Duration, UNIX_EPOCH};
-
-    use super::unready;
-    use crate::names::{Names, State, Subsystem};
-
-    #[test]
-    fn the_agent_must_have_synced_and_attached() {
-        let names = |written: u64, synced: u64, programs: State| {
-            let mut names = Names::default();
-            (names.agent.written, names.agent.synced) = (written, synced);
-            names.subsystems =
-                [("api", State::Ok), ("programs", programs), ("kube-proxy", State::Degraded)]
-                    .map(|(name, state)| Subsystem {
-                        name: Cow::Borrowed(name),
-                        state,
-                        detail: Cow::Borrowed("3 of 4 Pods"),
-                    })
-                    .into();
-            names
-        };
-        let now = UNIX_EPOCH + Duration::from_secs(1000);
-        for (names, want) in [
-            (names(995, 900, State::Ok), None),
-            (names(900, 900, State::Ok), Some("the agent has not said for a minute")),
-            (names(995, 0, State::Ok), Some("the agent has not written all Services")),
-            (names(995, 900, State::Waiting), Some("the agent's programs are not ready: 3 of 4")),
-        ] {
-            let got = unready(&names, now);
-            match want {
-                None => assert_eq!(got, None),
-                Some(want) => {
-                    assert!(got.as_deref().is_some_and(|got| got.starts_with(want)), "{got:?}")
-                }
-            }
-        }
-    }
 }

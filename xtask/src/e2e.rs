@@ -1,5 +1,5 @@
 //! `cargo xtask e2e`: deploys the agent to a real cluster without kube-proxy and checks, with real Pods, that Services
-//! work there. The submodules: how to reach the cluster, what is put into it, the checks. Everything asked of a Pod
+//! work there; or to one with kube-proxy, whose place it takes and gives back. The submodules: how to reach the cluster, what is put into it, the checks. Everything asked of a Pod
 //! has a deadline, and every check ends in one line.
 
 mod ask;
@@ -13,6 +13,7 @@ mod outside;
 mod policies;
 mod report;
 mod services;
+mod takeover;
 
 use anyhow::{Result, bail};
 
@@ -28,6 +29,7 @@ pub(crate) const USAGE: &str = "e2e [--load 'COMMAND {tar}'] [OPTIONS]
   --outside-exec 'COMMAND'      runs what follows, `ip route` included, on a machine that is no node but reaches them
   --image IMAGE                 of the test Pods: agnhost
   --only WORD                   only the checks whose name has the word
+  --takeover manual|when-gone   only this: take kube-proxy's place under load, and give it back
   --skip-deploy                 check whatever implements Services in the cluster already
   --keep                        leave the agent deployed";
 
@@ -44,6 +46,7 @@ pub(crate) struct Options {
     no_build: bool,
     skip_deploy: bool,
     keep: bool,
+    takeover: Option<takeover::Way>,
 }
 
 impl Options {
@@ -59,6 +62,10 @@ impl Options {
             no_build: args.flag("--no-build"),
             skip_deploy: args.flag("--skip-deploy"),
             keep: args.flag("--keep"),
+            takeover: match args.value("--takeover")? {
+                Some(way) => Some(takeover::Way::parse(&way)?),
+                None => None,
+            },
         };
         args.finish(USAGE)?;
         if options.kubectl == "kubectl" && found("kubectl").is_none() {
@@ -78,10 +85,16 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let options = Options::parse(words)?;
     let cluster = Cluster::new(&options)?;
     let mut report = Report::new(options.only.clone());
-    if !options.skip_deploy {
-        deploy::agent(&cluster, &options)?;
-    }
-    let outcome = checks(&cluster, &options, &mut report);
+    let outcome = match options.takeover {
+        Some(way) => Bed::make(&cluster, &options.image)
+            .and_then(|bed| takeover::check(&bed, &mut report, &options, way)),
+        None => {
+            if !options.skip_deploy {
+                deploy::agent(&cluster, &options)?;
+            }
+            checks(&cluster, &options, &mut report)
+        }
+    };
     bed::remove(&cluster)?;
     outcome?;
     report.end()

@@ -1,4 +1,4 @@
-//! Threads for slow periodic work: conntrack expiry and the search for kube-proxy; for a while, emptying old maps.
+//! Threads for slow periodic work: conntrack expiry; for a while, emptying old maps.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -11,18 +11,17 @@ use tracing::{info, warn};
 
 use crate::bpf::gc::{self, Gc, Pass};
 use crate::bpf::resize::{self, Resize};
-use crate::observe::foreign::{self, Foreign};
+use crate::observe::foreign::Sign;
 
-/// Every how many expiry passes kube-proxy is searched for; the first time at once.
-const FOREIGN_EVERY: u32 = 2;
-
-/// What the thread found.
-#[derive(Clone, Copy, Debug)]
+/// What threads found.
+#[derive(Clone, Debug)]
 pub(super) enum News {
     /// A pass over conntrack.
     Expired(Pass),
-    /// Whether kube-proxy is there.
-    Foreign(Option<Foreign>),
+    /// What is here of kube-proxy.
+    Foreign(Vec<Sign>),
+    /// In so many places kube-proxy's rules were removed, or why they were not.
+    TakenOver(Result<usize, String>),
 }
 
 /// Starts the thread. It ends with the receiver.
@@ -70,12 +69,7 @@ fn empty(mut resize: Resize) -> io::Result<()> {
 pub(super) const INTERVAL: Duration = gc::INTERVAL;
 
 fn run(mut gc: Gc, interval: Duration, news: &mpsc::Sender<News>) {
-    for round in 0_u32.. {
-        if round % FOREIGN_EVERY == 0
-            && news.blocking_send(News::Foreign(foreign::detect())).is_err()
-        {
-            return;
-        }
+    loop {
         match gc.pass() {
             Ok(pass) => {
                 if news.blocking_send(News::Expired(pass)).is_err() {

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use lb_common::limits::{self, SOCKET_PROGRAMS};
 use lb_common::service::state;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::agent::background::News;
 use crate::agent::issues::Issues;
 use crate::agent::masquerade::{self, HostPorts};
 use crate::agent::report;
@@ -26,7 +25,6 @@ use crate::config::{Config, Source};
 use crate::issue::Issue;
 use crate::model::Desired;
 use crate::names::{self, Agent as AgentName, Names, Source as SourceName};
-use crate::observe::foreign::Foreign;
 use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
 use crate::plan::Actual;
 use crate::preflight::Facts;
@@ -53,7 +51,6 @@ pub(super) struct Housekeeping {
     issues: Issues,
     api_events: ApiEvents,
     startup_taint: StartupTaint,
-    foreign: Option<Foreign>,
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
     synced: u64,
@@ -106,7 +103,6 @@ impl Housekeeping {
                     StartupTaint::default()
                 }
             },
-            foreign: None,
             pass: None,
             synced: 0,
             queued: Duration::ZERO,
@@ -129,47 +125,30 @@ impl Housekeeping {
         self.next_due().is_some_and(|due| due <= now)
     }
 
-    pub(super) fn background(&mut self, news: News, metrics: &Metrics) {
+    /// Takes in a pass over conntrack.
+    pub(super) fn expired(&mut self, pass: Pass, metrics: &Metrics) {
         self.touched = true;
-        match news {
-            News::Foreign(foreign) => {
-                if foreign != self.foreign {
-                    match &foreign {
-                        Some(found) => warn!("kube-proxy beside us: {found}"),
-                        None => info!("kube-proxy is gone"),
-                    }
-                }
-                self.foreign = foreign;
-                metrics.ours.foreign_proxy.set(i64::from(foreign.is_some()));
-            }
-            News::Expired(pass) => {
-                let ours = &metrics.ours;
-                ours.ct_gc.observe(pass.duration.as_secs_f64());
-                ours.ct_expired.inc_by(pass.expired);
-                ours.ct_stale.set(gauge(pass.stale));
-                ours.ct_displaced.set(gauge(pass.displaced));
-                ours.ct_over_share.inc_by(pass.over_share);
-                for (kind, n) in
-                    [("plain", pass.evicted.plain), ("translated", pass.evicted.translated)]
-                {
-                    ours.ct_evicted.get_or_create(&[("kind", kind)]).inc_by(n);
-                }
-                for (scope, kinds) in [("pod", pass.pod), ("external", pass.external)] {
-                    for (proto, n) in
-                        [("TCP", kinds.tcp), ("UDP", kinds.udp), ("other", kinds.other)]
-                    {
-                        let labels = [("scope", scope), ("proto", proto)];
-                        ours.flows_active.get_or_create(&labels).set(gauge(n));
-                    }
-                }
-                let outside = &metrics.outside;
-                outside.masqueraded_flows.set(gauge(pass.masqueraded));
-                outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
-                outside.masquerade_ports.set(gauge(self.masquerade_ports.len() as u64));
-                outside.loads_corrected.inc_by(pass.corrected);
-                self.pass = Some(pass);
+        let ours = &metrics.ours;
+        ours.ct_gc.observe(pass.duration.as_secs_f64());
+        ours.ct_expired.inc_by(pass.expired);
+        ours.ct_stale.set(gauge(pass.stale));
+        ours.ct_displaced.set(gauge(pass.displaced));
+        ours.ct_over_share.inc_by(pass.over_share);
+        for (kind, n) in [("plain", pass.evicted.plain), ("translated", pass.evicted.translated)] {
+            ours.ct_evicted.get_or_create(&[("kind", kind)]).inc_by(n);
+        }
+        for (scope, kinds) in [("pod", pass.pod), ("external", pass.external)] {
+            for (proto, n) in [("TCP", kinds.tcp), ("UDP", kinds.udp), ("other", kinds.other)] {
+                let labels = [("scope", scope), ("proto", proto)];
+                ours.flows_active.get_or_create(&labels).set(gauge(n));
             }
         }
+        let outside = &metrics.outside;
+        outside.masqueraded_flows.set(gauge(pass.masqueraded));
+        outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
+        outside.masquerade_ports.set(gauge(self.masquerade_ports.len() as u64));
+        outside.loads_corrected.inc_by(pass.corrected);
+        self.pass = Some(pass);
     }
 }
 
@@ -255,6 +234,7 @@ impl Agent {
         };
         let (kind, place) = &house.source;
         names.source = SourceName { kind: Cow::Borrowed(kind), place: Cow::Borrowed(place) };
+        let kube_proxy = self.kube_proxy.signs(&self.cluster);
         names.subsystems = report::lines(&report::Facts {
             cluster: &self.cluster,
             source: kind,
@@ -265,7 +245,8 @@ impl Agent {
             attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,
-            foreign: house.foreign,
+            kube_proxy: &kube_proxy,
+            not_taken_over: self.kube_proxy.failure(),
             kernel: &house.kernel,
             weakness: house.weakness.as_deref(),
             ct_entries: house.pass.map(|pass| pass.left()),
@@ -280,7 +261,7 @@ impl Agent {
     }
 
     /// Whether this node does all that was told: what starts on it is served, and judged.
-    fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         let attached = |(all, attached): (usize, usize)| all == attached;
         let devices = [self.attachments.pods(), self.attachments.n_uplinks()];
         self.planned && self.policies.desired().is_some() && devices.into_iter().all(attached)

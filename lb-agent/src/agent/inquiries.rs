@@ -23,6 +23,9 @@ impl Agent {
                     Box::new(view)
                 }))
             }
+            Question::KubeProxy => {
+                Answer::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
+            }
             Question::Flows(_) => Answer::Error("flows are not the loop's to tell".to_owned()),
         };
         if answer.send(found).is_err() {

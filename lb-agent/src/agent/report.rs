@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use crate::bpf::attach::Mechanism;
 use crate::cluster::{Cluster, Kind};
 use crate::names::{State, Subsystem};
-use crate::observe::foreign::Foreign;
+use crate::observe::foreign::{self, Sign};
 
 /// What the lines are made from.
 pub(super) struct Facts<'a> {
@@ -28,8 +28,10 @@ pub(super) struct Facts<'a> {
     pub services: (usize, usize),
     /// Whether the first plan was applied.
     pub planned: bool,
-    /// kube-proxy's traces.
-    pub foreign: Option<Foreign>,
+    /// What is here of kube-proxy.
+    pub kube_proxy: &'a [Sign],
+    /// Why its rules could not be removed.
+    pub not_taken_over: Option<&'a str>,
     /// `uname -r`.
     pub kernel: &'a str,
     /// What does not work under it.
@@ -146,16 +148,18 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 }
 
 fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
-    match facts.foreign {
-        None => line("kube-proxy", State::Ok, "not here"),
-        Some(foreign) => line(
-            "kube-proxy",
-            State::Degraded,
-            format!(
-                "{foreign}: delete its DaemonSet and ConfigMap, then its rules (`lb-agent takeover`)"
-            ),
-        ),
+    let signs = facts.kube_proxy;
+    if signs.is_empty() {
+        return line("kube-proxy", State::Ok, "not here");
     }
+    let advice = match (signs.iter().any(Sign::is_alive), facts.not_taken_over) {
+        (true, _) => {
+            "delete its DaemonSet and ConfigMap, then its rules (`lb-agent takeover`)".to_owned()
+        }
+        (false, None) => "remove its rules (`lb-agent takeover`)".to_owned(),
+        (false, Some(err)) => format!("its rules cannot be removed: {err}"),
+    };
+    line("kube-proxy", State::Degraded, format!("{}: {advice}", foreign::words(signs)))
 }
 
 fn kernel<'a>(facts: &Facts<'_>) -> Subsystem<'a> {

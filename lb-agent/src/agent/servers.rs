@@ -61,23 +61,11 @@ pub(super) fn spawn(
         source,
     };
     tokio::spawn(http::serve("metrics", cfg.metrics, move |path| scraper.answer(path)));
-    let counted = metrics.clone();
-    tokio::spawn(http::serve("healthz", cfg.healthz, move |path| {
-        let Some(probe) = Probe::at(path) else { return Answer::not_found() };
-        let status = Arc::clone(&status.borrow());
-        let (code, body) = health::answer(probe, &status, Moment::now());
-        // kube-proxy has no counter of the third.
-        let family = match probe {
-            Probe::Healthz => Some(&counted.kube_proxy.healthz),
-            Probe::Livez => Some(&counted.kube_proxy.livez),
-            Probe::Readyz => None,
-        };
-        let labels = [("code", if code.is_success() { "200" } else { "503" })];
-        if let Some(family) = family {
-            family.get_or_create(&labels).inc();
-        }
-        Answer { status: code, content_type: "application/json", body, weight: None }
-    }));
+    // The same twice: where kube-proxy would answer, and where it never holds the port, for the kubelet.
+    for (name, address) in [("healthz", cfg.healthz), ("probes", cfg.probes)] {
+        let (status, counted) = (status.clone(), metrics.clone());
+        tokio::spawn(http::serve(name, address, move |path| probe(path, &status, &counted)));
+    }
     let (loop_, asked) = mpsc::channel(QUESTIONS);
     let (count, followers) = watch::channel(0);
     match socket::listen(&cfg.dirs.state) {
@@ -87,4 +75,21 @@ pub(super) fn spawn(
         Err(err) => warn!(%err, "no socket: `lbctl flows` and explanations are not to be had"),
     }
     Servers { metrics, examples, asked, followers }
+}
+
+fn probe(path: &str, status: &watch::Receiver<Arc<Status>>, counted: &Metrics) -> Answer {
+    let Some(probe) = Probe::at(path) else { return Answer::not_found() };
+    let status = Arc::clone(&status.borrow());
+    let (code, body) = health::answer(probe, &status, Moment::now());
+    // kube-proxy has no counter of the third.
+    let family = match probe {
+        Probe::Healthz => Some(&counted.kube_proxy.healthz),
+        Probe::Livez => Some(&counted.kube_proxy.livez),
+        Probe::Readyz => None,
+    };
+    let labels = [("code", if code.is_success() { "200" } else { "503" })];
+    if let Some(family) = family {
+        family.get_or_create(&labels).inc();
+    }
+    Answer { status: code, content_type: "application/json", body, weight: None }
 }

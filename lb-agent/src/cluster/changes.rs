@@ -141,8 +141,12 @@ impl Cluster {
             }
         }
         let (ips, host_network) = (pod.ips.clone(), pod.host_network);
+        let kube_proxy = own && pod.kube_proxy;
         if let Some(old) = self.pods.insert(name.clone(), pod) {
             self.forget_pod(&name, &old, dirty);
+        }
+        if kube_proxy {
+            self.kube_proxies.insert(name.clone());
         }
         if own && !host_network {
             for addr in ips {
@@ -175,6 +179,7 @@ impl Cluster {
         if !self.is_own(old) {
             return;
         }
+        self.kube_proxies.remove(name);
         self.release(old.ips.iter().copied());
         for addr in &old.ips {
             self.claims.touch_addr(addr, dirty);

@@ -241,6 +241,8 @@ pub struct Pod {
     pub ips: Box<[Addr]>,
     /// `spec.hostNetwork`: its addresses are the node's.
     pub host_network: bool,
+    /// Whether it is a kube-proxy.
+    pub kube_proxy: bool,
     /// `spec.nodeName`; empty before it is scheduled.
     pub node: Arc<str>,
     /// `metadata.labels`.

@@ -1,93 +1,84 @@
 //! Is kube-proxy at work beside us? Its rules would translate before or after us, and `kubeadm upgrade` brings it
 //! back (kubernetes#129415).
 //!
-//! Its nftables table and its iptables chain are asked for by name, one message each. Rules of the legacy iptables
-//! cannot be listed that way; there the process tells, if its PID namespace is ours.
+//! What it leaves in the kernel is asked for by name ([`rules`]). Whether it lives is harder to tell: a container
+//! does not see the node's processes, so its ports are asked as well ([`ports`]), and the agent knows its Pods.
 #![forbid(unsafe_code)]
+
+pub mod ports;
+pub mod rules;
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::net::SocketAddr;
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-
-use crate::devices::netlink::{Client, Request, Want};
-
-/// `NFNL_SUBSYS_NFTABLES << 8`.
-const NFTABLES: u16 = 10 << 8;
-const NFT_MSG_GETTABLE: u16 = NFTABLES | 1;
-const NFT_MSG_GETCHAIN: u16 = NFTABLES | 4;
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
-
-/// A trace of kube-proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Foreign {
+/// A sign of kube-proxy on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sign {
     /// The table `kube-proxy` of its nftables mode.
     Nftables,
-    /// The chain `KUBE-SERVICES` of its iptables mode.
+    /// The chain `KUBE-SERVICES` of its iptables mode, in nf_tables.
     Iptables,
+    /// The same chain in the legacy tables of iptables.
+    Legacy,
+    /// The device of its IPVS mode.
+    Ipvs,
     /// A process of that name.
     Process,
+    /// It says at its metrics port in which mode it is.
+    Mode(SocketAddr, String),
+    /// It answers at its health port.
+    Health(SocketAddr),
+    /// A Pod on this node: `namespace/name`.
+    Pod(String),
 }
 
-impl fmt::Display for Foreign {
+impl Sign {
+    /// Whether it shows kube-proxy itself, which writes its rules again, and not only what it left behind.
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Nftables | Self::Iptables | Self::Legacy | Self::Ipvs => false,
+            Self::Process | Self::Mode(..) | Self::Health(_) | Self::Pod(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nftables => "its nftables table kube-proxy is here",
-            Self::Iptables => "its iptables chain KUBE-SERVICES is here",
-            Self::Process => "a process kube-proxy is running",
-        })
-    }
-}
-
-/// Looks for traces. What cannot be asked counts as absent.
-pub fn detect() -> Option<Foreign> {
-    match in_nftables() {
-        Ok(Some(found)) => return Some(found),
-        Ok(None) => {}
-        // A kernel without nf_tables, or no CAP_NET_ADMIN.
-        Err(e) => tracing::debug!(err = %e, "nftables not readable"),
-    }
-    is_running().then_some(Foreign::Process)
-}
-
-fn in_nftables() -> io::Result<Option<Foreign>> {
-    let mut client = Client::open(NETLINK_NETFILTER)?;
-    for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-        let table = Request::new(NFT_MSG_GETTABLE, Want::Object, &header(family))
-            .attr(NFTA_TABLE_NAME, b"kube-proxy\0");
-        if exists(&mut client, &table)? {
-            return Ok(Some(Foreign::Nftables));
-        }
-        let chain = Request::new(NFT_MSG_GETCHAIN, Want::Object, &header(family))
-            .attr(NFTA_CHAIN_TABLE, b"nat\0")
-            .attr(NFTA_CHAIN_NAME, b"KUBE-SERVICES\0");
-        if exists(&mut client, &chain)? {
-            return Ok(Some(Foreign::Iptables));
+        match self {
+            Self::Nftables => f.write_str("its nftables table kube-proxy is here"),
+            Self::Iptables => f.write_str("its iptables chain KUBE-SERVICES is here"),
+            Self::Legacy => f.write_str("its chain KUBE-SERVICES is in the legacy iptables"),
+            Self::Ipvs => f.write_str("its device kube-ipvs0 is here"),
+            Self::Process => f.write_str("a process kube-proxy is running"),
+            Self::Mode(address, mode) => write!(f, "it answers at {address}, mode {mode}"),
+            Self::Health(address) => write!(f, "it answers at {address}"),
+            Self::Pod(name) => write!(f, "its Pod {name} is on this node"),
         }
     }
-    Ok(None)
 }
 
-fn exists(client: &mut Client, request: &Request) -> io::Result<bool> {
-    match client.call(request, |_, _| {}) {
-        Ok(()) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(e) => Err(e),
-    }
+/// Signs in one line.
+pub fn words(signs: &[Sign]) -> String {
+    signs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// `struct nfgenmsg`: family, version 0, resource id 0.
-fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
+/// Looks for signs. What cannot be asked counts as absent.
+pub fn detect() -> Vec<Sign> {
+    let mut signs = alive();
+    signs.extend(rules::find());
+    signs
+}
+
+/// Looks for kube-proxy itself.
+pub fn alive() -> Vec<Sign> {
+    let mut signs = ports::find(ports::METRICS, ports::HEALTHZ);
+    signs.extend(is_running().then_some(Sign::Process));
+    signs
 }
 
 /// Whether a process of that name works on our network namespace: others are another node's.
-pub fn is_running() -> bool {
+fn is_running() -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let ours = fs::read_link("/proc/self/ns/net").ok();
     processes

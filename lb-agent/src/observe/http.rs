@@ -25,8 +25,9 @@ const HEADERS: Duration = Duration::from_secs(5);
 const CONNECTION: Duration = Duration::from_secs(120);
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
-/// Between tries to get an address that somebody else has.
-const RETRY: Duration = Duration::from_secs(5);
+/// Between tries to get an address that another process has: kube-proxy's health checks are to find an answer as soon
+/// as it is gone.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What is answered to a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]

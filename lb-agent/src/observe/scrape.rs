@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::bpf::events::Examples;
 use crate::bpf::read;
 use crate::cluster::Kind;
+use crate::observe::MODE;
 use crate::observe::http::Answer;
 use crate::observe::metrics::Metrics;
 use crate::observe::process::Process;
@@ -36,11 +37,24 @@ pub struct Scraper {
     pub source: Arc<Counters>,
 }
 
+/// What answers in kube-proxy's place.
+fn mode() -> Answer {
+    Answer {
+        status: StatusCode::OK,
+        content_type: "text/plain; charset=utf-8",
+        body: MODE.to_owned(),
+        weight: None,
+    }
+}
+
 impl Scraper {
     /// Answers a request.
     pub fn answer(&self, path: &str) -> Answer {
-        if path != "/metrics" {
-            return Answer::not_found();
+        match path {
+            "/metrics" => {}
+            // As kube-proxy has it: users and the project's own tests ask which mode is at work.
+            "/proxyMode" => return mode(),
+            _ => return Answer::not_found(),
         }
         self.refresh();
         let mut body = String::with_capacity(64 * 1024);

@@ -2,18 +2,18 @@
 //! of their own, so the host's `iptables-legacy-save` and `iptables-legacy-restore` are asked.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
 use super::chains::{self, Jump};
+use crate::observe::foreign::rules;
 
-/// Per family: the kernel's list of legacy tables in use, and the programs' names.
-const FAMILIES: [(&str, &str, &str); 2] = [
-    ("/proc/thread-self/net/ip_tables_names", "iptables-legacy-save", "iptables-legacy-restore"),
-    ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save", "ip6tables-legacy-restore"),
+/// The programs' names, in the order of [`rules::LEGACY`].
+const PROGRAMS: [(&str, &str); 2] = [
+    ("iptables-legacy-save", "iptables-legacy-restore"),
+    ("ip6tables-legacy-save", "ip6tables-legacy-restore"),
 ];
 
 /// kube-proxy's rules of one family.
@@ -28,12 +28,13 @@ pub(super) struct Found {
     pub kept: Vec<String>,
 }
 
-/// Looks for kube-proxy's rules. `Err` in an element: tables are there that cannot be read.
+/// Looks for kube-proxy's rules. `Err` in an element: they are there, or may be, and cannot be read.
 pub(super) fn find() -> Vec<anyhow::Result<Found>> {
-    FAMILIES
+    rules::LEGACY
         .into_iter()
-        .filter(|(names, ..)| fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty()))
-        .map(|(_, save, restore)| {
+        .zip(PROGRAMS)
+        .filter(|((family, names), _)| rules::in_legacy(*family, names) != Some(false))
+        .map(|(_, (save, restore))| {
             let found = plan(&saved(save)?);
             Ok(Found { restore, ..found })
         })
@@ -65,7 +66,7 @@ pub(super) fn remove(found: &Found) -> anyhow::Result<()> {
 fn saved(save: &str) -> anyhow::Result<String> {
     let output = match Command::new(save).stdin(Stdio::null()).output() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => bail!(
-            "legacy iptables tables are in use, and {save} is not here to read them: run `lb-agent takeover` on the node itself, or `kube-proxy --cleanup`"
+            "kube-proxy's rules are in the legacy iptables, and {save} is not here to read them: run `lb-agent takeover` on the node itself, or `kube-proxy --cleanup`"
         ),
         other => other.with_context(|| format!("start {save}"))?,
     };

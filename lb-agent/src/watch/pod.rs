@@ -41,6 +41,7 @@ pub(super) struct Spec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Container {
+    image: Option<String>,
     ports: Option<Vec<ContainerPort>>,
     restart_policy: Option<String>,
 }
@@ -118,7 +119,8 @@ impl Watched for PodObject {
             deleting: self.metadata.deletion_timestamp.is_some(),
             sources: sources(self, findings),
             ips: ips(self, findings),
-            host_network: spec.and_then(|spec| spec.host_network) == Some(true),
+            host_network: is_on_host_network(self),
+            kube_proxy: is_kube_proxy(self),
             node: spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
             labels: field::labels(self.metadata.labels.as_ref()),
             ports: ports(self, findings),
@@ -174,6 +176,29 @@ fn sources(pod: &PodObject, findings: &mut Findings) -> Option<Box<[Prefix]>> {
 pub(super) fn has_finished(pod: &PodObject) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn is_on_host_network(pod: &PodObject) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+}
+
+/// Whether it is kube-proxy, by the label that kubeadm's has, or that of the static Pods of others, or by its image.
+/// Only a Pod on the host's network can be: it writes the node's rules, and whoever may make such Pods may do more.
+fn is_kube_proxy(pod: &PodObject) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    let labelled = ["k8s-app", "component"].into_iter().any(|key| {
+        labels.and_then(|labels| labels.get(key)).is_some_and(|value| value == "kube-proxy")
+    });
+    let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter().flatten());
+    let by_image = || {
+        containers.filter_map(|container| container.image.as_deref()).any(|image| {
+            let name = image.rsplit('/').next().unwrap_or_default();
+            let rest = name.strip_prefix("kube-proxy");
+            // A tag, a digest, or an architecture (`kube-proxy-amd64:v1.36.3`).
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '@', '-']))
+        })
+    };
+    is_on_host_network(pod) && (labelled || by_image())
 }
 
 /// `status.podIPs`, or `status.podIP` where a manifest has only that.

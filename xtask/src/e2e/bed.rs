@@ -24,7 +24,12 @@ pub(crate) struct Bed<'a> {
     /// Addresses of the Service `web`: IPv4, then IPv6, as far as the cluster has them.
     pub(crate) web: Vec<String>,
     image: String,
+    /// Whether the privileged Pods stand for the nodes although --node-exec reaches those: they lack the programs.
+    pods_for_nodes: bool,
 }
+
+/// What questions are asked with.
+const PROGRAMS: &str = "command -v curl && command -v nc";
 
 impl<'a> Bed<'a> {
     /// Makes everything and waits until the Pods are ready.
@@ -34,7 +39,8 @@ impl<'a> Bed<'a> {
     pub(crate) fn make(cluster: &'a Cluster, image: &str) -> Result<Self> {
         remove(cluster)?;
         say(&format!("test Pods in {NAMESPACE} on {}", cluster.nodes.join(" ")));
-        let mut bed = Bed { cluster, web: Vec::new(), image: image.to_owned() };
+        let mut bed =
+            Bed { cluster, web: Vec::new(), image: image.to_owned(), pods_for_nodes: false };
         // Nodes' shells are privileged, which the namespace must allow where Pod security is enforced.
         let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
         let namespace = json!({
@@ -58,6 +64,12 @@ impl<'a> Bed<'a> {
             cluster.run(&[&wait[..], &["--selector", "bed=lb-e2e", "--timeout", "90s"]].concat())
         })
         .context("the test Pods do not become ready")?;
+        bed.pods_for_nodes = cluster.nodes.iter().any(|node| bed.on_node(node, PROGRAMS).is_err());
+        if bed.pods_for_nodes {
+            say(
+                "the nodes have no curl or nc: Pods on their network and with their processes stand for them",
+            );
+        }
         bed.web = bed.addresses("web")?;
         if bed.web.len() == 1 {
             say("a single-stack cluster: only its own family is checked");
@@ -212,7 +224,29 @@ impl<'a> Bed<'a> {
     /// # Errors
     /// When it fails; with what it wrote to stderr.
     pub(crate) fn on_node(&self, node: &str, script: &str) -> Result<String> {
+        if self.pods_for_nodes {
+            return self.in_host_pod(node, script);
+        }
         output(&mut self.cluster.node_shell(node, script)).map_err(|err| short(&err, script))
+    }
+
+    /// Runs a script in the privileged Pod on a node, on the node's network.
+    ///
+    /// # Errors
+    /// When it fails; with what it wrote to stderr.
+    pub(crate) fn in_host_pod(&self, node: &str, script: &str) -> Result<String> {
+        output(&mut self.cluster.pod_shell(&format!("host-{node}"), script))
+            .map_err(|err| short(&err, script))
+    }
+
+    /// A Service of all servers with a NodePort.
+    pub(crate) fn node_port_service(&self, name: &str) -> Value {
+        with(service(name, &json!({ "app": "web" }), None), &json!({ "type": "NodePort" }))
+    }
+
+    /// Whether Services have addresses of this one's family.
+    pub(crate) fn has_family(&self, address: &str) -> bool {
+        self.web.iter().any(|own| own.contains(':') == address.contains(':'))
     }
 }
 

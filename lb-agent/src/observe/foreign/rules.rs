@@ -1,0 +1,96 @@
+//! What kube-proxy leaves in the kernel, by one or two names for each of its modes.
+//!
+//! Its nftables table and its iptables chain are asked for by name, one message each. A legacy table of iptables is to
+//! be had as a whole only, and is read where the kernel says that one is in use.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::Sign;
+use crate::devices::netlink::{Client, Request, Want};
+use crate::syscall::{self, Family};
+
+/// `NFNL_SUBSYS_NFTABLES << 8`.
+const NFTABLES: u16 = 10 << 8;
+const NFT_MSG_GETTABLE: u16 = NFTABLES | 1;
+const NFT_MSG_GETCHAIN: u16 = NFTABLES | 4;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+/// The device of its IPVS mode.
+pub const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
+/// In each of its legacy tables; a chain's name ends with a zero.
+const CHAIN: &[u8] = b"KUBE-SERVICES\0";
+/// The kernel's lists of legacy tables in use.
+pub const LEGACY: [(Family, &str); 2] = [
+    (Family::V4, "/proc/thread-self/net/ip_tables_names"),
+    (Family::V6, "/proc/thread-self/net/ip6_tables_names"),
+];
+
+/// Looks for them. What cannot be asked counts as absent.
+pub fn find() -> Vec<Sign> {
+    let mut signs = Vec::new();
+    match in_nftables() {
+        Ok(found) => signs.extend(found),
+        // A kernel without nf_tables, or no CAP_NET_ADMIN.
+        Err(e) => tracing::debug!(err = %e, "nftables not readable"),
+    }
+    let legacy = LEGACY.into_iter().any(|(family, names)| in_legacy(family, names) == Some(true));
+    signs.extend(legacy.then_some(Sign::Legacy));
+    signs.extend(Path::new(IPVS_DEVICE).exists().then_some(Sign::Ipvs));
+    signs
+}
+
+/// Whether kube-proxy's chain is in a legacy table of a family, whose list of tables is the file `names`; `None` when
+/// the tables cannot be read.
+pub fn in_legacy(family: Family, names: &str) -> Option<bool> {
+    let names = fs::read_to_string(names).unwrap_or_default();
+    let mut found = false;
+    for table in names.lines().filter(|name| matches!(*name, "nat" | "filter")) {
+        match syscall::legacy_table(family, table) {
+            Ok(entries) => found |= entries.windows(CHAIN.len()).any(|bytes| bytes == CHAIN),
+            Err(err) => {
+                tracing::debug!(table, %err, "legacy table not readable");
+                return None;
+            }
+        }
+    }
+    Some(found)
+}
+
+fn in_nftables() -> io::Result<Option<Sign>> {
+    let mut client = Client::open(NETLINK_NETFILTER)?;
+    for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+        let table = Request::new(NFT_MSG_GETTABLE, Want::Object, &header(family))
+            .attr(NFTA_TABLE_NAME, b"kube-proxy\0");
+        if exists(&mut client, &table)? {
+            return Ok(Some(Sign::Nftables));
+        }
+        let chain = Request::new(NFT_MSG_GETCHAIN, Want::Object, &header(family))
+            .attr(NFTA_CHAIN_TABLE, b"nat\0")
+            .attr(NFTA_CHAIN_NAME, b"KUBE-SERVICES\0");
+        if exists(&mut client, &chain)? {
+            return Ok(Some(Sign::Iptables));
+        }
+    }
+    Ok(None)
+}
+
+fn exists(client: &mut Client, request: &Request) -> io::Result<bool> {
+    match client.call(request, |_, _| {}) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// `struct nfgenmsg`: family, version 0, resource id 0.
+fn header(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
+}
