@@ -36,6 +36,8 @@ pub mod gc;
 
 pub mod resize;
 
+pub mod ports;
+
 pub mod sockets;
 
 pub mod flows;

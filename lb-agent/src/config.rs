@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lb_common::config::MASQUERADE_PORTS;
 use lb_common::limits;
 
 use crate::cluster::Prefix;
 use crate::model::rules::{NodePortAddresses, Rules};
+use crate::ports::HostPorts;
 use crate::watch::kube::ConnectOptions;
 
 /// Where the kubelet keeps the address of the API server.
@@ -103,7 +103,8 @@ pub struct RunArgs {
     /// Ranges of the externalIPs that are served; an address of a Pod, Service or node never is [default: none]
     #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "RANGES")]
     pub external_ip_cidrs: Option<String>,
-    /// Source ports of flows from outside that this node passes on to others [default: 10000-29999]
+    /// Source ports of flows from outside that this node passes on to others [default: the widest range from 10000 on
+    /// that net.ipv4.ip_local_port_range and 30000-32767 leave, mostly 10000-29999]
     #[arg(long, env = "LB_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
     pub masquerade_ports: Option<String>,
     /// What Pods may do that are not known yet, where policies isolate some: standard (cut off while one of those may
@@ -334,7 +335,7 @@ impl Config {
             takeover: Takeover::resolve(args.takeover)?,
             masquerade_ports: match given(args.masquerade_ports) {
                 Some(text) => masquerade_ports(&text)?,
-                None => MASQUERADE_PORTS,
+                None => HostPorts::read().widest_rest(),
             },
             ct_entries: match given(args.ct_entries) {
                 Some(text) => ct_entries(&text)?,

@@ -33,6 +33,8 @@ pub mod takeover;
 
 pub mod config;
 
+pub mod ports;
+
 pub mod preflight;
 
 pub mod syscall;

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write as _};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use lb_common::flow::proto;
@@ -38,6 +39,9 @@ pub struct Names<'a> {
     pub agent: Agent<'a>,
     /// Where its facts come from.
     pub source: Source<'a>,
+    /// The first and last of `--masquerade-ports`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade_ports: Option<[u16; 2]>,
     /// Lines of `lbctl status`, in the order to be shown.
     pub subsystems: Vec<Subsystem<'a>>,
     /// Everything that is wrong with objects, as of the last sync.
@@ -429,6 +433,18 @@ pub fn write(path: &Path, names: &impl Serialize) -> Result<(), NamesError> {
         .map_err(|source| NamesError::Json { path: partial.clone(), source })?;
     file.flush().map_err(io)?;
     fs::rename(&partial, path).map_err(io)
+}
+
+/// The range of source ports that the last agent gave to masqueraded flows, by its table at `path`; `None` when there is
+/// no such table, or it does not say.
+pub fn masquerade_ports(path: &Path) -> Option<RangeInclusive<u16>> {
+    #[derive(Deserialize)]
+    struct Part {
+        masquerade_ports: Option<[u16; 2]>,
+    }
+    let file = BufReader::with_capacity(1 << 16, File::open(path).ok()?);
+    let Part { masquerade_ports } = serde_json::from_reader(file).ok()?;
+    masquerade_ports.map(|[first, last]| first..=last)
 }
 
 /// Reads the table at `path`.

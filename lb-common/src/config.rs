@@ -23,8 +23,11 @@ pod! {
         pub masquerade_n: u32,
         /// New flows a second that a Pod may have in each direction; 0 = any number.
         pub pod_new_flows: u32,
-        /// Zero.
-        pub pad: u32,
+        /// First port of those that answers to masqueraded flows may come to: `masquerade_base`, or less while flows live
+        /// that got their ports from another range.
+        pub answer_base: u16,
+        /// Number of them.
+        pub answer_n: u16,
     }
 }
 

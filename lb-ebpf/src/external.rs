@@ -69,8 +69,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
         _ => return Verdict::Pass,
     }
     let port = scratch.parsed.flow.dport.get();
-    let (base, n) = maps::masquerade_ports();
-    let answer = u32::from(port).wrapping_sub(base) < n;
+    let answer = maps::is_answer_port(port);
     let request = maps::is_frontend_port(port);
     if !answer && !request {
         return Verdict::Pass;

@@ -363,6 +363,12 @@ pub(crate) fn masquerade_ports() -> (u32, u32) {
     (config_field!(masquerade_base), config_field!(masquerade_n))
 }
 
+/// Whether answers to masqueraded flows come to the port.
+#[inline(always)]
+pub(crate) fn is_answer_port(port: u16) -> bool {
+    port.wrapping_sub(config_field!(answer_base)) < config_field!(answer_n)
+}
+
 /// Whether a new flow of the Pod behind the device is within its budget. Not atomic: what two CPUs do at the same moment
 /// counts once.
 #[inline(always)]

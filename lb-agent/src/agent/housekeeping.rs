@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::agent::issues::Issues;
-use crate::agent::masquerade::{self, HostPorts};
+use crate::agent::masquerade;
 use crate::agent::report;
 use crate::agent::table::{self, Known, Table, policies};
 use crate::agent::{Agent, unix_now};
@@ -27,6 +27,7 @@ use crate::model::Desired;
 use crate::names::{self, Agent as AgentName, Names, Source as SourceName};
 use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
 use crate::plan::Actual;
+use crate::ports::HostPorts;
 use crate::preflight::Facts;
 use crate::watch::kube::{ApiEvents, StartupTaint};
 
@@ -233,6 +234,8 @@ impl Agent {
             synced: house.synced,
         };
         let (kind, place) = &house.source;
+        let ports = &house.masquerade_ports;
+        names.masquerade_ports = Some([*ports.start(), *ports.end()]);
         names.source = SourceName { kind: Cow::Borrowed(kind), place: Cow::Borrowed(place) };
         let kube_proxy = self.kube_proxy.signs(&self.cluster);
         names.subsystems = report::lines(&report::Facts {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
@@ -13,6 +14,7 @@ use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
 use tracing::info;
 
+use crate::bpf;
 use crate::bpf::addresses::AddressTables;
 use crate::bpf::attach::Hooks;
 use crate::bpf::clock::Clock;
@@ -22,6 +24,8 @@ use crate::bpf::pins::Pins;
 use crate::bpf::policy::PolicyTables;
 use crate::bpf::resize::Resize;
 use crate::config::Config;
+use crate::names;
+use crate::ports::{self, Ports};
 use crate::preflight::{self, Facts};
 use crate::syscall;
 
@@ -63,9 +67,11 @@ impl Kernel {
         let ct_entries = cfg.ct_entries;
         let ct_is_new =
             maps::pinned_capacity(&pins.map(&MAP_CT)).is_none() && !pins.aside(&MAP_CT).exists();
+        // Before anything is set aside.
+        let answers = answer_ports(cfg, &pins).context("look for masqueraded flows")?;
         let mut resize = Resize::set_aside(&pins, clock, ct_entries)
             .context("set aside the conntrack table, whose capacity is not --ct-entries")?;
-        let program_config = program_config(cfg, clock, facts)?;
+        let program_config = program_config(cfg, clock, facts, &answers)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
             config: program_config,
@@ -107,7 +113,21 @@ impl Kernel {
     }
 }
 
-fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<ProgramConfig> {
+/// The ports that answers to masqueraded flows come to: those that new flows get, and those that flows of earlier agents
+/// have. The last agent's programs give out its own until they are replaced.
+fn answer_ports(cfg: &Config, pins: &Pins) -> io::Result<Ports> {
+    let former = names::masquerade_ports(&cfg.dirs.state.join(names::FILE));
+    let in_use = bpf::ports::of_masqueraded_flows(pins)?;
+    let all = former.into_iter().chain(in_use);
+    Ok(all.fold(cfg.masquerade_ports.clone(), |all, more| ports::hull(&all, &more)))
+}
+
+fn program_config(
+    cfg: &Config,
+    clock: Clock,
+    facts: &Facts,
+    answers: &Ports,
+) -> anyhow::Result<ProgramConfig> {
     let netns_cookie = syscall::netns_cookie().context("ask for the network namespace's cookie")?;
     let csum_ipv6 = preflight::version(&facts.kernel).is_some_and(|v| v >= CSUM_IPV6_SINCE);
     Ok(ProgramConfig {
@@ -119,7 +139,8 @@ fn program_config(cfg: &Config, clock: Clock, facts: &Facts) -> anyhow::Result<P
         masquerade_base: u32::from(*cfg.masquerade_ports.start()),
         masquerade_n: u32::try_from(cfg.masquerade_ports.len()).unwrap_or_default(),
         pod_new_flows: cfg.pod_new_flows,
-        pad: 0,
+        answer_base: *answers.start(),
+        answer_n: u16::try_from(answers.len()).unwrap_or(u16::MAX),
     })
 }
 

@@ -5,50 +5,9 @@
 //! port would be taken to answer.
 #![forbid(unsafe_code)]
 
-use std::fs;
-use std::ops::RangeInclusive;
-
 use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
-
-type Ports = RangeInclusive<u16>;
-
-/// The ports that the host's own sockets are given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HostPorts {
-    /// `net.ipv4.ip_local_port_range`, of both families; `None` when it cannot be read.
-    given: Option<Ports>,
-    /// `net.ipv4.ip_local_reserved_ports`: none of them.
-    reserved: Vec<Ports>,
-}
-
-impl HostPorts {
-    /// As the network namespace has them now.
-    pub(super) fn read() -> Self {
-        let read = |name: &str| {
-            fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
-        };
-        Self::parse(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
-    }
-
-    fn parse(given: &str, reserved: &str) -> Self {
-        let range = |bounds: (&str, &str)| {
-            Some(bounds.0.trim().parse().ok()?..=bounds.1.trim().parse().ok()?)
-        };
-        let reserved = reserved.trim().split(',');
-        Self {
-            given: given.trim().split_once(char::is_whitespace).and_then(range),
-            reserved: reserved
-                .filter_map(|item| range(item.split_once('-').unwrap_or((item, item))))
-                .collect(),
-        }
-    }
-
-    fn has(&self, port: u16) -> bool {
-        self.given.as_ref().is_some_and(|given| given.contains(&port))
-            && !self.reserved.iter().any(|reserved| reserved.contains(&port))
-    }
-}
+use crate::ports::{HostPorts, Ports};
 
 /// What is wrong with `--masquerade-ports` on this node.
 pub(super) fn issues(
@@ -88,7 +47,8 @@ pub(super) fn issues(
 
 #[cfg(test)]
 mod tests {
-    use super::{HostPorts, issues};
+    use super::issues;
+    use crate::ports::HostPorts;
 
     #[test]
     fn s23_ranges_that_overlap_are_told() {

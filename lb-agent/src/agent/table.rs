@@ -61,6 +61,7 @@ impl Serialize for Table<'_> {
             node,
             agent,
             source,
+            masquerade_ports,
             subsystems,
             issues,
             services: _,
@@ -78,6 +79,9 @@ impl Serialize for Table<'_> {
         map.serialize_entry("node", node)?;
         map.serialize_entry("agent", agent)?;
         map.serialize_entry("source", source)?;
+        if let Some(ports) = masquerade_ports {
+            map.serialize_entry("masquerade_ports", ports)?;
+        }
         map.serialize_entry("subsystems", subsystems)?;
         map.serialize_entry("issues", issues)?;
         match self.former {

@@ -76,6 +76,8 @@ impl Bed {
             hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
             masquerade_base: u32::from(*config::MASQUERADE_PORTS.start()),
             masquerade_n: config::MASQUERADE_PORTS.len() as u32,
+            answer_base: *config::MASQUERADE_PORTS.start(),
+            answer_n: config::MASQUERADE_PORTS.len() as u16,
             pod_new_flows,
             ..Config::ZERO
         };

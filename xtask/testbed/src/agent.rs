@@ -3,6 +3,7 @@
 use std::{
     fs::OpenOptions,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -39,6 +40,8 @@ pub struct Agent {
     pub log: PathBuf,
     /// Its `--ct-entries`, from the next start on.
     pub ct_entries: u32,
+    /// Its `--masquerade-ports`, from the next start on; as the agent chooses when there are none.
+    pub masquerade_ports: Option<RangeInclusive<u16>>,
     binary: PathBuf,
     manifests: PathBuf,
     child: Option<Child>,
@@ -54,6 +57,7 @@ impl Agent {
             state_dir: dir.join(&node.name),
             log: dir.join(format!("{}.log", node.name)),
             ct_entries: 131_072,
+            masquerade_ports: None,
             binary: binary.to_owned(),
             manifests: manifests.to_owned(),
             child: None,
@@ -98,6 +102,9 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("clone the log's descriptor")?)
             .stderr(log);
+        if let Some(ports) = &self.masquerade_ports {
+            command.args(["--masquerade-ports", &format!("{}-{}", ports.start(), ports.end())]);
+        }
         Ok(command)
     }
 
