@@ -658,14 +658,24 @@ fn backends_are_chosen_evenly() {
 #[test]
 fn an_idle_udp_flow_chooses_again_after_its_timeout() {
     let query = "10.1.0.1:4000 > 10.96.0.1:53 udp len=3";
-    for (answered, secs, moves) in
-        [(false, 40, false), (false, 70, true), (true, 70, false), (true, 200, true)]
-    {
+    let answer = "10.2.0.1:53 > 10.1.0.1:4000 udp len=3";
+    for (kind, secs, moves) in [
+        ("asked", 20, false),
+        ("asked", 40, true),
+        ("answered", 20, false),
+        ("answered", 40, true),
+        ("stream", 100, false),
+        ("stream", 130, true),
+    ] {
         let mut bed = Bed::new();
         bed.service("10.96.0.1:53", proto::UDP, &["10.2.0.1:53"]);
         bed.leave(query);
-        if answered {
-            bed.enter("10.2.0.1:53 > 10.1.0.1:4000 udp len=3");
+        if kind != "asked" {
+            bed.enter(answer);
+        }
+        if kind == "stream" {
+            bed.age(3);
+            bed.leave(query);
         }
         let second = bed.backend("10.2.0.2:53", proto::UDP);
         bed.frontend("10.96.0.1:53", proto::UDP, &[second]);
@@ -674,7 +684,7 @@ fn an_idle_udp_flow_chooses_again_after_its_timeout() {
         assert_eq!(
             bed.leave(query),
             format!("10.1.0.1:4000 > {want} udp"),
-            "answered {answered}, idle for {secs} s"
+            "{kind}, idle for {secs} s"
         );
     }
 }

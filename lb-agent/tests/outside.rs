@@ -15,6 +15,8 @@ mod node;
 #[path = "datapath/packet.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
+#[path = "outside/ports.rs"]
+mod ports;
 
 use std::collections::BTreeSet;
 

@@ -74,7 +74,8 @@ pod! {
         /// Last packet, in units of 256 kernel ticks (jiffies / 256), truncated to 32 bits.
         pub last_seen: u32,
         /// Policy epoch at the last verdict. Forward entry of an external flow to a Pod of this node, which is judged at
-        /// its veth: the `veth` of the Pod's entry.
+        /// its veth: the `veth` of the Pod's entry. Reply entry of a masqueraded flow: the low 32 bits of the kernel's
+        /// ticks when it was opened.
         pub epoch: u32,
         /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`.
         pub flags: u32,
@@ -108,7 +109,9 @@ pub mod bits {
     pub const TO_HOST: u32 = 1 << 27;
     /// Counted in the map `loads` under its backend.
     pub const COUNTED: u32 = 1 << 28;
-    /// Two bits: in how many stamps packets were seen after the first one, 3 for more; of translated UDP flows.
+    /// Two bits, of other protocols than TCP: in how many stamps packets were seen after the first one, one more for a
+    /// masqueraded client that spoke again when it had been answered. 3 for more, and for a packet that came two
+    /// seconds after another one of an answered flow: this is a stream.
     pub const TIMES: u32 = 3 << 29;
     /// Packets were seen in both directions (other protocols than TCP).
     pub const SEEN_OUT: u32 = 1 << 22;
@@ -190,7 +193,7 @@ pub enum Direction {
 const REMEMBERED: u8 = tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK;
 /// Either says that a side sends no more.
 const LAST: u8 = tcp::FIN | tcp::RST;
-const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
+pub(crate) const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
 
 /// TCP flags seen leaving the Pod.
 const fn sent(flags: u32) -> u8 {
@@ -339,6 +342,20 @@ pub const fn again(flags: u32) -> u32 {
     if flags & bits::TIMES == bits::TIMES { flags } else { flags + (1 << 29) }
 }
 
+/// The same of a packet that came `silence` stamps after the one before, when the flags were `before`.
+pub const fn again_after(flags: u32, before: u32, silence: u32, hz: u32) -> u32 {
+    if before & BOTH_WAYS == BOTH_WAYS && silence >= stamps(2, hz) {
+        return flags | bits::TIMES;
+    }
+    again(flags)
+}
+
+/// `flags` of the forward entry of a masqueraded flow as its client sends: when it has been answered before, this is no
+/// single question and answer.
+pub const fn spoken(flags: u32) -> u32 {
+    if flags & (BOTH_WAYS | bits::TIMES) == BOTH_WAYS { again(flags) } else { flags }
+}
+
 /// Whether a translated flow is one whose entries are kept beside the table, where others cannot evict them: its two
 /// ends have spoken to each other, and the flow is there for some time.
 pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
@@ -357,7 +374,8 @@ pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
 /// has sent its last (`tcpCloseWaitTimeout`), 70 s when it is over (TIME_WAIT and a last retransmission). 10 min when it
 /// was met in mid-flow and one direction alone was seen since: a straggler of a connection that is over, or one that
 /// will be met again.
-/// UDP: 60 s one-way, 180 s both ways (nf_conntrack's own figures). ICMP 10 s, everything else 600 s.
+/// UDP: 30 s unanswered, and after one question and answer; 120 s for a stream (nf_conntrack's own figures). ICMP 10 s,
+/// everything else 600 s.
 pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
     match protocol {
         proto::TCP if is_closed(flags) => 70,
@@ -371,8 +389,8 @@ pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
         proto::TCP if !is_established(flags) => 60,
         proto::TCP if is_closing(flags) => 3600,
         proto::TCP => 24 * 3600,
-        proto::UDP if flags & BOTH_WAYS == BOTH_WAYS => 180,
-        proto::UDP => 60,
+        proto::UDP if flags & (BOTH_WAYS | bits::TIMES) == BOTH_WAYS | bits::TIMES => 120,
+        proto::UDP => 30,
         proto::ICMP | proto::ICMP6 => 10,
         _ => 600,
     }
@@ -387,16 +405,6 @@ pub const fn age(last_seen: u32, now: u32) -> u32 {
 /// So many seconds in stamps, one more, since they are coarse.
 pub const fn stamps(secs: u32, hz: u32) -> u32 {
     ((secs as u64 * hz as u64) >> 8) as u32 + 1
-}
-
-/// Whether a new flow may have the tuple of this one, when there is no other: nobody answered it, its handshake was
-/// not completed, or a side that may be somebody else has sent its last and there was silence since.
-pub const fn yields(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
-    match protocol {
-        proto::TCP if is_closing(flags) => age(last_seen, now) > stamps(70, hz),
-        proto::TCP => !is_established(flags),
-        _ => flags & BOTH_WAYS != BOTH_WAYS,
-    }
 }
 
 /// [`CtEntry::last_seen`] for a reading of the kernel's tick counter.
@@ -416,7 +424,7 @@ mod tests {
 
     use super::{
         CtEntry, CtKey, Direction, bits, carried, is_closed, is_closing, is_established,
-        is_expired, is_news, partner, reopens, scope, seen, stamp, survives, timeout_secs, yields,
+        is_expired, is_news, partner, reopens, scope, seen, stamp, survives, timeout_secs,
     };
     use crate::addr::Addr;
     use crate::be::Be16;
@@ -619,7 +627,29 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_one_that_lasts_for_more_than_two_seconds() {
+        use super::{again_after, spoken};
+        let hz = 256;
+        let (asked, answered) = (after(&[(Egress, 0)]), after(&[(Egress, 0), (Ingress, 0)]));
+        let times = |flags: u32| (flags & bits::TIMES) >> 29;
+        let cases = [
+            ("the first answer, late", answered, asked, 9, 1),
+            ("an answer in the next stamp", answered, asked, 1, 1),
+            ("the next packet, soon", answered, answered, 2, 1),
+            ("the next packet, later", answered, answered, 3, 3),
+            ("unanswered, again", asked, asked, 25, 1),
+        ];
+        for (name, flags, before, silence, want) in cases {
+            assert_eq!(times(again_after(flags, before, silence, hz)), want, "{name}");
+        }
+        assert_eq!(times(spoken(asked)), 0, "a question repeated");
+        assert_eq!(times(spoken(answered)), 1, "another one");
+        assert_eq!(times(spoken(spoken(answered))), 1, "counted once");
+    }
+
+    #[test]
     fn timeouts_by_state() {
+        use super::again;
         let fin = (Ingress, FIN_ACK);
         assert_eq!(timeout_secs(proto::TCP, after(&OPEN[..1])), 60);
         assert_eq!(timeout_secs(proto::TCP, after(&OPEN[..2])), 60);
@@ -631,24 +661,13 @@ mod tests {
         assert_eq!(timeout_secs(proto::TCP, met), 600);
         assert_eq!(timeout_secs(proto::TCP, seen(met, Egress, FIN_ACK)), 70);
         assert_eq!(timeout_secs(proto::TCP, seen(met, Ingress, tcp::ACK)), 86400);
-        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)])), 60);
-        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0), (Ingress, 0)])), 180);
+        let answered = after(&[(Egress, 0), (Ingress, 0)]);
+        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)]) | bits::TIMES), 30);
+        assert_eq!(timeout_secs(proto::UDP, answered), 30);
+        assert_eq!(timeout_secs(proto::UDP, again(again(answered))), 30);
+        assert_eq!(timeout_secs(proto::UDP, answered | bits::TIMES), 120);
         assert_eq!(timeout_secs(proto::ICMP6, 0), 10);
         assert_eq!(timeout_secs(proto::SCTP, 0), 600);
-    }
-
-    #[test]
-    fn under_pressure_a_tuple_is_taken_from_who_never_answered() {
-        let (hz, now) = (256, 1_000_000);
-        let cases = [
-            ("half open", after(&OPEN[..2]), 0, true),
-            ("established, idle for long", after(&OPEN), 80_000, false),
-            ("reset by somebody just now", after(&then(&[(Ingress, tcp::RST)])), 10, false),
-            ("the same, silent since", after(&then(&[(Ingress, tcp::RST)])), 80, true),
-        ];
-        for (name, flags, ago, want) in cases {
-            assert_eq!(yields(proto::TCP, flags, now - ago, now, hz), want, "{name}");
-        }
     }
 
     #[test]
@@ -657,8 +676,8 @@ mod tests {
         let udp = |age: u32, now: u32| is_expired(proto::UDP, 0, now.wrapping_sub(age), now, hz);
         for now in [1_000_000, 5, 0, u32::MAX] {
             assert!(!udp(0, now));
-            assert!(!udp(59, now), "60 s are 58.6 stamps at 250 Hz");
-            assert!(udp(61, now));
+            assert!(!udp(30, now), "30 s are 29.3 stamps at 250 Hz");
+            assert!(udp(31, now));
             assert!(!udp(u32::MAX, now), "a stamp one tick ahead is not old");
         }
         assert_eq!(stamp(0x1_0000_0100), 0x0100_0001);

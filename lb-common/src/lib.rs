@@ -47,6 +47,7 @@ pub mod fragment;
 pub mod policy;
 pub mod service;
 pub mod socket;
+pub mod tenure;
 
 pub mod event;
 pub mod verdict;

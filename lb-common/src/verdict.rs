@@ -245,11 +245,14 @@ pub enum Counter {
     PlainClosed = 18,
     /// New flows of Pods whose budget was used up: passed without an entry where nothing depends on it, else dropped.
     OverBudget = 19,
+    /// Masqueraded flows that got the port of an earlier one, which was done or unanswered, since none that was tried
+    /// was free.
+    PortTakenOver = 20,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -270,6 +273,7 @@ impl Counter {
         Self::EntryRestored,
         Self::PlainClosed,
         Self::OverBudget,
+        Self::PortTakenOver,
     ];
 
     /// The name in metrics and tables.
@@ -295,6 +299,7 @@ impl Counter {
             Self::EntryRestored => "entry_restored",
             Self::PlainClosed => "plain_closed",
             Self::OverBudget => "over_budget",
+            Self::PortTakenOver => "port_taken_over",
         }
     }
 

@@ -77,36 +77,44 @@ extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u3
 /// Notes the packet on its entry, whose key is in the scratch room.
 #[inline(always)]
 pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
-    if conntrack::is_news(entry.flags(), direction, scratch.parsed.tcp_flags) {
+    let before = entry.flags();
+    if conntrack::is_news(before, direction, scratch.parsed.tcp_flags) {
         learn(scratch, entry, direction);
     }
+    let last = entry.last_seen();
     // An unchanged cache line is not taken from other CPUs.
-    if entry.last_seen() != now {
+    if last != now {
         entry.stamp(now);
         if scratch.parsed.flow.proto != proto::TCP {
-            come_again(scratch, entry);
+            come_again(scratch, entry, before, conntrack::age(last, now));
         }
     }
 }
 
-/// A packet in another stamp than the one before, of another protocol than TCP: a translated flow that lasts is kept.
+/// A packet in another stamp than the one before, `silence` stamps later, of another protocol than TCP. It keeps both
+/// entries of a translated flow, of which the other does not see this direction. A flow may turn out to be a stream, which
+/// both are to know, and copies of them are kept. `before` are the flags that the packet found.
 #[inline(never)]
-fn come_again(scratch: &mut Scratch, entry: Tracked) {
-    let before = entry.flags();
-    if before & bits::TIMES == bits::TIMES || before & (bits::FORWARD | bits::REPLY) == 0 {
-        return;
+fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) {
+    let flags = entry.flags();
+    let after = conntrack::again_after(flags, before, silence, maps::config_hz());
+    if after != flags {
+        entry.set_flags(after);
     }
-    let after = conntrack::again(before);
-    entry.set_flags(after);
     let Scratch { parsed, key, partner, other, .. } = scratch;
-    if !conntrack::is_worth_keeping(parsed.flow.proto, after) {
-        return;
-    }
     *other = entry.entry();
-    maps::keep(key, other);
     let Some(found) = conntrack::partner(key, other) else { return };
     *partner = found;
-    if let Some(twin) = maps::ct(partner) {
+    let twin = maps::ct(partner);
+    if let Some(twin) = twin {
+        twin.stamp(other.last_seen);
+    }
+    if after == flags || !conntrack::is_worth_keeping(parsed.flow.proto, after) {
+        return;
+    }
+    maps::keep(key, other);
+    if let Some(twin) = twin {
+        twin.set_flags(twin.flags() | bits::TIMES);
         *other = twin.entry();
         maps::keep(partner, other);
     }
@@ -300,8 +308,8 @@ pub(crate) struct Nat {
     pub(crate) veth: u16,
     /// For counters and events; 0 when no service port is known.
     pub(crate) service_id: u32,
-    /// The oldest flow met whose tuple this one may have: its age in stamps, from 1, then its port; 0 = none.
-    pub(crate) oldest: u32,
+    /// The flow met that needs its tuple least: how ready it is to yield it, then its port; 0 = none.
+    pub(crate) readiest: u32,
 }
 
 /// Outcome of [`claim`].

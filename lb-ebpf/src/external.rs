@@ -33,7 +33,7 @@ use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
 use crate::service::{self, Client, Health};
 use crate::verdict::{self, Verdict};
-use crate::{fragment, origin, rewrite};
+use crate::{fragment, masquerade, origin, rewrite};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -161,6 +161,18 @@ fn note_reply(scratch: &mut Scratch, entry: Tracked, now: u32) {
     conntrack::note(scratch, entry, Direction::Egress, now);
 }
 
+#[inline(always)]
+fn note_client(scratch: &mut Scratch, entry: Tracked, now: u32) {
+    let flags = entry.flags();
+    if scratch.parsed.flow.proto != proto::TCP && flags & bits::MASQUERADED != 0 {
+        let spoken = lb_common::conntrack::spoken(flags);
+        if spoken != flags {
+            entry.set_flags(spoken);
+        }
+    }
+    conntrack::note(scratch, entry, Direction::Ingress, now);
+}
+
 /// Makes the frontend the source of an answer, and restores the client's port where it was mapped.
 #[inline(always)]
 fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
@@ -245,7 +257,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
             return open(packet, scratch, frontend, now);
         }
     }
-    conntrack::note(scratch, entry, Direction::Ingress, now);
+    note_client(scratch, entry, now);
     deliver(packet, scratch, entry)
 }
 
@@ -320,7 +332,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         if !place(packet, scratch) {
             return drop(DropReason::NoRoute, service_id);
         }
-        match claim(scratch, now) {
+        match masquerade::claim(now) {
             Claim::Taken => {}
             Claim::Full => return drop(DropReason::ConntrackFull, service_id),
             Claim::Done => return commit(packet, scratch, now),
@@ -384,110 +396,6 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     nat.flags |= bits::MASQUERADED;
     nat.stand_in = if v4 { dev.masquerade4 } else { dev.masquerade6 };
     nat.stand_in != lb_common::addr::Addr::NONE
-}
-
-/// Writes the reply entry of a flow from outside, from a free source port where that may change. When none of the ports
-/// of this node that were tried is free, the flow gets that of the oldest one that nobody answered: connections that
-/// their clients never complete do not shut out those of others.
-#[inline(never)]
-fn claim(scratch: &mut Scratch, now: u32) -> Claim {
-    const PORT_TRIES: u32 = 16;
-    let Scratch { parsed, key, entry, nat, .. } = scratch;
-    let flow = &parsed.flow;
-    let flags = nat.flags;
-    let to_pod = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
-    *key = CtKey {
-        local: nat.target.addr,
-        remote: nat.stand_in,
-        local_port: nat.target.port,
-        remote_port: nat.port,
-        proto: flow.proto,
-        scope: if to_pod { scope::POD } else { scope::EXTERNAL_REPLY },
-        veth: nat.veth,
-    };
-    *entry = CtEntry {
-        nat_addr: flow.dst,
-        aux_addr: flow.src,
-        nat_port: flow.dport,
-        aux_port: flow.sport,
-        backend_id: nat.target.id,
-        backend_gen: nat.target.generation,
-        last_seen: now,
-        epoch: 0,
-        flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
-    };
-    let mut tries = if flags & bits::MASQUERADED != 0 { PORT_TRIES } else { 1 };
-    // In the scratch room, where the verifier does not tell apart what the loop may have found.
-    nat.oldest = 0;
-    while tries > 0 {
-        tries -= 1;
-        if flags & bits::MASQUERADED != 0 {
-            key.remote_port = own_port();
-        } else if flags & bits::PORT_MAPPED != 0 {
-            key.remote_port = conntrack::other_port();
-        }
-        let claimed = conntrack::claim_tuple(key, entry, flow, now);
-        if claimed != Claim::Taken {
-            nat.port = key.remote_port;
-            return claimed;
-        }
-        if flags & bits::MASQUERADED != 0 {
-            let yields = external_yields(now);
-            if yields > nat.oldest {
-                nat.oldest = yields;
-            }
-        }
-    }
-    if nat.oldest == 0 {
-        return Claim::Taken;
-    }
-    key.remote_port = Be16::new(nat.oldest as u16);
-    nat.port = key.remote_port;
-    take_over(scratch)
-}
-
-/// Whether another flow may have the tuple in the scratch room: 0, or the more the older the flow that has it is, with
-/// its port in the low half. Exported, so that the verifier checks it once by itself and not at each turn of the loop;
-/// it only reads.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn external_yields(now: u32) -> u32 {
-    let Some(Scratch { key, .. }) = maps::scratch() else { return 0 };
-    let Some(entry) = maps::ct(key) else { return 0 };
-    let (flags, seen) = (entry.flags(), entry.last_seen());
-    if !lb_common::conntrack::yields(key.proto, flags, seen, now, maps::config_hz()) {
-        return 0;
-    }
-    let age = lb_common::conntrack::age(seen, now);
-    (if age < 0xfffe { age + 1 } else { 0xffff }) << 16 | u32::from(key.remote_port.get())
-}
-
-/// Takes the tuple in the scratch room from the flow that has it: that flow is forgotten.
-#[inline(never)]
-fn take_over(scratch: &mut Scratch) -> Claim {
-    let Scratch { key, entry, partner, other, .. } = scratch;
-    if let Some(old) = maps::ct(key) {
-        *other = old.entry();
-        if let Some(found) = lb_common::conntrack::partner(key, other) {
-            *partner = found;
-            if let Some(forward) = maps::ct(partner)
-                && forward.flags() & bits::COUNTED != 0
-            {
-                maps::change_load(forward.backend_id(), false);
-            }
-            maps::ct_delete(partner);
-            maps::unkeep(partner);
-        }
-        maps::unkeep(key);
-    }
-    if maps::ct_put(key, entry) { Claim::Done } else { Claim::Full }
-}
-
-/// A source port of ours.
-#[inline(always)]
-fn own_port() -> Be16 {
-    let (base, n) = maps::masquerade_ports();
-    Be16::new((base + hash::scale(maps::random(), n)) as u16)
 }
 
 /// Writes the forward entry of a flow whose tuple is claimed, and sends its first packet on.

@@ -19,6 +19,7 @@ mod external;
 mod fragment;
 mod icmp;
 mod maps;
+mod masquerade;
 mod origin;
 mod packet;
 mod parse;

@@ -370,7 +370,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             scope: scope::STRAIGHT,
             veth: 0,
             service_id: 0,
-            oldest: 0,
+            readiest: 0,
         };
         match conntrack::claim(packet, scratch, now) {
             Claim::Taken => {}

@@ -148,6 +148,7 @@ impl Housekeeping {
         outside.masqueraded_flows.set(gauge(pass.masqueraded));
         outside.masquerade_ports_used.set(gauge(pass.masquerade_ports));
         outside.masquerade_ports.set(gauge(self.masquerade_ports.len() as u64));
+        outside.masquerade_ports_held.set(gauge(pass.fullest.map_or(0, |fullest| fullest.held)));
         outside.loads_corrected.inc_by(pass.corrected);
         self.pass = Some(pass);
     }
@@ -255,6 +256,8 @@ impl Agent {
             ct_entries: house.pass.map(|pass| pass.left()),
             greedy: house.pass.map_or((0, 0), |pass| (pass.greedy, pass.over_share)),
             over_budget: house.pass.map_or(0, |pass| pass.over_budget),
+            masquerade_ports: &house.masquerade_ports,
+            pass: house.pass.as_ref(),
             copies: (
                 house.pass.map_or(0, |pass| pass.copies),
                 u64::from(limits::kept_entries(house.ct_capacity)),

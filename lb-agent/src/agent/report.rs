@@ -3,10 +3,14 @@
 
 use std::borrow::Cow;
 
+use lb_common::flow::proto;
+
 use crate::bpf::attach::Mechanism;
+use crate::bpf::gc::Pass;
 use crate::cluster::{Cluster, Kind};
 use crate::names::{State, Subsystem};
 use crate::observe::foreign::{self, Sign};
+use crate::ports::Ports;
 
 /// What the lines are made from.
 pub(super) struct Facts<'a> {
@@ -42,6 +46,10 @@ pub(super) struct Facts<'a> {
     pub greedy: (u64, u64),
     /// New flows beyond the budgets of Pods between the last two passes.
     pub over_budget: u64,
+    /// `--masquerade-ports`.
+    pub masquerade_ports: &'a Ports,
+    /// The last expiry pass.
+    pub pass: Option<&'a Pass>,
     /// Copies of entries of translated connections after it, and how many there is room for.
     pub copies: (u64, u64),
 }
@@ -54,6 +62,7 @@ pub(super) fn lines<'a>(facts: &Facts<'_>) -> Vec<Subsystem<'a>> {
         tunnels(facts),
         services(facts),
         conntrack(facts),
+        masquerade(facts),
         kube_proxy(facts),
         kernel(facts),
     ]
@@ -145,6 +154,36 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
         Some(n) => line("conntrack", State::Ok, format!("{n} entries after the last expiry")),
         None => line("conntrack", State::Waiting, "no expiry pass yet"),
     }
+}
+
+/// Three quarters of the ports held mean that each try of a new flow finds one in use three times out of four.
+fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+    let ports = facts.masquerade_ports;
+    let Some(pass) = facts.pass else {
+        return line("masquerade", State::Waiting, "no expiry pass yet");
+    };
+    let range = format!("{} source ports ({}-{})", ports.len(), ports.start(), ports.end());
+    let Some(fullest) = pass.fullest else {
+        return line("masquerade", State::Ok, format!("no flow has one of the {range}"));
+    };
+    let protocol = match fullest.protocol {
+        proto::TCP => "TCP",
+        proto::UDP => "UDP",
+        proto::SCTP => "SCTP",
+        _ => "other",
+    };
+    let held =
+        format!("{} of {range} are held towards {}/{protocol}", fullest.held, fullest.backend);
+    let cure = "widen --masquerade-ports, or spread the clients over more nodes";
+    if pass.portless > 0 {
+        let detail =
+            format!("{held}; {} packets of new flows found none of late: {cure}", pass.portless);
+        return line("masquerade", State::Degraded, detail);
+    }
+    if fullest.held * 4 > ports.len() as u64 * 3 {
+        return line("masquerade", State::Degraded, format!("{held}: {cure}"));
+    }
+    line("masquerade", State::Ok, held)
 }
 
 fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {

@@ -17,6 +17,7 @@ mod devices;
 use std::cmp::Reverse;
 use std::collections::HashMap as StdHashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -30,7 +31,8 @@ use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
 use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_LOADS, MapSpec};
 use lb_common::service::{Affinity, AffinityKey, Backend};
-use lb_common::verdict::Counter;
+use lb_common::tenure::{self, Holder};
+use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::bpf::clock::Clock;
 use crate::bpf::gc::devices::Devices;
@@ -62,6 +64,12 @@ pub struct Pass {
     pub masqueraded: u64,
     /// The most of them that go from one address of this node to one backend: each needs a port of its own there.
     pub masquerade_ports: u64,
+    /// The backend towards which most ports are held by flows that do not yield them to new ones.
+    pub fullest: Option<Fullest>,
+    /// Packets of new flows dropped since the last pass for want of a port.
+    pub portless: u64,
+    /// New flows since then that got the port of another flow.
+    pub taken_over: u64,
     /// Elements of `loads` that were put right.
     pub corrected: u64,
     /// Clients with session affinity, the expired ones included.
@@ -82,6 +90,17 @@ pub struct Pass {
     pub over_budget: u64,
     /// How long it took.
     pub duration: Duration,
+}
+
+/// A backend and the ports towards it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fullest {
+    /// Its address and port.
+    pub backend: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Ports that flows hold.
+    pub held: u64,
 }
 
 /// Numbers of entries.
@@ -156,6 +175,8 @@ pub struct Gc {
     devices: Devices,
     /// New flows beyond the budgets until the last pass.
     over_budget: Option<u64>,
+    /// New flows without a port, and those with another one's, until the last pass.
+    ports: Option<(u64, u64)>,
     /// Entries there is room for.
     capacity: u32,
     /// Entries after the last pass, and what had been made until then.
@@ -171,8 +192,9 @@ pub struct Gc {
 struct Seen {
     /// Live flows by backend id, of Services that choose by them.
     loads: StdHashMap<u32, u32>,
-    /// Live flows by backend, protocol and the address of this node that stands for the client.
-    masqueraded: StdHashMap<(Addr, Be16, u8, Addr), u64>,
+    /// Live flows by backend, protocol and the address of this node that stands for the client; and those of them that
+    /// keep their ports.
+    masqueraded: StdHashMap<(Addr, Be16, u8, Addr), (u64, u64)>,
     expired: Vec<CtKey>,
     /// Entries of devices that are gone.
     orphans: Vec<(CtKey, CtEntry)>,
@@ -186,8 +208,18 @@ impl Seen {
         }
         if key.scope == scope::EXTERNAL && entry.flags & bits::MASQUERADED != 0 {
             let to = (entry.nat_addr, entry.nat_port, key.proto, entry.aux_addr);
-            *self.masqueraded.entry(to).or_default() += 1;
+            let (all, held) = self.masqueraded.entry(to).or_default();
+            *all += 1;
+            *held += u64::from(holds_its_port(key.proto, entry.flags));
         }
+    }
+
+    /// The backend with the fewest ports left for new flows.
+    fn fullest(&self) -> Option<Fullest> {
+        let most = self.masqueraded.iter().max_by_key(|(_, (_, held))| *held);
+        let ((addr, port, protocol, _), (_, held)) = most?;
+        let backend = SocketAddr::new(addr.to_ip(), port.get());
+        Some(Fullest { backend, protocol: *protocol, held: *held })
     }
 
     /// An entry of a flow that was live, and was removed.
@@ -220,6 +252,7 @@ impl Gc {
             pods: maps::open_pods(pins)?,
             devices: Devices::default(),
             over_budget: None,
+            ports: None,
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
             last: None,
             backends: maps::open_backends(pins)?,
@@ -245,6 +278,11 @@ impl Gc {
         let over_budget = self.sum(Counter::OverBudget)?;
         let before = self.over_budget.replace(over_budget);
         pass.over_budget = over_budget.wrapping_sub(before.unwrap_or(over_budget));
+        let portless = self.sum_at(drop_index(DropReason::MasqueradeExhausted, true))?;
+        let taken_over = self.sum(Counter::PortTakenOver)?;
+        let before = self.ports.replace((portless, taken_over)).unwrap_or((portless, taken_over));
+        pass.portless = portless.wrapping_sub(before.0);
+        pass.taken_over = taken_over.wrapping_sub(before.1);
         let mut there = Vec::new();
         syscall::for_each(&self.pods, |ifindex: &u32, _: &Pod| there.push(*ifindex))?;
         self.devices.begin(there.into_iter());
@@ -293,8 +331,10 @@ impl Gc {
             made,
         ));
         self.renew_copies(now, &mut pass, &mut seen)?;
-        pass.masqueraded = seen.masqueraded.values().sum();
-        pass.masquerade_ports = seen.masqueraded.values().copied().max().unwrap_or_default();
+        pass.masqueraded = seen.masqueraded.values().map(|(all, _)| all).sum();
+        pass.masquerade_ports =
+            seen.masqueraded.values().map(|(all, _)| *all).max().unwrap_or_default();
+        pass.fullest = seen.fullest();
         pass.corrected = self.correct_loads(&seen.loads)?;
         syscall::for_each(&self.affinity, |_: &AffinityKey, _: &Affinity| pass.affinity += 1)?;
         pass.duration = start.elapsed();
@@ -317,12 +357,19 @@ impl Gc {
         }
         Ok(ByKind {
             plain: plain.wrapping_sub(sum(Counter::PlainClosed)?),
-            translated: pairs.wrapping_mul(2).wrapping_add(sum(Counter::EntryRestored)?),
+            translated: pairs
+                .wrapping_sub(sum(Counter::PortTakenOver)?)
+                .wrapping_mul(2)
+                .wrapping_add(sum(Counter::EntryRestored)?),
         })
     }
 
     fn sum(&self, counter: Counter) -> io::Result<u64> {
-        let values = self.counters.get(&counter.index(), 0).map_err(io::Error::other)?;
+        self.sum_at(counter.index())
+    }
+
+    fn sum_at(&self, index: u32) -> io::Result<u64> {
+        let values = self.counters.get(&index, 0).map_err(io::Error::other)?;
         Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
     }
 
@@ -511,6 +558,12 @@ impl Gc {
         })?;
         Ok(generations)
     }
+}
+
+/// Whether a flow, by the flags of its forward entry, keeps its port from a new one, for now or for good.
+fn holds_its_port(protocol: u8, flags: u32) -> bool {
+    let holder = Holder { protocol, reply: flags, forward: flags, idle: 0, age: 0, hz: 0 };
+    tenure::rank(tenure::readiness(&holder)) <= tenure::QUIET
 }
 
 /// The time of a pass.

@@ -313,6 +313,7 @@ fn status_of_a_healthy_node() {
             entry_restored      0
             plain_closed        0
             over_budget         0
+            port_taken_over     0
         "#]],
     );
 }

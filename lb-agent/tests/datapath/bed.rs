@@ -11,7 +11,7 @@ use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Config};
-use lb_common::conntrack::{CtEntry, CtKey, bits};
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::flow::proto;
 use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
@@ -42,30 +42,41 @@ pub(crate) struct Bed {
 impl Bed {
     /// With the programs of Pods' devices: the verifier takes its time for each, and more on an emulated machine.
     pub(crate) fn new() -> Self {
-        Self::with(&limits::POD_PROGRAMS, 131_072, 0)
+        Self::with(&limits::POD_PROGRAMS, 131_072, Config::ZERO)
     }
 
     /// The same, with so many new flows a second for a Pod.
     pub(crate) fn with_budget(pod_new_flows: u32) -> Self {
-        Self::with(&limits::POD_PROGRAMS, 131_072, pod_new_flows)
+        Self::with(&limits::POD_PROGRAMS, 131_072, Config { pod_new_flows, ..Config::ZERO })
     }
 
     /// With a conntrack table that a flood fills quickly.
     pub(crate) fn small() -> Self {
-        Self::with(&limits::POD_PROGRAMS, SMALL, 0)
+        Self::with(&limits::POD_PROGRAMS, SMALL, Config::ZERO)
     }
 
     /// With those of the other devices as well.
     pub(crate) fn with_devices() -> Self {
-        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), 131_072, 0)
+        Self::with_device_programs(131_072, Config::ZERO)
+    }
+
+    /// With those of the other devices, and this many source ports of masqueraded flows.
+    pub(crate) fn narrow_with_devices<const N: u32>() -> Self {
+        Self::with_device_programs(131_072, Config { masquerade_n: N, ..Config::ZERO })
     }
 
     /// With those of the other devices, and with a small table.
     pub(crate) fn small_with_devices() -> Self {
-        Self::with(&[&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat(), SMALL, 0)
+        Self::with_device_programs(SMALL, Config::ZERO)
     }
 
-    fn with(programs: &[(&'static str, bool)], ct_entries: u32, pod_new_flows: u32) -> Self {
+    fn with_device_programs(ct_entries: u32, set: Config) -> Self {
+        let programs = [&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat();
+        Self::with(&programs, ct_entries, set)
+    }
+
+    /// What is 0 in `set` is as usual.
+    fn with(programs: &[(&'static str, bool)], ct_entries: u32, set: Config) -> Self {
         let hz = {
             let res = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
             (1_000_000_000 / res.tv_nsec()) as u32
@@ -75,11 +86,13 @@ impl Bed {
             hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
             hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
             masquerade_base: u32::from(*config::MASQUERADE_PORTS.start()),
-            masquerade_n: config::MASQUERADE_PORTS.len() as u32,
+            masquerade_n: match set.masquerade_n {
+                0 => config::MASQUERADE_PORTS.len() as u32,
+                n => n,
+            },
             answer_base: *config::MASQUERADE_PORTS.start(),
             answer_n: config::MASQUERADE_PORTS.len() as u16,
-            pod_new_flows,
-            ..Config::ZERO
+            ..set
         };
         let options = LoadOptions { pin_dir: None, config, ct_entries };
         let mut ebpf = load::open(&options).unwrap();
@@ -301,6 +314,10 @@ impl Bed {
             self.ebpf.map_mut("ct").unwrap().try_into().unwrap();
         for (key, mut entry) in entries {
             entry.last_seen = entry.last_seen.wrapping_sub(secs * hz / 256);
+            if key.scope == scope::EXTERNAL_REPLY {
+                // When it was opened.
+                entry.epoch = entry.epoch.wrapping_sub(secs * hz);
+            }
             ct.insert(&key, &entry, 0).unwrap();
         }
     }

@@ -97,6 +97,11 @@ impl Bed {
         Self::node_of(Self::small_with_devices)
     }
 
+    /// One with this many source ports of masqueraded flows.
+    pub(crate) fn narrow_node<const N: u32>() -> Self {
+        Self::node_of(Self::narrow_with_devices::<N>)
+    }
+
     fn node_of(load: fn() -> Self) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         sh(&format!(

@@ -91,7 +91,7 @@ fn flows() -> Vec<(CtKey, CtEntry)> {
         // Without translation, both ways; one way; from outside.
         (
             key("10.1.0.2:5353", "8.8.8.8:53", proto::UDP, 11),
-            entry(none, none, 0, bits::SEEN_OUT | bits::SEEN_IN, 100),
+            entry(none, none, 0, bits::SEEN_OUT | bits::SEEN_IN | bits::TIMES, 100),
         ),
         (
             key("10.1.0.2:5354", "8.8.8.8:53", proto::UDP, 11),
@@ -122,7 +122,7 @@ fn a_flow_is_one_line() {
         expect![[r#"
             PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES
             TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s
-            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s
             TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    23h
             TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m
             TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h
@@ -135,7 +135,7 @@ fn a_flow_is_one_line() {
         one,
         expect![[r#"
             PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  STATE        AGE   EXPIRES
-            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  80s
+            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  20s
             TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    23h
             TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   59m
             TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   23h
@@ -151,7 +151,7 @@ fn a_flow_is_one_line() {
         expect![[r#"
             PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
             TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
-            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  80s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
             UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
             TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
             TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply

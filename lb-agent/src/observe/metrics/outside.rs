@@ -14,6 +14,8 @@ pub struct Outside {
     pub masqueraded_flows: Gauge,
     /// The most ports that one backend takes.
     pub masquerade_ports_used: Gauge,
+    /// The most of them that are held by flows which do not yield them to new ones.
+    pub masquerade_ports_held: Gauge,
     /// Ports that each backend may take.
     pub masquerade_ports: Gauge,
     /// Loads of backends that were put right.
@@ -36,6 +38,12 @@ impl Outside {
                 registry,
                 "masquerade_ports_used",
                 "The most source ports in use towards one backend, at the last pass",
+                Gauge::default(),
+            ),
+            masquerade_ports_held: add(
+                registry,
+                "masquerade_ports_held",
+                "The most source ports towards one backend that a new flow cannot take over, at the last pass",
                 Gauge::default(),
             ),
             masquerade_ports: add(

@@ -1,0 +1,222 @@
+//! The tuple of a flow from outside towards its backend: for one on another node a source port of this node, which must
+//! be unique there, since the answer is told by it.
+
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, age, bits, scope};
+use lb_common::hash;
+use lb_common::tenure::{self, Holder, OVER};
+use lb_common::verdict::Counter;
+
+use crate::conntrack::{self, Claim};
+use crate::maps::{self, Inserted, Scratch, Tracked};
+
+/// The rank of a port that no flow has, beyond those of `lb_common::tenure`.
+const FREE: u32 = OVER + 1;
+
+/// Writes the reply entry of a flow from outside, from a free source port where that may change. When none of the ports
+/// of this node that were tried is free, the flow gets the port of the one that needs it least (`lb_common::tenure`):
+/// neither questions that were answered nor connections that their clients never complete shut out those of others.
+#[inline(always)]
+pub(crate) fn claim(now: u32) -> Claim {
+    match masquerade_claim(now) {
+        DONE => Claim::Done,
+        TAKEN => Claim::Taken,
+        _ => Claim::Full,
+    }
+}
+
+const DONE: u32 = 0;
+const TAKEN: u32 = 1;
+const FULL: u32 = 2;
+
+/// Exported, and with numbers for results, so that the verifier checks it once by itself and not for each backend that
+/// is tried: what it needs is in the scratch room, and so is what it leaves.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn masquerade_claim(now: u32) -> u32 {
+    let Some(scratch) = maps::scratch() else { return FULL };
+    match claim_tuple(scratch, now) {
+        Claim::Done => DONE,
+        Claim::Taken => TAKEN,
+        Claim::Full => FULL,
+    }
+}
+
+#[inline(always)]
+fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
+    const PORT_TRIES: u32 = 16;
+    let Scratch { parsed, key, entry, nat, .. } = scratch;
+    let flow = &parsed.flow;
+    let flags = nat.flags;
+    let masqueraded = flags & bits::MASQUERADED != 0;
+    let to_pod = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
+    let to = CtKey {
+        local: nat.target.addr,
+        remote: nat.stand_in,
+        local_port: nat.target.port,
+        remote_port: nat.port,
+        proto: flow.proto,
+        scope: if to_pod { scope::POD } else { scope::EXTERNAL_REPLY },
+        veth: nat.veth,
+    };
+    maps::hand_over(key, to);
+    *entry = CtEntry {
+        nat_addr: flow.dst,
+        aux_addr: flow.src,
+        nat_port: flow.dport,
+        aux_port: flow.sport,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
+        last_seen: now,
+        epoch: if masqueraded { maps::ticks() as u32 } else { 0 },
+        flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
+    };
+    if !masqueraded {
+        if flags & bits::PORT_MAPPED != 0 {
+            key.remote_port = conntrack::other_port();
+        }
+        nat.port = key.remote_port;
+        return conntrack::claim_tuple(key, entry, flow, now);
+    }
+    let mut tries = PORT_TRIES;
+    // In the scratch room, where the verifier does not tell apart what the loop may have found.
+    nat.readiest = 0;
+    while tries > 0 {
+        tries -= 1;
+        maps::hand_over(&mut key.remote_port, own_port());
+        let readiness = masquerade_holder(now);
+        if readiness > nat.readiest {
+            nat.readiest = readiness;
+        }
+        if rank(readiness) >= OVER {
+            break;
+        }
+    }
+    if nat.readiest == 0 {
+        return Claim::Taken;
+    }
+    key.remote_port = Be16::new(nat.readiest as u16);
+    nat.port = key.remote_port;
+    if rank(nat.readiest) != FREE {
+        return take_over(scratch);
+    }
+    claimed(maps::ct_claim(key, entry))
+}
+
+/// Of a result of [`masquerade_holder`].
+#[inline(always)]
+fn rank(readiness: u32) -> u32 {
+    tenure::rank(readiness >> 16)
+}
+
+/// Another CPU may have been faster.
+#[inline(always)]
+fn claimed(inserted: Inserted) -> Claim {
+    match inserted {
+        Inserted::Done => Claim::Done,
+        Inserted::Taken => Claim::Taken,
+        Inserted::Failed => Claim::Full,
+    }
+}
+
+/// How ready the flow that has the tuple in the scratch room is to yield it ([`tenure::readiness`], or [`FREE`]), with
+/// its port in the low half; 0 = not at all. Exported, so that the verifier checks it once by itself and not at each turn
+/// of the loop.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn masquerade_holder(now: u32) -> u32 {
+    let Some(Scratch { parsed, key, partner, other, .. }) = maps::scratch() else { return 0 };
+    let port = u32::from(key.remote_port.get());
+    let Some(reply) = held(key) else { return FREE << (16 + tenure::TIME_BITS) | port };
+    *other = reply.entry();
+    let flow = &parsed.flow;
+    if other.nat_addr == flow.dst
+        && other.nat_port == flow.dport
+        && other.aux_port == flow.sport
+        && other.aux_addr == flow.src
+    {
+        // Left by an earlier flow between the same ends, which this one replaces.
+        return OVER << (16 + tenure::TIME_BITS) | port;
+    }
+    let mut idle = age(other.last_seen, now);
+    let mut forward = 0;
+    if let Some(entry) = forward_of(key, other, partner) {
+        forward = entry.flags();
+        let silent = age(entry.last_seen(), now);
+        if silent < idle {
+            idle = silent;
+        }
+    }
+    let readiness = tenure::readiness(&Holder {
+        protocol: key.proto,
+        reply: other.flags,
+        forward,
+        idle,
+        age: (maps::ticks() as u32).wrapping_sub(other.epoch),
+        hz: maps::config_hz(),
+    });
+    if readiness == 0 { 0 } else { readiness << 16 | port }
+}
+
+/// The entry of a tuple, or its copy when others have evicted it.
+#[inline(always)]
+fn held(key: &CtKey) -> Option<Tracked> {
+    match maps::ct(key) {
+        Some(entry) => Some(entry),
+        None => maps::kept(key),
+    }
+}
+
+/// The forward entry of a masqueraded flow, whose key is left in `partner`: if it has not become that of a later flow
+/// between the same ends.
+#[inline(always)]
+fn forward_of(key: &CtKey, reply: &CtEntry, partner: &mut CtKey) -> Option<Tracked> {
+    *partner = CtKey {
+        local: reply.nat_addr,
+        remote: reply.aux_addr,
+        local_port: reply.nat_port,
+        remote_port: reply.aux_port,
+        proto: key.proto,
+        scope: scope::EXTERNAL,
+        veth: 0,
+    };
+    let forward = held(partner)?;
+    let is_its_own = forward.aux_port() == key.remote_port
+        && forward.nat_port() == key.local_port
+        && forward.nat_addr() == key.local
+        && forward.aux_addr() == key.remote;
+    if is_its_own { Some(forward) } else { None }
+}
+
+/// Takes the tuple in the scratch room from the flow that has it: that flow is forgotten.
+#[inline(never)]
+fn take_over(scratch: &mut Scratch) -> Claim {
+    let Scratch { key, entry, partner, other, nat, .. } = scratch;
+    if rank(nat.readiest) != OVER {
+        maps::count(Counter::PortTakenOver);
+    }
+    let old = maps::ct(key);
+    if let Some(reply) = held(key) {
+        *other = reply.entry();
+        if let Some(forward) = forward_of(key, other, partner) {
+            if forward.flags() & bits::COUNTED != 0 {
+                maps::change_load(forward.backend_id(), false);
+            }
+            maps::ct_delete(partner);
+            maps::unkeep(partner);
+        }
+        maps::unkeep(key);
+    }
+    // Of two CPUs that want the tuple, one removes the entry.
+    if old.is_some() && !maps::ct_delete(key) {
+        return Claim::Taken;
+    }
+    claimed(maps::ct_claim(key, entry))
+}
+
+/// A source port of ours.
+#[inline(always)]
+fn own_port() -> Be16 {
+    let (base, n) = maps::masquerade_ports();
+    Be16::new((base + hash::scale(maps::random(), n)) as u16)
+}
