@@ -29,6 +29,8 @@ mod input;
 mod outside;
 #[path = "e2e/policy.rs"]
 mod policy;
+#[path = "e2e/ports.rs"]
+mod ports;
 #[path = "e2e/refusal.rs"]
 mod refusal;
 #[path = "e2e/restart.rs"]

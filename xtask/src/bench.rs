@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: what a Service costs over its Pod. Every number is a median over paired rounds: in each round
 //! the same thing is measured straight on a bed without agents, straight on a bed with agents, and through the
 //! ClusterIP, one right after the other, client and server on one CPU; and what policies cost, with and without them
-//! in turn; and what floods do to others.
+//! in turn; what floods do to others; and how many questions a second are answered through a node port.
 
+mod answers;
 mod field;
 mod floods;
 mod nanos;
@@ -25,7 +26,7 @@ pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N] [--part P]
   --json      print JSON instead of the Markdown tables
   --quick     shorter and fewer rounds: a look, not a result
   --rounds N  rounds of each measurement (7; 3 when quick)
-  --part P    only paths, policies, programming or floods, with the nanoseconds before it";
+  --part P    only paths, policies, programming, floods or answers, with the nanoseconds before it";
 
 /// Builds in release mode, measures, prints.
 ///
@@ -38,7 +39,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let rounds = words.value("--rounds")?.map(|n| n.parse()).transpose()?;
     let part = words.value("--part")?;
     let part = part.as_deref();
-    if part.is_some_and(|part| !["paths", "policies", "programming", "floods"].contains(&part)) {
+    if part.is_some_and(|part| {
+        !["paths", "policies", "programming", "floods", "answers"].contains(&part)
+    }) {
         bail!("{USAGE}");
     }
     let built = words.flag(binaries::BUILT);
@@ -74,6 +77,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     if part.is_none_or(|part| part == "floods") {
         results.floods = floods::measure(&field, quick)?;
+    }
+    if part.is_none_or(|part| part == "answers") {
+        results.answers = answers::measure(&field, quick)?;
     }
     if part.is_none_or(|part| part == "programming") {
         say("programming 10,000 Services");

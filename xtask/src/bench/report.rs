@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    floods::Flooded, nanos::Nanos, paths::Measured, policies::Policed, programming::Programming,
+    answers::Answered, floods::Flooded, nanos::Nanos, paths::Measured, policies::Policed,
+    programming::Programming,
 };
 
 /// Everything measured.
@@ -14,6 +15,7 @@ pub(super) struct Results {
     pub(super) paths: Vec<Measured>,
     pub(super) policies: Vec<Policed>,
     pub(super) floods: Vec<Flooded>,
+    pub(super) answers: Vec<Answered>,
     pub(super) programming: Programming,
     pub(super) nanos: Vec<Nanos>,
 }
@@ -48,7 +50,7 @@ pub(super) fn print_json(results: &Results) -> Result<()> {
 
 /// Prints tables for the README.
 pub(super) fn print_markdown(results: &Results) -> Result<()> {
-    let Results { machine, paths, policies, floods, programming, nanos } = results;
+    let Results { machine, paths, policies, floods, answers, programming, nanos } = results;
     println!(
         "Measured on Linux {}, {}, client and server on one CPU.\n",
         machine.kernel, machine.cpu
@@ -82,6 +84,7 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         println!("| {} | {} | {straight} | {service} |", row.path, row.what);
     }
     print_floods(floods);
+    print_answers(answers);
     let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;
     let Programming { change_to_answer_ms, resident_mib, .. } = programming;
     if *services > 0 {
@@ -115,5 +118,20 @@ fn print_floods(floods: &[Flooded]) {
         println!(
             "| {flood} | {per_second} | {broken} of {of} | {failed} of {tried} | {p50_ms:.1} | {p99_ms:.1} |"
         );
+    }
+}
+
+fn print_answers(answers: &[Answered]) {
+    if answers.is_empty() {
+        return;
+    }
+    println!(
+        "\n| UDP questions, outside, node port, remote backend, by | answers/s | lost | first lost after |"
+    );
+    println!("|---|--:|--:|--:|");
+    for row in answers {
+        let Answered { way, per_second, asked, lost, first_lost_s } = row;
+        let first = first_lost_s.map_or("—".to_owned(), |first| format!("{first:.1} s"));
+        println!("| {way} | {per_second:.0} | {lost} of {asked} | {first} |");
     }
 }

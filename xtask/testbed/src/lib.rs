@@ -25,6 +25,7 @@ pub mod manifest;
 pub mod agent;
 
 pub mod client;
+pub mod exchanges;
 pub mod load;
 pub mod measure;
 pub mod server;

@@ -24,6 +24,8 @@ use crate::netns::Netns;
 const MAX_CONNECTIONS: usize = 512;
 /// The question that is answered with the client's address instead of the server's name.
 pub(crate) const SEEN_AS: &[u8] = b"seen as?\n";
+/// A datagram that begins like this comes back as it is.
+pub(crate) const ECHO: &[u8] = b"echo ";
 /// How often blocked servers look whether they shall stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
@@ -152,9 +154,11 @@ fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool, answer: &[u8]) {
     let mut question = [0; 512];
     while !stop.load(Ordering::Relaxed) {
         // A lost answer is the client's to notice.
-        if let Ok((_, from)) = socket.recv_from(&mut question) {
+        if let Ok((n, from)) = socket.recv_from(&mut question) {
             drop(if question.starts_with(SEEN_AS) {
                 socket.send_to(&seen_as(from), from)
+            } else if question.starts_with(ECHO) {
+                socket.send_to(question.get(..n).unwrap_or_default(), from)
             } else {
                 socket.send_to(answer, from)
             });

@@ -2,11 +2,16 @@
 //!
 //! It works in the network namespace it is started in, and always in bounds of time and number.
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use testbed::{
     client::{Transport, ask},
+    exchanges::Exchanges,
     load::Load,
     measure, server,
 };
@@ -16,6 +21,7 @@ const USAGE: &str = "usage:
   traffic bytes PORT [CPU]                answer each byte with a byte on TCP PORT, on one CPU
   traffic ask tcp|udp ADDR:PORT [COUNT]   ask who answers there
   traffic rr|crr ADDR:PORT MILLISECONDS CPU     round trips or connects to `bytes`, report as JSON
+  traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP questions, each from a port of its own, report as JSON
   traffic load tcp|udp ADDR:PORT RATE SECONDS   ask RATE times a second, report as JSON";
 
 /// No server outlives a day, even if nobody ends it.
@@ -67,6 +73,16 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
             };
             let rate = rate.context("transaction")?;
             println!("{}", serde_json::to_string(&rate).context("print the rate")?);
+            Ok(())
+        }
+        ["exchanges", addr, millis, sources @ ..] => {
+            let (_, addr) = target("udp", addr)?;
+            let sources: Vec<IpAddr> =
+                sources.iter().map(|source| number(source)).collect::<Result<_, _>>()?;
+            let duration = Duration::from_millis(number(millis)?);
+            let asking = Exchanges { duration, ..Exchanges::new(addr, &sources) };
+            let answers = asking.run().context("ask")?;
+            println!("{}", serde_json::to_string(&answers).context("print the answers")?);
             Ok(())
         }
         ["load", transport, addr, rate, seconds] => {
