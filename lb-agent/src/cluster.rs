@@ -15,6 +15,7 @@ use self::strings::Strings;
 use self::table::Table;
 use crate::issue::{Issue, ObjectRef};
 
+pub use self::owner::{Owner, Owners};
 pub use self::prefix::{NotPrefix, Prefix};
 pub use self::record::{
     Action, Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Labels,
@@ -26,6 +27,7 @@ pub use self::snapshot::Snapshot;
 
 mod changes;
 mod claims;
+mod owner;
 mod prefix;
 mod record;
 mod retained;
@@ -435,16 +437,16 @@ impl Cluster {
     /// The Pod of this node with this address, Pods of the host network excepted; of several the one that has it before
     /// the others.
     pub fn pod_at(&self, addr: &Addr) -> Option<&Name> {
-        let names = self.pod_at.get(addr)?;
-        let mut found: Option<(&Name, &Pod)> = None;
-        for name in names {
-            if let Some(pod) = self.pods.get(name)
-                && found.is_none_or(|(_, other)| pod.has_before(other))
-            {
-                found = Some((name, pod));
-            }
+        let names = self.pod_at.get(addr)?.iter();
+        let pods = names.filter_map(|name| self.pods.key(name).zip(self.pods.get(name)));
+        match Owners::among(pods, std::iter::empty(), |of| of == addr).get(addr)? {
+            Owner::Pod(name, _) | Owner::Node(name, _) => Some(name),
         }
-        found.map(|(name, _)| name)
+    }
+
+    /// Who has this address in the cluster: a Pod of whatever node, or a node. Asks all of them.
+    pub fn owner(&self, addr: &Addr) -> Option<Owner<'_>> {
+        Owners::of_some(self, |of| of == addr).get(addr)
     }
 
     /// All nodes.

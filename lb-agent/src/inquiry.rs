@@ -12,7 +12,7 @@ use lb_common::addr::Addr;
 
 use crate::api::Owner;
 use crate::api::context::{Context, End, Kind, Party, Wanted};
-use crate::cluster::{Cluster, Family, Labels, Name, Pod};
+use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
 
 pub use self::policy::policy;
 
@@ -30,18 +30,15 @@ const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 /// Who has these addresses. Pods of the host network have none of their own.
 pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<Owner> {
     let wanted: HashSet<Addr> = addrs.iter().map(|addr| Addr::from_ip(*addr)).collect();
-    let of_pods = cluster
-        .all_pods()
-        .filter(|(_, pod)| !pod.host_network)
-        .flat_map(|(name, pod)| pod.ips.iter().map(move |addr| (*addr, name.to_string())));
-    let of_nodes = cluster.nodes().flat_map(|(name, node)| {
-        node.addresses.iter().map(move |addr| (*addr, format!("node/{name}")))
+    let owners = Owners::of_some(cluster, |addr| wanted.contains(addr));
+    let named = wanted.iter().filter_map(|addr| {
+        let name = match owners.get(addr)? {
+            cluster::Owner::Pod(name, _) => name.to_string(),
+            cluster::Owner::Node(name, _) => format!("node/{name}"),
+        };
+        Some(Owner { addr: addr.to_ip(), name })
     });
-    of_pods
-        .chain(of_nodes)
-        .filter(|(addr, _)| wanted.contains(addr))
-        .map(|(addr, name)| Owner { addr: addr.to_ip(), name })
-        .collect()
+    named.collect()
 }
 
 /// What is known of a flow.
@@ -62,13 +59,13 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
         let family = Family::of(&at);
         let Some(from) = src.addr(family) else { continue };
         let flow = |own| leg::Flow { own, protocol: wanted.protocol, port };
-        if let Holder::Pod(name, pod) = &src
+        if let Holder::Pod(name, pod, _) = &src
             && !pod.host_network
         {
             let to = leg::Peer { addr: at, holder: &holder };
             context.legs.push(leg::leg(cluster, (name, pod), &to, flow(false)));
         }
-        if let Holder::Pod(name, pod) = &holder
+        if let Holder::Pod(name, pod, _) = &holder
             && !pod.host_network
         {
             let peer = leg::Peer { addr: from, holder: &src };
@@ -80,7 +77,8 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
 
 /// Who has an address, with the record.
 enum Holder<'a> {
-    Pod(&'a Name, &'a Pod),
+    /// A Pod, and those of the addresses in its status that it has.
+    Pod(&'a Name, &'a Pod, Vec<Addr>),
     Node(&'a Name, &'a [Addr], &'a Labels),
     /// Nobody in the cluster.
     Outside(Vec<Addr>),
@@ -96,7 +94,7 @@ impl<'a> Holder<'a> {
                 let names = || cluster.all_pods().map(|(name, _)| name.to_string());
                 found.map_or_else(
                     || Self::Missing(similar::names(full, names())),
-                    |(name, pod)| Self::Pod(name, pod),
+                    |(name, pod)| Self::pod(cluster, name, pod),
                 )
             }
             Party::Node(full) => {
@@ -121,22 +119,26 @@ impl<'a> Holder<'a> {
         }
     }
 
+    fn pod(cluster: &Cluster, name: &'a Name, pod: &'a Pod) -> Self {
+        let owners = Owners::of_some(cluster, |addr| pod.ips.contains(addr));
+        let has = |addr: &&Addr| pod.host_network || owners.is_pods(name, addr);
+        Self::Pod(name, pod, pod.ips.iter().filter(has).copied().collect())
+    }
+
     /// Who has this address.
     fn at(cluster: &'a Cluster, addr: Addr) -> Self {
-        let mut pods = cluster.all_pods().filter(|(_, pod)| !pod.host_network);
-        if let Some((name, pod)) = pods.find(|(_, pod)| pod.ips.contains(&addr)) {
-            return Self::Pod(name, pod);
+        match cluster.owner(&addr) {
+            Some(cluster::Owner::Pod(name, pod)) => Self::pod(cluster, name, pod),
+            Some(cluster::Owner::Node(name, node)) => {
+                Self::Node(name, &node.addresses, &node.labels)
+            }
+            None => Self::Outside(vec![addr]),
         }
-        if let Some((name, node)) = cluster.nodes().find(|(_, node)| node.addresses.contains(&addr))
-        {
-            return Self::Node(name, &node.addresses, &node.labels);
-        }
-        Self::Outside(vec![addr])
     }
 
     fn addrs(&self) -> &[Addr] {
         match self {
-            Self::Pod(_, pod) => &pod.ips,
+            Self::Pod(.., addrs) => addrs,
             Self::Node(_, addrs, _) => addrs,
             Self::Outside(addrs) => addrs,
             Self::Service | Self::Missing(_) => &[],
@@ -151,7 +153,7 @@ impl<'a> Holder<'a> {
     fn end(&self, cluster: &Cluster) -> End {
         let ips = self.addrs().iter().map(|addr| addr.to_ip()).collect();
         match self {
-            Self::Pod(name, pod) => End {
+            Self::Pod(name, pod, _) => End {
                 kind: if pod.host_network { Kind::HostPod } else { Kind::Pod },
                 name: name.to_string(),
                 node: pod.node.to_string(),
@@ -208,7 +210,7 @@ fn targets<'a>(
     }
     let port = wanted.port.unwrap_or_default();
     let again = |addr: &Addr| match dst {
-        Holder::Pod(name, pod) => Holder::Pod(name, pod),
+        Holder::Pod(name, pod, own) => Holder::Pod(name, pod, own.clone()),
         Holder::Node(name, addrs, labels) => Holder::Node(name, addrs, labels),
         Holder::Outside(_) | Holder::Service | Holder::Missing(_) => Holder::Outside(vec![*addr]),
     };

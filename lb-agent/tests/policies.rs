@@ -210,6 +210,43 @@ fn s48_pods_of_the_host_network_are_no_peers() {
 }
 
 #[test]
+fn of_two_pods_with_one_address_the_living_one_is_meant() {
+    let from_db = || ingress("app=web", vec![allow(vec![Peer::Pods(own("app=db"))], &["tcp/80"])]);
+    let other = |deleting: bool, created: i64, labels: &str| {
+        let created = std::num::NonZeroI64::new(created);
+        lb_agent::cluster::Pod { deleting, created, ..pod("n2", &["10.2.0.9"], labels, &[]) }
+    };
+    let cases = [
+        (
+            "an old one that is going is no reason to deny",
+            ("a/a", false, 5, "app=db"),
+            ("a/z", true, 9, "app=x"),
+            "+",
+        ),
+        ("whatever their names", ("a/z", false, 5, "app=db"), ("a/a", true, 9, "app=x"), "+"),
+        ("nor to let a stranger in", ("a/a", false, 5, "app=x"), ("a/z", true, 9, "app=db"), "-"),
+        (
+            "the one on a dead node is the older one",
+            ("a/a", false, 5, "app=x"),
+            ("a/z", false, 1, "app=db"),
+            "-",
+        ),
+        ("and the other way round", ("a/z", false, 1, "app=x"), ("a/a", false, 5, "app=db"), "+"),
+    ];
+    for (what, one, two, want) in cases {
+        let mut world = world().policy("a/p", from_db());
+        for (name, deleting, created, labels) in [one, two] {
+            world = world.pod(name, other(deleting, created, labels));
+        }
+        println!("{what}");
+        check(&world, &format!("{want} a/web <- 10.2.0.9 tcp/80\n- a/web <- 10.2.0.9 tcp/81"));
+    }
+    // Alone, one that is going is itself until it is gone.
+    let world = world().policy("a/p", from_db()).pod("a/z", other(true, 1, "app=db"));
+    check(&world, "+ a/web <- 10.2.0.9 tcp/80");
+}
+
+#[test]
 fn s43_one_port_name_and_other_numbers() {
     check(
         &world().policy(

@@ -1,8 +1,8 @@
 //! Who is behind which veth: Pods of the API server and what lies in their namespaces → one Pod for a device, for good.
 //!
 //! The first match holds until the device or the Pod is gone: whoever may change addresses inside his namespace must not
-//! choose whose policies are his by that. It outlives the agent in a file of the state directory, by the device's number
-//! and the MAC address of the host's end, which nobody inside can change; a reboot makes it void.
+//! choose whose policies are his by that. It outlives the agent in a file of the state directory. What shows that a match
+//! was made by a status that was old is in `revision`.
 //!
 //! Pure bookkeeping but for that file.
 #![forbid(unsafe_code)]
@@ -10,21 +10,20 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::path::Path;
-use std::{fs, io};
 
 use lb_common::addr::Addr;
-use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::cluster::{Cluster, Kind, Name};
 use crate::devices::Veth;
 use crate::issue::{Issue, ObjectRef};
 use crate::plan::policy::Behind;
 
-/// Name of the file.
-pub const FILE: &str = "bindings.json";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+pub use self::file::FILE;
+
+mod file;
+mod revision;
+
 /// A device without a Pod is waited for so many seconds, then it is nobody's.
 const PATIENCE: i64 = 300;
 /// One that was there before the agent: its Pod is known soon, if it has one.
@@ -36,6 +35,8 @@ const SKEW: i64 = 60;
 #[derive(Debug, Default)]
 pub(super) struct Bindings {
     devices: BTreeMap<u32, Device>,
+    /// Pods whose device has gone, by their UIDs: one that is being deleted gets no other.
+    left: BTreeMap<Name, u64>,
     issues: Vec<Issue>,
     begun: bool,
 }
@@ -50,6 +51,8 @@ struct Device {
     until: i64,
     bound: Option<Bound>,
     standing: Standing,
+    /// Those addresses of its Pod that are not by now another's.
+    own: Box<[Addr]>,
     /// What is bound in it beside the addresses of its Pod, and is nobody else's.
     more: BTreeSet<Addr>,
 }
@@ -90,7 +93,10 @@ impl Bindings {
         let before = self.devices.clone();
         let patience = if self.begun { PATIENCE } else { PATIENCE_AT_START };
         self.begun = true;
-        self.devices.retain(|ifindex, _| veths.iter().any(|veth| veth.ifindex == *ifindex));
+        let is_there = |ifindex: &u32| veths.iter().any(|veth| veth.ifindex == *ifindex);
+        let gone: Vec<u32> = before.keys().filter(|ifindex| !is_there(ifindex)).copied().collect();
+        gone.into_iter().for_each(|ifindex| self.gone(ifindex));
+        self.forget_left(view.cluster);
         for veth in veths {
             let device = self.devices.entry(veth.ifindex).or_insert_with(|| Device {
                 own_mac: veth.own_mac,
@@ -98,6 +104,7 @@ impl Bindings {
                 until: view.now.saturating_add(patience),
                 bound: None,
                 standing: Standing::Unknown,
+                own: Box::default(),
                 more: BTreeSet::new(),
             });
             device.own_mac = veth.own_mac;
@@ -105,8 +112,10 @@ impl Bindings {
         }
         self.issues.clear();
         self.seconds(veths);
+        self.revise(veths, view);
         self.bind(veths, view);
         self.seconds(veths);
+        self.keep_own(view);
         self.share_out(veths, view);
         let is_new = |(ifindex, device): (&u32, &Device)| {
             (before.get(ifindex) != Some(device)).then_some(*ifindex)
@@ -137,12 +146,7 @@ impl Bindings {
 
     /// Finds the Pods of devices that have none.
     fn bind(&mut self, veths: &[&Veth], view: &View<'_>) {
-        let mut held: HashMap<Name, u32> = HashMap::new();
-        for (ifindex, device) in &self.devices {
-            if let (Standing::Pod, Some(bound)) = (device.standing, &device.bound) {
-                held.insert(bound.pod.clone(), *ifindex);
-            }
-        }
+        let mut held = self.held();
         let mut claimants = self.claimants(veths, view.cluster);
         loop {
             let rank = |(veth, pods): &(&Veth, Vec<Name>)| {
@@ -186,6 +190,14 @@ impl Bindings {
         }
     }
 
+    /// Which device each Pod is behind.
+    fn held(&self) -> HashMap<Name, u32> {
+        let held = self.devices.iter().filter(|(_, device)| device.standing == Standing::Pod);
+        let held =
+            held.filter_map(|(ifindex, of)| Some((of.bound.as_ref()?.pod.clone(), *ifindex)));
+        held.collect()
+    }
+
     /// The devices without a Pod, one of each namespace, and whose addresses are bound in them.
     fn claimants<'a>(&self, veths: &[&'a Veth], cluster: &Cluster) -> Vec<(&'a Veth, Vec<Name>)> {
         let is_unknown = |veth: &&&Veth| {
@@ -198,13 +210,13 @@ impl Bindings {
             let at = veth.inside.iter().filter(|address| address.device == veth.peer);
             let elsewhere = veth.inside.iter().filter(|address| address.device != veth.peer);
             for address in at.chain(elsewhere) {
-                if let Some(name) = cluster.pod_at(&Addr::from_ip(address.ip))
+                if let Some(name) = self.pod_at(&Addr::from_ip(address.ip), cluster)
                     && !names.contains(name)
                 {
                     names.push(name.clone());
                 }
             }
-            let is_pods = |ip: &IpAddr| cluster.pod_at(&Addr::from_ip(*ip)).is_some();
+            let is_pods = |ip: &IpAddr| self.pod_at(&Addr::from_ip(*ip), cluster).is_some();
             let own = veth.inside.iter().any(|of| of.device == veth.peer && is_pods(&of.ip));
             // The device that has the address itself; else the first, as for an address on a bridge inside.
             let rank = (!own, veth.peer);
@@ -236,7 +248,7 @@ impl Bindings {
                 if !is_its || own.contains(&addr) {
                     continue;
                 }
-                let others = (view.is_others)(&addr);
+                let others = (view.is_others)(&addr) && !self.is_left(&addr, view.cluster);
                 if others && !inside.ip.is_loopback() {
                     foreign = foreign.or(Some(inside.ip));
                 }
@@ -272,23 +284,31 @@ impl Bindings {
         }
     }
 
+    /// Which addresses of its Pod each device still has: not those that another Pod has by now.
+    fn keep_own(&mut self, view: &View<'_>) {
+        let told = view.cluster.is_synced(Kind::Pod);
+        for device in self.devices.values_mut() {
+            let Some(bound) = &device.bound else {
+                device.own = Box::default();
+                continue;
+            };
+            let is_its = |addr: &&Addr| {
+                let owner = view.cluster.pod_at(addr).filter(|_| told);
+                !(view.is_elsewhere)(addr) && owner.is_none_or(|owner| *owner == bound.pod)
+            };
+            device.own = bound.ips.iter().filter(is_its).copied().collect();
+        }
+    }
+
     /// The addresses that lie behind a device, and whether those that an earlier run found are still there: before the
     /// Pods have been told.
     pub(super) fn addresses(&self, veth: &Veth, view: &View<'_>) -> (Vec<Addr>, bool) {
         let Some(device) = self.devices.get(&veth.ifindex) else { return (Vec::new(), true) };
         let told = view.cluster.is_synced(Kind::Pod);
-        match (&device.bound, device.standing) {
-            (_, Standing::Impostor) => (Vec::new(), false),
-            (Some(bound), _) => {
-                let is_its = |addr: &&Addr| {
-                    !(view.is_elsewhere)(addr)
-                        && (!told || view.cluster.pod_at(addr) == Some(&bound.pod))
-                };
-                let own = bound.ips.iter().filter(is_its).copied();
-                (own.chain(device.more.iter().copied()).collect(), !told)
-            }
-            (None, _) => (device.more.iter().copied().collect(), !told),
+        if device.standing == Standing::Impostor {
+            return (Vec::new(), false);
         }
+        (device.own.iter().chain(&device.more).copied().collect(), !told)
     }
 
     /// The first address in each family that the Pod behind a device is known by, and its MAC address.
@@ -301,7 +321,7 @@ impl Bindings {
         let known = device.filter(|device| device.standing == Standing::Pod);
         if let Some(bound) = known.and_then(|device| device.bound.as_ref()) {
             let mac = if bound.mac == [0; 6] { veth.mac } else { bound.mac };
-            return (first(&bound.ips), mac);
+            return (known.map_or([Addr::NONE; 2], |device| first(&device.own)), mac);
         }
         let main = [veth.addresses.ip4, veth.addresses.ip6].into_iter().flatten();
         let main = main.map(Addr::from_ip);
@@ -332,7 +352,11 @@ impl Bindings {
 
     /// A device is gone.
     pub(super) fn gone(&mut self, ifindex: u32) {
-        self.devices.remove(&ifindex);
+        if let Some(device) = self.devices.remove(&ifindex)
+            && let (Standing::Pod, Some(bound)) = (device.standing, device.bound)
+        {
+            self.left.insert(bound.pod, bound.uid);
+        }
     }
 
     /// Whether this is the device that an earlier run knew; `None` when it knew none by that number.
@@ -377,94 +401,6 @@ impl Device {
                 self.standing = Standing::Unknown;
             }
         }
-    }
-}
-
-/// The file: what of a device outlives the agent.
-#[derive(Serialize, Deserialize)]
-struct File {
-    boot_id: String,
-    devices: Vec<Saved>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    ifindex: u32,
-    own_mac: [u8; 6],
-    since: i64,
-    until: i64,
-    pod: Option<SavedPod>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedPod {
-    namespace: String,
-    name: String,
-    uid: u64,
-    ips: Vec<IpAddr>,
-    mac: [u8; 6],
-}
-
-impl Bindings {
-    /// What an earlier run found out of the devices that are there still.
-    pub(super) fn take_over<'a>(dir: &Path, veths: impl Iterator<Item = &'a Veth>) -> Self {
-        let mut found = match Self::read(dir) {
-            Ok(found) => found,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Self::default(),
-            Err(err) => {
-                warn!(%err, "who is behind which device is found out anew");
-                Self::default()
-            }
-        };
-        let macs: BTreeMap<u32, [u8; 6]> = veths.map(|veth| (veth.ifindex, veth.own_mac)).collect();
-        found.devices.retain(|ifindex, device| macs.get(ifindex) == Some(&device.own_mac));
-        found
-    }
-
-    fn read(dir: &Path) -> io::Result<Self> {
-        let File { boot_id, devices } = serde_json::from_slice(&fs::read(dir.join(FILE))?)?;
-        if boot_id != fs::read_to_string(BOOT_ID)?.trim() {
-            return Ok(Self::default());
-        }
-        let device = |saved: Saved| {
-            let Saved { ifindex, own_mac, since, until, pod } = saved;
-            let bound = pod.map(|pod| Bound {
-                pod: Name::new(pod.namespace, pod.name),
-                uid: pod.uid,
-                ips: pod.ips.into_iter().map(Addr::from_ip).collect(),
-                mac: pod.mac,
-            });
-            let standing = if bound.is_some() { Standing::Pod } else { Standing::Unknown };
-            let more = BTreeSet::new();
-            (ifindex, Device { own_mac, since, until, bound, standing, more })
-        };
-        let devices: BTreeMap<u32, Device> = devices.into_iter().map(device).collect();
-        Ok(Self { begun: !devices.is_empty(), devices, issues: Vec::new() })
-    }
-
-    /// Writes the file; as a whole, so that a crash leaves the old one or the new one.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
-        let saved = |(ifindex, device): (&u32, &Device)| Saved {
-            ifindex: *ifindex,
-            own_mac: device.own_mac,
-            since: device.since,
-            until: device.until,
-            pod: device.bound.as_ref().map(|bound| SavedPod {
-                namespace: bound.pod.namespace.to_string(),
-                name: bound.pod.name.to_string(),
-                uid: bound.uid,
-                ips: bound.ips.iter().map(Addr::to_ip).collect(),
-                mac: bound.mac,
-            }),
-        };
-        let boot_id = fs::read_to_string(BOOT_ID)?.trim().to_owned();
-        let file = File { boot_id, devices: self.devices.iter().map(saved).collect() };
-        let part = dir.join(format!("{FILE}.part"));
-        fs::write(&part, serde_json::to_vec(&file)?)?;
-        fs::rename(part, dir.join(FILE))
     }
 }
 

@@ -301,10 +301,10 @@ fn endpoint<'a>(
     service: &'a Name,
     addr: &Addr,
 ) -> Option<&'a cluster::Endpoint> {
-    cluster
-        .slices_of(service)
-        .flat_map(|(_, slice)| &slice.endpoints)
-        .find(|endpoint| endpoint.addr == *addr)
+    let all = cluster.slices_of(service).flat_map(|(_, slice)| &slice.endpoints);
+    // Of two Pods the one whose conditions the backend has: the other one is going.
+    let same = all.filter(|endpoint| endpoint.addr == *addr);
+    same.reduce(|a, b| if b.conditions.rank() > a.conditions.rank() { b } else { a })
 }
 
 fn conditions(endpoint: &cluster::Endpoint) -> Conditions {

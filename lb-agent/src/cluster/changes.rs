@@ -272,7 +272,10 @@ impl Cluster {
             |node: &Node| (node.addresses.clone(), node.pod_cidrs.clone(), node.tunnels.clone());
         let now = places(&node);
         let old = self.nodes.get(&name);
-        dirty.policies |= old.is_none_or(|old| old.labels != node.labels || places(old) != now);
+        dirty.policies |= old.is_none_or(|old| {
+            (&old.labels, old.lost, old.created) != (&node.labels, node.lost, node.created)
+                || places(old) != now
+        });
         let old = self.nodes.insert(name, node);
         if old.as_deref().map(places) != Some(now) {
             self.touch_external(dirty);

@@ -225,6 +225,17 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
+impl Conditions {
+    /// How useful an endpoint with these conditions is; more is better. Of several with one address the best counts.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self { ready: true, .. } => 2,
+            Self { serving: true, terminating: true, .. } => 1,
+            Self { .. } => 0,
+        }
+    }
+}
+
 /// A Pod of any node that has not finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
@@ -254,13 +265,6 @@ pub struct Pod {
 impl Pod {
     /// The annotation of a Pod that admits more sources.
     pub const SOURCES: &str = "lb-agent.io/allowed-sources";
-
-    /// Which of two Pods has an address that both have in their status: one that is not being deleted before one that
-    /// is, as on a node that is dead; then the newer one.
-    pub fn has_before(&self, other: &Self) -> bool {
-        let rank = |pod: &Self| (!pod.deleting, pod.created);
-        rank(self) > rank(other)
-    }
 }
 
 /// A port of a container, by its name.
@@ -313,6 +317,10 @@ pub struct Node {
     pub pod_cidrs: Box<[Prefix]>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: Option<NonZeroI64>,
+    /// Whether nothing has been heard of it for a while (condition `Ready` is `Unknown`).
+    pub lost: bool,
     /// Whether the cluster autoscaler is about to remove it (taint `ToBeDeletedByClusterAutoscaler`): load
     /// balancers must see `/healthz` fail (KEP-3836).
     pub deleting: bool,

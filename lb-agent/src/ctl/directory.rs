@@ -2,6 +2,7 @@
 //!
 //! With no name table it is empty and everything is called by its number.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use lb_common::addr::Addr;
 use lb_common::service::Backend;
 
 use crate::ctl::snapshot::{self, Snapshot};
-use crate::names::{BackendName, Names, Place, PodName, ServiceName};
+use crate::names::{BackendName, Conditions, Names, Place, PodName, ServiceName};
 
 /// Names by number.
 #[derive(Clone, Debug, Default)]
@@ -36,11 +37,16 @@ impl<'n> Directory<'n> {
             by_ip: HashMap::new(),
             ifindexes: HashMap::new(),
         };
-        for (id, backend) in &snapshot.backends {
-            if let Some(name) = directory.backend(*id).filter(|name| !name.pod.is_empty()) {
-                directory.by_ip.insert(backend.addr.to_ip(), name.pod.to_string());
-            }
-        }
+        let named = snapshot.backends.iter().filter_map(|(id, backend)| {
+            let name = directory.backend(*id).filter(|name| !name.pod.is_empty())?;
+            Some((name.conditions, name.pod.as_ref(), backend.addr.to_ip()))
+        });
+        // Of several Pods with one address the one that is not going, as the maps are in no order: it comes last.
+        let mut named: Vec<_> = named.collect();
+        let going = |of: Conditions| !matches!(of, Conditions::Ready | Conditions::NotReady);
+        named.sort_unstable_by_key(|(of, pod, _)| Reverse((going(*of), *of, *pod)));
+        let named = named.into_iter().map(|(_, pod, ip)| (ip, pod.to_owned()));
+        directory.by_ip.extend(named);
         for (ifindex, pod) in &snapshot.pods {
             let addresses = [pod.ip4, pod.ip6].into_iter().filter(|addr| *addr != Addr::NONE);
             directory.ifindexes.extend(addresses.map(|addr| (addr, *ifindex)));

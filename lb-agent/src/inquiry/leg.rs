@@ -38,7 +38,7 @@ pub(super) fn leg(cluster: &Cluster, subject: (&Name, &Pod), peer: &Peer<'_>, fl
     policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
     let ports: &[NamedPort] = match (flow.own, peer.holder) {
         (true, _) => &pod.ports,
-        (false, Holder::Pod(_, other)) => &other.ports,
+        (false, Holder::Pod(_, other, _)) => &other.ports,
         (false, _) => &[],
     };
     let against = Against { cluster, peer, flow, ports };
@@ -49,7 +49,7 @@ pub(super) fn leg(cluster: &Cluster, subject: (&Name, &Pod), peer: &Peer<'_>, fl
         node: pod.node.to_string(),
         peer: Some(peer.addr.to_ip()),
         peer_name: match peer.holder {
-            Holder::Pod(name, _) => name.to_string(),
+            Holder::Pod(name, ..) => name.to_string(),
             Holder::Node(name, ..) => format!("node/{name}"),
             Holder::Outside(_) | Holder::Service | Holder::Missing(_) => String::new(),
         },
@@ -124,7 +124,7 @@ impl Against<'_> {
                 let except = excepts.iter().find(|except| except.contains(addr));
                 except.map(|except| Miss::Except(words::prefix(except))).into_iter().collect()
             }
-            (cluster::Peer::Pods(wanted), Holder::Pod(name, pod)) if !pod.host_network => {
+            (cluster::Peer::Pods(wanted), Holder::Pod(name, pod, _)) if !pod.host_network => {
                 self.pod_misses(policy, wanted, name, pod)
             }
             (cluster::Peer::Pods(_), _) => vec![Miss::NotPod],

@@ -8,7 +8,7 @@ use lb_common::addr::Addr;
 
 use super::topology::{self, Candidate, Hint, Rejection};
 use super::{DesiredBackend, DesiredPort};
-use crate::cluster::{Cluster, Conditions, Endpoint, EndpointSlice, Name};
+use crate::cluster::{Cluster, Endpoint, EndpointSlice, Name};
 
 /// The backends of a service port.
 pub(super) struct Chosen {
@@ -87,20 +87,11 @@ fn endpoints<'a>(slices: &'a [(Name, &EndpointSlice)], port: &DesiredPort) -> Fo
         for target in ports.filter(|p| p.name == port.port_name && p.protocol == port.protocol) {
             for endpoint in &slice.endpoints {
                 let best = found.entry((endpoint.addr, target.port)).or_insert(endpoint);
-                if rank(endpoint.conditions) > rank(best.conditions) {
+                if endpoint.conditions.rank() > best.conditions.rank() {
                     *best = endpoint;
                 }
             }
         }
     }
     found
-}
-
-/// How useful an endpoint with these conditions is; more is better.
-fn rank(conditions: Conditions) -> u8 {
-    match conditions {
-        Conditions { ready: true, .. } => 2,
-        Conditions { serving: true, terminating: true, .. } => 1,
-        Conditions { .. } => 0,
-    }
 }

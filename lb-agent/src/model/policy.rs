@@ -20,7 +20,7 @@ use self::atom::Atoms;
 use self::members::Members;
 use self::rules::Subjects;
 use self::set::Pool;
-use crate::cluster::{Cluster, Name, Pod, Policy, Snapshot, Tier};
+use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Snapshot, Tier};
 use crate::issue::Issue;
 
 mod area;
@@ -138,17 +138,17 @@ impl Compiler {
         let mut blocks = Blocks::flatten(self.atoms.areas(), &mut self.pool);
         let mut members = Members::new(cluster, (&self.atoms, &mut self.pool), &compiled.demands);
         let mut addrs = HashMap::new();
-        let shared = others::shared(cluster);
+        let owners = Owners::of(cluster);
         for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
             let class = members.class_of(name, pod);
-            for addr in pod.ips.iter().filter(|addr| others::has(&shared, name, addr)) {
+            for addr in pod.ips.iter().filter(|addr| owners.is_pods(name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
                 addrs.insert(*addr, Known { ident, flags: others::flags(cluster, pod) });
             }
         }
-        for (_, node) in cluster.nodes() {
+        for (name, node) in cluster.nodes() {
             let class = members.class_of_node(&node.labels);
-            for addr in &node.addresses {
+            for addr in node.addresses.iter().filter(|addr| owners.is_nodes(name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
                 addrs.insert(*addr, Known { ident, flags: ident_flags::NODE });
             }

@@ -1,6 +1,8 @@
 //! Node → record.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroI64;
+
 use k8s_openapi::api::core::v1;
 use lb_common::addr::Addr;
 
@@ -37,12 +39,15 @@ impl Watched for v1::Node {
                 addresses.extend(field::address(findings, &path, &given.address));
             }
         }
+        let created = self.metadata.creation_timestamp.as_ref();
         let mut taints = self.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
         Some(Node {
             addresses: addresses.into(),
             tunnels: tunnels(self),
             pod_cidrs: pod_cidrs(self, findings),
             zone: zone(self).map(Into::into),
+            created: created.and_then(|time| NonZeroI64::new(time.0.as_second())),
+            lost: is_lost(self),
             deleting: taints.any(|taint| taint.key == TAINT_DELETING),
             labels: field::labels(self.metadata.labels.as_ref()),
         })
@@ -51,6 +56,12 @@ impl Watched for v1::Node {
     fn event(change: Change<Node>) -> Event {
         Event::Node(change)
     }
+}
+
+/// Whether the control plane has lost contact to the node: what it says there is old.
+fn is_lost(node: &v1::Node) -> bool {
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
 }
 
 /// What Calico says of the node's tunnel devices.

@@ -185,10 +185,13 @@ fn what_policies_want_of_a_pod_is_kept() {
 fn nodes_and_namespaces() {
     let node = json!({
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"},
+            "creationTimestamp": "1970-01-01T00:01:00Z",
             "annotations": {"projectcalico.org/IPv4VXLANTunnelAddr": "10.244.1.64"}},
         "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [
             {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "203.0.113.1"}, {"type": "InternalIP", "address": "172.31.0.11"},
+        ], "conditions": [
+            {"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "Unknown"},
         ]},
     });
     let record = cluster::Node {
@@ -196,6 +199,8 @@ fn nodes_and_namespaces() {
         tunnels: [addr("10.244.1.64")].into(),
         pod_cidrs: ["10.244.1.0/24".parse().unwrap()].into(),
         zone: Some("z".into()),
+        created: std::num::NonZeroI64::new(60),
+        lost: true,
         deleting: true,
         labels: Labels::new([("topology.kubernetes.io/zone".into(), "z".into())]),
     };

@@ -32,10 +32,14 @@ pub(crate) fn denied(world: &World, flow: &Flow) -> bool {
         return false;
     }
     let node = node.map(|(_, (_, labels))| labels);
-    let mut pod =
+    let pods =
         world.pods.iter().filter(|(_, pod)| !pod.host_network && pod.ips.contains(&flow.peer));
-    // Of two with one address the last has it.
-    let peer = Who { addr: &flow.peer, pod: pod.next_back().filter(|_| node.is_none()), node };
+    // Of those with one address the newest has it that is not being deleted.
+    let going = |pod: &Pod| if pod.deleting { 1 } else { 0 };
+    let mut pods: Vec<_> = pods.collect();
+    pods.sort_by_key(|(_, pod)| (going(pod), -pod.created.map_or(0, i64::from)));
+    let peer =
+        Who { addr: &flow.peer, pod: pods.first().copied().filter(|_| node.is_none()), node };
 
     let mut policies: Vec<(&Key, &Policy)> = world
         .policies

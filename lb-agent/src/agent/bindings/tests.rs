@@ -156,10 +156,11 @@ fn a_restart_comes_to_the_same_result() {
     assert_eq!(again.bindings.face(&now[0]), face);
 
     // After a reboot, and of a file that is damaged, nothing is believed.
-    let text = std::fs::read_to_string(dir.join(super::FILE)).unwrap();
-    std::fs::write(dir.join(super::FILE), text.replace("boot_id\":\"", "boot_id\":\"x")).unwrap();
+    let text = std::fs::read_to_string(dir.join(super::file::FILE)).unwrap();
+    std::fs::write(dir.join(super::file::FILE), text.replace("boot_id\":\"", "boot_id\":\"x"))
+        .unwrap();
     assert_eq!(Bindings::take_over(&dir, now.iter()).is_same(&now[0]), None);
-    std::fs::write(dir.join(super::FILE), "{").unwrap();
+    std::fs::write(dir.join(super::file::FILE), "{").unwrap();
     assert_eq!(Bindings::take_over(&dir, now.iter()).is_same(&now[0]), None);
     std::fs::remove_dir_all(dir).unwrap();
 }
@@ -246,6 +247,13 @@ fn who_has_been_a_pod_becomes_no_other() {
     world.put("web", pod("10.1.0.8", 7));
     let both = [veth(5, &["2/10.1.0.2"]), veth(6, &["2/10.1.0.8"])];
     assert_eq!(world.look(&both), ["5=Impostor@", "6=web:7@10.1.0.8"]);
+    // A status without addresses, for a while: it keeps those that it had, until another has them.
+    let mut world = World::new(&[("web", pod("10.1.0.2", 7))]);
+    assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=web:7@10.1.0.2"]);
+    let face = world.bindings.face(&veth(5, &[]));
+    world.put("web", Pod { ips: Box::default(), ..pod("10.1.0.2", 7) });
+    assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=web:7@10.1.0.2"]);
+    assert_eq!(world.bindings.face(&veth(5, &[])), face);
     // From manifests, without a UID, a Pod may be called otherwise.
     let mut world = World::new(&[("a", pod("10.1.0.2", 0))]);
     assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=a:0@10.1.0.2"]);
@@ -268,4 +276,73 @@ fn devices_without_a_pod_are_waited_for_a_while() {
     world.now += 299;
     assert_eq!(world.look(&late()), ["5=Nobody@172.17.0.2", "6=Nobody@"]);
     assert_eq!(world.bindings.behind(6, world.now, true), Behind::Unknown(2_059), "strict");
+}
+
+#[test]
+fn a_device_is_not_that_of_a_pod_that_has_left() {
+    let mut world = World::new(&[("old", pod("10.1.0.2", 6))]);
+    assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=old:6@10.1.0.2"]);
+    // It goes, and its address is given away again before its object is gone and before the new one has it by status.
+    world.put("old", Pod { deleting: true, ..pod("10.1.0.2", 6) });
+    assert_eq!(world.look(&[]), [""; 0]);
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=Unknown(2000)@10.1.0.2"]);
+    world.put("new", pod("10.1.0.2", 9));
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=new:9@10.1.0.2"]);
+    world.remove("old");
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=new:9@10.1.0.2"]);
+    // One that is going, and whose device is there, keeps it; a restart of the agent finds it.
+    let mut world = World::new(&[("old", Pod { deleting: true, ..pod("10.1.0.2", 6) })]);
+    assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=old:6@10.1.0.2"]);
+    // One that is not going gets another sandbox.
+    let mut world = World::new(&[("web", pod("10.1.0.2", 6))]);
+    assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=web:6@10.1.0.2"]);
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=web:6@10.1.0.2"]);
+}
+
+#[test]
+fn a_match_by_an_old_status_is_revised() {
+    // After a reboot: both have other addresses than their objects say still.
+    let both = [veth(5, &["2/10.1.0.3"]), veth(6, &["2/10.1.0.2"])];
+    let mut world = World::new(&[("a", pod("10.1.0.2", 7)), ("b", pod("10.1.0.3", 8))]);
+    assert_eq!(world.look(&both), ["5=b:8@10.1.0.3", "6=a:7@10.1.0.2"]);
+    world.put("a", pod("10.1.0.3", 7));
+    world.look(&both);
+    world.put("b", pod("10.1.0.2", 8));
+    assert_eq!(world.look(&both), ["5=a:7@10.1.0.3", "6=b:8@10.1.0.2"]);
+    assert_eq!(world.look(&both), ["5=a:7@10.1.0.3", "6=b:8@10.1.0.2"]);
+    assert!(world.issues().is_empty());
+
+    // The old one is going, and it was not noticed that its device has gone.
+    let mut world = World::new(&[("old", Pod { deleting: true, ..pod("10.1.0.2", 6) })]);
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=old:6@10.1.0.2"]);
+    world.put("new", pod("10.1.0.2", 9));
+    assert_eq!(world.look(&[veth(6, &["2/10.1.0.2"])]), ["6=new:9@10.1.0.2"]);
+}
+
+#[test]
+fn nobody_becomes_another_by_a_revision() {
+    let eve = || veth(5, &["2/10.1.0.2"]);
+    let vic = |created: i64| Pod { created: NonZeroI64::new(created), ..pod("10.1.0.2", 9) };
+    let bound = || {
+        let mut world = World::new(&[("eve", pod("10.1.0.2", 6))]);
+        assert_eq!(world.look(&[eve()]), ["5=eve:6@10.1.0.2"]);
+        world
+    };
+    // It stays after its object is gone, and a Pod that is younger than it gets its address.
+    let mut world = bound();
+    world.remove("eve");
+    world.now = 3_000;
+    world.put("vic", vic(3_000));
+    assert_eq!(world.look(&[eve()]), ["5=Impostor@"]);
+    // That one's own device is there, or one that may be it.
+    let mut world = bound();
+    world.remove("eve");
+    world.put("vic", vic(1_000));
+    assert_eq!(world.look(&[eve(), veth(6, &[])]), ["5=Impostor@", "6=Unknown(2000)@"]);
+    let both = [eve(), veth(6, &["2/10.1.0.2"])];
+    assert_eq!(world.look(&both), ["5=Impostor@", "6=vic:9@10.1.0.2"]);
+    // It has its address still, and is not going.
+    let mut world = bound();
+    world.put("vic", vic(1_001));
+    assert_eq!(world.look(&[eve()]), ["5=eve:6@"]);
 }

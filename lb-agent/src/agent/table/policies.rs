@@ -4,8 +4,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use lb_common::addr::Addr;
+
 use crate::agent::hits::Hits;
-use crate::cluster::{Cluster, Name, Tier};
+use crate::cluster::{Cluster, Name, Owners, Tier};
 use crate::model::policy::{Desired, Direction, Group, PolicyInfo};
 use crate::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 use crate::plan::policy::Actual;
@@ -61,8 +63,11 @@ pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
 /// The identities that Pods have.
 pub(in crate::agent) fn idents<'a>(cluster: &'a Cluster, actual: &Actual) -> Vec<IdentName<'a>> {
     let mut found: BTreeMap<u32, Vec<Cow<'a, str>>> = BTreeMap::new();
-    for (name, pod) in cluster.all_pods().filter(|(_, pod)| !pod.host_network) {
-        for ident in pod.ips.iter().filter_map(|ip| actual.ident.get(ip)) {
+    let is_shown = |ip: &Addr| actual.ident.get(ip).is_some_and(|ident| ident.ident != 0);
+    let owners = Owners::of_some(cluster, is_shown);
+    for (name, pod) in cluster.all_pods() {
+        let own = pod.ips.iter().filter(|ip| owners.is_pods(name, ip));
+        for ident in own.filter_map(|ip| actual.ident.get(ip)) {
             let pods = found.entry(ident.ident).or_default();
             if ident.ident != 0 && pods.len() < EXAMPLES {
                 pods.push(Cow::Owned(name.to_string()));
