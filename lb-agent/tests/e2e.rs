@@ -23,6 +23,8 @@ mod cluster_ip;
 mod explain;
 #[path = "e2e/host.rs"]
 mod host;
+#[path = "e2e/identity.rs"]
+mod identity;
 #[path = "e2e/input.rs"]
 mod input;
 #[path = "e2e/outside.rs"]
