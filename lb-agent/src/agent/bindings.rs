@@ -2,7 +2,7 @@
 //!
 //! The first match holds until the device or the Pod is gone: whoever may change addresses inside his namespace must not
 //! choose whose policies are his by that. It outlives the agent in a file of the state directory. What shows that a match
-//! was made by a status that was old is in `revision`.
+//! was made by a status that was old is in `revision`; which devices are those of no Pod in `alien`.
 //!
 //! Pure bookkeeping but for that file.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ use crate::plan::policy::Behind;
 
 pub use self::file::FILE;
 
+mod alien;
 mod file;
 mod revision;
 
@@ -55,6 +56,8 @@ struct Device {
     own: Box<[Addr]>,
     /// What is bound in it beside the addresses of its Pod, and is nobody else's.
     more: BTreeSet<Addr>,
+    /// Whether its addresses show that no Pod is behind it.
+    alien: bool,
 }
 
 /// The Pod that was found behind a device.
@@ -106,6 +109,7 @@ impl Bindings {
                 standing: Standing::Unknown,
                 own: Box::default(),
                 more: BTreeSet::new(),
+                alien: false,
             });
             device.own_mac = veth.own_mac;
             device.follow(veth, view.cluster);
@@ -117,6 +121,7 @@ impl Bindings {
         self.seconds(veths);
         self.keep_own(view);
         self.share_out(veths, view);
+        self.find_aliens(veths, view);
         let is_new = |(ifindex, device): (&u32, &Device)| {
             (before.get(ifindex) != Some(device)).then_some(*ifindex)
         };
@@ -336,7 +341,9 @@ impl Bindings {
             (Standing::Impostor, _) => Behind::Impostor,
             (_, Some(bound)) => Behind::Pod(bound.pod.clone(), bound.uid),
             (Standing::Second, _) => Behind::Nobody,
-            (Standing::Unknown | Standing::Pod, None) if strict || now < device.until => {
+            (Standing::Unknown | Standing::Pod, None)
+                if strict || (now < device.until && !device.alien) =>
+            {
                 Behind::Unknown(device.since)
             }
             (Standing::Unknown | Standing::Pod, None) => Behind::Nobody,

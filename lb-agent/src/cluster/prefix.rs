@@ -32,6 +32,11 @@ impl Prefix {
         Self { addr, bits: if addr.is_v4() { 32 } else { 128 } }
     }
 
+    /// Bits that all its addresses have in common, of 32 or of 128.
+    pub const fn bits(&self) -> u8 {
+        self.bits
+    }
+
     /// Its first address.
     pub const fn addr(&self) -> Addr {
         self.addr

@@ -1,14 +1,16 @@
-//! Who is behind a device: addresses of Pods wherever they are bound in them.
+//! Who is behind a device: addresses of Pods wherever they are bound in them, and containers that are no Pods.
 
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
+use serde_json::json;
 use testbed::{
-    Netns, Pod, Shape,
+    Netns, Node, Pod, Shape,
     client::{Transport, ask},
-    manifest::{self, node_of, pod_of},
+    manifest::{self, Object, node_of, pod_of},
+    server::Server,
     wait,
 };
 
@@ -36,6 +38,13 @@ spec:
     - podSelector: {matchLabels: {friend: \"yes\"}}
     - ipBlock: {cidr: 172.31.0.200/32}
     - ipBlock: {cidr: \"fd31::200/128\"}
+";
+
+const DENY_ALL: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: default}
+spec: {podSelector: {matchLabels: {app: quiet}}, policyTypes: [Ingress, Egress]}
 ";
 
 fn answers(netns: &Netns, transport: Transport, addr: SocketAddr, limit: Duration) -> bool {
@@ -185,4 +194,81 @@ fn a_pod_of_one_family_with_two_addresses() {
         }
         assert_eq!(stage.ask(&a.netns, transport, node_at), "web");
     }
+}
+
+/// A container of something else than Kubernetes, on a bridge of its own, while a Pod that is isolated cannot start. One
+/// whose address may be a Pod's waits.
+#[test]
+fn containers_that_are_no_pods_go_on_beside_a_pod_that_cannot_start() {
+    let mut stage = Stage::new("idnopod", Shape::Routed);
+    let a = stage.a.clone();
+    let web = stage.server(&a, "web");
+    let n = number(&web);
+    let ranges = |node: &Node, n: u8| -> Object {
+        node_of(node).set(
+            &["spec", "podCIDRs"],
+            json!([format!("10.244.{n}.0/24"), format!("fd44:0:0:{n}::/64")]),
+        )
+    };
+    stage.dir.write("nodes", &[ranges(&stage.a, n), ranges(&stage.b, n + 1)]).unwrap();
+    let stuck = manifest::pod("stuck", &a.name).label("app", "quiet");
+    stage.dir.write("web", &[pod_of(&web).label("app", "web"), stuck]).unwrap();
+    stage.dir.write_text("policy", DENY_ALL).unwrap();
+    a.netns
+        .ip("link add docker0 type bridge\n\
+             link set docker0 up\n\
+             addr add 172.17.0.1/16 dev docker0\n")
+        .unwrap();
+    let start = |name: &str, ip: &str| {
+        let netns = Netns::create(&format!("idnopod-a-{name}")).unwrap();
+        a.netns
+            .ip(&format!(
+                "link add {name} type veth peer name eth0 netns {netns}\n\
+                 link set {name} master docker0 up\n"
+            ))
+            .unwrap();
+        netns
+            .ip(&format!(
+                "link set eth0 up\n\
+                 addr add {ip}/32 dev eth0\n\
+                 route add default via 172.17.0.1 dev eth0 onlink\n"
+            ))
+            .unwrap();
+        netns
+    };
+    let addr = SocketAddr::new(web.v4.into(), 8080);
+    // The agent has taken note of the policy: a device whose address may be a Pod's waits.
+    let waits = start("waits", &format!("10.244.{n}.200"));
+    a.netns.ip(&format!("route add 10.244.{n}.200/32 dev docker0\n")).unwrap();
+    let policy = wait::until("the policy holds", SOON, || {
+        let lines = stage.agents[0].lbctl(&["policy", "list"])?;
+        anyhow::ensure!(lines.contains("deny-all"), "{lines}");
+        let said = stage.agents[0].lbctl(&["pods"])?;
+        anyhow::ensure!(said.contains("waits"), "{said}");
+        Ok(())
+    });
+    policy.unwrap_or_else(|err| panic!("{err:#}\n{}", stage.logs()));
+    let docker = start("docker", "172.17.0.2");
+    let answered = wait::until("the container is answered", SOON, || {
+        anyhow::ensure!(answers(&docker, Transport::Udp, addr, DENIED), "no answer");
+        Ok(())
+    });
+    answered.unwrap_or_else(|err| panic!("{err:#}\n{}", stage.logs()));
+    for transport in TRANSPORTS {
+        assert_eq!(stage.ask(&docker, transport, addr), "web");
+        assert!(!answers(&waits, transport, addr, DENIED), "{transport:?}\n{}", stage.logs());
+    }
+    // And it is reached.
+    let _server = Server::named(&docker, "docker", 8080).unwrap();
+    let inside = SocketAddr::new(IpAddr::from([172, 17, 0, 2]), 8080);
+    for transport in TRANSPORTS {
+        assert_eq!(stage.ask(&web.netns, transport, inside), "docker");
+    }
+    // The control of the one that waits: once nobody is awaited, it is answered, too.
+    stage.dir.write("web", &[pod_of(&web).label("app", "web")]).unwrap();
+    let answered = wait::until("nobody is awaited any more", SOON, || {
+        anyhow::ensure!(answers(&waits, Transport::Udp, addr, DENIED), "no answer");
+        Ok(())
+    });
+    answered.unwrap_or_else(|err| panic!("{err:#}\n{}", stage.logs()));
 }

@@ -81,8 +81,8 @@ impl Bindings {
             });
             let standing = if bound.is_some() { Standing::Pod } else { Standing::Unknown };
             let own = bound.as_ref().map_or_else(Box::default, |bound| bound.ips.clone());
-            let more = BTreeSet::new();
-            (ifindex, Device { own_mac, since, until, bound, standing, own, more })
+            let (more, alien) = (BTreeSet::new(), false);
+            (ifindex, Device { own_mac, since, until, bound, standing, own, more, alien })
         };
         let devices: BTreeMap<u32, Device> = devices.into_iter().map(device).collect();
         Ok(Self { begun: !devices.is_empty(), devices, ..Self::default() })

@@ -346,3 +346,61 @@ fn nobody_becomes_another_by_a_revision() {
     world.put("vic", vic(1_001));
     assert_eq!(world.look(&[eve()]), ["5=eve:6@"]);
 }
+
+#[test]
+fn containers_that_are_no_pods_are_told_by_their_addresses() {
+    let bridged =
+        |ifindex: u32, bridge: u32, inside: &[&str]| Veth { bridge, ..veth(ifindex, inside) };
+    let docker = |inside: &[&str]| bridged(9, 3, inside);
+    let world = || {
+        let mut world = World::new(&[("web", pod("10.1.0.2", 7))]);
+        world.ranges("10.1.0.0/16");
+        world
+    };
+    let web = || bridged(5, 4, &["2/10.1.0.2"]);
+    // What is in it, and whether it waits.
+    let cases: [(&str, Veth, bool); 7] = [
+        ("another network", docker(&["2/172.17.0.2"]), false),
+        ("and one that is not the cluster's family", docker(&["2/172.17.0.2", "2/fd17::2"]), false),
+        ("no address yet", docker(&[]), true),
+        ("no address of the cluster's family", docker(&["2/fd17::2"]), true),
+        ("one within the range of the Pods", docker(&["2/172.17.0.2", "3/10.1.0.9"]), true),
+        ("on the bridge of Pods", bridged(9, 4, &["2/172.17.0.2"]), true),
+        ("on no bridge", veth(9, &["2/172.17.0.2"]), true),
+    ];
+    for (what, device, waits) in cases {
+        let mut world = world();
+        world.look(&[web(), device.clone()]);
+        let behind = world.bindings.behind(9, world.now, false);
+        assert_eq!(behind == Behind::Unknown(2_000), waits, "{what}: {behind:?}");
+        assert_eq!(
+            world.bindings.behind(9, world.now, true),
+            Behind::Unknown(2_000),
+            "{what}, strict"
+        );
+    }
+    let waits = |world: &mut World| {
+        world.look(&[web(), docker(&["2/172.17.0.2"])]);
+        world.bindings.behind(9, world.now, false) == Behind::Unknown(2_000)
+    };
+    // Pods have other addresses, too: the ranges do not hold.
+    let mut other = world();
+    let elsewhere = Pod { node: "n2".into(), ..pod("192.168.0.7", 8) };
+    other.put("calico", elsewhere);
+    assert!(waits(&mut other));
+    // No range is known.
+    assert!(waits(&mut World::new(&[("web", pod("10.1.0.2", 7))])));
+    // No Pod shows that it holds.
+    let mut other = World::new(&[]);
+    other.ranges("10.1.0.0/16");
+    assert!(waits(&mut other));
+    // A Pod that has its address by status is behind none that is known: it may have put another there.
+    let mut other = world();
+    other.put("eve", pod("10.1.0.66", 8));
+    assert!(waits(&mut other));
+    other.put("eve", Pod { ips: Box::default(), ..pod("10.1.0.66", 8) });
+    assert!(!waits(&mut other), "one that is not started yet");
+    // Not for good: it matches a Pod after all.
+    other.put("late", pod("172.17.0.2", 10));
+    assert_eq!(other.look(&[web(), docker(&["2/172.17.0.2"])])[1], "9=late:10@172.17.0.2");
+}
