@@ -25,6 +25,8 @@ pub enum Question {
     Who(Vec<IpAddr>),
     /// What is known of a flow: [`Answer::Explain`].
     Explain(context::Wanted),
+    /// What of the cluster does something else here than under kube-proxy: [`Answer::Differences`].
+    Differences,
     /// The policy with this name (`namespace/name`, or that of one of the cluster): [`Answer::Policy`].
     Policy(String),
     /// Which Pods of this node are kube-proxy: [`Answer::KubeProxy`].
@@ -57,6 +59,8 @@ pub enum Answer {
     Who(Vec<Owner>),
     /// What is known of a flow.
     Explain(Box<context::Context>),
+    /// What does something else here than under kube-proxy.
+    Differences(Vec<Remark>),
     /// The policy, if there is one.
     Policy(Option<Box<policy::View>>),
     /// Pods that are kube-proxy, `namespace/name`.
@@ -119,4 +123,15 @@ pub struct Owner {
     pub addr: IpAddr,
     /// `namespace/name` of a Pod, or `node/name`.
     pub name: String,
+}
+
+/// What is to be known of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remark {
+    /// Kind and name: `Service shop/web`.
+    pub object: String,
+    /// The field, or the agent's flag.
+    pub field: String,
+    /// One sentence.
+    pub message: String,
 }

@@ -14,8 +14,10 @@ use crate::api::Owner;
 use crate::api::context::{Context, End, Kind, Party, Wanted};
 use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
 
+pub use self::differences::differences;
 pub use self::policy::policy;
 
+mod differences;
 mod leg;
 mod policy;
 mod service;

@@ -233,6 +233,11 @@ impl Desired {
         Self { rules, ..Self::default() }
     }
 
+    /// What the operator decided.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The Services with a `healthCheckNodePort`: name, port, number of ready endpoints on this node.
     pub fn health(&self) -> impl Iterator<Item = (&Name, u16, u32)> {
         self.services.iter().filter_map(|(name, service)| {

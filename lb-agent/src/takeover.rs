@@ -1,10 +1,12 @@
 //! `lb-agent takeover`: removes what kube-proxy leaves behind on a node, once this agent does its work.
 //!
 //! Its rules go, in one step for each kind; the kernel's connection tracking is left as it is, so that connections
-//! which kube-proxy has translated go on. With `--dry-run` it only shows what it would do.
+//! which kube-proxy has translated go on. With `--dry-run` it only shows what it would do, and which objects need
+//! something that is otherwise here.
 #![forbid(unsafe_code)]
 
 mod chains;
+mod differences;
 mod legacy;
 mod nftables;
 mod obstacle;
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use self::differences::Differences;
 use crate::config::Dirs;
 use crate::observe::foreign::{self, rules};
 
@@ -65,13 +68,14 @@ impl Leftovers {
     }
 }
 
-/// Shows kube-proxy's rules on `out`, and why they would not be removed now.
+/// Shows kube-proxy's rules on `out`, which objects find something else here, and why the rules would not be removed now.
 ///
 /// # Errors
 /// When they cannot be read, or not be removed from here.
 pub fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
     let leftovers = Leftovers::find()?;
     print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
+    Differences::ask(&dirs.state).show(out).context("write")?;
     if let Some(obstacle) = obstacle::find(&dirs.state) {
         writeln!(out, "not now: {obstacle}").context("write")?;
     }

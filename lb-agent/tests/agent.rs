@@ -8,6 +8,8 @@
     reason = "a test's helper panics like the test"
 )]
 
+#[path = "agent/differences.rs"]
+mod differences;
 #[path = "attach/node.rs"]
 #[allow(dead_code, reason = "the tests of attaching use the rest")]
 mod node;

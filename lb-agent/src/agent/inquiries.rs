@@ -16,6 +16,9 @@ impl Agent {
             Question::Explain(wanted) => {
                 Answer::Explain(Box::new(inquiry::context(&self.cluster, &wanted)))
             }
+            Question::Differences => {
+                Answer::Differences(inquiry::differences(&self.cluster, self.desired.rules()))
+            }
             Question::Policy(name) => {
                 let view = inquiry::policy(&self.cluster, &name);
                 Answer::Policy(view.map(|mut view| {

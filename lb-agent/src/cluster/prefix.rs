@@ -37,6 +37,11 @@ impl Prefix {
         self.bits
     }
 
+    /// Whether it is all of its family.
+    pub const fn is_all(&self) -> bool {
+        self.bits == 0
+    }
+
     /// Its first address.
     pub const fn addr(&self) -> Addr {
         self.addr

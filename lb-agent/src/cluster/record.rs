@@ -99,6 +99,8 @@ pub struct Extra {
     pub external_policy: TrafficPolicy,
     /// `status.loadBalancer.ingress[].ip` of a LoadBalancer, but for those with `ipMode: Proxy` (KEP-1860).
     pub lb_ips: Box<[Addr]>,
+    /// Whether there are such with `ipMode: Proxy`.
+    pub proxied: bool,
     /// `spec.externalIPs`.
     pub external_ips: Box<[Addr]>,
     /// `spec.loadBalancerSourceRanges`: `None` = everybody; an empty list (none of those given is valid) = nobody.

@@ -258,6 +258,7 @@ fn every_field_of_a_service_is_kept() {
     let want = Extra {
         external_policy: TrafficPolicy::Local,
         lb_ips: [addr("203.0.113.1"), addr("203.0.113.2")].into(),
+        proxied: true,
         external_ips: [addr("192.0.2.1"), addr("192.0.2.2")].into(),
         source_ranges: Some(["10.0.0.0/8", "2001:db8::/32"].map(|p| p.parse().unwrap()).into()),
         affinity_secs: NonZeroU32::new(86_400),

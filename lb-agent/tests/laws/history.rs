@@ -188,6 +188,7 @@ fn extra() -> impl Strategy<Value = Extra> {
             |(local, lb_ips, external_ips, source_ranges, affinity, algorithm, weights)| Extra {
                 external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
                 lb_ips,
+                proxied: false,
                 external_ips,
                 source_ranges,
                 affinity_secs: affinity.and_then(NonZeroU32::new),

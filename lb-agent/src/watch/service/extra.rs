@@ -36,6 +36,7 @@ pub(super) fn extra(
     let extra = Extra {
         external_policy,
         lb_ips: if balanced { lb_ips(service, findings) } else { Box::default() },
+        proxied: balanced && ingress(service).any(is_proxied),
         external_ips: external_ips(spec, findings),
         source_ranges: balanced.then(|| source_ranges(spec, findings)).flatten(),
         affinity_secs: affinity(spec, findings),
@@ -46,17 +47,26 @@ pub(super) fn extra(
     (extra != Extra::default()).then(|| Box::new(extra))
 }
 
+const PROXY: &str = "Proxy";
+
+fn ingress(service: &v1::Service) -> impl Iterator<Item = &v1::LoadBalancerIngress> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status.into_iter().flat_map(|status| status.ingress.iter().flatten())
+}
+
+fn is_proxied(ingress: &v1::LoadBalancerIngress) -> bool {
+    ingress.ip_mode.as_deref() == Some(PROXY)
+}
+
 /// Only those whose packets arrive with the address itself as destination: with `ipMode: Proxy` the load balancer
 /// wants to see them first, also those from inside (KEP-1860).
 fn lb_ips(service: &v1::Service, findings: &mut Findings) -> Box<[Addr]> {
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.iter().flat_map(|status| status.ingress.iter().flatten());
     let mut ips = Vec::new();
-    for (i, ingress) in ingress.enumerate() {
+    for (i, ingress) in ingress(service).enumerate() {
         let path = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
         match ingress.ip_mode.as_deref().unwrap_or("VIP") {
             "VIP" | "" => {}
-            "Proxy" => continue,
+            PROXY => continue,
             other => {
                 let message = format!("`{other}` is not a mode: the address is left out");
                 findings.add(path("ipMode"), message);
