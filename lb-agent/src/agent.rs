@@ -290,8 +290,9 @@ impl Agent {
                 self.write_addresses();
             }
             Event::Attached(attached) => self.attached(attached),
-            Event::Background(News::Expired(pass)) => {
+            Event::Background(News::Expired(pass, begun, flows)) => {
                 self.cluster.pass();
+                self.planner.passed(begun.saturating_duration_since(self.start), flows);
                 self.housekeeping.expired(pass, &self.metrics);
             }
             Event::Background(News::Foreign(signs)) => self.searched(signs),

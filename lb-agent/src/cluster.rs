@@ -203,7 +203,7 @@ pub struct Cluster {
     /// (service, name of its slice).
     slices_of: BTreeSet<(Name, Arc<str>)>,
     claims: Claims,
-    /// Number of endpoints and Pods of this node with this address.
+    /// Number of endpoints and Pods, of any node, with this address.
     uses: HashMap<Addr, u32>,
     /// Pods of this node with addresses of their own, by those; several where one is going.
     pod_at: HashMap<Addr, Vec<Name>>,
@@ -497,7 +497,7 @@ impl Cluster {
         slices.any(|(_, slice)| slice.endpoints.iter().any(|endpoint| endpoint.addr == *addr))
     }
 
-    /// Whether an endpoint (ready or not) or a Pod of this node has this address.
+    /// Whether an endpoint (ready or not) or a Pod of any node has this address.
     pub fn is_alive(&self, addr: &Addr) -> bool {
         self.uses.contains_key(addr)
     }

@@ -199,6 +199,8 @@ pub struct DesiredBackend {
     pub port: u16,
     /// Ready, or only chosen because no endpoint is.
     pub state: EndpointState,
+    /// Whether it is a Pod (`targetRef`), so that its end is known.
+    pub is_pod: bool,
 }
 
 /// For which traffic an endpoint was chosen. Sorted by it, both lists are contiguous parts of one slot range.

@@ -25,6 +25,7 @@ use crate::model::{Changed, Desired, DesiredPort};
 
 mod admission;
 mod delta;
+mod flows;
 mod ids;
 mod maglev;
 mod node;
@@ -40,6 +41,7 @@ mod tables;
 mod timers;
 mod values;
 
+pub use self::flows::Flows;
 pub use self::node::Given;
 pub use self::sources::RangeKey;
 
@@ -338,6 +340,11 @@ impl Planner {
         }
         self.tables.timers.stamp(now);
         plan
+    }
+
+    /// A pass over the connection table has ended that began at `begun`, on the clock of the `now` of [`Planner::plan`].
+    pub fn passed(&mut self, begun: Duration, flows: Flows) {
+        self.tables.flows.passed(begun, flows);
     }
 
     /// Does the writes, and notes which of them happened. `clock` is that of the `now` of [`Planner::plan`].

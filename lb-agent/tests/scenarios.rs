@@ -5,6 +5,7 @@
 //! -- write web.yaml --      puts a manifest file into the directory
 //! -- delete web.yaml --     removes it
 //! -- advance 5s --          lets time pass; `ms` and `s`
+//! -- busy 192.0.2.1 --      from now on only these addresses have connections
 //! -- restart --             ends the agent and starts another on the same maps
 //! -- check --               what the maps and the issues must be, and the number of writes since the last check
 //! ```
@@ -21,6 +22,7 @@ use std::time::Duration;
 use lb_agent::cluster::{Event, Kind};
 use lb_agent::plan::Capacity;
 use lb_agent::watch::manifests::Directory;
+use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::service::{Frontend, frontend_flags, state};
 
@@ -140,6 +142,11 @@ impl Story {
                 self.refresh(&[]);
             }
             ("advance", time) => self.pipeline.advance(duration(time)),
+            ("busy", addrs) => {
+                let addrs = addrs.split_whitespace().map(|addr| addr.parse().unwrap());
+                self.pipeline.busy = addrs.map(Addr::from_ip).collect();
+                self.pipeline.idle = true;
+            }
             ("restart", "") => {
                 self.directory = Directory::new(&self.path, NODE);
                 let events = self.read(&[].into());

@@ -114,12 +114,14 @@ pod! {
 }
 
 /// Bits of [`Backend::flags`]: in which lists of its Service the backend is. A client that session affinity sends to
-/// it must be one for whom it could be chosen.
+/// it must be one for whom it could be chosen. And what it is.
 pub mod backend_flags {
     /// In the slots from [`super::Frontend::base`].
     pub const CLUSTER: u32 = 1 << 0;
     /// In the slots from [`super::Frontend::local_base`].
     pub const LOCAL: u32 = 1 << 1;
+    /// Not a Pod's: nothing tells when it ends, so its connections last as long as they will. For the agent.
+    pub const NO_POD: u32 = 1 << 2;
 }
 
 pod! {

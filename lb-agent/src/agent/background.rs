@@ -3,7 +3,7 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -12,12 +12,13 @@ use tracing::{info, warn};
 use crate::bpf::gc::{self, Gc, Pass};
 use crate::bpf::resize::{self, Resize};
 use crate::observe::foreign::Sign;
+use crate::plan::Flows;
 
 /// What threads found.
 #[derive(Clone, Debug)]
 pub(super) enum News {
-    /// A pass over conntrack.
-    Expired(Pass),
+    /// A pass over conntrack, when it began, and the flows it saw.
+    Expired(Pass, Instant, Flows),
     /// What is here of kube-proxy.
     Foreign(Vec<Sign>),
     /// In so many places kube-proxy's rules were removed, or why they were not.
@@ -70,9 +71,10 @@ pub(super) const INTERVAL: Duration = gc::INTERVAL;
 
 fn run(mut gc: Gc, interval: Duration, news: &mpsc::Sender<News>) {
     loop {
+        let begun = Instant::now();
         match gc.pass() {
             Ok(pass) => {
-                if news.blocking_send(News::Expired(pass)).is_err() {
+                if news.blocking_send(News::Expired(pass, begun, gc.flows())).is_err() {
                     return;
                 }
             }

@@ -38,6 +38,7 @@ use crate::bpf::clock::Clock;
 use crate::bpf::gc::devices::Devices;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
+use crate::plan::Flows;
 use crate::syscall;
 
 /// Only where there is an element (`BPF_EXIST`, include/uapi/linux/bpf.h).
@@ -173,6 +174,8 @@ pub struct Gc {
     counters: PerCpuArray<MapData, u64>,
     pods: HashMap<MapData, u32, Pod>,
     devices: Devices,
+    /// What the last pass saw.
+    flows: Flows,
     /// New flows beyond the budgets until the last pass.
     over_budget: Option<u64>,
     /// New flows without a port, and those with another one's, until the last pass.
@@ -198,11 +201,15 @@ struct Seen {
     expired: Vec<CtKey>,
     /// Entries of devices that are gone.
     orphans: Vec<(CtKey, CtEntry)>,
+    flows: Flows,
 }
 
 impl Seen {
     /// An entry of a live flow.
     fn live(&mut self, key: &CtKey, entry: &CtEntry) {
+        if entry.backend_id != 0 {
+            self.flows.backends.insert(entry.backend_id);
+        }
         if entry.flags & bits::COUNTED != 0 && !is_closing(entry.flags) {
             *self.loads.entry(entry.backend_id).or_default() += 1;
         }
@@ -251,6 +258,7 @@ impl Gc {
             counters: maps::open_counters(pins)?,
             pods: maps::open_pods(pins)?,
             devices: Devices::default(),
+            flows: Flows::default(),
             over_budget: None,
             ports: None,
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
@@ -337,8 +345,14 @@ impl Gc {
         pass.fullest = seen.fullest();
         pass.corrected = self.correct_loads(&seen.loads)?;
         syscall::for_each(&self.affinity, |_: &AffinityKey, _: &Affinity| pass.affinity += 1)?;
+        self.flows = seen.flows;
         pass.duration = start.elapsed();
         Ok(pass)
+    }
+
+    /// What flows there were at the last pass; to be had once.
+    pub fn flows(&mut self) -> Flows {
+        std::mem::take(&mut self.flows)
     }
 
     /// Entries that the programs made so far, less those that they removed.

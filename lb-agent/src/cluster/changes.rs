@@ -134,9 +134,9 @@ impl Cluster {
         }
         dirty.policies = true;
         let own = self.is_own(&pod);
-        if own {
-            for addr in &pod.ips {
-                *self.uses.entry(*addr).or_default() += 1;
+        for addr in &pod.ips {
+            *self.uses.entry(*addr).or_default() += 1;
+            if own {
                 self.claims.touch_addr(addr, dirty);
             }
         }
@@ -174,13 +174,13 @@ impl Cluster {
         }
     }
 
-    /// Takes back what a Pod of this node has in the indices.
+    /// Takes back what a Pod has in the indices.
     fn forget_pod(&mut self, name: &Name, old: &Pod, dirty: &mut Dirty) {
+        self.release(old.ips.iter().copied());
         if !self.is_own(old) {
             return;
         }
         self.kube_proxies.remove(name);
-        self.release(old.ips.iter().copied());
         for addr in &old.ips {
             self.claims.touch_addr(addr, dirty);
             if let Some(names) = self.pod_at.get_mut(addr) {

@@ -348,7 +348,7 @@ fn a_list_makes_policies_dirty_only_by_what_it_does_not_repeat() {
 }
 
 #[test]
-fn pods_of_other_nodes_are_policies_only() {
+fn pods_of_other_nodes_are_there_for_policies_and_connections_to_them() {
     let mut cluster = synced();
     let at =
         |node: &str| Pod { ips: [addr("10.244.1.1")].into(), node: node.into(), ..Pod::default() };
@@ -362,7 +362,7 @@ fn pods_of_other_nodes_are_policies_only() {
         )
     };
     for (node, want) in
-        [("", (0, 1, false, false)), ("n1", (1, 1, true, true)), ("n2", (0, 1, false, false))]
+        [("", (0, 1, true, false)), ("n1", (1, 1, true, true)), ("n2", (0, 1, true, false))]
     {
         cluster.apply(put_pod("p", at(node)));
         assert_eq!(state(&cluster), want, "node `{node}`");

@@ -31,10 +31,11 @@ pub(super) fn backends(
     let found = endpoints(slices, port);
     let candidates = candidates(cluster, &found);
     let choice = topology::choose(&candidates, port.lists());
-    let chosen = found.into_keys().zip(choice.chosen).filter_map(|((addr, port), choice)| {
-        let (class, state) = choice?;
-        Some(DesiredBackend { class, addr, port, state })
-    });
+    let chosen =
+        found.into_iter().zip(choice.chosen).filter_map(|(((addr, port), found), choice)| {
+            let (class, state) = choice?;
+            Some(DesiredBackend { class, addr, port, state, is_pod: found.pod.is_some() })
+        });
     let mut backends: Vec<_> = chosen.collect();
     backends.sort_by_key(|backend| (backend.class, backend.addr, backend.port));
     Chosen { backends, anywhere: choice.anywhere }

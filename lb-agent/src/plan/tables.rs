@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
+use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
 
+use super::flows::LastFlows;
 use super::ids::BackendIds;
 use super::ports::Ports;
 use super::share::{self, Holdings};
@@ -27,6 +28,7 @@ pub(super) struct Tables {
     /// How many slots each namespace holds.
     pub(super) slots_held: Holdings,
     pub(super) timers: Timers,
+    pub(super) flows: LastFlows,
     /// Namespaces that lacked backend ids, and for how many endpoints, while something is pending.
     pub(super) lacking: BTreeMap<u32, u32>,
     /// Whether something has become free since the last plan.
@@ -55,6 +57,7 @@ impl Tables {
             ranges: Ranges::new(capacity.slots),
             slots_held: Holdings::new(capacity.slots),
             timers: Timers::default(),
+            flows: LastFlows::default(),
             lacking: BTreeMap::new(),
             freed: false,
             new_frontends: 0,
@@ -220,6 +223,7 @@ impl Tables {
         let before = self.backend(id);
         put(&mut self.actual.backends, id, backend, Backend::ZERO);
         self.timers.disarm(id);
+        self.flows.forget(id);
         match backend.state {
             state::DRAINING => self.timers.arm(id, DRAIN),
             state::DEAD => self.timers.arm(id, REST),
@@ -247,8 +251,8 @@ impl Tables {
         }
     }
 
-    /// The writes for backends whose time is over: from DRAINING to DEAD when nobody has the address any more, or when
-    /// ids are short and its namespace has left the most behind; from DEAD to UNUSED when its id has rested.
+    /// The writes for backends whose time is over: from DRAINING to DEAD when the Pod is gone, when no flow is left, or
+    /// when ids are short and its namespace has left the most behind; from DEAD to UNUSED when its id has rested.
     pub(super) fn due_backends(&mut self, alive: &dyn Fn(&Addr) -> bool, now: Duration) -> Vec<Op> {
         let mut ops = Vec::new();
         let due = self.timers.due_backends(now);
@@ -260,7 +264,11 @@ impl Tables {
                 state::ACTIVE if self.ids.owner(id) == ORPHAN => {
                     Backend { state: state::DRAINING, ..backend }
                 }
-                state::DRAINING if alive(&backend.addr) && !excess.take(self.ids.tenant(id)) => {
+                state::DRAINING
+                    if may_live(&backend, alive)
+                        && self.flows.may_have(id, now)
+                        && !excess.take(self.ids.tenant(id)) =>
+                {
                     self.timers.arm(id, super::timers::RECHECK);
                     continue;
                 }
@@ -301,6 +309,11 @@ impl Tables {
         let level = share::level(draining.values().copied(), kept);
         Excess { draining, level, lacking: self.lacking.clone() }
     }
+}
+
+/// Whether the endpoint may serve its connections still, although no Service has it: what is no Pod ends unseen.
+fn may_live(backend: &Backend, alive: &dyn Fn(&Addr) -> bool) -> bool {
+    backend.flags & backend_flags::NO_POD != 0 || alive(&backend.addr)
 }
 
 /// Draining backends by namespace, and how many of them it may keep.

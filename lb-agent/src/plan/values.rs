@@ -107,11 +107,13 @@ pub(super) fn n_slots(want: &DesiredPort) -> u32 {
 
 /// `Backend::flags` of one. A port that has no cluster list counts its only one as that, too: every client gets it.
 pub(super) fn backend_flags(want: &DesiredPort, backend: &DesiredBackend) -> u32 {
-    let own = match backend.class {
-        Class::Cluster => backend_flags::CLUSTER,
-        Class::Both => backend_flags::CLUSTER | backend_flags::LOCAL,
-        Class::Local => backend_flags::LOCAL,
-    };
+    let kind = if backend.is_pod { 0 } else { backend_flags::NO_POD };
+    let own = kind
+        | match backend.class {
+            Class::Cluster => backend_flags::CLUSTER,
+            Class::Both => backend_flags::CLUSTER | backend_flags::LOCAL,
+            Class::Local => backend_flags::LOCAL,
+        };
     if want.lists().cluster { own } else { own | backend_flags::CLUSTER }
 }
 

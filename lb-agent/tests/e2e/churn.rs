@@ -1,11 +1,16 @@
 //! Endpoints come and go: what runs goes on, what is new goes to who is there.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use testbed::{
     Netns, Pod, Shape,
     client::{Connection, Transport, ask, ask_and_reset, ask_connected, udp_socket},
     load::{Load, Running},
+    manifest::{pod_of, slice},
     wait,
 };
 
@@ -16,6 +21,8 @@ const ALSO: [&str; 2] = ["10.96.0.11", "fd96::11"];
 
 /// The agent kills the flows of a backend that has left only after 5 s, so that requests under way can finish.
 const DRAINED: Duration = Duration::from_secs(20);
+/// The same: no sooner.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// 0 → N → 0 endpoints: refusal, answers, refusal. A connected UDP socket of a Pod follows each step.
 #[test]
@@ -182,6 +189,71 @@ fn s15_connection_to_a_dead_backend_drains_and_is_reset() {
             Ok(name) => anyhow::bail!("answered by {name}"),
         })
         .unwrap();
+    }
+}
+
+/// A connection lasts as long as its Pod, whatever becomes of the Service: the Pod loses its label, then the Service goes.
+/// New ones find nobody. One to an endpoint that is no Pod lasts as long as it will.
+#[test]
+fn s51_a_connection_outlives_its_service_and_ends_with_its_pod() {
+    let mut stage = Stage::new("eleft", Shape::Routed);
+    let b = stage.b.clone();
+    let (web, other) = (stage.server(&b, "web"), stage.server(&b, "other"));
+    let [client, _] = stage.clients();
+    let plain = crate::stage::service("plain", ALSO);
+    let plain = [
+        plain.set(&["spec", "selector"], serde_json::json!(null)),
+        slice("plain-4", "plain", &other.addresses()[..1]).slice_port("TCP", 80, 8080),
+        slice("plain-6", "plain", &other.addresses()[1..]).slice_port("TCP", 80, 8080),
+    ];
+    stage.dir.write("plain", &plain).unwrap();
+    stage.announce("web", WEB, &[&web]);
+    let open = |ip: &str| {
+        becomes(&stage, "a connection", || {
+            client.netns.enter(|| ask(Transport::Tcp, port_80(ip), SOON))??;
+            Ok(())
+        });
+        client.netns.enter(|| Connection::open(port_80(ip), Duration::from_secs(3))).unwrap()
+    };
+    let mut to_pod = WEB.map(|ip| open(ip).unwrap());
+    let mut to_other = ALSO.map(|ip| open(ip).unwrap());
+    let all_answer = |what: &str, connections: &mut [Connection; 2], name: &str| {
+        for connection in connections {
+            let answer = connection.ask();
+            assert_eq!(answer.as_deref().ok(), Some(name), "{what}: {answer:?}\n{}", stage.logs());
+        }
+    };
+    let mut go_on = |what: &str| {
+        let end = Instant::now() + 2 * DRAIN;
+        while Instant::now() < end {
+            all_answer(what, &mut to_pod, "web");
+            all_answer(what, &mut to_other, "other");
+            std::thread::sleep(Duration::from_millis(250));
+        }
+    };
+    stage.dir.remove("plain").unwrap();
+    let moved = pod_of(&web).label("app", "moved");
+    stage.dir.write("web", &[crate::stage::service("web", WEB), moved.clone()]).unwrap();
+    for ip in WEB {
+        becomes(&stage, "a new one is refused", || {
+            refused(client.netns.enter(|| ask(Transport::Tcp, port_80(ip), SOON))?)
+        });
+    }
+    go_on("without the label");
+    stage.dir.write("web", &[moved]).unwrap();
+    go_on("without the Service");
+    stage.dir.remove("web").unwrap();
+    for connection in &mut to_pod {
+        let what = "reset of the connection to a Pod that is gone";
+        wait::until(what, DRAINED, || match connection.ask() {
+            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            Err(err) => panic!("{what}: {err}\n{}", stage.logs()),
+            Ok(name) => anyhow::bail!("answered by {name}"),
+        })
+        .unwrap();
+    }
+    for connection in &mut to_other {
+        assert_eq!(connection.ask().unwrap(), "other");
     }
 }
 

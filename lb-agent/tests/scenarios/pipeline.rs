@@ -7,7 +7,8 @@ use lb_agent::cluster::{Cluster, Dirty, Event};
 use lb_agent::issue::Issue;
 use lb_agent::model::rules::Rules;
 use lb_agent::model::{Changed, Desired};
-use lb_agent::plan::{Capacity, MapStore, Op, Planner};
+use lb_agent::plan::{Capacity, Flows, MapStore, Op, Planner};
+use lb_common::addr::Addr;
 
 use crate::maps::FakeMaps;
 
@@ -18,6 +19,10 @@ pub(crate) struct Pipeline {
     pub(crate) desired: Desired,
     pub(crate) planner: Planner,
     pub(crate) maps: FakeMaps,
+    /// Addresses with connections, although nobody has them.
+    pub(crate) busy: Vec<Addr>,
+    /// Whether other addresses have none.
+    pub(crate) idle: bool,
     node: String,
     capacity: Capacity,
     dirty: Dirty,
@@ -32,6 +37,8 @@ impl Pipeline {
             desired: Desired::new(rules()),
             planner: Planner::restore(maps.load().unwrap(), capacity),
             maps,
+            busy: Vec::new(),
+            idle: false,
             node: node.to_owned(),
             capacity,
             dirty: Dirty::default(),
@@ -54,6 +61,11 @@ impl Pipeline {
     fn write(&mut self, changed: &Changed) -> Vec<Op> {
         let cluster = &self.cluster;
         let alive = |addr: &_| cluster.is_alive(addr);
+        // Connections of what is still there, unless a story says otherwise.
+        let backends = (0..).zip(&self.maps.actual.backends);
+        let busy = |addr: &Addr| alive(addr) && !self.idle || self.busy.contains(addr);
+        let backends = backends.filter(|(_, backend)| busy(&backend.addr)).map(|(id, _)| id);
+        self.planner.passed(self.maps.now, Flows { backends: backends.collect() });
         let plan = self.planner.plan(&self.desired, changed, &alive, self.maps.now);
         let ops = plan.ops.clone();
         check_order(&ops);
