@@ -513,6 +513,7 @@ fn families(plan: &Plan) -> Vec<Family> {
             | Op::ClearAffinity { .. }
             | Op::PutFrontendPorts { .. }
             | Op::PutHostPorts { .. }
+            | Op::PutFormerPorts { .. }
             | Op::PutSettings(_) => continue,
         };
         if !found.contains(&family) {

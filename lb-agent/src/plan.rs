@@ -24,6 +24,7 @@ use crate::issue::Issue;
 use crate::model::{Changed, Desired, DesiredPort};
 
 mod admission;
+mod bitmaps;
 mod delta;
 mod flows;
 mod ids;
@@ -60,6 +61,8 @@ pub struct Actual {
     pub frontend_ports: Vec<u64>,
     /// The array `host_ports`. What is beyond its end is 0.
     pub host_ports: Vec<u64>,
+    /// The array `former_ports`. What is beyond its end is 0.
+    pub former_ports: Vec<u64>,
     /// The only element of the array `settings`; `None` = all of it is zero.
     pub settings: Option<Box<Settings>>,
 }
@@ -117,6 +120,13 @@ pub enum Op {
     },
     /// Writes a word of `host_ports`.
     PutHostPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes a word of `former_ports`.
+    PutFormerPorts {
         /// Index.
         word: u32,
         /// The element.
@@ -287,7 +297,7 @@ impl Planner {
         alive: &dyn Fn(&Addr) -> bool,
         now: Duration,
     ) -> Plan {
-        self.tables.timers.stamp(now);
+        self.tables.stamp(now);
         let mut plan = Plan::default();
         // Before any frontend: from then on flows in mid-flow would be refused.
         self.settings = node::settings(&desired.node, self.given);
@@ -338,13 +348,13 @@ impl Planner {
             plan.ops.push(Op::PutSettings(self.settings.clone()));
             plan.end_group(None);
         }
-        self.tables.timers.stamp(now);
+        self.tables.stamp(now);
         plan
     }
 
     /// A pass over the connection table has ended that began at `begun`, on the clock of the `now` of [`Planner::plan`].
     pub fn passed(&mut self, begun: Duration, flows: Flows) {
-        self.tables.flows.passed(begun, flows);
+        self.tables.passed(begun, flows);
     }
 
     /// Does the writes, and notes which of them happened. `clock` is that of the `now` of [`Planner::plan`].
@@ -363,7 +373,7 @@ impl Planner {
                 if failed.is_some() {
                     continue;
                 }
-                let written = match self.tables.lacks(&op) {
+                let written = match self.tables.bitmaps.lacks(&self.tables.actual, &op) {
                     Some(map) => Err(MapError::lacking(map)),
                     None => maps.apply(&op),
                 };
@@ -384,7 +394,7 @@ impl Planner {
                 }
             }
         }
-        self.tables.timers.stamp(clock());
+        self.tables.stamp(clock());
         applied
     }
 
@@ -415,7 +425,7 @@ impl Planner {
     /// Whether some backend is a process of this host, so that `host_ports` is not empty: then replies to other
     /// machines must be seen when they leave.
     pub fn has_host_backends(&self) -> bool {
-        self.tables.has_host_backends()
+        self.tables.bitmaps.has_host_backends()
     }
 
     /// What the maps say, as far as it was written or restored.

@@ -30,7 +30,7 @@ use lb_agent::bpf::resize::Resize;
 use lb_agent::bpf::sockets;
 use lb_agent::devices::uplinks::Layer;
 use lb_agent::devices::{Devices, Event, qdisc};
-use lb_agent::plan::{MapStore as _, Op};
+use lb_agent::plan::{Flows, MapStore as _, Op};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
@@ -720,6 +720,57 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
         assert_eq!([5, 6].map(|id| loads.get(&id, 0).unwrap()), [4, 0]);
         let again = gc.pass().unwrap();
         assert_eq!((again.entries, again.expired, again.corrected), (10, 0, 0), "{again:?}");
+    });
+}
+
+#[test]
+fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let backend = Backend { state: state::DRAINING, generation: 2, ..Backend::ZERO };
+        tables.apply(&Op::PutBackend { id: 5, backend }).unwrap();
+        let vip = |text: &str| {
+            let at: SocketAddr = text.parse().unwrap();
+            FrontendKey::new(Addr::from_ip(at.ip()), Be16::new(at.port()), proto::TCP)
+        };
+        let there = vip("198.51.100.1:80");
+        tables.apply(&Op::PutFrontend { key: there, frontend: Frontend::ZERO }).unwrap();
+        let mut words = std::collections::BTreeMap::<u32, u64>::new();
+        for port in [80, 81, 82, 83, 84] {
+            let (word, bit) = limits::port_bit(port);
+            *words.entry(word).or_default() |= bit;
+        }
+        for (word, bits) in words {
+            tables.apply(&Op::PutFormerPorts { word, bits }).unwrap();
+        }
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let mut kept = maps::open_kept(&node.pins()).unwrap();
+        let flow = |frontend: &str, age: u32| {
+            let to = ("10.9.0.2:8080", "203.0.113.5:1");
+            from_outside((scope::EXTERNAL, frontend, "203.0.113.5:1"), to, (bits::FORWARD, age))
+        };
+        let in_table = [
+            ("the frontend is there", flow("198.51.100.1:80", 5)),
+            ("it is gone", flow("[2001:db8::1]:81", 5)),
+            ("and so is the flow", flow("198.51.100.1:82", 100_000)),
+            ("nobody asked for the port", flow("198.51.100.1:443", 5)),
+        ];
+        for (_, (key, entry)) in in_table {
+            ct.insert(&key, &entry, 0).unwrap();
+        }
+        // Evicted, but alive.
+        let (key, entry) = flow("198.51.100.1:83", 5);
+        kept.insert(&key, &entry, 0).unwrap();
+        // The backend has another meaning now.
+        let (key, entry) = flow("198.51.100.1:84", 5);
+        ct.insert(&key, &CtEntry { backend_id: 6, ..entry }, 0).unwrap();
+        let mut gc = Gc::open(&node.pins(), Clock::detect().unwrap()).unwrap();
+        gc.pass().unwrap();
+        let flows = gc.flows();
+        assert_eq!(flows.former_ports, [81, 83].into());
+        assert_eq!(flows.backends, [5].into());
+        assert_eq!(gc.flows(), Flows::default(), "it is told once");
     });
 }
 

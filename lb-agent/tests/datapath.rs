@@ -545,62 +545,6 @@ fn s33_icmp_errors_of_a_flow_with_a_mapped_port() {
     );
 }
 
-/// Cuts an IPv4 or IPv6 packet into two fragments after `at` bytes of IP payload (a multiple of 8).
-fn in_two(bytes: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
-    let v4 = bytes[14] >> 4 == 4;
-    let (head, payload) = bytes.split_at(14 + if v4 { 20 } else { 40 });
-    [(0, &payload[..at], true), (at, &payload[at..], false)].map(|(offset, part, more)| {
-        let mut ip = head[14..].to_vec();
-        if v4 {
-            let total = (20 + part.len()) as u16;
-            ip[2..4].copy_from_slice(&total.to_be_bytes());
-            ip[4..6].copy_from_slice(&id.to_be_bytes());
-            let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
-            ip[6..8].copy_from_slice(&field.to_be_bytes());
-            ip[10..12].fill(0);
-            let sum =
-                ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
-            let sum = (sum & 0xffff) + (sum >> 16);
-            ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-            return [&head[..14], &ip, part].concat();
-        }
-        let length = (8 + part.len()) as u16;
-        ip[4..6].copy_from_slice(&length.to_be_bytes());
-        let next = ip[6];
-        ip[6] = 44;
-        let field = (offset as u16 | u16::from(more)).to_be_bytes();
-        let id = u32::from(id).to_be_bytes();
-        [&head[..14], &ip, &[next, 0], &field, &id, part].concat()
-    })
-}
-
-/// Puts two fragments together again, as the receiver does.
-fn whole([first, second]: [Vec<u8>; 2]) -> Vec<u8> {
-    let v4 = first[14] >> 4 == 4;
-    let skip = 14 + if v4 { 20 } else { 48 };
-    let mut ip = first[14..14 + if v4 { 20 } else { 40 }].to_vec();
-    assert_eq!(ip[8..10], second[22..24], "one TTL");
-    let addresses = if v4 { 26..34 } else { 22..54 };
-    assert_eq!(
-        first[addresses.clone()],
-        second[addresses],
-        "both fragments have the same addresses"
-    );
-    let payload = [&first[skip..], &second[skip..]].concat();
-    if v4 {
-        ip[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
-        ip[6..8].fill(0);
-        ip[10..12].fill(0);
-        let sum = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
-        let sum = (sum & 0xffff) + (sum >> 16);
-        ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    } else {
-        ip[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-        ip[6] = first[54];
-    }
-    [&first[..14], &ip, &payload].concat()
-}
-
 #[test]
 fn s34_fragments_follow_their_first_both_ways() {
     for v4 in [true, false] {
@@ -609,17 +553,17 @@ fn s34_fragments_follow_their_first_both_ways() {
         let mut bed = Bed::new();
         bed.service(&vip, proto::UDP, &[&backend]);
         let query = packet::build(&format!("{pod} > {vip} udp len=900"));
-        let pieces = in_two(&query, 504, 77).map(|piece| {
+        let pieces = packet::in_two(&query, 504, 77).map(|piece| {
             let (verdict, out) = bed.leave_bytes(&piece);
             assert_eq!(verdict, Verdict::Next);
             out
         });
-        assert_eq!(packet::show(&whole(pieces)), format!("{pod} > {backend} udp"));
+        assert_eq!(packet::show(&packet::whole(pieces)), format!("{pod} > {backend} udp"));
         let answer = packet::build(&format!("{backend} > {pod} udp len=900"));
-        let pieces = in_two(&answer, 504, 78).map(|piece| bed.enter_bytes(&piece).1);
-        assert_eq!(packet::show(&whole(pieces)), format!("{vip} > {pod} udp"));
+        let pieces = packet::in_two(&answer, 504, 78).map(|piece| bed.enter_bytes(&piece).1);
+        assert_eq!(packet::show(&packet::whole(pieces)), format!("{vip} > {pod} udp"));
         assert_eq!(bed.counted(), "flow_service+1");
-        let [_, second] = in_two(&query, 504, 79);
+        let [_, second] = packet::in_two(&query, 504, 79);
         assert_eq!(bed.leave_bytes(&second).0, Verdict::Drop, "its first one was never seen");
         assert_eq!(bed.counted(), "FRAGMENT_UNKNOWN/out+1");
     }

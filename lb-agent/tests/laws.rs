@@ -178,6 +178,7 @@ proptest! {
         prop_assert_eq!(pipeline.maps.leftover(), []);
         prop_assert!(pipeline.maps.actual.source_ranges.is_empty());
         prop_assert!(pipeline.maps.actual.frontend_ports.iter().all(|bits| *bits == 0));
+        prop_assert!(pipeline.maps.actual.former_ports.iter().all(|bits| *bits == 0));
         prop_assert!(pipeline.maps.actual.host_ports.iter().all(|bits| *bits == 0));
         // All slots and all ids can be had again.
         pipeline.maps.fail_every = 0;

@@ -66,7 +66,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,
         "counters" | "samples" | "sk_nat" | "events" | "settings" | "frontend_ports"
-        | "host_ports" | "policy" => 4 * MIB,
+        | "host_ports" | "former_ports" | "policy" => 4 * MIB,
         // The conntrack table, and what is as large as that at most.
         _ => ct,
     };

@@ -10,6 +10,8 @@
 #[path = "datapath/bed.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod bed;
+#[path = "outside/flows.rs"]
+mod flows;
 #[path = "outside/node.rs"]
 mod node;
 #[path = "datapath/packet.rs"]

@@ -6,6 +6,7 @@
 //! -- delete web.yaml --     removes it
 //! -- advance 5s --          lets time pass; `ms` and `s`
 //! -- busy 192.0.2.1 --      from now on only these addresses have connections
+//! -- dialed 80 --           and these ports of frontends that are gone
 //! -- restart --             ends the agent and starts another on the same maps
 //! -- check --               what the maps and the issues must be, and the number of writes since the last check
 //! ```
@@ -147,6 +148,10 @@ impl Story {
                 self.pipeline.busy = addrs.map(Addr::from_ip).collect();
                 self.pipeline.idle = true;
             }
+            ("dialed", ports) => {
+                let ports = ports.split_whitespace().map(|port| port.parse().unwrap());
+                self.pipeline.dialed = ports.collect();
+            }
             ("restart", "") => {
                 self.directory = Directory::new(&self.path, NODE);
                 let events = self.read(&[].into());
@@ -218,6 +223,10 @@ impl Story {
                 writeln!(dump, "ports left over: {left:?} of {what}").unwrap();
             }
             assert!(wanted.is_subset(&found), "ports of {what} that are not seen");
+        }
+        let former = maps.former_ports();
+        if !former.is_empty() {
+            writeln!(dump, "ports of frontends that are gone: {former:?}").unwrap();
         }
         let settings = maps.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
         if settings != Settings::ZERO {

@@ -47,6 +47,7 @@ fn what_was_written_is_read_after_a_restart() {
         Op::PutSlot { slot: 5, backend_id: 3 },
         Op::PutFrontendPorts { word: 1, bits: 1 << 16 },
         Op::PutHostPorts { word: 1023, bits: 1 << 63 },
+        Op::PutFormerPorts { word: 0, bits: 2 },
         Op::PutFrontend { key, frontend },
         Op::PutSettings(Box::new(settings)),
     ];
@@ -64,6 +65,7 @@ fn what_was_written_is_read_after_a_restart() {
     assert_eq!(actual.source_ranges, ranges.iter().copied().collect());
     assert_eq!(actual.frontend_ports, [0, 1 << 16]);
     assert_eq!((actual.host_ports.len(), actual.host_ports.last()), (1024, Some(&(1 << 63))));
+    assert_eq!(actual.former_ports, [2]);
     assert_eq!(actual.settings.as_deref(), Some(&settings));
 
     for key in &ranges {

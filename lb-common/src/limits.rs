@@ -100,6 +100,8 @@ pub const MAP_SETTINGS: MapSpec = MapSpec { name: "settings", version: 2 };
 pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", version: 1 };
 /// `host_ports`: the same for the ports of backends that are processes of this host.
 pub const MAP_HOST_PORTS: MapSpec = MapSpec { name: "host_ports", version: 1 };
+/// `former_ports`: the same for the ports of frontends that are gone, while flows to them may be left.
+pub const MAP_FORMER_PORTS: MapSpec = MapSpec { name: "former_ports", version: 1 };
 /// `loads`: backend id (`u32`) → live flows (`u32`), of Services that choose by them.
 pub const MAP_LOADS: MapSpec = MapSpec { name: "loads", version: 1 };
 /// `groups`: index (`u32`) → [`crate::policy::Group`].
@@ -125,7 +127,7 @@ pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 27] = [
+pub const MAPS: [MapSpec; 28] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -143,6 +145,7 @@ pub const MAPS: [MapSpec; 27] = [
     MAP_SETTINGS,
     MAP_FRONTEND_PORTS,
     MAP_HOST_PORTS,
+    MAP_FORMER_PORTS,
     MAP_LOADS,
     MAP_GROUPS,
     MAP_PEER_BITS,
@@ -155,7 +158,7 @@ pub const MAPS: [MapSpec; 27] = [
     MAP_BUDGETS,
 ];
 
-/// Word and bit of a port in `frontend_ports` and `host_ports`.
+/// Word and bit of a port in `frontend_ports`, `host_ports` and `former_ports`.
 pub const fn port_bit(port: u16) -> (u32, u64) {
     (port as u32 >> 6, 1 << (port & 63))
 }

@@ -226,39 +226,61 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     }
 }
 
-/// A packet to a port that some frontend has. Inlined, as is `tell`: a call chain has eight frames at most.
+/// A packet to a port that some frontend has or had. Frontends are for first packets: a flow goes on when the one it was
+/// opened through has changed or gone. Inlined, as is `tell`: a call chain has eight frames at most.
 #[inline(always)]
 fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     let Flow { dst, dport, proto, .. } = parsed.flow;
-    let Some(frontend) = maps::frontend(&FrontendKey::new(dst, dport, proto)) else {
-        return no_frontend(packet, scratch);
-    };
-    if frontend.flags & frontend_flags::SOCKET_ONLY != 0 {
-        return Verdict::Pass;
+    let frontend = maps::frontend(&FrontendKey::new(dst, dport, proto));
+    match frontend {
+        Some(frontend) if frontend.flags & frontend_flags::SOCKET_ONLY != 0 => {
+            return Verdict::Pass;
+        }
+        Some(_) => {}
+        // Most of these are no Service's: the table of flows is asked only where it may have some.
+        None if !maps::is_former_port(dport.get()) => return no_frontend(packet, scratch),
+        None => {}
     }
     let now = maps::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
     let Some(entry) = conntrack::find(scratch) else {
-        return open(packet, scratch, frontend, now);
+        return first(packet, scratch, frontend, now);
     };
     let Scratch { parsed, .. } = scratch;
     if conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
-        return open(packet, scratch, frontend, now);
+        return first(packet, scratch, frontend, now);
     }
     match service::health(entry.backend_id(), entry.backend_gen()) {
         Health::Active => {}
         Health::Draining if parsed.flow.proto == proto::TCP => {}
         Health::Draining | Health::Gone => {
             if is_mid_flow(parsed) {
-                return refuse(packet, scratch, DropReason::BackendGone, frontend.service_id);
+                let service_id = frontend.map_or(0, |frontend| frontend.service_id);
+                return refuse(packet, scratch, DropReason::BackendGone, service_id);
             }
-            maps::count(Counter::FlowMoved);
-            return open(packet, scratch, frontend, now);
+            if frontend.is_some() {
+                maps::count(Counter::FlowMoved);
+            }
+            return first(packet, scratch, frontend, now);
         }
     }
     note_client(scratch, entry, now);
     deliver(packet, scratch, entry)
+}
+
+/// A packet of no flow that goes on.
+#[inline(always)]
+fn first(
+    packet: Packet,
+    scratch: &mut Scratch,
+    frontend: Option<&'static Frontend>,
+    now: u32,
+) -> Verdict {
+    match frontend {
+        Some(frontend) => open(packet, scratch, frontend, now),
+        None => no_frontend(packet, scratch),
+    }
 }
 
 /// A packet that may be for a ClusterIP without this port, or for none at all: outside the range of ClusterIPs an

@@ -84,6 +84,9 @@ static FRONTEND_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new(
 #[btf_map(name = "host_ports")]
 static HOST_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
 
+#[btf_map(name = "former_ports")]
+static FORMER_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
+
 #[btf_map(name = "loads")]
 static LOADS: Array<u32, { limits::BACKENDS as usize }> = Array::new();
 
@@ -348,6 +351,13 @@ pub(crate) fn is_tunnel_port(port: Be16) -> bool {
 pub(crate) fn is_frontend_port(port: u16) -> bool {
     let (word, bit) = limits::port_bit(port);
     FRONTEND_PORTS.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
+/// Whether some frontend had the port and is gone, and flows to it may be left. Such a port is one of a frontend, too.
+#[inline(always)]
+pub(crate) fn is_former_port(port: u16) -> bool {
+    let (word, bit) = limits::port_bit(port);
+    FORMER_PORTS.get(word).is_some_and(|bits| bits & bit != 0)
 }
 
 /// Whether some backend that is a process of this host has the port.

@@ -54,6 +54,9 @@ impl MapStore for Tables {
             Op::PutFrontendPorts { word, bits } => {
                 self.frontend_ports.set(*word, bits, 0).map_err(|e| failed("frontend_ports", e))
             }
+            Op::PutFormerPorts { word, bits } => {
+                self.former_ports.set(*word, bits, 0).map_err(|e| failed("former_ports", e))
+            }
             Op::PutHostPorts { word, bits } => {
                 self.host_ports.set(*word, bits, 0).map_err(|e| failed("host_ports", e))
             }

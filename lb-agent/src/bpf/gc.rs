@@ -15,7 +15,7 @@
 mod devices;
 
 use std::cmp::Reverse;
-use std::collections::HashMap as StdHashMap;
+use std::collections::{HashMap as StdHashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -29,8 +29,10 @@ use lb_common::conntrack::{
 };
 use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
-use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_LOADS, MapSpec};
-use lb_common::service::{Affinity, AffinityKey, Backend};
+use lb_common::limits::{
+    MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, MAP_LOADS, MapSpec, PORT_WORDS, port_bit,
+};
+use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use lb_common::tenure::{self, Holder};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
@@ -185,6 +187,8 @@ pub struct Gc {
     /// Entries after the last pass, and what had been made until then.
     last: Option<(ByKind, ByKind)>,
     backends: Array<MapData, Backend>,
+    frontends: HashMap<MapData, FrontendKey, Frontend>,
+    former_ports: Array<MapData, u64>,
     loads: Array<MapData, u32>,
     affinity: HashMap<MapData, AffinityKey, Affinity>,
     clock: Clock,
@@ -202,6 +206,10 @@ struct Seen {
     /// Entries of devices that are gone.
     orphans: Vec<(CtKey, CtEntry)>,
     flows: Flows,
+    /// The map `former_ports`.
+    former_ports: Vec<u64>,
+    /// What clients outside dialed at those ports.
+    dialed: HashSet<FrontendKey>,
 }
 
 impl Seen {
@@ -209,6 +217,9 @@ impl Seen {
     fn live(&mut self, key: &CtKey, entry: &CtEntry) {
         if entry.backend_id != 0 {
             self.flows.backends.insert(entry.backend_id);
+        }
+        if key.scope == scope::EXTERNAL && self.is_former_port(key.local_port.get()) {
+            self.dialed.insert(FrontendKey::new(key.local, key.local_port, key.proto));
         }
         if entry.flags & bits::COUNTED != 0 && !is_closing(entry.flags) {
             *self.loads.entry(entry.backend_id).or_default() += 1;
@@ -227,6 +238,11 @@ impl Seen {
         let ((addr, port, protocol, _), (_, held)) = most?;
         let backend = SocketAddr::new(addr.to_ip(), port.get());
         Some(Fullest { backend, protocol: *protocol, held: *held })
+    }
+
+    fn is_former_port(&self, port: u16) -> bool {
+        let (word, bit) = port_bit(port);
+        self.former_ports.get(word as usize).is_some_and(|bits| bits & bit != 0)
     }
 
     /// An entry of a flow that was live, and was removed.
@@ -264,6 +280,9 @@ impl Gc {
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
             last: None,
             backends: maps::open_backends(pins)?,
+            frontends: maps::open_frontends(pins)?,
+            former_ports: Array::try_from(pinned(&MAP_FORMER_PORTS)?)
+                .map_err(unusable(MAP_FORMER_PORTS.name))?,
             loads: Array::try_from(pinned(&MAP_LOADS)?).map_err(unusable(MAP_LOADS.name))?,
             affinity: HashMap::try_from(pinned(&MAP_AFFINITY)?)
                 .map_err(unusable(MAP_AFFINITY.name))?,
@@ -280,7 +299,7 @@ impl Gc {
         let generations = self.generations()?;
         let now = Now { stamp: self.clock.stamp()?, hz: self.clock.hz };
         let mut pass = Pass::default();
-        let mut seen = Seen::default();
+        let mut seen = Seen { former_ports: self.former_ports()?, ..Seen::default() };
         let mut kinds_seen = ByKind::default();
         let made = self.made()?;
         let over_budget = self.sum(Counter::OverBudget)?;
@@ -345,9 +364,32 @@ impl Gc {
         pass.fullest = seen.fullest();
         pass.corrected = self.correct_loads(&seen.loads)?;
         syscall::for_each(&self.affinity, |_: &AffinityKey, _: &Affinity| pass.affinity += 1)?;
-        self.flows = seen.flows;
+        self.flows = self.flows_of(seen)?;
         pass.duration = start.elapsed();
         Ok(pass)
+    }
+
+    fn former_ports(&self) -> io::Result<Vec<u64>> {
+        let mut words = vec![0; PORT_WORDS as usize];
+        syscall::for_each(&self.former_ports, |word: &u32, bits: &u64| {
+            if let Some(place) = words.get_mut(*word as usize) {
+                *place = *bits;
+            }
+        })?;
+        Ok(words)
+    }
+
+    /// The flows seen, and which of their frontends are gone.
+    fn flows_of(&self, seen: Seen) -> io::Result<Flows> {
+        let mut flows = seen.flows;
+        for key in seen.dialed {
+            match self.frontends.get(&key, 0) {
+                Ok(_) => {}
+                Err(e) if maps::is_missing(&e) => drop(flows.former_ports.insert(key.port.get())),
+                Err(e) => return Err(io::Error::other(e)),
+            }
+        }
+        Ok(flows)
     }
 
     /// What flows there were at the last pass; to be had once.

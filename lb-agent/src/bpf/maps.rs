@@ -10,9 +10,9 @@ use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Pod, PodSource};
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS,
-    MAP_SOURCE_RANGES, MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_POD_SOURCES, MAP_PODS,
+    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
@@ -53,6 +53,8 @@ pub struct Tables {
     pub frontend_ports: Array<MapData, u64>,
     /// Ports of backends that are processes of this host.
     pub host_ports: Array<MapData, u64>,
+    /// Ports of frontends that are gone, while flows to them may be left.
+    pub former_ports: Array<MapData, u64>,
     /// What may change while the programs run; one element.
     pub settings: Array<MapData, Settings>,
     /// Pods by ifindex.
@@ -75,6 +77,7 @@ impl Tables {
             affinity: typed(&MAP_AFFINITY, take(ebpf, &MAP_AFFINITY)?)?,
             frontend_ports: typed(&MAP_FRONTEND_PORTS, take(ebpf, &MAP_FRONTEND_PORTS)?)?,
             host_ports: typed(&MAP_HOST_PORTS, take(ebpf, &MAP_HOST_PORTS)?)?,
+            former_ports: typed(&MAP_FORMER_PORTS, take(ebpf, &MAP_FORMER_PORTS)?)?,
             settings: typed(&MAP_SETTINGS, take(ebpf, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
             pod_sources: typed(&MAP_POD_SOURCES, take(ebpf, &MAP_POD_SOURCES)?)?,
@@ -94,6 +97,7 @@ impl Tables {
             affinity: open(pins, &MAP_AFFINITY)?,
             frontend_ports: open(pins, &MAP_FRONTEND_PORTS)?,
             host_ports: open(pins, &MAP_HOST_PORTS)?,
+            former_ports: open(pins, &MAP_FORMER_PORTS)?,
             settings: open(pins, &MAP_SETTINGS)?,
             pods: open(pins, &MAP_PODS)?,
             pod_sources: open(pins, &MAP_POD_SOURCES)?,
@@ -163,6 +167,14 @@ pub fn open_counters(pins: &Pins) -> Result<PerCpuArray<MapData, u64>, MapsError
 /// When the pin is missing or has other sizes.
 pub fn open_backends(pins: &Pins) -> Result<Array<MapData, Backend>, MapsError> {
     open(pins, &MAP_BACKENDS)
+}
+
+/// The pinned frontends, for readers beside the loop.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_frontends(pins: &Pins) -> Result<HashMap<MapData, FrontendKey, Frontend>, MapsError> {
+    open(pins, &MAP_FRONTENDS)
 }
 
 /// Capacity of a map that is already pinned, `None` when there is none (of this version).

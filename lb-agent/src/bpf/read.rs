@@ -41,6 +41,7 @@ pub fn actual(tables: &Tables) -> Result<Actual, MapError> {
     actual.frontend_ports =
         words(&tables.frontend_ports).map_err(|e| failed("frontend_ports", e))?;
     actual.host_ports = words(&tables.host_ports).map_err(|e| failed("host_ports", e))?;
+    actual.former_ports = words(&tables.former_ports).map_err(|e| failed("former_ports", e))?;
     let settings = tables.settings.get(&0, 0);
     actual.settings =
         Some(Box::new(settings.map_err(|e| failed("settings", io::Error::other(e)))?));

@@ -13,10 +13,10 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FRAGMENTS,
-    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS, MAP_IDENT, MAP_KEPT,
-    MAP_LOADS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
-    MAP_SOURCE_RANGES, MAPS, MapSpec,
+    MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FORMER_PORTS,
+    MAP_FRAGMENTS, MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS,
+    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS,
+    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
 use lb_common::pod::Field;
 use lb_common::policy::{Bits, PeerKey};
@@ -34,7 +34,7 @@ use crate::ctl::snapshot::{CtFilter, Extent, MapUse, Now, Snapshot, count_flow};
 use crate::syscall;
 
 /// What [`Tables`] opens.
-const READ: [MapSpec; 9] = [
+const READ: [MapSpec; 10] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -43,6 +43,7 @@ const READ: [MapSpec; 9] = [
     MAP_AFFINITY,
     MAP_FRONTEND_PORTS,
     MAP_HOST_PORTS,
+    MAP_FORMER_PORTS,
     MAP_SETTINGS,
 ];
 

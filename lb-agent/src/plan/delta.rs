@@ -21,7 +21,8 @@ use crate::model::DesiredPort;
 /// written, and is taken away only after the last frontend has been.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
-    /// Bits of `frontend_ports` and `host_ports`: a program must look at what is there.
+    /// Bits of `frontend_ports` and `host_ports`: a program must look at what is there. Of `former_ports`: and at flows
+    /// to what is going.
     pub(super) port_bits: Vec<Op>,
     pub(super) ranges: Vec<Op>,
     pub(super) backends: Vec<Op>,
@@ -183,7 +184,7 @@ fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], st
         if backend != before {
             // A timer that is due in this very plan must not declare it dead.
             tables.timers.disarm(*id);
-            stages.port_bits.extend(tables.want_host_port(&backend));
+            stages.port_bits.extend(tables.bitmaps.want_host(&tables.actual, &backend));
             stages.backends.push(Op::PutBackend { id: *id, backend });
         }
     }
@@ -206,7 +207,7 @@ fn put_frontends(
     }
     for (key, frontend) in &frontends {
         if tables.frontend(key) != Some(frontend) {
-            stages.port_bits.extend(tables.want_frontend_port(key, frontend));
+            stages.port_bits.extend(tables.bitmaps.want_frontend(&tables.actual, key, frontend));
             stages.frontends.push(Op::PutFrontend { key: *key, frontend: *frontend });
         }
     }
@@ -220,6 +221,7 @@ fn put_frontends(
         if moving.contains(&key) {
             postponed = true;
         } else {
+            stages.port_bits.extend(tables.bitmaps.want_former(&tables.actual, &key));
             stages.deletes.push(Op::DeleteFrontend { key });
         }
     }

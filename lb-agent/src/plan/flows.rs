@@ -1,8 +1,8 @@
 //! What the flows that are left still need, as a pass over the connection table saw it: until then a backend that has left
-//! its Service goes on as it is.
+//! its Service goes on as it is, and the programs look at the port of a frontend that is gone.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// What a pass over the connection table saw.
@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Flows {
     /// Ids of the backends that have flows.
     pub backends: HashSet<u32>,
+    /// Ports of former frontends that have flows.
+    pub former_ports: BTreeSet<u16>,
 }
 
 /// The last pass, and what waits for one.
@@ -49,7 +51,8 @@ mod tests {
     #[test]
     fn only_a_pass_that_began_later_tells_that_no_flow_is_left() {
         let at = Duration::from_secs;
-        let of = |ids: &[u32]| Flows { backends: ids.iter().copied().collect() };
+        let of =
+            |ids: &[u32]| Flows { backends: ids.iter().copied().collect(), ..Flows::default() };
         let mut flows = LastFlows::default();
         assert!(flows.may_have(1, at(5)), "nothing is known");
         flows.passed(at(4), of(&[]));

@@ -1,12 +1,15 @@
-//! The bitmaps of ports: which ports frontends have, and which backends that are processes of this host.
+//! A bitmap of ports: which ports frontends have, say, or backends that are processes of this host.
 //!
 //! A bit is set before the first element that needs it is written; a bit that nobody needs any more is cleared a
 //! while after the last one is gone, when it is certain that it is.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use lb_common::limits;
+
+use super::timers::RELEASE;
 
 /// One of the bitmaps as it should be.
 #[derive(Debug, Default)]
@@ -120,13 +123,58 @@ impl Ports {
     }
 }
 
+/// Ports of frontends that are gone, while flows to them may be left: rules are for first packets, and what is open goes on.
+#[derive(Debug, Default)]
+pub(super) struct Former {
+    /// Since when the last one is gone, at the latest; `None` before that time is known.
+    since: BTreeMap<u16, Option<Duration>>,
+}
+
+impl Former {
+    /// As the bitmap has it that an agent before left.
+    pub(super) fn restore(words: &[u64]) -> Self {
+        let ports = (0..=u16::MAX).filter(|port| Ports::has(*port, words));
+        Self { since: ports.map(|port| (port, None)).collect() }
+    }
+
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.since.keys().copied()
+    }
+
+    /// A frontend with the port is gone. Returns whether it is the first.
+    pub(super) fn gone(&mut self, port: u16) -> bool {
+        self.since.insert(port, None).is_none()
+    }
+
+    /// It was gone at this time.
+    pub(super) fn stamp(&mut self, now: Duration) {
+        for since in self.since.values_mut().filter(|since| since.is_none()) {
+            *since = Some(now);
+        }
+    }
+
+    /// Forgets the ports that have no flows left, as a pass says that began at `begun` and found these `used`: a program
+    /// that had read the frontend just before it went was done by then. Returns them.
+    pub(super) fn over(&mut self, begun: Duration, used: &BTreeSet<u16>) -> Vec<u16> {
+        let is_over = |port: &u16, since: &Option<Duration>| {
+            since.is_some_and(|since| since + RELEASE <= begun) && !used.contains(port)
+        };
+        let over = self.since.iter().filter(|(port, since)| is_over(port, since));
+        let over: Vec<u16> = over.map(|(port, _)| *port).collect();
+        self.since.retain(|port, _| !over.contains(port));
+        over
+    }
+}
+
 fn at(words: &[u64], word: u32) -> u64 {
     words.get(word as usize).copied().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Ports;
+    use std::time::Duration;
+
+    use super::{Former, Ports};
 
     #[test]
     fn bits_come_with_the_first_and_go_after_the_last() {
@@ -145,6 +193,22 @@ mod tests {
         assert_eq!(ports.sweep(&actual), [(1, 2 << 16)]);
         assert_eq!(ports.want(80, &actual), Some((1, 3 << 16)), "although it is there still");
         assert!(!ports.is_doubtful());
+    }
+
+    #[test]
+    fn a_former_port_stays_until_a_later_pass_finds_no_flow() {
+        let at = Duration::from_secs;
+        let mut former = Former::restore(&[0, 1 << 16]);
+        assert!(former.gone(443) && !former.gone(80));
+        assert!(former.over(at(9), &[].into()).is_empty(), "not known since when");
+        former.stamp(at(10));
+        assert!(former.over(at(10), &[].into()).is_empty(), "a program may read it still");
+        assert_eq!(former.over(at(11), &[443].into()), [80]);
+        assert!(!former.gone(443), "another one");
+        assert!(former.over(at(12), &[].into()).is_empty());
+        former.stamp(at(12));
+        assert_eq!(former.over(at(40), &[].into()), [443]);
+        assert_eq!(former.ports().count(), 0);
     }
 
     #[test]

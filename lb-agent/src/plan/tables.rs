@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
+use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, state};
 
-use super::flows::LastFlows;
+use super::bitmaps::Bitmaps;
+use super::flows::{Flows, LastFlows};
 use super::ids::BackendIds;
-use super::ports::Ports;
 use super::share::{self, Holdings};
 use super::slots::{Range, Ranges};
 use super::timers::{DRAIN, REST, Timers};
@@ -37,21 +37,14 @@ pub(super) struct Tables {
     pub(super) new_frontends: usize,
     /// Source ranges that it adds.
     pub(super) new_ranges: usize,
-    /// Ports of frontends.
-    frontend_ports: Ports,
-    /// Ports of backends that are processes of this host.
-    host_ports: Ports,
-    /// Addresses of this host, sorted.
-    host: Box<[Addr]>,
+    pub(super) bitmaps: Bitmaps,
 }
 
 impl Tables {
     pub(super) fn new(capacity: Capacity, actual: Actual) -> Self {
-        let mut frontend_ports = Ports::default();
-        let ports = actual.frontends.iter().filter_map(|(key, value)| frontend_port(key, value));
-        frontend_ports.recount(ports, &actual.frontend_ports);
         Self {
             capacity,
+            bitmaps: Bitmaps::new(&actual),
             actual,
             ids: BackendIds::new(capacity.backends),
             ranges: Ranges::new(capacity.slots),
@@ -62,88 +55,42 @@ impl Tables {
             freed: false,
             new_frontends: 0,
             new_ranges: 0,
-            frontend_ports,
-            host_ports: Ports::default(),
-            host: Box::default(),
         }
     }
 
     /// A plan begins, for a host with these addresses: the writes that mend the bitmaps of ports.
-    ///
-    /// At the very first, and when the host has other addresses, what is missing is added at once; what is too much
-    /// goes when it is `due`.
     pub(super) fn begin(&mut self, host: &[Addr], first: bool, due: bool) -> Vec<Op> {
         self.new_frontends = 0;
         self.new_ranges = 0;
-        self.frontend_ports.begin();
-        self.host_ports.begin();
-        if first || *self.host != *host {
-            self.host = host.into();
-            let backends = self.actual.backends.iter();
-            let ports = backends.filter_map(|backend| host_port(&self.host, backend));
-            self.host_ports.recount(ports, &self.actual.host_ports);
-        }
-        let write = if due { Ports::sweep } else { Ports::add };
-        let frontend = write(&mut self.frontend_ports, &self.actual.frontend_ports);
-        let host = write(&mut self.host_ports, &self.actual.host_ports);
-        let frontend = frontend.into_iter().map(|(word, bits)| Op::PutFrontendPorts { word, bits });
-        let host = host.into_iter().map(|(word, bits)| Op::PutHostPorts { word, bits });
-        let ops = frontend.chain(host).collect();
+        let ops = self.bitmaps.begin(&self.actual, host, first, due);
         self.watch_ports();
         ops
     }
 
     /// A write has failed.
     pub(super) fn doubt_ports(&mut self) {
-        self.frontend_ports.doubt();
-        self.host_ports.doubt();
+        self.bitmaps.doubt();
         self.watch_ports();
     }
 
-    /// Whether some backend is a process of this host.
-    pub(super) fn has_host_backends(&self) -> bool {
-        !self.host_ports.is_empty()
+    /// A pass over the connection table has ended that began at `begun`.
+    pub(super) fn passed(&mut self, begun: Duration, flows: Flows) {
+        self.bitmaps.passed(begun, &flows);
+        self.flows.passed(begun, flows);
+        if self.bitmaps.is_doubtful() {
+            self.timers.sweep_at(begun);
+        }
     }
 
-    /// The write that is needed before this frontend.
-    pub(super) fn want_frontend_port(&mut self, key: &FrontendKey, value: &Frontend) -> Option<Op> {
-        let port = frontend_port(key, value)?;
-        let (word, bits) = self.frontend_ports.want(port, &self.actual.frontend_ports)?;
-        Some(Op::PutFrontendPorts { word, bits })
-    }
-
-    /// The write that is needed before this backend.
-    pub(super) fn want_host_port(&mut self, backend: &Backend) -> Option<Op> {
-        let port = host_port(&self.host, backend)?;
-        let (word, bits) = self.host_ports.want(port, &self.actual.host_ports)?;
-        Some(Op::PutHostPorts { word, bits })
-    }
-
-    /// The map that lacks something which must be there before this write: the write for it has failed, in whichever
-    /// group it was.
-    pub(super) fn lacks(&self, op: &Op) -> Option<&'static str> {
-        let (port, map, bits) = match op {
-            Op::PutFrontend { key, frontend } => {
-                (frontend_port(key, frontend)?, "frontend_ports", &self.actual.frontend_ports)
-            }
-            Op::PutBackend { backend, .. } => {
-                (host_port(&self.host, backend)?, "host_ports", &self.actual.host_ports)
-            }
-            Op::PutSlot { .. }
-            | Op::DeleteFrontend { .. }
-            | Op::PutSourceRange { .. }
-            | Op::DeleteSourceRange { .. }
-            | Op::ClearAffinity { .. }
-            | Op::PutFrontendPorts { .. }
-            | Op::PutHostPorts { .. }
-            | Op::PutSettings(_) => return None,
-        };
-        (!Ports::has(port, bits)).then_some(map)
+    /// What was written until now was written at this time.
+    pub(super) fn stamp(&mut self, now: Duration) {
+        self.timers.stamp(now);
+        self.bitmaps.stamp(now);
     }
 
     /// Sees to it that doubtful words are looked at.
     fn watch_ports(&mut self) {
-        if self.frontend_ports.is_doubtful() || self.host_ports.is_doubtful() {
+        if self.bitmaps.is_doubtful() {
             self.timers.sweep();
         }
     }
@@ -196,12 +143,13 @@ impl Tables {
             }
             Op::PutFrontend { key, frontend } => {
                 let before = self.actual.frontends.insert(*key, *frontend);
-                frontend_port(key, frontend).into_iter().for_each(|p| self.frontend_ports.count(p));
-                self.frontend_gone(key, before);
+                self.bitmaps.frontend_put(key, frontend, before);
+                self.watch_ports();
             }
             Op::DeleteFrontend { key } => {
                 let before = self.actual.frontends.remove(key);
-                self.frontend_gone(key, before);
+                self.bitmaps.frontend_deleted(key, before);
+                self.watch_ports();
             }
             Op::PutSourceRange { key } => {
                 self.actual.source_ranges.insert(*key);
@@ -215,6 +163,9 @@ impl Tables {
                 put(&mut self.actual.frontend_ports, *word, *bits, 0);
             }
             Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, *word, *bits, 0),
+            Op::PutFormerPorts { word, bits } => {
+                put(&mut self.actual.former_ports, *word, *bits, 0);
+            }
             Op::PutSettings(settings) => self.actual.settings = Some(settings.clone()),
         }
     }
@@ -233,22 +184,8 @@ impl Tables {
             }
             _ => {}
         }
-        if let Some(port) = host_port(&self.host, &backend) {
-            self.host_ports.count(port);
-        }
-        if let Some(port) = host_port(&self.host, &before)
-            && self.host_ports.uncount(port)
-        {
-            self.timers.sweep();
-        }
-    }
-
-    fn frontend_gone(&mut self, key: &FrontendKey, before: Option<Frontend>) {
-        if let Some(port) = before.and_then(|before| frontend_port(key, &before))
-            && self.frontend_ports.uncount(port)
-        {
-            self.timers.sweep();
-        }
+        self.bitmaps.backend_put(&backend, &before);
+        self.watch_ports();
     }
 
     /// The writes for backends whose time is over: from DRAINING to DEAD when the Pod is gone, when no flow is left, or
@@ -336,19 +273,6 @@ impl Excess {
         *n -= 1;
         true
     }
-}
-
-/// The port that packets to this frontend have; `None` where it is not to be looked for in packets: a wildcard is for
-/// clients that the programs see anyway, a loopback address for sockets.
-fn frontend_port(key: &FrontendKey, value: &Frontend) -> Option<u16> {
-    let none = key.is_wildcard() || value.flags & frontend_flags::SOCKET_ONLY != 0;
-    (!none).then(|| key.port.get())
-}
-
-/// The port that a process of this host serves a live backend at.
-fn host_port(host: &[Addr], backend: &Backend) -> Option<u16> {
-    let live = matches!(backend.state, state::ACTIVE | state::DRAINING);
-    (live && host.binary_search(&backend.addr).is_ok()).then(|| backend.port.get())
 }
 
 /// Writes an element of an array that is kept only up to its last used element.

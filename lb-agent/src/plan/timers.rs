@@ -63,6 +63,12 @@ impl Timers {
         self.unstamped_sweep |= self.sweep.is_none();
     }
 
+    /// The same at a time that may be over.
+    pub(super) fn sweep_at(&mut self, at: Duration) {
+        self.unstamped_sweep = false;
+        self.sweep = Some(self.sweep.map_or(at, |sweep| sweep.min(at)));
+    }
+
     /// Whether it is time for that.
     pub(super) fn due_sweep(&mut self, now: Duration) -> bool {
         self.sweep.take_if(|at| *at <= now).is_some()

@@ -241,3 +241,59 @@ pub(crate) fn source_port(bytes: &[u8]) -> u16 {
         other => panic!("no ports in {other:?}"),
     }
 }
+
+/// Cuts an IPv4 or IPv6 packet into two fragments after `at` bytes of IP payload (a multiple of 8).
+pub(crate) fn in_two(bytes: &[u8], at: usize, id: u16) -> [Vec<u8>; 2] {
+    let v4 = bytes[14] >> 4 == 4;
+    let (head, payload) = bytes.split_at(14 + if v4 { 20 } else { 40 });
+    [(0, &payload[..at], true), (at, &payload[at..], false)].map(|(offset, part, more)| {
+        let mut ip = head[14..].to_vec();
+        if v4 {
+            let total = (20 + part.len()) as u16;
+            ip[2..4].copy_from_slice(&total.to_be_bytes());
+            ip[4..6].copy_from_slice(&id.to_be_bytes());
+            let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+            ip[6..8].copy_from_slice(&field.to_be_bytes());
+            ip[10..12].fill(0);
+            let sum =
+                ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            return [&head[..14], &ip, part].concat();
+        }
+        let length = (8 + part.len()) as u16;
+        ip[4..6].copy_from_slice(&length.to_be_bytes());
+        let next = ip[6];
+        ip[6] = 44;
+        let field = (offset as u16 | u16::from(more)).to_be_bytes();
+        let id = u32::from(id).to_be_bytes();
+        [&head[..14], &ip, &[next, 0], &field, &id, part].concat()
+    })
+}
+
+/// Puts two fragments together again, as the receiver does.
+pub(crate) fn whole([first, second]: [Vec<u8>; 2]) -> Vec<u8> {
+    let v4 = first[14] >> 4 == 4;
+    let skip = 14 + if v4 { 20 } else { 48 };
+    let mut ip = first[14..14 + if v4 { 20 } else { 40 }].to_vec();
+    assert_eq!(ip[8..10], second[22..24], "one TTL");
+    let addresses = if v4 { 26..34 } else { 22..54 };
+    assert_eq!(
+        first[addresses.clone()],
+        second[addresses],
+        "both fragments have the same addresses"
+    );
+    let payload = [&first[skip..], &second[skip..]].concat();
+    if v4 {
+        ip[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+        ip[6..8].fill(0);
+        ip[10..12].fill(0);
+        let sum = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    } else {
+        ip[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        ip[6] = first[54];
+    }
+    [&first[..14], &ip, &payload].concat()
+}

@@ -3,13 +3,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 use testbed::{
     Netns, Pod, Shape,
-    client::{Transport, ask, echo, http_get, seen_as},
+    client::{Connection, Transport, ask, echo, http_get, seen_as},
     manifest::{Object, node_of, pod, pod_of},
     server::Server,
     wait,
@@ -345,5 +345,57 @@ fn s11_session_affinity_of_every_kind_of_client() {
                 }
             }
         }
+    }
+}
+
+/// Frontends are for first packets: whoever is connected stays so when the node port and the load balancer's address are
+/// taken away, wherever the backend is and over passes over conntrack; and is reset when the backend is gone.
+#[test]
+fn s52_connections_from_outside_outlive_their_frontends() {
+    const PASSES: Duration = Duration::from_secs(40);
+    let mut stage = Stage::new("eoutend", Shape::Routed);
+    let (a, b) = (stage.a.clone(), stage.b.clone());
+    let client = stage.outsider();
+    let web = stage.server(&b, "web");
+    let exposed = load_balancer(node_port("web", WEB, NODE_PORT), LB);
+    stage.serve(exposed, &[&web]);
+    let mut addrs = Vec::new();
+    for (i, ip) in LB.into_iter().enumerate() {
+        let lb = SocketAddr::new(ip.parse().unwrap(), 80);
+        addrs.extend([lb, addresses(&a, NODE_PORT)[i], addresses(&b, NODE_PORT)[i]]);
+    }
+    let mut open = Vec::new();
+    for addr in addrs {
+        stage.wait_for(&client, addr, &["web"]);
+        let connection = client.enter(|| Connection::open(addr, Duration::from_secs(3))).unwrap();
+        open.push((addr, connection.unwrap()));
+    }
+    stage.serve(service("web", WEB), &[&web]);
+    for (addr, _) in &open {
+        wait::until("no new connection", SOON, || {
+            let answer = client.enter(|| ask(Transport::Tcp, *addr, Duration::from_millis(500)))?;
+            anyhow::ensure!(answer.is_err(), "{addr} answers");
+            Ok(())
+        })
+        .unwrap();
+    }
+    let end = Instant::now() + PASSES;
+    while Instant::now() < end {
+        for (addr, connection) in &mut open {
+            let answer = connection.ask();
+            assert_eq!(answer.as_deref().ok(), Some("web"), "{addr}: {answer:?}\n{}", stage.logs());
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    stage.dir.remove("web").unwrap();
+    for (addr, mut connection) in open {
+        wait::until("reset of a connection to a Pod that is gone", 4 * SOON, || {
+            match connection.ask() {
+                Err(err) if err.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+                Err(err) => panic!("{addr}: {err}\n{}", stage.logs()),
+                Ok(name) => anyhow::bail!("{addr} answered by {name}"),
+            }
+        })
+        .unwrap();
     }
 }

@@ -90,6 +90,11 @@ impl FakeMaps {
         ids
     }
 
+    /// Ports of frontends that are gone.
+    pub(crate) fn former_ports(&self) -> BTreeSet<u16> {
+        (0..=u16::MAX).filter(|port| has_port(&self.actual.former_ports, *port)).collect()
+    }
+
     /// The ports in the two bitmaps, and those that should be there.
     pub(crate) fn ports(&self) -> [(BTreeSet<u16>, BTreeSet<u16>); 2] {
         let set = |words: &[u64]| {
@@ -186,7 +191,12 @@ impl FakeMaps {
                     assert!(!lost, "replies of {backend:?} would not be seen any more");
                 }
             }
-            Op::DeleteFrontend { .. }
+            Op::DeleteFrontend { key } => {
+                let Some(frontend) = self.actual.frontends.get(key) else { return };
+                let seen = has_port(&self.actual.former_ports, key.port.get());
+                assert!(!needs_port(key, frontend) || seen, "flows to {key:?} would be lost");
+            }
+            Op::PutFormerPorts { .. }
             | Op::DeleteSourceRange { .. }
             | Op::ClearAffinity { .. }
             | Op::PutSettings(_) => {}
@@ -273,6 +283,9 @@ impl FakeMaps {
                 put(&mut self.actual.frontend_ports, word, bits, 0);
             }
             Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, word, bits, 0),
+            Op::PutFormerPorts { word, bits } => {
+                put(&mut self.actual.former_ports, word, bits, 0);
+            }
             Op::PutSettings(settings) => self.actual.settings = Some(settings),
         }
     }
@@ -337,6 +350,7 @@ fn error(op: &Op, full: bool) -> MapError {
         Op::ClearAffinity { .. } => "affinity",
         Op::PutFrontendPorts { .. } => "frontend_ports",
         Op::PutHostPorts { .. } => "host_ports",
+        Op::PutFormerPorts { .. } => "former_ports",
         Op::PutSettings(_) => "settings",
     };
     let text = if full { "argument list too long" } else { "made to fail" };

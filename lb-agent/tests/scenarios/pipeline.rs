@@ -23,6 +23,8 @@ pub(crate) struct Pipeline {
     pub(crate) busy: Vec<Addr>,
     /// Whether other addresses have none.
     pub(crate) idle: bool,
+    /// Ports of frontends that are gone and have connections.
+    pub(crate) dialed: Vec<u16>,
     node: String,
     capacity: Capacity,
     dirty: Dirty,
@@ -39,6 +41,7 @@ impl Pipeline {
             maps,
             busy: Vec::new(),
             idle: false,
+            dialed: Vec::new(),
             node: node.to_owned(),
             capacity,
             dirty: Dirty::default(),
@@ -65,7 +68,8 @@ impl Pipeline {
         let backends = (0..).zip(&self.maps.actual.backends);
         let busy = |addr: &Addr| alive(addr) && !self.idle || self.busy.contains(addr);
         let backends = backends.filter(|(_, backend)| busy(&backend.addr)).map(|(id, _)| id);
-        self.planner.passed(self.maps.now, Flows { backends: backends.collect() });
+        let former_ports = self.dialed.iter().copied().collect();
+        self.planner.passed(self.maps.now, Flows { backends: backends.collect(), former_ports });
         let plan = self.planner.plan(&self.desired, changed, &alive, self.maps.now);
         let ops = plan.ops.clone();
         check_order(&ops);
@@ -91,14 +95,22 @@ impl Pipeline {
         }
     }
 
-    /// Lets time pass; timers run when they are due.
+    /// Lets time pass; timers run when they are due, passes over the connection table now and then and at the end.
     pub(crate) fn advance(&mut self, time: Duration) {
+        const PASSES: Duration = Duration::from_secs(30);
         let end = self.maps.now + time;
-        while let Some(at) = self.planner.next_wakeup().filter(|at| *at <= end) {
+        let mut pass = self.maps.now + PASSES;
+        loop {
+            let at = self.planner.next_wakeup().map_or(pass, |at| at.min(pass));
+            if at > end {
+                break;
+            }
+            pass += if at == pass { PASSES } else { Duration::ZERO };
             self.maps.now = self.maps.now.max(at);
             self.round();
         }
         self.maps.now = end;
+        self.round();
     }
 
     /// The agent ends and another begins, with the maps as they are and everything told anew.

@@ -1,0 +1,201 @@
+//! Which ports the programs look at: the three bitmaps, kept beside the elements that need them.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use lb_common::addr::Addr;
+use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
+
+use super::ports::{Former, Ports};
+use super::{Actual, Flows, Op};
+
+/// The bitmaps as they should be.
+#[derive(Debug)]
+pub(super) struct Bitmaps {
+    /// Ports of frontends, and those of `former`.
+    frontend: Ports,
+    /// Ports of backends that are processes of this host.
+    host: Ports,
+    /// Ports of frontends that are gone, while flows to them may be left.
+    former: Ports,
+    /// Since when these.
+    gone: Former,
+    /// Addresses of this host, sorted.
+    host_addrs: Box<[Addr]>,
+}
+
+impl Bitmaps {
+    pub(super) fn new(actual: &Actual) -> Self {
+        let gone = Former::restore(&actual.former_ports);
+        let frontends =
+            actual.frontends.iter().filter_map(|(key, value)| frontend_port(key, value));
+        let mut frontend = Ports::default();
+        frontend.recount(frontends.chain(gone.ports()), &actual.frontend_ports);
+        let mut former = Ports::default();
+        former.recount(gone.ports(), &actual.former_ports);
+        Self { frontend, former, gone, host: Ports::default(), host_addrs: Box::default() }
+    }
+
+    /// A plan begins, for a host with these addresses: the writes that mend the bitmaps.
+    ///
+    /// At the very first, and when the host has other addresses, what is missing is added at once; what is too much
+    /// goes when it is `due`.
+    pub(super) fn begin(
+        &mut self,
+        actual: &Actual,
+        host: &[Addr],
+        first: bool,
+        due: bool,
+    ) -> Vec<Op> {
+        self.frontend.begin();
+        self.host.begin();
+        self.former.begin();
+        if first || *self.host_addrs != *host {
+            self.host_addrs = host.into();
+            let backends = actual.backends.iter();
+            let ports = backends.filter_map(|backend| host_port(&self.host_addrs, backend));
+            self.host.recount(ports, &actual.host_ports);
+        }
+        let write = if due { Ports::sweep } else { Ports::add };
+        let former = write(&mut self.former, &actual.former_ports);
+        let frontend = write(&mut self.frontend, &actual.frontend_ports);
+        let host = write(&mut self.host, &actual.host_ports);
+        let former = former.into_iter().map(|(word, bits)| Op::PutFormerPorts { word, bits });
+        let frontend = frontend.into_iter().map(|(word, bits)| Op::PutFrontendPorts { word, bits });
+        let host = host.into_iter().map(|(word, bits)| Op::PutHostPorts { word, bits });
+        former.chain(frontend).chain(host).collect()
+    }
+
+    /// A write has failed.
+    pub(super) fn doubt(&mut self) {
+        self.frontend.doubt();
+        self.host.doubt();
+        self.former.doubt();
+    }
+
+    /// Whether some word has to be looked at.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.frontend.is_doubtful() || self.host.is_doubtful() || self.former.is_doubtful()
+    }
+
+    /// Whether some backend is a process of this host.
+    pub(super) fn has_host_backends(&self) -> bool {
+        !self.host.is_empty()
+    }
+
+    /// The write that is needed before this frontend.
+    pub(super) fn want_frontend(
+        &mut self,
+        actual: &Actual,
+        key: &FrontendKey,
+        value: &Frontend,
+    ) -> Option<Op> {
+        let (word, bits) =
+            self.frontend.want(frontend_port(key, value)?, &actual.frontend_ports)?;
+        Some(Op::PutFrontendPorts { word, bits })
+    }
+
+    /// The write that is needed before this frontend goes: flows to it may be left.
+    pub(super) fn want_former(&mut self, actual: &Actual, key: &FrontendKey) -> Option<Op> {
+        let port = frontend_port(key, actual.frontends.get(key)?)?;
+        let (word, bits) = self.former.want(port, &actual.former_ports)?;
+        Some(Op::PutFormerPorts { word, bits })
+    }
+
+    /// The write that is needed before this backend.
+    pub(super) fn want_host(&mut self, actual: &Actual, backend: &Backend) -> Option<Op> {
+        let (word, bits) =
+            self.host.want(host_port(&self.host_addrs, backend)?, &actual.host_ports)?;
+        Some(Op::PutHostPorts { word, bits })
+    }
+
+    /// The map that lacks something which must be there before this write: the write for it has failed, in whichever
+    /// group it was.
+    pub(super) fn lacks(&self, actual: &Actual, op: &Op) -> Option<&'static str> {
+        let (port, map, bits) = match op {
+            Op::PutFrontend { key, frontend } => {
+                (frontend_port(key, frontend)?, "frontend_ports", &actual.frontend_ports)
+            }
+            Op::DeleteFrontend { key } => {
+                let port = frontend_port(key, actual.frontends.get(key)?)?;
+                (port, "former_ports", &actual.former_ports)
+            }
+            Op::PutBackend { backend, .. } => {
+                (host_port(&self.host_addrs, backend)?, "host_ports", &actual.host_ports)
+            }
+            Op::PutSlot { .. }
+            | Op::PutSourceRange { .. }
+            | Op::DeleteSourceRange { .. }
+            | Op::ClearAffinity { .. }
+            | Op::PutFrontendPorts { .. }
+            | Op::PutHostPorts { .. }
+            | Op::PutFormerPorts { .. }
+            | Op::PutSettings(_) => return None,
+        };
+        (!Ports::has(port, bits)).then_some(map)
+    }
+
+    /// A frontend was written where `before` was.
+    pub(super) fn frontend_put(
+        &mut self,
+        key: &FrontendKey,
+        frontend: &Frontend,
+        before: Option<Frontend>,
+    ) {
+        frontend_port(key, frontend).into_iter().for_each(|port| self.frontend.count(port));
+        self.uncount_frontend(key, before);
+    }
+
+    /// The frontend `before` is gone.
+    pub(super) fn frontend_deleted(&mut self, key: &FrontendKey, before: Option<Frontend>) {
+        if let Some(port) = before.and_then(|before| frontend_port(key, &before))
+            && self.gone.gone(port)
+        {
+            self.former.count(port);
+            self.frontend.count(port);
+        }
+        self.uncount_frontend(key, before);
+    }
+
+    fn uncount_frontend(&mut self, key: &FrontendKey, before: Option<Frontend>) {
+        if let Some(port) = before.and_then(|before| frontend_port(key, &before)) {
+            self.frontend.uncount(port);
+        }
+    }
+
+    /// A backend was written where `before` was.
+    pub(super) fn backend_put(&mut self, backend: &Backend, before: &Backend) {
+        if let Some(port) = host_port(&self.host_addrs, backend) {
+            self.host.count(port);
+        }
+        if let Some(port) = host_port(&self.host_addrs, before) {
+            self.host.uncount(port);
+        }
+    }
+
+    /// The frontends that were deleted until now were gone at this time.
+    pub(super) fn stamp(&mut self, now: Duration) {
+        self.gone.stamp(now);
+    }
+
+    /// A pass over the connection table has ended that began at `begun`: ports without flows to former frontends go.
+    pub(super) fn passed(&mut self, begun: Duration, flows: &Flows) {
+        for port in self.gone.over(begun, &flows.former_ports) {
+            self.former.uncount(port);
+            self.frontend.uncount(port);
+        }
+    }
+}
+
+/// The port that packets to this frontend have; `None` where it is not to be looked for in packets: a wildcard is for
+/// clients that the programs see anyway, a loopback address for sockets.
+fn frontend_port(key: &FrontendKey, value: &Frontend) -> Option<u16> {
+    let none = key.is_wildcard() || value.flags & frontend_flags::SOCKET_ONLY != 0;
+    (!none).then(|| key.port.get())
+}
+
+/// The port that a process of this host serves a live backend at.
+fn host_port(host: &[Addr], backend: &Backend) -> Option<u16> {
+    let live = matches!(backend.state, state::ACTIVE | state::DRAINING);
+    (live && host.binary_search(&backend.addr).is_ok()).then(|| backend.port.get())
+}
