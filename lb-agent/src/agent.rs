@@ -183,8 +183,8 @@ struct Agent {
     disconnecter: Disconnecter,
     health_ports: HealthPorts,
     kube_proxy: KubeProxy,
-    /// Whether backends are processes of this host.
-    host_backends: bool,
+    /// Whether packets that leave the node are looked at.
+    departures: bool,
     mechanism: Option<Mechanism>,
     queue: Queue,
     /// Whether writes failed for another reason than a full map, so that something really waits.
@@ -256,7 +256,7 @@ impl Agent {
             disconnecter,
             health_ports: HealthPorts::new(status.subscribe()),
             kube_proxy,
-            host_backends: false,
+            departures: false,
             mechanism: None,
             queue: Queue::default(),
             stalled: false,
@@ -267,7 +267,7 @@ impl Agent {
             start: now,
         };
         // As the maps are: the programs for it stay in place.
-        agent.host_backends = agent.planner.actual().host_ports.iter().any(|ports| *ports != 0);
+        agent.departures = agent.planner.actual().may_watch_departures();
         for event in existing {
             agent.device(event);
         }
@@ -349,7 +349,7 @@ impl Agent {
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();
         self.disconnecter.send(turnover.after(&self.planner.actual().backends));
-        self.set_host_backends(self.planner.has_host_backends());
+        self.watch_departures(self.planner.watches_departures());
         self.metrics.observe_sync(&families, !self.planned, took);
         if !self.planned {
             info!(

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
+use lb_common::flow::proto;
 use lb_common::limits;
-use lb_common::service::{Backend, Frontend, FrontendKey};
+use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags};
 use thiserror::Error as ThisError;
 
 use self::admission::{Admission, Demand, Refused};
@@ -65,6 +66,17 @@ pub struct Actual {
     pub former_ports: Vec<u64>,
     /// The only element of the array `settings`; `None` = all of it is zero.
     pub settings: Option<Box<Settings>>,
+}
+
+impl Actual {
+    /// Whether [`Planner::watches_departures`] may have been so when this was written: too often rather than too seldom,
+    /// since the addresses of the host are not in it.
+    pub fn may_watch_departures(&self) -> bool {
+        let from_outside = |(key, value): (&FrontendKey, &Frontend)| {
+            key.proto != proto::TCP && value.flags & frontend_flags::EXTERNAL != 0
+        };
+        self.host_ports.iter().any(|ports| *ports != 0) || self.frontends.iter().any(from_outside)
+    }
 }
 
 /// One write.
@@ -422,10 +434,10 @@ impl Planner {
         self.pending.len() + usize::from(self.settings_differ())
     }
 
-    /// Whether some backend is a process of this host, so that `host_ports` is not empty: then replies to other
-    /// machines must be seen when they leave.
-    pub fn has_host_backends(&self) -> bool {
-        self.tables.bitmaps.has_host_backends()
+    /// Whether packets that leave the node must be seen: answers of backends that are processes of this host, and what this
+    /// host sends from the port of a frontend.
+    pub fn watches_departures(&self) -> bool {
+        self.tables.bitmaps.watches_departures()
     }
 
     /// What the maps say, as far as it was written or restored.

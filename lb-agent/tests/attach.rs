@@ -318,7 +318,7 @@ fn a_device_changes_its_role_without_a_gap() {
     in_node(|node: &Node| {
         let pod = node.pod("p1");
         let ifindex = node.routed(&pod, "veth1", &[]);
-        let uplink = |host_backends| Role::Uplink { layer: Layer::Ethernet, host_backends };
+        let uplink = |departures| Role::Uplink { layer: Layer::Ethernet, departures };
         for mechanism in [None, Some(Mechanism::Clsact)] {
             let mut hooks = Hooks::new(node.load(), node.pins(), mechanism);
             let mut counts = Vec::new();
@@ -343,7 +343,7 @@ fn a_device_changes_its_role_without_a_gap() {
         node.ip("tuntap add dev tun0 mode tun");
         let tun0 = node.ifindex("tun0");
         let mut hooks = Hooks::new(node.load(), node.pins(), None);
-        hooks.attach(tun0, Role::Uplink { layer: Layer::Ip, host_backends: true }).unwrap();
+        hooks.attach(tun0, Role::Uplink { layer: Layer::Ip, departures: true }).unwrap();
         assert_eq!(at_both(node, tun0).map(|ids| ids.len()), [1, 1]);
     });
 }

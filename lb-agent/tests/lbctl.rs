@@ -337,6 +337,7 @@ fn maps_are_real() {
         frontend_ports array <none> 1024 ROOT/bpf/lb/frontend_ports_v1
         host_ports array <none> 1024 ROOT/bpf/lb/host_ports_v1
         former_ports array <none> 1024 ROOT/bpf/lb/former_ports_v1
+        own_flows lru_hash <none> 8192 ROOT/bpf/lb/own_flows_v1
         loads array <none> 65536 ROOT/bpf/lb/loads_v1
         groups array <none> 8192 ROOT/bpf/lb/groups_v1
         peer_bits hash 0 262144 ROOT/bpf/lb/peer_bits_v1

@@ -53,6 +53,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "fragments" => {
             hash(limits::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentPorts>())
         }
+        "own_flows" => hash(limits::OWN_FLOWS, size_of::<CtKey>(), 4),
         "affinity" => hash(limits::AFFINITY, size_of::<AffinityKey>(), size_of::<Affinity>()),
         "source_ranges" => trie(limits::SOURCE_RANGES, size_of::<SourceRange>(), 4),
         "ident" => hash(limits::IDENT, addr, size_of::<Ident>()),

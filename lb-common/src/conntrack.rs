@@ -396,6 +396,12 @@ pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
     }
 }
 
+/// Whether a flow of this node's own that was last seen then is over: nf_conntrack's figures, by which its answers would
+/// find the way to who has sent it.
+pub const fn is_own_flow_over(protocol: u8, last_seen: u32, now: u32, hz: u32) -> bool {
+    is_expired(protocol, BOTH_WAYS | bits::TIMES, last_seen, now, hz)
+}
+
 /// Stamps since an entry was last seen; 0 for one from the future (another CPU's later tick).
 pub const fn age(last_seen: u32, now: u32) -> u32 {
     let age = now.wrapping_sub(last_seen);

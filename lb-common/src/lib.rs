@@ -20,6 +20,7 @@
 //! | `settings` | 0 | [`config::Settings`] | agent | programs |
 //! | `frontend_ports`, `host_ports` | port / 64 | a bit for each port | agent | programs |
 //! | `former_ports` | port / 64 | a bit for each port | agent | programs, agent (expiry) |
+//! | `own_flows` | [`conntrack::CtKey`] | stamp | programs | programs |
 //! | `loads` | backend id | live flows | programs, agent | programs |
 //! | `groups` | index | [`policy::Group`] | agent | programs, lbctl |
 //! | `peer_bits` | [`policy::PeerKey`] | [`policy::Bits`] | agent | programs, lbctl |

@@ -30,6 +30,8 @@ pub const fn kept_entries(ct_entries: u32) -> u32 {
 }
 /// Datagrams in pieces that are remembered at the same time.
 pub const FRAGMENTS: u32 = 8_192;
+/// Flows of this node's own from ports that frontends have, at the same time.
+pub const OWN_FLOWS: u32 = 8_192;
 /// Clients with session affinity.
 pub const AFFINITY: u32 = 65_536;
 /// Source ranges, each counted once for each service port and family.
@@ -102,6 +104,10 @@ pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", versio
 pub const MAP_HOST_PORTS: MapSpec = MapSpec { name: "host_ports", version: 1 };
 /// `former_ports`: the same for the ports of frontends that are gone, while flows to them may be left.
 pub const MAP_FORMER_PORTS: MapSpec = MapSpec { name: "former_ports", version: 1 };
+/// `own_flows`: [`crate::conntrack::CtKey`] in the scope of flows from outside → when it was seen last (`u32`, as in
+/// [`crate::conntrack::CtEntry::last_seen`]): what this node has sent from the port of a frontend, and what is hence no
+/// client's.
+pub const MAP_OWN_FLOWS: MapSpec = MapSpec { name: "own_flows", version: 1 };
 /// `loads`: backend id (`u32`) → live flows (`u32`), of Services that choose by them.
 pub const MAP_LOADS: MapSpec = MapSpec { name: "loads", version: 1 };
 /// `groups`: index (`u32`) → [`crate::policy::Group`].
@@ -127,7 +133,7 @@ pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 28] = [
+pub const MAPS: [MapSpec; 29] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -146,6 +152,7 @@ pub const MAPS: [MapSpec; 28] = [
     MAP_FRONTEND_PORTS,
     MAP_HOST_PORTS,
     MAP_FORMER_PORTS,
+    MAP_OWN_FLOWS,
     MAP_LOADS,
     MAP_GROUPS,
     MAP_PEER_BITS,
@@ -167,7 +174,8 @@ pub const fn port_bit(port: u16) -> (u32, u64) {
 pub const POD_PROGRAMS: [(&str, bool); 2] = [("pod_out", true), ("pod_in", false)];
 /// Programs of the kernel object attached to the other devices: name, and whether it sits on tc ingress.
 /// `dev_in_l3` is `dev_in` for devices without a link layer (tun, WireGuard). `dev_out` is attached only while a
-/// backend is a process of this host; it looks at the device's kind itself.
+/// backend is a process of this host, or datagrams come to a frontend at one of its addresses; it looks at the device's
+/// kind itself.
 pub const DEV_PROGRAMS: [(&str, bool); 4] =
     [("dev_in", true), ("dev_in_l3", true), ("dev_out", false), ("dev_out_l3", false)];
 /// Programs attached to the root of the cgroup v2 hierarchy.

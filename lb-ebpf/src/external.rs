@@ -8,6 +8,7 @@
 //! Pod -> client        pod_out  frontend as the source, on past the IP stack
 //! host -> client       dev_out  frontend as the source
 //! backend -> node      dev_in   frontend -> client, on past the IP stack
+//! node -> anybody      dev_out  from the port of a frontend: noted, so that the answer is not taken for a client's
 //! ```
 //! Packets with an address of this node as their source never enter the stack, which drops them as forgeries; and what
 //! goes past the stack in one direction goes past it in the other, or netfilter would see half a connection.
@@ -117,7 +118,12 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
         }
         _ => return Verdict::Pass,
     }
-    if !maps::is_host_port(scratch.parsed.flow.sport.get()) {
+    let Flow { sport, proto, .. } = scratch.parsed.flow;
+    // Of TCP its flags tell who answers whom.
+    if proto != proto::TCP && maps::is_frontend_port(sport.get()) && !scratch.parsed.later {
+        note_own(scratch);
+    }
+    if !maps::is_host_port(sport.get()) {
         return Verdict::Pass;
     }
     if kind == Kind::FIRST_FRAGMENT {
@@ -132,6 +138,46 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     } else {
         drop(DropReason::RewriteFailed, 0)
     }
+}
+
+/// A datagram leaves the node with a frontend as its source: unless it is the answer to a client, the node has sent it from
+/// that port, a process of the host or netfilter for a Pod that it masquerades, and the answer to it is no client's. Else
+/// it would go to the Service, and two servers that answer everything would never stop.
+#[inline(never)]
+fn note_own(scratch: &mut Scratch) {
+    let Scratch { parsed, key, .. } = scratch;
+    let Flow { src, sport, proto, .. } = parsed.flow;
+    if maps::frontend(&FrontendKey::new(src, sport, proto)).is_none() {
+        return;
+    }
+    let now = maps::now();
+    *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&parsed.flow, 0) };
+    let known = conntrack::find(scratch);
+    let Scratch { parsed, key, .. } = scratch;
+    let answers =
+        known.is_some_and(|entry| !conntrack::starts_over(entry, parsed, Direction::Egress, now));
+    if !answers && maps::own_flow(key) != Some(now) {
+        maps::put_own_flow(key, now);
+    }
+}
+
+/// Whether a packet that would open a flow, under the key in the scratch room, answers one of this node's own. Exported, so
+/// that the verifier checks it once by itself, and by itself on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn external_is_own(now: u32) -> u32 {
+    let Some(Scratch { key, .. }) = maps::scratch() else { return 0 };
+    if key.proto == proto::TCP {
+        return 0;
+    }
+    let Some(seen) = maps::own_flow(key) else { return 0 };
+    if lb_common::conntrack::is_own_flow_over(key.proto, seen, now, maps::config_hz()) {
+        return 0;
+    }
+    if seen != now {
+        maps::put_own_flow(key, now);
+    }
+    1
 }
 
 /// A Pod of this node answers a client outside. What cannot be sent on past the stack is left to it unmodified: it
@@ -278,6 +324,7 @@ fn first(
     now: u32,
 ) -> Verdict {
     match frontend {
+        Some(_) if external_is_own(now) != 0 => Verdict::Pass,
         Some(frontend) => open(packet, scratch, frontend, now),
         None => no_frontend(packet, scratch),
     }

@@ -5,7 +5,7 @@
 //! | `pod_out` | tc ingress of a Pod's host-side veth | packets that leave the Pod |
 //! | `pod_in` | tc egress of a Pod's host-side veth | packets that enter the Pod |
 //! | `dev_in`, `dev_in_l3` | tc ingress of every other device | packets that enter the node |
-//! | `dev_out`, `dev_out_l3` | tc egress of those, while a backend is a process of the host | packets that leave it |
+//! | `dev_out`, `dev_out_l3` | tc egress of those, while a backend is a process of the host or a frontend has datagrams at its addresses | packets that leave it |
 //! | `connect*`, `sendmsg*`, `recvmsg*`, `getpeername*` | cgroup v2 root | sockets of the host namespace |
 #![no_std]
 #![no_main]

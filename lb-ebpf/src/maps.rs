@@ -57,6 +57,10 @@ static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new
 #[btf_map(name = "kept")]
 static KEPT: LruHashMap<CtKey, CtEntry, { limits::KEPT as usize }> = LruHashMap::new();
 
+/// What this node's own processes, and Pods masqueraded by others, have sent from ports that frontends have.
+#[btf_map(name = "own_flows")]
+static OWN_FLOWS: LruHashMap<CtKey, u32, { limits::OWN_FLOWS as usize }> = LruHashMap::new();
+
 #[btf_map(name = "fragments")]
 static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> =
     LruHashMap::new();
@@ -548,6 +552,19 @@ pub(crate) fn keep(key: &CtKey, entry: &CtEntry) -> bool {
 #[inline(always)]
 pub(crate) fn unkeep(key: &CtKey) -> bool {
     KEPT.remove(key).is_ok()
+}
+
+/// When the flow was seen last, if this node has sent it.
+#[inline(always)]
+pub(crate) fn own_flow(key: &CtKey) -> Option<u32> {
+    // SAFETY: copied at once; a slot recycled in between gives another flow's time, which is about as true.
+    unsafe { OWN_FLOWS.get(key) }.copied()
+}
+
+/// Notes that this node has sent it; whether there was room. Without, the answer is taken for a client's.
+#[inline(always)]
+pub(crate) fn put_own_flow(key: &CtKey, now: u32) -> bool {
+    OWN_FLOWS.insert(key, &now, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Remembers the ports of a datagram.

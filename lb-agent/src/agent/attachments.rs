@@ -153,8 +153,8 @@ mod tests {
 
     use super::{Attachment, Attachments, Layer, Role};
 
-    const UPLINK: Role = Role::Uplink { layer: Layer::Ethernet, host_backends: false };
-    const ANSWERING: Role = Role::Uplink { layer: Layer::Ethernet, host_backends: true };
+    const UPLINK: Role = Role::Uplink { layer: Layer::Ethernet, departures: false };
+    const ANSWERING: Role = Role::Uplink { layer: Layer::Ethernet, departures: true };
 
     #[test]
     fn failures_are_tried_again_ever_more_rarely() {

@@ -33,16 +33,16 @@ const RESYNC: Duration = Duration::from_secs(30);
 const OTHERS: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::LOCAL_NODE;
 
 impl Agent {
-    /// Brings the programs to the answers of host processes, or takes them off.
-    pub(super) fn set_host_backends(&mut self, host_backends: bool) {
-        if self.host_backends == host_backends {
+    /// Brings the programs to what leaves the node, or takes them off.
+    pub(super) fn watch_departures(&mut self, departures: bool) {
+        if self.departures == departures {
             return;
         }
-        self.host_backends = host_backends;
+        self.departures = departures;
         let since = Instant::now();
         let uplinks: Vec<_> = self.attachments.uplinks().collect();
         for (ifindex, layer) in uplinks {
-            let role = Role::Uplink { layer, host_backends };
+            let role = Role::Uplink { layer, departures };
             self.attach(Attachment { ifindex, role, since });
         }
     }
@@ -68,7 +68,7 @@ impl Agent {
                 self.detach(ifindex);
             }
             devices::Event::Uplink { ifindex, layer: Some(layer), at } => {
-                let role = Role::Uplink { layer, host_backends: self.host_backends };
+                let role = Role::Uplink { layer, departures: self.departures };
                 self.attach(Attachment { ifindex, role, since: at });
             }
             devices::Event::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),

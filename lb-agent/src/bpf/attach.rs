@@ -95,8 +95,9 @@ pub enum Role {
     Uplink {
         /// Where the IP header of its packets begins.
         layer: Layer,
-        /// Whether backends are processes of this host, whose answers are translated as they leave.
-        host_backends: bool,
+        /// Whether packets that leave are looked at: answers of backends that are processes of this host, and what it
+        /// sends from the port of a frontend.
+        departures: bool,
     },
 }
 
@@ -108,7 +109,7 @@ impl Role {
             (Self::Pod, Hook::Egress) => Some("pod_in"),
             (Self::Uplink { layer: Layer::Ethernet, .. }, Hook::Ingress) => Some("dev_in"),
             (Self::Uplink { layer: Layer::Ip, .. }, Hook::Ingress) => Some("dev_in_l3"),
-            (Self::Uplink { host_backends: false, .. }, Hook::Egress) => None,
+            (Self::Uplink { departures: false, .. }, Hook::Egress) => None,
             (Self::Uplink { layer: Layer::Ethernet, .. }, Hook::Egress) => Some("dev_out"),
             (Self::Uplink { layer: Layer::Ip, .. }, Hook::Egress) => Some("dev_out_l3"),
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::flow::proto;
 use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
 
 use super::ports::{Former, Ports};
@@ -22,6 +23,8 @@ pub(super) struct Bitmaps {
     gone: Former,
     /// Addresses of this host, sorted.
     host_addrs: Box<[Addr]>,
+    /// Number of frontends at those that datagrams come to.
+    at_host: usize,
 }
 
 impl Bitmaps {
@@ -33,7 +36,8 @@ impl Bitmaps {
         frontend.recount(frontends.chain(gone.ports()), &actual.frontend_ports);
         let mut former = Ports::default();
         former.recount(gone.ports(), &actual.former_ports);
-        Self { frontend, former, gone, host: Ports::default(), host_addrs: Box::default() }
+        let (host, host_addrs) = (Ports::default(), Box::default());
+        Self { frontend, former, gone, host, host_addrs, at_host: 0 }
     }
 
     /// A plan begins, for a host with these addresses: the writes that mend the bitmaps.
@@ -55,6 +59,8 @@ impl Bitmaps {
             let backends = actual.backends.iter();
             let ports = backends.filter_map(|backend| host_port(&self.host_addrs, backend));
             self.host.recount(ports, &actual.host_ports);
+            let frontends = actual.frontends.iter();
+            self.at_host = frontends.filter(|(key, value)| self.is_at_host(key, value)).count();
         }
         let write = if due { Ports::sweep } else { Ports::add };
         let former = write(&mut self.former, &actual.former_ports);
@@ -78,9 +84,18 @@ impl Bitmaps {
         self.frontend.is_doubtful() || self.host.is_doubtful() || self.former.is_doubtful()
     }
 
-    /// Whether some backend is a process of this host.
-    pub(super) fn has_host_backends(&self) -> bool {
-        !self.host.is_empty()
+    /// Whether packets that leave the node must be seen: some backend is a process of this host and its answers have to
+    /// change, or this host itself may have the port of a frontend, and what answers it is no client's.
+    pub(super) fn watches_departures(&self) -> bool {
+        !self.host.is_empty() || self.at_host > 0
+    }
+
+    /// TCP is not meant: its packets say who answers whom.
+    fn is_at_host(&self, key: &FrontendKey, value: &Frontend) -> bool {
+        key.proto != proto::TCP
+            && value.flags & frontend_flags::EXTERNAL != 0
+            && frontend_port(key, value).is_some()
+            && self.host_addrs.binary_search(&key.addr).is_ok()
     }
 
     /// The write that is needed before this frontend.
@@ -143,6 +158,7 @@ impl Bitmaps {
         before: Option<Frontend>,
     ) {
         frontend_port(key, frontend).into_iter().for_each(|port| self.frontend.count(port));
+        self.at_host += usize::from(self.is_at_host(key, frontend));
         self.uncount_frontend(key, before);
     }
 
@@ -161,6 +177,7 @@ impl Bitmaps {
         if let Some(port) = before.and_then(|before| frontend_port(key, &before)) {
             self.frontend.uncount(port);
         }
+        self.at_host -= usize::from(before.is_some_and(|before| self.is_at_host(key, &before)));
     }
 
     /// A backend was written where `before` was.

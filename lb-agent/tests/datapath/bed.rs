@@ -160,6 +160,12 @@ impl Bed {
         map.get(&key, 0).ok()
     }
 
+    /// All elements of a hash map.
+    pub(crate) fn all<K: aya::Pod, V: aya::Pod>(&self, map: &str) -> Vec<(K, V)> {
+        let map: HashMap<_, K, V> = self.ebpf.map(map).unwrap().try_into().unwrap();
+        map.iter().map(Result::unwrap).collect()
+    }
+
     /// Writes an element of an array.
     pub(crate) fn set<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
         let mut map: Array<_, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 use testbed::{
     Netns, Pod, Shape,
-    client::{Connection, Transport, ask, echo, http_get, seen_as},
+    client::{Connection, Transport, ask, ask_to, echo, http_get, seen_as},
     manifest::{Object, node_of, pod, pod_of},
     server::Server,
     wait,
@@ -398,4 +398,62 @@ fn s52_connections_from_outside_outlive_their_frontends() {
         })
         .unwrap();
     }
+}
+
+/// A process of the node and a Pod that the CNI masquerades send a datagram from a node port: whoever is asked answers
+/// everything, as does the Service's Pod. The answer comes to who has asked, and that is the end of it.
+#[test]
+fn s54_the_node_s_own_datagrams_from_a_node_port_are_answered_to_it() {
+    const MASQUERADE: &str = "table inet cni {
+      chain postrouting {
+        type nat hook postrouting priority 100;
+        ip saddr 10.244.0.0/16 ip daddr 172.31.0.200 masquerade
+        ip6 daddr fd31::200 masquerade
+      }
+    }";
+    let mut stage = Stage::prepared("eoutown", Shape::Routed, |node| {
+        node.netns.nft(MASQUERADE).unwrap();
+    });
+    let a = stage.a.clone();
+    let remote = stage.outsider();
+    let _remotes = [9000, 9001].map(|port| Server::named(&remote, "remote", port).unwrap());
+    let web = stage.server(&a, "web");
+    let [pod, _] = stage.clients();
+    stage.serve(node_port("web", WEB, NODE_PORT), &[&web]);
+    for (i, ip) in ["172.31.0.200", "fd31::200"].into_iter().enumerate() {
+        let node_port = addresses(&a, NODE_PORT)[i];
+        stage.wait_for(&remote, node_port, &["web"]);
+        // Of two flows to one port netfilter would give the second another port of the node.
+        for (netns, port) in [(&a.netns, 9000), (&pod.netns, 9001)] {
+            let remote_at = SocketAddr::new(ip.parse().unwrap(), port);
+            let before = datagrams(&remote);
+            let any: IpAddr = if node_port.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            for round in 0..3 {
+                let answer = netns.enter(|| {
+                    let socket = std::net::UdpSocket::bind((any, NODE_PORT))?;
+                    socket.set_read_timeout(Some(SOON))?;
+                    ask_to(&socket, remote_at)
+                });
+                let answer = answer.unwrap();
+                let want = ("remote".to_owned(), remote_at);
+                assert_eq!(answer.ok(), Some(want), "{round} from {netns}\n{}", stage.logs());
+            }
+            assert_eq!(datagrams(&remote) - before, 3, "questions and no more, from {netns}");
+        }
+        assert_eq!(stage.ask(&remote, Transport::Udp, node_port), "web", "and clients are served");
+    }
+}
+
+/// Datagrams that came to a namespace, in both families.
+fn datagrams(netns: &Netns) -> u64 {
+    let text = netns
+        .enter(|| {
+            std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap()
+                + &std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap()
+        })
+        .unwrap();
+    let v6 = text.lines().find_map(|line| line.strip_prefix("Udp6InDatagrams"));
+    let v4 = text.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
+    let v4 = v4.and_then(|line| line.split(' ').next());
+    [v4, v6].into_iter().map(|n| n.unwrap().trim().parse::<u64>().unwrap()).sum()
 }

@@ -243,3 +243,74 @@ fn s52_errors_about_a_connection_whose_frontend_is_gone_arrive() {
         }
     }
 }
+
+/// One packet with these ports of another protocol than TCP.
+fn datagram(from: &str, to: &str, protocol: u8) -> Vec<u8> {
+    if protocol == proto::SCTP {
+        super::sctp(from, to, 24)
+    } else {
+        packet::build(&format!("{from} > {to} udp len=20"))
+    }
+}
+
+#[test]
+fn s54_answers_to_what_the_node_sends_from_the_port_of_a_frontend_are_its_own() {
+    for family in &FAMILIES {
+        let mut bed = Bed::node();
+        for protocol in [proto::UDP, proto::SCTP] {
+            let frontend = family.at(family.node, 30053);
+            let id = bed.backend(&family.at(family.pod, 8080), protocol);
+            bed.outside(&frontend, protocol, &[id], &Way::default());
+            let remote = family.at(family.client, 7);
+            let is_left = |bed: &Bed, program: &str, from: &str, to: &str| {
+                let bytes = datagram(from, to, protocol);
+                bed.run(program, &bytes) == (Verdict::Next, bytes)
+            };
+            // A process of the host, or netfilter for a Pod: by now it cannot be told.
+            assert!(is_left(&bed, "dev_out", &frontend, &remote));
+            assert!(is_left(&bed, "dev_in", &remote, &frontend), "its answer");
+            assert_eq!((bed.counted().as_str(), bed.conntrack().len()), ("", 0));
+            let stranger = family.at(family.client, 8);
+            assert!(!is_left(&bed, "dev_in", &stranger, &frontend), "a client, from another port");
+            // What answers a client is not sent by the node of its own accord.
+            let [(key, _)] = own_flows(&bed)[..] else { panic!("{:?}", own_flows(&bed)) };
+            assert!(is_left(&bed, "dev_out", &frontend, &stranger));
+            assert_eq!(own_flows(&bed).len(), 1);
+            forget_all(&mut bed);
+            assert!(!is_left(&bed, "dev_in", &stranger, &frontend), "a client still");
+            forget_all(&mut bed);
+            // Nor is what leaves from other ports, or from other addresses.
+            for from in [family.at(family.node, 30054), family.at(family.pod, 30053)] {
+                assert!(is_left(&bed, "dev_out", &from, &remote));
+            }
+            assert_eq!(own_flows(&bed).len(), 1);
+            // It is over after a while; each packet of either side puts that off.
+            let secs = if protocol == proto::UDP { 120 } else { 600 };
+            for (ago, program, from, to) in [
+                (secs - 5, "dev_in", &remote, &frontend),
+                (secs + 5, "dev_out", &frontend, &remote),
+            ] {
+                seen_before(&mut bed, key, ago);
+                assert!(is_left(&bed, program, from, to));
+                assert!(is_left(&bed, "dev_in", &remote, &frontend));
+            }
+            seen_before(&mut bed, key, secs + 5);
+            assert!(!is_left(&bed, "dev_in", &remote, &frontend), "a client, after all");
+            bed.remove::<CtKey, u32>("own_flows", key);
+            forget_all(&mut bed);
+        }
+    }
+}
+
+/// Flows of the node's own, and when they were seen.
+fn own_flows(bed: &Bed) -> Vec<(CtKey, u32)> {
+    bed.all("own_flows")
+}
+
+/// A flow of the node's own was seen last so many seconds ago.
+fn seen_before(bed: &mut Bed, key: CtKey, secs: u32) {
+    let hz = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+    let hz = (1_000_000_000 / hz.tv_nsec()) as u32;
+    let now = bed.stamp();
+    bed.put("own_flows", key, now.wrapping_sub(secs * hz / 256));
+}
