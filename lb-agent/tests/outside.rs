@@ -12,6 +12,8 @@
 mod bed;
 #[path = "outside/flows.rs"]
 mod flows;
+#[path = "outside/lifetimes.rs"]
+mod lifetimes;
 #[path = "outside/node.rs"]
 mod node;
 #[path = "datapath/packet.rs"]
