@@ -326,6 +326,7 @@ fn maps_are_real() {
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
+        sk_more lru_hash <none> 16384 ROOT/bpf/lb/sk_more_v1
         counters percpu_array <none> 256 ROOT/bpf/lb/counters_v1
         samples percpu_array <none> 8192 ROOT/bpf/lb/samples_v2
         events ringbuf <none> 262144 ROOT/bpf/lb/events_v2

@@ -12,6 +12,7 @@ use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
+use lb_common::socket::{SkMoreKey, SkNat};
 
 const MIB: u64 = 1 << 20;
 /// What `the_worst_policies_stay_within_the_limit_and_cost_others_nothing` of the ring `agent` allows.
@@ -54,6 +55,7 @@ fn the_limit_on_memory_holds_the_worst() {
             hash(limits::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentPorts>())
         }
         "own_flows" => hash(limits::OWN_FLOWS, size_of::<CtKey>(), 4),
+        "sk_more" => hash(limits::SK_MORE, size_of::<SkMoreKey>(), size_of::<SkNat>()),
         "affinity" => hash(limits::AFFINITY, size_of::<AffinityKey>(), size_of::<Affinity>()),
         "source_ranges" => trie(limits::SOURCE_RANGES, size_of::<SourceRange>(), 4),
         "ident" => hash(limits::IDENT, addr, size_of::<Ident>()),

@@ -10,6 +10,7 @@
 //! | `kept` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
 //! | `fragments` | [`fragment::FragmentKey`] | [`fragment::FragmentPorts`] | programs | programs |
 //! | `sk_nat` | socket | [`socket::SkNatRing`] | programs | programs |
+//! | `sk_more` | [`socket::SkMoreKey`] | [`socket::SkNat`] | programs | programs |
 //! | `counters` | index | packets per CPU | programs | agent, lbctl |
 //! | `samples` | [`event::device_place`], [`event::sender_place`] | [`event::Sample`] per CPU | programs | programs |
 //! | `events` | | [`event::FlowEvent`] | programs | agent |

@@ -32,6 +32,8 @@ pub const fn kept_entries(ct_entries: u32) -> u32 {
 pub const FRAGMENTS: u32 = 8_192;
 /// Flows of this node's own from ports that frontends have, at the same time.
 pub const OWN_FLOWS: u32 = 8_192;
+/// Ends of translations that their sockets have no room for.
+pub const SK_MORE: u32 = 16_384;
 /// Clients with session affinity.
 pub const AFFINITY: u32 = 65_536;
 /// Source ranges, each counted once for each service port and family.
@@ -80,6 +82,8 @@ pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
 pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 2 };
 /// `sk_nat`: socket → [`crate::socket::SkNatRing`].
 pub const MAP_SK_NAT: MapSpec = MapSpec { name: "sk_nat", version: 1 };
+/// `sk_more`: [`crate::socket::SkMoreKey`] → [`crate::socket::SkNat`].
+pub const MAP_SK_MORE: MapSpec = MapSpec { name: "sk_more", version: 1 };
 /// `counters`: index → packets, per CPU (`u64`).
 pub const MAP_COUNTERS: MapSpec = MapSpec { name: "counters", version: 1 };
 /// `samples`: [`crate::event::device_place`] or [`crate::event::sender_place`] → [`crate::event::Sample`], per CPU.
@@ -133,7 +137,7 @@ pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 29] = [
+pub const MAPS: [MapSpec; 30] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -141,6 +145,7 @@ pub const MAPS: [MapSpec; 29] = [
     MAP_CT,
     MAP_FRAGMENTS,
     MAP_SK_NAT,
+    MAP_SK_MORE,
     MAP_COUNTERS,
     MAP_SAMPLES,
     MAP_EVENTS,

@@ -4,8 +4,8 @@ use crate::addr::Addr;
 use crate::be::Be16;
 use crate::pod;
 
-/// Translations a socket remembers. An unconnected UDP socket (a resolver) that talks to more Services at the same
-/// time than this gets the backend's address for replies to the oldest.
+/// Translations a socket remembers by itself. Those of an unconnected UDP socket (a resolver) that talks to more Services
+/// move to a map that all sockets share.
 pub const REMEMBERED: usize = 8;
 
 pod! {
@@ -25,6 +25,37 @@ pod! {
         pub backend_gen: u32,
         /// IP protocol number, in the low byte.
         pub proto: u32,
+    }
+}
+
+pod! {
+    /// Key of the map `sk_more`: an end of a translation that its socket has no room for. Each has two elements, to be found
+    /// by what the process dials and by who answers.
+    pub struct SkMoreKey: 32 {
+        /// Address of the frontend, or of the backend.
+        pub addr: Addr,
+        /// Low half of the socket's cookie, which no other socket ever gets.
+        pub cookie: u32,
+        /// Its high half.
+        pub cookie_high: u32,
+        /// Port that belongs to the address.
+        pub port: Be16,
+        /// [`END_FRONTEND`] or [`END_BACKEND`].
+        pub end: u16,
+        /// Zero.
+        pub pad: u32,
+    }
+}
+
+/// The key has the frontend's address.
+pub const END_FRONTEND: u16 = 0;
+/// The key has the backend's address.
+pub const END_BACKEND: u16 = 1;
+
+impl SkMoreKey {
+    /// Of the socket with this cookie.
+    pub const fn new(cookie: u64, addr: Addr, port: Be16, end: u16) -> Self {
+        Self { addr, cookie: cookie as u32, cookie_high: (cookie >> 32) as u32, port, end, pad: 0 }
     }
 }
 

@@ -45,6 +45,7 @@ fn layout_is_the_golden_one() {
         fragment::FragmentPorts,
         socket::SkNat,
         socket::SkNatRing,
+        socket::SkMoreKey,
         event::FlowEvent,
         event::Sample,
         config::Config,

@@ -8,7 +8,8 @@ use aya_ebpf::btf_maps::{
     Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
 };
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns, bpf_set_retval,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_jiffies64,
+    bpf_ktime_get_ns, bpf_set_retval,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
@@ -24,7 +25,7 @@ use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
-use lb_common::socket::{REMEMBERED, SkNat, SkNatRing};
+use lb_common::socket::{REMEMBERED, SkMoreKey, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
 use crate::conntrack::Nat;
@@ -124,6 +125,10 @@ static BUDGETS: Array<Budget, { limits::BUDGETS as usize }> = Array::new();
 
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
+
+/// Translations of sockets that have no room for them.
+#[btf_map(name = "sk_more")]
+static SK_MORE: LruHashMap<SkMoreKey, SkNat, { limits::SK_MORE as usize }> = LruHashMap::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<u64, { limits::COUNTERS as usize }> = PerCpuArray::new();
@@ -669,6 +674,27 @@ pub(crate) fn remembered(ctx: &SockAddrContext) -> Option<NonNull<SkNatRing>> {
 #[inline(always)]
 pub(crate) fn remember(ctx: &SockAddrContext) -> Option<NonNull<SkNatRing>> {
     NonNull::new(SK_NAT.get_or_insert_ptr_mut(ctx, None))
+}
+
+/// A number that no other socket ever has.
+#[inline(always)]
+pub(crate) fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: valid context.
+    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
+}
+
+/// A translation that its socket had no room for.
+#[inline(always)]
+pub(crate) fn more(key: &SkMoreKey) -> Option<&'static SkNat> {
+    // SAFETY: read at once; a slot recycled in between gives another socket's translation, which is no worse than none.
+    unsafe { SK_MORE.get(key) }
+}
+
+/// Remembers a translation that its socket has no room for; whether there was room here. Without, its answers come from the
+/// backend.
+#[inline(always)]
+pub(crate) fn put_more(key: &SkMoreKey, nat: &SkNat) -> bool {
+    SK_MORE.insert(key, nat, u64::from(BPF_ANY)).is_ok()
 }
 
 /// The place that the next translation takes, not yet masked.

@@ -16,7 +16,7 @@ use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::flow::proto;
 use lb_common::service::frontend_flags;
-use lb_common::socket::{SkNat, SkNatRing};
+use lb_common::socket::{END_BACKEND, END_FRONTEND, SkMoreKey, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
 use crate::maps::{self, SockAddr};
@@ -100,7 +100,7 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
         maps::set_errno(ENOMEM);
         return FAIL;
     };
-    push(ring, &entry, how);
+    push(ctx, ring, &entry, how);
     write(sock, family, choice.addr, choice.port);
     maps::count(Counter::SocketTranslated);
     PROCEED
@@ -125,7 +125,25 @@ pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
         }
         i += 1;
     }
+    if let Some(entry) = more(ctx, ring, addr, port, END_BACKEND) {
+        write(sock, family, entry.frontend, entry.frontend_port);
+    }
     PROCEED
+}
+
+/// A translation that the socket had no room for; most sockets have none.
+#[inline(always)]
+fn more(
+    ctx: &SockAddrContext,
+    ring: NonNull<SkNatRing>,
+    addr: Addr,
+    port: Be16,
+    end: u16,
+) -> Option<&'static SkNat> {
+    if maps::ring_next(ring) <= MASK + 1 {
+        return None;
+    }
+    maps::more(&SkMoreKey::new(maps::socket_cookie(ctx), addr, port, end))
 }
 
 #[inline(always)]
@@ -158,16 +176,28 @@ fn earlier_choice(ctx: &SockAddrContext, addr: Addr, port: Be16) -> Option<(Addr
         }
         i += 1;
     }
-    None
+    let entry = more(ctx, ring, addr, port, END_FRONTEND)?;
+    let health = service::health(entry.backend_id, entry.backend_gen);
+    (health == Health::Active).then_some((entry.backend, entry.backend_port))
 }
 
-/// Stores a translation: the only one of a connection, the next place of a datagram socket's ring.
+/// Stores a translation: the only one of a connection, the next place of a datagram socket's ring. What was there moves to
+/// where there is more room.
 #[inline(always)]
-fn push(ring: NonNull<SkNatRing>, entry: &SkNat, how: Dial) {
+fn push(ctx: &SockAddrContext, ring: NonNull<SkNatRing>, entry: &SkNat, how: Dial) {
     match how {
         Dial::Connect => maps::ring_set(ring, 0, 1, entry),
         Dial::Send => {
             let next = maps::ring_next(ring);
+            let oldest = maps::ring_get(ring, next & MASK);
+            if next > MASK && oldest.frontend_port.get() != 0 {
+                let cookie = maps::socket_cookie(ctx);
+                let SkNat { frontend, frontend_port, backend, backend_port, .. } = oldest;
+                let dialed = SkMoreKey::new(cookie, frontend, frontend_port, END_FRONTEND);
+                maps::put_more(&dialed, &oldest);
+                let answers = SkMoreKey::new(cookie, backend, backend_port, END_BACKEND);
+                maps::put_more(&answers, &oldest);
+            }
             maps::ring_set(ring, next & MASK, next.wrapping_add(1), entry);
         }
     }

@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 28] = [
+const MAPS: [(&str, Option<&str>); 29] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -21,6 +21,7 @@ const MAPS: [(&str, Option<&str>); 28] = [
     ("fragment::FragmentPorts", Some("fragments")),
     ("socket::SkNat", Some("sk_nat")),
     ("socket::SkNatRing", Some("sk_nat")),
+    ("socket::SkMoreKey", Some("sk_more")),
     ("event::FlowEvent", Some("events")),
     ("event::Sample", Some("samples")),
     ("config::Config", None),
