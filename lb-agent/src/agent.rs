@@ -293,7 +293,7 @@ impl Agent {
             Event::Background(News::Expired(pass, begun, flows)) => {
                 self.cluster.pass();
                 self.planner.passed(begun.saturating_duration_since(self.start), flows);
-                self.housekeeping.expired(pass, &self.metrics);
+                self.housekeeping.expired(*pass, &self.metrics);
             }
             Event::Background(News::Foreign(signs)) => self.searched(signs),
             Event::Background(News::TakenOver(removed)) => self.taken_over(removed),

@@ -18,7 +18,7 @@ use crate::plan::Flows;
 #[derive(Clone, Debug)]
 pub(super) enum News {
     /// A pass over conntrack, when it began, and the flows it saw.
-    Expired(Pass, Instant, Flows),
+    Expired(Box<Pass>, Instant, Flows),
     /// What is here of kube-proxy.
     Foreign(Vec<Sign>),
     /// In so many places kube-proxy's rules were removed, or why they were not.
@@ -74,7 +74,7 @@ fn run(mut gc: Gc, interval: Duration, news: &mpsc::Sender<News>) {
         let begun = Instant::now();
         match gc.pass() {
             Ok(pass) => {
-                if news.blocking_send(News::Expired(pass, begun, gc.flows())).is_err() {
+                if news.blocking_send(News::Expired(Box::new(pass), begun, gc.flows())).is_err() {
                     return;
                 }
             }
