@@ -138,6 +138,8 @@ pub enum Event {
     Tunnels(Box<[u16]>),
     /// Another proxy's rules are on this node: flows that are older than ours are its, until we end.
     OtherProxy,
+    /// The API server's version: it decides what is on by default.
+    Server(Version),
     /// A list of this kind begins: what it does not repeat until `Synced` is gone.
     Restarted(Kind),
     /// The list of this kind is complete.
@@ -145,6 +147,9 @@ pub enum Event {
     /// Replaces the issues found while reading this object; none clears them.
     Issues(ObjectRef, Vec<Issue>),
 }
+
+/// Major and minor number of a version of Kubernetes.
+pub type Version = (u32, u32);
 
 /// What happened to one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,6 +205,8 @@ pub struct Cluster {
     tunnels: Box<[u16]>,
     /// Whether another proxy has been here.
     other_proxy: bool,
+    /// The API server's version.
+    server: Option<Version>,
     /// (service, name of its slice).
     slices_of: BTreeSet<(Name, Arc<str>)>,
     claims: Claims,
@@ -233,6 +240,7 @@ impl Cluster {
             host: Box::default(),
             tunnels: Box::default(),
             other_proxy: false,
+            server: None,
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
             uses: HashMap::new(),
@@ -294,6 +302,12 @@ impl Cluster {
             Event::OtherProxy => {
                 dirty.node |= !self.other_proxy;
                 self.other_proxy = true;
+            }
+            Event::Server(version) => {
+                if self.server != Some(version) {
+                    self.server = Some(version);
+                    self.touch_external(&mut dirty);
+                }
             }
             Event::Restarted(kind) => self.restarted(kind),
             Event::Synced(kind) => self.synced_kind(kind, &mut dirty),
@@ -467,6 +481,11 @@ impl Cluster {
     /// Whether flows that are older than ours may be another proxy's.
     pub fn is_beside_another_proxy(&self) -> bool {
         self.other_proxy
+    }
+
+    /// The API server's version, once it has said so.
+    pub fn server_version(&self) -> Option<Version> {
+        self.server
     }
 
     /// The UDP ports at which this node takes packets out of tunnels.

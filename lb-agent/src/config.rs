@@ -100,7 +100,8 @@ pub struct RunArgs {
     /// Whether host processes reach NodePorts at 127.0.0.1 and ::1: true or false [default: true]
     #[arg(long, env = "LB_LOCALHOST_NODE_PORTS", value_name = "BOOL")]
     pub localhost_node_ports: Option<String>,
-    /// Ranges of the externalIPs that are served; an address of a Pod, Service or node never is [default: none]
+    /// Ranges of the externalIPs that are served, or `none`; an address of a Pod, Service or node never is [default:
+    /// all where Kubernetes has them on, which is before 1.40; none without an API server]
     #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "RANGES")]
     pub external_ip_cidrs: Option<String>,
     /// Source ports of flows from outside that this node passes on to others [default: the widest range from 10000 on
@@ -359,7 +360,7 @@ impl Config {
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
                 localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,
-                external_ips: prefixes("--external-ip-cidrs", args.external_ip_cidrs)?,
+                external_ips: external_ips(args.external_ip_cidrs)?,
             },
         })
     }
@@ -454,6 +455,15 @@ fn node_port_addresses(value: Option<String>) -> anyhow::Result<NodePortAddresse
             Ok(NodePortAddresses::Within(prefixes("--node-port-addresses", Some(text))?))
         }
         Some(_) | None => Ok(NodePortAddresses::Primary),
+    }
+}
+
+/// `none`, or ranges; `None` when nothing is said.
+fn external_ips(value: Option<String>) -> anyhow::Result<Option<Box<[Prefix]>>> {
+    match given(value) {
+        None => Ok(None),
+        Some(text) if text == "none" => Ok(Some(Box::default())),
+        Some(text) => Ok(Some(prefixes("--external-ip-cidrs", Some(text))?)),
     }
 }
 
@@ -694,13 +704,15 @@ mod tests {
             Config::resolve(args).unwrap().rules
         };
         assert_eq!(rules("", "", ""), Rules::default());
-        assert!(Rules::default().external_ips.is_empty(), "CVE-2020-8554");
+        assert_eq!(rules("", "", "none").external_ips, Some(Box::default()));
         assert_eq!(rules("primary", "true", ""), Rules::default());
-        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let prefixes = |texts: &[&str]| -> Box<[_]> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
         let want = Rules {
             node_ports: NodePortAddresses::Within(prefixes(&["10.0.0.0/8", "::/0"])),
             localhost: false,
-            external_ips: prefixes(&["192.0.2.0/24"]),
+            external_ips: Some(prefixes(&["192.0.2.0/24"])),
         };
         assert_eq!(rules("10.0.0.0/8, ::/0", "false", "192.0.2.0/24,"), want);
     }

@@ -18,9 +18,12 @@ mod worst;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lb_agent::bpf::addresses::{AddressTables, Contents};
@@ -748,7 +751,7 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
         assert!(TcpStream::connect(("127.0.0.1", 30100)).is_err());
 
         // A port that somebody else has is an issue, until it is free.
-        let taken = std::net::TcpListener::bind("0.0.0.0:30102").unwrap();
+        let taken = TcpListener::bind("0.0.0.0:30102").unwrap();
         let moved = LOAD_BALANCER.replace("30100", "30102");
         bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
         let named = |names: &Names<'_>| {
@@ -855,6 +858,100 @@ iptables-nft table ip6 filter: 1 chains, 1 rules lead to them
     });
 }
 
+/// Answers at kube-proxy's metrics port as kube-proxy does, until it is dropped.
+struct Proxy {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:10249").unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while let (Ok((mut stream, _)), false) = (listener.accept(), stopped.load(Relaxed)) {
+                let mut request = [0; 512];
+                let n = stream.read(&mut request).unwrap();
+                assert!(request[..n].starts_with(b"GET /proxyMode "));
+                stream.write_all(b"HTTP/1.0 200 OK\r\n\r\niptables").unwrap();
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        drop(TcpStream::connect("127.0.0.1:10249"));
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+const PROXY_POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: kube-proxy-x, namespace: kube-system}
+spec: {nodeName: n1, hostNetwork: true, containers: [{name: c, image: "registry.k8s.io/kube-proxy:v1.36.3"}]}
+status: {phase: Running, podIP: 192.0.2.1, podIPs: [{ip: 192.0.2.1}]}
+"#;
+
+#[test]
+fn a_kube_proxy_that_lives_is_seen_and_waited_for() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        bed.write("web.yaml", SERVICE);
+        bed.write("proxy.yaml", PROXY_POD);
+        node.run("nft", "add table ip kube-proxy");
+        let proxy = Proxy::start();
+        let child = bed.start_with(&["--takeover", "when-gone"]);
+        let line = |names: &Names<'_>, wanted: &str| {
+            let line = names.subsystems.iter().find(|line| line.name == "kube-proxy");
+            line.is_some_and(|line| line.detail.contains(wanted))
+        };
+        bed.names("all of it is named", |names| {
+            line(names, "its Pod kube-system/kube-proxy-x is on this node; it answers at 127.0.0.1:10249, mode iptables; its nftables table kube-proxy is here")
+                && names.agent.synced != 0 && is_ok(names, "programs")
+        });
+        answers(10266, "/readyz", "HTTP/1.1 200");
+        let takeover = || {
+            let output = bed.command("takeover").output().unwrap();
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let (code, log) = takeover();
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("(it answers at 127.0.0.1:10249, mode iptables)"), "{log}");
+        drop(proxy);
+        let (code, log) = takeover();
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains("(its Pod kube-system/kube-proxy-x is on this node)"), "{log}");
+
+        let mut waiting =
+            bed.command("takeover").arg("--wait=60s").stdout(Stdio::piped()).spawn().unwrap();
+        let mut shown = [0; 8];
+        waiting.stdout.as_mut().unwrap().read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"waiting:");
+        bed.write("proxy.yaml", "");
+        assert!(waiting.wait().unwrap().success());
+        assert!(!node.run("nft", "list tables").contains("kube-proxy"));
+        bed.names("it is gone", |names| line(names, "not here"));
+        let answer = answers(10249, "/proxyMode", "HTTP/1.1 200");
+        assert!(answer.ends_with("ebpf"), "{answer}");
+
+        // Its rules are here once more, and it is not: they go by themselves.
+        node.run("nft", "add table ip kube-proxy");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while node.run("nft", "list tables").contains("kube-proxy") {
+            assert!(Instant::now() < deadline, "the rules stay");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let (code, log) = end(child, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("kube-proxy is gone, its rules are removed"), "{log}");
+    });
+}
+
 #[test]
 fn ten_thousand_chains_go_in_seconds() {
     in_node(|node| {
@@ -912,6 +1009,9 @@ fn kube_proxys_legacy_rules_go_with_the_hosts_binaries() {
             let log = String::from_utf8_lossy(&output.stderr).into_owned();
             (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), log)
         };
+        bed.names("told of", |names| {
+            names.subsystems.iter().any(|line| line.detail.contains("in the legacy iptables"))
+        });
         let (code, _, log) = takeover(Some("/nowhere"));
         assert_eq!(code, Some(1));
         assert!(log.contains("iptables-legacy-save is not here to read them"), "{log}");

@@ -250,6 +250,7 @@ impl Agent {
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,
             kube_proxy: &kube_proxy,
+            external_ips: self.desired.rules().external_ips(&self.cluster),
             not_taken_over: self.kube_proxy.failure(),
             kernel: &house.kernel,
             weakness: house.weakness.as_deref(),
@@ -301,6 +302,12 @@ impl Agent {
             let labels = [("ip_family", family), ("traffic_policy", "internal")];
             self.metrics.kube_proxy.no_local_endpoints.get_or_create(&labels).set(gauge(n));
         }
+        let external_ips = self.desired.rules().external_ips(&self.cluster);
+        let served = &self.metrics.outside.external_ips;
+        served.clear();
+        served
+            .get_or_create(&[("reason", external_ips.reason())])
+            .set(i64::from(external_ips.is_on()));
         self.set_policy_gauges();
         self.set_map_gauges(&used, frontends);
         self.set_kube_proxy_gauges();

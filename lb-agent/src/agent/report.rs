@@ -8,6 +8,7 @@ use lb_common::flow::proto;
 use crate::bpf::attach::Mechanism;
 use crate::bpf::gc::Pass;
 use crate::cluster::{Cluster, Kind};
+use crate::model::rules::ExternalIps;
 use crate::names::{State, Subsystem};
 use crate::observe::foreign::{self, Sign};
 use crate::ports::Ports;
@@ -36,6 +37,8 @@ pub(super) struct Facts<'a> {
     pub kube_proxy: &'a [Sign],
     /// Why its rules could not be removed.
     pub not_taken_over: Option<&'a str>,
+    /// Which externalIPs are served.
+    pub external_ips: ExternalIps,
     /// `uname -r`.
     pub kernel: &'a str,
     /// What does not work under it.
@@ -61,6 +64,7 @@ pub(super) fn lines<'a>(facts: &Facts<'_>) -> Vec<Subsystem<'a>> {
         programs(facts),
         tunnels(facts),
         services(facts),
+        line("external-ips", State::Ok, facts.external_ips.to_string()),
         conntrack(facts),
         masquerade(facts),
         kube_proxy(facts),

@@ -46,6 +46,7 @@ impl Queue {
             | Event::Host(_)
             | Event::Tunnels(_)
             | Event::OtherProxy
+            | Event::Server(_)
             | Event::Restarted(_)
             | Event::Synced(_)
             | Event::Issues(..) => return None,

@@ -119,7 +119,7 @@ impl Cluster {
         }
     }
 
-    fn touch_external(&self, dirty: &mut Dirty) {
+    pub(super) fn touch_external(&self, dirty: &mut Dirty) {
         if self.synced() {
             self.claims.touch_external(dirty);
         }

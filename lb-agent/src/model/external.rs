@@ -7,7 +7,8 @@
 //!
 //! Whoever may write a Service must not take traffic that is none of its business with it (CVE-2020-8554): an address
 //! is not served if it is a Pod's, in a range of Pods, a ClusterIP, in a ServiceCIDR; and one in `spec.externalIPs`
-//! also not if it is a node's, the API server's, or not in `--external-ip-cidrs`. That a load balancer has the
+//! also not if it is a node's, the API server's, or neither `--external-ip-cidrs` nor, without that, the version of
+//! Kubernetes admits it. That a load balancer has the
 //! address of a node is common where the nodes are the load balancer: it has the ports of its Services only. A
 //! NodePort or such a port that a process of the host listens on as well is the Service's.
 #![forbid(unsafe_code)]
@@ -190,8 +191,8 @@ fn has_family(service: &Service, addr: &Addr) -> bool {
 /// Why no Service may have this address outside the cluster.
 fn refusal(cluster: &Cluster, rules: &Rules, addr: &Addr, scope: Scope) -> Option<String> {
     let free = scope == Scope::ExternalIp;
-    if free && !rules.external_ips.iter().any(|prefix| prefix.contains(addr)) {
-        return Some("is not in --external-ip-cidrs".to_owned());
+    if free && let Some(reason) = rules.refuses_external_ip(cluster, addr) {
+        return Some(reason);
     }
     let node_addr = cluster.nodes().find(|(_, node)| node.addresses.contains(addr));
     if let Some((node, _)) = node_addr {

@@ -236,3 +236,39 @@ fn localhost_node_ports_can_be_turned_off() {
         assert_eq!(scopes, if localhost { both.to_vec() } else { vec![] });
     }
 }
+
+#[test]
+fn external_ips_are_served_where_kubernetes_has_them_on_or_the_flag_allows_them() {
+    let range = |text: &str| Some([text.parse().unwrap()].into());
+    let off = "192.0.2.7 is not in --external-ip-cidrs: not served";
+    let off_by_version = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 1.40 has externalIPs off: not served";
+    let off_by_later = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 2.0 has externalIPs off: not served";
+    for (name, version, external_ips, is_on, want) in [
+        ("unknown", None, None, false, Some(off)),
+        ("1.36", Some((1, 36)), None, true, None),
+        ("1.39", Some((1, 39)), None, true, None),
+        ("1.40", Some((1, 40)), None, false, Some(off_by_version)),
+        ("2.0", Some((2, 0)), None, false, Some(off_by_later)),
+        ("1.40, allowed", Some((1, 40)), range("192.0.2.0/24"), true, None),
+        ("unknown, allowed", None, range("192.0.2.0/24"), true, None),
+        ("1.36, others are", Some((1, 36)), range("198.51.100.0/24"), true, Some(off)),
+        ("1.36, none", Some((1, 36)), Some(Box::default()), false, Some(off)),
+    ] {
+        let mut cluster = Cluster::new("n1");
+        let extra = Extra { external_ips: [addr("192.0.2.7")].into(), ..Extra::default() };
+        let service = Service { extra: Some(Box::new(extra)), ..service() };
+        let web = Name::new("ns", "web");
+        let mut dirty = cluster.apply(Event::Service(Change::Applied(web.clone(), service)));
+        if let Some(version) = version {
+            dirty.merge(cluster.apply(Event::Server(version)));
+        }
+        let mut desired = Desired::new(Rules { external_ips, ..Rules::default() });
+        desired.update(&cluster, &dirty);
+        let issues: Vec<_> = desired.issues().map(|issue| issue.message.clone()).collect();
+        assert_eq!(issues, want.map(str::to_owned).into_iter().collect::<Vec<_>>(), "{name}");
+        let externals = desired.services[&web].ports.iter().flat_map(|port| &port.extra);
+        let served = externals.flat_map(|extra| &extra.externals).count();
+        assert_eq!(served > 0, want.is_none(), "{name}");
+        assert_eq!(desired.rules().external_ips(&cluster).is_on(), is_on, "{name}");
+    }
+}

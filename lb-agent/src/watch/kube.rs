@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -24,7 +25,7 @@ use tracing::{debug, info, warn};
 use super::pod::PodObject;
 use super::policy::{ClusterNetworkPolicy, NetworkPolicy};
 use super::{Counters, Received, Watched, field, read};
-use crate::cluster::{Change, Event};
+use crate::cluster::{Change, Event, Version};
 use crate::issue::ObjectRef;
 
 mod connect;
@@ -49,6 +50,8 @@ const GIVE_UP: Duration = Duration::from_secs(20);
 /// How often to see whether a server knows a kind by now that it lacked: it may have been upgraded, or an extension
 /// installed.
 const ABSENT: Duration = Duration::from_secs(30);
+/// The server has said its version by then.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Pods whose containers have ended for good are none of our concern.
 const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
@@ -58,6 +61,22 @@ pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counter
     while !tx.is_closed() {
         match connect(&options).await {
             Ok(client) => {
+                // Before any list: what is served depends on it.
+                match version(&client).await {
+                    Ok(told) => {
+                        let event = told.map(|version| Received::now(Event::Server(version)));
+                        if let Some(event) = event
+                            && tx.send(event).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                    Err(err) => {
+                        warn!(err = format!("{err:#}"), "no API server answers, trying again");
+                        backoff.pause().await;
+                        continue;
+                    }
+                }
                 backoff = Backoff::default();
                 run(client, tx.clone(), Arc::clone(&counters)).await;
             }
@@ -67,6 +86,27 @@ pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counter
             }
         }
     }
+}
+
+/// The server's version; `None` when it does not tell, as one that forbids the question.
+///
+/// # Errors
+/// When it does not answer.
+async fn version(client: &kube::Client) -> anyhow::Result<Option<Version>> {
+    match timeout(ANSWER, client.apiserver_version()).await.context("it is silent")? {
+        Ok(info) => Ok(number(&info.major).zip(number(&info.minor))),
+        Err(kube::Error::Api(status)) => {
+            warn!(code = status.code, "the API server does not tell its version");
+            Ok(None)
+        }
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// The number at the beginning: hosted servers say `36+`.
+fn number(text: &str) -> Option<u32> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text.get(..end)?.parse().ok()
 }
 
 /// Watches through this client until nothing works any more, or the receiver of `tx` is gone.

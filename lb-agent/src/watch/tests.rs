@@ -139,6 +139,36 @@ fn pods_that_have_finished_have_no_address() {
 }
 
 #[test]
+fn a_kube_proxy_is_known_by_label_or_image_on_the_hosts_network_only() {
+    let labels = |key: &str| json!({key: "kube-proxy"});
+    for (name, host_network, labels, image, want) in [
+        ("kubeadm's", true, labels("k8s-app"), "x", true),
+        ("a static Pod", true, labels("component"), "x", true),
+        ("by image", true, json!({}), "eks.example/eks/kube-proxy:v1.36.3-minimal", true),
+        (
+            "by image and architecture",
+            true,
+            json!({}),
+            "gke.gcr.io/kube-proxy-amd64@sha256:1",
+            true,
+        ),
+        ("another image", true, json!({}), "example/kube-proxyless:1", false),
+        ("another path", true, json!({}), "example/kube-proxy/exporter:1", false),
+        ("a Pod like others", false, labels("k8s-app"), "registry.k8s.io/kube-proxy:v1", false),
+        ("another label", true, labels("app"), "x", false),
+    ] {
+        let pod = json!({
+            "metadata": {"namespace": "ns", "name": "p", "labels": labels},
+            "spec": {"hostNetwork": host_network, "containers": [{"image": image}]},
+        });
+        let Event::Pod(Change::Applied(_, record)) = event::<PodObject>(pod) else {
+            panic!("{name}: no Pod");
+        };
+        assert_eq!(record.kube_proxy, want, "{name}");
+    }
+}
+
+#[test]
 fn what_policies_want_of_a_pod_is_kept() {
     let port = |name: Value, number: u16| json!({"name": name, "containerPort": number});
     let pod = json!({

@@ -137,7 +137,7 @@ impl Pipeline {
 
 fn rules() -> Rules {
     let external_ips = ["192.0.2.0/24", "2001:db8::/64"].map(|text| text.parse().unwrap());
-    Rules { external_ips: external_ips.into(), ..Rules::default() }
+    Rules { external_ips: Some(external_ips.into()), ..Rules::default() }
 }
 
 /// A gated frontend is written when all its clients are, and these go after the last frontend that is gated by them.

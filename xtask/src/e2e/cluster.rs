@@ -118,6 +118,17 @@ impl Cluster {
         self.outside_exec.as_ref().map(|prefix| shell(prefix, &["sh", "-c", script]))
     }
 
+    /// The second number of the server's version: 36 of 1.36.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub(crate) fn minor_version(&self) -> Result<u32> {
+        let version = self.json(&["version"])?;
+        let minor = text(&version, "/serverVersion/minor").unwrap_or_default();
+        let digits = minor.trim_end_matches(|c: char| !c.is_ascii_digit());
+        digits.parse().with_context(|| format!("{minor:?} is no version of the server"))
+    }
+
     /// The addresses by which a node is known in the cluster, IPv4 first.
     ///
     /// # Errors

@@ -22,6 +22,9 @@ const EXTERNAL: [&str; 2] = ["203.0.113.20", "2001:db8::20"];
 /// What `--external-ip-cidrs` has to allow for these.
 const EXTERNAL_RANGES: &str = "203.0.113.0/24,2001:db8::/32";
 
+/// The minor version of Kubernetes that has externalIPs off by default.
+const WITHOUT_EXTERNAL_IPS: u32 = 40;
+
 /// Runs them all; `foreign` if the agent was not deployed here, so that its settings are not touched.
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, foreign: bool) {
     let [home, others @ ..] = &bed.cluster.nodes[..] else { return };
@@ -48,7 +51,7 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, foreign: bool) {
     report.check("externalTrafficPolicy Local answers where the endpoint is", || site.local());
     report.check("externalTrafficPolicy Local is no matter inside", || site.local_inside());
     report.check("healthCheckNodePort tells which node has the endpoint", || site.health());
-    report.check("externalIPs, when --external-ip-cidrs allows them", || site.external_ip(foreign));
+    report.check("externalIPs, as --external-ip-cidrs says", || site.external_ip(foreign));
 }
 
 /// The cluster, the node with the endpoint, and those without.
@@ -211,7 +214,7 @@ impl Site<'_> {
         Ok(found.join(", "))
     }
 
-    /// Not served as the agent is by default; then it is told to, and restarted.
+    /// By default as the version of Kubernetes has them; then none, then those in the flag's ranges.
     fn external_ip(&self, foreign: bool) -> Result<String> {
         let addresses = self.of_families(&EXTERNAL);
         self.make("external", &json!({ "externalIPs": addresses }))?;
@@ -219,14 +222,24 @@ impl Site<'_> {
         if foreign {
             return self.external_ip_served(&frontend);
         }
-        self.routed(&frontend.addresses, self.home, || self.unserved(&frontend))
-            .context("before they are allowed")?;
-        deploy::configure(self.bed.cluster, "external-ip-cidrs", EXTERNAL_RANGES)?;
-        let outcome =
-            deploy::restart(self.bed.cluster).and_then(|()| self.external_ip_served(&frontend));
+        let off = || self.routed(&frontend.addresses, self.home, || self.unserved(&frontend));
+        let on = self.bed.cluster.minor_version()? < WITHOUT_EXTERNAL_IPS;
+        match on {
+            true => drop(self.external_ip_served(&frontend).context("by default")?),
+            false => off().context("by default")?,
+        }
+        let set = |value: &str| {
+            deploy::configure(self.bed.cluster, "external-ip-cidrs", value)?;
+            deploy::restart(self.bed.cluster)
+        };
+        let outcome = set("none")
+            .and_then(|()| off().context("with none"))
+            .and_then(|()| set(EXTERNAL_RANGES))
+            .and_then(|()| self.external_ip_served(&frontend));
         // Takes effect with the next start.
         deploy::configure(self.bed.cluster, "external-ip-cidrs", "")?;
-        Ok(format!("not served by default; {}", outcome?))
+        let by_default = if on { "served" } else { "not served" };
+        Ok(format!("{by_default} by default; {}", outcome?))
     }
 
     fn external_ip_served(&self, frontend: &Frontend) -> Result<String> {

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::add;
+use super::{Labels, add, family};
 
 /// About traffic from outside, and about what backends leave behind.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Outside {
     pub masquerade_ports: Gauge,
     /// Loads of backends that were put right.
     pub loads_corrected: Counter,
+    /// Whether externalIPs are served, and by what.
+    pub external_ips: Family<Labels<1>, Gauge>,
     /// UDP sockets of this host that were closed.
     pub sockets_closed: Counter,
 }
@@ -57,6 +60,12 @@ impl Outside {
                 "loads_corrected",
                 "Numbers of live flows of backends that were put right",
                 Counter::default(),
+            ),
+            external_ips: add(
+                registry,
+                "external_ips_served",
+                "1 when spec.externalIPs are served; by the flag, or by the version of Kubernetes",
+                family(),
             ),
             sockets_closed: add(
                 registry,
