@@ -52,6 +52,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Remove what kube-proxy left in the kernel, once the agent does its work; connections go on
     Takeover(TakeoverArgs),
+    /// Mount a bpf file system, unless there is one: for nodes that come up without
+    MountBpffs(MountBpffsArgs),
 }
 
 /// Flags of `lb-agent run`.
@@ -156,6 +158,14 @@ pub struct TakeoverArgs {
     /// The directories of the agent that is to be ready.
     #[command(flatten)]
     pub dirs: DirArgs,
+}
+
+/// Arguments of `lb-agent mount-bpffs`.
+#[derive(Clone, Debug, Args)]
+pub struct MountBpffsArgs {
+    /// Where
+    #[arg(default_value = "/sys/fs/bpf")]
+    pub dir: PathBuf,
 }
 
 /// The directories of an agent.
@@ -612,6 +622,7 @@ mod tests {
             };
             assert_eq!(args.patience().ok().map(|time| time.as_secs()), want, "{flag:?}");
         }
+        assert!(Cli::try_parse_from(["lb-agent", "mount-bpffs", "/host/bpf"]).is_ok());
         assert!(Cli::try_parse_from(["lb-agent"]).is_err());
     }
 

@@ -29,6 +29,8 @@ pub mod agent;
 
 pub mod cleanup;
 
+pub mod bpffs;
+
 pub mod takeover;
 
 pub mod config;

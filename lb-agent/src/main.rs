@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs, TakeoverArgs};
 use lb_agent::escape::Lines;
-use lb_agent::{agent, cleanup, takeover};
+use lb_agent::{agent, bpffs, cleanup, takeover};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -15,6 +15,10 @@ fn main() -> ExitCode {
         Command::Cleanup(args) => {
             start_log(LogFormat::Text);
             Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
+        }
+        Command::MountBpffs(args) => {
+            start_log(LogFormat::Text);
+            bpffs::run(&args.dir)
         }
         Command::Takeover(args) => {
             start_log(LogFormat::Text);

@@ -858,6 +858,26 @@ iptables-nft table ip6 filter: 1 chains, 1 rules lead to them
     });
 }
 
+#[test]
+fn a_bpf_file_system_is_mounted_once() {
+    let dir = std::env::temp_dir().join(format!("lb-bpffs-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let mounts = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.lines().filter(|line| line.contains(&format!(" {} bpf ", dir.display()))).count()
+    };
+    for log in ["mounted a bpf file system", "a bpf file system is there"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+        let output = command.arg("mount-bpffs").arg(&dir).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains(log), "{said}");
+        assert_eq!(mounts(), 1);
+    }
+    nix::mount::umount(&dir).unwrap();
+    fs::remove_dir(&dir).unwrap();
+}
+
 /// Answers at kube-proxy's metrics port as kube-proxy does, until it is dropped.
 struct Proxy {
     stop: Arc<AtomicBool>,
