@@ -17,6 +17,7 @@ mod inquiries;
 mod issues;
 mod kernel;
 mod kube_proxy;
+mod links;
 pub mod lock;
 mod masquerade;
 mod node;
@@ -48,6 +49,7 @@ use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::kube_proxy::KubeProxy;
+use crate::agent::links::Links;
 use crate::agent::lock::Lock;
 use crate::agent::pickup::Pickup;
 use crate::agent::pods::Pods;
@@ -174,6 +176,7 @@ struct Agent {
     bindings: Bindings,
     state_dir: PathBuf,
     sources: Sources,
+    links: Links,
     pods: Pods,
     pickup: Pickup,
     addresses: Addresses,
@@ -215,6 +218,8 @@ impl Agent {
             .context("read the pinned tables")?;
         let sources = Sources::take_over(cfg.allowed_sources.clone(), &kernel.tables)
             .context("read the pinned tables")?;
+        let links = Links::take_over(devices.veths().map(|veth| veth.ifindex), &kernel.tables)
+            .context("read the pinned tables")?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
             .context("read the pinned tables")?;
         let (done, compiled) = mpsc::unbounded_channel();
@@ -247,6 +252,7 @@ impl Agent {
             bindings,
             state_dir: cfg.dirs.state.clone(),
             sources,
+            links,
             pods,
             pickup,
             addresses,

@@ -21,7 +21,7 @@ use bed::{Bed, Verdict, addr};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Settings, setting_flags};
-use lb_common::endpoint::{Ident, Pod, PodSource, flags, ident_flags};
+use lb_common::endpoint::{Ident, Pod, PodSource, flags, ident_flags, link, mac_number};
 use lb_common::flow::proto;
 use lb_common::policy::{Bits, Group, PortKey, group_flags, guess, tier};
 use lb_common::service::{Frontend, FrontendKey, frontend_flags};
@@ -373,6 +373,137 @@ fn a_pod_sends_from_its_own_addresses() {
                 assert_eq!(bed.reasons() == "FORGED_NEIGHBOR/out+1", !passes);
             }
         }
+    }
+}
+
+/// Link-layer addresses: of another Pod on the bridge, of this node, and one of the Pod that nobody knows.
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
+
+/// A Pod on a bridge, or not, and whose the link-layer addresses are there; `at_home` is that known of the Pod itself.
+fn on_bridge(v4: bool, bridged: bool, at_home: [u8; 6]) -> Bed {
+    let mut bed = free(v4);
+    let flags = if bridged { flags::BRIDGED } else { 0 };
+    bed.put("pods", 1_u32, Pod { ip4: of(true, POD), ip6: of(false, POD), flags, ..Pod::ZERO });
+    for (mac, holder) in [(packet::POD_MAC, 1), (OTHER_MAC, ELSEWHERE), (NODE_MAC, 0_u32)] {
+        bed.put("macs", mac_number(mac), holder);
+    }
+    let (index, element) = link(1, mac_number(at_home));
+    bed.set("links", index, element);
+    bed
+}
+
+/// The frame, from another link-layer address.
+fn from_mac(frame: &[u8], mac: [u8; 6]) -> Vec<u8> {
+    [&frame[..6], &mac, &frame[12..]].concat()
+}
+
+#[test]
+fn no_frame_is_from_another_s_link_layer_address() {
+    for v4 in [true, false] {
+        // Whether the device is known to be where the address is at home, or it has to be looked up.
+        for (bridged, at_home) in
+            [(true, packet::POD_MAC), (true, OTHER_MAC), (true, [0; 6]), (false, [0; 6])]
+        {
+            // That an element of `links` says so is enough.
+            let stolen = [OTHER_MAC, NODE_MAC];
+            let stolen = stolen.into_iter().filter(|mac| bridged && *mac != at_home);
+            let stolen: Vec<_> = stolen.collect();
+            let mut bed = on_bridge(v4, bridged, at_home);
+            let (pod, peer) = (at(v4, POD, 4000), at(v4, PEER, 80));
+            let in_mid_flow = packet::build(&format!("{pod} > {peer} tcp A len=9"));
+            bed.leave(&format!("{pod} > {peer} tcp S"));
+            bed.enter(&format!("{peer} > {pod} tcp SA"));
+            bed.leave_bytes(&in_mid_flow);
+            bed.reasons();
+            let service = at(v4, 96, 80);
+            bed.service(&service, proto::TCP, &[&peer]);
+            let udp = format!("{pod} > {} udp", at(v4, PEER, 53));
+            let mut frames = vec![
+                ("of an established flow", in_mid_flow),
+                ("the first of a flow", packet::build(&udp)),
+                ("to a Service", packet::build(&format!("{pod} > {service} tcp S"))),
+                ("ping", packet::build(&format!("{pod} > {} echo", at(v4, PEER, 80)))),
+                ("in pieces", fragment(v4, (POD, PEER), 64, false, &[0; 64])),
+            ];
+            if v4 {
+                let address = [10, 1, 0, 1];
+                frames.push(("ARP", packet::arp(address, [10, 1, 0, 254])));
+            } else {
+                frames.push(("solicitation", solicitation(&[])));
+            }
+            for (name, frame) in &frames {
+                for mac in [packet::POD_MAC, OTHER_MAC, NODE_MAC, VM_MAC] {
+                    let passes = !stolen.contains(&mac);
+                    let (verdict, _) = bed.leave_bytes(&from_mac(frame, mac));
+                    let what = format!("{name} from {mac:x?}, {bridged}, {at_home:x?}");
+                    let want = if passes { Verdict::Next } else { Verdict::Drop };
+                    assert_eq!(verdict, want, "{what}");
+                    let counted = bed.reasons();
+                    assert_eq!(counted == "SPOOFED_MAC/out+1", !passes, "{what}: {counted}");
+                }
+            }
+        }
+    }
+}
+
+/// A neighbor solicitation of the Pod for its gateway, with these options.
+fn solicitation(options: &[u8]) -> Vec<u8> {
+    let ip = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap();
+    let eth = etherparse::PacketBuilder::ethernet2(packet::POD_MAC, packet::GATEWAY_MAC);
+    let gateway = ip("fd00:1::fe");
+    let mut frame = Vec::new();
+    let payload = [&gateway.octets()[..], options].concat();
+    eth.ipv6(ip("fd00:1::1").octets(), gateway.octets(), 255)
+        .icmpv6_raw(135, 0, [0; 4])
+        .write(&mut frame, &payload)
+        .unwrap();
+    frame
+}
+
+#[test]
+fn nobody_gives_another_s_link_layer_address_as_its_own() {
+    let mut bed = on_bridge(true, true, packet::POD_MAC);
+    let arp = |mac: [u8; 6]| {
+        let mut arp = packet::arp([10, 1, 0, 1], [10, 1, 0, 254]);
+        arp[22..28].copy_from_slice(&mac);
+        arp
+    };
+    let options = |macs: &[(u8, [u8; 6])]| -> Vec<u8> {
+        solicitation(
+            &macs
+                .iter()
+                .flat_map(|(kind, mac)| [&[*kind, 1], &mac[..]].concat())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let (own, other) = (packet::POD_MAC, OTHER_MAC);
+    let nonce = [9; 6];
+    let cases = [
+        ("ARP", arp(own), true),
+        ("ARP of a virtual machine", arp(VM_MAC), true),
+        ("ARP in another's name", arp(other), false),
+        ("ARP in the node's", arp(NODE_MAC), false),
+        ("no option", options(&[]), true),
+        ("its own address", options(&[(1, own)]), true),
+        ("a virtual machine's, behind a nonce", options(&[(14, nonce), (1, VM_MAC)]), true),
+        ("another's", options(&[(1, other)]), false),
+        ("another's, behind a nonce", options(&[(14, nonce), (1, other)]), false),
+        ("as the target's", options(&[(2, other)]), false),
+        (
+            "another's in the last option",
+            options(&[(14, nonce); 5]).into_iter().chain([1, 1]).chain(other).collect(),
+            false,
+        ),
+        ("more options than anybody needs", options(&[(14, nonce); 7]), false),
+        ("an option without length", solicitation(&[14, 0, 0, 0, 0, 0, 0, 0]), false),
+        ("half an option", solicitation(&[1, 1, 2, 0]), false),
+    ];
+    for (name, frame, passes) in cases {
+        let want = if passes { Verdict::Next } else { Verdict::Drop };
+        assert_eq!(bed.leave_bytes(&frame).0, want, "{name}");
+        assert_eq!(bed.reasons() == "FORGED_NEIGHBOR/out+1", !passes, "{name}");
     }
 }
 

@@ -66,6 +66,8 @@ fn the_limit_on_memory_holds_the_worst() {
         "port_bits" => trie(limits::PORT_BITS, size_of::<PortKey>(), bits),
         "cidrs" => trie(limits::CIDRS, addr, 4),
         "budgets" => array(limits::BUDGETS, size_of::<Budget>()),
+        "links" => array(limits::LINKS, 8),
+        "macs" => hash(limits::MACS, 8, 4),
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,
         "counters" | "samples" | "sk_nat" | "events" | "settings" | "frontend_ports"

@@ -24,7 +24,7 @@ use bed::Bed;
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::conntrack::bits;
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::endpoint::{Ident, ident_flags, link, mac_number};
 use lb_common::flow::proto;
 use sample::{EGRESS, PEER, Policy};
 
@@ -137,7 +137,7 @@ fn translated(bed: &mut Bed) -> Vec<Case> {
 
 fn main() {
     let empty = empty_program();
-    let mut bed = Bed::new();
+    let mut bed = known_pod();
     bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.8:8080"]);
     bed.service("[fd00:96::1]:80", proto::TCP, &["[fd00:2::8]:8080"]);
     let judged = judged();
@@ -165,9 +165,17 @@ fn main() {
     }
 }
 
+/// A bed with a Pod whose link-layer address is known, as of each Pod that the agent has looked at.
+fn known_pod() -> Bed {
+    let mut bed = Bed::new();
+    let (index, element) = link(1, mac_number(packet::POD_MAC));
+    bed.set("links", index, element);
+    bed
+}
+
 /// A bed with the same Services, where policies isolate the Pod and allow its backends.
 fn judged() -> Bed {
-    let mut bed = Bed::new();
+    let mut bed = known_pod();
     for v4 in [true, false] {
         let (frontend, backend) = if v4 {
             ("10.96.0.1:80", "10.2.0.8:8080")

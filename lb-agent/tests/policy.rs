@@ -229,7 +229,9 @@ fn s49_neighbors_are_found_under_a_default_deny() {
         let [src, dst]: [std::net::Ipv6Addr; 2] = [src, dst].map(|ip| ip.parse().unwrap());
         let eth = PacketBuilder::ethernet2(packet::POD_MAC, packet::GATEWAY_MAC);
         let mut out = Vec::new();
-        let target = [&own.octets()[..], &vec![7; size]].concat();
+        // A router solicitation has no target.
+        let own = if kind == 133 { &[][..] } else { &own.octets() };
+        let target = [own, &vec![7; size]].concat();
         let icmp = eth.ipv6(src.octets(), dst.octets(), hops).icmpv6_raw(kind, 0, [0; 4]);
         icmp.write(&mut out, &target).unwrap();
         out

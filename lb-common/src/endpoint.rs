@@ -1,6 +1,7 @@
 //! The Pods, the devices and the addresses of this node as the programs see them.
 
 use crate::addr::Addr;
+use crate::limits;
 use crate::pod;
 
 pod! {
@@ -46,6 +47,18 @@ pub mod flags {
     pub const BRIDGED: u32 = 1 << 0;
     /// The map `pod_sources` has prefixes that the Pod may send from beside its own addresses.
     pub const MORE_SOURCES: u32 = 1 << 1;
+}
+
+/// A link-layer address as a number: key of the map `macs`. Its first byte is the lowest, and the two highest are 0.
+pub const fn mac_number(mac: [u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = mac;
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+/// The element of the array `links`, and its index, of a Pod's device behind which this link-layer address is at home. It
+/// names the device, too: several may have the same index.
+pub const fn link(ifindex: u32, mac: u64) -> (u32, u64) {
+    (ifindex % limits::LINKS, mac | ((ifindex / limits::LINKS) as u64) << 48)
 }
 
 pod! {

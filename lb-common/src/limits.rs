@@ -15,6 +15,10 @@ pub const BACKENDS: u32 = 65_536;
 pub const PODS: u32 = 4_096;
 /// Budgets: of each Pod one for each direction.
 pub const BUDGETS: u32 = 2 * PODS;
+/// Elements of `links`, by the numbers of devices. Where two devices meet, one of them is looked up in `macs`.
+pub const LINKS: u32 = 16_384;
+/// Link-layer addresses on bridges: of Pods, and of this node's devices.
+pub const MACS: u32 = PODS + DEVS;
 /// Prefixes that annotations of Pods admit as sources.
 pub const POD_SOURCES: u32 = 4_096;
 /// Conntrack entries, the least; the agent raises it with the node's memory.
@@ -136,8 +140,15 @@ pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 /// `budgets`: [`crate::budget::place`] → [`crate::budget::Budget`].
 pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };
 
+/// `links`: index → link-layer address that is at home behind a Pod's device (`u64`), both of [`crate::endpoint::link`].
+pub const MAP_LINKS: MapSpec = MapSpec { name: "links", version: 1 };
+
+/// `macs`: link-layer address ([`crate::endpoint::mac_number`]) → ifindex of the device of the Pod on a bridge that has it
+/// (`u32`); 0 = this node.
+pub const MAP_MACS: MapSpec = MapSpec { name: "macs", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 30] = [
+pub const MAPS: [MapSpec; 32] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -168,6 +179,8 @@ pub const MAPS: [MapSpec; 30] = [
     MAP_POD_SOURCES,
     MAP_KEPT,
     MAP_BUDGETS,
+    MAP_LINKS,
+    MAP_MACS,
 ];
 
 /// Word and bit of a port in `frontend_ports`, `host_ports` and `former_ports`.

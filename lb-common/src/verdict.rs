@@ -66,11 +66,13 @@ pub enum DropReason {
     ForgedNeighbor = 27,
     /// The Pod has used up its budget of new flows.
     PodBudget = 28,
+    /// The link-layer source is that of another Pod on a bridge of this node, or of this node.
+    SpoofedMac = 29,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::BackendGone,
@@ -99,6 +101,7 @@ impl DropReason {
         Self::Encapsulated,
         Self::ForgedNeighbor,
         Self::PodBudget,
+        Self::SpoofedMac,
     ];
 
     /// The reason with this number, if there is one.
@@ -137,6 +140,7 @@ impl DropReason {
             Self::Encapsulated => "ENCAPSULATED",
             Self::ForgedNeighbor => "FORGED_NEIGHBOR",
             Self::PodBudget => "POD_BUDGET",
+            Self::SpoofedMac => "SPOOFED_MAC",
         }
     }
 
@@ -196,6 +200,9 @@ impl DropReason {
             Self::ForgedNeighbor => "look at the Pod: it claims to be a router or somebody else",
             Self::PodBudget => {
                 "look at the Pod: it opens flows faster than --pod-new-flows allows; raise that if it should"
+            }
+            Self::SpoofedMac => {
+                "look at the Pod: it sends frames from the MAC address of another Pod or of the node"
             }
         }
     }

@@ -18,7 +18,7 @@ use lb_common::be::Be16;
 use lb_common::budget::{self, Budget};
 use lb_common::config::{Config, Settings, setting_flags};
 use lb_common::conntrack::{self, CtEntry, CtKey};
-use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
+use lb_common::endpoint::{self, Dev, Ident, Pod, PodSource};
 use lb_common::event::{self, FlowEvent, Sample};
 use lb_common::flow::Flow;
 use lb_common::fragment::{FragmentKey, FragmentPorts};
@@ -122,6 +122,12 @@ static POD_SOURCES: LpmTrie<PodSource, u32, { limits::POD_SOURCES as usize }, NO
 
 #[btf_map(name = "budgets")]
 static BUDGETS: Array<Budget, { limits::BUDGETS as usize }> = Array::new();
+
+#[btf_map(name = "links")]
+static LINKS: Array<u64, { limits::LINKS as usize }> = Array::new();
+
+#[btf_map(name = "macs")]
+static MACS: HashMap<u64, u32, { limits::MACS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "sk_nat")]
 static SK_NAT: SkStorage<SkNatRing> = SkStorage::new();
@@ -281,6 +287,20 @@ pub(crate) fn is_in_source_range(service_id: u32, client: &Addr) -> bool {
 pub(crate) fn is_admitted_source(ifindex: u32, addr: &Addr) -> bool {
     const BITS: u32 = size_of::<PodSource>() as u32 * 8;
     POD_SOURCES.get(&Key::new(BITS, PodSource { ifindex, addr: *addr })).is_some()
+}
+
+/// Whether the link-layer address is known to be at home behind the Pod's device.
+#[inline(always)]
+pub(crate) fn is_own_link(ifindex: u32, mac: u64) -> bool {
+    let (index, word) = endpoint::link(ifindex, mac);
+    LINKS.get(index) == Some(&word)
+}
+
+/// The device of the Pod on a bridge that has the link-layer address; 0 = this node.
+#[inline(always)]
+pub(crate) fn mac(mac: u64) -> Option<u32> {
+    // SAFETY: copied at once.
+    unsafe { MACS.get(&mac) }.copied()
 }
 
 /// Who has an address.

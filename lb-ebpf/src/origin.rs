@@ -3,6 +3,7 @@
 //! A Pod speaks for itself only: not from another's address, and no word as a router or in another's name between
 //! neighbors (RFC 2827, RFC 6105). What comes in at the node's other devices is neither the node nor one of its Pods.
 //! Asked for first packets and for those of no flow: an entry of the connection table stands for an answer given before.
+//! But of each frame that a Pod sends the link-layer source is looked at: a bridge learns from each.
 
 use lb_common::addr::Addr;
 use lb_common::config::setting_flags;
@@ -20,6 +21,31 @@ use crate::{route, service};
 
 /// Not a number of a [`DropReason`].
 const NO_FAULT: u32 = 0;
+
+/// Whether the link-layer source of a frame is nobody else's: the bridge would learn that what is for the other goes to
+/// this Pod. One that is nobody's passes: there may be a bridge or a virtual machine in the Pod.
+#[inline(always)]
+pub(crate) fn check_link(packet: Packet, ifindex: u32) -> Result<(), Reported> {
+    match packet.source_mac() {
+        Some(mac) if !is_mac_of_another(ifindex, mac) => Ok(()),
+        _ => Err(verdict::report(DropReason::SpoofedMac, false, 0)),
+    }
+}
+
+/// Whether another Pod on a bridge, or this node, has the link-layer address.
+#[inline(always)]
+fn is_mac_of_another(ifindex: u32, mac: u64) -> bool {
+    !maps::is_own_link(ifindex, mac) && origin_mac_is_anothers(ifindex, mac) != 0
+}
+
+/// The same for an address that is not known to be the Pod's. As a function that the verifier checks once by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn origin_mac_is_anothers(ifindex: u32, mac: u64) -> u32 {
+    let Some(holder) = maps::mac(mac) else { return 0 };
+    let bridged = maps::pod(ifindex).is_none_or(|pod| pod.flags & flags::BRIDGED != 0);
+    (bridged && holder != ifindex) as u32
+}
 
 /// Whether the Pod may send this, as far as it is about who it is.
 #[inline(always)]
@@ -151,10 +177,14 @@ pub(crate) fn check_arp(packet: Packet, scratch: &mut Scratch) -> Result<(), Rep
         [1u16.to_be(), 0x0800u16.to_be(), u16::from_be_bytes([6, 4]).to_be()];
     packet.pull(parse::L3 + 28);
     let honest = match packet.load::<[u16; 14]>(parse::L3) {
-        Some([hardware, protocol, lengths, _, _, _, _, high, low, ..]) => {
+        Some([hardware, protocol, lengths, _, mac0, mac1, mac2, high, low, ..]) => {
+            let [mac0, mac1, mac2] = [mac0, mac1, mac2].map(|half| u64::from(u16::from_le(half)));
+            let mac = mac0 | mac1 << 16 | mac2 << 32;
             let sender = u32::from(u16::from_be(high)) << 16 | u32::from(u16::from_be(low));
             maps::hand_over(&mut scratch.claimed, Addr::v4(lb_common::be::Be32::new(sender)));
-            [hardware, protocol, lengths] == REQUEST_FOR_IPV4 && origin_is_foreign() == 0
+            [hardware, protocol, lengths] == REQUEST_FOR_IPV4
+                && !is_mac_of_another(scratch.ifindex, mac)
+                && origin_is_foreign() == 0
         }
         None => false,
     };
@@ -165,7 +195,7 @@ pub(crate) fn check_arp(packet: Packet, scratch: &mut Scratch) -> Result<(), Rep
 /// a neighbor, and hence like any other packet.
 #[inline(never)]
 pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bool, Reported> {
-    let Scratch { parsed, claimed, .. } = scratch;
+    let Scratch { parsed, claimed, ifindex, .. } = scratch;
     // Two bytes, as in `route::length`.
     let [icmp_type, _] = packet.load::<[u8; 2]>(parsed.l4).unwrap_or([neighbor::REDIRECT, 0]);
     let speaks_for_others = match icmp_type {
@@ -182,12 +212,45 @@ pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bo
             }
         }
         _ => false,
+    } || match icmp_type {
+        neighbor::ROUTER_SOLICITATION => gives_mac_of_another(packet, parsed.l4 + 8, *ifindex),
+        neighbor::SOLICITATION | neighbor::ADVERTISEMENT => {
+            gives_mac_of_another(packet, parsed.l4 + 24, *ifindex)
+        }
+        _ => false,
     };
     maps::hand_over(claimed, parsed.flow.src);
     if speaks_for_others || origin_is_foreign() != 0 {
         return Err(forged());
     }
     Ok(is_on_link(&parsed.flow.dst))
+}
+
+/// Whether the options of a message, which begin at `offset`, give another's link-layer address as the Pod's, or are none
+/// that a receiver takes (RFC 4861 §4.6). No message has more of them (RFC 3971 has the most).
+#[inline(always)]
+fn gives_mac_of_another(packet: Packet, offset: usize, ifindex: u32) -> bool {
+    const MOST: u32 = 6;
+    /// Source and target link-layer address.
+    const LINK_LAYER: [u8; 2] = [1, 2];
+    let len = packet.len() as usize;
+    let mut offset = offset;
+    let mut i = 0;
+    while i < MOST {
+        if offset >= len {
+            return false;
+        }
+        packet.pull(offset + 8);
+        // Type, length in units of 8 bytes, and the address, if it is one.
+        let Some(option) = packet.load::<u64>(offset).map(u64::from_le) else { return true };
+        let [kind, units, ..] = option.to_le_bytes();
+        if units == 0 || LINK_LAYER.contains(&kind) && is_mac_of_another(ifindex, option >> 16) {
+            return true;
+        }
+        offset += usize::from(units) * 8;
+        i += 1;
+    }
+    offset < len
 }
 
 #[inline(always)]
@@ -236,9 +299,11 @@ extern "C" fn origin_addressee() -> u32 {
     let Some(scratch) = maps::scratch() else { return Addressee::OTHER.0 };
     let (ifindex, dst) = (scratch.ifindex, &scratch.parsed.flow.dst);
     let Some(pod) = maps::pod(ifindex) else { return Addressee::POD.0 };
+    if is_group_or_broadcast(dst) {
+        return Addressee::POD.0;
+    }
     let addressee = match ownership(dst, ifindex, Some(pod)) {
         Ownership::Own => Addressee::POD,
-        _ if is_group_or_broadcast(dst) => Addressee::POD,
         Ownership::Other => Addressee::OTHER,
         Ownership::Nobody if is_admitted(pod, ifindex, dst) => Addressee::POD,
         Ownership::Nobody => Addressee::NOBODY,

@@ -74,6 +74,13 @@ impl Packet {
         unsafe { (&raw const (*self.skb).protocol).read_volatile() as u16 }
     }
 
+    /// Source of the link layer, as the key of the map `macs`.
+    #[inline(always)]
+    pub(crate) fn source_mac(self) -> Option<u64> {
+        // With the last two bytes of the destination, which are before it.
+        self.load::<u64>(4).map(|word| u64::from_le(word) >> 16)
+    }
+
     /// ifindex of the device by which the packet came in last; 0 when this host made it.
     #[inline(always)]
     pub(crate) fn ingress_ifindex(self) -> u32 {

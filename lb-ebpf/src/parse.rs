@@ -433,6 +433,8 @@ pub(crate) mod neighbor {
     pub(crate) const ROUTER_SOLICITATION: u8 = 133;
     /// Router advertisement.
     pub(crate) const ROUTER_ADVERTISEMENT: u8 = 134;
+    /// Neighbor solicitation.
+    pub(crate) const SOLICITATION: u8 = 135;
     /// Neighbor advertisement.
     pub(crate) const ADVERTISEMENT: u8 = 136;
     /// Redirect: the last of them.

@@ -28,6 +28,9 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     // One for the priority alone changes nothing, and stays with the packet.
     let tag = packet.tag();
     let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
+    if let Err(reported) = origin::check_link(packet, scratch.ifindex) {
+        return Verdict::Drop(reported);
+    }
     match kind {
         _ if tag == Tag::Vlan => return not_understood(scratch, Kind::NOT_IP, Direction::Egress),
         Kind::FLOW => {}

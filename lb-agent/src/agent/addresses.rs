@@ -131,7 +131,7 @@ impl Failures {
 
 /// Brings what is written to what is wanted; removals first, since they make room. A write that fails is missing
 /// from `written` and is tried again with the next call.
-fn settle<K: Ord + Copy, V: Copy + PartialEq>(
+pub(super) fn settle<K: Ord + Copy, V: Copy + PartialEq>(
     written: &mut BTreeMap<K, V>,
     wanted: &BTreeMap<K, V>,
     mut write: impl FnMut(&K, Option<&V>) -> bool,

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use lb_common::addr::Addr;
 use tracing::info;
 
+use crate::agent::links::FarEnd;
 use crate::cluster::{Cluster, Kind, Name};
 use crate::devices::Veth;
 use crate::issue::{Issue, ObjectRef};
@@ -332,6 +333,14 @@ impl Bindings {
         let main = main.map(Addr::from_ip);
         let its = main.filter(|addr| device.is_some_and(|device| device.more.contains(addr)));
         (first(&Vec::from_iter(its)), veth.mac)
+    }
+
+    /// The far end of a device, with the link-layer address that its Pod is known by.
+    pub(super) fn far_end<'a>(&'a self, veth: &Veth) -> FarEnd<'a> {
+        let (_, mac) = self.face(veth);
+        let since = self.devices.get(&veth.ifindex).map(|device| device.since);
+        let pod = self.name(veth.ifindex).zip(since);
+        FarEnd { ifindex: veth.ifindex, bridged: veth.bridge != 0, mac, pod }
     }
 
     /// Who is behind a device. `strict`: whoever is not known to be nobody might be somebody.

@@ -183,6 +183,7 @@ impl Agent {
             .chain(self.addresses.issues())
             .chain(self.bindings.issues())
             .chain(self.sources.issues())
+            .chain(self.links.issues())
             .chain(&ports)
             .chain(&masquerade)
             .chain(&policies);

@@ -108,8 +108,18 @@ impl Agent {
 
     /// Finds out who is behind which device, and writes what comes of that but for groups.
     pub(super) fn bind(&mut self) {
-        let Self { bindings, devices, cluster, policies, addresses, sources, tables, pods, .. } =
-            self;
+        let Self {
+            bindings,
+            devices,
+            cluster,
+            policies,
+            addresses,
+            links,
+            sources,
+            tables,
+            pods,
+            ..
+        } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(0, |known| known.flags),
@@ -129,6 +139,8 @@ impl Agent {
         let behind: Vec<_> =
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
         addresses.claim(devices, &behind);
+        let far_ends: Vec<_> = veths.iter().map(|veth| bindings.far_end(veth)).collect();
+        links.write(&far_ends, devices.routed().map(|(_, uplink)| uplink.mac), tables);
         let is_new = !changed.is_empty();
         if cluster.synced() {
             sources.want(&wanted_sources(&veths, bindings, cluster), cluster, tables);

@@ -1,7 +1,7 @@
 //! The real [`MapStore`]: one system call a write.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
@@ -132,6 +132,51 @@ impl Tables {
             found.extend(range.map(|range| (ifindex, range)));
         }
         Ok(found)
+    }
+
+    /// Writes which link-layer address is at home behind a Pod's device: index and element as of
+    /// [`lb_common::endpoint::link`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_link(&mut self, index: u32, element: u64) -> Result<(), MapError> {
+        self.links.set(index, &element, 0).map_err(|e| failed("links", e))
+    }
+
+    /// Writes who has a link-layer address, or `None`: nobody (any more).
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn set_mac(&mut self, mac: u64, holder: Option<u32>) -> Result<(), MapError> {
+        let done = match holder {
+            Some(holder) => self.macs.insert(&mac, &holder, 0),
+            None => match self.macs.remove(&mac) {
+                Err(e) if maps::is_missing(&e) => Ok(()),
+                other => other,
+            },
+        };
+        done.map_err(|e| failed("macs", e))
+    }
+
+    /// Who has which link-layer address, as it is written.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_macs(&self) -> Result<BTreeMap<u64, u32>, MapError> {
+        let mut found = BTreeMap::new();
+        syscall::for_each(&self.macs, |mac: &u64, holder: &u32| {
+            found.insert(*mac, *holder);
+        })
+        .map_err(|e| failed("macs", AyaError::IoError(e)))?;
+        Ok(found)
+    }
+
+    /// The element of `links` at an index.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_link(&self, index: u32) -> Result<u64, MapError> {
+        self.links.get(&index, 0).map_err(|e| failed("links", e))
     }
 
     /// The Pods of this node that are written.

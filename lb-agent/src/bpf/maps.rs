@@ -11,8 +11,8 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Pod, PodSource};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
-    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_POD_SOURCES, MAP_PODS,
-    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LINKS, MAP_MACS,
+    MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
@@ -61,6 +61,10 @@ pub struct Tables {
     pub pods: HashMap<MapData, u32, Pod>,
     /// What Pods may send from beside their own addresses.
     pub pod_sources: LpmTrie<MapData, PodSource, u32>,
+    /// Link-layer addresses that are at home behind Pods' devices.
+    pub links: Array<MapData, u64>,
+    /// Who has which link-layer address on the bridges of this node.
+    pub macs: HashMap<MapData, u64, u32>,
 }
 
 impl Tables {
@@ -81,6 +85,8 @@ impl Tables {
             settings: typed(&MAP_SETTINGS, take(ebpf, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
             pod_sources: typed(&MAP_POD_SOURCES, take(ebpf, &MAP_POD_SOURCES)?)?,
+            links: typed(&MAP_LINKS, take(ebpf, &MAP_LINKS)?)?,
+            macs: typed(&MAP_MACS, take(ebpf, &MAP_MACS)?)?,
         })
     }
 
@@ -101,6 +107,8 @@ impl Tables {
             settings: open(pins, &MAP_SETTINGS)?,
             pods: open(pins, &MAP_PODS)?,
             pod_sources: open(pins, &MAP_POD_SOURCES)?,
+            links: open(pins, &MAP_LINKS)?,
+            macs: open(pins, &MAP_MACS)?,
         })
     }
 }

@@ -15,7 +15,7 @@ use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FORMER_PORTS,
     MAP_FRAGMENTS, MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS,
-    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS,
+    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_MACS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS,
     MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
 use lb_common::pod::Field;
@@ -175,6 +175,7 @@ impl Pinned {
             MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
             MAP_PEER_BITS => Some(self.n_elements::<PeerKey, Bits>(spec)?),
             MAP_DEVS => Some(self.n_elements::<u32, Dev>(spec)?),
+            MAP_MACS => Some(self.n_elements::<u64, u32>(spec)?),
             MAP_HITS => Some(usage::n_hits(&self.pins).map_err(refused)?),
             // Socket storage, ring buffers and arrays that are always whole: the kernel does not tell.
             MapSpec { .. } => None,

@@ -61,6 +61,8 @@ pub struct Uplink {
     pub name: String,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// MAC address, zero if it has none.
+    pub mac: [u8; 6],
     header_type: u16,
     is_bridge: bool,
     is_dummy: bool,
@@ -83,6 +85,7 @@ impl Uplinks {
         let uplink = Uplink {
             name: link.name.clone(),
             mtu: link.mtu,
+            mac: link.mac,
             header_type: link.header_type,
             is_bridge: link.kind == "bridge",
             is_dummy: link.kind == "dummy",

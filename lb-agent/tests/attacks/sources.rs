@@ -3,12 +3,13 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use testbed::{
     Shape,
-    client::{Transport, ask},
+    client::{Connection, Transport, ask, ask_connected, udp_socket},
     frame::{BROADCAST, Ip, Link},
     raw, wait,
 };
@@ -199,43 +200,112 @@ fn forged_neighbours_leave_no_pod_behind_a_bridge() {
     neighbours(Shape::Bridge, "neibridge");
 }
 
-/// Who takes another Pod's link-layer address on a bridge gets nothing of what is for that Pod, and cannot answer in its
-/// name.
+/// A bridge learns from any frame: whoever sends honest ones, but for their link-layer source, from that of another Pod or
+/// of the node, takes nothing from the other, and cannot answer in its name. Not after changing its own device either,
+/// nor when the agent has been away meanwhile.
 #[test]
 fn a_stolen_link_layer_address_gives_nothing() {
-    let lab = Lab::new("stolen", Shape::Bridge, ISOLATED);
-    let (thief, victim, asker) = (&lab.stranger, &lab.web, &lab.friend);
-    for family in FAMILIES {
-        // What the victim sends puts the bridge right, which has learnt of the thief before.
-        lab.passes(victim, asker, family, &[]);
-        lab.passes(asker, victim, family, &[]);
-        // The bridge learns from any frame that passes: here an honest one, but for its link-layer source.
-        let theft = Ip::udp(thief.at(family, 4054), asker.at(family, 7), b"theft");
-        let theft = Link { src: victim.port.mac, dst: asker.port.mac }.frame(&theft);
-        let link = lab.link(asker, victim);
-        let before = lab.dropped(At::NodeA, "NOT_FOR_POD");
-        thief.port.received().unwrap();
-        let question = Ip::udp(asker.at(family, 4053), victim.at(family, 8080), b"<stolen>");
-        let seen =
-            |frames: Vec<Vec<u8>>| frames.iter().any(|f| f.windows(8).any(|w| w == b"<stolen>"));
-        wait::until(
-            "the thief is sent what is for its victim, and does not get it",
-            PATIENCE,
-            || {
-                thief.port.send(&theft)?;
-                asker.port.send(&link.frame(&question))?;
-                assert!(!seen(thief.port.received()?), "the thief sees it");
-                anyhow::ensure!(lab.dropped(At::NodeA, "NOT_FOR_POD") > before, "not dropped yet");
-                Ok(())
-            },
-        )
-        .unwrap();
-        let answer = lab.shot("an answer of the thief", |mark| {
-            let ip = Ip::udp(victim.at(family, 8080), asker.at(family, 4053), mark);
-            vec![lab.link(thief, asker).frame(&ip)]
-        });
-        lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+    let mut lab = Lab::new("stolen", Shape::Bridge, ISOLATED);
+    for changed in [false, true] {
+        let victim = lab.web.port.mac;
+        if changed {
+            let [a, b, c, d, e, f] = victim;
+            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            lab.stranger.netns.ip(&format!("link set eth0 address {mac}\n")).unwrap();
+            lab.stage.agents[0].stop().unwrap();
+            lab.stage.agents[0].start().unwrap();
+        }
+        let bridge = raw::mac(&lab.stage.a.netns, "cni0").unwrap();
+        for family in FAMILIES {
+            let (thief, asker) = (&lab.stranger, &lab.friend);
+            let theft = Ip::udp(thief.at(family, 4054), asker.at(family, 7), b"theft");
+            let shots: Vec<Shot> = [victim, bridge]
+                .into_iter()
+                .map(|src| {
+                    lab.shot(format!("from {src:x?}, changed: {changed}"), |mark| {
+                        let ip = Ip::udp(thief.at(family, 4054), asker.at(family, 7), mark);
+                        vec![Link { src, dst: asker.port.mac }.frame(&ip)]
+                    })
+                })
+                .collect();
+            let before = lab.dropped(At::NodeA, "SPOOFED_MAC");
+            // With the thief's device changed, nothing it sends by itself is honest any more.
+            if !changed {
+                lab.drops(At::NodeA, "SPOOFED_MAC", (thief, asker, family), &shots);
+            }
+            let theft = Link { src: victim, dst: asker.port.mac }.frame(&theft);
+            let answers = answers_under(&lab, family, &theft);
+            assert_eq!(answers, QUESTIONS, "answered under theft, changed: {changed}");
+            assert!(lab.dropped(At::NodeA, "SPOOFED_MAC") > before + QUESTIONS as u64);
+            if changed {
+                continue;
+            }
+            let answer = lab.shot("an answer of the thief", |mark| {
+                let ip = Ip::udp(lab.web.at(family, 8080), asker.at(family, 4053), mark);
+                vec![lab.link(thief, asker).frame(&ip)]
+            });
+            lab.drops(At::NodeA, "SPOOFED_SOURCE", (thief, asker, family), &[answer]);
+        }
     }
+}
+
+const QUESTIONS: usize = 100;
+
+/// How many of [`QUESTIONS`] friend gets answered by web, over a connection and by datagrams, while stranger sends `theft`
+/// all the time.
+fn answers_under(lab: &Lab, family: usize, theft: &[u8]) -> usize {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let (over, port, web) = (AtomicBool::new(false), &lab.stranger.port, lab.web.at(family, 8080));
+    std::thread::scope(|scope| {
+        let thief = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                (0..8).for_each(|_| port.send(theft).unwrap());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let answered = lab.friend.netns.enter(|| {
+            let mut connection = Connection::open(web, PATIENCE).unwrap();
+            let socket = udp_socket(web, LIMIT).unwrap();
+            socket.connect(web).unwrap();
+            let mut answered = 0;
+            for _ in 0..QUESTIONS {
+                let datagram = ask_connected(&socket).is_ok_and(|name| name == "web");
+                let stream = connection.ask().is_ok_and(|name| name == "web");
+                answered += usize::from(datagram && stream);
+            }
+            answered
+        });
+        over.store(true, Ordering::Relaxed);
+        thief.join().unwrap();
+        answered.unwrap()
+    })
+}
+
+/// A virtual machine behind a bridge in its Pod has the Pod's addresses and a link-layer address of its own, as KubeVirt
+/// arranges it: it is served, and serves.
+#[test]
+fn a_machine_behind_a_bridge_in_its_pod_is_served() {
+    let lab = Lab::new("machine", Shape::Bridge, ISOLATED);
+    let [v4, v6] = lab.friend.ips;
+    lab.friend
+        .netns
+        .ip(&format!(
+            "link add br0 type bridge\n\
+             link add tap0 type veth peer name vm0\n\
+             addr flush dev eth0\n\
+             link set eth0 master br0\nlink set tap0 master br0 up\nlink set br0 up\n\
+             link set vm0 address 52:54:00:12:34:56 up\n\
+             addr add {v4}/24 dev vm0\naddr add {v6}/64 dev vm0 nodad\n\
+             route replace default via 10.244.1.1\nroute replace default via fd44:0:0:1::1\n"
+        ))
+        .unwrap();
+    for family in FAMILIES {
+        for to in [&lab.web, &lab.far] {
+            lab.stage.wait_for(&lab.friend.netns, to.at(family, 8080), &[&to.name]);
+        }
+        lab.stage.wait_for(&lab.stranger.netns, lab.friend.at(family, 8080), &["friend"]);
+    }
+    assert_eq!(lab.dropped(At::NodeA, "SPOOFED_MAC"), 0);
 }
 
 /// An answer in a Service's name, to a Pod that has just asked it: not from the Pod that the Service chose.
