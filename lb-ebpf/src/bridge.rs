@@ -2,6 +2,8 @@
 //! on it never meet netfilter; the packets towards it must not either, or netfilter sees half a connection, calls it
 //! invalid, and the first rule that drops invalid packets stalls it.
 
+use lb_common::endpoint::Pod;
+
 use crate::maps::{self, Scratch};
 use crate::packet::{Packet, Route};
 use crate::route;
@@ -9,23 +11,19 @@ use crate::route;
 /// ifindex of the bridge past whose netfilter this Pod's frames go, or 0.
 #[inline(always)]
 pub(crate) fn of(packet: Packet, v4: bool) -> u32 {
-    match maps::pod(packet.ifindex()) {
-        Some(pod) => {
-            if v4 {
-                pod.bridge4
-            } else {
-                pod.bridge6
-            }
-        }
-        None => 0,
-    }
+    past_netfilter(maps::pod(packet.ifindex()), v4)
+}
+
+#[inline(always)]
+fn past_netfilter(pod: Option<&Pod>, v4: bool) -> u32 {
+    pod.map_or(0, |pod| if v4 { pod.bridge4 } else { pod.bridge6 })
 }
 
 /// Whether the way to the new flow's target leads back to the bridge that the Pod is on.
 #[inline(never)]
 pub(crate) fn leads_to_target(packet: Packet, scratch: &mut Scratch) -> bool {
-    let Scratch { parsed, fib, nat, .. } = scratch;
-    let bridge = of(packet, parsed.v4);
+    let Scratch { parsed, fib, nat, hand, ifindex, .. } = scratch;
+    let bridge = past_netfilter(hand.get(*ifindex), parsed.v4);
     if bridge == 0 {
         return false;
     }

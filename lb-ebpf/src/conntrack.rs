@@ -244,7 +244,8 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn ct_over_budget(ingress: u32) -> u32 {
     let Some(scratch) = maps::scratch() else { return 0 };
-    !maps::is_within_budget(scratch.ifindex, ingress != 0) as u32
+    let pod = scratch.hand.get(scratch.ifindex);
+    !maps::is_within_budget(pod, ingress != 0) as u32
 }
 
 /// The same for a connection that was met in mid-flow, and was opened in the direction `from`.
@@ -394,8 +395,8 @@ pub(crate) fn other_port() -> Be16 {
     Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
 }
 
-/// Writes the forward entry of a flow whose tuple is claimed. When it fails, the reply entry stays behind alone and
-/// is found to be ours by the next try.
+/// Writes the forward entry of a flow whose tuple is claimed, and gives it as it was written. When that fails, the reply
+/// entry stays behind alone and is found to be ours by the next try.
 #[inline(never)]
 pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<Tracked> {
     let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
@@ -421,7 +422,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
     if nat.flags & bits::PORT_MAPPED != 0 {
         maps::count(Counter::PortMapped);
     }
-    maps::ct(key)
+    Some(Tracked::written(entry))
 }
 
 /// A new flow adds to the load of its backend, if its Service wants to know.

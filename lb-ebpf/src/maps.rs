@@ -166,6 +166,8 @@ pub(crate) struct Scratch {
     pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.
     pub(crate) fib: bpf_fib_lookup,
+    /// The Pod whose device this is, for the functions that ask for it one after another.
+    pub(crate) hand: AtHand,
     /// An address that a Pod speaks for.
     pub(crate) claimed: Addr,
     /// The ends of a connection that a Pod's kernel is asked about.
@@ -186,6 +188,34 @@ pub(crate) struct Scratch {
     pub(crate) event: FlowEvent,
     /// The packet of a refusal being built.
     pub(crate) answer: [u16; ANSWER_WORDS],
+}
+
+/// The Pod behind the device at hand, read from the map at most once a packet.
+pub(crate) struct AtHand {
+    /// What is known: [`UNREAD`] or others of them.
+    state: u32,
+    pod: Pod,
+}
+
+const UNREAD: u32 = 0;
+const THERE: u32 = 1;
+const UNKNOWN: u32 = 2;
+
+impl AtHand {
+    /// The Pod behind the device, which is the one at hand.
+    #[inline(always)]
+    pub(crate) fn get(&mut self, ifindex: u32) -> Option<&Pod> {
+        if self.state == UNREAD {
+            self.state = match pod(ifindex) {
+                Some(pod) => {
+                    self.pod = *pod;
+                    THERE
+                }
+                None => UNKNOWN,
+            };
+        }
+        if self.state == THERE { Some(&self.pod) } else { None }
+    }
 }
 
 /// 16-bit words of the longest refusal: Ethernet, IPv6, ICMPv6 and the quoted packet.
@@ -408,12 +438,11 @@ pub(crate) fn is_answer_port(port: u16) -> bool {
     port.wrapping_sub(config_field!(answer_base)) < config_field!(answer_n)
 }
 
-/// Whether a new flow of the Pod behind the device is within its budget. Not atomic: what two CPUs do at the same moment
-/// counts once.
+/// Whether a new flow of the Pod is within its budget. Not atomic: what two CPUs do at the same moment counts once.
 #[inline(always)]
-pub(crate) fn is_within_budget(ifindex: u32, ingress: bool) -> bool {
+pub(crate) fn is_within_budget(pod: Option<&Pod>, ingress: bool) -> bool {
     let rate = config_field!(pod_new_flows);
-    let place = pod(ifindex).and_then(|pod| budget::place(pod, ingress));
+    let place = pod.and_then(|pod| budget::place(pod, ingress));
     let Some(budget) = place.filter(|_| rate != 0).and_then(|place| BUDGETS.get_ptr_mut(place))
     else {
         return true;
@@ -459,6 +488,12 @@ macro_rules! tracked_field {
 }
 
 impl Tracked {
+    /// An entry that was just written to the map, as it is in the scratch room: to be read.
+    #[inline(always)]
+    pub(crate) fn written(entry: &mut CtEntry) -> Self {
+        Self(NonNull::from(entry))
+    }
+
     tracked_field!(
         nat_addr: Addr,
         aux_addr: Addr,
@@ -518,6 +553,7 @@ pub(crate) fn scratch_for(packet: Packet) -> Option<&'static mut Scratch> {
     let scratch = scratch()?;
     scratch.ifindex = packet.ifindex();
     scratch.ingress_ifindex = packet.ingress_ifindex();
+    hand_over(&mut scratch.hand.state, UNREAD);
     Some(scratch)
 }
 

@@ -62,8 +62,8 @@ pub(crate) fn check() -> Result<(), Reported> {
 #[unsafe(no_mangle)]
 extern "C" fn origin_fault() -> u32 {
     let Some(scratch) = maps::scratch() else { return NO_FAULT };
-    scratch.claimed = scratch.parsed.flow.src;
-    if origin_is_foreign() != 0 {
+    let Scratch { parsed, hand, ifindex, epoch, .. } = scratch;
+    if is_foreign((*ifindex, hand.get(*ifindex)), &parsed.flow.src, *epoch != 0) {
         return DropReason::SpoofedSource as u32;
     }
     if is_encapsulated(&scratch.parsed.flow) {
@@ -78,12 +78,12 @@ extern "C" fn origin_fault() -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn origin_is_foreign() -> u32 {
     let Some(scratch) = maps::scratch() else { return 0 };
-    is_foreign(scratch.ifindex, &scratch.claimed, scratch.epoch != 0) as u32
+    let Scratch { claimed, hand, ifindex, epoch, .. } = scratch;
+    is_foreign((*ifindex, hand.get(*ifindex)), claimed, *epoch != 0) as u32
 }
 
 #[inline(always)]
-fn is_foreign(ifindex: u32, src: &Addr, strict: bool) -> bool {
-    let pod = maps::pod(ifindex);
+fn is_foreign((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -> bool {
     // Whoever asks for an address has none; the parser lets it through to groups only.
     if *src == Addr::NONE || *src == UNSPECIFIED4 {
         return false;
@@ -297,8 +297,9 @@ pub(crate) fn addressee() -> Addressee {
 #[unsafe(no_mangle)]
 extern "C" fn origin_addressee() -> u32 {
     let Some(scratch) = maps::scratch() else { return Addressee::OTHER.0 };
-    let (ifindex, dst) = (scratch.ifindex, &scratch.parsed.flow.dst);
-    let Some(pod) = maps::pod(ifindex) else { return Addressee::POD.0 };
+    let Scratch { parsed, hand, ifindex, .. } = scratch;
+    let (ifindex, dst) = (*ifindex, &parsed.flow.dst);
+    let Some(pod) = hand.get(ifindex) else { return Addressee::POD.0 };
     if is_group_or_broadcast(dst) {
         return Addressee::POD.0;
     }

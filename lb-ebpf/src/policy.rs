@@ -267,9 +267,9 @@ const ALLOWED: u32 = 0;
 #[unsafe(no_mangle)]
 extern "C" fn policy_ask() -> u32 {
     let Some(scratch) = maps::scratch() else { return ALLOWED };
-    let Scratch { parsed, asked, ifindex, ingress_ifindex, .. } = scratch;
+    let Scratch { parsed, asked, hand, ifindex, ingress_ifindex, .. } = scratch;
     let ingress = asked.how & how::INGRESS != 0;
-    let (group, shadow) = groups(maps::pod(*ifindex), ingress);
+    let (group, shadow) = groups(hand.get(*ifindex), ingress);
     (asked.group, asked.ident, asked.judgement, asked.shadow) = (group, 0, 0, 0);
     asked.hit = HitKey { group, ingress: ingress as u8, ..HitKey::ZERO };
     if group == 0 && shadow == 0 {
