@@ -29,6 +29,8 @@ mod identity;
 mod input;
 #[path = "e2e/outside.rs"]
 mod outside;
+#[path = "e2e/overlay.rs"]
+mod overlay;
 #[path = "e2e/policy.rs"]
 mod policy;
 #[path = "e2e/ports.rs"]

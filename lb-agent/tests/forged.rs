@@ -318,6 +318,11 @@ fn a_pod_sends_from_its_own_addresses() {
         bed.put("frontends", FrontendKey::wildcard(other_ip(21)), Frontend::ZERO);
         let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
         bed.put("frontends", FrontendKey::wildcard(other_ip(22)), only);
+        // The tunnel device of another node, within the network of the Pods; even if somebody admits it.
+        let tunnel = Ident { flags: ident_flags::NODE, ..Ident::ZERO };
+        bed.put("ident", words(other_ip(24)), tunnel);
+        let source = PodSource { ifindex: 1, addr: other_ip(24) };
+        bed.put_prefix("pod_sources", 160, source, 1_u32);
         let source = PodSource { ifindex: 1, addr: other_ip(23) };
         bed.put_prefix("pod_sources", 160, source, 1_u32);
         let pod = Pod {
@@ -340,6 +345,7 @@ fn a_pod_sends_from_its_own_addresses() {
             ("nobody's", source(77), false, true),
             ("another Pod's", source(OTHER), false, false),
             ("the node's", source(NODE), false, false),
+            ("another node's tunnel's", source(24), false, false),
             ("a Service's", source(21), false, false),
             ("a load balancer's", source(22), false, false),
             ("the stand-in of hairpins", stand_in, false, false),

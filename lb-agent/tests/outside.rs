@@ -19,6 +19,8 @@ mod node;
 #[path = "datapath/packet.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod packet;
+#[path = "outside/pieces.rs"]
+mod pieces;
 #[path = "outside/ports.rs"]
 mod ports;
 

@@ -255,11 +255,14 @@ pub enum Counter {
     /// Masqueraded flows that got the port of an earlier one, which was done or unanswered, since none that was tried
     /// was free.
     PortTakenOver = 20,
+    /// IPv4 packets from outside, and answers to them, cut into smaller ones: bigger than the MTU on the way, and their
+    /// sender allows it. A packet of four pieces is cut three times.
+    PacketCut = 21,
 }
 
 impl Counter {
     /// All counters, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::FlowPlain,
         Self::FlowService,
         Self::FlowHairpin,
@@ -281,6 +284,7 @@ impl Counter {
         Self::PlainClosed,
         Self::OverBudget,
         Self::PortTakenOver,
+        Self::PacketCut,
     ];
 
     /// The name in metrics and tables.
@@ -307,6 +311,7 @@ impl Counter {
             Self::PlainClosed => "plain_closed",
             Self::OverBudget => "over_budget",
             Self::PortTakenOver => "port_taken_over",
+            Self::PacketCut => "packet_cut",
         }
     }
 

@@ -34,7 +34,7 @@ use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
 use crate::service::{self, Client, Health};
 use crate::verdict::{self, Verdict};
-use crate::{fragment, masquerade, origin, rewrite};
+use crate::{cut, fragment, masquerade, origin, rewrite};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -49,6 +49,15 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
         Tag::Priority => packet.forget_tag(),
     }
     let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
+    match enter(packet, scratch) {
+        // Here, where no more than this is on the stack.
+        Verdict::TooBig(mtu) => too_big_in(packet, scratch, mtu as u16),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let kind = parse::parse(packet, &mut scratch.parsed, L3);
     match kind {
         // A tag of no VLAN that is left is taken off by the stack, and nobody sees what is in the frame.
@@ -191,9 +200,14 @@ pub(crate) fn reply_out(
 ) -> Verdict {
     let Scratch { parsed, fib, .. } = scratch;
     route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &parsed.flow.dst);
-    let Way::Via(_) = route::answer(packet, scratch) else { return Verdict::Pass };
-    note_reply(scratch, entry, now);
-    forward_reply(packet, scratch, entry)
+    match route::answer(packet, scratch) {
+        Way::Via(_) => {
+            note_reply(scratch, entry, now);
+            forward_reply(packet, scratch, entry)
+        }
+        Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
+        Way::Expired | Way::None => Verdict::Pass,
+    }
 }
 
 /// Key of the reply entry of the flow that this packet answers.
@@ -235,13 +249,26 @@ fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
 /// The same for an answer that goes on past the IP stack, by the way that was found.
 #[inline(always)]
 fn forward_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    show_frontend(scratch, entry);
+    onward(packet, scratch)
+}
+
+/// An answer that is too big. The last piece of it that comes in again is noted on the entry, if there are any.
+#[inline(always)]
+fn too_big_reply(scratch: &mut Scratch, entry: Tracked, mtu: u16) -> Verdict {
+    show_frontend(scratch, entry);
+    Verdict::TooBig(u32::from(mtu))
+}
+
+/// The ends that an answer is to have.
+#[inline(always)]
+fn show_frontend(scratch: &mut Scratch, entry: Tracked) {
     let Scratch { parsed, to, .. } = scratch;
     *to = Flow { src: entry.nat_addr(), sport: entry.nat_port(), ..parsed.flow };
     if entry.flags() & (bits::MASQUERADED | bits::PORT_MAPPED) != 0 {
         to.dst = entry.aux_addr();
         to.dport = entry.aux_port();
     }
-    onward(packet, scratch)
 }
 
 /// Sends the packet on past the IP stack, with the ends it is to have and by the way that was found.
@@ -266,7 +293,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
             note_reply(scratch, entry, maps::now());
             forward_reply(packet, scratch, entry)
         }
-        Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
+        Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
         Way::None => drop(DropReason::NoRoute, 0),
     }
@@ -517,10 +544,39 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     route::ask(fib, scratch.ifindex, parsed.v4, &to.src, &to.dst);
     match route::answer(packet, scratch) {
         Way::Via(_) => onward(packet, scratch),
-        Way::TooBig(mtu) => tell(packet, scratch, Obstacle::TooBig(mtu)),
+        Way::TooBig(mtu) => Verdict::TooBig(u32::from(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
         Way::None => drop(DropReason::NoRoute, 0),
     }
+}
+
+/// A packet from outside, or an answer that comes in by such a device, is too big for its way, which `scratch` has: its
+/// first piece goes on, or its sender is told.
+#[inline(never)]
+fn too_big_in(packet: Packet, scratch: &mut Scratch, mtu: u16) -> Verdict {
+    match cut::shorten(packet, mtu, hook::DEV_IN) {
+        Ok(true) => {}
+        Ok(false) => return tell(packet, scratch, Obstacle::TooBig(mtu)),
+        Err(_) => return drop(DropReason::RewriteFailed, 0),
+    }
+    match route::answer(packet, scratch) {
+        Way::Via(_) => onward(packet, scratch),
+        Way::TooBig(_) | Way::Expired | Way::None => drop(DropReason::NoRoute, 0),
+    }
+}
+
+/// The same for the answer of a Pod, which the stack tells what is wrong.
+#[inline(never)]
+pub(crate) fn too_big_out(packet: Packet, scratch: &mut Scratch, mtu: u16) -> Verdict {
+    let reason = match cut::shorten(packet, mtu, hook::POD_OUT) {
+        Ok(true) => match route::answer(packet, scratch) {
+            Way::Via(_) => return onward(packet, scratch),
+            Way::TooBig(_) | Way::Expired | Way::None => DropReason::NoRoute,
+        },
+        Ok(false) => return Verdict::Pass,
+        Err(_) => DropReason::RewriteFailed,
+    };
+    Verdict::Drop(verdict::report(reason, false, 0))
 }
 
 /// To a process of this host.

@@ -15,6 +15,7 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod bridge;
 mod conntrack;
+mod cut;
 mod external;
 mod fragment;
 mod icmp;

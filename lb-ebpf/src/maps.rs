@@ -188,6 +188,8 @@ pub(crate) struct Scratch {
     pub(crate) event: FlowEvent,
     /// The packet of a refusal being built.
     pub(crate) answer: [u16; ANSWER_WORDS],
+    /// The payload of a packet's first piece, while the rest of it is sent back; and what a checksum is made from.
+    pub(crate) piece: [u32; PIECE / 4],
 }
 
 /// The Pod behind the device at hand, read from the map at most once a packet.
@@ -217,6 +219,10 @@ impl AtHand {
         if self.state == THERE { Some(&self.pod) } else { None }
     }
 }
+
+/// Bytes that have room for the payload of a piece.
+pub(crate) const PIECE: usize = 4096;
+const _: () = assert!(lb_common::fragment::PIECE_MOST as usize <= PIECE);
 
 /// 16-bit words of the longest refusal: Ethernet, IPv6, ICMPv6 and the quoted packet.
 pub(crate) const ANSWER_WORDS: usize = 55;

@@ -4,14 +4,16 @@
 //! the kernel prepend an unclone prologue that runs for every packet of the program.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+    __sk_buff, BPF_F_INGRESS, BPF_F_IPV6, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup, bpf_redir_neigh,
     bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_change_head,
-    bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_clone_redirect, bpf_csum_diff, bpf_fib_lookup as bpf_fib_lookup_helper,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp,
+    bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::features;
@@ -50,6 +52,18 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
         Self { skb: aya_ebpf::EbpfContext::as_ptr(ctx).cast() }
+    }
+
+    /// The packet of a function that the verifier checks by itself: the kernel knows its argument by the type.
+    #[inline(always)]
+    pub(crate) fn from_ptr(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// For the call of such a function.
+    #[inline(always)]
+    pub(crate) fn as_ptr(self) -> *mut __sk_buff {
+        self.skb
     }
 
     /// ifindex of the device whose hook this is.
@@ -260,6 +274,48 @@ impl Packet {
         check(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
     }
 
+    /// Copies `len` bytes at `offset` to the beginning of `buffer`. The caller has seen that `len` is not 0 and fits.
+    #[inline(always)]
+    pub(crate) fn copy_to(
+        self,
+        offset: usize,
+        buffer: &mut [u32; maps::PIECE / 4],
+        len: u32,
+    ) -> Result<(), HelperError> {
+        let to = buffer.as_mut_ptr().cast();
+        // SAFETY: valid context; the verifier proves that the buffer has room.
+        check(unsafe { bpf_skb_load_bytes(self.skb.cast_const().cast(), offset as u32, to, len) })
+    }
+
+    /// Overwrites the packet at `offset` with the first `len` bytes of `buffer`. As [`Self::copy_to`].
+    #[inline(always)]
+    pub(crate) fn copy_from(
+        self,
+        offset: usize,
+        buffer: &[u32; maps::PIECE / 4],
+        len: u32,
+    ) -> Result<(), HelperError> {
+        // SAFETY: valid context; the verifier proves that the buffer is as long.
+        check(unsafe {
+            bpf_skb_store_bytes(self.skb, offset as u32, buffer.as_ptr().cast(), len, 0)
+        })
+    }
+
+    /// Takes off `len` bytes behind the first 20 (IPv4) or 40 bytes of the IP header.
+    #[inline(always)]
+    pub(crate) fn cut_front(self, len: u16) -> Result<(), HelperError> {
+        let len = -i32::from(len);
+        // SAFETY: valid context; the helper checks the length.
+        check(unsafe { bpf_skb_adjust_room(self.skb, len, BPF_ADJ_ROOM_NET, 0) })
+    }
+
+    /// Lets a copy of the packet come in by this device, after those that wait.
+    #[inline(always)]
+    pub(crate) fn come_in_again(self) -> Result<(), HelperError> {
+        // SAFETY: valid context.
+        check(unsafe { bpf_clone_redirect(self.skb, self.ifindex(), u64::from(BPF_F_INGRESS)) })
+    }
+
     /// Puts an empty Ethernet header before a packet of a device that has none. The stack does not look at it.
     #[inline(always)]
     pub(crate) fn push_ethernet(self) -> Result<(), HelperError> {
@@ -434,6 +490,14 @@ impl ChecksumKind {
         let v6 = self.v6 && maps::config_features() & features::CSUM_IPV6 != 0;
         self.mangled() | if v6 { u64::from(BPF_F_IPV6) } else { 0 }
     }
+}
+
+/// Adds the first `len` bytes of `words`, a multiple of 4 and no more than 512, to a one's complement sum.
+#[inline(always)]
+pub(crate) fn add_words(sum: u32, words: &mut [u32; maps::PIECE / 4], len: u32) -> u32 {
+    let words = words.as_mut_ptr();
+    // SAFETY: the verifier proves that there are as many bytes.
+    (unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words, len, sum) }) as u32
 }
 
 /// Reads what is in memory, whatever the compiler knows of it: so the verifier knows nothing of it, and does not follow

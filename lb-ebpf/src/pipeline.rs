@@ -74,7 +74,10 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
         return forward(packet, scratch, entry, now);
     }
     if flags & bits::EXTERNAL != 0 {
-        return external::reply_out(packet, scratch, entry, now);
+        return match external::reply_out(packet, scratch, entry, now) {
+            Verdict::TooBig(mtu) => external::too_big_out(packet, scratch, mtu as u16),
+            verdict => verdict,
+        };
     }
     if flags & bits::REPLY != 0 {
         return reply_out(packet, scratch, entry, now);

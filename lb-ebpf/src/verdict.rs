@@ -25,6 +25,8 @@ pub(crate) enum Verdict {
     Neighbour(u32),
     /// Hand it to the next hop that [`Packet::redirect_hop`] noted, whose return code this is.
     NextHop(i32),
+    /// It does not fit its way past the IP stack, whose MTU this is: whoever decides makes another verdict of it.
+    TooBig(u32),
     /// Not delivered; the packet was turned into the refusal that goes back to the sender.
     Refuse(Reported),
 }
@@ -99,7 +101,7 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::Pass => NEXT,
+        Verdict::Pass | Verdict::TooBig(_) => NEXT,
         Verdict::Drop(Reported(())) => SHOT,
         Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
         Verdict::NextHop(code) => code,

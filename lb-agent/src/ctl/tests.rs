@@ -314,6 +314,7 @@ fn status_of_a_healthy_node() {
             plain_closed        0
             over_budget         0
             port_taken_over     0
+            packet_cut          0
         "#]],
     );
 }

@@ -17,22 +17,22 @@ use testbed::{
 use crate::outside::{addresses, echo_600_kb, load_balancer, node_port, seen};
 use crate::stage::{SOON, Stage, TRANSPORTS};
 
-const NODE_PORT: u16 = 30080;
+pub(crate) const NODE_PORT: u16 = 30080;
 const ECHO: u16 = 30081;
-const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-const LB: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
+pub(crate) const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
+pub(crate) const LB: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
 
 /// A stage with one server Pod `web` on node b behind every kind of address, and an outside client.
-struct Scene {
-    stage: Stage,
-    client: Netns,
-    inside: Pod,
-    web: Pod,
+pub(crate) struct Scene {
+    pub(crate) stage: Stage,
+    pub(crate) client: Netns,
+    pub(crate) inside: Pod,
+    pub(crate) web: Pod,
     _echo: Server,
 }
 
 impl Scene {
-    fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+    pub(crate) fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
         let mut stage = Stage::prepared(prefix, shape, prepare);
         let (a, b) = (stage.a.clone(), stage.b.clone());
         let client = stage.outsider();
@@ -44,7 +44,7 @@ impl Scene {
     }
 
     /// Every way to the Service: who asks, and at which addresses (names' port, bytes' port).
-    fn ways(&self) -> Vec<(&Netns, SocketAddr, SocketAddr)> {
+    pub(crate) fn ways(&self) -> Vec<(&Netns, SocketAddr, SocketAddr)> {
         let at = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
         let Stage { a, b, .. } = &self.stage;
         (0..2)
@@ -66,7 +66,7 @@ impl Scene {
     }
 
     /// All of them answer, and carry bulk.
-    fn all_ways_work(&self) {
+    pub(crate) fn all_ways_work(&self) {
         for (netns, names, bytes) in self.ways() {
             self.stage.wait_for(netns, names, &["web"]);
             for transport in TRANSPORTS {
@@ -74,38 +74,6 @@ impl Scene {
             }
             echo_600_kb(netns, bytes, &self.stage);
         }
-    }
-}
-
-/// An overlay between the nodes as flannel makes it: packets to the other node's Pods leave by a VXLAN device, and a
-/// masqueraded flow has that device's address, so that its answers come back the same way.
-#[test]
-fn an_overlay_between_the_nodes() {
-    let scene = Scene::new("ebvxlan", Shape::Bridge, |node| {
-        let (me, other) = if node.name == "a" { (1, 2) } else { (2, 1) };
-        node.netns
-            .ip(&format!(
-                "link add flannel.1 address 02:00:00:00:01:0{me} mtu 1430 type vxlan id 1 \
-                 local 172.31.0.1{me} dev eth0 dstport 8472 nolearning\n\
-                 link set flannel.1 up\n\
-                 addr add 10.244.{me}.0/32 dev flannel.1\n\
-                 addr add fd44:0:0:{me}::/128 dev flannel.1 nodad\n\
-                 route add fd44:0:0:{other}::/128 dev flannel.1\n\
-                 neigh add 10.244.{other}.0 lladdr 02:00:00:00:01:0{other} dev flannel.1\n\
-                 neigh add fd44:0:0:{other}:: lladdr 02:00:00:00:01:0{other} dev flannel.1\n\
-                 route replace 10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink\n\
-                 route replace fd44:0:0:{other}::/64 dev flannel.1 via fd44:0:0:{other}:: onlink\n"
-            ))
-            .unwrap();
-        let mut fdb = Command::new("bridge");
-        fdb.args(["fdb", "append", &format!("02:00:00:00:01:0{other}"), "dev", "flannel.1", "dst"]);
-        node.netns.output(fdb.arg(format!("172.31.0.1{other}"))).unwrap();
-    });
-    scene.all_ways_work();
-    let far = addresses(&scene.stage.a, NODE_PORT);
-    for (addr, own) in far.into_iter().zip(["10.244.1.0", "fd44:0:0:1::"]) {
-        let seen = seen(&scene.client, Transport::Tcp, addr, &scene.stage);
-        assert_eq!(seen, own.parse::<IpAddr>().unwrap(), "the overlay's own address");
     }
 }
 

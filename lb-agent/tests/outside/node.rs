@@ -72,7 +72,7 @@ fn words(text: &str) -> [u32; 4] {
     addr(text).words().map(lb_common::be::Be32::to_wire)
 }
 
-fn sh(script: &str) {
+pub(crate) fn sh(script: &str) {
     let out = Command::new("sh").args(["-ec", script]).output().unwrap();
     assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
 }

@@ -10,7 +10,7 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
-use crate::server::SEEN_AS;
+use crate::server::{ECHO, SEEN_AS};
 
 /// Transport protocol of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +162,23 @@ pub fn ask_connected(socket: &UdpSocket) -> io::Result<String> {
     let mut answer = [0; 256];
     let n = socket.recv(&mut answer)?;
     Ok(name_in(answer.get(..n).unwrap_or_default()))
+}
+
+/// Sends a datagram of `n` bytes, which the server sends back; an error if it comes back different.
+pub fn return_datagram(addr: SocketAddr, n: usize, timeout: Duration) -> io::Result<()> {
+    let socket = udp_socket(addr, timeout)?;
+    socket.connect(addr)?;
+    return_connected(&socket, n)
+}
+
+/// The same over a connected socket.
+pub fn return_connected(socket: &UdpSocket, n: usize) -> io::Result<()> {
+    let sent: Vec<u8> = ECHO.iter().copied().chain(0..=250).cycle().take(n).collect();
+    socket.send(&sent)?;
+    let mut received = vec![0; n + 1];
+    let len = socket.recv(&mut received)?;
+    let same = received.get(..len) == Some(&sent[..]);
+    if same { Ok(()) } else { Err(io::Error::other("the datagram came back changed")) }
 }
 
 /// Asks over an unconnected UDP socket; also tells whose address the answer carried.

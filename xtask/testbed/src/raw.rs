@@ -33,6 +33,11 @@ impl Port {
         netns.enter(|| open(device))?.with_context(|| format!("open {device} in {netns}"))
     }
 
+    /// Opens `device` in the namespace of this thread.
+    pub fn open_here(device: &str) -> anyhow::Result<Self> {
+        open(device).with_context(|| format!("open {device}"))
+    }
+
     /// Sends a frame.
     pub fn send(&self, frame: &[u8]) -> anyhow::Result<()> {
         loop {

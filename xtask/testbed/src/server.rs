@@ -151,14 +151,15 @@ fn answer_lines(mut stream: TcpStream, stop: &AtomicBool, answer: &[u8]) -> io::
 }
 
 fn answer_datagrams(socket: &UdpSocket, stop: &AtomicBool, answer: &[u8]) {
-    let mut question = [0; 512];
+    let mut room = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
         // A lost answer is the client's to notice.
-        if let Ok((n, from)) = socket.recv_from(&mut question) {
+        if let Ok((n, from)) = socket.recv_from(&mut room) {
+            let question = room.get(..n).unwrap_or_default();
             drop(if question.starts_with(SEEN_AS) {
                 socket.send_to(&seen_as(from), from)
             } else if question.starts_with(ECHO) {
-                socket.send_to(question.get(..n).unwrap_or_default(), from)
+                socket.send_to(question, from)
             } else {
                 socket.send_to(answer, from)
             });
