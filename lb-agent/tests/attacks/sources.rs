@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use testbed::{
     Shape,
     client::{Connection, Transport, ask, ask_connected, udp_socket},
     frame::{BROADCAST, Ip, Link},
+    manifest::node_of,
     raw, wait,
 };
 
@@ -65,7 +67,13 @@ fn the_own_node_is_who_it_is_behind_a_bridge() {
 fn names_of_others(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, "");
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    let somebody: [[IpAddr; 6]; 2] = [
+    // An overlay's devices have the first address of their nodes' ranges.
+    let nodes = [(1, &lab.stage.a), (2, &lab.stage.b)].map(|(n, node)| {
+        let ranges = json!([format!("10.244.{n}.0/24"), format!("fd44:0:0:{n}::/64")]);
+        node_of(node).set(&["spec", "podCIDRs"], ranges)
+    });
+    lab.stage.dir.write("nodes", &nodes).unwrap();
+    let somebody: [[IpAddr; 7]; 2] = [
         [
             lab.friend.ips[0],
             lab.far.ips[0],
@@ -73,6 +81,7 @@ fn names_of_others(shape: Shape, prefix: &str) {
             lab.stage.b.v4.into(),
             ip(WEB[0]),
             ip("169.254.42.1"),
+            ip("10.244.2.0"),
         ],
         [
             lab.friend.ips[1],
@@ -81,6 +90,7 @@ fn names_of_others(shape: Shape, prefix: &str) {
             lab.stage.b.v6.into(),
             ip(WEB[1]),
             ip("fd6c:6261:6c62::42"),
+            ip("fd44:0:0:2::"),
         ],
     ];
     let nobody = [ip("198.51.100.9"), ip("2001:db8:9::9")];

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::json;
 use testbed::{
     Shape,
-    client::Transport,
+    client::{Transport, return_datagram},
     manifest::{pod, pod_of},
     server::Server,
     tun::Wire,
 };
 
 use crate::outside::{addresses, echo_600_kb, node_port, seen};
-use crate::stage::{Stage, TRANSPORTS};
+use crate::stage::{SOON, Stage, TRANSPORTS};
 
 /// NodePorts of the Services near, far and host; the ports of their echoes are one above.
 const PORTS: [u16; 3] = [30080, 30090, 30100];
@@ -88,6 +88,18 @@ fn clients_and_nodes_behind_devices_without_a_link_layer() {
             }
             assert_eq!(seen(&client, Transport::Tcp, at(port), &stage), ip(sees), "{name}");
             echo_600_kb(&client, at(port + 1), &stage);
+        }
+    }
+    // What comes in by such a device is cut like anything else.
+    a.netns.ip(&format!("link set {} mtu 1400\nlink set tun1 mtu 1400\n", near.device)).unwrap();
+    near.netns.ip("link set eth0 mtu 1400\n").unwrap();
+    client.sysctl(&[("net/ipv4/ip_no_pmtu_disc", "1")]).unwrap();
+    let [near, far, _] = PORTS;
+    for port in [near, far] {
+        for n in [1_422, 4_000] {
+            let at = addresses(&a, port)[0];
+            let back = client.enter(|| return_datagram(at, n, SOON)).unwrap();
+            assert!(back.is_ok(), "{n} bytes to {at}: {back:?}\n{}", stage.logs());
         }
     }
 }

@@ -51,3 +51,33 @@ fn first(range: &Prefix) -> impl Iterator<Item = Addr> + use<> {
     let n = if *range == Prefix::host(range.addr()) { 0 } else { FIRST };
     (0..n).map(move |i| Addr::v6([a, b, c, Be32::new(d.get() + i)]))
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::Addr;
+    use lb_common::endpoint::ident_flags;
+
+    use super::super::compile;
+    use crate::cluster::{Change, Cluster, Event, Name, Node};
+
+    #[test]
+    fn nodes_have_tunnels_and_bridges_in_the_network_of_the_pods() {
+        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+        let mut cluster = Cluster::new("n1");
+        let node = Node {
+            addresses: [addr("192.0.2.2")].into(),
+            tunnels: [addr("10.245.9.64")].into(),
+            pod_cidrs: ["10.244.2.0/24", "fd44:0:0:2::/64"]
+                .map(|text| text.parse().unwrap())
+                .into(),
+            ..Node::default()
+        };
+        cluster.apply(Event::Node(Change::Applied(Name::new("", "n2"), node)));
+        let addrs = compile(&cluster).addrs;
+        assert!(addrs.values().all(|known| known.flags == ident_flags::NODE));
+        let mut of_nodes: Vec<String> = addrs.keys().map(Addr::to_string).collect();
+        of_nodes.sort();
+        let v4 = ["10.244.2.0", "10.244.2.1", "10.245.9.64", "192.0.2.2"];
+        assert_eq!(of_nodes, [&v4[..], &["fd44:0:0:2::", "fd44:0:0:2::1"]].concat());
+    }
+}
