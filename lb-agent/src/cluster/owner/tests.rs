@@ -24,6 +24,9 @@ fn node(created: i64, lost: bool) -> Node {
     Node { addresses, created: NonZeroI64::new(created), lost, ..Node::default() }
 }
 
+/// Pods by name.
+type Claims<'a> = &'a [(&'a str, Pod)];
+
 fn shown(owner: Option<Owner<'_>>) -> String {
     match owner {
         Some(Owner::Pod(name, _)) => name.to_string(),
@@ -36,24 +39,23 @@ fn shown(owner: Option<Owner<'_>>) -> String {
 fn who_has_an_address_before_others() {
     let host = || Pod { host_network: true, ..pod(9, 9, false) };
     // The claimants, and who has the address.
-    let cases: [(&str, &[(&str, Pod)], &[(&str, Node)], &str); 9] = [
-        ("nobody", &[], &[], ""),
-        ("one that is going", &[("z", pod(1, 1, true))], &[], "ns/z"),
-        ("not going", &[("z", pod(9, 9, true)), ("a", pod(1, 1, false))], &[], "ns/a"),
-        ("newer", &[("z", pod(1, 9, false)), ("a", pod(2, 1, false))], &[], "ns/a"),
+    let cases: [(&str, Claims<'_>, &str); 9] = [
+        ("nobody", &[], ""),
+        ("one that is going", &[("z", pod(1, 1, true))], "ns/z"),
+        ("not going", &[("z", pod(9, 9, true)), ("a", pod(1, 1, false))], "ns/a"),
+        ("newer", &[("z", pod(1, 9, false)), ("a", pod(2, 1, false))], "ns/a"),
         (
             "newer of those that are going",
             &[("z", pod(1, 9, true)), ("a", pod(2, 1, true))],
-            &[],
             "ns/a",
         ),
-        ("the same second", &[("z", pod(1, 1, false)), ("a", pod(1, 2, false))], &[], "ns/a"),
-        ("from manifests", &[("z", pod(0, 0, false)), ("a", pod(0, 0, false))], &[], "ns/a"),
-        ("of the host network", &[("z", host()), ("a", pod(1, 1, true))], &[], "ns/a"),
-        ("only of the host network", &[("z", host())], &[], ""),
+        ("the same second", &[("z", pod(1, 1, false)), ("a", pod(1, 2, false))], "ns/a"),
+        ("from manifests", &[("z", pod(0, 0, false)), ("a", pod(0, 0, false))], "ns/a"),
+        ("of the host network", &[("z", host()), ("a", pod(1, 1, true))], "ns/a"),
+        ("only of the host network", &[("z", host())], ""),
     ];
-    for (what, pods, nodes, want) in cases {
-        check(what, pods, nodes, want);
+    for (what, pods, want) in cases {
+        check(what, pods, &[], want);
     }
     let living = [("z", pod(9, 9, false))];
     let nodes = [("a", node(1, false)), ("z", node(1, true))];
@@ -64,7 +66,7 @@ fn who_has_an_address_before_others() {
     check("of two nodes the newer one", &[], &nodes, "node a");
 }
 
-fn check(what: &str, pods: &[(&str, Pod)], nodes: &[(&str, Node)], want: &str) {
+fn check(what: &str, pods: Claims<'_>, nodes: &[(&str, Node)], want: &str) {
     let pods: Vec<_> = pods.iter().map(|(name, pod)| (Name::new("ns", *name), pod)).collect();
     let nodes: Vec<_> = nodes.iter().map(|(name, node)| (Name::new("", *name), node)).collect();
     let pods = || pods.iter().map(|(name, pod)| (name, *pod));
