@@ -21,6 +21,7 @@ mod node;
 pub mod policy;
 pub mod rules;
 mod service;
+pub(crate) mod share;
 pub mod topology;
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 mod naive;
 #[path = "policies/random.rs"]
 mod random;
+#[path = "policies/shares.rs"]
+mod shares;
 #[path = "policies/trouble.rs"]
 mod trouble;
 #[path = "policies/world.rs"]

@@ -45,6 +45,8 @@ pub struct Group {
     pub isolating: Vec<String>,
     /// The policy of each rule, and its path, by its number.
     pub rules: BTreeMap<u32, (String, String)>,
+    /// Whether it denies everything for want of room.
+    pub no_room: bool,
 }
 
 impl Policies {
@@ -61,7 +63,8 @@ impl Policies {
             });
             let isolating = group.isolating.iter().map(|position| policy(*position)).collect();
             let policies = group.policies.iter().map(full).collect();
-            (group.id, Group { policies, isolating, rules: rules.collect() })
+            let (rules, no_room) = (rules.collect(), group.no_room);
+            (group.id, Group { policies, isolating, rules, no_room })
         };
         Self::new(names.groups.iter().map(group))
     }
@@ -82,6 +85,7 @@ impl Policies {
         let known = self.groups.get(&group);
         let enforced = match known {
             _ if group == 0 => String::new(),
+            Some(Group { no_room: true, .. }) => "no-room".to_owned(),
             Some(Group { policies, isolating, .. })
                 if isolating.is_empty() && policies.is_empty() =>
             {
@@ -151,6 +155,7 @@ mod tests {
             policies: vec!["db/deny-all".to_owned(), "db/access".to_owned()],
             isolating: vec!["db/deny-all".to_owned(), "db/access".to_owned()],
             rules: BTreeMap::from([(3, ("db/access".to_owned(), "ingress[1]".to_owned()))]),
+            no_room: false,
         };
         let policies = Policies::new([(7, group)]);
         let by_rule = Judgement::from_number(4 | 2 << 16);

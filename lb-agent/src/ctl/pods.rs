@@ -25,7 +25,7 @@ pub struct PodRow {
     pub iface: String,
     /// ifindex of that device.
     pub ifindex: u32,
-    /// Policies about what enters it: `open`, `isolated(3)`, `shadow(1)`.
+    /// Policies about what enters it: `open`, `isolated(3)`, `shadow(1)`, `no-room`.
     pub ingress: String,
     /// Policies about what leaves it.
     pub egress: String,

@@ -18,14 +18,16 @@ use lb_common::endpoint::ident_flags;
 
 use self::atom::Atoms;
 use self::members::Members;
-use self::rules::Subjects;
+use self::rules::{Reading, Subjects};
 use self::set::Pool;
+use self::shares::{Asked, Lost, Unit};
 use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Snapshot, Tier};
 use crate::issue::Issue;
 
 mod area;
 mod atom;
 mod blocks;
+mod charges;
 mod group;
 mod members;
 mod others;
@@ -33,6 +35,7 @@ mod ports;
 mod room;
 mod rules;
 mod set;
+mod shares;
 
 pub use self::atom::AtomId;
 pub use self::blocks::{Blocks, Range, number};
@@ -40,6 +43,7 @@ pub use self::group::{BitRule, Direction, Group, Link, Source, Span};
 pub use self::ports::PortEntry;
 pub use self::rules::object;
 pub use self::set::Atomic;
+pub use self::shares::Room;
 
 /// What the policy tables should say, by content.
 #[derive(Clone, Debug, Default)]
@@ -119,22 +123,65 @@ impl Desired {
 pub struct Compiler {
     atoms: Atoms,
     pool: Pool,
+    room: Room,
 }
 
 impl Compiler {
+    /// For tables with this room.
+    pub fn new(room: Room) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// What the tables should say.
     pub fn compile(&mut self, cluster: &Snapshot) -> Desired {
         let mut policies: Vec<(&Name, &Arc<Policy>)> = cluster.policies().collect();
         if policies.is_empty() {
-            *self = Self::default();
+            *self = Self::new(self.room);
             let idents = vec![Atomic::default()];
             // Nobody sends from another's address, policies or not.
             return Desired { idents, addrs: others::holders(cluster), ..Desired::default() };
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
-        self.atoms.begin();
         let subjects = Subjects::select(cluster, &policies);
-        let compiled = subjects.compile(&mut self.atoms, &policies);
+        let reading = subjects.read(&policies);
+        let input = Input { cluster, policies: &policies, subjects: &subjects, reading: &reading };
+        let mut refused: BTreeMap<Unit, Lost> = BTreeMap::new();
+        let mut desired = Desired::default();
+        self.atoms.begin();
+        for round in 0..=shares::ROUNDS {
+            let more;
+            (desired, more) = self.attempt(&input, &refused, round);
+            if more.is_empty() || round == shares::ROUNDS {
+                break;
+            }
+            for (unit, lost) in more {
+                refused.entry(unit).or_insert(lost);
+            }
+            self.atoms.begin_again();
+        }
+        self.atoms.end();
+        self.pool.shrink();
+        let issues = refused.iter().filter_map(|((index, direction), lost)| {
+            let (name, policy) = policies.get(*index as usize)?;
+            Some(shares::issue(name, policy, *direction, *lost))
+        });
+        desired.issues.extend(issues);
+        desired.issues.extend(reading.issues);
+        desired.issues.sort_unstable();
+        desired.policies = subjects.infos(&policies);
+        desired.remarks = reading.remarks;
+        desired
+    }
+
+    /// What they should say without what is refused; and what is to be refused, too.
+    fn attempt(
+        &mut self,
+        input: &Input<'_>,
+        refused: &BTreeMap<Unit, Lost>,
+        round: u32,
+    ) -> (Desired, BTreeMap<Unit, Lost>) {
+        let &Input { cluster, policies, subjects, reading } = input;
+        let compiled = Subjects::compile(&mut self.atoms, policies, reading, refused);
         let mut blocks = Blocks::flatten(self.atoms.areas(), &mut self.pool);
         let mut members = Members::new(cluster, (&self.atoms, &mut self.pool), &compiled.demands);
         let mut addrs = HashMap::new();
@@ -159,21 +206,30 @@ impl Compiler {
             addrs.entry(addr).or_insert(known);
         }
         let (idents, named) = members.finish();
-        self.atoms.end();
-        self.pool.shrink();
-        let grouped = compiled.group(&subjects, &named);
-        Desired {
+        let grouped = compiled.group(subjects, &named);
+        let asked =
+            Asked { policies, groups: &grouped.groups, under: &grouped.under, idents: &idents };
+        let more = shares::refused(&asked, || compiled.uses(&named), (&self.room, round));
+        let desired = Desired {
             any: true,
             groups: grouped.groups,
             pods: grouped.pods,
             idents,
             addrs,
             ranges: blocks,
-            policies: subjects.infos(&policies),
-            issues: grouped.issues,
-            remarks: compiled.remarks,
-        }
+            issues: grouped.issues.into_iter().collect(),
+            ..Desired::default()
+        };
+        (desired, more)
     }
+}
+
+/// What is compiled.
+struct Input<'a> {
+    cluster: &'a Snapshot,
+    policies: &'a [(&'a Name, &'a Arc<Policy>)],
+    subjects: &'a Subjects<'a>,
+    reading: &'a Reading<'a>,
 }
 
 /// What the tables should say, from nothing.

@@ -52,6 +52,9 @@ pub struct GroupName<'a> {
     /// The `NetworkPolicy` objects that isolate: positions in `policies`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub isolating: Vec<u32>,
+    /// Whether there is no room for what it should say, so that it denies everything.
+    #[serde(rename = "full", skip_serializing_if = "std::ops::Not::not")]
+    pub no_room: bool,
 }
 
 /// A policy by its name.

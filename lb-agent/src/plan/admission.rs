@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use lb_common::service::MAGLEV_SLOTS;
 
-use super::{Capacity, share, values};
+use super::{Capacity, values};
 use crate::cluster::{Algorithm, Name};
 use crate::issue::{Issue, ObjectRef};
-use crate::model::{Desired, DesiredPort, DesiredService};
+use crate::model::{Desired, DesiredPort, DesiredService, share};
 
 /// The tables that are shared, in the order in which they are looked at.
 const TABLES: [&str; 3] = ["frontends", "slots", "backends"];

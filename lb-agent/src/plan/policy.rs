@@ -158,22 +158,16 @@ impl Planner {
         }
         self.sweep(now, &mut plan);
         let assigned = Assigned::of(desired, wanted);
-        let retrying = self.retrying(now);
+        let retrying = self.retrying(now, !plan.ops.is_empty());
         let new = self.allocate(&assigned, &mut plan);
         let switch = Switch::new(self, &assigned, desired).run(wanted);
         let Switched { minted, in_use, before, after } = switch;
-        for head in &new {
-            self.tables_of(*head, &in_use, &mut plan);
-            self.elements(*head, &mut plan);
-        }
-        for head in &retrying {
-            self.tables_of(*head, &in_use, &mut plan);
-        }
+        self.groups_in_order((&new, &retrying), &in_use, &mut plan);
         self.columns(&minted, (&new, &retrying), &assigned, &mut plan);
         let first = plan.ops.len();
         plan.ops.extend(before);
         for head in &retrying {
-            self.elements(*head, &mut plan);
+            self.elements(*head, &mut plan.ops);
         }
         self.set_groups(desired, &assigned, wanted, &mut plan);
         let changed = plan.ops.get(first..).is_some_and(|ops| ops.iter().any(Op::is_enforced));
@@ -342,9 +336,9 @@ impl Planner {
         }
     }
 
-    /// The groups to be completed now.
-    fn retrying(&mut self, now: Duration) -> BTreeSet<u32> {
-        if self.retry.is_some_and(|(at, _)| at > now) {
+    /// The groups to be completed now: it is time to, or there is more room.
+    fn retrying(&mut self, now: Duration, freed: bool) -> BTreeSet<u32> {
+        if !freed && self.retry.is_some_and(|(at, _)| at > now) {
             return BTreeSet::new();
         }
         std::mem::take(&mut self.incomplete)
@@ -391,14 +385,39 @@ impl Planner {
         (0..n).map(take).collect()
     }
 
+    /// What new groups and those to be completed need. Where room is short for a moment, the namespace that needs most
+    /// of it comes last.
+    fn groups_in_order(
+        &self,
+        (new, retrying): (&BTreeSet<u32>, &BTreeSet<u32>),
+        in_use: &BTreeMap<u32, Atomic>,
+        plan: &mut Plan,
+    ) {
+        let mut of_namespace: BTreeMap<&str, Vec<Op>> = BTreeMap::new();
+        for head in new.iter().chain(retrying) {
+            let Some(content) = self.live.get(head).and_then(|live| live.content.as_ref()) else {
+                continue;
+            };
+            let namespace = content.isolating.first().map_or("", |name| &*name.namespace);
+            let ops = of_namespace.entry(namespace).or_default();
+            self.tables_of(*head, in_use, ops);
+            if new.contains(head) {
+                self.elements(*head, ops);
+            }
+        }
+        let mut all: Vec<(&str, Vec<Op>)> = of_namespace.into_iter().collect();
+        all.sort_by_key(|(namespace, ops)| (!namespace.is_empty(), ops.len()));
+        plan.ops.extend(all.into_iter().flat_map(|(_, ops)| ops));
+    }
+
     /// What is missing or wrong in `port_bits` and `peer_bits` of a group.
-    fn tables_of(&self, head: u32, in_use: &BTreeMap<u32, Atomic>, plan: &mut Plan) {
+    fn tables_of(&self, head: u32, in_use: &BTreeMap<u32, Atomic>, ops: &mut Vec<Op>) {
         let Some(Live { content: Some(content), ids }) = self.live.get(&head) else { return };
         for (id, link) in ids.iter().zip(content.links()) {
             for entry in link.ports {
                 let (len, key) = tables::port_entry(*id, &entry);
                 if self.actual.port_bits.get(&(len, key)) != Some(&entry.bits) {
-                    plan.ops.push(Op::PutPortBits { len, key, bits: entry.bits });
+                    ops.push(Op::PutPortBits { len, key, bits: entry.bits });
                 }
             }
         }
@@ -407,19 +426,19 @@ impl Planner {
                 let Some(id) = ids.get(link as usize) else { continue };
                 let key = PeerKey { group: *id, ident: *ident };
                 if self.actual.peer_bits.get(&key) != Some(&bits) {
-                    plan.ops.push(Op::PutPeerBits { key, bits });
+                    ops.push(Op::PutPeerBits { key, bits });
                 }
             }
         }
     }
 
     /// The elements of `groups` of a group, the last first.
-    fn elements(&self, head: u32, plan: &mut Plan) {
+    fn elements(&self, head: u32, ops: &mut Vec<Op>) {
         let Some(live) = self.live.get(&head) else { return };
         let elements = render(live);
         for (id, element) in elements.into_iter().rev() {
             if self.actual.groups.get(&id) != Some(&element) {
-                plan.ops.push(Op::PutGroup { id, group: Box::new(element) });
+                ops.push(Op::PutGroup { id, group: Box::new(element) });
             }
         }
     }

@@ -1,43 +1,12 @@
-//! Who may have how much of a table that is too small for all: each tenant as much as it wants, up to a level at which
-//! all of it fits (max-min fairness). A tenant is a namespace, or what belongs to the cluster.
+//! What each tenant holds of an array while changes are under way, so that one who changes much leaves room for others.
+//! A tenant is a namespace, or what belongs to the cluster.
 #![forbid(unsafe_code)]
 
-/// One part of so many of a table is kept free of what is wanted for good: a change needs the new before the old goes.
-const RESERVE: u32 = 8;
+use crate::model::share::RESERVE;
+
 /// Of an array a tenant may hold so many times what it leaves free, what it has left behind included. So however many
 /// fill it, those who hold little still find room.
 const HOLD: u64 = 15;
-
-/// How much of a table of this size may be wanted for good.
-pub(super) const fn limit(capacity: u32) -> u32 {
-    capacity - capacity / RESERVE
-}
-
-/// What a tenant may have at most so that all fits; `None` when everybody may have what they want.
-pub(super) fn level(wanted: impl Iterator<Item = u64>, limit: u64) -> Option<u64> {
-    let mut wanted: Vec<u64> = wanted.collect();
-    wanted.sort_unstable();
-    let mut left = limit;
-    let mut tenants = wanted.len() as u64;
-    for amount in wanted {
-        let share = left / tenants;
-        if amount > share {
-            return Some(share);
-        }
-        left -= amount;
-        tenants -= 1;
-    }
-    None
-}
-
-/// A level for those above it: a little lower, and the same while what others want changes a little. Else each endpoint
-/// that comes or goes anywhere would take a port from one that is above the level, or give it back.
-pub(super) const fn steady(level: u64) -> u64 {
-    const KEPT: u32 = 4;
-    let bits = u64::BITS - level.leading_zeros();
-    let dropped = bits.saturating_sub(KEPT);
-    level >> dropped << dropped
-}
 
 /// How much of an array each tenant holds, whatever for.
 #[derive(Debug)]
@@ -95,27 +64,10 @@ impl Holdings {
 
 #[cfg(test)]
 mod tests {
-    use super::{Holdings, level, limit, steady};
     use proptest::prelude::*;
 
-    #[test]
-    fn the_greatest_give_way() {
-        for (wanted, limit, want) in [
-            (&[][..], 10, None),
-            (&[3, 7], 10, None),
-            (&[3, 8], 10, Some(7)),
-            (&[8, 3], 10, Some(7)),
-            (&[9, 9, 1], 10, Some(4)),
-            (&[1, 1, 1], 2, Some(0)),
-        ] {
-            assert_eq!(level(wanted.iter().copied(), limit), want, "{wanted:?}");
-        }
-    }
-
-    #[test]
-    fn levels_change_in_steps() {
-        assert_eq!([0, 7, 15, 16, 31, 1000].map(steady), [0, 7, 15, 16, 30, 960]);
-    }
+    use super::Holdings;
+    use crate::model::share::limit;
 
     #[test]
     fn whoever_holds_little_finds_room() {
@@ -135,24 +87,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn all_of_it_fits_and_nobody_below_the_level_loses(
-            wanted in prop::collection::vec(0u64..2000, 0..20), capacity in 0u32..10_000,
-        ) {
-            let limit = u64::from(limit(capacity));
-            match level(wanted.iter().copied(), limit) {
-                None => prop_assert!(wanted.iter().sum::<u64>() <= limit),
-                Some(level) => {
-                    prop_assert!(steady(level) <= level);
-                    let granted = wanted.iter().map(|wanted| (*wanted).min(level)).sum::<u64>();
-                    prop_assert!(granted <= limit);
-                    prop_assert!(granted + wanted.len() as u64 > limit, "no more than rounding is wasted");
-                    // Whoever wants no more than an equal part is below the level.
-                    prop_assert!(level >= limit / wanted.len() as u64);
-                }
-            }
-        }
-
         #[test]
         fn what_is_granted_can_be_taken(parts in prop::collection::vec(1u32..500, 1..8), capacity in 8u32..5000) {
             let mut held = Holdings::new(capacity);

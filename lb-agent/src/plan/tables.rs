@@ -10,10 +10,11 @@ use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, state};
 use super::bitmaps::Bitmaps;
 use super::flows::{Flows, LastFlows};
 use super::ids::BackendIds;
-use super::share::{self, Holdings};
+use super::share::Holdings;
 use super::slots::{Range, Ranges};
 use super::timers::{DRAIN, REST, Timers};
 use super::{Actual, Capacity, Op};
+use crate::model::share;
 
 /// Owner of backends that belong to no service port known.
 pub(super) const ORPHAN: u32 = u32::MAX;

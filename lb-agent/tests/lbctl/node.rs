@@ -136,6 +136,7 @@ impl Node {
             policies: vec![policy],
             rules: vec![RuleName { number: 0, policy: 0, ingress: false, index: 2 }],
             isolating: vec![0],
+            ..GroupName::default()
         });
         names::write(&file, &names).unwrap();
     }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use lb_common::addr::Addr;
+use lb_common::policy::group_flags;
 
 use crate::agent::hits::Hits;
 use crate::cluster::{Cluster, Name, Owners, Tier};
@@ -57,7 +58,9 @@ pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
         name: Cow::Owned(name.name.to_string()),
         tier: Cow::Borrowed(tier.name()),
     };
-    GroupName { id, policies: policies.iter().map(reference).collect(), rules, isolating }
+    let no_room = group.flags & group_flags::OVERFLOW != 0;
+    let policies = policies.iter().map(reference).collect();
+    GroupName { id, policies, rules, isolating, no_room }
 }
 
 /// The identities that Pods have.

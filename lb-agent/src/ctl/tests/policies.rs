@@ -61,6 +61,7 @@ pub(super) fn named() -> Names<'static> {
             policies: vec![reference("", "fence"), reference("default", "access")],
             rules: vec![rule(0, 0, 4), rule(64, 1, 0), rule(65, 1, 1)],
             isolating: vec![1],
+            ..GroupName::default()
         },
         GroupName {
             id: 8,
@@ -71,6 +72,7 @@ pub(super) fn named() -> Names<'static> {
             ],
             rules: vec![rule(0, 0, 4)],
             isolating: vec![1, 2],
+            ..GroupName::default()
         },
         GroupName { id: 9, policies: vec![reference("", "fence")], ..GroupName::default() },
     ];

@@ -49,6 +49,9 @@ pub(super) struct Atoms {
     ids: HashMap<Atom, AtomId>,
     /// Those of the last time, while it is not known whether they are still in use.
     former: HashMap<Atom, AtomId>,
+    /// Those of this time's first attempt, if it is not the only one: what has no room keeps its numbers, or each
+    /// compilation would give others away.
+    wanted: HashMap<Atom, AtomId>,
     last: AtomId,
 }
 
@@ -58,9 +61,20 @@ impl Atoms {
         self.former = std::mem::take(&mut self.ids);
     }
 
+    /// The same compilation begins again, with less.
+    pub(super) fn begin_again(&mut self) {
+        if self.wanted.is_empty() {
+            self.wanted = self.ids.clone();
+        }
+        self.former = std::mem::take(&mut self.ids);
+    }
+
     /// The compilation is over.
     pub(super) fn end(&mut self) {
         self.former = HashMap::new();
+        for (atom, id) in std::mem::take(&mut self.wanted) {
+            self.ids.entry(atom).or_insert(id);
+        }
     }
 
     pub(super) fn intern(&mut self, atom: Atom) -> AtomId {

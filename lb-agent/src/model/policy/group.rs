@@ -149,6 +149,34 @@ impl Group {
         self.rules.last().map_or(1, |(number, _)| number / PER_LINK + 1)
     }
 
+    /// Elements of the map `port_bits` that it takes.
+    pub(super) fn n_ports(&self) -> u64 {
+        self.links().iter().map(|link| link.ports.len() as u64).sum()
+    }
+
+    /// At least as many as [`Group::n_ports`], found out quickly.
+    pub(super) fn most_ports(&self) -> u64 {
+        // Each end of a range is in one prefix of each length at most.
+        let most = |span: &Span| if span.first == span.last || span.is_all() { 1 } else { 32 };
+        let spans = || self.rules.iter().filter_map(|(_, rule)| rule.ports.as_deref()).flatten();
+        let widest = spans().map(most).max().unwrap_or(0);
+        // And for each protocol one, and of each element of `groups` one for all, under each guess.
+        let n_spans = spans().count() as u64;
+        n_spans * (widest + 3) + 3 * u64::from(self.n_links())
+    }
+
+    /// The atoms that are peers, sorted, by element of `groups`.
+    pub(super) fn atoms(&self) -> Vec<Vec<(AtomId, ())>> {
+        let mut links = vec![Vec::new(); self.n_links() as usize];
+        for (atom, number) in &self.of_atom {
+            if let Some(atoms) = links.get_mut((number / PER_LINK) as usize) {
+                atoms.push((*atom, ()));
+            }
+        }
+        links.iter_mut().for_each(Vec::dedup);
+        links
+    }
+
     /// Those elements.
     pub fn links(&self) -> Vec<Link> {
         let links = (0..self.n_links()).map(|link| {

@@ -104,23 +104,28 @@ struct Pieces(Vec<(u32, Bits)>);
 
 impl Pieces {
     fn cut(all: Bits, spans: &[(Span, u32)]) -> Self {
-        let spans: Vec<_> = spans.iter().filter(|(span, _)| !span.is_all()).collect();
-        let mut cuts: Vec<u32> = vec![0];
-        for (span, _) in &spans {
-            cuts.extend([u32::from(span.first), u32::from(span.last) + 1]);
+        // How many of each rule's spans begin (or end) at a port.
+        let mut changes: Vec<(u32, u32, i32)> = Vec::new();
+        for (span, bit) in spans.iter().filter(|(span, _)| !span.is_all()) {
+            changes.push((span.first.into(), *bit, 1));
+            changes.push((u32::from(span.last) + 1, *bit, -1));
         }
-        cuts.retain(|cut| *cut <= u32::from(u16::MAX));
-        cuts.sort_unstable();
-        cuts.dedup();
-        let piece = |first: u32| {
-            let mut bits = all;
-            let has = |span: &Span| (u32::from(span.first)..=u32::from(span.last)).contains(&first);
-            for (_, bit) in spans.iter().filter(|(span, _)| has(span)) {
-                set(&mut bits, *bit);
+        changes.sort_unstable();
+        let mut pieces = vec![(0, all)];
+        let mut depths: BTreeMap<u32, i32> = BTreeMap::new();
+        for here in changes.chunk_by(|a, b| a.0 == b.0) {
+            for (_, bit, change) in here {
+                let depth = depths.entry(*bit).or_default();
+                *depth += change;
+                if *depth == 0 {
+                    depths.remove(bit);
+                }
             }
-            (first, bits)
-        };
-        Self(cuts.into_iter().map(piece).collect())
+            let mut bits = all;
+            depths.keys().for_each(|bit| set(&mut bits, *bit));
+            pieces.extend(here.first().map(|(port, ..)| (*port, bits)));
+        }
+        Self(pieces)
     }
 
     /// The longest prefixes that are wholly in pieces with the same rules, but for those that the next shorter one

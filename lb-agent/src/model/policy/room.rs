@@ -1,7 +1,7 @@
 //! Which policies' blocks are left out when all of them together are more than a node's table of address ranges takes.
 //!
 //! The namespace that wants most gives way, and of its policies the one that wants most: whoever wants little is not
-//! concerned by what others want, whatever came first.
+//! concerned by what others want, whatever came first. Policies of the cluster go before those of namespaces.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -52,8 +52,12 @@ pub(super) fn refused(
         });
     }
     while total > most {
-        let biggest = tenants.values_mut().max_by_key(|(sum, _)| *sum);
-        let Some((sum, Some(demand))) = biggest.map(|(sum, all)| (sum, all.pop())) else { break };
+        // The cluster's own give way when nobody else is left.
+        let order = |(name, (sum, _)): &(&Arc<str>, &mut (usize, Vec<Demand>))| {
+            (!name.is_empty() && *sum > 0, *sum)
+        };
+        let Some((_, (sum, all))) = tenants.iter_mut().max_by_key(order) else { break };
+        let Some(demand) = all.pop() else { break };
         *sum -= demand.ranges;
         total -= demand.ranges;
         refused.insert((demand.policy, demand.direction));
@@ -117,6 +121,8 @@ mod tests {
         check(&[("a", 4), ("a", 4), ("b", 6)], 10, &[0]);
         check(&[("a", 6), ("b", 6), ("c", 6)], 12, &[2]);
         check(&[("a", 6), ("b", 6), ("c", 6)], 10, &[1, 2]);
+        check(&[("", 9), ("b", 4)], 10, &[1]);
+        check(&[("", 12), ("b", 4)], 10, &[0, 1]);
         check(&[("a", 9), ("a", 1), ("a", 1), ("b", 2)], 10, &[0]);
     }
 }

@@ -11,6 +11,7 @@ use super::area::Area;
 use super::atom::{Atom, Atoms};
 use super::members::{Meanings, namespace_labels};
 use super::room::{self, Demand};
+use super::shares::{Lost, Unit};
 use super::{AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject};
 use crate::cluster::{
     Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports, Rule,
@@ -69,34 +70,44 @@ impl<'a> Subjects<'a> {
         Self { pods, counts }
     }
 
-    /// The rules of the policies that select some Pod, with their peers as atoms.
-    pub(super) fn compile<'p>(
-        &self,
-        atoms: &mut Atoms,
-        policies: &[(&'p Name, &'p Arc<Policy>)],
-    ) -> Compiled<'p> {
+    /// The rules of the policies that select some Pod.
+    pub(super) fn read<'p>(&self, policies: &[(&'p Name, &'p Arc<Policy>)]) -> Reading<'p> {
         let selecting = |(policy, count): (&(_, &'p Arc<Policy>), &u32)| {
             let list = |rules: &'p Option<Box<[Rule]>>| rules.as_deref().filter(|_| *count > 0);
             [list(&policy.1.ingress), list(&policy.1.egress)].map(|rules| rules.map(Read::of))
         };
-        let read: Vec<[Option<Read<'p>>; 2]> =
-            policies.iter().zip(&self.counts).map(selecting).collect();
+        let lists = policies.iter().zip(&self.counts).map(selecting).collect();
+        let mut reading = Reading { lists, ..Reading::default() };
+        reading.make_room(policies);
+        reading
+    }
+
+    /// Those rules, with their peers as atoms; nothing of those that are refused.
+    pub(super) fn compile<'p>(
+        atoms: &mut Atoms,
+        policies: &[(&'p Name, &'p Arc<Policy>)],
+        reading: &Reading<'p>,
+        refused: &BTreeMap<Unit, Lost>,
+    ) -> Compiled<'p> {
         let mut compiled = Compiled::default();
-        let refused = compiled.make_room(policies, &read);
-        for ((index, (name, policy)), lists) in (0..).zip(policies).zip(read) {
+        for ((index, (name, policy)), lists) in (0..).zip(policies).zip(&reading.lists) {
             let [ingress, egress] = lists;
             let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
             let lists = directions.map(|(direction, read)| {
-                let Read { rules, areas, beyond } = read?;
+                let Read { rules, areas, beyond } = read.as_ref()?;
                 if let Some(rule) = beyond {
-                    return Some(List::Beyond(rule));
+                    return Some(List::Beyond(*rule));
                 }
-                if refused.contains(&(index, direction)) {
-                    return Some(List::Roomless);
+                let unit = (index, direction);
+                match refused.get(&unit) {
+                    Some(lost) if lost.is_of_groups() => return Some(List::Groupless),
+                    Some(_) => return Some(List::Roomless),
+                    None if reading.refused.contains(&unit) => return Some(List::Roomless),
+                    None => {}
                 }
                 let rules = rules.iter().zip(areas);
-                let rules: Vec<RuleParts> =
-                    rules.map(|(rule, area)| RuleParts::read(atoms, name, rule, area)).collect();
+                let read = |(rule, area): (_, &Area)| RuleParts::read(atoms, name, rule, area);
+                let rules: Vec<RuleParts> = rules.map(read).collect();
                 if direction == Direction::Egress {
                     rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
                 }
@@ -147,7 +158,7 @@ struct PortParts {
 }
 
 impl RuleParts {
-    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule, area: Area) -> Self {
+    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule, area: &Area) -> Self {
         Self {
             action: rule.action,
             peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers, area)),
@@ -167,6 +178,23 @@ impl RuleParts {
         }
     }
 
+    /// What the names of its ports mean at its peers: protocol, number, and the atom of those who mean that.
+    fn named(&self, meanings: &Meanings) -> Vec<(u8, u16, AtomId)> {
+        let mut found = Vec::new();
+        for (name, protocol) in self.ports.iter().flat_map(|ports| &ports.names) {
+            let of: Vec<Option<AtomId>> = match &self.peers {
+                Some(peers) => peers.iter().copied().map(Some).collect(),
+                None => vec![None],
+            };
+            for of in of {
+                let known = meanings.get(&(of, Arc::clone(name))).into_iter().flatten();
+                let fits = |(known, ..): &&(u8, u16, AtomId)| protocol.is_none_or(|p| p == *known);
+                found.extend(known.filter(fits).copied());
+            }
+        }
+        found
+    }
+
     /// The peers and ports of the bits that stand for the rule on Pods with these ports.
     fn bits(&self, resolve: &Resolve<'_>) -> Vec<PeersAndPorts> {
         let peers = || self.peers.as_ref().map(|peers| peers.iter().copied().collect());
@@ -184,18 +212,12 @@ impl RuleParts {
                         ports.iter().filter(|port| port.name == *name && fits(port.protocol));
                     spans.extend(same.map(|port| one(port.protocol, port.port)));
                 }
-                Resolve::AtPeers(meanings) => {
-                    let of: Vec<Option<AtomId>> = match &self.peers {
-                        Some(peers) => peers.iter().copied().map(Some).collect(),
-                        None => vec![None],
-                    };
-                    for of in of {
-                        let known = meanings.get(&(of, Arc::clone(name))).into_iter().flatten();
-                        for (known, port, atom) in known.filter(|(known, ..)| fits(*known)) {
-                            split.entry(one(*known, *port)).or_default().insert(*atom);
-                        }
-                    }
-                }
+                Resolve::AtPeers(_) => {}
+            }
+        }
+        if let Resolve::AtPeers(meanings) = resolve {
+            for (known, port, atom) in self.named(meanings) {
+                split.entry(one(known, port)).or_default().insert(atom);
             }
         }
         let whole = (!spans.is_empty()).then(|| (peers(), Some(spans.into_iter().collect())));
@@ -204,6 +226,19 @@ impl RuleParts {
             .map(|(span, atoms)| (Some(atoms.into_iter().collect()), Some(Box::from([span]))));
         whole.into_iter().chain(split).collect()
     }
+}
+
+/// The rules of all policies that select some Pod, as they are written.
+#[derive(Default)]
+pub(super) struct Reading<'p> {
+    /// Ingress and egress of each policy.
+    lists: Vec<[Option<Read<'p>>; 2]>,
+    /// Those without room for their blocks.
+    refused: BTreeSet<Unit>,
+    /// That they have none.
+    pub(super) issues: BTreeSet<Issue>,
+    /// What takes much of it.
+    pub(super) remarks: Vec<Issue>,
 }
 
 /// The rules of one direction of a policy, and the addresses that the blocks of each come to.
@@ -246,7 +281,7 @@ fn first_beyond(rules: &[Rule]) -> Option<u32> {
 }
 
 /// Of a rule's peers: all its blocks are one atom.
-fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer], area: Area) -> BTreeSet<AtomId> {
+fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer], area: &Area) -> BTreeSet<AtomId> {
     let mut found = BTreeSet::new();
     for peer in peers {
         match peer {
@@ -260,7 +295,7 @@ fn atoms_of(atoms: &mut Atoms, policy: &Name, peers: &[Peer], area: Area) -> BTr
         }
     }
     if !area.edges().is_empty() {
-        found.insert(atoms.intern(Atom::Within(area)));
+        found.insert(atoms.intern(Atom::Within(area.clone())));
     }
     found
 }
@@ -309,10 +344,6 @@ pub(super) struct Compiled<'p> {
     policies: Vec<CompiledPolicy<'p>>,
     /// What egress rules want to know.
     pub(super) demands: Demands,
-    /// What has no room.
-    issues: BTreeSet<Issue>,
-    /// What takes much of it.
-    pub(super) remarks: Vec<Issue>,
 }
 
 struct CompiledPolicy<'p> {
@@ -327,8 +358,10 @@ enum List {
     Rules(Vec<RuleParts>),
     /// Too long for any Pod from this rule on: those that it selects are cut off.
     Beyond(u32),
-    /// Its blocks have no room: likewise.
+    /// There is no room for it: likewise.
     Roomless,
+    /// Nor for groups of their own: they share one.
+    Groupless,
 }
 
 impl CompiledPolicy<'_> {
@@ -343,7 +376,7 @@ impl CompiledPolicy<'_> {
     fn rules(&self, direction: Direction) -> &[RuleParts] {
         match self.list(direction) {
             Some(List::Rules(rules)) => rules,
-            Some(List::Beyond(_) | List::Roomless) | None => &[],
+            Some(List::Beyond(_) | List::Roomless | List::Groupless) | None => &[],
         }
     }
 
@@ -358,19 +391,17 @@ impl CompiledPolicy<'_> {
 #[derive(Default)]
 pub(super) struct Grouped {
     pub(super) groups: Vec<Arc<Group>>,
+    /// Of each group the direction, and the policies by their indices.
+    pub(super) under: Vec<(Direction, Vec<u32>)>,
     pub(super) pods: BTreeMap<Name, LocalPod>,
-    pub(super) issues: Vec<Issue>,
+    pub(super) issues: BTreeSet<Issue>,
 }
 
-impl Compiled<'_> {
-    /// Which of them have no room for their blocks.
-    fn make_room(
-        &mut self,
-        policies: &[(&Name, &Arc<Policy>)],
-        read: &[[Option<Read<'_>>; 2]],
-    ) -> BTreeSet<(u32, Direction)> {
+impl Reading<'_> {
+    /// Finds out which have no room for their blocks.
+    fn make_room(&mut self, policies: &[(&Name, &Arc<Policy>)]) {
         let mut demands = Vec::new();
-        for (policy, [ingress, egress]) in (0..).zip(read) {
+        for (policy, [ingress, egress]) in (0..).zip(&self.lists) {
             let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
             demands.extend(directions.into_iter().filter_map(|(direction, read)| {
                 let ranges = read.as_ref()?.n_ranges();
@@ -380,28 +411,48 @@ impl Compiled<'_> {
         let at = |policy: u32| policies.get(policy as usize).copied();
         let namespace =
             |policy| at(policy).map_or_else(Arc::default, |(name, _)| Arc::clone(&name.namespace));
-        let refused = room::refused(&demands, namespace, room::MOST);
+        self.refused = room::refused(&demands, namespace, room::MOST);
         for demand in demands {
             let Some((name, policy)) = at(demand.policy) else { continue };
-            if refused.contains(&(demand.policy, demand.direction)) {
+            if self.refused.contains(&(demand.policy, demand.direction)) {
                 self.issues.insert(room::issue(name, policy, demand));
             } else {
                 self.remarks.extend(room::remark(name, policy, demand));
             }
         }
-        refused
+    }
+}
+
+impl Compiled<'_> {
+    /// The atoms of each policy's rules.
+    pub(super) fn uses(&self, meanings: &Meanings) -> BTreeSet<(Unit, AtomId)> {
+        let mut uses = BTreeSet::new();
+        for (index, policy) in (0u32..).zip(&self.policies) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for rule in policy.rules(direction) {
+                    let atoms = rule.peers.iter().flatten().copied();
+                    uses.extend(atoms.map(|atom| ((index, direction), atom)));
+                    if direction == Direction::Egress {
+                        let named = rule.named(meanings).into_iter();
+                        uses.extend(named.map(|(.., atom)| ((index, direction), atom)));
+                    }
+                }
+            }
+        }
+        uses
     }
 
     /// The groups of all Pods.
     pub(super) fn group(&self, subjects: &Subjects<'_>, meanings: &Meanings) -> Grouped {
         let mut grouped = Grouped::default();
         let mut known: HashMap<Key, u32> = HashMap::new();
-        let mut issues = self.issues.clone();
+        let mut issues = BTreeSet::new();
         for subject in &subjects.pods {
             let mut group = |direction: Direction, shadow: bool| {
                 let key = self.key(subject, direction, shadow)?;
                 let next = u32::try_from(grouped.groups.len()).ok()?;
                 Some(*known.entry(key).or_insert_with_key(|key| {
+                    grouped.under.push((key.direction, key.policies.clone()));
                     grouped.groups.push(Arc::new(self.build(key, meanings, &mut issues)));
                     next
                 }))
@@ -420,7 +471,7 @@ impl Compiled<'_> {
             };
             grouped.pods.insert(subject.name.clone(), pod);
         }
-        grouped.issues = issues.into_iter().collect();
+        grouped.issues = issues;
         grouped
     }
 
@@ -475,6 +526,7 @@ impl Compiled<'_> {
                     overflows = true;
                 }
                 Some(List::Roomless) => overflows = true,
+                Some(List::Groupless) => return Group::overflow(Box::default()),
                 Some(List::Rules(_)) | None => {}
             }
             for (index, rule) in (0u32..).zip(compiled.rules(key.direction)) {

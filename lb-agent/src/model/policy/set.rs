@@ -5,7 +5,7 @@
 //! integer maps"). A pool makes each node once, so that equal sets are one pointer, whatever they came from.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub struct Atomic(Option<Arc<Tree>>);
 pub(super) struct Pool(HashSet<Arc<Tree>>);
 
 #[derive(Debug)]
-struct Tree {
+pub(super) struct Tree {
     hash: u64,
     node: Node,
 }
@@ -68,6 +68,20 @@ impl Atomic {
         }
     }
 
+    /// Whether some atom of a list that is sorted by atoms is in the set.
+    pub(super) fn meets<T>(&self, list: &[(AtomId, T)]) -> bool {
+        self.0.as_ref().is_some_and(|tree| meets(tree, list))
+    }
+
+    /// A number for those of a sorted list that are in the set; `None` if none is. `memo` is for one list.
+    pub(super) fn digest(
+        &self,
+        list: &[(AtomId, ())],
+        memo: &mut HashMap<*const Tree, u64>,
+    ) -> Option<u64> {
+        self.0.as_ref().map(|tree| digest(tree, list, memo)).filter(|digest| *digest != 0)
+    }
+
     fn leaves(&self) -> impl Iterator<Item = (u32, u64)> {
         let mut stack: Vec<&Tree> = self.0.as_deref().into_iter().collect();
         std::iter::from_fn(move || {
@@ -87,18 +101,63 @@ fn join<T: Copy>(tree: &Tree, list: &[(AtomId, T)], found: &mut impl FnMut(T)) {
     }
     match &tree.node {
         Node::Leaf { at, bits } => {
-            let from = list.partition_point(|(atom, _)| atom >> 6 < *at);
-            let here = list.iter().skip(from).take_while(|(atom, _)| atom >> 6 == *at);
+            let here = here(list, *at);
             here.filter(|(atom, _)| bits >> (atom & 63) & 1 != 0).for_each(|(_, of)| found(*of));
         }
         Node::Fork { at, bit, left, right } => {
-            let middle = at | bit;
-            let (before, after) =
-                list.split_at(list.partition_point(|(atom, _)| atom >> 6 < middle));
+            let (before, after) = halves(list, at | bit);
             join(left, before, found);
             join(right, after, found);
         }
     }
+}
+
+fn meets<T>(tree: &Tree, list: &[(AtomId, T)]) -> bool {
+    if list.is_empty() {
+        return false;
+    }
+    match &tree.node {
+        Node::Leaf { at, bits } => here(list, *at).any(|(atom, _)| bits >> (atom & 63) & 1 != 0),
+        Node::Fork { at, bit, left, right } => {
+            let (before, after) = halves(list, at | bit);
+            meets(left, before) || meets(right, after)
+        }
+    }
+}
+
+fn digest(tree: &Arc<Tree>, list: &[(AtomId, ())], memo: &mut HashMap<*const Tree, u64>) -> u64 {
+    if list.is_empty() {
+        return 0;
+    }
+    if let Some(known) = memo.get(&Arc::as_ptr(tree)) {
+        return *known;
+    }
+    let sum = match &tree.node {
+        Node::Leaf { at, bits } => {
+            let found = here(list, *at).filter(|(atom, _)| bits >> (atom & 63) & 1 != 0);
+            found.fold(0u64, |sum, (atom, ())| sum.wrapping_add(mix(u64::from(*atom) + 1)))
+        }
+        Node::Fork { at, bit, left, right } => {
+            let (before, after) = halves(list, at | bit);
+            digest(left, before, memo).wrapping_add(digest(right, after, memo))
+        }
+    };
+    memo.insert(Arc::as_ptr(tree), sum);
+    sum
+}
+
+/// What of a sorted list is in the leaf `at`.
+fn here<T>(list: &[(AtomId, T)], at: u32) -> impl Iterator<Item = &(AtomId, T)> {
+    let from = list.partition_point(|(atom, _)| atom >> 6 < at);
+    list.iter().skip(from).take_while(move |(atom, _)| atom >> 6 == at)
+}
+
+/// Sorted by atoms.
+type List<'a, T> = &'a [(AtomId, T)];
+
+/// A sorted list before and from the leaf `middle` on.
+fn halves<T>(list: List<'_, T>, middle: u32) -> (List<'_, T>, List<'_, T>) {
+    list.split_at(list.partition_point(|(atom, _)| atom >> 6 < middle))
 }
 
 impl Pool {
@@ -245,7 +304,7 @@ impl Hash for Tree {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeSet, HashMap};
 
     use proptest::prelude::*;
 
@@ -279,6 +338,16 @@ mod tests {
             let mut joined = Vec::new();
             set.join(&list, &mut |of| joined.push(of));
             let pairs = list.iter().filter(|(atom, _)| want.contains(atom));
+            prop_assert_eq!(set.meets(&list), !joined.is_empty());
+            let (even, mut memo) = (|n: u32| (0..n).map(|i| (i * 2, ())).collect::<Vec<_>>(), HashMap::new());
+            let few = make(&mut pool, &want.iter().copied().filter(|atom| *atom < 80 && atom % 2 == 0).collect());
+            prop_assert_eq!(set.digest(&even(40), &mut memo), few.digest(&even(40), &mut memo));
+            prop_assert_eq!(few.is_empty(), few.digest(&even(40), &mut memo).is_none());
+            if !want.contains(&78) {
+                let more = pool.with(&few, 78);
+                prop_assert!(more.digest(&even(40), &mut memo) != few.digest(&even(40), &mut memo));
+            }
+            drop(few);
             prop_assert_eq!(joined, pairs.map(|(_, of)| *of).collect::<Vec<_>>());
             drop((set, other));
             // A parent is forgotten before what is below it.

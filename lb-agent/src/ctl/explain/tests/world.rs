@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::policy::group_flags;
 use lb_common::service::state;
 
 use crate::api::context::Wanted;
@@ -267,6 +268,7 @@ impl World {
                 policies: group.policies().iter().map(|(name, _)| name.to_string()).collect(),
                 isolating: group.isolating.iter().map(Name::to_string).collect(),
                 rules: rules.collect(),
+                no_room: group.flags & group_flags::OVERFLOW != 0,
             };
             (id, group)
         }));
