@@ -18,6 +18,7 @@ mod field;
 mod meta;
 mod namespace;
 mod node;
+mod notation;
 mod pod;
 mod policy;
 mod service;

@@ -84,8 +84,18 @@ impl FromStr for Prefix {
 
     /// Reads `address/bits`; the bits after the prefix may be set, as the API server lets them.
     fn from_str(text: &str) -> Result<Self, NotPrefix> {
+        Self::read(text, |addr| addr.parse().ok())
+    }
+}
+
+impl Prefix {
+    /// The same with another notation of the address.
+    ///
+    /// # Errors
+    /// When it is no range.
+    pub fn read(text: &str, addr_of: impl Fn(&str) -> Option<IpAddr>) -> Result<Self, NotPrefix> {
         let (addr, bits) = text.trim().split_once('/').ok_or(NotPrefix)?;
-        let addr: IpAddr = addr.parse().map_err(|_unparsable| NotPrefix)?;
+        let addr = addr_of(addr).ok_or(NotPrefix)?;
         let plain = !bits.is_empty() && bits.bytes().all(|byte| byte.is_ascii_digit());
         let bits = bits.parse().ok().filter(|_| plain).ok_or(NotPrefix)?;
         Self::new(Addr::from_ip(addr), bits).ok_or(NotPrefix)

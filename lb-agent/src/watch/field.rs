@@ -9,6 +9,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
+use super::notation;
 use crate::cluster::{Kind, Labels, Name};
 use crate::issue::{Issue, ObjectRef};
 
@@ -87,7 +88,7 @@ pub(super) fn string(value: Option<&String>) -> Option<Arc<str>> {
 /// Those that mean this very host or no host at all are refused: an endpoint at a loopback or link-local address
 /// would let a user who may write EndpointSlices reach what only the node itself should (CVE-2021-25737).
 pub(super) fn address(findings: &mut Findings, field: &str, text: &str) -> Option<Addr> {
-    let Ok(ip) = text.parse::<IpAddr>() else {
+    let Some(ip) = notation::ip(text) else {
         findings.add(field, format!("`{text}` is not an IP address: left out"));
         return None;
     };

@@ -6,9 +6,9 @@ use std::num::NonZeroI64;
 use k8s_openapi::api::core::v1;
 use lb_common::addr::Addr;
 
-use super::Watched;
 use super::field::{self, Findings};
-use crate::cluster::{Change, Event, Kind, Node, NotPrefix, Prefix};
+use super::{Watched, notation};
+use crate::cluster::{Change, Event, Kind, Node, Prefix};
 
 /// Label with the node's zone.
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
@@ -78,10 +78,9 @@ fn pod_cidrs(node: &v1::Node, findings: &mut Findings) -> Box<[Prefix]> {
     let texts = if list.is_empty() { spec.pod_cidr.as_slice() } else { list };
     let mut prefixes = Vec::with_capacity(texts.len());
     for text in texts.iter().filter(|text| !text.is_empty()) {
-        match text.parse() {
+        match notation::prefix(text) {
             Ok(prefix) => prefixes.push(prefix),
             Err(err) => {
-                let err: NotPrefix = err;
                 findings.add("spec.podCIDRs", format!("`{text}` is {err}: left out"));
             }
         }

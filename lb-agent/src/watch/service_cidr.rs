@@ -3,9 +3,9 @@
 
 use k8s_openapi::api::networking::v1;
 
-use super::Watched;
 use super::field::Findings;
-use crate::cluster::{Change, Event, Kind, Prefix, ServiceCidr};
+use super::{Watched, notation};
+use crate::cluster::{Change, Event, Kind, ServiceCidr};
 
 impl Watched for v1::ServiceCIDR {
     const KIND: Kind = Kind::ServiceCidr;
@@ -18,7 +18,7 @@ impl Watched for v1::ServiceCIDR {
         let mut prefixes = Vec::new();
         let given = self.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
         for (i, text) in given.enumerate() {
-            match text.parse::<Prefix>() {
+            match notation::prefix(text) {
                 Ok(prefix) => prefixes.push(prefix),
                 Err(err) => {
                     findings.add(format!("spec.cidrs[{i}]"), format!("`{text}` is {err}: left out"))

@@ -367,3 +367,51 @@ fn hints_of_endpoints_are_kept() {
         assert_eq!(slice.endpoints[0].hints.as_deref(), want.as_ref());
     }
 }
+
+/// What an object with `old` addresses says is what the one with `new` ones does.
+fn alike<K: Watched + serde::de::DeserializeOwned>(object: impl Fn(&str, &str, &str) -> Value) {
+    let old = event::<K>(object("010.096.000.010", "010.244.001.003/032", "fd00::00010"));
+    let new = event::<K>(object("10.96.0.10", "10.244.1.3/32", "fd00::10"));
+    assert_eq!(format!("{old:?}"), format!("{new:?}"));
+    assert!(format!("{new:?}").contains("10.96.0.10") || format!("{new:?}").contains("10.244.1.3"));
+}
+
+#[test]
+fn old_notations_of_addresses_are_read_in_every_field() {
+    alike::<Service>(|ip, range, v6| {
+        json!({
+            "metadata": {"namespace": "ns", "name": "web"},
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": ip, "clusterIPs": [ip, v6],
+                "externalIPs": [ip, v6], "loadBalancerSourceRanges": [range],
+                "ports": [{"port": 80}],
+            },
+            "status": {"loadBalancer": {"ingress": [{"ip": ip}]}},
+        })
+    });
+    alike::<EndpointSlice>(|ip, _, _| slice(json!({"addresses": [ip]})));
+    alike::<PodObject>(|ip, _, v6| {
+        json!({
+            "metadata": {"namespace": "ns", "name": "p", "uid": "u"}, "spec": {"nodeName": "n"},
+            "status": {"podIP": ip, "podIPs": [{"ip": ip}, {"ip": v6}]},
+        })
+    });
+    alike::<Node>(|ip, range, _| {
+        json!({
+            "metadata": {"name": "n"}, "spec": {"podCIDR": range, "podCIDRs": [range]},
+            "status": {"addresses": [{"type": "InternalIP", "address": ip}]},
+        })
+    });
+    alike::<k8s_openapi::api::networking::v1::ServiceCIDR>(
+        |_, range, _| json!({"metadata": {"name": "c"}, "spec": {"cidrs": [range]}}),
+    );
+    // Our own annotations are read strictly.
+    let pod = json!({
+        "metadata": {
+            "namespace": "ns", "name": "p", "uid": "u",
+            "annotations": {"lb-agent.io/allowed-sources": "010.8.0.0/24"},
+        },
+        "spec": {"nodeName": "n"}, "status": {},
+    });
+    assert_eq!(issues::<PodObject>(pod).len(), 1);
+}

@@ -195,6 +195,7 @@ fn peers_of_a_network_policy() {
         ("{namespaceSelector: {}, podSelector: {matchLabels: {a: b}}}", "*/a=b", &[]),
         ("{namespaceSelector: {matchLabels: {n: m}}, podSelector: {}}", "n=m/*", &[]),
         ("{ipBlock: {cidr: 10.1.2.3/8}}", "10.0.0.0/8", &[]),
+        ("{ipBlock: {cidr: 010.001.002.003/8}}", "10.0.0.0/8", &[]),
         (
             "{ipBlock: {cidr: 10.0.0.0/8, except: [10.2.0.0/16, 10.1.0.0/16]}}",
             "10.0.0.0/8-10.1.0.0/16-10.2.0.0/16",

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::cluster::Prefix;
 use crate::watch::field::Findings;
+use crate::watch::notation;
 
 /// A value and its path.
 #[derive(Clone, Debug)]
@@ -107,6 +108,6 @@ impl<'a> At<'a> {
 
     pub(super) fn prefix(&self) -> Result<Prefix, Fault> {
         let text = self.text()?;
-        text.parse().map_err(|err| self.fault(format!("`{text}` is {err}")))
+        notation::prefix(text).map_err(|err| self.fault(format!("`{text}` is {err}")))
     }
 }

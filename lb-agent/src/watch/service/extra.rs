@@ -9,6 +9,7 @@ use lb_common::addr::Addr;
 use super::{annotation, policy};
 use crate::cluster::{Extra, Prefix, ServiceType, TrafficPolicy};
 use crate::watch::field::{self, Findings};
+use crate::watch::notation;
 
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` when it is absent, in seconds.
 const AFFINITY_DEFAULT: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
@@ -93,7 +94,7 @@ fn source_ranges(spec: &ServiceSpec, findings: &mut Findings) -> Option<Box<[Pre
     let given = spec.load_balancer_source_ranges.as_deref().filter(|list| !list.is_empty())?;
     let mut ranges = Vec::with_capacity(given.len());
     for (i, text) in given.iter().enumerate() {
-        match text.parse::<Prefix>() {
+        match notation::prefix(text) {
             Ok(range) => ranges.push(range),
             Err(err) => {
                 let path = format!("spec.loadBalancerSourceRanges[{i}]");
