@@ -334,9 +334,11 @@ fn shadow_policies_are_only_tried() {
 
 #[test]
 fn many_rules_chain_and_too_many_deny() {
+    // Each at ports of its own, or they would be one rule.
     let rules = |n: u32| {
         let peer = |i: u32| block(&format!("172.{}.{}.0/24", 16 + i / 256, i % 256), &[]);
-        (0..n).map(|i| allow(vec![peer(i)], &["tcp/80"])).collect::<Vec<_>>()
+        let rule = |i| allow(vec![peer(i)], &["tcp/80", &format!("udp/{}", i + 1)]);
+        (0..n).map(rule).collect::<Vec<_>>()
     };
     let crowd = world().policy("a/p", ingress("", rules(2048)));
     let tables = crowd.tables();
@@ -365,6 +367,63 @@ fn many_rules_chain_and_too_many_deny() {
         ]
     );
     check_denied(&crowd, "172.16.0.1");
+}
+
+#[test]
+fn rules_that_differ_in_their_peers_are_one_where_they_are_too_many() {
+    let list = |ports: &str, from: u32, n: u32| {
+        let peer = |i: u32| block(&format!("172.{}.{}.0/28", 16 + i / 256, i % 256), &[]);
+        (from..from + n).map(|i| allow(vec![peer(i)], &[ports])).collect::<Vec<_>>()
+    };
+    // Of one policy, and of two that come together in a Pod.
+    let mut all = list("tcp/80", 0, 3000);
+    all.push(allow(vec![block("198.51.100.0/24", &[])], &["tcp/443"]));
+    let one = world().policy("a/p", ingress("", all));
+    let two = world()
+        .policy("a/p", ingress("app=web", list("tcp/80", 0, 1500)))
+        .policy("a/q", ingress("", list("tcp/80", 1500, 1500)));
+    for world in [&one, &two] {
+        let desired = lb_agent::model::policy::compile(&world.cluster());
+        assert_eq!(desired.issues, []);
+        assert!(desired.idents.len() < 10, "{} identities", desired.idents.len());
+        let lines = (0..3000).step_by(97).map(|i| {
+            let (b, c) = (16 + i / 256, i % 256);
+            format!("+ a/web <- 172.{b}.{c}.15 tcp/80\n- a/web <- 172.{b}.{c}.16 tcp/80\n- a/web <- 172.{b}.{c}.1 tcp/443")
+        });
+        check(world, &lines.collect::<Vec<_>>().join("\n"));
+    }
+    check(&one, "+ a/web <- 198.51.100.1 tcp/443\n- a/web <- 198.51.100.1 tcp/80");
+    // What is one rule says so.
+    let desired = lb_agent::model::policy::compile(&one.cluster());
+    let group = desired.groups.iter().find(|group| group.rules.len() == 2).unwrap();
+    let sources = group.rules.iter().map(|(_, rule)| (rule.source.index, rule.source.others.len()));
+    assert_eq!(sources.collect::<Vec<_>>(), [(0, 2999), (3000, 0)]);
+    // Few rules are as they are written.
+    let few = world().policy("a/p", ingress("", list("tcp/80", 0, 2048)));
+    let desired = lb_agent::model::policy::compile(&few.cluster());
+    assert!(desired.groups.iter().all(|group| group.rules.len() == 2048));
+}
+
+#[test]
+fn rules_of_the_cluster_are_one_only_where_they_follow_each_other() {
+    let peer = |i: u32| block(&format!("172.{}.{}.0/24", 16 + i / 256, i % 256), &[]);
+    let some = |action, from: u32, n: u32| {
+        (from..from + n).map(move |i| rule(action, Some(vec![peer(i)]), Some(&["tcp/80"])))
+    };
+    let all = cluster_policy(Tier::Admin, 1, across("team=red", ""));
+    let around = rule(Deny, Some(vec![block("172.16.0.0/12", &[])]), Some(&["tcp/80"]));
+    let within = some(Accept, 0, 2000).chain([around]).chain(some(Accept, 2000, 1000));
+    let world = world().policy("all", Policy { ingress: Some(within.collect()), ..all });
+    let desired = lb_agent::model::policy::compile(&world.cluster());
+    assert_eq!(desired.issues, []);
+    check(
+        &world.policy("a/p", ingress("", vec![rule(Accept, None, None)])),
+        "+ a/web <- 172.16.0.1 tcp/80
+         + a/web <- 172.23.207.1 tcp/80
+         - a/web <- 172.23.208.1 tcp/80
+         - a/web <- 172.27.1.1 tcp/80
+         + a/web <- 172.27.1.1 tcp/81",
+    );
 }
 
 fn check_denied(world: &World, peer: &str) {

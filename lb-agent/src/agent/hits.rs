@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use lb_common::policy::{HitKey, Judgement};
 use lb_common::verdict::Outcome;
@@ -20,8 +21,9 @@ struct Decision {
     policy: Name,
     tier: Tier,
     direction: Direction,
-    /// Index of the rule in its list; `None` = the policy isolates the Pod, and no rule allowed the flow.
-    rule: Option<u32>,
+    /// Index of the rule in its list, and of those that are one with it; `None` = the policy isolates the Pod, and no rule
+    /// allowed the flow.
+    rule: Option<(u32, Arc<[u32]>)>,
     outcome: Outcome,
 }
 
@@ -109,14 +111,11 @@ impl Hits {
                 Direction::Ingress => (&mut *ingress, &mut default_denied.ingress),
                 Direction::Egress => (&mut *egress, &mut default_denied.egress),
             };
-            match decision.rule {
+            match &decision.rule {
                 None => *denied = denied.saturating_add(hit.count),
-                Some(index) => {
+                Some((index, others)) => {
                     let rules = rules.as_deref_mut().unwrap_or_default();
-                    let rule: Option<&mut Rule> = rules.get_mut(index as usize);
-                    if let Some(rule) = rule {
-                        rule.hits = rule.hits.saturating_add(hit.count);
-                    }
+                    count(rules, (*index, others), hit.count);
                 }
             }
         }
@@ -147,6 +146,18 @@ impl Hits {
     }
 }
 
+/// Counts for a rule, and says of those that are one with it where they are counted.
+fn count(rules: &mut [Rule], (index, others): (u32, &[u32]), count: u64) {
+    let Some(rule) = rules.get_mut(index as usize) else { return };
+    rule.hits = rule.hits.saturating_add(count);
+    let path = rule.path.clone();
+    for other in others {
+        if let Some(other) = rules.get_mut(*other as usize) {
+            other.counted_in.clone_from(&path);
+        }
+    }
+}
+
 /// Whose decision it was. Several policies may isolate a Pod: it is the decision of each.
 fn decisions(group: &Group, key: &HitKey) -> Vec<Decision> {
     let judgement = Judgement::from_number(key.judgement);
@@ -167,7 +178,8 @@ fn decisions(group: &Group, key: &HitKey) -> Vec<Decision> {
             let rule = at.ok().and_then(|at| group.rules.get(at));
             rule.map(|(_, rule)| {
                 let source = &rule.source;
-                decision(&source.policy, source.tier, Some(source.index))
+                let rule = (source.index, Arc::clone(&source.others));
+                decision(&source.policy, source.tier, Some(rule))
             })
             .into_iter()
             .collect()
@@ -180,7 +192,7 @@ fn decisions(group: &Group, key: &HitKey) -> Vec<Decision> {
 }
 
 fn labels(decision: &Decision) -> ByPolicy {
-    let outcome = match (decision.rule, decision.outcome) {
+    let outcome = match (&decision.rule, decision.outcome) {
         (None, Outcome::Deny) => "default_deny",
         (_, outcome) => outcome.name(),
     };
@@ -199,13 +211,11 @@ fn other() -> ByPolicy {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use lb_common::policy::tier;
 
     use super::{
-        ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement, Name,
-        Outcome, SERIES_BY_POLICY, Tier,
+        Arc, ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement,
+        Name, Outcome, SERIES_BY_POLICY, Tier,
     };
     use crate::api::policy::{Denied, Rule, View};
     use crate::cluster::Action;
@@ -220,6 +230,7 @@ mod tests {
                 tier: Tier::NetworkPolicy,
                 direction: Direction::Ingress,
                 index,
+                others: if index == 1 { [2].into() } else { [].into() },
             };
             let rule = BitRule { source, action: Action::Accept, peers: None, ports: None };
             (number, Arc::new(rule))
@@ -261,12 +272,16 @@ mod tests {
         let mut view = View {
             name: "shop/access".to_owned(),
             tier: "NetworkPolicy".to_owned(),
-            ingress: Some(vec![rule("ingress[0]"), rule("ingress[1]")]),
+            ingress: Some(vec![rule("ingress[0]"), rule("ingress[1]"), rule("ingress[2]")]),
             ..View::default()
         };
         hits.count_in(&mut view);
-        let of_rules: Vec<u64> = view.ingress.unwrap().iter().map(|rule| rule.hits).collect();
-        assert_eq!((of_rules, view.default_denied), (vec![6, 3], Denied { ingress: 4, egress: 0 }));
+        let rules = view.ingress.unwrap();
+        let of_rules: Vec<u64> = rules.iter().map(|rule| rule.hits).collect();
+        let denied = Denied { ingress: 4, egress: 0 };
+        assert_eq!((of_rules, view.default_denied), (vec![6, 3, 0], denied));
+        let counted_in: Vec<&str> = rules.iter().map(|rule| &*rule.counted_in).collect();
+        assert_eq!(counted_in, ["", "", "ingress[1]"], "two rules that are one");
         hits.retain(|name, _| *name == deny);
         assert!(!hits.of_policies().contains_key(&(&access, Tier::NetworkPolicy)));
     }

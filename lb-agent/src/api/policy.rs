@@ -72,4 +72,7 @@ pub struct Rule {
     pub ports: Option<Vec<String>>,
     /// New flows that it decided since the agent's start.
     pub hits: u64,
+    /// Path of the rule whose hits have those of this one, too; empty = it has its own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub counted_in: String,
 }

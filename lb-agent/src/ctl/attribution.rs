@@ -15,7 +15,7 @@ use crate::names::{GroupName, Names, PolicyRef};
 pub struct By {
     /// The policy whose rule decided; where none did, the policies that isolate the Pod.
     pub policies: Vec<String>,
-    /// Path of the rule in `spec`, like `ingress[1]`; empty when none decided.
+    /// Path of the rule in `spec`, like `ingress[1]`, or `ingress[1] or one of 7 like it`; empty when none decided.
     pub rule: String,
 }
 
@@ -57,9 +57,14 @@ impl Policies {
                 let position = usize::try_from(position).unwrap_or(usize::MAX);
                 group.policies.get(position).map(full).unwrap_or_default()
             };
+            let alike: HashMap<u32, u32> = group.alike.iter().copied().collect();
             let rules = group.rules.iter().map(|rule| {
                 let direction = if rule.ingress { "ingress" } else { "egress" };
-                (rule.number, (policy(rule.policy), format!("{direction}[{}]", rule.index)))
+                let path = match alike.get(&rule.number) {
+                    None => format!("{direction}[{}]", rule.index),
+                    Some(n) => format!("{direction}[{}] or one of {n} like it", rule.index),
+                };
+                (rule.number, (policy(rule.policy), path))
             });
             let isolating = group.isolating.iter().map(|position| policy(*position)).collect();
             let policies = group.policies.iter().map(full).collect();

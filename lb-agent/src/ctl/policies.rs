@@ -154,7 +154,7 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
 }
 
 fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
-    let Rule { path, action, name, peers, ports, hits } = rule;
+    let Rule { path, action, name, peers, ports, hits, counted_in } = rule;
     let ports = match ports.as_deref() {
         None => "every protocol and port".to_owned(),
         Some([]) => "no port".to_owned(),
@@ -162,7 +162,11 @@ fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
     };
     let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
     let action = action.to_lowercase();
-    columns::line(out, format_args!("{path}{name} {action}: {ports}; {hits} hits"))?;
+    let hits = match counted_in.as_str() {
+        "" => format!("{hits} hits"),
+        first => format!("hits counted in {first}"),
+    };
+    columns::line(out, format_args!("{path}{name} {action}: {ports}; {hits}"))?;
     match peers.as_deref() {
         None => writeln!(out, "  everybody"),
         Some([]) => writeln!(out, "  nobody"),

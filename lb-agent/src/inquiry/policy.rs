@@ -69,6 +69,7 @@ fn rule(
         ports: rule.ports.as_ref().map(|ports| ports.iter().map(words::port).collect()),
         path,
         hits: 0,
+        counted_in: String::new(),
     }
 }
 

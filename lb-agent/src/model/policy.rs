@@ -10,7 +10,7 @@
 //! All of it is computed anew at each change: what no Pod of this node is concerned by costs next to nothing.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
@@ -29,6 +29,7 @@ mod atom;
 mod blocks;
 mod charges;
 mod group;
+mod lists;
 mod members;
 mod others;
 mod ports;
@@ -143,22 +144,25 @@ impl Compiler {
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         let subjects = Subjects::select(cluster, &policies);
-        let reading = subjects.read(&policies);
-        let input = Input { cluster, policies: &policies, subjects: &subjects, reading: &reading };
+        let mut reading = subjects.read(&policies);
         let mut refused: BTreeMap<Unit, Lost> = BTreeMap::new();
-        let mut desired = Desired::default();
+        let mut round = 0;
         self.atoms.begin();
-        for round in 0..=shares::ROUNDS {
-            let more;
-            (desired, more) = self.attempt(&input, &refused, round);
-            if more.is_empty() || round == shares::ROUNDS {
-                break;
-            }
-            for (unit, lost) in more {
-                refused.entry(unit).or_insert(lost);
+        let mut desired = loop {
+            let input =
+                Input { cluster, policies: &policies, subjects: &subjects, reading: &reading };
+            let Attempt { desired, crowded, more } = self.attempt(&input, &refused, round);
+            if !reading.merge(&crowded) {
+                if more.is_empty() || round == shares::ROUNDS {
+                    break desired;
+                }
+                for (unit, lost) in more {
+                    refused.entry(unit).or_insert(lost);
+                }
+                round += 1;
             }
             self.atoms.begin_again();
-        }
+        };
         self.atoms.end();
         self.pool.shrink();
         let issues = refused.iter().filter_map(|((index, direction), lost)| {
@@ -179,7 +183,7 @@ impl Compiler {
         input: &Input<'_>,
         refused: &BTreeMap<Unit, Lost>,
         round: u32,
-    ) -> (Desired, BTreeMap<Unit, Lost>) {
+    ) -> Attempt {
         let &Input { cluster, policies, subjects, reading } = input;
         let compiled = Subjects::compile(&mut self.atoms, policies, reading, refused);
         let mut blocks = Blocks::flatten(self.atoms.areas(), &mut self.pool);
@@ -220,8 +224,17 @@ impl Compiler {
             issues: grouped.issues.into_iter().collect(),
             ..Desired::default()
         };
-        (desired, more)
+        Attempt { desired, crowded: grouped.crowded, more }
     }
+}
+
+/// What one compilation came to.
+struct Attempt {
+    desired: Desired,
+    /// The policies of Pods that have too many rules.
+    crowded: BTreeSet<Unit>,
+    /// What is to be refused, too.
+    more: BTreeMap<Unit, Lost>,
 }
 
 /// What is compiled.

@@ -49,6 +49,9 @@ pub struct GroupName<'a> {
     pub policies: Vec<PolicyRef<'a>>,
     /// Its rules.
     pub rules: Vec<RuleName>,
+    /// Of rules that stand for others, too: their numbers, and how many others.
+    #[serde(rename = "others", skip_serializing_if = "Vec::is_empty")]
+    pub alike: Vec<(u32, u32)>,
     /// The `NetworkPolicy` objects that isolate: positions in `policies`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub isolating: Vec<u32>,

@@ -9,7 +9,7 @@ use lb_common::policy::group_flags;
 
 use crate::agent::hits::Hits;
 use crate::cluster::{Cluster, Name, Owners, Tier};
-use crate::model::policy::{Desired, Direction, Group, PolicyInfo};
+use crate::model::policy::{BitRule, Desired, Direction, Group, PolicyInfo};
 use crate::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 use crate::plan::policy::Actual;
 
@@ -45,6 +45,9 @@ pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
         let at = policies.iter().position(|known| *known == (name, tier));
         at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX)
     };
+    let others = |rule: &BitRule| u32::try_from(rule.source.others.len()).unwrap_or(u32::MAX);
+    let alike = group.rules.iter().map(|(number, rule)| (*number, others(rule)));
+    let alike = alike.filter(|(_, others)| *others > 0).collect();
     let rules = group.rules.iter().map(|(number, rule)| RuleName {
         number: *number,
         policy: position(&rule.source.policy, rule.source.tier),
@@ -60,7 +63,7 @@ pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
     };
     let no_room = group.flags & group_flags::OVERFLOW != 0;
     let policies = policies.iter().map(reference).collect();
-    GroupName { id, policies, rules, isolating, no_room }
+    GroupName { id, policies, rules, alike, isolating, no_room }
 }
 
 /// The identities that Pods have.

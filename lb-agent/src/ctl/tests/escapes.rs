@@ -131,6 +131,7 @@ fn what_the_agent_tells() {
         peers: Some(vec![selected.clone()]),
         ports: Some(vec![text()]),
         hits: 1,
+        counted_in: text(),
     };
     let policy = policy::View {
         name: text(),

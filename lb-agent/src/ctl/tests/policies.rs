@@ -297,6 +297,7 @@ fn a_policy_is_shown_as_it_is_written() {
         peers,
         ports: ports.map(|ports| ports.iter().map(|port| (*port).to_owned()).collect()),
         hits: if ports.is_some() { 3 } else { 0 },
+        counted_in: String::new(),
     };
     let policy = Policy {
         name: "default/access".to_owned(),

@@ -51,6 +51,8 @@ pub struct Source {
     pub direction: Direction,
     /// At which index there.
     pub index: u32,
+    /// The indices of others that it stands for, too: those that are alike are one where they are too many.
+    pub others: Arc<[u32]>,
 }
 
 /// Direction of a flow as the Pod sees it.

@@ -9,6 +9,7 @@ use lb_common::flow::proto;
 
 use super::area::Area;
 use super::atom::{Atom, Atoms};
+use super::lists::{Line, Read};
 use super::members::{Meanings, namespace_labels};
 use super::room::{self, Demand};
 use super::shares::{Lost, Unit};
@@ -74,7 +75,8 @@ impl<'a> Subjects<'a> {
     pub(super) fn read<'p>(&self, policies: &[(&'p Name, &'p Arc<Policy>)]) -> Reading<'p> {
         let selecting = |(policy, count): (&(_, &'p Arc<Policy>), &u32)| {
             let list = |rules: &'p Option<Box<[Rule]>>| rules.as_deref().filter(|_| *count > 0);
-            [list(&policy.1.ingress), list(&policy.1.egress)].map(|rules| rules.map(Read::of))
+            let lists = [list(&policy.1.ingress), list(&policy.1.egress)];
+            lists.map(|rules| rules.map(|rules| Read::of(rules, policy.1.tier)))
         };
         let lists = policies.iter().zip(&self.counts).map(selecting).collect();
         let mut reading = Reading { lists, ..Reading::default() };
@@ -94,7 +96,7 @@ impl<'a> Subjects<'a> {
             let [ingress, egress] = lists;
             let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
             let lists = directions.map(|(direction, read)| {
-                let Read { rules, areas, beyond } = read.as_ref()?;
+                let Read { lines, areas, beyond, .. } = read.as_ref()?;
                 if let Some(rule) = beyond {
                     return Some(List::Beyond(*rule));
                 }
@@ -105,8 +107,8 @@ impl<'a> Subjects<'a> {
                     None if reading.refused.contains(&unit) => return Some(List::Roomless),
                     None => {}
                 }
-                let rules = rules.iter().zip(areas);
-                let read = |(rule, area): (_, &Area)| RuleParts::read(atoms, name, rule, area);
+                let rules = lines.iter().zip(areas);
+                let read = |(line, area): (_, &Area)| RuleParts::read(atoms, name, line, area);
                 let rules: Vec<RuleParts> = rules.map(read).collect();
                 if direction == Direction::Egress {
                     rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
@@ -143,8 +145,10 @@ impl<'a> Subjects<'a> {
 /// Of one bit.
 type PeersAndPorts = (Option<Box<[AtomId]>>, Option<Box<[Span]>>);
 
-/// A rule of a policy.
+/// A rule of a policy, or several that are one.
 struct RuleParts {
+    index: u32,
+    others: Arc<[u32]>,
     action: Action,
     peers: Option<BTreeSet<AtomId>>,
     ports: Option<PortParts>,
@@ -158,8 +162,11 @@ struct PortParts {
 }
 
 impl RuleParts {
-    fn read(atoms: &mut Atoms, policy: &Name, rule: &Rule, area: &Area) -> Self {
+    fn read(atoms: &mut Atoms, policy: &Name, line: &Line<'_>, area: &Area) -> Self {
+        let rule = &*line.rule;
         Self {
+            index: line.index,
+            others: Arc::clone(&line.others),
             action: rule.action,
             peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers, area)),
             ports: rule.ports.as_deref().and_then(PortParts::read),
@@ -239,45 +246,6 @@ pub(super) struct Reading<'p> {
     pub(super) issues: BTreeSet<Issue>,
     /// What takes much of it.
     pub(super) remarks: Vec<Issue>,
-}
-
-/// The rules of one direction of a policy, and the addresses that the blocks of each come to.
-struct Read<'p> {
-    rules: &'p [Rule],
-    areas: Vec<Area>,
-    /// The first for which no Pod has room: what the blocks are need not be found out then.
-    beyond: Option<u32>,
-}
-
-impl<'p> Read<'p> {
-    fn of(rules: &'p [Rule]) -> Self {
-        let beyond = first_beyond(rules);
-        let blocks = |peer: &'p Peer| match peer {
-            Peer::Block { prefix, excepts } => Some((prefix, &**excepts)),
-            Peer::Pods(_) | Peer::Nodes(_) => None,
-        };
-        let area = |rule: &'p Rule| Area::of(rule.peers.iter().flatten().filter_map(blocks));
-        let areas = rules.iter().filter(|_| beyond.is_none()).map(area).collect();
-        Self { rules, areas, beyond }
-    }
-
-    /// How many ranges it tells apart.
-    fn n_ranges(&self) -> usize {
-        let distinct: HashSet<&Area> = self.areas.iter().collect();
-        distinct.into_iter().map(|area| area.edges().len()).sum()
-    }
-}
-
-/// The first rule of a list that alone is too long for a Pod. All that it selects are cut off then, and other Pods' groups
-/// are spared telling its peers apart.
-fn first_beyond(rules: &[Rule]) -> Option<u32> {
-    let is_some = |rule: &&Rule| {
-        let numbered = |port: &PortMatch| !matches!(port.ports, Ports::Named(_));
-        rule.peers.as_ref().is_none_or(|peers| !peers.is_empty())
-            && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(numbered))
-    };
-    let mut bits = (0u32..).zip(rules).filter(|(_, rule)| is_some(rule));
-    bits.nth(Group::MOST_RULES as usize).map(|(index, _)| index)
 }
 
 /// Of a rule's peers: all its blocks are one atom.
@@ -395,9 +363,24 @@ pub(super) struct Grouped {
     pub(super) under: Vec<(Direction, Vec<u32>)>,
     pub(super) pods: BTreeMap<Name, LocalPod>,
     pub(super) issues: BTreeSet<Issue>,
+    /// The policies of Pods that have more rules than there is room for in one.
+    pub(super) crowded: BTreeSet<Unit>,
 }
 
 impl Reading<'_> {
+    /// Makes one rule of those that are alike, of these policies; whether that is another reading.
+    pub(super) fn merge(&mut self, units: &BTreeSet<Unit>) -> bool {
+        let mut changed = false;
+        for (index, direction) in units {
+            let lists = self.lists.get_mut(*index as usize);
+            if let Some([ingress, egress]) = lists {
+                let list = if *direction == Direction::Ingress { ingress } else { egress };
+                changed |= list.as_mut().is_some_and(Read::merge);
+            }
+        }
+        changed
+    }
+
     /// Finds out which have no room for their blocks.
     fn make_room(&mut self, policies: &[(&Name, &Arc<Policy>)]) {
         let mut demands = Vec::new();
@@ -446,14 +429,18 @@ impl Compiled<'_> {
     pub(super) fn group(&self, subjects: &Subjects<'_>, meanings: &Meanings) -> Grouped {
         let mut grouped = Grouped::default();
         let mut known: HashMap<Key, u32> = HashMap::new();
-        let mut issues = BTreeSet::new();
+        let (mut issues, mut crowded) = (BTreeSet::new(), BTreeSet::new());
         for subject in &subjects.pods {
             let mut group = |direction: Direction, shadow: bool| {
                 let key = self.key(subject, direction, shadow)?;
                 let next = u32::try_from(grouped.groups.len()).ok()?;
                 Some(*known.entry(key).or_insert_with_key(|key| {
                     grouped.under.push((key.direction, key.policies.clone()));
-                    grouped.groups.push(Arc::new(self.build(key, meanings, &mut issues)));
+                    grouped.groups.push(Arc::new(self.build(
+                        key,
+                        meanings,
+                        (&mut issues, &mut crowded),
+                    )));
                     next
                 }))
             };
@@ -471,7 +458,7 @@ impl Compiled<'_> {
             };
             grouped.pods.insert(subject.name.clone(), pod);
         }
-        grouped.issues = issues;
+        (grouped.issues, grouped.crowded) = (issues, crowded);
         grouped
     }
 
@@ -499,7 +486,12 @@ impl Compiled<'_> {
         (!policies.is_empty()).then_some(Key { direction, policies, ports })
     }
 
-    fn build(&self, key: &Key, meanings: &Meanings, issues: &mut BTreeSet<Issue>) -> Group {
+    fn build(
+        &self,
+        key: &Key,
+        meanings: &Meanings,
+        (issues, crowded): (&mut BTreeSet<Issue>, &mut BTreeSet<Unit>),
+    ) -> Group {
         let resolve = match key.direction {
             Direction::Ingress => Resolve::In(&key.ports),
             Direction::Egress => Resolve::AtPeers(meanings),
@@ -514,24 +506,25 @@ impl Compiled<'_> {
             if policy.tier == Tier::NetworkPolicy && seen.insert(*name) {
                 isolating.push((*name).clone());
             }
-            let source = |index| Source {
+            let source = |index, others: &Arc<[u32]>| Source {
                 policy: (*name).clone(),
                 tier: policy.tier,
                 direction: key.direction,
                 index,
+                others: Arc::clone(others),
             };
             match compiled.list(key.direction) {
                 Some(List::Beyond(rule)) => {
-                    issues.insert(too_many(&source(*rule)));
+                    issues.insert(too_many(&source(*rule, &Arc::default())));
                     overflows = true;
                 }
                 Some(List::Roomless) => overflows = true,
                 Some(List::Groupless) => return Group::overflow(Box::default()),
                 Some(List::Rules(_)) | None => {}
             }
-            for (index, rule) in (0u32..).zip(compiled.rules(key.direction)) {
+            for rule in compiled.rules(key.direction) {
                 for (peers, ports) in rule.bits(&resolve) {
-                    let source = source(index);
+                    let source = source(rule.index, &rule.others);
                     rules.push(Arc::new(BitRule { source, action: rule.action, peers, ports }));
                 }
             }
@@ -544,6 +537,7 @@ impl Compiled<'_> {
             if let Some(rule) = rules.get(at) {
                 issues.insert(too_many(&rule.source));
             }
+            crowded.extend(key.policies.iter().map(|index| (*index, key.direction)));
             Group::overflow(isolating)
         })
     }

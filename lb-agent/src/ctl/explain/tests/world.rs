@@ -261,6 +261,7 @@ impl World {
         }
         self.policies = Policies::new(planner.groups().map(|(id, group)| {
             let rules = group.rules.iter().map(|(number, rule)| {
+                assert_eq!(rule.source.others.len(), 0, "so few are not merged");
                 let path = format!("{}[{}]", rule.source.direction.name(), rule.source.index);
                 (*number, (rule.source.policy.to_string(), path))
             });
