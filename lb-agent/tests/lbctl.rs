@@ -368,7 +368,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     node.write_names();
@@ -384,7 +384,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
+            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     check(
@@ -397,7 +397,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
+            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     drop(lock);
@@ -412,7 +412,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%)
+            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
 }
