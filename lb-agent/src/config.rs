@@ -121,8 +121,7 @@ pub struct RunArgs {
     /// that are nobody else's); never another's [default: strict]
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
-    /// Ranges that the annotation lb-agent.io/allowed-sources of a Pod may name [default: all but the ranges of Pods and
-    /// Services and the nodes' addresses]
+    /// Ranges that the annotation lb-agent.io/allowed-sources of a Pod may name [default: none]
     #[arg(long, env = "LB_ALLOWED_SOURCE_CIDRS", value_name = "RANGES")]
     pub allowed_source_cidrs: Option<String>,
     /// How long connections may go on under policies that nobody saw begin, after tables were made new or a Pod got its
@@ -305,8 +304,8 @@ pub struct Config {
     pub startup_taint: Option<String>,
     /// Which sources Pods may send from.
     pub source_check: SourceCheck,
-    /// What annotations of Pods may admit as sources; `None` = all but what the cluster has.
-    pub allowed_sources: Option<Box<[Prefix]>>,
+    /// What annotations of Pods may admit as sources.
+    pub allowed_sources: Box<[Prefix]>,
     /// How long connections may be met in mid-flow.
     pub pickup_grace: Duration,
     /// New flows a second of a Pod, in each direction; 0 = any number.
@@ -355,10 +354,7 @@ impl Config {
             startup: Startup::resolve(args.startup)?,
             startup_taint: given(args.startup_taint).map(taint_key).transpose()?,
             source_check: SourceCheck::resolve(args.source_check)?,
-            allowed_sources: match given(args.allowed_source_cidrs) {
-                Some(text) => Some(prefixes("--allowed-source-cidrs", Some(text))?),
-                None => None,
-            },
+            allowed_sources: prefixes("--allowed-source-cidrs", given(args.allowed_source_cidrs))?,
             pickup_grace: match given(args.pickup_grace) {
                 Some(text) => pickup_grace(&text)?,
                 None => PICKUP_GRACE,

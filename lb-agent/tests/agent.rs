@@ -633,18 +633,16 @@ fn an_annotation_admits_sources_of_its_pod_alone() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         };
-        // One is another Pod's, one is nothing: the rest holds.
-        bed.write("web.yaml", &annotated("fd00:8::/64, 10.8.0.0/24, 10.9.0.3, x"));
-        let first = bed.start();
+        // One is not allowed, one is nothing: the rest holds.
+        bed.write("web.yaml", &annotated("fd00:8::/64, 10.8.0.0/24, 192.0.2.3, x"));
+        let first = bed.start_with(&["--allowed-source-cidrs", "10.8.0.0/15,fd00:8::/32"]);
         bed.names("ready", |names| is_ok(names, "programs") && is_ok(names, "services"));
         until(([true, false], &["10.8.0.0/24", "fd00:8::/64"]));
         let names = bed.names("issues", |names| {
             let of_pod = names.issues.iter().filter(|issue| issue.object == "Pod default/vpn");
             of_pod.count() == 2
         });
-        for part in
-            ["10.9.0.3/32 has 10.9.0.3, which is that of Pod default/other", "`x` is not a range"]
-        {
+        for part in ["192.0.2.3/32 is not within --allowed-source-cidrs", "`x` is not a range"] {
             assert!(names.issues.iter().any(|issue| issue.message.starts_with(part)), "{names:#?}");
         }
         // As the operator allows it; what an earlier run wrote stays.

@@ -205,7 +205,8 @@ fn fragments_that_hide_their_header() {
         for (name, frame) in &bad {
             assert_eq!(bed.enter_bytes_from(ELSEWHERE, frame), Verdict::Drop, "{name}");
             assert_eq!(bed.reasons(), "UNREADABLE/in+1", "{name}");
-            assert_eq!(free.enter_bytes_from(ELSEWHERE, frame), Verdict::Next, "{name}");
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, frame), Verdict::Drop, "{name}");
+            assert_eq!(free.reasons(), "UNREADABLE/in+1", "{name}");
         }
         // Ordinary ones.
         let segment = [tcp, &[0; 28]].concat();
@@ -233,21 +234,107 @@ fn with_options((src, dst): (u8, u8), n: usize) -> Vec<u8> {
 
 #[test]
 fn chains_that_cannot_be_walked() {
-    let (mut bed, free) = (isolated(false), free(false));
+    let (mut bed, mut free) = (isolated(false), free(false));
     for n in [7, 12] {
         assert_eq!(bed.enter_bytes_from(ELSEWHERE, &with_options((PEER, POD), n)), Verdict::Drop);
         assert_eq!(bed.reasons(), "UNREADABLE/in+1");
         assert_eq!(bed.leave_bytes(&with_options((POD, PEER), n)).0, Verdict::Drop);
         assert_eq!(bed.reasons(), "UNREADABLE/out+1");
-        assert_eq!(free.enter_bytes_from(ELSEWHERE, &with_options((PEER, POD), n)), Verdict::Next);
+        // Nor where no policy is, nor from what looks like this host: the stack puts fragments together and cuts them
+        // again, and its neighbors and tunnels walk longer chains.
+        for frame in [with_options((PEER, POD), n), with_options((NODE, POD), n)] {
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, &frame), Verdict::Drop);
+            assert_eq!(free.enter_bytes(&frame).0, Verdict::Drop);
+            assert_eq!(free.reasons(), "UNREADABLE/in+2");
+        }
+        for net in [PEER, NODE] {
+            assert_eq!(free.leave_bytes(&with_options((POD, net), n)).0, Verdict::Drop);
+            assert_eq!(free.reasons(), "UNREADABLE/out+1");
+        }
     }
     for n in [1, 5] {
         let packet = with_options((PEER, POD), n);
         assert_eq!(bed.enter_bytes_from(ELSEWHERE, &packet), Verdict::Next, "{n}");
         assert_eq!(bed.enter_bytes_from(ELSEWHERE, &with_options((OTHER, POD), n)), Verdict::Drop);
     }
-    // What this host sends to its Pods is nobody's business.
-    assert_eq!(bed.enter_bytes(&with_options((PEER, POD), 7)).0, Verdict::Next);
+}
+
+/// A packet of this protocol, which has no ports.
+fn of_protocol(v4: bool, (src, dst): (u8, u8), protocol: u8) -> Vec<u8> {
+    let mut frame = packet::build(&format!("{} > {} udp", at(v4, src, 9), at(v4, dst, 9)));
+    frame[if v4 { 23 } else { 20 }] = protocol;
+    frame
+}
+
+#[test]
+fn what_hides_its_contents_passes_where_no_policy_is() {
+    for v4 in [true, false] {
+        let (mut bed, mut free) = (isolated(v4), free(v4));
+        for protocol in [50, 51] {
+            let into = of_protocol(v4, (PEER, POD), protocol);
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, &into), Verdict::Next);
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &into), Verdict::Drop);
+            assert_eq!(bed.reasons(), "UNREADABLE/in+1");
+            // Made by this host, or by one that says so; a forwarded packet that was cut again comes in by no device.
+            let of_node = of_protocol(v4, (NODE, POD), protocol);
+            assert_eq!(bed.enter_bytes(&of_node).0, Verdict::Next);
+            assert_eq!(bed.enter_bytes_from(ELSEWHERE, &of_node), Verdict::Drop);
+            assert_eq!(bed.enter_bytes(&into).0, Verdict::Drop);
+            assert_eq!(bed.reasons(), "UNREADABLE/in+2");
+            let out = of_protocol(v4, (POD, PEER), protocol);
+            assert_eq!(free.leave_bytes(&out).0, Verdict::Next);
+            assert_eq!(bed.leave_bytes(&out).0, Verdict::Drop);
+            assert_eq!(bed.reasons(), "UNREADABLE/out+1");
+            // In another's name, and for another.
+            assert_eq!(
+                free.leave_bytes(&of_protocol(v4, (OTHER, PEER), protocol)).0,
+                Verdict::Drop
+            );
+            let astray = of_protocol(v4, (PEER, OTHER), protocol);
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, &astray), Verdict::Drop);
+            assert_eq!(free.reasons(), "NOT_FOR_POD/in+1 SPOOFED_SOURCE/out+1");
+        }
+    }
+}
+
+#[test]
+fn a_link_local_source_reaches_no_pod_beyond_the_link() {
+    let mut bed = strict(true);
+    for (net, passes) in [(PEER, false), (NODE, false), (77, true)] {
+        let told = bed.leave(&format!("169.254.169.254:53 > {} udp", at(true, net, 4000)));
+        assert_eq!(told != "drop", passes, "{net}");
+        assert_eq!(bed.reasons() == "SPOOFED_SOURCE/out+1", !passes, "{net}");
+    }
+    assert_ne!(bed.leave("169.254.7.7:53 > 169.254.7.8:53 udp"), "drop");
+    // One that the Pod has from its CNI plugin.
+    let own = Addr::from_ip("169.254.7.7".parse().unwrap());
+    bed.put("pods", 1_u32, Pod { ip4: own, ..Pod::ZERO });
+    assert_ne!(bed.leave(&format!("169.254.7.7:53 > {} udp", at(true, PEER, 4000))), "drop");
+}
+
+/// A neighbor solicitation from the Pod.
+fn asks_for(dst: u8) -> Vec<u8> {
+    let mut frame = of_protocol(false, (POD, dst), proto::ICMP6);
+    frame.truncate(54);
+    frame[18..20].copy_from_slice(&24_u16.to_be_bytes());
+    frame[21] = 255;
+    frame.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+    let std::net::IpAddr::V6(target) = addr(false, dst, 1) else { panic!("not IPv6") };
+    frame.extend(target.octets());
+    frame
+}
+
+#[test]
+fn neighbors_are_on_the_link() {
+    let mut bed = isolated(false);
+    let other = Ident { flags: ident_flags::POD, ifindex: 7, ..Ident::ZERO };
+    bed.put("ident", words(of(false, OTHER)), other);
+    let bridged = bed.get::<_, Pod>("pods", 1_u32).unwrap();
+    assert_eq!(bed.leave_bytes(&asks_for(NODE)).0, Verdict::Next, "this node");
+    assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Drop, "a Pod behind a route");
+    assert_eq!(bed.reasons(), "POLICY_ISOLATED/out+1");
+    bed.put("pods", 1_u32, Pod { flags: flags::BRIDGED, ..bridged });
+    assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Next, "a Pod on the same bridge");
 }
 
 #[test]
@@ -340,7 +427,8 @@ fn a_pod_sends_from_its_own_addresses() {
         let cases = [
             ("its own", source(POD), true, true),
             ("bound in it", source(20), true, true),
-            ("link-local", link_local, true, true),
+            // To a Pod, which is beyond the link.
+            ("link-local", link_local, !v4, !v4),
             ("admitted", source(23), true, true),
             ("nobody's", source(77), false, true),
             ("another Pod's", source(OTHER), false, false),
@@ -628,6 +716,8 @@ fn errors_are_about_what_they_answer() {
         let (got, sent) = (format!("{peer} > {pod} udp"), format!("{pod} > {peer} udp"));
         let (pod_ip, peer_ip, other_ip) = (addr(v4, POD, 1), addr(v4, PEER, 1), addr(v4, OTHER, 1));
         let router = addr(v4, 99, 1);
+        let vip = Addr::from_ip(addr(v4, 96, 1));
+        bed.put("frontends", FrontendKey::wildcard(vip), Frontend::ZERO);
         let error = |src, dst, inner: &str| packet::too_big(src, dst, inner);
         let longer = |mut frame: Vec<u8>| {
             frame.extend(vec![0; 1400]);
@@ -637,13 +727,24 @@ fn errors_are_about_what_they_answer() {
         assert_eq!(bed.leave_bytes(&error(pod_ip, peer_ip, &got)).0, Verdict::Next);
         assert_eq!(bed.reasons(), "");
         let leaves = [
-            ("to another", error(pod_ip, other_ip, &got), "POLICY_ISOLATED/out+1"),
+            ("to another", error(pod_ip, other_ip, &got), "FORGED_ERROR/out+1"),
             ("from another", error(other_ip, peer_ip, &got), "SPOOFED_SOURCE/out+1"),
             (
-                "nobody's flow",
-                error(pod_ip, other_ip, &got.replace(":80 ", ":81 ")),
+                "about a flow that is unknown",
+                error(pod_ip, other_ip, &got.replace(&peer, &at(v4, OTHER, 80))),
                 "POLICY_ISOLATED/out+1",
             ),
+            (
+                "about a packet that another received",
+                error(pod_ip, peer_ip, &got.replace(&pod, &at(v4, OTHER, 4000))),
+                "FORGED_ERROR/out+1",
+            ),
+            (
+                "about a packet to a Service",
+                error(pod_ip, peer_ip, &got.replace(&pod, &at(v4, 96, 80))),
+                "FORGED_ERROR/out+1",
+            ),
+            ("too long", longer(error(pod_ip, peer_ip, &got)), "FORGED_ERROR/out+1"),
         ];
         for (name, frame, counted) in leaves {
             assert_eq!(bed.leave_bytes(&frame).0, Verdict::Drop, "{name}");
@@ -655,13 +756,26 @@ fn errors_are_about_what_they_answer() {
             assert_eq!(bed.enter_bytes_from(ELSEWHERE, &frame), Verdict::Next, "of {from}");
         }
         let enters = [
-            ("of another Pod", error(other_ip, pod_ip, &sent)),
-            ("too long", longer(error(router, pod_ip, &sent))),
+            ("of another Pod", error(other_ip, pod_ip, &sent), "FORGED_ERROR/in+1"),
+            ("too long", longer(error(router, pod_ip, &sent)), "POLICY_ISOLATED/in+1"),
         ];
-        for (name, frame) in enters {
+        for (name, frame, counted) in enters {
             assert_eq!(bed.enter_bytes_from(ELSEWHERE, &frame), Verdict::Drop, "{name}");
-            assert_eq!(bed.reasons(), "POLICY_ISOLATED/in+1", "{name}");
+            assert_eq!(bed.reasons(), counted, "{name}");
         }
+        // Of a Pod about flows of another that no policy concerns.
+        let mut free = free(v4);
+        let vip = at(v4, 96, 80);
+        free.service(&vip, proto::UDP, &[&peer]);
+        assert_ne!(free.leave(&format!("{pod} > {vip} udp")), "drop");
+        free.reasons();
+        for about in [format!("{pod} > {vip} udp"), format!("{pod} > {} udp", at(v4, 77, 9))] {
+            let frame = error(other_ip, pod_ip, &about);
+            assert_eq!(free.enter_bytes_from(ELSEWHERE, &frame), Verdict::Drop, "{about}");
+            assert_eq!(free.reasons(), "FORGED_ERROR/in+1", "{about}");
+        }
+        let frame = error(peer_ip, pod_ip, &sent);
+        assert_eq!(free.enter_bytes_from(ELSEWHERE, &frame), Verdict::Next, "of the backend");
     }
 }
 

@@ -266,15 +266,17 @@ fn told(world: &World, flow: &Flow<'_>, look: Look) -> Result<(), &'static [&'st
         Look::Tagged(_) => Err(&["NOT_IP"]),
         Look::Mapped => Err(&["BAD_ADDRESS"]),
         // What a node would unpack leaves no Pod towards one.
-        Look::Whole | Look::Hidden | Look::Tiny
+        Look::Whole | Look::Hidden
             if flow.protocol == "GRE" && !flow.ingress && world.is_any_node(flow.peer) =>
         {
             Err(&["ENCAPSULATED"])
         }
         Look::Whole | Look::Hidden if world.allows(NODE, flow) => Ok(()),
         Look::Whole | Look::Hidden => Err(&JUDGED),
-        _ if world.is_of_node(NODE, flow) || !world.concerns(flow) => Ok(()),
-        _ => Err(&["UNREADABLE"]),
+        Look::Ipsec(_) if world.is_of_node(NODE, flow) || !world.concerns(flow) => Ok(()),
+        Look::Ipsec(_) | Look::Tiny | Look::Overlapping | Look::LongChain | Look::BrokenChain => {
+            Err(&["UNREADABLE"])
+        }
     }
 }
 

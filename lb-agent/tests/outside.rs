@@ -581,8 +581,18 @@ fn forged_sources_and_loopback_go_nowhere() {
                 let packet = format!("{} > {to} tcp {flags}", family.at(forged, 4000));
                 assert_eq!(bed.arrive(&packet), "drop", "{packet}");
                 assert_eq!(bed.counted(), "SPOOFED_SOURCE/in+1");
+                // Nor when the rest of it says nothing: ESP.
+                let mut hidden = packet::build(&packet);
+                hidden[if family.v4() { 23 } else { 20 }] = 50;
+                assert_eq!(bed.run("dev_in", &hidden).0, Verdict::Drop, "{packet}");
+                assert_eq!(bed.counted(), "SPOOFED_SOURCE/in+1");
             }
         }
+        // What this node cannot read may be for it, from others.
+        let ours = format!("{} > {}", family.at(family.client, 4000), family.at(family.node, 22));
+        let mut hidden = packet::build(&format!("{ours} tcp S"));
+        hidden[if family.v4() { 23 } else { 20 }] = 50;
+        assert_eq!(bed.run("dev_in", &hidden).0, Verdict::Next);
         let loopback = family.at(if family.v4() { "127.0.0.1" } else { "::1" }, 30080);
         let flags = frontend_flags::SOCKET_ONLY;
         bed.outside(&loopback, proto::TCP, &[id], &Way { flags, ..Way::default() });

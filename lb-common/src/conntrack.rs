@@ -357,13 +357,18 @@ pub const fn spoken(flags: u32) -> u32 {
 }
 
 /// Whether a translated flow is one whose entries are kept beside the table, where others cannot evict them: its two
-/// ends have spoken to each other, and the flow is there for some time.
+/// ends have spoken to each other, and the flow is there for some time. Clients outside may invent their addresses: of
+/// theirs only connections are kept, as long as neither side has ended them, which a backend does whose answer to the
+/// handshake went to somebody else.
 pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
     if flags & (bits::FORWARD | bits::REPLY) == 0 {
         return false;
     }
+    let outside = flags & bits::EXTERNAL != 0;
     match protocol {
+        proto::TCP if outside && is_closing(flags) => false,
         proto::TCP => is_established(flags) && !is_closed(flags),
+        _ if outside => false,
         _ => flags & bits::TIMES == bits::TIMES && flags & BOTH_WAYS == BOTH_WAYS,
     }
 }
@@ -616,6 +621,8 @@ mod tests {
         use super::{again, is_worth_keeping};
         let both = bits::FORWARD | bits::SEEN_OUT | bits::SEEN_IN;
         let closed = then(&[(Egress, tcp::RST)]);
+        const EXTERNAL: u32 = bits::EXTERNAL | bits::MASQUERADED | bits::FORWARD;
+        const RST: Sent<'_> = &[(Egress, tcp::RST)];
         let cases = [
             ("plain", proto::TCP, after(&OPEN), false),
             ("half open", proto::TCP, of(bits::FORWARD, &OPEN[..2]), false),
@@ -626,6 +633,14 @@ mod tests {
             ("in four", proto::UDP, again(again(again(both))), true),
             ("in many", proto::UDP, again(again(again(again(again(both))))), true),
             ("unanswered", proto::UDP, bits::FORWARD | bits::TIMES | bits::SEEN_OUT, false),
+            ("from outside", proto::UDP, bits::EXTERNAL | again(again(again(both))), false),
+            ("a connection from outside", proto::TCP, of(EXTERNAL, &turned(&OPEN)), true),
+            (
+                "its backend resets it",
+                proto::TCP,
+                of(EXTERNAL, &[&turned(&OPEN), RST].concat()),
+                false,
+            ),
         ];
         for (name, protocol, flags, want) in cases {
             assert_eq!(is_worth_keeping(protocol, flags), want, "{name}");

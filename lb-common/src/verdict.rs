@@ -53,8 +53,8 @@ pub enum DropReason {
     NotIp = 21,
     /// An address that no packet has: IPv4-mapped, loopback, unspecified or multicast source, mapped destination.
     BadAddress = 22,
-    /// Policies concern the Pod, and it cannot be told what the packet is for: a fragment without its transport header
-    /// or that overlaps it, extension headers that cannot be walked, AH, ESP.
+    /// It cannot be told what the packet is for: a fragment without its transport header or that overlaps it, extension
+    /// headers that cannot be walked; where policies concern the Pod, also AH and ESP.
     Unreadable = 23,
     /// A TCP packet of a connection whose beginning nobody saw, and policies do not allow both directions.
     NotOpened = 24,
@@ -68,11 +68,13 @@ pub enum DropReason {
     PodBudget = 28,
     /// The link-layer source is that of another Pod on a bridge of this node, or of this node.
     SpoofedMac = 29,
+    /// An ICMP error of a Pod about a packet that was not for it.
+    ForgedError = 30,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::BackendGone,
@@ -102,6 +104,7 @@ impl DropReason {
         Self::ForgedNeighbor,
         Self::PodBudget,
         Self::SpoofedMac,
+        Self::ForgedError,
     ];
 
     /// The reason with this number, if there is one.
@@ -141,6 +144,7 @@ impl DropReason {
             Self::ForgedNeighbor => "FORGED_NEIGHBOR",
             Self::PodBudget => "POD_BUDGET",
             Self::SpoofedMac => "SPOOFED_MAC",
+            Self::ForgedError => "FORGED_ERROR",
         }
     }
 
@@ -203,6 +207,9 @@ impl DropReason {
             }
             Self::SpoofedMac => {
                 "look at the Pod: it sends frames from the MAC address of another Pod or of the node"
+            }
+            Self::ForgedError => {
+                "look at the Pod: it reports errors about packets that others received; annotate it if it is a router"
             }
         }
     }

@@ -64,7 +64,7 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
         Kind::NOT_IP if packet.has_hidden_tag() => {
             return drop(DropReason::NotIp, 0);
         }
-        Kind::NOT_IP | Kind::ARP | Kind::NEIGHBOR | Kind::UNREADABLE => return Verdict::Pass,
+        Kind::NOT_IP | Kind::ARP => return Verdict::Pass,
         Kind::BAD_ADDRESS => return drop(DropReason::BadAddress, 0),
         _ if origin::is_forged_here(packet, scratch) => {
             return drop(DropReason::SpoofedSource, 0);

@@ -24,7 +24,7 @@ use crate::maps::{self, Scratch, Tracked};
 use crate::packet::{ChecksumKind, HelperError, Packet};
 use crate::parse::{self, Parsed};
 use crate::route::{self, Way};
-use crate::{conntrack, rewrite};
+use crate::{conntrack, origin, rewrite};
 
 /// Bytes of an ICMP header before the quoted packet.
 const ICMP: usize = 8;
@@ -46,14 +46,19 @@ fn quote(packet: Packet, parsed: &Parsed, quoted: &mut Parsed) -> Option<()> {
     (parsed.flow.dst == quoted.flow.src).then_some(())
 }
 
-/// Whether an error that enters a Pod may come from its source: from where the quoted packet went, before or after
-/// translation, or from a router. Other Pods are none.
+/// Whether an error may come from its source: from where the quoted packet went, before or after translation, or from a
+/// router. Pods are none, but for those that an annotation lets send from more addresses.
 #[inline(always)]
-fn is_plausible(parsed: &Parsed, quoted: &Parsed, entry: Tracked) -> bool {
-    let src = &parsed.flow.src;
-    *src == quoted.flow.dst
-        || *src == entry.nat_addr()
-        || maps::ident(src)
+fn is_plausible(scratch: &mut Scratch, direction: Direction, translated: Addr) -> bool {
+    let Scratch { parsed, quoted, claimed, .. } = scratch;
+    let (src, dst) = (parsed.flow.src, quoted.flow.dst);
+    if direction == Direction::Egress {
+        maps::hand_over(claimed, dst);
+        return dst != Addr::NONE && !origin::is_foreign();
+    }
+    src == dst
+        || src == translated
+        || maps::ident(&src)
             .is_none_or(|known| known.flags & ident_flags::POD == 0 && known.ifindex == 0)
 }
 
@@ -62,7 +67,9 @@ fn is_plausible(parsed: &Parsed, quoted: &Parsed, entry: Tracked) -> bool {
 pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Onward {
     let Scratch { parsed, quoted, key, epoch, .. } = scratch;
     if quote(packet, parsed, quoted).is_none() {
-        return Onward::UNKNOWN;
+        // No stack makes such an error; receivers may believe it all the same.
+        quoted.flow = parse::NOTHING;
+        return unknown(scratch, direction);
     }
     // An error about a packet that left the Pod comes in, and the other way round.
     let want = match direction {
@@ -75,14 +82,13 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
             bits::FORWARD
         }
     };
-    let Some(entry) = maps::ct(key) else { return Onward::UNKNOWN };
     // One that the policies have not been asked about since they changed may be one that they deny.
-    if entry.epoch() != *epoch {
-        return Onward::UNKNOWN;
+    let known = maps::ct(key).filter(|entry| entry.epoch() == *epoch);
+    let Some(entry) = known else { return unknown(scratch, direction) };
+    if direction == Direction::Ingress && !is_plausible(scratch, direction, entry.nat_addr()) {
+        return Onward::FORGED;
     }
-    if direction == Direction::Ingress && !is_plausible(parsed, quoted, entry) {
-        return Onward::UNKNOWN;
-    }
+    let Scratch { parsed, quoted, .. } = scratch;
     if entry.flags() & bits::EXTERNAL != 0 {
         return match direction {
             Direction::Egress => to_outside(packet, scratch, entry),
@@ -93,6 +99,12 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
         return Onward::STACK;
     }
     Onward::STACK.when(at_pod(packet, parsed, quoted, direction, entry))
+}
+
+/// About no flow that this Pod has: like any other packet, if it may be what it says.
+#[inline(always)]
+fn unknown(scratch: &mut Scratch, direction: Direction) -> Onward {
+    if is_plausible(scratch, direction, Addr::NONE) { Onward::UNKNOWN } else { Onward::FORGED }
 }
 
 /// Translates the quoted packet, and the error's far end. A router's own address stays.
@@ -185,6 +197,8 @@ impl Onward {
     pub(crate) const UNKNOWN: Self = Self(-3);
     /// The routing table has no way.
     pub(crate) const NOWHERE: Self = Self(-1);
+    /// Not from whom it claims to be: another Pod tells of packets that were not for it.
+    pub(crate) const FORGED: Self = Self(-4);
     /// A helper refused halfway.
     pub(crate) const FAILED: Self = Self(-2);
 

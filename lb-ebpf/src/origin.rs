@@ -63,7 +63,10 @@ pub(crate) fn check() -> Result<(), Reported> {
 extern "C" fn origin_fault() -> u32 {
     let Some(scratch) = maps::scratch() else { return NO_FAULT };
     let Scratch { parsed, hand, ifindex, epoch, .. } = scratch;
-    if is_foreign((*ifindex, hand.get(*ifindex)), &parsed.flow.src, *epoch != 0) {
+    let pod = hand.get(*ifindex);
+    if is_another_s((*ifindex, pod), &parsed.flow.src, *epoch != 0)
+        || is_beyond_link(&parsed.flow, pod)
+    {
         return DropReason::SpoofedSource as u32;
     }
     if is_encapsulated(&scratch.parsed.flow) {
@@ -79,11 +82,17 @@ extern "C" fn origin_fault() -> u32 {
 extern "C" fn origin_is_foreign() -> u32 {
     let Some(scratch) = maps::scratch() else { return 0 };
     let Scratch { claimed, hand, ifindex, epoch, .. } = scratch;
-    is_foreign((*ifindex, hand.get(*ifindex)), claimed, *epoch != 0) as u32
+    is_another_s((*ifindex, hand.get(*ifindex)), claimed, *epoch != 0) as u32
+}
+
+/// The same as a boolean.
+#[inline(always)]
+pub(crate) fn is_foreign() -> bool {
+    origin_is_foreign() != 0
 }
 
 #[inline(always)]
-fn is_foreign((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -> bool {
+fn is_another_s((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -> bool {
     // Whoever asks for an address has none; the parser lets it through to groups only.
     if *src == Addr::NONE || *src == UNSPECIFIED4 {
         return false;
@@ -156,6 +165,20 @@ fn is_link_local(addr: &Addr) -> bool {
     first.get() >> 22 == 0xfe80 >> 6
 }
 
+/// Whether a packet with a link-local IPv4 source, which is unique on its link only, is for a Pod or a node. Routers pass
+/// such packets on although RFC 3927 §7 forbids it, so an answer of 169.254.169.254 would be believed anywhere. Some CNI
+/// plugins give Pods such an address for what leaves the cluster.
+#[inline(always)]
+fn is_beyond_link(flow: &Flow, pod: Option<&Pod>) -> bool {
+    const ENDS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
+    let Flow { src, dst, .. } = flow;
+    src.is_v4()
+        && is_link_local(src)
+        && !is_link_local(dst)
+        && !pod.is_some_and(|pod| pod.ip4 == *src)
+        && maps::ident(dst).is_some_and(|known| known.ifindex != 0 || known.flags & ENDS != 0)
+}
+
 /// Whether a node would take another packet out of this one and treat it as its own.
 #[inline(always)]
 fn is_encapsulated(flow: &Flow) -> bool {
@@ -184,7 +207,7 @@ pub(crate) fn check_arp(packet: Packet, scratch: &mut Scratch) -> Result<(), Rep
             maps::hand_over(&mut scratch.claimed, Addr::v4(lb_common::be::Be32::new(sender)));
             [hardware, protocol, lengths] == REQUEST_FOR_IPV4
                 && !is_mac_of_another(scratch.ifindex, mac)
-                && origin_is_foreign() == 0
+                && !is_foreign()
         }
         None => false,
     };
@@ -206,7 +229,7 @@ pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bo
                 Some(target) => {
                     let target = Addr::v6(target.map(lb_common::be::Be32::from_wire));
                     maps::hand_over(claimed, target);
-                    origin_is_foreign() != 0
+                    is_foreign()
                 }
                 None => true,
             }
@@ -220,10 +243,10 @@ pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bo
         _ => false,
     };
     maps::hand_over(claimed, parsed.flow.src);
-    if speaks_for_others || origin_is_foreign() != 0 {
+    if speaks_for_others || is_foreign() {
         return Err(forged());
     }
-    Ok(is_on_link(&parsed.flow.dst))
+    Ok(is_on_link(&parsed.flow.dst, scratch.ifindex))
 }
 
 /// Whether the options of a message, which begin at `offset`, give another's link-layer address as the Pod's, or are none
@@ -258,13 +281,16 @@ fn forged() -> Reported {
     verdict::report(DropReason::ForgedNeighbor, false, 0)
 }
 
-/// Whether an address is one hop away from every Pod of this node: a group, link-local, this node or a Pod of it.
+/// Whether an address is one hop away from the Pod: a group, link-local, this node; on a bridge also a Pod of this node.
 #[inline(always)]
-fn is_on_link(addr: &Addr) -> bool {
-    parse::is_group(addr)
-        || is_link_local(addr)
-        || maps::ident(addr)
-            .is_some_and(|known| known.ifindex != 0 || known.flags & ident_flags::LOCAL_NODE != 0)
+fn is_on_link(addr: &Addr, ifindex: u32) -> bool {
+    if parse::is_group(addr) || is_link_local(addr) {
+        return true;
+    }
+    let Some(known) = maps::ident(addr) else { return false };
+    known.flags & ident_flags::LOCAL_NODE != 0
+        || known.ifindex != 0
+            && maps::pod(ifindex).is_some_and(|pod| pod.flags & flags::BRIDGED != 0)
 }
 
 /// Whether an address is this node's.
@@ -352,10 +378,13 @@ pub(crate) fn opener(packet: Packet, scratch: &mut Scratch, direction: Direction
 }
 
 /// Whether a packet comes in by another device than its source could: with an address of this node, of one of its Pods,
-/// or that only stands for one.
+/// or that only stands for one. Link-local IPv6 addresses, which no router passes on, may be the same on several links.
 #[inline(never)]
 pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
     let src = &scratch.parsed.flow.src;
+    if !src.is_v4() && is_link_local(src) {
+        return false;
+    }
     match maps::ident(src) {
         Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => true,
         Some(known) if known.ifindex != 0 => is_astray(packet, scratch),

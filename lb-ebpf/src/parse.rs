@@ -61,12 +61,15 @@ impl Kind {
     /// IPv4's way to find neighbors; nothing of [`Parsed`] holds.
     pub(crate) const ARP: Self = Self(6);
     /// It cannot be told what it is for: cut short, a fragment without its transport header or overlapping it, a chain
-    /// of extension headers that cannot be walked, AH, ESP. Of [`Parsed`] the addresses hold, or are `::`.
+    /// of extension headers that cannot be walked. Of [`Parsed`] the addresses hold, or are `::`.
     pub(crate) const UNREADABLE: Self = Self(7);
     /// Its source or destination is one that no packet on a wire has.
     pub(crate) const BAD_ADDRESS: Self = Self(8);
     /// Neither IP nor ARP, frames with a VLAN tag included; nothing of [`Parsed`] holds.
     pub(crate) const NOT_IP: Self = Self(9);
+    /// AH or ESP, which hide or sign what they carry; the addresses of [`Parsed`] hold. A receiver takes it for something
+    /// else only where it shares a key with the sender.
+    pub(crate) const OPAQUE: Self = Self(10);
 }
 
 /// Parses the packet into `parsed`; its network header is at `l3`.
@@ -107,7 +110,7 @@ fn addressed(parsed: &Parsed) -> Kind {
 }
 
 /// The flow of what has none: for events.
-const NOTHING: Flow =
+pub(crate) const NOTHING: Flow =
     Flow { src: Addr::NONE, dst: Addr::NONE, sport: Be16::new(0), dport: Be16::new(0), proto: 0 };
 
 #[inline(always)]
@@ -356,7 +359,7 @@ fn later(parsed: &mut Parsed, position: u32) -> Kind {
     match parsed.flow.proto {
         // It would write over the flags of the first (RFC 3128).
         proto::TCP if position < TCP_HEADER => Kind::UNREADABLE,
-        ESP | AUTHENTICATION => Kind::UNREADABLE,
+        ESP | AUTHENTICATION => Kind::OPAQUE,
         _ => Kind::LATER_FRAGMENT,
     }
 }
@@ -415,7 +418,7 @@ fn transport(packet: Packet, parsed: &mut Parsed) -> Kind {
             parsed.flow.sport = id;
             parsed.flow.dport = id;
         }
-        ESP | AUTHENTICATION => return Kind::UNREADABLE,
+        ESP | AUTHENTICATION => return Kind::OPAQUE,
         _ => {}
     }
     Kind::FLOW

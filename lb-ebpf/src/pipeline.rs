@@ -50,10 +50,8 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
                 Err(reported) => Verdict::Drop(reported),
             };
         }
-        // Unreadable, no IP, bad addresses.
-        _ => {
-            return not_understood(scratch, kind, Direction::Egress);
-        }
+        // Unreadable, opaque, no IP, bad addresses.
+        _ => return not_understood(scratch, kind, Direction::Egress),
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
@@ -113,10 +111,8 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         Kind::ICMP_ERROR => return icmp_error(packet, scratch, Direction::Ingress),
         Kind::UNTRACKED => return untracked(scratch, how::INGRESS),
         Kind::ARP | Kind::NEIGHBOR => return Verdict::Pass,
-        // Unreadable, no IP, bad addresses.
-        _ => {
-            return not_understood(scratch, kind, Direction::Ingress);
-        }
+        // Unreadable, opaque, no IP, bad addresses.
+        _ => return not_understood(scratch, kind, Direction::Ingress),
     }
     let now = maps::now();
     let Scratch { parsed, key, .. } = scratch;
@@ -211,30 +207,40 @@ fn checked(result: Result<(), verdict::Reported>) -> Verdict {
     }
 }
 
-/// A packet that no rule can be asked about.
+/// A packet that no rule can be asked about. Whatever the policies say it does not pass: receivers, and the node where it
+/// puts fragments together, may understand it, and then it was for a neighbor, a tunnel or a port that were never asked
+/// about. AH and ESP alone pass, as far as no policy concerns them.
 #[inline(never)]
 fn not_understood(scratch: &mut Scratch, kind: Kind, direction: Direction) -> Verdict {
     let ingress = direction == Direction::Ingress;
     let reason = match kind {
         Kind::NOT_IP => DropReason::NotIp,
         Kind::BAD_ADDRESS => DropReason::BadAddress,
-        _ => {
-            // What this host made, and what is for it, no policy concerns.
-            let node = if ingress {
-                scratch.ingress_ifindex == 0
-            } else {
-                origin::is_this_node(&scratch.parsed.flow.dst)
-            };
-            if !ingress && let Err(reported) = origin::check() {
-                return Verdict::Drop(reported);
-            }
-            if node || !policy::concerns(scratch, ingress) {
-                return Verdict::Pass;
-            }
-            DropReason::Unreadable
-        }
+        Kind::OPAQUE => return opaque(scratch, ingress),
+        _ => DropReason::Unreadable,
     };
     Verdict::Drop(verdict::report(reason, ingress, 0))
+}
+
+/// AH or ESP: it has ends, and nothing else that a rule could be about.
+#[inline(always)]
+fn opaque(scratch: &mut Scratch, ingress: bool) -> Verdict {
+    let node = if ingress {
+        if origin::addressee() == Addressee::OTHER {
+            return not_for_pod();
+        }
+        // A fragment that was put together and cut again has lost the device that it came in by.
+        scratch.ingress_ifindex == 0 && origin::is_this_node(&scratch.parsed.flow.src)
+    } else {
+        if let Err(reported) = origin::check() {
+            return Verdict::Drop(reported);
+        }
+        origin::is_this_node(&scratch.parsed.flow.dst)
+    };
+    if node || !policy::concerns(scratch, ingress) {
+        return Verdict::Pass;
+    }
+    Verdict::Drop(verdict::report(DropReason::Unreadable, ingress, 0))
 }
 
 /// A packet of no flow. Policies judge each by itself; `how` is of `policy::how`.
@@ -549,6 +555,9 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
         return Verdict::Neighbour(ifindex);
     }
     let ingress = direction == Direction::Ingress;
+    if onward == icmp::Onward::FORGED {
+        return Verdict::Drop(verdict::report(DropReason::ForgedError, ingress, 0));
+    }
     if onward == icmp::Onward::UNKNOWN {
         scratch.parsed.flow.dport = Be16::new(0);
         return untracked(scratch, if ingress { how::INGRESS } else { how::SENT });

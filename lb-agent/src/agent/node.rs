@@ -143,7 +143,7 @@ impl Agent {
         links.write(&far_ends, devices.routed().map(|(_, uplink)| uplink.mac), tables);
         let is_new = !changed.is_empty();
         if cluster.synced() {
-            sources.want(&wanted_sources(&veths, bindings, cluster), cluster, tables);
+            sources.want(&wanted_sources(&veths, bindings, cluster), tables);
             changed.extend(pods.have_sources(sources.devices()));
         }
         if !is_new {

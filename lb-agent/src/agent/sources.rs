@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use tracing::debug;
 
 use crate::bpf::maps::Tables;
-use crate::cluster::{Cluster, Name, Pod, Prefix};
+use crate::cluster::{Name, Pod, Prefix};
 use crate::issue::{Issue, ObjectRef};
 use crate::plan::MapError;
 
@@ -18,7 +18,7 @@ use crate::plan::MapError;
 #[derive(Debug)]
 pub(super) struct Sources {
     /// `--allowed-source-cidrs`.
-    allowed: Option<Box<[Prefix]>>,
+    allowed: Box<[Prefix]>,
     written: BTreeSet<(u32, Prefix)>,
     wanted: BTreeSet<(u32, Prefix)>,
     issues: Vec<Issue>,
@@ -30,29 +30,22 @@ impl Sources {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub(super) fn take_over(
-        allowed: Option<Box<[Prefix]>>,
-        tables: &Tables,
-    ) -> Result<Self, MapError> {
+    pub(super) fn take_over(allowed: Box<[Prefix]>, tables: &Tables) -> Result<Self, MapError> {
         let (written, wanted) = (tables.load_sources()?, BTreeSet::new());
         Ok(Self { allowed, written, wanted, issues: Vec::new(), begun: false })
     }
 
     /// Writes what is missing of the annotations of these Pods, by their devices.
-    pub(super) fn want(
-        &mut self,
-        pods: &[(u32, &Name, &Pod)],
-        cluster: &Cluster,
-        tables: &mut Tables,
-    ) {
+    pub(super) fn want(&mut self, pods: &[(u32, &Name, &Pod)], tables: &mut Tables) {
         self.begun = true;
         self.wanted.clear();
         self.issues.clear();
         for (ifindex, name, pod) in pods {
             for range in pod.sources.iter().flatten() {
-                let refused = match refusal(self.allowed.as_deref(), cluster, range) {
-                    None => self.write((*ifindex, *range), tables).err(),
-                    refused => refused,
+                let refused = if is_allowed(&self.allowed, range) {
+                    self.write((*ifindex, *range), tables).err()
+                } else {
+                    Some("is not within --allowed-source-cidrs".to_owned())
                 };
                 if let Some(why) = refused {
                     let message = format!("{range} {why}: nothing is admitted by it");
@@ -106,67 +99,31 @@ impl Sources {
     }
 }
 
-/// Why a range may not be admitted.
-fn refusal(allowed: Option<&[Prefix]>, cluster: &Cluster, range: &Prefix) -> Option<String> {
-    if let Some(allowed) = allowed {
-        let within = allowed.iter().any(|allowed| allowed.covers(range));
-        return (!within).then(|| "is not within --allowed-source-cidrs".to_owned());
-    }
-    if let Some(pods) = cluster.pod_ranges().find(|pods| pods.overlaps(range)) {
-        return Some(format!("overlaps {pods}, a range of Pods"));
-    }
-    if let Some((_, services)) = cluster.service_cidrs().find(|(_, of)| of.overlaps(range)) {
-        return Some(format!("overlaps {services}, a range of Services"));
-    }
-    let addrs = cluster.nodes().flat_map(|(_, node)| &node.addresses);
-    if let Some(addr) = addrs.chain(cluster.host_addrs()).find(|addr| range.contains(addr)) {
-        return Some(format!("has {addr}, which is a node's"));
-    }
-    let mut pods = cluster.all_pods().filter(|(_, pod)| !pod.host_network);
-    let other = pods
-        .find_map(|(name, pod)| pod.ips.iter().find(|ip| range.contains(ip)).map(|ip| (name, ip)));
-    other.map(|(name, ip)| format!("has {ip}, which is that of Pod {name}"))
+/// Whether a range is within one that the operator allows: who may annotate Pods is not who says which addresses they
+/// have.
+fn is_allowed(allowed: &[Prefix], range: &Prefix) -> bool {
+    allowed.iter().any(|allowed| allowed.covers(range))
 }
 
 #[cfg(test)]
 mod tests {
-    use lb_common::addr::Addr;
-
-    use super::refusal;
-    use crate::cluster::{Change, Cluster, Event, Name, Node, Pod, Prefix, ServiceCidr};
+    use super::is_allowed;
+    use crate::cluster::Prefix;
 
     #[test]
-    fn what_is_the_clusters_is_not_admitted_unless_the_operator_says_so() {
-        let mut cluster = Cluster::new("n1");
-        let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
+    fn what_the_operator_does_not_allow_is_not_admitted() {
         let range = |text: &str| text.parse::<Prefix>().unwrap();
-        let node = Node {
-            addresses: [addr("192.0.2.1")].into(),
-            pod_cidrs: [range("10.244.1.0/24")].into(),
-            ..Node::default()
-        };
-        cluster.apply(Event::Node(Change::Applied(Name::new("", "n1"), node)));
-        let cidr = ServiceCidr { prefixes: [range("10.96.0.0/16")].into() };
-        cluster.apply(Event::ServiceCidr(Change::Applied(Name::new("", "kubernetes"), cidr)));
-        let pod = Pod { ips: [addr("172.20.0.7")].into(), ..Pod::default() };
-        cluster.apply(Event::Pod(Change::Applied(Name::new("ns", "p"), pod)));
-        let cases = [
-            ("10.8.0.0/24", None),
-            ("fd00:8::/64", None),
-            ("10.244.1.7/32", Some("overlaps 10.244.1.0/24, a range of Pods")),
-            ("10.0.0.0/8", Some("overlaps 10.244.1.0/24, a range of Pods")),
-            ("10.96.0.0/24", Some("overlaps 10.96.0.0/16, a range of Services")),
-            ("192.0.2.0/24", Some("has 192.0.2.1, which is a node's")),
-            ("172.20.0.0/16", Some("has 172.20.0.7, which is that of Pod ns/p")),
-        ];
-        for (text, want) in cases {
-            assert_eq!(refusal(None, &cluster, &range(text)).as_deref(), want, "{text}");
-        }
-        let allowed = [range("10.0.0.0/8")];
-        let outside = Some("is not within --allowed-source-cidrs");
-        for (text, want) in [("10.244.0.0/16", None), ("0.0.0.0/0", outside), ("::/0", outside)] {
-            let got = refusal(Some(&allowed), &cluster, &range(text));
-            assert_eq!(got.as_deref(), want, "{text}");
+        let allowed = [range("10.0.0.0/8"), range("fd00:8::/32")];
+        for (text, want) in [
+            ("10.244.0.0/16", true),
+            ("10.0.0.0/8", true),
+            ("fd00:8:7::/48", true),
+            ("0.0.0.0/0", false),
+            ("192.0.2.1/32", false),
+            ("::/0", false),
+        ] {
+            assert_eq!(is_allowed(&allowed, &range(text)), want, "{text}");
+            assert!(!is_allowed(&[], &range(text)), "{text}: nothing is, by default");
         }
     }
 }

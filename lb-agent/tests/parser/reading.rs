@@ -131,7 +131,7 @@ fn quoted(frame: &[u8], outer: &Parsed) {
 }
 
 fn is_refusal(kind: Kind) -> bool {
-    matches!(kind, Kind::UNREADABLE | Kind::BAD_ADDRESS | Kind::NOT_IP)
+    matches!(kind, Kind::UNREADABLE | Kind::OPAQUE | Kind::BAD_ADDRESS | Kind::NOT_IP)
 }
 
 /// A packet with addresses as they are, and a chain that the programs promise to walk.
