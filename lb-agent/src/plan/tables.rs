@@ -76,9 +76,11 @@ impl Tables {
 
     /// A pass over the connection table has ended that began at `begun`.
     pub(super) fn passed(&mut self, begun: Duration, flows: Flows) {
+        // What is doubtful already has its time, which gives packets the time to read it.
+        let waits = self.bitmaps.is_doubtful();
         self.bitmaps.passed(begun, &flows);
         self.flows.passed(begun, flows);
-        if self.bitmaps.is_doubtful() {
+        if self.bitmaps.is_doubtful() && !waits {
             self.timers.sweep_at(begun);
         }
     }
