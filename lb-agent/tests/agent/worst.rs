@@ -89,7 +89,11 @@ fn the_worst_policies_stay_within_the_limit_and_cost_others_nothing() {
                 "10.9.1.7",
                 format!(
                     "ingress: {}",
-                    list(20_000, |i| format!("{{from: [{{ipBlock: {{cidr: {}}}}}]}}", ip(18, i)))
+                    // Of peers and ports of their own: rules that share one of them would be one.
+                    list(20_000, |i| {
+                        let ports = format!("ports: [{{port: {}}}]", i + 1);
+                        format!("{{from: [{{ipBlock: {{cidr: {}}}}}], {ports}}}", ip(18, i))
+                    })
                 ),
             ),
         ] {
