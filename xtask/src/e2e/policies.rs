@@ -147,7 +147,13 @@ fn stories(tenants: &Tenants<'_>, report: &mut Report) {
 
 /// A policy that has no room denies everything, and an Event on it names the node.
 fn no_room(tenants: &Tenants<'_>, selected: Pod) -> Result<String> {
-    let rules: Vec<Value> = TOO_MANY.map(|port| json!({"ports": [{"port": port}]})).collect();
+    // Each with peers and a port of its own: rules that share one of them would be one.
+    let rule = |port: u16| {
+        let own = format!("198.18.{}.{}/32", port >> 8, port & 0xff);
+        let peers = json!([{"namespaceSelector": {}}, {"ipBlock": {"cidr": own}}]);
+        json!({"from": peers, "ports": [{"port": port}]})
+    };
+    let rules: Vec<Value> = TOO_MANY.map(rule).collect();
     let spec = json!({"podSelector": {"matchLabels": {"app": selected.1}}, "ingress": rules});
     let name = "too-many";
     let found = tenants.with(&[policy(selected.0, name, &spec)], &|_, to| to != selected)?;
