@@ -694,9 +694,7 @@ fn tunnels_to_the_node_are_not_for_pods() {
         }
         for protocol in [4, 41, 47, 97, 137] {
             for (net, passes) in [(NODE, false), (4, false), (77, true)] {
-                let mut frame =
-                    packet::build(&format!("{} > {} udp", at(v4, POD, 9), at(v4, net, 9)));
-                frame[if v4 { 23 } else { 20 }] = protocol;
+                let frame = of_protocol(v4, (POD, net), protocol);
                 let want = if passes { Verdict::Next } else { Verdict::Drop };
                 assert_eq!(bed.leave_bytes(&frame).0, want, "{protocol} to {net}");
                 assert_eq!(bed.reasons() == "ENCAPSULATED/out+1", !passes);

@@ -117,6 +117,9 @@ fn is_another_s((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -
             .is_some_and(|settings| settings.flags & setting_flags::STRICT_SOURCE != 0)
 }
 
+/// Marks of an address that a Pod or a node has.
+const POD_OR_NODE: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
+
 const UNSPECIFIED4: Addr = Addr::v4(lb_common::be::Be32::new(0));
 
 /// Whose an address is, as seen from a Pod.
@@ -129,7 +132,6 @@ enum Ownership {
 
 #[inline(always)]
 fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
-    const OTHERS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
     if pod.is_some_and(|pod| pod.ip4 == *addr || pod.ip6 == *addr) {
         return Ownership::Own;
     }
@@ -144,7 +146,7 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
     if known.flags & ident_flags::HERE != 0 && pod.is_none() {
         return Ownership::Nobody;
     }
-    if known.flags & OTHERS != 0 { Ownership::Other } else { Ownership::Nobody }
+    if known.flags & POD_OR_NODE != 0 { Ownership::Other } else { Ownership::Nobody }
 }
 
 /// Whether the Pod may have an address of which nobody is known to have it: one that it gave itself, or that an annotation
@@ -170,13 +172,13 @@ fn is_link_local(addr: &Addr) -> bool {
 /// plugins give Pods such an address for what leaves the cluster.
 #[inline(always)]
 fn is_beyond_link(flow: &Flow, pod: Option<&Pod>) -> bool {
-    const ENDS: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
     let Flow { src, dst, .. } = flow;
     src.is_v4()
         && is_link_local(src)
         && !is_link_local(dst)
         && !pod.is_some_and(|pod| pod.ip4 == *src)
-        && maps::ident(dst).is_some_and(|known| known.ifindex != 0 || known.flags & ENDS != 0)
+        && maps::ident(dst)
+            .is_some_and(|known| known.ifindex != 0 || known.flags & POD_OR_NODE != 0)
 }
 
 /// Whether a node would take another packet out of this one and treat it as its own.
