@@ -77,7 +77,8 @@ pod! {
         /// its veth: the `veth` of the Pod's entry. Reply entry of a masqueraded flow: the low 32 bits of the kernel's
         /// ticks when it was opened.
         pub epoch: u32,
-        /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`.
+        /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`. Bits 7 and 15, in masqueraded
+        /// flows: packets that are neither of the handshake nor resets.
         pub flags: u32,
     }
 }
@@ -193,6 +194,9 @@ pub enum Direction {
 const REMEMBERED: u8 = tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK;
 /// Either says that a side sends no more.
 const LAST: u8 = tcp::FIN | tcp::RST;
+/// Beside the TCP flags that are remembered of a side of a masqueraded flow: it has sent something other than a part of the
+/// handshake or a reset. (The bit is that of CWR, which is not remembered.)
+const SPOKE: u8 = 0x80;
 pub(crate) const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
 
 /// TCP flags seen leaving the Pod.
@@ -205,9 +209,13 @@ const fn received(flags: u32) -> u8 {
     (flags >> 8) as u8
 }
 
-/// What a packet leaves in the flags of its entry.
-const fn marks(direction: Direction, tcp_flags: u8) -> u32 {
-    let tcp = (tcp_flags & REMEMBERED) as u32;
+/// What a packet leaves in the flags of its entry, which are `flags`.
+const fn marks(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+    const SPEAKS: u8 = tcp::SYN | tcp::RST | tcp::ACK;
+    let mut tcp = (tcp_flags & REMEMBERED) as u32;
+    if flags & bits::MASQUERADED != 0 && tcp_flags & SPEAKS == tcp::ACK {
+        tcp |= SPOKE as u32;
+    }
     match direction {
         Direction::Egress => tcp | bits::SEEN_OUT,
         Direction::Ingress => tcp << 8 | bits::SEEN_IN,
@@ -216,7 +224,7 @@ const fn marks(direction: Direction, tcp_flags: u8) -> u32 {
 
 /// Whether a packet may change the flags of its entry, which [`seen`] then says: what established flows pay for.
 pub const fn is_news(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
-    let marks = marks(direction, tcp_flags);
+    let marks = marks(flags, direction, tcp_flags);
     flags & marks != marks || tcp_flags & tcp::SYN != 0
 }
 
@@ -257,7 +265,7 @@ pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
             tcp_flags &= !tcp::ACK;
         }
     } else {
-        if tcp_flags & ANSWER == ANSWER && !is_closed(flags) {
+        if tcp_flags & ANSWER == ANSWER && !is_over(flags) {
             flags &= !(LAST as u32 | (LAST as u32) << 8);
         }
         if flags & bits::REPLY != 0 {
@@ -265,12 +273,12 @@ pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
             flags |= BOTH_WAYS;
         }
     }
-    flags | marks(direction, tcp_flags)
+    flags | marks(flags, direction, tcp_flags)
 }
 
 /// Flags of a flow whose first packet this is: as [`seen`] makes them, without a branch.
 pub const fn opened(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
-    flags | marks(direction, tcp_flags & !tcp::ACK)
+    flags | marks(flags, direction, tcp_flags & !tcp::ACK)
 }
 
 /// What the other entry of a translated flow is to know of `flags`, as [`seen`] made them of `before`: `other` are its
@@ -311,6 +319,20 @@ pub const fn is_closed(flags: u32) -> bool {
     own & tcp::RST != 0 || sent(flags) & LAST != 0 && received(flags) & LAST != 0
 }
 
+/// Whether the backend of a masqueraded connection reset it before it sent anything else but its part of the handshake.
+/// That is what a host does when the last packet of the handshake does not fit (RFC 9293 §3.10.7.4): the client never got
+/// the one before, and sent its own blindly, in the name of another address. When the reset was forged instead, the
+/// backend's next packet says so.
+const fn is_refused(flags: u32) -> bool {
+    let (_, backend) = sides(flags);
+    flags & bits::MASQUERADED != 0 && backend & (tcp::RST | SPOKE) == tcp::RST
+}
+
+/// Whether nothing of the connection is left, as far as can be known.
+pub const fn is_over(flags: u32) -> bool {
+    is_closed(flags) || is_refused(flags)
+}
+
 /// Whether a TCP handshake was completed, or never seen.
 pub const fn is_established(flags: u32) -> bool {
     let (opener, _) = sides(flags);
@@ -327,7 +349,7 @@ pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
         return false;
     }
     let plain = flags & (bits::FORWARD | bits::REPLY) == 0;
-    is_closed(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
+    is_over(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
 }
 
 /// Whether an entry without translation outlives a SYN that was judged anew and allowed: a living connection is not
@@ -383,7 +405,7 @@ pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
 /// everything else 600 s.
 pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
     match protocol {
-        proto::TCP if is_closed(flags) => 70,
+        proto::TCP if is_over(flags) => 70,
         proto::TCP if flags & bits::PICKED_UP != 0 && flags & BOTH_WAYS != BOTH_WAYS => {
             if is_closing(flags) {
                 70
@@ -507,7 +529,12 @@ mod tests {
             ("the Pod's own", 0, &[(Egress, rst)], true),
             ("a reset of a client outside", bits::EXTERNAL | bits::REPLY, &[(Ingress, rst)], false),
             ("of its backend, a Pod here", bits::EXTERNAL | bits::REPLY, &[(Egress, rst)], true),
-            ("of a backend on another node", masqueraded, &[(Egress, rst)], false),
+            (
+                "of a backend on another node",
+                masqueraded,
+                &[(Egress, tcp::ACK), (Egress, rst)],
+                false,
+            ),
             ("of both ends", masqueraded, &[(Egress, rst), (Ingress, fin)], true),
         ];
         for (name, kind, steps, want) in cases {
@@ -519,6 +546,35 @@ mod tests {
             let secs = if want { 70 } else { 3600 };
             assert_eq!(timeout_secs(proto::TCP, flags), secs, "{name}");
         }
+    }
+
+    /// A backend elsewhere answers a SYN, and resets what does not fit its answer.
+    #[test]
+    fn a_connection_that_was_completed_blindly_is_over() {
+        use super::is_over;
+        let masqueraded = bits::EXTERNAL | bits::MASQUERADED;
+        let (rst, data) = ((Egress, tcp::RST), (Egress, tcp::ACK | tcp::PSH));
+        let (syn, again) = ((Ingress, tcp::SYN), (Egress, SYN_ACK));
+        let cases: [(&str, Sent<'_>, bool); 7] = [
+            ("a connection", &[], false),
+            ("refused", &[rst], true),
+            ("although the answer to the SYN is repeated", &[rst, again, again], true),
+            ("and the client insists", &[rst, (Ingress, tcp::ACK)], true),
+            ("the reset was forged", &[rst, data], false),
+            ("it was, after the backend spoke", &[data, rst], false),
+            ("left by its client before", &[(Ingress, FIN_ACK)], false),
+        ];
+        for (name, steps, want) in cases {
+            let flags = of(masqueraded | bits::REPLY, &[&turned(&OPEN), steps].concat());
+            assert_eq!(is_over(flags), want, "{name}");
+            assert_eq!(reopens(flags, syn.0, syn.1), want, "{name}");
+            assert_eq!(timeout_secs(proto::TCP, flags) == 70, want, "{name}");
+        }
+        let here = of(
+            bits::EXTERNAL | bits::REPLY,
+            &[&turned(&OPEN), &[(Ingress, tcp::RST)][..]].concat(),
+        );
+        assert!(!is_over(here), "a client's reset is anybody's");
     }
 
     #[test]

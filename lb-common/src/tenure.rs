@@ -4,7 +4,7 @@
 //! | rank | who | taken |
 //! |---|---|---|
 //! | [`OVER`] | expired, as of both entries | at once |
-//! | [`DONE`] | a closed TCP connection; one UDP question with its answer; what nobody answered for two seconds | when no port tried is free |
+//! | [`DONE`] | a closed TCP connection, or one that its backend refused; one UDP question with its answer; what nobody answered for two seconds | when no port tried is free |
 //! | [`OPENING`] | a question or a handshake under way | when none of those was met either |
 //! | [`QUIET`] | a UDP conversation that paused for 5 s, a stream for 30 s; a TCP connection that one side left, and silent since | in the last place |
 //! | [`KEEPS`] | a living TCP connection, a UDP conversation | never |
@@ -12,7 +12,7 @@
 //! Within a rank the port goes that has been idle for the longest time.
 
 use crate::conntrack::{
-    BOTH_WAYS, bits, is_closed, is_closing, is_established, stamps, timeout_secs, together,
+    BOTH_WAYS, bits, is_closing, is_established, is_over, stamps, timeout_secs, together,
 };
 use crate::flow::proto;
 
@@ -63,7 +63,7 @@ pub const fn readiness(holder: &Holder) -> u32 {
     let flags = together(reply, forward);
     let (rank, ticks) = if idle > stamps(timeout_secs(protocol, flags), hz) {
         (OVER, idle_ticks(idle))
-    } else if protocol == proto::TCP && is_closed(flags) {
+    } else if protocol == proto::TCP && is_over(flags) {
         (DONE, idle_ticks(idle))
     } else if is_unanswered(protocol, flags) {
         (if age > UNANSWERED_SECS * hz { DONE } else { OPENING }, age)
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn who_gives_a_port_and_who_keeps_it() {
         let tcp_of = |more: &[(Direction, u8)]| after(&[&OPEN, more].concat());
-        let (fin, rst) = ((Egress, FIN_ACK), (Egress, tcp::RST));
+        let (fin, rst, said) = ((Egress, FIN_ACK), (Egress, tcp::RST), (Egress, tcp::ACK));
         let asked = after(&[(Ingress, 0)]);
         let answered = after(&[(Ingress, 0), (Egress, 0)]);
         let talks = (answered.0, again(answered.1));
@@ -153,13 +153,15 @@ mod tests {
             ("a SYN just now", proto::TCP, after(&OPEN[..1]), 0, 0, OPENING),
             ("answered, not completed", proto::TCP, after(&OPEN[..2]), 1, 1, OPENING),
             ("for three seconds", proto::TCP, after(&OPEN[..2]), 1, 3, DONE),
-            ("refused", proto::TCP, after(&[OPEN[0], (Egress, tcp::RST | tcp::ACK)]), 3, 3, DONE),
+            ("refused", proto::TCP, after(&[OPEN[0], (Egress, tcp::RST | tcp::ACK)]), 0, 0, DONE),
+            ("completed blindly, refused", proto::TCP, tcp_of(&[rst]), 0, 0, DONE),
+            ("which was not the backend", proto::TCP, tcp_of(&[rst, said]), 0, 0, KEEPS),
             ("for a minute", proto::TCP, after(&OPEN[..2]), 62, 62, OVER),
             ("a connection", proto::TCP, tcp_of(&[]), 0, 0, KEEPS),
             ("idle for hours", proto::TCP, tcp_of(&[]), 80_000, 80_000, KEEPS),
             ("one side has left", proto::TCP, tcp_of(&[fin]), 60, 60, KEEPS),
-            ("reset by anybody", proto::TCP, tcp_of(&[rst]), 60, 60, KEEPS),
-            ("the same, and silent since", proto::TCP, tcp_of(&[rst]), 72, 72, QUIET),
+            ("reset by anybody", proto::TCP, tcp_of(&[said, rst]), 60, 60, KEEPS),
+            ("the same, and silent since", proto::TCP, tcp_of(&[said, rst]), 72, 72, QUIET),
             ("both sides have", proto::TCP, tcp_of(&[fin, (Ingress, FIN_ACK)]), 0, 9, DONE),
             (
                 "for longer than TIME_WAIT",

@@ -171,6 +171,7 @@ fn held(key: &CtKey) -> Option<Tracked> {
 /// between the same ends.
 #[inline(always)]
 fn forward_of(key: &CtKey, reply: &CtEntry, partner: &mut CtKey) -> Option<Tracked> {
+    // `lb_common::conntrack::partner` of such an entry, which as a call would need more stack than 6.1 allows here.
     *partner = CtKey {
         local: reply.nat_addr,
         remote: reply.aux_addr,

@@ -32,7 +32,7 @@ impl Clock {
     /// # Errors
     /// When the clock cannot be read.
     pub fn stamp(&self) -> io::Result<u32> {
-        self.jiffies().map(conntrack::stamp)
+        self.ticks().map(conntrack::stamp)
     }
 
     /// The stamp that the programs will write after this time.
@@ -41,7 +41,7 @@ impl Clock {
     /// When the clock cannot be read.
     pub fn stamp_in(&self, time: Duration) -> io::Result<u32> {
         let ticks = time.as_secs().saturating_mul(self.hz.into());
-        Ok(conntrack::stamp(self.jiffies()?.saturating_add(ticks)))
+        Ok(conntrack::stamp(self.ticks()?.saturating_add(ticks)))
     }
 
     /// The tick counter, as in the map `affinity`.
@@ -49,10 +49,6 @@ impl Clock {
     /// # Errors
     /// When the clock cannot be read.
     pub fn ticks(&self) -> io::Result<u64> {
-        self.jiffies()
-    }
-
-    fn jiffies(&self) -> io::Result<u64> {
         Ok(jiffies(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into(), self.hz))
     }
 }

@@ -87,6 +87,12 @@ impl Lab {
                 hears(&flow, "");
                 says("");
             }
+            "completed blindly" => {
+                hears(&flow, " SA seq=7 ack=2");
+                says(" A seq=2 ack=99");
+                hears(&flow, " R seq=99");
+                hears(&flow, " SA seq=7 ack=2");
+            }
             "established" | "closed" => {
                 hears(&flow, " SA seq=7 ack=2");
                 says(" A seq=2 ack=8");
@@ -105,7 +111,12 @@ impl Lab {
 #[test]
 fn what_is_over_does_not_use_up_the_ports() {
     let mut lab = Lab::new::<64>();
-    let cases = [(0, "udp", "answered"), (1, "udp", "answered"), (0, "tcp", "closed")];
+    let cases = [
+        (0, "udp", "answered"),
+        (1, "udp", "answered"),
+        (0, "tcp", "closed"),
+        (1, "tcp", "completed blindly"),
+    ];
     for (family, transport, kind) in cases {
         let service = lab.serve(&FAMILIES[family], transport);
         for port in 2_000..3_000 {
@@ -114,7 +125,7 @@ fn what_is_over_does_not_use_up_the_ports() {
         assert_eq!(lab.bed.dropped(), 0, "{transport}");
     }
     let entries = lab.bed.conntrack().len();
-    assert!(entries <= 3 * 2 * 64, "both entries of a flow go with its port: {entries}");
+    assert!(entries <= 4 * 2 * 64, "both entries of a flow go with its port: {entries}");
 }
 
 /// Two ports, two flows: which of them a third one gets the port of.
@@ -131,6 +142,8 @@ fn who_needs_a_port_least_yields_it() {
         ("tcp", "closed", 0, "half open", 0, true),
         ("tcp", "half open", 0, "established", 9_000, true),
         ("tcp", "closed", 9, "closed", 0, true),
+        ("tcp", "completed blindly", 0, "established", 0, true),
+        ("tcp", "completed blindly", 0, "half open", 0, true),
     ];
     let mut lab = Lab::new::<2>();
     for (transport, first, age, second, age_of_second, first_yields) in cases {
