@@ -2,6 +2,7 @@
 //! `tidy/` is a family of rules from the repository's text to complaints; nothing here runs or builds anything.
 
 mod architecture;
+mod language;
 mod modules;
 mod sources;
 mod versions;
@@ -27,7 +28,7 @@ const FILE_LINES: usize = 300;
 /// When a rule is broken; all complaints at once.
 pub(crate) fn check() -> Result<()> {
     say("tidy");
-    let sources = read_sources(root())?;
+    let sources = read_files(root(), ".rs")?;
     for source in sources.iter().filter(|source| source.text.lines().count() > FILE_LINES) {
         eprintln!("hint: {}: {} lines", source.path, source.text.lines().count());
     }
@@ -37,6 +38,7 @@ pub(crate) fn check() -> Result<()> {
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md"));
     complaints
         .extend(architecture::check(&sources, &architecture.context("read ARCHITECTURE.md")?));
+    complaints.extend(language::check(&read_files(root(), ".md")?));
     complaints.extend(versions::check()?);
     end(&complaints)
 }
@@ -56,8 +58,8 @@ fn end(complaints: &[String]) -> Result<()> {
     bail!("tidy has {} complaints:\n  {}", complaints.len(), complaints.join("\n  "))
 }
 
-/// Every `.rs` of the repository, in a stable order.
-fn read_sources(root: &Path) -> Result<Vec<Source>> {
+/// Reads every file of the repository whose name ends so, in a stable order.
+fn read_files(root: &Path, ending: &str) -> Result<Vec<Source>> {
     let mut dirs = vec![root.to_owned()];
     let mut files: Vec<PathBuf> = Vec::new();
     while let Some(dir) = dirs.pop() {
@@ -70,7 +72,7 @@ fn read_sources(root: &Path) -> Result<Vec<Source>> {
                 if !name.starts_with('.') && !entry.path().join("CACHEDIR.TAG").exists() {
                     dirs.push(entry.path());
                 }
-            } else if name.ends_with(".rs") {
+            } else if name.ends_with(ending) {
                 files.push(entry.path());
             }
         }

@@ -1,0 +1,201 @@
+//! The words that this project does not use in its texts, and where a text uses one of them. The list is for everything
+//! that people read: documents here, strings of the source code in the rules that look for them.
+
+use super::Source;
+
+/// Words that are refused, and what to write in their place.
+pub(super) struct Phrase {
+    /// Lower case, separated by single spaces. `*` stands for any one word.
+    words: &'static str,
+    /// What a reader of Kubernetes' or Rust's documentation expects.
+    pub(super) instead: &'static str,
+}
+
+const fn phrase(words: &'static str, instead: &'static str) -> Phrase {
+    Phrase { words, instead }
+}
+
+/// All of them. A pattern belongs here when nearly every hit is a mistake.
+const REFUSED: [Phrase; 44] = [
+    phrase("somebody", "name who it is: client, Pod, node, caller"),
+    phrase("nobody", "name who it is: no client, no Pod, no caller"),
+    phrase("everybody", "name who it is: all clients, every namespace"),
+    phrase("anybody", "name who it is: any client, any Pod"),
+    phrase("anew", "again"),
+    phrase("lately", "recently, or a time"),
+    phrase("of late", "recently, or a time"),
+    phrase("whom", "who, or turn the sentence around"),
+    phrase("whence", "where … from"),
+    phrase("thereof", "its, of it"),
+    phrase("wherein", "in which"),
+    phrase("for ever", "forever, permanently, without limit"),
+    phrase("told of", "reported, known"),
+    phrase("tell of", "report, show"),
+    phrase("tells of", "reports, shows"),
+    phrase("telling of", "reporting, showing"),
+    phrase("told by", "identified by"),
+    phrase("told apart", "distinguished"),
+    phrase("tell apart", "distinguish"),
+    phrase("tells apart", "distinguishes"),
+    phrase("told from", "distinguished from"),
+    phrase("comes of", "results from"),
+    phrase("come of", "result from"),
+    phrase("came of", "resulted from"),
+    phrase("becomes of", "happens to"),
+    phrase("become of", "happen to"),
+    phrase("became of", "happened to"),
+    phrase("the way of", "say which path or method"),
+    phrase("whose affair", "say which component is responsible"),
+    phrase("one's affair", "say which component is responsible"),
+    phrase("not to be had", "not available"),
+    phrase("to be had", "available"),
+    phrase("what few have", "name it"),
+    phrase("what few * have", "name it"),
+    phrase("so many", "say how many, or: the number of"),
+    phrase("as of", "since, like, as with"),
+    phrase("as long as you like", "without a limit"),
+    phrase("all the same", "anyway, nevertheless"),
+    phrase("out of namespaces", "made from namespaces, built from namespaces"),
+    phrase("is no *", NOT_A),
+    phrase("are no *", NOT_A),
+    phrase("was no *", NOT_A),
+    phrase("were no *", NOT_A),
+    phrase("be no *", NOT_A),
+];
+
+const NOT_A: &str = "is not a …, are not …";
+
+/// What may stand before `is no`, and what may follow it: `there is no room`, `is no longer`, `is no more than`.
+const BEFORE: [&str; 2] = ["there", "here"];
+const AFTER: [&str; 12] = [
+    "longer", "more", "less", "fewer", "larger", "smaller", "older", "newer", "slower", "faster",
+    "better", "worse",
+];
+
+/// A document, and why it may still say what is refused.
+pub(super) const UNREAD: [&str; 7] = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "README.md",
+    "SECURITY.md",
+    "THREATMODEL.md",
+    "deploy/README.md",
+    "lb-agent/tests/SEMANTICS.md",
+];
+
+/// Checks the prose of Markdown documents; code in them says what the code says.
+pub(super) fn check(documents: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for document in documents.iter().filter(|document| !UNREAD.contains(&document.path.as_str())) {
+        for (line, phrase) in refused(&prose(&document.text)) {
+            complaints.push(format!(
+                "{}: line {line}: \"{}\": better: {}",
+                document.path, phrase.words, phrase.instead
+            ));
+        }
+    }
+    complaints
+}
+
+/// Returns each refused phrase of a text with its line, counted from 1. A phrase may run over the end of a line, but not
+/// over punctuation.
+pub(super) fn refused(text: &str) -> Vec<(usize, &'static Phrase)> {
+    let words = words(text);
+    let mut found = Vec::new();
+    for (at, (line, _)) in words.iter().enumerate() {
+        for phrase in REFUSED.iter().filter(|phrase| is_at(phrase, &words, at)) {
+            found.push((*line, phrase));
+        }
+    }
+    found
+}
+
+fn is_at(phrase: &Phrase, words: &[(usize, String)], at: usize) -> bool {
+    let mut rest = words.iter().skip(at).map(|(_, word)| word.as_str());
+    let mut last = "";
+    for wanted in phrase.words.split(' ') {
+        last = match rest.next() {
+            Some(word) if !word.is_empty() && (wanted == "*" || wanted == word) => word,
+            _ => return false,
+        };
+    }
+    let before = at.checked_sub(1).and_then(|at| words.get(at)).map_or("", |(_, word)| word);
+    phrase.instead != NOT_A || !(BEFORE.contains(&before) || AFTER.contains(&last))
+}
+
+/// Splits a text into lower-case words with their lines. What ends a phrase, such as a full stop, is an empty word.
+fn words(text: &str) -> Vec<(usize, String)> {
+    let mut words = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        for part in line.split_inclusive(|c: char| !c.is_alphanumeric() && c != '\'' && c != '-') {
+            let word = part.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '\'');
+            let owner = word.strip_suffix("'s").filter(|word| !word.ends_with("one"));
+            if !word.is_empty() {
+                words.push((n + 1, owner.unwrap_or(word).to_lowercase()));
+            }
+            if part.ends_with(|c: char| !c.is_alphanumeric() && !c.is_whitespace()) {
+                words.push((n + 1, String::new()));
+            }
+        }
+        if line.trim().is_empty() {
+            words.push((n + 1, String::new()));
+        }
+    }
+    words
+}
+
+/// Blanks what is not prose in Markdown, and keeps every line's number: fenced blocks, code in a line, targets of links.
+pub(super) fn prose(text: &str) -> String {
+    let mut prose = String::with_capacity(text.len());
+    let mut fenced = false;
+    for line in text.lines() {
+        let fence = line.trim_start().starts_with("```");
+        if !fence && !fenced {
+            let code = line.split('`').enumerate();
+            let kept: Vec<&str> =
+                code.map(|(n, part)| if n % 2 == 0 { part } else { "." }).collect();
+            prose += &without_targets(&kept.join("`"));
+        }
+        fenced ^= fence;
+        prose.push('\n');
+    }
+    prose
+}
+
+fn without_targets(line: &str) -> String {
+    let mut parts = line.split("](");
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        kept.push(']');
+        kept += part.split_once(')').map_or(part, |(_, rest)| rest);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{prose, refused};
+
+    fn found(text: &str) -> Vec<(usize, &str)> {
+        refused(text).into_iter().map(|(line, phrase)| (line, phrase.words)).collect()
+    }
+
+    #[test]
+    fn phrases_are_found_over_line_ends_but_not_over_sentences() {
+        assert_eq!(found("It was told\n  of changes. Anew!"), [(1, "told of"), (2, "anew")]);
+        assert_eq!(found("what it was told. Of those"), []);
+        assert_eq!(found("Nobody's port, a renewed one"), [(1, "nobody")]);
+    }
+
+    #[test]
+    fn only_is_no_something_is_refused() {
+        assert_eq!(found("A node is no Pod."), [(1, "is no *")]);
+        assert_eq!(found("there is no Pod, it is no longer one, and is no more than that"), []);
+    }
+
+    #[test]
+    fn code_and_targets_of_links_are_not_prose() {
+        let text = "a `nobody` b\n```\nanew\n```\n[text](anew.md) lately\n";
+        assert_eq!(found(&prose(text)), [(5, "lately")]);
+    }
+}
