@@ -1,7 +1,7 @@
 //! What of the cluster's objects does something else here than under kube-proxy, object by object: for those who are
 //! about to change. What does not work at all is an issue, and stands in the name table.
 //!
-//! The rows "differs" of the table in README.md, as far as objects tell. IPVS schedulers are no object's.
+//! The rows "differs" of the table in docs/src/services.md, as far as objects tell. IPVS schedulers are no object's.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,4 +1,4 @@
-//! The results as Markdown for the README, and as JSON.
+//! The results as Markdown for docs/src/performance.md, and as JSON.
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -48,7 +48,7 @@ pub(super) fn print_json(results: &Results) -> Result<()> {
     Ok(())
 }
 
-/// Prints tables for the README.
+/// Prints tables for docs/src/performance.md.
 pub(super) fn print_markdown(results: &Results) -> Result<()> {
     let Results { machine, paths, policies, floods, answers, programming, nanos } = results;
     println!(

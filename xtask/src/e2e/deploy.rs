@@ -146,7 +146,7 @@ pub(crate) fn agent_on(cluster: &Cluster, node: &str) -> Result<Value> {
     items(&list).next().cloned().with_context(|| format!("no agent on {node}"))
 }
 
-/// Removes the agent, its programs, its maps and its state from every node, as deploy/README.md tells a user to.
+/// Removes the agent, its programs, its maps and its state from every node, as docs/src/operations.md says.
 ///
 /// # Errors
 /// When something stays behind.

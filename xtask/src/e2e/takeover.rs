@@ -1,5 +1,5 @@
 //! `--takeover`: the agent takes the place of a kube-proxy that runs as a DaemonSet, and gives it back, by the commands
-//! of deploy/README.md, while connections are made and kept open from Pods, from hosts and from outside.
+//! of docs/src/takeover.md, while connections are made and kept open from Pods, from hosts and from outside.
 
 mod kube_proxy;
 mod load;

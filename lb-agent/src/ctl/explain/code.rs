@@ -1,4 +1,4 @@
-//! The stable codes of causes. Each has a row in the README; none is ever given another meaning.
+//! The stable codes of causes. Each has a row in docs/src/explain.md; a code never changes its meaning.
 
 use serde::{Serialize, Serializer};
 

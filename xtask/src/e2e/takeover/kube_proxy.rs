@@ -33,7 +33,7 @@ impl KubeProxy {
         Ok(Self { objects: [read(CONFIG_MAP)?, read(DAEMON_SET)?] })
     }
 
-    /// Deletes them, as deploy/README.md says, and waits until no Pod is left.
+    /// Deletes them, as docs/src/takeover.md says, and waits until no Pod is left.
     ///
     /// # Errors
     /// When one stays.
