@@ -17,6 +17,7 @@ mod verifier;
 mod bench;
 mod binaries;
 mod demo;
+mod docs;
 
 mod e2e;
 mod image;
@@ -37,7 +38,7 @@ struct Task {
 }
 
 /// Every task, in the order in which a newcomer meets them.
-const TASKS: [Task; 10] = [
+const TASKS: [Task; 11] = [
     Task {
         name: "setup",
         about: "install what the tasks below need and this machine lacks",
@@ -107,6 +108,13 @@ const TASKS: [Task; 10] = [
         usage: image::USAGE,
         needs: &[Need::Rust, Need::BpfLinker],
         run: image::run,
+    },
+    Task {
+        name: "docs",
+        about: "check the links of all documents and build the book in target/book",
+        usage: docs::USAGE,
+        needs: &[Need::Rust, Need::Mdbook],
+        run: docs::run,
     },
     Task {
         name: "e2e",

@@ -12,6 +12,7 @@ pub(crate) const TOOLCHAIN: &str = "1.98.0";
 /// The major version of the toolchain's LLVM, which bpf-linker must share to read its bitcode.
 const LLVM: &str = "22";
 const BPF_LINKER: &str = "0.13.0";
+const MDBOOK: &str = "0.5.4";
 
 pub(crate) const USAGE: &str = "setup";
 
@@ -42,9 +43,11 @@ pub(crate) enum Need {
     Kubectl,
     /// cargo-deny.
     CargoDeny,
+    /// mdbook, which builds the book; in the build directory, since it is pinned and few machines want it.
+    Mdbook,
 }
 
-/// All that the tasks need but a cluster's tools and cargo-deny, which few machines want.
+/// All that the tasks need, except a cluster's tools, cargo-deny and mdbook, which few machines want.
 pub(crate) const ALL: &[Need] = &[
     Need::Rust,
     Need::BpfLinker,
@@ -83,6 +86,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::CargoDeny) && found("cargo-deny").is_none() {
         run_install("cargo-deny", &["--locked", "cargo-deny"], None)?;
+    }
+    if needs.contains(&Need::Mdbook) {
+        install_mdbook()?;
     }
     if needs.contains(&Need::Kubectl) && found("kubectl").is_none() {
         bail!(
@@ -149,9 +155,12 @@ fn missing_packages(need: Need) -> Vec<Package> {
         Need::Iptables => {
             program("iptables-legacy", "iptables", "`iptables-legacy`, whose rules tests take over")
         }
-        Need::Rust | Need::BpfLinker | Need::Musl(_) | Need::Kubectl | Need::CargoDeny => {
-            Vec::new()
-        }
+        Need::Rust
+        | Need::BpfLinker
+        | Need::Musl(_)
+        | Need::Kubectl
+        | Need::CargoDeny
+        | Need::Mdbook => Vec::new(),
     }
 }
 
@@ -296,6 +305,28 @@ fn install_bpf_linker() -> Result<()> {
         Some(&prefix),
     )?;
     bpf_linker_fits().context("after the installation (is cargo's bin directory in $PATH?)")
+}
+
+/// The pinned mdbook, once it is installed.
+pub(crate) fn mdbook() -> PathBuf {
+    tools().join("bin/mdbook")
+}
+
+/// Where tools go that only this repository uses.
+fn tools() -> PathBuf {
+    command::target_dir().join("tools")
+}
+
+fn install_mdbook() -> Result<()> {
+    let version = output(command(&mdbook().to_string_lossy()).arg("--version"));
+    if version.is_ok_and(|version| version.trim() == format!("mdbook v{MDBOOK}")) {
+        return Ok(());
+    }
+    say(&format!("building mdbook {MDBOOK} in {}; this takes a minute", tools().display()));
+    let root = tools().to_string_lossy().into_owned();
+    let version = ["mdbook", "--locked", "--version", MDBOOK, "--force", "--root", &root];
+    let features = ["--no-default-features", "--features", "search"];
+    run_install("mdbook", &[&version[..], &features].concat(), None)
 }
 
 fn run_install(what: &str, args: &[&str], llvm: Option<&str>) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod language;
+mod links;
 mod modules;
 mod sources;
 mod versions;
@@ -38,7 +39,9 @@ pub(crate) fn check() -> Result<()> {
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md"));
     complaints
         .extend(architecture::check(&sources, &architecture.context("read ARCHITECTURE.md")?));
-    complaints.extend(language::check(&read_files(root(), ".md")?));
+    let documents = read_files(root(), ".md")?;
+    complaints.extend(language::check(&documents));
+    complaints.extend(links::check(&documents, is_there));
     complaints.extend(versions::check()?);
     end(&complaints)
 }
@@ -49,6 +52,18 @@ pub(crate) fn check() -> Result<()> {
 /// When a layout changed without a new version.
 pub(crate) fn layout() -> Result<()> {
     end(&versions::check()?)
+}
+
+/// The rule on links of documents alone.
+///
+/// # Errors
+/// When a link leads nowhere.
+pub(crate) fn documents() -> Result<()> {
+    end(&links::check(&read_files(root(), ".md")?, is_there))
+}
+
+fn is_there(path: &Path) -> bool {
+    root().join(path).exists()
 }
 
 fn end(complaints: &[String]) -> Result<()> {
