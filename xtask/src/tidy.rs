@@ -2,6 +2,7 @@
 //! `tidy/` is a family of rules from the repository's text to complaints; nothing here runs or builds anything.
 
 mod architecture;
+mod attacks;
 mod language;
 mod links;
 mod modules;
@@ -42,6 +43,8 @@ pub(crate) fn check() -> Result<()> {
     let documents = read_files(root(), ".md")?;
     complaints.extend(language::check(&documents));
     complaints.extend(links::check(&documents, is_there));
+    let threats = std::fs::read_to_string(root().join("THREATMODEL.md"));
+    complaints.extend(attacks::check(&sources, &threats.context("read THREATMODEL.md")?));
     complaints.extend(versions::check()?);
     end(&complaints)
 }

@@ -1,0 +1,43 @@
+//! Every test that THREATMODEL.md names as a defense's proof exists: a renamed or deleted test must not stay behind there.
+
+use super::Source;
+
+pub(super) fn check(sources: &[Source], threats: &str) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (n, line) in threats.lines().enumerate() {
+        // The last cell of a row.
+        let cell = line.strip_suffix('|').and_then(|row| row.rsplit('|').next()).unwrap_or("");
+        for test in cell.split('`').skip(1).step_by(2).filter(|word| is_test(word)) {
+            let function = match test.strip_suffix('…') {
+                Some(start) => format!("fn {start}"),
+                None => format!("fn {test}("),
+            };
+            if !sources.iter().any(|source| source.text.contains(&function)) {
+                complaints.push(format!("THREATMODEL.md: line {}: no test {test}", n + 1));
+            }
+        }
+    }
+    complaints
+}
+
+/// Tests have names of several words, unlike rings and files.
+fn is_test(word: &str) -> bool {
+    let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '…';
+    word.chars().all(name) && word.matches('_').count() > 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Source, check};
+
+    #[test]
+    fn a_test_that_is_gone_is_named() {
+        let text = "fn pods_are_no_routers() {}\nfn a_flood_of_flows_ends() {}\n".to_owned();
+        let sources = [Source { path: "a.rs".to_owned(), text }];
+        let rows = "| a | `not_here_at_all` | `pods_are_no_routers`; `a_flood_of_…` |\n\
+                    | b | x | ring `policies_worst` |\n";
+        assert_eq!(check(&sources, rows), Vec::<String>::new());
+        let rows = "| a | x | `pods_are_no_router` |\n";
+        assert_eq!(check(&sources, rows), ["THREATMODEL.md: line 1: no test pods_are_no_router"]);
+    }
+}
