@@ -38,21 +38,21 @@ const PICKUP_GRACE_MOST: u64 = 86_400;
     max_term_width = 100
 )]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands of lb-agent.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Serve the Services until a signal comes; everything stays in place then
+    /// Run the agent until a signal arrives; programs and maps stay attached after that
     Run(Box<RunArgs>),
-    /// Remove every trace from the kernel: links, filters, maps, state
+    /// Remove everything the agent left on the node: links, filters, maps, state
     Cleanup(CleanupArgs),
-    /// Remove what kube-proxy left in the kernel, once the agent does its work; connections go on
+    /// Remove kube-proxy's rules from the kernel once the agent has taken over; connections continue
     Takeover(TakeoverArgs),
-    /// Mount a bpf file system, unless there is one: for nodes that come up without
+    /// Mount a bpf file system unless one is mounted, for nodes that boot without it
     MountBpffs(MountBpffsArgs),
 }
 
@@ -68,13 +68,13 @@ pub struct RunArgs {
     /// URL of the API server [default: in-cluster configuration, else the kubelet's server]
     #[arg(long, env = "LB_API_SERVER", value_name = "URL")]
     pub api_server: Option<String>,
-    /// Take address and credentials from this kubeconfig
+    /// Kubeconfig with the API server's address and the credentials
     #[arg(long, env = "LB_KUBECONFIG", value_name = "PATH")]
     pub kubeconfig: Option<String>,
-    /// The kubelet's kubeconfig, of which only the server's address is used [default: /etc/kubernetes/kubelet.conf]
+    /// The kubelet's kubeconfig; only the server's address is read from it [default: /etc/kubernetes/kubelet.conf]
     #[arg(long, env = "LB_KUBELET_KUBECONFIG", value_name = "PATH")]
     pub kubelet_kubeconfig: Option<String>,
-    /// The directories that this agent and lbctl share.
+    /// The directories that the agent shares with lbctl.
     #[command(flatten)]
     pub dirs: DirArgs,
     /// Root of the cgroup v2 hierarchy [default: found in /proc/mounts]
@@ -86,53 +86,53 @@ pub struct RunArgs {
     /// Address of /metrics [default: 127.0.0.1:10249]
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP:PORT")]
     pub metrics_bind_address: Option<String>,
-    /// Address of /livez and /readyz for the kubelet, which kube-proxy never has [default: 127.0.0.1:10266]
+    /// Address of /livez and /readyz for the kubelet; kube-proxy never uses it [default: 127.0.0.1:10266]
     #[arg(long, env = "LB_PROBE_BIND_ADDRESS", value_name = "IP:PORT")]
     pub probe_bind_address: Option<String>,
-    /// When kube-proxy's rules are removed: manual (by `lb-agent takeover`) or when-gone (once kube-proxy is gone from
-    /// this node and the agent does its work) [default: manual]
+    /// When to remove kube-proxy's rules: manual (only `lb-agent takeover` removes them) or when-gone (as soon as
+    /// kube-proxy no longer runs on this node and the agent has taken over) [default: manual]
     #[arg(long, env = "LB_TAKEOVER", value_name = "WHEN")]
     pub takeover: Option<String>,
-    /// Capacity of the conntrack table [default: by the node's memory, 131,072 to 1,048,576]
+    /// Capacity of the conntrack table [default: 131,072 to 1,048,576, depending on the node's memory]
     #[arg(long, env = "LB_CT_ENTRIES", value_name = "N")]
     pub ct_entries: Option<String>,
-    /// Addresses of this node with NodePorts: `primary`, or ranges like 10.0.0.0/8,2001:db8::/32 [default: primary]
-    #[arg(long, env = "LB_NODE_PORT_ADDRESSES", value_name = "RANGES")]
+    /// Node addresses that serve NodePorts: `primary`, or CIDRs like 10.0.0.0/8,2001:db8::/32 [default: primary]
+    #[arg(long, env = "LB_NODE_PORT_ADDRESSES", value_name = "CIDRS")]
     pub node_port_addresses: Option<String>,
-    /// Whether host processes reach NodePorts at 127.0.0.1 and ::1: true or false [default: true]
+    /// Whether host processes can reach NodePorts at 127.0.0.1 and ::1: true or false [default: true]
     #[arg(long, env = "LB_LOCALHOST_NODE_PORTS", value_name = "BOOL")]
     pub localhost_node_ports: Option<String>,
-    /// Ranges of the externalIPs that are served, or `none`; an address of a Pod, Service or node never is [default:
-    /// all where Kubernetes has them on, which is before 1.40; none without an API server]
-    #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "RANGES")]
+    /// CIDRs of the externalIPs to serve, or `none`; an address of a Pod, Service or node is never served [default: all
+    /// if Kubernetes enables externalIPs, which it does before 1.40; none without an API server]
+    #[arg(long, env = "LB_EXTERNAL_IP_CIDRS", value_name = "CIDRS")]
     pub external_ip_cidrs: Option<String>,
-    /// Source ports of flows from outside that this node passes on to others [default: the widest range from 10000 on
-    /// that net.ipv4.ip_local_port_range and 30000-32767 leave, mostly 10000-29999]
+    /// Source ports for flows from external clients that this node forwards to other nodes [default: the widest range
+    /// above 10000 that overlaps neither net.ipv4.ip_local_port_range nor 30000-32767, usually 10000-29999]
     #[arg(long, env = "LB_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
     pub masquerade_ports: Option<String>,
-    /// What Pods may do that are not known yet, where policies isolate some: standard (cut off while one of those may
-    /// be among them) or strict (cut off wherever there is a policy) [default: standard]
+    /// What to do with a Pod that is not identified yet: standard (block it only while an isolated Pod could be behind
+    /// its device) or strict (block it whenever any policy exists) [default: standard]
     #[arg(long, env = "LB_STARTUP", value_name = "MODE")]
     pub startup: Option<String>,
-    /// Take the taint KEY:NoSchedule off this node once its policies hold [default: none]
+    /// Remove the taint KEY:NoSchedule from this node once its policies are enforced [default: none]
     #[arg(long, env = "LB_STARTUP_TAINT", value_name = "KEY")]
     pub startup_taint: Option<String>,
-    /// Which sources Pods may send from while there is any policy: strict (their own addresses only) or others (all
-    /// that are nobody else's); never another's [default: strict]
+    /// Source addresses that Pods may use while any policy exists: strict (only their own) or others (also addresses
+    /// that belong to no other Pod, node or Service) [default: strict]
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
-    /// Ranges that the annotation lb-agent.io/allowed-sources of a Pod may name [default: none]
-    #[arg(long, env = "LB_ALLOWED_SOURCE_CIDRS", value_name = "RANGES")]
+    /// CIDRs that Pods may claim with the annotation lb-agent.io/allowed-sources [default: none]
+    #[arg(long, env = "LB_ALLOWED_SOURCE_CIDRS", value_name = "CIDRS")]
     pub allowed_source_cidrs: Option<String>,
-    /// How long connections may go on under policies that nobody saw begin, after tables were made new or a Pod got its
-    /// first policy: seconds, 0 to 86400 [default: 300]
+    /// How long policies let connections continue whose start was not seen, after the maps were created or a Pod got
+    /// its first policy: 0 to 86400 seconds [default: 300]
     #[arg(long, env = "LB_PICKUP_GRACE", value_name = "SECONDS")]
     pub pickup_grace: Option<String>,
-    /// New flows a second that a Pod may open, and as many that it may be sent, over some seconds; 0 = any number
-    /// [default: 20000]
+    /// New flows per second that a Pod may open, and the same number that it may receive, averaged over a few seconds;
+    /// 0 = unlimited [default: 20000]
     #[arg(long, env = "LB_POD_NEW_FLOWS", value_name = "N")]
     pub pod_new_flows: Option<String>,
-    /// How log lines look: text or json [default: text]
+    /// Format of log lines: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
 }
@@ -148,13 +148,13 @@ pub struct CleanupArgs {
 /// Flags of `lb-agent takeover`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TakeoverArgs {
-    /// Only show what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
-    /// Wait until kube-proxy is gone and the agent does its work, for at most so long
+    /// Wait up to this long until kube-proxy no longer runs and the agent has taken over
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m")]
     pub wait: Option<String>,
-    /// The directories of the agent that is to be ready.
+    /// The directories of the agent that takes over.
     #[command(flatten)]
     pub dirs: DirArgs,
 }
@@ -162,7 +162,7 @@ pub struct TakeoverArgs {
 /// Arguments of `lb-agent mount-bpffs`.
 #[derive(Clone, Debug, Args)]
 pub struct MountBpffsArgs {
-    /// Where
+    /// Mount point
     #[arg(default_value = "/sys/fs/bpf")]
     pub dir: PathBuf,
 }
@@ -410,7 +410,7 @@ fn address(flag: &str, value: Option<String>, default: &str) -> anyhow::Result<S
     let port = default.parse().map(|default: SocketAddr| default.port());
     match (text.parse::<IpAddr>(), port) {
         (Ok(ip), Ok(port)) => Ok(SocketAddr::new(ip, port)),
-        _ => bail!("{flag}: {text:?} is not an address like {default}"),
+        _ => bail!("{flag}: {text:?} is not an address and port like {default}"),
     }
 }
 
@@ -494,7 +494,9 @@ fn masquerade_ports(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
     });
     match bounds {
         Some((first, last)) if first >= 1024 && first <= last => Ok(first..=last),
-        _ => bail!("--masquerade-ports: {text:?} is not a range like 10000-29999 from 1024 on"),
+        _ => bail!(
+            "--masquerade-ports: {text:?} is not a port range like 10000-29999 that starts at 1024 or above"
+        ),
     }
 }
 
@@ -518,7 +520,9 @@ fn pickup_grace(text: &str) -> anyhow::Result<Duration> {
     match text.parse() {
         Ok(seconds @ 0..=PICKUP_GRACE_MOST) => Ok(Duration::from_secs(seconds)),
         _ => {
-            bail!("--pickup-grace: {text:?} is no number of seconds from 0 to {PICKUP_GRACE_MOST}")
+            bail!(
+                "--pickup-grace: {text:?} is not a number of seconds from 0 to {PICKUP_GRACE_MOST}"
+            )
         }
     }
 }
@@ -531,7 +535,7 @@ fn patience(text: &str) -> anyhow::Result<Duration> {
     };
     match number.parse::<u32>() {
         Ok(number) => Ok(Duration::from_secs(u64::from(number) * unit)),
-        Err(_) => bail!("--wait: {text:?} is no time like 90s or 2m"),
+        Err(_) => bail!("--wait: {text:?} is not a duration like 90s or 2m"),
     }
 }
 
@@ -555,7 +559,7 @@ fn memory_bytes() -> u64 {
 }
 
 fn host_name() -> anyhow::Result<String> {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("the host name")?;
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
     // Kubernetes lower-cases it, too (kubelet's nodeutil.GetHostname).
     given(Some(name.to_lowercase())).context("the host has no name")
 }
@@ -577,7 +581,7 @@ fn find_cgroup(mounts: &str) -> anyhow::Result<PathBuf> {
     match root.or(found.first()) {
         Some(path) => Ok(path.to_path_buf()),
         None => bail!(
-            "--cgroup: no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`): host processes could not use Services"
+            "--cgroup: no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`): without it, host processes cannot use Services"
         ),
     }
 }

@@ -62,57 +62,57 @@ pub struct Cli {
     /// Directory of the agent's name table
     #[arg(long, global = true, env = "LB_STATE_DIR", value_name = "DIR", default_value = limits::STATE_DIR)]
     pub state_dir: PathBuf,
-    /// What to show
+    /// The command to run
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to show.
+/// The commands of lbctl.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Is everything as it should be? Exit status 2 when not
+    /// Show the health of the agent and of its maps; exits 2 if anything is degraded
     Status(StatusArgs),
-    /// Services: what they answer at, how many endpoints they have, what is wrong with them
+    /// List Services with their addresses, endpoints and issues
     #[command(visible_alias = "svc", alias = "service")]
     Services(ServicesArgs),
-    /// Backends: where packets for the Services go
+    /// List backends: the endpoints that Service traffic is sent to
     #[command(alias = "backend")]
     Backends(BackendsArgs),
-    /// Pods of this node whose traffic goes through our programs
+    /// List the Pods of this node whose traffic passes the eBPF programs
     #[command(visible_alias = "po", alias = "pod")]
     Pods(PodsArgs),
-    /// Flows of this node's Pods, and from outside to Services (conntrack)
+    /// List flows of this node's Pods and flows from external clients to Services (conntrack)
     Ct(CtArgs),
-    /// Clients with session affinity, and where they go
+    /// List clients with session affinity and their backends
     Affinity(AffinityArgs),
-    /// Packets that were not delivered: why, and what to do about it
+    /// Show why packets were dropped, and what to do about it
     Drops(DropsArgs),
-    /// Flows that were denied lately, and by which policy; with -f as they come
+    /// Show recently denied flows and the policies that denied them; -f prints new ones as they occur
     #[command(alias = "flow")]
     Flows(FlowsArgs),
-    /// Network policies: which are enforced, what they select, what they say of a flow
+    /// Show network policies: which are enforced, what they select, how they decide a flow
     #[command(subcommand, visible_aliases = ["netpol", "policies"])]
     Policy(PolicyCommand),
-    /// What becomes of a flow, step by step, and why. Exit status 0 delivered, 3 stopped, 4 cannot tell
+    /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
     Explain(ExplainArgs),
-    /// The pinned maps: how full they are and what they cost
+    /// Show how full the pinned maps are and how much memory they use
     Maps(MapsArgs),
-    /// A completion script for a shell
+    /// Print a completion script for a shell
     Completion(CompletionArgs),
-    /// Versions of this binary, the agent and the maps
+    /// Show the versions of lbctl, the agent and the maps
     Version(VersionArgs),
 }
 
 /// Flags of `status`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StatusArgs {
-    /// Also show the counters of the slow path
+    /// Also show the slow-path counters
     #[arg(long)]
     pub all: bool,
-    /// Wait until everything is as it should be, at most so long (60s, 5m)
+    /// Wait up to this long (60s, 5m) until healthy
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", require_equals = true, value_parser = run::duration)]
     pub wait: Option<std::time::Duration>,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
 }
@@ -123,16 +123,16 @@ pub struct ServicesArgs {
     /// Only this Service
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: Option<String>,
-    /// Each frontend with its fields and all its endpoints, in the shape of `ipvsadm -Ln`
+    /// Show each frontend with its fields and all its endpoints, laid out like `ipvsadm -Ln`
     #[arg(long)]
     pub tree: bool,
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long, conflicts_with = "tree")]
     pub watch: bool,
 }
@@ -143,13 +143,13 @@ pub struct BackendsArgs {
     /// Only those of this Service
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: Option<String>,
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -160,13 +160,13 @@ pub struct PodsArgs {
     /// Only this Pod
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: Option<String>,
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -177,25 +177,25 @@ pub struct CtArgs {
     /// Only flows of this Pod
     #[arg(value_name = "NAMESPACE/POD")]
     pub name: Option<String>,
-    /// Every entry of the table: reply halves, the server's side, dead ones
+    /// Show every conntrack entry, including reply directions, server-side entries and closed flows
     #[arg(long)]
     pub all: bool,
     /// Only this protocol (tcp, udp, sctp, icmp, icmpv6 or a number)
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol_number)]
     pub protocol: Option<u8>,
-    /// Only the number of flows
+    /// Print only the number of flows
     #[arg(long)]
     pub count: bool,
-    /// Count by this
+    /// Group the count by this
     #[arg(long, value_enum, requires = "count", value_name = "WHAT")]
     pub by: Option<By>,
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long, conflicts_with = "count")]
     pub watch: bool,
 }
@@ -206,16 +206,16 @@ pub struct AffinityArgs {
     /// Only clients of this Service
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: Option<String>,
-    /// Also clients whose time is over or whose backend has left
+    /// Include expired entries and entries whose backend was removed
     #[arg(long)]
     pub all: bool,
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -223,13 +223,13 @@ pub struct AffinityArgs {
 /// Flags of `drops`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DropsArgs {
-    /// Also show reasons that did not occur
+    /// Include reasons with a count of zero
     #[arg(long)]
     pub all: bool,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -237,43 +237,43 @@ pub struct DropsArgs {
 /// Flags of `flows`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FlowsArgs {
-    /// Which ones
+    /// Rows to show
     #[command(flatten)]
     pub wanted: flows::Wanted,
-    /// Stay and print flows as they come
+    /// Keep running and print new flows as they occur
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last so many [default: all that the agent keeps; with -f the last 10]
+    /// Only the last N flows [default: all that the agent keeps; with -f the last 10]
     #[arg(long, value_name = "N")]
     pub last: Option<usize>,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
 }
 
-/// What to show of policies.
+/// The commands of `lbctl policy`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// All policies, in the order of evaluation
+    /// List all policies in the order of evaluation
     #[command(visible_alias = "ls")]
     List(PolicyListArgs),
-    /// One policy: its rules as they are numbered in the YAML, and whom they mean
+    /// Show one policy: its rules, numbered as in the YAML, and the peers they match
     #[command(alias = "get")]
     Show(PolicyShowArgs),
-    /// What becomes of a flow, step by step, and why. Exit status 0 delivered, 3 stopped, 4 cannot tell
+    /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
     Explain(PolicyExplainArgs),
 }
 
 /// Flags of `policy list`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PolicyListArgs {
-    /// Only those of this namespace
+    /// Only policies of this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -292,16 +292,16 @@ pub struct PolicyShowArgs {
 /// Flags of `policy explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PolicyExplainArgs {
-    /// Who opens the flow: NAMESPACE/POD, an address, node/NAME or world
-    #[arg(long, value_name = "WHO")]
+    /// Source: NAMESPACE/POD, an address, node/NAME or world
+    #[arg(long, value_name = "SRC")]
     pub from: String,
-    /// Whom it is for: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world
-    #[arg(long, value_name = "WHOM")]
+    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world
+    #[arg(long, value_name = "DST")]
     pub to: String,
-    /// Its destination port, like 5432/tcp; may be left out of a Service that has only one
+    /// Destination port, like 5432/tcp; optional for a Service with a single port
     #[arg(long, value_name = "PORT/PROTOCOL")]
     pub port: Option<String>,
-    /// Namespace of names that have none
+    /// Namespace of names that are given without one
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Output format
@@ -312,13 +312,13 @@ pub struct PolicyExplainArgs {
 /// Flags of `explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExplainArgs {
-    /// Who opens the flow: NAMESPACE/POD, an address, node/NAME or world
+    /// Source: NAMESPACE/POD, an address, node/NAME or world
     #[arg(value_name = "SRC")]
     pub src: String,
-    /// Whom it is for: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world; and its port
+    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world; and the port
     #[arg(value_name = "DST[:PORT][/PROTOCOL]")]
     pub dst: String,
-    /// Namespace of names that have none
+    /// Namespace of names that are given without one
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Output format
@@ -329,10 +329,10 @@ pub struct ExplainArgs {
 /// Flags of `maps`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MapsArgs {
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
-    /// Stay and print what changes
+    /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
 }
@@ -359,7 +359,7 @@ pub enum Shell {
 /// Flags of `version`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct VersionArgs {
-    /// How to print
+    /// How to print them
     #[command(flatten)]
     pub style: Style,
 }

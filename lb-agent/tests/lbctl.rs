@@ -171,9 +171,9 @@ fn tables_without_names() {
         &["services", "--no-headers"],
         0,
         expect![[r#"
-        <none>  #1  80/TCP  <none>  10.96.0.1:80  2/2  0  1  <none>
-        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
-    "#]],
+            <none>  #1  80/TCP  <none>  10.96.0.1:80  2/2  0  1  <none>
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        "#]],
     );
     check(
         &node,
@@ -183,7 +183,7 @@ fn tables_without_names() {
             PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  STATE        AGE  EXPIRES
             UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      NEW          ##s  ##s
             TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  23h
-            lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
     check(
@@ -191,8 +191,8 @@ fn tables_without_names() {
         &["pods", "a/b/c"],
         1,
         expect![[r#"
-        lbctl: a/b/c: not a NAME or NAMESPACE/NAME
-    "#]],
+            lbctl: a/b/c: expected NAME or NAMESPACE/NAME
+        "#]],
     );
 }
 
@@ -232,10 +232,10 @@ fn every_field_of_a_service() {
         &["affinity", "--all", "-o", "wide"],
         0,
         expect![[r#"
-        CLIENT       SERVICE        BACKEND          AGE  EXPIRES  STATE    CLIENT-ADDRESS  BACKEND-ADDRESS
-        203.0.113.5  shop/web:http  shop/web-1:8080  61m  #s       EXPIRED  203.0.113.5     10.1.0.2:8080
-        shop/client  shop/web:http  shop/web-2:8080  ##s  59m      VALID    10.1.0.9        10.1.1.2:8080
-    "#]],
+            CLIENT       SERVICE        BACKEND          AGE  EXPIRES  STATE    CLIENT-ADDRESS  BACKEND-ADDRESS
+            203.0.113.5  shop/web:http  shop/web-1:8080  61m  #s       EXPIRED  203.0.113.5     10.1.0.2:8080
+            shop/client  shop/web:http  shop/web-2:8080  ##s  59m      VALID    10.1.0.9        10.1.1.2:8080
+        "#]],
     );
     check(
         &node,
@@ -273,25 +273,25 @@ fn every_field_without_names() {
         &["services", "--tree"],
         0,
         expect![[r#"
-        Prot LocalAddress:Port Scheduler Service Scope Flags
-          -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod     Node    Zone    State   List           Why-Not
-        TCP  10.96.0.1:80 random #1 ClusterIP policy=Cluster
-          -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster
-          -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
-        TCP  198.51.100.1:80 lc #1 External policy=Local affinity=3600s clients=1 sources=203.0.113.0/24
-          -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster,local
-          -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
-        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
-    "#]],
+            Prot LocalAddress:Port Scheduler Service Scope Flags
+              -> RemoteAddress:Port  Forward  Weight  ActiveConn  InActConn  Pod     Node    Zone    State   List           Why-Not
+            TCP  10.96.0.1:80 random #1 ClusterIP policy=Cluster
+              -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster
+              -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
+            TCP  198.51.100.1:80 lc #1 External policy=Local affinity=3600s clients=1 sources=203.0.113.0/24
+              -> 10.1.0.2:8080       Masq     1       0           0          <none>  <none>  <none>  active  cluster,local
+              -> 10.1.1.2:8080       Masq     1       2           0          <none>  <none>  <none>  active  cluster
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        "#]],
     );
     check(
         &node,
         &["affinity", "-o", "name"],
         0,
         expect![[r#"
-        10.1.0.9
-        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
-    "#]],
+            10.1.0.9
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+        "#]],
     );
     check(
         &node,
@@ -301,7 +301,7 @@ fn every_field_without_names() {
             PROTO  SRC               DST              VIA  BACKEND        MASQUERADE       STATE        AGE  EXPIRES
             TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           ESTABLISHED  ##s  23h
             TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  ESTABLISHED  ##s  23h
-            lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
 }
@@ -365,7 +365,7 @@ fn status_and_its_exit_status() {
             DEGRADED: agent failed, names failed
 
             SUBSYSTEM  STATE   DETAIL
-            agent      FAILED  not running: traffic goes on with the tables as they are
+            agent      FAILED  not running: traffic continues with the maps as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
             maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
@@ -409,7 +409,7 @@ fn status_and_its_exit_status() {
             DEGRADED: agent failed
 
             SUBSYSTEM  STATE   DETAIL
-            agent      FAILED  not running: traffic goes on with the tables written 10m ago; last was 0.1.0 on n1, synced 10m ago
+            agent      FAILED  not running: traffic continues with the maps written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
             maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
@@ -425,7 +425,7 @@ fn what_is_missing_is_one_sentence() {
     let output = node.lbctl(&["maps", "--pin-dir"]).arg(&elsewhere).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     expect![[r#"
-        lbctl: no tables at ROOT/bpf/lb/elsewhere: is lb-agent running on this node?
+        lbctl: no maps at ROOT/bpf/lb/elsewhere: is lb-agent running on this node?
     "#]]
     .assert_eq(&node.anonymous(&String::from_utf8(output.stderr).unwrap()));
 
@@ -445,8 +445,8 @@ fn what_is_missing_is_one_sentence() {
         &["services"],
         1,
         expect![[r#"
-        lbctl: frontends_v2 is not pinned at ROOT/bpf/lb: has lb-agent come up on this node?
-    "#]],
+            lbctl: frontends_v2 is not pinned at ROOT/bpf/lb: did lb-agent start on this node?
+        "#]],
     );
     check(
         &node,
@@ -474,22 +474,22 @@ fn explanations_come_from_the_pins() {
         &web,
         3,
         expect![[r#"
-        STOPPED: 10.1.0.9 to 10.96.0.1:80/TCP: #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
-          1  ok    source         Pod 10.1.0.9 10.1.0.9 on this node
-          2  ok    service        #1 10.96.0.1:80/TCP: 2 backends, random
-          3  ok    backend        10.1.0.2:8080, active
-          4  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
-          5  ok    backend        10.1.1.2:8080, active
-          6  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.1.2
-        because: what the rules lack is not known without the agent
-        to fix:
-          add a rule that allows 8080/TCP to 10.1.0.2 to a policy that selects 10.1.0.9
-          add a rule that allows 8080/TCP to 10.1.1.2 to a policy that selects 10.1.0.9
-        assumed: names and reasons come from the name table alone: no agent answers
-        code: DEFAULT_DENY
-        lbctl: numbers instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
-        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
-    "#]],
+            STOPPED: 10.1.0.9 to 10.96.0.1:80/TCP: #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
+              1  ok    source         Pod 10.1.0.9 10.1.0.9 on this node
+              2  ok    service        #1 10.96.0.1:80/TCP: 2 backends, random
+              3  ok    backend        10.1.0.2:8080, active
+              4  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.0.2
+              5  ok    backend        10.1.1.2:8080, active
+              6  STOP  egress policy  #1 isolates 10.1.0.9 in egress, and no rule allows 8080/TCP to 10.1.1.2
+            because: why no rule matches is only known to the agent, which does not answer
+            to fix:
+              add a rule that allows 8080/TCP to 10.1.0.2 to a policy that selects 10.1.0.9
+              add a rule that allows 8080/TCP to 10.1.1.2 to a policy that selects 10.1.0.9
+            assumed: agent not reachable: using cached names; reasons may be missing
+            code: DEFAULT_DENY
+            lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
+        "#]],
     );
     node.write_names();
     node.isolate();
@@ -503,20 +503,20 @@ fn explanations_come_from_the_pins() {
               2  ok    service         shop/web:http 10.96.0.1:80/TCP: 2 backends, random
               3  ok    backend         10.1.0.2:8080 shop/web-1 on n1, ready
               4  STOP  egress policy   shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-1
-              5  ?     ingress policy  shop/web-1 runs here, and no device of it is known yet
+              5  ?     ingress policy  shop/web-1 runs on this node, but its device is not known yet
               6  ok    backend         10.1.1.2:8080 shop/web-2 on n2, ready
               7  STOP  egress policy   shop/deny-all isolates shop/client in egress, and no rule allows 8080/TCP to shop/web-2
-              8  ?     ingress policy  judged on n2, where shop/web-2 runs
-            because: what the rules lack is not known without the agent
+              8  ?     ingress policy  evaluated on n2, where shop/web-2 runs
+            because: why no rule matches is only known to the agent, which does not answer
             to fix:
               add a rule that allows 8080/TCP to shop/web-1 to a policy that selects shop/client
               add a rule that allows 8080/TCP to shop/web-2 to a policy that selects shop/client
             assumed:
-              names and reasons come from the name table alone: no agent answers
-              ingress policy of shop/web-1: look at `lbctl pods` and `lbctl status`
-              ingress policy of shop/web-2: ask `lbctl explain` on n2
+              agent not reachable: using cached names; reasons may be missing
+              ingress policy of shop/web-1: check `lbctl pods` and `lbctl status`
+              ingress policy of shop/web-2: run `lbctl explain` on n2
             code: DEFAULT_DENY
-            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
         "#]],
     );
     check(
@@ -524,14 +524,14 @@ fn explanations_come_from_the_pins() {
         &["explain", "-n", "shop", "client", "10.9.9.9:53/udp"],
         0,
         expect![[r#"
-        DELIVERED: shop/client to 10.9.9.9:53/UDP
-          1  ok  source         Pod shop/client 10.1.0.9 on this node
-          2  ok  egress policy  allowed by shop/deny-all egress[2]
-        assumed:
-          names and reasons come from the name table alone: no agent answers
-          the network takes packets to 10.9.9.9 and back
-        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
-    "#]],
+            DELIVERED: shop/client to 10.9.9.9:53/UDP
+              1  ok  source         Pod shop/client 10.1.0.9 on this node
+              2  ok  egress policy  allowed by shop/deny-all egress[2]
+            assumed:
+              agent not reachable: using cached names; reasons may be missing
+              the network routes packets to 10.9.9.9 and back
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
+        "#]],
     );
     check(
         &node,
@@ -547,37 +547,37 @@ fn explanations_come_from_the_pins() {
         &["explain", "shop/web-2", "shop/client:80"],
         4,
         expect![[r#"
-        CANNOT TELL: shop/web-2 to shop/client:80/TCP: another node decides
-          1  ok  source          Pod shop/web-2 10.1.1.2 on another node
-          2  ?   egress policy   judged on another node, where shop/web-2 runs
-          3  ok  ingress policy  no policy selects shop/client in ingress
-          4  ?   socket          the Pod's network namespace is not to be seen from here: run lbctl on the node itself
-        assumed:
-          names and reasons come from the name table alone: no agent answers
-          egress policy of shop/web-2: ask `lbctl explain` on another node
-          a process in shop/client listens on port 80
-        code: OTHER_NODE
-        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
-    "#]],
+            CANNOT TELL: shop/web-2 to shop/client:80/TCP: another node decides
+              1  ok  source          Pod shop/web-2 10.1.1.2 on another node
+              2  ?   egress policy   evaluated on another node, where shop/web-2 runs
+              3  ok  ingress policy  no policy selects shop/client in ingress
+              4  ?   socket          the Pod's network namespace is not visible from here: run lbctl on the node itself
+            assumed:
+              agent not reachable: using cached names; reasons may be missing
+              egress policy of shop/web-2: run `lbctl explain` on another node
+              a process in shop/client listens on port 80
+            code: OTHER_NODE
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
+        "#]],
     );
     check(
         &node,
         &["explain", "shop/nobody", "shop/client:80"],
         1,
         expect![[r#"
-        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: names and reasons are those of the name table
-        lbctl: shop/nobody: no such object in the cluster
-    "#]],
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
+            lbctl: shop/nobody: no such object in the cluster
+        "#]],
     );
     check(
         &node,
         &["policy", "show", "shop/deny-all"],
         0,
         expect![[r#"
-        NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE
-        shop       deny-all  NetworkPolicy  0     1         3      0     <none>    enforced  1           <none>
-        lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: its rules are not known
-    "#]],
+            NAMESPACE  NAME      TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE
+            shop       deny-all  NetworkPolicy  0     1         3      0     <none>    enforced  1           <none>
+            lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: showing only what the name table has; the rules are unknown
+        "#]],
     );
     check(
         &node,

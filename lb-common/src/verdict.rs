@@ -152,64 +152,68 @@ impl DropReason {
     pub const fn what_to_do(self) -> &'static str {
         match self {
             Self::NoEndpoints => "check the Service's selector and the readiness of its Pods",
-            Self::UndefinedPort => "dial a port that the Service declares in spec.ports",
+            Self::UndefinedPort => "use a port that the Service declares in spec.ports",
             Self::BackendGone => {
                 "none: the endpoint was removed and its open connections were reset"
             }
             Self::UnknownFlow => {
-                "none, if it followed a first start or a restart with new tables: clients reconnect"
+                "none if it follows a first start or a restart with new maps: clients reconnect"
             }
             Self::TupleExhausted => {
-                "spread the client's connections: one source port is in use towards every backend"
+                "spread the client's connections: one of its source ports is in use with every backend"
             }
-            Self::ConntrackFull => "look at `lbctl maps`: raise the capacity of ct",
-            Self::RewriteFailed => "report a bug with the packet's description",
+            Self::ConntrackFull => "check `lbctl maps`; raise --ct-entries",
+            Self::RewriteFailed => "report a bug and describe the packet",
             Self::FragmentUnknown => "lower the sender's packet size below the path MTU",
             Self::NoLocalEndpoints => {
                 "send to a node that has an endpoint, or set the Service's traffic policy to Cluster"
             }
             Self::SourceRange => "add the client to spec.loadBalancerSourceRanges",
             Self::UnallocatedIp => {
-                "use an address that a Service has: this one was deleted or mistyped"
+                "use the address of an existing Service: this one was deleted or mistyped"
             }
             Self::MasqueradeExhausted => {
                 "widen --masquerade-ports, or spread the clients over more nodes"
             }
-            Self::NoRoute => "look at `ip route get ADDRESS` on the node",
-            Self::TooBig => "none: the sender was told the size that fits",
-            Self::TtlExceeded => "look for a routing loop, unless somebody traces the route",
+            Self::NoRoute => "run `ip route get ADDRESS` on the node",
+            Self::TooBig => "none: the sender was sent an ICMP error with the size that fits",
+            Self::TtlExceeded => "look for a routing loop, unless a traceroute is running",
             Self::PolicyIsolated => {
-                "ask `lbctl policy explain` which NetworkPolicy isolates the Pod and what its rules lack"
+                "run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match"
             }
-            Self::PolicyDenied => "ask `lbctl policy explain` which ClusterNetworkPolicy denies it",
+            Self::PolicyDenied => {
+                "run `lbctl policy explain` to see which ClusterNetworkPolicy denies it"
+            }
             Self::PolicyPending => {
-                "none: a Pod sends again once it is known; `lbctl pods` shows it"
+                "none: the Pod can send as soon as it is identified; `lbctl pods` shows it"
             }
             Self::PolicyOverflow => {
-                "look at `lbctl status`: the policies of the Pod need too many rules"
+                "check `lbctl status`: the policies of the Pod need too many rules"
             }
             Self::SpoofedSource => {
-                "annotate the Pod with the prefixes it may send from, if it is a router, VPN or virtual machine"
+                "if the Pod is a router, VPN or virtual machine, annotate it with the CIDRs it may send from"
             }
-            Self::NotIp => "none: Pods exchange IPv4, IPv6 and ARP without VLAN tags",
-            Self::BadAddress => "none: somebody sends packets that cannot be answered",
+            Self::NotIp => "none: Pods may only send IPv4, IPv6 and ARP without VLAN tags",
+            Self::BadAddress => "none: a sender uses an address that cannot be answered",
             Self::Unreadable => {
                 "lower the sender's packet size below the path MTU; IPsec needs UDP encapsulation (port 4500)"
             }
             Self::NotOpened => {
-                "none, if it is rare or followed a restart with new tables: clients reconnect"
+                "none if it is rare or follows a restart with new maps: clients reconnect"
             }
-            Self::NotForPod => "none, if it is rare: a bridge floods what it does not know",
-            Self::Encapsulated => "none: tunnels to the node are for other nodes",
-            Self::ForgedNeighbor => "look at the Pod: it claims to be a router or somebody else",
+            Self::NotForPod => {
+                "none if it is rare: a bridge floods frames for unknown MAC addresses"
+            }
+            Self::Encapsulated => "none: only nodes may send tunnel packets to a node",
+            Self::ForgedNeighbor => "inspect the Pod: it claims to be a router or another host",
             Self::PodBudget => {
-                "look at the Pod: it opens flows faster than --pod-new-flows allows; raise that if it should"
+                "inspect the Pod: it opens flows faster than --pod-new-flows allows; raise the limit if that is intended"
             }
             Self::SpoofedMac => {
-                "look at the Pod: it sends frames from the MAC address of another Pod or of the node"
+                "inspect the Pod: it sends frames from the MAC address of another Pod or of the node"
             }
             Self::ForgedError => {
-                "look at the Pod: it reports errors about packets that others received; annotate it if it is a router"
+                "inspect the Pod: it sends ICMP errors about packets that it did not receive; annotate it if it is a router"
             }
         }
     }

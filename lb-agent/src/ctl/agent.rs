@@ -40,7 +40,7 @@ pub fn ask(state_dir: &Path, question: &Question) -> anyhow::Result<Answers> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(question)?;
     line.push(b'\n');
-    stream.write_all(&line).context("ask the agent")?;
+    stream.write_all(&line).context("send the request to the agent")?;
     Ok(Answers { stream: BufReader::new(stream) })
 }
 
@@ -59,9 +59,11 @@ pub fn who(state_dir: &Path, addrs: Vec<IpAddr>) -> anyhow::Result<Vec<Owner>> {
 pub fn unexpected(answer: Option<&Answer>) -> anyhow::Error {
     match answer {
         Some(answer) => {
-            anyhow!("the agent answers something else: is it of another version? ({answer:?})")
+            anyhow!(
+                "unexpected answer from the agent, which may be of another version ({answer:?})"
+            )
         }
-        None => anyhow!("the agent ended without an answer"),
+        None => anyhow!("the agent closed the connection without an answer"),
     }
 }
 
@@ -76,15 +78,14 @@ impl Answers {
 
     fn read(&mut self) -> anyhow::Result<Option<Answer>> {
         let mut line = String::new();
-        if self.stream.read_line(&mut line).context("wait for the agent")? == 0 {
+        if self.stream.read_line(&mut line).context("read the agent's answer")? == 0 {
             return Ok(None);
         }
         match serde_json::from_str(&line) {
-            Ok(Answer::Error(error)) => bail!("the agent says: {error}"),
+            Ok(Answer::Error(error)) => bail!("the agent reports: {error}"),
             Ok(answer) => Ok(Some(answer)),
-            Err(err) => {
-                Err(err).context("the agent answers something else: is it of another version?")
-            }
+            Err(err) => Err(err)
+                .context("unexpected answer from the agent, which may be of another version"),
         }
     }
 }

@@ -62,7 +62,7 @@ impl Policies {
                 let direction = if rule.ingress { "ingress" } else { "egress" };
                 let path = match alike.get(&rule.number) {
                     None => format!("{direction}[{}]", rule.index),
-                    Some(n) => format!("{direction}[{}] or one of {n} like it", rule.index),
+                    Some(n) => format!("{direction}[{}] or one of {n} identical rules", rule.index),
                 };
                 (rule.number, (policy(rule.policy), path))
             });

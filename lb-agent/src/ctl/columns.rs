@@ -38,10 +38,10 @@ pub struct Style {
     /// Output format
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
-    /// Leave out the line of column names
+    /// Omit the header line
     #[arg(long)]
     pub no_headers: bool,
-    /// Sort by this column (its name, in any case), numbers by value
+    /// Sort by this column (name in any case); numbers sort by value
     #[arg(long, value_name = "COLUMN")]
     pub sort_by: Option<String>,
 }
@@ -169,7 +169,9 @@ pub fn print<R: Row>(
         Format::Name => {
             let mut last = None;
             for row in rows {
-                let name = row.name().with_context(|| format!("{} have no names", R::NOUN))?;
+                let name = row
+                    .name()
+                    .with_context(|| format!("{} cannot be printed as names", R::NOUN))?;
                 if last.as_ref() != Some(&name) {
                     line(out, &name)?;
                 }
@@ -216,7 +218,7 @@ impl Stream {
         match style.output {
             Format::Table | Format::Wide | Format::Json => {}
             Format::Yaml | Format::Name => {
-                bail!("rows that come one by one are printed as a table or as JSON")
+                bail!("a stream of rows can only be printed as a table or as JSON")
             }
         }
         Ok(Self { output: style.output, headers: !style.no_headers, widths: Vec::new() })
@@ -315,7 +317,7 @@ fn sorted<'a, R: Row>(rows: &'a [R], style: &Style) -> anyhow::Result<Vec<&'a R>
     let is_wanted = |column: &Column| column.name.eq_ignore_ascii_case(wanted);
     let Some(position) = R::COLUMNS.iter().position(is_wanted) else {
         let known: Vec<&str> = R::COLUMNS.iter().map(|column| column.name).collect();
-        bail!("--sort-by {wanted}: no such column, there are {}", known.join(", "));
+        bail!("--sort-by {wanted}: no such column; the columns are {}", known.join(", "));
     };
     rows.sort_by_cached_key(|row| SortKey(row.cells().into_iter().nth(position)));
     Ok(rows)
@@ -465,7 +467,7 @@ mod tests {
         check(
             &style(Format::Table, "colour"),
             expect![[r#"
-                error: --sort-by colour: no such column, there are NAME, PRICE, NOTE
+                error: --sort-by colour: no such column; the columns are NAME, PRICE, NOTE
             "#]],
         );
     }

@@ -21,7 +21,7 @@ use crate::names::{Names, PodName};
 pub enum Verdict {
     /// Not delivered.
     Dropped,
-    /// Allowed; reported only while somebody follows such flows.
+    /// Allowed; reported only while a client follows allowed flows.
     Allowed,
     /// Allowed, but policies in shadow mode would deny it.
     WouldDeny,
@@ -66,24 +66,24 @@ pub struct Wanted {
     #[arg(long, value_name = "POD")]
     pub pod: Option<String>,
     /// Only flows from this Pod (NAMESPACE/NAME), node (node/NAME) or address
-    #[arg(long, value_name = "WHO")]
+    #[arg(long, value_name = "PEER")]
     pub from: Option<String>,
     /// Only flows to this Pod (NAMESPACE/NAME), node (node/NAME) or address
-    #[arg(long, value_name = "WHO")]
+    #[arg(long, value_name = "PEER")]
     pub to: Option<String>,
-    /// Only flows with a Pod of this namespace at one end
+    /// Only flows whose source or destination is a Pod of this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// Only flows to this port
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
-    /// Only flows that this became of; `allowed` with -f [default: all but allowed]
+    /// Only flows with these verdicts; `allowed` requires -f [default: all except allowed]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
     pub verdict: Vec<Verdict>,
-    /// Only flows that were dropped for this reason, as `lbctl drops` has it
+    /// Only flows dropped for these reasons, named as in `lbctl drops`
     #[arg(long, value_delimiter = ',', value_name = "REASON")]
     pub reason: Vec<String>,
-    /// Only flows that this policy (NAMESPACE/NAME, or NAME of one of the cluster) decided
+    /// Only flows that this policy decided (NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy)
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<String>,
 }
@@ -296,14 +296,14 @@ pub fn header(covers: &Covers, lost: Option<u64>) -> String {
     let time = age(now_ms.saturating_sub(*since_ms) / 1000);
     let mut line = format!("{flows} flows of the last {time}");
     if *forgotten > 0 {
-        line.push_str(&format!(", {forgotten} before them forgotten"));
+        line.push_str(&format!(", {forgotten} older ones evicted"));
     }
-    line.push_str(&format!("; {suppressed} packets left out by sampling"));
+    line.push_str(&format!("; {suppressed} packets suppressed by sampling"));
     match lost {
         Some(lost) => {
-            line.push_str(&format!(", {lost} lost in the ring buffer since the first start"))
+            line.push_str(&format!(", {lost} lost in the ring buffer since the maps were created"))
         }
-        None => line.push_str(", lost ones not known"),
+        None => line.push_str(", lost count unavailable"),
     }
     line
 }

@@ -66,7 +66,7 @@ impl Pinned {
         {
             bail!("{place}: {DENIED}");
         }
-        let nothing = || anyhow!("no tables at {place}: is lb-agent running on this node?");
+        let nothing = || anyhow!("no maps at {place}: is lb-agent running on this node?");
         let pins = Pins::existing(dir).ok_or_else(nothing)?;
         let list: Vec<Pin> = pins.list()?.into_iter().map(|(_, pin)| pin).collect();
         if !list.iter().any(|pin| matches!(pin, Pin::Map(..))) {
@@ -239,7 +239,7 @@ impl Pinned {
                 "{name}_v{other} is pinned, this lbctl reads {name}_v{version}: use the lbctl of the running agent"
             ),
             None => bail!(
-                "{name}_v{version} is not pinned at {}: has lb-agent come up on this node?",
+                "{name}_v{version} is not pinned at {}: did lb-agent start on this node?",
                 self.pins.dir().display()
             ),
         }

@@ -123,7 +123,7 @@ fn full(namespace: &str, name: &str) -> String {
 pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
     let Policy { name, kind, tier, priority, shadow, generation, subject, issues, .. } = policy;
     columns::line(out, format_args!("{kind} {name}"))?;
-    let mode = if *shadow { "shadow: counted and shown, not enforced" } else { "enforced" };
+    let mode = if *shadow { "shadow: evaluated and counted, but not enforced" } else { "enforced" };
     let mut lines = vec![
         ["tier".to_owned(), format!("{tier}, priority {priority}")],
         ["mode".to_owned(), mode.to_owned()],
@@ -136,13 +136,14 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
         [("ingress", ingress, default_denied.ingress), ("egress", egress, default_denied.egress)]
     {
         let text = match rules {
-            None => "not its business".to_owned(),
+            None => "not covered by this policy".to_owned(),
             Some(rules) if rules.is_empty() && kind == "NetworkPolicy" => {
-                "isolated, nothing allowed".to_owned()
+                "isolated, no traffic allowed".to_owned()
             }
             Some(rules) => format!("{} rules", rules.len()),
         };
-        let denied = if denied == 0 { "" } else { &format!("; isolation denied {denied} flows") };
+        let denied =
+            if denied == 0 { "" } else { &format!("; {denied} flows denied by isolation") };
         lines.push([direction.to_owned(), format!("{text}{denied}")]);
     }
     let lines: Vec<Vec<String>> = lines.into_iter().map(Vec::from).collect();
@@ -156,8 +157,8 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
 fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
     let Rule { path, action, name, peers, ports, hits, counted_in } = rule;
     let ports = match ports.as_deref() {
-        None => "every protocol and port".to_owned(),
-        Some([]) => "no port".to_owned(),
+        None => "all protocols and ports".to_owned(),
+        Some([]) => "no ports".to_owned(),
         Some(ports) => ports.join(", "),
     };
     let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
@@ -168,8 +169,8 @@ fn print_rule(out: &mut dyn Write, rule: &Rule) -> io::Result<()> {
     };
     columns::line(out, format_args!("{path}{name} {action}: {ports}; {hits}"))?;
     match peers.as_deref() {
-        None => writeln!(out, "  everybody"),
-        Some([]) => writeln!(out, "  nobody"),
+        None => writeln!(out, "  all peers"),
+        Some([]) => writeln!(out, "  no peers"),
         Some(peers) => {
             let lines: Vec<Vec<String>> =
                 peers.iter().map(|peer| vec![peer.path.clone(), selected(peer, "Pods")]).collect();

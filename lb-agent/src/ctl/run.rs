@@ -66,8 +66,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Some(number) => (number, 1),
         None => (text, 1),
     };
-    let number: u64 =
-        number.parse().map_err(|error| format!("{text} is not a time like 60s or 5m: {error}"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|error| format!("{text} is not a duration like 60s or 5m: {error}"))?;
     Ok(Duration::from_secs(number.saturating_mul(unit)))
 }
 
@@ -97,7 +98,7 @@ impl Place<'_> {
         };
         match args.style.output {
             Format::Json | Format::Yaml => columns::document(out, &report, args.style.output)?,
-            Format::Name => anyhow::bail!("status has no names"),
+            Format::Name => anyhow::bail!("status cannot be printed as names"),
             Format::Table | Format::Wide => {
                 status::print(out, &report, args.all, !args.style.no_headers)?;
             }
@@ -131,7 +132,7 @@ impl Place<'_> {
         let branches = tree::branches(&view, &services::rows(&view, &selection));
         match args.style.output {
             Format::Json | Format::Yaml => columns::document(out, &branches, args.style.output)?,
-            Format::Name => anyhow::bail!("--tree has no names"),
+            Format::Name => anyhow::bail!("--tree cannot be printed as names"),
             Format::Table | Format::Wide => {
                 tree::print(out, &branches, !args.style.no_headers)?;
             }
@@ -245,7 +246,7 @@ impl Place<'_> {
     fn names_or_remark(self) -> Named {
         let named = self.names();
         if let Some(error) = &named.error {
-            remark(&format!("numbers instead of names: {error}"));
+            remark(&format!("showing ids instead of names: {error}"));
         }
         named
     }

@@ -39,9 +39,11 @@ impl Selection {
         let Self { namespace, all_namespaces, service, pod, ip } = self;
         let (service, pod) = match (name, service, pod) {
             (Some(_), Some(flag), _) if !of_pods => {
-                bail!("--service {flag}: the Service is named twice")
+                bail!("--service {flag}: the Service is already given as an argument")
             }
-            (Some(_), _, Some(flag)) if of_pods => bail!("--pod {flag}: the Pod is named twice"),
+            (Some(_), _, Some(flag)) if of_pods => {
+                bail!("--pod {flag}: the Pod is already given as an argument")
+            }
             (Some(name), service, _) if of_pods => (service, Some(name)),
             (Some(name), _, pod) => (Some(name), pod),
             (None, service, pod) => (service, pod),
@@ -92,7 +94,7 @@ fn full_name(name: &str, namespace: Option<&str>) -> anyhow::Result<String> {
             Ok(format!("{namespace}/{name}"))
         }
         [own, name] if !own.is_empty() && !name.is_empty() => Ok(format!("{own}/{name}")),
-        _ => bail!("{name}: not a NAME or NAMESPACE/NAME"),
+        _ => bail!("{name}: expected NAME or NAMESPACE/NAME"),
     }
 }
 
@@ -125,6 +127,6 @@ mod tests {
         assert_eq!(pods.service.as_deref(), Some("default/web"));
         assert_eq!(pods.pod.as_deref(), Some("a/p"));
         let error = flags.complete(Some("a/web".to_owned()), false).unwrap_err().to_string();
-        assert_eq!(error, "--service web: the Service is named twice");
+        assert_eq!(error, "--service web: the Service is already given as an argument");
     }
 }

@@ -247,7 +247,7 @@ fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) ->
         .collect();
     if !missing.is_empty() {
         let missing: Vec<String> = missing.iter().map(SocketAddr::to_string).collect();
-        issues.push(format!("not in the maps: {}", missing.join(",")));
+        issues.push(format!("missing in the maps: {}", missing.join(",")));
     }
     let (dropped, refused): (Vec<_>, Vec<_>) = (view.frontends_of(service.id).iter())
         .filter(|frontend| frontend.frontend.n == 0)
@@ -256,11 +256,13 @@ fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) ->
         frontends.iter().map(|f| f.socket().to_string()).collect::<Vec<_>>().join(",")
     };
     if !refused.is_empty() {
-        issues.push(format!("no usable endpoint, refused: {}", sockets(&refused)));
+        issues.push(format!("no usable endpoint, connections refused at {}", sockets(&refused)));
     }
     if !dropped.is_empty() {
         let at = sockets(&dropped);
-        issues.push(format!("no usable endpoint on this node (traffic policy), dropped: {at}"));
+        issues.push(format!(
+            "no usable endpoint on this node (traffic policy), packets dropped at {at}"
+        ));
     }
     issues
 }

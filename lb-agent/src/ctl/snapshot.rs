@@ -170,5 +170,5 @@ pub fn protocol_number(text: &str) -> Result<u8, String> {
         .into_iter()
         .find(|number| protocol_name(*number).eq_ignore_ascii_case(text))
         .or_else(|| text.parse().ok())
-        .ok_or_else(|| format!("{text} is neither tcp, udp, sctp, icmp, icmpv6 nor a number"))
+        .ok_or_else(|| format!("{text} is not tcp, udp, sctp, icmp, icmpv6 or a number"))
 }

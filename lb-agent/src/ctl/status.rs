@@ -142,9 +142,9 @@ fn agent_line(found: &Found<'_>) -> Line {
             Some(false) => line(
                 "agent",
                 State::Failed,
-                "not running: traffic goes on with the tables as they are".to_owned(),
+                "not running: traffic continues with the maps as they are".to_owned(),
             ),
-            None => line("agent", State::Degraded, "cannot tell whether it runs".to_owned()),
+            None => line("agent", State::Degraded, "unknown whether it runs".to_owned()),
         };
     }
     let synced = match agent.synced {
@@ -159,7 +159,7 @@ fn agent_line(found: &Found<'_>) -> Line {
             "agent",
             State::Failed,
             format!(
-                "not running: traffic goes on with the tables written {} ago; last was {who}, {synced}{skew}",
+                "not running: traffic continues with the maps written {} ago; last was {who}, {synced}{skew}",
                 ago(agent.written)
             ),
         ),
@@ -174,7 +174,7 @@ fn agent_line(found: &Found<'_>) -> Line {
         None => line(
             "agent",
             State::Degraded,
-            format!("cannot tell whether it runs; last was {who}, {synced}{skew}"),
+            format!("unknown whether it runs; last was {who}, {synced}{skew}"),
         ),
     }
 }

@@ -58,7 +58,7 @@ fn services_with_names_and_without() {
         expect![[r#"
             NAMESPACE    NAME  PORT         TYPE       FRONTENDS                    READY  LOCAL  FLOWS  AGE     INTERNAL  EXTERNAL  ALGORITHM  AFFINITY  ID  ISSUE
             default      web   http:80/TCP  ClusterIP  10.96.0.10:80,[fd96::10]:80  3/4    2      5      120m    Cluster   <none>    random     <none>    1   endpoints[2].addresses[0]: "::zz" is not an IP address
-            kube-system  dns   53/UDP       ClusterIP  10.96.0.53:53                0/0    0      0      <none>  <none>    <none>    random     <none>    2   not in the maps: [fd96::53]:53; no usable endpoint, refused: 10.96.0.53:53
+            kube-system  dns   53/UDP       ClusterIP  10.96.0.53:53                0/0    0      0      <none>  <none>    <none>    random     <none>    2   missing in the maps: [fd96::53]:53; no usable endpoint, connections refused at 10.96.0.53:53
             <none>       #9    443/TCP      <none>     10.96.0.99:443               1/1    0      0      <none>  Cluster   <none>    random     <none>    9
         "#]],
     );
@@ -331,7 +331,7 @@ fn status_with_the_agent_dead_and_a_full_map() {
             DEGRADED: agent failed, tables degraded, maps degraded, 1 issue
 
             SUBSYSTEM  STATE     DETAIL
-            agent      FAILED    not running: traffic goes on with the tables written 20s ago; last was 0.1.0 on n1, synced 30s ago
+            agent      FAILED    not running: traffic continues with the maps written 20s ago; last was 0.1.0 on n1, synced 30s ago
             api        OK        last known: https://10.0.0.1:6443, 5 kinds listed
             tables     DEGRADED  service ports 3, frontends 4, backends 5, pods 2, frontends missing 1
             maps       DEGRADED  frontends 250000/262144 (95%)
@@ -354,7 +354,7 @@ fn status_without_names() {
             DEGRADED: agent failed, names failed
 
             SUBSYSTEM  STATE   DETAIL
-            agent      FAILED  not running: traffic goes on with the tables as they are
+            agent      FAILED  not running: traffic continues with the maps as they are
             names      FAILED  name table /run/lb/names.json: No such file or directory (os error 2)
             tables     OK      service ports 3, frontends 4, backends 5, pods 2
             maps       OK      fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%)

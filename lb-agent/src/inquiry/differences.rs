@@ -53,7 +53,7 @@ fn node_ports(cluster: &Cluster, rules: &Rules) -> Option<Remark> {
         return None;
     }
     let message = format!(
-        "{n} Services have NodePorts, which are served at {} only; at {} clients find them under kube-proxy, unless it had --nodeport-addresses",
+        "{n} Services have NodePorts, which are served at {} only; kube-proxy also serves them at {} unless it was given --nodeport-addresses",
         list(&served),
         list(&others)
     );
@@ -73,7 +73,7 @@ fn list(addrs: &[Addr]) -> String {
 fn sctp(name: &Name, service: &Service) -> Option<Remark> {
     let port = service.ports.iter().find(|port| port.protocol == proto::SCTP)?;
     let message = format!(
-        "port {} is SCTP: it is served to Pods and to clients outside, not to processes of nodes and Pods of the host network",
+        "port {} is SCTP: it is served to Pods and external clients, but not to host processes and Pods on the host network",
         port.port
     );
     Some(of_service(name, "spec.ports[].protocol", message))
@@ -82,9 +82,9 @@ fn sctp(name: &Name, service: &Service) -> Option<Remark> {
 fn proxied(name: &Name, service: &Service) -> Option<Remark> {
     let extra = service.extra.as_ref().filter(|extra| extra.proxied)?;
     let message = if extra.lb_ips.is_empty() {
-        "is Proxy: clients in the cluster reach the load balancer itself; kube-proxy before 1.29 takes them straight to the Pods"
+        "is Proxy: clients in the cluster reach the load balancer itself; kube-proxy before 1.29 sends them directly to the Pods"
     } else {
-        "is Proxy for some addresses: at those, clients in the cluster reach the load balancer itself; kube-proxy before 1.29 takes them straight to the Pods"
+        "is Proxy for some addresses: there, clients in the cluster reach the load balancer itself; kube-proxy before 1.29 sends them directly to the Pods"
     };
     Some(of_service(name, "status.loadBalancer.ingress[].ipMode", message.to_owned()))
 }
@@ -100,10 +100,10 @@ struct Isolated<'a> {
 fn client_address(name: &Name, found: &Isolated<'_>) -> Remark {
     let Isolated { pod, policy, nodes } = found;
     let nodes = nodes.as_ref().map_or_else(String::new, |path| {
-        format!(" (the block of nodes in {path} admits them no more)")
+        format!(" (the ipBlock for nodes in {path} no longer matches them)")
     });
     let message = format!(
-        "is Cluster, and NetworkPolicy {policy} isolates Pod {pod} behind it: a client outside is judged by its own address where the Pod is on the node it comes to, and as that node only elsewhere; kube-proxy shows all of them as nodes. Admit the clients' addresses{nodes}"
+        "is Cluster, and NetworkPolicy {policy} isolates Pod {pod} behind it: policies see an external client by its own address if the Pod is on the node that the client contacted, and as that node otherwise; with kube-proxy every external client appears as a node. Allow the clients' addresses{nodes}"
     );
     of_service(name, "spec.externalTrafficPolicy", message)
 }

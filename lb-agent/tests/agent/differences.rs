@@ -60,11 +60,11 @@ fn takeover_tells_before_the_change_what_is_otherwise() {
             "will not work as written (`lbctl status` has them, too):",
             "  Service shop/web: spec.externalIPs: 203.0.113.5 is not in --external-ip-cidrs: not served",
             "otherwise than under kube-proxy:",
-            "  Service shop/signal: spec.ports[].protocol: port 80 is SCTP: it is served to Pods and to clients outside, not to processes of nodes and Pods of the host network",
+            "  Service shop/signal: spec.ports[].protocol: port 80 is SCTP: it is served to Pods and external clients, but not to host processes and Pods on the host network",
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
         }
-        let of_node = "  Node n1: --node-port-addresses: 1 Services have NodePorts, which are served at 192.0.2.1 only; at ";
+        let of_node = "  Node n1: --node-port-addresses: 1 Services have NodePorts, which are served at 192.0.2.1 only; kube-proxy also serves them at ";
         assert!(shown.lines().any(|shown| shown.starts_with(of_node)), "{shown}");
         let (code, log) = end(child, Signal::SIGTERM);
         assert_eq!(code, Some(0), "{log}");

@@ -94,13 +94,13 @@ fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
     assert_eq!(mode & 0o777, 0o600);
 
     // Without policies: it depends on who listens.
-    let listens = ["DELIVERED", "no policy selects default/web", "somebody listens on"];
+    let listens = ["DELIVERED", "no policy selects default/web", "a process listens on"];
     expect(&stage, here, &["explain", "stranger", "svc:web:80"], 0, &listens);
     let refuses = ["STOPPED", "BACKEND_REFUSES", "8080"];
     expect(&stage, here, &["explain", "stranger", "web:9"], 3, &refuses);
-    let missing = ["default/stringer: no such object in the cluster; there is default/stranger"];
+    let missing = ["default/stringer: no such object in the cluster; similar: default/stranger"];
     expect(&stage, here, &["explain", "stringer", "web:9"], 1, &missing);
-    let which = ["default/web: which port? It has 80/TCP, 80/UDP, 81/TCP"];
+    let which = ["default/web: no port given; it has 80/TCP, 80/UDP, 81/TCP"];
     expect(&stage, here, &["explain", "stranger", "svc:web"], 1, &which);
 
     stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
@@ -111,7 +111,7 @@ fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
     expect(&stage, here, &flags, 3, &stopped);
     let allowed = ["DELIVERED", "allowed by default/only-friends ingress[0]"];
     expect(&stage, here, &["explain", "friend", "svc:web:80"], 0, &allowed);
-    let on_a = ["CANNOT TELL", "OTHER_NODE", "ask `lbctl explain` on"];
+    let on_a = ["CANNOT TELL", "OTHER_NODE", "run `lbctl explain` on"];
     expect(&stage, there, &["explain", "far", "svc:web:80"], 4, &on_a);
     expect(&stage, here, &["policy", "list"], 0, &["only-friends", "enforced"]);
     expect(

@@ -54,14 +54,14 @@ fn complete(wanted: Wanted) -> anyhow::Result<Wanted> {
     let has_ports = matches!(wanted.protocol, proto::TCP | proto::UDP | proto::SCTP);
     match (&wanted.dst, wanted.port) {
         (Party::Service(_), None) => {}
-        (_, None) if has_ports => bail!("which port? DST:PORT/PROTO, or --port PORT/PROTO"),
+        (_, None) if has_ports => bail!("no port given: use DST:PORT/PROTO, or --port PORT/PROTO"),
         _ => {}
     }
     if wanted.src == Party::World && wanted.dst == Party::World {
-        bail!("a flow from outside to outside does not come by here");
+        bail!("source and destination are both external; that traffic never passes this node");
     }
     if let Party::Service(_) = wanted.src {
-        bail!("a Service opens no flows: name a Pod behind it");
+        bail!("a Service cannot be the source of a flow: name a Pod behind it");
     }
     Ok(wanted)
 }
@@ -79,7 +79,7 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
         [name] if !name.is_empty() => Ok(format!("{namespace}/{name}")),
         [own, name] if !own.is_empty() && !name.is_empty() => Ok(format!("{own}/{name}")),
         _ => bail!(
-            "{text}: neither NAMESPACE/POD, an address, node/NAME, svc:NAMESPACE/NAME nor world"
+            "{text}: expected NAMESPACE/POD, an address, node/NAME, svc:NAMESPACE/NAME or world"
         ),
     };
     for prefix in ["svc:", "svc/", "service/"] {

@@ -62,10 +62,10 @@ impl Denied<'_> {
                 path: format!("spec.{}", self.by.rule),
                 headline: format!("{} denies it", self.by),
                 because: vec![format!(
-                    "{} denies {} and {subject} on {}; a NetworkPolicy cannot allow it again",
+                    "{} denies traffic between {} and {subject} on {}; a NetworkPolicy cannot override that",
                     self.by, self.peer, self.port()
                 )],
-                to_fix: vec!["ask who owns the ClusterNetworkPolicy: put an Accept rule before it, or narrow it".to_owned()],
+                to_fix: vec!["ask the owner of the ClusterNetworkPolicy to add an Accept rule before it or to narrow it".to_owned()],
                 ..finding
             };
         }
@@ -73,11 +73,11 @@ impl Denied<'_> {
             return Finding {
                 code: Some(Code::PolicyOverflow),
                 object: format!("Pod {subject}"),
-                headline: format!("the policies of {subject} did not fit the tables"),
+                headline: format!("the policies of {subject} do not fit in the maps"),
                 because: vec![format!(
-                    "nothing is allowed in {direction} of {subject} until they fit"
+                    "all {direction} traffic of {subject} is denied until they fit"
                 )],
-                to_fix: vec!["look at `lbctl status`, and use fewer or wider rules".to_owned()],
+                to_fix: vec!["check `lbctl status`; use fewer or broader rules".to_owned()],
                 ..finding
             };
         }
@@ -85,9 +85,9 @@ impl Denied<'_> {
             return Finding {
                 code: Some(Code::PolicyPending),
                 object: format!("Pod {subject}"),
-                headline: format!("{subject} is not known yet"),
-                because: vec!["a policy may select the Pod behind this device, so nothing is allowed until it is known".to_owned()],
-                to_fix: vec!["none: it is a matter of a moment; if it lasts, look at `lbctl pods`".to_owned()],
+                headline: format!("{subject} is not identified yet"),
+                because: vec!["a policy may select the Pod behind this device, so its traffic is denied until the Pod is identified".to_owned()],
+                to_fix: vec!["none: this should end within moments; if it does not, check `lbctl pods`".to_owned()],
                 ..finding
             };
         }
@@ -129,20 +129,22 @@ impl Denied<'_> {
                 finding.object = format!("NetworkPolicy {}", nearest.policy);
                 finding.path = format!("spec.{}", nearest.path);
                 finding.because.push(format!(
-                    "{} {} wants {}, {}",
+                    "{} {} wants {}, but {}",
                     nearest.policy, nearest.path, nearest.wants, nearest.has
                 ));
                 finding.to_fix = vec![fix.clone()];
             }
         }
         if self.leg.is_none() {
-            finding.because = vec!["what the rules lack is not known without the agent".to_owned()];
+            finding.because = vec![
+                "why no rule matches is only known to the agent, which does not answer".to_owned(),
+            ];
         }
         if self.leg.is_some_and(allows) {
             finding.because =
-                vec!["the policies allow it by now, and the tables do not say so yet".to_owned()];
+                vec!["the policies now allow it, but the maps do not reflect that yet".to_owned()];
             finding.to_fix = vec![
-                "look at `lbctl status`: what keeps the tables from being written?".to_owned(),
+                "check `lbctl status` for what prevents the maps from being written".to_owned(),
             ];
             finding.code = Some(Code::NotProgrammed);
             return finding;
@@ -150,7 +152,7 @@ impl Denied<'_> {
         finding.nearest = nearest.map(|(_, cause)| cause.nearest);
         if !self.ingress && self.target.at.port() == DNS {
             finding.code = Some(Code::DenyEgressDns);
-            finding.because.push("every name lookup of the Pod will time out".to_owned());
+            finding.because.push("every DNS lookup of the Pod will time out".to_owned());
             finding.to_fix = vec![format!(
                 "add an egress rule for UDP and TCP port {DNS} to kube-system to a policy that selects {subject}"
             )];
@@ -196,16 +198,16 @@ impl Denied<'_> {
         };
         if let Some(named) = ports.iter().find(|port| port.name.is_some() && port.means.is_none()) {
             let name = named.name.as_deref().unwrap_or_default();
-            let whose = if self.ingress { self.subject } else { self.peer };
+            let owner = if self.ingress { self.subject } else { self.peer };
             return Cause {
                 code: Code::NamedPortUnresolved,
                 nearest: nearest(
                     named.path.clone(),
                     format!("port '{name}'"),
-                    format!("and {whose} declares no port of that name"),
+                    format!("{owner} declares no port with that name"),
                 ),
                 fix: format!(
-                    "declare the port '{name}' in a container of {whose}, or give the number in the rule"
+                    "declare port '{name}' in a container of {owner}, or use the port number in the rule"
                 ),
             };
         }
@@ -221,14 +223,14 @@ impl Denied<'_> {
                     pre_nat.path.clone(),
                     pre_nat.wants.clone(),
                     format!(
-                        "and the packet carries {} after translation from {through}",
+                        "policies see port {}, to which {through} is translated",
                         self.target.at.port()
                     ),
                 ),
-                fix: format!("allow the Pod's port {port}: policies never see the Service's"),
+                fix: format!("allow the Pod's port {port}: policies never see the Service's port"),
             };
         }
-        let wants = if wants.is_empty() { "no port at all".to_owned() } else { wants.join(", ") };
+        let wants = if wants.is_empty() { "no port".to_owned() } else { wants.join(", ") };
         Cause {
             code: Code::DenyPort,
             nearest: nearest(one, wants, format!("the flow is for {port}")),
@@ -242,10 +244,10 @@ impl Denied<'_> {
             nearest: Nearest {
                 policy: policy.to_owned(),
                 path: rule.path.clone(),
-                wants: "nobody".to_owned(),
-                has: "since its peers could not be read".to_owned(),
+                wants: "a valid peer".to_owned(),
+                has: "none of its peers is valid".to_owned(),
             },
-            fix: "look at `lbctl policy show`: what is wrong with its peers?".to_owned(),
+            fix: "check `lbctl policy show` for what is wrong with its peers".to_owned(),
         }
     }
 
@@ -268,8 +270,8 @@ impl Denied<'_> {
         {
             return Cause {
                 code: Code::DenyIpblockNat,
-                nearest: nearest(peer.wants.clone(), format!("and the rule sees {}, not {}", self.target.at.ip(), through.ip())),
-                fix: "allow the Pods behind the Service by their labels: policies never see a Service's address".to_owned(),
+                nearest: nearest(peer.wants.clone(), format!("policies see {}, not {}", self.target.at.ip(), through.ip())),
+                fix: "allow the Pods behind the Service by their labels: policies never see the address of a Service".to_owned(),
             };
         }
         let label = |miss: &Miss| match miss {
@@ -291,7 +293,7 @@ impl Denied<'_> {
                     format!("a namespace with {wants}"),
                     format!("namespace {namespace} has {has}"),
                 ),
-                fix: format!("label namespace {namespace} with {wants}, or change the rule"),
+                fix: format!("add the label {wants} to namespace {namespace}, or change the rule"),
             };
         }
         let code = self.wrong_peer();
@@ -322,29 +324,29 @@ impl Denied<'_> {
                         },
                     );
                 let (wants, has) = if many { (wanted, had) } else { (wants.clone(), has.clone()) };
-                let fix = format!("give {who} the labels {wants}, or change the rule");
+                let fix = format!("add the labels {wants} to {who}, or change the rule");
                 (wants, format!("{who} has {has}"), fix)
             }
             Miss::Namespace { wants, has } => (
-                format!("Pods of its own namespace {wants}"),
+                format!("Pods of the policy's namespace {wants}"),
                 format!("{who} is in {has}"),
                 format!("add a namespaceSelector for {has} to the peer"),
             ),
             Miss::NotPod => (
                 peer.wants.clone(),
-                format!("{who} is no Pod with an address of its own"),
+                format!("{who} is not a Pod with its own address"),
                 "allow its address with an ipBlock".to_owned(),
             ),
             Miss::NotNode => {
-                (peer.wants.clone(), format!("{who} is no node"), "add a peer for it".to_owned())
+                (peer.wants.clone(), format!("{who} is not a node"), "add a peer for it".to_owned())
             }
             Miss::Block => {
                 (peer.wants.clone(), format!("{who} is not in it"), format!("add a peer for {who}"))
             }
             Miss::Except(range) => (
                 peer.wants.clone(),
-                format!("{who} is in {range}, which is left out"),
-                "narrow the except".to_owned(),
+                format!("{who} is in the excluded {range}"),
+                "narrow the except field".to_owned(),
             ),
             Miss::NamespaceLabel { .. } => (peer.wants.clone(), String::new(), String::new()),
         };

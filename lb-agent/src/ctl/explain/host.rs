@@ -37,7 +37,7 @@ pub(super) fn full(view: &View<'_>) -> Option<Finding> {
     let ago = view.now.saturating_sub(drop.at);
     Some(Finding {
         code: Some(Code::TableFull),
-        headline: "new flows had no room lately".to_owned(),
+        headline: "a table was recently too full for new flows".to_owned(),
         because: vec![format!(
             "{ago} s ago a flow from {} to {} was dropped on this node: {}",
             drop.src,
@@ -58,13 +58,13 @@ pub(super) fn unforwarded(v4: bool, node: &str) -> Finding {
         code: Some(Code::HostSetup),
         object: format!("Node {node}"),
         headline: format!(
-            "{setting} is 0: nothing is forwarded unless a device has a setting of its own"
+            "{setting} is 0: the node forwards no packets unless a device overrides it"
         ),
         because: vec![format!(
-            "{setting} is 0: the kernel takes no {family} packet from one device to another, so none between a Pod and another node, unless the setting of the device it comes by says otherwise"
+            "{setting} is 0: the kernel does not forward {family} packets between devices, and so not between a Pod and another node, unless the receiving device overrides the setting"
         )],
         to_fix: vec![format!(
-            "sysctl -w {setting}=1, and in /etc/sysctl.d, or ask what has set it"
+            "run `sysctl -w {setting}=1`, add it to /etc/sysctl.d, and find out what set it to 0"
         )],
         evidence: vec![format!("sysctl {setting}")],
         ..Finding::default()

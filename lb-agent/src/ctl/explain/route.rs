@@ -154,7 +154,7 @@ fn unserved<'a, T: Tables>(
         }
         let finding = Finding {
             code: Some(Code::UndefinedPort),
-            headline: "the address is a Service's, but not with this port".to_owned(),
+            headline: "the address belongs to a Service that does not have this port".to_owned(),
             ..Finding::default()
         };
         return Route::None { service: String::new(), finding: Box::new(finding) };
@@ -183,7 +183,7 @@ fn unserved<'a, T: Tables>(
                 facts.wanted.port.unwrap_or_default()
             ),
             because: vec![format!("{} has {}", service.name, ports.join(", "))],
-            to_fix: vec!["dial one of these, or declare the port in spec.ports".to_owned()],
+            to_fix: vec!["use one of these ports, or declare the port in spec.ports".to_owned()],
             ..Finding::default()
         }
     } else if outside && service.service_type == "LoadBalancer" && service.lb_ips.is_empty() {
@@ -191,9 +191,9 @@ fn unserved<'a, T: Tables>(
             code: Some(Code::LbNoAddress),
             object,
             path: "status.loadBalancer.ingress".to_owned(),
-            headline: format!("{} has no address for clients outside", service.name),
-            because: vec![format!("{} is of type LoadBalancer, and nobody has given it an address", service.name)],
-            to_fix: vec!["install what assigns addresses (a cloud controller, MetalLB), or dial the NodePort".to_owned()],
+            headline: format!("{} has no external address", service.name),
+            because: vec![format!("{} is of type LoadBalancer, but no address has been assigned to it", service.name)],
+            to_fix: vec!["install a controller that assigns addresses (a cloud controller, MetalLB), or use the NodePort".to_owned()],
             ..Finding::default()
         }
     } else if outside {
@@ -201,18 +201,18 @@ fn unserved<'a, T: Tables>(
             code: Some(Code::NoFrontend),
             object,
             path: "spec.type".to_owned(),
-            headline: format!("{} is not for clients outside the cluster", service.name),
+            headline: format!("{} is not reachable from outside the cluster", service.name),
             because: vec![format!("{} is of type {}", service.name, service.service_type)],
-            to_fix: vec!["give it type NodePort or LoadBalancer".to_owned()],
+            to_fix: vec!["change its type to NodePort or LoadBalancer".to_owned()],
             ..Finding::default()
         }
     } else {
         Finding {
             code: Some(Code::NotProgrammed),
             object,
-            headline: format!("the tables of this node have no frontend of {}", service.name),
-            because: vec![format!("nothing is in the tables for {}", list(dialled))],
-            to_fix: vec!["look at `lbctl status` and `lbctl services`".to_owned()],
+            headline: format!("the maps of this node have no frontend for {}", service.name),
+            because: vec![format!("the maps contain no frontend at {}", list(dialled))],
+            to_fix: vec!["check `lbctl status` and `lbctl services`".to_owned()],
             ..Finding::default()
         }
     };
@@ -241,9 +241,9 @@ fn gated<T: Tables>(facts: &Facts<'_, T>, frontend: &FrontendSlots, name: &str) 
         code: Some(Code::SourceRange),
         object: format!("Service {name}"),
         path: "spec.loadBalancerSourceRanges".to_owned(),
-        headline: format!("{name} does not take clients from {}", list(&ips)),
+        headline: format!("{name} does not accept clients from {}", list(&ips)),
         because: vec![format!("its source ranges are {}", list(ranges))],
-        to_fix: vec!["add the client's range".to_owned()],
+        to_fix: vec!["add the client's address to spec.loadBalancerSourceRanges".to_owned()],
         ..Finding::default()
     })
 }
@@ -280,9 +280,9 @@ fn no_local(
         ready.map(|endpoint| endpoint.node.as_str()).filter(|node| !node.is_empty()).collect();
     let nodes: Vec<&str> = nodes.into_iter().collect();
     let elsewhere = match nodes.as_slice() {
-        [] => "other nodes have".to_owned(),
-        [one] => format!("{one} has"),
-        nodes => format!("{} have", nodes.join(", ")),
+        [] => "other nodes have one".to_owned(),
+        [one] => format!("{one} has one"),
+        nodes => format!("{} have one", nodes.join(", ")),
     };
     let policy =
         if frontend.is_external() { "externalTrafficPolicy" } else { "internalTrafficPolicy" };
@@ -292,7 +292,7 @@ fn no_local(
         headline: format!("{name} has no endpoint on this node, and its {policy} is Local"),
         because: vec![format!("{node} has no ready Pod of {name}; {elsewhere}")],
         to_fix: vec![format!(
-            "dial a node that has one, run a Pod of it here, or set {policy} to Cluster"
+            "use a node that has one, run a Pod of it on this node, or set {policy} to Cluster"
         )],
         ..Finding::default()
     }
@@ -313,8 +313,8 @@ fn no_endpoints(service: Option<&Service>, name: &str) -> Finding {
         !service.endpoints.is_empty() || !service.selector.is_empty() || service.n_endpoints == 0
     }) else {
         let headline = format!("{name} has no usable endpoint");
-        let because = "no backend is in the tables".to_owned();
-        let fix = "look at its selector and the readiness of its Pods";
+        let because = "the maps contain no backend for it".to_owned();
+        let fix = "check its selector and the readiness of its Pods";
         return finding(Code::NoEndpoints, "", headline, because, fix);
     };
     if !service.endpoints.is_empty() {
@@ -325,13 +325,13 @@ fn no_endpoints(service: Option<&Service>, name: &str) -> Finding {
         let because = not_ready.take(3).collect::<Vec<_>>().join("; ");
         let noun = if service.n_endpoints == 1 { "endpoint" } else { "endpoints" };
         let headline = format!("{name} has {} {noun}, 0 ready", service.n_endpoints);
-        let fix = "look at the readiness probes and the events of these Pods";
+        let fix = "check the readiness probes and the Events of these Pods";
         return finding(Code::NoEndpointsNotReady, "", headline, because, fix);
     }
     if service.selector.is_empty() {
         let headline = format!("{name} has no endpoints");
-        let because = "it has no selector, and nobody has written EndpointSlices for it".to_owned();
-        let fix = "give it a selector, or write an EndpointSlice";
+        let because = "it has no selector, and there are no EndpointSlices for it".to_owned();
+        let fix = "add a selector, or create an EndpointSlice";
         return finding(Code::NoEndpoints, "spec.selector", headline, because, fix);
     }
     if service.selected == 0 {
@@ -342,26 +342,28 @@ fn no_endpoints(service: Option<&Service>, name: &str) -> Finding {
         let nearest: Vec<String> = nearest.collect();
         let nearest = match nearest.as_slice() {
             [] => String::new(),
-            nearest => format!("; nearest: {}", nearest.join(", ")),
+            nearest => format!("; closest: {}", nearest.join(", ")),
         };
-        let headline = format!("no Pod has the labels that {name} selects");
+        let headline = format!("no Pod matches the selector of {name}");
         let because = format!(
-            "{name} selects {}; no Pod of its namespace has that{nearest}",
+            "{name} selects {}; no Pod of its namespace matches{nearest}",
             service.selector.join(",")
         );
-        let fix = "make spec.selector and the labels of the Pods agree";
+        let fix = "change spec.selector or the labels of the Pods so that they match";
         return finding(Code::NoEndpointsSelector, "spec.selector", headline, because, fix);
     }
-    let pods = if service.selected == 1 { "1 Pod" } else { "Pods" };
-    let headline = format!("{name} selects {pods}, and none of them is an endpoint");
+    let headline = match service.selected {
+        1 => format!("{name} selects 1 Pod, but it is not an endpoint"),
+        n => format!("{name} selects {n} Pods, but none of them is an endpoint"),
+    };
     let because =
-        "targetPort is a name that no container declares, or the Pods have no address yet"
+        "no container declares a port with the name in targetPort, or the Pods have no address yet"
             .to_owned();
-    let fix = "declare the port's name in the containers, or give targetPort as a number";
+    let fix = "declare the named port in the containers, or set targetPort to a number";
     finding(Code::NamedPortUnresolved, "spec.ports", headline, because, fix)
 }
 
-/// Whether the source is somebody outside.
+/// Reports whether the source is outside the cluster.
 pub fn is_outside<T: Tables>(facts: &Facts<'_, T>) -> bool {
     facts.context.src.kind == Kind::Outside
 }

@@ -16,7 +16,7 @@ pub fn heard(sockets: &[SocketAddr], at: SocketAddr, pod: &str) -> Result<String
         ip == at.ip() || ip.is_unspecified() && (ip.is_ipv6() || at.is_ipv4())
     };
     if let Some(socket) = on_port().find(takes) {
-        return Ok(format!("somebody listens on {socket}"));
+        return Ok(format!("a process listens on {socket}"));
     }
     let object = format!("Pod {pod}");
     if let Some(socket) = on_port().find(|socket| socket.ip().to_canonical().is_loopback()) {
@@ -28,7 +28,9 @@ pub fn heard(sockets: &[SocketAddr], at: SocketAddr, pod: &str) -> Result<String
                 "the process in {pod} listens on {socket}, not on the Pod's address {}",
                 at.ip()
             )],
-            to_fix: vec!["let it listen on all addresses (0.0.0.0 or ::)".to_owned()],
+            to_fix: vec![
+                "configure the process to listen on all addresses (0.0.0.0 or ::)".to_owned(),
+            ],
             evidence: vec![format!("socket {socket}")],
             ..Finding::default()
         }));
@@ -41,10 +43,13 @@ pub fn heard(sockets: &[SocketAddr], at: SocketAddr, pod: &str) -> Result<String
         let ports: Vec<String> = ports.iter().take(MOST).map(u16::to_string).collect();
         match ports.as_slice() {
             [] => {
-                format!("nothing listens in {pod}: connections to port {} are refused", at.port())
+                format!(
+                    "no process listens in {pod}: connections to port {} are refused",
+                    at.port()
+                )
             }
             ports => format!(
-                "nobody listens on port {} of {pod}; it listens on {}",
+                "no process listens on port {} of {pod}; it listens on {}",
                 at.port(),
                 ports.join(", ")
             ),
@@ -55,10 +60,10 @@ pub fn heard(sockets: &[SocketAddr], at: SocketAddr, pod: &str) -> Result<String
     Err(Box::new(Finding {
         code: Some(Code::BackendRefuses),
         object,
-        headline: format!("nobody listens at {at} in {pod}"),
+        headline: format!("no process listens on {at} in {pod}"),
         because: vec![because],
         to_fix: vec![
-            "set targetPort (or the port that you dial) to a port that the process listens on"
+            "set targetPort (or the destination port) to a port that the process listens on"
                 .to_owned(),
         ],
         ..Finding::default()

@@ -41,15 +41,15 @@ fn delivered() {
         TO_WEB,
         None,
         expect![[r#"
-        DELIVERED: default/client to svc:default/web:80/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   no policy selects default/client in egress
-          5  ok  ingress policy  no policy selects default/web-1 in ingress
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-    "#]],
+            DELIVERED: default/client to svc:default/web:80/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   no policy selects default/client in egress
+              5  ok  ingress policy  no policy selects default/web-1 in ingress
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+        "#]],
     );
 }
 
@@ -65,26 +65,26 @@ fn no_endpoints_selector() {
         ("client", "svc:wep:80"),
         Some(Code::NoEndpointsSelector),
         expect![[r#"
-        STOPPED: default/client to svc:default/wep:80/TCP: no Pod has the labels that default/wep selects
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/wep:80: no Pod has the labels that default/wep selects
-        because: default/wep selects app=wep; no Pod of its namespace has that; nearest: 1 Pod with app=web
-        to fix: make spec.selector and the labels of the Pods agree
-        code: NO_ENDPOINTS_SELECTOR
-    "#]],
+            STOPPED: default/client to svc:default/wep:80/TCP: no Pod matches the selector of default/wep
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/wep:80: no Pod matches the selector of default/wep
+            because: default/wep selects app=wep; no Pod of its namespace matches; closest: 1 Pod with app=web
+            to fix: change spec.selector or the labels of the Pods so that they match
+            code: NO_ENDPOINTS_SELECTOR
+        "#]],
     );
     check(
         &more,
         ("client", "10.96.0.11:80"),
         Some(Code::NoEndpointsSelector),
         expect![[r#"
-        STOPPED: default/client to 10.96.0.11:80/TCP: no Pod has the labels that default/api selects
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/api:80: no Pod has the labels that default/api selects
-        because: default/api selects app=wen,tier=x; no Pod of its namespace has that; nearest: 1 Pod with app=web
-        to fix: make spec.selector and the labels of the Pods agree
-        code: NO_ENDPOINTS_SELECTOR
-    "#]],
+            STOPPED: default/client to 10.96.0.11:80/TCP: no Pod matches the selector of default/api
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/api:80: no Pod matches the selector of default/api
+            because: default/api selects app=wen,tier=x; no Pod of its namespace matches; closest: 1 Pod with app=web
+            to fix: change spec.selector or the labels of the Pods so that they match
+            code: NO_ENDPOINTS_SELECTOR
+        "#]],
     );
 }
 
@@ -100,13 +100,13 @@ fn no_endpoints_not_ready() {
         ("client", "svc:api"),
         Some(Code::NoEndpointsNotReady),
         expect![[r#"
-        STOPPED: default/client to svc:default/api/TCP: default/api has 1 endpoint, 0 ready
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/api:80: default/api has 1 endpoint, 0 ready
-        because: default/api-1 is not-ready
-        to fix: look at the readiness probes and the events of these Pods
-        code: NO_ENDPOINTS_NOT_READY
-    "#]],
+            STOPPED: default/client to svc:default/api/TCP: default/api has 1 endpoint, 0 ready
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/api:80: default/api has 1 endpoint, 0 ready
+            because: default/api-1 is not-ready
+            to fix: check the readiness probes and the Events of these Pods
+            code: NO_ENDPOINTS_NOT_READY
+        "#]],
     );
 }
 
@@ -118,11 +118,11 @@ fn named_port_unresolved_by_a_service() {
         ("client", "svc:api"),
         Some(Code::NamedPortUnresolved),
         expect![[r#"
-            STOPPED: default/client to svc:default/api/TCP: default/api selects 1 Pod, and none of them is an endpoint
+            STOPPED: default/client to svc:default/api/TCP: default/api selects 1 Pod, but it is not an endpoint
               1  ok    source   Pod default/client 10.1.0.2 on this node
-              2  STOP  service  default/api:80: default/api selects 1 Pod, and none of them is an endpoint
-            because: targetPort is a name that no container declares, or the Pods have no address yet
-            to fix: declare the port's name in the containers, or give targetPort as a number
+              2  STOP  service  default/api:80: default/api selects 1 Pod, but it is not an endpoint
+            because: no container declares a port with the name in targetPort, or the Pods have no address yet
+            to fix: declare the named port in the containers, or set targetPort to a number
             code: NAMED_PORT_UNRESOLVED
         "#]],
     );
@@ -135,26 +135,26 @@ fn undefined_port() {
         ("client", "svc:web:81"),
         Some(Code::UndefinedPort),
         expect![[r#"
-        STOPPED: default/client to svc:default/web:81/TCP: default/web has no port 81/TCP
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/web: default/web has no port 81/TCP
-        because: default/web has 80/TCP
-        to fix: dial one of these, or declare the port in spec.ports
-        code: UNDEFINED_PORT
-    "#]],
+            STOPPED: default/client to svc:default/web:81/TCP: default/web has no port 81/TCP
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/web: default/web has no port 81/TCP
+            because: default/web has 80/TCP
+            to fix: use one of these ports, or declare the port in spec.ports
+            code: UNDEFINED_PORT
+        "#]],
     );
     check(
         "",
         ("client", "10.96.0.10:81"),
         Some(Code::UndefinedPort),
         expect![[r#"
-        STOPPED: default/client to 10.96.0.10:81/TCP: default/web has no port 81/TCP
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/web: default/web has no port 81/TCP
-        because: default/web has 80/TCP
-        to fix: dial one of these, or declare the port in spec.ports
-        code: UNDEFINED_PORT
-    "#]],
+            STOPPED: default/client to 10.96.0.10:81/TCP: default/web has no port 81/TCP
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/web: default/web has no port 81/TCP
+            because: default/web has 80/TCP
+            to fix: use one of these ports, or declare the port in spec.ports
+            code: UNDEFINED_PORT
+        "#]],
     );
 }
 
@@ -176,13 +176,13 @@ fn no_local_endpoint() {
         ("client", "svc:api"),
         Some(Code::NoLocalEndpoint),
         expect![[r#"
-        STOPPED: default/client to svc:default/api/TCP: default/api has no endpoint on this node, and its internalTrafficPolicy is Local
-          1  ok    source   Pod default/client 10.1.0.2 on this node
-          2  STOP  service  default/api:80: default/api has no endpoint on this node, and its internalTrafficPolicy is Local
-        because: n1 has no ready Pod of default/api; n2 has
-        to fix: dial a node that has one, run a Pod of it here, or set internalTrafficPolicy to Cluster
-        code: NO_LOCAL_ENDPOINT
-    "#]],
+            STOPPED: default/client to svc:default/api/TCP: default/api has no endpoint on this node, and its internalTrafficPolicy is Local
+              1  ok    source   Pod default/client 10.1.0.2 on this node
+              2  STOP  service  default/api:80: default/api has no endpoint on this node, and its internalTrafficPolicy is Local
+            because: n1 has no ready Pod of default/api; n2 has one
+            to fix: use a node that has one, run a Pod of it on this node, or set internalTrafficPolicy to Cluster
+            code: NO_LOCAL_ENDPOINT
+        "#]],
     );
 }
 
@@ -210,11 +210,11 @@ fn from_outside() {
         ("world", "svc:lb:80"),
         Some(Code::LbNoAddress),
         expect![[r#"
-            STOPPED: world to svc:default/lb:80/TCP: default/lb has no address for clients outside
-              1  ok    source   somebody outside the cluster, judged as 203.0.113.1, 2001:db8::1
-              2  STOP  service  default/lb: default/lb has no address for clients outside
-            because: default/lb is of type LoadBalancer, and nobody has given it an address
-            to fix: install what assigns addresses (a cloud controller, MetalLB), or dial the NodePort
+            STOPPED: world to svc:default/lb:80/TCP: default/lb has no external address
+              1  ok    source   an external client, evaluated as 203.0.113.1, 2001:db8::1
+              2  STOP  service  default/lb: default/lb has no external address
+            because: default/lb is of type LoadBalancer, but no address has been assigned to it
+            to fix: install a controller that assigns addresses (a cloud controller, MetalLB), or use the NodePort
             code: LB_NO_ADDRESS
         "#]],
     );
@@ -223,11 +223,11 @@ fn from_outside() {
         ("world", "svc:web:80"),
         Some(Code::NoFrontend),
         expect![[r#"
-            STOPPED: world to svc:default/web:80/TCP: default/web is not for clients outside the cluster
-              1  ok    source   somebody outside the cluster, judged as 203.0.113.1, 2001:db8::1
-              2  STOP  service  default/web: default/web is not for clients outside the cluster
+            STOPPED: world to svc:default/web:80/TCP: default/web is not reachable from outside the cluster
+              1  ok    source   an external client, evaluated as 203.0.113.1, 2001:db8::1
+              2  STOP  service  default/web: default/web is not reachable from outside the cluster
             because: default/web is of type ClusterIP
-            to fix: give it type NodePort or LoadBalancer
+            to fix: change its type to NodePort or LoadBalancer
             code: NO_FRONTEND
         "#]],
     );
@@ -237,12 +237,12 @@ fn from_outside() {
         None,
         expect![[r#"
             DELIVERED: world to svc:default/np:80/TCP
-              1  ok  source          somebody outside the cluster, judged as 203.0.113.1, 2001:db8::1
+              1  ok  source          an external client, evaluated as 203.0.113.1, 2001:db8::1
               2  ok  service         default/np:80 10.0.0.1:30080/TCP: 1 backend
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  ingress policy  no policy selects default/web-1 in ingress
-              5  ok  socket          somebody listens on 0.0.0.0:8080
-              6  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.0.0.1:30080 again; answers are not judged
+              5  ok  socket          a process listens on 0.0.0.0:8080
+              6  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.0.0.1:30080; policies do not evaluate replies
         "#]],
     );
 }
@@ -264,7 +264,7 @@ fn sockets() {
               5  ok    ingress policy  no policy selects default/web-1 in ingress
               6  STOP  socket          default/web-1 listens on 127.0.0.1:8080 only
             because: the process in default/web-1 listens on 127.0.0.1:8080, not on the Pod's address 10.1.0.3
-            to fix: let it listen on all addresses (0.0.0.0 or ::)
+            to fix: configure the process to listen on all addresses (0.0.0.0 or ::)
             code: LISTENS_ON_LOOPBACK
         "#]],
     );
@@ -274,15 +274,15 @@ fn sockets() {
         TO_WEB,
         Some(Code::BackendRefuses),
         expect![[r#"
-            STOPPED: default/client to svc:default/web:80/TCP: nobody listens at 10.1.0.3:8080 in default/web-1
+            STOPPED: default/client to svc:default/web:80/TCP: no process listens on 10.1.0.3:8080 in default/web-1
               1  ok    source          Pod default/client 10.1.0.2 on this node
               2  ok    service         default/web:80 10.96.0.10:80/TCP: 1 backend
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  ok    ingress policy  no policy selects default/web-1 in ingress
-              6  STOP  socket          nobody listens at 10.1.0.3:8080 in default/web-1
-            because: nobody listens on port 8080 of default/web-1; it listens on 80, 9090
-            to fix: set targetPort (or the port that you dial) to a port that the process listens on
+              6  STOP  socket          no process listens on 10.1.0.3:8080 in default/web-1
+            because: no process listens on port 8080 of default/web-1; it listens on 80, 9090
+            to fix: set targetPort (or the destination port) to a port that the process listens on
             code: BACKEND_REFUSES
         "#]],
     );
@@ -314,10 +314,10 @@ fn deny_egress_dns() {
               3  ok    backend         10.1.0.53:53 kube-system/dns on n1, ready
               4  STOP  egress policy   default/deny-all isolates default/client in egress, and no rule allows 53/UDP to kube-system/dns
               5  ok    ingress policy  no policy selects kube-system/dns in ingress
-              6  ok    socket          somebody listens on 0.0.0.0:53
+              6  ok    socket          a process listens on 0.0.0.0:53
             because:
               default/deny-all has no rule for egress
-              every name lookup of the Pod will time out
+              every DNS lookup of the Pod will time out
             to fix: add an egress rule for UDP and TCP port 53 to kube-system to a policy that selects default/client
             code: DENY_EGRESS_DNS
         "#]],
@@ -341,9 +341,9 @@ fn deny_ingress_peer() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/access ingress[0].from[0] wants app=api, default/client has app=client
-            to fix: give default/client the labels app=api, or change the rule
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[0].from[0] wants app=api, but default/client has app=client
+            to fix: add the labels app=api to default/client, or change the rule
             code: DENY_INGRESS_PEER
         "#]],
     );
@@ -352,15 +352,15 @@ fn deny_ingress_peer() {
         ("front/shop", "default/web-1:8080"),
         Some(Code::DenyIngressPeer),
         expect![[r#"
-        STOPPED: front/shop to default/web-1:8080/TCP: default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from front/shop
-          1  ok    source          Pod front/shop 10.1.0.5 on this node
-          2  ok    egress policy   no policy selects front/shop in egress
-          3  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from front/shop
-          4  ok    socket          somebody listens on 0.0.0.0:8080
-        because: default/access ingress[1].from[0] wants 192.0.2.0/24, front/shop is not in it
-        to fix: add a peer for front/shop
-        code: DENY_INGRESS_PEER
-    "#]],
+            STOPPED: front/shop to default/web-1:8080/TCP: default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from front/shop
+              1  ok    source          Pod front/shop 10.1.0.5 on this node
+              2  ok    egress policy   no policy selects front/shop in egress
+              3  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from front/shop
+              4  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[1].from[0] wants 192.0.2.0/24, but front/shop is not in it
+            to fix: add a peer for front/shop
+            code: DENY_INGRESS_PEER
+        "#]],
     );
 }
 
@@ -381,9 +381,9 @@ fn deny_egress_peer() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  STOP  egress policy   default/out isolates default/client in egress, and no rule allows 8080/TCP to default/web-1
               5  ok    ingress policy  no policy selects default/web-1 in ingress
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/out egress[0].to[0] wants app=db, default/web-1 has app=web
-            to fix: give default/web-1 the labels app=db, or change the rule
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/out egress[0].to[0] wants app=db, but default/web-1 has app=web
+            to fix: add the labels app=db to default/web-1, or change the rule
             code: DENY_EGRESS_PEER
         "#]],
     );
@@ -406,9 +406,9 @@ fn deny_ns_label() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects front/shop in egress
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from front/shop
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/access ingress[0].from[0] wants a namespace with team=a, namespace front has no label team
-            to fix: label namespace front with team=a, or change the rule
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[0].from[0] wants a namespace with team=a, but namespace front has no label team
+            to fix: add the label team=a to namespace front, or change the rule
             code: DENY_NS_LABEL
         "#]],
     );
@@ -435,8 +435,8 @@ fn deny_port() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/access ingress[0].ports[0] wants 9090/TCP, the flow is for 8080/TCP
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[0].ports[0] wants 9090/TCP, but the flow is for 8080/TCP
             to fix: add 8080/TCP to ingress[0].ports
             code: DENY_PORT
         "#]],
@@ -452,9 +452,9 @@ fn deny_port() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/access ingress[0].ports[0] wants 80/TCP, and the packet carries 8080 after translation from 10.96.0.10:80
-            to fix: allow the Pod's port 8080/TCP: policies never see the Service's
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[0].ports[0] wants 80/TCP, but policies see port 8080, to which 10.96.0.10:80 is translated
+            to fix: allow the Pod's port 8080/TCP: policies never see the Service's port
             code: DENY_PORT_PRE_NAT
         "#]],
     );
@@ -469,9 +469,9 @@ fn deny_port() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/access ingress[0].ports[0] wants port 'http', and default/web-1 declares no port of that name
-            to fix: declare the port 'http' in a container of default/web-1, or give the number in the rule
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/access ingress[0].ports[0] wants port 'http', but default/web-1 declares no port with that name
+            to fix: declare port 'http' in a container of default/web-1, or use the port number in the rule
             code: NAMED_PORT_UNRESOLVED
         "#]],
     );
@@ -480,15 +480,15 @@ fn deny_port() {
         TO_WEB,
         None,
         expect![[r#"
-        DELIVERED: default/client to svc:default/web:80/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   no policy selects default/client in egress
-          5  ok  ingress policy  allowed by default/access ingress[0]
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-    "#]],
+            DELIVERED: default/client to svc:default/web:80/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   no policy selects default/client in egress
+              5  ok  ingress policy  allowed by default/access ingress[0]
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+        "#]],
     );
 }
 
@@ -509,9 +509,9 @@ fn deny_ipblock_nat() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  STOP  egress policy   default/out isolates default/client in egress, and no rule allows 8080/TCP to default/web-1
               5  ok    ingress policy  no policy selects default/web-1 in ingress
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: default/out egress[0].to[0] wants 10.96.0.0/16, and the rule sees 10.1.0.3, not 10.96.0.10
-            to fix: allow the Pods behind the Service by their labels: policies never see a Service's address
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: default/out egress[0].to[0] wants 10.96.0.0/16, but policies see 10.1.0.3, not 10.96.0.10
+            to fix: allow the Pods behind the Service by their labels: policies never see the address of a Service
             code: DENY_IPBLOCK_NAT
         "#]],
     );
@@ -541,9 +541,9 @@ spec:
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects front/shop in egress
               5  STOP  ingress policy  fence ingress[0] denies it
-              6  ok    socket          somebody listens on 0.0.0.0:8080
-            because: fence ingress[0] denies front/shop and default/web-1 on 8080/TCP; a NetworkPolicy cannot allow it again
-            to fix: ask who owns the ClusterNetworkPolicy: put an Accept rule before it, or narrow it
+              6  ok    socket          a process listens on 0.0.0.0:8080
+            because: fence ingress[0] denies traffic between front/shop and default/web-1 on 8080/TCP; a NetworkPolicy cannot override that
+            to fix: ask the owner of the ClusterNetworkPolicy to add an Accept rule before it or to narrow it
             code: DENY_CNP
         "#]],
     );
@@ -570,7 +570,7 @@ fn default_deny_names_who_isolates() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  STOP  ingress policy  default/deny-all, default/web-deny isolate default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6  ok    socket          somebody listens on 0.0.0.0:8080
+              6  ok    socket          a process listens on 0.0.0.0:8080
             because: none of them has a rule for ingress
             to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
             code: DEFAULT_DENY
@@ -587,9 +587,9 @@ fn default_deny_names_who_isolates() {
               2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/web-1 in egress
-              5  ok  ingress policy  default/web-1 reaches itself: that is judged where it leaves
-              6  ok  socket          somebody listens on 0.0.0.0:8080
-              7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
+              5  ok  ingress policy  traffic from a Pod to itself is checked on egress only
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
         "#]],
     );
     // And its node reaches it.
@@ -598,17 +598,17 @@ fn default_deny_names_who_isolates() {
         ("node/n1", "svc:web:80"),
         Some(Code::HostNotSelectable),
         expect![[r#"
-        DELIVERED: node/n1 to svc:default/web:80/TCP
-          1  ok  source          node n1
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   NetworkPolicy never selects a node's own traffic
-          5  ok  ingress policy  the other end is this node itself, which is always allowed
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           10.1.0.3:8080 answers the process itself, whose socket shows 10.96.0.10:80; answers are not judged
-        because: no NetworkPolicy selects traffic that leaves a node or a Pod of the host network
-        code: HOST_NOT_SELECTABLE
-    "#]],
+            DELIVERED: node/n1 to svc:default/web:80/TCP
+              1  ok  source          node n1
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   NetworkPolicies never apply to traffic of the node itself
+              5  ok  ingress policy  the peer is this node itself, which is always allowed
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           10.1.0.3:8080 replies directly to the process, whose socket shows 10.96.0.10:80; policies do not evaluate replies
+            because: NetworkPolicies never apply to traffic from a node or from a Pod on the host network
+            code: HOST_NOT_SELECTABLE
+        "#]],
     );
 }
 
@@ -623,18 +623,18 @@ fn hint_peer_or() {
         ("front/shop", "svc:web:80"),
         Some(Code::HintPeerOr),
         expect![[r#"
-        DELIVERED: front/shop to svc:default/web:80/TCP
-          1  ok  source          Pod front/shop 10.1.0.5 on this node
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   no policy selects front/shop in egress
-          5  ok  ingress policy  allowed by default/access ingress[0]
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-        because: default/access ingress[0] has two peers, of which either is enough: front/shop is allowed as one of all Pods of namespaces with kubernetes.io/metadata.name=front, although it is none of Pods with app=api of namespace default
-        to fix: if both were meant, write podSelector and namespaceSelector in one entry of the list
-        code: HINT_PEER_OR
-    "#]],
+            DELIVERED: front/shop to svc:default/web:80/TCP
+              1  ok  source          Pod front/shop 10.1.0.5 on this node
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   no policy selects front/shop in egress
+              5  ok  ingress policy  allowed by default/access ingress[0]
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+            because: default/access ingress[0] lists two peers, and matching either is enough: front/shop matches all Pods of namespaces with kubernetes.io/metadata.name=front, but not Pods with app=api of namespace default
+            to fix: if both must match, put podSelector and namespaceSelector into one entry of the list
+            code: HINT_PEER_OR
+        "#]],
     );
 }
 
@@ -659,18 +659,18 @@ fn a_table_without_room() {
         TO_WEB,
         Some(Code::TableFull),
         expect![[r#"
-        DELIVERED: default/client to svc:default/web:80/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   no policy selects default/client in egress
-          5  ok  ingress policy  no policy selects default/web-1 in ingress
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-        because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on this node: CONNTRACK_FULL
-        to fix: look at `lbctl maps`: raise the capacity of ct
-        code: TABLE_FULL
-    "#]],
+            DELIVERED: default/client to svc:default/web:80/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   no policy selects default/client in egress
+              5  ok  ingress policy  no policy selects default/web-1 in ingress
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+            because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on this node: CONNTRACK_FULL
+            to fix: check `lbctl maps`; raise --ct-entries
+            code: TABLE_FULL
+        "#]],
     );
 }
 
@@ -686,11 +686,11 @@ fn a_node_that_does_not_forward() {
         expect![[r#"
             CANNOT TELL: default/client to default/far:8080/TCP
               1  ok  source          Pod default/client 10.1.0.2 on this node
-              2  ?   route           net.ipv4.ip_forward is 0: nothing is forwarded unless a device has a setting of its own
+              2  ?   route           net.ipv4.ip_forward is 0: the node forwards no packets unless a device overrides it
               3  ok  egress policy   no policy selects default/client in egress
-              4  ok  ingress policy  there is no policy in the cluster
-            because: net.ipv4.ip_forward is 0: the kernel takes no IPv4 packet from one device to another, so none between a Pod and another node, unless the setting of the device it comes by says otherwise
-            to fix: sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d, or ask what has set it
+              4  ok  ingress policy  the cluster has no policies
+            because: net.ipv4.ip_forward is 0: the kernel does not forward IPv4 packets between devices, and so not between a Pod and another node, unless the receiving device overrides the setting
+            to fix: run `sysctl -w net.ipv4.ip_forward=1`, add it to /etc/sysctl.d, and find out what set it to 0
             assumed: a process in default/far listens on port 8080
             code: HOST_SETUP
         "#]],
@@ -709,18 +709,18 @@ fn stale_flow() {
         TO_WEB,
         Some(Code::StaleFlow),
         expect![[r#"
-        DELIVERED: default/client to svc:default/web:80/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
-          3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4  ok  egress policy   no policy selects default/client in egress
-          5  ok  ingress policy  no policy selects default/web-1 in ingress
-          6  ok  socket          somebody listens on 0.0.0.0:8080
-          7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-        because: an open flow to 10.96.0.10:80 is pinned to 10.1.1.4:8080, which has left: TCP is reset at its next packet, all else chooses again
-        to fix: let the client connect anew
-        code: STALE_FLOW
-    "#]],
+            DELIVERED: default/client to svc:default/web:80/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
+              3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok  egress policy   no policy selects default/client in egress
+              5  ok  ingress policy  no policy selects default/web-1 in ingress
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+            because: an open flow to 10.96.0.10:80 is pinned to 10.1.1.4:8080, which was removed: its next packet resets a TCP connection; other protocols get a new backend
+            to fix: reconnect the client
+            code: STALE_FLOW
+        "#]],
     );
 }
 
@@ -739,9 +739,9 @@ fn another_node_decides() {
             CANNOT TELL: default/client to default/web-2:8080/TCP: n2 decides
               1  ok  source          Pod default/client 10.1.0.2 on this node
               2  ok  egress policy   no policy selects default/client in egress
-              3  ?   ingress policy  judged on n2, where default/web-2 runs; 1 policy selects it
+              3  ?   ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
             assumed:
-              ingress policy of default/web-2: ask `lbctl explain` on n2
+              ingress policy of default/web-2: run `lbctl explain` on n2
               a process in default/web-2 listens on port 8080
             code: OTHER_NODE
         "#]],
@@ -753,10 +753,10 @@ fn another_node_decides() {
         expect![[r#"
             CANNOT TELL: default/web-2 to default/client:8080/TCP: n2 decides
               1  ok  source          Pod default/web-2 10.1.1.3 on n2
-              2  ?   egress policy   judged on n2, where default/web-2 runs; no policy selects it
+              2  ?   egress policy   evaluated on n2, where default/web-2 runs; no policy selects it
               3  ok  ingress policy  no policy selects default/client in ingress
-              4  ok  socket          somebody listens on 0.0.0.0:8080
-            assumed: egress policy of default/web-2: ask `lbctl explain` on n2
+              4  ok  socket          a process listens on 0.0.0.0:8080
+            assumed: egress policy of default/web-2: run `lbctl explain` on n2
             code: OTHER_NODE
         "#]],
     );
@@ -772,15 +772,15 @@ fn another_node_decides() {
               3   ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4   ok    egress policy   no policy selects default/client in egress
               5   STOP  ingress policy  default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6   ok    socket          somebody listens on 0.0.0.0:8080
+              6   ok    socket          a process listens on 0.0.0.0:8080
               7   ok    backend         10.1.1.3:8080 default/web-2 on n2, ready
               8   ok    egress policy   no policy selects default/client in egress
-              9   ?     ingress policy  judged on n2, where default/web-2 runs; 1 policy selects it
-              10  ok    reply           the source of answers, the backend, is turned into 10.96.0.10:80 again; answers are not judged
+              9   ?     ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
+              10  ok    reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
             because: default/deny-all has no rule for ingress
             to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
             assumed:
-              ingress policy of default/web-2: ask `lbctl explain` on n2
+              ingress policy of default/web-2: run `lbctl explain` on n2
               a process in default/web-2 listens on port 8080
             code: DEFAULT_DENY
         "#]],
@@ -802,27 +802,27 @@ fn hosts_and_oneself() {
         ("client", "svc:agent:80"),
         None,
         expect![[r#"
-        DELIVERED: default/client to svc:default/agent:80/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  service         default/agent:80 10.96.0.13:80/TCP: 1 backend
-          3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
-          4  ok  egress policy   no policy selects default/client in egress
-          5  ok  ingress policy  NetworkPolicy never selects a node, nor a Pod of its host network
-          6  ok  reply           the source of answers, 10.0.0.2:8080, is turned into 10.96.0.13:80 again; answers are not judged
-        assumed: a process in default/agent listens on port 8080
-    "#]],
+            DELIVERED: default/client to svc:default/agent:80/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  service         default/agent:80 10.96.0.13:80/TCP: 1 backend
+              3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
+              4  ok  egress policy   no policy selects default/client in egress
+              5  ok  ingress policy  NetworkPolicies never apply to a node or to a Pod on its host network
+              6  ok  reply           the source of replies is translated from 10.0.0.2:8080 back to 10.96.0.13:80; policies do not evaluate replies
+            assumed: a process in default/agent listens on port 8080
+        "#]],
     );
     check(
         &more,
         ("client", "node/n2:10250"),
         None,
         expect![[r#"
-        DELIVERED: default/client to node/n2:10250/TCP
-          1  ok  source          Pod default/client 10.1.0.2 on this node
-          2  ok  egress policy   no policy selects default/client in egress
-          3  ok  ingress policy  NetworkPolicy never selects a node, nor a Pod of its host network
-        assumed: a process of node n2 listens on port 10250
-    "#]],
+            DELIVERED: default/client to node/n2:10250/TCP
+              1  ok  source          Pod default/client 10.1.0.2 on this node
+              2  ok  egress policy   no policy selects default/client in egress
+              3  ok  ingress policy  NetworkPolicies never apply to a node or to a Pod on its host network
+            assumed: a process of node n2 listens on port 10250
+        "#]],
     );
     // Through no Service, and without leaving.
     check(
@@ -830,11 +830,11 @@ fn hosts_and_oneself() {
         ("web-1", "web-1:8080"),
         None,
         expect![[r#"
-        DELIVERED: default/web-1 to default/web-1:8080/TCP
-          1  ok  source    Pod default/web-1 10.1.0.3 on this node
-          2  ok  loopback  default/web-1 to itself: that never leaves the Pod
-          3  ok  socket    somebody listens on 0.0.0.0:8080
-    "#]],
+            DELIVERED: default/web-1 to default/web-1:8080/TCP
+              1  ok  source    Pod default/web-1 10.1.0.3 on this node
+              2  ok  loopback  traffic from default/web-1 to itself never leaves the Pod
+              3  ok  socket    a process listens on 0.0.0.0:8080
+        "#]],
     );
 }
 
@@ -846,21 +846,21 @@ fn without_policies_no_other_node_has_anything_to_say() {
         ("default/web-2", "svc:web:80"),
         None,
         expect![[r#"
-        DELIVERED: default/web-2 to svc:default/web:80/TCP
-          1   ok  source          Pod default/web-2 10.1.1.3 on n2
-          2   ok  service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
-          3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
-          4   ok  egress policy   there is no policy in the cluster
-          5   ok  ingress policy  no policy selects default/web-1 in ingress
-          6   ok  socket          somebody listens on 0.0.0.0:8080
-          7   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
-          8   ok  egress policy   there is no policy in the cluster
-          9   ok  ingress policy  there is no policy in the cluster
-          10  ok  reply           the source of answers, the backend, is turned into 10.96.0.10:80 again; answers are not judged
-        assumed:
-          the tables of n2, where the Service is translated, say the same as those here
-          a process in default/web-2 listens on port 8080
-    "#]],
+            DELIVERED: default/web-2 to svc:default/web:80/TCP
+              1   ok  source          Pod default/web-2 10.1.1.3 on n2
+              2   ok  service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
+              3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4   ok  egress policy   the cluster has no policies
+              5   ok  ingress policy  no policy selects default/web-1 in ingress
+              6   ok  socket          a process listens on 0.0.0.0:8080
+              7   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
+              8   ok  egress policy   the cluster has no policies
+              9   ok  ingress policy  the cluster has no policies
+              10  ok  reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
+            assumed:
+              the maps of n2, where the Service is translated, match those of this node
+              a process in default/web-2 listens on port 8080
+        "#]],
     );
 }
 
@@ -875,11 +875,11 @@ fn out_of_the_cluster() {
         ("client", "198.51.100.7:443"),
         None,
         expect![[r#"
-        DELIVERED: default/client to 198.51.100.7:443/TCP
-          1  ok  source         Pod default/client 10.1.0.2 on this node
-          2  ok  egress policy  allowed by default/out egress[0]
-        assumed: the network takes packets to 198.51.100.7 and back
-    "#]],
+            DELIVERED: default/client to 198.51.100.7:443/TCP
+              1  ok  source         Pod default/client 10.1.0.2 on this node
+              2  ok  egress policy  allowed by default/out egress[0]
+            assumed: the network routes packets to 198.51.100.7 and back
+        "#]],
     );
     check(
         &more,
@@ -889,8 +889,8 @@ fn out_of_the_cluster() {
             STOPPED: default/client to 192.0.2.9:443/TCP: default/out isolates default/client in egress, and no rule allows 443/TCP to 192.0.2.9
               1  ok    source         Pod default/client 10.1.0.2 on this node
               2  STOP  egress policy  default/out isolates default/client in egress, and no rule allows 443/TCP to 192.0.2.9
-            because: default/out egress[0].to[0] wants 0.0.0.0/0 except 192.0.2.0/24, 192.0.2.9 is in 192.0.2.0/24, which is left out
-            to fix: narrow the except
+            because: default/out egress[0].to[0] wants 0.0.0.0/0 except 192.0.2.0/24, but 192.0.2.9 is in the excluded 192.0.2.0/24
+            to fix: narrow the except field
             code: DENY_EGRESS_PEER
         "#]],
     );
@@ -910,10 +910,10 @@ fn policies_in_shadow_mode_are_told() {
               2  ok  service         default/web:80 10.96.0.10:80/TCP: 1 backend
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/client in egress
-              5  ok  ingress policy  no policy that is enforced selects default/web-1 in ingress
-              6  ok  socket          somebody listens on 0.0.0.0:8080
-              7  ok  reply           the source of answers, 10.1.0.3:8080, is turned into 10.96.0.10:80 again; answers are not judged
-            assumed: policies in shadow mode are not enforced: with them, default/try default-deny would deny it
+              5  ok  ingress policy  no enforced policy selects default/web-1 in ingress
+              6  ok  socket          a process listens on 0.0.0.0:8080
+              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+            assumed: shadow policies are not enforced; if they were, default/try default-deny would deny it
         "#]],
     );
 }
@@ -931,10 +931,10 @@ fn without_an_agent() {
           3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
           4  ok    egress policy   no policy selects default/client in egress
           5  STOP  ingress policy  default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-          6  ok    socket          somebody listens on 0.0.0.0:8080
-        because: what the rules lack is not known without the agent
+          6  ok    socket          a process listens on 0.0.0.0:8080
+        because: why no rule matches is only known to the agent, which does not answer
         to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
-        assumed: names and reasons come from the name table alone: no agent answers
+        assumed: agent not reachable: using cached names; reasons may be missing
         code: DEFAULT_DENY
     "#]].assert_eq(&text);
 }
@@ -980,7 +980,7 @@ fn the_document_has_stable_keys() {
             {
               "state": "ok",
               "what": "socket",
-              "text": "somebody listens on 0.0.0.0:8080"
+              "text": "a process listens on 0.0.0.0:8080"
             }
           ],
           "code": "DENY_INGRESS_PEER",
@@ -988,10 +988,10 @@ fn the_document_has_stable_keys() {
           "path": "spec.ingress[0].from[0]",
           "headline": "default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client",
           "because": [
-            "default/access ingress[0].from[0] wants app=api, default/client has app=client"
+            "default/access ingress[0].from[0] wants app=api, but default/client has app=client"
           ],
           "toFix": [
-            "give default/client the labels app=api, or change the rule"
+            "add the labels app=api to default/client, or change the rule"
           ],
           "nearest": {
             "policy": "default/access",

@@ -130,10 +130,10 @@ impl<'a, T: Tables> Walk<'a, T> {
         match (facts.context.agent, facts.context.complete) {
             (true, true) => {}
             (true, false) => {
-                self.assume("the agent has not heard of everything yet".to_owned());
+                self.assume("the agent has not read the whole cluster state yet".to_owned());
             }
             (false, _) => self.assume(
-                "names and reasons come from the name table alone: no agent answers".to_owned(),
+                "agent not reachable: using cached names; reasons may be missing".to_owned(),
             ),
         }
         self.source();
@@ -160,13 +160,13 @@ impl<'a, T: Tables> Walk<'a, T> {
                     self.step(
                         State::Unknown,
                         "destination",
-                        format!("{dst} has no address that the source could reach"),
+                        format!("{dst} has no address of a family that the source has"),
                     );
                     return;
                 };
                 let End { kind, name, node, .. } = &facts.context.dst;
                 if facts.context.src.kind == Kind::Pod && facts.context.src.ips.contains(&at.ip()) {
-                    let text = format!("{name} to itself: that never leaves the Pod");
+                    let text = format!("traffic from {name} to itself never leaves the Pod");
                     self.step(State::Ok, "loopback", text);
                 }
                 let pod = if *kind == Kind::Pod { name.clone() } else { String::new() };
@@ -192,11 +192,11 @@ impl<'a, T: Tables> Walk<'a, T> {
             }
             Kind::Pod => format!("Pod {} {ips} on {}", src.name, place(&src.node)),
             Kind::HostPod => {
-                format!("Pod {} of the host network of {}", src.name, place(&src.node))
+                format!("Pod {} on the host network of {}", src.name, place(&src.node))
             }
             Kind::Node => format!("node {}", src.name),
             Kind::Outside | Kind::Service | Kind::Missing => match facts.wanted.src {
-                Party::World => format!("somebody outside the cluster, judged as {ips}"),
+                Party::World => format!("an external client, evaluated as {ips}"),
                 _ => format!("{ips}, outside the cluster"),
             },
         };
@@ -206,7 +206,7 @@ impl<'a, T: Tables> Walk<'a, T> {
                 code: Some(Code::HostNotSelectable),
                 object: format!("Node {}", src.node),
                 headline: "the source is a node".to_owned(),
-                because: vec!["no NetworkPolicy selects traffic that leaves a node or a Pod of the host network".to_owned()],
+                because: vec!["NetworkPolicies never apply to traffic from a node or from a Pod on the host network".to_owned()],
                 ..Finding::default()
             });
         }
@@ -225,14 +225,14 @@ impl<'a, T: Tables> Walk<'a, T> {
         };
         let mut text = format!("{name} {at}/{protocol}: {backends}");
         if !rejected.is_empty() {
-            text.push_str(&format!("; left out: {}", rejected.join(", ")));
+            text.push_str(&format!("; excluded: {}", rejected.join(", ")));
         }
         self.step(State::Ok, "service", text);
         let src = &self.facts.context.src;
         let is_elsewhere = !src.node.is_empty() && src.node != self.facts.context.node;
         if is_elsewhere {
             self.assume(format!(
-                "the tables of {}, where the Service is translated, say the same as those here",
+                "the maps of {}, where the Service is translated, match those of this node",
                 src.node
             ));
         }
@@ -242,9 +242,9 @@ impl<'a, T: Tables> Walk<'a, T> {
             self.hints.push(Finding {
                 code: Some(Code::StaleFlow),
                 object: format!("Service {name}"),
-                headline: format!("a flow to {dialled} is pinned to {backend}, which has left"),
-                because: vec![format!("an open flow to {dialled} is pinned to {backend}, which has left: TCP is reset at its next packet, all else chooses again")],
-                to_fix: vec!["let the client connect anew".to_owned()],
+                headline: format!("a flow to {dialled} is pinned to {backend}, which was removed"),
+                because: vec![format!("an open flow to {dialled} is pinned to {backend}, which was removed: its next packet resets a TCP connection; other protocols get a new backend")],
+                to_fix: vec!["reconnect the client".to_owned()],
                 ..Finding::default()
             });
         }
@@ -263,10 +263,10 @@ impl<'a, T: Tables> Walk<'a, T> {
         let of = if n == 1 { first } else { "the backend".to_owned() };
         let text = match self.facts.context.src.kind {
             Kind::Node | Kind::HostPod => format!(
-                "{of} answers the process itself, whose socket shows {at}; answers are not judged"
+                "{of} replies directly to the process, whose socket shows {at}; policies do not evaluate replies"
             ),
             _ => format!(
-                "the source of answers, {of}, is turned into {at} again; answers are not judged"
+                "the source of replies is translated from {of} back to {at}; policies do not evaluate replies"
             ),
         };
         self.step(State::Ok, "reply", text);
@@ -345,7 +345,7 @@ impl<'a, T: Tables> Walk<'a, T> {
                 self.step(
                     State::Ok,
                     EGRESS,
-                    "NetworkPolicy never selects a node's own traffic".to_owned(),
+                    "NetworkPolicies never apply to traffic of the node itself".to_owned(),
                 );
             }
             (Kind::Outside | Kind::Service | Kind::Missing, _) => {}
@@ -368,12 +368,8 @@ impl<'a, T: Tables> Walk<'a, T> {
         };
         let from = *from;
         if pod.is_some() && target.through.is_some() && from == target.at.ip() {
-            let name = target.name();
-            return self.step(
-                State::Ok,
-                INGRESS,
-                format!("{name} reaches itself: that is judged where it leaves"),
-            );
+            let text = "traffic from a Pod to itself is checked on egress only";
+            return self.step(State::Ok, INGRESS, text.to_owned());
         }
         match pod {
             Some(pod) => {
@@ -385,14 +381,14 @@ impl<'a, T: Tables> Walk<'a, T> {
                 );
             }
             None if self.has_flags(target.at.ip(), ident_flags::NODE | ident_flags::LOCAL_NODE) => {
-                let text = "NetworkPolicy never selects a node, nor a Pod of its host network";
+                let text = "NetworkPolicies never apply to a node or to a Pod on its host network";
                 self.step(State::Ok, INGRESS, text.to_owned());
             }
             None if !target.pod.is_empty() || self.has_flags(target.at.ip(), ident_flags::POD) => {
                 self.elsewhere(INGRESS, &target.name(), &target.node);
                 if route::is_outside(facts) && target.through.is_some() {
                     self.assume(format!(
-                        "{} sees an address of {} instead of the client's: rules there with an ipBlock for the client do not match (externalTrafficPolicy: Local keeps the client)",
+                        "{} sees an address of {} instead of the client's: ipBlock rules for the client do not match there (externalTrafficPolicy: Local preserves the client's address)",
                         place(&target.node), place(&facts.context.node)
                     ));
                 }
@@ -404,12 +400,12 @@ impl<'a, T: Tables> Walk<'a, T> {
     /// Policies that another node enforces.
     fn elsewhere(&mut self, what: &'static str, subject: &str, node: &str) {
         if self.facts.epoch == 0 {
-            return self.step(State::Ok, what, "there is no policy in the cluster".to_owned());
+            return self.step(State::Ok, what, "the cluster has no policies".to_owned());
         }
         if !node.is_empty() && node == self.facts.context.node {
-            let text = format!("{subject} runs here, and no device of it is known yet");
+            let text = format!("{subject} runs on this node, but its device is not known yet");
             self.step(State::Unknown, what, text);
-            self.assume(format!("{what} of {subject}: look at `lbctl pods` and `lbctl status`"));
+            self.assume(format!("{what} of {subject}: check `lbctl pods` and `lbctl status`"));
             return;
         }
         let ingress = what == INGRESS;
@@ -429,9 +425,9 @@ impl<'a, T: Tables> Walk<'a, T> {
         self.step(
             State::Unknown,
             what,
-            format!("judged on {}, where {subject} runs{policies}", place(node)),
+            format!("evaluated on {}, where {subject} runs{policies}", place(node)),
         );
-        self.assume(format!("{what} of {subject}: ask `lbctl explain` on {}", place(node)));
+        self.assume(format!("{what} of {subject}: run `lbctl explain` on {}", place(node)));
         let node = place(node).to_owned();
         if !self.deciding.contains(&node) {
             self.deciding.push(node);
@@ -459,7 +455,7 @@ impl<'a, T: Tables> Walk<'a, T> {
             return self.step(
                 State::Ok,
                 what,
-                "the other end is this node itself, which is always allowed".to_owned(),
+                "the peer is this node itself, which is always allowed".to_owned(),
             );
         };
         let own = target.through.is_some() && facts.context.src.ips.contains(&target.at.ip());
@@ -496,11 +492,15 @@ impl<'a, T: Tables> Walk<'a, T> {
         } else {
             let text = match (by.policies.is_empty(), own) {
                 (false, _) => format!("allowed by {by}"),
-                (true, true) => format!("{subject} reaches itself, which no NetworkPolicy forbids"),
-                (true, false) if group == 0 => {
-                    format!("no policy that is enforced selects {subject} in {direction}")
+                (true, true) => {
+                    format!("traffic from {subject} to itself is always allowed by NetworkPolicy")
                 }
-                (true, false) => format!("no policy says anything of it in {direction}"),
+                (true, false) if group == 0 => {
+                    format!("no enforced policy selects {subject} in {direction}")
+                }
+                (true, false) => {
+                    format!("no {direction} rule matches and {subject} is not isolated")
+                }
             };
             self.step(State::Ok, what, text);
             if let Some(finding) = leg.and_then(|leg| either(leg, &by, &side.peer.1)) {
@@ -511,7 +511,7 @@ impl<'a, T: Tables> Walk<'a, T> {
             let by = facts.policies.by(shadow, other);
             let would = if other.denied() { "deny" } else { "allow" };
             self.assume(format!(
-                "policies in shadow mode are not enforced: with them, {by} would {would} it"
+                "shadow policies are not enforced; if they were, {by} would {would} it"
             ));
         }
     }
@@ -550,7 +550,7 @@ impl<'a, T: Tables> Walk<'a, T> {
                 )),
                 (true, Kind::Outside) if target.through.is_none() => {
                     self.assume(format!(
-                        "the network takes packets to {} and back",
+                        "the network routes packets to {} and back",
                         target.at.ip()
                     ));
                 }
@@ -675,12 +675,15 @@ fn either(leg: &Leg, by: &By, who: &str) -> Option<Finding> {
         code: Some(Code::HintPeerOr),
         object: format!("NetworkPolicy {}", policy.name),
         path: format!("spec.{}", taken.path),
-        headline: "allowed, perhaps by mistake".to_owned(),
+        headline: "allowed, possibly by mistake".to_owned(),
         because: vec![format!(
-            "{} {} has two peers, of which either is enough: {who} is allowed as one of {}, although it is none of {}",
+            "{} {} lists two peers, and matching either is enough: {who} matches {}, but not {}",
             policy.name, rule.path, taken.wants, beside.wants
         )],
-        to_fix: vec!["if both were meant, write podSelector and namespaceSelector in one entry of the list".to_owned()],
+        to_fix: vec![
+            "if both must match, put podSelector and namespaceSelector into one entry of the list"
+                .to_owned(),
+        ],
         ..Finding::default()
     })
 }

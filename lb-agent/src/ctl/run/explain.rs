@@ -96,7 +96,7 @@ fn show_alone(
     if rows.is_empty() {
         bail!("{error:#}");
     }
-    remark(&format!("{error:#}: its rules are not known"));
+    remark(&format!("{error:#}: showing only what the name table has; the rules are unknown"));
     let style = Style { output: args.output, ..Style::default() };
     columns::print(out, &rows, view.directory.node, &style)?;
     Ok(ExitCode::SUCCESS)
@@ -123,7 +123,7 @@ fn explain(
     let mut context = match known(&wanted, false) {
         Ok(context) => context,
         Err(error) => {
-            remark(&format!("{error:#}: names and reasons are those of the name table"));
+            remark(&format!("{error:#}: using names and reasons from the name table"));
             known(&wanted, true)?
         }
     };
@@ -146,11 +146,11 @@ fn explain(
         listening: &listening,
     });
     if let Some(error) = tables.take_error() {
-        bail!("the policy tables could not be read: {error}");
+        bail!("cannot read the policy maps: {error}");
     }
     match output {
         Format::Json | Format::Yaml => columns::document(out, &explanation, output)?,
-        Format::Name => bail!("an explanation has no name"),
+        Format::Name => bail!("an explanation cannot be printed as names"),
         Format::Table | Format::Wide => explain::print(out, &explanation)?,
     }
     Ok(ExitCode::from(explanation.outcome.exit()))
@@ -169,7 +169,7 @@ fn exists(name: &str, end: &End) -> anyhow::Result<()> {
     }
     match end.similar.as_slice() {
         [] => bail!("{name}: no such object in the cluster"),
-        similar => bail!("{name}: no such object in the cluster; there is {}", similar.join(", ")),
+        similar => bail!("{name}: no such object in the cluster; similar: {}", similar.join(", ")),
     }
 }
 
@@ -187,7 +187,7 @@ fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Po
                 .map(|port| format!("{}/{}", port.port, protocol_name(port.protocol)))
                 .collect();
             words.dedup();
-            bail!("{}: which port? It has {}", service.name, words.join(", "))
+            bail!("{}: no port given; it has {}", service.name, words.join(", "))
         }
     }
 }
@@ -227,9 +227,9 @@ fn listening(pod: &Pod, protocol: u8) -> Listening {
     match look() {
         Ok(Some(sockets)) => Listening::On(sockets),
         Ok(None) => Listening::Unknown(
-            "the Pod's network namespace is not to be seen from here: run lbctl on the node itself"
+            "the Pod's network namespace is not visible from here: run lbctl on the node itself"
                 .to_owned(),
         ),
-        Err(error) => Listening::Unknown(format!("the Pod's sockets cannot be looked at: {error}")),
+        Err(error) => Listening::Unknown(format!("cannot list the Pod's sockets: {error}")),
     }
 }

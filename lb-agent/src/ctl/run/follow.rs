@@ -31,7 +31,7 @@ const BEFORE: usize = 10;
 pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let wanted = args.wanted.clone().complete()?;
     if wanted.allowed() && !args.follow {
-        remark("allowed flows are reported only while somebody follows them: add -f");
+        remark("allowed flows are only reported while a client follows them: add -f");
     }
     let mut stream = Stream::new(&args.style)?;
     let question = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
@@ -71,12 +71,12 @@ pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> 
             other => return Err(agent::unexpected(Some(&other))),
         }
     }
-    remark("the agent has ended");
+    remark("the agent closed the connection");
     Ok(())
 }
 
 fn lost(n: u64) -> String {
-    format!("{n} flows lost: they came faster than they were read")
+    format!("{n} flows lost: they arrived faster than they were read")
 }
 
 fn lost_in_kernel(place: Place<'_>) -> Option<u64> {

@@ -358,8 +358,8 @@ fn services_show_their_fields_when_wide() {
         expect![[r#"
             NAMESPACE  NAME  PORT     TYPE          FRONTENDS                                                                     READY  LOCAL  FLOWS  AGE     INTERNAL  EXTERNAL  ALGORITHM          AFFINITY  ID  ISSUE
             shop       api   443/TCP  ClusterIP     10.96.0.30:443                                                                0/0    1      0      <none>  Local     <none>    least-connections  <none>    2
-            shop       api   443/TCP  ClusterIP     [fd96::30]:443                                                                0/0    0      0      <none>  Local     <none>    least-connections  <none>    3   no usable endpoint on this node (traffic policy), dropped: [fd96::30]:443
-            shop       edge  80/TCP   LoadBalancer  10.96.0.20:80,127.0.0.1:30080,192.0.2.1:30080,198.51.100.1:80,203.0.113.1:80  2/4    1      4      <none>  Cluster   Local     maglev             10s       1   not in the maps: 192.0.2.2:30080
+            shop       api   443/TCP  ClusterIP     [fd96::30]:443                                                                0/0    0      0      <none>  Local     <none>    least-connections  <none>    3   no usable endpoint on this node (traffic policy), packets dropped at [fd96::30]:443
+            shop       edge  80/TCP   LoadBalancer  10.96.0.20:80,127.0.0.1:30080,192.0.2.1:30080,198.51.100.1:80,203.0.113.1:80  2/4    1      4      <none>  Cluster   Local     maglev             10s       1   missing in the maps: 192.0.2.2:30080
         "#]],
     );
 }

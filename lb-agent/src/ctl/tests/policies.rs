@@ -164,9 +164,9 @@ fn flows_say_who_did_it() {
     assert!(Stream::new(&Style { output: Format::Yaml, ..Style::default() }).is_err());
     let covers =
         Covers { since_ms: 1_000, now_ms: 193_500, flows: 40, forgotten: 0, suppressed: 214 };
-    expect!["40 flows of the last 3m12s; 214 packets left out by sampling, 2 lost in the ring buffer since the first start"].assert_eq(&flows::header(&covers, Some(2)));
+    expect!["40 flows of the last 3m12s; 214 packets suppressed by sampling, 2 lost in the ring buffer since the maps were created"].assert_eq(&flows::header(&covers, Some(2)));
     let more = Covers { forgotten: 7, ..covers };
-    expect!["40 flows of the last 3m12s, 7 before them forgotten; 214 packets left out by sampling, lost ones not known"].assert_eq(&flows::header(&more, None));
+    expect!["40 flows of the last 3m12s, 7 older ones evicted; 214 packets suppressed by sampling, lost count unavailable"].assert_eq(&flows::header(&more, None));
 }
 
 #[test]
@@ -276,9 +276,9 @@ fn pods_and_drops_name_policies() {
         Format::Table,
         dropped,
         expect![[r#"
-        REASON           DIRECTION  COUNT  LAST  EXAMPLE                                    BY                           WHAT-TO-DO
-        POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> 10.1.0.3:8080  default/access default-deny  ask `lbctl policy explain` which NetworkPolicy isolates the Pod and what its rules lack
-    "#]],
+            REASON           DIRECTION  COUNT  LAST  EXAMPLE                                    BY                           WHAT-TO-DO
+            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> 10.1.0.3:8080  default/access default-deny  run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match
+        "#]],
     );
 }
 
@@ -333,13 +333,13 @@ fn a_policy_is_shown_as_it_is_written() {
           generation  3
           subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
           issue       spec.ingress[0].ports[2]: is no port
-          ingress     2 rules; isolation denied 9 flows
-          egress      not its business
+          ingress     2 rules; 9 flows denied by isolation
+          egress      not covered by this policy
         ingress[0] accept: 8080/TCP, web/TCP; 3 hits
           ingress[0].from[0]  Pods with app=api of namespace default: 0 Pods
           ingress[0].from[1]  10.0.0.0/8: 2 Pods (default/client, default/web-1)
-        ingress[1] accept: every protocol and port; 0 hits
-          everybody
+        ingress[1] accept: all protocols and ports; 0 hits
+          all peers
     "#]]
     .assert_eq(std::str::from_utf8(&out).unwrap());
     let empty = Policy { ingress: Some(Vec::new()), shadow: true, issues: Vec::new(), ..policy };
@@ -348,11 +348,11 @@ fn a_policy_is_shown_as_it_is_written() {
     expect![[r#"
         NetworkPolicy default/access
           tier        NetworkPolicy, priority 0
-          mode        shadow: counted and shown, not enforced
+          mode        shadow: evaluated and counted, but not enforced
           generation  3
           subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
-          ingress     isolated, nothing allowed; isolation denied 9 flows
-          egress      not its business
+          ingress     isolated, no traffic allowed; 9 flows denied by isolation
+          egress      not covered by this policy
     "#]]
     .assert_eq(std::str::from_utf8(&out).unwrap());
 }

@@ -116,7 +116,7 @@ fn node_ports_at_other_addresses() {
     assert_eq!(
         found(&cluster, &Rules::default()),
         [
-            "Node n1: --node-port-addresses: 1 Services have NodePorts, which are served at 192.0.2.1 only; at 198.51.100.1, 203.0.113.9 clients find them under kube-proxy, unless it had --nodeport-addresses"
+            "Node n1: --node-port-addresses: 1 Services have NodePorts, which are served at 192.0.2.1 only; kube-proxy also serves them at 198.51.100.1, 203.0.113.9 unless it was given --nodeport-addresses"
         ]
     );
     let within = NodePortAddresses::Within(["0.0.0.0/0".parse().unwrap()].into());
@@ -132,8 +132,8 @@ fn protocols_and_modes() {
     assert_eq!(
         found(&cluster, &Rules::default()),
         [
-            "Service shop/lb: status.loadBalancer.ingress[].ipMode: is Proxy: clients in the cluster reach the load balancer itself; kube-proxy before 1.29 takes them straight to the Pods",
-            "Service shop/sctp: spec.ports[].protocol: port 80 is SCTP: it is served to Pods and to clients outside, not to processes of nodes and Pods of the host network",
+            "Service shop/lb: status.loadBalancer.ingress[].ipMode: is Proxy: clients in the cluster reach the load balancer itself; kube-proxy before 1.29 sends them directly to the Pods",
+            "Service shop/sctp: spec.ports[].protocol: port 80 is SCTP: it is served to Pods and external clients, but not to host processes and Pods on the host network",
         ]
     );
 }
@@ -146,9 +146,10 @@ fn policies_behind_services_for_clients_outside() {
     let local = Extra { external_policy: TrafficPolicy::Local, ..Extra::default() };
     put(&mut cluster, "local", proto::TCP, 30_081, Some(local));
     policy(&mut cluster, "p", &["10.0.0.0/8"]);
-    let want = "Service shop/web: spec.externalTrafficPolicy: is Cluster, and NetworkPolicy shop/p isolates Pod shop/web behind it: a client outside is judged by its own address where the Pod is on the node it comes to, and as that node only elsewhere; kube-proxy shows all of them as nodes. Admit the clients' addresses";
+    let want = "Service shop/web: spec.externalTrafficPolicy: is Cluster, and NetworkPolicy shop/p isolates Pod shop/web behind it: policies see an external client by its own address if the Pod is on the node that the client contacted, and as that node otherwise; with kube-proxy every external client appears as a node. Allow the clients' addresses";
     assert_eq!(found(&cluster, &Rules::default()), [want]);
     policy(&mut cluster, "p", &["10.0.0.0/8", "192.0.2.0/24"]);
-    let want = format!("{want} (the block of nodes in ingress[0].from[1] admits them no more)");
+    let want =
+        format!("{want} (the ipBlock for nodes in ingress[0].from[1] no longer matches them)");
     assert_eq!(found(&cluster, &Rules::default()), [want]);
 }
