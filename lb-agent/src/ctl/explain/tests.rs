@@ -8,6 +8,7 @@ use self::world::{World, pod, policy, service};
 use crate::ctl::explain::{Code, Outcome};
 use crate::names::DropExample;
 
+mod worked;
 mod world;
 
 /// A client and a Service with one Pod, here.

@@ -11,7 +11,7 @@ use lb_common::policy::group_flags;
 use lb_common::service::state;
 
 use crate::api::context::Wanted;
-use crate::cluster::{Cluster, Dirty, Event, Kind, Name};
+use crate::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
 use crate::ctl::attribution::{Group, Policies};
 use crate::ctl::explain::{Explanation, Facts, Listening, ask, explain, offline, print};
 use crate::ctl::frontend::FrontendSlots;
@@ -22,7 +22,7 @@ use crate::model::Desired;
 use crate::model::policy::compile;
 use crate::names::{BackendName, Names, Place, PodName, ServiceName};
 use crate::plan::policy::{
-    Actual as PolicyActual, Behind, Planner as PolicyPlanner, Veth, Wanted as ToBe,
+    Actual as PolicyActual, Behind, Op as PolicyOp, Planner as PolicyPlanner, Veth, Wanted as ToBe,
 };
 use crate::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
 use crate::watch::manifests::Directory;
@@ -93,6 +93,12 @@ spec: {spec}
     )
 }
 
+/// What the devices of node n1 say: its own address.
+pub(super) fn devices() -> BTreeMap<Addr, Ident> {
+    let local = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    BTreeMap::from([(Addr::from_ip("10.0.0.1".parse().unwrap()), local)])
+}
+
 /// Maps that take everything.
 struct Sink;
 
@@ -108,11 +114,16 @@ impl MapStore for Sink {
 
 /// The node, as lbctl finds it.
 pub(super) struct World {
-    cluster: Cluster,
-    snapshot: Snapshot,
+    pub(super) cluster: Cluster,
+    /// What the Services come to, and the writes that programmed them.
+    pub(super) desired: Desired,
+    pub(super) writes: Vec<Op>,
+    /// The writes that programmed the policies.
+    pub(super) policy_writes: Vec<PolicyOp>,
+    pub(super) snapshot: Snapshot,
     pub(super) names: Names<'static>,
     policies: Policies,
-    tables: PolicyActual,
+    pub(super) tables: PolicyActual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
     /// Flows whose backend has left.
@@ -141,6 +152,9 @@ impl World {
         let issues: Vec<_> = cluster.issues().collect();
         assert!(issues.is_empty(), "{issues:?}");
         let mut world = Self {
+            desired: Desired::default(),
+            writes: Vec::new(),
+            policy_writes: Vec::new(),
             snapshot: Snapshot::default(),
             names: Names { node: "n1".into(), ..Names::default() },
             policies: Policies::default(),
@@ -161,6 +175,7 @@ impl World {
         let changed = desired.update(cluster, dirty);
         let mut planner = Planner::restore(Actual::default(), Capacity::default());
         let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), Duration::ZERO);
+        self.writes.clone_from(&plan.ops);
         planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
         let actual = planner.actual();
         let ids = |base: u32, n: u32| {
@@ -212,23 +227,25 @@ impl World {
                 });
             }
         }
+        self.desired = desired;
+    }
+
+    /// The Pods of this node with the ifindex of their devices.
+    pub(super) fn local_pods(&self) -> Vec<(u32, Name, PodRecord)> {
+        let pods = self.cluster.pods().filter(|(_, pod)| !pod.host_network && !pod.ips.is_empty());
+        (11..).zip(pods).map(|(i, (name, pod))| (i, name.clone(), pod.clone())).collect()
+    }
+
+    pub(super) fn veths(&self) -> Vec<Veth> {
+        let behind = |name, pod: PodRecord| Behind::Pod(name, pod.uid);
+        let veth = |(ifindex, name, pod)| Veth { ifindex, behind: behind(name, pod) };
+        self.local_pods().into_iter().map(veth).collect()
     }
 
     fn write_policies(&mut self) {
-        let cluster = &self.cluster;
-        let mut devices = BTreeMap::new();
-        let local = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
-        devices.insert(Addr::from_ip("10.0.0.1".parse().unwrap()), local);
-        let pods = cluster.pods().filter(|(_, pod)| !pod.host_network && !pod.ips.is_empty());
-        let pods: Vec<_> = (11..).zip(pods).collect();
-        let veths: Vec<Veth> = pods
-            .iter()
-            .map(|(ifindex, (name, pod))| Veth {
-                ifindex: *ifindex,
-                behind: Behind::Pod((*name).clone(), pod.uid),
-            })
-            .collect();
-        let desired = compile(cluster);
+        let devices = devices();
+        let veths = self.veths();
+        let desired = compile(&self.cluster);
         let mut planner = PolicyPlanner::restore(PolicyActual::default());
         for veth in &veths {
             planner.groups_of(None, veth);
@@ -236,11 +253,12 @@ impl World {
         let wanted =
             ToBe { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
         let plan = planner.plan(&wanted, Duration::ZERO);
+        let ops = plan.ops.clone();
         let mut tables = PolicyActual::default();
         let applied = planner.apply(plan, &mut tables, Duration::ZERO);
         assert!(applied.failed.is_empty());
         self.tables = planner.actual().clone();
-        for (ifindex, (name, pod)) in pods {
+        for (ifindex, name, pod) in self.local_pods() {
             let [ingress, egress, shadow_ingress, shadow_egress] =
                 self.tables.pods.get(&ifindex).copied().unwrap_or_default();
             let entry = Pod {
@@ -259,6 +277,7 @@ impl World {
                 ..PodName::default()
             });
         }
+        self.policy_writes = ops;
         self.policies = Policies::new(planner.groups().map(|(id, group)| {
             let rules = group.rules.iter().map(|(number, rule)| {
                 assert_eq!(rule.source.others.len(), 0, "so few are not merged");
