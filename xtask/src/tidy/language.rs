@@ -73,8 +73,7 @@ const AFTER: [&str; 12] = [
 ];
 
 /// A document, and why it may still say what is refused.
-pub(super) const UNREAD: [&str; 3] =
-    ["ARCHITECTURE.md", "CHANGELOG.md", "lb-agent/tests/SEMANTICS.md"];
+pub(super) const UNREAD: [&str; 2] = ["ARCHITECTURE.md", "lb-agent/tests/SEMANTICS.md"];
 
 /// Checks the prose of Markdown documents; code in them says what the code says.
 pub(super) fn check(documents: &[Source]) -> Vec<String> {
