@@ -75,11 +75,13 @@ const AFTER: [&str; 12] = [
 /// A document, and why it may still say what is refused.
 pub(super) const UNREAD: [&str; 2] = ["ARCHITECTURE.md", "lb-agent/tests/SEMANTICS.md"];
 
-/// Checks the prose of Markdown documents; code in them says what the code says.
+/// Checks the prose of Markdown documents, but not the code in them, and the comments of manifests.
 pub(super) fn check(documents: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
     for document in documents.iter().filter(|document| !UNREAD.contains(&document.path.as_str())) {
-        for (line, phrase) in refused(&prose(&document.text)) {
+        let is_manifest = document.path.ends_with(".yaml");
+        let text = if is_manifest { comments(&document.text) } else { prose(&document.text) };
+        for (line, phrase) in refused(&text) {
             complaints.push(format!(
                 "{}: line {line}: \"{}\": better: {}",
                 document.path, phrase.words, phrase.instead
@@ -154,6 +156,13 @@ pub(super) fn prose(text: &str) -> String {
     prose
 }
 
+/// Blanks what is not a comment in YAML.
+fn comments(text: &str) -> String {
+    let comment =
+        |line: &str| line.split_once('#').map_or(String::new(), |(_, comment)| comment.to_owned());
+    text.lines().map(|line| comment(line) + "\n").collect()
+}
+
 fn without_targets(line: &str) -> String {
     let mut parts = line.split("](");
     let mut kept = parts.next().unwrap_or_default().to_owned();
@@ -166,7 +175,7 @@ fn without_targets(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{prose, refused};
+    use super::{comments, prose, refused};
 
     fn found(text: &str) -> Vec<(usize, &str)> {
         refused(text).into_iter().map(|(line, phrase)| (line, phrase.words)).collect()
@@ -183,6 +192,12 @@ mod tests {
     fn only_is_no_something_is_refused() {
         assert_eq!(found("A node is no Pod."), [(1, "is no *")]);
         assert_eq!(found("there is no Pod, it is no longer one, and is no more than that"), []);
+    }
+
+    #[test]
+    fn comments_of_manifests_run_over_lines() {
+        let text = "# was told\n# of it\nnobody: here\n";
+        assert_eq!(found(&comments(text)), [(1, "told of")]);
     }
 
     #[test]
