@@ -8,7 +8,7 @@ mod addresses;
 mod attacher;
 mod attachments;
 mod background;
-pub mod bindings;
+pub(crate) mod bindings;
 mod compiler;
 mod disconnect;
 mod hits;
@@ -18,7 +18,7 @@ mod issues;
 mod kernel;
 mod kube_proxy;
 mod links;
-pub mod lock;
+pub(crate) mod lock;
 mod masquerade;
 mod node;
 mod pickup;
@@ -57,21 +57,21 @@ use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
-use crate::bpf::attach::Mechanism;
-use crate::bpf::gc::Gc;
-use crate::bpf::maps::Tables;
-use crate::cluster::{Cluster, Dirty, Family};
 use crate::config::{Config, Source};
-use crate::devices::{self, Devices};
-use crate::model::Desired;
 use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{Metrics, Subject};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use crate::observe::socket::Asked;
-use crate::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
-use crate::preflight::Facts;
-use crate::watch::{Counters, Received, kube, manifests};
+use lb_core::cluster::{Cluster, Dirty, Family};
+use lb_core::model::Desired;
+use lb_core::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
+use lb_kernel::bpf::attach::Mechanism;
+use lb_kernel::bpf::gc::Gc;
+use lb_kernel::bpf::maps::Tables;
+use lb_kernel::devices::{self, Devices};
+use lb_kernel::preflight::Facts;
+use lb_kube::{Counters, Received, api_server, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
 const TOLD: usize = 4096;
@@ -103,7 +103,7 @@ enum Event {
 ///
 /// # Errors
 /// One sentence: what is missing and how to get it.
-pub async fn run(cfg: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
     let facts = Facts::read();
     if let Some(obstacle) = facts.obstacle() {
         anyhow::bail!(obstacle);
@@ -279,7 +279,7 @@ impl Agent {
         }
         // Before the first packet is judged; else the thread tells.
         if !foreign::rules::find().is_empty() {
-            agent.dirty.merge(agent.cluster.apply(crate::cluster::Event::OtherProxy));
+            agent.dirty.merge(agent.cluster.apply(lb_core::cluster::Event::OtherProxy));
         }
         // Whoever followed them has gone with the agent before.
         agent.report_allowed(false);
@@ -462,7 +462,7 @@ impl Agent {
         // Most of what ran since the last time will not run again soon.
         if (resync || write)
             && self.planned
-            && let Err(err) = crate::syscall::release_code()
+            && let Err(err) = lb_kernel::syscall::release_code()
         {
             debug!(%err, "code that is not in use stays resident");
         }
@@ -496,7 +496,7 @@ fn spawn_source(
         Source::Kubernetes(options) => {
             let options = options.clone();
             tokio::spawn(async move {
-                kube::source(options, tx, counters).await;
+                api_server::source(options, tx, counters).await;
                 Ok(())
             })
         }

@@ -13,7 +13,7 @@ use tracing::info;
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn run(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let place = dir.display();
     let found = statfs(dir).with_context(|| format!("look at {place}"))?;
     if found.filesystem_type() == BPF_FS_MAGIC {

@@ -13,18 +13,18 @@ use tracing::info;
 
 use crate::agent::bindings;
 use crate::agent::lock::{self, Lock};
-use crate::api;
-use crate::bpf::attach;
-use crate::bpf::pins::Pins;
 use crate::config::Dirs;
-use crate::devices::{link, netlink::Client};
-use crate::names;
+use lb_core::api;
+use lb_core::names;
+use lb_kernel::bpf::attach;
+use lb_kernel::bpf::pins::Pins;
+use lb_kernel::devices::{link, netlink::Client};
 
 /// Removes everything of the agent with these directories.
 ///
 /// # Errors
 /// When an agent still runs on them, or the kernel refuses.
-pub fn run(dirs: &Dirs) -> anyhow::Result<()> {
+pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
     let lock = Lock::take(&dirs.state)?;
     match Pins::existing(&dirs.pins) {
         Some(pins) => {

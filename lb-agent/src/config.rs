@@ -13,10 +13,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::limits;
 
-use crate::cluster::Prefix;
-use crate::model::rules::{NodePortAddresses, Rules};
 use crate::ports::HostPorts;
-use crate::watch::kube::ConnectOptions;
+use lb_core::cluster::Prefix;
+use lb_core::model::rules::{NodePortAddresses, Rules};
+use lb_kube::api_server::ConnectOptions;
 
 /// Where the kubelet keeps the address of the API server.
 const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
@@ -37,7 +37,7 @@ const PICKUP_GRACE_MOST: u64 = 86_400;
     about = "Replaces kube-proxy on this node with eBPF",
     max_term_width = 100
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
@@ -45,7 +45,7 @@ pub struct Cli {
 
 /// The commands of lb-agent.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run the agent until a signal arrives; programs and maps stay attached after that
     Run(Box<RunArgs>),
     /// Remove everything the agent left on the node: links, filters, maps, state
@@ -58,7 +58,7 @@ pub enum Command {
 
 /// Flags of `lb-agent run`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// Name of this node in Kubernetes [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
@@ -139,7 +139,7 @@ pub struct RunArgs {
 
 /// Flags of `lb-agent cleanup`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct CleanupArgs {
+pub(crate) struct CleanupArgs {
     /// The directories to remove.
     #[command(flatten)]
     pub dirs: DirArgs,
@@ -147,7 +147,7 @@ pub struct CleanupArgs {
 
 /// Flags of `lb-agent takeover`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct TakeoverArgs {
+pub(crate) struct TakeoverArgs {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
@@ -161,7 +161,7 @@ pub struct TakeoverArgs {
 
 /// Arguments of `lb-agent mount-bpffs`.
 #[derive(Clone, Debug, Args)]
-pub struct MountBpffsArgs {
+pub(crate) struct MountBpffsArgs {
     /// Mount point
     #[arg(default_value = "/sys/fs/bpf")]
     pub dir: PathBuf,
@@ -169,7 +169,7 @@ pub struct MountBpffsArgs {
 
 /// The directories of an agent.
 #[derive(Clone, Debug, Default, Args)]
-pub struct DirArgs {
+pub(crate) struct DirArgs {
     /// Directory of the pinned maps and links, in a bpf file system [default: /sys/fs/bpf/lb]
     #[arg(long, env = "LB_PIN_DIR", value_name = "DIR")]
     pub pin_dir: Option<String>,
@@ -180,7 +180,7 @@ pub struct DirArgs {
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     #[default]
     Text,
@@ -190,7 +190,7 @@ pub enum LogFormat {
 
 /// What a Pod may do between its start and the moment its policies are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Startup {
+pub(crate) enum Startup {
     /// What all Pods may that are not known yet.
     #[default]
     Standard,
@@ -209,7 +209,7 @@ impl Startup {
 
 /// Which sources Pods may send from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum SourceCheck {
+pub(crate) enum SourceCheck {
     /// While there is any policy, their own addresses only.
     #[default]
     Strict,
@@ -228,7 +228,7 @@ impl SourceCheck {
 
 /// When kube-proxy's rules are removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Takeover {
+pub(crate) enum Takeover {
     /// By `lb-agent takeover`.
     #[default]
     Manual,
@@ -250,14 +250,14 @@ impl TakeoverArgs {
     ///
     /// # Errors
     /// Names the flag.
-    pub fn patience(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn patience(&self) -> anyhow::Result<Duration> {
         self.wait.as_deref().map_or(Ok(Duration::ZERO), patience)
     }
 }
 
 /// Where the facts come from.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// An API server.
     Kubernetes(ConnectOptions),
     /// A directory of YAML files.
@@ -266,7 +266,7 @@ pub enum Source {
 
 /// The directories of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dirs {
+pub(crate) struct Dirs {
     /// Of pinned maps and links.
     pub pins: PathBuf,
     /// Of the lock and the name table.
@@ -275,7 +275,7 @@ pub struct Dirs {
 
 /// A valid configuration of `lb-agent run`.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Name of this node.
     pub node_name: String,
     /// Where the facts come from.
@@ -317,7 +317,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the flag.
-    pub fn resolve(args: RunArgs) -> anyhow::Result<Self> {
+    pub(crate) fn resolve(args: RunArgs) -> anyhow::Result<Self> {
         Ok(Self {
             node_name: match given(args.node_name) {
                 Some(name) => name,
@@ -377,7 +377,7 @@ impl Dirs {
     ///
     /// # Errors
     /// Names the flag whose value is not an absolute path.
-    pub fn resolve(args: DirArgs) -> anyhow::Result<Self> {
+    pub(crate) fn resolve(args: DirArgs) -> anyhow::Result<Self> {
         Ok(Self {
             pins: absolute("--pin-dir", args.pin_dir, limits::PIN_DIR)?,
             state: absolute("--state-dir", args.state_dir, limits::STATE_DIR)?,
@@ -390,7 +390,7 @@ impl LogFormat {
     ///
     /// # Errors
     /// Names the flag.
-    pub fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+    pub(crate) fn resolve(text: Option<String>) -> anyhow::Result<Self> {
         let Some(text) = given(text) else { return Ok(Self::default()) };
         Self::from_str(&text, false)
             .map_err(|_unknown| anyhow::anyhow!("--log-format: {text:?} is neither text nor json"))

@@ -1,12 +1,19 @@
 //! `lb-agent`: the node agent.
 
+mod agent;
+mod bpffs;
+mod cleanup;
+mod config;
+mod observe;
+mod ports;
+mod takeover;
+
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use crate::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs, TakeoverArgs};
 use clap::Parser as _;
-use lb_agent::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs, TakeoverArgs};
-use lb_agent::escape::Lines;
-use lb_agent::{agent, bpffs, cleanup, takeover};
+use lb_core::escape::Lines;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -59,8 +66,11 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
 /// `RUST_LOG` selects what is logged; the default is `info`, and warnings of libraries. Failed requests to the API server
 /// are logged by whoever made them.
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_unset| EnvFilter::new("warn,kube_client=off,lb_agent=info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| {
+        EnvFilter::new(
+            "warn,kube_client=off,lb_agent=info,lb_core=info,lb_kernel=info,lb_kube=info",
+        )
+    });
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
     match format {

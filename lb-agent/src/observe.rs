@@ -1,23 +1,23 @@
 //! How the agent is: published by its loop, read by the servers of health and metrics. Nobody waits for anybody.
 #![forbid(unsafe_code)]
 
-pub mod foreign;
-pub mod health;
-pub mod http;
-pub mod metrics;
-pub mod process;
-pub mod scrape;
-pub mod service_health;
-pub mod socket;
+pub(crate) mod foreign;
+pub(crate) mod health;
+pub(crate) mod http;
+pub(crate) mod metrics;
+pub(crate) mod process;
+pub(crate) mod scrape;
+pub(crate) mod service_health;
+pub(crate) mod socket;
 
 use std::time::{Instant, SystemTime};
 
 /// What `/proxyMode` says, where kube-proxy says `iptables` or `nftables`.
-pub const MODE: &str = "ebpf";
+pub(crate) const MODE: &str = "ebpf";
 
 /// What the loop publishes after each sync.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Status {
+pub(crate) struct Status {
     /// Whether all initial lists are complete and were applied once.
     pub synced: bool,
     /// When the maps last said what they should.
@@ -30,7 +30,7 @@ pub struct Status {
 
 impl Status {
     /// At the start: nothing is pending, as far as anybody knows.
-    pub fn starting() -> Self {
+    pub(crate) fn starting() -> Self {
         Self { synced: false, updated: SystemTime::now(), pending_since: None, node_eligible: true }
     }
 }

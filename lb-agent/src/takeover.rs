@@ -72,7 +72,7 @@ impl Leftovers {
 ///
 /// # Errors
 /// When they cannot be read, or not be removed from here.
-pub fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(crate) fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
     let leftovers = Leftovers::find()?;
     print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
     Differences::ask(&dirs.state).show(out).context("write")?;
@@ -86,7 +86,7 @@ pub fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When kube-proxy, or no agent, is at work here after `patience`, or something of kube-proxy's stays or comes back.
-pub fn run(dirs: &Dirs, patience: Duration, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(crate) fn run(dirs: &Dirs, patience: Duration, out: &mut dyn Write) -> anyhow::Result<()> {
     let deadline = Instant::now() + patience;
     let mut told = false;
     while let Some(obstacle) = obstacle::find(&dirs.state) {
@@ -114,7 +114,7 @@ pub fn run(dirs: &Dirs, patience: Duration, out: &mut dyn Write) -> anyhow::Resu
 ///
 /// # Errors
 /// When the kernel refuses, or something has to be removed in another way.
-pub fn remove() -> anyhow::Result<usize> {
+pub(crate) fn remove() -> anyhow::Result<usize> {
     let leftovers = Leftovers::find()?;
     let removed = leftovers.remove()?;
     leftovers.nothing_is_left()?;

@@ -26,14 +26,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lb_agent::bpf::addresses::{AddressTables, Contents};
-use lb_agent::bpf::clock::Clock;
-use lb_agent::bpf::maps::Tables;
-use lb_agent::names::{self, Names, State};
-use lb_agent::plan::MapStore as _;
 use lb_common::addr::Addr;
 use lb_common::config::setting_flags;
 use lb_common::endpoint::{Ident, dev_flags, flags, ident_flags};
+use lb_core::names::{self, Names, State};
+use lb_core::plan::MapStore as _;
+use lb_kernel::bpf::addresses::{AddressTables, Contents};
+use lb_kernel::bpf::clock::Clock;
+use lb_kernel::bpf::maps::Tables;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

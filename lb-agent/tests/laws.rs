@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_agent::cluster::{
-    Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Labels, Name, Service,
-    ServicePort, ServiceType, SlicePort, TrafficPolicy, Weighted,
-};
-use lb_agent::plan::Capacity;
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::flow::proto;
+use lb_core::cluster::{
+    Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind, Labels, Name, Service,
+    ServicePort, ServiceType, SlicePort, TrafficPolicy, Weighted,
+};
+use lb_core::plan::Capacity;
 use proptest::prelude::*;
 
 use crate::history::{Objects, Step, step};

@@ -34,17 +34,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bed::{Bed, Verdict};
-use lb_agent::cluster::{Cluster, Event, Kind};
-use lb_agent::model::policy::Compiler;
-use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
-use lb_agent::watch::manifests::Directory;
 use lb_common::addr::Addr;
 use lb_common::conntrack::CtKey;
 use lb_common::endpoint::{Ident, Pod, ident_flags};
 use lb_common::flow::proto;
 use lb_common::policy::Bits;
 use lb_common::verdict::DropReason;
+use lb_core::cluster::{Cluster, Event, Kind};
+use lb_core::model::policy::Compiler;
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
+use lb_kube::manifests::Directory;
 use looks::Look;
 use random::Random;
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ impl Field {
         let veths: Vec<Veth> = locals(world)
             .map(|pod| {
                 let text = |key: &str| pod["metadata"][key].as_str().unwrap();
-                let name = lb_agent::cluster::Name::new(text("namespace"), text("name"));
+                let name = lb_core::cluster::Name::new(text("namespace"), text("name"));
                 Veth { ifindex: ifindex(pod), behind: Behind::Pod(name, 0) }
             })
             .collect();

@@ -12,10 +12,10 @@ mod trouble;
 #[path = "policies/world.rs"]
 mod world;
 
-use lb_agent::cluster::Action::{Accept, Deny, Pass};
-use lb_agent::cluster::{Peer, Policy, Tier};
-use lb_agent::model::policy::Direction::{Egress, Ingress};
 use lb_common::policy::tier;
+use lb_core::cluster::Action::{Accept, Deny, Pass};
+use lb_core::cluster::{Peer, Policy, Tier};
+use lb_core::model::policy::Direction::{Egress, Ingress};
 
 use crate::world::{
     Flow, World, across, addr, allow, block, cluster_policy, ifindex, network_policy, own, pod,
@@ -41,11 +41,11 @@ fn world() -> World {
         })
 }
 
-fn ingress(subject: &str, rules: Vec<lb_agent::cluster::Rule>) -> Policy {
+fn ingress(subject: &str, rules: Vec<lb_core::cluster::Rule>) -> Policy {
     Policy { ingress: Some(rules.into()), ..network_policy(subject) }
 }
 
-fn egress(subject: &str, rules: Vec<lb_agent::cluster::Rule>) -> Policy {
+fn egress(subject: &str, rules: Vec<lb_core::cluster::Rule>) -> Policy {
     Policy { egress: Some(rules.into()), ..network_policy(subject) }
 }
 
@@ -216,7 +216,7 @@ fn of_two_pods_with_one_address_the_living_one_is_meant() {
     let from_db = || ingress("app=web", vec![allow(vec![Peer::Pods(own("app=db"))], &["tcp/80"])]);
     let other = |deleting: bool, created: i64, labels: &str| {
         let created = std::num::NonZeroI64::new(created);
-        lb_agent::cluster::Pod { deleting, created, ..pod("n2", &["10.2.0.9"], labels, &[]) }
+        lb_core::cluster::Pod { deleting, created, ..pod("n2", &["10.2.0.9"], labels, &[]) }
     };
     let cases = [
         (
@@ -359,7 +359,7 @@ fn many_rules_chain_and_too_many_deny() {
         assert!(Flow { port: 81, ..flow }.judge(&tables).denied());
     }
     let crowd = world().policy("a/p", ingress("", rules(2049)));
-    let desired = lb_agent::model::policy::compile(&crowd.cluster());
+    let desired = lb_core::model::policy::compile(&crowd.cluster());
     assert_eq!(
         desired.issues.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
@@ -383,7 +383,7 @@ fn rules_that_differ_in_their_peers_are_one_where_they_are_too_many() {
         .policy("a/p", ingress("app=web", list("tcp/80", 0, 1500)))
         .policy("a/q", ingress("", list("tcp/80", 1500, 1500)));
     for world in [&one, &two] {
-        let desired = lb_agent::model::policy::compile(&world.cluster());
+        let desired = lb_core::model::policy::compile(&world.cluster());
         assert_eq!(desired.issues, []);
         assert!(desired.idents.len() < 10, "{} identities", desired.idents.len());
         let lines = (0..3000).step_by(97).map(|i| {
@@ -394,13 +394,13 @@ fn rules_that_differ_in_their_peers_are_one_where_they_are_too_many() {
     }
     check(&one, "+ a/web <- 198.51.100.1 tcp/443\n- a/web <- 198.51.100.1 tcp/80");
     // What is one rule says so.
-    let desired = lb_agent::model::policy::compile(&one.cluster());
+    let desired = lb_core::model::policy::compile(&one.cluster());
     let group = desired.groups.iter().find(|group| group.rules.len() == 2).unwrap();
     let sources = group.rules.iter().map(|(_, rule)| (rule.source.index, rule.source.others.len()));
     assert_eq!(sources.collect::<Vec<_>>(), [(0, 2999), (3000, 0)]);
     // Few rules are as they are written.
     let few = world().policy("a/p", ingress("", list("tcp/80", 0, 2048)));
-    let desired = lb_agent::model::policy::compile(&few.cluster());
+    let desired = lb_core::model::policy::compile(&few.cluster());
     assert!(desired.groups.iter().all(|group| group.rules.len() == 2048));
 }
 
@@ -414,7 +414,7 @@ fn rules_of_the_cluster_are_one_only_where_they_follow_each_other() {
     let around = rule(Deny, Some(vec![block("172.16.0.0/12", &[])]), Some(&["tcp/80"]));
     let within = some(Accept, 0, 2000).chain([around]).chain(some(Accept, 2000, 1000));
     let world = world().policy("all", Policy { ingress: Some(within.collect()), ..all });
-    let desired = lb_agent::model::policy::compile(&world.cluster());
+    let desired = lb_core::model::policy::compile(&world.cluster());
     assert_eq!(desired.issues, []);
     check(
         &world.policy("a/p", ingress("", vec![rule(Accept, None, None)])),

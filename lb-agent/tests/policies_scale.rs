@@ -6,16 +6,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lb_agent::cluster::{
+use lb_common::addr::Addr;
+use lb_common::endpoint::Ident;
+use lb_core::cluster::{
     Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
     Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector,
     Snapshot, Tier,
 };
-use lb_agent::model::policy::{Compiler, Desired};
-use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
-use lb_common::addr::Addr;
-use lb_common::endpoint::Ident;
+use lb_core::model::policy::{Compiler, Desired};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 
 const PODS: u32 = 10_000;
 const NAMESPACES: u32 = 200;

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use lb_agent::cluster::{
+use lb_common::addr::Addr;
+use lb_core::cluster::{
     Action, Change, Cluster, Event, Kind, Labels, Name, Namespace, Namespaces, Peer, Pod,
     PodSelector, Policy, PortMatch, Ports, Prefix, Rule, Selector, Tier,
 };
-use lb_agent::model::policy::Compiler;
-use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
-use lb_common::addr::Addr;
+use lb_core::model::policy::Compiler;
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 
 /// Peers or exceptions that fit in one object.
 const MOST: u32 = 22_000;

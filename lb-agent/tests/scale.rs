@@ -8,16 +8,16 @@ use std::num::{NonZeroI64, NonZeroU16};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lb_agent::cluster::{
+use lb_common::addr::Addr;
+use lb_common::flow::proto;
+use lb_core::cluster::{
     Action, Change, Cluster, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
     Labels, Name, NamedPort, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch,
     Ports, Requirement, Rule, Selector, Service, ServicePort, ServiceType, SlicePort, Tier,
     TrafficPolicy,
 };
-use lb_agent::model::Desired;
-use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
-use lb_common::addr::Addr;
-use lb_common::flow::proto;
+use lb_core::model::Desired;
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
 
 const SERVICES: u32 = 10_000;
 
@@ -98,7 +98,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
     let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
     let mut round = |events: &mut dyn Iterator<Item = Event>, now: Duration| {
         let at = Instant::now();
-        let mut dirty = lb_agent::cluster::Dirty::default();
+        let mut dirty = lb_core::cluster::Dirty::default();
         for event in events {
             dirty.merge(cluster.apply(event));
         }
@@ -167,7 +167,7 @@ fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
     let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
     let mut round = |events: &mut dyn Iterator<Item = Event>| {
         let at = Instant::now();
-        let mut dirty = lb_agent::cluster::Dirty::default();
+        let mut dirty = lb_core::cluster::Dirty::default();
         for event in events {
             dirty.merge(cluster.apply(event));
         }

@@ -20,12 +20,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lb_agent::cluster::{Event, Kind};
-use lb_agent::plan::Capacity;
-use lb_agent::watch::manifests::Directory;
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::service::{Frontend, frontend_flags, state};
+use lb_core::cluster::{Event, Kind};
+use lb_core::plan::Capacity;
+use lb_kube::manifests::Directory;
 
 use crate::maps::{FakeMaps, endpoint_text, key_text};
 use crate::pipeline::Pipeline;
@@ -179,7 +179,7 @@ impl Story {
     fn settle(&mut self) {
         // A map that is full stays so: such a story must not wait for its Service to be programmed.
         self.n_writes += self.pipeline.round().len();
-        let stuck = |issue: &lb_agent::issue::Issue| issue.message.contains("is full");
+        let stuck = |issue: &lb_core::issue::Issue| issue.message.contains("is full");
         while self.pipeline.planner.n_pending() > 0 && !self.pipeline.issues().iter().any(stuck) {
             let at = self.pipeline.planner.next_wakeup().unwrap();
             self.pipeline.maps.now = self.pipeline.maps.now.max(at);

@@ -2,9 +2,6 @@
 //! is attached.
 #![cfg(test)]
 
-use lb_agent::bpf::load::{self, LoadOptions};
-use lb_agent::bpf::maps::Tables;
-use lb_agent::plan::{MapStore as _, Op, RangeKey};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{Config, Settings};
@@ -12,6 +9,9 @@ use lb_common::flow::proto;
 use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, frontend_flags, state,
 };
+use lb_core::plan::{MapStore as _, Op, RangeKey};
+use lb_kernel::bpf::load::{self, LoadOptions};
+use lb_kernel::bpf::maps::Tables;
 
 fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
@@ -95,7 +95,7 @@ fn the_longest_range_of_the_right_service_is_found() {
         (9, "10.1.2.3", false),
         (6, "10.1.2.3", false),
     ] {
-        let host = RangeKey { service_id, clients: lb_agent::cluster::Prefix::host(addr(client)) };
+        let host = RangeKey { service_id, clients: lb_core::cluster::Prefix::host(addr(client)) };
         let (bits, data) = host.to_map();
         let found = tables.source_ranges.get(&aya::maps::lpm_trie::Key::new(bits, data), 0);
         assert_eq!(found.is_ok(), want, "{client} of {service_id}");

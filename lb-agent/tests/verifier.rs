@@ -3,9 +3,9 @@
 
 use std::process::ExitCode;
 
-use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::config::Config;
 use lb_common::limits;
+use lb_kernel::bpf::load::{self, LoadOptions};
 
 fn main() -> ExitCode {
     let options = LoadOptions { pin_dir: None, config: Config::ZERO, ct_entries: limits::CT };

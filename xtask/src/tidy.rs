@@ -8,6 +8,7 @@ mod links;
 mod modules;
 mod sources;
 mod versions;
+mod walls;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,7 @@ pub(crate) fn check() -> Result<()> {
     }
     let mut complaints = sources::check(&sources);
     complaints.extend(modules::check(&sources));
+    complaints.extend(walls::check(root())?);
     complaints.extend(toolchains(&sources));
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md"));
     complaints
@@ -108,7 +110,7 @@ fn read_files(root: &Path, ending: &str) -> Result<Vec<Source>> {
 
 /// The kernel object is built by the toolchain that `setup` installs.
 fn toolchains(sources: &[Source]) -> Vec<String> {
-    let build = "lb-agent/build.rs";
+    let build = "lb-agent/kernel/build.rs";
     let line = format!("const TOOLCHAIN: &str = \"{}\";", crate::setup::TOOLCHAIN);
     let text =
         sources.iter().find(|source| source.path == build).map(|source| source.text.as_str());

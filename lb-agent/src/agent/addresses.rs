@@ -13,12 +13,12 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::{Dev, Ident, dev_flags, ident_flags};
 use tracing::debug;
 
-use crate::bpf::addresses::{AddressTables, Contents};
-use crate::cluster::Name;
-use crate::devices::Devices;
-use crate::devices::addresses::Addresses as OfDevice;
-use crate::issue::{Issue, ObjectRef};
-use crate::plan::MapError;
+use lb_core::cluster::Name;
+use lb_core::issue::{Issue, ObjectRef};
+use lb_core::plan::MapError;
+use lb_kernel::bpf::addresses::{AddressTables, Contents};
+use lb_kernel::devices::Devices;
+use lb_kernel::devices::addresses::Addresses as OfDevice;
 
 /// Failed writes are tried again after so long.
 const RETRY: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::agent::attachments::Attachment;
-use crate::bpf::attach::{AttachError, Hooks, Mechanism, Role};
+use lb_kernel::bpf::attach::{AttachError, Hooks, Mechanism, Role};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]

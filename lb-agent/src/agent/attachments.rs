@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::bpf::attach::Role;
-use crate::bpf::pins::Hook;
-use crate::devices::uplinks::Layer;
+use lb_kernel::bpf::attach::Role;
+use lb_kernel::bpf::pins::Hook;
+use lb_kernel::devices::uplinks::Layer;
 
 /// First and longest wait before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));

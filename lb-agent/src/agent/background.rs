@@ -9,10 +9,10 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::bpf::gc::{self, Gc, Pass};
-use crate::bpf::resize::{self, Resize};
 use crate::observe::foreign::Sign;
-use crate::plan::Flows;
+use lb_core::plan::Flows;
+use lb_kernel::bpf::gc::{self, Gc, Pass};
+use lb_kernel::bpf::resize::{self, Resize};
 
 /// What threads found.
 #[derive(Clone, Debug)]

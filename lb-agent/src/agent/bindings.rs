@@ -15,12 +15,12 @@ use lb_common::addr::Addr;
 use tracing::info;
 
 use crate::agent::links::FarEnd;
-use crate::cluster::{Cluster, Kind, Name};
-use crate::devices::Veth;
-use crate::issue::{Issue, ObjectRef};
-use crate::plan::policy::Behind;
+use lb_core::cluster::{Cluster, Kind, Name};
+use lb_core::issue::{Issue, ObjectRef};
+use lb_core::plan::policy::Behind;
+use lb_kernel::devices::Veth;
 
-pub use self::file::FILE;
+pub(crate) use self::file::FILE;
 
 mod alien;
 mod file;

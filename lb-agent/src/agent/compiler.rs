@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use crate::cluster::Snapshot;
-use crate::model::policy::{Compiler, Desired};
+use lb_core::cluster::Snapshot;
+use lb_core::model::policy::{Compiler, Desired};
 
 /// What is to be compiled, and what with: it comes back with the result.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use lb_common::service::{Backend, state};
 use prometheus_client::metrics::counter::Counter;
 use tracing::{info, warn};
 
-use crate::bpf::sockets::{self, Destination};
-use crate::plan::Op;
+use lb_core::plan::Op;
+use lb_kernel::bpf::sockets::{self, Destination};
 
 /// A socket may live so long after its backend has left.
 const GRACE: Duration = Duration::from_millis(250);

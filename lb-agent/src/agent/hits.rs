@@ -10,10 +10,10 @@ use lb_common::verdict::Outcome;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-use crate::api::policy::{Rule, View};
-use crate::cluster::{Name, Tier};
-use crate::model::policy::{Direction, Group};
 use crate::observe::metrics::policy::{ByPolicy, SERIES_BY_POLICY};
+use lb_core::api::policy::{Rule, View};
+use lb_core::cluster::{Name, Tier};
+use lb_core::model::policy::{Direction, Group};
 
 /// Who decided, and how.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,9 +217,9 @@ mod tests {
         Arc, ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement,
         Name, Outcome, SERIES_BY_POLICY, Tier,
     };
-    use crate::api::policy::{Denied, Rule, View};
-    use crate::cluster::Action;
-    use crate::model::policy::{BitRule, Source};
+    use lb_core::api::policy::{Denied, Rule, View};
+    use lb_core::cluster::Action;
+    use lb_core::model::policy::{BitRule, Source};
 
     /// `shop/access` with two rules, the second of which has two bits; `shop/deny` isolates as well.
     fn group() -> Group {

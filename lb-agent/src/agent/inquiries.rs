@@ -4,9 +4,9 @@
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
-use crate::api::{Answer, Question};
-use crate::inquiry;
 use crate::observe::socket::Asked;
+use lb_core::api::{Answer, Question};
+use lb_core::inquiry;
 
 impl Agent {
     pub(super) fn asked(&self, asked: Asked) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
-use crate::issue::Issue;
+use lb_core::issue::Issue;
 
 /// The issues of the last look.
 #[derive(Debug, Default)]
@@ -55,8 +55,8 @@ impl Issues {
 #[cfg(test)]
 mod tests {
     use super::Issues;
-    use crate::cluster::Name;
-    use crate::issue::{Issue, ObjectRef};
+    use lb_core::cluster::Name;
+    use lb_core::issue::{Issue, ObjectRef};
 
     #[test]
     fn issues_keep_the_time_of_their_appearance() {

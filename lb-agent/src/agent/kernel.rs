@@ -1,33 +1,29 @@
 //! Brings up the kernel's side: pins, maps, programs. On a restart everything is there already and is taken over.
 #![forbid(unsafe_code)]
 
-use std::error::Error;
 use std::io;
-use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
-use aya::EbpfError;
-use aya::maps::MapError as AyaError;
-use aya::programs::ProgramError;
 use lb_common::addr::Addr;
 use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
 use tracing::info;
 
-use crate::bpf;
-use crate::bpf::addresses::AddressTables;
-use crate::bpf::attach::Hooks;
-use crate::bpf::clock::Clock;
-use crate::bpf::load::{self, LoadError, LoadOptions};
-use crate::bpf::maps::{self, Tables, Traces};
-use crate::bpf::pins::Pins;
-use crate::bpf::policy::PolicyTables;
-use crate::bpf::resize::Resize;
 use crate::config::Config;
-use crate::names;
 use crate::ports::{self, Ports};
-use crate::preflight::{self, Facts};
-use crate::syscall;
+use lb_core::names;
+use lb_kernel::bpf;
+use lb_kernel::bpf::addresses::AddressTables;
+use lb_kernel::bpf::attach::Hooks;
+use lb_kernel::bpf::clock::Clock;
+use lb_kernel::bpf::load::{self, LoadOptions};
+use lb_kernel::bpf::maps::{self, Tables, Traces};
+use lb_kernel::bpf::pins::Pins;
+use lb_kernel::bpf::policy::PolicyTables;
+use lb_kernel::bpf::refusal;
+use lb_kernel::bpf::resize::Resize;
+use lb_kernel::preflight::{self, Facts};
+use lb_kernel::syscall;
 
 /// From this version on, `bpf_l4_csum_replace` knows `BPF_F_IPV6`; older ones refuse the flag.
 const CSUM_IPV6_SINCE: (u32, u32) = (6, 16);
@@ -77,7 +73,7 @@ impl Kernel {
             config: program_config,
             ct_entries,
         })
-        .map_err(|error| explain(error, facts, pins.dir()))?;
+        .map_err(|error| anyhow!(refusal::explain(&error, facts, pins.dir())))?;
         if !resize.is_empty() {
             let entries = resize.copy().context("copy the conntrack table")?;
             info!(ct_entries, entries, "conntrack has another capacity now, entries copied");
@@ -142,49 +138,4 @@ fn program_config(
         answer_base: *answers.start(),
         answer_n: u16::try_from(answers.len()).unwrap_or(u16::MAX),
     })
-}
-
-/// A refusal to load, in one sentence.
-fn explain(error: LoadError, facts: &Facts, pin_dir: &Path) -> anyhow::Error {
-    if let LoadError::Maps(EbpfError::MapError(AyaError::IncompatiblePinnedMap {
-        name,
-        property,
-        expected,
-        actual,
-    })) = &error
-    {
-        return anyhow!(
-            "map {name}: what is pinned in {} has {property} {actual} instead of {expected}; run `lb-agent cleanup` to start anew, which ends translated connections",
-            pin_dir.display()
-        );
-    }
-    if let Some(suspicion) = facts.suspicion() {
-        return anyhow!("{suspicion} ({})", root_cause(&error));
-    }
-    if let LoadError::Program {
-        program,
-        source: ProgramError::LoadError { io_error, verifier_log },
-    } = &error
-    {
-        let log = verifier_log.to_string();
-        // Its last words say what was wrong; the statistics come after them.
-        let last = log.lines().rev().map(str::trim).find(|line| {
-            !line.is_empty()
-                && !line.starts_with("processed ")
-                && !line.starts_with("verification ")
-        });
-        return anyhow!(
-            "program {program}: {io_error}: {}",
-            last.unwrap_or("the verifier is silent")
-        );
-    }
-    anyhow!("{error}: {}", root_cause(&error))
-}
-
-fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

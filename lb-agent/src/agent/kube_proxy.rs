@@ -12,10 +12,10 @@ use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::agent::background::News;
-use crate::cluster::{self, Cluster};
 use crate::config::Takeover;
 use crate::observe::foreign::{self, Sign};
 use crate::takeover;
+use lb_core::cluster::{self, Cluster};
 
 /// Between two searches: while something of it is here, so that its end shows at once; and else.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

@@ -11,10 +11,10 @@ use lb_common::endpoint::{link, mac_number};
 use tracing::warn;
 
 use crate::agent::addresses::settle;
-use crate::bpf::maps::Tables;
-use crate::cluster::Name;
-use crate::issue::{Issue, ObjectRef};
-use crate::plan::MapError;
+use lb_core::cluster::Name;
+use lb_core::issue::{Issue, ObjectRef};
+use lb_core::plan::MapError;
+use lb_kernel::bpf::maps::Tables;
 
 /// Value of `macs` for an address of this node.
 const NODE: u32 = 0;
@@ -147,7 +147,7 @@ mod tests {
     use lb_common::limits;
 
     use super::{FarEnd, NODE, wanted};
-    use crate::cluster::Name;
+    use lb_core::cluster::Name;
 
     fn mac(last: u8) -> [u8; 6] {
         [2, 0, 0, 0, 0, last]

@@ -8,11 +8,11 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 
 /// Name of the file in the state directory. It stays when the agent ends; the lock does not.
-pub const FILE: &str = "lock";
+pub(crate) const FILE: &str = "lock";
 
 /// Held as long as the agent lives; the kernel releases it when the process ends, however it ends.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
@@ -21,7 +21,7 @@ impl Lock {
     ///
     /// # Errors
     /// When another agent has it, or the directory cannot be written.
-    pub fn take(state_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn take(state_dir: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(state_dir)
             .with_context(|| format!("--state-dir: create {}", state_dir.display()))?;
         let path = state_dir.join(FILE);

@@ -5,9 +5,9 @@
 //! port would be taken to answer.
 #![forbid(unsafe_code)]
 
-use crate::cluster::Name;
-use crate::issue::{Issue, ObjectRef};
 use crate::ports::{HostPorts, Ports};
+use lb_core::cluster::Name;
+use lb_core::issue::{Issue, ObjectRef};
 
 /// What is wrong with `--masquerade-ports` on this node.
 pub(super) fn issues(

@@ -17,14 +17,14 @@ use crate::agent::bindings::{Bindings, View};
 use crate::agent::kernel::Kernel;
 use crate::agent::pods::Pods;
 use crate::agent::{Agent, unix_now};
-use crate::bpf::attach::{AttachError, Role};
-use crate::bpf::maps::Tables;
-use crate::cluster::{self, Cluster, Name};
-use crate::devices::bridge_netfilter::BridgeNetfilter;
-use crate::devices::{self, Devices, Veth};
 use crate::observe::metrics::Subject;
-use crate::plan::MapError;
-use crate::plan::policy::Veth as Known;
+use lb_core::cluster::{self, Cluster, Name};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::Veth as Known;
+use lb_kernel::bpf::attach::{AttachError, Role};
+use lb_kernel::bpf::maps::Tables;
+use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
+use lb_kernel::devices::{self, Devices, Veth};
 
 /// All devices are asked for again so often, in case a message was missed.
 const RESYNC: Duration = Duration::from_secs(30);

@@ -7,10 +7,10 @@ use std::time::Duration;
 use lb_common::config::Settings;
 use tracing::{info, warn};
 
-use crate::bpf::clock::Clock;
-use crate::bpf::maps::Tables;
 use crate::config::{Config, SourceCheck};
-use crate::plan::{Actual, Given, MapError, MapStore as _, Op};
+use lb_core::plan::{Actual, Given, MapError, MapStore as _, Op};
+use lb_kernel::bpf::clock::Clock;
+use lb_kernel::bpf::maps::Tables;
 
 /// How long, by which clock.
 #[derive(Clone, Copy, Debug)]

@@ -9,9 +9,9 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::{Pod, flags};
 use lb_common::limits;
 
-use crate::devices::Veth;
-use crate::devices::bridge_netfilter::BridgeNetfilter;
-use crate::plan::policy::GroupIds;
+use lb_core::plan::policy::GroupIds;
+use lb_kernel::devices::Veth;
+use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
 /// The first address in each family and the MAC address that a Pod is known by.
 pub(super) type Face = ([Addr; 2], [u8; 6]);
@@ -188,9 +188,9 @@ mod tests {
     use lb_common::endpoint::{Pod, flags};
 
     use super::{Addr, Ids, Pods, entry};
-    use crate::devices::Veth;
-    use crate::devices::addresses::Addresses;
-    use crate::devices::bridge_netfilter::BridgeNetfilter;
+    use lb_kernel::devices::Veth;
+    use lb_kernel::devices::addresses::Addresses;
+    use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
     const NETFILTER: BridgeNetfilter = BridgeNetfilter { v4: true, v6: false };
 

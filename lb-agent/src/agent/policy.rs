@@ -14,15 +14,15 @@ use crate::agent::compiler::{Compiled, Job, Worker};
 use crate::agent::hits::Hits;
 use crate::agent::node;
 use crate::agent::pods::Pods;
-use crate::bpf::addresses::AddressTables;
-use crate::bpf::maps::Tables;
-use crate::bpf::policy::PolicyTables;
 use crate::config::{Config, Startup};
-use crate::issue::Issue;
-use crate::model::policy::{Compiler, Desired, Group};
 use crate::observe::metrics::policy::OfPolicies;
-use crate::plan::MapError;
-use crate::plan::policy::{Actual, Behind, GroupIds, Op, Planner, Store, Veth, Wanted};
+use lb_core::issue::Issue;
+use lb_core::model::policy::{Compiler, Desired, Group};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Behind, GroupIds, Op, Planner, Store, Veth, Wanted};
+use lb_kernel::bpf::addresses::AddressTables;
+use lb_kernel::bpf::maps::Tables;
+use lb_kernel::bpf::policy::PolicyTables;
 
 /// Changes remembered one by one until they are enforced.
 const REMEMBERED: usize = 4096;

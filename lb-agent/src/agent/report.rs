@@ -5,13 +5,13 @@ use std::borrow::Cow;
 
 use lb_common::flow::proto;
 
-use crate::bpf::attach::Mechanism;
-use crate::bpf::gc::Pass;
-use crate::cluster::{Cluster, Kind};
-use crate::model::rules::ExternalIps;
-use crate::names::{State, Subsystem};
 use crate::observe::foreign::{self, Sign};
 use crate::ports::Ports;
+use lb_core::cluster::{Cluster, Kind};
+use lb_core::model::rules::ExternalIps;
+use lb_core::names::{State, Subsystem};
+use lb_kernel::bpf::attach::Mechanism;
+use lb_kernel::bpf::gc::Pass;
 
 /// What the lines are made from.
 pub(super) struct Facts<'a> {

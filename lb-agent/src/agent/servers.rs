@@ -7,9 +7,6 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
 use crate::agent::unix_now;
-use crate::bpf::events::{self, Examples, Sinks};
-use crate::bpf::flows::Recent;
-use crate::bpf::maps::Traces;
 use crate::config::Config;
 use crate::observe::Status;
 use crate::observe::health::{self, Moment, Probe};
@@ -17,8 +14,11 @@ use crate::observe::http::{self, Answer};
 use crate::observe::metrics::Metrics;
 use crate::observe::scrape::Scraper;
 use crate::observe::socket::{self, Asked, Desk};
-use crate::preflight::Facts;
-use crate::watch::Counters;
+use lb_kernel::bpf::events::{self, Examples, Sinks};
+use lb_kernel::bpf::flows::Recent;
+use lb_kernel::bpf::maps::Traces;
+use lb_kernel::preflight::Facts;
+use lb_kube::Counters;
 
 /// Questions that may wait for the loop.
 const QUESTIONS: usize = 4;

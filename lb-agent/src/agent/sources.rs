@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 
 use tracing::debug;
 
-use crate::bpf::maps::Tables;
-use crate::cluster::{Name, Pod, Prefix};
-use crate::issue::{Issue, ObjectRef};
-use crate::plan::MapError;
+use lb_core::cluster::{Name, Pod, Prefix};
+use lb_core::issue::{Issue, ObjectRef};
+use lb_core::plan::MapError;
+use lb_kernel::bpf::maps::Tables;
 
 /// The map, and what it should say.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ fn is_allowed(allowed: &[Prefix], range: &Prefix) -> bool {
 #[cfg(test)]
 mod tests {
     use super::is_allowed;
-    use crate::cluster::Prefix;
+    use lb_core::cluster::Prefix;
 
     #[test]
     fn what_the_operator_does_not_allow_is_not_admitted() {

@@ -11,15 +11,15 @@ use lb_common::be::Be16;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::agent::issues::Issues;
-use crate::bpf::events::Examples;
-use crate::cluster::{self, Cluster, Name};
-use crate::devices::Veth;
-use crate::model::{Desired, DesiredPort, EndpointState, External, Scope};
-use crate::names::{
+use lb_core::cluster::{self, Cluster, Name};
+use lb_core::model::{Desired, DesiredPort, EndpointState, External, Scope};
+use lb_core::names::{
     BackendName, Conditions, DropExample, ExternalName, ExternalScope, IssueLine, Names, Place,
     PodName, RejectedName, ServiceName,
 };
-use crate::plan::{Planner, PortIds};
+use lb_core::plan::{Planner, PortIds};
+use lb_kernel::bpf::events::Examples;
+use lb_kernel::devices::Veth;
 
 pub(super) mod policies;
 mod rejected;
@@ -132,7 +132,7 @@ pub(super) fn head<'a>(
     veths: impl Iterator<Item = (&'a Veth, Option<&'a Name>)>,
 ) -> Names<'a> {
     Names {
-        layout: crate::names::LAYOUT,
+        layout: lb_core::names::LAYOUT,
         pods: veths.map(|(veth, pod)| pod_name(veth, pod)).collect(),
         issues: known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect(),
         drops: known.examples.iter().map(drop_example).collect(),
@@ -327,7 +327,7 @@ fn pod_name<'a>(veth: &'a Veth, pod: Option<&'a Name>) -> PodName<'a> {
     }
 }
 
-fn issue_line(issue: &crate::issue::Issue, since: u64) -> IssueLine<'_> {
+fn issue_line(issue: &lb_core::issue::Issue, since: u64) -> IssueLine<'_> {
     IssueLine {
         object: Cow::Owned(issue.object.to_string()),
         field: Cow::Borrowed(&issue.field),
@@ -337,7 +337,7 @@ fn issue_line(issue: &crate::issue::Issue, since: u64) -> IssueLine<'_> {
     }
 }
 
-fn drop_example(example: &crate::bpf::events::Example) -> DropExample {
+fn drop_example(example: &lb_kernel::bpf::events::Example) -> DropExample {
     let event = &example.event;
     let socket = |addr: Addr, port: Be16| SocketAddr::new(addr.to_ip(), port.get());
     DropExample {

@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use crate::cluster::{Change, Event, Family};
 use crate::observe::metrics::Subject;
-use crate::watch::Received;
+use lb_core::cluster::{Change, Event, Family};
+use lb_kube::Received;
 
 /// Changes remembered one by one; beyond that only the oldest counts.
 const REMEMBERED: usize = 4096;
@@ -85,9 +85,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::Queue;
-    use crate::cluster::{Change, Event, Kind, Name};
     use crate::observe::metrics::Subject;
-    use crate::watch::Received;
+    use lb_core::cluster::{Change, Event, Kind, Name};
+    use lb_kube::Received;
 
     #[test]
     fn changes_wait_until_all_is_written() {

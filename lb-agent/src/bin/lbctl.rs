@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use lb_agent::ctl::{Cli, run};
-use lb_agent::escape::Escaped;
+use lb_core::escape::Escaped;
+use lb_ctl::{Cli, run};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -5,8 +5,8 @@
 //! does not see the node's processes, so its ports are asked as well ([`ports`]), and the agent knows its Pods.
 #![forbid(unsafe_code)]
 
-pub mod ports;
-pub mod rules;
+pub(crate) mod ports;
+pub(crate) mod rules;
 
 use std::fmt;
 use std::fs;
@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 
 /// A sign of kube-proxy on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub(crate) enum Sign {
     /// The table `kube-proxy` of its nftables mode.
     Nftables,
     /// The chain `KUBE-SERVICES` of its iptables mode, in nf_tables.
@@ -35,7 +35,7 @@ pub enum Sign {
 
 impl Sign {
     /// Whether it shows kube-proxy itself, which writes its rules again, and not only what it left behind.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         match self {
             Self::Nftables | Self::Iptables | Self::Legacy | Self::Ipvs => false,
             Self::Process | Self::Mode(..) | Self::Health(_) | Self::Pod(_) => true,
@@ -59,19 +59,19 @@ impl fmt::Display for Sign {
 }
 
 /// Signs in one line.
-pub fn words(signs: &[Sign]) -> String {
+pub(crate) fn words(signs: &[Sign]) -> String {
     signs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Looks for signs. What cannot be asked counts as absent.
-pub fn detect() -> Vec<Sign> {
+pub(crate) fn detect() -> Vec<Sign> {
     let mut signs = alive();
     signs.extend(rules::find());
     signs
 }
 
 /// Looks for kube-proxy itself.
-pub fn alive() -> Vec<Sign> {
+pub(crate) fn alive() -> Vec<Sign> {
     let mut signs = ports::find(ports::METRICS, ports::HEALTHZ);
     signs.extend(is_running().then_some(Sign::Process));
     signs

@@ -13,11 +13,11 @@ use hyper::StatusCode;
 use crate::observe::Status;
 
 /// A change that is pending for longer makes the agent unhealthy (kube-proxy: `2 * iptables.syncPeriod` = 2 min).
-pub const STALE: Duration = Duration::from_secs(120);
+pub(crate) const STALE: Duration = Duration::from_secs(120);
 
 /// Which question is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
+pub(crate) enum Probe {
     /// `/healthz`: may traffic come?
     Healthz,
     /// `/livez`: would a restart help?
@@ -28,7 +28,7 @@ pub enum Probe {
 
 impl Probe {
     /// The probe at this path.
-    pub fn at(path: &str) -> Option<Self> {
+    pub(crate) fn at(path: &str) -> Option<Self> {
         match path {
             "/healthz" => Some(Self::Healthz),
             "/livez" => Some(Self::Livez),
@@ -40,7 +40,7 @@ impl Probe {
 
 /// The moment of a probe, on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// For durations.
     pub instant: Instant,
     /// For the answer.
@@ -49,13 +49,13 @@ pub struct Moment {
 
 impl Moment {
     /// Now.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { instant: Instant::now(), time: SystemTime::now() }
     }
 }
 
 /// Status code and body (kube-proxy's `healthzHandler`).
-pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
+pub(crate) fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String) {
     let stale = is_stale(status, now);
     let ok = match probe {
         Probe::Healthz => !stale && status.node_eligible,
@@ -74,7 +74,7 @@ pub fn answer(probe: Probe, status: &Status, now: Moment) -> (StatusCode, String
 }
 
 /// Whether a change has been pending for too long.
-pub fn is_stale(status: &Status, now: Moment) -> bool {
+pub(crate) fn is_stale(status: &Status, now: Moment) -> bool {
     status.pending_since.is_some_and(|since| now.instant.duration_since(since) > STALE)
 }
 

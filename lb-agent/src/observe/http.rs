@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// What is answered to a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Status code.
     pub status: StatusCode,
     /// `Content-Type`.
@@ -44,7 +44,7 @@ pub struct Answer {
 
 impl Answer {
     /// For paths that do not exist.
-    pub fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self {
             status: StatusCode::NOT_FOUND,
             content_type: "text/plain; charset=utf-8",
@@ -56,7 +56,7 @@ impl Answer {
 
 /// Serves for ever. `name` is for the log; `answer` gets the path. An address that is taken is tried again: kube-proxy
 /// may still be there.
-pub async fn serve(
+pub(crate) async fn serve(
     name: &'static str,
     address: SocketAddr,
     answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
@@ -67,7 +67,7 @@ pub async fn serve(
 
 /// Serves for ever on a socket, with at most so many connections at a time: the oldest one is ended for a new one, so
 /// that clients who connect and say nothing do not keep the others out.
-pub async fn serve_on(
+pub(crate) async fn serve_on(
     name: &'static str,
     listener: TcpListener,
     connections: usize,

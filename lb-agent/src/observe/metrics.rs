@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod outside;
-pub mod policy;
+pub(crate) mod policy;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -17,20 +17,20 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-pub use self::outside::Outside;
-pub use self::policy::OfPolicies;
-use crate::bpf::read::Counts;
-use crate::cluster::{Family as IpFamily, Kind};
+pub(crate) use self::outside::Outside;
+pub(crate) use self::policy::OfPolicies;
+use lb_core::cluster::{Family as IpFamily, Kind};
+use lb_core::counts::Counts;
 
 /// Labels: names and values that are known beforehand.
-pub type Labels<const N: usize> = [(&'static str, &'static str); N];
+pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// A gauge of a floating-point number.
-pub type GaugeF64 = Gauge<f64, AtomicU64>;
+pub(crate) type GaugeF64 = Gauge<f64, AtomicU64>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
 
 /// What a change was about, in `lb_programming_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Subject {
+pub(crate) enum Subject {
     /// A Service.
     Service,
     /// An EndpointSlice.
@@ -41,7 +41,7 @@ pub enum Subject {
 
 impl Subject {
     /// The label's value.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Service => "service",
             Self::Endpoints => "endpoints",
@@ -51,7 +51,7 @@ impl Subject {
 }
 
 /// The label's value of a family, as kube-proxy spells it.
-pub const fn ip_family(family: IpFamily) -> &'static str {
+pub(crate) const fn ip_family(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "IPv4",
         IpFamily::V6 => "IPv6",
@@ -63,7 +63,7 @@ const STATES: [&str; 3] = ["wanted", "programmed", "error"];
 
 /// kube-proxy's.
 #[derive(Clone, Debug)]
-pub struct KubeProxy {
+pub(crate) struct KubeProxy {
     /// One application of a plan.
     pub sync: Histograms<1>,
     /// The first one, which looks at everything.
@@ -94,7 +94,7 @@ pub struct KubeProxy {
 
 /// Ours.
 #[derive(Clone, Debug)]
-pub struct Ours {
+pub(crate) struct Ours {
     /// From the arrival of an event to the maps.
     pub programming: Histograms<1>,
     /// From the kernel's message about a Pod's device to its programs in place.
@@ -158,7 +158,7 @@ pub struct Ours {
 
 /// The process'.
 #[derive(Clone, Debug)]
-pub struct OfProcess {
+pub(crate) struct OfProcess {
     /// Memory.
     pub resident_memory: Gauge,
     /// Processor time.
@@ -171,7 +171,7 @@ pub struct OfProcess {
 
 /// All metrics. Clones share their values.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// kube-proxy's.
     pub kube_proxy: KubeProxy,
     /// Ours.
@@ -187,7 +187,7 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics at zero, in a registry of their own. Every label value exists from the start, so that `rate()`
     /// works on the first event.
-    pub fn register(kernel: &str) -> (Self, Registry) {
+    pub(crate) fn register(kernel: &str) -> (Self, Registry) {
         let mut registry = Registry::default();
         let metrics = Self {
             kube_proxy: kube_proxy(&mut registry),
@@ -205,7 +205,7 @@ impl Metrics {
     }
 
     /// Takes over what the programs have counted.
-    pub fn set_counts(&self, counts: &Counts, events_read: u64) {
+    pub(crate) fn set_counts(&self, counts: &Counts, events_read: u64) {
         use std::sync::atomic::Ordering::Relaxed;
         for (reason, ingress, n) in &counts.drops {
             self.ours
@@ -286,14 +286,14 @@ impl Metrics {
                 .flat_map(|reason| [(reason, false, 0), (reason, true, 0)])
                 .collect(),
             counters: PathCounter::ALL.into_iter().map(|counter| (counter, 0)).collect(),
-            verdicts: crate::bpf::read::verdicts().map(|(o, tier, i)| (o, tier, i, 0)).collect(),
+            verdicts: lb_core::counts::verdicts().map(|(o, tier, i)| (o, tier, i, 0)).collect(),
         };
         self.set_counts(&counts, 0);
     }
 }
 
 /// Names of all programs.
-pub fn hooks() -> impl Iterator<Item = &'static str> {
+pub(crate) fn hooks() -> impl Iterator<Item = &'static str> {
     POD_PROGRAMS.into_iter().chain(DEV_PROGRAMS).map(|(name, _)| name).chain(SOCKET_PROGRAMS)
 }
 
@@ -536,14 +536,14 @@ fn ours(root: &mut Registry) -> Ours {
 
 impl Metrics {
     /// An event has arrived in the maps.
-    pub fn observe_programming(&self, subject: Subject, time: Duration) {
+    pub(crate) fn observe_programming(&self, subject: Subject, time: Duration) {
         let histogram = self.ours.programming.get_or_create(&[("kind", subject.name())]);
         histogram.observe(time.as_secs_f64());
     }
 
     /// The change of an endpoint is in the maps; both times in milliseconds since 1970. Clocks that disagree by more
     /// than it took say nothing.
-    pub fn observe_trigger(&self, family: IpFamily, trigger_ms: u64, now_ms: u128) {
+    pub(crate) fn observe_trigger(&self, family: IpFamily, trigger_ms: u64, now_ms: u128) {
         if let Some(took) = now_ms.checked_sub(u128::from(trigger_ms)) {
             let labels = [("ip_family", ip_family(family))];
             let histogram = self.kube_proxy.network_programming.get_or_create(&labels);
@@ -552,7 +552,7 @@ impl Metrics {
     }
 
     /// A plan was applied that touched these families.
-    pub fn observe_sync(&self, families: &[IpFamily], full: bool, time: Duration) {
+    pub(crate) fn observe_sync(&self, families: &[IpFamily], full: bool, time: Duration) {
         for family in families {
             let labels = [("ip_family", ip_family(*family))];
             let seconds = time.as_secs_f64();
@@ -564,7 +564,7 @@ impl Metrics {
     }
 
     /// Sets the three states of a family of gauges.
-    pub fn set_states(
+    pub(crate) fn set_states(
         gauges: &Family<Labels<1>, Gauge>,
         wanted: usize,
         programmed: usize,

@@ -5,7 +5,7 @@ use std::fs;
 
 /// Figures of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Process {
+pub(crate) struct Process {
     /// Resident memory.
     pub resident_bytes: i64,
     /// Processor time, user and system.
@@ -19,7 +19,7 @@ const USER_HZ: f64 = 100.0;
 
 impl Process {
     /// Asks the kernel; what it does not say is 0.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         Self {

@@ -5,32 +5,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aya::maps::{MapData, PerCpuArray};
 use hyper::StatusCode;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::bpf::events::Examples;
-use crate::bpf::read;
-use crate::cluster::Kind;
 use crate::observe::MODE;
 use crate::observe::http::Answer;
 use crate::observe::metrics::Metrics;
 use crate::observe::process::Process;
-use crate::watch::Counters;
+use lb_core::cluster::Kind;
+use lb_kernel::bpf::events::Examples;
+use lb_kernel::bpf::read::{self, CounterMap};
+use lb_kube::Counters;
 
 /// Prometheus asks for this type and falls back to the plain one, which is a subset in practice.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What a scrape reads.
-pub struct Scraper {
+pub(crate) struct Scraper {
     /// The metrics themselves.
     pub metrics: Metrics,
     /// Their names and help texts.
     pub registry: Registry,
     /// Counters of the programs.
-    pub counters: PerCpuArray<MapData, u64>,
+    pub counters: CounterMap,
     /// The ring buffer's reader.
     pub examples: watch::Receiver<Examples>,
     /// Counters of the source.
@@ -49,7 +48,7 @@ fn mode() -> Answer {
 
 impl Scraper {
     /// Answers a request.
-    pub fn answer(&self, path: &str) -> Answer {
+    pub(crate) fn answer(&self, path: &str) -> Answer {
         match path {
             "/metrics" => {}
             // As kube-proxy has it: users and the project's own tests ask which mode is at work.

@@ -17,11 +17,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
-use crate::cluster::Name;
-use crate::issue::{Issue, ObjectRef};
 use crate::observe::Status;
 use crate::observe::health::{self, Moment};
 use crate::observe::http::{self, AbortOnDrop, Answer};
+use lb_core::cluster::Name;
+use lb_core::issue::{Issue, ObjectRef};
 
 /// Connections at a time, of each port.
 const CONNECTIONS: usize = 16;
@@ -32,7 +32,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// What one port answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceHealth {
+pub(crate) struct ServiceHealth {
     /// The Service.
     pub service: Name,
     /// `spec.healthCheckNodePort`.
@@ -42,7 +42,7 @@ pub struct ServiceHealth {
 }
 
 /// All ports.
-pub struct HealthPorts {
+pub(crate) struct HealthPorts {
     ports: BTreeMap<u16, Port>,
     /// Services whose port another one has.
     clashes: Vec<Issue>,
@@ -61,12 +61,16 @@ enum Stage {
 
 impl HealthPorts {
     /// No ports. `status` says whether this agent is well.
-    pub fn new(status: watch::Receiver<Arc<Status>>) -> Self {
+    pub(crate) fn new(status: watch::Receiver<Arc<Status>>) -> Self {
         Self { ports: BTreeMap::new(), clashes: Vec::new(), status }
     }
 
     /// These are the Services with a port, all of them. Must be called within a tokio runtime.
-    pub fn update(&mut self, services: impl IntoIterator<Item = ServiceHealth>, now: Instant) {
+    pub(crate) fn update(
+        &mut self,
+        services: impl IntoIterator<Item = ServiceHealth>,
+        now: Instant,
+    ) {
         let mut wanted = BTreeMap::<u16, ServiceHealth>::new();
         self.clashes.clear();
         for health in services {
@@ -112,7 +116,7 @@ impl HealthPorts {
     }
 
     /// When a port is to be tried again.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.ports
             .values()
             .filter_map(|port| match port.stage {
@@ -123,7 +127,7 @@ impl HealthPorts {
     }
 
     /// Tries the ports whose time has come. Must be called within a tokio runtime.
-    pub fn open_due(&mut self, now: Instant) {
+    pub(crate) fn open_due(&mut self, now: Instant) {
         for (number, port) in &mut self.ports {
             let Stage::Failed { at, wait, error } = &mut port.stage else { continue };
             if *at > now {
@@ -148,7 +152,7 @@ impl HealthPorts {
     }
 
     /// Ports that could not be opened, and Services whose port another one has.
-    pub fn issues(&self) -> Vec<Issue> {
+    pub(crate) fn issues(&self) -> Vec<Issue> {
         let failed = self.ports.values().filter_map(|port| match &port.stage {
             Stage::Failed { error, .. } => Some(issue(
                 &port.answer.borrow(),
@@ -231,8 +235,8 @@ mod tests {
     use tokio::sync::watch;
 
     use super::{HealthPorts, ServiceHealth, answer};
-    use crate::cluster::Name;
     use crate::observe::Status;
+    use lb_core::cluster::Name;
 
     fn health(name: &str, port: u16, endpoints: usize) -> ServiceHealth {
         ServiceHealth { service: Name::new("default", name), port, endpoints }

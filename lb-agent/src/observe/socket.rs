@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::api::{Answer, Covers, FlowRecord, FlowsWanted, QUESTION_BYTES, Question, SOCKET};
-use crate::bpf::flows::{Flow, Recent};
+use lb_core::api::{Answer, Covers, FlowRecord, FlowsWanted, QUESTION_BYTES, Question, SOCKET};
+use lb_kernel::bpf::flows::{Flow, Recent};
 
 /// Clients at a time.
 const CLIENTS: usize = 16;
@@ -39,7 +39,7 @@ const BATCH: usize = 64;
 
 /// A question to the loop.
 #[derive(Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The question.
     pub question: Question,
     /// Where its answer goes.
@@ -47,7 +47,7 @@ pub struct Asked {
 }
 
 /// What the server reads and whom it asks.
-pub struct Desk {
+pub(crate) struct Desk {
     /// The last flows.
     pub flows: watch::Receiver<Recent>,
     /// To the loop.
@@ -60,7 +60,7 @@ pub struct Desk {
 ///
 /// # Errors
 /// When the directory cannot be written.
-pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
+pub(crate) fn listen(state_dir: &Path) -> io::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
     // Nobody can connect before it has its name, and then it has its mode.
     let unnamed = state_dir.join(format!("{SOCKET}.new"));
@@ -77,7 +77,7 @@ pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves for ever.
-pub async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
+pub(crate) async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
     let desk = Arc::new(desk);
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {

@@ -5,10 +5,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::api::{Answer, Question, Remark};
-use crate::ctl::agent;
-use crate::escape::Escaped;
-use crate::names::{self, Names};
+use lb_core::api::{Answer, Question, Remark};
+use lb_core::escape::Escaped;
+use lb_core::names::{self, Names};
+use lb_ctl::agent;
 
 /// What was found, for people.
 #[derive(Debug)]

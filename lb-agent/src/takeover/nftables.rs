@@ -8,7 +8,7 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::chains::{self, Jump};
-use crate::devices::netlink::{Client, Request, Want, attributes, text};
+use lb_kernel::devices::netlink::{Client, Request, Want, attributes, text};
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 const NFTABLES: u16 = 10 << 8;

@@ -4,11 +4,11 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::api::{Answer, Question};
-use crate::ctl::agent::{ask, unexpected};
-use crate::ctl::running;
-use crate::names::{self, Names, State};
 use crate::observe::foreign::{self, Sign};
+use lb_core::api::{Answer, Question};
+use lb_core::names::{self, Names, State};
+use lb_ctl::agent::{ask, unexpected};
+use lb_ctl::running;
 
 /// The agent writes its name table at least every ten seconds, unless it is very busy.
 const FRESH: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::unready;
-    use crate::names::{Names, State, Subsystem};
+    use lb_core::names::{Names, State, Subsystem};
 
     #[test]
     fn the_agent_must_have_synced_and_attached() {

@@ -9,12 +9,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Ebpf;
-use lb_agent::bpf::load::{self, LoadOptions};
-use lb_agent::bpf::pins::Pins;
-use lb_agent::syscall;
 use lb_common::addr::Addr;
 use lb_common::config::{self, Config};
 use lb_common::limits;
+use lb_kernel::bpf::load::{self, LoadOptions};
+use lb_kernel::bpf::pins::Pins;
+use lb_kernel::syscall;
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::runtime::{Builder, Runtime};
 
@@ -62,7 +62,7 @@ impl Node {
     pub(crate) fn load(&self) -> Ebpf {
         let config = Config {
             netns_cookie: syscall::netns_cookie().unwrap(),
-            hz: lb_agent::bpf::clock::Clock::detect().unwrap().hz,
+            hz: lb_kernel::bpf::clock::Clock::detect().unwrap().hz,
             hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
             hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
             ..Config::ZERO
@@ -154,7 +154,7 @@ impl Node {
     /// Whether the kernel must have TCX: Linux 6.6.
     pub(crate) fn has_tcx(&self) -> bool {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-        lb_agent::preflight::version(&release).unwrap() >= (6, 6)
+        lb_kernel::preflight::version(&release).unwrap() >= (6, 6)
     }
 
     pub(crate) fn ip(&self, arguments: &str) -> String {

@@ -7,7 +7,6 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use lb_agent::bpf::load::{self, LoadOptions};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Config};
@@ -17,6 +16,7 @@ use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
+use lb_kernel::bpf::load::{self, LoadOptions};
 
 use super::packet;
 

@@ -254,7 +254,7 @@ fn capacities(stage: &Stage) -> Vec<(String, u32)> {
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
         .filter(|(name, _)| name.starts_with("ct_v") || name.starts_with("kept_v"))
-        .map(|(name, pin)| (name, lb_agent::bpf::maps::pinned_capacity(&pin).unwrap()))
+        .map(|(name, pin)| (name, lb_kernel::bpf::maps::pinned_capacity(&pin).unwrap()))
         .collect();
     found.sort();
     found

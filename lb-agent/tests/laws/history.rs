@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::num::{NonZeroI64, NonZeroU16, NonZeroU32};
 
-use lb_agent::cluster::{
+use lb_common::addr::Addr;
+use lb_common::flow::proto;
+use lb_core::cluster::{
     Algorithm, Change, Conditions, Endpoint, EndpointSlice, Event, Extra, Family, Hints, Kind,
     Labels, Name, Node, Pod, Prefix, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
     TrafficPolicy, Weighted,
 };
-use lb_common::addr::Addr;
-use lb_common::flow::proto;
 use proptest::prelude::*;
 
 /// What happens.

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::num::{NonZeroI64, NonZeroU16};
 use std::time::Duration;
 
-use lb_agent::cluster::{
-    Algorithm, Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family,
-    Kind, Labels, Name, Node, Pod, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
-};
-use lb_agent::model::rules::Rules;
-use lb_agent::model::{Changed, Desired};
-use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::flow::proto;
 use lb_common::service::{FrontendKey, MAGLEV_SLOTS, state};
+use lb_core::cluster::{
+    Algorithm, Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family,
+    Kind, Labels, Name, Node, Pod, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
+};
+use lb_core::model::rules::Rules;
+use lb_core::model::{Changed, Desired};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
 use proptest::prelude::*;
 
 /// Maps that obey: what they say is what the planner says they do.

@@ -11,16 +11,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
-use lb_agent::bpf::clock::Clock;
-use lb_agent::bpf::load::{self, LoadOptions};
-use lb_agent::bpf::maps::{self, Tables};
-use lb_agent::bpf::pins::Pins;
-use lb_agent::bpf::policy::PolicyTables;
-use lb_agent::names::{
-    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, GroupName, LAYOUT, Names,
-    Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName, State, Subsystem,
-};
-use lb_agent::plan::policy::Op;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
@@ -33,6 +23,16 @@ use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags, state,
 };
 use lb_common::verdict::{DropReason, drop_index};
+use lb_core::names::{
+    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, GroupName, LAYOUT, Names,
+    Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName, State, Subsystem,
+};
+use lb_core::plan::policy::Op;
+use lb_kernel::bpf::clock::Clock;
+use lb_kernel::bpf::load::{self, LoadOptions};
+use lb_kernel::bpf::maps::{self, Tables};
+use lb_kernel::bpf::pins::Pins;
+use lb_kernel::bpf::policy::PolicyTables;
 use nix::mount::{MntFlags, MsFlags};
 
 /// ifindex of the loopback device, the one device that every namespace has.

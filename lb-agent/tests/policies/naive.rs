@@ -1,11 +1,11 @@
 //! The meaning of policies, read off the objects one after the other: slow, and plain enough to be believed.
 
-use lb_agent::cluster::{
+use lb_common::addr::Addr;
+use lb_core::cluster::{
     Action, Labels, Namespaces, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Rule, Selector,
     Tier,
 };
-use lb_agent::model::policy::Direction;
-use lb_common::addr::Addr;
+use lb_core::model::policy::Direction;
 
 use crate::world::{Flow, NODE, World, ifindex};
 

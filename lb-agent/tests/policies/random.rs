@@ -1,9 +1,9 @@
 //! Random clusters: the tables say what the objects say; and from one cluster to the next each write leaves each
 //! flow judged as before or as after.
 
-use lb_agent::cluster::{Action, Peer, Policy, Rule, Tier};
-use lb_agent::model::policy::{Compiler, Desired, Direction};
-use lb_agent::plan::policy::{Op, Planner, Store as _, Wanted};
+use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
+use lb_core::model::policy::{Compiler, Desired, Direction};
+use lb_core::plan::policy::{Op, Planner, Store as _, Wanted};
 use proptest::prelude::*;
 
 use crate::naive;
@@ -49,9 +49,9 @@ fn peer() -> impl Strategy<Value = Peer> {
         pick(&["", "r=1"]).prop_map(|nodes| Peer::Nodes(selector(nodes))),
         (pick(&BLOCKS), prop::collection::vec(pick(&BLOCKS), 0..2)).prop_map(
             |(prefix, excepts)| {
-                let whole: lb_agent::cluster::Prefix = prefix.parse().unwrap();
+                let whole: lb_core::cluster::Prefix = prefix.parse().unwrap();
                 let inside = |except: &&&str| {
-                    let except: lb_agent::cluster::Prefix = except.parse().unwrap();
+                    let except: lb_core::cluster::Prefix = except.parse().unwrap();
                     whole.contains(&except.addr()) && except.wide_bits() > whole.wide_bits()
                 };
                 let excepts: Vec<&str> = excepts.iter().filter(inside).copied().collect();
@@ -62,7 +62,7 @@ fn peer() -> impl Strategy<Value = Peer> {
 }
 
 /// Ranges of one family that lie in one another more often than not.
-fn range(v6: bool) -> impl Strategy<Value = lb_agent::cluster::Prefix> {
+fn range(v6: bool) -> impl Strategy<Value = lb_core::cluster::Prefix> {
     let v4 =
         (0..4u8, any::<u8>(), prop::sample::select(vec![0u8, 5, 8, 15, 16, 24, 29, 30, 31, 32]));
     let bits6 = prop::sample::select(vec![0u8, 7, 16, 64, 96, 125, 126, 127, 128]);

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_agent::cluster::{Action, Peer, Policy, Tier};
-use lb_agent::model::policy::{Compiler, Desired, Direction, Room};
-use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Op, Planner, Store, Wanted};
 use lb_common::limits;
+use lb_core::cluster::{Action, Peer, Policy, Tier};
+use lb_core::model::policy::{Compiler, Desired, Direction, Room};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Op, Planner, Store, Wanted};
 use proptest::prelude::*;
 
 use crate::naive;
@@ -101,7 +101,7 @@ impl Agent {
             let text = issue.to_string();
             assert!(text.contains("there is no room for what all namespaces want"), "{text}");
         });
-        let of = |issue: &lb_agent::issue::Issue| {
+        let of = |issue: &lb_core::issue::Issue| {
             (issue.object.namespace.clone(), format!("{} {}", issue.object.name, issue.field))
         };
         issues.map(of).collect()

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lb_agent::cluster::{Peer, Policy};
-use lb_agent::model::policy::{Desired, Direction, compile};
-use lb_agent::plan::MapError;
-use lb_agent::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::group_flags;
+use lb_core::cluster::{Peer, Policy};
+use lb_core::model::policy::{Desired, Direction, compile};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
 
 use crate::world::{
     Flow, NODE, Running, World, addr, allow, block, ifindex, network_policy, own, pod, split,
@@ -167,7 +167,7 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
     };
     created(&mut world, 1_000);
     let desired = compile(&world.cluster());
-    let name = lb_agent::cluster::Name::new("", "another");
+    let name = lb_core::cluster::Name::new("", "another");
     let cases = [
         ("it appeared after the awaited Pod was made", Behind::Unknown(1_001), true, true),
         ("a little before: clocks differ", Behind::Unknown(941), true, true),
@@ -292,7 +292,7 @@ fn whatever_is_refused_once_comes_again() {
 fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
     let holed = |at: u32, n: u32| {
         let except = |i: u32| std::net::Ipv4Addr::from_bits((at << 24) + (i << 8));
-        let mut excepts: Vec<lb_agent::cluster::Prefix> =
+        let mut excepts: Vec<lb_core::cluster::Prefix> =
             (0..n).map(|i| format!("{}/32", except(i)).parse().unwrap()).collect();
         excepts.sort_unstable();
         Peer::Block { prefix: "0.0.0.0/0".parse().unwrap(), excepts: excepts.into() }
@@ -338,7 +338,7 @@ fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
     let desired = compile(&crowd.cluster());
     node.follow(&crowd, &desired);
     check(&node.store, true);
-    let text = |issues: &[lb_agent::issue::Issue]| {
+    let text = |issues: &[lb_core::issue::Issue]| {
         issues.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(

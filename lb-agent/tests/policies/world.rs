@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lb_agent::cluster::{
-    Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
-    Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
-};
-use lb_agent::model::policy::{Desired, Direction};
-use lb_agent::plan::policy::{Actual, Behind, Planner, Veth, Wanted};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::{Judgement, Question, identify, judge};
+use lb_core::cluster::{
+    Action, Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Namespaces, Node,
+    Operator, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Tier,
+};
+use lb_core::model::policy::{Desired, Direction};
+use lb_core::plan::policy::{Actual, Behind, Planner, Veth, Wanted};
 
 pub(crate) const NODE: &str = "n1";
 
@@ -225,7 +225,7 @@ impl World {
     /// The tables of an empty kernel, once all is written.
     pub(crate) fn tables(&self) -> Actual {
         let mut node = Running::default();
-        node.follow(self, &lb_agent::model::policy::compile(&self.cluster()));
+        node.follow(self, &lb_core::model::policy::compile(&self.cluster()));
         node.store
     }
 }

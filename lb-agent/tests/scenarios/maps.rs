@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use lb_agent::plan::{Actual, Capacity, MapError, MapStore, Op};
 use lb_common::addr::Addr;
 use lb_common::limits::port_bit;
 use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op};
 
 /// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
 #[derive(Clone, Debug)]

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use lb_agent::cluster::{Cluster, Dirty, Event};
-use lb_agent::issue::Issue;
-use lb_agent::model::rules::Rules;
-use lb_agent::model::{Changed, Desired};
-use lb_agent::plan::{Capacity, Flows, MapStore, Op, Planner};
 use lb_common::addr::Addr;
+use lb_core::cluster::{Cluster, Dirty, Event};
+use lb_core::issue::Issue;
+use lb_core::model::rules::Rules;
+use lb_core::model::{Changed, Desired};
+use lb_core::plan::{Capacity, Flows, MapStore, Op, Planner};
 
 use crate::maps::FakeMaps;
 

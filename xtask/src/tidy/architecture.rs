@@ -3,10 +3,14 @@
 use super::Source;
 
 /// The crates with a section `### CRATE`, and where their modules are.
-const CRATES: [(&str, &str); 5] = [
+const CRATES: [(&str, &str); 9] = [
     ("lb-common", "lb-common/src/"),
     ("lb-ebpf", "lb-ebpf/src/"),
+    ("lb-core", "lb-agent/core/src/"),
+    ("lb-kube", "lb-agent/kube/src/"),
+    ("lb-kernel", "lb-agent/kernel/src/"),
     ("lb-agent", "lb-agent/src/"),
+    ("lb-ctl", "lb-agent/ctl/src/"),
     ("xtask", "xtask/src/"),
     ("testbed", "xtask/testbed/src/"),
 ];

@@ -20,8 +20,8 @@ use std::collections::{BTreeSet, HashSet};
 use lb_common::addr::Addr;
 
 use super::{Bindings, Device, Standing, View};
-use crate::cluster::{Cluster, Family, Kind, Prefix};
-use crate::devices::Veth;
+use lb_core::cluster::{Cluster, Family, Kind, Prefix};
+use lb_kernel::devices::Veth;
 
 impl Bindings {
     /// Notes which devices are no Pods'.

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{Bindings, Bound, Device, Standing};
-use crate::cluster::Name;
-use crate::devices::Veth;
+use lb_core::cluster::Name;
+use lb_kernel::devices::Veth;
 
 /// Name of the file.
-pub const FILE: &str = "bindings.json";
+pub(crate) const FILE: &str = "bindings.json";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The file: what of a device outlives the agent.

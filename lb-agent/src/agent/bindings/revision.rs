@@ -11,8 +11,8 @@ use lb_common::addr::Addr;
 use tracing::info;
 
 use super::{Bindings, Bound, SKEW, Standing, View};
-use crate::cluster::{Cluster, Kind, Name};
-use crate::devices::Veth;
+use lb_core::cluster::{Cluster, Kind, Name};
+use lb_kernel::devices::Veth;
 
 impl Bindings {
     /// The Pod of this node that an address is found by.

@@ -5,9 +5,9 @@ use std::num::NonZeroI64;
 use lb_common::addr::Addr;
 
 use super::{Behind, Bindings, View};
-use crate::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
-use crate::devices::Veth;
-use crate::devices::addresses::{Addresses, Inside};
+use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
+use lb_kernel::devices::Veth;
+use lb_kernel::devices::addresses::{Addresses, Inside};
 
 fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())

@@ -8,10 +8,10 @@ use lb_common::addr::Addr;
 use lb_common::policy::group_flags;
 
 use crate::agent::hits::Hits;
-use crate::cluster::{Cluster, Name, Owners, Tier};
-use crate::model::policy::{BitRule, Desired, Direction, Group, PolicyInfo};
-use crate::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
-use crate::plan::policy::Actual;
+use lb_core::cluster::{Cluster, Name, Owners, Tier};
+use lb_core::model::policy::{BitRule, Desired, Direction, Group, PolicyInfo};
+use lb_core::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
+use lb_core::plan::policy::Actual;
 
 /// Pods that are named for an identity.
 const EXAMPLES: usize = 3;

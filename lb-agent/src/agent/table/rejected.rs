@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use lb_common::addr::Addr;
 
 use super::{Counts, Known, Places, conditions, counts, endpoint, pod_of};
-use crate::cluster::Name;
-use crate::model::topology::Rejection;
-use crate::model::{Desired, DesiredPort};
-use crate::names::{Conditions, RejectedName};
+use lb_core::cluster::Name;
+use lb_core::model::topology::Rejection;
+use lb_core::model::{Desired, DesiredPort};
+use lb_core::names::{Conditions, RejectedName};
 
 /// Most service ports have none, which shows without asking for the reasons: all their endpoints are backends.
 pub(super) fn rejected_of<'a>(

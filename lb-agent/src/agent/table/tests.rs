@@ -7,14 +7,14 @@ use lb_common::flow::proto;
 
 use super::{Known, Table, head};
 use crate::agent::issues::Issues;
-use crate::bpf::events::Examples;
-use crate::cluster::{
+use lb_core::cluster::{
     Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
     Labels, Name, Service, ServicePort, ServiceType, SlicePort, TrafficPolicy,
 };
-use crate::model::Desired;
-use crate::names::{ExternalScope, Names, Place, RejectedName};
-use crate::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_core::model::Desired;
+use lb_core::names::{ExternalScope, Names, Place, RejectedName};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_kernel::bpf::events::Examples;
 
 /// Maps that take everything.
 struct Sink;
@@ -112,7 +112,7 @@ fn rejected_endpoints_and_external_frontends_are_named() {
         endpoint: "10.244.1.2:8080".parse().unwrap(),
         pod: "shop/web-2".into(),
         place: 1,
-        conditions: crate::names::Conditions::NotReady,
+        conditions: lb_core::names::Conditions::NotReady,
         why: "not ready".into(),
     };
     assert_ne!(web.id, 0);

@@ -11,8 +11,8 @@ use std::path::Path;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Sign;
-use crate::devices::netlink::{Client, Request, Want};
-use crate::syscall::{self, Family};
+use lb_kernel::devices::netlink::{Client, Request, Want};
+use lb_kernel::syscall::{self, Family};
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 const NFTABLES: u16 = 10 << 8;
@@ -24,17 +24,17 @@ const NFTA_CHAIN_NAME: u16 = 3;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 /// The device of its IPVS mode.
-pub const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
+pub(crate) const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
 /// In each of its legacy tables; a chain's name ends with a zero.
 const CHAIN: &[u8] = b"KUBE-SERVICES\0";
 /// The kernel's lists of legacy tables in use.
-pub const LEGACY: [(Family, &str); 2] = [
+pub(crate) const LEGACY: [(Family, &str); 2] = [
     (Family::V4, "/proc/thread-self/net/ip_tables_names"),
     (Family::V6, "/proc/thread-self/net/ip6_tables_names"),
 ];
 
 /// Looks for them. What cannot be asked counts as absent.
-pub fn find() -> Vec<Sign> {
+pub(crate) fn find() -> Vec<Sign> {
     let mut signs = Vec::new();
     match in_nftables() {
         Ok(found) => signs.extend(found),
@@ -49,7 +49,7 @@ pub fn find() -> Vec<Sign> {
 
 /// Whether kube-proxy's chain is in a legacy table of a family, whose list of tables is the file `names`; `None` when
 /// the tables cannot be read.
-pub fn in_legacy(family: Family, names: &str) -> Option<bool> {
+pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
     let names = fs::read_to_string(names).unwrap_or_default();
     let mut found = false;
     for table in names.lines().filter(|name| matches!(*name, "nat" | "filter")) {

@@ -10,7 +10,7 @@ use super::{Labels, add, family};
 
 /// About traffic from outside, and about what backends leave behind.
 #[derive(Clone, Debug)]
-pub struct Outside {
+pub(crate) struct Outside {
     /// Flows from outside that leave by an address and port of this node.
     pub masqueraded_flows: Gauge,
     /// The most ports that one backend takes.

@@ -14,14 +14,14 @@ use prometheus_client::registry::Registry;
 use super::{Labels, STATES, add, family, fine_histogram};
 
 /// Label sets of policies; what else there is counts as `_other`.
-pub const SERIES_BY_POLICY: usize = 200;
+pub(crate) const SERIES_BY_POLICY: usize = 200;
 
 /// Namespace, policy, direction and outcome of a verdict.
-pub type ByPolicy = [(&'static str, String); 4];
+pub(crate) type ByPolicy = [(&'static str, String); 4];
 
 /// Ours about policies.
 #[derive(Clone, Debug)]
-pub struct OfPolicies {
+pub(crate) struct OfPolicies {
     /// One compilation.
     pub compile: Histogram,
     /// The last one.

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{Asked, CLIENTS, Desk, listen, serve};
-use crate::api::{Answer, Question, SOCKET};
-use crate::bpf::flows::{CAPACITY, Flow, Recent};
+use lb_core::api::{Answer, Question, SOCKET};
+use lb_kernel::bpf::flows::{CAPACITY, Flow, Recent};
 
 /// A server, and its other ends.
 struct Bed {

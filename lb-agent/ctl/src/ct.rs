@@ -1,0 +1,298 @@
+//! `lbctl ct`: the flows of this node's Pods.
+//!
+//! A flow has up to four conntrack entries on a node: two at the client's veth (opening half and reply half, when it
+//! is translated) and likewise at a server that runs here. A flow from outside to a Service has two: one by frontend
+//! and client, one by who answers. They are shown as one line, from the client's side; `--all` shows every entry.
+
+use std::collections::{HashMap, HashSet};
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
+use lb_common::flow::{Flow, proto};
+use lb_common::service::{FrontendKey, state};
+use serde::Serialize;
+
+use crate::columns::{Cell, Column, Row};
+use crate::natural;
+use crate::snapshot::{Now, protocol_name, socket};
+use crate::view::View;
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CtRow {
+    /// Protocol.
+    pub protocol: String,
+    /// Who opened it: `pod:port` or `address:port`.
+    pub src: String,
+    /// What it dialled: `pod:port` or `address:port`.
+    pub dst: String,
+    /// Service port, `namespace/name:port` or `#id`; empty without translation.
+    pub via: String,
+    /// Where it went: `pod:port` or `address:port`; empty without translation.
+    pub backend: String,
+    /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
+    pub masquerade: String,
+    /// `NEW`, `ESTABLISHED`, `CLOSING`, `GONE` (its backend has left), `EXPIRED`.
+    pub state: &'static str,
+    /// Seconds since the last packet.
+    pub idle: u64,
+    /// Seconds until it is forgotten, if no packet comes.
+    pub expires: u64,
+    /// `address:port` of `src`.
+    pub src_address: String,
+    /// `address:port` of `dst`.
+    pub dst_address: String,
+    /// `address:port` of `backend`, empty without translation.
+    pub backend_address: String,
+    /// What is special about it: `external`, `hairpin`, `inbound`, `masqueraded`, `picked-up`, `port-mapped`, `reply`,
+    /// `straight` (beside a flow through a Service on the same port), `to-host`.
+    pub flags: Vec<&'static str>,
+}
+
+impl Row for CtRow {
+    const NOUN: &'static str = "flows";
+    const COLUMNS: &'static [Column] = &[
+        Column::new("PROTO"),
+        Column::new("SRC"),
+        Column::new("DST"),
+        Column::new("VIA"),
+        Column::new("BACKEND"),
+        Column::new("MASQUERADE"),
+        Column::new("STATE"),
+        Column::new("AGE"),
+        Column::new("EXPIRES"),
+        Column::wide("SRC-ADDRESS"),
+        Column::wide("DST-ADDRESS"),
+        Column::wide("BACKEND-ADDRESS"),
+        Column::wide("FLAGS"),
+    ];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::Text(self.protocol.clone()),
+            Cell::Text(self.src.clone()),
+            Cell::Text(self.dst.clone()),
+            Cell::Text(self.via.clone()),
+            Cell::Text(self.backend.clone()),
+            Cell::Text(self.masquerade.clone()),
+            Cell::Text(self.state.to_owned()),
+            Cell::Age(self.idle),
+            Cell::Age(self.expires),
+            Cell::Text(self.src_address.clone()),
+            Cell::Text(self.dst_address.clone()),
+            Cell::Text(self.backend_address.clone()),
+            Cell::list(&self.flags),
+        ]
+    }
+
+    fn name(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What `--count` counts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum By {
+    /// Service port.
+    Service,
+    /// Backend.
+    Backend,
+    /// Who opened the flow.
+    Src,
+    /// State.
+    State,
+    /// Protocol.
+    Protocol,
+}
+
+/// How many flows have something in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CountRow {
+    /// What they have in common; empty when they have nothing there (no Service).
+    pub key: String,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl Row for CountRow {
+    const NOUN: &'static str = "flows";
+    const COLUMNS: &'static [Column] = &[Column::new("BY"), Column::new("COUNT")];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![Cell::Text(self.key.clone()), Cell::Number(self.count)]
+    }
+
+    fn name(&self) -> Option<String> {
+        Some(self.key.clone())
+    }
+}
+
+/// Counts `rows`, the most frequent first.
+pub fn count(rows: &[CtRow], by: By) -> Vec<CountRow> {
+    let mut counts: HashMap<&str, u64> = HashMap::new();
+    for row in rows {
+        let key = match by {
+            By::Service => row.via.as_str(),
+            By::Backend => row.backend.as_str(),
+            // Without the port, which is another one for each flow.
+            By::Src => row.src.rsplit_once(':').map_or(row.src.as_str(), |(host, _)| host),
+            By::State => row.state,
+            By::Protocol => row.protocol.as_str(),
+        };
+        *counts.entry(key).or_default() += 1;
+    }
+    let mut counts: Vec<CountRow> =
+        counts.into_iter().map(|(key, count)| CountRow { key: key.to_owned(), count }).collect();
+    counts.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| natural::compare(&a.key, &b.key)));
+    counts
+}
+
+/// One line a flow; with `all` one an entry, dead ones included.
+pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) -> Vec<CtRow> {
+    let by_key: HashMap<&CtKey, &CtEntry> =
+        entries.iter().map(|(key, entry)| (key, entry)).collect();
+    let opened: HashSet<Flow> =
+        entries.iter().filter_map(|(key, entry)| on_wire(key, entry)).collect();
+    let is_shown = |key: &CtKey, entry: &CtEntry| {
+        let is_reply = entry.flags & bits::REPLY != 0;
+        let is_twin = entry.flags & bits::INBOUND != 0 && opened.contains(&inbound(key));
+        all || !is_reply && !is_twin
+    };
+    let mut rows = Vec::new();
+    for (key, entry) in entries.iter().filter(|(key, entry)| is_shown(key, entry)) {
+        let is_opening = entry.flags & bits::FORWARD != 0;
+        let reply = conntrack::partner(key, entry).filter(|_| is_opening);
+        let reply = reply.and_then(|key| by_key.get(&key).copied());
+        let entry = reply.filter(|_| !all).map_or(*entry, |reply| together(entry, reply, now));
+        let row = row(view, key, &entry, now);
+        if all || row.state != "EXPIRED" {
+            rows.push(row);
+        }
+    }
+    rows.sort_by(|a, b| {
+        natural::compare(&a.src, &b.src).then_with(|| natural::compare(&a.dst, &b.dst))
+    });
+    rows
+}
+
+/// The packet of an opening half as it leaves its Pod for the other side.
+fn on_wire(key: &CtKey, entry: &CtEntry) -> Option<Flow> {
+    if entry.flags & (bits::REPLY | bits::INBOUND) != 0 || is_external(key, entry) {
+        return None;
+    }
+    let (src, sport) = (key.local, key.local_port);
+    let flow = Flow { src, dst: key.remote, sport, dport: key.remote_port, proto: key.proto };
+    if entry.flags & bits::FORWARD == 0 {
+        return Some(flow);
+    }
+    Some(Flow { dst: entry.nat_addr, dport: entry.nat_port, sport: entry.aux_port, ..flow })
+}
+
+/// The packet that opened a flow into a Pod.
+fn inbound(key: &CtKey) -> Flow {
+    Flow {
+        src: key.remote,
+        dst: key.local,
+        sport: key.remote_port,
+        dport: key.local_port,
+        proto: key.proto,
+    }
+}
+
+/// Whether the client is outside the cluster and came to a frontend.
+fn is_external(key: &CtKey, entry: &CtEntry) -> bool {
+    matches!(key.scope, scope::EXTERNAL | scope::EXTERNAL_REPLY)
+        || entry.flags & bits::EXTERNAL != 0
+}
+
+/// The opening half with what the reply half has seen: each half sees one direction only, and they live and die
+/// together.
+fn together(entry: &CtEntry, reply: &CtEntry, now: Now) -> CtEntry {
+    let flags = conntrack::together(entry.flags, reply.flags);
+    let last = if now.idle_secs(reply) < now.idle_secs(entry) { reply } else { entry };
+    CtEntry { flags, last_seen: last.last_seen, ..*entry }
+}
+
+fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
+    let local = (key.local, key.local_port);
+    let remote = (key.remote, key.remote_port);
+    let comes_in = entry.flags & bits::INBOUND != 0 || is_external(key, entry);
+    let (src, dst) = if comes_in { (remote, local) } else { (local, remote) };
+    let masquerade = (entry.flags & bits::MASQUERADED != 0 && entry.flags & bits::FORWARD != 0)
+        .then_some((entry.aux_addr, entry.aux_port));
+    let backend = (entry.flags & bits::FORWARD != 0).then_some((entry.nat_addr, entry.nat_port));
+    let idle = now.idle_secs(entry);
+    let timeout = u64::from(conntrack::timeout_secs(key.proto, entry.flags));
+    let host = |(addr, port): (Addr, Be16)| view.directory.host(addr.to_ip(), port.get());
+    let address = |(addr, port)| socket(addr, port).to_string();
+    CtRow {
+        protocol: protocol_name(key.proto),
+        src: host(src),
+        dst: host(dst),
+        via: service_id(view, key, entry)
+            .map(|id| view.directory.service_port(id))
+            .unwrap_or_default(),
+        backend: backend.map(host).unwrap_or_default(),
+        masquerade: masquerade.map(address).unwrap_or_default(),
+        state: state_of(view, key, entry, now),
+        idle,
+        expires: timeout.saturating_sub(idle),
+        src_address: address(src),
+        dst_address: address(dst),
+        backend_address: backend.map(address).unwrap_or_default(),
+        flags: words(key, entry),
+    }
+}
+
+/// The service port of a translated flow: the frontend's, or once that is gone the backend's.
+fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
+    if entry.backend_id == 0 {
+        return None;
+    }
+    let (addr, port) = match (entry.flags & bits::REPLY != 0, key.scope) {
+        (true, _) => (entry.nat_addr, entry.nat_port),
+        (false, scope::EXTERNAL) => (key.local, key.local_port),
+        (false, _) => (key.remote, key.remote_port),
+    };
+    let frontend = FrontendKey::new(addr, port, key.proto);
+    view.service_at(&frontend).or_else(|| view.service_of(entry.backend_id))
+}
+
+fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> &'static str {
+    let flags = entry.flags;
+    let is_gone = || {
+        let backend = view.snapshot.backends.get(&entry.backend_id);
+        backend.is_none_or(|b| b.state == state::DEAD || b.generation != entry.backend_gen)
+    };
+    let both_ways = bits::SEEN_IN | bits::SEEN_OUT;
+    match key.proto {
+        _ if now.is_expired(key, entry) => "EXPIRED",
+        _ if entry.backend_id != 0 && is_gone() => "GONE",
+        proto::TCP if conntrack::is_closing(flags) => "CLOSING",
+        proto::TCP if conntrack::is_established(flags) => "ESTABLISHED",
+        proto::TCP => "NEW",
+        _ if flags & both_ways == both_ways => "ESTABLISHED",
+        _ => "NEW",
+    }
+}
+
+fn words(key: &CtKey, entry: &CtEntry) -> Vec<&'static str> {
+    let flags = entry.flags;
+    [
+        (is_external(key, entry), "external"),
+        (flags & bits::REPLY != 0, "reply"),
+        (flags & bits::HAIRPIN != 0, "hairpin"),
+        (flags & bits::INBOUND != 0, "inbound"),
+        (flags & bits::PICKED_UP != 0, "picked-up"),
+        (flags & bits::PORT_MAPPED != 0, "port-mapped"),
+        (flags & bits::MASQUERADED != 0, "masqueraded"),
+        (flags & bits::TO_HOST != 0, "to-host"),
+        (key.scope == scope::STRAIGHT, "straight"),
+    ]
+    .into_iter()
+    .filter(|(is_so, _)| *is_so)
+    .map(|(_, word)| word)
+    .collect()
+}

@@ -1,0 +1,195 @@
+//! `lbctl explain`: what becomes of a flow, step by step, and why.
+//!
+//! ```text
+//! source ─► Service ─► each backend it may choose ─► egress policy ─► ingress policy ─► socket
+//! ```
+//! What decides is read where the packets meet it: frontends and backends in the pinned maps, verdicts of the programs'
+//! own evaluator on the pinned policy tables, listening sockets in the Pod. The agent's records only give names, and
+//! say what a rule lacks. Three outcomes: delivered, stopped, and cannot tell, with what was assumed.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::columns;
+
+pub mod ask;
+pub mod code;
+pub mod deny;
+pub mod host;
+pub mod offline;
+pub mod route;
+pub mod socket;
+pub mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::code::Code;
+pub use self::walk::{Facts, Listening, explain};
+
+/// What becomes of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It arrives, as far as this node decides.
+    Delivered,
+    /// It does not.
+    Stopped,
+    /// Somebody else decides.
+    CannotTell,
+}
+
+impl Outcome {
+    /// Exit status.
+    pub const fn exit(self) -> u8 {
+        match self {
+            Self::Delivered => 0,
+            Self::Stopped => 3,
+            Self::CannotTell => 4,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Delivered => "DELIVERED",
+            Self::Stopped => "STOPPED",
+            Self::CannotTell => "CANNOT TELL",
+        }
+    }
+}
+
+/// What a step says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The flow goes on.
+    Ok,
+    /// It ends here.
+    Stop,
+    /// Not known here.
+    Unknown,
+}
+
+impl State {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Stop => "STOP",
+            Self::Unknown => "?",
+        }
+    }
+}
+
+/// One step on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// What it says.
+    pub state: State,
+    /// Which step it is.
+    pub what: &'static str,
+    /// The same in words.
+    pub text: String,
+}
+
+/// The rule that came closest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nearest {
+    /// Its policy.
+    pub policy: String,
+    /// Its path in `spec`, down to the peer or port that does not match.
+    pub path: String,
+    /// What that wants.
+    pub wants: String,
+    /// What the flow has instead.
+    pub has: String,
+}
+
+/// A cause, or something worth knowing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// The stable code.
+    pub code: Option<Code>,
+    /// The object to look at: `NetworkPolicy db/access`.
+    pub object: String,
+    /// Path of the field in it, or empty.
+    pub path: String,
+    /// What happens, a few words for the first line.
+    pub headline: String,
+    /// Why, sentences.
+    pub because: Vec<String>,
+    /// What to change, sentences.
+    pub to_fix: Vec<String>,
+    /// The rule that came closest.
+    pub nearest: Option<Nearest>,
+    /// What in the maps says so.
+    pub evidence: Vec<String>,
+}
+
+/// The whole answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// What becomes of the flow.
+    pub outcome: Outcome,
+    /// The first line.
+    pub verdict: String,
+    /// The way.
+    pub steps: Vec<Step>,
+    /// Of the first cause, or of the first thing worth knowing.
+    #[serde(flatten)]
+    pub finding: Finding,
+    /// Other causes and things worth knowing.
+    pub also: Vec<Finding>,
+    /// What was taken for granted, and whom to ask.
+    pub assumed: Vec<String>,
+}
+
+/// Prints it for people.
+///
+/// # Errors
+/// When the output cannot be written.
+pub fn print(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
+    let Explanation { outcome, verdict, steps, finding, also, assumed } = explanation;
+    columns::line(out, format_args!("{}: {verdict}", outcome.word()))?;
+    let lines: Vec<Vec<String>> = steps
+        .iter()
+        .enumerate()
+        .map(|(i, step)| {
+            let state = step.state.word();
+            vec![(i + 1).to_string(), state.to_owned(), step.what.to_owned(), step.text.clone()]
+        })
+        .collect();
+    columns::align(out, &lines, "  ")?;
+    let findings = || std::iter::once(finding).chain(also);
+    let gather = |part: fn(&Finding) -> &[String]| {
+        let mut all: Vec<&String> = Vec::new();
+        for line in findings().flat_map(part) {
+            if !all.contains(&line) {
+                all.push(line);
+            }
+        }
+        all.into_iter().cloned().collect::<Vec<_>>()
+    };
+    block(out, "because", &gather(|finding| &finding.because))?;
+    block(out, "to fix", &gather(|finding| &finding.to_fix))?;
+    block(out, "assumed", assumed)?;
+    if let Some(code) = finding.code {
+        writeln!(out, "code: {}", code.name())?;
+    }
+    Ok(())
+}
+
+fn block(out: &mut dyn Write, name: &str, lines: &[String]) -> io::Result<()> {
+    match lines {
+        [] => Ok(()),
+        [line] => columns::line(out, format_args!("{name}: {line}")),
+        lines => {
+            writeln!(out, "{name}:")?;
+            lines.iter().try_for_each(|line| columns::line(out, format_args!("  {line}")))
+        }
+    }
+}

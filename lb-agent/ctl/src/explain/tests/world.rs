@@ -1,0 +1,332 @@
+//! A node whose maps were written from manifests by the agent's own code, into memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use lb_common::addr::Addr;
+use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::policy::group_flags;
+use lb_common::service::state;
+
+use crate::attribution::{Group, Policies};
+use crate::explain::{Explanation, Facts, Listening, ask, explain, offline, print};
+use crate::frontend::FrontendSlots;
+use crate::snapshot::Snapshot;
+use crate::view::View;
+use lb_core::api::context::Wanted;
+use lb_core::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
+use lb_core::inquiry;
+use lb_core::model::Desired;
+use lb_core::model::policy::compile;
+use lb_core::names::{BackendName, Names, Place, PodName, ServiceName};
+use lb_core::plan::policy::{
+    Actual as PolicyActual, Behind, Op as PolicyOp, Planner as PolicyPlanner, Veth, Wanted as ToBe,
+};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_kube::manifests::Directory;
+
+/// What every case has: two nodes, three namespaces, a client, a Service with one Pod, name lookups.
+const BASE: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2}
+status: {addresses: [{type: InternalIP, address: 10.0.0.2}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: default}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: front}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: db, labels: {team: data}}
+"#;
+
+/// A Pod: `namespace/name`, its address, node and labels.
+pub(super) fn pod(full: &str, ip: &str, node: &str, labels: &str, ready: bool) -> String {
+    let (namespace, name) = full.split_once('/').unwrap();
+    let status = if ready { "True" } else { "False" };
+    format!(
+        r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}
+spec: {{nodeName: {node}, containers: [{{name: c, image: x, ports: [{{name: web, containerPort: 8080}}]}}]}}
+status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: "{status}"}}]}}
+"#
+    )
+}
+
+/// A Service: `namespace/name`, its address, port, target port, selector, and more of its spec.
+pub(super) fn service(full: &str, ip: &str, ports: &str, selector: &str, more: &str) -> String {
+    let (namespace, name) = full.split_once('/').unwrap();
+    format!(
+        r#"---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{clusterIP: {ip}, clusterIPs: [{ip}], selector: {{{selector}}}, ports: [{{{ports}}}]{more}}}
+"#
+    )
+}
+
+/// A NetworkPolicy with this spec.
+pub(super) fn policy(full: &str, spec: &str) -> String {
+    let (namespace, name) = full.split_once('/').unwrap();
+    format!(
+        r#"---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {spec}
+"#
+    )
+}
+
+/// What the devices of node n1 say: its own address.
+pub(super) fn devices() -> BTreeMap<Addr, Ident> {
+    let local = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    BTreeMap::from([(Addr::from_ip("10.0.0.1".parse().unwrap()), local)])
+}
+
+/// Maps that take everything.
+struct Sink;
+
+impl MapStore for Sink {
+    fn load(&self) -> Result<Actual, MapError> {
+        Ok(Actual::default())
+    }
+
+    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+        Ok(())
+    }
+}
+
+/// The node, as lbctl finds it.
+pub(super) struct World {
+    pub(super) cluster: Cluster,
+    /// What the Services come to, and the writes that programmed them.
+    pub(super) desired: Desired,
+    pub(super) writes: Vec<Op>,
+    /// The writes that programmed the policies.
+    pub(super) policy_writes: Vec<PolicyOp>,
+    pub(super) snapshot: Snapshot,
+    pub(super) names: Names<'static>,
+    policies: Policies,
+    pub(super) tables: PolicyActual,
+    /// What Pods listen on.
+    pub(super) sockets: Vec<SocketAddr>,
+    /// Flows whose backend has left.
+    pub(super) gone: Vec<(String, String)>,
+    /// Whether the kernel forwards packets.
+    pub(super) forwards: [bool; 2],
+}
+
+impl World {
+    /// Node n1 with these manifests.
+    pub(super) fn new(manifests: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("lb-explain-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("all.yaml"), format!("{BASE}{manifests}")).unwrap();
+        let mut events = Vec::new();
+        let mut directory = Directory::new(&path, "n1");
+        directory.refresh(&BTreeSet::new(), &mut |event| events.push(event)).unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        let mut cluster = Cluster::new("n1");
+        let mut dirty = Dirty::default();
+        for event in events.into_iter().chain(Kind::ALL.map(Event::Synced)) {
+            dirty.merge(cluster.apply(event));
+        }
+        let issues: Vec<_> = cluster.issues().collect();
+        assert!(issues.is_empty(), "{issues:?}");
+        let mut world = Self {
+            desired: Desired::default(),
+            writes: Vec::new(),
+            policy_writes: Vec::new(),
+            snapshot: Snapshot::default(),
+            names: Names { node: "n1".into(), ..Names::default() },
+            policies: Policies::default(),
+            tables: PolicyActual::default(),
+            sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
+            gone: Vec::new(),
+            forwards: [true; 2],
+            cluster,
+        };
+        world.write_services(&dirty);
+        world.write_policies();
+        world
+    }
+
+    fn write_services(&mut self, dirty: &Dirty) {
+        let cluster = &self.cluster;
+        let mut desired = Desired::default();
+        let changed = desired.update(cluster, dirty);
+        let mut planner = Planner::restore(Actual::default(), Capacity::default());
+        let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), Duration::ZERO);
+        self.writes.clone_from(&plan.ops);
+        planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
+        let actual = planner.actual();
+        let ids = |base: u32, n: u32| {
+            (base..base + n).map(|slot| actual.slots[slot as usize]).collect::<Vec<_>>()
+        };
+        self.snapshot.frontends = actual
+            .frontends
+            .iter()
+            .map(|(key, frontend)| FrontendSlots {
+                key: *key,
+                frontend: *frontend,
+                backend_ids: ids(frontend.base, frontend.n),
+                local_ids: ids(frontend.local_base, frontend.local_n),
+            })
+            .collect();
+        for range in &actual.source_ranges {
+            let ranges = self.snapshot.fields.source_ranges.entry(range.service_id).or_default();
+            ranges.push(range.clients);
+        }
+        let owners: HashMap<Addr, (&Name, &str)> = cluster
+            .all_pods()
+            .flat_map(|(name, pod)| pod.ips.iter().map(move |ip| (*ip, (name, &*pod.node))))
+            .collect();
+        self.names.places =
+            ["n1", "n2"].map(|node| Place { node: node.into(), zone: "".into() }).into();
+        for (id, backend) in (0..).zip(&actual.backends) {
+            if backend.state != state::UNUSED {
+                self.snapshot.backends.insert(id, *backend);
+                let owner = owners.get(&backend.addr);
+                self.names.backends.push(BackendName {
+                    id,
+                    pod: owner.map(|(name, _)| name.to_string()).unwrap_or_default().into(),
+                    place: owner.map_or(0, |(_, node)| if *node == "n1" { 1 } else { 2 }),
+                    ..BackendName::default()
+                });
+            }
+        }
+        for (name, service) in &desired.services {
+            for (port, ids) in service.ports.iter().zip(planner.port_ids(name)) {
+                let at = |addr: &Addr| SocketAddr::new(addr.to_ip(), port.port);
+                self.names.services.push(ServiceName {
+                    id: ids.service_id,
+                    namespace: name.namespace.to_string().into(),
+                    name: name.name.to_string().into(),
+                    port: port.port,
+                    protocol: port.protocol,
+                    frontends: port.frontends.iter().map(at).collect(),
+                    ..ServiceName::default()
+                });
+            }
+        }
+        self.desired = desired;
+    }
+
+    /// The Pods of this node with the ifindex of their devices.
+    pub(super) fn local_pods(&self) -> Vec<(u32, Name, PodRecord)> {
+        let pods = self.cluster.pods().filter(|(_, pod)| !pod.host_network && !pod.ips.is_empty());
+        (11..).zip(pods).map(|(i, (name, pod))| (i, name.clone(), pod.clone())).collect()
+    }
+
+    pub(super) fn veths(&self) -> Vec<Veth> {
+        let behind = |name, pod: PodRecord| Behind::Pod(name, pod.uid);
+        let veth = |(ifindex, name, pod)| Veth { ifindex, behind: behind(name, pod) };
+        self.local_pods().into_iter().map(veth).collect()
+    }
+
+    fn write_policies(&mut self) {
+        let devices = devices();
+        let veths = self.veths();
+        let desired = compile(&self.cluster);
+        let mut planner = PolicyPlanner::restore(PolicyActual::default());
+        for veth in &veths {
+            planner.groups_of(None, veth);
+        }
+        let wanted =
+            ToBe { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        let plan = planner.plan(&wanted, Duration::ZERO);
+        let ops = plan.ops.clone();
+        let mut tables = PolicyActual::default();
+        let applied = planner.apply(plan, &mut tables, Duration::ZERO);
+        assert!(applied.failed.is_empty());
+        self.tables = planner.actual().clone();
+        for (ifindex, name, pod) in self.local_pods() {
+            let [ingress, egress, shadow_ingress, shadow_egress] =
+                self.tables.pods.get(&ifindex).copied().unwrap_or_default();
+            let entry = Pod {
+                ip4: pod.ips[0],
+                ingress,
+                egress,
+                shadow_ingress,
+                shadow_egress,
+                ..Pod::ZERO
+            };
+            self.snapshot.pods.insert(ifindex, entry);
+            self.names.pods.push(PodName {
+                ifindex,
+                namespace: name.namespace.to_string().into(),
+                name: name.name.to_string().into(),
+                ..PodName::default()
+            });
+        }
+        self.policy_writes = ops;
+        self.policies = Policies::new(planner.groups().map(|(id, group)| {
+            let rules = group.rules.iter().map(|(number, rule)| {
+                assert_eq!(rule.source.others.len(), 0, "so few are not merged");
+                let path = format!("{}[{}]", rule.source.direction.name(), rule.source.index);
+                (*number, (rule.source.policy.to_string(), path))
+            });
+            let group = Group {
+                policies: group.policies().iter().map(|(name, _)| name.to_string()).collect(),
+                isolating: group.isolating.iter().map(Name::to_string).collect(),
+                rules: rules.collect(),
+                no_room: group.flags & group_flags::OVERFLOW != 0,
+            };
+            (id, group)
+        }));
+    }
+
+    /// What lbctl says of a flow: the answer, and its text.
+    pub(super) fn explain(&self, src: &str, dst: &str) -> (Explanation, String) {
+        self.explain_with(src, dst, true)
+    }
+
+    /// The same without an agent.
+    pub(super) fn explain_alone(&self, src: &str, dst: &str) -> (Explanation, String) {
+        self.explain_with(src, dst, false)
+    }
+
+    fn explain_with(&self, src: &str, dst: &str, agent: bool) -> (Explanation, String) {
+        let wanted: Wanted = ask::words(src, dst, None).unwrap();
+        let view = View::new(&self.snapshot, &self.names, 0);
+        let context = if agent {
+            // As it comes over the socket.
+            let context = inquiry::context(&self.cluster, &wanted);
+            serde_json::from_slice(&serde_json::to_vec(&context).unwrap()).unwrap()
+        } else {
+            offline::context(&view, &wanted)
+        };
+        let explanation = explain(&Facts {
+            wanted: &wanted,
+            context: &context,
+            view: &view,
+            policies: &self.policies,
+            tables: &self.tables,
+            epoch: self.tables.state.epoch,
+            gone: &self.gone,
+            forwards: self.forwards,
+            listening: &|_, _| Listening::On(self.sockets.clone()),
+        });
+        let mut out = Vec::new();
+        print(&mut out, &explanation).unwrap();
+        (explanation, String::from_utf8(out).unwrap())
+    }
+}

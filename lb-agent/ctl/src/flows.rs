@@ -1,0 +1,345 @@
+//! `lbctl flows`: what was denied lately, what policies in shadow mode would do, and, while it is followed, what was
+//! allowed. One flow, one line.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::event::outcome;
+use lb_common::policy::Judgement;
+use lb_common::verdict::DropReason;
+use serde::Serialize;
+
+use crate::attribution::{By, Policies};
+use crate::columns::{Cell, Column, Row, age};
+use crate::directory::{port_word, service_name};
+use crate::snapshot::protocol_name;
+use lb_core::api::{Covers, FlowRecord};
+use lb_core::names::{Names, PodName};
+
+/// What became of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Verdict {
+    /// Not delivered.
+    Dropped,
+    /// Allowed; reported only while a client follows allowed flows.
+    Allowed,
+    /// Allowed, but policies in shadow mode would deny it.
+    WouldDeny,
+    /// Denied, but with the policies in shadow mode it would not be.
+    WouldAllow,
+}
+
+impl Verdict {
+    const fn of(record: &FlowRecord) -> Self {
+        match record.outcome {
+            outcome::WOULD_DENY => Self::WouldDeny,
+            outcome::WOULD_ALLOW => Self::WouldAllow,
+            outcome::ALLOWED => Self::Allowed,
+            _ => Self::Dropped,
+        }
+    }
+
+    /// Whether `self` is asked for and `other` is an answer: what would be judged otherwise was still judged.
+    fn covers(self, other: Self) -> bool {
+        self == other
+            || matches!(
+                (self, other),
+                (Self::Dropped, Self::WouldAllow) | (Self::Allowed, Self::WouldDeny)
+            )
+    }
+
+    /// The word in tables.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Dropped => "dropped",
+            Self::Allowed => "allowed",
+            Self::WouldDeny => "would-deny",
+            Self::WouldAllow => "would-allow",
+        }
+    }
+}
+
+/// Which flows.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Wanted {
+    /// Only flows of this Pod (NAMESPACE/NAME), as source or destination
+    #[arg(long, value_name = "POD")]
+    pub pod: Option<String>,
+    /// Only flows from this Pod (NAMESPACE/NAME), node (node/NAME) or address
+    #[arg(long, value_name = "PEER")]
+    pub from: Option<String>,
+    /// Only flows to this Pod (NAMESPACE/NAME), node (node/NAME) or address
+    #[arg(long, value_name = "PEER")]
+    pub to: Option<String>,
+    /// Only flows whose source or destination is a Pod of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Only flows to this port
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Only flows with these verdicts; `allowed` requires -f [default: all except allowed]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
+    pub verdict: Vec<Verdict>,
+    /// Only flows dropped for these reasons, named as in `lbctl drops`
+    #[arg(long, value_delimiter = ',', value_name = "REASON")]
+    pub reason: Vec<String>,
+    /// Only flows that this policy decided (NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy)
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<String>,
+}
+
+impl Wanted {
+    /// Whether the programs are to report allowed flows for it.
+    pub fn allowed(&self) -> bool {
+        self.verdict.contains(&Verdict::Allowed)
+    }
+
+    /// Names as they stand in rows, so that they compare equal: `web` is `default/web`.
+    ///
+    /// # Errors
+    /// When a reason is none.
+    pub fn complete(mut self) -> anyhow::Result<Self> {
+        let namespace = self.namespace.clone();
+        let full = |name: String| {
+            if name.contains('/') || name.parse::<IpAddr>().is_ok() {
+                name.trim_start_matches("pod/").to_owned()
+            } else {
+                format!("{}/{name}", namespace.as_deref().unwrap_or("default"))
+            }
+        };
+        (self.pod, self.from, self.to) =
+            (self.pod.map(full), self.from.map(full), self.to.map(full));
+        for reason in &mut self.reason {
+            reason.make_ascii_uppercase();
+            *reason = reason.replace('-', "_");
+            if !DropReason::ALL.iter().any(|known| known.name() == reason) {
+                anyhow::bail!("--reason {reason}: no such reason, see `lbctl drops --all`");
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether the flow is wanted.
+    pub fn takes(&self, row: &FlowRow) -> bool {
+        let is = |end: &End, who: &Option<String>| {
+            who.as_ref().is_none_or(|who| end.name == *who || end.address.ip().to_string() == *who)
+        };
+        let in_namespace = |end: &End| {
+            let namespace = self.namespace.as_deref();
+            end.name.split_once('/').is_some_and(|(ns, _)| Some(ns) == namespace)
+        };
+        let ends = [&row.src, &row.dst];
+        is(&row.src, &self.from)
+            && is(&row.dst, &self.to)
+            && ends.iter().any(|end| is(end, &self.pod))
+            && (self.namespace.is_none() || ends.iter().any(|end| in_namespace(end)))
+            && self.port.is_none_or(|port| row.dst.address.port() == port)
+            && (self.verdict.is_empty()
+                || self.verdict.iter().any(|wanted| wanted.covers(row.outcome)))
+            && (self.reason.is_empty() || self.reason.iter().any(|reason| reason == row.reason))
+            && self.policy.as_ref().is_none_or(|policy| row.by.policies.contains(policy))
+    }
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// `namespace/name` of the Pod, `node/name`, or empty.
+    pub name: String,
+}
+
+impl End {
+    fn word(&self) -> String {
+        match self.name.as_str() {
+            "" => self.address.to_string(),
+            name => format!("{name}:{}", self.address.port()),
+        }
+    }
+}
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRow {
+    /// When, UTC.
+    pub time: String,
+    /// What became of it.
+    pub verdict: &'static str,
+    #[serde(skip)]
+    outcome: Verdict,
+    /// Direction, as the Pod sees it whose policies or programs decided: `egress` or `ingress`.
+    pub direction: &'static str,
+    /// Where it comes from.
+    pub src: End,
+    /// Where it goes.
+    pub dst: End,
+    /// `namespace/name:port` of the Service, or empty.
+    pub via: String,
+    /// Protocol.
+    pub protocol: String,
+    /// Why it was dropped, or empty.
+    pub reason: &'static str,
+    /// Whose policies decided, and which rule.
+    pub by: By,
+    /// Identity of the peer, as the policies see it.
+    pub ident: u32,
+    /// ifindex of the Pod's device.
+    pub ifindex: u32,
+    /// Packets of this reason that the sampling left out before it.
+    pub suppressed: u32,
+}
+
+impl Row for FlowRow {
+    const NOUN: &'static str = "flows";
+    const COLUMNS: &'static [Column] = &[
+        Column::new("TIME"),
+        Column::new("VERDICT"),
+        Column::wide("DIRECTION"),
+        Column::new("SRC"),
+        Column::new("DST"),
+        Column::new("VIA"),
+        Column::new("PROTO"),
+        Column::new("REASON"),
+        Column::new("BY"),
+        Column::wide("SRC-ADDRESS"),
+        Column::wide("DST-ADDRESS"),
+        Column::wide("IFINDEX"),
+        Column::wide("IDENTITY"),
+    ];
+
+    fn cells(&self) -> Vec<Cell> {
+        let text = |text: &str| Cell::Text(text.to_owned());
+        // The day is of no use among the last few thousand flows.
+        let clock = self.time.split_once('T').map_or(&*self.time, |(_, clock)| clock);
+        vec![
+            text(clock.trim_end_matches('Z')),
+            text(self.verdict),
+            text(self.direction),
+            Cell::Text(self.src.word()),
+            Cell::Text(self.dst.word()),
+            text(&self.via),
+            text(&self.protocol),
+            text(self.reason),
+            Cell::Text(self.by.to_string()),
+            Cell::Text(self.src.address.to_string()),
+            Cell::Text(self.dst.address.to_string()),
+            Cell::Number(self.ifindex.into()),
+            Cell::Number(self.ident.into()),
+        ]
+    }
+
+    fn name(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What the numbers in flows are called.
+pub struct Joined<'a> {
+    /// The name table.
+    pub names: &'a Names<'static>,
+    /// Which rule is whose.
+    pub policies: &'a Policies,
+    /// Who has an address; empty = nobody.
+    pub owners: &'a HashMap<IpAddr, String>,
+}
+
+/// Whether another record tells more of the same flow: of one between two Pods of this node, which is allowed without
+/// any policy where it leaves, that of where it enters.
+pub fn is_told_better(joined: &Joined<'_>, record: &FlowRecord) -> bool {
+    let dst = joined.owners.get(&record.dst.ip()).map(String::as_str).unwrap_or_default();
+    let is_own = |pod: &PodName<'_>| {
+        dst.split_once('/').is_some_and(|(ns, name)| pod.namespace == ns && pod.name == name)
+    };
+    record.outcome == outcome::ALLOWED
+        && !record.ingress
+        && record.group == 0
+        && joined.names.pods.iter().any(is_own)
+}
+
+/// The row of a flow.
+pub fn row(joined: &Joined<'_>, record: &FlowRecord) -> FlowRow {
+    let end = |address: SocketAddr| End {
+        address,
+        name: joined.owners.get(&address.ip()).cloned().unwrap_or_default(),
+    };
+    let service = |id: u32| {
+        let known = joined.names.services.iter().find(|service| service.id == id);
+        known.map_or_else(
+            || format!("#{id}"),
+            |service| format!("{}:{}", service_name(service), port_word(service)),
+        )
+    };
+    let verdict = Verdict::of(record);
+    FlowRow {
+        time: utc(record.at_ms),
+        verdict: verdict.name(),
+        outcome: verdict,
+        direction: if record.ingress { "ingress" } else { "egress" },
+        src: end(record.src),
+        dst: end(record.dst),
+        via: if record.service_id == 0 { String::new() } else { service(record.service_id) },
+        protocol: protocol_name(record.protocol),
+        reason: DropReason::from_number(record.reason).map_or("", DropReason::name),
+        by: joined.policies.by(record.group, Judgement::from_number(record.judgement)),
+        ident: record.ident,
+        ifindex: record.ifindex,
+        suppressed: record.suppressed,
+    }
+}
+
+/// What the list covers, one line.
+pub fn header(covers: &Covers, lost: Option<u64>) -> String {
+    let Covers { since_ms, now_ms, flows, forgotten, suppressed } = covers;
+    let time = age(now_ms.saturating_sub(*since_ms) / 1000);
+    let mut line = format!("{flows} flows of the last {time}");
+    if *forgotten > 0 {
+        line.push_str(&format!(", {forgotten} older ones evicted"));
+    }
+    line.push_str(&format!("; {suppressed} packets suppressed by sampling"));
+    match lost {
+        Some(lost) => {
+            line.push_str(&format!(", {lost} lost in the ring buffer since the maps were created"))
+        }
+        None => line.push_str(", lost count unavailable"),
+    }
+    line
+}
+
+/// `2026-11-21T20:48:15.123Z`.
+pub fn utc(ms: u64) -> String {
+    let (days, in_day) = (ms / 86_400_000, ms % 86_400_000);
+    // Howard Hinnant's days_from_civil, the other way round; the era of 1970 begins in March of the year 0.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (s, ms) = (in_day / 1000, in_day % 1000);
+    let (hour, minute, second) = (s / 3600, s / 60 % 60, s % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn times_are_utc() {
+        for (ms, want) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (1_795_294_095_123, "2026-11-21T20:48:15.123Z"),
+            (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(utc(ms), want);
+        }
+    }
+}

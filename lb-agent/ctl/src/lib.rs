@@ -1,0 +1,384 @@
+//! `lbctl`, the operators' CLI: reads the pinned maps of this node, so it works with the agent dead.
+//!
+//! ```text
+//! pinned (maps → plain data) ┐
+//!                            ├→ view → rows of one command (pure) → columns (text, JSON, YAML)
+//! names (the agent's file)   ┘
+//! ```
+//! What nobody pins (flows, the records behind an explanation) a running agent is asked for at its socket (`agent`).
+//! lbctl changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
+//! and the way from them to the output.
+
+#[cfg(feature = "node")]
+pub mod agent;
+pub mod attribution;
+pub mod directory;
+pub mod fields;
+pub mod frontend;
+pub mod natural;
+#[cfg(feature = "node")]
+pub mod pinned;
+#[cfg(feature = "node")]
+pub mod running;
+pub mod selection;
+pub mod snapshot;
+pub mod view;
+
+pub mod columns;
+
+pub mod affinity;
+pub mod backends;
+pub mod ct;
+pub mod drops;
+pub mod explain;
+pub mod flows;
+pub mod maps;
+pub mod pods;
+pub mod policies;
+pub mod services;
+pub mod status;
+pub mod tree;
+pub mod version;
+
+#[cfg(feature = "node")]
+pub mod run;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use lb_common::limits;
+
+use crate::columns::{Format, Style};
+use crate::ct::By;
+use crate::selection::Selection;
+use crate::snapshot::protocol_number;
+
+/// Show what lb-agent has programmed on this node
+#[derive(Clone, Debug, Parser)]
+#[command(name = "lbctl", version)]
+pub struct Cli {
+    /// Directory of the pinned maps
+    #[arg(long, global = true, env = "LB_PIN_DIR", value_name = "DIR", default_value = limits::PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Directory of the agent's name table
+    #[arg(long, global = true, env = "LB_STATE_DIR", value_name = "DIR", default_value = limits::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The command to run
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of lbctl.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Show the health of the agent and of its maps; exits 2 if anything is degraded
+    Status(StatusArgs),
+    /// List Services with their addresses, endpoints and issues
+    #[command(visible_alias = "svc", alias = "service")]
+    Services(ServicesArgs),
+    /// List backends: the endpoints that Service traffic is sent to
+    #[command(alias = "backend")]
+    Backends(BackendsArgs),
+    /// List the Pods of this node whose traffic passes the eBPF programs
+    #[command(visible_alias = "po", alias = "pod")]
+    Pods(PodsArgs),
+    /// List flows of this node's Pods and flows from external clients to Services (conntrack)
+    Ct(CtArgs),
+    /// List clients with session affinity and their backends
+    Affinity(AffinityArgs),
+    /// Show why packets were dropped, and what to do about it
+    Drops(DropsArgs),
+    /// Show recently denied flows and the policies that denied them; -f prints new ones as they occur
+    #[command(alias = "flow")]
+    Flows(FlowsArgs),
+    /// Show network policies: which are enforced, what they select, how they decide a flow
+    #[command(subcommand, visible_aliases = ["netpol", "policies"])]
+    Policy(PolicyCommand),
+    /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
+    Explain(ExplainArgs),
+    /// Show how full the pinned maps are and how much memory they use
+    Maps(MapsArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Show the versions of lbctl, the agent and the maps
+    Version(VersionArgs),
+}
+
+/// Flags of `status`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StatusArgs {
+    /// Also show the slow-path counters
+    #[arg(long)]
+    pub all: bool,
+    /// Wait up to this long (60s, 5m) until healthy
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", require_equals = true, value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// Flags of `services`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServicesArgs {
+    /// Only this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Show each frontend with its fields and all its endpoints, laid out like `ipvsadm -Ln`
+    #[arg(long)]
+    pub tree: bool,
+    /// Rows to show
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long, conflicts_with = "tree")]
+    pub watch: bool,
+}
+
+/// Flags of `backends`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BackendsArgs {
+    /// Only those of this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Rows to show
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `pods`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PodsArgs {
+    /// Only this Pod
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Rows to show
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `ct`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CtArgs {
+    /// Only flows of this Pod
+    #[arg(value_name = "NAMESPACE/POD")]
+    pub name: Option<String>,
+    /// Show every conntrack entry, including reply directions, server-side entries and closed flows
+    #[arg(long)]
+    pub all: bool,
+    /// Only this protocol (tcp, udp, sctp, icmp, icmpv6 or a number)
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol_number)]
+    pub protocol: Option<u8>,
+    /// Print only the number of flows
+    #[arg(long)]
+    pub count: bool,
+    /// Group the count by this
+    #[arg(long, value_enum, requires = "count", value_name = "WHAT")]
+    pub by: Option<By>,
+    /// Rows to show
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long, conflicts_with = "count")]
+    pub watch: bool,
+}
+
+/// Flags of `affinity`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AffinityArgs {
+    /// Only clients of this Service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: Option<String>,
+    /// Include expired entries and entries whose backend was removed
+    #[arg(long)]
+    pub all: bool,
+    /// Rows to show
+    #[command(flatten)]
+    pub selection: Selection,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `drops`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DropsArgs {
+    /// Include reasons with a count of zero
+    #[arg(long)]
+    pub all: bool,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `flows`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FlowsArgs {
+    /// Rows to show
+    #[command(flatten)]
+    pub wanted: flows::Wanted,
+    /// Keep running and print new flows as they occur
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last N flows [default: all that the agent keeps; with -f the last 10]
+    #[arg(long, value_name = "N")]
+    pub last: Option<usize>,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// The commands of `lbctl policy`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// List all policies in the order of evaluation
+    #[command(visible_alias = "ls")]
+    List(PolicyListArgs),
+    /// Show one policy: its rules, numbered as in the YAML, and the peers they match
+    #[command(alias = "get")]
+    Show(PolicyShowArgs),
+    /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
+    Explain(PolicyExplainArgs),
+}
+
+/// Flags of `policy list`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyListArgs {
+    /// Only policies of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `policy show`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyShowArgs {
+    /// The policy: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
+    #[arg(value_name = "POLICY")]
+    pub name: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Flags of `policy explain`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyExplainArgs {
+    /// Source: NAMESPACE/POD, an address, node/NAME or world
+    #[arg(long, value_name = "SRC")]
+    pub from: String,
+    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world
+    #[arg(long, value_name = "DST")]
+    pub to: String,
+    /// Destination port, like 5432/tcp; optional for a Service with a single port
+    #[arg(long, value_name = "PORT/PROTOCOL")]
+    pub port: Option<String>,
+    /// Namespace of names that are given without one
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Flags of `explain`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// Source: NAMESPACE/POD, an address, node/NAME or world
+    #[arg(value_name = "SRC")]
+    pub src: String,
+    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world; and the port
+    #[arg(value_name = "DST[:PORT][/PROTOCOL]")]
+    pub dst: String,
+    /// Namespace of names that are given without one
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Flags of `maps`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct MapsArgs {
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+    /// Keep running and print changes
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Flags of `completion`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Shells with completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// `source <(lbctl completion bash)`
+    Bash,
+    /// `source <(lbctl completion zsh)`
+    Zsh,
+    /// `lbctl completion fish | source`
+    Fish,
+}
+
+/// Flags of `version`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VersionArgs {
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// Time as `60s`, `5m`, `1h` or plain seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) if text.ends_with('m') => (number, 60),
+        Some(number) if text.ends_with('h') => (number, 3600),
+        Some(number) => (number, 1),
+        None => (text, 1),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|error| format!("{text} is not a duration like 60s or 5m: {error}"))?;
+    Ok(Duration::from_secs(number.saturating_mul(unit)))
+}

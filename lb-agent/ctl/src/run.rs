@@ -1,0 +1,275 @@
+//! From the flags to the output: opens what a command needs, makes its rows and prints them.
+
+mod explain;
+mod follow;
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::CommandFactory as _;
+use lb_common::addr::Addr;
+
+use crate::columns::{self, Format, Row, Style};
+use crate::ct::CountRow;
+use crate::pinned::Pinned;
+use crate::selection::Selection;
+use crate::snapshot::{CtFilter, Extent};
+use crate::view::View;
+use crate::{
+    AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ServicesArgs,
+    Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods, running, services,
+    status, tree, version,
+};
+use lb_core::escape::Escaped;
+use lb_core::names::{self, Names};
+
+/// Exit status of a check that found problems.
+const FOUND_PROBLEMS: u8 = 2;
+/// Time between two looks of `--watch` and `--wait`.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs the command and prints to `out`; remarks go to standard error.
+///
+/// # Errors
+/// One sentence for the operator.
+pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let place = Place { pin_dir: &cli.pin_dir, state_dir: &cli.state_dir };
+    match &cli.command {
+        Command::Status(args) => return place.status(args, out),
+        Command::Services(args) => place.services(args, out)?,
+        Command::Backends(args) => place.backends(args, out)?,
+        Command::Pods(args) => place.pods(args, out)?,
+        Command::Ct(args) => place.ct(args, out)?,
+        Command::Affinity(args) => place.affinity(args, out)?,
+        Command::Drops(args) => place.drops(args, out)?,
+        Command::Policy(command) => return explain::policy(place, command, out),
+        Command::Explain(args) => return explain::words(place, args, out),
+        Command::Flows(args) => follow::flows(place, args, out)?,
+        Command::Maps(args) => place.maps(args, out)?,
+        Command::Completion(args) => completion(args.shell, out)?,
+        Command::Version(args) => place.version(args, out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the tables are.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    pin_dir: &'a Path,
+    state_dir: &'a Path,
+}
+
+/// The name table, or an empty one and why.
+struct Named {
+    names: Names<'static>,
+    error: Option<String>,
+}
+
+impl Place<'_> {
+    fn status(self, args: &StatusArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+        let started = Instant::now();
+        let left = || args.wait.is_some_and(|wait| started.elapsed() < wait);
+        let report = loop {
+            match self.report() {
+                Ok(report) if report.is_ok() || !left() => break report,
+                Err(error) if !left() => return Err(error),
+                Ok(_) | Err(_) => std::thread::sleep(LOOK),
+            }
+        };
+        match args.style.output {
+            Format::Json | Format::Yaml => columns::document(out, &report, args.style.output)?,
+            Format::Name => anyhow::bail!("status cannot be printed as names"),
+            Format::Table | Format::Wide => {
+                status::print(out, &report, args.all, !args.style.no_headers)?;
+            }
+        }
+        Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FOUND_PROBLEMS) })
+    }
+
+    fn report(self) -> anyhow::Result<status::Report> {
+        let tables = Pinned::open(self.pin_dir)?;
+        let named = self.names();
+        let snapshot = tables.snapshot(Extent::Tables)?;
+        let view = View::new(&snapshot, &named.names, unix_now());
+        Ok(status::report(&status::Found {
+            view: &view,
+            maps: &tables.map_uses(&snapshot)?,
+            counts: &tables.counts()?,
+            running: running::is_locked(self.state_dir),
+            names_error: named.error.as_deref(),
+        }))
+    }
+
+    fn services(self, args: &ServicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), false)?;
+        if !args.tree {
+            let gather = |view: &View<'_>, _: &Pinned| Ok(services::rows(view, &selection));
+            return self.show(&args.style, args.watch, Extent::Flows, gather, out);
+        }
+        let snapshot = Pinned::open(self.pin_dir)?.snapshot(Extent::Flows)?;
+        let named = self.names_or_remark();
+        let view = View::new(&snapshot, &named.names, unix_now());
+        let branches = tree::branches(&view, &services::rows(&view, &selection));
+        match args.style.output {
+            Format::Json | Format::Yaml => columns::document(out, &branches, args.style.output)?,
+            Format::Name => anyhow::bail!("--tree cannot be printed as names"),
+            Format::Table | Format::Wide => {
+                tree::print(out, &branches, !args.style.no_headers)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn backends(self, args: &BackendsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), false)?;
+        let gather = |view: &View<'_>, _: &Pinned| Ok(backends::rows(view, &selection));
+        self.show(&args.style, args.watch, Extent::Flows, gather, out)
+    }
+
+    fn pods(self, args: &PodsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), true)?;
+        let gather = |view: &View<'_>, _: &Pinned| Ok(pods::rows(view, &selection));
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+    }
+
+    fn ct(self, args: &CtArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), true)?;
+        let rows = |view: &View<'_>, tables: &Pinned| {
+            let filter = ct_filter(view, &selection, args.protocol);
+            let (entries, now) = tables.flows(&filter)?;
+            Ok(ct::rows(view, &entries, now, args.all))
+        };
+        if !args.count {
+            return self.show(&args.style, args.watch, Extent::Tables, rows, out);
+        }
+        let counts = |view: &View<'_>, tables: &Pinned| {
+            let rows = rows(view, tables)?;
+            Ok(match args.by {
+                Some(by) => ct::count(&rows, by),
+                None => vec![CountRow { key: "all".to_owned(), count: rows.len() as u64 }],
+            })
+        };
+        self.show(&args.style, false, Extent::Tables, counts, out)
+    }
+
+    fn affinity(self, args: &AffinityArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let selection = args.selection.clone().complete(args.name.clone(), false)?;
+        let gather = |view: &View<'_>, _: &Pinned| Ok(affinity::rows(view, &selection, args.all));
+        self.show(&args.style, args.watch, Extent::Fields, gather, out)
+    }
+
+    fn drops(self, args: &DropsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let gather =
+            |view: &View<'_>, tables: &Pinned| Ok(drops::rows(view, &tables.counts()?, args.all));
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+    }
+
+    fn maps(self, args: &MapsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let gather =
+            |view: &View<'_>, tables: &Pinned| Ok(maps::rows(&tables.map_uses(view.snapshot)?));
+        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+    }
+
+    fn version(self, args: &VersionArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let named = self.names();
+        let versions = version::versions(named.error.is_none().then_some(&named.names));
+        match args.style.output {
+            Format::Json | Format::Yaml => columns::document(out, &versions, args.style.output),
+            Format::Table | Format::Wide | Format::Name => Ok(version::print(out, &versions)?),
+        }
+    }
+
+    /// Prints the rows, once or for ever.
+    fn show<R: Row>(
+        self,
+        style: &Style,
+        watch: bool,
+        extent: Extent,
+        gather: impl Fn(&View<'_>, &Pinned) -> anyhow::Result<Vec<R>>,
+        out: &mut dyn Write,
+    ) -> anyhow::Result<()> {
+        let mut style = style.clone();
+        let mut seen = HashSet::new();
+        let mut first = true;
+        loop {
+            let tables = Pinned::open(self.pin_dir)?;
+            let snapshot = tables.snapshot(extent)?;
+            let named = if first { self.names_or_remark() } else { self.names() };
+            first = false;
+            let view = View::new(&snapshot, &named.names, unix_now());
+            let mut rows = gather(&view, &tables)?;
+            if !watch {
+                if rows.is_empty() {
+                    remark(&format!("no {} found", R::NOUN));
+                }
+                return columns::print(out, &rows, view.directory.node, &style);
+            }
+            let now_seen: HashSet<Vec<String>> = rows.iter().map(columns::lasting).collect();
+            rows.retain(|row| !seen.contains(&columns::lasting(row)));
+            if !rows.is_empty() {
+                columns::print(out, &rows, view.directory.node, &style)?;
+                out.flush()?;
+                style.no_headers = true;
+            }
+            seen = now_seen;
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn names(self) -> Named {
+        match names::read(&self.state_dir.join(names::FILE)) {
+            Ok(names) => Named { names, error: None },
+            Err(error) => Named { names: Names::default(), error: Some(error.to_string()) },
+        }
+    }
+
+    fn names_or_remark(self) -> Named {
+        let named = self.names();
+        if let Some(error) = &named.error {
+            remark(&format!("showing ids instead of names: {error}"));
+        }
+        named
+    }
+}
+
+/// What of the selection the dump itself can leave out.
+fn ct_filter(view: &View<'_>, selection: &Selection, protocol: Option<u8>) -> CtFilter {
+    let Selection { namespace, pod, .. } = selection;
+    let own = Selection { namespace: namespace.clone(), pod: pod.clone(), ..Selection::default() };
+    let locals = || {
+        let rows = pods::rows(view, &own);
+        rows.iter().flat_map(|row| &row.ips).copied().map(Addr::from).collect()
+    };
+    let of_service = Selection { service: selection.service.clone(), ..Selection::default() };
+    let backends = || backends::rows(view, &of_service).iter().map(|row| row.id).collect();
+    CtFilter {
+        addrs: selection.ip.map(|ip| [Addr::from(ip)].into()),
+        locals: (namespace.is_some() || pod.is_some()).then(locals),
+        backend_ids: selection.service.is_some().then(backends),
+        protocol,
+    }
+}
+
+fn completion(shell: Shell, out: &mut dyn Write) -> std::io::Result<()> {
+    use clap_complete::Shell as Known;
+    let known = match shell {
+        Shell::Bash => Known::Bash,
+        Shell::Zsh => Known::Zsh,
+        Shell::Fish => Known::Fish,
+    };
+    // The generator panics when it cannot write, so it writes to memory.
+    let mut script = Vec::new();
+    clap_complete::generate(known, &mut Cli::command(), "lbctl", &mut script);
+    out.write_all(&script)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn remark(text: &str) {
+    eprintln!("lbctl: {}", Escaped(text));
+}

@@ -1,0 +1,235 @@
+//! `lbctl explain` and `lbctl policy`: gathers what they are made from.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use lb_common::addr::Addr;
+use lb_common::endpoint::Pod;
+
+use crate::agent;
+use crate::attribution::Policies;
+use crate::columns::{self, Format, Row as _, Style};
+use crate::ct;
+use crate::explain::{self, Facts, Listening, ask, host, offline};
+use crate::pinned::Pinned;
+use crate::policies;
+use crate::run::{Place, remark, unix_now};
+use crate::snapshot::{CtFilter, Extent, Snapshot, protocol_name};
+use crate::view::View;
+use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
+use lb_core::api::context::{Context, End, Kind, Party, Port, Wanted};
+use lb_core::api::{Answer, Question, policy as shown};
+use lb_kernel::bpf::sockets;
+use lb_kernel::devices::netns;
+
+/// `lbctl explain SRC DST`.
+pub(super) fn words(
+    place: Place<'_>,
+    args: &ExplainArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let wanted = ask::words(&args.src, &args.dst, args.namespace.as_deref())?;
+    explain(place, &wanted, args.output, out)
+}
+
+/// `lbctl policy`.
+pub(super) fn policy(
+    place: Place<'_>,
+    command: &PolicyCommand,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        PolicyCommand::List(args) => {
+            let gather =
+                |view: &View<'_>, _: &Pinned| Ok(policies::rows(view, args.namespace.as_deref()));
+            place.show(&args.style, args.watch, Extent::Tables, gather, out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        PolicyCommand::Show(args) => show(place, args, out),
+        PolicyCommand::Explain(args) => {
+            let PolicyExplainArgs { from, to, port, namespace, output } = args;
+            let wanted = ask::flags(from, to, port.as_deref(), namespace.as_deref())?;
+            explain(place, &wanted, *output, out)
+        }
+    }
+}
+
+fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let found = match asked(place.state_dir, &args.name) {
+        Ok(found) => found,
+        Err(error) => return show_alone(place, args, &error, out),
+    };
+    let Some(policy) = found else {
+        bail!("{}: no such policy (NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy)", args.name)
+    };
+    match args.output {
+        Format::Json | Format::Yaml => columns::document(out, &policy, args.output)?,
+        Format::Name => columns::line(out, &policy.name)?,
+        Format::Table | Format::Wide => policies::print(out, &policy)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn asked(state_dir: &Path, name: &str) -> anyhow::Result<Option<Box<shown::View>>> {
+    match agent::ask(state_dir, &Question::Policy(name.to_owned()))?.next().transpose()? {
+        Some(Answer::Policy(found)) => Ok(found),
+        other => Err(agent::unexpected(other.as_ref())),
+    }
+}
+
+/// Without the agent there is the line of the list, from the name table.
+fn show_alone(
+    place: Place<'_>,
+    args: &PolicyShowArgs,
+    error: &anyhow::Error,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let names = place.names().names;
+    let snapshot = Snapshot::default();
+    let view = View::new(&snapshot, &names, unix_now());
+    let mut rows = policies::rows(&view, None);
+    rows.retain(|row| row.name().as_deref() == Some(&args.name));
+    if rows.is_empty() {
+        bail!("{error:#}");
+    }
+    remark(&format!("{error:#}: showing only what the name table has; the rules are unknown"));
+    let style = Style { output: args.output, ..Style::default() };
+    columns::print(out, &rows, view.directory.node, &style)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(
+    place: Place<'_>,
+    wanted: &Wanted,
+    output: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let pinned = Pinned::open(place.pin_dir)?;
+    let snapshot = pinned.snapshot(Extent::Fields)?;
+    let tables = pinned.policies()?;
+    let names = place.names_or_remark().names;
+    let view = View::new(&snapshot, &names, unix_now());
+    let known = |wanted: &Wanted, alone: bool| {
+        if alone {
+            return Ok(offline::context(&view, wanted));
+        }
+        context(place.state_dir, wanted)
+    };
+    let mut wanted = wanted.clone();
+    let mut context = match known(&wanted, false) {
+        Ok(context) => context,
+        Err(error) => {
+            remark(&format!("{error:#}: using names and reasons from the name table"));
+            known(&wanted, true)?
+        }
+    };
+    exists(&wanted.src.to_string(), &context.src)?;
+    exists(&wanted.dst.to_string(), &context.dst)?;
+    if let Some(port) = the_only_port(&wanted, &context)? {
+        (wanted.port, wanted.protocol) = (Some(port.port), port.protocol);
+        context = known(&wanted, !context.agent)?;
+    }
+    let gone = gone(&pinned, &view, &context)?;
+    let explanation = explain::explain(&Facts {
+        wanted: &wanted,
+        context: &context,
+        view: &view,
+        policies: &Policies::of(&names),
+        tables: &tables,
+        epoch: tables.state().epoch,
+        gone: &gone,
+        forwards: host::forwards(),
+        listening: &listening,
+    });
+    if let Some(error) = tables.take_error() {
+        bail!("cannot read the policy maps: {error}");
+    }
+    match output {
+        Format::Json | Format::Yaml => columns::document(out, &explanation, output)?,
+        Format::Name => bail!("an explanation cannot be printed as names"),
+        Format::Table | Format::Wide => explain::print(out, &explanation)?,
+    }
+    Ok(ExitCode::from(explanation.outcome.exit()))
+}
+
+fn context(state_dir: &Path, wanted: &Wanted) -> anyhow::Result<Context> {
+    match agent::ask(state_dir, &Question::Explain(wanted.clone()))?.next().transpose()? {
+        Some(Answer::Explain(context)) => Ok(*context),
+        other => Err(agent::unexpected(other.as_ref())),
+    }
+}
+
+fn exists(name: &str, end: &End) -> anyhow::Result<()> {
+    if end.kind != Kind::Missing {
+        return Ok(());
+    }
+    match end.similar.as_slice() {
+        [] => bail!("{name}: no such object in the cluster"),
+        similar => bail!("{name}: no such object in the cluster; similar: {}", similar.join(", ")),
+    }
+}
+
+/// The port of a Service that is meant when none is given.
+fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Port>> {
+    let (Party::Service(_), None, Some(service)) = (&wanted.dst, wanted.port, &context.service)
+    else {
+        return Ok(None);
+    };
+    match service.ports.as_slice() {
+        [port] => Ok(Some(port.clone())),
+        ports => {
+            let mut words: Vec<String> = ports
+                .iter()
+                .map(|port| format!("{}/{}", port.port, protocol_name(port.protocol)))
+                .collect();
+            words.dedup();
+            bail!("{}: no port given; it has {}", service.name, words.join(", "))
+        }
+    }
+}
+
+/// Flows of the source whose backend has left: what was dialled, and that backend.
+fn gone(
+    pinned: &Pinned,
+    view: &View<'_>,
+    context: &Context,
+) -> anyhow::Result<Vec<(String, String)>> {
+    if context.service.is_none() || context.src.ips.is_empty() {
+        return Ok(Vec::new());
+    }
+    let addrs: HashSet<Addr> = context.src.ips.iter().map(|ip| Addr::from_ip(*ip)).collect();
+    let filter = CtFilter { addrs: Some(addrs), ..CtFilter::default() };
+    let (entries, now) = pinned.flows(&filter)?;
+    let rows = ct::rows(view, &entries, now, false);
+    let mut gone: Vec<(String, String)> = rows
+        .into_iter()
+        .filter(|row| row.state == "GONE")
+        .map(|row| (row.dst_address, row.backend_address))
+        .collect();
+    gone.sort();
+    gone.dedup();
+    Ok(gone)
+}
+
+/// What a Pod of this node listens on.
+fn listening(pod: &Pod, protocol: u8) -> Listening {
+    let look = || -> io::Result<Option<Vec<SocketAddr>>> {
+        let Some(netns) = netns::find(pod.nsid)? else { return Ok(None) };
+        let sockets = netns::within(&netns, || sockets::listening(protocol))?;
+        let address =
+            |(addr, port): &sockets::Destination| SocketAddr::new(addr.to_ip(), port.get());
+        Ok(Some(sockets.iter().map(address).collect()))
+    };
+    match look() {
+        Ok(Some(sockets)) => Listening::On(sockets),
+        Ok(None) => Listening::Unknown(
+            "the Pod's network namespace is not visible from here: run lbctl on the node itself"
+                .to_owned(),
+        ),
+        Err(error) => Listening::Unknown(format!("cannot list the Pod's sockets: {error}")),
+    }
+}

@@ -1,0 +1,142 @@
+//! `lbctl flows`: asks the agent for flows, joins them with names, prints them as they come.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use lb_common::verdict::Counter;
+
+use crate::FlowsArgs;
+use crate::agent;
+use crate::attribution::Policies;
+use crate::columns::{self, Format, Stream};
+use crate::flows::{self, FlowRow, Joined, Wanted};
+use crate::pinned::Pinned;
+use crate::run::{Place, remark};
+use lb_core::api::{Answer, Covers, FlowRecord, FlowsWanted, Question};
+use lb_core::counts::Counts;
+use lb_core::names::Names;
+
+/// What is known of addresses is asked for again after so long: an address may get another owner.
+const OWNERS: Duration = Duration::from_secs(10);
+/// The name table is read again at most so often.
+const NAMES: Duration = Duration::from_secs(1);
+/// Addresses of one question.
+const ADDRESSES: usize = 200;
+/// Flows of the past that `--follow` begins with.
+const BEFORE: usize = 10;
+
+/// Prints the flows.
+pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let wanted = args.wanted.clone().complete()?;
+    if wanted.allowed() && !args.follow {
+        remark("allowed flows are only reported while a client follows them: add -f");
+    }
+    let mut stream = Stream::new(&args.style)?;
+    let question = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
+    let mut answers = agent::ask(place.state_dir, &Question::Flows(question))?;
+    let mut past = Vec::new();
+    let mut covers = Covers::default();
+    for answer in &mut answers {
+        match answer? {
+            Answer::Covers(found) => covers = found,
+            Answer::Flow(record) => past.push(record),
+            Answer::Lost(n) => remark(&lost(n)),
+            Answer::Now => break,
+            other => return Err(agent::unexpected(Some(&other))),
+        }
+    }
+    let header = flows::header(&covers, lost_in_kernel(place));
+    if args.style.output == Format::Json || args.style.no_headers {
+        remark(&header);
+    } else {
+        columns::line(out, format_args!("# {header}"))?;
+    }
+    let mut joiner = Joiner::new(place, place.names_or_remark().names);
+    let mut rows = joiner.rows(&wanted, &past);
+    let most = args.last.unwrap_or(if args.follow { BEFORE } else { usize::MAX });
+    stream.print(out, &rows.split_off(rows.len().saturating_sub(most)))?;
+    if !args.follow {
+        return Ok(());
+    }
+    answers.follow()?;
+    for answer in answers {
+        match answer? {
+            Answer::Flow(record) => {
+                let rows = joiner.rows(&wanted, &[record]);
+                stream.print(out, &rows)?;
+            }
+            Answer::Lost(n) => remark(&lost(n)),
+            other => return Err(agent::unexpected(Some(&other))),
+        }
+    }
+    remark("the agent closed the connection");
+    Ok(())
+}
+
+fn lost(n: u64) -> String {
+    format!("{n} flows lost: they arrived faster than they were read")
+}
+
+fn lost_in_kernel(place: Place<'_>) -> Option<u64> {
+    let Counts { counters, .. } = Pinned::open(place.pin_dir).ok()?.counts().ok()?;
+    counters.iter().find(|(counter, _)| *counter == Counter::EventLost).map(|(_, n)| *n)
+}
+
+/// What the numbers in flows are called, kept up to date.
+struct Joiner<'a> {
+    place: Place<'a>,
+    names: Names<'static>,
+    policies: Policies,
+    read: Instant,
+    /// Who has an address; those that nobody has, too.
+    owners: HashMap<IpAddr, String>,
+    asked: Instant,
+}
+
+impl<'a> Joiner<'a> {
+    fn new(place: Place<'a>, names: Names<'static>) -> Self {
+        let policies = Policies::of(&names);
+        let now = Instant::now();
+        Self { place, names, policies, read: now, owners: HashMap::new(), asked: now }
+    }
+
+    /// The rows that are wanted.
+    fn rows(&mut self, wanted: &Wanted, records: &[FlowRecord]) -> Vec<FlowRow> {
+        if records.iter().any(|record| !self.knows(record)) && self.read.elapsed() > NAMES {
+            self.names = self.place.names().names;
+            self.policies = Policies::of(&self.names);
+            self.read = Instant::now();
+        }
+        self.ask_owners(records);
+        let Self { names, policies, owners, .. } = self;
+        let joined = Joined { names, policies, owners };
+        let records = records.iter().filter(|record| !flows::is_told_better(&joined, record));
+        let rows = records.map(|record| flows::row(&joined, record));
+        rows.filter(|row| wanted.takes(row)).collect()
+    }
+
+    fn knows(&self, record: &FlowRecord) -> bool {
+        let is = |id: u32| self.names.services.iter().any(|service| service.id == id);
+        (record.service_id == 0 || is(record.service_id))
+            && (record.group == 0 || self.policies.group(record.group).is_some())
+    }
+
+    fn ask_owners(&mut self, records: &[FlowRecord]) {
+        if self.asked.elapsed() > OWNERS {
+            self.owners.clear();
+            self.asked = Instant::now();
+        }
+        let ends = records.iter().flat_map(|record| [record.src.ip(), record.dst.ip()]);
+        let unknown: HashSet<IpAddr> = ends.filter(|ip| !self.owners.contains_key(ip)).collect();
+        let unknown: Vec<IpAddr> = unknown.into_iter().collect();
+        for some in unknown.chunks(ADDRESSES) {
+            self.owners.extend(some.iter().map(|ip| (*ip, String::new())));
+            // Without an answer, addresses are shown.
+            if let Ok(owners) = agent::who(self.place.state_dir, some.to_vec()) {
+                self.owners.extend(owners.into_iter().map(|owner| (owner.addr, owner.name)));
+            }
+        }
+    }
+}

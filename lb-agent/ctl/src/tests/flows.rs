@@ -1,0 +1,301 @@
+//! What `lbctl ct` makes of conntrack entries.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use expect_test::expect;
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::flow::{proto, tcp};
+
+use super::check;
+use super::sample::{addr, names};
+use crate::columns::Format;
+use crate::ct::{self, By};
+use crate::snapshot::{CtFilter, FlowCount, Now, count_flow};
+use crate::view::View;
+use lb_core::names::Names;
+
+fn key(local: &str, remote: &str, protocol: u8, veth: u16) -> CtKey {
+    let local: SocketAddr = local.parse().unwrap();
+    let remote: SocketAddr = remote.parse().unwrap();
+    CtKey {
+        local: local.ip().into(),
+        remote: remote.ip().into(),
+        local_port: Be16::new(local.port()),
+        remote_port: Be16::new(remote.port()),
+        proto: protocol,
+        veth,
+        ..CtKey::ZERO
+    }
+}
+
+/// `nat` and `aux` as `address:port`; last packet `idle` seconds ago.
+fn entry(nat: &str, aux: &str, backend_id: u32, flags: u32, idle: u32) -> CtEntry {
+    let nat: SocketAddr = nat.parse().unwrap();
+    let aux: SocketAddr = aux.parse().unwrap();
+    CtEntry {
+        nat_addr: nat.ip().into(),
+        nat_port: Be16::new(nat.port()),
+        aux_addr: aux.ip().into(),
+        aux_port: Be16::new(aux.port()),
+        backend_id,
+        backend_gen: u32::from(backend_id != 0),
+        last_seen: 1_000_000 - idle,
+        flags,
+        ..CtEntry::ZERO
+    }
+}
+
+/// A stamp a second.
+const STAMPS: Now = Now { stamp: 1_000_000, hz: 256 };
+
+fn flows() -> Vec<(CtKey, CtEntry)> {
+    let (syn, ack, fin) = (u32::from(tcp::SYN), u32::from(tcp::ACK), u32::from(tcp::FIN));
+    let both = (syn | ack) << 8 | syn | ack;
+    let none = "[::]:0";
+    vec![
+        // client → web, to web-1 on this node: three entries, one flow.
+        (
+            key("10.1.0.2:40000", "10.96.0.10:80", proto::TCP, 11),
+            entry("10.1.0.3:8080", "[::]:40000", 1, bits::FORWARD | both, 9),
+        ),
+        (
+            key("10.1.0.2:40000", "10.1.0.3:8080", proto::TCP, 11),
+            entry("10.96.0.10:80", "10.1.0.2:40000", 1, bits::REPLY | both, 4),
+        ),
+        (
+            key("10.1.0.3:8080", "10.1.0.2:40000", proto::TCP, 12),
+            entry(none, none, 0, bits::INBOUND | both, 4),
+        ),
+        // Closing, to the draining backend.
+        (
+            key("10.1.0.2:40001", "10.96.0.10:80", proto::TCP, 11),
+            entry("10.1.1.4:8080", "[::]:40001", 4, bits::FORWARD | syn | ack | fin, 10),
+        ),
+        // web-1 to itself.
+        (
+            key("10.1.0.3:50000", "10.96.0.10:80", proto::TCP, 12),
+            entry(
+                "10.1.0.3:8080",
+                "169.254.42.1:50000",
+                1,
+                bits::FORWARD | bits::HAIRPIN | both,
+                2,
+            ),
+        ),
+        (
+            key("10.1.0.3:8080", "169.254.42.1:50000", proto::TCP, 12),
+            entry("10.96.0.10:80", "10.1.0.3:50000", 1, bits::REPLY | bits::HAIRPIN | both, 2),
+        ),
+        // Without translation, both ways; one way; from outside.
+        (
+            key("10.1.0.2:5353", "8.8.8.8:53", proto::UDP, 11),
+            entry(none, none, 0, bits::SEEN_OUT | bits::SEEN_IN | bits::TIMES, 100),
+        ),
+        (
+            key("10.1.0.2:5354", "8.8.8.8:53", proto::UDP, 11),
+            entry(none, none, 0, bits::SEEN_OUT, 90),
+        ),
+        (
+            key("10.1.0.3:8080", "192.0.2.7:555", proto::TCP, 12),
+            entry(none, none, 0, bits::INBOUND | syn << 8, 1),
+        ),
+        // Its backend has another generation now.
+        (
+            key("10.1.0.2:40002", "10.96.0.10:80", proto::TCP, 11),
+            CtEntry {
+                backend_gen: 0,
+                ..entry("10.1.1.3:8080", "[::]:40002", 2, bits::FORWARD | syn | ack, 60)
+            },
+        ),
+    ]
+}
+
+#[test]
+fn a_flow_is_one_line() {
+    let one = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, false);
+    check(
+        &names(),
+        Format::Table,
+        one,
+        expect![[r#"
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    23h
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h
+        "#]],
+    );
+    check(
+        &Names::default(),
+        Format::Table,
+        one,
+        expect![[r#"
+            PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  STATE        AGE   EXPIRES
+            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  20s
+            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    23h
+            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   59m
+            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   23h
+            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  2s    23h
+            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      NEW          1s    59s
+        "#]],
+    );
+    let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
+    check(
+        &names(),
+        Format::Wide,
+        every,
+        expect![[r#"
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        AGE   EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
+            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
+            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply
+            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
+            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+        "#]],
+    );
+}
+
+#[test]
+fn flows_are_counted() {
+    let by = |by| move |view: &View<'_>| ct::count(&ct::rows(view, &flows(), STAMPS, false), by);
+    check(
+        &names(),
+        Format::Table,
+        by(By::Service),
+        expect![[r#"
+        BY                COUNT
+        default/web:http  4
+        <none>            2
+    "#]],
+    );
+    check(
+        &names(),
+        Format::Table,
+        by(By::Src),
+        expect![[r#"
+        BY              COUNT
+        default/client  4
+        192.0.2.7       1
+        default/web-1   1
+    "#]],
+    );
+    check(
+        &names(),
+        Format::Table,
+        by(By::State),
+        expect![[r#"
+        BY           COUNT
+        ESTABLISHED  3
+        CLOSING      1
+        GONE         1
+        NEW          1
+    "#]],
+    );
+}
+
+#[test]
+fn the_dump_is_filtered() {
+    let kept = |filter: &CtFilter| flows().iter().filter(|(k, e)| filter.keeps(k, e)).count();
+    let set = |ip: &str| Some([addr(ip)].into());
+    assert_eq!(kept(&CtFilter::default()), 10);
+    assert_eq!(kept(&CtFilter { addrs: set("10.1.1.4"), ..CtFilter::default() }), 1, "the backend");
+    assert_eq!(kept(&CtFilter { addrs: set("8.8.8.8"), ..CtFilter::default() }), 2);
+    assert_eq!(kept(&CtFilter { locals: set("10.1.0.3"), ..CtFilter::default() }), 4);
+    assert_eq!(kept(&CtFilter { backend_ids: Some([4].into()), ..CtFilter::default() }), 1);
+    assert_eq!(kept(&CtFilter { protocol: Some(proto::UDP), ..CtFilter::default() }), 2);
+}
+
+#[test]
+fn only_opening_halves_count_as_flows() {
+    let mut counts = HashMap::new();
+    for (key, entry) in flows() {
+        count_flow(&mut counts, &key, &entry, STAMPS);
+    }
+    let mut counts: Vec<(u32, FlowCount)> = counts.into_iter().collect();
+    counts.sort_by_key(|(id, _)| *id);
+    let count = |active, inactive| FlowCount { active, inactive };
+    assert_eq!(counts, [(1, count(2, 0)), (2, count(1, 0)), (4, count(0, 1))]);
+}
+
+/// From outside to web: to web-1 on this node, to web-2 on another one, to a process of this host.
+fn external_flows() -> Vec<(CtKey, CtEntry)> {
+    let (syn, ack) = (u32::from(tcp::SYN), u32::from(tcp::ACK));
+    let both = (syn | ack) << 8 | syn | ack;
+    let scoped = |scope, local: &str, remote: &str, veth| CtKey {
+        scope,
+        ..key(local, remote, proto::TCP, veth)
+    };
+    let forward = bits::FORWARD | bits::EXTERNAL;
+    let reply = bits::REPLY | bits::EXTERNAL;
+    let (web, client) = ("10.96.0.10:80", "203.0.113.5:4000");
+    let (web_1, web_2, host) = ("10.1.0.3:8080", "10.1.1.3:8080", "192.0.2.1:6443");
+    let masquerade = "192.0.2.1:61000";
+    vec![
+        (
+            scoped(scope::EXTERNAL, web, client, 0),
+            CtEntry { epoch: 12, ..entry(web_1, client, 1, forward | both, 8) },
+        ),
+        (scoped(scope::POD, web_1, client, 12), entry(web, client, 1, reply | both, 3)),
+        (
+            scoped(scope::EXTERNAL, web, "203.0.113.6:4001", 0),
+            entry(web_2, masquerade, 2, forward | bits::MASQUERADED | both, 9),
+        ),
+        (
+            scoped(scope::EXTERNAL_REPLY, web_2, masquerade, 0),
+            entry(web, "203.0.113.6:4001", 2, reply | bits::MASQUERADED | both, 5),
+        ),
+        (
+            scoped(scope::EXTERNAL, "10.96.0.99:443", client, 0),
+            entry(host, client, 5, forward | bits::TO_HOST | syn, 2),
+        ),
+        (
+            scoped(scope::EXTERNAL_REPLY, host, client, 0),
+            entry("10.96.0.99:443", client, 5, reply, 2),
+        ),
+    ]
+}
+
+#[test]
+fn a_flow_from_outside_is_one_line_with_its_masquerade() {
+    check(
+        &names(),
+        Format::Table,
+        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
+        expect![[r#"
+            PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES
+            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           ESTABLISHED  3s   23h
+            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           NEW          2s   58s
+            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  5s   23h
+        "#]],
+    );
+    check(
+        &names(),
+        Format::Wide,
+        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, true),
+        expect![[r#"
+            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       STATE        AGE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           ESTABLISHED  5s   23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           ESTABLISHED  8s   23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
+            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           NEW          2s   58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
+            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           NEW          2s   58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
+            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           ESTABLISHED  3s   23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
+            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  9s   23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
+        "#]],
+    );
+    let kept =
+        |filter: &CtFilter| external_flows().iter().filter(|(k, e)| filter.keeps(k, e)).count();
+    let set = |ip: &str| Some([addr(ip)].into());
+    assert_eq!(kept(&CtFilter { locals: set("10.1.0.3"), ..CtFilter::default() }), 2, "its Pod");
+    assert_eq!(kept(&CtFilter { locals: set("10.96.0.10"), ..CtFilter::default() }), 0);
+    assert_eq!(kept(&CtFilter { addrs: set("203.0.113.6"), ..CtFilter::default() }), 2);
+    assert_eq!(kept(&CtFilter { addrs: set("192.0.2.1"), ..CtFilter::default() }), 4, "the node");
+}

@@ -1,0 +1,369 @@
+//! What `lbctl flows`, `drops`, `pods` and `policy` say of policies.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use expect_test::expect;
+use lb_common::endpoint::Pod;
+use lb_common::event::outcome;
+use lb_common::flow::proto;
+use lb_common::policy::Judgement;
+use lb_common::verdict::DropReason;
+
+use super::sample::{HOUR, NOW, addr, names, snapshot};
+use super::{check, check_on};
+use crate::attribution::Policies;
+use crate::columns::{Format, Stream, Style};
+use crate::flows::{self, FlowRow, Joined, Verdict, Wanted};
+use crate::selection::Selection;
+use crate::view::View;
+use crate::{drops, pods, policies};
+use lb_core::api::policy::{Denied, Rule, Selected, View as Policy};
+use lb_core::api::{Covers, FlowRecord};
+use lb_core::counts::Counts;
+use lb_core::names::{
+    DropExample, GroupName, IssueLine, Names, PolicyName, PolicyRef, RuleName, ServiceName,
+};
+
+/// default/access and a policy in shadow mode about web-1, a policy of the cluster before them.
+pub(super) fn named() -> Names<'static> {
+    let text = Cow::Borrowed;
+    let reference = |namespace, name| PolicyRef {
+        namespace: text(namespace),
+        name: text(name),
+        tier: text(if namespace.is_empty() { "Admin" } else { "NetworkPolicy" }),
+    };
+    let rule = |number, policy, index| RuleName { number, policy, ingress: true, index };
+    let policy = |namespace, name, tier, priority, shadow| PolicyName {
+        namespace: text(namespace),
+        name: text(name),
+        tier: text(tier),
+        priority,
+        generation: 3,
+        shadow,
+        subjects: 1,
+        rules: 2,
+        created: NOW - 2 * HOUR,
+        hits: if name == "access" { 12 } else { 0 },
+        last_hit: if name == "access" { NOW - 75 } else { 0 },
+    };
+    let mut names = names();
+    names.policies = vec![
+        policy("", "fence", "Admin", 10, false),
+        policy("default", "access", "NetworkPolicy", 0, false),
+        policy("default", "try", "NetworkPolicy", 0, true),
+        policy("shop", "broken", "NetworkPolicy", 0, false),
+    ];
+    names.groups = vec![
+        GroupName {
+            id: 7,
+            policies: vec![reference("", "fence"), reference("default", "access")],
+            rules: vec![rule(0, 0, 4), rule(64, 1, 0), rule(65, 1, 1)],
+            isolating: vec![1],
+            ..GroupName::default()
+        },
+        GroupName {
+            id: 8,
+            policies: vec![
+                reference("", "fence"),
+                reference("default", "access"),
+                reference("default", "try"),
+            ],
+            rules: vec![rule(0, 0, 4)],
+            isolating: vec![1, 2],
+            ..GroupName::default()
+        },
+        GroupName { id: 9, policies: vec![reference("", "fence")], ..GroupName::default() },
+    ];
+    names.issues.push(IssueLine {
+        object: text("NetworkPolicy shop/broken"),
+        field: text("spec.ingress[0].from[0].ipBlock.cidr"),
+        message: text("\"10/8\" is not a range"),
+        ..IssueLine::default()
+    });
+    names.drops.push(DropExample {
+        reason: DropReason::PolicyIsolated as u8,
+        ingress: true,
+        protocol: proto::TCP,
+        src: "10.1.0.2:40000".parse().unwrap(),
+        dst: "10.1.0.3:8080".parse().unwrap(),
+        ifindex: 12,
+        service_id: 0,
+        at: NOW - 3,
+        group: 7,
+        judgement: Judgement::ISOLATED.number(),
+    });
+    names
+}
+
+fn flow(src: &str, dst: &str, reason: Option<DropReason>, judged: (u32, u32, u8)) -> FlowRecord {
+    let (group, judgement, outcome) = judged;
+    FlowRecord {
+        at_ms: 1_795_294_095_123,
+        src: src.parse().unwrap(),
+        dst: dst.parse().unwrap(),
+        protocol: proto::TCP,
+        reason: reason.map_or(0, |reason| reason as u8),
+        ingress: true,
+        outcome,
+        ifindex: 12,
+        service_id: if reason == Some(DropReason::NoEndpoints) { 2 } else { 0 },
+        suppressed: 4,
+        group,
+        judgement,
+        ident: 5,
+    }
+}
+
+fn rows() -> Vec<FlowRow> {
+    let isolated = Judgement::ISOLATED.number();
+    let (client, web, far) = ("10.1.0.2:40000", "10.1.0.3:8080", "192.0.2.7:555");
+    let records = [
+        flow(client, web, Some(DropReason::PolicyIsolated), (7, isolated, outcome::DROPPED)),
+        flow(
+            far,
+            web,
+            Some(DropReason::PolicyDenied),
+            (7, 1 | 1 << 16 | 1 << 31, outcome::DROPPED),
+        ),
+        flow(client, "10.96.0.53:53", Some(DropReason::NoEndpoints), (0, 0, outcome::DROPPED)),
+        flow("10.0.0.2:9", web, None, (7, 66 | 2 << 16, outcome::ALLOWED)),
+        flow(client, web, None, (8, isolated, outcome::WOULD_DENY)),
+    ];
+    let names = named();
+    let owners: HashMap<IpAddr, String> =
+        [("10.1.0.2", "default/client"), ("10.1.0.3", "default/web-1"), ("10.0.0.2", "node/n2")]
+            .into_iter()
+            .map(|(ip, name)| (ip.parse().unwrap(), name.to_owned()))
+            .collect();
+    let joined = Joined { names: &names, policies: &Policies::of(&names), owners: &owners };
+    records.iter().map(|record| flows::row(&joined, record)).collect()
+}
+
+#[test]
+fn flows_say_who_did_it() {
+    let text = |output| {
+        let mut out = Vec::new();
+        let style = Style { output, ..Style::default() };
+        let mut stream = Stream::new(&style).unwrap();
+        let all = rows();
+        stream.print(&mut out, &all[..3]).unwrap();
+        stream.print(&mut out, &all[3..]).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    expect![[r#"
+        TIME          VERDICT  SRC                   DST                 VIA                 PROTO  REASON           BY
+        20:48:15.123  dropped  default/client:40000  default/web-1:8080  <none>              TCP    POLICY_ISOLATED  default/access default-deny
+        20:48:15.123  dropped  192.0.2.7:555         default/web-1:8080  <none>              TCP    POLICY_DENIED    fence ingress[4]
+        20:48:15.123  dropped  default/client:40000  10.96.0.53:53       kube-system/dns:53  TCP    NO_ENDPOINTS     <none>
+        20:48:15.123  allowed     node/n2:9             default/web-1:8080  <none>              TCP    <none>           default/access ingress[1]
+        20:48:15.123  would-deny  default/client:40000  default/web-1:8080  <none>              TCP    <none>           default/access,default/try default-deny
+    "#]].assert_eq(&text(Format::Table));
+    expect![[r#"{"time":"2026-11-21T20:48:15.123Z","verdict":"dropped","direction":"ingress","src":{"address":"10.1.0.2:40000","name":"default/client"},"dst":{"address":"10.1.0.3:8080","name":"default/web-1"},"via":"","protocol":"TCP","reason":"POLICY_ISOLATED","by":{"policies":["default/access"],"rule":""},"ident":5,"ifindex":12,"suppressed":4}"#]].assert_eq(text(Format::Json).lines().next().unwrap());
+    assert!(Stream::new(&Style { output: Format::Yaml, ..Style::default() }).is_err());
+    let covers =
+        Covers { since_ms: 1_000, now_ms: 193_500, flows: 40, forgotten: 0, suppressed: 214 };
+    expect!["40 flows of the last 3m12s; 214 packets suppressed by sampling, 2 lost in the ring buffer since the maps were created"].assert_eq(&flows::header(&covers, Some(2)));
+    let more = Covers { forgotten: 7, ..covers };
+    expect!["40 flows of the last 3m12s, 7 older ones evicted; 214 packets suppressed by sampling, lost count unavailable"].assert_eq(&flows::header(&more, None));
+}
+
+#[test]
+fn a_flow_between_two_pods_here_is_told_once() {
+    let names = named();
+    let owners =
+        HashMap::from([("10.1.0.3".parse::<IpAddr>().unwrap(), "default/web-1".to_owned())]);
+    let joined = Joined { names: &names, policies: &Policies::of(&names), owners: &owners };
+    let (client, web) = ("10.1.0.2:40000", "10.1.0.3:8080");
+    let egress = FlowRecord { ingress: false, ..flow(client, web, None, (0, 0, outcome::ALLOWED)) };
+    assert!(flows::is_told_better(&joined, &egress));
+    for told in [
+        FlowRecord { ingress: true, ..egress },
+        FlowRecord { group: 7, ..egress },
+        FlowRecord { outcome: outcome::DROPPED, ..egress },
+        FlowRecord { dst: "10.1.1.3:8080".parse().unwrap(), ..egress },
+    ] {
+        assert!(!flows::is_told_better(&joined, &told), "{told:?}");
+    }
+}
+
+#[test]
+fn flows_are_filtered() {
+    let rows = rows();
+    let of = |set: &dyn Fn(&mut Wanted)| {
+        let mut wanted = Wanted::default();
+        set(&mut wanted);
+        let wanted = wanted.complete().unwrap();
+        (0..).zip(&rows).filter(|(_, row)| wanted.takes(row)).map(|(i, _)| i).collect::<Vec<i32>>()
+    };
+    assert_eq!(of(&|_| ()), [0, 1, 2, 3, 4]);
+    assert_eq!(of(&|w| w.pod = Some("client".to_owned())), [0, 2, 4]);
+    assert_eq!(of(&|w| w.from = Some("192.0.2.7".to_owned())), [1]);
+    assert_eq!(of(&|w| w.from = Some("node/n2".to_owned())), [3]);
+    assert_eq!(of(&|w| w.to = Some("default/web-1".to_owned())), [0, 1, 3, 4]);
+    assert_eq!(of(&|w| w.namespace = Some("shop".to_owned())), Vec::<i32>::new());
+    assert_eq!(of(&|w| w.namespace = Some("default".to_owned())), [0, 1, 2, 3, 4]);
+    assert_eq!(of(&|w| w.port = Some(53)), [2]);
+    assert_eq!(of(&|w| w.verdict = vec![Verdict::Dropped]), [0, 1, 2]);
+    assert_eq!(of(&|w| w.verdict = vec![Verdict::Allowed]), [3, 4]);
+    assert_eq!(of(&|w| w.verdict = vec![Verdict::WouldDeny, Verdict::WouldAllow]), [4]);
+    assert_eq!(of(&|w| w.reason = vec!["policy-denied".to_owned()]), [1]);
+    assert_eq!(of(&|w| w.policy = Some("default/access".to_owned())), [0, 3, 4]);
+    assert_eq!(of(&|w| w.policy = Some("fence".to_owned())), [1]);
+    let unknown = Wanted { reason: vec!["bad".to_owned()], ..Wanted::default() };
+    assert!(unknown.complete().is_err());
+}
+
+#[test]
+fn policies_are_listed() {
+    let all = |view: &View<'_>| policies::rows(view, None);
+    check(
+        &named(),
+        Format::Wide,
+        all,
+        expect![[r#"
+        NAMESPACE  NAME    TIER           PRIO  SUBJECTS  RULES  HITS  LAST-HIT  STATE     GENERATION  AGE   ISSUE
+        <none>     fence   Admin          10    1         2      0     <none>    enforced  3           120m
+        default    access  NetworkPolicy  0     1         2      12    75s       enforced  3           120m
+        default    try     NetworkPolicy  0     1         2      0     <none>    shadow    3           120m
+        shop       broken  NetworkPolicy  0     1         2      0     <none>    error     3           120m  spec.ingress[0].from[0].ipBlock.cidr: "10/8" is not a range
+    "#]],
+    );
+    let shop = |view: &View<'_>| policies::rows(view, Some("shop"));
+    check(
+        &named(),
+        Format::Name,
+        shop,
+        expect![[r#"
+        shop/broken
+    "#]],
+    );
+}
+
+#[test]
+fn pods_and_drops_name_policies() {
+    let mut snapshot = snapshot();
+    let grouped = |ip: &str, ingress, egress, shadow_ingress| Pod {
+        ip4: addr(ip),
+        ingress,
+        egress,
+        shadow_ingress,
+        ..Pod::ZERO
+    };
+    snapshot.pods =
+        [(11, grouped("10.1.0.2", 9, 0, 0)), (12, grouped("10.1.0.3", 7, 33, 8))].into();
+    let all = |view: &View<'_>| pods::rows(view, &Selection::default());
+    check_on(
+        &snapshot,
+        &named(),
+        Format::Table,
+        all,
+        expect![[r#"
+        NAMESPACE  NAME    IP        IFACE   INGRESS                EGRESS     AGE
+        default    client  10.1.0.2  veth11  cluster(1)             open       4d3h
+        default    web-1   10.1.0.3  veth12  isolated(2)+shadow(1)  group(33)  4d3h
+    "#]],
+    );
+    let counts = Counts {
+        drops: vec![(DropReason::PolicyIsolated, true, 12)],
+        counters: Vec::new(),
+        verdicts: Vec::new(),
+    };
+    let dropped = |view: &View<'_>| drops::rows(view, &counts, false);
+    check(
+        &named(),
+        Format::Table,
+        dropped,
+        expect![[r#"
+            REASON           DIRECTION  COUNT  LAST  EXAMPLE                                    BY                           WHAT-TO-DO
+            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> 10.1.0.3:8080  default/access default-deny  run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match
+        "#]],
+    );
+}
+
+#[test]
+fn a_policy_is_shown_as_it_is_written() {
+    let selected = |path: &str, wants: &str, examples: &[&str]| Selected {
+        path: path.to_owned(),
+        wants: wants.to_owned(),
+        count: examples.len() as u32,
+        examples: examples.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let rule = |path: &str, peers, ports: Option<&[&str]>| Rule {
+        path: path.to_owned(),
+        action: "Accept".to_owned(),
+        name: String::new(),
+        peers,
+        ports: ports.map(|ports| ports.iter().map(|port| (*port).to_owned()).collect()),
+        hits: if ports.is_some() { 3 } else { 0 },
+        counted_in: String::new(),
+    };
+    let policy = Policy {
+        name: "default/access".to_owned(),
+        kind: "NetworkPolicy".to_owned(),
+        tier: "NetworkPolicy".to_owned(),
+        generation: 3,
+        subject: selected("", "Pods with app=web of namespace default", &["default/web-1"]),
+        ingress: Some(vec![
+            rule(
+                "ingress[0]",
+                Some(vec![
+                    selected("ingress[0].from[0]", "Pods with app=api of namespace default", &[]),
+                    selected(
+                        "ingress[0].from[1]",
+                        "10.0.0.0/8",
+                        &["default/client", "default/web-1"],
+                    ),
+                ]),
+                Some(&["8080/TCP", "web/TCP"]),
+            ),
+            rule("ingress[1]", None, None),
+        ]),
+        issues: vec!["spec.ingress[0].ports[2]: is no port".to_owned()],
+        default_denied: Denied { ingress: 9, egress: 0 },
+        ..Policy::default()
+    };
+    let mut out = Vec::new();
+    policies::print(&mut out, &policy).unwrap();
+    expect![[r#"
+        NetworkPolicy default/access
+          tier        NetworkPolicy, priority 0
+          mode        enforced
+          generation  3
+          subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
+          issue       spec.ingress[0].ports[2]: is no port
+          ingress     2 rules; 9 flows denied by isolation
+          egress      not covered by this policy
+        ingress[0] accept: 8080/TCP, web/TCP; 3 hits
+          ingress[0].from[0]  Pods with app=api of namespace default: 0 Pods
+          ingress[0].from[1]  10.0.0.0/8: 2 Pods (default/client, default/web-1)
+        ingress[1] accept: all protocols and ports; 0 hits
+          all peers
+    "#]]
+    .assert_eq(std::str::from_utf8(&out).unwrap());
+    let empty = Policy { ingress: Some(Vec::new()), shadow: true, issues: Vec::new(), ..policy };
+    let mut out = Vec::new();
+    policies::print(&mut out, &empty).unwrap();
+    expect![[r#"
+        NetworkPolicy default/access
+          tier        NetworkPolicy, priority 0
+          mode        shadow: evaluated and counted, but not enforced
+          generation  3
+          subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
+          ingress     isolated, no traffic allowed; 9 flows denied by isolation
+          egress      not covered by this policy
+    "#]]
+    .assert_eq(std::str::from_utf8(&out).unwrap());
+}
+
+#[test]
+fn a_service_that_is_not_named_has_its_number() {
+    let names = Names { services: vec![ServiceName::default()], ..Names::default() };
+    let joined = Joined { names: &names, policies: &Policies::default(), owners: &HashMap::new() };
+    let row = flows::row(
+        &joined,
+        &flow("10.1.0.2:1", "10.96.0.53:53", Some(DropReason::NoEndpoints), (7, 1, 0)),
+    );
+    assert_eq!((row.via.as_str(), row.by.to_string().as_str()), ("#2", "#7 rule[0]"));
+}

@@ -1,0 +1,47 @@
+//! The kernel side as the agent sees it: the only code that knows aya, maps and programs.
+//!
+//! ```text
+//! pins → load → attach        programs and maps into the kernel, and onto their hooks
+//! read ← maps → apply         tables out of the maps and into them
+//! addresses                   the tables that follow the node's own devices and addresses
+//! policy                      the tables of policies
+//! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
+//! resize                      another capacity for conntrack while connections go on
+//! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
+//! ```
+
+pub mod pins;
+
+pub mod load;
+
+pub mod attach;
+
+pub mod maps;
+
+pub mod read;
+
+pub mod usage;
+
+pub mod judge;
+
+pub mod apply;
+
+pub mod addresses;
+
+pub mod policy;
+
+pub mod clock;
+
+pub mod gc;
+
+pub mod resize;
+
+pub mod refusal;
+
+pub mod ports;
+
+pub mod sockets;
+
+pub mod flows;
+
+pub mod events;

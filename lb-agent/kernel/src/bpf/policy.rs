@@ -1,0 +1,180 @@
+//! The maps `groups`, `peer_bits`, `port_bits`, `cidrs` and `policy`: what policies come to; and `hits`: what they did.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap};
+use lb_common::be::Be32;
+use lb_common::limits::{
+    MAP_CIDRS, MAP_GROUPS, MAP_HITS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec,
+};
+use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey, state_flags};
+
+use crate::bpf::apply::failed;
+use crate::bpf::maps::{self, MapsError};
+use crate::bpf::pins::Pins;
+use crate::syscall;
+use lb_core::model::policy::{Range, number};
+use lb_core::plan::MapError;
+use lb_core::plan::policy::{Actual, Op};
+
+/// The policy tables: written by the agent's loop alone.
+pub struct PolicyTables {
+    groups: Array<MapData, Group>,
+    peer_bits: HashMap<MapData, PeerKey, Bits>,
+    port_bits: LpmTrie<MapData, PortKey, Bits>,
+    /// By the words of an address, in network order.
+    cidrs: LpmTrie<MapData, [u32; 4], u32>,
+    state: Array<MapData, PolicyState>,
+    /// Written by the programs, cleared by the agent.
+    hits: PerCpuHashMap<MapData, HitKey, u64>,
+}
+
+impl PolicyTables {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or it has other sizes.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        Self::typed(|spec| maps::take(ebpf, spec))
+    }
+
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When a pin is missing or has other sizes.
+    pub fn open(pins: &Pins) -> Result<Self, MapsError> {
+        Self::typed(|spec| maps::pinned(pins, spec))
+    }
+
+    fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
+        Ok(Self {
+            groups: maps::typed(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
+            peer_bits: maps::typed(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
+            port_bits: maps::typed(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
+            cidrs: maps::typed(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
+            state: maps::typed(&MAP_POLICY, map(&MAP_POLICY)?)?,
+            hits: maps::typed(&MAP_HITS, map(&MAP_HITS)?)?,
+        })
+    }
+
+    /// What the five maps say. The other two of [`Actual`] are empty.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn load(&self) -> Result<Actual, MapError> {
+        let read = |map| move |e: io::Error| failed(map, AyaError::IoError(e));
+        let mut actual = Actual::default();
+        syscall::for_each(&self.groups, |id: &u32, group: &Group| {
+            if *group != Group::ZERO {
+                actual.groups.insert(*id, *group);
+            }
+        })
+        .map_err(read(MAP_GROUPS.name))?;
+        syscall::for_each(&self.peer_bits, |key: &PeerKey, bits: &Bits| {
+            actual.peer_bits.insert(*key, *bits);
+        })
+        .map_err(read(MAP_PEER_BITS.name))?;
+        // Not all kernels read this kind in batches.
+        for entry in self.port_bits.iter() {
+            let (key, bits) = entry.map_err(|e| failed(MAP_PORT_BITS.name, e))?;
+            actual.port_bits.insert((key.prefix_len(), key.data()), bits);
+        }
+        for entry in self.cidrs.iter() {
+            let (key, ident) = entry.map_err(|e| failed(MAP_CIDRS.name, e))?;
+            let addr = lb_common::addr::Addr::v6(key.data().map(Be32::from_wire));
+            let len = u8::try_from(key.prefix_len()).unwrap_or(128);
+            actual.cidrs.insert(Range::around(number(&addr), len), ident);
+        }
+        actual.state = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
+        Ok(actual)
+    }
+
+    /// New flows by who decided, all CPUs together.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn hits(&self) -> Result<Vec<(HitKey, u64)>, MapError> {
+        let mut hits = Vec::new();
+        for entry in self.hits.iter() {
+            let (key, values) = entry.map_err(|e| failed(MAP_HITS.name, e))?;
+            hits.push((key, values.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n))));
+        }
+        Ok(hits)
+    }
+
+    /// Forgets a count.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_hits(&mut self, key: &HitKey) -> Result<(), MapError> {
+        match self.hits.remove(key) {
+            Err(e) if !maps::is_missing(&e) => Err(failed(MAP_HITS.name, e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Does a write to one of the five maps; those to others are not for it.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::PutGroup { id, group } => {
+                self.groups.set(*id, &**group, 0).map_err(|e| failed(MAP_GROUPS.name, e))
+            }
+            Op::PutPeerBits { key, bits } => {
+                self.peer_bits.insert(key, bits, 0).map_err(|e| failed(MAP_PEER_BITS.name, e))
+            }
+            Op::DeletePeerBits { key } => removed(MAP_PEER_BITS.name, self.peer_bits.remove(key)),
+            Op::PutPortBits { len, key, bits } => {
+                let written = self.port_bits.insert(&Key::new(*len, *key), bits, 0);
+                written.map_err(|e| failed(MAP_PORT_BITS.name, e))
+            }
+            Op::DeletePortBits { len, key } => {
+                removed(MAP_PORT_BITS.name, self.port_bits.remove(&Key::new(*len, *key)))
+            }
+            Op::PutCidr { range, ident } => {
+                let written = self.cidrs.insert(&prefix(range), ident, 0);
+                written.map_err(|e| failed(MAP_CIDRS.name, e))
+            }
+            Op::DeleteCidr { range } => removed(MAP_CIDRS.name, self.cidrs.remove(&prefix(range))),
+            Op::PutState(state) => {
+                // The flags are those of who follows events.
+                let flags = self.state.get(&0, 0).map_or(0, |state| state.flags);
+                let state = PolicyState { flags, ..*state };
+                self.state.set(0, &state, 0).map_err(|e| failed(MAP_POLICY.name, e))
+            }
+            Op::PutIdent { .. } | Op::DeleteIdent { .. } | Op::SetGroups { .. } => Ok(()),
+        }
+    }
+}
+
+impl PolicyTables {
+    /// Lets the programs report flows that are allowed, or no longer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn report_allowed(&mut self, wanted: bool) -> Result<(), MapError> {
+        let old = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
+        let others = old.flags & !state_flags::REPORT_ALLOWED;
+        let flags = others | if wanted { state_flags::REPORT_ALLOWED } else { 0 };
+        if flags == old.flags {
+            return Ok(());
+        }
+        self.state.set(0, &PolicyState { flags, ..old }, 0).map_err(|e| failed(MAP_POLICY.name, e))
+    }
+}
+
+fn prefix(range: &Range) -> Key<[u32; 4]> {
+    Key::new(u32::from(range.len), range.addr().words().map(Be32::to_wire))
+}
+
+fn removed(map: &'static str, result: Result<(), AyaError>) -> Result<(), MapError> {
+    match result {
+        Err(e) if maps::is_missing(&e) => Ok(()),
+        other => other.map_err(|e| failed(map, e)),
+    }
+}

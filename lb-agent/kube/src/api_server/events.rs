@@ -1,0 +1,261 @@
+//! Kubernetes Events (`events.k8s.io/v1`, KEP-383) on the objects that this node has no room for, so that
+//! `kubectl describe` shows their authors what the node's operator sees in `lbctl status`.
+//!
+//! Only what concerns this node becomes an Event: a field that cannot be read is the same for every node, and a
+//! thousand agents must not say it a thousand times.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::{ConnectOptions, connect};
+use lb_core::escape::Escaped;
+use lb_core::issue::{Issue, ObjectRef};
+
+/// Issues that may wait to be written.
+const WAITING: usize = 64;
+/// Between two Events: a table that is too small for a thousand objects must not flood the API server.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The API's bound for a note, in bytes.
+const NOTE: usize = 1024;
+/// The controller that Events name.
+const CONTROLLER: &str = "lb-agent";
+/// Why there is an Event.
+const REASON: &str = "NotProgrammed";
+/// What the agent was doing.
+const ACTION: &str = "Program";
+
+/// Where issues are handed in. Nobody waits for an Event: what has no place is left to status, log and metrics.
+#[derive(Clone, Debug)]
+pub struct ApiEvents {
+    waiting: Option<mpsc::Sender<Issue>>,
+}
+
+impl ApiEvents {
+    /// Writes Events in a task of their own, which ends with the runtime. It connects when there is one to write.
+    pub fn spawn(options: ConnectOptions, node: &str) -> Self {
+        let (tx, mut rx) = mpsc::channel(WAITING);
+        let node = node.to_owned();
+        tokio::spawn(async move {
+            let mut writer = None;
+            while let Some(issue) = rx.recv().await {
+                if let Err(err) = write(&options, &node, &mut writer, &issue).await {
+                    warn!(object = %issue.object, "no Event: {err:#}");
+                    // The server may have moved; the next one looks for it anew.
+                    writer = None;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+        Self { waiting: Some(tx) }
+    }
+
+    /// Without an API server there are no Events.
+    pub fn none() -> Self {
+        Self { waiting: None }
+    }
+
+    /// Has an Event written about an issue.
+    pub fn tell(&self, issue: &Issue) {
+        if let Some(waiting) = &self.waiting
+            && waiting.try_send(issue.clone()).is_err()
+        {
+            debug!(object = %issue.object, "no Event: too many at once");
+        }
+    }
+}
+
+async fn write(
+    options: &ConnectOptions,
+    node: &str,
+    writer: &mut Option<Writer>,
+    issue: &Issue,
+) -> anyhow::Result<()> {
+    let writer = match writer {
+        Some(writer) => writer,
+        None => writer.insert(Writer::new(connect(options).await?, node)),
+    };
+    writer.write(issue).await
+}
+
+/// A client that writes Events in the name of this node's agent.
+struct Writer {
+    client: kube::Client,
+    recorder: Recorder,
+    node: String,
+}
+
+impl Writer {
+    fn new(client: kube::Client, node: &str) -> Self {
+        let reporter =
+            Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.to_owned()) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, node: node.to_owned() }
+    }
+
+    async fn write(&self, issue: &Issue) -> anyhow::Result<()> {
+        let Some(kind) = api_resource(&issue.object) else { return Ok(()) };
+        let object = &issue.object;
+        let api: Api<DynamicObject> = if object.namespace.is_empty() {
+            Api::all_with(self.client.clone(), &kind)
+        } else {
+            Api::namespaced_with(self.client.clone(), &object.namespace, &kind)
+        };
+        // `kubectl describe` looks for Events by the object's UID, which is not kept here.
+        let found = api.get_metadata_opt(&object.name).await.context("get the object's UID")?;
+        // Gone meanwhile: nobody will look.
+        let Some(found) = found else { return Ok(()) };
+        let regarding = ObjectReference {
+            api_version: Some(kind.api_version),
+            kind: Some(kind.kind),
+            namespace: found.metadata.namespace,
+            name: found.metadata.name,
+            uid: found.metadata.uid,
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: REASON.to_owned(),
+            note: Some(note(issue, &self.node)),
+            action: ACTION.to_owned(),
+            secondary: None,
+        };
+        self.recorder.publish(&event, &regarding).await.context("write it")
+    }
+}
+
+/// The API's resource of an object that its author looks at.
+fn api_resource(object: &ObjectRef) -> Option<ApiResource> {
+    let (group, version, plural) = match object.kind.as_str() {
+        "Service" => ("", "v1", "services"),
+        "NetworkPolicy" => ("networking.k8s.io", "v1", "networkpolicies"),
+        "ClusterNetworkPolicy" => {
+            ("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies")
+        }
+        _ => return None,
+    };
+    let kind = GroupVersionKind::gvk(group, version, &object.kind);
+    Some(ApiResource::from_gvk_with_plural(&kind, plural))
+}
+
+fn note(issue: &Issue, node: &str) -> String {
+    let field = if issue.field.is_empty() { String::new() } else { format!("{}: ", issue.field) };
+    let mut note = Escaped(format_args!("node {node}: {field}{}", issue.message)).to_string();
+    note.truncate(note.floor_char_boundary(NOTE));
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::{Bytes, Incoming};
+    use hyper::service::service_fn;
+    use hyper::{Method, Request, Response, StatusCode};
+    use hyper_util::rt::TokioIo;
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::{NOTE, Writer, note};
+    use lb_core::cluster::Name;
+    use lb_core::issue::{Issue, ObjectRef};
+
+    type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
+
+    /// An API server that has one policy, and keeps what it is asked.
+    async fn server(requests: Requests) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let requests = Arc::clone(&requests);
+                let answer = service_fn(move |request| answer(request, Arc::clone(&requests)));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), answer),
+                );
+            }
+        });
+        format!("http://{address}")
+    }
+
+    async fn answer(
+        request: Request<Incoming>,
+        requests: Requests,
+    ) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let body = request.into_body().collect().await?.to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let (code, answer) = match (&method, path.as_str()) {
+            (&Method::GET, "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/deny") => (
+                StatusCode::OK,
+                json!({
+                    "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                    "metadata": {"namespace": "shop", "name": "deny", "uid": "u-1"},
+                }),
+            ),
+            (&Method::POST, _) => (StatusCode::CREATED, body.clone()),
+            (&Method::PATCH, _) => (StatusCode::OK, body.clone()),
+            _ => (
+                StatusCode::NOT_FOUND,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "NotFound", "code": 404}),
+            ),
+        };
+        requests.lock().unwrap().push((method, path, body));
+        let answer = Full::new(Bytes::from(answer.to_string()));
+        Ok(Response::builder()
+            .status(code)
+            .header("content-type", "application/json")
+            .body(answer)
+            .unwrap())
+    }
+
+    fn issue(kind: &str, name: &str) -> Issue {
+        let object = ObjectRef::new(kind, &Name::new("shop", name));
+        Issue::new(object, "spec.ingress[3]", "no room")
+    }
+
+    #[tokio::test]
+    async fn the_author_of_an_object_is_told_and_again_when_it_comes_back() {
+        let requests = Requests::default();
+        let server = server(Arc::clone(&requests)).await.parse().unwrap();
+        let client = kube::Client::try_from(kube::Config::new(server)).unwrap();
+        let writer = Writer::new(client, "n1");
+        // A file has no Events; neither has what is gone.
+        writer.write(&Issue::new(ObjectRef::file("a.yaml", 7), "", "odd")).await.unwrap();
+        writer.write(&issue("NetworkPolicy", "gone")).await.unwrap();
+        writer.write(&issue("NetworkPolicy", "deny")).await.unwrap();
+        writer.write(&issue("NetworkPolicy", "deny")).await.unwrap();
+        let requests = requests.lock().unwrap();
+        let written: Vec<_> =
+            requests.iter().filter(|(method, ..)| method != Method::GET).collect();
+        let [(post, path, event), (patch, _, again)] = &written[..] else { panic!("{requests:?}") };
+        assert_eq!((post, patch), (&Method::POST, &Method::PATCH));
+        assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/shop/events");
+        assert_eq!(event["type"], "Warning");
+        assert_eq!(event["reason"], "NotProgrammed");
+        assert_eq!(event["note"], "node n1: spec.ingress[3]: no room");
+        assert_eq!(event["reportingInstance"], "n1");
+        let regarding = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "namespace": "shop", "name": "deny", "uid": "u-1",
+        });
+        assert_eq!(event["regarding"], regarding);
+        assert_eq!(again["series"]["count"], 2);
+    }
+
+    #[test]
+    fn a_note_is_no_longer_than_the_api_takes() {
+        let object = ObjectRef::new("Service", &Name::new("ns", "web"));
+        let note = note(&Issue::new(object, "", "ä".repeat(NOTE)), "n1");
+        assert!(note.len() <= NOTE && note.starts_with("node n1: ää"), "{note}");
+    }
+}

@@ -1,0 +1,170 @@
+//! NetworkPolicy and ClusterNetworkPolicy → record.
+//!
+//! Their specifications are read by hand (`value`): one field of the wrong type, or one that is not known here because
+//! the API server is newer, costs what stands around it and not the object. What cannot be read is an issue and gets
+//! its *safe reading*, which never lets pass what the policy might have meant to stop:
+//!
+//! | unreadable | reading |
+//! |---|---|
+//! | a peer, a port, a rule of a NetworkPolicy | it matches nothing; the others hold |
+//! | an `except`, also one outside of its block | the block matches nothing: what was to be left out is not known |
+//! | `podSelector` of a NetworkPolicy | all Pods of the namespace are isolated, and its rules allow nothing |
+//! | an entry of `policyTypes` | both directions are isolated |
+//! | a peer or a protocol of an Accept rule | the whole rule matches nothing (ClusterNetworkPolicy v1alpha2) |
+//! | a peer or a protocol of a Deny or Pass rule, an action | the rule denies everything (ClusterNetworkPolicy v1alpha2) |
+//! | subject, tier or priority of a ClusterNetworkPolicy | it is about all Pods, in tier Admin, first of all; its Accept rules match nothing, Pass rules deny |
+//! | a priority beyond 0 to 1000 | the nearest of these |
+//! | a field of `spec` itself that is not known | ignored |
+//! | annotation `lb-agent.io/mode` | enforced |
+//!
+//! Rules keep their index whatever becomes of them.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::field::{self, Findings};
+use super::{Watched, meta};
+use lb_core::cluster::{Action, Change, Event, Kind, Name, Policy, Rule};
+
+mod cluster;
+mod network;
+mod selector;
+#[cfg(test)]
+mod tests;
+mod value;
+
+/// `shadow`: what the policy would do is counted and shown, not done. `enforce` is the default.
+const MODE: &str = "lb-agent.io/mode";
+
+/// A NetworkPolicy of networking.k8s.io/v1.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct NetworkPolicy {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+/// A ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct ClusterNetworkPolicy {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+impl k8s_openapi::Resource for NetworkPolicy {
+    const API_VERSION: &'static str = "networking.k8s.io/v1";
+    const GROUP: &'static str = "networking.k8s.io";
+    const KIND: &'static str = "NetworkPolicy";
+    const VERSION: &'static str = "v1";
+    const URL_PATH_SEGMENT: &'static str = "networkpolicies";
+    type Scope = NamespaceResourceScope;
+}
+
+impl k8s_openapi::Metadata for NetworkPolicy {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl k8s_openapi::Resource for ClusterNetworkPolicy {
+    const API_VERSION: &'static str = "policy.networking.k8s.io/v1alpha2";
+    const GROUP: &'static str = "policy.networking.k8s.io";
+    const KIND: &'static str = "ClusterNetworkPolicy";
+    const VERSION: &'static str = "v1alpha2";
+    const URL_PATH_SEGMENT: &'static str = "clusternetworkpolicies";
+    type Scope = ClusterResourceScope;
+}
+
+impl k8s_openapi::Metadata for ClusterNetworkPolicy {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Watched for NetworkPolicy {
+    const KIND: Kind = Kind::NetworkPolicy;
+    type Record = Policy;
+
+    fn record(&self, findings: &mut Findings) -> Option<Policy> {
+        Some(network::policy(&self.spec, head(&self.metadata, findings), findings))
+    }
+
+    fn event(change: Change<Policy>) -> Event {
+        Event::NetworkPolicy(change)
+    }
+}
+
+impl Watched for ClusterNetworkPolicy {
+    const KIND: Kind = Kind::ClusterNetworkPolicy;
+    /// The kind is an extension (a CustomResourceDefinition) that may be installed at any time.
+    ///
+    /// That the agent must not read it (403) is no absence: policies would not hold, and nobody would know.
+    const ABSENT: &'static [u16] = &[404];
+    type Record = Policy;
+
+    fn record(&self, findings: &mut Findings) -> Option<Policy> {
+        Some(cluster::policy(&self.spec, head(&self.metadata, findings), findings))
+    }
+
+    fn event(change: Change<Policy>) -> Event {
+        Event::ClusterNetworkPolicy(change)
+    }
+
+    /// Without a namespace, whatever a manifest says.
+    fn name(&self) -> Name {
+        Name::new("", self.metadata.name.as_deref().unwrap_or_default())
+    }
+}
+
+/// What the metadata say of a policy.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    shadow: bool,
+    generation: i64,
+    created: i64,
+}
+
+fn head(meta: &ObjectMeta, findings: &mut Findings) -> Head {
+    let mode = field::value(meta.annotations.as_ref(), MODE).map(str::trim);
+    let shadow = match mode.unwrap_or("enforce") {
+        "shadow" => true,
+        "enforce" => false,
+        other => {
+            let message = format!("`{other}` is not enforce or shadow: the policy is enforced");
+            findings.add(format!("metadata.annotations[{MODE}]"), message);
+            false
+        }
+    };
+    let created = meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    Head { shadow, generation: meta.generation.unwrap_or_default(), created }
+}
+
+/// The safe reading of a rule that accepts.
+fn accept_nothing(name: Arc<str>) -> Rule {
+    Rule { name, action: Action::Accept, peers: Some(Box::default()), ports: Some(Box::default()) }
+}
+
+/// The safe reading of a rule that denies or passes on.
+fn deny_everything(name: Arc<str>) -> Rule {
+    Rule { name, action: Action::Deny, peers: None, ports: None }
+}

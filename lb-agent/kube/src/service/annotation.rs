@@ -1,0 +1,66 @@
+//! Our own annotations of a Service: how a backend is chosen. What is wrong with one is an issue and is ignored.
+//!
+//! They change how the endpoints of the Service share its traffic, never which endpoints it has.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+
+use lb_common::addr::Addr;
+
+use crate::field::{self, Findings, StringMap};
+use lb_core::cluster::{Algorithm, Weighted};
+
+/// `web-0=3,10.244.1.7=2`: shares of the traffic, by the name or the address of a Pod.
+const WEIGHTS: &str = "lb-agent.io/weights";
+/// The greatest weight.
+const MOST: u8 = 100;
+
+pub(super) fn algorithm(annotations: Option<&StringMap>, findings: &mut Findings) -> Algorithm {
+    let Some(given) = field::value(annotations, Algorithm::ANNOTATION).map(str::trim) else {
+        return Algorithm::default();
+    };
+    let all = [Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections];
+    let found = all.into_iter().find(|algorithm| algorithm.name() == given);
+    found.unwrap_or_else(|| {
+        let message =
+            format!("`{given}` is not random, maglev or least-connections: random is used");
+        findings.add(path(Algorithm::ANNOTATION), message);
+        Algorithm::default()
+    })
+}
+
+pub(super) fn weights(
+    annotations: Option<&StringMap>,
+    findings: &mut Findings,
+) -> Box<[(Weighted, u8)]> {
+    let given = field::value(annotations, WEIGHTS).unwrap_or_default();
+    let mut weights: Vec<(Weighted, u8)> = Vec::new();
+    for entry in given.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match weight(entry) {
+            Err(fault) => findings.add(path(WEIGHTS), format!("`{entry}` {fault}: left out")),
+            Ok((whose, _)) if weights.iter().any(|(other, _)| *other == whose) => {
+                findings.add(path(WEIGHTS), format!("`{entry}` is the second for it: left out"));
+            }
+            Ok(weight) => weights.push(weight),
+        }
+    }
+    weights.sort_unstable();
+    weights.into()
+}
+
+fn weight(entry: &str) -> Result<(Weighted, u8), String> {
+    let (whose, number) = entry.split_once('=').ok_or("is not POD=N or ADDRESS=N")?;
+    let (whose, number) = (whose.trim(), number.trim());
+    let number = number.parse().ok().filter(|number| (1..=MOST).contains(number));
+    let number = number.ok_or_else(|| format!("has no weight between 1 and {MOST}"))?;
+    let whose = match whose.parse::<IpAddr>() {
+        Ok(ip) => Weighted::Addr(Addr::from_ip(ip)),
+        Err(_) if whose.is_empty() => return Err("names no Pod".to_owned()),
+        Err(_) => Weighted::Pod(whose.into()),
+    };
+    Ok((whose, number))
+}
+
+fn path(annotation: &str) -> String {
+    format!("metadata.annotations[{annotation}]")
+}
