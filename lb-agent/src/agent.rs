@@ -124,7 +124,7 @@ pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
             events = agent.devices.next() => Event::Devices(events.context("follow devices")?),
             Some(attached) = inbox.attached.recv() => Event::Attached(attached),
             compiled = inbox.compiled.recv() => {
-                let ended = "the thread that compiles policies has ended";
+                let ended = "the policy compiler thread has ended";
                 Event::Compiled(Box::new(compiled.context(ended)?))
             }
             Some(news) = inbox.background.recv() => Event::Background(news),
@@ -135,11 +135,11 @@ pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
             }
             () = sleep_until(due) => Event::Timer,
             ended = &mut inbox.source => {
-                return ended.context("the source of facts has failed")?;
+                return ended.context("the watch of the cluster state failed")?;
             }
         };
         if let Event::Stop(signal) = event {
-            info!(signal, "ending; programs and tables stay in place");
+            info!(signal, "shutting down; programs and maps stay attached");
             agent.write_names();
             return Ok(());
         }
@@ -203,8 +203,8 @@ struct Agent {
 impl Agent {
     /// Takes over the tables and starts threads, source and servers.
     fn start(cfg: Config, facts: &Facts, mut kernel: Kernel) -> anyhow::Result<(Inbox, Self)> {
-        let mut actual = kernel.tables.load().context("read the pinned tables")?;
-        info!(frontends = actual.frontends.len(), "tables taken over");
+        let mut actual = kernel.tables.load().context("read the pinned maps")?;
+        info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
         let given = pickup::given(&cfg, &pickup, &mut kernel.tables, &mut actual, kernel.ct_is_new)
             .context("write the settings")?;
@@ -215,17 +215,17 @@ impl Agent {
         node::clear_devices(&mut kernel, &devices)?;
         let bindings = Bindings::take_over(&cfg.dirs.state, devices.veths());
         let pods = node::take_over_pods(&kernel.tables, &devices, &bindings)
-            .context("read the pinned tables")?;
+            .context("read the pinned maps")?;
         let sources = Sources::take_over(cfg.allowed_sources.clone(), &kernel.tables)
-            .context("read the pinned tables")?;
+            .context("read the pinned maps")?;
         let links = Links::take_over(devices.veths().map(|veth| veth.ifindex), &kernel.tables)
-            .context("read the pinned tables")?;
+            .context("read the pinned maps")?;
         let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
-            .context("read the pinned tables")?;
+            .context("read the pinned maps")?;
         let (done, compiled) = mpsc::unbounded_channel();
         let worker = Worker::spawn(done)?;
         let policies = Policies::take_over(&cfg, (worker, kernel.policy), &pods, &addresses)
-            .context("read the pinned tables")?;
+            .context("read the pinned maps")?;
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news.clone())?;
@@ -402,7 +402,7 @@ impl Agent {
             }
         }
         if let Some((_, err)) = applied.failed.iter().find(|(_, err)| !err.full) {
-            warn!(map = err.map, failed = applied.failed.len(), %err, "writes failed, trying again");
+            warn!(map = err.map, failed = applied.failed.len(), %err, "writes failed, retrying");
         }
     }
 
@@ -464,7 +464,7 @@ impl Agent {
             && self.planned
             && let Err(err) = lb_kernel::syscall::release_code()
         {
-            debug!(%err, "code that is not in use stays resident");
+            debug!(%err, "cannot release unused code pages");
         }
         Ok(())
     }

@@ -15,9 +15,9 @@ use tracing::info;
 /// When the kernel refuses.
 pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let place = dir.display();
-    let found = statfs(dir).with_context(|| format!("look at {place}"))?;
+    let found = statfs(dir).with_context(|| format!("inspect {place}"))?;
     if found.filesystem_type() == BPF_FS_MAGIC {
-        info!(dir = %place, "a bpf file system is there");
+        info!(dir = %place, "a bpf file system is already mounted");
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -34,7 +34,7 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
                 attach::detach_filters(&pins, link.ifindex)?;
             }
             pins.remove_all()?;
-            info!(pins = %dirs.pins.display(), "removed programs and tables");
+            info!(pins = %dirs.pins.display(), "removed programs and maps");
         }
         None => info!(pins = %dirs.pins.display(), "nothing is pinned"),
     }

@@ -38,7 +38,7 @@ struct Leftovers {
 
 impl Leftovers {
     fn find() -> anyhow::Result<Self> {
-        let nftables = nftables::find().context("read the rules of nf_tables")?;
+        let nftables = nftables::find().context("list nf_tables rules")?;
         let (mut legacy, mut left) = (Vec::new(), Vec::new());
         for found in legacy::find() {
             match found {
@@ -49,7 +49,7 @@ impl Leftovers {
         }
         if Path::new(rules::IPVS_DEVICE).exists() {
             left.push(
-                "kube-proxy ran in IPVS mode (device kube-ipvs0 is here): run `kube-proxy --cleanup`, which removes its virtual servers and sets"
+                "kube-proxy ran in IPVS mode (device kube-ipvs0 exists): run `kube-proxy --cleanup`, which removes its virtual servers and sets"
                     .to_owned(),
             );
         }
@@ -58,7 +58,7 @@ impl Leftovers {
 
     /// Removes them; from how many places.
     fn remove(&self) -> anyhow::Result<usize> {
-        nftables::remove(&self.nftables).context("remove the rules of nf_tables")?;
+        nftables::remove(&self.nftables).context("remove nf_tables rules")?;
         self.legacy.iter().try_for_each(legacy::remove)?;
         Ok(self.nftables.len() + self.legacy.len())
     }
@@ -77,7 +77,7 @@ pub(crate) fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
     print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
     Differences::ask(&dirs.state).show(out).context("write")?;
     if let Some(obstacle) = obstacle::find(&dirs.state) {
-        writeln!(out, "not now: {obstacle}").context("write")?;
+        writeln!(out, "not possible now: {obstacle}").context("write")?;
     }
     leftovers.nothing_is_left()
 }
@@ -130,7 +130,7 @@ fn stay_away() -> anyhow::Result<()> {
         signs.retain(|sign| !matches!(sign, foreign::Sign::Ipvs));
         if !signs.is_empty() {
             bail!(
-                "the rules were removed and came back ({}): kube-proxy still works on this node, end it first",
+                "the rules were removed and came back ({}): kube-proxy still runs on this node, stop it first",
                 foreign::words(&signs)
             );
         }
@@ -151,20 +151,20 @@ fn print(
         let (chains, jumps) = (found.chains.len(), found.jumps.len());
         writeln!(
             out,
-            "iptables-nft table {}: {chains} chains, {jumps} rules lead to them",
+            "iptables-nft table {}: {chains} chains, {jumps} rules jump to them",
             found.name
         )?;
         show_kept(out, &found.kept)?;
         if found.drops_forward {
             writeln!(
                 out,
-                "  its chain FORWARD drops by policy: what only kube-proxy's rules accepted there is dropped then"
+                "  its FORWARD chain has policy drop: traffic that only kube-proxy's rules accepted will be dropped"
             )?;
         }
     }
     for found in legacy {
         let (chains, jumps) = found.counts;
-        writeln!(out, "legacy iptables: {chains} chains, {jumps} rules lead to them")?;
+        writeln!(out, "legacy iptables: {chains} chains, {jumps} rules jump to them")?;
         show_kept(out, &found.kept)?;
     }
     Ok(())
@@ -174,5 +174,5 @@ fn show_kept(out: &mut dyn Write, kept: &[String]) -> std::io::Result<()> {
     if kept.is_empty() {
         return Ok(());
     }
-    writeln!(out, "  {} stay: rules of somebody else lead to them", kept.join(" and "))
+    writeln!(out, "  {} stay: rules of another program jump to them", kept.join(" and "))
 }

@@ -323,7 +323,7 @@ fn a_pinned_map_of_another_layout_is_refused_in_one_sentence() {
         assert_eq!(agent.wait().unwrap().code(), Some(1));
         let mut log = String::new();
         agent.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        let want = "map slots: what is pinned in ";
+        let want = "map slots: the map pinned in ";
         assert!(log.contains(want) && log.contains("lb-agent cleanup"), "{log}");
         assert_eq!(log.lines().count(), 1, "{log}");
     });
@@ -581,7 +581,7 @@ fn who_changes_addresses_inside_stays_who_he_is() {
         let veth_thief = node.routed(&thief, "veth4", &["10.9.0.3/32"]);
         let names = bed.names("thief", |names| {
             let claims =
-                |issue: &names::IssueLine<'_>| issue.message.contains("behind veth4 as well");
+                |issue: &names::IssueLine<'_>| issue.message.contains("also bound behind veth4");
             names.issues.iter().any(|issue| issue.object == "Pod default/vic" && claims(issue))
         });
         assert_eq!(
@@ -642,7 +642,7 @@ fn an_annotation_admits_sources_of_its_pod_alone() {
             let of_pod = names.issues.iter().filter(|issue| issue.object == "Pod default/vpn");
             of_pod.count() == 2
         });
-        for part in ["192.0.2.3/32 is not within --allowed-source-cidrs", "`x` is not a range"] {
+        for part in ["192.0.2.3/32 is not within --allowed-source-cidrs", "`x` is not a CIDR"] {
             assert!(names.issues.iter().any(|issue| issue.message.starts_with(part)), "{names:#?}");
         }
         // As the operator allows it; what an earlier run wrote stays.
@@ -818,14 +818,17 @@ fn kube_proxys_rules_go_once_the_agent_is_ready_and_others_stay() {
         };
         let before = node.run("nft", "list ruleset");
         let want = "nftables table ip kube-proxy: 2 chains
-iptables-nft table ip nat: 5 chains, 2 rules lead to them
+iptables-nft table ip nat: 5 chains, 2 rules jump to them
 nftables table ip6 kube-proxy: 1 chains
-iptables-nft table ip6 filter: 1 chains, 1 rules lead to them
-  its chain FORWARD drops by policy: what only kube-proxy's rules accepted there is dropped then
+iptables-nft table ip6 filter: 1 chains, 1 rules jump to them
+  its FORWARD chain has policy drop: traffic that only kube-proxy's rules accepted will be dropped
 ";
         let (code, shown, log) = takeover(&["--dry-run"]);
         assert_eq!(code, Some(0), "{log}");
-        assert!(shown.starts_with(want) && shown.contains("not now: no agent runs on "), "{shown}");
+        assert!(
+            shown.starts_with(want) && shown.contains("not possible now: no agent runs on "),
+            "{shown}"
+        );
         let (code, _, log) = takeover(&[]);
         assert_eq!(code, Some(1));
         assert!(log.contains("no agent runs on "), "{log}");
@@ -864,7 +867,7 @@ fn a_bpf_file_system_is_mounted_once() {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         mounts.lines().filter(|line| line.contains(&format!(" {} bpf ", dir.display()))).count()
     };
-    for log in ["mounted a bpf file system", "a bpf file system is there"] {
+    for log in ["mounted a bpf file system", "a bpf file system is already mounted"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
         let output = command.arg("mount-bpffs").arg(&dir).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
@@ -929,7 +932,7 @@ fn a_kube_proxy_that_lives_is_seen_and_waited_for() {
             line.is_some_and(|line| line.detail.contains(wanted))
         };
         bed.names("all of it is named", |names| {
-            line(names, "its Pod kube-system/kube-proxy-x is on this node; it answers at 127.0.0.1:10249, mode iptables; its nftables table kube-proxy is here")
+            line(names, "its Pod kube-system/kube-proxy-x is on this node; it answers at 127.0.0.1:10249, mode iptables; its nftables table kube-proxy exists")
                 && names.agent.synced != 0 && is_ok(names, "programs")
         });
         answers(10266, "/readyz", "HTTP/1.1 200");
@@ -953,7 +956,7 @@ fn a_kube_proxy_that_lives_is_seen_and_waited_for() {
         bed.write("proxy.yaml", "");
         assert!(waiting.wait().unwrap().success());
         assert!(!node.run("nft", "list tables").contains("kube-proxy"));
-        bed.names("it is gone", |names| line(names, "not here"));
+        bed.names("it is gone", |names| line(names, "not detected"));
         let answer = answers(10249, "/proxyMode", "HTTP/1.1 200");
         assert!(answer.ends_with("ebpf"), "{answer}");
 
@@ -966,7 +969,7 @@ fn a_kube_proxy_that_lives_is_seen_and_waited_for() {
         }
         let (code, log) = end(child, Signal::SIGTERM);
         assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains("kube-proxy is gone, its rules are removed"), "{log}");
+        assert!(log.contains("kube-proxy has stopped, removed its rules"), "{log}");
     });
 }
 
@@ -1028,14 +1031,14 @@ fn kube_proxys_legacy_rules_go_with_the_hosts_binaries() {
             (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), log)
         };
         bed.names("told of", |names| {
-            names.subsystems.iter().any(|line| line.detail.contains("in the legacy iptables"))
+            names.subsystems.iter().any(|line| line.detail.contains("legacy iptables"))
         });
         let (code, _, log) = takeover(Some("/nowhere"));
         assert_eq!(code, Some(1));
-        assert!(log.contains("iptables-legacy-save is not here to read them"), "{log}");
+        assert!(log.contains("iptables-legacy-save is not installed to read them"), "{log}");
         let (code, shown, log) = takeover(None);
         assert_eq!(code, Some(0), "{log}");
-        assert_eq!(shown, "legacy iptables: 2 chains, 1 rules lead to them\nremoved\n");
+        assert_eq!(shown, "legacy iptables: 2 chains, 1 rules jump to them\nremoved\n");
         let left = node.run("iptables-legacy", "-t nat -S");
         assert!(!left.contains("KUBE-") && left.contains("-A OUTPUT -j CNI-HOSTPORT"), "{left}");
         let (code, log) = end(child, Signal::SIGTERM);

@@ -363,7 +363,7 @@ fn many_rules_chain_and_too_many_deny() {
     assert_eq!(
         desired.issues.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
-            "NetworkPolicy a/p: spec.ingress[2048]: more rules than one Pod can have come together in a Pod that it selects: everything is denied there in this direction"
+            "NetworkPolicy a/p: spec.ingress[2048]: a Pod that it selects exceeds the limit of rules for one Pod: all traffic of that Pod in this direction is denied"
         ]
     );
     check_denied(&crowd, "172.16.0.1");

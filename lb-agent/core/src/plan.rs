@@ -179,7 +179,7 @@ pub struct MapError {
 impl MapError {
     /// A write that another depends on has not happened.
     fn lacking(map: &'static str) -> Self {
-        Self { map, full: false, source: "a write that must come before did not happen".into() }
+        Self { map, full: false, source: "an earlier write that this one depends on failed".into() }
     }
 }
 

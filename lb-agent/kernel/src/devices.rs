@@ -211,7 +211,7 @@ impl Devices {
                 }
             }
             Some(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => {
-                tracing::warn!("the kernel dropped device messages, asking for all devices again");
+                tracing::warn!("the kernel dropped device messages, listing all devices again");
                 return self.resync();
             }
             Some(Err(e)) => return Err(e),
@@ -334,7 +334,7 @@ impl Devices {
             }
             Err(e) => {
                 // The Pod may just be going; its device will tell. Polls and the next resync ask again.
-                tracing::debug!(ifindex, nsid, err = %e, "addresses behind the device not readable");
+                tracing::debug!(ifindex, nsid, err = %e, "cannot read the addresses behind the device");
                 false
             }
         }

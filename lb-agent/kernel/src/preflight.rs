@@ -55,7 +55,7 @@ impl Facts {
             && version < OLDEST
         {
             return Some(format!(
-                "kernel {}: too old, Linux {}.{} or later is needed{}",
+                "kernel {}: too old, Linux {}.{} or later is required{}",
                 self.kernel,
                 OLDEST.0,
                 OLDEST.1,
@@ -98,7 +98,7 @@ impl Facts {
         }
         let fixed = KEEPS_ADDRESSES.map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"));
         Some(format!(
-            "this node's own mounts (NFS, CIFS, ceph) at a Service's address keep the backend of their first connection for ever: update the kernel to {} or {}.{}, or mount at an address that is no Service's",
+            "this node's own mounts (NFS, CIFS, Ceph) of a Service address keep the backend of their first connection forever: update the kernel to {} or {}.{}, or mount an address that does not belong to a Service",
             fixed.join(", "),
             ALL_KEEP_ADDRESSES.0,
             ALL_KEEP_ADDRESSES.1
@@ -121,12 +121,10 @@ impl Facts {
 fn lacks(version: (u32, u32)) -> &'static str {
     match version {
         (0..=4, _) | (5, 0..=13) => {
-            ": it lacks SO_NETNS_COOKIE, by which host sockets are told from those of Pods"
+            ": it lacks SO_NETNS_COOKIE, which distinguishes host sockets from Pods' sockets"
         }
-        (5, 14..=17) => {
-            ": it lacks bpf_set_retval, by which a refused connection gets ECONNREFUSED"
-        }
-        _ => ": nothing older was ever tried",
+        (5, 14..=17) => ": it lacks bpf_set_retval, which gives a refused connection ECONNREFUSED",
+        _ => ": older kernels are not tested",
     }
 }
 
@@ -181,14 +179,14 @@ mod tests {
                 "Debian 11",
                 facts("5.10.0-46-cloud-amd64", &all),
                 Some(
-                    "kernel 5.10.0-46-cloud-amd64: too old, Linux 6.1 or later is needed: it lacks SO_NETNS_COOKIE",
+                    "kernel 5.10.0-46-cloud-amd64: too old, Linux 6.1 or later is required: it lacks SO_NETNS_COOKIE",
                 ),
             ),
             (
                 "Ubuntu 22.04",
                 facts("5.15.0-1", &all),
                 Some(
-                    "kernel 5.15.0-1: too old, Linux 6.1 or later is needed: it lacks bpf_set_retval",
+                    "kernel 5.15.0-1: too old, Linux 6.1 or later is required: it lacks bpf_set_retval",
                 ),
             ),
             ("root of old", facts("6.12.1", &[CAP_SYS_ADMIN, CAP_NET_ADMIN]), None),

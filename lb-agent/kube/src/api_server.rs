@@ -72,7 +72,7 @@ pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counter
                         }
                     }
                     Err(err) => {
-                        warn!(err = format!("{err:#}"), "no API server answers, trying again");
+                        warn!(err = format!("{err:#}"), "no API server answers, retrying");
                         backoff.pause().await;
                         continue;
                     }
@@ -81,7 +81,7 @@ pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counter
                 run(client, tx.clone(), Arc::clone(&counters)).await;
             }
             Err(err) => {
-                warn!(err = format!("{err:#}"), "no API server answers, trying again");
+                warn!(err = format!("{err:#}"), "no API server answers, retrying");
                 backoff.pause().await;
             }
         }
@@ -96,7 +96,7 @@ async fn version(client: &kube::Client) -> anyhow::Result<Option<Version>> {
     match timeout(ANSWER, client.apiserver_version()).await.context("it is silent")? {
         Ok(info) => Ok(number(&info.major).zip(number(&info.minor))),
         Err(kube::Error::Api(status)) => {
-            warn!(code = status.code, "the API server does not tell its version");
+            warn!(code = status.code, "cannot read the API server's version");
             Ok(None)
         }
         Err(err) => Err(err.into()),
@@ -186,7 +186,7 @@ impl Source {
                 Ok(event) => event,
                 Err(err) if streaming && is_unsupported(&err) => return End::NoStreaming,
                 Err(err) if !present && is_absent::<K>(&err) => {
-                    debug!(kind = K::KIND.name(), err = %err, "not to be had from this server");
+                    debug!(kind = K::KIND.name(), err = %err, "the API server does not serve this kind, treating it as empty");
                     for event in [Event::Restarted(K::KIND), Event::Synced(K::KIND)] {
                         if self.tx.send(Received::now(event)).await.is_err() {
                             return End::Closed;
@@ -202,7 +202,7 @@ impl Source {
                     if !is_answer(&err) && backoff.has_failed_for(GIVE_UP) {
                         return End::GivenUp;
                     }
-                    warn!(kind = K::KIND.name(), err = %err, "watch failed, trying again");
+                    warn!(kind = K::KIND.name(), err = %err, "watch failed, retrying");
                     backoff.pause().await;
                     continue;
                 }
@@ -237,11 +237,11 @@ fn translate<K: Watched>(
 ) -> Vec<Event> {
     match event {
         watcher::Event::Init => {
-            debug!(kind = K::KIND.name(), "a list begins");
+            debug!(kind = K::KIND.name(), "list started");
             vec![Event::Restarted(K::KIND)]
         }
         watcher::Event::InitDone => {
-            debug!(kind = K::KIND.name(), "the list is complete");
+            debug!(kind = K::KIND.name(), "list complete");
             vec![Event::Synced(K::KIND)]
         }
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {

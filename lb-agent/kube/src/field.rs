@@ -61,7 +61,7 @@ impl Findings {
     /// All of them.
     pub(super) fn finish(mut self) -> Vec<Issue> {
         if self.more > 0 {
-            let message = format!("{} more of its fields are wrong", self.more);
+            let message = format!("{} more of its fields are invalid", self.more);
             self.issues.push(Issue::new(self.object(), "", message));
         }
         self.issues
@@ -89,12 +89,12 @@ pub(super) fn string(value: Option<&String>) -> Option<Arc<str>> {
 /// would let a user who may write EndpointSlices reach what only the node itself should (CVE-2021-25737).
 pub(super) fn address(findings: &mut Findings, field: &str, text: &str) -> Option<Addr> {
     let Some(ip) = notation::ip(text) else {
-        findings.add(field, format!("`{text}` is not an IP address: left out"));
+        findings.add(field, format!("`{text}` is not an IP address: ignored"));
         return None;
     };
     match reserved(ip) {
         Some(what) => {
-            findings.add(field, format!("{ip} is {what} address: left out"));
+            findings.add(field, format!("{ip} is {what} address: ignored"));
             None
         }
         None => Some(Addr::from_ip(ip)),
@@ -121,7 +121,7 @@ fn reserved(ip: IpAddr) -> Option<&'static str> {
 pub(super) fn port(findings: &mut Findings, field: &str, number: i32) -> Option<u16> {
     let port = u16::try_from(number).ok().filter(|port| *port != 0);
     if port.is_none() {
-        findings.add(field, format!("{number} is not a port: left out"));
+        findings.add(field, format!("{number} is not a port: ignored"));
     }
     port
 }
@@ -133,7 +133,7 @@ pub(super) fn protocol(findings: &mut Findings, field: &str, name: Option<&str>)
         "UDP" => Some(proto::UDP),
         "SCTP" => Some(proto::SCTP),
         other => {
-            findings.add(field, format!("`{other}` is not a protocol: left out"));
+            findings.add(field, format!("`{other}` is not a protocol: ignored"));
             None
         }
     }

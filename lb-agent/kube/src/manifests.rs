@@ -54,8 +54,8 @@ pub async fn run(
             // The receiver is only gone when the agent is.
             drop(done.send(source.run(&directory, &node)));
         })
-        .context("start the thread that reads manifests")?;
-    result.await.context("the thread that reads manifests ended")?
+        .context("start the manifest thread")?;
+    result.await.context("the manifest thread ended")?
 }
 
 struct Source {
@@ -79,7 +79,7 @@ impl Source {
             let Some(names) = changed_files(&notifications) else { continue };
             if !path.is_dir() {
                 // Not an empty directory: what it said goes on holding until it is back.
-                warn!(directory = %path.display(), "the directory of manifests is gone");
+                warn!(directory = %path.display(), "the manifest directory does not exist any more, keeping its last content");
                 drop(watcher);
                 (notifications, watcher) = self.wait_for(path);
             }
@@ -112,12 +112,12 @@ impl Source {
 type Notification = notify::Result<notify::Event>;
 
 fn unreadable(path: &Path) -> String {
-    format!("the directory of manifests {} cannot be read", path.display())
+    format!("cannot read the manifest directory {}", path.display())
 }
 
 fn watch(path: &Path) -> anyhow::Result<(Receiver<Notification>, notify::RecommendedWatcher)> {
     let (tx, rx) = std::sync::mpsc::channel();
-    let context = || format!("the directory of manifests {} cannot be watched", path.display());
+    let context = || format!("cannot watch the manifest directory {}", path.display());
     let mut watcher = notify::recommended_watcher(tx).with_context(context)?;
     watcher.watch(path, RecursiveMode::NonRecursive).with_context(context)?;
     Ok((rx, watcher))

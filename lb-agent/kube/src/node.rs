@@ -81,7 +81,7 @@ fn pod_cidrs(node: &v1::Node, findings: &mut Findings) -> Box<[Prefix]> {
         match notation::prefix(text) {
             Ok(prefix) => prefixes.push(prefix),
             Err(err) => {
-                findings.add("spec.podCIDRs", format!("`{text}` is {err}: left out"));
+                findings.add("spec.podCIDRs", format!("`{text}` is {err}: ignored"));
             }
         }
     }

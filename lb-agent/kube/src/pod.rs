@@ -153,16 +153,13 @@ fn sources(pod: &PodObject, findings: &mut Findings) -> Option<Box<[Prefix]>> {
         match text.parse().ok().or_else(host) {
             Some(_) if sources.len() == MOST_SOURCES => {
                 let path = format!("metadata.annotations[{}]", Pod::SOURCES);
-                findings
-                    .add(path, format!("more than {MOST_SOURCES} ranges: the rest is left out"));
+                findings.add(path, format!("more than {MOST_SOURCES} CIDRs: the rest is ignored"));
                 break;
             }
             Some(prefix) => sources.push(prefix),
             None => {
                 let path = format!("metadata.annotations[{}]", Pod::SOURCES);
-                let message = format!(
-                    "`{text}` is not a range of addresses like 10.8.0.0/24: nothing is admitted by it"
-                );
+                let message = format!("`{text}` is not a CIDR like 10.8.0.0/24: ignored");
                 findings.add(path, message);
             }
         }

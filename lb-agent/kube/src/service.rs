@@ -28,7 +28,7 @@ impl Watched for v1::Service {
             return None;
         }
         let Some(spec) = &self.spec else {
-            findings.add("spec", "is missing: the Service is left out");
+            findings.add("spec", "is missing: the Service is ignored");
             return None;
         };
         let service_type = match spec.type_.as_deref().unwrap_or("ClusterIP") {
@@ -37,8 +37,10 @@ impl Watched for v1::Service {
             "LoadBalancer" => ServiceType::LoadBalancer,
             "ExternalName" => return None,
             other => {
-                findings
-                    .add("spec.type", format!("`{other}` is not a type: the Service is left out"));
+                findings.add(
+                    "spec.type",
+                    format!("`{other}` is not a Service type: the Service is ignored"),
+                );
                 return None;
             }
         };
@@ -76,13 +78,13 @@ fn cluster_ips(spec: &ServiceSpec, findings: &mut Findings) -> Option<Box<[Addr]
         let path = if name == "spec.clusterIP" { name.to_owned() } else { format!("{name}[{i}]") };
         let Some(ip) = field::address(findings, &path, text) else { continue };
         if ips.iter().any(|other| Family::of(other) == Family::of(&ip)) {
-            findings.add(path, format!("{ip} is the second of its family: left out"));
+            findings.add(path, format!("{ip} is the second address of its family: ignored"));
         } else {
             ips.push(ip);
         }
     }
     if texts.iter().all(String::is_empty) {
-        findings.add("spec.clusterIPs", "there is none: the Service has no frontend");
+        findings.add("spec.clusterIPs", "is empty: the Service has no frontend");
     }
     Some(ips.into())
 }
@@ -101,11 +103,11 @@ fn ports(
         let name: Arc<str> = given.name.as_deref().unwrap_or_default().into();
         if ports.iter().any(|other| other.port == port && other.protocol == protocol) {
             findings
-                .add(path("port"), format!("{port} is there twice with one protocol: left out"));
+                .add(path("port"), format!("{port} appears twice with the same protocol: ignored"));
             continue;
         }
         if ports.iter().any(|other| other.name == name) {
-            findings.add(path("name"), format!("`{name}` is there twice: left out"));
+            findings.add(path("name"), format!("`{name}` appears twice: ignored"));
             continue;
         }
         let node_port = given.node_port.filter(|port| *port != 0);
@@ -118,7 +120,7 @@ fn ports(
         };
         let twice = ports.iter().any(taken);
         if let Some(port) = node_port.filter(|_| twice) {
-            let message = format!("{port} is there twice with one protocol: left out");
+            let message = format!("{port} appears twice with the same protocol: ignored");
             findings.add(path("nodePort"), message);
         }
         let node_port = node_port.filter(|_| !twice);
@@ -133,7 +135,7 @@ fn policy(field: &str, given: Option<&str>, findings: &mut Findings) -> TrafficP
         "Cluster" | "" => TrafficPolicy::Cluster,
         "Local" => TrafficPolicy::Local,
         other => {
-            let message = format!("`{other}` is not a traffic policy: Cluster is used");
+            let message = format!("`{other}` is not a traffic policy: using Cluster");
             findings.add(field, message);
             TrafficPolicy::Cluster
         }

@@ -21,7 +21,7 @@ impl Watched for v1::ServiceCIDR {
             match notation::prefix(text) {
                 Ok(prefix) => prefixes.push(prefix),
                 Err(err) => {
-                    findings.add(format!("spec.cidrs[{i}]"), format!("`{text}` is {err}: left out"))
+                    findings.add(format!("spec.cidrs[{i}]"), format!("`{text}` is {err}: ignored"))
                 }
             }
         }

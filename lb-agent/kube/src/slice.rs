@@ -32,7 +32,7 @@ impl Watched for v1::EndpointSlice {
             "IPv6" => Family::V6,
             "FQDN" => return None,
             other => {
-                let message = format!("`{other}` is not an address type: the slice is left out");
+                let message = format!("`{other}` is not an address type: the slice is ignored");
                 findings.add("addressType", message);
                 return None;
             }
@@ -75,12 +75,12 @@ fn endpoints(
     let read = |(i, given): (usize, &v1::Endpoint)| {
         let path = format!("endpoints[{i}].addresses[0]");
         let Some(text) = given.addresses.first() else {
-            findings.add(path, "is missing: the endpoint is left out");
+            findings.add(path, "is missing: the endpoint is ignored");
             return None;
         };
         let addr = field::address(findings, &path, text)?;
         if Family::of(&addr) != family {
-            let message = format!("{addr} is not of the slice's address type: left out");
+            let message = format!("{addr} is not of the slice's address type: ignored");
             findings.add(path, message);
             return None;
         }

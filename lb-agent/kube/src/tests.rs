@@ -101,7 +101,7 @@ fn endpoints_of_this_very_host_are_refused() {
     ] {
         let issues = issues::<EndpointSlice>(slice(json!({"addresses": [ip]})));
         let want = format!(
-            "EndpointSlice ns/a: endpoints[0].addresses[0]: {ip} is {what} address: left out"
+            "EndpointSlice ns/a: endpoints[0].addresses[0]: {ip} is {what} address: ignored"
         );
         assert_eq!(issues, [want]);
     }
@@ -118,7 +118,7 @@ fn issues_with_one_object_are_bounded() {
     object["endpoints"] = (0..1000).map(|_| json!({"addresses": ["x"]})).collect();
     let issues = issues::<EndpointSlice>(object);
     assert_eq!(issues.len(), 17);
-    assert_eq!(issues[16], "EndpointSlice ns/a: 984 more of its fields are wrong");
+    assert_eq!(issues[16], "EndpointSlice ns/a: 984 more of its fields are invalid");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn what_policies_want_of_a_pod_is_kept() {
     assert_eq!(
         issues,
         [
-            "Pod ns/p: metadata.annotations[lb-agent.io/allowed-sources]: `10.9.0.0/33` is not a range of addresses like 10.8.0.0/24: nothing is admitted by it"
+            "Pod ns/p: metadata.annotations[lb-agent.io/allowed-sources]: `10.9.0.0/33` is not a CIDR like 10.8.0.0/24: ignored"
         ]
     );
 }
@@ -306,35 +306,35 @@ fn bad_fields_of_a_service_are_issues_of_it() {
     let cases = [
         (
             json!({"sessionAffinity": "Cookie"}),
-            "spec.sessionAffinity: `Cookie` is not an affinity: None is used",
+            "spec.sessionAffinity: `Cookie` is not a session affinity: using None",
         ),
         (
             json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
-            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not between 1 and 86400: 10800 is used",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not between 1 and 86400: using 10800",
         ),
         (
             json!({"externalTrafficPolicy": "Near"}),
-            "spec.externalTrafficPolicy: `Near` is not a traffic policy: Cluster is used",
+            "spec.externalTrafficPolicy: `Near` is not a traffic policy: using Cluster",
         ),
         (
             json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 70000}),
-            "spec.healthCheckNodePort: 70000 is not a port: left out",
+            "spec.healthCheckNodePort: 70000 is not a port: ignored",
         ),
         (
             json!({"loadBalancerSourceRanges": ["10.0.0.0/8", "everybody"]}),
-            "spec.loadBalancerSourceRanges[1]: `everybody` is not a range of addresses like 10.0.0.0/8: left out",
+            "spec.loadBalancerSourceRanges[1]: `everybody` is not a CIDR like 10.0.0.0/8: ignored",
         ),
         (
             json!({"externalIPs": ["192.0.2.300"]}),
-            "spec.externalIPs[0]: `192.0.2.300` is not an IP address: left out",
+            "spec.externalIPs[0]: `192.0.2.300` is not an IP address: ignored",
         ),
         (
             json!({"ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 30080}]}),
-            "spec.ports[1].nodePort: 30080 is there twice with one protocol: left out",
+            "spec.ports[1].nodePort: 30080 appears twice with the same protocol: ignored",
         ),
         (
             json!({"ports": [{"port": 80, "nodePort": 65536}]}),
-            "spec.ports[0].nodePort: 65536 is not a port: left out",
+            "spec.ports[0].nodePort: 65536 is not a port: ignored",
         ),
     ];
     for (mut spec, want) in cases {

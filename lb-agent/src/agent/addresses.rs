@@ -123,7 +123,7 @@ impl Failures {
         debug!(map = err.map, %err, "write failed");
         let what = if err.full { "no room left" } else { "write refused" };
         self.by_map.entry(err.map).or_insert_with(|| {
-            format!("{what} ({err}): traffic from outside to some addresses of this node fails")
+            format!("{what} ({err}): external traffic to some addresses of this node fails")
         });
         false
     }

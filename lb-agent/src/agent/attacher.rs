@@ -65,13 +65,13 @@ impl Attacher {
                         }
                         Command::Forget { ifindex } => {
                             if let Err(e) = hooks.forget(ifindex) {
-                                tracing::warn!(ifindex, err = %e, "pins of a device that is gone stay");
+                                tracing::warn!(ifindex, err = %e, "cannot remove the pins of a removed device");
                             }
                         }
                     }
                 }
             })
-            .context("start the thread that attaches programs")?;
+            .context("start the attach thread")?;
         Ok(Self { commands })
     }
 
@@ -87,7 +87,7 @@ impl Attacher {
 
     fn send(&self, command: Command) {
         if self.commands.send(command).is_err() {
-            tracing::error!("the thread that attaches programs has ended");
+            tracing::error!("the attach thread has ended");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) fn spawn(gc: Gc, interval: Duration, news: mpsc::Sender<News>) -> any
     thread::Builder::new()
         .name("background".to_owned())
         .spawn(move || run(gc, interval, &news))
-        .context("start the thread for conntrack expiry")?;
+        .context("start the conntrack expiry thread")?;
     Ok(())
 }
 
@@ -49,7 +49,7 @@ pub(super) fn spawn_resize(resize: Resize) -> anyhow::Result<()> {
         .name("resize".to_owned())
         .spawn(move || {
             if let Err(e) = empty(resize) {
-                warn!(err = %e, "the old conntrack table stays until the agent's next start");
+                warn!(err = %e, "cannot finish copying the old conntrack table; it stays until the next start of the agent");
             }
         })
         .context("start the thread that copies the conntrack table")?;
@@ -62,7 +62,7 @@ fn empty(mut resize: Resize) -> io::Result<()> {
         resize.copy()?;
     }
     resize.finish()?;
-    info!("the old conntrack table is gone");
+    info!("the old conntrack table was removed");
     Ok(())
 }
 
@@ -78,7 +78,7 @@ fn run(mut gc: Gc, interval: Duration, news: &mpsc::Sender<News>) {
                     return;
                 }
             }
-            Err(e) => warn!(map = "ct", err = %e, "conntrack expiry failed, trying again"),
+            Err(e) => warn!(map = "ct", err = %e, "conntrack expiry failed, retrying"),
         }
         thread::sleep(interval);
     }

@@ -175,7 +175,7 @@ impl Bindings {
             else {
                 continue;
             };
-            info!(ifindex = veth.ifindex, device = veth.name, pod = %name, "pod found");
+            info!(ifindex = veth.ifindex, device = veth.name, pod = %name, "pod identified");
             let ips = pod.ips.clone();
             device.bound = Some(Bound { pod: name, uid: pod.uid, ips, mac: veth.mac });
             device.standing = Standing::Pod;
@@ -189,7 +189,7 @@ impl Bindings {
                 held.get(name).and_then(|first| veths.iter().find(|of| of.ifindex == *first));
             let first = first.map_or("another device", |first| first.name.as_str());
             let message = format!(
-                "an address of the Pod, which is behind {first}, is bound behind {} as well: whoever is there is cut off while there is any policy",
+                "the Pod is behind {first}, but one of its addresses is also bound behind {}: traffic of that device is denied while any policy exists",
                 veth.name
             );
             self.issues.push(Issue::new(ObjectRef::new("Pod", name), "status.podIPs", message));
@@ -271,7 +271,7 @@ impl Bindings {
                 (device.standing, &device.bound, foreign)
             {
                 let message = format!(
-                    "changed its addresses: {ip}, which is bound in its network namespace, is another's; it keeps being judged as this Pod and cannot send from there"
+                    "changed its addresses: {ip}, which is bound in its network namespace, belongs to another Pod or node; policies still evaluate it as this Pod, and it cannot send from that address"
                 );
                 let object = ObjectRef::new("Pod", &bound.pod);
                 self.issues.push(Issue::new(object, "status.podIPs", message));

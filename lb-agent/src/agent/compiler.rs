@@ -57,14 +57,14 @@ impl Worker {
                     }
                 }
             })
-            .context("start the thread that compiles policies")?;
+            .context("start the policy compiler thread")?;
         Ok(Self { jobs })
     }
 
     /// Compiles. That the thread has ended is told by `done`.
     pub(super) fn start(&self, job: Job) {
         if self.jobs.send(job).is_err() {
-            tracing::error!("the thread that compiles policies has ended");
+            tracing::error!("the policy compiler thread has ended");
         }
     }
 }

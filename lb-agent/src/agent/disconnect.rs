@@ -122,9 +122,9 @@ fn run(turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
             Ok(0) => {}
             Ok(n) => {
                 closed.inc_by(n as u64);
-                info!(sockets = n, "closed UDP sockets of this host to backends that are gone");
+                info!(sockets = n, "closed this host's UDP sockets to removed backends");
             }
-            Err(err) => warn!(%err, "UDP sockets of this host to backends that are gone stay open"),
+            Err(err) => warn!(%err, "cannot close this host's UDP sockets to removed backends"),
         }
     }
 }

@@ -199,7 +199,7 @@ impl Agent {
         let examples = self.housekeeping.examples.borrow().clone();
         let table = self.table(&examples, incomplete, now.as_secs());
         if let Err(err) = names::write(&self.housekeeping.file, &table) {
-            warn!(%err, "name table not written: lbctl shows numbers or old names");
+            warn!(%err, "cannot write the name table: lbctl shows ids or outdated names");
         }
         drop(table);
         let took = begun.elapsed();

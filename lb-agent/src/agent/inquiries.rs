@@ -29,18 +29,20 @@ impl Agent {
             Question::KubeProxy => {
                 Answer::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
             }
-            Question::Flows(_) => Answer::Error("flows are not the loop's to tell".to_owned()),
+            Question::Flows(_) => {
+                Answer::Error("flows are not answered by the main loop".to_owned())
+            }
         };
         if answer.send(found).is_err() {
-            debug!("nobody waits for the answer any more");
+            debug!("the client disconnected before the answer");
         }
     }
 
     /// Somebody follows allowed flows, or nobody does any more.
     pub(super) fn report_allowed(&mut self, wanted: bool) {
         match self.policies.report_allowed(wanted) {
-            Ok(()) => debug!(wanted, "reports of allowed flows"),
-            Err(err) => warn!(%err, wanted, "reports of allowed flows stay as they are"),
+            Ok(()) => debug!(wanted, "changed reporting of allowed flows"),
+            Err(err) => warn!(%err, wanted, "cannot change reporting of allowed flows"),
         }
     }
 }

@@ -64,9 +64,9 @@ impl Kernel {
         let ct_is_new =
             maps::pinned_capacity(&pins.map(&MAP_CT)).is_none() && !pins.aside(&MAP_CT).exists();
         // Before anything is set aside.
-        let answers = answer_ports(cfg, &pins).context("look for masqueraded flows")?;
+        let answers = answer_ports(cfg, &pins).context("read masqueraded flows")?;
         let mut resize = Resize::set_aside(&pins, clock, ct_entries)
-            .context("set aside the conntrack table, whose capacity is not --ct-entries")?;
+            .context("set aside the conntrack table with a capacity other than --ct-entries")?;
         let program_config = program_config(cfg, clock, facts, &answers)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
@@ -76,7 +76,7 @@ impl Kernel {
         .map_err(|error| anyhow!(refusal::explain(&error, facts, pins.dir())))?;
         if !resize.is_empty() {
             let entries = resize.copy().context("copy the conntrack table")?;
-            info!(ct_entries, entries, "conntrack has another capacity now, entries copied");
+            info!(ct_entries, entries, "conntrack table resized, entries copied");
         }
         let tables = Tables::take(&mut ebpf)?;
         let addresses = AddressTables::take(&mut ebpf)?;
@@ -124,7 +124,7 @@ fn program_config(
     facts: &Facts,
     answers: &Ports,
 ) -> anyhow::Result<ProgramConfig> {
-    let netns_cookie = syscall::netns_cookie().context("ask for the network namespace's cookie")?;
+    let netns_cookie = syscall::netns_cookie().context("read the network namespace's cookie")?;
     let csum_ipv6 = preflight::version(&facts.kernel).is_some_and(|v| v >= CSUM_IPV6_SINCE);
     Ok(ProgramConfig {
         netns_cookie,

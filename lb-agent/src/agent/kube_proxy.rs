@@ -49,7 +49,7 @@ impl KubeProxy {
         thread::Builder::new()
             .name("kube-proxy".to_owned())
             .spawn(move || search(&news, &ordered))
-            .context("start the thread that searches for kube-proxy")?;
+            .context("start the thread that detects kube-proxy")?;
         Ok(Self {
             signs: Vec::new(),
             takeover,
@@ -75,8 +75,8 @@ impl KubeProxy {
     fn found(&mut self, signs: Vec<Sign>) {
         if signs != self.signs {
             match signs.is_empty() {
-                true => info!("nothing of kube-proxy is here any more"),
-                false => warn!("kube-proxy beside us: {}", foreign::words(&signs)),
+                true => info!("no sign of kube-proxy on this node any more"),
+                false => warn!("kube-proxy detected on this node: {}", foreign::words(&signs)),
             }
         }
         if signs.is_empty() {
@@ -135,7 +135,7 @@ impl Agent {
         if self.kube_proxy.is_due(&all, ready, Instant::now())
             && self.kube_proxy.orders.send(()).is_err()
         {
-            warn!("the thread that searches for kube-proxy has ended");
+            warn!("the thread that detects kube-proxy has ended");
         }
         self.housekeeping.touch();
     }
@@ -144,11 +144,11 @@ impl Agent {
     pub(super) fn taken_over(&mut self, removed: Result<usize, String>) {
         self.kube_proxy.failure = match removed {
             Ok(parts) => {
-                info!(parts, "kube-proxy is gone, its rules are removed");
+                info!(parts, "kube-proxy has stopped, removed its rules");
                 None
             }
             Err(err) => {
-                warn!(err, "kube-proxy's rules stay, trying again");
+                warn!(err, "cannot remove kube-proxy's rules, retrying");
                 Some(err)
             }
         };

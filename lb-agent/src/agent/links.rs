@@ -83,7 +83,7 @@ impl Links {
 
 fn is_written(result: Result<(), MapError>) -> bool {
     if let Err(err) = &result {
-        warn!(%err, "whose a link-layer address is was not written");
+        warn!(%err, "cannot write the owner of a MAC address");
     }
     result.is_ok()
 }
@@ -122,7 +122,7 @@ fn wanted(
         if holder != end.ifindex {
             let of = names.get(&holder).map_or("this node".to_owned(), |of| format!("Pod {of}"));
             let message = format!(
-                "has the MAC address {} of {of}, which had it before: what it sends from there is dropped",
+                "has the MAC address {} that {of} had first: frames it sends from that address are dropped",
                 end.mac.map(|byte| format!("{byte:02x}")).join(":"),
             );
             wanted.issues.push(Issue::new(ObjectRef::new("Pod", name), "status.podIPs", message));
@@ -186,8 +186,8 @@ mod tests {
         assert_eq!(
             issues,
             [
-                "Pod default/thief: status.podIPs: has the MAC address 02:00:00:00:00:01 of Pod default/web, which had it before: what it sends from there is dropped",
-                "Pod default/thief: status.podIPs: has the MAC address 02:00:00:00:00:63 of this node, which had it before: what it sends from there is dropped",
+                "Pod default/thief: status.podIPs: has the MAC address 02:00:00:00:00:01 that Pod default/web had first: frames it sends from that address are dropped",
+                "Pod default/thief: status.podIPs: has the MAC address 02:00:00:00:00:63 that this node had first: frames it sends from that address are dropped",
             ]
         );
         // A Pod that was found behind an older device later has changed it meanwhile.

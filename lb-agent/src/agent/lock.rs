@@ -40,7 +40,7 @@ impl Lock {
                 let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
                 let holder = if known { holder.trim() } else { "unknown" };
                 bail!(
-                    "another agent (process {holder}) runs on {}: stop it first, or use another --state-dir and --pin-dir",
+                    "another agent (process {holder}) uses {}: stop it first, or use another --state-dir and --pin-dir",
                     state_dir.display()
                 );
             }
@@ -64,7 +64,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("lb-lock-{}", std::process::id()));
         let first = Lock::take(&dir).unwrap();
         let error = format!("{:#}", Lock::take(&dir).unwrap_err());
-        let want = format!("another agent (process {}) runs on ", std::process::id());
+        let want = format!("another agent (process {}) uses ", std::process::id());
         assert!(error.starts_with(&want), "{error}");
         drop(first);
         drop(Lock::take(&dir).unwrap());

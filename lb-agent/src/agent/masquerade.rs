@@ -20,7 +20,7 @@ pub(super) fn issues(
     let mut found = Vec::new();
     if let Some(given) = host.given.as_ref().filter(|_| masquerade.clone().any(|p| host.has(p))) {
         found.push(format!(
-            "{} overlaps net.ipv4.ip_local_port_range, {}: answers to the host's own connections may go to clients outside; set them apart, or net.ipv4.ip_local_reserved_ports to {0}",
+            "{} overlaps net.ipv4.ip_local_port_range, {}: replies to the host's own connections may be sent to external clients; separate the ranges, or set net.ipv4.ip_local_reserved_ports to {0}",
             shown(masquerade),
             shown(given)
         ));
@@ -35,7 +35,7 @@ pub(super) fn issues(
     }
     if let Some(used) = used.filter(|_| overlaps) {
         found.push(format!(
-            "{} overlaps the NodePorts of Services, {}: what a backend sends to one of them may be taken for an answer; set them apart",
+            "{} overlaps the NodePorts of Services, {}: packets from a backend to a NodePort may be mistaken for replies; separate the ranges",
             shown(masquerade),
             shown(&used)
         ));

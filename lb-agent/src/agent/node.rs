@@ -63,7 +63,7 @@ impl Agent {
                 self.policies.gone(ifindex);
                 self.bindings.gone(ifindex);
                 if let Err(err) = self.tables.delete_pod(ifindex) {
-                    warn!(ifindex, %err, "entry of a device that is gone stays");
+                    warn!(ifindex, %err, "cannot delete the entry of a removed device");
                 }
                 self.detach(ifindex);
             }
@@ -153,7 +153,7 @@ impl Agent {
         }
         // Before any map says so: a restart must not come to another result.
         if let Err(err) = bindings.save(&self.state_dir) {
-            warn!(%err, dir = %self.state_dir.display(), "who is behind which device is not saved: it is found out anew after a restart");
+            warn!(%err, dir = %self.state_dir.display(), "cannot save which Pod is behind which device; the agent has to identify Pods again after a restart");
         }
         self.housekeeping.touch();
         for ifindex in changed {
@@ -174,7 +174,7 @@ impl Agent {
         }
         self.attachments.gone(ifindex);
         self.attacher.forget(ifindex);
-        debug!(ifindex, "device gone");
+        debug!(ifindex, "device removed");
     }
 
     /// Writes the entry of a device, if it is news.
@@ -188,11 +188,11 @@ impl Agent {
         };
         match self.tables.put_pod(ifindex, &pod) {
             Ok(()) => {
-                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod known");
+                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod entry written");
                 self.pods.wrote(ifindex, pod);
             }
             // The next resync tries again.
-            Err(err) => warn!(ifindex, device = veth.name, %err, "pod not written"),
+            Err(err) => warn!(ifindex, device = veth.name, %err, "cannot write the pod entry"),
         }
     }
 
@@ -213,7 +213,7 @@ impl Agent {
             // Its end is announced, too, or it was already.
             Err(AttachError::Gone { .. }) => return,
             Err(err) => {
-                error!(ifindex, device, ?role, %err, "not attached, trying again");
+                error!(ifindex, device, ?role, %err, "cannot attach programs, retrying");
                 Err(err.to_string())
             }
         };
@@ -300,7 +300,7 @@ pub(super) fn clear_devices(kernel: &mut Kernel, devices: &Devices) -> anyhow::R
         kernel.tables.delete_pod(ifindex)?;
     }
     if stale > 0 {
-        info!(devices = stale, "removed pins of devices that are gone");
+        info!(devices = stale, "removed the pins of removed devices");
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ impl Pickup {
             return 0;
         }
         self.clock.stamp_in(self.grace).unwrap_or_else(|err| {
-            warn!(%err, "no clock: connections that are older than policies are not picked up");
+            warn!(%err, "cannot read the clock: --pickup-grace has no effect");
             0
         })
     }
@@ -54,7 +54,7 @@ pub(super) fn given(
         actual.settings = Some(settings);
     }
     if ct_is_new {
-        info!(grace = ?pickup.grace, "connections may be older than the conntrack table");
+        info!(grace = ?pickup.grace, "the conntrack table is new: accepting older connections for the grace period");
     }
     Ok(given)
 }

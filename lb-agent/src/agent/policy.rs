@@ -172,11 +172,11 @@ impl Policies {
                     let group = |id: u32| self.named.get(&id).map(|(group, _)| &**group);
                     for key in self.hits.add(&counts, group, now) {
                         if let Err(err) = self.tables.forget_hits(&key) {
-                            debug!(?key, %err, "counts of a group that is gone stay");
+                            debug!(?key, %err, "cannot delete the counters of a removed rule set");
                         }
                     }
                 }
-                Err(err) => warn!(%err, "what policies decided is not counted"),
+                Err(err) => warn!(%err, "cannot read the policy hit counters"),
             }
         }
         self.hits.retain(|name, tier| live.contains(&(name, tier)));
@@ -276,7 +276,7 @@ impl Agent {
             }
         }
         if let Some((_, err)) = applied.failed.first() {
-            warn!(map = err.map, failed = applied.failed.len(), %err, "writes for policies failed, trying again");
+            warn!(map = err.map, failed = applied.failed.len(), %err, "policy writes failed, retrying");
             policies.compiling.clear();
         }
         if applied.writes > 0 {

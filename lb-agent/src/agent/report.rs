@@ -107,8 +107,11 @@ fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 fn tunnels<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     let ports: Vec<String> = facts.tunnel_ports.iter().map(u16::to_string).collect();
     let detail = match ports.len() {
-        0 => "none at UDP ports of this node".to_owned(),
-        _ => format!("UDP ports {}: dropped where Pods send to them at nodes", ports.join(", ")),
+        0 => "no UDP tunnel ports on this node".to_owned(),
+        _ => format!(
+            "UDP ports {}: packets from Pods to these ports of nodes are dropped",
+            ports.join(", ")
+        ),
     };
     line("tunnels", State::Ok, detail)
 }
@@ -119,7 +122,7 @@ fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
         return line(
             "services",
             State::Waiting,
-            "as the tables were found, until all lists are complete",
+            "using the maps as found until all lists are complete",
         );
     }
     let detail = format!("{} of {all} programmed", all.saturating_sub(incomplete));
@@ -133,7 +136,7 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             "conntrack",
             State::Degraded,
             format!(
-                "{} of {} places for translated connections are taken, new ones end old ones: raise --ct-entries",
+                "{} of {} entries for translated connections are in use, new connections evict old ones: raise --ct-entries",
                 facts.copies.0, facts.copies.1
             ),
         ),
@@ -141,8 +144,8 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             "conntrack",
             State::Degraded,
             format!(
-                "{n} entries; {} Pods hold more than a quarter of the table, {} entries were taken from them: see \
-                 `lbctl ct --pod`, lower --pod-new-flows",
+                "{n} entries; {} Pods exceeded a quarter of the table, {} of their entries were removed: see \
+                 `lbctl ct --pod` and lower --pod-new-flows",
                 facts.greedy.0, facts.greedy.1
             ),
         ),
@@ -150,7 +153,7 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
             "conntrack",
             State::Ok,
             format!(
-                "{n} entries after the last expiry; {} new flows of late were beyond the budget of their Pod \
+                "{n} entries after the last expiry; {} recent new flows exceeded the budget of their Pod \
                  (--pod-new-flows)",
                 facts.over_budget
             ),
@@ -168,7 +171,7 @@ fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     };
     let range = format!("{} source ports ({}-{})", ports.len(), ports.start(), ports.end());
     let Some(fullest) = pass.fullest else {
-        return line("masquerade", State::Ok, format!("no flow has one of the {range}"));
+        return line("masquerade", State::Ok, format!("none of {range} in use"));
     };
     let protocol = match fullest.protocol {
         proto::TCP => "TCP",
@@ -176,12 +179,13 @@ fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
         proto::SCTP => "SCTP",
         _ => "other",
     };
-    let held =
-        format!("{} of {range} are held towards {}/{protocol}", fullest.held, fullest.backend);
+    let held = format!("{} of {range} in use with {}/{protocol}", fullest.held, fullest.backend);
     let cure = "widen --masquerade-ports, or spread the clients over more nodes";
     if pass.portless > 0 {
-        let detail =
-            format!("{held}; {} packets of new flows found none of late: {cure}", pass.portless);
+        let detail = format!(
+            "{held}; {} recent packets of new flows found no free port: {cure}",
+            pass.portless
+        );
         return line("masquerade", State::Degraded, detail);
     }
     if fullest.held * 4 > ports.len() as u64 * 3 {
@@ -193,7 +197,7 @@ fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     let signs = facts.kube_proxy;
     if signs.is_empty() {
-        return line("kube-proxy", State::Ok, "not here");
+        return line("kube-proxy", State::Ok, "not detected");
     }
     let advice = match (signs.iter().any(Sign::is_alive), facts.not_taken_over) {
         (true, _) => {

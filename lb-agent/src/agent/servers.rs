@@ -50,7 +50,7 @@ pub(super) fn spawn(
     let Traces { ct: _, counters, events } = traces;
     tokio::spawn(async move {
         if let Err(err) = events::run(events, Sinks { examples: publish, recent }).await {
-            error!(%err, "dropped packets and flows are no longer read");
+            error!(%err, "events of dropped packets and flows are no longer read");
         }
     });
     let scraper = Scraper {
@@ -72,7 +72,9 @@ pub(super) fn spawn(
         Ok(listener) => {
             tokio::spawn(socket::serve(listener, Desk { flows, loop_, followers: count }));
         }
-        Err(err) => warn!(%err, "no socket: `lbctl flows` and explanations are not to be had"),
+        Err(err) => {
+            warn!(%err, "cannot create the agent socket: `lbctl flows` and detailed `lbctl explain` will not work")
+        }
     }
     Servers { metrics, examples, asked, followers }
 }

@@ -48,7 +48,7 @@ impl Sources {
                     Some("is not within --allowed-source-cidrs".to_owned())
                 };
                 if let Some(why) = refused {
-                    let message = format!("{range} {why}: nothing is admitted by it");
+                    let message = format!("{range} {why}: ignored");
                     let field = format!("metadata.annotations[{}]", Pod::SOURCES);
                     self.issues.push(Issue::new(ObjectRef::new("Pod", name), field, message));
                 }
@@ -60,7 +60,7 @@ impl Sources {
         if !self.written.contains(&source) {
             let (ifindex, range) = &source;
             tables.set_source(*ifindex, range, true).map_err(|err| {
-                let what = if err.full { "has no room" } else { "was not written" };
+                let what = if err.full { "does not fit" } else { "could not be written" };
                 format!("{what} in the map pod_sources ({err})")
             })?;
             self.written.insert(source);
@@ -87,7 +87,7 @@ impl Sources {
             let (ifindex, range) = source;
             let removed = tables.set_source(*ifindex, range, false);
             if let Err(err) = &removed {
-                debug!(ifindex, %range, %err, "source stays");
+                debug!(ifindex, %range, %err, "cannot remove a Pod source");
             }
             removed.is_err()
         });

@@ -46,11 +46,11 @@ impl Sign {
 impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nftables => f.write_str("its nftables table kube-proxy is here"),
-            Self::Iptables => f.write_str("its iptables chain KUBE-SERVICES is here"),
-            Self::Legacy => f.write_str("its chain KUBE-SERVICES is in the legacy iptables"),
-            Self::Ipvs => f.write_str("its device kube-ipvs0 is here"),
-            Self::Process => f.write_str("a process kube-proxy is running"),
+            Self::Nftables => f.write_str("its nftables table kube-proxy exists"),
+            Self::Iptables => f.write_str("its iptables chain KUBE-SERVICES exists"),
+            Self::Legacy => f.write_str("its legacy iptables chain KUBE-SERVICES exists"),
+            Self::Ipvs => f.write_str("its device kube-ipvs0 exists"),
+            Self::Process => f.write_str("a kube-proxy process is running"),
             Self::Mode(address, mode) => write!(f, "it answers at {address}, mode {mode}"),
             Self::Health(address) => write!(f, "it answers at {address}"),
             Self::Pod(name) => write!(f, "its Pod {name} is on this node"),

@@ -80,7 +80,7 @@ pub(crate) async fn serve_on(
             Ok((stream, _)) => stream,
             Err(e) => {
                 // Out of descriptors, most likely: others will be closed.
-                warn!(server = name, err = %e, "connection not accepted");
+                warn!(server = name, err = %e, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -124,9 +124,11 @@ async fn listen(name: &'static str, address: SocketAddr) -> TcpListener {
                 info!(server = name, %address, "listening");
                 return listener;
             }
-            Err(e) if told => debug!(server = name, %address, err = %e, "address still taken"),
+            Err(e) if told => {
+                debug!(server = name, %address, err = %e, "address still in use, retrying")
+            }
             Err(e) => {
-                warn!(server = name, %address, err = %e, "cannot listen, trying again; does kube-proxy run here?");
+                warn!(server = name, %address, err = %e, "cannot listen, retrying; does kube-proxy run on this node?");
                 told = true;
             }
         }
@@ -141,7 +143,7 @@ fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Answer) -> Res
         Answer {
             status: StatusCode::METHOD_NOT_ALLOWED,
             content_type: "text/plain; charset=utf-8",
-            body: "only GET\n".to_owned(),
+            body: "only GET is allowed\n".to_owned(),
             weight: None,
         }
     };

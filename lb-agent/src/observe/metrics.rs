@@ -72,15 +72,15 @@ pub(crate) struct KubeProxy {
     pub partial_sync: Histograms<1>,
     /// From the trigger time on an EndpointSlice to the maps.
     pub network_programming: Histograms<1>,
-    /// When the maps last said what they should.
+    /// Last time the maps were fully in sync.
     pub last_timestamp: Family<Labels<1>, GaugeF64>,
-    /// When a change was last heard of.
+    /// Last time a change was received.
     pub last_queued: Family<Labels<1>, GaugeF64>,
-    /// Changes of EndpointSlices not yet in the maps.
+    /// EndpointSlice changes that are not yet in the maps.
     pub endpoint_changes_pending: Gauge,
     /// All changes of EndpointSlices.
     pub endpoint_changes: Counter,
-    /// Changes of Services not yet in the maps.
+    /// Service changes that are not yet in the maps.
     pub service_changes_pending: Gauge,
     /// All changes of Services.
     pub service_changes: Counter,
@@ -129,7 +129,7 @@ pub(crate) struct Ours {
     pub map_entries: Family<Labels<1>, Gauge>,
     /// Elements there is room for.
     pub map_capacity: Family<Labels<1>, Gauge>,
-    /// Writes refused for lack of room.
+    /// Writes that failed because the map was full.
     pub map_full: Family<Labels<1>, Counter>,
     /// One expiry pass over conntrack.
     pub ct_gc: Histogram,
@@ -199,7 +199,11 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("lb_build", "The agent's version", build);
         let facts = Info::new(vec![("kernel", kernel.to_owned())]);
-        registry.register("lb_cluster_facts", "What the agent found", facts);
+        registry.register(
+            "lb_cluster_facts",
+            "Features of the kernel that the agent detected",
+            facts,
+        );
         metrics.initialise();
         (metrics, registry)
     }
@@ -344,61 +348,61 @@ fn kube_proxy(registry: &mut Registry) -> KubeProxy {
         sync: add(
             registry,
             "sync_proxy_rules_duration_seconds",
-            "Time of applying a plan to the maps",
+            "Time to apply a plan to the maps",
             sync(),
         ),
         full_sync: add(
             registry,
             "sync_full_proxy_rules_duration_seconds",
-            "Time of applying a plan that looked at everything",
+            "Time to apply a full plan to the maps",
             sync(),
         ),
         partial_sync: add(
             registry,
             "sync_partial_proxy_rules_duration_seconds",
-            "Time of applying a plan of changes",
+            "Time to apply an incremental plan to the maps",
             sync(),
         ),
         network_programming: add(
             registry,
             "network_programming_duration_seconds",
-            "Time from the change of an endpoint in the API to the maps",
+            "Time from a change of an endpoint in the API until the maps are written",
             programming,
         ),
         last_timestamp: add(
             registry,
             "sync_proxy_rules_last_timestamp_seconds",
-            "When the maps last said what they should",
+            "Last time the maps were fully in sync",
             family(),
         ),
         last_queued: add(
             registry,
             "sync_proxy_rules_last_queued_timestamp_seconds",
-            "When a change was last heard of",
+            "Last time a change was received",
             family(),
         ),
         endpoint_changes_pending: add(
             registry,
             "sync_proxy_rules_endpoint_changes_pending",
-            "Changes of EndpointSlices not yet in the maps",
+            "EndpointSlice changes that are not yet in the maps",
             Gauge::default(),
         ),
         endpoint_changes: add(
             registry,
             "sync_proxy_rules_endpoint_changes",
-            "Changes of EndpointSlices",
+            "EndpointSlice changes",
             Counter::default(),
         ),
         service_changes_pending: add(
             registry,
             "sync_proxy_rules_service_changes_pending",
-            "Changes of Services not yet in the maps",
+            "Service changes that are not yet in the maps",
             Gauge::default(),
         ),
         service_changes: add(
             registry,
             "sync_proxy_rules_service_changes",
-            "Changes of Services",
+            "Service changes",
             Counter::default(),
         ),
         no_local_endpoints: add(
@@ -407,8 +411,8 @@ fn kube_proxy(registry: &mut Registry) -> KubeProxy {
             "Service ports with a Local traffic policy and no endpoint on this node",
             family(),
         ),
-        healthz: add(registry, "proxy_healthz", "Answers of /healthz", family()),
-        livez: add(registry, "proxy_livez", "Answers of /livez", family()),
+        healthz: add(registry, "proxy_healthz", "Responses of /healthz by status code", family()),
+        livez: add(registry, "proxy_livez", "Responses of /livez by status code", family()),
     }
 }
 
@@ -419,7 +423,7 @@ fn process(root: &mut Registry) -> OfProcess {
     let cpu_seconds = Counter::<f64, AtomicU64>::default();
     registry.register_with_unit(
         "cpu",
-        "Processor time, user and system",
+        "User and system CPU time",
         Unit::Seconds,
         cpu_seconds.clone(),
     );
@@ -440,39 +444,34 @@ fn ours(root: &mut Registry) -> Ours {
         programming: add(
             registry,
             "programming_seconds",
-            "Time from a watch event to the maps",
+            "Time from a watch event until the maps are written",
             fine,
         ),
         pod_ready: add(
             registry,
             "pod_first_packet_ready_seconds",
-            "Time from the kernel's message about a Pod's device to both programs in place",
+            "Time from the kernel's message about a Pod's device until both programs are attached",
             fine_histogram(),
         ),
         attach_gap: add(
             registry,
             "attach_gap_seconds",
-            "Time that Pods' devices were without programs since attaching had failed",
+            "Time that Pods' devices were without programs because attaching failed",
             Counter::default(),
         ),
-        watch_synced: add(
-            registry,
-            "watch_synced",
-            "1 when the initial list is complete",
-            family(),
-        ),
-        watch_restarts: add(registry, "watch_restarts", "Lists begun", family()),
+        watch_synced: add(registry, "watch_synced", "1 if the initial list is complete", family()),
+        watch_restarts: add(registry, "watch_restarts", "Lists started", family()),
         watch_lag: add(registry, "watch_lag_seconds", "Time since the last event", family()),
         services: add(registry, "services", "Services", family()),
         frontends: add(registry, "frontends", "Frontends", family()),
         backends: add(registry, "backends", "Backends", family()),
-        pods: add(registry, "pods", "Devices of Pods on this node", family()),
-        issues: add(registry, "issues", "Objects' issues; lbctl status names them", family()),
-        drops: add(registry, "drops", "Packets not delivered", family()),
+        pods: add(registry, "pods", "Pod devices on this node", family()),
+        issues: add(registry, "issues", "Issues with objects; `lbctl status` lists them", family()),
+        drops: add(registry, "drops", "Dropped packets", family()),
         slow_path: add(
             registry,
             "slow_path",
-            "How often the programs took a path other than that of established flows",
+            "How often the programs left the fast path of established flows",
             family(),
         ),
         events: add(registry, "events", "Events about dropped packets", family()),
@@ -483,54 +482,59 @@ fn ours(root: &mut Registry) -> Ours {
             family(),
         ),
         map_entries: add(registry, "map_entries", "Elements in use", family()),
-        map_capacity: add(registry, "map_capacity", "Elements there is room for", family()),
-        map_full: add(registry, "map_full", "Writes refused for lack of room", family()),
-        ct_gc: add(
+        map_capacity: add(registry, "map_capacity", "Capacity in elements", family()),
+        map_full: add(
             registry,
-            "ct_gc_seconds",
-            "Time of an expiry pass over conntrack",
-            fine_histogram(),
+            "map_full",
+            "Writes that failed because the map was full",
+            family(),
         ),
+        ct_gc: add(registry, "ct_gc_seconds", "Time of a conntrack expiry pass", fine_histogram()),
         ct_expired: add(registry, "ct_expired", "Conntrack entries that expired", counter()),
         ct_displaced: add(
             registry,
             "ct_displaced",
-            "Conntrack entries of living translated connections that others evicted and the next packet puts back",
+            "Conntrack entries of live translated connections that were evicted and that the next packet restores",
             Gauge::default(),
         ),
         ct_evicted: add(
             registry,
             "ct_evicted",
-            "Conntrack entries that others evicted, about; living translated connections keep a copy",
+            "Conntrack entries that were evicted by others, approximately; live translated connections keep a copy",
             family(),
         ),
         ct_over_share: add(
             registry,
             "ct_over_share",
-            "Conntrack entries that were removed since their Pod held more than a quarter of the table",
+            "Conntrack entries that were removed because their Pod held more than a quarter of the table",
             Counter::default(),
         ),
         ct_stale: add(
             registry,
             "ct_stale",
-            "Conntrack entries whose backend is gone, at the last pass",
+            "Conntrack entries of removed backends, at the last expiry pass",
             Gauge::default(),
         ),
         sync_failures: add(
             registry,
             "sync_failures",
-            "Writes to the maps that failed and are tried again",
+            "Writes to the maps that failed and will be retried",
             Counter::default(),
         ),
         map_writes: add(registry, "map_writes", "Writes to the maps", Counter::default()),
         foreign_proxy: add(
             registry,
             "foreign_proxy_present",
-            "1 when kube-proxy works on this node, too",
+            "1 if kube-proxy also runs on this node",
             Gauge::default(),
         ),
-        programs_attached: add(registry, "programs_attached", "Programs in place", family()),
-        programs_wanted: add(registry, "programs_wanted", "Programs there should be", family()),
+        programs_attached: add(registry, "programs_attached", "Attached programs", family()),
+        programs_wanted: add(
+            registry,
+            "programs_wanted",
+            "Programs that should be attached",
+            family(),
+        ),
     }
 }
 

@@ -73,7 +73,7 @@ impl Scraper {
     fn refresh(&self) {
         match read::counts(&self.counters) {
             Ok(counts) => self.metrics.set_counts(&counts, self.examples.borrow().read),
-            Err(e) => tracing::warn!(map = "counters", err = %e, "counters not readable"),
+            Err(e) => tracing::warn!(map = "counters", err = %e, "cannot read the counters"),
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let ours = &self.metrics.ours;

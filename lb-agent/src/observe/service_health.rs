@@ -55,7 +55,7 @@ struct Port {
 }
 
 enum Stage {
-    Listening(#[expect(dead_code, reason = "held for its end")] AbortOnDrop),
+    Listening(#[expect(dead_code, reason = "dropping it stops the server")] AbortOnDrop),
     Failed { at: Instant, wait: Duration, error: io::Error },
 }
 
@@ -78,7 +78,7 @@ impl HealthPorts {
                 Some(first) => self.clashes.push(issue(
                     &health,
                     format!(
-                        "service {} has the port: load balancers hear its health",
+                        "Service {} already has this port: load balancers see its health instead",
                         first.service
                     ),
                 )),
@@ -143,7 +143,7 @@ impl HealthPorts {
                     port.stage = Stage::Listening(AbortOnDrop(task.abort_handle()));
                 }
                 Err(e) => {
-                    debug!(port = number, err = %e, "health check port not open");
+                    debug!(port = number, err = %e, "cannot open health check port");
                     (*error, *at) = (e, now + *wait);
                     *wait = (*wait * 2).min(RETRY.1);
                 }
@@ -156,9 +156,7 @@ impl HealthPorts {
         let failed = self.ports.values().filter_map(|port| match &port.stage {
             Stage::Failed { error, .. } => Some(issue(
                 &port.answer.borrow(),
-                format!(
-                    "cannot listen ({error}): load balancers see this node as down, trying again"
-                ),
+                format!("cannot listen ({error}), retrying: load balancers see this node as down"),
             )),
             Stage::Listening(_) => None,
         });
@@ -311,7 +309,10 @@ mod tests {
         assert_eq!(shown.len(), 2, "{shown:?}");
         assert!(shown[0].starts_with("Service default/web: spec.healthCheckNodePort: port "));
         assert!(shown[0].contains("cannot listen (Address already in use"), "{shown:?}");
-        assert!(shown[1].contains("default/late") && shown[1].contains("default/web has the port"));
+        assert!(
+            shown[1].contains("default/late")
+                && shown[1].contains("default/web already has this port")
+        );
         for wait in [50, 100, 200] {
             let due = ports.next_due().unwrap();
             assert_eq!(due - now, Duration::from_millis(wait));

@@ -85,7 +85,7 @@ pub(crate) async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
             Ok((stream, _)) => stream,
             Err(err) => {
                 // Out of descriptors, most likely: others will be closed.
-                warn!(server = "socket", %err, "connection not accepted");
+                warn!(server = "socket", %err, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -94,17 +94,17 @@ pub(crate) async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            let refusal = line(&Answer::Error(format!("{CLIENTS} clients are served already")));
+            let refusal = line(&Answer::Error(format!("already serving {CLIENTS} clients")));
             // Fits into the buffer of a new socket, or the client has gone.
             if let Err(err) = stream.try_write(&refusal) {
-                debug!(%err, "client not refused");
+                debug!(%err, "cannot refuse a client");
             }
             continue;
         };
         let desk = Arc::clone(&desk);
         tokio::spawn(async move {
             if let Err(err) = client(stream, &desk).await {
-                debug!(server = "socket", %err, "client left");
+                debug!(server = "socket", %err, "client disconnected");
             }
             drop(place);
         });
@@ -128,7 +128,7 @@ async fn client(stream: UnixStream, desk: &Desk) -> io::Result<()> {
             return flows(wanted, reader.into_inner().into_inner(), writer, desk).await;
         }
         Ok(question) => ask(question, desk).await,
-        Err(err) => Answer::Error(format!("not a question: {err}")),
+        Err(err) => Answer::Error(format!("not a valid request: {err}")),
     };
     write(&mut writer, &line(&answer)).await
 }
@@ -141,7 +141,7 @@ async fn ask(question: Question, desk: &Desk) -> Answer {
     };
     match timeout(THINK, asked).await {
         Ok(Some(answer)) => answer,
-        Ok(None) => Answer::Error("the agent is ending".to_owned()),
+        Ok(None) => Answer::Error("the agent is shutting down".to_owned()),
         Err(_) => Answer::Error("the agent is busy: try again".to_owned()),
     }
 }

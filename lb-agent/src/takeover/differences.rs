@@ -1,4 +1,4 @@
-//! What of the cluster's objects will not work here, or otherwise than under kube-proxy: the agent's issues, and what it
+//! What of the cluster's objects will not work here, or different from kube-proxy: the agent's issues, and what it
 //! answers when asked.
 #![forbid(unsafe_code)]
 
@@ -27,10 +27,10 @@ impl Differences {
 
     /// Writes all of it; nothing when there is nothing.
     pub(super) fn show(&self, out: &mut dyn Write) -> io::Result<()> {
-        list(out, "will not work as written (`lbctl status` has them, too):", &self.issues)?;
+        list(out, "will not work as configured (also in `lbctl status`):", &self.issues)?;
         match &self.remarks {
-            Ok(remarks) => list(out, "otherwise than under kube-proxy:", remarks),
-            Err(err) => writeln!(out, "what is otherwise here cannot be told: {err}"),
+            Ok(remarks) => list(out, "different from kube-proxy:", remarks),
+            Err(err) => writeln!(out, "cannot list differences from kube-proxy: {err}"),
         }
     }
 }
@@ -87,11 +87,8 @@ mod tests {
         let lines: Vec<&str> = got.lines().collect();
         assert_eq!(lines.len(), 4, "{got}");
         assert!(lines[1].starts_with("  Service a/b: spec: not"), "{got}");
-        assert_eq!(
-            lines[2..],
-            ["otherwise than under kube-proxy:", "  Service c/d: spec: is SCTP"]
-        );
+        assert_eq!(lines[2..], ["different from kube-proxy:", "  Service c/d: spec: is SCTP"]);
         let got = shown(&[], Err("no agent answers".to_owned()));
-        assert_eq!(got, "what is otherwise here cannot be told: no agent answers\n");
+        assert_eq!(got, "cannot list differences from kube-proxy: no agent answers\n");
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn remove(found: &Found) -> anyhow::Result<()> {
 fn saved(save: &str) -> anyhow::Result<String> {
     let output = match Command::new(save).stdin(Stdio::null()).output() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => bail!(
-            "kube-proxy's rules are in the legacy iptables, and {save} is not here to read them: run `lb-agent takeover` on the node itself, or `kube-proxy --cleanup`"
+            "kube-proxy's rules are in the legacy iptables, and {save} is not installed to read them: run `lb-agent takeover` on the node itself, or `kube-proxy --cleanup`"
         ),
         other => other.with_context(|| format!("start {save}"))?,
     };

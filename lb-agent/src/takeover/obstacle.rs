@@ -17,14 +17,14 @@ const FRESH: Duration = Duration::from_secs(60);
 pub(super) fn find(state_dir: &Path) -> Option<String> {
     alive(&foreign::alive()).or_else(|| no_agent(state_dir)).or_else(|| match pods(state_dir) {
         Ok(pods) => alive(&pods),
-        Err(err) => Some(format!("which Pods are here cannot be told: {err:#}")),
+        Err(err) => Some(format!("cannot list the Pods of this node: {err:#}")),
     })
 }
 
 fn alive(signs: &[Sign]) -> Option<String> {
     (!signs.is_empty()).then(|| {
         format!(
-            "kube-proxy still works here and would write its rules again ({}): delete its DaemonSet first",
+            "kube-proxy still runs on this node and would write its rules again ({}): delete its DaemonSet first",
             foreign::words(signs)
         )
     })
@@ -36,7 +36,7 @@ fn no_agent(state_dir: &Path) -> Option<String> {
     }
     match names::read(&state_dir.join(names::FILE)) {
         Ok(names) => unready(&names, SystemTime::now()),
-        Err(err) => Some(format!("how the agent is cannot be told: {err}")),
+        Err(err) => Some(format!("cannot read the agent's state: {err}")),
     }
 }
 
@@ -53,11 +53,11 @@ fn unready(names: &Names<'_>, now: SystemTime) -> Option<String> {
     let written = UNIX_EPOCH + Duration::from_secs(names.agent.written);
     if now.duration_since(written).is_ok_and(|age| age > FRESH) {
         return Some(
-            "the agent has not said for a minute how it is: see `lbctl status`".to_owned(),
+            "the agent has not reported its state for a minute: check `lbctl status`".to_owned(),
         );
     }
     if names.agent.synced == 0 {
-        return Some("the agent has not written all Services yet: see `lbctl status`".to_owned());
+        return Some("the agent has not written all Services yet: check `lbctl status`".to_owned());
     }
     let needed = ["api", "programs", "services"];
     let bad = names.subsystems.iter().find(|s| needed.contains(&&*s.name) && s.state != State::Ok);
@@ -90,7 +90,7 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         for (names, want) in [
             (names(995, 900, State::Ok), None),
-            (names(900, 900, State::Ok), Some("the agent has not said for a minute")),
+            (names(900, 900, State::Ok), Some("the agent has not reported its state")),
             (names(995, 0, State::Ok), Some("the agent has not written all Services")),
             (names(995, 900, State::Waiting), Some("the agent's programs are not ready: 3 of 4")),
         ] {

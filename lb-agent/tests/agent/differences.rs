@@ -39,7 +39,7 @@ fn takeover_tells_before_the_change_what_is_otherwise() {
         };
         let shown = dry_run();
         assert!(
-            shown.contains("what is otherwise here cannot be told: no agent answers"),
+            shown.contains("cannot list differences from kube-proxy: no agent answers"),
             "{shown}"
         );
 
@@ -57,9 +57,9 @@ fn takeover_tells_before_the_change_what_is_otherwise() {
         ready(2);
         let shown = dry_run();
         for line in [
-            "will not work as written (`lbctl status` has them, too):",
+            "will not work as configured (also in `lbctl status`):",
             "  Service shop/web: spec.externalIPs: 203.0.113.5 is not in --external-ip-cidrs: not served",
-            "otherwise than under kube-proxy:",
+            "different from kube-proxy:",
             "  Service shop/signal: spec.ports[].protocol: port 80 is SCTP: it is served to Pods and external clients, but not to host processes and Pods on the host network",
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");

@@ -122,7 +122,9 @@ fn the_worst_policies_stay_within_the_limit_and_cost_others_nothing() {
                 .filter(|issue| issue.object.contains(&format!(" {namespace}/")));
             issues.map(|issue| issue.message.to_string()).collect::<Vec<_>>().join("; ")
         };
-        for (namespace, want) in [("more", "have no room"), ("long", "more rules than one Pod")] {
+        for (namespace, want) in
+            [("more", "do not fit among"), ("long", "exceeds the limit of rules")]
+        {
             assert!(of(namespace).contains(want), "{namespace}: {:#?}", names.issues);
         }
         for namespace in ["victim", "peers", "default"] {

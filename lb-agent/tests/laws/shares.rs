@@ -293,9 +293,10 @@ fn ports_go_before_tables_and_hashing_goes_on_without_them() {
     assert_eq!(issues.len(), 1, "the younger Service has lost some: {issues:?}");
     assert_eq!(
         issues[0].to_string(),
-        "Service evil/1: metadata.annotations[lb-agent.io/algorithm]: namespace evil wants more than 131072 of \
-         131072 slots, and there is no room for what all namespaces want: ports 127, 128, 129 and 14 more have no \
-         Maglev table: clients are hashed to the endpoints as they are, and more of them move when those change"
+        "Service evil/1: metadata.annotations[lb-agent.io/algorithm]: namespace evil needs more than 131072 of \
+         131072 slots, and all namespaces together need more than there are: ports 127, 128, 129 and 14 more have no \
+         Maglev table: clients are hashed to the current endpoints, and more of them change endpoints when the \
+         endpoints change"
     );
 }
 

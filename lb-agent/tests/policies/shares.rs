@@ -99,7 +99,7 @@ impl Agent {
     fn refused(&self) -> BTreeSet<(String, String)> {
         let issues = self.desired.issues.iter().inspect(|issue| {
             let text = issue.to_string();
-            assert!(text.contains("there is no room for what all namespaces want"), "{text}");
+            assert!(text.contains("all namespaces together need more than there are"), "{text}");
         });
         let of = |issue: &lb_core::issue::Issue| {
             (issue.object.namespace.clone(), format!("{} {}", issue.object.name, issue.field))
@@ -198,7 +198,10 @@ fn a_tenant_that_fills_a_table_is_cut_off_and_others_are_not() {
             println!("{table}: {} of {} refused", refused.len(), world.policies.len());
             assert_eq!(agent.troubled(), BTreeSet::from(["evil".to_owned()]), "{table}");
             let text = agent.desired.issues[0].to_string();
-            assert!(text.contains(&format!(" {table}, and there is no room")), "{text}");
+            assert!(
+                text.contains(&format!(" {table}, and all namespaces together need more")),
+                "{text}"
+            );
             let some = world.pods.keys().enumerate();
             let some =
                 some.filter(|(i, (of, _))| of == "good" || i % (1 + world.pods.len() / 97) == 0);

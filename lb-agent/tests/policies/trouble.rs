@@ -344,14 +344,14 @@ fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
     assert_eq!(
         text(&desired.issues),
         [
-            "NetworkPolicy big/p1: spec.ingress: its blocks are 22001 ranges, and have no room among the 49152 ranges of addresses that a node can tell apart: Pods that it selects are cut off in this direction"
+            "NetworkPolicy big/p1: spec.ingress: its ipBlocks need 22001 ranges, which do not fit among the 49152 address ranges that a node can distinguish: all traffic in this direction of the Pods it selects is denied"
         ]
     );
     assert_eq!(
         text(&desired.remarks),
         [
-            "NetworkPolicy big/p2: spec.ingress: its blocks take 20001 of the 49152 ranges of addresses that a node can tell apart for all policies together",
-            "NetworkPolicy big/p3: spec.ingress: its blocks take 15001 of the 49152 ranges of addresses that a node can tell apart for all policies together"
+            "NetworkPolicy big/p2: spec.ingress: its ipBlocks use 20001 of the 49152 address ranges that a node can distinguish for all policies together",
+            "NetworkPolicy big/p3: spec.ingress: its ipBlocks use 15001 of the 49152 address ranges that a node can distinguish for all policies together"
         ]
     );
     let less = world(10_000);

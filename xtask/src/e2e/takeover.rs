@@ -131,7 +131,7 @@ fn refuses(bed: &Bed<'_>, node: &str) -> Result<()> {
     let pod = pod_on(bed.cluster, node)?;
     match on(bed, &pod, &["lb-agent", "takeover"]) {
         Ok(said) => bail!("{node}: rules were removed beside kube-proxy: {said}"),
-        Err(err) if format!("{err:#}").contains("kube-proxy still works here") => {}
+        Err(err) if format!("{err:#}").contains("kube-proxy still runs on this node") => {}
         Err(err) => return Err(err.context(format!("{node}: another refusal"))),
     }
     let line = kube_proxy_line(bed, node)?;

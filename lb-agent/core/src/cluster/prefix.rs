@@ -105,7 +105,7 @@ impl fmt::Display for Prefix {
 
 /// What is no range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a range of addresses like 10.0.0.0/8")]
+#[error("not a CIDR like 10.0.0.0/8")]
 pub struct NotPrefix;
 
 #[cfg(test)]

@@ -58,8 +58,8 @@ impl<'a> Outside<'a> {
         let open = service.ports.iter().any(|port| port.node_port.is_some());
         let node = if open { rules.node_port_addrs(cluster) } else { Vec::new() };
         if open && !node.iter().any(|addr| has_family(service, addr)) {
-            let message = "no address of this node is known for it (--node-port-addresses): not \
-                           served at nodes";
+            let message = "no address of this node matches --node-port-addresses: the NodePort is not \
+                           served";
             issues.push(issue(name, field(Scope::NodePort), message.to_owned()));
         }
         Self { cluster, rules, name, service, addrs, node, taken: HashSet::new() }
@@ -166,7 +166,7 @@ impl<'a> Outside<'a> {
             Scope::LoadBalancer | Scope::ExternalIp => format!("{addr} port {number}/{protocol}"),
         };
         let whose = if owner == self.name {
-            "belongs to an earlier port already".to_owned()
+            "already belongs to an earlier port".to_owned()
         } else {
             format!("belongs to the older Service {owner}")
         };

@@ -17,7 +17,9 @@ pub(super) fn model(cluster: &Cluster) -> (DesiredNode, Vec<Issue>) {
             continue;
         }
         if service_cidrs.len() == Settings::ZERO.service_cidrs.len() {
-            let message = format!("{prefix} is one too many: unallocated addresses are routed");
+            let message = format!(
+                "{prefix} exceeds the number of supported CIDRs: packets to its unallocated addresses are routed instead of dropped"
+            );
             issues.push(Issue::new(ObjectRef::new("ServiceCIDR", name), "spec.cidrs", message));
         } else {
             service_cidrs.push(*prefix);
@@ -27,7 +29,7 @@ pub(super) fn model(cluster: &Cluster) -> (DesiredNode, Vec<Issue>) {
     let most = Settings::ZERO.tunnel_ports.len();
     for port in cluster.tunnel_ports().iter().skip(most) {
         let message = format!(
-            "tunnels at more than {most} UDP ports: what Pods send to port {port} is not dropped"
+            "tunnels use more than {most} UDP ports: packets from Pods to port {port} are not dropped"
         );
         let node = Name::new("", cluster.node_name());
         issues.push(Issue::new(ObjectRef::new("Node", &node), "", message));

@@ -57,16 +57,16 @@ impl ExternalIps {
 impl fmt::Display for ExternalIps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ranges => f.write_str("served in the ranges of --external-ip-cidrs"),
+            Self::Ranges => f.write_str("served within --external-ip-cidrs"),
             Self::NoRanges => f.write_str("not served: --external-ip-cidrs is none"),
             Self::On((major, minor)) => {
-                write!(f, "served, as Kubernetes {major}.{minor} has them (--external-ip-cidrs bounds them)")
+                write!(f, "served, because Kubernetes {major}.{minor} enables them (--external-ip-cidrs can restrict them)")
             }
             Self::Off((major, minor)) => {
-                write!(f, "not served, as Kubernetes {major}.{minor} has them off (--external-ip-cidrs allows ranges)")
+                write!(f, "not served, because Kubernetes {major}.{minor} disables them (--external-ip-cidrs can allow ranges)")
             }
             Self::Unknown => f.write_str(
-                "not served: no API server has said its version (--external-ip-cidrs allows ranges)",
+                "not served: the version of the API server is unknown (--external-ip-cidrs can allow ranges)",
             ),
         }
     }
@@ -106,7 +106,7 @@ impl Rules {
             ExternalIps::On(_) => None,
             ExternalIps::Ranges if self.external_ips.as_deref().is_some_and(contains) => None,
             ExternalIps::Off((major, minor)) => Some(format!(
-                "is not in --external-ip-cidrs, and Kubernetes {major}.{minor} has externalIPs off"
+                "is not in --external-ip-cidrs, and Kubernetes {major}.{minor} disables externalIPs"
             )),
             ExternalIps::Ranges | ExternalIps::NoRanges | ExternalIps::Unknown => {
                 Some("is not in --external-ip-cidrs".to_owned())

@@ -182,7 +182,8 @@ fn unrestricted(name: &Name, service: &Service, ports: &[DesiredPort]) -> Option
         })
     })?;
     let family = family_name(open.family);
-    let message = format!("none is {family}: its {family} addresses are open to everybody");
+    let message =
+        format!("contains no {family} range: its {family} addresses are open to all clients");
     let field = "spec.loadBalancerSourceRanges";
     Some(Issue::new(ObjectRef::new("Service", name), field, message))
 }
@@ -194,7 +195,7 @@ fn crowded(name: &Name, port: &DesiredPort) -> Option<Issue> {
         return None;
     }
     let message = format!(
-        "maglev has room for {MAGLEV_SLOTS} endpoints, and port {} has {n} of {}: random is used",
+        "maglev supports {MAGLEV_SLOTS} endpoints, but port {} has {n} {} endpoints: using random",
         port.port,
         family_name(port.family)
     );

@@ -153,7 +153,7 @@ fn more_endpoints_than_a_maglev_table_has_room_for_are_an_issue() {
     let most = MAGLEV_SLOTS as usize;
     let cases = [
         (Algorithm::Maglev, most, true, None),
-        (Algorithm::Maglev, most + 1, true, Some("1022 of IPv4: random is used")),
+        (Algorithm::Maglev, most + 1, true, Some("1022 IPv4 endpoints: using random")),
         // No client outside would be served by a table.
         (Algorithm::Maglev, most + 1, false, None),
         (Algorithm::Random, most + 1, true, None),
@@ -168,7 +168,7 @@ fn more_endpoints_than_a_maglev_table_has_room_for_are_an_issue() {
         let found: Vec<_> = desired.issues().map(ToString::to_string).collect();
         let found: Vec<_> = found.into_iter().filter(|text| text.contains("annotations")).collect();
         let name = format!("{algorithm:?} with {n}, NodePort {is_node_port}: {found:?}");
-        let start = "Service ns/web: metadata.annotations[lb-agent.io/algorithm]: maglev has room for 1021 endpoints, and port 80 has ";
+        let start = "Service ns/web: metadata.annotations[lb-agent.io/algorithm]: maglev supports 1021 endpoints, but port 80 has ";
         let want: Vec<_> = want.iter().map(|end| format!("{start}{end}")).collect();
         assert_eq!(found, want, "{name}");
     }
@@ -241,8 +241,8 @@ fn localhost_node_ports_can_be_turned_off() {
 fn external_ips_are_served_where_kubernetes_has_them_on_or_the_flag_allows_them() {
     let range = |text: &str| Some([text.parse().unwrap()].into());
     let off = "192.0.2.7 is not in --external-ip-cidrs: not served";
-    let off_by_version = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 1.40 has externalIPs off: not served";
-    let off_by_later = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 2.0 has externalIPs off: not served";
+    let off_by_version = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 1.40 disables externalIPs: not served";
+    let off_by_later = "192.0.2.7 is not in --external-ip-cidrs, and Kubernetes 2.0 disables externalIPs: not served";
     for (name, version, external_ips, is_on, want) in [
         ("unknown", None, None, false, Some(off)),
         ("1.36", Some((1, 36)), None, true, None),

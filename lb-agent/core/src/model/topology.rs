@@ -88,8 +88,8 @@ impl Rejection {
             Self::NotReady => "not ready",
             Self::NotServing => "terminating, not serving",
             Self::TerminatingWhileOthersReady => "terminating, others are ready",
-            Self::OtherNode => "meant for other nodes",
-            Self::OtherZone => "meant for other zones",
+            Self::OtherNode => "hinted for other nodes",
+            Self::OtherZone => "hinted for other zones",
             Self::NotLocal => "on another node",
         }
     }

@@ -145,14 +145,14 @@ impl Admission {
                 self.issues.push(Issue::new(object(), "", message));
             }
             if refused.wildcards {
-                let message = format!("{why}: the refusal of undefined ports is not programmed");
+                let message = format!("{why}: connections to undefined ports are not refused");
                 self.issues.push(Issue::new(object(), "", message));
             }
             // A port that is not programmed has no table either.
             refused.tables.retain(|at| !refused.ports.contains(at));
             if !refused.tables.is_empty() {
                 let message = format!(
-                    "{why}: {} no Maglev table: clients are hashed to the endpoints as they are, and more of them move when those change",
+                    "{why}: {} no Maglev table: clients are hashed to the current endpoints, and more of them change endpoints when the endpoints change",
                     list(&mut tables, ["has", "have"])
                 );
                 let field = format!("metadata.annotations[{}]", Algorithm::ANNOTATION);
@@ -171,7 +171,7 @@ impl Admission {
         let about = share::steady(wanted);
         let more = if about < wanted { "more than " } else { "" };
         format!(
-            "namespace {namespace} wants {more}{about} of {capacity} {map}, and there is no room for what all namespaces want"
+            "namespace {namespace} needs {more}{about} of {capacity} {map}, and all namespaces together need more than there are"
         )
     }
 }

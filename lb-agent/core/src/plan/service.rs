@@ -79,9 +79,9 @@ pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, no
     let planned = service.trouble.as_ref().map(|trouble| trouble.retry);
     let retry = planned.filter(|retry| retry.at > now).unwrap_or_else(|| next_retry(service, now));
     let issue = if err.full {
-        full(name, "a part of it", err.map)
+        full(name, "part of the Service", err.map)
     } else {
-        let message = format!("not programmed completely, trying again: {err}");
+        let message = format!("not completely programmed, retrying: {err}");
         Issue::new(ObjectRef::new("Service", name), "", message)
     };
     let trouble = service

@@ -36,13 +36,13 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The kernel object lacks a program.
-    #[error("kernel object: no program {program} of the right type")]
+    #[error("the kernel object has no program {program} of the right type")]
     Program {
         /// Its name.
         program: String,
     },
     /// The device went away meanwhile; nothing is left to do.
-    #[error("device {ifindex}: gone")]
+    #[error("device {ifindex}: no longer exists")]
     Gone {
         /// Its ifindex.
         ifindex: u32,
@@ -70,7 +70,7 @@ pub enum AttachError {
     Pins(#[from] PinsError),
     /// The device has an `ingress` qdisc, which excludes clsact.
     #[error(
-        "device {ifindex}: has an ingress qdisc of another program (a bandwidth plugin?), which leaves no room for clsact before Linux 6.6"
+        "device {ifindex}: has an ingress qdisc of another program (a bandwidth plugin?), which excludes clsact before Linux 6.6"
     )]
     IngressQdisc {
         /// Its ifindex.

@@ -22,7 +22,7 @@ use crate::bpf::pins::Pins;
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {
     /// The kernel object has no such map.
-    #[error("kernel object: no map {map}")]
+    #[error("the kernel object has no map {map}")]
     Missing {
         /// Its name.
         map: &'static str,

@@ -21,7 +21,7 @@ pub fn explain(error: &LoadError, facts: &Facts, pin_dir: &Path) -> String {
     })) = error
     {
         return format!(
-            "map {name}: what is pinned in {} has {property} {actual} instead of {expected}; run `lb-agent cleanup` to start anew, which ends translated connections",
+            "map {name}: the map pinned in {} has {property} {actual} instead of {expected}; run `lb-agent cleanup` to start over, which ends translated connections",
             pin_dir.display()
         );
     }
@@ -40,10 +40,7 @@ pub fn explain(error: &LoadError, facts: &Facts, pin_dir: &Path) -> String {
                 && !line.starts_with("processed ")
                 && !line.starts_with("verification ")
         });
-        return format!(
-            "program {program}: {io_error}: {}",
-            last.unwrap_or("the verifier is silent")
-        );
+        return format!("program {program}: {io_error}: {}", last.unwrap_or("no verifier log"));
     }
     format!("{error}: {}", root_cause(error))
 }

@@ -224,7 +224,7 @@ impl Monitor {
         socket.set_non_blocking(true)?;
         // More than the system-wide maximum needs a privilege that we may not have; then the default has to do.
         if let Err(e) = socket.set_rx_buf_sz(RECEIVE_BUFFER) {
-            tracing::debug!(err = %e, "netlink receive buffer stays at its default");
+            tracing::debug!(err = %e, "cannot enlarge the netlink receive buffer, using its default");
         }
         for group in groups {
             socket.add_membership(*group)?;

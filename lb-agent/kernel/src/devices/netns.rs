@@ -77,6 +77,8 @@ pub fn within<T: Send>(netns: &File, look: impl FnOnce() -> io::Result<T> + Send
             setns(netns, CloneFlags::CLONE_NEWNET)?;
             look()
         });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
+        inside.join().unwrap_or_else(|_| {
+            Err(io::Error::other("the thread in the network namespace panicked"))
+        })
     })
 }

@@ -43,7 +43,7 @@ pub async fn connect(options: &ConnectOptions) -> anyhow::Result<Client> {
         (None, None) => return find(&options.kubelet_kubeconfig).await,
     };
     info!(server = %config.cluster_url, "API server");
-    Client::try_from(config).context("set up the client of the API server")
+    Client::try_from(config).context("create the API server client")
 }
 
 async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Config> {
@@ -68,7 +68,7 @@ async fn find(kubelet: &Path) -> anyhow::Result<Client> {
         Ok(client) => return Ok(client),
         Err(err) => err,
     };
-    debug!(err = format!("{first:#}"), "the in-cluster address is no use");
+    debug!(err = format!("{first:#}"), "the in-cluster address does not work");
     let from_kubelet = async {
         let server = kubelet_server(kubelet)?;
         probe(with_account(&server).await?).await
@@ -86,17 +86,19 @@ async fn probe(mut config: Config) -> anyhow::Result<Client> {
     let server = config.cluster_url.clone();
     let timeouts = (config.connect_timeout, config.read_timeout);
     config.connect_timeout = Some(PROBE);
-    let client = Client::try_from(config.clone()).context("set up its client")?;
+    let client = Client::try_from(config.clone()).context("create its client")?;
     match tokio::time::timeout(PROBE, client.apiserver_version()).await {
-        Ok(Ok(version)) => debug!(%server, version = version.git_version, "the server answers"),
+        Ok(Ok(version)) => debug!(%server, version = version.git_version, "API server answers"),
         // Forbidden is an answer too; the watches will say what they may not do.
-        Ok(Err(kube::Error::Api(status))) => debug!(%server, code = status.code, "it answers"),
+        Ok(Err(kube::Error::Api(status))) => {
+            debug!(%server, code = status.code, "API server answers with an error status")
+        }
         Ok(Err(err)) => return Err(anyhow!(err).context(format!("{server} does not answer"))),
         Err(_) => bail!("{server} does not answer within {PROBE:?}"),
     }
     info!(%server, "API server");
     (config.connect_timeout, config.read_timeout) = timeouts;
-    Client::try_from(config).context("set up its client")
+    Client::try_from(config).context("create its client")
 }
 
 /// The service account's credentials for this server. The files are read again as they are renewed.
@@ -149,8 +151,7 @@ async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> 
 
 /// The `server` of the current context, or of the only cluster, of the kubelet's kubeconfig.
 fn kubelet_server(path: &Path) -> anyhow::Result<String> {
-    let kubeconfig =
-        Kubeconfig::read_from(path).context("the kubelet's kubeconfig cannot be read")?;
+    let kubeconfig = Kubeconfig::read_from(path).context("cannot read the kubelet's kubeconfig")?;
     let context = kubeconfig.current_context.as_ref().and_then(|current| {
         kubeconfig.contexts.iter().find(|context| &context.name == current)?.context.as_ref()
     });
@@ -160,7 +161,7 @@ fn kubelet_server(path: &Path) -> anyhow::Result<String> {
     };
     cluster
         .and_then(|cluster| cluster.cluster.as_ref()?.server.clone())
-        .context("the kubelet's kubeconfig names no server")
+        .context("the kubelet's kubeconfig has no server")
 }
 
 fn url(server: &str) -> anyhow::Result<hyper::Uri> {

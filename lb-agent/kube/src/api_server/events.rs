@@ -47,7 +47,7 @@ impl ApiEvents {
             let mut writer = None;
             while let Some(issue) = rx.recv().await {
                 if let Err(err) = write(&options, &node, &mut writer, &issue).await {
-                    warn!(object = %issue.object, "no Event: {err:#}");
+                    warn!(object = %issue.object, "cannot write Event: {err:#}");
                     // The server may have moved; the next one looks for it anew.
                     writer = None;
                 }
@@ -67,7 +67,7 @@ impl ApiEvents {
         if let Some(waiting) = &self.waiting
             && waiting.try_send(issue.clone()).is_err()
         {
-            debug!(object = %issue.object, "no Event: too many at once");
+            debug!(object = %issue.object, "Event not written: too many pending");
         }
     }
 }
@@ -126,7 +126,7 @@ impl Writer {
             action: ACTION.to_owned(),
             secondary: None,
         };
-        self.recorder.publish(&event, &regarding).await.context("write it")
+        self.recorder.publish(&event, &regarding).await.context("create the Event")
     }
 }
 

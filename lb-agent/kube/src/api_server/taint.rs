@@ -34,9 +34,13 @@ impl StartupTaint {
             loop {
                 let tried = async { remove(connect(&options).await?, &node, &key).await };
                 match tried.await {
-                    Ok(true) => return info!(node, taint = key, "taint taken off: Pods may start"),
+                    Ok(true) => return info!(node, taint = key, "startup taint removed"),
                     Ok(false) => return,
-                    Err(err) => warn!(node, taint = key, "the taint stays, trying again: {err:#}"),
+                    Err(err) => warn!(
+                        node,
+                        taint = key,
+                        "cannot remove the startup taint, retrying: {err:#}"
+                    ),
                 }
                 backoff.pause().await;
             }
@@ -49,7 +53,7 @@ impl StartupTaint {
         if let Some(ready) = self.ready.take()
             && ready.send(()).is_err()
         {
-            warn!("the task that takes the startup taint off has ended");
+            warn!("the task that removes the startup taint has ended");
         }
     }
 }
@@ -70,7 +74,7 @@ async fn remove(client: kube::Client, node: &str, key: &str) -> anyhow::Result<b
         "spec": {"taints": others},
     });
     let patched = nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await;
-    patched.context("take the taint off (needs the verb patch on nodes)")?;
+    patched.context("remove the taint (requires the verb patch on nodes)")?;
     Ok(true)
 }
 

@@ -354,6 +354,6 @@ fn list(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
 
 fn duplicate(found: &Found, owner: &str) -> Fault {
     let (kind, name) = (found.object.kind().name(), found.object.name());
-    let message = format!("{kind} {name} is in {owner} already: skipped");
+    let message = format!("{kind} {name} is already defined in {owner}: skipped");
     Fault { line: found.line, field: "metadata.name".to_owned(), message, lossy: false }
 }

@@ -146,7 +146,7 @@ impl Content<'_> {
             ("", _) => self.fault(place, "apiVersion", "is missing: skipped", true),
             (_, "") => self.fault(place, "kind", "is missing: skipped", true),
             (version, kind) => {
-                let message = format!("`{kind}` of `{version}` is not used here: skipped");
+                let message = format!("`{kind}` of `{version}` is not used by lb-agent: skipped");
                 self.fault(place, "kind", &message, false);
             }
         }

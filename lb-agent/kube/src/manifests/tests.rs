@@ -111,7 +111,7 @@ async fn a_directory_that_is_not_there_is_one_sentence() {
     let missing = std::env::temp_dir().join("lb-manifests-missing");
     let err =
         run(missing.clone(), "n1".to_owned(), tx, Arc::<Counters>::default()).await.unwrap_err();
-    let want = format!("the directory of manifests {} cannot be watched", missing.display());
+    let want = format!("cannot watch the manifest directory {}", missing.display());
     assert_eq!(err.to_string(), want);
 }
 

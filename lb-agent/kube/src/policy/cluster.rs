@@ -23,7 +23,7 @@ pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Polic
         Ok(fields) => {
             let known = ["tier", "priority", "subject", "ingress", "egress"];
             for (_, unknown) in fields.filter(|(key, _)| !known.contains(key)) {
-                unknown.fault("is not known").tell("ignored", findings);
+                unknown.fault("is not a known field").tell("ignored", findings);
             }
         }
         Err(fault) => fault.tell("the policy has no rules", findings),
@@ -63,7 +63,7 @@ enum Direction {
 
 /// `None` when it is not readable: nothing may be accepted then.
 fn read_or_closed<T>(read: Result<T, Fault>, findings: &mut Findings) -> Option<T> {
-    let closed = "it is about all Pods, accepts nothing, and denies what it would pass on";
+    let closed = "it applies to all Pods, accepts nothing, and denies what it would pass";
     read.map_err(|fault| fault.tell(closed, findings)).ok()
 }
 
@@ -96,7 +96,7 @@ fn subject(given: &At<'_>) -> Result<PodSelector, Fault> {
 fn one_of<'a>(given: &At<'a>, known: &[&str]) -> Result<(&'a str, At<'a>), Fault> {
     given.only(known)?;
     let mut fields = given.fields()?;
-    let Some(first) = fields.next() else { return Err(given.fault("has no field that is known")) };
+    let Some(first) = fields.next() else { return Err(given.fault("has no known field")) };
     match fields.next() {
         Some((other, _)) => Err(given.fault(format!("has both {} and {other}", first.0))),
         None => Ok(first),
@@ -134,7 +134,7 @@ fn rules(spec: &At<'_>, direction: Direction, findings: &mut Findings) -> Option
     let given = match spec.get(list)?.items() {
         Ok(given) => given,
         Err(fault) => {
-            fault.tell("everything is denied", findings);
+            fault.tell("all traffic is denied", findings);
             return Some([deny_everything("".into())].into());
         }
     };
@@ -143,7 +143,7 @@ fn rules(spec: &At<'_>, direction: Direction, findings: &mut Findings) -> Option
         let rule = rule(at, direction, findings);
         let twin = rules.iter().position(|other| !rule.name.is_empty() && other.name == rule.name);
         if let Some(twin) = twin {
-            let message = format!("`{}` is the name of {}[{twin}], too", rule.name, list);
+            let message = format!("`{}` is also the name of {}[{twin}]", rule.name, list);
             findings.add(format!("{}.name", at.path()), message);
         }
         rules.push(rule);
@@ -191,7 +191,7 @@ fn content(given: &At<'_>, direction: Direction) -> Result<Content, Fault> {
     let mut peers = Vec::new();
     for entry in some(&given.need(list)?)? {
         if entry.get("domainNames").is_some() {
-            return Err(entry.fault("names of domains are not supported"));
+            return Err(entry.fault("domain names are not supported"));
         }
         match one_of(&entry, kinds)? {
             ("namespaces", namespaces) => peers.push(Peer::Pods(all_pods_of(&namespaces)?)),
@@ -211,7 +211,7 @@ fn content(given: &At<'_>, direction: Direction) -> Result<Content, Fault> {
         let port = port(&entry)?;
         let named = matches!(port.ports, Ports::Named(_));
         if named && !peers.iter().all(|peer| matches!(peer, Peer::Pods(_))) {
-            return Err(entry.fault("nodes and networks have no ports with names"));
+            return Err(entry.fault("nodes and networks have no named ports"));
         }
         ports.push(port);
     }

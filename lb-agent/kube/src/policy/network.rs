@@ -21,7 +21,7 @@ pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Polic
     match spec.fields() {
         Ok(fields) => {
             for (_, unknown) in fields.filter(|(key, _)| !known.contains(key)) {
-                unknown.fault("is not known").tell("ignored", findings);
+                unknown.fault("is not a known field").tell("ignored", findings);
             }
         }
         Err(fault) => fault.tell(CLOSED, findings),
@@ -55,7 +55,7 @@ pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Polic
     }
 }
 
-const CLOSED: &str = "all Pods of the namespace are isolated, and nothing is allowed";
+const CLOSED: &str = "all Pods of the namespace are isolated, and no traffic is allowed";
 
 /// Whether it isolates in ingress and in egress (`policyTypes`).
 fn directions(spec: &At<'_>, findings: &mut Findings) -> (bool, bool) {
@@ -81,7 +81,7 @@ fn directions(spec: &At<'_>, findings: &mut Findings) -> (bool, bool) {
             Ok("Ingress") => ingress = true,
             Ok("Egress") => egress = true,
             Ok(other) => {
-                let fault = entry.fault(format!("`{other}` is not a type"));
+                let fault = entry.fault(format!("`{other}` is not a policy type"));
                 fault.tell("both directions are isolated", findings);
                 (ingress, egress) = (true, true);
             }
@@ -98,7 +98,7 @@ fn rules(spec: &At<'_>, list: &str, peers: &str, findings: &mut Findings) -> Box
     let given = match spec.get(list).map_or(Ok(Vec::new()), |rules| rules.items()) {
         Ok(given) => given,
         Err(fault) => {
-            fault.tell("nothing is allowed", findings);
+            fault.tell("no traffic is allowed", findings);
             return Box::default();
         }
     };
@@ -145,7 +145,7 @@ fn peer(given: &At<'_>) -> Result<Peer, Fault> {
     let [pods, namespaces, block] =
         ["podSelector", "namespaceSelector", "ipBlock"].map(|kind| given.get(kind));
     match (pods, namespaces, block) {
-        (None, None, None) => Err(given.fault("has no field that is known")),
+        (None, None, None) => Err(given.fault("has no known field")),
         (None, None, Some(block)) => ip_block(&block),
         (pods, namespaces, None) => {
             let pods = pods.map(|pods| selector::selector(&pods)).transpose()?;
@@ -155,7 +155,7 @@ fn peer(given: &At<'_>) -> Result<Peer, Fault> {
                 pods: pods.unwrap_or_default(),
             }))
         }
-        (_, _, Some(block)) => Err(block.fault("stands beside a selector")),
+        (_, _, Some(block)) => Err(block.fault("cannot be combined with a selector")),
     }
 }
 
@@ -166,7 +166,7 @@ fn ip_block(given: &At<'_>) -> Result<Peer, Fault> {
     for entry in given.get("except").map_or(Ok(Vec::new()), |list| list.items())? {
         let except = entry.prefix()?;
         if !prefix.contains(&except.addr()) || except.wide_bits() <= prefix.wide_bits() {
-            return Err(entry.fault(format!("{except} is not a part of {prefix}")));
+            return Err(entry.fault(format!("{except} is not within {prefix}")));
         }
         excepts.push(except);
     }
@@ -183,10 +183,10 @@ fn port(given: &At<'_>) -> Result<PortMatch, Fault> {
     };
     let ports = match (given.get("port"), given.get("endPort")) {
         (None, None) => Ports::All,
-        (None, Some(end)) => return Err(end.fault("stands without a port")),
+        (None, Some(end)) => return Err(end.fault("requires port")),
         (Some(name), None) if name.is_text() => Ports::Named(name.port_name()?.into()),
         (Some(name), Some(end)) if name.is_text() => {
-            return Err(end.fault("stands beside a port with a name"));
+            return Err(end.fault("cannot be combined with a named port"));
         }
         (Some(port), None) => {
             let port = port.port()?;

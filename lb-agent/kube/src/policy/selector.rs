@@ -41,10 +41,10 @@ fn requirement(given: &At<'_>) -> Result<Requirement, Fault> {
     let operator = given.need("operator")?;
     let operator = match operator.text()? {
         "In" | "NotIn" if values.is_empty() => {
-            return Err(operator.fault("needs values, and there are none"));
+            return Err(operator.fault("requires values"));
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => {
-            return Err(operator.fault("takes no values, and there are some"));
+            return Err(operator.fault("does not take values"));
         }
         "In" => Operator::In(values.into()),
         "NotIn" => Operator::NotIn(values.into()),

@@ -131,14 +131,18 @@ fn s39_policy_types_and_their_default() {
         (
             "{policyTypes: [ingress]}",
             "own/*; in: ; out: ",
-            &["spec.policyTypes[0]: `ingress` is not a type: both directions are isolated"],
+            &["spec.policyTypes[0]: `ingress` is not a policy type: both directions are isolated"],
         ),
         (
             "{policyTypes: Ingress}",
             "own/*; in: ; out: ",
-            &["spec.policyTypes: is no list: both directions are isolated"],
+            &["spec.policyTypes: is not a list: both directions are isolated"],
         ),
-        ("{egress: {}}", "own/*; in: ; out: ", &["spec.egress: is no list: nothing is allowed"]),
+        (
+            "{egress: {}}",
+            "own/*; in: ; out: ",
+            &["spec.egress: is not a list: no traffic is allowed"],
+        ),
     ]);
 }
 
@@ -164,15 +168,15 @@ fn ports_of_a_network_policy() {
         ("{port: 1, endPort: 65535, protocol: UDP}", "17:1-65535", &[]),
         ("{port: http}", "6:http", &[]),
         ("{port: 90, endPort: 80}", "", &["endPort: 80 is less than 90"]),
-        ("{port: http, endPort: 80}", "", &["endPort: stands beside a port with a name"]),
-        ("{endPort: 80}", "", &["endPort: stands without a port"]),
+        ("{port: http, endPort: 80}", "", &["endPort: cannot be combined with a named port"]),
+        ("{endPort: 80}", "", &["endPort: requires port"]),
         ("{port: 0}", "", &["port: 0 is not a port"]),
         ("{port: 65536}", "", &["port: 65536 is not a port"]),
-        ("{port: '80'}", "", &["port: `80` is not a name of a port"]),
-        ("{port: 80.5}", "", &["port: is no whole number"]),
+        ("{port: '80'}", "", &["port: `80` is not a port name"]),
+        ("{port: 80.5}", "", &["port: is not an integer"]),
         ("{protocol: ICMP}", "", &["protocol: `ICMP` is not a protocol"]),
         ("{protocol: tcp}", "", &["protocol: `tcp` is not a protocol"]),
-        ("{port: 80, appProtocol: h2c}", "", &["appProtocol: is not known"]),
+        ("{port: 80, appProtocol: h2c}", "", &["appProtocol: is not a known field"]),
     ];
     for (port, want, want_issues) in cases {
         let spec = format!("{{ingress: [{{ports: [{{port: 1}}, {port}]}}]}}");
@@ -206,51 +210,51 @@ fn peers_of_a_network_policy() {
             "2001:db8::/32-2001:db8:1::/48",
             &[],
         ),
-        ("{}", "", &[": has no field that is known"]),
-        ("{serviceAccountSelector: {}}", "", &[".serviceAccountSelector: is not known"]),
+        ("{}", "", &[": has no known field"]),
+        ("{serviceAccountSelector: {}}", "", &[".serviceAccountSelector: is not a known field"]),
         (
             "{podSelector: {}, serviceAccountSelector: {}}",
             "",
-            &[".serviceAccountSelector: is not known"],
+            &[".serviceAccountSelector: is not a known field"],
         ),
         (
             "{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}",
             "",
-            &[".ipBlock: stands beside a selector"],
+            &[".ipBlock: cannot be combined with a selector"],
         ),
         ("{ipBlock: {}}", "", &[".ipBlock.cidr: is missing"]),
         (
             "{ipBlock: {cidr: 10.0.0.0}}",
             "",
-            &[".ipBlock.cidr: `10.0.0.0` is not a range of addresses like 10.0.0.0/8"],
+            &[".ipBlock.cidr: `10.0.0.0` is not a CIDR like 10.0.0.0/8"],
         ),
         (
             "{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}",
             "",
-            &[".ipBlock.except[0]: 11.0.0.0/16 is not a part of 10.0.0.0/8"],
+            &[".ipBlock.except[0]: 11.0.0.0/16 is not within 10.0.0.0/8"],
         ),
         (
             "{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}",
             "",
-            &[".ipBlock.except[0]: 10.0.0.0/8 is not a part of 10.0.0.0/8"],
+            &[".ipBlock.except[0]: 10.0.0.0/8 is not within 10.0.0.0/8"],
         ),
         (
             "{ipBlock: {cidr: 0.0.0.0/0, except: ['::/1']}}",
             "",
-            &[".ipBlock.except[0]: ::/1 is not a part of 0.0.0.0/0"],
+            &[".ipBlock.except[0]: ::/1 is not within 0.0.0.0/0"],
         ),
         (
             "{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0]}}",
             "",
-            &[".ipBlock.except[0]: `10.1.0.0` is not a range of addresses like 10.0.0.0/8"],
+            &[".ipBlock.except[0]: `10.1.0.0` is not a CIDR like 10.0.0.0/8"],
         ),
         (
             "{podSelector: {matchExpressions: [{key: a, operator: Equals, values: [b]}]}}",
             "",
             &[".podSelector.matchExpressions[0].operator: `Equals` is not an operator"],
         ),
-        ("{podSelector: []}", "", &[".podSelector: is no object"]),
-        ("pods", "", &[": is no object"]),
+        ("{podSelector: []}", "", &[".podSelector: is not an object"]),
+        ("pods", "", &[": is not an object"]),
     ];
     for (peer, want, want_issues) in cases {
         let spec =
@@ -282,17 +286,14 @@ fn selectors_by_every_operator_and_what_is_none() {
         assert_eq!((text_of(&policy), issues), (format!("own/{want}; in: "), vec![]), "{selector}");
     }
     for (selector, want) in [
-        (
-            "{matchExpressions: [{key: a, operator: In}]}",
-            "operator: needs values, and there are none",
-        ),
+        ("{matchExpressions: [{key: a, operator: In}]}", "operator: requires values"),
         (
             "{matchExpressions: [{key: a, operator: NotIn, values: []}]}",
-            "operator: needs values, and there are none",
+            "operator: requires values",
         ),
         (
             "{matchExpressions: [{key: a, operator: Exists, values: [x]}]}",
-            "operator: takes no values, and there are some",
+            "operator: does not take values",
         ),
         (
             "{matchExpressions: [{key: a, operator: in, values: [x]}]}",
@@ -301,13 +302,16 @@ fn selectors_by_every_operator_and_what_is_none() {
         ("{matchExpressions: [{key: a, values: [x]}]}", "operator: is missing"),
         ("{matchExpressions: [{operator: Exists}]}", "key: is missing"),
         ("{matchExpressions: [{key: '', operator: Exists}]}", "key: is empty"),
-        ("{matchExpressions: [{key: a, operator: In, values: [1]}]}", "values[0]: is no text"),
-        ("{matchExpressions: [{key: a, operator: Exists, not: true}]}", "not: is not known"),
+        ("{matchExpressions: [{key: a, operator: In, values: [1]}]}", "values[0]: is not a string"),
+        (
+            "{matchExpressions: [{key: a, operator: Exists, not: true}]}",
+            "not: is not a known field",
+        ),
     ] {
         let spec = format!("{{podSelector: {selector}, ingress: [{{}}]}}");
         let (policy, issues) = policy::<NetworkPolicy>(object(&spec));
         let want = format!(
-            "spec.podSelector.matchExpressions[0].{want}: all Pods of the namespace are isolated, and nothing is allowed"
+            "spec.podSelector.matchExpressions[0].{want}: all Pods of the namespace are isolated, and no traffic is allowed"
         );
         assert_eq!((text_of(&policy), issues), (closed.to_owned(), vec![want]));
     }
@@ -320,30 +324,32 @@ fn what_is_unreadable_costs_no_more_than_it_must() {
             "{ingress: [{from: x}, {to: []}, 7, {ports: [{port: 80}]}]}",
             "own/*; in: accept [] [], accept [] [], accept [] [], accept all [6:80]",
             &[
-                "spec.ingress[0].from: is no list: the rule allows nothing",
-                "spec.ingress[1].to: is not known: the rule allows nothing",
-                "spec.ingress[2]: is no object: the rule allows nothing",
+                "spec.ingress[0].from: is not a list: the rule allows nothing",
+                "spec.ingress[1].to: is not a known field: the rule allows nothing",
+                "spec.ingress[2]: is not an object: the rule allows nothing",
             ],
         ),
         (
             "{ingress: [{from: [{}]}]}",
             "own/*; in: accept [] all",
-            &["spec.ingress[0].from[0]: has no field that is known: the peer matches nothing"],
+            &["spec.ingress[0].from[0]: has no known field: the peer matches nothing"],
         ),
-        ("{ingress: 7}", "own/*; in: ", &["spec.ingress: is no list: nothing is allowed"]),
+        ("{ingress: 7}", "own/*; in: ", &["spec.ingress: is not a list: no traffic is allowed"]),
         (
             "{podSelector: x, egress: [{}]}",
             "own/*; in: ; out: accept [] []",
             &[
-                "spec.podSelector: is no object: all Pods of the namespace are isolated, and nothing is allowed",
+                "spec.podSelector: is not an object: all Pods of the namespace are isolated, and no traffic is allowed",
             ],
         ),
         (
             "everything",
             "own/*; in: ; out: ",
-            &["spec: is no object: all Pods of the namespace are isolated, and nothing is allowed"],
+            &[
+                "spec: is not an object: all Pods of the namespace are isolated, and no traffic is allowed",
+            ],
         ),
-        ("{podSelectr: {}}", "own/*; in: ", &["spec.podSelectr: is not known: ignored"]),
+        ("{podSelectr: {}}", "own/*; in: ", &["spec.podSelectr: is not a known field: ignored"]),
     ]);
 }
 
@@ -415,24 +421,27 @@ fn cluster_network_policies_in_full() {
 fn s50_what_is_unreadable_in_a_rule_fails_closed_by_its_action() {
     let cases: &[(&str, &str)] = &[
         // Peers.
-        ("from: [{}]", "from[0]: has no field that is known"),
-        ("from: [{namespaces: {}}, {services: {}}]", "from[1].services: is not known"),
+        ("from: [{}]", "from[0]: has no known field"),
+        ("from: [{namespaces: {}}, {services: {}}]", "from[1].services: is not a known field"),
         (
             "from: [{namespaces: {}, pods: {podSelector: {}}}]",
             "from[0]: has both namespaces and pods",
         ),
-        ("from: [{nodes: {}}]", "from[0].nodes: is not known"),
+        ("from: [{nodes: {}}]", "from[0].nodes: is not a known field"),
         ("from: []", "from: is empty"),
         ("protocols: []", "from: is missing"),
         ("from: [{pods: {namespaceSelector: {}}}]", "from[0].pods.podSelector: is missing"),
         (
             "from: [{namespaces: {matchLabels: {a: 1}}}]",
-            "from[0].namespaces.matchLabels.a: is no text",
+            "from[0].namespaces.matchLabels.a: is not a string",
         ),
         // Protocols.
         ("from: [{namespaces: {}}], protocols: []", "protocols: is empty"),
-        ("from: [{namespaces: {}}], protocols: [{}]", "protocols[0]: has no field that is known"),
-        ("from: [{namespaces: {}}], protocols: [{icmp: {}}]", "protocols[0].icmp: is not known"),
+        ("from: [{namespaces: {}}], protocols: [{}]", "protocols[0]: has no known field"),
+        (
+            "from: [{namespaces: {}}], protocols: [{icmp: {}}]",
+            "protocols[0].icmp: is not a known field",
+        ),
         (
             "from: [{namespaces: {}}], protocols: [{tcp: {}}]",
             "protocols[0].tcp.destinationPort: is missing",
@@ -449,7 +458,7 @@ fn s50_what_is_unreadable_in_a_rule_fails_closed_by_its_action() {
             "from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1, range: {start: 1, end: 2}}}}]",
             "protocols[0].tcp.destinationPort: has both number and range",
         ),
-        ("from: [{namespaces: {}}], ports: []", "ports: is not known"),
+        ("from: [{namespaces: {}}], ports: []", "ports: is not a known field"),
     ];
     for (content, want) in cases {
         for (action, rule, reading) in [
@@ -465,15 +474,15 @@ fn s50_what_is_unreadable_in_a_rule_fails_closed_by_its_action() {
         }
     }
     for (content, want) in [
-        ("to: [{domainNames: [a.example]}]", "to[0]: names of domains are not supported"),
+        ("to: [{domainNames: [a.example]}]", "to[0]: domain names are not supported"),
         (
             "to: [{networks: [10.0.0.0/8, x]}]",
-            "to[0].networks[1]: `x` is not a range of addresses like 10.0.0.0/8",
+            "to[0].networks[1]: `x` is not a CIDR like 10.0.0.0/8",
         ),
         ("to: [{networks: []}]", "to[0].networks: is empty"),
         (
             "to: [{nodes: {}}], protocols: [{destinationNamedPort: a}]",
-            "protocols[0]: nodes and networks have no ports with names",
+            "protocols[0]: nodes and networks have no named ports",
         ),
     ] {
         let (text, issues) = cluster(&format!("egress: [{{action: Accept, {content}}}]"));
@@ -491,7 +500,7 @@ fn s50_what_is_unreadable_in_a_rule_fails_closed_by_its_action() {
     }
     let (text, issues) = cluster("ingress: {}");
     assert_eq!(text, "*/*; in: deny all all");
-    assert_eq!(issues, ["spec.ingress: is no list: everything is denied"]);
+    assert_eq!(issues, ["spec.ingress: is not a list: all traffic is denied"]);
 }
 
 #[test]
@@ -499,12 +508,12 @@ fn rules_of_one_name_are_told_apart_by_their_index() {
     let rule = "{name: -a, action: Deny, from: [{namespaces: {}}]}";
     let (text, issues) = cluster(&format!("ingress: [{rule}, {rule}]"));
     assert_eq!(text, "*/*; in: deny-a [*/*] all, deny-a [*/*] all");
-    assert_eq!(issues, ["spec.ingress[1].name: `-a` is the name of ingress[0], too"]);
+    assert_eq!(issues, ["spec.ingress[1].name: `-a` is also the name of ingress[0]"]);
 }
 
 #[test]
 fn where_a_cluster_network_policy_stands_must_be_known() {
-    let closed = "it is about all Pods, accepts nothing, and denies what it would pass on";
+    let closed = "it applies to all Pods, accepts nothing, and denies what it would pass";
     let subject = "subject: {pods: {podSelector: {matchLabels: {a: b}}}}";
     let cases: [(String, (Tier, u16), &str, String); 9] = [
         (
@@ -523,7 +532,7 @@ fn where_a_cluster_network_policy_stands_must_be_known() {
             format!("tier: Admin, priority: high, {subject}"),
             (Tier::Admin, 0),
             "*/a=b",
-            format!("spec.priority: is no whole number: {closed}"),
+            format!("spec.priority: is not an integer: {closed}"),
         ),
         (
             format!("tier: Admin, {subject}"),
@@ -541,13 +550,13 @@ fn where_a_cluster_network_policy_stands_must_be_known() {
             "tier: Admin, priority: 3, subject: {}".into(),
             (Tier::Admin, 3),
             "*/*",
-            format!("spec.subject: has no field that is known: {closed}"),
+            format!("spec.subject: has no known field: {closed}"),
         ),
         (
             "tier: Admin, priority: 3, subject: {nodes: {}}".into(),
             (Tier::Admin, 3),
             "*/*",
-            format!("spec.subject.nodes: is not known: {closed}"),
+            format!("spec.subject.nodes: is not a known field: {closed}"),
         ),
         (
             "tier: Admin, priority: 3".into(),
@@ -559,7 +568,7 @@ fn where_a_cluster_network_policy_stands_must_be_known() {
             format!("tier: Admin, priority: 3, more: 1, {subject}"),
             (Tier::Admin, 3),
             "",
-            "spec.more: is not known: ignored".into(),
+            "spec.more: is not a known field: ignored".into(),
         ),
     ];
     let rules = ["Accept", "Deny", "Pass"]

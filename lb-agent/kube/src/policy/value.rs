@@ -56,7 +56,7 @@ impl<'a> At<'a> {
 
     /// All fields.
     pub(super) fn fields(&self) -> Result<impl Iterator<Item = (&'a str, Self)>, Fault> {
-        let Value::Object(fields) = self.value else { return Err(self.fault("is no object")) };
+        let Value::Object(fields) = self.value else { return Err(self.fault("is not an object")) };
         let path = self.path.clone();
         let there = fields.iter().filter(|(_, value)| !value.is_null());
         Ok(there
@@ -66,23 +66,23 @@ impl<'a> At<'a> {
     /// Whether it has fields, and none but these.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
         match self.fields()?.find(|(key, _)| !known.contains(key)) {
-            Some((_, unknown)) => Err(unknown.fault("is not known")),
+            Some((_, unknown)) => Err(unknown.fault("is not a known field")),
             None => Ok(()),
         }
     }
 
     pub(super) fn items(&self) -> Result<Vec<Self>, Fault> {
-        let Value::Array(items) = self.value else { return Err(self.fault("is no list")) };
+        let Value::Array(items) = self.value else { return Err(self.fault("is not a list")) };
         let at = |(i, value)| Self { value, path: format!("{}[{i}]", self.path) };
         Ok(items.iter().enumerate().map(at).collect())
     }
 
     pub(super) fn text(&self) -> Result<&'a str, Fault> {
-        self.value.as_str().ok_or_else(|| self.fault("is no text"))
+        self.value.as_str().ok_or_else(|| self.fault("is not a string"))
     }
 
     pub(super) fn number(&self) -> Result<i64, Fault> {
-        self.value.as_i64().ok_or_else(|| self.fault("is no whole number"))
+        self.value.as_i64().ok_or_else(|| self.fault("is not an integer"))
     }
 
     pub(super) fn is_text(&self) -> bool {
@@ -99,11 +99,7 @@ impl<'a> At<'a> {
     pub(super) fn port_name(&self) -> Result<&'a str, Fault> {
         let name = self.text()?;
         let is_name = name.bytes().any(|byte| byte.is_ascii_alphabetic());
-        if is_name {
-            Ok(name)
-        } else {
-            Err(self.fault(format!("`{name}` is not a name of a port")))
-        }
+        if is_name { Ok(name) } else { Err(self.fault(format!("`{name}` is not a port name"))) }
     }
 
     pub(super) fn prefix(&self) -> Result<Prefix, Fault> {

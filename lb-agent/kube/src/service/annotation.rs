@@ -22,8 +22,7 @@ pub(super) fn algorithm(annotations: Option<&StringMap>, findings: &mut Findings
     let all = [Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections];
     let found = all.into_iter().find(|algorithm| algorithm.name() == given);
     found.unwrap_or_else(|| {
-        let message =
-            format!("`{given}` is not random, maglev or least-connections: random is used");
+        let message = format!("`{given}` is not random, maglev or least-connections: using random");
         findings.add(path(Algorithm::ANNOTATION), message);
         Algorithm::default()
     })
@@ -37,9 +36,9 @@ pub(super) fn weights(
     let mut weights: Vec<(Weighted, u8)> = Vec::new();
     for entry in given.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         match weight(entry) {
-            Err(fault) => findings.add(path(WEIGHTS), format!("`{entry}` {fault}: left out")),
+            Err(fault) => findings.add(path(WEIGHTS), format!("`{entry}` {fault}: ignored")),
             Ok((whose, _)) if weights.iter().any(|(other, _)| *other == whose) => {
-                findings.add(path(WEIGHTS), format!("`{entry}` is the second for it: left out"));
+                findings.add(path(WEIGHTS), format!("`{entry}` is a duplicate: ignored"));
             }
             Ok(weight) => weights.push(weight),
         }
@@ -55,7 +54,7 @@ fn weight(entry: &str) -> Result<(Weighted, u8), String> {
     let number = number.ok_or_else(|| format!("has no weight between 1 and {MOST}"))?;
     let whose = match whose.parse::<IpAddr>() {
         Ok(ip) => Weighted::Addr(Addr::from_ip(ip)),
-        Err(_) if whose.is_empty() => return Err("names no Pod".to_owned()),
+        Err(_) if whose.is_empty() => return Err("does not name a Pod".to_owned()),
         Err(_) => Weighted::Pod(whose.into()),
     };
     Ok((whose, number))

@@ -69,7 +69,7 @@ fn lb_ips(service: &v1::Service, findings: &mut Findings) -> Box<[Addr]> {
             "VIP" | "" => {}
             PROXY => continue,
             other => {
-                let message = format!("`{other}` is not a mode: the address is left out");
+                let message = format!("`{other}` is not an IP mode: the address is ignored");
                 findings.add(path("ipMode"), message);
                 continue;
             }
@@ -98,12 +98,12 @@ fn source_ranges(spec: &ServiceSpec, findings: &mut Findings) -> Option<Box<[Pre
             Ok(range) => ranges.push(range),
             Err(err) => {
                 let path = format!("spec.loadBalancerSourceRanges[{i}]");
-                findings.add(path, format!("`{text}` is {err}: left out"));
+                findings.add(path, format!("`{text}` is {err}: ignored"));
             }
         }
     }
     if ranges.is_empty() {
-        findings.add("spec.loadBalancerSourceRanges", "none is valid: nobody may pass");
+        findings.add("spec.loadBalancerSourceRanges", "none is valid: no client is allowed");
     }
     ranges.sort_unstable();
     ranges.dedup();
@@ -115,7 +115,7 @@ fn affinity(spec: &ServiceSpec, findings: &mut Findings) -> Option<NonZeroU32> {
         "None" | "" => return None,
         "ClientIP" => {}
         other => {
-            let message = format!("`{other}` is not an affinity: None is used");
+            let message = format!("`{other}` is not a session affinity: using None");
             findings.add("spec.sessionAffinity", message);
             return None;
         }
@@ -126,7 +126,7 @@ fn affinity(spec: &ServiceSpec, findings: &mut Findings) -> Option<NonZeroU32> {
     };
     let seconds = u32::try_from(given).ok().filter(|seconds| *seconds <= AFFINITY_MOST);
     seconds.and_then(NonZeroU32::new).or_else(|| {
-        let message = format!("{given} is not between 1 and {AFFINITY_MOST}: 10800 is used");
+        let message = format!("{given} is not between 1 and {AFFINITY_MOST}: using 10800");
         findings.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds", message);
         Some(AFFINITY_DEFAULT)
     })

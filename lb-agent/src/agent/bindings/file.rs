@@ -54,7 +54,7 @@ impl Bindings {
             Ok(found) => found,
             Err(err) if err.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(err) => {
-                warn!(%err, "who is behind which device is found out anew");
+                warn!(%err, "cannot read which Pod is behind which device; identifying Pods again");
                 Self::default()
             }
         };

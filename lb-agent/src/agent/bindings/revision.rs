@@ -80,7 +80,7 @@ impl Bindings {
             if older || pod.deleting || held.contains_key(name) || claimed.contains(name) {
                 continue;
             }
-            info!(ifindex = veth.ifindex, device = veth.name, pod = %name, before = %bound.pod, "pod found, by a newer status");
+            info!(ifindex = veth.ifindex, device = veth.name, pod = %name, before = %bound.pod, "pod identified by a newer status");
             let (ips, mac) = (pod.ips.clone(), bound.mac);
             device.bound = Some(Bound { pod: name.clone(), uid: pod.uid, ips, mac });
             device.standing = Standing::Pod;

@@ -175,7 +175,7 @@ fn of_two_devices_with_one_address_the_first_is_the_pods() {
     assert_eq!(
         world.issues(),
         [
-            "Pod ns/web: status.podIPs: an address of the Pod, which is behind veth6, is bound behind veth5 as well: whoever is there is cut off while there is any policy"
+            "Pod ns/web: status.podIPs: the Pod is behind veth6, but one of its addresses is also bound behind veth5: traffic of that device is denied while any policy exists"
         ]
     );
     // It takes it back: nobody.

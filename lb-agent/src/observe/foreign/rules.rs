@@ -39,7 +39,7 @@ pub(crate) fn find() -> Vec<Sign> {
     match in_nftables() {
         Ok(found) => signs.extend(found),
         // A kernel without nf_tables, or no CAP_NET_ADMIN.
-        Err(e) => tracing::debug!(err = %e, "nftables not readable"),
+        Err(e) => tracing::debug!(err = %e, "cannot read nftables"),
     }
     let legacy = LEGACY.into_iter().any(|(family, names)| in_legacy(family, names) == Some(true));
     signs.extend(legacy.then_some(Sign::Legacy));
@@ -56,7 +56,7 @@ pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
         match syscall::legacy_table(family, table) {
             Ok(entries) => found |= entries.windows(CHAIN.len()).any(|bytes| bytes == CHAIN),
             Err(err) => {
-                tracing::debug!(table, %err, "legacy table not readable");
+                tracing::debug!(table, %err, "cannot read a legacy iptables table");
                 return None;
             }
         }

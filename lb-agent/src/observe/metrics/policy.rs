@@ -28,7 +28,7 @@ pub(crate) struct OfPolicies {
     pub last_compile: Gauge<f64, AtomicU64>,
     /// From the arrival of an event to the maps.
     pub enforcement: Histogram,
-    /// New flows that policies judged.
+    /// New flows that policies evaluated.
     pub verdicts: Family<Labels<3>, Counter>,
     /// The same by policy: namespace, policy, direction, outcome.
     pub by_policy: Family<ByPolicy, Counter>,
@@ -51,51 +51,51 @@ impl OfPolicies {
             compile: add(
                 registry,
                 "policy_compile_seconds",
-                "Time of computing the policy tables",
+                "Time to compute the policy maps",
                 fine_histogram(),
             ),
             last_compile: add(
                 registry,
                 "policy_last_compile_seconds",
-                "Time of computing the policy tables the last time",
+                "Time of the last computation of the policy maps",
                 Gauge::default(),
             ),
             enforcement: add(
                 registry,
                 "policy_enforcement_seconds",
-                "Time from a watch event that policies depend on to the maps",
+                "Time from a watch event that affects policies until the maps are written",
                 fine_histogram(),
             ),
-            verdicts: add(registry, "verdicts", "New flows that policies judged", family()),
+            verdicts: add(registry, "verdicts", "New flows that policies evaluated", family()),
             by_policy: add(
                 registry,
                 "policy_verdicts",
-                "New flows that a policy decided, by a rule or by isolating the Pod; policy _other: those beyond the bound",
+                "New flows that a policy decided, by a rule or by isolating the Pod; policy _other: all policies beyond the series limit",
                 Family::default(),
             ),
             policies: add(registry, "policies", "Policies", family()),
             groups: add(
                 registry,
                 "policy_groups",
-                "Sets of rules that Pods of this node are under",
+                "Rule sets that apply to Pods of this node",
                 Gauge::default(),
             ),
             identities: add(
                 registry,
                 "policy_identities",
-                "Kinds of addresses that rules tell apart",
+                "Security identities: classes of addresses that rules distinguish",
                 Gauge::default(),
             ),
             overflowing: add(
                 registry,
                 "policy_groups_overflowing",
-                "Sets of rules that deny everything since the tables could not take them",
+                "Rule sets that deny everything because they do not fit in the maps",
                 Gauge::default(),
             ),
             epoch: add(
                 registry,
                 "policy_epoch",
-                "Number of the last change of what is enforced, 0 = there never was a policy",
+                "Number of the last change to the enforced policies, 0 = no policy has ever existed",
                 Gauge::default(),
             ),
         };

@@ -147,7 +147,7 @@ async fn nonsense_is_answered_and_silence_is_bounded() {
         let mut text = String::new();
         let read =
             timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await.unwrap();
-        assert!(text.starts_with("{\"error\":\"not a question: ") || read.is_err(), "{text}");
+        assert!(text.starts_with("{\"error\":\"not a valid request: ") || read.is_err(), "{text}");
     }
     // Without an end of line there is no question; its place is free again soon.
     let mut silent = bed.connect().await;
@@ -167,7 +167,7 @@ async fn too_many_clients_are_refused_and_those_there_stay() {
         there.push(client);
     }
     let mut refused = BufReader::new(bed.connect().await);
-    let want = Answer::Error("16 clients are served already".to_owned());
+    let want = Answer::Error("already serving 16 clients".to_owned());
     assert_eq!(answer(&mut refused).await, Some(want));
     bed.push(1, outcome::DROPPED);
     for client in &mut there {
@@ -195,5 +195,8 @@ async fn the_loop_is_asked_by_messages() {
     // A loop that ends answers nobody.
     let mut client = bed.ask("{\"who\":[]}\n").await;
     drop(bed.asked.recv().await.unwrap());
-    assert_eq!(answer(&mut client).await, Some(Answer::Error("the agent is ending".to_owned())));
+    assert_eq!(
+        answer(&mut client).await,
+        Some(Answer::Error("the agent is shutting down".to_owned()))
+    );
 }

@@ -67,12 +67,12 @@ pub(super) fn refused(
 
 /// That a policy has no room.
 pub(super) fn issue(name: &Name, policy: &Policy, demand: Demand) -> Issue {
-    let text = "ranges of addresses that a node can tell apart: Pods that it selects are cut off in this direction";
+    let text = "address ranges that a node can distinguish: all traffic in this direction of the Pods it selects is denied";
     Issue::new(
         object(name, policy.tier),
         field(demand.direction),
         format!(
-            "its blocks are {} ranges, and have no room among the {MOST} {text}",
+            "its ipBlocks need {} ranges, which do not fit among the {MOST} {text}",
             demand.ranges
         ),
     )
@@ -81,11 +81,11 @@ pub(super) fn issue(name: &Name, policy: &Policy, demand: Demand) -> Issue {
 /// That a policy takes much of what there is for all.
 pub(super) fn remark(name: &Name, policy: &Policy, demand: Demand) -> Option<Issue> {
     (demand.ranges > MOST / 4).then(|| {
-        let text = "ranges of addresses that a node can tell apart for all policies together";
+        let text = "address ranges that a node can distinguish for all policies together";
         Issue::new(
             object(name, policy.tier),
             field(demand.direction),
-            format!("its blocks take {} of the {MOST} {text}", demand.ranges),
+            format!("its ipBlocks use {} of the {MOST} {text}", demand.ranges),
         )
     })
 }

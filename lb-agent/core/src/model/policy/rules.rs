@@ -565,6 +565,6 @@ fn too_many(source: &Source) -> Issue {
     Issue::new(
         object(&source.policy, source.tier),
         format!("spec.{}[{}]", source.direction.name(), source.index),
-        "more rules than one Pod can have come together in a Pod that it selects: everything is denied there in this direction",
+        "a Pod that it selects exceeds the limit of rules for one Pod: all traffic of that Pod in this direction is denied",
     )
 }

@@ -146,7 +146,7 @@ pub(super) fn issue(name: &Name, policy: &Policy, direction: Direction, lost: Lo
         object(name, policy.tier),
         format!("spec.{}", direction.name()),
         format!(
-            "the policies of namespace {} want {more}{about} of {capacity} {table}, and there is no room for what all namespaces want: Pods that it selects are cut off in this direction",
+            "the policies of namespace {} need {more}{about} of {capacity} {table}, and all namespaces together need more than there are: all traffic in this direction of the Pods it selects is denied",
             name.namespace
         ),
     )

@@ -76,8 +76,7 @@ impl Planner {
 
 /// That a group does not do what it should.
 pub(super) fn group_issues(group: &model::Group) -> Vec<Issue> {
-    let message =
-        "the tables have no room for all of it: Pods that it selects are cut off in this direction";
+    let message = "it does not fit in the maps: all traffic in this direction of the Pods it selects is denied";
     let direction = group.rules.first().map(|(_, rule)| rule.source.direction);
     let field = direction.map_or("spec", |direction| match direction {
         Direction::Ingress => "spec.ingress",

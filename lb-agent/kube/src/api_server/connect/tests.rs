@@ -51,7 +51,7 @@ fn the_kubelets_server_is_that_of_its_context() {
         assert_eq!(kubelet_server(&scratch.file("conf", &text)).unwrap(), want, "{name}");
     }
     let err = kubelet_server(&scratch.file("conf", "apiVersion: v1\nkind: Config\n")).unwrap_err();
-    assert_eq!(err.to_string(), "the kubelet's kubeconfig names no server");
+    assert_eq!(err.to_string(), "the kubelet's kubeconfig has no server");
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ items:
     let content = parse(text);
     assert_eq!(found(&content), ["2: Node a", "8: Pod default/c"]);
     let faults = faults(&content);
-    assert_eq!(faults[0], "2: items[1].kind: `Secret` of `v1` is not used here: skipped");
+    assert_eq!(faults[0], "2: items[1].kind: `Secret` of `v1` is not used by lb-agent: skipped");
     assert!(faults[1].starts_with("8: items[1].: invalid type: integer `5`"), "{}", faults[1]);
 }
 
@@ -110,6 +110,6 @@ fn policies_in_files() {
         "21: ClusterNetworkPolicy q",
     ];
     assert_eq!(found(&content), want);
-    let want = "17: kind: `AdminNetworkPolicy` of `policy.networking.k8s.io/v1alpha1` is not used here: skipped";
+    let want = "17: kind: `AdminNetworkPolicy` of `policy.networking.k8s.io/v1alpha1` is not used by lb-agent: skipped";
     assert_eq!(faults(&content), [want]);
 }
