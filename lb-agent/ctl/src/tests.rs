@@ -1,5 +1,6 @@
 //! What each command prints for one small node, with names and without.
 
+mod documents;
 mod escapes;
 mod fields;
 mod flows;
