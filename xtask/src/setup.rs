@@ -307,12 +307,12 @@ fn install_bpf_linker() -> Result<()> {
     bpf_linker_fits().context("after the installation (is cargo's bin directory in $PATH?)")
 }
 
-/// The pinned mdbook, once it is installed.
+/// Returns the path of the pinned mdbook.
 pub(crate) fn mdbook() -> PathBuf {
     tools().join("bin/mdbook")
 }
 
-/// Where tools go that only this repository uses.
+/// Returns the directory of tools that only this repository uses.
 fn tools() -> PathBuf {
     command::target_dir().join("tools")
 }

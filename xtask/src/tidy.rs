@@ -60,7 +60,7 @@ pub(crate) fn layout() -> Result<()> {
     end(&versions::check()?)
 }
 
-/// The rule on links of documents alone.
+/// Checks the links of all documents.
 ///
 /// # Errors
 /// When a link leads nowhere.

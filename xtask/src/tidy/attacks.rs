@@ -1,8 +1,8 @@
-//! Every test that THREATMODEL.md names as a defense's proof exists: a renamed or deleted test must not stay behind there.
+//! Every test that THREATMODEL.md names exists. Otherwise a renamed or deleted test would remain there as a claim.
 
 use super::Source;
 
-/// What follows the name of a test. One that runs on both kinds of nodes is two functions.
+/// What follows the name of a test. A test that runs on both kinds of nodes is a pair of functions.
 const ENDS: [&str; 3] = ["(", "<", "_on_a_routed_node("];
 
 pub(super) fn check(sources: &[Source], threats: &str) -> Vec<String> {
@@ -23,7 +23,7 @@ pub(super) fn check(sources: &[Source], threats: &str) -> Vec<String> {
     complaints
 }
 
-/// Tests have names of several words, unlike rings and files.
+/// Reports whether a word is a test: unlike a ring or a file, it has several words.
 fn is_test(word: &str) -> bool {
     let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '…';
     word.chars().all(name) && word.matches('_').count() > 1

@@ -1,9 +1,8 @@
-//! The words that this project does not use in its texts, and where a text uses one of them. The list is for everything
-//! that people read: documents here, strings of the source code in the rules that look for them.
+//! Phrases that documents and manifests must not use, because they slow down every reader, and where a text uses them.
 
 use super::Source;
 
-/// Words that are refused, and what to write in their place.
+/// A refused phrase, and what to write instead.
 pub(super) struct Phrase {
     /// Lower case, separated by single spaces. `*` stands for any one word.
     words: &'static str,
@@ -15,7 +14,7 @@ const fn phrase(words: &'static str, instead: &'static str) -> Phrase {
     Phrase { words, instead }
 }
 
-/// All of them. A pattern belongs here when nearly every hit is a mistake.
+/// The list. A phrase belongs here if nearly every use is a mistake.
 const REFUSED: [Phrase; 44] = [
     phrase("somebody", "name who it is: client, Pod, node, caller"),
     phrase("nobody", "name who it is: no client, no Pod, no caller"),
@@ -65,7 +64,7 @@ const REFUSED: [Phrase; 44] = [
 
 const NOT_A: &str = "is not a …, are not …";
 
-/// What may stand before `is no`, and what may follow it: `there is no room`, `is no longer`, `is no more than`.
+/// Words before `is no`, and after it, that make it ordinary English: `there is no room`, `is no longer`.
 const BEFORE: [&str; 2] = ["there", "here"];
 const AFTER: [&str; 12] = [
     "longer", "more", "less", "fewer", "larger", "smaller", "older", "newer", "slower", "faster",
@@ -88,8 +87,8 @@ pub(super) fn check(documents: &[Source]) -> Vec<String> {
     complaints
 }
 
-/// Returns each refused phrase of a text with its line, counted from 1. A phrase may run over the end of a line, but not
-/// over punctuation.
+/// Returns each refused phrase in a text with its line, counted from 1. A phrase can continue on the next line, but not
+/// across punctuation.
 pub(super) fn refused(text: &str) -> Vec<(usize, &'static Phrase)> {
     let words = words(text);
     let mut found = Vec::new();
@@ -114,7 +113,7 @@ fn is_at(phrase: &Phrase, words: &[(usize, String)], at: usize) -> bool {
     phrase.instead != NOT_A || !(BEFORE.contains(&before) || AFTER.contains(&last))
 }
 
-/// Splits a text into lower-case words with their lines. What ends a phrase, such as a full stop, is an empty word.
+/// Splits a text into lower-case words with their lines. Punctuation becomes an empty word.
 fn words(text: &str) -> Vec<(usize, String)> {
     let mut words = Vec::new();
     for (n, line) in text.lines().enumerate() {
@@ -135,7 +134,7 @@ fn words(text: &str) -> Vec<(usize, String)> {
     words
 }
 
-/// Blanks what is not prose in Markdown, and keeps every line's number: fenced blocks, code in a line, targets of links.
+/// Removes what is not prose in Markdown (code blocks, inline code, targets of links), and keeps line numbers.
 pub(super) fn prose(text: &str) -> String {
     let mut prose = String::with_capacity(text.len());
     let mut fenced = false;
@@ -153,7 +152,7 @@ pub(super) fn prose(text: &str) -> String {
     prose
 }
 
-/// Blanks what is not a comment in YAML.
+/// Removes what is not a comment in YAML, and keeps line numbers.
 fn comments(text: &str) -> String {
     let comment =
         |line: &str| line.split_once('#').map_or(String::new(), |(_, comment)| comment.to_owned());

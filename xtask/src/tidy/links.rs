@@ -10,7 +10,7 @@ use super::Source;
 const BOOK: &str = "docs/src/";
 const SUMMARY: &str = "docs/src/SUMMARY.md";
 
-/// Checks all documents. `exists` answers for files that are not documents, by their path from the root.
+/// Checks all documents. `exists` says whether a file that is not a document exists, by its path from the root.
 pub(super) fn check(documents: &[Source], exists: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut complaints = Vec::new();
     let written: BTreeMap<&str, &str> =
@@ -54,7 +54,7 @@ pub(super) fn check(documents: &[Source], exists: impl Fn(&Path) -> bool) -> Vec
     complaints
 }
 
-/// Returns a chapter's text with the documents that mdBook puts into it, and the ones that do not exist.
+/// Returns a chapter's text with its included documents, and the includes that do not exist.
 fn with_includes(path: &str, text: &str, all: &BTreeMap<&str, &str>) -> (String, Vec<String>) {
     let mut missing = Vec::new();
     let mut lines = Vec::new();
@@ -132,7 +132,7 @@ fn is_remote(target: &str) -> bool {
     ["http://", "https://", "mailto:"].iter().any(|scheme| target.starts_with(scheme))
 }
 
-/// Returns the path from the root that a relative target means in a document. What leaves the repository keeps its `..`.
+/// Resolves a relative target to a path from the root. A path that leaves the repository keeps its `..`.
 fn resolve(document: &str, target: &str) -> String {
     let dir = document.rsplit_once('/').map_or("", |(dir, _)| dir);
     let mut parts: Vec<&str> = dir.split('/').filter(|part| !part.is_empty()).collect();

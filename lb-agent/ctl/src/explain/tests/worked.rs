@@ -35,7 +35,7 @@ impl Document {
         Self { path, text, wrong: Vec::new() }
     }
 
-    /// Where the text of a block is.
+    /// Returns the range of a block's text.
     fn at(&self, name: &str) -> std::ops::Range<usize> {
         let marker = format!("<!-- example: {name} -->\n\n```");
         let start = self.text.find(&marker).unwrap_or_else(|| panic!("no block {name}"));
@@ -101,7 +101,7 @@ fn the_example_of_explain_is_true() {
     readme.finish();
 }
 
-/// The beginning of a verdict: the rest of it says the same as what follows.
+/// Cuts the first line: README shows only its beginning.
 fn cut(line: &str) -> String {
     match line.find("TCP: ").filter(|_| line.starts_with("STOPPED")) {
         Some(at) => format!("{}TCP: …", &line[..at]),
@@ -269,7 +269,8 @@ fn sorted(ops: &[PolicyOp]) -> Vec<PolicyOp> {
     ops
 }
 
-/// New identities get their numbers in the order in which addresses are looked at, which is any. The chapter shows one.
+/// Reports whether identities were numbered in the order of addresses. The planner visits addresses in any order; the
+/// chapter shows one.
 fn is_in_order(text: &str) -> bool {
     text.contains("ident[10.1.0.2] = identity 2")
 }
@@ -281,7 +282,7 @@ fn bits(words: &[u64]) -> String {
     }
 }
 
-/// The look-ups that the first packet of a connection from a Pod causes.
+/// Returns the lookups of the first packet of a connection from a Pod.
 fn packet(world: &World, client: &str, service: &str) -> String {
     let mut text = String::new();
     let mut step = |what: String, found: String| {
@@ -318,7 +319,7 @@ fn packet(world: &World, client: &str, service: &str) -> String {
     text
 }
 
-/// What the policies say of a connection to port 8080 of the Pod behind a device.
+/// Judges a new connection to port 8080 of the Pod behind a device.
 fn ask(tables: &Actual, ifindex: u32, peer: &Addr) -> Judgement {
     let group = tables.pods[&ifindex][0];
     let ident = identify(tables, peer).unwrap();
@@ -336,7 +337,7 @@ fn said(judgement: Judgement) -> String {
     }
 }
 
-/// The writes when the policy admits another Pod, and what each of them changes for both.
+/// Returns the writes when the policy admits another Pod, with the verdicts for both Pods after each.
 fn switch(chapter: &Document) -> String {
     let yaml = chapter.block("yaml");
     let worlds = [
