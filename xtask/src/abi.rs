@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::{args::Args, command, setup::cargo, tidy};
 
 pub(crate) const USAGE: &str = "abi [--bless]
-  --bless   rewrite the golden file, after the map's version in lb-common/src/limits.rs was raised";
+  --bless   rewrite the golden file; first raise the map's version in lb-common/src/limits.rs";
 
 /// Compares, or rewrites, the golden layouts.
 ///

@@ -40,7 +40,7 @@ impl Args {
             if word == name {
                 match words.next() {
                     Some(value) => found.push(value),
-                    None => bail!("{name} needs a value"),
+                    None => bail!("{name} requires a value"),
                 }
             } else if let Some(value) =
                 word.strip_prefix(name).and_then(|tail| tail.strip_prefix('='))

@@ -24,9 +24,9 @@ use crate::{
 
 pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N] [--part P]
   --json      print JSON instead of the Markdown tables
-  --quick     shorter and fewer rounds: a look, not a result
-  --rounds N  rounds of each measurement (7; 3 when quick)
-  --part P    only paths, policies, programming, floods or answers, with the nanoseconds before it";
+  --quick     fewer and shorter rounds, for a first impression only
+  --rounds N  rounds of each measurement [default: 7, with --quick 3]
+  --part P    only one part: paths, policies, programming, floods or answers; always also measures the nanoseconds per packet";
 
 /// Builds in release mode, measures, prints.
 ///

@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(crate) const USAGE: &str = "check [--deny]
-  --deny   also cargo-deny with the advisory database, installing cargo-deny if it is missing (minutes)";
+  --deny   also run cargo-deny with the advisory database; installs it if missing (takes minutes)";
 
 /// Runs every check; the first that fails ends it.
 ///
@@ -39,10 +39,10 @@ fn run_all(deny: bool) -> Result<()> {
         ]))?;
     } else {
         say(
-            "not checked: licences and duplicates of dependencies (no cargo-deny; `check --deny` installs it)",
+            "not checked: licenses and duplicate dependencies (cargo-deny is missing; `check --deny` installs it)",
         );
     }
-    say("check: all fine");
+    say("check: passed");
     Ok(())
 }
 

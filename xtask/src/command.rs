@@ -100,6 +100,6 @@ pub(crate) fn as_root() -> Result<&'static [&'static str]> {
     } else if found("sudo").is_some() {
         Ok(&["sudo"])
     } else {
-        bail!("this needs root, and there is no sudo: run it as root")
+        bail!("this requires root and sudo is not installed: run it as root")
     }
 }

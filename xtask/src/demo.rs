@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(crate) const USAGE: &str = "demo [--keep]
-  --keep   leave it up afterwards and print commands to play with; the next demo removes it";
+  --keep   keep the demo running and print commands to explore it; the next demo removes it";
 
 /// Builds, sets the scene, tells the story, removes everything.
 ///

@@ -22,15 +22,15 @@ use crate::{args::Args, command::found};
 use self::{bed::Bed, cluster::Cluster, report::Report};
 
 pub(crate) const USAGE: &str = "e2e [--load 'COMMAND {tar}'] [OPTIONS]
-  --load 'COMMAND {tar}'        puts the image archive on every node, after building it; without, the nodes have it
-  --no-build                    loads target/lb-agent.tar as it is
-  --kubectl 'COMMAND'           kubectl, with $KUBECONFIG if it is not named here
-  --node-exec 'COMMAND {node}'  runs what follows as a host process of the node; without, in a privileged Pod there
-  --outside-exec 'COMMAND'      runs what follows, `ip route` included, on a machine that is no node but reaches them
-  --image IMAGE                 of the test Pods: agnhost
-  --only WORD                   only the checks whose name has the word
-  --takeover manual|when-gone   only this: take kube-proxy's place under load, and give it back
-  --skip-deploy                 check whatever implements Services in the cluster already
+  --load 'COMMAND {tar}'        loads the image archive onto every node after building it; without it, the nodes must have the image
+  --no-build                    loads the existing target/lb-agent.tar
+  --kubectl 'COMMAND'           the kubectl command; by default kubectl with $KUBECONFIG
+  --node-exec 'COMMAND {node}'  runs its arguments as a host process of the node; by default in a privileged Pod
+  --outside-exec 'COMMAND'      runs its arguments, including `ip route`, on a machine outside the cluster that reaches the nodes
+  --image IMAGE                 image of the test Pods [default: agnhost]
+  --only WORD                   only the checks whose names contain WORD
+  --takeover manual|when-gone   only the takeover: replace kube-proxy under load, and restore it
+  --skip-deploy                 check the Service implementation that the cluster already has
   --keep                        leave the agent deployed";
 
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
@@ -69,9 +69,7 @@ impl Options {
         };
         args.finish(USAGE)?;
         if options.kubectl == "kubectl" && found("kubectl").is_none() {
-            bail!(
-                "kubectl is missing: install the one of the cluster's version, or name it by --kubectl"
-            );
+            bail!("kubectl is missing: install the cluster's version, or set --kubectl");
         }
         Ok(options)
     }
@@ -106,16 +104,16 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
     choice::check(&bed, report);
     match options.outside_exec {
         Some(_) => outside::check(&bed, report, options.skip_deploy),
-        None => eprintln!("not run without --outside-exec: the checks with a client outside"),
+        None => eprintln!("not run without --outside-exec: the checks with an external client"),
     }
     policies::check(&bed, report, !options.skip_deploy);
     latency::check(&bed, report);
     if options.skip_deploy {
-        eprintln!("not run without a deployment of our own: the checks that stop the agent");
+        eprintln!("not run with --skip-deploy: the checks that stop the agent");
     } else {
         faults::check(&bed, report);
         if !options.keep {
-            report.check("cleanup leaves nothing on any node", || deploy::remove(&bed));
+            report.check("cleanup removes everything from all nodes", || deploy::remove(&bed));
         }
     }
     Ok(())

@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub(crate) const USAGE: &str = "image [--arch amd64|arm64]... [--tag NAME]
-  --arch   this machine's without; several make one image for all of them
-  --tag    lb-agent:dev without";
+  --arch   target architecture [default: this machine's]; repeat it for a multi-architecture image
+  --tag    name of the image [default: lb-agent:dev]";
 
 /// The archive, in the target directory.
 pub(crate) const ARCHIVE: &str = "lb-agent.tar";
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         size as f64 / 1e6
     ));
     if size > BYTES_MAX * wanted.len().max(1) as u64 {
-        bail!("the image has {size} bytes, more than {BYTES_MAX} an architecture");
+        bail!("the image has {size} bytes, more than {BYTES_MAX} per architecture");
     }
     Ok(())
 }
@@ -70,9 +70,7 @@ fn archs(wanted: &[String]) -> Result<Vec<&'static Arch>> {
     let host = |arch: &&Arch| arch.rust == std::env::consts::ARCH;
     if wanted.is_empty() {
         let arch = ARCHS.iter().find(host);
-        return Ok(vec![
-            arch.context("this machine is neither amd64 nor arm64: name one by --arch")?,
-        ]);
+        return Ok(vec![arch.context("this machine is neither amd64 nor arm64: set --arch")?]);
     }
     let mut archs = Vec::new();
     for name in wanted {
@@ -128,7 +126,7 @@ fn build(arch: &Arch) -> Result<Vec<PathBuf>> {
         if has_interpreter(
             &std::fs::read(binary).with_context(|| format!("read {}", binary.display()))?,
         ) {
-            bail!("{} is not static: it names an interpreter", binary.display());
+            bail!("{} is not static: it requires an interpreter", binary.display());
         }
     }
     Ok(binaries)

@@ -41,28 +41,28 @@ struct Task {
 const TASKS: [Task; 11] = [
     Task {
         name: "setup",
-        about: "install what the tasks below need and this machine lacks",
+        about: "install missing tools and packages for the tasks below",
         usage: setup::USAGE,
         needs: setup::ALL,
         run: setup::run,
     },
     Task {
         name: "demo",
-        about: "two nodes with Pods as network namespaces: Services at work, no Kubernetes needed",
+        about: "show Services on two nodes built from network namespaces; needs no Kubernetes",
         usage: demo::USAGE,
         needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
         run: demo::run,
     },
     Task {
         name: "check",
-        about: "formatting, clippy for the host and for the kernel object, tidy",
+        about: "check formatting, clippy for the host and the kernel object, and tidy",
         usage: check::USAGE,
         needs: &[Need::Rust, Need::BpfLinker],
         run: check::run,
     },
     Task {
         name: "test",
-        about: "the test rings: pure and scenario, then those that need root",
+        about: "run the tests: first the pure ones, then those that need root",
         usage: test::USAGE,
         needs: &[
             Need::Rust,
@@ -76,7 +76,7 @@ const TASKS: [Task; 11] = [
     },
     Task {
         name: "soak",
-        about: "a million damaged packets through every program",
+        about: "send a million damaged packets through every program",
         usage: soak::USAGE,
         needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
         run: soak::run,
@@ -90,21 +90,21 @@ const TASKS: [Task; 11] = [
     },
     Task {
         name: "abi",
-        about: "the map layouts against the golden file, and their versions against the last commit",
+        about: "compare map layouts with the golden file and their versions with the last commit",
         usage: abi::USAGE,
         needs: &[Need::Rust],
         run: abi::run,
     },
     Task {
         name: "bench",
-        about: "what a Service costs over its Pod, and nanoseconds per packet of each program",
+        about: "measure the cost of a Service over its Pod, and each program's nanoseconds per packet",
         usage: bench::USAGE,
         needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
         run: bench::run,
     },
     Task {
         name: "image",
-        about: "static binaries in an OCI archive, target/lb-agent.tar",
+        about: "build static binaries into an OCI archive, target/lb-agent.tar",
         usage: image::USAGE,
         needs: &[Need::Rust, Need::BpfLinker],
         run: image::run,

@@ -66,7 +66,9 @@ pub(crate) const ALL: &[Need] = &[
 /// When there are arguments.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     crate::args::Args::new(args).finish(USAGE)?;
-    say(&format!("all there: rust {TOOLCHAIN}, bpf-linker with LLVM {LLVM}, packages"));
+    say(&format!(
+        "everything is installed: rust {TOOLCHAIN}, bpf-linker with LLVM {LLVM}, packages"
+    ));
     Ok(())
 }
 
@@ -91,9 +93,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         install_mdbook()?;
     }
     if needs.contains(&Need::Kubectl) && found("kubectl").is_none() {
-        bail!(
-            "kubectl is missing: install the one of the cluster's version, or name it by --kubectl"
-        );
+        bail!("kubectl is missing: install the cluster's version, or set --kubectl");
     }
     Ok(())
 }
@@ -151,9 +151,11 @@ fn missing_packages(need: Need) -> Vec<Package> {
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
         Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of demo and bench"),
-        Need::Bpftool => program("bpftool", "bpftool", "`bpftool`, by which tests see the kernel"),
+        Need::Bpftool => {
+            program("bpftool", "bpftool", "`bpftool`, with which tests inspect the kernel")
+        }
         Need::Iptables => {
-            program("iptables-legacy", "iptables", "`iptables-legacy`, whose rules tests take over")
+            program("iptables-legacy", "iptables", "`iptables-legacy`, for the takeover tests")
         }
         Need::Rust
         | Need::BpfLinker
@@ -169,14 +171,14 @@ fn install_packages(missing: &[Package]) -> Result<()> {
         return Ok(());
     }
     let by_hand = |why: &str| {
-        let mut text = format!("{why}; install by hand, then run this again:");
+        let mut text = format!("{why}; install these manually, then run this again:");
         for package in missing {
             text += &format!("\n  {} (Debian: {})", package.gives, package.name);
         }
         text
     };
     if found("apt-get").is_none() {
-        bail!(by_hand("this system has no apt-get, and some things are missing"));
+        bail!(by_hand("packages are missing, and this system has no apt-get"));
     }
     let sudo = as_root().with_context(|| by_hand("packages are missing"))?;
     let names: Vec<_> = missing.iter().map(|package| package.name).collect();
@@ -190,10 +192,10 @@ fn install_packages(missing: &[Package]) -> Result<()> {
         command::run(apt(sudo).arg("update"))?;
     }
     if let Some(name) = names.iter().find(|name| !known(name)) {
-        bail!(by_hand(&format!("apt knows no package {name} on this release")));
+        bail!(by_hand(&format!("apt has no package {name} on this release")));
     }
     command::run(apt(sudo).args(["install", "--yes", "--no-install-recommends"]).args(&names))
-        .with_context(|| by_hand("apt-get did not install them"))
+        .with_context(|| by_hand("apt-get failed to install them"))
 }
 
 fn apt(sudo: &[&str]) -> Command {
@@ -224,7 +226,7 @@ fn install_toolchain(needs: &[Need]) -> Result<()> {
     }
     if found("rustup").is_none() {
         bail!(
-            "rustup is missing: it keeps rust {TOOLCHAIN} beside this machine's own; install it from your \
+            "rustup is missing; it is needed to install rust {TOOLCHAIN} beside this machine's own; install it from your \
              distribution (package rustup) or from rustup.rs, then run this again"
         );
     }
@@ -283,7 +285,7 @@ fn bpf_linker_fits() -> Result<()> {
             !line.contains(&format!("libLLVM.so.{LLVM}"))
                 && !line.contains(&format!("libLLVM-{LLVM}"))
         }) {
-            bail!("{} is built with another LLVM than {LLVM}", path.display());
+            bail!("{} is built with an LLVM other than {LLVM}", path.display());
         }
     }
     Ok(())

@@ -5,9 +5,9 @@ use anyhow::Result;
 use crate::{args::Args, command::say, test};
 
 pub(crate) const USAGE: &str = "soak [--packets N] [--judged N] [--seed N]
-  --packets N   damaged and invented packets through every program (1000000)
-  --judged N    packets that policies of random clusters judge, against the API's text (2000000)
-  --seed N      which ones; the time of day without";
+  --packets N   damaged and generated packets for every program [default: 1000000]
+  --judged N    packets checked against the policies of random clusters [default: 2000000]
+  --seed N      seed of the random generator [default: from the clock]";
 
 /// Runs the search.
 ///
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         now.map_or(1, |now| now.as_secs())
     });
-    say(&format!("{packets} packets to break programs, {judged} to be judged, of seed {seed}"));
+    say(&format!("{packets} damaged packets, {judged} policy checks, seed {seed}"));
     let settings = [
         ("LB_MUTANTS", packets.to_string()),
         ("LB_JUDGED", judged.to_string()),

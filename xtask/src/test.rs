@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(crate) const USAGE: &str = "test [RING] [-- ARGUMENTS OF THE TEST BINARIES]
-  RING   pure (with the scenarios), or a privileged one by the name of its target: datapath, e2e, …; all without";
+  RING   pure (with the scenarios), or the name of a privileged test target: datapath, e2e, … [default: all]";
 
 /// Runs all rings, or one.
 ///
@@ -35,13 +35,13 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
                 privileged.into_iter().partition(|target| target.name == ring);
             if of_ring.is_empty() {
                 let names: Vec<_> = others.into_iter().map(|target| target.name).collect();
-                bail!("no ring {ring:?}; there are: pure {}", names.join(" "));
+                bail!("unknown ring {ring:?}; the rings are: pure {}", names.join(" "));
             }
             run_privileged(&of_ring, theirs)
         }
         None => {
             // Said before the minutes that the pure ring may take.
-            as_root().context("the privileged rings need root (`test pure` does not)")?;
+            as_root().context("the privileged rings require root (`test pure` does not)")?;
             pure(theirs)?;
             let (modules, others): (Vec<_>, Vec<_>) =
                 privileged.into_iter().partition(|target| target.name == MODULES);
@@ -125,7 +125,7 @@ fn as_root_runner(test: &mut Command) -> Result<()> {
 fn host_triple() -> Result<String> {
     let version = output(cargo().arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("`cargo -vV` names no host")?.to_owned())
+    Ok(host.context("`cargo -vV` does not report a host")?.to_owned())
 }
 
 /// The feature without which a privileged target is not built.

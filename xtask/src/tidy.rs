@@ -117,7 +117,7 @@ fn toolchains(sources: &[Source]) -> Vec<String> {
     if text.is_some_and(|text| text.contains(&line)) {
         return Vec::new();
     }
-    vec![format!("{build}: wants the toolchain of xtask/src/setup.rs: `{line}`")]
+    vec![format!("{build}: must have the toolchain of xtask/src/setup.rs: `{line}`")]
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub(crate) const USAGE: &str = "verifier [--wrap 'COMMAND'] [--bless]
-  --wrap    run this, and the rings datapath and modules, through a command prefix: one that boots another kernel
+  --wrap    run this and the rings datapath and modules through COMMAND, for example one that boots another kernel
   --bless   rewrite the golden file, lb-agent/tests/verifier.txt";
 
 const GOLDEN: &str = "lb-agent/tests/verifier.txt";
@@ -106,7 +106,7 @@ fn verified(run: &mut Command) -> Result<BTreeMap<String, u64>> {
     }
     let found = parse(&text)?;
     if found.is_empty() {
-        bail!("the verifier test printed no program:\n{text}");
+        bail!("the verifier test printed no programs:\n{text}");
     }
     Ok(found)
 }
@@ -152,7 +152,7 @@ fn compare(
     if bad.is_empty() {
         return Ok(());
     }
-    bail!("{}; if that is meant: cargo xtask verifier --bless", bad.join("; "))
+    bail!("{}; if that is intended: cargo xtask verifier --bless", bad.join("; "))
 }
 
 #[cfg(test)]

@@ -206,9 +206,9 @@ fn branch_words(branch: &Branch) -> Vec<String> {
         words.push(format!("affinity={}s", branch.affinity_secs));
         words.push(format!("clients={}", branch.affinity_clients));
     }
-    // An empty list lets nobody in.
+    // An empty list admits no client.
     words.extend(branch.source_ranges.as_deref().map(|ranges| match ranges {
-        [] => "sources=nobody".to_owned(),
+        [] => "sources=none".to_owned(),
         ranges => format!("sources={}", ranges.join(",")),
     }));
     words.extend(branch.unserved.map(str::to_owned));

@@ -47,7 +47,10 @@ pub(super) fn measure(field: &Field, quick: bool) -> Result<Vec<Answered>> {
     let mut measured = Vec::new();
     for (way, side) in [
         ("the agent", &field.with),
-        ("netfilter: DNAT and masquerade, as kube-proxy writes them for nftables", &field.without),
+        (
+            "netfilter: DNAT and masquerade as kube-proxy configures them in nftables",
+            &field.without,
+        ),
     ] {
         say(&format!("questions and answers by {way}"));
         let ours = way == "the agent";
@@ -118,7 +121,7 @@ fn once(field: &Field, side: &Side, way: &'static str, duration: Duration) -> Re
     for source in sources.iter().skip(1) {
         side.outside.ip(&format!("addr del {source}/24 dev eth0\n"))?;
     }
-    ensure!(answers.mixed_up == 0, "{} got another's answer", answers.mixed_up);
+    ensure!(answers.mixed_up == 0, "{} received an answer for another client", answers.mixed_up);
     Ok(Answered {
         way,
         per_second: answers.answered as f64 / answers.seconds,

@@ -142,7 +142,7 @@ impl Field {
             specs.into_iter().enumerate().map(|(i, spec)| policy(&name(i), spec)).collect();
         self.manifests.write("policies", &objects)?;
         for agent in &self.agents {
-            wait::until("policies in force", PATIENCE, || {
+            wait::until("policies enforced", PATIENCE, || {
                 let enforced = agent.metric("lb_policies{state=\"programmed\"}")?;
                 ensure!(enforced as usize == n, "{enforced} of {n}");
                 Ok(())

@@ -158,7 +158,7 @@ fn under(field: &Field, flood: &Flood<'_>, seconds: Duration) -> Result<Flooded>
         (0..KEPT).map(|_| Connection::open(addr, PATIENCE).context("open")).collect()
     })??;
     for connection in &mut kept {
-        connection.ask().context("ask before the flood")?;
+        connection.ask().context("requests before the flood")?;
     }
     let stop = AtomicBool::new(false);
     let start = Instant::now();

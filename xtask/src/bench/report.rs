@@ -89,13 +89,13 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
     let Programming { change_to_answer_ms, resident_mib, .. } = programming;
     if *services > 0 {
         println!("\n| with {services} Services × 2 endpoints | |\n|---|--:|");
-        println!("| programmed, from complete lists | {all_ms:.0} ms |");
+        println!("| complete lists until programmed | {all_ms:.0} ms |");
         println!(
-            "| from the agent's start to the last one's first answer | {start_to_last_answer_ms:.0} ms |"
+            "| agent start until the first answer of the last Service | {start_to_last_answer_ms:.0} ms |"
         );
-        println!("| restart on full tables, until synced | {restart_ms:.0} ms |");
-        println!("| from an endpoint's change to its first answer | {change_to_answer_ms:.1} ms |");
-        println!("| agent, resident | {resident_mib:.1} MiB |");
+        println!("| restart on full maps until synced | {restart_ms:.0} ms |");
+        println!("| endpoint change until its first answer | {change_to_answer_ms:.1} ms |");
+        println!("| resident memory of the agent | {resident_mib:.1} MiB |");
     }
     println!("\n| program | packet | ns over an empty program |\n|---|---|--:|");
     for Nanos { program, case, ns } in nanos {

@@ -118,7 +118,7 @@ impl Scene {
         }
         drop(self);
         println!(
-            "\nEverything removed again. `cargo xtask demo --keep` leaves it up to play with."
+            "\nEverything has been removed. `cargo xtask demo --keep` keeps it running to explore."
         );
         Ok(())
     }
@@ -136,8 +136,8 @@ impl Scene {
         let Self { client, nodes: [a, _], agents: [agent, _], .. } = self;
         let traffic = self.traffic.display();
         let enter = |netns: &Netns| format!("nsenter --net={}", netns.path().display());
-        println!("\nIt stays up; the next `cargo xtask demo` removes it. As root:");
-        println!("\n  # from the Pod client, and from a process of node a");
+        println!("\nThe demo keeps running; the next `cargo xtask demo` removes it. As root:");
+        println!("\n  # from the Pod client, or from a process of node a");
         println!("  {} {traffic} ask tcp {}:80 9", enter(&client.netns), WEB[0]);
         println!("  {} {traffic} ask udp [{}]:53", enter(&a.netns), DNS[1]);
         println!("  {} {traffic} load tcp {}:80 200 10", enter(&client.netns), WEB[0]);

@@ -44,7 +44,7 @@ pub(crate) fn tell(scene: &mut Scene) -> Result<()> {
 }
 
 fn introduce(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("Two nodes, three Pods each, all network namespaces; one agent a node");
+    paper.step("Two nodes with three Pods each, all in network namespaces; one agent per node");
     for node in &scene.nodes {
         let pods = [&scene.client].into_iter().chain(&scene.web).chain(&scene.dns);
         let pods: Vec<String> = pods
@@ -64,7 +64,7 @@ fn introduce(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
     answered(&scene.client.netns, Transport::Tcp, at(WEB[0], 80)?, "")?;
     let took = written.elapsed().as_millis();
     paper.say(&format!(
-        "Services web ({}, {}) and dns ({}, {}) written as manifests; first answer after {took} ms",
+        "Services web ({}, {}) and dns ({}, {}) created from manifests; first answer after {took} ms",
         WEB[0], WEB[1], DNS[0], DNS[1]
     ));
     for netns in namespaces(scene) {
@@ -78,7 +78,7 @@ fn introduce(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
 }
 
 fn spread(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("A ClusterIP spreads connections over its backends, on this node and the other");
+    paper.step("A ClusterIP distributes connections over its backends on both nodes");
     let report = run(&scene.client.netns, Transport::Tcp, at(WEB[0], 80)?)?;
     paper.report(&format!("Pod client → {}:80, TCP", WEB[0]), &report);
     want_all(&report, &["web-1", "web-2", "web-3"])
@@ -109,7 +109,7 @@ fn host_process(scene: &Scene, paper: &mut Paper) -> Result<()> {
 }
 
 fn leave_under_load(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("A backend is removed under load, and comes back: no request fails");
+    paper.step("A backend is removed and added again under load: no request fails");
     let load = start(&scene.client.netns, 400)?;
     std::thread::sleep(Duration::from_secs(2));
     scene.announce_web(&[&scene.web[0], &scene.web[2]])?;
@@ -118,19 +118,22 @@ fn leave_under_load(scene: &Scene, paper: &mut Paper) -> Result<()> {
     scene.announce_web(&everyone(scene))?;
     std::thread::sleep(Duration::from_secs(1));
     let report = load.stop()?;
-    paper.report("Pod client → web at 400 requests a second; web-2 away from 2 s to 5 s", &report);
+    paper.report(
+        "Pod client → web at 400 requests a second; web-2 is removed from 2 s to 5 s",
+        &report,
+    );
     want_all(&report, &["web-1", "web-2", "web-3"])?;
-    paper.report("meanwhile, 3 s in", &without);
+    paper.report("3 s after the start", &without);
     want_all(&without, &["web-1", "web-3"])
 }
 
 fn agent_dies(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("The agent is killed under load: the kernel goes on, and its restart is a diff");
+    paper.step("The agent is killed under load: the kernel continues, and the restart only writes differences");
     let load = start(&scene.client.netns, 400)?;
     std::thread::sleep(Duration::from_secs(1));
     let agent = &mut scene.agents[0];
     agent.kill()?;
-    paper.say("SIGKILL to the agent of node a; a second without it …");
+    paper.say("sent SIGKILL to the agent of node a; waiting one second without it …");
     std::thread::sleep(Duration::from_secs(1));
     let took = agent.start()?;
     paper.say(&format!("started again, healthy after {} ms", took.as_millis()));
@@ -141,7 +144,7 @@ fn agent_dies(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
 }
 
 fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("A Service without endpoints refuses at once, and answers when they are back");
+    paper.step("A Service without endpoints refuses connections at once, and answers when the endpoints are back");
     scene.announce_web(&[])?;
     let addr = at(WEB[0], 80)?;
     for (who, netns) in ["Pod client", "node a"].into_iter().zip(namespaces(scene)) {
@@ -167,7 +170,7 @@ fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
 
 /// Default deny, the allow, and why: on one screen.
 fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("A default deny for web; the client is allowed; lbctl says why, either way");
+    paper.step("A default-deny policy for web, then an allowed client; lbctl explains both");
     scene.announce_client()?;
     let subject = json!({"matchLabels": {"app": "web"}});
     let deny = policy("default-deny", json!({"podSelector": subject}));
@@ -204,22 +207,22 @@ fn explain(scene: &Scene, paper: &mut Paper, verdict: &str, because: &str) -> Re
 }
 
 fn throughput(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("iperf3 from the Pod client, straight to a Pod and through the ClusterIP");
+    paper.step("iperf3 from the Pod client, directly to a Pod and through the ClusterIP");
     let one = &scene.web[2];
     scene.announce_web(&[one])?;
     answered(&scene.client.netns, Transport::Tcp, at(WEB[0], 80)?, &one.name)?;
     for (what, ip) in
-        [("straight to web-3", one.v4.to_string()), ("through the ClusterIP", WEB[0].to_owned())]
+        [("directly to web-3", one.v4.to_string()), ("through the ClusterIP", WEB[0].to_owned())]
     {
         let gbit = iperf(&scene.client.netns, &ip)?;
         paper.say(&format!("{what:22} {ip:12} {gbit:6.2} Gbit/s"));
     }
-    paper.say("(one run each, unpinned: `cargo xtask bench` measures properly)");
+    paper.say("(one run each, not pinned to CPUs: use `cargo xtask bench` for real measurements)");
     scene.announce_web(&everyone(scene))
 }
 
 fn operators_view(scene: &Scene, paper: &mut Paper) -> Result<()> {
-    paper.step("What the operator sees on node a: lbctl reads the kernel's tables");
+    paper.step("What the operator sees on node a: lbctl reads the pinned maps");
     // The last step brought two backends back: their Service and its names are there in a moment.
     wait::until("three backends in lbctl services", SOON, || {
         let services = scene.agents[0].lbctl(&["services"])?;

@@ -103,7 +103,9 @@ pub(crate) fn silent(address: &str, ports: (u16, u16), shell: Shell<'_>) -> Resu
     ))?;
     // 28 is curl's timeout. What UDP answers comes before or after it.
     if !answer.trim().starts_with("28 ") || answer.split_whitespace().count() != 2 {
-        bail!("{answer:?} from {address} at {tcp} and {udp}; no answer is 28 and the time");
+        bail!(
+            "{answer:?} from {address} at {tcp} and {udp}; without an answer, curl would exit with 28 after the timeout"
+        );
     }
     Ok(())
 }
@@ -119,7 +121,9 @@ pub(crate) fn refused(address: &str, port: u16, shell: Shell<'_>) -> Result<()> 
     let seconds: f64 = seconds.parse().with_context(printed)?;
     // 7 is curl's "failed to connect", which a timeout is not; the time tells a reset from a retried SYN.
     if code != "7" || seconds > 0.9 {
-        bail!("{address}:{port}: curl ended with {code} after {seconds} s; refused is 7, at once");
+        bail!(
+            "{address}:{port}: curl ended with {code} after {seconds} s; expected 7 (refused) at once"
+        );
     }
     Ok(())
 }
@@ -136,7 +140,7 @@ fn attempt(address: &str, port: u16, limit_s: u32) -> String {
 /// The address of `ADDRESS:PORT`, as a server prints its client.
 fn endpoint(text: &str) -> Result<IpAddr> {
     let socket: std::net::SocketAddr =
-        text.parse().with_context(|| format!("{text:?} is no client's address"))?;
+        text.parse().with_context(|| format!("{text:?} is not a client address"))?;
     // A server on a socket of both families sees IPv4 clients as mapped.
     Ok(socket.ip().to_canonical())
 }

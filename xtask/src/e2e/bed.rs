@@ -63,16 +63,16 @@ impl<'a> Bed<'a> {
         within(Duration::from_secs(60), || {
             cluster.run(&[&wait[..], &["--selector", "bed=lb-e2e", "--timeout", "90s"]].concat())
         })
-        .context("the test Pods do not become ready")?;
+        .context("the test Pods did not become ready")?;
         bed.pods_for_nodes = cluster.nodes.iter().any(|node| bed.on_node(node, PROGRAMS).is_err());
         if bed.pods_for_nodes {
             say(
-                "the nodes have no curl or nc: Pods on their network and with their processes stand for them",
+                "the nodes have no curl or nc: using Pods on the host network and in the host PID namespace instead",
             );
         }
         bed.web = bed.addresses("web")?;
         if bed.web.len() == 1 {
-            say("a single-stack cluster: only its own family is checked");
+            say("single-stack cluster: checking only its address family");
         }
         Ok(bed)
     }

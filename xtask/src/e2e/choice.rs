@@ -17,11 +17,13 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Runs them all.
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
-    report.check("sessionAffinity over 10 connections, and its end", || affinity(bed));
-    report.check("internalTrafficPolicy Local keeps to the node", || internal_local(bed));
+    report.check("sessionAffinity over 10 connections, and its timeout", || affinity(bed));
+    report.check("internalTrafficPolicy Local uses only endpoints of the node", || {
+        internal_local(bed)
+    });
     report.check("internalTrafficPolicy Local without an endpoint there", || internal_none(bed));
-    report.check("PreferSameZone by the controller's hints", || zones(bed));
-    report.check("PreferSameNode by the controller's hints", || {
+    report.check("PreferSameZone with the controller's hints", || zones(bed));
+    report.check("PreferSameNode with the controller's hints", || {
         let own = |node: &str| Names::from([format!("client-{node}")]);
         preferred(bed, "same-node", "PreferSameNode", &own)
     });
@@ -63,7 +65,7 @@ fn affinity(bed: &Bed<'_>) -> Result<String> {
     bed.cluster.run(&["patch", "--namespace", NAMESPACE, "service/sticky", "--patch", &none])?;
     for (client, address, port, shell) in &ways {
         within(SOON, || match ask::servers(address, *port, 40, *shell)?.len() {
-            1 => bail!("{client}: still one server for 40 connections after its end"),
+            1 => bail!("{client}: still one server for 40 connections after the timeout"),
             _ => Ok(()),
         })?;
     }
@@ -108,7 +110,7 @@ fn zones(bed: &Bed<'_>) -> Result<String> {
             bed.cluster.nodes.iter().filter(here).map(|other| format!("client-{other}")).collect()
         };
         if bed.cluster.nodes.iter().all(|node| same(node).len() == bed.cluster.nodes.len()) {
-            bail!("all nodes are in one zone: nothing to tell apart");
+            bail!("all nodes are in one zone: zones cannot be distinguished");
         }
         preferred(bed, "same-zone", "PreferSameZone", &same)
     });

@@ -73,7 +73,8 @@ impl Cluster {
     /// When it fails, or is no JSON.
     pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
         let text = self.run(&[args, &["--output", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("kubectl {}: no JSON", args.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("kubectl {}: invalid JSON", args.join(" ")))
     }
 
     /// Creates or updates objects.
@@ -126,7 +127,7 @@ impl Cluster {
         let version = self.json(&["version"])?;
         let minor = text(&version, "/serverVersion/minor").unwrap_or_default();
         let digits = minor.trim_end_matches(|c: char| !c.is_ascii_digit());
-        digits.parse().with_context(|| format!("{minor:?} is no version of the server"))
+        digits.parse().with_context(|| format!("{minor:?} is not a valid minor version"))
     }
 
     /// The addresses by which a node is known in the cluster, IPv4 first.

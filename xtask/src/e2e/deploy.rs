@@ -70,7 +70,7 @@ pub(crate) fn ready(cluster: &Cluster) -> Result<()> {
             Err(err) => eprintln!("{err:#}"),
         }
     }
-    Err(err.context("the agents do not become ready"))
+    Err(err.context("the agents did not become ready"))
 }
 
 /// Sets a key of the ConfigMap; the agents read it when they next start.
@@ -103,7 +103,7 @@ pub(crate) fn replace(cluster: &Cluster) -> Result<()> {
         for node in &cluster.nodes {
             let running = "/status/containerStatuses/0/state/running";
             if agent_on(cluster, node)?.pointer(running).is_none() {
-                bail!("the agent on {node} does not run");
+                bail!("the agent on {node} is not running");
             }
         }
         Ok(())
@@ -190,5 +190,5 @@ fn cleaned(cluster: &Cluster, node: &str) -> Result<()> {
     }
     let said =
         cluster.run(&["--namespace", SYSTEM, "logs", name, "--tail", "5"]).unwrap_or_default();
-    bail!("{name} has not cleaned up: {}", said.trim())
+    bail!("{name} did not clean up: {}", said.trim())
 }

@@ -28,7 +28,9 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// Runs both.
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
-    report.check("SIGKILL of every agent under 200 requests a second loses none", || kill(bed));
+    report.check("SIGKILL of every agent under 200 requests per second loses no request", || {
+        kill(bed)
+    });
     report.check("an endpoint added while the agent is down", || catch_up(bed));
 }
 
@@ -74,13 +76,15 @@ fn kill(bed: &Bed<'_>) -> Result<String> {
     }
     let achieved = answered as f64 / seconds;
     if achieved < 0.8 * RATE as f64 {
-        bail!("only {achieved:.0} requests a second were made: the load was too small to tell");
+        bail!(
+            "only {achieved:.0} requests per second were sent: the load was too low for a result"
+        );
     }
     within(Duration::from_secs(30), || match restarts(bed)? {
         now if now >= before + nodes.len() as u64 => Ok(()),
         now => bail!("{} agents restarted", now - before),
     })
-    .context("the kill killed nothing")?;
+    .context("no agent was killed")?;
     deploy::ready(bed.cluster)?;
     Ok(format!("{answered} at {achieved:.0}/s"))
 }
@@ -144,7 +148,7 @@ fn catch_up(bed: &Bed<'_>) -> Result<String> {
             took.as_secs_f64()
         )),
         None => bail!(
-            "not among {} answers in the {:.1} s after the agent's return",
+            "not among {} answers in the {:.1} s after the agent's restart",
             names.len(),
             took.as_secs_f64()
         ),
@@ -162,7 +166,7 @@ fn added_while_down(bed: &Bed<'_>, node: &str, ask: &str, old: &str) -> Result<(
     for _ in 0..10 {
         let answer = bed.in_pod(node, ask).context("while the agent is down")?;
         if answer != *old {
-            bail!("{answer:?} answered: something else programs Services here");
+            bail!("{answer:?} answered: another Service implementation is active");
         }
     }
     Ok(())

@@ -112,7 +112,7 @@ fn round(
     proxy.create_service(body)?;
     match answers.recv_timeout(Duration::from_secs(10)) {
         Ok(at) if at > created => Ok(at - created),
-        Ok(_) => bail!("{address} answered before the Service was there"),
+        Ok(_) => bail!("{address} answered before the Service existed"),
         Err(_) => bail!("no answer within {:?}", created.elapsed()),
     }
 }

@@ -29,7 +29,7 @@ const WITHOUT_EXTERNAL_IPS: u32 = 40;
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, foreign: bool) {
     let [home, others @ ..] = &bed.cluster.nodes[..] else { return };
     if others.is_empty() {
-        eprintln!("one node: an endpoint elsewhere is not checked");
+        eprintln!("single-node cluster: endpoints on other nodes are not checked");
     }
     let site = Site { bed, home, others };
     for node in &bed.cluster.nodes {
@@ -47,11 +47,13 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, foreign: bool) {
             });
     }
     report.check("LoadBalancer IP from Pods and hosts", || site.load_balancer_inside());
-    report.check("loadBalancerSourceRanges let in and keep out", || site.source_ranges());
+    report.check("loadBalancerSourceRanges admit and deny clients", || site.source_ranges());
     report.check("externalTrafficPolicy Local answers where the endpoint is", || site.local());
-    report.check("externalTrafficPolicy Local is no matter inside", || site.local_inside());
-    report.check("healthCheckNodePort tells which node has the endpoint", || site.health());
-    report.check("externalIPs, as --external-ip-cidrs says", || site.external_ip(foreign));
+    report.check("externalTrafficPolicy Local does not affect clients in the cluster", || {
+        site.local_inside()
+    });
+    report.check("healthCheckNodePort reports which node has the endpoint", || site.health());
+    report.check("externalIPs follow --external-ip-cidrs", || site.external_ip(foreign));
 }
 
 /// The cluster, the node with the endpoint, and those without.

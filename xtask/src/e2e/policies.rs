@@ -55,7 +55,7 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, ours: bool) {
 fn stories(tenants: &Tenants<'_>, report: &mut Report) {
     let [shop_web, shop_api, shop_db, bank_web] = PODS;
     let all = |_: Pod, _: Pod| true;
-    report.check("policies: none, so everybody reaches everybody", || tenants.expect(&all));
+    report.check("policies: without any, all Pods reach each other", || tenants.expect(&all));
     report.check("policies: default deny, then web is allowed", || {
         let deny = policy(SHOP, "default-deny", &json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
         let denied = tenants.with(&[deny], &|_, to| to.0 != SHOP)?;
@@ -75,7 +75,7 @@ fn stories(tenants: &Tenants<'_>, report: &mut Report) {
         tenants.clear()?;
         Ok(found)
     });
-    report.check("policies: the database from one app at 5432 only", || {
+    report.check("policies: the database admits one app at port 5432 only", || {
         let spec = json!({
             "podSelector": {"matchLabels": {"app": "db"}},
             "ingress": [{
@@ -137,10 +137,10 @@ fn stories(tenants: &Tenants<'_>, report: &mut Report) {
         tenants.clear()?;
         Ok(format!("{found}; a Service by its name"))
     });
-    report.check("policies: one with more rules than a Pod can have cuts off and says so", || {
+    report.check("policies: one that exceeds the rule limit denies and writes an Event", || {
         no_room(tenants, shop_db)
     });
-    report.check("policies: established connections end, allowed ones go on", || {
+    report.check("policies: denied established connections end, allowed ones continue", || {
         tenants.established(bank_web, shop_web, shop_api)
     });
 }
@@ -164,7 +164,7 @@ fn no_room(tenants: &Tenants<'_>, selected: Pod) -> Result<String> {
         let events = tenants.cluster.json(&get)?;
         let mut notes = items(&events).filter_map(|event| text(event, "/message"));
         let note = notes.find(|note| note.starts_with(&format!("node {node}: spec.ingress[")));
-        note.map(str::to_owned).with_context(|| format!("no Event names {node}: {events}"))
+        note.map(str::to_owned).with_context(|| format!("no Event names node {node}: {events}"))
     })?;
     tenants.clear()?;
     tenants.expect(&|_, _| true)?;

@@ -57,9 +57,9 @@ impl Way {
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, options: &Options, way: Way) -> Result<()> {
     let cluster = bed.cluster;
     let kube_proxy = KubeProxy::read(cluster)?;
-    report.check("kube-proxy's place is taken under load", || there(bed, options, way));
-    report.check("kube-proxy's place is given back under load", || back(bed, &kube_proxy));
-    kube_proxy.restore(cluster).context("put kube-proxy back")
+    report.check("kube-proxy is replaced under load", || there(bed, options, way));
+    report.check("kube-proxy is restored under load", || back(bed, &kube_proxy));
+    kube_proxy.restore(cluster).context("restore kube-proxy")
 }
 
 /// kube-proxy alone, both, the agent with kube-proxy's rules, the agent alone.
@@ -130,9 +130,9 @@ fn back(bed: &Bed<'_>, kube_proxy: &KubeProxy) -> Result<String> {
 fn refuses(bed: &Bed<'_>, node: &str) -> Result<()> {
     let pod = pod_on(bed.cluster, node)?;
     match on(bed, &pod, &["lb-agent", "takeover"]) {
-        Ok(said) => bail!("{node}: rules were removed beside kube-proxy: {said}"),
+        Ok(said) => bail!("{node}: rules were removed while kube-proxy was running: {said}"),
         Err(err) if format!("{err:#}").contains("kube-proxy still runs on this node") => {}
-        Err(err) => return Err(err.context(format!("{node}: another refusal"))),
+        Err(err) => return Err(err.context(format!("{node}: takeover failed for another reason"))),
     }
     let line = kube_proxy_line(bed, node)?;
     if !line.contains("DEGRADED") || !line.contains("its Pod kube-system/kube-proxy-") {

@@ -33,7 +33,7 @@ pub(super) fn check(sources: &[Source], architecture: &str) -> Vec<String> {
         }
         for entry in named.iter().filter(|entry| !there.contains(&entry.as_str())) {
             complaints
-                .push(format!("ARCHITECTURE.md: `### {name}` names {entry}, which is not there"));
+                .push(format!("ARCHITECTURE.md: `### {name}` names {entry}, which does not exist"));
         }
     }
     complaints

@@ -54,7 +54,7 @@ pub(super) fn check() -> Result<Vec<String>> {
 fn previous(now: &str) -> Result<Option<String>> {
     let git = |args: &[&str]| output(command("git").args(args));
     if git(&["rev-parse", "--git-dir"]).is_err() {
-        say("not checked: layout changes against the last commit (this is no git repository)");
+        say("not checked: layout changes since the last commit (this is not a git repository)");
         return Ok(None);
     }
     let Ok(head) = git(&["show", &format!("HEAD:{GOLDEN}")]) else { return Ok(None) };

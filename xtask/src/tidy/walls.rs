@@ -20,27 +20,27 @@ const WALLS: [(&str, &[&str], &str); 5] = [
             "tokio",
             "tracing",
         ],
-        "the pure middle reads and waits for nothing",
+        "the core does no I/O and does not wait",
     ),
     (
         "lb-agent/kube",
         &["aya", "lb-kernel", "libc", "nix"],
-        "what watches the cluster does not know the kernel",
+        "code that watches the cluster must not depend on the kernel",
     ),
     (
         "lb-agent/kernel",
         &["hyper", "k8s-openapi", "kube", "lb-ctl", "lb-kube"],
-        "what writes the maps does not know Kubernetes",
+        "code that writes the maps must not depend on Kubernetes",
     ),
     (
         "lb-agent/ctl",
         &["aya", "hyper", "k8s-openapi", "kube", "lb-kube", "tokio"],
-        "lbctl reads maps through lb-kernel, and the cluster through the agent",
+        "lbctl reads maps through lb-kernel and the cluster through the agent",
     ),
     (
         "lb-agent",
         &["aya", "k8s-openapi", "kube", "netlink-packet-core"],
-        "the agent reaches the kernel through lb-kernel, and the cluster through lb-kube",
+        "the agent reaches the kernel through lb-kernel and the cluster through lb-kube",
     ),
 ];
 

@@ -75,7 +75,7 @@ impl Agent {
     /// Starts the agent and does not wait.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         if self.child.is_some() {
-            bail!("agent of {}: runs already", self.node.name);
+            bail!("agent of {}: already running", self.node.name);
         }
         self.child = Some(self.node.netns.spawn(&mut self.run_command()?)?);
         Ok(())
@@ -194,7 +194,7 @@ impl Agent {
 
     /// Resident memory of the process in bytes (`VmRSS`).
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
-        let pid = self.pid().context("the agent does not run")?;
+        let pid = self.pid().context("the agent is not running")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
             .with_context(|| format!("read the status of process {pid}"))?;
         let kib = status
@@ -221,7 +221,7 @@ impl Agent {
 
     /// The exit status, once; after that there is no child any more.
     fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        let Some(child) = &mut self.child else { bail!("the agent does not run") };
+        let Some(child) = &mut self.child else { bail!("the agent is not running") };
         let status = child.try_wait().context("look after the agent")?;
         if status.is_some() {
             self.child = None;
@@ -230,7 +230,7 @@ impl Agent {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.pid().context("the agent does not run")?;
+        let pid = self.pid().context("the agent is not running")?;
         let pid = i32::try_from(pid).context("process id")?;
         kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to {pid}"))
     }

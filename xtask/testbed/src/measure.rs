@@ -43,7 +43,7 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
 pub fn last_cpu() -> anyhow::Result<usize> {
     let set = sched_getaffinity(Pid::from_raw(0)).context("list the CPUs of this process")?;
     let mut allowed = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
-    allowed.next_back().context("this process may run on no CPU")
+    allowed.next_back().context("this process is not allowed to run on any CPU")
 }
 
 /// One byte there and one back over one connection, again and again.

@@ -178,7 +178,7 @@ impl<'a> Tenants<'a> {
         }
         let denied = 14 - answered(&of_denied);
         if denied == 0 || denied == 14 {
-            bail!("the denied connection went on, or was never there: {of_denied:?}");
+            bail!("the denied connection continued, or never existed: {of_denied:?}");
         }
         Ok(format!("{denied} of 14 requests denied, none of the allowed"))
     }
@@ -228,7 +228,7 @@ impl<'a> Tenants<'a> {
                 String::from_utf8_lossy(&out.stderr)
             )?;
         }
-        bail!("nobody says {names:?} is why: {said}")
+        bail!("no output names {names:?} as the reason: {said}")
     }
 
     pub(super) fn in_pod(&self, (namespace, name): Pod, script: &str) -> Result<String> {

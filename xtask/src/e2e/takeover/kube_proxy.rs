@@ -28,7 +28,9 @@ impl KubeProxy {
     pub(super) fn read(cluster: &Cluster) -> Result<Self> {
         let read = |object: &str| {
             let object = cluster.json(&["--namespace", SYSTEM, "get", object]);
-            object.map(own).context("--takeover wants kube-proxy as a DaemonSet with a ConfigMap")
+            object
+                .map(own)
+                .context("--takeover requires kube-proxy as a DaemonSet with a ConfigMap")
         };
         Ok(Self { objects: [read(CONFIG_MAP)?, read(DAEMON_SET)?] })
     }
@@ -43,7 +45,7 @@ impl KubeProxy {
             let list = cluster.json(&["--namespace", SYSTEM, "get", "pods", "-l", SELECTOR])?;
             match items(&list).count() {
                 0 => Ok(()),
-                n => bail!("{n} Pods of kube-proxy are still there"),
+                n => bail!("{n} Pods of kube-proxy still exist"),
             }
         })
     }

@@ -185,7 +185,7 @@ fn count_new(name: &str, text: &str, outcome: &mut Outcome) -> Result<()> {
         outcome.new.push((second, good));
     }
     if n == 0 {
-        bail!("{name} asked nothing");
+        bail!("{name} sent no request");
     }
     Ok(())
 }

@@ -19,10 +19,10 @@ use testbed::{
 const USAGE: &str = "usage:
   traffic serve NAME PORT                 answer NAME on TCP and UDP PORT
   traffic bytes PORT [CPU]                answer each byte with a byte on TCP PORT, on one CPU
-  traffic ask tcp|udp ADDR:PORT [COUNT]   ask who answers there
+  traffic ask tcp|udp ADDR:PORT [COUNT]   ask which server answers
   traffic rr|crr ADDR:PORT MILLISECONDS CPU     round trips or connects to `bytes`, report as JSON
-  traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP questions, each from a port of its own, report as JSON
-  traffic load tcp|udp ADDR:PORT RATE SECONDS   ask RATE times a second, report as JSON";
+  traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP requests, each from its own port; report as JSON
+  traffic load tcp|udp ADDR:PORT RATE SECONDS   send RATE requests per second, report as JSON";
 
 /// No server outlives a day, even if nobody ends it.
 const LIFETIME: Duration = Duration::from_secs(86_400);
@@ -115,5 +115,5 @@ fn target(transport: &str, addr: &str) -> anyhow::Result<(Transport, SocketAddr)
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> anyhow::Result<T> {
-    text.parse().ok().with_context(|| format!("{text:?} is not a number that fits"))
+    text.parse().ok().with_context(|| format!("{text:?} is not a number in range"))
 }
