@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Api;
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
@@ -24,6 +23,8 @@ use tracing::{debug, info, warn};
 
 use super::pod::PodObject;
 use super::policy::{ClusterNetworkPolicy, NetworkPolicy};
+use super::service::ServiceObject;
+use super::service_cidr::ServiceCidrObject;
 use super::{Counters, Received, Watched, field, read};
 use lb_core::cluster::{Change, Event, Version};
 use lb_core::issue::ObjectRef;
@@ -117,12 +118,12 @@ pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc
     let unfinished = all.clone().fields(UNFINISHED);
     let source = Source { client, tx, counters, absent: ABSENT };
     tokio::select! {
-        () = source.watch::<Service>(ours.clone()) => {}
+        () = source.watch::<ServiceObject>(ours.clone()) => {}
         () = source.watch::<EndpointSlice>(ours) => {}
         () = source.watch::<PodObject>(unfinished) => {}
         () = source.watch::<Namespace>(all.clone()) => {}
         () = source.watch::<Node>(all.clone()) => {}
-        () = source.watch::<ServiceCIDR>(all.clone()) => {}
+        () = source.watch::<ServiceCidrObject>(all.clone()) => {}
         () = source.watch::<NetworkPolicy>(all.clone()) => {}
         () = source.watch::<ClusterNetworkPolicy>(all) => {}
     }

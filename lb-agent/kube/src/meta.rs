@@ -21,6 +21,36 @@ struct Metadata {
     deletion_timestamp: Option<Time>,
 }
 
+/// Makes a type with a field `metadata` an object of the API, by its kind, plural, group, version and scope.
+macro_rules! object {
+    (
+        $type:ty: $kind:literal, $plural:literal,
+        $api_version:literal = ($group:literal, $version:literal), $scope:ty
+    ) => {
+        impl k8s_openapi::Resource for $type {
+            const API_VERSION: &'static str = $api_version;
+            const GROUP: &'static str = $group;
+            const KIND: &'static str = $kind;
+            const VERSION: &'static str = $version;
+            const URL_PATH_SEGMENT: &'static str = $plural;
+            type Scope = $scope;
+        }
+
+        impl k8s_openapi::Metadata for $type {
+            type Ty = ObjectMeta;
+
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+pub(super) use object;
+
 /// For `#[serde(deserialize_with)]`.
 pub(super) fn read<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
     let metadata = Metadata::deserialize(from)?;

@@ -11,8 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::addr::Addr;
 use serde::Deserialize;
 
+use super::Watched;
 use super::field::{self, Findings};
-use super::{Watched, meta};
+use super::meta::{self, object};
 use lb_core::cluster::{Change, Event, Kind, NamedPort, Pod, Prefix};
 
 /// Ranges of `lb-agent.io/allowed-sources`.
@@ -80,26 +81,7 @@ pub(super) struct Condition {
     pub(super) status: String,
 }
 
-impl k8s_openapi::Resource for PodObject {
-    const API_VERSION: &'static str = "v1";
-    const GROUP: &'static str = "";
-    const KIND: &'static str = "Pod";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "pods";
-    type Scope = NamespaceResourceScope;
-}
-
-impl k8s_openapi::Metadata for PodObject {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+object!(PodObject: "Pod", "pods", "v1" = ("", "v1"), NamespaceResourceScope);
 
 impl Watched for PodObject {
     const KIND: Kind = Kind::Pod;

@@ -27,8 +27,9 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Watched;
 use super::field::{self, Findings};
-use super::{Watched, meta};
+use super::meta::{self, object};
 use lb_core::cluster::{Action, Change, Event, Kind, Name, Policy, Rule};
 
 mod cluster;
@@ -59,47 +60,14 @@ pub(super) struct ClusterNetworkPolicy {
     spec: Value,
 }
 
-impl k8s_openapi::Resource for NetworkPolicy {
-    const API_VERSION: &'static str = "networking.k8s.io/v1";
-    const GROUP: &'static str = "networking.k8s.io";
-    const KIND: &'static str = "NetworkPolicy";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "networkpolicies";
-    type Scope = NamespaceResourceScope;
-}
-
-impl k8s_openapi::Metadata for NetworkPolicy {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
-impl k8s_openapi::Resource for ClusterNetworkPolicy {
-    const API_VERSION: &'static str = "policy.networking.k8s.io/v1alpha2";
-    const GROUP: &'static str = "policy.networking.k8s.io";
-    const KIND: &'static str = "ClusterNetworkPolicy";
-    const VERSION: &'static str = "v1alpha2";
-    const URL_PATH_SEGMENT: &'static str = "clusternetworkpolicies";
-    type Scope = ClusterResourceScope;
-}
-
-impl k8s_openapi::Metadata for ClusterNetworkPolicy {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+object!(
+    NetworkPolicy: "NetworkPolicy", "networkpolicies",
+    "networking.k8s.io/v1" = ("networking.k8s.io", "v1"), NamespaceResourceScope
+);
+object!(
+    ClusterNetworkPolicy: "ClusterNetworkPolicy", "clusternetworkpolicies",
+    "policy.networking.k8s.io/v1alpha2" = ("policy.networking.k8s.io", "v1alpha2"), ClusterResourceScope
+);
 
 impl Watched for NetworkPolicy {
     const KIND: Kind = Kind::NetworkPolicy;

@@ -1,14 +1,21 @@
 //! Service → record.
+//!
+//! The type here leaves out `status.conditions`: the API server accepts a condition without a time, the type of
+//! k8s-openapi does not, and one object that cannot be read stops the watch of all.
 #![forbid(unsafe_code)]
 
 use std::num::{NonZeroI64, NonZeroU16};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{self, ServiceSpec};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{LoadBalancerStatus, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::addr::Addr;
+use serde::Deserialize;
 
 use super::Watched;
 use super::field::{self, Findings};
+use super::meta::{self, object};
 use lb_core::cluster::{
     Change, Event, Family, Kind, Service, ServicePort, ServiceType, TrafficPolicy,
 };
@@ -16,7 +23,26 @@ use lb_core::cluster::{
 mod annotation;
 mod extra;
 
-impl Watched for v1::Service {
+/// A Service: the fields that are used.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct ServiceObject {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    pub(super) spec: Option<ServiceSpec>,
+    #[serde(default)]
+    status: Option<Status>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    load_balancer: Option<LoadBalancerStatus>,
+}
+
+object!(ServiceObject: "Service", "services", "v1" = ("", "v1"), NamespaceResourceScope);
+
+impl Watched for ServiceObject {
     const KIND: Kind = Kind::Service;
     type Record = Service;
 

@@ -1,13 +1,31 @@
-//! ServiceCIDR → record.
+//! ServiceCIDR → record. The type here leaves out `status.conditions`, as the one of a Service does.
 #![forbid(unsafe_code)]
 
-use k8s_openapi::api::networking::v1;
+use k8s_openapi::ClusterResourceScope;
+use k8s_openapi::api::networking::v1::ServiceCIDRSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 
 use super::field::Findings;
+use super::meta::{self, object};
 use super::{Watched, notation};
 use lb_core::cluster::{Change, Event, Kind, ServiceCidr};
 
-impl Watched for v1::ServiceCIDR {
+/// A ServiceCIDR: the fields that are used.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct ServiceCidrObject {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Option<ServiceCIDRSpec>,
+}
+
+object!(
+    ServiceCidrObject: "ServiceCIDR", "servicecidrs",
+    "networking.k8s.io/v1" = ("networking.k8s.io", "v1"), ClusterResourceScope
+);
+
+impl Watched for ServiceCidrObject {
     const KIND: Kind = Kind::ServiceCidr;
     /// The kind is new in Kubernetes 1.33: before, no address is known to be unallocated. An older role does not let us
     /// read it (403).

@@ -3,12 +3,14 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_common::addr::Addr;
 use serde_json::{Value, json};
 
 use super::pod::PodObject;
+use super::service::ServiceObject;
+use super::service_cidr::ServiceCidrObject;
 use super::{Watched, read};
 use lb_core::cluster::{
     self, Algorithm, Change, Conditions, Event, Extra, Hints, Labels, Name, NamedPort,
@@ -249,7 +251,7 @@ fn extra(annotations: Value, spec: Value, status: Value) -> (Option<Extra>, Vec<
         "metadata": {"namespace": "ns", "name": "web", "annotations": annotations},
         "spec": spec, "status": status,
     });
-    let service: Service = serde_json::from_value(object).unwrap();
+    let service: ServiceObject = serde_json::from_value(object).unwrap();
     let (event, issues) = read(&service, service.name());
     let Event::Service(Change::Applied(_, record)) = event else { panic!("no Service") };
     (record.extra.map(|extra| *extra), issues.iter().map(ToString::to_string).collect())
@@ -378,7 +380,7 @@ fn alike<K: Watched + serde::de::DeserializeOwned>(object: impl Fn(&str, &str, &
 
 #[test]
 fn old_notations_of_addresses_are_read_in_every_field() {
-    alike::<Service>(|ip, range, v6| {
+    alike::<ServiceObject>(|ip, range, v6| {
         json!({
             "metadata": {"namespace": "ns", "name": "web"},
             "spec": {
@@ -402,7 +404,7 @@ fn old_notations_of_addresses_are_read_in_every_field() {
             "status": {"addresses": [{"type": "InternalIP", "address": ip}]},
         })
     });
-    alike::<k8s_openapi::api::networking::v1::ServiceCIDR>(
+    alike::<ServiceCidrObject>(
         |_, range, _| json!({"metadata": {"name": "c"}, "spec": {"cidrs": [range]}}),
     );
     // Our own annotations are read strictly.
@@ -414,4 +416,26 @@ fn old_notations_of_addresses_are_read_in_every_field() {
         "spec": {"nodeName": "n"}, "status": {},
     });
     assert_eq!(issues::<PodObject>(pod).len(), 1);
+}
+
+/// The API server accepts a condition without a time, and one object that cannot be read stops the watch of all.
+#[test]
+fn conditions_without_a_time_cost_no_object() {
+    fn check<K: Watched + serde::de::DeserializeOwned>(mut object: Value) {
+        let want = event::<K>(object.clone());
+        let condition = json!({"type": "A", "status": "True", "lastTransitionTime": null});
+        object["status"]["conditions"] = json!([condition, {"type": "B", "status": "True"}]);
+        assert_eq!(format!("{:?}", event::<K>(object)), format!("{want:?}"));
+    }
+    let meta = json!({"namespace": "ns", "name": "web", "uid": "u"});
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+    check::<ServiceObject>(json!({"metadata": meta, "spec": spec, "status": status}));
+    let spec = json!({"cidrs": ["10.96.0.0/16"]});
+    check::<ServiceCidrObject>(json!({"metadata": {"name": "c"}, "spec": spec}));
+    let status = json!({"podIP": "10.244.1.1"});
+    check::<PodObject>(json!({"metadata": meta, "spec": {"nodeName": "n"}, "status": status}));
+    let status = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]});
+    check::<Node>(json!({"metadata": {"name": "n"}, "status": status}));
+    check::<Namespace>(json!({"metadata": {"name": "ns"}}));
 }

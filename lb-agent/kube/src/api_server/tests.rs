@@ -45,11 +45,14 @@ const KINDS: [(&str, &str, &str); 8] = [
     ),
 ];
 
+/// Its condition has no time, which the API server accepts.
 fn service(name: &str, port: u16, version: u16) -> Value {
+    let condition = json!({"type": "A", "status": "True", "lastTransitionTime": null, "reason": "R", "message": ""});
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "ns", "name": name, "resourceVersion": version.to_string()},
         "spec": {"clusterIPs": ["10.96.0.1"], "ports": [{"port": port}]},
+        "status": {"conditions": [condition], "loadBalancer": {}},
     })
 }
 

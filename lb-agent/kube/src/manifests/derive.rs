@@ -15,13 +15,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_common::addr::Addr;
 
 use crate::field::{self, Findings};
 use crate::pod::PodObject;
+use crate::service::ServiceObject;
 use crate::{Watched, node, pod, slice};
 use lb_core::cluster::{
     Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, NamedPort, SlicePort,
@@ -82,7 +83,7 @@ struct Candidate {
 }
 
 impl Derive {
-    pub(super) fn put_service(&mut self, service: &Service, name: &Name) {
+    pub(super) fn put_service(&mut self, service: &ServiceObject, name: &Name) {
         let before = match wanted(service) {
             Some(wanted) => self.services.insert(name.clone(), wanted),
             None => self.services.remove(name),
@@ -303,7 +304,7 @@ impl<'a> Index<'a> {
 }
 
 /// `None` for a Service that selects nothing or has no frontend.
-fn wanted(service: &Service) -> Option<Wanted> {
+fn wanted(service: &ServiceObject) -> Option<Wanted> {
     let name = service.name();
     // What is wrong with it is told when it becomes a record.
     let record = service.record(&mut Findings::new(Kind::Service, &name))?;

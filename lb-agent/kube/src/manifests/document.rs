@@ -1,15 +1,16 @@
 //! The text of a file → its objects, each with its line, and what is wrong with the rest.
 #![forbid(unsafe_code)]
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::Watched;
 use crate::pod::PodObject;
 use crate::policy::{ClusterNetworkPolicy, NetworkPolicy};
+use crate::service::ServiceObject;
+use crate::service_cidr::ServiceCidrObject;
 use lb_core::cluster::{Kind, Name};
 
 /// Version of the ClusterNetworkPolicies that are read.
@@ -18,12 +19,12 @@ const POLICY_V1ALPHA2: &str = "policy.networking.k8s.io/v1alpha2";
 /// An object of a kind that we use.
 #[derive(Debug)]
 pub(super) enum Object {
-    Service(Box<Service>),
+    Service(Box<ServiceObject>),
     Slice(Box<EndpointSlice>),
     Pod(Box<PodObject>),
     Namespace(Box<Namespace>),
     Node(Box<Node>),
-    ServiceCidr(Box<ServiceCIDR>),
+    ServiceCidr(Box<ServiceCidrObject>),
     NetworkPolicy(Box<NetworkPolicy>),
     ClusterNetworkPolicy(Box<ClusterNetworkPolicy>),
 }

@@ -3,10 +3,10 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use k8s_openapi::api::core::v1::{self, ServiceSpec};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, ServiceSpec};
 use lb_common::addr::Addr;
 
-use super::{annotation, policy};
+use super::{ServiceObject, annotation, policy};
 use crate::field::{self, Findings};
 use crate::notation;
 use lb_core::cluster::{Extra, Prefix, ServiceType, TrafficPolicy};
@@ -18,7 +18,7 @@ const AFFINITY_MOST: u32 = 86_400;
 
 /// What is not default of them; `None` when all of it is.
 pub(super) fn extra(
-    service: &v1::Service,
+    service: &ServiceObject,
     spec: &ServiceSpec,
     service_type: ServiceType,
     findings: &mut Findings,
@@ -50,18 +50,18 @@ pub(super) fn extra(
 
 const PROXY: &str = "Proxy";
 
-fn ingress(service: &v1::Service) -> impl Iterator<Item = &v1::LoadBalancerIngress> {
+fn ingress(service: &ServiceObject) -> impl Iterator<Item = &LoadBalancerIngress> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     status.into_iter().flat_map(|status| status.ingress.iter().flatten())
 }
 
-fn is_proxied(ingress: &v1::LoadBalancerIngress) -> bool {
+fn is_proxied(ingress: &LoadBalancerIngress) -> bool {
     ingress.ip_mode.as_deref() == Some(PROXY)
 }
 
 /// Only those whose packets arrive with the address itself as destination: with `ipMode: Proxy` the load balancer
 /// wants to see them first, also those from inside (KEP-1860).
-fn lb_ips(service: &v1::Service, findings: &mut Findings) -> Box<[Addr]> {
+fn lb_ips(service: &ServiceObject, findings: &mut Findings) -> Box<[Addr]> {
     let mut ips = Vec::new();
     for (i, ingress) in ingress(service).enumerate() {
         let path = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
