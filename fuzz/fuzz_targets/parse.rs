@@ -8,6 +8,9 @@ mod packet;
 #[path = "../../lb-ebpf/src/parse.rs"]
 #[allow(dead_code, reason = "the programs use the rest")]
 mod parse;
+#[path = "../../lb-ebpf/src/parsed.rs"]
+#[allow(dead_code, reason = "the programs use the rest")]
+mod parsed;
 #[path = "../../lb-agent/tests/parser/reading.rs"]
 mod reading;
 

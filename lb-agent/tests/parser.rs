@@ -20,6 +20,9 @@ mod packet;
 #[path = "../../lb-ebpf/src/parse.rs"]
 #[allow(dead_code, reason = "the programs use the rest")]
 mod parse;
+#[path = "../../lb-ebpf/src/parsed.rs"]
+#[allow(dead_code, reason = "the programs use the rest")]
+mod parsed;
 #[path = "mutants/random.rs"]
 mod random;
 #[path = "parser/reading.rs"]

@@ -4,9 +4,9 @@
 
 use lb_common::endpoint::Pod;
 
-use crate::maps::{self, Scratch};
 use crate::packet::{Packet, Route};
-use crate::route;
+use crate::scratch::Scratch;
+use crate::{maps, route};
 
 /// ifindex of the bridge past whose netfilter this Pod's frames go, or 0.
 #[inline(always)]

@@ -1,16 +1,16 @@
 //! The stages around the map `ct`: keys, new entries, and finding a free tuple for a translated flow.
 
-use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtKey, Direction, bits, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::hash;
 use lb_common::verdict::Counter;
 
-use crate::maps::{self, Inserted, Scratch, Tracked};
 use crate::packet::Packet;
-use crate::parse::Parsed;
-use crate::service::Target;
+use crate::parsed::Parsed;
+use crate::scratch::{self, Nat, Scratch, Target};
+use crate::tracked::{self, Inserted, Tracked};
+use crate::{kernel, maps};
 
 /// The key of a packet that leaves the Pod.
 #[inline(always)]
@@ -65,7 +65,7 @@ const EXPIRED: u32 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u32 {
     let protocol = protocol as u8;
-    if conntrack::is_expired(protocol, flags, last_seen, now, maps::config_hz()) {
+    if conntrack::is_expired(protocol, flags, last_seen, now, kernel::hz()) {
         EXPIRED
     } else if protocol == proto::TCP && conntrack::is_closed(flags) {
         CLOSED
@@ -97,7 +97,7 @@ pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, 
 #[inline(never)]
 fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) {
     let flags = entry.flags();
-    let after = conntrack::again_after(flags, before, silence, maps::config_hz());
+    let after = conntrack::again_after(flags, before, silence, kernel::hz());
     if after != flags {
         entry.set_flags(after);
     }
@@ -105,25 +105,25 @@ fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) 
     *other = entry.entry();
     let Some(found) = conntrack::partner(key, other) else { return };
     *partner = found;
-    let twin = maps::ct(partner);
+    let twin = tracked::get(partner);
     if let Some(twin) = twin {
         twin.stamp(other.last_seen);
     }
     if after == flags || !conntrack::is_worth_keeping(parsed.flow.proto, after) {
         return;
     }
-    maps::keep(key, other);
+    tracked::keep(key, other);
     if let Some(twin) = twin {
         twin.set_flags(twin.flags() | bits::TIMES);
         *other = twin.entry();
-        maps::keep(partner, other);
+        tracked::keep(partner, other);
     }
 }
 
 /// The entry under the key in the scratch room.
 #[inline(always)]
 pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
-    match maps::ct(&scratch.key) {
+    match tracked::get(&scratch.key) {
         Some(entry) => Some(entry),
         None => restore(scratch),
     }
@@ -134,17 +134,17 @@ pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
 #[inline(never)]
 fn restore(scratch: &mut Scratch) -> Option<Tracked> {
     let Scratch { key, other, .. } = scratch;
-    let kept = maps::kept(key)?;
+    let kept = tracked::kept(key)?;
     let (flags, last_seen) = (kept.flags(), kept.last_seen());
-    if ct_life(u32::from(key.proto), flags, last_seen, maps::now()) != ALIVE {
+    if ct_life(u32::from(key.proto), flags, last_seen, kernel::now()) != ALIVE {
         return None;
     }
     *other = kept.entry();
-    if !maps::ct_put(key, other) {
+    if !tracked::put(key, other) {
         return None;
     }
     maps::count(Counter::EntryRestored);
-    maps::ct(key)
+    tracked::get(key)
 }
 
 /// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this
@@ -161,7 +161,7 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     *other = entry.entry();
     let Some(found) = conntrack::partner(key, other) else { return };
     *partner = found;
-    let twin = maps::ct(partner);
+    let twin = tracked::get(partner);
     if let Some(twin) = twin {
         let told = conntrack::carried(before, after, twin.flags());
         if told != twin.flags() {
@@ -176,15 +176,15 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
         conntrack::is_worth_keeping(proto::TCP, after),
     ) {
         (false, true) => {
-            maps::keep(key, other);
+            tracked::keep(key, other);
             if let Some(twin) = twin {
                 *other = twin.entry();
-                maps::keep(partner, other);
+                tracked::keep(partner, other);
             }
         }
         (true, false) => {
-            maps::unkeep(key);
-            maps::unkeep(partner);
+            tracked::unkeep(key);
+            tracked::unkeep(partner);
         }
         (true, true) | (false, false) => {}
     }
@@ -208,7 +208,7 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
     const BOTH: u32 = (tcp::FIN as u32) << 8 | tcp::FIN as u32;
     let Scratch { parsed, key, .. } = scratch;
     if entry.flags() & BOTH == BOTH && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
-        if maps::ct_delete(key) {
+        if tracked::delete(key) {
             maps::count(Counter::PlainClosed);
         }
     } else {
@@ -243,7 +243,7 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn ct_over_budget(ingress: u32) -> u32 {
-    let Some(scratch) = maps::scratch() else { return 0 };
+    let Some(scratch) = scratch::get() else { return 0 };
     let pod = scratch.hand.get(scratch.ifindex);
     !maps::is_within_budget(pod, ingress != 0) as u32
 }
@@ -271,18 +271,18 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: u32, now: u32)
     }
     let flags = conntrack::seen(opened, direction, parsed.tcp_flags);
     *entry = CtEntry { last_seen: now, epoch: *epoch, flags, ..CtEntry::ZERO };
-    let written = match maps::ct_claim(key, entry) {
+    let written = match tracked::claim(key, entry) {
         Inserted::Done => true,
-        Inserted::Taken => match maps::ct(key) {
+        Inserted::Taken => match tracked::get(key) {
             Some(old)
                 if conntrack::survives(old.flags(), direction) && !is_expired(old, parsed, now) =>
             {
                 old.set_epoch(*epoch);
                 return;
             }
-            _ => maps::ct_put(key, entry),
+            _ => tracked::put(key, entry),
         },
-        Inserted::Failed => maps::ct_put(key, entry),
+        Inserted::Failed => tracked::put(key, entry),
     };
     if !written {
         maps::count(Counter::Untracked);
@@ -291,26 +291,6 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: u32, now: u32)
     } else {
         maps::count(Counter::FlowPlain);
     }
-}
-
-/// The translation that a new flow gets. Lives in the scratch room.
-pub(crate) struct Nat {
-    pub(crate) target: Target,
-    /// Stands for the Pod as client when the target is the Pod itself; of a flow from outside the client as the target
-    /// sees it; else `::`.
-    pub(crate) stand_in: Addr,
-    /// Source port towards the target.
-    pub(crate) port: Be16,
-    /// Of the forward entry.
-    pub(crate) flags: u32,
-    /// Of the forward entry's key.
-    pub(crate) scope: u8,
-    /// Low 16 bits of the ifindex of the target's veth, of a flow from outside to a Pod of this node; else 0.
-    pub(crate) veth: u16,
-    /// For counters and events; 0 when no service port is known.
-    pub(crate) service_id: u32,
-    /// The flow met that needs its tuple least: how ready it is to yield it, then its port; 0 = none.
-    pub(crate) readiest: u32,
 }
 
 /// Outcome of [`claim`].
@@ -368,17 +348,17 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
 #[inline(never)]
 pub(crate) fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -> Claim {
     // The tuple of a flow that lives, and whose entry was evicted.
-    if let Some(kept) = maps::kept(key)
+    if let Some(kept) = tracked::kept(key)
         && !is_ours_or_dead(kept, flow, now)
     {
         return Claim::Taken;
     }
-    match maps::ct_claim(key, entry) {
+    match tracked::claim(key, entry) {
         Inserted::Done => Claim::Done,
         Inserted::Failed => Claim::Full,
-        Inserted::Taken => match maps::ct(key) {
+        Inserted::Taken => match tracked::get(key) {
             Some(old) if is_ours_or_dead(old, flow, now) => {
-                if maps::ct_put(key, entry) {
+                if tracked::put(key, entry) {
                     Claim::Done
                 } else {
                     Claim::Full
@@ -392,7 +372,7 @@ pub(crate) fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -
 /// Another source port than the client's own: unprivileged, 1024..65535.
 #[inline(always)]
 pub(crate) fn other_port() -> Be16 {
-    Be16::new((1024 + hash::scale(maps::random(), 64512)) as u16)
+    Be16::new((1024 + hash::scale(kernel::random(), 64512)) as u16)
 }
 
 /// Writes the forward entry of a flow whose tuple is claimed, and gives it as it was written. When that fails, the reply
@@ -413,7 +393,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
         epoch: *epoch,
         flags: conntrack::opened(nat.flags, Direction::Egress, parsed.tcp_flags),
     };
-    if !maps::ct_put(key, entry) {
+    if !tracked::put(key, entry) {
         return None;
     }
     count_load(nat);
@@ -443,4 +423,10 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
         && old.aux_port() == flow.sport
         && old.aux_addr() == flow.src;
     same || ct_life(u32::from(flow.proto), flags, old.last_seen(), now) != ALIVE
+}
+
+/// TCP, and not the SYN that opens a connection.
+#[inline(always)]
+pub(crate) fn is_mid_flow(parsed: &Parsed) -> bool {
+    parsed.flow.proto == proto::TCP && parsed.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
 }

@@ -13,10 +13,10 @@ use lb_common::flow::{Flow, proto};
 use lb_common::fragment::{Cut, Extent, IPV4_HEADER};
 use lb_common::verdict::Counter;
 
-use crate::fragment;
-use crate::maps::{self, PIECE, Scratch};
 use crate::packet::{self, HelperError, Packet};
-use crate::parse::L3;
+use crate::parsed::L3;
+use crate::scratch::{self, PIECE, Scratch};
+use crate::{fragment, maps};
 
 /// Offset of the payload.
 const PAYLOAD: usize = L3 + IPV4_HEADER as usize;
@@ -43,7 +43,7 @@ const FAILED: u32 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn cut_shorten(skb: *mut __sk_buff, mtu: u32, hook: u32) -> u32 {
     let packet = Packet::from_ptr(skb);
-    let Some(scratch) = maps::scratch() else { return FORBIDDEN };
+    let Some(scratch) = scratch::get() else { return FORBIDDEN };
     let parsed = &scratch.parsed;
     // What a device splits later (segmentation offload) holds several datagrams: as one it would be another.
     if !parsed.v4 || parsed.l4 != PAYLOAD || packet.segment() != 0 {

@@ -26,15 +26,15 @@ use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
 use crate::icmp::{self, Onward};
-use crate::maps::{self, Scratch, Tracked};
 use crate::packet::{Packet, Tag};
-use crate::parse::{self, Kind, L3, Parsed};
-use crate::pipeline::{is_mid_flow, refused};
+use crate::parsed::{Kind, L3, Parsed};
 use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
+use crate::scratch::{self, Scratch};
 use crate::service::{self, Client, Health};
+use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
-use crate::{cut, fragment, masquerade, origin, rewrite};
+use crate::{cut, fragment, kernel, maps, masquerade, origin, parse, rewrite};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -48,7 +48,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
         Tag::Vlan => return Verdict::Pass,
         Tag::Priority => packet.forget_tag(),
     }
-    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
+    let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     match enter(packet, scratch) {
         // Here, where no more than this is on the stack.
         Verdict::TooBig(mtu) => too_big_in(packet, scratch, mtu as u16),
@@ -79,7 +79,7 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
         _ => return Verdict::Pass,
     }
     let port = scratch.parsed.flow.dport.get();
-    let answer = maps::is_answer_port(port);
+    let answer = kernel::is_answer_port(port);
     let request = maps::is_frontend_port(port);
     if !answer && !request {
         return Verdict::Pass;
@@ -110,7 +110,7 @@ fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
 /// A packet leaves the node; its network header is at `l3`.
 #[inline(always)]
 pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
-    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
+    let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     let kind = parse::parse(packet, &mut scratch.parsed, l3);
     match kind {
         Kind::FLOW | Kind::FIRST_FRAGMENT => {}
@@ -141,7 +141,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     *key = reply_key(&parsed.flow);
     let Some(entry) = conntrack::find(scratch) else { return Verdict::Pass };
-    note_reply(scratch, entry, maps::now());
+    note_reply(scratch, entry, kernel::now());
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
     } else {
@@ -159,7 +159,7 @@ fn note_own(scratch: &mut Scratch) {
     if maps::frontend(&FrontendKey::new(src, sport, proto)).is_none() {
         return;
     }
-    let now = maps::now();
+    let now = kernel::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&parsed.flow, 0) };
     let known = conntrack::find(scratch);
     let Scratch { parsed, key, .. } = scratch;
@@ -175,12 +175,12 @@ fn note_own(scratch: &mut Scratch) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn external_is_own(now: u32) -> u32 {
-    let Some(Scratch { key, .. }) = maps::scratch() else { return 0 };
+    let Some(Scratch { key, .. }) = scratch::get() else { return 0 };
     if key.proto == proto::TCP {
         return 0;
     }
     let Some(seen) = maps::own_flow(key) else { return 0 };
-    if lb_common::conntrack::is_own_flow_over(key.proto, seen, now, maps::config_hz()) {
+    if lb_common::conntrack::is_own_flow_over(key.proto, seen, now, kernel::hz()) {
         return 0;
     }
     if seen != now {
@@ -290,7 +290,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &entry.aux_addr());
     match route::answer(packet, scratch) {
         Way::Via(_) => {
-            note_reply(scratch, entry, maps::now());
+            note_reply(scratch, entry, kernel::now());
             forward_reply(packet, scratch, entry)
         }
         Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
@@ -315,7 +315,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
         None if !maps::is_former_port(dport.get()) => return no_frontend(packet, scratch),
         None => {}
     }
-    let now = maps::now();
+    let now = kernel::now();
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
     let Some(entry) = conntrack::find(scratch) else {
         return first(packet, scratch, frontend, now);
@@ -328,7 +328,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
         Health::Active => {}
         Health::Draining if parsed.flow.proto == proto::TCP => {}
         Health::Draining | Health::Gone => {
-            if is_mid_flow(parsed) {
+            if conntrack::is_mid_flow(parsed) {
                 let service_id = frontend.map_or(0, |frontend| frontend.service_id);
                 return refuse(packet, scratch, DropReason::BackendGone, service_id);
             }
@@ -386,7 +386,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         // the stack knows.
         return Verdict::Pass;
     }
-    if is_mid_flow(parsed) {
+    if conntrack::is_mid_flow(parsed) {
         // At an address of the node it may be the answer to a process of the host whose own port is the frontend's, and
         // the stack knows; if it is not, the stack resets it.
         if maps::ident(&parsed.flow.dst).is_some_and(|own| is_here(own.flags, own.ifindex))
@@ -511,8 +511,8 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         flags: lb_common::conntrack::opened(nat.flags, Direction::Ingress, parsed.tcp_flags),
     };
     let service_id = nat.service_id;
-    let written = maps::ct_put(key, entry);
-    let tracked = if written { maps::ct(key) } else { None };
+    let written = tracked::put(key, entry);
+    let tracked = if written { tracked::get(key) } else { None };
     let Some(tracked) = tracked else {
         return drop(DropReason::ConntrackFull, service_id);
     };
@@ -615,7 +615,7 @@ fn drop(reason: DropReason, service_id: u32) -> Verdict {
 
 #[inline(always)]
 fn refuse(packet: Packet, scratch: &mut Scratch, reason: DropReason, service_id: u32) -> Verdict {
-    refused(packet, scratch, drop_index(reason, true), service_id)
+    refuse::refused(packet, scratch, drop_index(reason, true), service_id)
 }
 
 /// Tells the sender why its packet does not go on.

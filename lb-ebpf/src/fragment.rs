@@ -2,8 +2,9 @@
 
 use lb_common::fragment::{FragmentKey, FragmentPorts, LIFETIME_SECS};
 
-use crate::maps::{self, Scratch};
 use crate::packet::Packet;
+use crate::scratch::Scratch;
+use crate::{kernel, maps};
 
 #[inline(always)]
 fn fill_key(packet: Packet, scratch: &mut Scratch, hook: u8) {
@@ -23,7 +24,7 @@ fn fill_key(packet: Packet, scratch: &mut Scratch, hook: u8) {
 pub(crate) fn remember(packet: Packet, scratch: &mut Scratch, hook: u8) {
     fill_key(packet, scratch, hook);
     let flow = &scratch.parsed.flow;
-    let ports = FragmentPorts { sport: flow.sport, dport: flow.dport, seen: maps::now() };
+    let ports = FragmentPorts { sport: flow.sport, dport: flow.dport, seen: kernel::now() };
     maps::fragment_put(&scratch.fragment, &ports);
 }
 
@@ -32,8 +33,8 @@ pub(crate) fn remember(packet: Packet, scratch: &mut Scratch, hook: u8) {
 pub(crate) fn recall(packet: Packet, scratch: &mut Scratch, hook: u8) -> bool {
     fill_key(packet, scratch, hook);
     let Some(ports) = maps::fragment_get(&scratch.fragment) else { return false };
-    let age = maps::now().wrapping_sub(ports.seen);
-    if u64::from(age) << 8 > u64::from(LIFETIME_SECS) * u64::from(maps::config_hz()) {
+    let age = kernel::now().wrapping_sub(ports.seen);
+    if u64::from(age) << 8 > u64::from(LIFETIME_SECS) * u64::from(kernel::hz()) {
         return false;
     }
     scratch.parsed.flow.sport = ports.sport;

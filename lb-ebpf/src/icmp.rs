@@ -20,11 +20,12 @@ use lb_common::conntrack::{CtKey, Direction, bits, scope};
 use lb_common::csum;
 use lb_common::endpoint::ident_flags;
 
-use crate::maps::{self, Scratch, Tracked};
 use crate::packet::{ChecksumKind, HelperError, Packet};
-use crate::parse::{self, Parsed};
+use crate::parsed::Parsed;
 use crate::route::{self, Way};
-use crate::{conntrack, origin, rewrite};
+use crate::scratch::{self, Scratch};
+use crate::tracked::{self, Tracked};
+use crate::{conntrack, maps, origin, parse, rewrite};
 
 /// Bytes of an ICMP header before the quoted packet.
 const ICMP: usize = 8;
@@ -53,7 +54,7 @@ fn is_plausible(scratch: &mut Scratch, direction: Direction, translated: Addr) -
     let Scratch { parsed, quoted, claimed, .. } = scratch;
     let (src, dst) = (parsed.flow.src, quoted.flow.dst);
     if direction == Direction::Egress {
-        maps::hand_over(claimed, dst);
+        scratch::hand_over(claimed, dst);
         return dst != Addr::NONE && !origin::is_foreign();
     }
     src == dst
@@ -83,7 +84,7 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
         }
     };
     // One that the policies have not been asked about since they changed may be one that they deny.
-    let known = maps::ct(key).filter(|entry| entry.epoch() == *epoch);
+    let known = tracked::get(key).filter(|entry| entry.epoch() == *epoch);
     let Some(entry) = known else { return unknown(scratch, direction) };
     if direction == Direction::Ingress && !is_plausible(scratch, direction, entry.nat_addr()) {
         return Onward::FORGED;
@@ -159,7 +160,7 @@ pub(crate) fn leaving(packet: Packet, scratch: &mut Scratch) -> Result<(), Helpe
         return Ok(());
     }
     *key = CtKey { scope: scope::EXTERNAL_REPLY, ..conntrack::key_in(&quoted.flow, 0) };
-    match maps::ct(key) {
+    match tracked::get(key) {
         Some(entry) => from_backend(packet, parsed, quoted, entry),
         None => Ok(()),
     }
@@ -229,11 +230,11 @@ pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
         return Onward::STACK;
     }
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&quoted.flow, 0) };
-    if let Some(forward) = maps::ct(key) {
+    if let Some(forward) = tracked::get(key) {
         return about_reply(packet, scratch, forward);
     }
     *key = CtKey { scope: scope::EXTERNAL_REPLY, ..conntrack::key_in(&quoted.flow, 0) };
-    match maps::ct(key) {
+    match tracked::get(key) {
         Some(reply) if reply.flags() & bits::MASQUERADED != 0 => {
             about_request(packet, scratch, reply)
         }

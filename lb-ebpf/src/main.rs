@@ -16,22 +16,28 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 mod bridge;
 mod conntrack;
 mod cut;
+mod event;
 mod external;
 mod fragment;
 mod icmp;
+mod kernel;
 mod maps;
 mod masquerade;
 mod origin;
 mod packet;
 mod parse;
+mod parsed;
 mod pipeline;
 mod policy;
 mod refuse;
 mod rewrite;
 mod route;
+mod scratch;
 mod sctp;
 mod service;
+mod sock_addr;
 mod socket;
+mod tracked;
 mod verdict;
 
 /// A packet leaves a Pod.
@@ -75,7 +81,7 @@ fn dev_in_l3(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn dev_out(ctx: TcContext) -> i32 {
     let packet = packet::Packet::new(&ctx);
-    verdict::to_tc(packet, external::dev_out(packet, parse::L3))
+    verdict::to_tc(packet, external::dev_out(packet, parsed::L3))
 }
 
 /// The same for a device without link layer.

@@ -8,7 +8,9 @@ use lb_common::tenure::{self, Holder, OVER};
 use lb_common::verdict::Counter;
 
 use crate::conntrack::{self, Claim};
-use crate::maps::{self, Inserted, Scratch, Tracked};
+use crate::scratch::{self, Scratch};
+use crate::tracked::{self, Inserted, Tracked};
+use crate::{kernel, maps};
 
 /// The rank of a port that no flow has, beyond those of `lb_common::tenure`.
 const FREE: u32 = OVER + 1;
@@ -34,7 +36,7 @@ const FULL: u32 = 2;
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn masquerade_claim(now: u32) -> u32 {
-    let Some(scratch) = maps::scratch() else { return FULL };
+    let Some(scratch) = scratch::get() else { return FULL };
     match claim_tuple(scratch, now) {
         Claim::Done => DONE,
         Claim::Taken => TAKEN,
@@ -59,7 +61,7 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
         scope: if to_pod { scope::POD } else { scope::EXTERNAL_REPLY },
         veth: nat.veth,
     };
-    maps::hand_over(key, to);
+    scratch::hand_over(key, to);
     *entry = CtEntry {
         nat_addr: flow.dst,
         aux_addr: flow.src,
@@ -68,7 +70,7 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
         backend_id: nat.target.id,
         backend_gen: nat.target.generation,
         last_seen: now,
-        epoch: if masqueraded { maps::ticks() as u32 } else { 0 },
+        epoch: if masqueraded { kernel::ticks() as u32 } else { 0 },
         flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
     };
     if !masqueraded {
@@ -83,7 +85,7 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
     nat.readiest = 0;
     while tries > 0 {
         tries -= 1;
-        maps::hand_over(&mut key.remote_port, own_port());
+        scratch::hand_over(&mut key.remote_port, own_port());
         let readiness = masquerade_holder(now);
         if readiness > nat.readiest {
             nat.readiest = readiness;
@@ -100,7 +102,7 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
     if rank(nat.readiest) != FREE {
         return take_over(scratch);
     }
-    claimed(maps::ct_claim(key, entry))
+    claimed(tracked::claim(key, entry))
 }
 
 /// Of a result of [`masquerade_holder`].
@@ -125,7 +127,7 @@ fn claimed(inserted: Inserted) -> Claim {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn masquerade_holder(now: u32) -> u32 {
-    let Some(Scratch { parsed, key, partner, other, .. }) = maps::scratch() else { return 0 };
+    let Some(Scratch { parsed, key, partner, other, .. }) = scratch::get() else { return 0 };
     let port = u32::from(key.remote_port.get());
     let Some(reply) = held(key) else { return FREE << (16 + tenure::TIME_BITS) | port };
     *other = reply.entry();
@@ -152,8 +154,8 @@ extern "C" fn masquerade_holder(now: u32) -> u32 {
         reply: other.flags,
         forward,
         idle,
-        age: (maps::ticks() as u32).wrapping_sub(other.epoch),
-        hz: maps::config_hz(),
+        age: (kernel::ticks() as u32).wrapping_sub(other.epoch),
+        hz: kernel::hz(),
     });
     if readiness == 0 { 0 } else { readiness << 16 | port }
 }
@@ -161,9 +163,9 @@ extern "C" fn masquerade_holder(now: u32) -> u32 {
 /// The entry of a tuple, or its copy when others have evicted it.
 #[inline(always)]
 fn held(key: &CtKey) -> Option<Tracked> {
-    match maps::ct(key) {
+    match tracked::get(key) {
         Some(entry) => Some(entry),
-        None => maps::kept(key),
+        None => tracked::kept(key),
     }
 }
 
@@ -196,28 +198,28 @@ fn take_over(scratch: &mut Scratch) -> Claim {
     if rank(nat.readiest) != OVER {
         maps::count(Counter::PortTakenOver);
     }
-    let old = maps::ct(key);
+    let old = tracked::get(key);
     if let Some(reply) = held(key) {
         *other = reply.entry();
         if let Some(forward) = forward_of(key, other, partner) {
             if forward.flags() & bits::COUNTED != 0 {
                 maps::change_load(forward.backend_id(), false);
             }
-            maps::ct_delete(partner);
-            maps::unkeep(partner);
+            tracked::delete(partner);
+            tracked::unkeep(partner);
         }
-        maps::unkeep(key);
+        tracked::unkeep(key);
     }
     // Of two CPUs that want the tuple, one removes the entry.
-    if old.is_some() && !maps::ct_delete(key) {
+    if old.is_some() && !tracked::delete(key) {
         return Claim::Taken;
     }
-    claimed(maps::ct_claim(key, entry))
+    claimed(tracked::claim(key, entry))
 }
 
 /// A source port of ours.
 #[inline(always)]
 fn own_port() -> Be16 {
-    let (base, n) = maps::masquerade_ports();
-    Be16::new((base + hash::scale(maps::random(), n)) as u16)
+    let (base, n) = kernel::masquerade_ports();
+    Be16::new((base + hash::scale(kernel::random(), n)) as u16)
 }

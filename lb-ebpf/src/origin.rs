@@ -13,11 +13,11 @@ use lb_common::flow::{Flow, proto, tcp};
 use lb_common::service::FrontendKey;
 use lb_common::verdict::DropReason;
 
-use crate::maps::{self, Scratch};
 use crate::packet::{Packet, Route, Socket};
 use crate::parse::{self, neighbor};
+use crate::scratch::{self, Scratch};
 use crate::verdict::{self, Reported};
-use crate::{route, service};
+use crate::{kernel, maps, parsed, route, service};
 
 /// Not a number of a [`DropReason`].
 const NO_FAULT: u32 = 0;
@@ -61,7 +61,7 @@ pub(crate) fn check() -> Result<(), Reported> {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn origin_fault() -> u32 {
-    let Some(scratch) = maps::scratch() else { return NO_FAULT };
+    let Some(scratch) = scratch::get() else { return NO_FAULT };
     let Scratch { parsed, hand, ifindex, epoch, .. } = scratch;
     let pod = hand.get(*ifindex);
     if is_another_s((*ifindex, pod), &parsed.flow.src, *epoch != 0)
@@ -80,7 +80,7 @@ extern "C" fn origin_fault() -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn origin_is_foreign() -> u32 {
-    let Some(scratch) = maps::scratch() else { return 0 };
+    let Some(scratch) = scratch::get() else { return 0 };
     let Scratch { claimed, hand, ifindex, epoch, .. } = scratch;
     is_another_s((*ifindex, hand.get(*ifindex)), claimed, *epoch != 0) as u32
 }
@@ -104,7 +104,7 @@ fn is_another_s((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -
     }
     if service::is_cluster_ip(src)
         || maps::frontend(&FrontendKey::wildcard(*src)).is_some()
-        || *src == maps::hairpin_addr(src.is_v4())
+        || *src == kernel::hairpin_addr(src.is_v4())
     {
         return true;
     }
@@ -200,13 +200,13 @@ fn is_encapsulated(flow: &Flow) -> bool {
 pub(crate) fn check_arp(packet: Packet, scratch: &mut Scratch) -> Result<(), Reported> {
     const REQUEST_FOR_IPV4: [u16; 3] =
         [1u16.to_be(), 0x0800u16.to_be(), u16::from_be_bytes([6, 4]).to_be()];
-    packet.pull(parse::L3 + 28);
-    let honest = match packet.load::<[u16; 14]>(parse::L3) {
+    packet.pull(parsed::L3 + 28);
+    let honest = match packet.load::<[u16; 14]>(parsed::L3) {
         Some([hardware, protocol, lengths, _, mac0, mac1, mac2, high, low, ..]) => {
             let [mac0, mac1, mac2] = [mac0, mac1, mac2].map(|half| u64::from(u16::from_le(half)));
             let mac = mac0 | mac1 << 16 | mac2 << 32;
             let sender = u32::from(u16::from_be(high)) << 16 | u32::from(u16::from_be(low));
-            maps::hand_over(&mut scratch.claimed, Addr::v4(lb_common::be::Be32::new(sender)));
+            scratch::hand_over(&mut scratch.claimed, Addr::v4(lb_common::be::Be32::new(sender)));
             [hardware, protocol, lengths] == REQUEST_FOR_IPV4
                 && !is_mac_of_another(scratch.ifindex, mac)
                 && !is_foreign()
@@ -230,7 +230,7 @@ pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bo
             match packet.load::<[u32; 4]>(parsed.l4 + 8) {
                 Some(target) => {
                     let target = Addr::v6(target.map(lb_common::be::Be32::from_wire));
-                    maps::hand_over(claimed, target);
+                    scratch::hand_over(claimed, target);
                     is_foreign()
                 }
                 None => true,
@@ -244,7 +244,7 @@ pub(crate) fn check_neighbor(packet: Packet, scratch: &mut Scratch) -> Result<bo
         }
         _ => false,
     };
-    maps::hand_over(claimed, parsed.flow.src);
+    scratch::hand_over(claimed, parsed.flow.src);
     if speaks_for_others || is_foreign() {
         return Err(forged());
     }
@@ -324,7 +324,7 @@ pub(crate) fn addressee() -> Addressee {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn origin_addressee() -> u32 {
-    let Some(scratch) = maps::scratch() else { return Addressee::OTHER.0 };
+    let Some(scratch) = scratch::get() else { return Addressee::OTHER.0 };
     let Scratch { parsed, hand, ifindex, .. } = scratch;
     let (ifindex, dst) = (*ifindex, &parsed.flow.dst);
     let Some(pod) = hand.get(ifindex) else { return Addressee::POD.0 };
@@ -390,7 +390,7 @@ pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
     match maps::ident(src) {
         Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => true,
         Some(known) if known.ifindex != 0 => is_astray(packet, scratch),
-        _ => *src == maps::hairpin_addr(src.is_v4()),
+        _ => *src == kernel::hairpin_addr(src.is_v4()),
     }
 }
 

@@ -17,9 +17,9 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::features;
-use lb_common::flow::Flow;
 
-use crate::maps;
+use crate::kernel;
+use crate::scratch::{self, ANSWER_WORDS, PIECE, Scratch, Tuple};
 
 /// No header of ours starts beyond this offset: gives the verifier a bound for variable offsets.
 const MAX_OFFSET: usize = 511;
@@ -81,6 +81,12 @@ impl Packet {
         unsafe { (&raw const (*self.skb).len).read_volatile() }
     }
 
+    /// This CPU's scratch room, for this packet.
+    #[inline(always)]
+    pub(crate) fn scratch(self) -> Option<&'static mut Scratch> {
+        scratch::begin(self.ifindex(), self.ingress_ifindex())
+    }
+
     /// EtherType in the memory order of the wire.
     #[inline(always)]
     pub(crate) fn ethertype(self) -> u16 {
@@ -132,7 +138,7 @@ impl Packet {
         if !self.is_tagged_again() {
             return false;
         }
-        let tci = self.load::<u16>(crate::parse::L3).map_or(0, u16::from_be);
+        let tci = self.load::<u16>(crate::parsed::L3).map_or(0, u16::from_be);
         u32::from(tci) & VLAN_ID == 0
     }
 
@@ -202,9 +208,9 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn store_words<const WORDS: usize>(
         self,
-        buffer: &[u16; maps::ANSWER_WORDS],
+        buffer: &[u16; ANSWER_WORDS],
     ) -> Result<(), HelperError> {
-        const { assert!(WORDS <= maps::ANSWER_WORDS, "the answer must fit its buffer") };
+        const { assert!(WORDS <= ANSWER_WORDS, "the answer must fit its buffer") };
         let from = buffer.as_ptr().cast();
         // SAFETY: valid context; the length is within the buffer, as just asserted.
         check(unsafe { bpf_skb_store_bytes(self.skb, 0, from, WORDS as u32 * 2, 0) })
@@ -279,7 +285,7 @@ impl Packet {
     pub(crate) fn copy_to(
         self,
         offset: usize,
-        buffer: &mut [u32; maps::PIECE / 4],
+        buffer: &mut [u32; PIECE / 4],
         len: u32,
     ) -> Result<(), HelperError> {
         let to = buffer.as_mut_ptr().cast();
@@ -292,7 +298,7 @@ impl Packet {
     pub(crate) fn copy_from(
         self,
         offset: usize,
-        buffer: &[u32; maps::PIECE / 4],
+        buffer: &[u32; PIECE / 4],
         len: u32,
     ) -> Result<(), HelperError> {
         // SAFETY: valid context; the verifier proves that the buffer is as long.
@@ -320,7 +326,7 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn push_ethernet(self) -> Result<(), HelperError> {
         // SAFETY: valid context.
-        check(unsafe { bpf_skb_change_head(self.skb, crate::parse::L3 as u32, 0) })
+        check(unsafe { bpf_skb_change_head(self.skb, crate::parsed::L3 as u32, 0) })
     }
 
     /// How the kernel routes the packet described in `fib`, of `tot_len` bytes, that came in at `fib.ifindex`.
@@ -403,49 +409,6 @@ impl Packet {
     }
 }
 
-/// The ends of a TCP connection: the source is elsewhere, the destination is a Pod's. IPv4: two addresses and the ports
-/// in the first three words; IPv6: eight words and the ports (`struct bpf_sock_tuple`, whose union it is).
-#[repr(C)]
-pub(crate) struct Tuple {
-    words: [u32; 9],
-}
-
-impl Tuple {
-    const SIZE4: u32 = 12;
-    const SIZE6: u32 = 36;
-
-    /// Makes it the ends of this flow.
-    #[inline(always)]
-    pub(crate) fn fill(&mut self, flow: &Flow, v4: bool) {
-        let ports = u32::from(flow.sport.to_wire()) | u32::from(flow.dport.to_wire()) << 16;
-        if v4 {
-            let [a, b, c, ..] = &mut self.words;
-            (*a, *b, *c) = (flow.src.word3().to_wire(), flow.dst.word3().to_wire(), ports);
-            return;
-        }
-        let [s0, s1, s2, s3] = flow.src.words().map(|word| word.to_wire());
-        let [d0, d1, d2, d3] = flow.dst.words().map(|word| word.to_wire());
-        self.words = [s0, s1, s2, s3, d0, d1, d2, d3, ports];
-    }
-
-    /// Leaves the end that is elsewhere open: only a listener has such a connection.
-    #[inline(always)]
-    pub(crate) fn forget_source(&mut self, v4: bool) {
-        // The source port is the first half of its word in memory, whatever the byte order.
-        let port = |ports: u32| {
-            let [_, _, c, d] = ports.to_ne_bytes();
-            u32::from_ne_bytes([0, 0, c, d])
-        };
-        if v4 {
-            let [a, _, c, ..] = &mut self.words;
-            (*a, *c) = (0, port(*c));
-            return;
-        }
-        let [s0, s1, s2, s3, .., ports] = &mut self.words;
-        (*s0, *s1, *s2, *s3, *ports) = (0, 0, 0, 0, port(*ports));
-    }
-}
-
 /// What a kernel has for the ends of a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Socket {
@@ -487,14 +450,14 @@ impl ChecksumKind {
     /// whole packet changes; the helper knows since 6.16 (commit ead7f9b8de65).
     #[inline(always)]
     fn flags(self) -> u64 {
-        let v6 = self.v6 && maps::config_features() & features::CSUM_IPV6 != 0;
+        let v6 = self.v6 && kernel::features() & features::CSUM_IPV6 != 0;
         self.mangled() | if v6 { u64::from(BPF_F_IPV6) } else { 0 }
     }
 }
 
 /// Adds the first `len` bytes of `words`, a multiple of 4 and no more than 512, to a one's complement sum.
 #[inline(always)]
-pub(crate) fn add_words(sum: u32, words: &mut [u32; maps::PIECE / 4], len: u32) -> u32 {
+pub(crate) fn add_words(sum: u32, words: &mut [u32; PIECE / 4], len: u32) -> u32 {
     let words = words.as_mut_ptr();
     // SAFETY: the verifier proves that there are as many bytes.
     (unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words, len, sum) }) as u32

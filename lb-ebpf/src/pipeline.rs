@@ -10,24 +10,25 @@ use lb_common::fragment::hook;
 use lb_common::service::{Frontend, frontend_flags};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
-use crate::conntrack::{self, Claim, Nat};
-use crate::maps::{self, Scratch, Tracked};
+use crate::conntrack::{self, Claim};
 use crate::origin::{self, Addressee};
 use crate::packet::{Packet, Tag};
-use crate::parse::{self, Kind, Parsed};
-use crate::policy::{self, Met, how};
-use crate::service::{self, Client, Destination, Health, Target};
+use crate::parsed::{self, Kind, Parsed};
+use crate::policy::{self, Met};
+use crate::scratch::{Nat, Scratch, Target, how};
+use crate::service::{self, Client, Destination, Health};
+use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
-use crate::{bridge, external, fragment, icmp, refuse, rewrite};
+use crate::{bridge, external, fragment, icmp, kernel, maps, parse, refuse, rewrite};
 
 /// A packet leaves the Pod.
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
-    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
+    let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
     // One for the priority alone changes nothing, and stays with the packet.
     let tag = packet.tag();
-    let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
+    let kind = parse::parse(packet, &mut scratch.parsed, parsed::L3);
     if let Err(reported) = origin::check_link(packet, scratch.ifindex) {
         return Verdict::Drop(reported);
     }
@@ -53,7 +54,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
         // Unreadable, opaque, no IP, bad addresses.
         _ => return not_understood(scratch, kind, Direction::Egress),
     }
-    let now = maps::now();
+    let now = kernel::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_out(&parsed.flow, scratch.ifindex);
     let Some(entry) = conntrack::find(scratch) else { return open_out(packet, scratch, now) };
@@ -94,9 +95,9 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
 /// A packet enters the Pod.
 #[inline(always)]
 pub(crate) fn pod_in(packet: Packet) -> Verdict {
-    let Some(scratch) = maps::scratch_for(packet) else { return Verdict::Pass };
+    let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
-    let kind = parse::parse(packet, &mut scratch.parsed, parse::L3);
+    let kind = parse::parse(packet, &mut scratch.parsed, parsed::L3);
     match kind {
         _ if packet.tag() == Tag::Vlan => {
             return not_understood(scratch, Kind::NOT_IP, Direction::Ingress);
@@ -114,7 +115,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         // Unreadable, opaque, no IP, bad addresses.
         _ => return not_understood(scratch, kind, Direction::Ingress),
     }
-    let now = maps::now();
+    let now = kernel::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_in(&parsed.flow, scratch.ifindex);
     let Some(entry) = conntrack::find(scratch) else { return open_in(packet, scratch, now) };
@@ -155,7 +156,7 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if addressee == Addressee::OTHER {
         return not_for_pod();
     }
-    if is_mid_flow(&scratch.parsed) {
+    if conntrack::is_mid_flow(&scratch.parsed) {
         let refusal = scratch.parsed.tcp_flags & tcp::RST != 0 && is_back(scratch);
         return if refusal {
             Verdict::Pass
@@ -243,7 +244,7 @@ fn opaque(scratch: &mut Scratch, ingress: bool) -> Verdict {
     Verdict::Drop(verdict::report(DropReason::Unreadable, ingress, 0))
 }
 
-/// A packet of no flow. Policies judge each by itself; `how` is of `policy::how`.
+/// A packet of no flow. Policies judge each by itself; `how` is of `scratch::how`.
 #[inline(never)]
 fn untracked(scratch: &mut Scratch, how: u32) -> Verdict {
     if how & how::INGRESS != 0 && origin::addressee() == Addressee::OTHER {
@@ -304,17 +305,11 @@ fn rewrite_client(
 /// A packet of a known flow whose backend has left: a connection is reset, anything else chooses again.
 #[inline(always)]
 fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
-    if is_mid_flow(&scratch.parsed) {
-        return refused(packet, scratch, drop_index(DropReason::BackendGone, false), 0);
+    if conntrack::is_mid_flow(&scratch.parsed) {
+        return refuse::refused(packet, scratch, drop_index(DropReason::BackendGone, false), 0);
     }
     maps::count(Counter::FlowMoved);
     open_out(packet, scratch, now)
-}
-
-/// TCP, and not the SYN that opens a connection.
-#[inline(always)]
-pub(crate) fn is_mid_flow(parsed: &Parsed) -> bool {
-    parsed.flow.proto == proto::TCP && parsed.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
 }
 
 /// A packet that leaves the Pod on the tuple of a reply entry.
@@ -354,7 +349,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         conntrack::note(scratch, entry, Direction::Egress, now);
         return rewrite_forward(packet, scratch, entry);
     }
-    if is_mid_flow(parsed) {
+    if conntrack::is_mid_flow(parsed) {
         return match policy::admit_met(packet, scratch, Direction::Egress) {
             Ok(_) => Verdict::Pass,
             Err(reported) => Verdict::Drop(reported),
@@ -423,14 +418,14 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
             drop_out(DropReason::NoLocalEndpoints, frontend.service_id)
         }
-        Destination::Empty(frontend) => refused(
+        Destination::Empty(frontend) => refuse::refused(
             packet,
             scratch,
             drop_index(DropReason::NoEndpoints, false),
             frontend.service_id,
         ),
         Destination::UndefinedPort => {
-            refused(packet, scratch, drop_index(DropReason::UndefinedPort, false), 0)
+            refuse::refused(packet, scratch, drop_index(DropReason::UndefinedPort, false), 0)
         }
         Destination::Unallocated => drop_out(DropReason::UnallocatedIp, 0),
         Destination::Plain => plain_out(packet, scratch, now),
@@ -440,7 +435,7 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 /// The first packet of a flow that leaves the Pod for no Service.
 #[inline(always)]
 fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
-    if is_mid_flow(&scratch.parsed) {
+    if conntrack::is_mid_flow(&scratch.parsed) {
         return meet(packet, scratch, Direction::Egress, now);
     }
     let flow = &scratch.parsed.flow;
@@ -460,11 +455,16 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     const TRIES: u32 = 6;
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
-    if is_mid_flow(&scratch.parsed) {
+    if conntrack::is_mid_flow(&scratch.parsed) {
         if maps::is_beside_another_proxy() {
             return plain_out(packet, scratch, now);
         }
-        return refused(packet, scratch, drop_index(DropReason::UnknownFlow, false), service_id);
+        return refuse::refused(
+            packet,
+            scratch,
+            drop_index(DropReason::UnknownFlow, false),
+            service_id,
+        );
     }
     if conntrack::ct_over_budget(0) != 0 {
         return drop_out(DropReason::PodBudget, service_id);
@@ -484,7 +484,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         nat.stand_in = Addr::NONE;
         if nat.target.addr == parsed.flow.src {
             nat.flags |= bits::HAIRPIN;
-            nat.stand_in = maps::hairpin_addr(parsed.v4);
+            nat.stand_in = kernel::hairpin_addr(parsed.v4);
         }
         if attempt > OWN_PORT_TRIES {
             nat.flags |= bits::PORT_MAPPED;
@@ -584,14 +584,4 @@ fn fragment_out(scratch: &mut Scratch) -> Verdict {
 #[inline(always)]
 fn drop_out(reason: DropReason, id: u32) -> Verdict {
     Verdict::Drop(verdict::report(reason, false, id))
-}
-
-/// Answers the client in the name of what it dialled. `index` is that of the drop's counter.
-#[inline(never)]
-pub(crate) fn refused(packet: Packet, scratch: &mut Scratch, index: u32, id: u32) -> Verdict {
-    let reported = verdict::report_index(index, id);
-    match refuse::answer(packet, scratch) {
-        Ok(()) => Verdict::Refuse(reported),
-        Err(_) => Verdict::Drop(reported),
-    }
 }

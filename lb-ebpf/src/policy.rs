@@ -17,11 +17,12 @@ use lb_common::policy::{
 };
 use lb_common::verdict::{DropReason, Outcome, judged_index};
 
-use crate::maps::{self, Scratch, Tracked};
-use crate::origin;
 use crate::packet::Packet;
-use crate::parse::Parsed;
+use crate::parsed::Parsed;
+use crate::scratch::{self, Asked, Scratch, how};
+use crate::tracked::Tracked;
 use crate::verdict::{self, Reported};
+use crate::{kernel, maps, origin};
 
 /// The maps, as the evaluator reads them.
 struct Maps;
@@ -53,38 +54,6 @@ impl Tables for Maps {
     }
 }
 
-/// A flow that is judged, and what came of it. Lives in the scratch room.
-pub(crate) struct Asked {
-    /// The other end, as the Pod's peer really is: behind a Service the backend.
-    pub(crate) peer: Addr,
-    /// Destination port.
-    pub(crate) port: Be16,
-    /// `how::*`.
-    pub(crate) how: u32,
-    /// Group that judged.
-    pub(crate) group: u32,
-    /// Identity of the peer.
-    pub(crate) ident: u32,
-    /// Number of the judgement; of the shadow's, where that differs.
-    pub(crate) judgement: u32,
-    /// `event::outcome::*`, when the shadow's differs; else 0.
-    pub(crate) shadow: u32,
-    /// What is enforced, to be counted; judgement 0 = no policy had anything to say.
-    pub(crate) hit: HitKey,
-}
-
-/// Bits of [`Asked::how`].
-pub(crate) mod how {
-    /// The flow enters the Pod.
-    pub(crate) const INGRESS: u32 = 1;
-    /// The peer is the Pod itself, through a Service.
-    pub(crate) const OWN: u32 = 2;
-    /// The packet leaves the Pod and is the first of its flow: its source is to be checked.
-    pub(crate) const SENT: u32 = 4;
-    /// The flow was opened by this host.
-    pub(crate) const FROM_HOST: u32 = 8;
-}
-
 /// Whether an entry was judged under other policies than those in force.
 #[inline(always)]
 pub(crate) fn is_stale(scratch: &Scratch, entry: Tracked) -> bool {
@@ -111,9 +80,9 @@ pub(crate) fn admit(
 /// Puts a question for [`policy_ask`].
 #[inline(always)]
 fn put(asked: &mut Asked, (peer, port, how): (Addr, Be16, u32)) {
-    maps::hand_over(&mut asked.peer, peer);
-    maps::hand_over(&mut asked.port, port);
-    maps::hand_over(&mut asked.how, how);
+    scratch::hand_over(&mut asked.peer, peer);
+    scratch::hand_over(&mut asked.port, port);
+    scratch::hand_over(&mut asked.how, how);
 }
 
 /// What becomes of a connection that was met in mid-flow.
@@ -196,7 +165,7 @@ fn ask_met(scratch: &mut Scratch, direction: Direction, from: Direction) {
 /// Whether connections may be older than the table, or than the Pod's first policy.
 #[inline(always)]
 fn is_pick_up_time(ifindex: u32) -> bool {
-    let now = maps::now();
+    let now = kernel::now();
     let before = |until: u32| until != 0 && (until.wrapping_sub(now) as i32) > 0;
     maps::settings().is_some_and(|settings| before(settings.pickup_until))
         || maps::pod(ifindex).is_some_and(|pod| before(pod.pickup_until))
@@ -266,7 +235,7 @@ const ALLOWED: u32 = 0;
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn policy_ask() -> u32 {
-    let Some(scratch) = maps::scratch() else { return ALLOWED };
+    let Some(scratch) = scratch::get() else { return ALLOWED };
     let Scratch { parsed, asked, hand, ifindex, ingress_ifindex, .. } = scratch;
     let ingress = asked.how & how::INGRESS != 0;
     let (group, shadow) = groups(hand.get(*ifindex), ingress);
@@ -379,7 +348,7 @@ fn count_hits(asked: &mut Asked) {
 /// Counts the verdict, and reports it where somebody wants to know.
 #[inline(always)]
 fn settle(reason: u32) -> Result<(), Reported> {
-    let Some(scratch) = maps::scratch() else { return Ok(()) };
+    let Some(scratch) = scratch::get() else { return Ok(()) };
     let asked = &scratch.asked;
     let ingress = asked.how & how::INGRESS != 0;
     let tier = Judgement::from_number(asked.judgement).tier();

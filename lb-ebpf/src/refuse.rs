@@ -6,9 +6,10 @@
 use lb_common::csum;
 use lb_common::flow::{proto, tcp};
 
-use crate::maps::{ANSWER_WORDS, Scratch};
 use crate::packet::{HelperError, Packet};
-use crate::parse::{L3, Parsed};
+use crate::parsed::{L3, Parsed};
+use crate::scratch::{ANSWER_WORDS, Scratch};
+use crate::verdict::{self, Verdict};
 
 /// TTL or hop limit of what we send.
 const TTL: u8 = 64;
@@ -21,6 +22,16 @@ const ICMP: usize = 4;
 /// The quoted packet: its IP header without options, and 8 bytes (RFC 792, and as much for ICMPv6).
 const QUOTE4: usize = 14;
 const QUOTE6: usize = 24;
+
+/// Answers the client in the name of what it dialled. `index` is that of the drop's counter.
+#[inline(never)]
+pub(crate) fn refused(packet: Packet, scratch: &mut Scratch, index: u32, id: u32) -> Verdict {
+    let reported = verdict::report_index(index, id);
+    match answer(packet, scratch) {
+        Ok(()) => Verdict::Refuse(reported),
+        Err(_) => Verdict::Drop(reported),
+    }
+}
 
 /// Turns the packet into its refusal. An error leaves a packet that can only be dropped; so do packets that must
 /// not be answered.

@@ -6,7 +6,7 @@ use lb_common::csum;
 use lb_common::flow::{Flow, proto};
 
 use crate::packet::{ChecksumKind, HelperError, Packet};
-use crate::parse::{L3, Parsed};
+use crate::parsed::{L3, Parsed};
 use crate::sctp;
 
 /// Makes the packet's source `addr:port`.

@@ -4,9 +4,9 @@ use aya_ebpf::bindings::bpf_fib_lookup;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use crate::maps::Scratch;
 use crate::packet::{Packet, Route};
-use crate::parse::{L3, Parsed};
+use crate::parsed::{L3, Parsed};
+use crate::scratch::Scratch;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

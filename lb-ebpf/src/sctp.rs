@@ -5,7 +5,7 @@ use lb_common::be::Be16;
 use lb_common::crc;
 
 use crate::packet::{HelperError, Packet};
-use crate::parse::Parsed;
+use crate::parsed::Parsed;
 
 /// Offset of the checksum in the common header.
 const CHECKSUM: usize = 8;

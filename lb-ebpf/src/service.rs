@@ -9,7 +9,8 @@ use lb_common::service::{
 };
 use lb_common::verdict::Counter;
 
-use crate::maps;
+use crate::scratch::Target;
+use crate::{kernel, maps};
 
 /// What a destination is.
 pub(crate) enum Destination {
@@ -57,16 +58,6 @@ pub(crate) fn is_cluster_ip(addr: &Addr) -> bool {
     false
 }
 
-/// Where a flow goes.
-#[derive(Clone, Copy)]
-pub(crate) struct Target {
-    pub(crate) addr: Addr,
-    pub(crate) port: Be16,
-    /// Backend id; 0 when it is no Service's choice.
-    pub(crate) id: u32,
-    pub(crate) generation: u32,
-}
-
 /// Who opens a flow.
 pub(crate) struct Client {
     /// Its address.
@@ -94,7 +85,7 @@ pub(crate) fn choose(frontend: &Frontend, client: &Client, target: &mut Target) 
     // With an internal policy of Local the lists of a ClusterIP are one: the other addresses' backends are not in it.
     let one_list = (frontend.base, frontend.n) == (frontend.local_base, frontend.local_n);
     let key = AffinityKey { client: client.addr, service_id: frontend.service_id };
-    let now = maps::ticks();
+    let now = kernel::ticks();
     if former(&key, frontend.affinity_secs, now, local || one_list, target) {
         maps::count(Counter::AffinityHit);
     } else if !usable(pick(frontend, client, local), target) {
@@ -110,7 +101,7 @@ pub(crate) fn choose(frontend: &Frontend, client: &Client, target: &mut Target) 
 #[inline(always)]
 fn former(key: &AffinityKey, secs: u32, now: u64, local: bool, target: &mut Target) -> bool {
     let Some(affinity) = maps::affinity(key) else { return false };
-    if affinity_is_over(affinity.tick(), now, secs, maps::config_hz()) {
+    if affinity_is_over(affinity.tick(), now, secs, kernel::hz()) {
         return false;
     }
     let list = if local { backend_flags::LOCAL } else { backend_flags::CLUSTER };
@@ -127,12 +118,12 @@ fn pick(frontend: &Frontend, client: &Client, local: bool) -> u32 {
     }
     let (base, n) =
         if local { (frontend.local_base, frontend.local_n) } else { (frontend.base, frontend.n) };
-    let first = slot(base, n, maps::random());
+    let first = slot(base, n, kernel::random());
     if frontend.flags & frontend_flags::LEAST_CONNECTIONS == 0 {
         return first;
     }
     // The power of two choices (Mitzenmacher 2001): nearly as even as the least loaded of all, for two looks.
-    let second = slot(base, n, maps::random());
+    let second = slot(base, n, kernel::random());
     if maps::load(second) < maps::load(first) { second } else { first }
 }
 

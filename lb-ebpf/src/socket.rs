@@ -19,8 +19,10 @@ use lb_common::service::frontend_flags;
 use lb_common::socket::{END_BACKEND, END_FRONTEND, SkMoreKey, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
-use crate::maps::{self, SockAddr};
-use crate::service::{self, Client, Destination, Health, Target};
+use crate::maps;
+use crate::scratch::Target;
+use crate::service::{self, Client, Destination, Health};
+use crate::sock_addr::{self, SockAddr};
 
 /// Let the system call go on.
 const PROCEED: i32 = 1;
@@ -52,7 +54,7 @@ pub(crate) enum Dial {
 /// The process dials an address: replaces a frontend by a backend.
 #[inline(always)]
 pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
-    if !maps::is_host_socket(ctx) {
+    if !sock_addr::is_host_socket(ctx) {
         return PROCEED;
     }
     let sock = SockAddr::new(ctx);
@@ -95,9 +97,9 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
         backend_gen: choice.generation,
         proto: u32::from(proto),
     };
-    let Some(ring) = maps::remember(ctx) else {
+    let Some(ring) = sock_addr::remember(ctx) else {
         // Without it the replies would come from an address the process never dialled.
-        maps::set_errno(ENOMEM);
+        sock_addr::set_errno(ENOMEM);
         return FAIL;
     };
     push(ctx, ring, &entry, how);
@@ -109,10 +111,10 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
 /// The process asks who sent or who its peer is: replaces a backend by the frontend that it dialled.
 #[inline(always)]
 pub(crate) fn restore(ctx: &SockAddrContext, family: Family) -> i32 {
-    if !maps::is_host_socket(ctx) {
+    if !sock_addr::is_host_socket(ctx) {
         return PROCEED;
     }
-    let Some(ring) = maps::remembered(ctx) else { return PROCEED };
+    let Some(ring) = sock_addr::remembered(ctx) else { return PROCEED };
     let sock = SockAddr::new(ctx);
     let (addr, port) = read(sock, family);
     let mut i = 0;
@@ -140,16 +142,16 @@ fn more(
     port: Be16,
     end: u16,
 ) -> Option<&'static SkNat> {
-    if maps::ring_next(ring) <= MASK + 1 {
+    if sock_addr::ring_next(ring) <= MASK + 1 {
         return None;
     }
-    maps::more(&SkMoreKey::new(maps::socket_cookie(ctx), addr, port, end))
+    sock_addr::more(&SkMoreKey::new(sock_addr::socket_cookie(ctx), addr, port, end))
 }
 
 #[inline(always)]
 fn refuse(errno: i32) -> i32 {
     maps::count(Counter::SocketRefused);
-    maps::set_errno(errno);
+    sock_addr::set_errno(errno);
     FAIL
 }
 
@@ -166,7 +168,7 @@ fn own_addr(addr: &Addr) -> Addr {
 /// The backend that this socket's datagrams to the frontend went to, while it still takes new flows.
 #[inline(always)]
 fn earlier_choice(ctx: &SockAddrContext, addr: Addr, port: Be16) -> Option<(Addr, Be16)> {
-    let ring = maps::remembered(ctx)?;
+    let ring = sock_addr::remembered(ctx)?;
     let mut i = 0;
     while i <= MASK {
         let entry = entry_at(ring, newest(ring).wrapping_sub(i));
@@ -186,31 +188,31 @@ fn earlier_choice(ctx: &SockAddrContext, addr: Addr, port: Be16) -> Option<(Addr
 #[inline(always)]
 fn push(ctx: &SockAddrContext, ring: NonNull<SkNatRing>, entry: &SkNat, how: Dial) {
     match how {
-        Dial::Connect => maps::ring_set(ring, 0, 1, entry),
+        Dial::Connect => sock_addr::ring_set(ring, 0, 1, entry),
         Dial::Send => {
-            let next = maps::ring_next(ring);
-            let oldest = maps::ring_get(ring, next & MASK);
+            let next = sock_addr::ring_next(ring);
+            let oldest = sock_addr::ring_get(ring, next & MASK);
             if next > MASK && oldest.frontend_port.get() != 0 {
-                let cookie = maps::socket_cookie(ctx);
+                let cookie = sock_addr::socket_cookie(ctx);
                 let SkNat { frontend, frontend_port, backend, backend_port, .. } = oldest;
                 let dialed = SkMoreKey::new(cookie, frontend, frontend_port, END_FRONTEND);
-                maps::put_more(&dialed, &oldest);
+                sock_addr::put_more(&dialed, &oldest);
                 let answers = SkMoreKey::new(cookie, backend, backend_port, END_BACKEND);
-                maps::put_more(&answers, &oldest);
+                sock_addr::put_more(&answers, &oldest);
             }
-            maps::ring_set(ring, next & MASK, next.wrapping_add(1), entry);
+            sock_addr::ring_set(ring, next & MASK, next.wrapping_add(1), entry);
         }
     }
 }
 
 #[inline(always)]
 fn newest(ring: NonNull<SkNatRing>) -> u32 {
-    maps::ring_next(ring).wrapping_sub(1)
+    sock_addr::ring_next(ring).wrapping_sub(1)
 }
 
 #[inline(always)]
 fn entry_at(ring: NonNull<SkNatRing>, index: u32) -> SkNat {
-    maps::ring_get(ring, index & MASK)
+    sock_addr::ring_get(ring, index & MASK)
 }
 
 #[inline(always)]

@@ -3,9 +3,9 @@
 use lb_common::event::{FlowEvent, outcome};
 use lb_common::verdict::{DropReason, drop_index};
 
-use crate::maps::{self, Scratch};
 use crate::packet::Packet;
-use crate::policy::how;
+use crate::scratch::{self, Scratch, how};
+use crate::{event, maps};
 
 /// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
 const NEXT: i32 = -1;
@@ -67,7 +67,7 @@ pub(crate) fn report_allowed() {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn verdict_tell(reason: u32) -> u32 {
-    let Some(scratch) = maps::scratch() else { return 0 };
+    let Some(scratch) = scratch::get() else { return 0 };
     let Scratch { parsed, asked, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
     let ingress = asked.how & how::INGRESS;
@@ -93,7 +93,7 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
         ident: asked.ident,
         ..FlowEvent::ZERO
     };
-    maps::emit(event);
+    event::emit(event);
     0
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn verdict_report(index: u32, service_id: u32) -> u32 {
     maps::count_index(index);
-    let Some(scratch) = maps::scratch() else { return 0 };
+    let Some(scratch) = scratch::get() else { return 0 };
     let Scratch { parsed, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
     *event = FlowEvent {
@@ -130,6 +130,6 @@ extern "C" fn verdict_report(index: u32, service_id: u32) -> u32 {
         service_id,
         ..FlowEvent::ZERO
     };
-    maps::emit(event);
+    event::emit(event);
     0
 }

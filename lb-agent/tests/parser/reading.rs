@@ -7,7 +7,8 @@ use lb_common::flow::{Flow, proto};
 
 use crate::{
     packet::{self, Packet},
-    parse::{self, Kind, L3, Parsed},
+    parse,
+    parsed::{Kind, L3, Parsed},
 };
 
 /// How the two readings agree.

@@ -8,10 +8,15 @@ const BANNED_NAMES: [&str; 8] =
 
 /// Files that may hold `unsafe`: packet and map access in the programs, the proof-carrying macro of the ABI, raw
 /// system calls.
-const UNSAFE: [&str; 8] = [
+const UNSAFE: [&str; 13] = [
     "lb-common/src/pod.rs",
+    "lb-ebpf/src/event.rs",
+    "lb-ebpf/src/kernel.rs",
     "lb-ebpf/src/maps.rs",
     "lb-ebpf/src/packet.rs",
+    "lb-ebpf/src/scratch.rs",
+    "lb-ebpf/src/sock_addr.rs",
+    "lb-ebpf/src/tracked.rs",
     "lb-agent/kernel/build.rs",
     "lb-agent/kernel/src/syscall.rs",
     "lb-agent/tests/nanos.rs",

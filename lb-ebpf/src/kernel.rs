@@ -1,0 +1,84 @@
+//! The configuration of these programs, and the kernel's clock and random numbers.
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
+use lb_common::addr::Addr;
+use lb_common::config::Config;
+use lb_common::conntrack;
+
+/// Written by the loader before the programs are loaded; constant for the verifier.
+#[unsafe(no_mangle)]
+static CFG: Config = Config::ZERO;
+
+macro_rules! config_field {
+    ($field:ident) => {
+        // SAFETY: a static. Volatile, since the compiler sees zeroes where the loader puts values.
+        unsafe { (&raw const CFG.$field).read_volatile() }
+    };
+}
+
+#[inline(always)]
+pub(crate) fn features() -> u32 {
+    config_field!(features)
+}
+
+#[inline(always)]
+pub(crate) fn hz() -> u32 {
+    config_field!(hz)
+}
+
+/// The address that stands for a Pod which reaches itself through a Service.
+#[inline(always)]
+pub(crate) fn hairpin_addr(v4: bool) -> Addr {
+    if v4 { config_field!(hairpin4) } else { config_field!(hairpin6) }
+}
+
+/// New flows that a Pod may open a second; 0 = any number.
+#[inline(always)]
+pub(crate) fn pod_new_flows() -> u32 {
+    config_field!(pod_new_flows)
+}
+
+/// Cookie of the host's network namespace.
+#[inline(always)]
+pub(crate) fn netns_cookie() -> u64 {
+    config_field!(netns_cookie)
+}
+
+/// Source ports of masqueraded flows: the first and their number.
+#[inline(always)]
+pub(crate) fn masquerade_ports() -> (u32, u32) {
+    (config_field!(masquerade_base), config_field!(masquerade_n))
+}
+
+/// Whether answers to masqueraded flows come to the port.
+#[inline(always)]
+pub(crate) fn is_answer_port(port: u16) -> bool {
+    port.wrapping_sub(config_field!(answer_base)) < config_field!(answer_n)
+}
+
+/// Now in ticks, as in `Affinity::tick`.
+#[inline(always)]
+pub(crate) fn ticks() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Now, as of [`conntrack::stamp`].
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    conntrack::stamp(unsafe { bpf_jiffies64() })
+}
+
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// Now in nanoseconds since the node's start, without the time that it was suspended.
+#[inline(always)]
+pub(crate) fn time_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
+}

@@ -1,0 +1,136 @@
+//! The conntrack table, and the copies of entries that others may not evict.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::macros::btf_map;
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::conntrack::{CtEntry, CtKey};
+use lb_common::limits;
+
+#[btf_map(name = "ct")]
+static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
+
+/// Copies of the entries of translated connections that live. `ct` is everybody's, and a flood of flows evicts from it;
+/// what is here only others of the same kind evict. Read where `ct` has nothing.
+#[btf_map(name = "kept")]
+static KEPT: LruHashMap<CtKey, CtEntry, { limits::KEPT as usize }> = LruHashMap::new();
+
+/// A conntrack entry in the map. Its fields are read and written one by one: other CPUs may do the same, and all
+/// they can lose is a timestamp or a TCP flag that the next packet brings again.
+#[derive(Clone, Copy)]
+pub(crate) struct Tracked(NonNull<CtEntry>);
+
+macro_rules! tracked_field {
+    ($($field:ident: $type:ty),+) => {
+        $(#[inline(always)]
+        pub(crate) fn $field(self) -> $type {
+            // SAFETY: points to a live map value for the run of the program.
+            unsafe { (&raw const (*self.0.as_ptr()).$field).read() }
+        })+
+    };
+}
+
+impl Tracked {
+    /// An entry that was just written to the map, as it is in the scratch room: to be read.
+    #[inline(always)]
+    pub(crate) fn written(entry: &mut CtEntry) -> Self {
+        Self(NonNull::from(entry))
+    }
+
+    tracked_field!(
+        nat_addr: Addr,
+        aux_addr: Addr,
+        nat_port: Be16,
+        aux_port: Be16,
+        backend_id: u32,
+        backend_gen: u32,
+        last_seen: u32,
+        epoch: u32,
+        flags: u32
+    );
+
+    /// Writes the number of the policies that allow the flow.
+    #[inline(always)]
+    pub(crate) fn set_epoch(self, epoch: u32) {
+        // SAFETY: as in the readers; aligned 32-bit store.
+        unsafe { (&raw mut (*self.0.as_ptr()).epoch).write(epoch) };
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub(crate) fn entry(self) -> CtEntry {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    /// Writes the flags.
+    #[inline(always)]
+    pub(crate) fn set_flags(self, flags: u32) {
+        // SAFETY: as in the readers; aligned 32-bit store.
+        unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
+    }
+
+    /// Notes when the last packet came.
+    #[inline(always)]
+    pub(crate) fn stamp(self, now: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).last_seen).write(now) };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn get(key: &CtKey) -> Option<Tracked> {
+    CT.get_ptr_mut(key).and_then(NonNull::new).map(Tracked)
+}
+
+/// What became of an insertion.
+pub(crate) enum Inserted {
+    Done,
+    Taken,
+    Failed,
+}
+
+/// Inserts only where nothing is.
+#[inline(always)]
+pub(crate) fn claim(key: &CtKey, entry: &CtEntry) -> Inserted {
+    const EEXIST: i32 = -17;
+    match CT.insert(key, entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Inserted::Done,
+        Err(EEXIST) => Inserted::Taken,
+        Err(_) => Inserted::Failed,
+    }
+}
+
+/// Inserts or replaces. The kernel answers EBUSY or ENOMEM under contention; one more try usually gets through.
+#[inline(always)]
+pub(crate) fn put(key: &CtKey, entry: &CtEntry) -> bool {
+    CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+        || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Removes an entry; whether it was there.
+#[inline(always)]
+pub(crate) fn delete(key: &CtKey) -> bool {
+    CT.remove(key).is_ok()
+}
+
+/// The copy of an entry.
+#[inline(always)]
+pub(crate) fn kept(key: &CtKey) -> Option<Tracked> {
+    KEPT.get_ptr_mut(key).and_then(NonNull::new).map(Tracked)
+}
+
+/// Keeps a copy of an entry; without one it can be evicted like any other. Whether there was room.
+#[inline(always)]
+pub(crate) fn keep(key: &CtKey, entry: &CtEntry) -> bool {
+    KEPT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Forgets the copy of an entry; whether there was one.
+#[inline(always)]
+pub(crate) fn unkeep(key: &CtKey) -> bool {
+    KEPT.remove(key).is_ok()
+}
