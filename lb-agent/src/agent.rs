@@ -351,6 +351,9 @@ impl Agent {
         let families = families(&plan);
         let n_writes = plan.ops.len();
         let turnover = Turnover::of(&plan.ops);
+        if self.planner.will_watch_departures(&plan) {
+            self.watch_departures(true);
+        }
         let start = self.start;
         let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
         let took = begun.elapsed();

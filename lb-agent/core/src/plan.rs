@@ -440,6 +440,13 @@ impl Planner {
         self.tables.bitmaps.watches_departures()
     }
 
+    /// Whether packets that leave the node must be seen once this plan is applied; to be arranged before it is, since the
+    /// answers to the first packets of a flow leave at once.
+    pub fn will_watch_departures(&self, plan: &Plan) -> bool {
+        let bitmaps = &self.tables.bitmaps;
+        bitmaps.watches_departures() || plan.ops.iter().any(|op| bitmaps.needs_departures(op))
+    }
+
     /// What the maps say, as far as it was written or restored.
     pub fn actual(&self) -> &Actual {
         &self.tables.actual

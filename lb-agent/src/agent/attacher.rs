@@ -13,10 +13,14 @@ use crate::agent::attachments::Attachment;
 use lb_kernel::bpf::attach::{AttachError, Hooks, Mechanism, Role};
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Command {
     Attach(Attachment),
-    Forget { ifindex: u32 },
+    Forget {
+        ifindex: u32,
+    },
+    /// All that came before is done.
+    Tell(std_mpsc::SyncSender<()>),
 }
 
 /// What came of an attachment.
@@ -41,6 +45,9 @@ pub(super) struct Attacher {
 }
 
 impl Attacher {
+    /// How long the loop waits for attachments at most; each takes 10 to 40 ms.
+    const SOON: Duration = Duration::from_millis(500);
+
     /// Starts the thread.
     ///
     /// # Errors
@@ -63,6 +70,8 @@ impl Attacher {
                                 return;
                             }
                         }
+                        // Who waited too long has gone.
+                        Command::Tell(waiting) => drop(waiting.send(())),
                         Command::Forget { ifindex } => {
                             if let Err(e) = hooks.forget(ifindex) {
                                 tracing::warn!(ifindex, err = %e, "cannot remove the pins of a removed device");
@@ -78,6 +87,13 @@ impl Attacher {
     /// Attaches to a device.
     pub(super) fn attach(&self, attachment: Attachment) {
         self.send(Command::Attach(attachment));
+    }
+
+    /// Waits until what was asked for is done; whether it was within [`Self::SOON`].
+    pub(super) fn wait(&self) -> bool {
+        let (waiting, done) = std_mpsc::sync_channel(1);
+        self.send(Command::Tell(waiting));
+        done.recv_timeout(Self::SOON).is_ok()
     }
 
     /// Removes the pins of a device that is gone or has no role any more.

@@ -33,7 +33,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const OTHERS: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::LOCAL_NODE;
 
 impl Agent {
-    /// Brings the programs to what leaves the node, or takes them off.
+    /// Attaches the programs for packets that leave the node, or removes them. Returns when they are in place, but waits half
+    /// a second at most.
     pub(super) fn watch_departures(&mut self, departures: bool) {
         if self.departures == departures {
             return;
@@ -44,6 +45,9 @@ impl Agent {
         for (ifindex, layer) in uplinks {
             let role = Role::Uplink { layer, departures };
             self.attach(Attachment { ifindex, role, since });
+        }
+        if departures && !self.attacher.wait() {
+            info!("not waiting any longer for the programs for packets that leave the node");
         }
     }
 

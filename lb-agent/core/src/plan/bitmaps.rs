@@ -90,6 +90,15 @@ impl Bitmaps {
         !self.host.is_empty() || self.at_host > 0
     }
 
+    /// Whether a write brings a backend or a frontend for which packets that leave the node must be seen.
+    pub(super) fn needs_departures(&self, op: &Op) -> bool {
+        match op {
+            Op::PutBackend { backend, .. } => host_port(&self.host_addrs, backend).is_some(),
+            Op::PutFrontend { key, frontend } => self.is_at_host(key, frontend),
+            _ => false,
+        }
+    }
+
     /// TCP is not meant: its packets say who answers whom.
     fn is_at_host(&self, key: &FrontendKey, value: &Frontend) -> bool {
         key.proto != proto::TCP

@@ -59,8 +59,9 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Both hooks.
-    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+    /// Both hooks, in the order in which programs are attached: what translates answers is in place before what opens
+    /// flows.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 
     /// Its word in the name of a pin.
     const fn word(self) -> &'static str {
