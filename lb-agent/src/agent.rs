@@ -28,6 +28,7 @@ mod report;
 mod servers;
 mod sources;
 mod table;
+mod tasks;
 mod waiting;
 
 use std::path::PathBuf;
@@ -56,6 +57,7 @@ use crate::agent::pods::Pods;
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
+use crate::agent::tasks::Task;
 use crate::agent::waiting::Queue;
 use crate::config::{Config, Source};
 use crate::observe::Status;
@@ -148,7 +150,7 @@ pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
             agent.handle(Event::Told(received));
         }
         agent.sync();
-        agent.timers()?;
+        agent.run_due()?;
     }
 }
 
@@ -335,16 +337,14 @@ impl Agent {
 
     /// Brings the maps to what the cluster says, as soon as all of it is known.
     fn sync(&mut self) {
-        if !self.cluster.synced() {
-            return;
-        }
-        let now = self.start.elapsed();
-        let due = self.planner.next_wakeup().is_some_and(|at| at <= now);
-        if self.planned && self.dirty.is_empty() && !due {
-            self.settle_queue();
-            return;
-        }
         let begun = Instant::now();
+        if !self.is_due(Task::Services, begun) {
+            if self.planned && self.cluster.synced() {
+                self.settle_queue();
+            }
+            return;
+        }
+        let now = begun.duration_since(self.start);
         let changed = self.desired.update(&self.cluster, &std::mem::take(&mut self.dirty));
         let alive = |addr: &_| self.cluster.is_alive(addr);
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
@@ -435,58 +435,6 @@ impl Agent {
                 Arc::new(Status { synced: self.planned, updated, pending_since, node_eligible });
             true
         });
-    }
-
-    /// Does what is due.
-    fn timers(&mut self) -> anyhow::Result<()> {
-        let now = Instant::now();
-        for attachment in self.attachments.take_due(now) {
-            self.attacher.attach(attachment);
-        }
-        if self.addresses.next_due().is_some_and(|due| due <= now) {
-            self.write_addresses();
-        }
-        if self.policies.next_due(self.start).is_some_and(|due| due <= now) {
-            self.compile_policies();
-            self.write_policies();
-        }
-        if self.health_ports.next_due().is_some_and(|due| due <= now) {
-            self.health_ports.open_due(now);
-            self.housekeeping.touch();
-        }
-        let resync = self.next_resync <= now;
-        if resync {
-            self.resync_devices()?;
-        }
-        let write = self.housekeeping.is_due(now);
-        if write {
-            self.write_names();
-        }
-        // Most of what ran since the last time will not run again soon.
-        if (resync || write)
-            && self.planned
-            && let Err(err) = lb_kernel::syscall::release_code()
-        {
-            debug!(%err, "cannot release unused code pages");
-        }
-        Ok(())
-    }
-
-    fn next_wakeup(&self) -> Instant {
-        if !self.dirty.is_empty() && self.cluster.synced() {
-            // A listing of all devices found what no message had told.
-            return Instant::now();
-        }
-        let planner = self.planner.next_wakeup().filter(|_| self.planned);
-        [
-            planner.map(|at| self.start + at),
-            self.attachments.next_due(),
-            self.policies.next_due(self.start),
-            self.housekeeping.next_due(),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(self.next_resync, Instant::min)
     }
 }
 

@@ -756,8 +756,13 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
             names.issues.iter().any(|issue| issue.field == "spec.healthCheckNodePort")
         };
         bed.names("taken", named);
+        // Tries come at 0.05, 0.15, 0.35, 0.75, 1.55 and 3.15 s, whatever else the agent does or does not do.
+        std::thread::sleep(Duration::from_secs(2));
         drop(taken);
+        let freed = Instant::now();
         answers(30102, "/", "HTTP/1.1 200");
+        let waited = freed.elapsed();
+        assert!(waited < Duration::from_secs(3), "a free port was tried after {waited:?}");
         bed.names("free", |names| !named(names));
 
         // The autoscaler is about to remove the node: no new traffic, and no restart either (KEP-3836).

@@ -118,12 +118,9 @@ impl Housekeeping {
         self.touched = true;
     }
 
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        Some(if self.touched { self.not_before } else { self.at_latest })
-    }
-
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.next_due().is_some_and(|due| due <= now)
+    /// When the table is to be written.
+    pub(super) fn next_due(&self) -> Instant {
+        if self.touched { self.not_before } else { self.at_latest }
     }
 
     /// Takes in a pass over conntrack.

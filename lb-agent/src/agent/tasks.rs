@@ -1,0 +1,120 @@
+//! The work of the loop that is due at a time, each kind once: what says when it is due and what runs it are two arms of the
+//! same list, so that none can be served without waking the loop for it.
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use tracing::debug;
+
+use crate::agent::Agent;
+
+/// Work that becomes due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Write the Services' maps: something changed, a failed write is retried, or what was replaced is removed.
+    Services,
+    /// Attach again to devices where it failed.
+    Attachments,
+    /// Write again what failed of the maps about addresses and devices.
+    Addresses,
+    /// Compile policies that changed, and write their maps.
+    Policies,
+    /// Open health check ports again that were in use.
+    HealthPorts,
+    /// List all devices, in case a message of the kernel was missed.
+    Devices,
+    /// Write the table that `lbctl` reads, and the gauges.
+    Housekeeping,
+}
+
+impl Task {
+    /// All of it, in the order in which it runs.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Services,
+        Self::Attachments,
+        Self::Addresses,
+        Self::Policies,
+        Self::HealthPorts,
+        Self::Devices,
+        Self::Housekeeping,
+    ];
+}
+
+impl Agent {
+    /// When the loop has to wake up next.
+    pub(super) fn next_wakeup(&self) -> Instant {
+        Task::ALL.into_iter().filter_map(|task| self.due(task)).fold(self.next_resync, Instant::min)
+    }
+
+    /// Runs what is due.
+    ///
+    /// # Errors
+    /// When the devices cannot be listed.
+    pub(super) fn run_due(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        for task in Task::ALL {
+            if self.is_due(task, now) {
+                self.run(task, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is to be run now.
+    pub(super) fn is_due(&self, task: Task, now: Instant) -> bool {
+        self.due(task).is_some_and(|due| due <= now)
+    }
+
+    /// When this is to be run; `None` while there is nothing to do. In the past once it is due, until it has run.
+    fn due(&self, task: Task) -> Option<Instant> {
+        match task {
+            Task::Services if !self.cluster.synced() => None,
+            Task::Services if !self.planned || !self.dirty.is_empty() => Some(self.start),
+            Task::Services => self.planner.next_wakeup().map(|at| self.start + at),
+            Task::Attachments => self.attachments.next_due(),
+            Task::Addresses => self.addresses.next_due(),
+            Task::Policies => self.policies.next_due(self.start),
+            Task::HealthPorts => self.health_ports.next_due(),
+            Task::Devices => Some(self.next_resync),
+            Task::Housekeeping => Some(self.housekeeping.next_due()),
+        }
+    }
+
+    fn run(&mut self, task: Task, now: Instant) -> anyhow::Result<()> {
+        match task {
+            Task::Services => self.sync(),
+            Task::Attachments => {
+                for attachment in self.attachments.take_due(now) {
+                    self.attacher.attach(attachment);
+                }
+            }
+            Task::Addresses => self.write_addresses(),
+            Task::Policies => {
+                self.compile_policies();
+                self.write_policies();
+            }
+            Task::HealthPorts => {
+                self.health_ports.open_due(now);
+                self.housekeeping.touch();
+            }
+            Task::Devices => {
+                self.resync_devices()?;
+                self.release_code();
+            }
+            Task::Housekeeping => {
+                self.write_names();
+                self.release_code();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory of code: most of what ran since the last time will not run again soon.
+    fn release_code(&self) {
+        if self.planned
+            && let Err(err) = lb_kernel::syscall::release_code()
+        {
+            debug!(%err, "cannot release unused code pages");
+        }
+    }
+}
