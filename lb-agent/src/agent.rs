@@ -11,9 +11,8 @@ mod background;
 pub(crate) mod bindings;
 mod compiler;
 mod disconnect;
-mod hits;
+pub(crate) mod hits;
 mod housekeeping;
-mod inquiries;
 mod issues;
 mod kernel;
 mod kube_proxy;
@@ -40,6 +39,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
+use crate::admin::{self, Pending};
 use crate::agent::addresses::Addresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::Attachments;
@@ -64,7 +64,6 @@ use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{Metrics, Subject};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
-use crate::observe::socket::Asked;
 use lb_core::cluster::{Cluster, Dirty, Family};
 use lb_core::model::Desired;
 use lb_core::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
@@ -91,8 +90,8 @@ enum Event {
     Background(News),
     /// What the policy tables should say is computed.
     Compiled(Box<Compiled>),
-    /// A client of the agent's socket wants to know something.
-    Asked(Asked),
+    /// A request of lbctl.
+    Admin(Pending),
     /// So many clients follow allowed flows.
     Followers(usize),
     /// A time was waited for: a retry, a release of slots, housekeeping.
@@ -131,7 +130,7 @@ pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
             }
             Some(news) = inbox.background.recv() => Event::Background(news),
             Some(received) = inbox.told.recv() => Event::Told(received),
-            Some(asked) = inbox.asked.recv() => Event::Asked(asked),
+            Some(pending) = inbox.requests.recv() => Event::Admin(pending),
             Ok(()) = inbox.followers.changed() => {
                 Event::Followers(*inbox.followers.borrow_and_update())
             }
@@ -160,7 +159,7 @@ struct Inbox {
     attached: mpsc::UnboundedReceiver<Attached>,
     background: mpsc::Receiver<News>,
     compiled: mpsc::UnboundedReceiver<Compiled>,
-    asked: mpsc::Receiver<Asked>,
+    requests: mpsc::Receiver<Pending>,
     followers: watch::Receiver<usize>,
     source: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -239,7 +238,7 @@ impl Agent {
         let (tx, told) = mpsc::channel(TOLD);
         let source = spawn_source(&cfg, tx, Arc::clone(&counters));
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
-        let Servers { metrics, examples, asked, followers } =
+        let Servers { metrics, examples, requests, followers } =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
         let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
@@ -284,8 +283,8 @@ impl Agent {
             agent.dirty.merge(agent.cluster.apply(lb_core::cluster::Event::OtherProxy));
         }
         // Whoever followed them has gone with the agent before.
-        agent.report_allowed(false);
-        Ok((Inbox { told, attached, background, compiled, asked, followers, source }, agent))
+        agent.policies.report_allowed(false);
+        Ok((Inbox { told, attached, background, compiled, requests, followers, source }, agent))
     }
 
     fn handle(&mut self, event: Event) {
@@ -306,9 +305,20 @@ impl Agent {
             Event::Background(News::Foreign(signs)) => self.searched(signs),
             Event::Background(News::TakenOver(removed)) => self.taken_over(removed),
             Event::Compiled(compiled) => self.compiled(*compiled),
-            Event::Asked(asked) => self.asked(asked),
-            Event::Followers(n) => self.report_allowed(n > 0),
+            Event::Admin(pending) => self.respond(pending),
+            Event::Followers(n) => self.policies.report_allowed(n > 0),
             Event::Timer | Event::Stop(_) => {}
+        }
+    }
+
+    fn respond(&self, pending: Pending) {
+        let state = admin::State {
+            cluster: &self.cluster,
+            rules: self.desired.rules(),
+            hits: self.policies.hits(),
+        };
+        if pending.response.send(state.respond(pending.request)).is_err() {
+            debug!("the client disconnected before the answer");
         }
     }
 

@@ -14,7 +14,7 @@ use tracing::info;
 use crate::agent::bindings;
 use crate::agent::lock::{self, Lock};
 use crate::config::Dirs;
-use lb_core::api;
+use lb_core::admin;
 use lb_core::names;
 use lb_kernel::bpf::attach;
 use lb_kernel::bpf::pins::Pins;
@@ -38,7 +38,7 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
         }
         None => info!(pins = %dirs.pins.display(), "nothing is pinned"),
     }
-    for file in [names::FILE, bindings::FILE, api::SOCKET, lock::FILE] {
+    for file in [names::FILE, bindings::FILE, admin::SOCKET, lock::FILE] {
         gone(fs::remove_file(dirs.state.join(file)))
             .with_context(|| format!("remove {}", dirs.state.join(file).display()))?;
     }

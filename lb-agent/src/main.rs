@@ -1,5 +1,6 @@
 //! `lb-agent`: the node agent.
 
+mod admin;
 mod agent;
 mod bpffs;
 mod cleanup;

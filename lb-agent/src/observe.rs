@@ -8,7 +8,6 @@ pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod scrape;
 pub(crate) mod service_health;
-pub(crate) mod socket;
 
 use std::time::{Instant, SystemTime};
 

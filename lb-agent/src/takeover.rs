@@ -75,7 +75,7 @@ impl Leftovers {
 pub(crate) fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
     let leftovers = Leftovers::find()?;
     print(out, &leftovers.nftables, &leftovers.legacy).context("write")?;
-    Differences::ask(&dirs.state).show(out).context("write")?;
+    Differences::gather(&dirs.state).show(out).context("write")?;
     if let Some(obstacle) = obstacle::find(&dirs.state) {
         writeln!(out, "not possible now: {obstacle}").context("write")?;
     }

@@ -13,7 +13,7 @@ use crate::attribution::{By, Policies};
 use crate::columns::{Cell, Column, Row, age};
 use crate::directory::{port_word, service_name};
 use crate::snapshot::protocol_name;
-use lb_core::api::{Covers, FlowRecord};
+use lb_core::admin::{Covers, FlowRecord};
 use lb_core::names::{Names, PodName};
 
 /// What became of a flow.

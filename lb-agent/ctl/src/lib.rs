@@ -5,12 +5,12 @@
 //!                            ├→ view → rows of one command (pure) → columns (text, JSON, YAML)
 //! names (the agent's file)   ┘
 //! ```
-//! What nobody pins (flows, the records behind an explanation) a running agent is asked for at its socket (`agent`).
+//! What nobody pins (flows, the records behind an explanation) is requested from a running agent (`admin`).
 //! lbctl changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
 //! and the way from them to the output.
 
 #[cfg(feature = "node")]
-pub mod agent;
+pub mod admin;
 pub mod attribution;
 pub mod directory;
 pub mod fields;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::columns::{self, Cell, Column, Row};
 use crate::view::View;
-use lb_core::api::policy::{Rule, Selected, View as Policy};
+use lb_core::admin::policy::{Rule, Selected, View as Policy};
 use lb_core::names::PolicyName;
 
 /// One policy.

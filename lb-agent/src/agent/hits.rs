@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use crate::observe::metrics::policy::{ByPolicy, SERIES_BY_POLICY};
-use lb_core::api::policy::{Rule, View};
+use lb_core::admin::policy::{Rule, View};
 use lb_core::cluster::{Name, Tier};
 use lb_core::model::policy::{Direction, Group};
 
@@ -44,7 +44,7 @@ impl Hit {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Hits {
+pub(crate) struct Hits {
     /// The kernel's counts as of the last look; `None` before the first.
     seen: Option<HashMap<HitKey, u64>>,
     decisions: BTreeMap<Decision, Hit>,
@@ -101,7 +101,7 @@ impl Hits {
     }
 
     /// Writes into a policy's view how often each of its rules decided, and its isolation denied.
-    pub(super) fn count_in(&self, view: &mut View) {
+    pub(crate) fn count_in(&self, view: &mut View) {
         let View { name, tier, ingress, egress, default_denied, .. } = view;
         for (decision, hit) in &self.decisions {
             if decision.tier.name() != tier || decision.policy.to_string() != *name {
@@ -217,7 +217,7 @@ mod tests {
         Arc, ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement,
         Name, Outcome, SERIES_BY_POLICY, Tier,
     };
-    use lb_core::api::policy::{Denied, Rule, View};
+    use lb_core::admin::policy::{Denied, Rule, View};
     use lb_core::cluster::Action;
     use lb_core::model::policy::{BitRule, Source};
 

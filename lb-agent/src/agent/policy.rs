@@ -132,12 +132,12 @@ impl Policies {
         self.planner.gone(ifindex);
     }
 
-    /// Lets the programs report flows that are allowed, or no longer.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub(super) fn report_allowed(&mut self, wanted: bool) -> Result<(), MapError> {
-        self.tables.report_allowed(wanted)
+    /// Makes the programs report allowed flows, or stop reporting them.
+    pub(super) fn report_allowed(&mut self, wanted: bool) {
+        match self.tables.report_allowed(wanted) {
+            Ok(()) => debug!(wanted, "changed reporting of allowed flows"),
+            Err(err) => warn!(%err, wanted, "cannot change reporting of allowed flows"),
+        }
     }
 
     /// What is wrong with policies.

@@ -1,4 +1,4 @@
-//! Starts what only reads: the servers of health, metrics and the agent's socket, and the reader of the ring buffer.
+//! Starts what only reads: the servers of health, metrics and the admin protocol, and the reader of the ring buffer.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
+use crate::admin::{self, Pending, Server};
 use crate::agent::unix_now;
 use crate::config::Config;
 use crate::observe::Status;
@@ -13,15 +14,14 @@ use crate::observe::health::{self, Moment, Probe};
 use crate::observe::http::{self, Answer};
 use crate::observe::metrics::Metrics;
 use crate::observe::scrape::Scraper;
-use crate::observe::socket::{self, Asked, Desk};
 use lb_kernel::bpf::events::{self, Examples, Sinks};
 use lb_kernel::bpf::flows::Recent;
 use lb_kernel::bpf::maps::Traces;
 use lb_kernel::preflight::Facts;
 use lb_kube::Counters;
 
-/// Questions that may wait for the loop.
-const QUESTIONS: usize = 4;
+/// Requests that may wait for the loop.
+const REQUESTS: usize = 4;
 
 /// What the servers tell the loop.
 pub(super) struct Servers {
@@ -29,8 +29,8 @@ pub(super) struct Servers {
     pub metrics: Metrics,
     /// Dropped packets.
     pub examples: watch::Receiver<Examples>,
-    /// Questions from the agent's socket.
-    pub asked: mpsc::Receiver<Asked>,
+    /// Requests of lbctl.
+    pub requests: mpsc::Receiver<Pending>,
     /// Clients that follow allowed flows.
     pub followers: watch::Receiver<usize>,
 }
@@ -66,17 +66,18 @@ pub(super) fn spawn(
         let (status, counted) = (status.clone(), metrics.clone());
         tokio::spawn(http::serve(name, address, move |path| probe(path, &status, &counted)));
     }
-    let (loop_, asked) = mpsc::channel(QUESTIONS);
+    let (to_loop, requests) = mpsc::channel(REQUESTS);
     let (count, followers) = watch::channel(0);
-    match socket::listen(&cfg.dirs.state) {
+    match admin::bind(&cfg.dirs.state) {
         Ok(listener) => {
-            tokio::spawn(socket::serve(listener, Desk { flows, loop_, followers: count }));
+            let server = Server { flows, requests: to_loop, followers: count };
+            tokio::spawn(server.serve(listener));
         }
         Err(err) => {
             warn!(%err, "cannot create the agent socket: `lbctl flows` and detailed `lbctl explain` will not work")
         }
     }
-    Servers { metrics, examples, asked, followers }
+    Servers { metrics, examples, requests, followers }
 }
 
 fn probe(path: &str, status: &watch::Receiver<Arc<Status>>, counted: &Metrics) -> Answer {

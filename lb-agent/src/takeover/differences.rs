@@ -5,10 +5,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use lb_core::api::{Answer, Question, Remark};
+use lb_core::admin::Remark;
 use lb_core::escape::Escaped;
 use lb_core::names::{self, Names};
-use lb_ctl::agent;
+use lb_ctl::admin::Client;
 
 /// What was found, for people.
 #[derive(Debug)]
@@ -18,11 +18,12 @@ pub(super) struct Differences {
 }
 
 impl Differences {
-    /// Asks the agent with this state directory.
-    pub(super) fn ask(state_dir: &Path) -> Self {
+    /// Gathers them from the agent with this state directory.
+    pub(super) fn gather(state_dir: &Path) -> Self {
         let names = names::read(&state_dir.join(names::FILE));
         let issues = names.map(|names| issues(&names)).unwrap_or_default();
-        Self { issues, remarks: remarks(state_dir).map_err(|err| format!("{err:#}")) }
+        let remarks = Client::new(state_dir).differences();
+        Self { issues, remarks: remarks.map_err(|err| format!("{err:#}")) }
     }
 
     /// Writes all of it; nothing when there is nothing.
@@ -32,13 +33,6 @@ impl Differences {
             Ok(remarks) => list(out, "different from kube-proxy:", remarks),
             Err(err) => writeln!(out, "cannot list differences from kube-proxy: {err}"),
         }
-    }
-}
-
-fn remarks(state_dir: &Path) -> anyhow::Result<Vec<Remark>> {
-    match agent::ask(state_dir, &Question::Differences)?.next().transpose()? {
-        Some(Answer::Differences(remarks)) => Ok(remarks),
-        other => Err(agent::unexpected(other.as_ref())),
     }
 }
 

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::observe::foreign::{self, Sign};
-use lb_core::api::{Answer, Question};
 use lb_core::names::{self, Names, State};
-use lb_ctl::agent::{ask, unexpected};
+use lb_ctl::admin::Client;
 use lb_ctl::running;
 
 /// The agent writes its name table at least every ten seconds, unless it is very busy.
@@ -42,10 +41,7 @@ fn no_agent(state_dir: &Path) -> Option<String> {
 
 /// kube-proxy's Pods on this node, which the agent knows from the API.
 fn pods(state_dir: &Path) -> anyhow::Result<Vec<Sign>> {
-    match ask(state_dir, &Question::KubeProxy)?.next().transpose()? {
-        Some(Answer::KubeProxy(names)) => Ok(names.into_iter().map(Sign::Pod).collect()),
-        other => Err(unexpected(other.as_ref())),
-    }
+    Ok(Client::new(state_dir).kube_proxy()?.into_iter().map(Sign::Pod).collect())
 }
 
 /// What the agent has yet to do before kube-proxy's rules can go.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use lb_common::flow::proto;
 
 use crate::snapshot::protocol_number;
-use lb_core::api::context::{Party, Wanted};
+use lb_core::admin::context::{Party, Wanted};
 
 /// Namespace of a name that has none, as for kubectl.
 const DEFAULT_NAMESPACE: &str = "default";

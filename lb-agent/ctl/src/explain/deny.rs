@@ -7,7 +7,7 @@ use crate::attribution::By;
 use crate::explain::walk::Target;
 use crate::explain::{Code, Finding, Nearest};
 use crate::snapshot::protocol_name;
-use lb_core::api::context::{Form, Leg, Miss, Peer, PortMatch, Rule};
+use lb_core::admin::context::{Form, Leg, Miss, Peer, PortMatch, Rule};
 use lb_core::cluster::Prefix;
 
 /// Port of name lookups.

@@ -6,7 +6,7 @@ use lb_common::addr::Addr;
 
 use crate::directory::service_name;
 use crate::view::View;
-use lb_core::api::context::{Context, End, Kind, Party, Port, Service, Wanted};
+use lb_core::admin::context::{Context, End, Kind, Party, Port, Service, Wanted};
 use lb_core::names::ServiceName;
 
 /// The same as an agent's answer, with less in it.

@@ -12,7 +12,7 @@ use crate::explain::walk::{Facts, Target};
 use crate::explain::{Code, Finding};
 use crate::frontend::FrontendSlots;
 use crate::snapshot::{protocol_name, socket};
-use lb_core::api::context::{Kind, Party, Service};
+use lb_core::admin::context::{Kind, Party, Service};
 
 /// Where the flow goes.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::explain::route::{self, Chosen, Route};
 use crate::explain::{Code, Explanation, Finding, Outcome, State, Step, host, socket};
 use crate::snapshot::protocol_name;
 use crate::view::View;
-use lb_core::api::context::{Context, End, Form, Kind, Leg, Party, Wanted};
+use lb_core::admin::context::{Context, End, Form, Kind, Leg, Party, Wanted};
 
 /// What a Pod listens on.
 #[derive(Clone, Debug)]

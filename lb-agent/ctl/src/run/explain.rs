@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use lb_common::addr::Addr;
 use lb_common::endpoint::Pod;
 
-use crate::agent;
+use crate::admin::Client;
 use crate::attribution::Policies;
 use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
@@ -21,8 +20,7 @@ use crate::run::{Place, remark, unix_now};
 use crate::snapshot::{CtFilter, Extent, Snapshot, protocol_name};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
-use lb_core::api::context::{Context, End, Kind, Party, Port, Wanted};
-use lb_core::api::{Answer, Question, policy as shown};
+use lb_core::admin::context::{Context, End, Kind, Party, Port, Wanted};
 use lb_kernel::bpf::sockets;
 use lb_kernel::devices::netns;
 
@@ -59,7 +57,7 @@ pub(super) fn policy(
 }
 
 fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let found = match asked(place.state_dir, &args.name) {
+    let found = match Client::new(place.state_dir).policy(&args.name) {
         Ok(found) => found,
         Err(error) => return show_alone(place, args, &error, out),
     };
@@ -72,13 +70,6 @@ fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow:
         Format::Table | Format::Wide => policies::print(out, &policy)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn asked(state_dir: &Path, name: &str) -> anyhow::Result<Option<Box<shown::View>>> {
-    match agent::ask(state_dir, &Question::Policy(name.to_owned()))?.next().transpose()? {
-        Some(Answer::Policy(found)) => Ok(found),
-        other => Err(agent::unexpected(other.as_ref())),
-    }
 }
 
 /// Without the agent there is the line of the list, from the name table.
@@ -117,7 +108,7 @@ fn explain(
         if alone {
             return Ok(offline::context(&view, wanted));
         }
-        context(place.state_dir, wanted)
+        Client::new(place.state_dir).explain(wanted)
     };
     let mut wanted = wanted.clone();
     let mut context = match known(&wanted, false) {
@@ -154,13 +145,6 @@ fn explain(
         Format::Table | Format::Wide => explain::print(out, &explanation)?,
     }
     Ok(ExitCode::from(explanation.outcome.exit()))
-}
-
-fn context(state_dir: &Path, wanted: &Wanted) -> anyhow::Result<Context> {
-    match agent::ask(state_dir, &Question::Explain(wanted.clone()))?.next().transpose()? {
-        Some(Answer::Explain(context)) => Ok(*context),
-        other => Err(agent::unexpected(other.as_ref())),
-    }
 }
 
 fn exists(name: &str, end: &End) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `lbctl flows`: asks the agent for flows, joins them with names, prints them as they come.
+//! `lbctl flows`: requests flows from the agent, joins them with names, prints them as they come.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use lb_common::verdict::Counter;
 
 use crate::FlowsArgs;
-use crate::agent;
+use crate::admin::{self, Client};
 use crate::attribution::Policies;
 use crate::columns::{self, Format, Stream};
 use crate::flows::{self, FlowRow, Joined, Wanted};
 use crate::pinned::Pinned;
 use crate::run::{Place, remark};
-use lb_core::api::{Answer, Covers, FlowRecord, FlowsWanted, Question};
+use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 use lb_core::counts::Counts;
 use lb_core::names::Names;
 
@@ -22,7 +22,7 @@ use lb_core::names::Names;
 const OWNERS: Duration = Duration::from_secs(10);
 /// The name table is read again at most so often.
 const NAMES: Duration = Duration::from_secs(1);
-/// Addresses of one question.
+/// Addresses of one request.
 const ADDRESSES: usize = 200;
 /// Flows of the past that `--follow` begins with.
 const BEFORE: usize = 10;
@@ -34,17 +34,17 @@ pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> 
         remark("allowed flows are only reported while a client follows them: add -f");
     }
     let mut stream = Stream::new(&args.style)?;
-    let question = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
-    let mut answers = agent::ask(place.state_dir, &Question::Flows(question))?;
+    let request = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
+    let mut responses = Client::new(place.state_dir).flows(request)?;
     let mut past = Vec::new();
     let mut covers = Covers::default();
-    for answer in &mut answers {
-        match answer? {
-            Answer::Covers(found) => covers = found,
-            Answer::Flow(record) => past.push(record),
-            Answer::Lost(n) => remark(&lost(n)),
-            Answer::Now => break,
-            other => return Err(agent::unexpected(Some(&other))),
+    for response in &mut responses {
+        match response? {
+            Response::Covers(found) => covers = found,
+            Response::Flow(record) => past.push(record),
+            Response::Lost(n) => remark(&lost(n)),
+            Response::Now => break,
+            other => return Err(admin::unexpected(&other)),
         }
     }
     let header = flows::header(&covers, lost_in_kernel(place));
@@ -60,15 +60,15 @@ pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> 
     if !args.follow {
         return Ok(());
     }
-    answers.follow()?;
-    for answer in answers {
-        match answer? {
-            Answer::Flow(record) => {
+    responses.follow()?;
+    for response in responses {
+        match response? {
+            Response::Flow(record) => {
                 let rows = joiner.rows(&wanted, &[record]);
                 stream.print(out, &rows)?;
             }
-            Answer::Lost(n) => remark(&lost(n)),
-            other => return Err(agent::unexpected(Some(&other))),
+            Response::Lost(n) => remark(&lost(n)),
+            other => return Err(admin::unexpected(&other)),
         }
     }
     remark("the agent closed the connection");
@@ -134,7 +134,7 @@ impl<'a> Joiner<'a> {
         for some in unknown.chunks(ADDRESSES) {
             self.owners.extend(some.iter().map(|ip| (*ip, String::new())));
             // Without an answer, addresses are shown.
-            if let Ok(owners) = agent::who(self.place.state_dir, some.to_vec()) {
+            if let Ok(owners) = Client::new(self.place.state_dir).who(some.to_vec()) {
                 self.owners.extend(owners.into_iter().map(|owner| (owner.addr, owner.name)));
             }
         }

@@ -9,7 +9,7 @@ use crate::selection::Selection;
 use crate::snapshot::Snapshot;
 use crate::view::View;
 use crate::{affinity, backends, drops, pods, policies, services, status, tree};
-use lb_core::api::policy;
+use lb_core::admin::policy;
 use lb_core::names::Names;
 
 const EVIL: &str = "\x1b[2J\nOK\r\u{9b}\u{202e}\u{2028}\u{200b}\x7f";

@@ -19,8 +19,8 @@ use crate::flows::{self, FlowRow, Joined, Verdict, Wanted};
 use crate::selection::Selection;
 use crate::view::View;
 use crate::{drops, pods, policies};
-use lb_core::api::policy::{Denied, Rule, Selected, View as Policy};
-use lb_core::api::{Covers, FlowRecord};
+use lb_core::admin::policy::{Denied, Rule, Selected, View as Policy};
+use lb_core::admin::{Covers, FlowRecord};
 use lb_core::counts::Counts;
 use lb_core::names::{
     DropExample, GroupName, IssueLine, Names, PolicyName, PolicyRef, RuleName, ServiceName,

@@ -15,9 +15,9 @@ use crate::explain::{Explanation, Facts, Listening, ask, explain, offline, print
 use crate::frontend::FrontendSlots;
 use crate::snapshot::Snapshot;
 use crate::view::View;
-use lb_core::api::context::Wanted;
+use lb_core::admin::context::Wanted;
+use lb_core::admin::query;
 use lb_core::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
-use lb_core::inquiry;
 use lb_core::model::Desired;
 use lb_core::model::policy::compile;
 use lb_core::names::{BackendName, Names, Place, PodName, ServiceName};
@@ -309,7 +309,7 @@ impl World {
         let view = View::new(&self.snapshot, &self.names, 0);
         let context = if agent {
             // As it comes over the socket.
-            let context = inquiry::context(&self.cluster, &wanted);
+            let context = query::context(&self.cluster, &wanted);
             serde_json::from_slice(&serde_json::to_vec(&context).unwrap()).unwrap()
         } else {
             offline::context(&view, &wanted)

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{is, namespace_labels, words};
-use crate::api::policy::{Denied, Rule, Selected, View};
+use crate::admin::policy::{Denied, Rule, Selected, View};
 use crate::cluster::{self, Cluster, Name, Namespaces, Peer, PodSelector};
 
 /// Pods that are named.

@@ -1,7 +1,7 @@
-//! The server of the agent's socket: flows from the ring, everything else from the loop.
+//! The server: flows come from the ring buffer, every other response from the loop.
 //!
-//! It runs beside the loop and never makes it wait: a question is a message with a place for the answer, and a client
-//! that reads slowly loses flows. Only root may connect; clients, questions and times are bounded all the same.
+//! It runs beside the loop and never makes it wait: a request is a message with a place for the response, and a client
+//! that reads slowly loses flows. Only root may connect; even so, clients, requests and times are bounded.
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
@@ -23,44 +23,51 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use lb_core::api::{Answer, Covers, FlowRecord, FlowsWanted, QUESTION_BYTES, Question, SOCKET};
+use lb_core::admin::{Covers, FlowRecord, FlowsWanted, REQUEST_BYTES, Request, Response, SOCKET};
 use lb_kernel::bpf::flows::{Flow, Recent};
 
 /// Clients at a time.
 const CLIENTS: usize = 16;
-/// The question must be there by then.
-const ASK: Duration = Duration::from_secs(5);
-/// The loop must have answered by then.
-const THINK: Duration = Duration::from_secs(10);
+/// The request must arrive within this time.
+const REQUEST: Duration = Duration::from_secs(5);
+/// The loop must respond within this time.
+const RESPOND: Duration = Duration::from_secs(10);
 /// A client that reads nothing for so long is left.
 const READ: Duration = Duration::from_secs(30);
 /// Flows that are written at a time.
 const BATCH: usize = 64;
 
-/// A question to the loop.
+/// A request that waits for the loop.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    /// The question.
-    pub question: Question,
-    /// Where its answer goes.
-    pub answer: oneshot::Sender<Answer>,
+pub(crate) struct Pending {
+    /// The request.
+    pub request: Request,
+    /// Where the response goes.
+    pub response: oneshot::Sender<Response>,
 }
 
-/// What the server reads and whom it asks.
-pub(crate) struct Desk {
+/// The server, and where its responses come from.
+pub(crate) struct Server {
     /// The last flows.
     pub flows: watch::Receiver<Recent>,
-    /// To the loop.
-    pub loop_: mpsc::Sender<Asked>,
+    /// Requests to the loop.
+    pub requests: mpsc::Sender<Pending>,
     /// Clients that follow allowed flows, too.
     pub followers: watch::Sender<usize>,
 }
 
-/// Makes the socket, for root only.
+impl Server {
+    /// Serves clients as long as the agent runs.
+    pub(crate) async fn serve(self, listener: UnixListener) -> Infallible {
+        serve(listener, Arc::new(self)).await
+    }
+}
+
+/// Creates the socket, for root only.
 ///
 /// # Errors
 /// When the directory cannot be written.
-pub(crate) fn listen(state_dir: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind(state_dir: &Path) -> io::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
     // Nobody can connect before it has its name, and then it has its mode.
     let unnamed = state_dir.join(format!("{SOCKET}.new"));
@@ -76,16 +83,14 @@ pub(crate) fn listen(state_dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves for ever.
-pub(crate) async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
-    let desk = Arc::new(desk);
+async fn serve(listener: UnixListener, server: Arc<Server>) -> Infallible {
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(err) => {
                 // Out of descriptors, most likely: others will be closed.
-                warn!(server = "socket", %err, "cannot accept a connection");
+                warn!(server = "admin", %err, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -94,17 +99,17 @@ pub(crate) async fn serve(listener: UnixListener, desk: Desk) -> Infallible {
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            let refusal = line(&Answer::Error(format!("already serving {CLIENTS} clients")));
+            let refusal = line(&Response::Error(format!("already serving {CLIENTS} clients")));
             // Fits into the buffer of a new socket, or the client has gone.
             if let Err(err) = stream.try_write(&refusal) {
                 debug!(%err, "cannot refuse a client");
             }
             continue;
         };
-        let desk = Arc::clone(&desk);
+        let server = Arc::clone(&server);
         tokio::spawn(async move {
-            if let Err(err) = client(stream, &desk).await {
-                debug!(server = "socket", %err, "client disconnected");
+            if let Err(err) = client(stream, &server).await {
+                debug!(server = "admin", %err, "client disconnected");
             }
             drop(place);
         });
@@ -117,32 +122,32 @@ fn is_ours(stream: &UnixStream) -> bool {
     uid.is_ok_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
 }
 
-/// One client: one question.
-async fn client(stream: UnixStream, desk: &Desk) -> io::Result<()> {
+/// Serves one client: one request.
+async fn client(stream: UnixStream, server: &Server) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::new(reader.take(QUESTION_BYTES));
+    let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
     let mut text = Vec::new();
-    timeout(ASK, reader.read_until(b'\n', &mut text)).await??;
-    let answer = match serde_json::from_slice(&text) {
-        Ok(Question::Flows(wanted)) => {
-            return flows(wanted, reader.into_inner().into_inner(), writer, desk).await;
+    timeout(REQUEST, reader.read_until(b'\n', &mut text)).await??;
+    let response = match serde_json::from_slice(&text) {
+        Ok(Request::Flows(wanted)) => {
+            return flows(wanted, reader.into_inner().into_inner(), writer, server).await;
         }
-        Ok(question) => ask(question, desk).await,
-        Err(err) => Answer::Error(format!("not a valid request: {err}")),
+        Ok(request) => respond(request, server).await,
+        Err(err) => Response::Error(format!("not a valid request: {err}")),
     };
-    write(&mut writer, &line(&answer)).await
+    write(&mut writer, &line(&response)).await
 }
 
-async fn ask(question: Question, desk: &Desk) -> Answer {
-    let (answer, answered) = oneshot::channel();
-    let asked = async {
-        desk.loop_.send(Asked { question, answer }).await.ok()?;
-        answered.await.ok()
+async fn respond(request: Request, server: &Server) -> Response {
+    let (response, responded) = oneshot::channel();
+    let exchange = async {
+        server.requests.send(Pending { request, response }).await.ok()?;
+        responded.await.ok()
     };
-    match timeout(THINK, asked).await {
-        Ok(Some(answer)) => answer,
-        Ok(None) => Answer::Error("the agent is shutting down".to_owned()),
-        Err(_) => Answer::Error("the agent is busy: try again".to_owned()),
+    match timeout(RESPOND, exchange).await {
+        Ok(Some(response)) => response,
+        Ok(None) => Response::Error("the agent is shutting down".to_owned()),
+        Err(_) => Response::Error("the agent is busy: try again".to_owned()),
     }
 }
 
@@ -166,20 +171,20 @@ async fn flows(
     wanted: FlowsWanted,
     mut reader: OwnedReadHalf,
     mut writer: OwnedWriteHalf,
-    desk: &Desk,
+    server: &Server,
 ) -> io::Result<()> {
-    let _follower = (wanted.follow && wanted.allowed).then(|| Follower::new(&desk.followers));
-    let mut recent = desk.flows.clone();
+    let _follower = (wanted.follow && wanted.allowed).then(|| Follower::new(&server.followers));
+    let mut recent = server.flows.clone();
     let (covers, mut from, past) = {
         let recent = recent.borrow_and_update();
         (covers(&recent), recent.oldest(), recent.next())
     };
-    write(&mut writer, &line(&Answer::Covers(covers))).await?;
+    write(&mut writer, &line(&Response::Covers(covers))).await?;
     let mut told = false;
     let mut more = [0];
     loop {
         if !told && from >= past {
-            write(&mut writer, &line(&Answer::Now)).await?;
+            write(&mut writer, &line(&Response::Now)).await?;
             told = true;
             if !wanted.follow {
                 return Ok(());
@@ -188,11 +193,11 @@ async fn flows(
         let batch = recent.borrow_and_update().take(&mut from, BATCH);
         let mut lines = Vec::new();
         if batch.lost > 0 {
-            lines.extend(line(&Answer::Lost(batch.lost)));
+            lines.extend(line(&Response::Lost(batch.lost)));
         }
         for flow in &batch.flows {
             if wanted.allowed || flow.event.outcome != outcome::ALLOWED {
-                lines.extend(line(&Answer::Flow(record(flow))));
+                lines.extend(line(&Response::Flow(record(flow))));
             }
         }
         if !lines.is_empty() {
@@ -212,8 +217,8 @@ async fn write(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
     timeout(READ, writer.write_all(bytes)).await?
 }
 
-fn line(answer: &Answer) -> Vec<u8> {
-    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+fn line(response: &Response) -> Vec<u8> {
+    let mut line = serde_json::to_vec(response).unwrap_or_default();
     line.push(b'\n');
     line
 }

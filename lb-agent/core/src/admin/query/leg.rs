@@ -6,7 +6,7 @@ use lb_common::addr::Addr;
 
 use super::policy::selects;
 use super::{Holder, namespace_labels, words};
-use crate::api::context::{self, Form, Leg, Miss};
+use crate::admin::context::{self, Form, Leg, Miss};
 use crate::cluster::{
     self, Action, Cluster, Labels, Name, NamedPort, Namespaces, Operator, Pod, PodSelector, Ports,
     Requirement, Selector,

@@ -1,10 +1,12 @@
-//! The agent's socket `<state-dir>/agent.sock`: what may be asked, and what is answered.
+//! The local admin protocol between lbctl and the agent, on the socket `<state-dir>/agent.sock`.
 //!
-//! One connection is one question: a JSON line; the answers are JSON lines, too, the last of them followed by the end
-//! of the stream. Questions change nothing. Unlike the name table this needs an agent that is alive.
+//! A connection carries one request, a JSON line. The responses are JSON lines, too, and the end of the stream follows
+//! the last of them. Requests change nothing. Unlike the name table, this requires a running agent. [`query`] finds what
+//! the records say; the server and the client are in the crates of the agent and of lbctl.
 
 pub mod context;
 pub mod policy;
+pub mod query;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,24 +14,24 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "agent.sock";
-/// Bytes of a question, its end of line included.
-pub const QUESTION_BYTES: u64 = 16 * 1024;
+/// Largest request in bytes, its end of line included.
+pub const REQUEST_BYTES: u64 = 16 * 1024;
 
-/// What may be asked.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Question {
-    /// The last flows: [`Answer::Covers`], a [`Answer::Flow`] for each, [`Answer::Now`]; then those to come, if wanted.
+pub enum Request {
+    /// The last flows: [`Response::Covers`], a [`Response::Flow`] for each, [`Response::Now`]; then those to come, if wanted.
     Flows(FlowsWanted),
-    /// Who has these addresses: [`Answer::Who`].
+    /// Who has these addresses: [`Response::Who`].
     Who(Vec<IpAddr>),
-    /// What is known of a flow: [`Answer::Explain`].
+    /// What is known of a flow: [`Response::Explain`].
     Explain(context::Wanted),
-    /// What of the cluster does something else here than under kube-proxy: [`Answer::Differences`].
+    /// What of the cluster does something else here than under kube-proxy: [`Response::Differences`].
     Differences,
-    /// The policy with this name (`namespace/name`, or that of one of the cluster): [`Answer::Policy`].
+    /// The policy with this name (`namespace/name`, or that of one of the cluster): [`Response::Policy`].
     Policy(String),
-    /// Which Pods of this node are kube-proxy: [`Answer::KubeProxy`].
+    /// Which Pods of this node are kube-proxy: [`Response::KubeProxy`].
     KubeProxy,
 }
 
@@ -43,10 +45,10 @@ pub struct FlowsWanted {
     pub allowed: bool,
 }
 
-/// What is answered.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Answer {
+pub enum Response {
     /// What the list of flows covers.
     Covers(Covers),
     /// A flow.
@@ -65,7 +67,7 @@ pub enum Answer {
     Policy(Option<Box<policy::View>>),
     /// Pods that are kube-proxy, `namespace/name`.
     KubeProxy(Vec<String>),
-    /// Why there is no answer, one sentence.
+    /// Why there is no other response, one sentence.
     Error(String),
 }
 

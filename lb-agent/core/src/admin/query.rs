@@ -1,4 +1,4 @@
-//! What the agent's records say to a question: who has an address, what a policy is about, what is known of a flow.
+//! What the agent's records say to a request: who has an address, what a policy is about, what is known of a flow.
 //!
 //! Pure. Whether a flow is let through is not decided here: that is what the maps say, and `lbctl` asks them with the
 //! programs' own evaluator. Rules are held against flows only to say what is missing.
@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use crate::api::Owner;
-use crate::api::context::{Context, End, Kind, Party, Wanted};
+use crate::admin::Owner;
+use crate::admin::context::{Context, End, Kind, Party, Wanted};
 use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
 
 pub use self::differences::differences;

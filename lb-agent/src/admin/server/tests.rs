@@ -11,15 +11,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Asked, CLIENTS, Desk, listen, serve};
-use lb_core::api::{Answer, Question, SOCKET};
+use super::{CLIENTS, Pending, Server, bind};
+use lb_core::admin::{Request, Response, SOCKET};
 use lb_kernel::bpf::flows::{CAPACITY, Flow, Recent};
 
 /// A server, and its other ends.
 struct Bed {
     dir: PathBuf,
     recent: watch::Sender<Recent>,
-    asked: mpsc::Receiver<Asked>,
+    requests: mpsc::Receiver<Pending>,
     followers: watch::Receiver<usize>,
     server: JoinHandle<std::convert::Infallible>,
 }
@@ -29,20 +29,21 @@ impl Bed {
         let dir = std::env::temp_dir().join(format!("lb-socket-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let (recent, flows) = watch::channel(Recent::default());
-        let (loop_, asked) = mpsc::channel(1);
+        let (to_loop, requests) = mpsc::channel(1);
         let (count, followers) = watch::channel(0);
-        let listener = listen(&dir).unwrap();
-        let server = tokio::spawn(serve(listener, Desk { flows, loop_, followers: count }));
-        Self { dir, recent, asked, followers, server }
+        let listener = bind(&dir).unwrap();
+        let server =
+            tokio::spawn(Server { flows, requests: to_loop, followers: count }.serve(listener));
+        Self { dir, recent, requests, followers, server }
     }
 
     async fn connect(&self) -> UnixStream {
         UnixStream::connect(self.dir.join(SOCKET)).await.unwrap()
     }
 
-    async fn ask(&self, question: &str) -> BufReader<UnixStream> {
+    async fn request(&self, request: &str) -> BufReader<UnixStream> {
         let mut stream = self.connect().await;
-        stream.write_all(question.as_bytes()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
         BufReader::new(stream)
     }
 
@@ -63,7 +64,7 @@ impl Drop for Bed {
     }
 }
 
-async fn answer(stream: &mut BufReader<UnixStream>) -> Option<Answer> {
+async fn response(stream: &mut BufReader<UnixStream>) -> Option<Response> {
     let mut line = String::new();
     let read = timeout(Duration::from_secs(10), stream.read_line(&mut line));
     read.await.unwrap().ok().filter(|n| *n > 0).map(|_| serde_json::from_str(&line).unwrap())
@@ -72,16 +73,16 @@ async fn answer(stream: &mut BufReader<UnixStream>) -> Option<Answer> {
 /// Numbers of the flows until `end`, and how many were lost.
 async fn flows(
     stream: &mut BufReader<UnixStream>,
-    end: impl Fn(&Answer) -> bool,
+    end: impl Fn(&Response) -> bool,
 ) -> (Vec<u64>, u64) {
     let (mut seen, mut lost) = (Vec::new(), 0);
     loop {
-        let answer = answer(stream).await.unwrap();
-        let over = end(&answer);
-        match answer {
-            Answer::Flow(flow) => seen.push(flow.at_ms),
-            Answer::Lost(n) => lost += n,
-            Answer::Covers(_) | Answer::Now => {}
+        let response = response(stream).await.unwrap();
+        let over = end(&response);
+        match response {
+            Response::Flow(flow) => seen.push(flow.at_ms),
+            Response::Lost(n) => lost += n,
+            Response::Covers(_) | Response::Now => {}
             other => panic!("{other:?}"),
         }
         if over {
@@ -98,18 +99,18 @@ async fn the_last_flows_and_those_to_come() {
     bed.push(2, outcome::DROPPED);
     bed.push(1, outcome::ALLOWED);
     bed.push(1, outcome::WOULD_DENY);
-    let mut past = bed.ask("{\"flows\":{}}\n").await;
-    let Some(Answer::Covers(covers)) = answer(&mut past).await else { panic!() };
+    let mut past = bed.request("{\"flows\":{}}\n").await;
+    let Some(Response::Covers(covers)) = response(&mut past).await else { panic!() };
     assert_eq!((covers.flows, covers.forgotten), (4, 0));
-    let is_now = |answer: &Answer| *answer == Answer::Now;
+    let is_now = |response: &Response| *response == Response::Now;
     assert_eq!(flows(&mut past, is_now).await, (vec![0, 1, 3], 0));
-    assert_eq!(answer(&mut past).await, None, "that was all");
+    assert_eq!(response(&mut past).await, None, "that was all");
 
-    let mut all = bed.ask("{\"flows\":{\"follow\":true,\"allowed\":true}}\n").await;
+    let mut all = bed.request("{\"flows\":{\"follow\":true,\"allowed\":true}}\n").await;
     assert_eq!(flows(&mut all, is_now).await, (vec![0, 1, 2, 3], 0));
     assert_eq!(*bed.followers.borrow(), 1);
     bed.push(1, outcome::ALLOWED);
-    let is_flow = |answer: &Answer| matches!(answer, Answer::Flow(_));
+    let is_flow = |response: &Response| matches!(response, Response::Flow(_));
     assert_eq!(flows(&mut all, is_flow).await, (vec![4], 0));
     drop(all);
     let mut followers = bed.followers.clone();
@@ -119,8 +120,8 @@ async fn the_last_flows_and_those_to_come() {
 #[tokio::test]
 async fn a_slow_client_loses_flows_and_is_told() {
     let bed = Bed::new("slow");
-    let mut slow = bed.ask("{\"flows\":{\"follow\":true}}\n").await;
-    let is_now = |answer: &Answer| *answer == Answer::Now;
+    let mut slow = bed.request("{\"flows\":{\"follow\":true}}\n").await;
+    let is_now = |response: &Response| *response == Response::Now;
     assert_eq!(flows(&mut slow, is_now).await, (vec![], 0));
     // It does not read while many times more comes than the buffers hold.
     let rounds = 8;
@@ -129,7 +130,8 @@ async fn a_slow_client_loses_flows_and_is_told() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let last = rounds * CAPACITY as u64 - 1;
-    let is_last = |answer: &Answer| matches!(answer, Answer::Flow(flow) if flow.at_ms == last);
+    let is_last =
+        |response: &Response| matches!(response, Response::Flow(flow) if flow.at_ms == last);
     let (seen, lost) = flows(&mut slow, is_last).await;
     assert!(lost > 0);
     assert_eq!(seen.len() as u64 + lost, last + 1, "each was told or counted");
@@ -149,7 +151,7 @@ async fn nonsense_is_answered_and_silence_is_bounded() {
             timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await.unwrap();
         assert!(text.starts_with("{\"error\":\"not a valid request: ") || read.is_err(), "{text}");
     }
-    // Without an end of line there is no question; its place is free again soon.
+    // Without an end of line there is no request; its place is free again soon.
     let mut silent = bed.connect().await;
     silent.write_all(b"{\"flows\":").await.unwrap();
     let closed = timeout(Duration::from_secs(10), silent.read(&mut [0; 8])).await.unwrap();
@@ -161,22 +163,22 @@ async fn too_many_clients_are_refused_and_those_there_stay() {
     let bed = Bed::new("many");
     let mut there = Vec::new();
     for _ in 0..CLIENTS {
-        let mut client = bed.ask("{\"flows\":{\"follow\":true}}\n").await;
-        assert!(matches!(answer(&mut client).await, Some(Answer::Covers(_))));
-        assert_eq!(answer(&mut client).await, Some(Answer::Now));
+        let mut client = bed.request("{\"flows\":{\"follow\":true}}\n").await;
+        assert!(matches!(response(&mut client).await, Some(Response::Covers(_))));
+        assert_eq!(response(&mut client).await, Some(Response::Now));
         there.push(client);
     }
     let mut refused = BufReader::new(bed.connect().await);
-    let want = Answer::Error("already serving 16 clients".to_owned());
-    assert_eq!(answer(&mut refused).await, Some(want));
+    let want = Response::Error("already serving 16 clients".to_owned());
+    assert_eq!(response(&mut refused).await, Some(want));
     bed.push(1, outcome::DROPPED);
     for client in &mut there {
-        assert!(matches!(answer(client).await, Some(Answer::Flow(_))));
+        assert!(matches!(response(client).await, Some(Response::Flow(_))));
     }
     drop(there);
     for _ in 0..1000 {
-        let mut next = bed.ask("{\"flows\":{}}\n").await;
-        if matches!(answer(&mut next).await, Some(Answer::Covers(_))) {
+        let mut next = bed.request("{\"flows\":{}}\n").await;
+        if matches!(response(&mut next).await, Some(Response::Covers(_))) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -185,18 +187,18 @@ async fn too_many_clients_are_refused_and_those_there_stay() {
 }
 
 #[tokio::test]
-async fn the_loop_is_asked_by_messages() {
+async fn requests_reach_the_loop_as_messages() {
     let mut bed = Bed::new("loop");
-    let mut client = bed.ask("{\"who\":[\"10.0.0.1\"]}\n").await;
-    let Asked { question, answer: to } = bed.asked.recv().await.unwrap();
-    assert_eq!(question, Question::Who(vec!["10.0.0.1".parse().unwrap()]));
-    to.send(Answer::Who(Vec::new())).unwrap();
-    assert_eq!(answer(&mut client).await, Some(Answer::Who(Vec::new())));
-    // A loop that ends answers nobody.
-    let mut client = bed.ask("{\"who\":[]}\n").await;
-    drop(bed.asked.recv().await.unwrap());
+    let mut client = bed.request("{\"who\":[\"10.0.0.1\"]}\n").await;
+    let Pending { request, response: to } = bed.requests.recv().await.unwrap();
+    assert_eq!(request, Request::Who(vec!["10.0.0.1".parse().unwrap()]));
+    to.send(Response::Who(Vec::new())).unwrap();
+    assert_eq!(response(&mut client).await, Some(Response::Who(Vec::new())));
+    // A loop that ends responds to no client.
+    let mut client = bed.request("{\"who\":[]}\n").await;
+    drop(bed.requests.recv().await.unwrap());
     assert_eq!(
-        answer(&mut client).await,
-        Some(Answer::Error("the agent is shutting down".to_owned()))
+        response(&mut client).await,
+        Some(Response::Error("the agent is shutting down".to_owned()))
     );
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use lb_common::addr::Addr;
 
 use super::{MOST, is, similar};
-use crate::api::context::{Endpoint, Party, Port, Service, Wanted};
+use crate::admin::context::{Endpoint, Party, Port, Service, Wanted};
 use crate::cluster::{self, Cluster, Labels, Name, TrafficPolicy};
 
 /// Labels that are named.

@@ -1,0 +1,157 @@
+//! The client of the admin protocol: requests to a running agent.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+
+use lb_core::admin::context::{Context, Wanted};
+use lb_core::admin::policy::View;
+use lb_core::admin::{FlowsWanted, Owner, Remark, Request, Response, SOCKET};
+
+/// The agent responds within this time, or reports that it is busy.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A client of the agent with one state directory. Each request is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// The responses to one request.
+#[derive(Debug)]
+pub struct Responses {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Returns the client of the agent with this state directory.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { socket: state_dir.join(SOCKET) }
+    }
+
+    /// Returns the names of the Pods and nodes that have these addresses.
+    ///
+    /// # Errors
+    /// One sentence: when no agent responds, or it reports an error. The same applies to the other requests.
+    pub fn who(&self, addrs: Vec<IpAddr>) -> anyhow::Result<Vec<Owner>> {
+        match self.one(&Request::Who(addrs))? {
+            Response::Who(owners) => Ok(owners),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns what the records say of a flow.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn explain(&self, wanted: &Wanted) -> anyhow::Result<Context> {
+        match self.one(&Request::Explain(wanted.clone()))? {
+            Response::Explain(context) => Ok(*context),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns the policy with this name, if there is one.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn policy(&self, name: &str) -> anyhow::Result<Option<View>> {
+        match self.one(&Request::Policy(name.to_owned()))? {
+            Response::Policy(view) => Ok(view.map(|view| *view)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns what works differently than with kube-proxy.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn differences(&self) -> anyhow::Result<Vec<Remark>> {
+        match self.one(&Request::Differences)? {
+            Response::Differences(remarks) => Ok(remarks),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns the Pods of this node that are kube-proxy.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn kube_proxy(&self) -> anyhow::Result<Vec<String>> {
+        match self.one(&Request::KubeProxy)? {
+            Response::KubeProxy(names) => Ok(names),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns the last flows and, if wanted, those to come.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn flows(&self, wanted: FlowsWanted) -> anyhow::Result<Responses> {
+        self.send(&Request::Flows(wanted))
+    }
+
+    fn one(&self, request: &Request) -> anyhow::Result<Response> {
+        let response = self.send(request)?.next().transpose()?;
+        response.context("the agent closed the connection without an answer")
+    }
+
+    fn send(&self, request: &Request) -> anyhow::Result<Responses> {
+        let path = self.socket.display();
+        let mut stream = UnixStream::connect(&self.socket).map_err(|err| match err.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                anyhow!("no agent answers at {path}: is lb-agent running on this node?")
+            }
+            io::ErrorKind::PermissionDenied => {
+                anyhow!("{path}: permission denied: run lbctl as root, or in the agent's container")
+            }
+            _ => anyhow!("{path}: {err}"),
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).context("send the request to the agent")?;
+        Ok(Responses { stream: BufReader::new(stream) })
+    }
+}
+
+/// Returns the error for a response that belongs to another request.
+pub fn unexpected(response: &Response) -> anyhow::Error {
+    anyhow!("unexpected answer from the agent, which may be of another version ({response:?})")
+}
+
+impl Responses {
+    /// Removes the time limit: the next response may take any time.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn follow(&self) -> io::Result<()> {
+        self.stream.get_ref().set_read_timeout(None)
+    }
+
+    fn read(&mut self) -> anyhow::Result<Option<Response>> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line).context("read the agent's answer")? == 0 {
+            return Ok(None);
+        }
+        match serde_json::from_str(&line) {
+            Ok(Response::Error(error)) => bail!("the agent reports: {error}"),
+            Ok(response) => Ok(Some(response)),
+            Err(err) => Err(err)
+                .context("unexpected answer from the agent, which may be of another version"),
+        }
+    }
+}
+
+impl Iterator for Responses {
+    type Item = anyhow::Result<Response>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}
