@@ -71,7 +71,7 @@ pub(super) fn measure(field: &Field, quick: bool) -> Result<Vec<Answered>> {
 
 fn announce(field: &Field) -> Result<()> {
     let port = json!({
-        "name": "questions", "protocol": "UDP", "port": 53, "targetPort": TARGET_PORT,
+        "name": "udp-53", "protocol": "UDP", "port": 53, "targetPort": TARGET_PORT,
         "nodePort": NODE_PORT,
     });
     let service = service("answers")

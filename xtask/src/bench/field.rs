@@ -73,6 +73,7 @@ impl Field {
         let without = Side::set("benchout", binaries, cpu)?;
         let with = Side::set("benchwith", binaries, cpu)?;
         let manifests = with.bed.manifests()?;
+        manifests.write("nodes", &[node_of(&with.node), node_of(&with.other)])?;
         let agents = [&with.node, &with.other]
             .map(|node| Agent::new(node, &binaries.agent, &manifests.path));
         let mut field =
@@ -111,8 +112,6 @@ impl Field {
                 (service.push(&["spec", "ports"], entry), slice.slice_port("TCP", port, target))
             },
         );
-        let nodes = [node_of(&self.with.node), node_of(&self.with.other)];
-        self.manifests.write("nodes", &nodes)?;
         self.manifests.write("target", &[target.0, target.1])
     }
 
