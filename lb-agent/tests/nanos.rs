@@ -8,25 +8,17 @@
     reason = "a test's helper panics like the test"
 )]
 
-#[path = "datapath/bed.rs"]
-#[expect(dead_code, reason = "the packet tests use the rest")]
-mod bed;
-#[path = "datapath/packet.rs"]
-#[expect(dead_code, reason = "the packet tests use the rest")]
-mod packet;
-#[path = "policy/sample.rs"]
-#[expect(dead_code, reason = "the policy tests use the rest")]
-mod sample;
-
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use bed::Bed;
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::conntrack::bits;
 use lb_common::endpoint::{Ident, ident_flags, link, mac_number};
 use lb_common::flow::proto;
-use sample::{EGRESS, PEER, Policy};
+use lb_testkit::bed::{Bed, addr};
+use lb_testkit::packet;
+use lb_testkit::sample;
+use lb_testkit::sample::{EGRESS, PEER, Policy};
 
 const ROUNDS: u32 = 25;
 
@@ -185,7 +177,7 @@ fn judged() -> Bed {
         bed.service(frontend, proto::TCP, &[backend]);
         sample::idents(&mut bed, v4);
         let ident = Ident { ident: PEER.into(), flags: ident_flags::POD, ..Ident::ZERO };
-        bed.put("ident", Addr::from_ip(bed::addr(v4, PEER, 8)).words().map(Be32::to_wire), ident);
+        bed.put("ident", Addr::from_ip(addr(v4, PEER, 8)).words().map(Be32::to_wire), ident);
     }
     Policy::new(EGRESS).allow(PEER, proto::TCP, 8080).put(&mut bed);
     sample::both(&mut bed);

@@ -29,10 +29,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ("LB_JUDGED", judged.to_string()),
         ("LB_SEED", seed.to_string()),
     ];
-    let shown = ["--".to_owned(), "--nocapture".to_owned()];
-    for (ring, n) in [("mutants", packets), ("oracle", judged)] {
+    for (module, n) in [("mutants::", packets), ("oracle::", judged)] {
         if n > 0 {
-            test::one(ring, &settings, &shown)?;
+            let words = ["--", "--nocapture", module].map(str::to_owned);
+            test::one("datapath", &settings, &words)?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::{Bed, SERVICE, end, get, is_ok, node::in_node};
 
 /// Resident memory of the agent at its most, in MiB, in which the limit in `deploy/daemonset.yaml` and the table in
-/// `tests/memory.rs` believe.
+/// `tests/control/memory.rs` believe.
 const MOST: u64 = 256;
 
 /// A Pod of this node and a policy for it.

@@ -38,7 +38,7 @@ mod tests {
         let text = "fn pods_are_no_routers<A>() {}\nfn a_flood_of_flows_ends() {}\n".to_owned();
         let sources = [Source { path: "a.rs".to_owned(), text }];
         let rows = "| a | `not_a_test_at_all` | `pods_are_no_routers`; `a_flood_of_…` |\n\
-                    | b | x | ring `policies_worst` |\n";
+                    | b | x | `control::scale::worst` |\n";
         assert_eq!(check(&sources, rows), Vec::<String>::new());
         let rows = "| a | x | `pods_are_no_router` |\n";
         assert_eq!(check(&sources, rows), ["THREATMODEL.md: line 1: no test pods_are_no_router"]);

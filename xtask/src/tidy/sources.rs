@@ -19,8 +19,8 @@ const UNSAFE: [&str; 13] = [
     "lb-ebpf/src/tracked.rs",
     "lb-agent/kernel/build.rs",
     "lb-agent/kernel/src/syscall.rs",
+    "lb-agent/testkit/parser/src/packet.rs",
     "lb-agent/tests/nanos.rs",
-    "lb-agent/tests/parser/packet.rs",
     "xtask/testbed/src/tun.rs",
 ];
 

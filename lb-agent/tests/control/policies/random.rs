@@ -1,0 +1,362 @@
+//! Random clusters: the tables say what the objects say; and from one cluster to the next each write leaves each
+//! flow judged as before or as after.
+
+use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
+use lb_core::model::policy::{Compiler, Desired, Direction};
+use lb_core::plan::policy::{Op, Planner, Store as _, Wanted};
+use lb_testkit::objects::{
+    across, block, cluster_policy, network_policy, own, pod, port, selector,
+};
+use lb_testkit::world::{Flow, NODE, Running, World};
+use proptest::prelude::*;
+
+use super::naive;
+
+const BLOCKS: [&str; 9] = [
+    "10.1.0.0/30",
+    "10.1.0.0/16",
+    "10.0.0.0/8",
+    "10.1.0.2/32",
+    "0.0.0.0/0",
+    "::/0",
+    "fd01::/64",
+    "192.0.2.0/30",
+    "fd01::2/128",
+];
+const OTHERS: [&str; 7] =
+    ["10.1.0.9", "10.200.0.1", "198.51.100.1", "fd01::9", "2001:db8::1", "192.0.2.3", "0.0.0.9"];
+const SELECTORS: [&str; 6] = ["", "x=1", "x=2", "y", "!y", "x!=1"];
+const PORTS: [&str; 9] = [
+    "tcp",
+    "tcp/80",
+    "udp/53",
+    "tcp/70-90",
+    "tcp/1-65535",
+    "tcp/http",
+    "*/http",
+    "icmp",
+    "tcp/79-81",
+];
+
+fn pick(from: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
+    prop::sample::select(from)
+}
+
+fn peer() -> impl Strategy<Value = Peer> {
+    prop_oneof![
+        pick(&SELECTORS).prop_map(|pods| Peer::Pods(own(pods))),
+        (pick(&["", "t=1", "!t"]), pick(&SELECTORS)).prop_map(|(n, p)| Peer::Pods(across(n, p))),
+        pick(&["", "r=1"]).prop_map(|nodes| Peer::Nodes(selector(nodes))),
+        (pick(&BLOCKS), prop::collection::vec(pick(&BLOCKS), 0..2)).prop_map(
+            |(prefix, excepts)| {
+                let whole: lb_core::cluster::Prefix = prefix.parse().unwrap();
+                let inside = |except: &&&str| {
+                    let except: lb_core::cluster::Prefix = except.parse().unwrap();
+                    whole.contains(&except.addr()) && except.wide_bits() > whole.wide_bits()
+                };
+                let excepts: Vec<&str> = excepts.iter().filter(inside).copied().collect();
+                block(prefix, &excepts)
+            }
+        ),
+    ]
+}
+
+/// Ranges of one family that lie in one another more often than not.
+fn range(v6: bool) -> impl Strategy<Value = lb_core::cluster::Prefix> {
+    let v4 =
+        (0..4u8, any::<u8>(), prop::sample::select(vec![0u8, 5, 8, 15, 16, 24, 29, 30, 31, 32]));
+    let bits6 = prop::sample::select(vec![0u8, 7, 16, 64, 96, 125, 126, 127, 128]);
+    let bits4 = v4.prop_map(|(b, d, bits)| format!("10.{b}.0.{}/{bits}", d & 7));
+    let bits6 = (0..4u8, any::<u8>(), bits6);
+    let bits6 = bits6.prop_map(|(b, d, bits)| format!("fd0{b}::{:x}/{bits}", d & 7));
+    let text = if v6 { bits6.boxed() } else { bits4.boxed() };
+    text.prop_map(|text| text.parse().unwrap())
+}
+
+/// A block with many exceptions, some within others.
+fn holed() -> impl Strategy<Value = Peer> {
+    any::<bool>().prop_flat_map(|v6| {
+        (range(v6), prop::collection::vec(range(v6), 0..12)).prop_map(|(prefix, mut excepts)| {
+            excepts.retain(|except| {
+                prefix.contains(&except.addr()) && except.wide_bits() > prefix.wide_bits()
+            });
+            excepts.sort_unstable();
+            Peer::Block { prefix, excepts: excepts.into() }
+        })
+    })
+}
+
+/// Rules whose blocks overlap, and all that they tell apart.
+fn holed_world() -> impl Strategy<Value = World> {
+    let rule = (prop::collection::vec(holed(), 0..6), pick(&PORTS[..4]));
+    let rule = rule.prop_map(|(peers, ports)| lb_testkit::objects::allow(peers, &[ports]));
+    let policy = prop::collection::vec(rule, 0..5).prop_map(Vec::into_boxed_slice);
+    prop::collection::vec(policy, 1..4).prop_map(|policies| {
+        let mut world = World::default().node(NODE, &["192.0.2.1"], "");
+        for i in 0..3 {
+            let ips = [format!("10.1.0.{i}"), format!("fd01::{i}")];
+            let ips = ips.each_ref().map(|ip| &**ip);
+            let of = format!("x={i}");
+            world = world.pod(&format!("a/w{i}"), pod(NODE, &ips, &of, &[("http", 6, 80)]));
+        }
+        for (i, rules) in policies.into_iter().enumerate() {
+            let policy = network_policy(if i == 0 { "" } else { "x=1" });
+            let policy = Policy { ingress: Some(rules.clone()), egress: Some(rules), ..policy };
+            world = world.policy(&format!("a/p{i}"), policy);
+        }
+        world
+    })
+}
+
+fn rule(action: impl Strategy<Value = Action>) -> impl Strategy<Value = Rule> {
+    let peers = prop::option::of(prop::collection::vec(peer(), 0..3));
+    let ports = prop::option::of(prop::collection::vec(pick(&PORTS), 0..3));
+    (action, peers, ports).prop_map(|(action, peers, ports)| Rule {
+        name: "".into(),
+        action,
+        peers: peers.map(Vec::into_boxed_slice),
+        ports: ports.map(|ports| ports.into_iter().map(port).collect()),
+    })
+}
+
+fn rules(actions: &'static [Action]) -> impl Strategy<Value = Option<Box<[Rule]>>> {
+    let rules = prop::collection::vec(rule(prop::sample::select(actions)), 0..3);
+    prop::option::of(rules.prop_map(Vec::into_boxed_slice))
+}
+
+fn policy() -> impl Strategy<Value = (String, Policy)> {
+    const ALL: [Action; 3] = [Action::Accept, Action::Deny, Action::Pass];
+    let network =
+        (0..2u8, 0..3u8, pick(&SELECTORS), rules(&ALL[..1]), rules(&ALL[..1]), any::<bool>());
+    let network = network.prop_map(|(ns, i, subject, ingress, egress, shadow)| {
+        let shadow = shadow && i == 0;
+        let policy = Policy { ingress, egress, shadow, ..network_policy(subject) };
+        (format!("ns{ns}/p{i}"), policy)
+    });
+    let tiers = prop::sample::select(vec![Tier::Admin, Tier::Baseline]);
+    let subject = (pick(&["", "t=1"]), pick(&SELECTORS));
+    let cluster = (0..3u8, tiers, 0..2u16, subject, rules(&ALL), rules(&ALL));
+    let cluster = cluster.prop_map(|(i, tier, priority, (n, p), ingress, egress)| {
+        let policy = cluster_policy(tier, priority, across(n, p));
+        (format!("c{i}"), Policy { ingress, egress, ..policy })
+    });
+    prop_oneof![network, cluster]
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let pod_of =
+        (pick(&["", "x=1", "x=2", "x=1 y=1", "y=2"]), prop::option::of(0..3u8), 0..12u8, 0..8u8);
+    let pods = prop::collection::btree_map((0..2u8, 0..4u8), pod_of, 0..6);
+    let policies = prop::collection::vec(policy(), 0..5);
+    (pods, policies, pick(&["", "t=1"]), pick(&["", "r=1"])).prop_map(
+        |(pods, policies, team, role)| {
+            let mut world = World::default()
+                .namespace("ns0", "t=1")
+                .namespace("ns1", team)
+                .node(NODE, &["192.0.2.1"], "r=1")
+                .node("n2", &["192.0.2.2", "fd01::ffff"], role);
+            for ((ns, i), (labels, http, at, kind)) in pods {
+                // Each Pod has addresses of its own, but not always the same ones.
+                let at = u16::from(at) * 8 + u16::from(ns) * 4 + u16::from(i) + 2;
+                let ips = [format!("10.1.0.{at}"), format!("fd01::{at:x}")];
+                let ips: Vec<&str> =
+                    ips.iter().map(String::as_str).take(1 + usize::from(kind % 2)).collect();
+                let ports: Vec<_> =
+                    http.map(|n| ("http", 6, 79 + u16::from(n))).into_iter().collect();
+                let node = if kind < 5 { NODE } else { "n2" };
+                world = world.pod(&format!("ns{ns}/w{i}"), pod(node, &ips, labels, &ports));
+            }
+            for (name, policy) in policies {
+                world = world.policy(&name, policy);
+            }
+            world
+        },
+    )
+}
+
+/// Worlds of which each has much in common with the one before it.
+fn related() -> impl Strategy<Value = Vec<World>> {
+    let worlds = prop::collection::vec((world(), any::<u32>()), 2..5);
+    worlds.prop_map(|parts| {
+        let mut worlds: Vec<World> = Vec::new();
+        for (mut world, mask) in parts {
+            if let Some(before) = worlds.last() {
+                keep(&mut world.pods, &before.pods, mask);
+                keep(&mut world.policies, &before.policies, mask >> 8);
+                keep(&mut world.namespaces, &before.namespaces, mask >> 16);
+                keep(&mut world.nodes, &before.nodes, mask >> 24);
+            }
+            worlds.push(world);
+        }
+        worlds
+    })
+}
+
+/// What the mask has bits for is as it was before.
+fn keep<K: Ord + Clone, V: Clone>(
+    now: &mut std::collections::BTreeMap<K, V>,
+    before: &std::collections::BTreeMap<K, V>,
+    mask: u32,
+) {
+    let keys: std::collections::BTreeSet<K> = now.keys().chain(before.keys()).cloned().collect();
+    for (i, key) in keys.into_iter().enumerate() {
+        if mask >> (i % 8) & 1 != 0 {
+            match before.get(&key) {
+                Some(value) => now.insert(key, value.clone()),
+                None => now.remove(&key),
+            };
+        }
+    }
+}
+
+fn settle(node: &mut Running, world: &World, desired: &Desired) {
+    for _ in 0..8 {
+        node.now += std::time::Duration::from_secs(2);
+        node.follow(world, desired);
+    }
+}
+
+fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
+    let mut peers: Vec<_> = OTHERS.iter().map(|ip| lb_testkit::objects::addr(ip)).collect();
+    let mut devices: Vec<u32> = Vec::new();
+    for world in worlds {
+        peers.extend(world.pods.values().flat_map(|pod| pod.ips.iter().copied()));
+        peers.extend(world.nodes.values().flat_map(|(addrs, _)| addrs.iter().copied()));
+        devices.extend(world.local().map(|(ifindex, _)| ifindex));
+    }
+    devices.sort_unstable();
+    devices.dedup();
+    peers.sort_unstable();
+    peers.dedup();
+    let mut flows = Vec::new();
+    for ifindex in devices {
+        for peer in &peers {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for (protocol, port) in
+                    [(6, 80), (6, 79), (6, 81), (6, 0), (17, 53), (1, 0), (47, 0)]
+                {
+                    flows.push(Flow { ifindex, direction, peer: *peer, protocol, port, shadow });
+                }
+            }
+        }
+    }
+    flows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 400 } else { 4000 }))]
+
+    #[test]
+    fn tables_say_what_the_objects_say(world in world()) {
+        let tables = world.tables();
+        for shadow in [false, true] {
+            for flow in flows(&[&world], shadow) {
+                let got = flow.judge(&tables).denied();
+                prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_with_holes_say_what_the_objects_say(world in holed_world()) {
+        let tables = world.tables();
+        let mut peers = Vec::new();
+        for b in 0..4u8 {
+            let near = (0..8u8).flat_map(|d| [format!("10.{b}.0.{d}"), format!("fd0{b}::{d:x}")]);
+            peers.extend(near.chain([format!("10.{b}.1.1"), format!("fd0{b}:1::1")]));
+        }
+        peers.extend(OTHERS.map(str::to_owned));
+        for peer in peers.iter().map(|ip| lb_testkit::objects::addr(ip)) {
+            for (ifindex, _) in world.local() {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    for (protocol, port) in [(6, 80), (6, 79), (17, 53)] {
+                        let flow = Flow { ifindex, direction, peer, protocol, port, shadow: false };
+                        let got = flow.judge(&tables).denied();
+                        prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_prefix_of_a_plan_is_before_or_after(worlds in related(), restart in 0..4u8) {
+        let mut node = Running::default();
+        let mut compiler = Compiler::default();
+        node.follow(&worlds[0], &compiler.compile(&worlds[0].cluster().snapshot()));
+        for pair in worlds.windows(2) {
+            let [before, after] = pair else { unreachable!() };
+            if restart == 1 {
+                let desired = compiler.compile(&before.cluster().snapshot());
+                settle(&mut node, before, &desired);
+            }
+            if restart > 0 {
+                node.planner = Planner::restore(node.store.clone());
+                compiler = Compiler::default();
+            }
+            if restart == 1 {
+                // Nothing has changed, so nothing is written.
+                let writes = node.follow(before, &compiler.compile(&before.cluster().snapshot()));
+                prop_assert_eq!(writes, 0);
+            }
+            let desired = compiler.compile(&after.cluster().snapshot());
+            node.devices(after, Some(&desired));
+            let flows = flows(&[before, after], false);
+            // A Pod that changes its addresses is another Pod: what is judged are devices that stay.
+            let stays = |flow: &&Flow| {
+                let ips = |world: &World| {
+                    world.local().find(|(i, _)| *i == flow.ifindex).map(|(_, pod)| pod.ips.clone())
+                };
+                ips(before).is_some() && ips(before) == ips(after)
+            };
+            let flows: Vec<&Flow> = flows.iter().filter(stays).collect();
+            let judged = |node: &Running| -> Vec<bool> {
+                flows.iter().map(|flow| flow.judge(&node.store).denied()).collect()
+            };
+            let first = judged(&node);
+            let want: Vec<bool> = flows.iter().map(|flow| naive::denied(after, flow)).collect();
+            let devices = after.devices();
+            let veths = after.veths();
+            let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+            node.now += std::time::Duration::from_millis(700);
+            let plan = node.planner.plan(&wanted, node.now);
+            // A Pod that leaves a group which others keep is judged by that until it is switched.
+            let mut then = node.store.pods.clone();
+            for op in &plan.ops {
+                if let Op::SetGroups { ifindex, groups } = op {
+                    then.insert(*ifindex, *groups);
+                }
+            }
+            let leaves = |flow: &Flow| {
+                let at = usize::from(flow.direction == Direction::Egress);
+                let group = node.store.pods.get(&flow.ifindex).map(|groups| groups[at]);
+                then.get(&flow.ifindex).map(|groups| groups[at]) != group
+                    && then.values().flatten().any(|id| Some(*id) == group)
+            };
+            let excused: Vec<bool> = flows.iter().map(|flow| leaves(flow)).collect();
+            let epoch = node.store.state.epoch;
+            for op in &plan.ops {
+                node.store.apply(op).unwrap();
+                for (((now, flow), (old, new)), excused) in judged(&node).iter().zip(&flows).zip(first.iter().zip(&want)).zip(&excused) {
+                    prop_assert!(*excused || now == old || now == new, "after {op:?}: {flow:?} is {now}, was {old}, should be {new}");
+                }
+            }
+            prop_assert_eq!(judged(&node), want);
+            prop_assert!(node.store.state.epoch >= epoch);
+            let mut copy = node.planner.actual().clone();
+            let applied = node.planner.apply(plan, &mut copy, node.now);
+            prop_assert!(applied.failed.is_empty());
+            prop_assert_eq!(&copy, &node.store);
+        }
+        // In the end nothing is left of what is not in use.
+        let last = worlds.last().unwrap();
+        let desired = compiler.compile(&last.cluster().snapshot());
+        settle(&mut node, last, &desired);
+        prop_assert_eq!(node.planner.next_wakeup(), None);
+        let fresh = last.tables();
+        prop_assert_eq!(node.store.peer_bits.len(), fresh.peer_bits.len());
+        prop_assert_eq!(node.store.port_bits.len(), fresh.port_bits.len());
+        prop_assert_eq!(node.store.cidrs.len(), fresh.cidrs.len());
+        prop_assert_eq!(node.store.ident.len(), fresh.ident.len());
+    }
+}
