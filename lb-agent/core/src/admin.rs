@@ -12,6 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Name;
+
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "agent.sock";
 /// Largest request in bytes, its end of line included.
@@ -29,8 +31,8 @@ pub enum Request {
     Explain(context::Wanted),
     /// What of the cluster does something else here than under kube-proxy: [`Response::Differences`].
     Differences,
-    /// The policy with this name (`namespace/name`, or that of one of the cluster): [`Response::Policy`].
-    Policy(String),
+    /// The policy with this name, without a namespace for a ClusterNetworkPolicy: [`Response::Policy`].
+    Policy(Name),
     /// Which Pods of this node are kube-proxy: [`Response::KubeProxy`].
     KubeProxy,
 }

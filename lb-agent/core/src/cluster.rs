@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+use serde::{Deserialize, Serialize};
 
 use self::claims::Claims;
 use self::retained::Retained;
@@ -87,7 +88,7 @@ impl Kind {
 }
 
 /// Name of an object; the namespace is empty for those without one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Name {
     /// Namespace.
     pub namespace: Arc<str>,
@@ -99,6 +100,12 @@ impl Name {
     /// The object `name` in `namespace`.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Reads `namespace/name`, or `name` of an object without a namespace: the inverse of its text.
+    pub fn parse(full: &str) -> Self {
+        let (namespace, name) = full.split_once('/').unwrap_or(("", full));
+        Self::new(namespace, name)
     }
 }
 

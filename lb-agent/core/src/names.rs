@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use lb_common::flow::proto;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster;
+
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -286,6 +288,17 @@ impl Conditions {
 
     fn is_ready(&self) -> bool {
         *self == Self::Ready
+    }
+}
+
+impl From<cluster::Conditions> for Conditions {
+    fn from(record: cluster::Conditions) -> Self {
+        match (record.ready, record.serving, record.terminating) {
+            (true, _, _) => Self::Ready,
+            (false, true, true) => Self::Serving,
+            (false, false, true) => Self::Terminating,
+            (false, _, false) => Self::NotReady,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use lb_core::admin::context::{Context, Wanted};
 use lb_core::admin::policy::View;
 use lb_core::admin::{FlowsWanted, Owner, Remark, Request, Response, SOCKET};
+use lb_core::cluster::Name;
 
 /// The agent responds within this time, or reports that it is busy.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -59,8 +60,8 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Self::who`].
-    pub fn policy(&self, name: &str) -> anyhow::Result<Option<View>> {
-        match self.one(&Request::Policy(name.to_owned()))? {
+    pub fn policy(&self, name: &Name) -> anyhow::Result<Option<View>> {
+        match self.one(&Request::Policy(name.clone()))? {
             Response::Policy(view) => Ok(view.map(|view| *view)),
             other => Err(unexpected(&other)),
         }

@@ -5,28 +5,106 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use lb_common::policy::Judgement;
-use serde::Serialize;
+use serde::ser::SerializeStruct as _;
+use serde::{Serialize, Serializer};
 
+use lb_core::cluster::Name;
+use lb_core::model::policy::Direction;
 use lb_core::names::{GroupName, Names, PolicyRef};
 
-/// Who decided.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// The policies that decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct By {
     /// The policy whose rule decided; where none did, the policies that isolate the Pod.
-    pub policies: Vec<String>,
-    /// Path of the rule in `spec`, like `ingress[1]`, or `ingress[1] or one of 7 like it`; empty when none decided.
-    pub rule: String,
+    pub policies: Vec<PolicyId>,
+    /// The rule; `None` when none decided.
+    pub rule: Option<RuleId>,
+}
+
+/// A policy, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyId {
+    /// By its name.
+    Named(Name),
+    /// One of the policies of this group, whose names are not known.
+    InGroup(u32),
+}
+
+/// A rule, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleId {
+    /// Where it is written.
+    Written(RuleAt),
+    /// Its number in the group, whose rules are not known.
+    Number(u32),
+}
+
+/// Where a rule is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleAt {
+    /// In which list of `spec`.
+    pub direction: Direction,
+    /// Its index there.
+    pub index: u32,
+    /// How many identical rules share its number, itself not counted.
+    pub others: u32,
+}
+
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => name.fmt(f),
+            Self::InGroup(group) => write!(f, "#{group}"),
+        }
+    }
+}
+
+impl fmt::Display for RuleId {
+    /// Writes its path in `spec`: `ingress[1]`, or `ingress[1] or one of 7 identical rules`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "rule[{number}]"),
+            Self::Written(RuleAt { direction, index, others }) => {
+                write!(f, "{}[{index}]", direction.name())?;
+                match others {
+                    0 => Ok(()),
+                    n => write!(f, " or one of {n} identical rules"),
+                }
+            }
+        }
+    }
+}
+
+impl By {
+    /// The policies with this text between them.
+    pub fn list(&self, between: &str) -> String {
+        self.policies.iter().map(PolicyId::to_string).collect::<Vec<_>>().join(between)
+    }
+
+    /// The path of the rule, empty when none decided.
+    pub fn path(&self) -> String {
+        self.rule.as_ref().map(RuleId::to_string).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for By {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.policies.join(","))?;
-        match self.rule.as_str() {
-            "" if self.policies.is_empty() => Ok(()),
-            "" => f.write_str(" default-deny"),
-            rule => write!(f, " {rule}"),
+        f.write_str(&self.list(","))?;
+        match &self.rule {
+            None if self.policies.is_empty() => Ok(()),
+            None => f.write_str(" default-deny"),
+            Some(rule) => write!(f, " {rule}"),
         }
+    }
+}
+
+impl Serialize for By {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let policies: Vec<String> = self.policies.iter().map(PolicyId::to_string).collect();
+        let mut by = serializer.serialize_struct("By", 2)?;
+        by.serialize_field("policies", &policies)?;
+        by.serialize_field("rule", &self.path())?;
+        by.end()
     }
 }
 
@@ -40,11 +118,11 @@ pub struct Policies {
 #[derive(Clone, Debug, Default)]
 pub struct Group {
     /// All policies in it.
-    pub policies: Vec<String>,
+    pub policies: Vec<Name>,
     /// The policies that isolate the Pods with it.
-    pub isolating: Vec<String>,
-    /// The policy of each rule, and its path, by its number.
-    pub rules: BTreeMap<u32, (String, String)>,
+    pub isolating: Vec<Name>,
+    /// The policy of each rule, and where it is written, by its number.
+    pub rules: BTreeMap<u32, (Name, RuleAt)>,
     /// Whether it denies everything for want of room.
     pub no_room: bool,
 }
@@ -55,16 +133,14 @@ impl Policies {
         let group = |group: &GroupName<'_>| {
             let policy = |position: u32| {
                 let position = usize::try_from(position).unwrap_or(usize::MAX);
-                group.policies.get(position).map(full).unwrap_or_default()
+                group.policies.get(position).map_or_else(|| Name::new("", ""), full)
             };
             let alike: HashMap<u32, u32> = group.alike.iter().copied().collect();
             let rules = group.rules.iter().map(|rule| {
-                let direction = if rule.ingress { "ingress" } else { "egress" };
-                let path = match alike.get(&rule.number) {
-                    None => format!("{direction}[{}]", rule.index),
-                    Some(n) => format!("{direction}[{}] or one of {n} identical rules", rule.index),
-                };
-                (rule.number, (policy(rule.policy), path))
+                let direction = if rule.ingress { Direction::Ingress } else { Direction::Egress };
+                let others = alike.get(&rule.number).copied().unwrap_or_default();
+                let at = RuleAt { direction, index: rule.index, others };
+                (rule.number, (policy(rule.policy), at))
             });
             let isolating = group.isolating.iter().map(|position| policy(*position)).collect();
             let policies = group.policies.iter().map(full).collect();
@@ -123,27 +199,29 @@ impl Policies {
         let known = self.groups.get(&group);
         if let Some(number) = judgement.rule() {
             return match known.and_then(|group| group.rules.get(&number)) {
-                Some((policy, path)) => By { policies: vec![policy.clone()], rule: path.clone() },
-                None => By { policies: vec![format!("#{group}")], rule: format!("rule[{number}]") },
+                Some((policy, at)) => By {
+                    policies: vec![PolicyId::Named(policy.clone())],
+                    rule: Some(RuleId::Written(*at)),
+                },
+                None => By {
+                    policies: vec![PolicyId::InGroup(group)],
+                    rule: Some(RuleId::Number(number)),
+                },
             };
         }
         if !judgement.denied() {
             return By::default();
         }
         let policies = match known {
-            Some(group) => group.isolating.clone(),
-            None => vec![format!("#{group}")],
+            Some(group) => group.isolating.iter().cloned().map(PolicyId::Named).collect(),
+            None => vec![PolicyId::InGroup(group)],
         };
-        By { policies, rule: String::new() }
+        By { policies, rule: None }
     }
 }
 
-/// `namespace/name`, or the name of one of the cluster.
-fn full(policy: &PolicyRef<'_>) -> String {
-    match &*policy.namespace {
-        "" => policy.name.to_string(),
-        namespace => format!("{namespace}/{}", policy.name),
-    }
+fn full(policy: &PolicyRef<'_>) -> Name {
+    Name::new(&*policy.namespace, &*policy.name)
 }
 
 #[cfg(test)]
@@ -152,20 +230,27 @@ mod tests {
 
     use lb_common::policy::Judgement;
 
-    use super::{Group, Policies};
+    use super::{Direction, Group, Name, Policies, RuleAt};
 
     #[test]
     fn judgements_in_words() {
+        let both = ["db/deny-all", "db/access"].map(Name::parse);
+        let at = |others| RuleAt { direction: Direction::Ingress, index: 1, others };
         let group = Group {
-            policies: vec!["db/deny-all".to_owned(), "db/access".to_owned()],
-            isolating: vec!["db/deny-all".to_owned(), "db/access".to_owned()],
-            rules: BTreeMap::from([(3, ("db/access".to_owned(), "ingress[1]".to_owned()))]),
+            policies: both.to_vec(),
+            isolating: both.to_vec(),
+            rules: BTreeMap::from([
+                (3, (Name::parse("db/access"), at(0))),
+                (4, (Name::parse("db/access"), at(7))),
+            ]),
             no_room: false,
         };
         let policies = Policies::new([(7, group)]);
         let by_rule = Judgement::from_number(4 | 2 << 16);
+        let by_one_of_many = Judgement::from_number(5 | 2 << 16);
         for (group, judgement, want) in [
             (7, by_rule, "db/access ingress[1]"),
+            (7, by_one_of_many, "db/access ingress[1] or one of 7 identical rules"),
             (7, Judgement::ISOLATED, "db/deny-all,db/access default-deny"),
             (7, Judgement::ALLOWED, ""),
             (8, by_rule, "#8 rule[3]"),

@@ -132,7 +132,7 @@ pub fn row(view: &View<'_>, id: u32, backend: &Backend) -> BackendRow {
         pod: view.pod_of(id),
         node: place.map(|place| place.node.to_string()).unwrap_or_default(),
         zone: place.map(|place| place.zone.to_string()).unwrap_or_default(),
-        state: view.state_of(id, backend),
+        state: view.state_of(id, backend).to_string(),
         service: service_id.map(|id| view.directory.service_port(id)).unwrap_or_default(),
         frontends: service_id
             .map(|service_id| {

@@ -4,16 +4,17 @@
 //! is translated) and likewise at a server that runs here. A flow from outside to a Service has two: one by frontend
 //! and client, one by who answers. They are shown as one line, from the client's side; `--all` shows every entry.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
 use lb_common::flow::{Flow, proto};
 use lb_common::service::{FrontendKey, state};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::columns::{Cell, Column, Row};
+use crate::explain::Stale;
 use crate::natural;
 use crate::snapshot::{Now, protocol_name, socket};
 use crate::view::View;
@@ -34,8 +35,8 @@ pub struct CtRow {
     pub backend: String,
     /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
     pub masquerade: String,
-    /// `NEW`, `ESTABLISHED`, `CLOSING`, `GONE` (its backend has left), `EXPIRED`.
-    pub state: &'static str,
+    /// Its state.
+    pub state: FlowState,
     /// Seconds since the last packet.
     pub idle: u64,
     /// Seconds until it is forgotten, if no packet comes.
@@ -77,7 +78,7 @@ impl Row for CtRow {
             Cell::Text(self.via.clone()),
             Cell::Text(self.backend.clone()),
             Cell::Text(self.masquerade.clone()),
-            Cell::Text(self.state.to_owned()),
+            Cell::Text(self.state.name().to_owned()),
             Cell::Age(self.idle),
             Cell::Age(self.expires),
             Cell::Text(self.src_address.clone()),
@@ -89,6 +90,40 @@ impl Row for CtRow {
 
     fn name(&self) -> Option<String> {
         None
+    }
+}
+
+/// State of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    /// No answer yet.
+    New,
+    /// Packets went both ways.
+    Established,
+    /// One end has closed it.
+    Closing,
+    /// Its backend was removed.
+    Gone,
+    /// It waits to be removed.
+    Expired,
+}
+
+impl FlowState {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::New => "NEW",
+            Self::Established => "ESTABLISHED",
+            Self::Closing => "CLOSING",
+            Self::Gone => "GONE",
+            Self::Expired => "EXPIRED",
+        }
+    }
+}
+
+impl Serialize for FlowState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
@@ -138,7 +173,7 @@ pub fn count(rows: &[CtRow], by: By) -> Vec<CountRow> {
             By::Backend => row.backend.as_str(),
             // Without the port, which is another one for each flow.
             By::Src => row.src.rsplit_once(':').map_or(row.src.as_str(), |(host, _)| host),
-            By::State => row.state,
+            By::State => row.state.name(),
             By::Protocol => row.protocol.as_str(),
         };
         *counts.entry(key).or_default() += 1;
@@ -151,30 +186,58 @@ pub fn count(rows: &[CtRow], by: By) -> Vec<CountRow> {
 
 /// One line a flow; with `all` one an entry, dead ones included.
 pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) -> Vec<CtRow> {
-    let by_key: HashMap<&CtKey, &CtEntry> =
-        entries.iter().map(|(key, entry)| (key, entry)).collect();
-    let opened: HashSet<Flow> =
-        entries.iter().filter_map(|(key, entry)| on_wire(key, entry)).collect();
-    let is_shown = |key: &CtKey, entry: &CtEntry| {
-        let is_reply = entry.flags & bits::REPLY != 0;
-        let is_twin = entry.flags & bits::INBOUND != 0 && opened.contains(&inbound(key));
-        all || !is_reply && !is_twin
+    let mut rows: Vec<CtRow> = if all {
+        entries.iter().map(|(key, entry)| row(view, key, entry, now)).collect()
+    } else {
+        let rows = flows(entries, now).into_iter().map(|(key, entry)| row(view, key, &entry, now));
+        rows.filter(|row| row.state != FlowState::Expired).collect()
     };
-    let mut rows = Vec::new();
-    for (key, entry) in entries.iter().filter(|(key, entry)| is_shown(key, entry)) {
-        let is_opening = entry.flags & bits::FORWARD != 0;
-        let reply = conntrack::partner(key, entry).filter(|_| is_opening);
-        let reply = reply.and_then(|key| by_key.get(&key).copied());
-        let entry = reply.filter(|_| !all).map_or(*entry, |reply| together(entry, reply, now));
-        let row = row(view, key, &entry, now);
-        if all || row.state != "EXPIRED" {
-            rows.push(row);
-        }
-    }
     rows.sort_by(|a, b| {
         natural::compare(&a.src, &b.src).then_with(|| natural::compare(&a.dst, &b.dst))
     });
     rows
+}
+
+/// Returns the open flows whose backend was removed, each pair of addresses once.
+pub fn stale(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now) -> Vec<Stale> {
+    let flows = flows(entries, now).into_iter().filter(|(key, entry)| {
+        entry.flags & bits::FORWARD != 0 && state_of(view, key, entry, now) == FlowState::Gone
+    });
+    let stale = flows.map(|(key, entry)| {
+        let [_, (addr, port)] = ends(key, &entry);
+        let backend = socket(entry.nat_addr, entry.nat_port);
+        Stale { dialed: socket(addr, port), backend }
+    });
+    stale.collect::<BTreeSet<Stale>>().into_iter().collect()
+}
+
+/// One entry a flow: of two twins the client's, and the opening half with what the reply half has seen.
+fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
+    let by_key: HashMap<&CtKey, &CtEntry> =
+        entries.iter().map(|(key, entry)| (key, entry)).collect();
+    let opened: HashSet<Flow> =
+        entries.iter().filter_map(|(key, entry)| on_wire(key, entry)).collect();
+    let is_first = |key: &CtKey, entry: &CtEntry| {
+        let is_reply = entry.flags & bits::REPLY != 0;
+        let is_twin = entry.flags & bits::INBOUND != 0 && opened.contains(&inbound(key));
+        !is_reply && !is_twin
+    };
+    let whole = |key: &CtKey, entry: &CtEntry| {
+        let is_opening = entry.flags & bits::FORWARD != 0;
+        let reply = conntrack::partner(key, entry).filter(|_| is_opening);
+        let reply = reply.and_then(|key| by_key.get(&key).copied());
+        reply.map_or(*entry, |reply| together(entry, reply, now))
+    };
+    let first = entries.iter().filter(|(key, entry)| is_first(key, entry));
+    first.map(|(key, entry)| (key, whole(key, entry))).collect()
+}
+
+/// Source and destination as the source sees them.
+fn ends(key: &CtKey, entry: &CtEntry) -> [(Addr, Be16); 2] {
+    let local = (key.local, key.local_port);
+    let remote = (key.remote, key.remote_port);
+    let comes_in = entry.flags & bits::INBOUND != 0 || is_external(key, entry);
+    if comes_in { [remote, local] } else { [local, remote] }
 }
 
 /// The packet of an opening half as it leaves its Pod for the other side.
@@ -216,10 +279,7 @@ fn together(entry: &CtEntry, reply: &CtEntry, now: Now) -> CtEntry {
 }
 
 fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
-    let local = (key.local, key.local_port);
-    let remote = (key.remote, key.remote_port);
-    let comes_in = entry.flags & bits::INBOUND != 0 || is_external(key, entry);
-    let (src, dst) = if comes_in { (remote, local) } else { (local, remote) };
+    let [src, dst] = ends(key, entry);
     let masquerade = (entry.flags & bits::MASQUERADED != 0 && entry.flags & bits::FORWARD != 0)
         .then_some((entry.aux_addr, entry.aux_port));
     let backend = (entry.flags & bits::FORWARD != 0).then_some((entry.nat_addr, entry.nat_port));
@@ -260,7 +320,7 @@ fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
     view.service_at(&frontend).or_else(|| view.service_of(entry.backend_id))
 }
 
-fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> &'static str {
+fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> FlowState {
     let flags = entry.flags;
     let is_gone = || {
         let backend = view.snapshot.backends.get(&entry.backend_id);
@@ -268,13 +328,13 @@ fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> &'static
     };
     let both_ways = bits::SEEN_IN | bits::SEEN_OUT;
     match key.proto {
-        _ if now.is_expired(key, entry) => "EXPIRED",
-        _ if entry.backend_id != 0 && is_gone() => "GONE",
-        proto::TCP if conntrack::is_closing(flags) => "CLOSING",
-        proto::TCP if conntrack::is_established(flags) => "ESTABLISHED",
-        proto::TCP => "NEW",
-        _ if flags & both_ways == both_ways => "ESTABLISHED",
-        _ => "NEW",
+        _ if now.is_expired(key, entry) => FlowState::Expired,
+        _ if entry.backend_id != 0 && is_gone() => FlowState::Gone,
+        proto::TCP if conntrack::is_closing(flags) => FlowState::Closing,
+        proto::TCP if conntrack::is_established(flags) => FlowState::Established,
+        proto::TCP => FlowState::New,
+        _ if flags & both_ways == both_ways => FlowState::Established,
+        _ => FlowState::New,
     }
 }
 

@@ -1,44 +1,42 @@
 //! `lbctl explain`: what becomes of a flow, step by step, and why.
 //!
 //! ```text
-//! source ─► Service ─► each backend it may choose ─► egress policy ─► ingress policy ─► socket
+//! facts ─► trace ─► explanation ─► text, JSON, YAML
+//!          source ─► Service ─► each backend it may select ─► egress policy ─► ingress policy ─► socket
 //! ```
 //! What decides is read where the packets meet it: frontends and backends in the pinned maps, verdicts of the programs'
 //! own evaluator on the pinned policy tables, listening sockets in the Pod. The agent's records only give names, and
-//! say what a rule lacks. Three outcomes: delivered, stopped, and cannot tell, with what was assumed.
+//! say what a rule lacks. [`walk`] notes each hop as data ([`trace`]); [`render`] puts it into words, on which nothing
+//! decides any more.
 
 use std::io::{self, Write};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::columns;
 
-pub mod ask;
+pub mod args;
+mod closest;
 pub mod code;
-pub mod deny;
+pub mod facts;
 pub mod host;
 pub mod offline;
-pub mod route;
-pub mod socket;
+mod policy;
+pub mod render;
+mod service;
+mod socket;
+pub mod trace;
+mod unserved;
 pub mod walk;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::code::Code;
-pub use self::walk::{Facts, Listening, explain};
-
-/// What becomes of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// It arrives, as far as this node decides.
-    Delivered,
-    /// It does not.
-    Stopped,
-    /// Somebody else decides.
-    CannotTell,
-}
+pub use self::facts::{Facts, Listening, Stale};
+pub use self::render::render;
+pub use self::trace::{Outcome, State};
+pub use self::walk::trace;
 
 impl Outcome {
     /// Exit status.
@@ -59,16 +57,14 @@ impl Outcome {
     }
 }
 
-/// What a step says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// The flow goes on.
-    Ok,
-    /// It ends here.
-    Stop,
-    /// Not known here.
-    Unknown,
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Delivered => "delivered",
+            Self::Stopped => "stopped",
+            Self::CannotTell => "cannot-tell",
+        })
+    }
 }
 
 impl State {
@@ -81,11 +77,21 @@ impl State {
     }
 }
 
-/// One step on the way.
+impl Serialize for State {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Ok => "ok",
+            Self::Stop => "stop",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// One step of the path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
-    /// What it says.
+    /// Whether the flow passes.
     pub state: State,
     /// Which step it is.
     pub what: &'static str,
@@ -137,14 +143,14 @@ pub struct Explanation {
     pub outcome: Outcome,
     /// The first line.
     pub verdict: String,
-    /// The way.
+    /// The path.
     pub steps: Vec<Step>,
-    /// Of the first cause, or of the first thing worth knowing.
+    /// The first cause, or the first thing worth knowing.
     #[serde(flatten)]
     pub finding: Finding,
     /// Other causes and things worth knowing.
     pub also: Vec<Finding>,
-    /// What was taken for granted, and whom to ask.
+    /// What was taken for granted, and where to check it.
     pub assumed: Vec<String>,
 }
 

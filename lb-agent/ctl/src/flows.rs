@@ -9,11 +9,12 @@ use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
 use serde::Serialize;
 
-use crate::attribution::{By, Policies};
+use crate::attribution::{By, Policies, PolicyId};
 use crate::columns::{Cell, Column, Row, age};
 use crate::directory::{port_word, service_name};
 use crate::snapshot::protocol_name;
 use lb_core::admin::{Covers, FlowRecord};
+use lb_core::cluster::Name;
 use lb_core::names::{Names, PodName};
 
 /// What became of a flow.
@@ -137,7 +138,9 @@ impl Wanted {
             && (self.verdict.is_empty()
                 || self.verdict.iter().any(|wanted| wanted.covers(row.outcome)))
             && (self.reason.is_empty() || self.reason.iter().any(|reason| reason == row.reason))
-            && self.policy.as_ref().is_none_or(|policy| row.by.policies.contains(policy))
+            && self.policy.as_ref().is_none_or(|policy| {
+                row.by.policies.contains(&PolicyId::Named(Name::parse(policy)))
+            })
     }
 }
 

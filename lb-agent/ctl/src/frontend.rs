@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use lb_common::service::{Frontend, FrontendKey, frontend_flags};
 
 use crate::snapshot::socket;
+use lb_core::cluster::Algorithm;
 
 /// One frontend with the backend ids in its slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,23 +77,23 @@ impl FrontendSlots {
         }
     }
 
-    /// How a backend is chosen, as the Service's annotation names it.
-    pub fn algorithm(&self) -> &'static str {
+    /// How a backend is chosen.
+    pub fn algorithm(&self) -> Algorithm {
         if self.frontend.maglev_n != 0 {
-            "maglev"
+            Algorithm::Maglev
         } else if self.has(frontend_flags::LEAST_CONNECTIONS) {
-            "least-connections"
+            Algorithm::LeastConnections
         } else {
-            "random"
+            Algorithm::Random
         }
     }
 
     /// The same in ipvsadm's words, where it has one.
     pub fn scheduler(&self) -> &'static str {
         match self.algorithm() {
-            "maglev" => "mh",
-            "least-connections" => "lc",
-            other => other,
+            Algorithm::Maglev => "mh",
+            Algorithm::LeastConnections => "lc",
+            Algorithm::Random => Algorithm::Random.name(),
         }
     }
 
@@ -153,7 +154,7 @@ mod tests {
             "{} {} {} {}",
             frontend.scope(),
             or_dash(frontend.policy()),
-            frontend.algorithm(),
+            frontend.algorithm().name(),
             or_dash(frontend.unserved())
         )
     }

@@ -23,6 +23,7 @@ pub mod running;
 pub mod selection;
 pub mod snapshot;
 pub mod view;
+pub mod words;
 
 pub mod columns;
 

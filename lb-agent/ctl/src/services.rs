@@ -206,7 +206,7 @@ fn counted(view: &View<'_>, id: u32) -> ServiceRow {
         let own = frontends.iter().filter(|frontend| !frontend.is_localhost());
         own.filter(|f| f.is_external() == is_external).find_map(|f| f.policy())
     };
-    let algorithms = frontends.iter().map(|frontend| frontend.algorithm());
+    let algorithms = frontends.iter().map(|frontend| frontend.algorithm().name());
     let flows = |id| {
         let count = view.flows_of(id);
         count.active + count.inactive

@@ -112,7 +112,7 @@ fn branch(view: &View<'_>, frontend: &FrontendSlots) -> Branch {
         protocol: protocol_name(frontend.key.proto),
         frontend: frontend.socket(),
         scheduler: frontend.scheduler(),
-        algorithm: frontend.algorithm(),
+        algorithm: frontend.algorithm().name(),
         service: view.directory.service_port(service_id),
         scope: view.scope_of(frontend),
         policy: frontend.policy(),

@@ -1,6 +1,7 @@
 //! Maps and names joined: what every command's rows are made from. Pure; the time is given.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
 
 use lb_common::service::{Backend, FrontendKey, state};
@@ -9,7 +10,7 @@ use crate::affinity;
 use crate::directory::Directory;
 use crate::frontend::FrontendSlots;
 use crate::snapshot::{FlowCount, Snapshot};
-use lb_core::names::{Names, RejectedName};
+use lb_core::names::{Conditions, Names, RejectedName};
 
 /// The joined tables.
 #[derive(Clone, Debug)]
@@ -28,6 +29,33 @@ pub struct View<'a> {
     services_at: HashMap<FrontendKey, u32>,
     rejected_of: HashMap<u32, Vec<&'a RejectedName<'static>>>,
     clients_of: HashMap<u32, u64>,
+}
+
+/// State of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendState {
+    /// It takes no new flows.
+    Draining,
+    /// Its flows are not continued.
+    Dead,
+    /// It takes new flows, and its endpoint is not known.
+    Active,
+    /// It takes new flows, and its endpoint is in these conditions.
+    Endpoint(Conditions),
+    /// One that only a later agent knows.
+    Number(u8),
+}
+
+impl fmt::Display for BackendState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Draining => f.write_str("draining"),
+            Self::Dead => f.write_str("dead"),
+            Self::Active => f.write_str("active"),
+            Self::Endpoint(conditions) => f.write_str(conditions.name()),
+            Self::Number(number) => write!(f, "state-{number}"),
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -139,17 +167,17 @@ impl<'a> View<'a> {
         self.snapshot.flows.get(&backend_id).copied().unwrap_or_default()
     }
 
-    /// State of a backend, one word: the maps' when it takes no new flows, else its endpoint's.
-    pub fn state_of(&self, backend_id: u32, backend: &Backend) -> String {
-        let word = match backend.state {
-            state::DRAINING => "draining",
-            state::DEAD => "dead",
-            state::ACTIVE => {
-                self.directory.backend(backend_id).map_or("active", |name| name.conditions.name())
-            }
-            number => return format!("state-{number}"),
-        };
-        word.to_owned()
+    /// State of a backend: the maps' when it takes no new flows, else its endpoint's.
+    pub fn state_of(&self, backend_id: u32, backend: &Backend) -> BackendState {
+        match backend.state {
+            state::DRAINING => BackendState::Draining,
+            state::DEAD => BackendState::Dead,
+            state::ACTIVE => match self.directory.backend(backend_id) {
+                Some(name) => BackendState::Endpoint(name.conditions),
+                None => BackendState::Active,
+            },
+            number => BackendState::Number(number),
+        }
     }
 
     /// `namespace/name` of a backend's Pod, empty when not known.

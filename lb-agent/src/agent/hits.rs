@@ -104,7 +104,7 @@ impl Hits {
     pub(crate) fn count_in(&self, view: &mut View) {
         let View { name, tier, ingress, egress, default_denied, .. } = view;
         for (decision, hit) in &self.decisions {
-            if decision.tier.name() != tier || decision.policy.to_string() != *name {
+            if (decision.tier, &decision.policy) != (*tier, &*name) {
                 continue;
             }
             let (rules, denied) = match decision.direction {
@@ -150,10 +150,9 @@ impl Hits {
 fn count(rules: &mut [Rule], (index, others): (u32, &[u32]), count: u64) {
     let Some(rule) = rules.get_mut(index as usize) else { return };
     rule.hits = rule.hits.saturating_add(count);
-    let path = rule.path.clone();
     for other in others {
         if let Some(other) = rules.get_mut(*other as usize) {
-            other.counted_in.clone_from(&path);
+            other.counted_in = Some(index);
         }
     }
 }
@@ -217,8 +216,8 @@ mod tests {
         Arc, ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement,
         Name, Outcome, SERIES_BY_POLICY, Tier,
     };
-    use lb_core::admin::policy::{Denied, Rule, View};
-    use lb_core::cluster::Action;
+    use lb_core::admin::policy::{Denied, Rule, Selected, View};
+    use lb_core::cluster::{Action, Namespaces, PodSelector, Selector};
     use lb_core::model::policy::{BitRule, Source};
 
     /// `shop/access` with two rules, the second of which has two bits; `shop/deny` isolates as well.
@@ -239,6 +238,31 @@ mod tests {
         let mut group = Group::default();
         (group.rules, group.isolating) = (rules, [access, deny].into());
         group
+    }
+
+    /// A policy with three rules, before counts are added.
+    fn view(name: &Name) -> View {
+        let rule = Rule {
+            action: Action::Accept,
+            name: "".into(),
+            peers: None,
+            ports: None,
+            hits: 0,
+            counted_in: None,
+        };
+        let all = PodSelector { namespaces: Namespaces::Own, pods: Selector::default() };
+        View {
+            name: name.clone(),
+            tier: Tier::NetworkPolicy,
+            priority: 0,
+            shadow: false,
+            generation: 1,
+            subject: (all, Selected::default()),
+            ingress: Some(vec![rule; 3]),
+            egress: None,
+            default_denied: Denied::default(),
+            issues: Vec::new(),
+        }
     }
 
     fn by_rule(rule: u32) -> HitKey {
@@ -268,20 +292,14 @@ mod tests {
         let of = |name| of_policies[&(name, Tier::NetworkPolicy)];
         assert_eq!(of(&access), Hit { count: 13, last: 110 });
         assert_eq!(of(&deny), Hit { count: 4, last: 110 });
-        let rule = |path: &str| Rule { path: path.to_owned(), ..Rule::default() };
-        let mut view = View {
-            name: "shop/access".to_owned(),
-            tier: "NetworkPolicy".to_owned(),
-            ingress: Some(vec![rule("ingress[0]"), rule("ingress[1]"), rule("ingress[2]")]),
-            ..View::default()
-        };
+        let mut view = view(&access);
         hits.count_in(&mut view);
         let rules = view.ingress.unwrap();
         let of_rules: Vec<u64> = rules.iter().map(|rule| rule.hits).collect();
         let denied = Denied { ingress: 4, egress: 0 };
         assert_eq!((of_rules, view.default_denied), (vec![6, 3, 0], denied));
-        let counted_in: Vec<&str> = rules.iter().map(|rule| &*rule.counted_in).collect();
-        assert_eq!(counted_in, ["", "", "ingress[1]"], "two rules that are one");
+        let counted_in: Vec<Option<u32>> = rules.iter().map(|rule| rule.counted_in).collect();
+        assert_eq!(counted_in, [None, None, Some(1)], "two rules that are one");
         hits.retain(|name, _| *name == deny);
         assert!(!hits.of_policies().contains_key(&(&access, Tier::NetworkPolicy)));
     }

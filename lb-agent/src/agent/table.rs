@@ -308,13 +308,7 @@ fn endpoint<'a>(
 }
 
 fn conditions(endpoint: &cluster::Endpoint) -> Conditions {
-    let cluster::Conditions { ready, serving, terminating } = endpoint.conditions;
-    match (ready, serving, terminating) {
-        (true, _, _) => Conditions::Ready,
-        (false, true, true) => Conditions::Serving,
-        (false, false, true) => Conditions::Terminating,
-        (false, _, false) => Conditions::NotReady,
-    }
+    endpoint.conditions.into()
 }
 
 fn pod_name<'a>(veth: &'a Veth, pod: Option<&'a Name>) -> PodName<'a> {

@@ -1,31 +1,36 @@
 //! What the agent's records say of the two ends of a flow and of the policies about them: names, reasons and what is
-//! missing. No verdict: that is the maps'.
+//! missing, all of it as records. No verdict, which is up to the maps, and no words, which are up to lbctl.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// An end of a flow, as it is asked for.
+use crate::cluster::{self, Action, Labels, Name, Prefix, Requirement, ServiceType, Tier};
+use crate::model::policy::Direction;
+use crate::names::Conditions;
+
+/// An end of a flow, as the request names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Party {
-    /// A Pod, `namespace/name`.
-    Pod(String),
+    /// A Pod.
+    Pod(Name),
     /// A node and its processes.
-    Node(String),
-    /// A Service, `namespace/name`.
-    Service(String),
-    /// An address, whoever has it.
+    Node(Arc<str>),
+    /// A Service.
+    Service(Name),
+    /// An address, no matter what has it.
     Ip(IpAddr),
-    /// Somebody outside the cluster.
+    /// A client or server outside the cluster.
     World,
 }
 
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pod(name) => f.write_str(name),
+            Self::Pod(name) => name.fmt(f),
             Self::Node(name) => write!(f, "node/{name}"),
             Self::Service(name) => write!(f, "svc:{name}"),
             Self::Ip(ip) => ip.fmt(f),
@@ -37,9 +42,9 @@ impl fmt::Display for Party {
 /// A flow to be explained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Who opens it.
+    /// Its source.
     pub src: Party,
-    /// Whom it is for.
+    /// Its destination.
     pub dst: Party,
     /// IP protocol number.
     pub protocol: u8,
@@ -48,20 +53,19 @@ pub struct Wanted {
 }
 
 /// What is known of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// This node.
-    pub node: String,
-    /// Whether an agent said this.
+    pub node: Arc<str>,
+    /// Whether it comes from an agent.
     pub agent: bool,
-    /// Whether its records are complete.
+    /// Whether the agent's records are complete.
     pub complete: bool,
-    /// Who opens it.
+    /// The source.
     pub src: End,
-    /// Whom it is for; for a Service, that Service.
+    /// The destination; for a Service, that Service.
     pub dst: End,
-    /// The Service, if it is one or its address is one's.
+    /// The Service, if the destination is one or has the address of one.
     pub service: Option<Service>,
     /// What policies say of it, for each Pod that it leaves or enters.
     pub legs: Vec<Leg>,
@@ -79,7 +83,7 @@ pub enum Kind {
     Node,
     /// A Service.
     Service,
-    /// Nobody in the cluster, as far as is known.
+    /// No object of the cluster, as far as is known.
     #[default]
     Outside,
     /// There is no such object.
@@ -88,44 +92,41 @@ pub enum Kind {
 
 /// An end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct End {
     /// What it is.
     pub kind: Kind,
-    /// `namespace/name`, or the name of a node; empty of addresses outside.
-    pub name: String,
-    /// Where it runs.
-    pub node: String,
+    /// The Pod or the node; `None` for a Service, for addresses outside, and where the name is not known.
+    pub name: Option<Name>,
+    /// The node where it runs, if known.
+    pub node: Option<Arc<str>>,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
-    /// Of one that is missing: names that are like it.
-    pub similar: Vec<String>,
+    /// For a missing object: similar names.
+    pub similar: Vec<Name>,
 }
 
+/// Key and value of a label.
+pub type Label = (Arc<str>, Arc<str>);
+
 /// A Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// `namespace/name`.
-    pub name: String,
+    /// Its name.
+    pub name: Name,
     /// `spec.type`.
-    pub service_type: String,
+    pub service_type: ServiceType,
     /// Its ClusterIPs.
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses of its load balancer.
     pub lb_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<Port>,
-    /// `internalTrafficPolicy` is Local.
-    pub internal_local: bool,
-    /// `externalTrafficPolicy` is Local.
-    pub external_local: bool,
-    /// `spec.selector` as `key=value`; empty when it has none, or it is not known.
-    pub selector: Vec<String>,
+    /// `spec.selector`; empty when it has none, or it is not known.
+    pub selector: Labels,
     /// Pods of its namespace that the selector selects.
     pub selected: u32,
-    /// Labels that are nearly what the selector wants, and how many Pods have each.
-    pub nearest: Vec<(String, u32)>,
+    /// Labels that are similar to those of the selector, and how many Pods have each.
+    pub similar: Vec<(Label, u32)>,
     /// Its endpoints, the first of them.
     pub endpoints: Vec<Endpoint>,
     /// How many there are.
@@ -136,7 +137,7 @@ pub struct Service {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// Its name, may be empty.
-    pub name: String,
+    pub name: Arc<str>,
     /// IP protocol number.
     pub protocol: u8,
     /// The port that clients dial.
@@ -151,67 +152,58 @@ pub struct Endpoint {
     /// Address and target port.
     pub at: SocketAddr,
     /// Name of the Service port.
-    pub port_name: String,
+    pub port_name: Arc<str>,
     /// IP protocol number.
     pub protocol: u8,
-    /// `namespace/name` of the Pod, may be empty.
-    pub pod: String,
-    /// Where it runs, may be empty.
-    pub node: String,
-    /// `ready`, `serving`, `terminating` or `not-ready`.
-    pub state: String,
+    /// The Pod, if it names one.
+    pub pod: Option<Name>,
+    /// The node where it runs, if known.
+    pub node: Option<Arc<str>>,
+    /// Its conditions.
+    pub conditions: Conditions,
 }
 
 /// The policies about a Pod in the direction of the flow.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leg {
-    /// Whether the flow enters the Pod.
-    pub ingress: bool,
-    /// `namespace/name` of the Pod.
-    pub subject: String,
-    /// Where it runs.
-    pub node: String,
+    /// Whether the flow enters the Pod or leaves it.
+    pub direction: Direction,
+    /// The Pod.
+    pub subject: Name,
     /// The other end's address.
-    pub peer: Option<IpAddr>,
-    /// Who has that, in words.
-    pub peer_name: String,
+    pub peer: IpAddr,
     /// Destination port.
     pub port: u16,
     /// Those that select the Pod, in the order of evaluation.
     pub policies: Vec<Policy>,
 }
 
-/// A policy, held against a flow.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// A policy, compared with a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// `namespace/name`, or the name of one of the cluster.
-    pub name: String,
+    /// Its name; without a namespace for a ClusterNetworkPolicy.
+    pub name: Name,
     /// Its tier.
-    pub tier: String,
-    /// Whether it is only tried.
+    pub tier: Tier,
+    /// Whether it is evaluated without being enforced.
     pub shadow: bool,
-    /// Its rules of this direction.
+    /// All its rules of this direction.
     pub rules: Vec<Rule>,
 }
 
 impl Policy {
-    /// Whether it is a `NetworkPolicy`.
+    /// Whether it isolates the Pod: an enforced `NetworkPolicy`.
     pub fn isolates(&self) -> bool {
-        self.tier == crate::cluster::Tier::NetworkPolicy.name()
+        self.tier == Tier::NetworkPolicy && !self.shadow
     }
 }
 
-/// A rule, held against a flow.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// A rule, compared with a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Its path in `spec`: `ingress[1]`.
-    pub path: String,
-    /// `Accept`, `Deny` or `Pass`.
-    pub action: String,
-    /// Its peers; `None` = everybody.
+    /// What it does.
+    pub action: Action,
+    /// Its peers; `None` = all.
     pub peers: Option<Vec<Peer>>,
     /// Its ports; `None` = all.
     pub ports: Option<Vec<PortMatch>>,
@@ -229,86 +221,51 @@ impl Rule {
     }
 }
 
-/// What a peer of a rule says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Form {
-    /// Pods by their labels, in the policy's namespace.
-    #[default]
-    Pods,
-    /// All Pods of some namespaces.
-    Namespaces,
-    /// Pods by their labels in some namespaces.
-    Both,
-    /// A range of addresses.
-    Block,
-    /// Nodes.
-    Nodes,
-}
-
-/// A peer of a rule, held against the other end.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// A peer of a rule, compared with the other end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its path: `ingress[1].from[0]`.
-    pub path: String,
-    /// What it says.
-    pub form: Form,
-    /// The same in words: `app=api`.
-    pub wants: String,
-    /// What keeps the other end from being it; nothing = it is.
+    /// The peer as it is written.
+    pub wants: cluster::Peer,
+    /// Why the other end does not match; empty = it does.
     pub misses: Vec<Miss>,
 }
 
-/// What keeps an address from being a peer.
+/// Why an address does not match a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Miss {
-    /// A label of the Pod (or node) is another one.
-    Label {
-        /// What is wanted: `app=api`.
-        wants: String,
-        /// What it has: `app=API`, or `no label app`.
-        has: String,
-    },
-    /// A label of its namespace.
-    NamespaceLabel {
-        /// What is wanted.
-        wants: String,
-        /// What the namespace has.
-        has: String,
-    },
-    /// It is in another namespace than the policy's.
-    Namespace {
-        /// The policy's.
-        wants: String,
-        /// Its own.
-        has: String,
-    },
-    /// It is no Pod, or none with an address of its own.
+    /// A label of the Pod (or node) differs.
+    Label(Lacking),
+    /// A label of its namespace differs.
+    NamespaceLabel(Lacking),
+    /// It is in another namespace than the policy.
+    Namespace,
+    /// It is not a Pod, or not one with an address of its own.
     NotPod,
-    /// It is no node.
+    /// It is not a node.
     NotNode,
     /// It is not in the range.
     Block,
-    /// It is in a range that is left out.
-    Except(String),
+    /// It is in an excluded range.
+    Except(Prefix),
 }
 
-/// A port of a rule, held against the flow's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// A requirement that labels do not satisfy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// The requirement.
+    pub wants: Requirement,
+    /// The value of its label; `None` = there is no such label.
+    pub has: Option<Arc<str>>,
+}
+
+/// A port of a rule, compared with the flow's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMatch {
-    /// Its path: `ingress[1].ports[0]`.
-    pub path: String,
-    /// What it says: `5432/TCP`, `http/TCP`.
-    pub wants: String,
+    /// The port as it is written.
+    pub wants: cluster::PortMatch,
     /// Whether it is the flow's.
     pub matches: bool,
-    /// The ports, when they are numbers.
-    pub range: Option<(u16, u16)>,
-    /// Its name, when it has one.
-    pub name: Option<String>,
-    /// What that means in the destination; `None` = nothing.
+    /// What its name means in the destination, if it has a name; `None` = nothing.
     pub means: Option<u16>,
 }

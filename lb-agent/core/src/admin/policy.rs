@@ -1,38 +1,39 @@
-//! A policy with the Pods that it and its rules are about.
+//! A policy with the Pods that it and its rules select, as records.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Remark;
+use crate::cluster::{Action, Name, Peer, PodSelector, PortMatch, Tier};
+
 /// A policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// `namespace/name`, or the name of one of the cluster.
-    pub name: String,
-    /// `NetworkPolicy` or `ClusterNetworkPolicy`.
-    pub kind: String,
-    /// Its tier.
-    pub tier: String,
+    /// Its name; without a namespace for a ClusterNetworkPolicy.
+    pub name: Name,
+    /// Its tier, which also tells its kind.
+    pub tier: Tier,
     /// Its priority in the tier.
     pub priority: u16,
-    /// Whether it is only tried.
+    /// Whether it is evaluated without being enforced.
     pub shadow: bool,
     /// `metadata.generation`.
     pub generation: i64,
-    /// The Pods it selects.
-    pub subject: Selected,
-    /// Its ingress rules; `None` = it says nothing of that direction.
+    /// The Pods that it selects.
+    pub subject: (PodSelector, Selected),
+    /// Its ingress rules; `None` = it does not apply to that direction.
     pub ingress: Option<Vec<Rule>>,
-    /// Its egress rules.
+    /// Its egress rules, likewise.
     pub egress: Option<Vec<Rule>>,
     /// New flows that no rule allowed, so that isolating the Pod denied them; each policy that isolates it counts them.
     pub default_denied: Denied,
     /// What is wrong with it.
-    pub issues: Vec<String>,
+    pub issues: Vec<Remark>,
 }
 
 /// Flows denied in each direction since the agent's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Denied {
     /// Into Pods that it selects.
     pub ingress: u64,
@@ -40,39 +41,28 @@ pub struct Denied {
     pub egress: u64,
 }
 
-/// A selector and what it selects.
+/// What a selector selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
 pub struct Selected {
-    /// Path in `spec`, of a peer.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub path: String,
-    /// What it says.
-    pub wants: String,
-    /// Pods (or nodes) that it selects, in the whole cluster.
+    /// Pods (or nodes) in the whole cluster.
     pub count: u32,
     /// The first of them.
-    pub examples: Vec<String>,
+    pub examples: Vec<Name>,
 }
 
-/// A rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+/// A rule, at the same index as in the object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Path in `spec`.
-    pub path: String,
-    /// `Accept`, `Deny` or `Pass`.
-    pub action: String,
+    /// What it does.
+    pub action: Action,
     /// Its name, may be empty.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    /// Its peers; `None` = everybody.
-    pub peers: Option<Vec<Selected>>,
+    pub name: Arc<str>,
+    /// Its peers; `None` = all.
+    pub peers: Option<Vec<(Peer, Selected)>>,
     /// Its ports; `None` = all.
-    pub ports: Option<Vec<String>>,
+    pub ports: Option<Vec<PortMatch>>,
     /// New flows that it decided since the agent's start.
     pub hits: u64,
-    /// Path of the rule whose hits have those of this one, too; empty = it has its own.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub counted_in: String,
+    /// Index of the rule whose hits include those of this one; `None` = it has its own.
+    pub counted_in: Option<u32>,
 }

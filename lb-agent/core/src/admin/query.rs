@@ -13,6 +13,7 @@ use lb_common::addr::Addr;
 use crate::admin::Owner;
 use crate::admin::context::{Context, End, Kind, Party, Wanted};
 use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
+use crate::model::policy::Direction;
 
 pub use self::differences::differences;
 pub use self::policy::policy;
@@ -22,7 +23,6 @@ mod leg;
 mod policy;
 mod service;
 mod similar;
-mod words;
 
 /// Pods and endpoints that an answer lists.
 const MOST: usize = 64;
@@ -49,7 +49,7 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
     let dst = Holder::of(cluster, &wanted.dst);
     let service = service::service(cluster, wanted);
     let mut context = Context {
-        node: cluster.node_name().to_owned(),
+        node: cluster.node_name().into(),
         agent: true,
         complete: cluster.synced(),
         src: src.end(cluster),
@@ -60,18 +60,18 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
     for (holder, at, port) in targets(cluster, wanted, &dst, &context) {
         let family = Family::of(&at);
         let Some(from) = src.addr(family) else { continue };
-        let flow = |own| leg::Flow { own, protocol: wanted.protocol, port };
+        let flow = |direction| leg::Flow { direction, protocol: wanted.protocol, port };
         if let Holder::Pod(name, pod, _) = &src
             && !pod.host_network
         {
-            let to = leg::Peer { addr: at, holder: &holder };
-            context.legs.push(leg::leg(cluster, (name, pod), &to, flow(false)));
+            let to = leg::OtherEnd { addr: at, holder: &holder };
+            context.legs.push(leg::leg(cluster, (name, pod), &to, flow(Direction::Egress)));
         }
         if let Holder::Pod(name, pod, _) = &holder
             && !pod.host_network
         {
-            let peer = leg::Peer { addr: from, holder: &src };
-            context.legs.push(leg::leg(cluster, (name, pod), &peer, flow(true)));
+            let peer = leg::OtherEnd { addr: from, holder: &src };
+            context.legs.push(leg::leg(cluster, (name, pod), &peer, flow(Direction::Ingress)));
         }
     }
     context
@@ -85,34 +85,34 @@ enum Holder<'a> {
     /// Nobody in the cluster.
     Outside(Vec<Addr>),
     Service,
-    Missing(Vec<String>),
+    Missing(Vec<Name>),
 }
 
 impl<'a> Holder<'a> {
     fn of(cluster: &'a Cluster, party: &Party) -> Self {
         match party {
-            Party::Pod(full) => {
-                let found = cluster.all_pods().find(|(name, _)| is(name, full));
-                let names = || cluster.all_pods().map(|(name, _)| name.to_string());
+            Party::Pod(wanted) => {
+                let found = cluster.all_pods().find(|(name, _)| *name == wanted);
+                let names = || cluster.all_pods().map(|(name, _)| name);
                 found.map_or_else(
-                    || Self::Missing(similar::names(full, names())),
+                    || Self::Missing(similar::names(&wanted.name, names())),
                     |(name, pod)| Self::pod(cluster, name, pod),
                 )
             }
-            Party::Node(full) => {
-                let found = cluster.nodes().find(|(name, _)| is(name, full));
-                let names = || cluster.nodes().map(|(name, _)| name.to_string());
+            Party::Node(wanted) => {
+                let found = cluster.nodes().find(|(name, _)| name.name == *wanted);
+                let names = || cluster.nodes().map(|(name, _)| name);
                 found.map_or_else(
-                    || Self::Missing(similar::names(full, names())),
+                    || Self::Missing(similar::names(wanted, names())),
                     |(name, node)| Self::Node(name, &node.addresses, &node.labels),
                 )
             }
-            Party::Service(full) => {
-                if cluster.services().any(|(name, _)| is(name, full)) {
+            Party::Service(wanted) => {
+                if cluster.service(wanted).is_some() {
                     return Self::Service;
                 }
-                let names = cluster.services().map(|(name, _)| name.to_string());
-                Self::Missing(similar::names(full, names))
+                let names = cluster.services().map(|(name, _)| name);
+                Self::Missing(similar::names(&wanted.name, names))
             }
             Party::Ip(ip) => Self::at(cluster, Addr::from_ip(*ip)),
             Party::World => Self::Outside(
@@ -157,15 +157,15 @@ impl<'a> Holder<'a> {
         match self {
             Self::Pod(name, pod, _) => End {
                 kind: if pod.host_network { Kind::HostPod } else { Kind::Pod },
-                name: name.to_string(),
-                node: pod.node.to_string(),
+                name: Some((*name).clone()),
+                node: Some(Arc::clone(&pod.node)).filter(|node| !node.is_empty()),
                 ips,
                 similar: Vec::new(),
             },
             Self::Node(name, ..) => End {
                 kind: Kind::Node,
-                name: name.to_string(),
-                node: name.to_string(),
+                name: Some((*name).clone()),
+                node: Some(Arc::clone(&name.name)),
                 // As the kernel has them, where it is this one.
                 ips: if *name.name == *cluster.node_name() {
                     cluster.host_addrs().iter().map(|addr| addr.to_ip()).chain(ips).collect()
@@ -196,7 +196,7 @@ fn targets<'a>(
             .filter(|port| {
                 wanted.port.is_none_or(|wanted| [port.port, port.node_port].contains(&wanted))
             })
-            .map(|port| port.name.as_str())
+            .map(|port| &*port.name)
             .collect();
         let serves = |port: &str| names.contains(&port);
         let endpoints = service
@@ -217,14 +217,6 @@ fn targets<'a>(
         Holder::Outside(_) | Holder::Service | Holder::Missing(_) => Holder::Outside(vec![*addr]),
     };
     dst.addrs().iter().map(|addr| (again(addr), *addr, port)).collect()
-}
-
-/// Whether it is the object with this full name.
-fn is(name: &Name, full: &str) -> bool {
-    match full.split_once('/') {
-        Some((namespace, own)) => *name.namespace == *namespace && *name.name == *own,
-        None => name.namespace.is_empty() && *name.name == *full,
-    }
 }
 
 /// The labels of a namespace; each has its name as one.

@@ -7,11 +7,13 @@ use std::str::FromStr;
 
 use lb_common::addr::Addr;
 use lb_common::config::Cidr;
+use serde::{Deserialize, Serialize};
 
 use super::Family;
 
 /// A range of addresses of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Prefix {
     /// Its first address.
     addr: Addr,
@@ -94,6 +96,20 @@ impl Prefix {
         let plain = !bits.is_empty() && bits.bytes().all(|byte| byte.is_ascii_digit());
         let bits = bits.parse().ok().filter(|_| plain).ok_or(NotPrefix)?;
         Self::new(Addr::from_ip(addr), bits).ok_or(NotPrefix)
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = NotPrefix;
+
+    fn try_from(text: String) -> Result<Self, NotPrefix> {
+        text.parse()
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.to_string()
     }
 }
 

@@ -7,6 +7,7 @@ use std::num::{NonZeroI64, NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+use serde::{Deserialize, Serialize};
 
 use super::Prefix;
 
@@ -34,7 +35,7 @@ impl Family {
 }
 
 /// Type of a Service that has frontends (`spec.type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ServiceType {
     /// Reachable at its ClusterIPs.
     ClusterIp,
@@ -45,6 +46,9 @@ pub enum ServiceType {
 }
 
 impl ServiceType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::ClusterIp, Self::NodePort, Self::LoadBalancer];
+
     /// The name in `spec.type`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -217,7 +221,7 @@ pub struct Hints {
 }
 
 /// Conditions of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Conditions {
     /// May get new connections; absent means true.
     pub ready: bool,
@@ -281,7 +285,7 @@ pub struct NamedPort {
 }
 
 /// The labels of an object, sorted by key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {

@@ -1,18 +1,19 @@
 //! What is known of a flow without the agent: from the name table and the maps.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use crate::directory::service_name;
 use crate::view::View;
 use lb_core::admin::context::{Context, End, Kind, Party, Port, Service, Wanted};
+use lb_core::cluster::{Labels, Name, ServiceType};
 use lb_core::names::ServiceName;
 
-/// The same as an agent's answer, with less in it.
+/// The same as an agent's response, with less in it.
 pub fn context(view: &View<'_>, wanted: &Wanted) -> Context {
     Context {
-        node: view.directory.node.to_owned(),
+        node: view.directory.node.into(),
         agent: false,
         complete: false,
         src: end(view, &wanted.src),
@@ -23,32 +24,26 @@ pub fn context(view: &View<'_>, wanted: &Wanted) -> Context {
 }
 
 fn end(view: &View<'_>, party: &Party) -> End {
+    let named = |kind, name: &Name| End { kind, name: Some(name.clone()), ..End::default() };
     match party {
         Party::Pod(name) => {
-            let mut ips = view.directory.ips_of(name);
+            let mut ips = view.directory.ips_of(&name.to_string());
             ips.sort();
             let kind = if ips.is_empty() { Kind::Missing } else { Kind::Pod };
-            End { kind, name: name.clone(), ips, ..End::default() }
+            End { ips, ..named(kind, name) }
         }
         Party::Node(name) => {
-            End { kind: Kind::Node, name: name.clone(), node: name.clone(), ..End::default() }
+            let node = Some(Arc::clone(name));
+            End { node, ..named(Kind::Node, &Name::new("", Arc::clone(name))) }
         }
-        Party::Service(name) => End { kind: Kind::Service, name: name.clone(), ..End::default() },
-        Party::Ip(ip) => match view.directory.pod_at(*ip) {
-            Some(name) => {
-                End { kind: Kind::Pod, name: name.to_owned(), ips: vec![*ip], ..End::default() }
-            }
-            None => {
-                // A Pod of this node whose name is not known.
-                let is_pod = view.directory.ifindex_of(&Addr::from_ip(*ip)) != 0;
-                let (kind, name) = if is_pod {
-                    (Kind::Pod, ip.to_string())
-                } else {
-                    (Kind::Outside, String::new())
-                };
-                End { kind, name, ips: vec![*ip], ..End::default() }
-            }
-        },
+        Party::Service(name) => named(Kind::Service, name),
+        Party::Ip(ip) => {
+            let name = view.directory.pod_at(*ip).map(Name::parse);
+            // A Pod of this node may have no name yet.
+            let is_pod = name.is_some() || view.directory.ifindex_of(&Addr::from_ip(*ip)) != 0;
+            let kind = if is_pod { Kind::Pod } else { Kind::Outside };
+            End { kind, name, ips: vec![*ip], ..End::default() }
+        }
         Party::World => {
             End { kind: Kind::Outside, ips: vec![IpAddr::from([203, 0, 113, 1])], ..End::default() }
         }
@@ -57,7 +52,9 @@ fn end(view: &View<'_>, party: &Party) -> End {
 
 fn service(view: &View<'_>, wanted: &Wanted) -> Option<Service> {
     let is = |service: &&ServiceName<'_>| match &wanted.dst {
-        Party::Service(name) => service_name(service) == *name,
+        Party::Service(name) => {
+            (&*service.namespace, &*service.name) == (&*name.namespace, &*name.name)
+        }
         Party::Ip(ip) => {
             let port = wanted.port.unwrap_or_default();
             let mut all = service.frontends.iter().chain(service.externals.iter().map(|e| &e.at));
@@ -72,17 +69,22 @@ fn service(view: &View<'_>, wanted: &Wanted) -> Option<Service> {
     cluster_ips.sort();
     cluster_ips.dedup();
     let port = |service: &&ServiceName<'_>| Port {
-        name: service.port_name.to_string(),
+        name: (&*service.port_name).into(),
         protocol: service.protocol,
         port: service.port,
         node_port: 0,
     };
+    let service_type = ServiceType::ALL.into_iter().find(|known| known.name() == first.kind);
     Some(Service {
-        name: service_name(first),
-        service_type: first.kind.to_string(),
+        name: Name::new(&*first.namespace, &*first.name),
+        service_type: service_type.unwrap_or(ServiceType::ClusterIp),
         cluster_ips,
+        lb_ips: Vec::new(),
         ports: ports.iter().map(port).collect(),
+        selector: Labels::default(),
+        selected: 0,
+        similar: Vec::new(),
+        endpoints: Vec::new(),
         n_endpoints: first.endpoints,
-        ..Service::default()
     })
 }

@@ -4,8 +4,8 @@ use expect_test::{Expect, expect};
 use lb_common::flow::proto;
 use lb_common::verdict::DropReason;
 
-use self::world::{World, pod, policy, service};
-use crate::explain::{Code, Outcome};
+use self::world::{World, pod, policy, service, text};
+use crate::explain::{Code, Outcome, Stale, render};
 use lb_core::names::DropExample;
 
 mod worked;
@@ -28,9 +28,9 @@ fn check(more: &str, (src, dst): (&str, &str), code: Option<Code>, want: Expect)
 }
 
 fn check_in(world: &World, (src, dst): (&str, &str), code: Option<Code>, want: Expect) {
-    let (explanation, text) = world.explain(src, dst);
-    want.assert_eq(&text);
-    assert_eq!(explanation.finding.code, code, "{text}");
+    let trace = world.trace(src, dst);
+    want.assert_eq(&text(&trace));
+    assert_eq!(trace.code(), code, "{trace:?}");
 }
 
 const TO_WEB: (&str, &str) = ("client", "svc:web:80");
@@ -697,14 +697,15 @@ fn a_node_that_does_not_forward() {
         "#]],
     );
     // On one node a bridge may do without.
-    let (near, text) = world.explain(TO_WEB.0, TO_WEB.1);
-    assert_eq!(near.finding.code, None, "{text}");
+    let near = world.trace(TO_WEB.0, TO_WEB.1);
+    assert_eq!(near.code(), None, "{near:?}");
 }
 
 #[test]
 fn stale_flow() {
     let mut world = World::new(&base());
-    world.gone = vec![("10.96.0.10:80".to_owned(), "10.1.1.4:8080".to_owned())];
+    let [dialed, backend] = ["10.96.0.10:80", "10.1.1.4:8080"].map(|at| at.parse().unwrap());
+    world.stale = vec![Stale { dialed, backend }];
     check_in(
         &world,
         TO_WEB,
@@ -923,8 +924,8 @@ fn policies_in_shadow_mode_are_told() {
 fn without_an_agent() {
     let more = policy("default/deny-all", "{podSelector: {matchLabels: {app: web}}}");
     let world = World::new(&format!("{}{more}", base()));
-    let (explanation, text) = world.explain_alone("client", "svc:web:80");
-    assert_eq!(explanation.outcome, Outcome::Stopped);
+    let trace = world.trace_alone("client", "svc:web:80");
+    assert_eq!(trace.outcome(), Outcome::Stopped);
     expect![[r#"
         STOPPED: default/client to svc:default/web:80/TCP: default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
           1  ok    source          Pod default/client 10.1.0.2 on this node
@@ -937,7 +938,7 @@ fn without_an_agent() {
         to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
         assumed: agent not reachable: using cached names; reasons may be missing
         code: DEFAULT_DENY
-    "#]].assert_eq(&text);
+    "#]].assert_eq(&text(&trace));
 }
 
 #[test]
@@ -946,7 +947,8 @@ fn the_document_has_stable_keys() {
         "default/access",
         "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}]}]}",
     );
-    let (explanation, _) = World::new(&format!("{}{more}", base())).explain("client", "svc:web:80");
+    let trace = World::new(&format!("{}{more}", base())).trace("client", "svc:web:80");
+    let explanation = render(&trace);
     let text = serde_json::to_string_pretty(&explanation).unwrap();
     expect![[r#"
         {

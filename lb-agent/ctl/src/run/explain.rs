@@ -13,7 +13,8 @@ use crate::admin::Client;
 use crate::attribution::Policies;
 use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
-use crate::explain::{self, Facts, Listening, ask, host, offline};
+use crate::explain::trace::Unseen;
+use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, offline};
 use crate::pinned::Pinned;
 use crate::policies;
 use crate::run::{Place, remark, unix_now};
@@ -21,6 +22,7 @@ use crate::snapshot::{CtFilter, Extent, Snapshot, protocol_name};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
 use lb_core::admin::context::{Context, End, Kind, Party, Port, Wanted};
+use lb_core::cluster::Name;
 use lb_kernel::bpf::sockets;
 use lb_kernel::devices::netns;
 
@@ -30,7 +32,7 @@ pub(super) fn words(
     args: &ExplainArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let wanted = ask::words(&args.src, &args.dst, args.namespace.as_deref())?;
+    let wanted = flow_args::words(&args.src, &args.dst, args.namespace.as_deref())?;
     explain(place, &wanted, args.output, out)
 }
 
@@ -50,14 +52,14 @@ pub(super) fn policy(
         PolicyCommand::Show(args) => show(place, args, out),
         PolicyCommand::Explain(args) => {
             let PolicyExplainArgs { from, to, port, namespace, output } = args;
-            let wanted = ask::flags(from, to, port.as_deref(), namespace.as_deref())?;
+            let wanted = flow_args::flags(from, to, port.as_deref(), namespace.as_deref())?;
             explain(place, &wanted, *output, out)
         }
     }
 }
 
 fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let found = match Client::new(place.state_dir).policy(&args.name) {
+    let found = match Client::new(place.state_dir).policy(&Name::parse(&args.name)) {
         Ok(found) => found,
         Err(error) => return show_alone(place, args, &error, out),
     };
@@ -65,7 +67,9 @@ fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow:
         bail!("{}: no such policy (NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy)", args.name)
     };
     match args.output {
-        Format::Json | Format::Yaml => columns::document(out, &policy, args.output)?,
+        Format::Json | Format::Yaml => {
+            columns::document(out, &policies::document(&policy), args.output)?;
+        }
         Format::Name => columns::line(out, &policy.name)?,
         Format::Table | Format::Wide => policies::print(out, &policy)?,
     }
@@ -124,21 +128,22 @@ fn explain(
         (wanted.port, wanted.protocol) = (Some(port.port), port.protocol);
         context = known(&wanted, !context.agent)?;
     }
-    let gone = gone(&pinned, &view, &context)?;
-    let explanation = explain::explain(&Facts {
+    let stale = stale(&pinned, &view, &context)?;
+    let trace = explain::trace(&Facts {
         wanted: &wanted,
         context: &context,
         view: &view,
         policies: &Policies::of(&names),
         tables: &tables,
         epoch: tables.state().epoch,
-        gone: &gone,
+        stale: &stale,
         forwards: host::forwards(),
         listening: &listening,
     });
     if let Some(error) = tables.take_error() {
         bail!("cannot read the policy maps: {error}");
     }
+    let explanation = explain::render(&trace);
     match output {
         Format::Json | Format::Yaml => columns::document(out, &explanation, output)?,
         Format::Name => bail!("an explanation cannot be printed as names"),
@@ -151,7 +156,8 @@ fn exists(name: &str, end: &End) -> anyhow::Result<()> {
     if end.kind != Kind::Missing {
         return Ok(());
     }
-    match end.similar.as_slice() {
+    let similar: Vec<String> = end.similar.iter().map(Name::to_string).collect();
+    match similar.as_slice() {
         [] => bail!("{name}: no such object in the cluster"),
         similar => bail!("{name}: no such object in the cluster; similar: {}", similar.join(", ")),
     }
@@ -176,27 +182,15 @@ fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Po
     }
 }
 
-/// Flows of the source whose backend has left: what was dialled, and that backend.
-fn gone(
-    pinned: &Pinned,
-    view: &View<'_>,
-    context: &Context,
-) -> anyhow::Result<Vec<(String, String)>> {
+/// Returns the open flows of the source whose backend was removed.
+fn stale(pinned: &Pinned, view: &View<'_>, context: &Context) -> anyhow::Result<Vec<Stale>> {
     if context.service.is_none() || context.src.ips.is_empty() {
         return Ok(Vec::new());
     }
     let addrs: HashSet<Addr> = context.src.ips.iter().map(|ip| Addr::from_ip(*ip)).collect();
     let filter = CtFilter { addrs: Some(addrs), ..CtFilter::default() };
     let (entries, now) = pinned.flows(&filter)?;
-    let rows = ct::rows(view, &entries, now, false);
-    let mut gone: Vec<(String, String)> = rows
-        .into_iter()
-        .filter(|row| row.state == "GONE")
-        .map(|row| (row.dst_address, row.backend_address))
-        .collect();
-    gone.sort();
-    gone.dedup();
-    Ok(gone)
+    Ok(ct::stale(view, &entries, now))
 }
 
 /// What a Pod of this node listens on.
@@ -210,10 +204,7 @@ fn listening(pod: &Pod, protocol: u8) -> Listening {
     };
     match look() {
         Ok(Some(sockets)) => Listening::On(sockets),
-        Ok(None) => Listening::Unknown(
-            "the Pod's network namespace is not visible from here: run lbctl on the node itself"
-                .to_owned(),
-        ),
-        Err(error) => Listening::Unknown(format!("cannot list the Pod's sockets: {error}")),
+        Ok(None) => Listening::Unknown(Unseen::Namespace),
+        Err(error) => Listening::Unknown(Unseen::Error(error.to_string())),
     }
 }

@@ -9,7 +9,11 @@ use crate::selection::Selection;
 use crate::snapshot::Snapshot;
 use crate::view::View;
 use crate::{affinity, backends, drops, pods, policies, services, status, tree};
-use lb_core::admin::policy;
+use lb_core::admin::{Remark, policy};
+use lb_core::cluster::{
+    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Requirement, Selector,
+    Tier,
+};
 use lb_core::names::Names;
 
 const EVIL: &str = "\x1b[2J\nOK\r\u{9b}\u{202e}\u{2028}\u{200b}\x7f";
@@ -120,27 +124,34 @@ fn the_tree_and_the_status() {
 }
 
 #[test]
-fn what_the_agent_tells() {
+fn records_of_the_agent() {
     let text = || EVIL.to_owned();
-    let selected =
-        policy::Selected { path: text(), wants: text(), count: 1, examples: vec![text()] };
+    let evil = Name::new(EVIL, EVIL);
+    let requirement =
+        Requirement { key: EVIL.into(), operator: Operator::In([EVIL.into()].into()) };
+    let selector = Selector([requirement].into());
+    let pods = PodSelector { namespaces: Namespaces::Selected(selector.clone()), pods: selector };
+    let selected = policy::Selected { count: 1, examples: vec![evil.clone()] };
+    let port = PortMatch { protocol: None, ports: Ports::Named(EVIL.into()) };
     let rule = policy::Rule {
-        path: text(),
-        action: text(),
-        name: text(),
-        peers: Some(vec![selected.clone()]),
-        ports: Some(vec![text()]),
+        action: Action::Accept,
+        name: EVIL.into(),
+        peers: Some(vec![(Peer::Pods(pods.clone()), selected.clone())]),
+        ports: Some(vec![port]),
         hits: 1,
-        counted_in: text(),
+        counted_in: None,
     };
     let policy = policy::View {
-        name: text(),
-        kind: text(),
-        tier: text(),
-        subject: selected,
+        name: evil,
+        tier: Tier::NetworkPolicy,
+        priority: 0,
+        shadow: false,
+        generation: 0,
+        subject: (pods, selected),
         ingress: Some(vec![rule]),
-        issues: vec![text()],
-        ..policy::View::default()
+        egress: None,
+        default_denied: policy::Denied::default(),
+        issues: vec![Remark { object: text(), field: text(), message: text() }],
     };
     let finding = Finding {
         because: vec![text(), format!("other {EVIL}")],

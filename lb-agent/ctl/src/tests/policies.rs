@@ -20,7 +20,11 @@ use crate::selection::Selection;
 use crate::view::View;
 use crate::{drops, pods, policies};
 use lb_core::admin::policy::{Denied, Rule, Selected, View as Policy};
-use lb_core::admin::{Covers, FlowRecord};
+use lb_core::admin::{Covers, FlowRecord, Remark};
+use lb_core::cluster::{
+    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Requirement, Selector,
+    Tier,
+};
 use lb_core::counts::Counts;
 use lb_core::names::{
     DropExample, GroupName, IssueLine, Names, PolicyName, PolicyRef, RuleName, ServiceName,
@@ -282,48 +286,53 @@ fn pods_and_drops_name_policies() {
     );
 }
 
+/// default/access, with the Pods that its rules select.
+fn access() -> Policy {
+    let selected = |examples: &[&str]| Selected {
+        count: u32::try_from(examples.len()).unwrap(),
+        examples: examples.iter().copied().map(Name::parse).collect(),
+    };
+    let of_app = |value: &str| {
+        let operator = Operator::In([value.into()].into());
+        let requirement = Requirement { key: "app".into(), operator };
+        PodSelector { namespaces: Namespaces::Own, pods: Selector([requirement].into()) }
+    };
+    let rule = |peers, ports: Option<Vec<PortMatch>>| Rule {
+        action: Action::Accept,
+        name: "".into(),
+        hits: if ports.is_some() { 3 } else { 0 },
+        peers,
+        ports,
+        counted_in: None,
+    };
+    let block = Peer::Block { prefix: "10.0.0.0/8".parse().unwrap(), excepts: [].into() };
+    let peers = vec![
+        (Peer::Pods(of_app("api")), selected(&[])),
+        (block, selected(&["default/client", "default/web-1"])),
+    ];
+    let ports = [Ports::Range(8080, 8080), Ports::Named("web".into())];
+    let ports = ports.map(|ports| PortMatch { protocol: Some(proto::TCP), ports });
+    Policy {
+        name: Name::parse("default/access"),
+        tier: Tier::NetworkPolicy,
+        priority: 0,
+        shadow: false,
+        generation: 3,
+        subject: (of_app("web"), selected(&["default/web-1"])),
+        ingress: Some(vec![rule(Some(peers), Some(ports.to_vec())), rule(None, None)]),
+        egress: None,
+        issues: vec![Remark {
+            object: "NetworkPolicy default/access".to_owned(),
+            field: "spec.ingress[0].ports[2]".to_owned(),
+            message: "is no port".to_owned(),
+        }],
+        default_denied: Denied { ingress: 9, egress: 0 },
+    }
+}
+
 #[test]
 fn a_policy_is_shown_as_it_is_written() {
-    let selected = |path: &str, wants: &str, examples: &[&str]| Selected {
-        path: path.to_owned(),
-        wants: wants.to_owned(),
-        count: examples.len() as u32,
-        examples: examples.iter().map(|name| (*name).to_owned()).collect(),
-    };
-    let rule = |path: &str, peers, ports: Option<&[&str]>| Rule {
-        path: path.to_owned(),
-        action: "Accept".to_owned(),
-        name: String::new(),
-        peers,
-        ports: ports.map(|ports| ports.iter().map(|port| (*port).to_owned()).collect()),
-        hits: if ports.is_some() { 3 } else { 0 },
-        counted_in: String::new(),
-    };
-    let policy = Policy {
-        name: "default/access".to_owned(),
-        kind: "NetworkPolicy".to_owned(),
-        tier: "NetworkPolicy".to_owned(),
-        generation: 3,
-        subject: selected("", "Pods with app=web of namespace default", &["default/web-1"]),
-        ingress: Some(vec![
-            rule(
-                "ingress[0]",
-                Some(vec![
-                    selected("ingress[0].from[0]", "Pods with app=api of namespace default", &[]),
-                    selected(
-                        "ingress[0].from[1]",
-                        "10.0.0.0/8",
-                        &["default/client", "default/web-1"],
-                    ),
-                ]),
-                Some(&["8080/TCP", "web/TCP"]),
-            ),
-            rule("ingress[1]", None, None),
-        ]),
-        issues: vec!["spec.ingress[0].ports[2]: is no port".to_owned()],
-        default_denied: Denied { ingress: 9, egress: 0 },
-        ..Policy::default()
-    };
+    let policy = access();
     let mut out = Vec::new();
     policies::print(&mut out, &policy).unwrap();
     expect![[r#"
@@ -355,6 +364,96 @@ fn a_policy_is_shown_as_it_is_written() {
           egress      not covered by this policy
     "#]]
     .assert_eq(std::str::from_utf8(&out).unwrap());
+}
+
+#[test]
+fn nodes_are_called_nodes() {
+    let all = Peer::Nodes(Selector::default());
+    let one = Selected { count: 1, examples: vec![Name::parse("n1")] };
+    let mut policy = Policy { tier: Tier::Admin, name: Name::parse("fence"), ..access() };
+    let rule = policy.ingress.as_mut().unwrap().last_mut().unwrap();
+    rule.peers = Some(vec![(all.clone(), one), (all, Selected::default())]);
+    rule.counted_in = Some(0);
+    let mut out = Vec::new();
+    policies::print(&mut out, &policy).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let last: Vec<&str> = text.lines().rev().take(3).collect();
+    assert_eq!(
+        last,
+        [
+            "  ingress[1].from[1]  all nodes: 0 nodes",
+            "  ingress[1].from[0]  all nodes: 1 node (n1)",
+            "ingress[1] accept: all protocols and ports; hits counted in ingress[0]",
+        ]
+    );
+}
+
+#[test]
+fn the_document_of_a_policy_has_stable_keys() {
+    let mut policy = access();
+    policy.ingress.as_mut().unwrap().last_mut().unwrap().counted_in = Some(0);
+    let document = policies::document(&policy);
+    expect![[r#"
+        {
+          "name": "default/access",
+          "kind": "NetworkPolicy",
+          "tier": "NetworkPolicy",
+          "priority": 0,
+          "shadow": false,
+          "generation": 3,
+          "subject": {
+            "wants": "Pods with app=web of namespace default",
+            "count": 1,
+            "examples": [
+              "default/web-1"
+            ]
+          },
+          "ingress": [
+            {
+              "path": "ingress[0]",
+              "action": "Accept",
+              "peers": [
+                {
+                  "path": "ingress[0].from[0]",
+                  "wants": "Pods with app=api of namespace default",
+                  "count": 0,
+                  "examples": []
+                },
+                {
+                  "path": "ingress[0].from[1]",
+                  "wants": "10.0.0.0/8",
+                  "count": 2,
+                  "examples": [
+                    "default/client",
+                    "default/web-1"
+                  ]
+                }
+              ],
+              "ports": [
+                "8080/TCP",
+                "web/TCP"
+              ],
+              "hits": 3
+            },
+            {
+              "path": "ingress[1]",
+              "action": "Accept",
+              "peers": null,
+              "ports": null,
+              "hits": 0,
+              "countedIn": "ingress[0]"
+            }
+          ],
+          "egress": null,
+          "defaultDenied": {
+            "ingress": 9,
+            "egress": 0
+          },
+          "issues": [
+            "spec.ingress[0].ports[2]: is no port"
+          ]
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&document).unwrap());
 }
 
 #[test]

@@ -1,91 +1,76 @@
 //! A policy with the Pods that it is about, and those that its rules let in or out.
 #![forbid(unsafe_code)]
 
-use super::{is, namespace_labels, words};
+use std::sync::Arc;
+
+use super::namespace_labels;
+use crate::admin::Remark;
 use crate::admin::policy::{Denied, Rule, Selected, View};
 use crate::cluster::{self, Cluster, Name, Namespaces, Peer, PodSelector};
 
 /// Pods that are named.
 const EXAMPLES: usize = 3;
 
-/// The policy with this name, if there is one.
-pub fn policy(cluster: &Cluster, full: &str) -> Option<View> {
-    let (name, policy) = cluster.policies().find(|(name, _)| is(name, full))?;
-    let kind = match policy.tier {
-        cluster::Tier::NetworkPolicy => "NetworkPolicy",
-        cluster::Tier::Admin | cluster::Tier::Baseline => "ClusterNetworkPolicy",
-    };
-    let list = |direction: &str, rules: &Option<Box<[cluster::Rule]>>| {
-        let rules = rules.as_ref()?.iter().enumerate();
-        Some(rules.map(|(i, one)| rule(cluster, name, (direction, i), one)).collect())
+/// Returns the policy with this name, if there is one.
+pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<View> {
+    let (name, policy) = cluster.policies().find(|(name, _)| *name == wanted)?;
+    let kind = policy.tier.kind();
+    let list = |rules: &Option<Box<[cluster::Rule]>>| {
+        Some(rules.as_ref()?.iter().map(|one| rule(cluster, name, one)).collect())
     };
     let about = |issue: &&crate::issue::Issue| {
         issue.object.kind == kind
             && *issue.object.namespace == *name.namespace
             && *issue.object.name == *name.name
     };
+    let issue = |issue: &crate::issue::Issue| Remark {
+        object: issue.object.to_string(),
+        field: issue.field.clone(),
+        message: issue.message.clone(),
+    };
+    let subjects = cluster.all_pods().filter(|(pod_name, pod)| {
+        !pod.host_network && selects(cluster, name, &policy.subject, (pod_name, pod))
+    });
     Some(View {
-        name: name.to_string(),
-        kind: kind.to_owned(),
-        tier: policy.tier.name().to_owned(),
+        name: name.clone(),
+        tier: policy.tier,
         priority: policy.priority,
         shadow: policy.shadow,
         generation: policy.generation,
-        subject: {
-            let wants = words::pods(&name.namespace, &policy.subject);
-            let pods = cluster.all_pods().filter(|(pod_name, pod)| {
-                !pod.host_network && selects(cluster, name, &policy.subject, (pod_name, pod))
-            });
-            selected(String::new(), wants, pods.map(|(name, _)| name))
-        },
-        ingress: list("ingress", &policy.ingress),
-        egress: list("egress", &policy.egress),
-        // The counts are another's.
+        subject: (policy.subject.clone(), selected(subjects.map(|(name, _)| name))),
+        ingress: list(&policy.ingress),
+        egress: list(&policy.egress),
+        // The counts are not part of the records.
         default_denied: Denied::default(),
-        issues: cluster
-            .issues()
-            .filter(about)
-            .map(|issue| format!("{}: {}", issue.field, issue.message))
-            .collect(),
+        issues: cluster.issues().filter(about).map(issue).collect(),
     })
 }
 
-fn rule(
-    cluster: &Cluster,
-    policy: &Name,
-    (direction, index): (&str, usize),
-    rule: &cluster::Rule,
-) -> Rule {
-    let path = format!("{direction}[{index}]");
-    let side = if direction == "ingress" { "from" } else { "to" };
-    let peers = rule.peers.as_ref().map(|peers| {
-        let peers = peers.iter().enumerate();
-        peers.map(|(i, one)| peer(cluster, policy, format!("{path}.{side}[{i}]"), one)).collect()
-    });
+fn rule(cluster: &Cluster, policy: &Name, rule: &cluster::Rule) -> Rule {
+    let peer = |peer: &Peer| (peer.clone(), matching(cluster, policy, peer));
     Rule {
-        peers,
-        action: format!("{:?}", rule.action),
-        name: rule.name.to_string(),
-        ports: rule.ports.as_ref().map(|ports| ports.iter().map(words::port).collect()),
-        path,
+        action: rule.action,
+        name: Arc::clone(&rule.name),
+        peers: rule.peers.as_ref().map(|peers| peers.iter().map(peer).collect()),
+        ports: rule.ports.as_ref().map(|ports| ports.to_vec()),
         hits: 0,
-        counted_in: String::new(),
+        counted_in: None,
     }
 }
 
-fn peer(cluster: &Cluster, policy: &Name, path: String, peer: &Peer) -> Selected {
-    let wants = words::peer(&policy.namespace, peer);
+/// Returns the Pods or nodes that a peer of this policy selects.
+fn matching(cluster: &Cluster, policy: &Name, peer: &Peer) -> Selected {
     let pods = || cluster.all_pods().filter(|(_, pod)| !pod.host_network);
     match peer {
         Peer::Pods(wanted) => {
             let is = |(name, pod): &(&Name, &cluster::Pod)| {
                 selects(cluster, policy, wanted, (name, pod))
             };
-            selected(path, wants, pods().filter(is).map(|(name, _)| name))
+            selected(pods().filter(is).map(|(name, _)| name))
         }
         Peer::Nodes(wanted) => {
             let nodes = cluster.nodes().filter(|(_, node)| wanted.matches(&node.labels));
-            selected(path, wants, nodes.map(|(name, _)| name))
+            selected(nodes.map(|(name, _)| name))
         }
         Peer::Block { prefix, excepts } => {
             let is = |pod: &cluster::Pod| {
@@ -93,21 +78,20 @@ fn peer(cluster: &Cluster, policy: &Name, path: String, peer: &Peer) -> Selected
                     prefix.contains(addr) && !excepts.iter().any(|except| except.contains(addr))
                 })
             };
-            selected(path, wants, pods().filter(|(_, pod)| is(pod)).map(|(name, _)| name))
+            selected(pods().filter(|(_, pod)| is(pod)).map(|(name, _)| name))
         }
     }
 }
 
-fn selected<'a>(path: String, wants: String, found: impl Iterator<Item = &'a Name>) -> Selected {
-    let mut count = 0;
-    let mut examples = Vec::new();
+fn selected<'a>(found: impl Iterator<Item = &'a Name>) -> Selected {
+    let mut selected = Selected::default();
     for name in found {
-        count += 1;
-        if examples.len() < EXAMPLES {
-            examples.push(name.to_string());
+        selected.count += 1;
+        if selected.examples.len() < EXAMPLES {
+            selected.examples.push(name.clone());
         }
     }
-    Selected { path, wants, count, examples }
+    selected
 }
 
 /// Whether a selector of this policy selects the Pod.

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use super::{MOST, is, similar};
-use crate::admin::context::{Endpoint, Party, Port, Service, Wanted};
-use crate::cluster::{self, Cluster, Labels, Name, TrafficPolicy};
+use super::{MOST, similar};
+use crate::admin::context::{Endpoint, Label, Party, Port, Service, Wanted};
+use crate::cluster::{self, Cluster, Labels, Name};
 
 /// Labels that are named.
 const NEAREST: usize = 3;
@@ -16,7 +17,7 @@ const NEAREST: usize = 3;
 /// The Service that the flow is for, by its name or one of its addresses.
 pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
     let (name, service) = match &wanted.dst {
-        Party::Service(full) => cluster.services().find(|(name, _)| is(name, full))?,
+        Party::Service(name) => cluster.service(name)?,
         Party::Ip(ip) => at(cluster, Addr::from_ip(*ip), wanted)?,
         Party::Pod(_) | Party::Node(_) | Party::World => return None,
     };
@@ -28,14 +29,14 @@ pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
         for endpoint in &slice.endpoints {
             let of = |port: &cluster::SlicePort| Endpoint {
                 at: SocketAddr::new(endpoint.addr.to_ip(), port.port),
-                port_name: port.name.to_string(),
+                port_name: Arc::clone(&port.name),
                 protocol: port.protocol,
-                pod: match &endpoint.pod {
-                    Some(pod) => format!("{}/{pod}", name.namespace),
-                    None => String::new(),
-                },
-                node: endpoint.node.as_deref().unwrap_or_default().to_owned(),
-                state: state(endpoint.conditions).to_owned(),
+                pod: endpoint
+                    .pod
+                    .as_ref()
+                    .map(|pod| Name::new(Arc::clone(&name.namespace), Arc::clone(pod))),
+                node: endpoint.node.clone(),
+                conditions: endpoint.conditions.into(),
             };
             endpoints.extend(slice.ports.iter().map(of));
         }
@@ -47,18 +48,16 @@ pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
         pods(cluster, name).filter(|labels| has_all(labels, &service.selector)).count()
     };
     Some(Service {
-        name: name.to_string(),
-        service_type: service.service_type.name().to_owned(),
+        name: name.clone(),
+        service_type: service.service_type,
         cluster_ips: service.cluster_ips.iter().map(|addr| addr.to_ip()).collect(),
         lb_ips: extra
             .map(|extra| extra.lb_ips.iter().map(|addr| addr.to_ip()).collect())
             .unwrap_or_default(),
         ports: service.ports.iter().map(port).collect(),
-        internal_local: service.internal_policy == TrafficPolicy::Local,
-        external_local: extra.is_some_and(|extra| extra.external_policy == TrafficPolicy::Local),
-        selector: service.selector.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        selector: service.selector.clone(),
         selected: u32::try_from(selected).unwrap_or(u32::MAX),
-        nearest: if selected == 0 { nearest(cluster, name, &service.selector) } else { Vec::new() },
+        similar: if selected == 0 { nearby(cluster, name, &service.selector) } else { Vec::new() },
         endpoints,
         n_endpoints: u32::try_from(n_endpoints).unwrap_or(u32::MAX),
     })
@@ -83,19 +82,10 @@ fn at<'a>(
 
 fn port(port: &cluster::ServicePort) -> Port {
     Port {
-        name: port.name.to_string(),
+        name: Arc::clone(&port.name),
         protocol: port.protocol,
         port: port.port,
         node_port: port.node_port.map_or(0, |port| port.get()),
-    }
-}
-
-fn state(conditions: cluster::Conditions) -> &'static str {
-    match (conditions.ready, conditions.serving, conditions.terminating) {
-        (true, ..) => "ready",
-        (false, true, true) => "serving",
-        (false, false, true) => "terminating",
-        (false, _, false) => "not-ready",
     }
 }
 
@@ -110,8 +100,8 @@ fn has_all(labels: &Labels, wanted: &Labels) -> bool {
 }
 
 /// Labels in the Service's namespace that are nearly one that it wants, and of how many Pods.
-fn nearest(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(String, u32)> {
-    let mut found: BTreeMap<String, u32> = BTreeMap::new();
+fn nearby(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(Label, u32)> {
+    let mut found: BTreeMap<Label, u32> = BTreeMap::new();
     for labels in pods(cluster, service) {
         for (key, value) in wanted.iter() {
             if labels.get(key).is_some_and(|has| has == value) {
@@ -121,12 +111,12 @@ fn nearest(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(String, u
                 (other == &**key && similar::is_slip(its, value))
                     || (its == &**value && other != &**key)
             };
-            for (other, its) in labels.iter().filter(|(other, its)| near(other, its)) {
-                *found.entry(format!("{other}={its}")).or_default() += 1;
+            for label in labels.iter().filter(|(other, its)| near(other, its)) {
+                *found.entry(label.clone()).or_default() += 1;
             }
         }
     }
-    let mut found: Vec<(String, u32)> = found.into_iter().collect();
+    let mut found: Vec<(Label, u32)> = found.into_iter().collect();
     found.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     found.truncate(NEAREST);
     found

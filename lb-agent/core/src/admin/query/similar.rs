@@ -1,29 +1,28 @@
 //! Names that somebody may have meant.
 #![forbid(unsafe_code)]
 
+use crate::cluster::Name;
+
 /// Names that are named.
 const MOST: usize = 3;
 
-/// Those that are like `wanted`, the most similar first.
-pub(super) fn names(wanted: &str, names: impl Iterator<Item = String>) -> Vec<String> {
-    let own = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
-    let short = own(wanted);
-    let mut near: Vec<(usize, String)> = names
+/// Returns those that are similar to `wanted`, in any namespace, the most similar first.
+pub(super) fn names<'a>(wanted: &str, names: impl Iterator<Item = &'a Name>) -> Vec<Name> {
+    let mut near: Vec<(usize, &Name)> = names
         .filter_map(|name| {
-            let other = own(&name);
-            let distance = if other == short {
+            let distance = if *name.name == *wanted {
                 // In another namespace.
                 0
-            } else if other.starts_with(&short) {
+            } else if name.name.starts_with(wanted) {
                 1
             } else {
-                distance(&short, &other)
+                distance(wanted, &name.name)
             };
             (distance <= 2).then_some((distance, name))
         })
         .collect();
     near.sort();
-    near.into_iter().take(MOST).map(|(_, name)| name).collect()
+    near.into_iter().take(MOST).map(|(_, name)| name.clone()).collect()
 }
 
 /// Whether a word may be a slip of another: other case, up to two letters more, less or different.
@@ -50,7 +49,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{distance, is_slip, names};
+    use super::{Name, distance, is_slip, names};
 
     #[test]
     fn slips_are_seen() {
@@ -65,8 +64,8 @@ mod tests {
             assert_eq!(distance(b, a), want, "{b} {a}");
         }
         assert!(is_slip("api", "API") && is_slip("web", "webb") && !is_slip("a", "b"));
-        let all = ["default/web-1", "shop/web", "default/wep", "default/db"];
-        let near = names("default/web", all.iter().map(|name| (*name).to_owned()));
-        assert_eq!(near, ["shop/web", "default/web-1", "default/wep"]);
+        let all = ["default/web-1", "shop/web", "default/wep", "default/db"].map(Name::parse);
+        let near = names("web", all.iter());
+        assert_eq!(near, ["shop/web", "default/web-1", "default/wep"].map(Name::parse));
     }
 }

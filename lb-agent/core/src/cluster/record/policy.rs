@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::Labels;
 use crate::cluster::Prefix;
 
 /// Where a policy stands in the order of evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tier {
     /// `ClusterNetworkPolicy` with `spec.tier: Admin`.
     Admin,
@@ -28,6 +30,14 @@ impl Tier {
             Self::Admin => "Admin",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Baseline => "Baseline",
+        }
+    }
+
+    /// The kind of its objects.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::Admin | Self::Baseline => "ClusterNetworkPolicy",
         }
     }
 }
@@ -78,7 +88,7 @@ impl Policy {
 }
 
 /// Pods by their namespaces and their labels.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodSelector {
     /// Their namespaces.
     pub namespaces: Namespaces,
@@ -97,7 +107,7 @@ impl PodSelector {
 }
 
 /// Namespaces.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Namespaces {
     /// The policy's own: no selector was given, which is not the same as an empty one.
     Own,
@@ -106,7 +116,7 @@ pub enum Namespaces {
 }
 
 /// A label selector; everything must hold. Without requirements it selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Selector(pub Box<[Requirement]>);
 
 impl Selector {
@@ -129,7 +139,7 @@ impl Selector {
 }
 
 /// What one label must be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Requirement {
     /// Key of the label.
     pub key: Arc<str>,
@@ -138,7 +148,7 @@ pub struct Requirement {
 }
 
 /// What is wanted of a label.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Operator {
     /// It is there with one of these values; `matchLabels` has one.
     In(Box<[Arc<str>]>),
@@ -168,7 +178,7 @@ impl Requirement {
 }
 
 /// What a rule does with the flows it applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Allows them. The only action of a `NetworkPolicy`.
     Accept,
@@ -176,6 +186,17 @@ pub enum Action {
     Deny,
     /// Leaves them to the next tier.
     Pass,
+}
+
+impl Action {
+    /// The name in `action`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Accept => "Accept",
+            Self::Deny => "Deny",
+            Self::Pass => "Pass",
+        }
+    }
 }
 
 /// One entry of `spec.ingress` or `spec.egress`, at the same index as in the object.
@@ -192,7 +213,7 @@ pub struct Rule {
 }
 
 /// The other end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Peer {
     /// Pods; never those of the host network.
     Pods(PodSelector),
@@ -208,7 +229,7 @@ pub enum Peer {
 }
 
 /// Protocol and destination ports.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortMatch {
     /// IP protocol number; `None` with a named port of any protocol (`destinationNamedPort`).
     pub protocol: Option<u8>,
@@ -217,7 +238,7 @@ pub struct PortMatch {
 }
 
 /// Destination ports.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Ports {
     /// All of the protocol.
     All,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lb_common::policy::{self, Bits, CHAIN, RULES, WORDS, group_flags};
+use serde::{Deserialize, Serialize};
 
 use super::ports::{self, PortEntry, set};
 use super::{AtomId, Atomic};
@@ -56,7 +57,7 @@ pub struct Source {
 }
 
 /// Direction of a flow as the Pod sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Direction {
     /// Into the Pod.
     Ingress,

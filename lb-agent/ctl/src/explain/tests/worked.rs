@@ -13,7 +13,7 @@ use lb_common::policy::{
 };
 use lb_common::service::FrontendKey;
 
-use super::world::{World, devices, policy};
+use super::world::{World, devices, policy, text};
 use super::{TO_WEB, base};
 use lb_core::model::policy::Compiler;
 use lb_core::plan::Op;
@@ -75,9 +75,9 @@ fn the_worked_example_is_true() {
     chapter.compare("policy writes", &lines(sorted(&world.policy_writes).iter().map(policy_write)));
     chapter.compare("packet of api", &packet(&world, "shop/api", "10.96.0.10"));
     chapter.compare("packet of batch", &packet(&world, "shop/batch", "10.96.0.10"));
-    let (explanation, text) = world.explain("shop/batch", "svc:shop/web");
-    assert_eq!(explanation.outcome.exit(), 3);
-    chapter.compare("explain", &text);
+    let trace = world.trace("shop/batch", "svc:shop/web");
+    assert_eq!(trace.outcome().exit(), 3);
+    chapter.compare("explain", &text(&trace));
     let switched = (0..1000).map(|_| switch(&chapter)).find(|text| is_in_order(text)).unwrap();
     chapter.compare("switch", &switched);
     chapter.finish();
@@ -88,7 +88,7 @@ fn the_example_of_explain_is_true() {
     let spec = "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: \
                 {matchLabels: {app: api}}}]}]}";
     let world = World::new(&format!("{}{}", base(), policy("default/access", spec)));
-    let (_, text) = world.explain(TO_WEB.0, TO_WEB.1);
+    let text = text(&world.trace(TO_WEB.0, TO_WEB.1));
     let text = format!("$ lbctl explain default/client svc:default/web\n{text}");
     let mut chapter = Document::read("docs/src/explain.md");
     chapter.compare("explain", &text);

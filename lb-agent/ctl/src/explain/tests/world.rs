@@ -10,12 +10,13 @@ use lb_common::endpoint::{Ident, Pod, ident_flags};
 use lb_common::policy::group_flags;
 use lb_common::service::state;
 
-use crate::attribution::{Group, Policies};
-use crate::explain::{Explanation, Facts, Listening, ask, explain, offline, print};
+use crate::attribution::{Group, Policies, RuleAt};
+use crate::explain::trace::Trace;
+use crate::explain::{Facts, Listening, Stale, args, offline, print, render, trace};
 use crate::frontend::FrontendSlots;
 use crate::snapshot::Snapshot;
 use crate::view::View;
-use lb_core::admin::context::Wanted;
+use lb_core::admin::context::{Context, Wanted};
 use lb_core::admin::query;
 use lb_core::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
 use lb_core::model::Desired;
@@ -126,8 +127,8 @@ pub(super) struct World {
     pub(super) tables: PolicyActual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
-    /// Flows whose backend has left.
-    pub(super) gone: Vec<(String, String)>,
+    /// Open flows whose backend was removed.
+    pub(super) stale: Vec<Stale>,
     /// Whether the kernel forwards packets.
     pub(super) forwards: [bool; 2],
 }
@@ -160,7 +161,7 @@ impl World {
             policies: Policies::default(),
             tables: PolicyActual::default(),
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
-            gone: Vec::new(),
+            stale: Vec::new(),
             forwards: [true; 2],
             cluster,
         };
@@ -281,12 +282,12 @@ impl World {
         self.policies = Policies::new(planner.groups().map(|(id, group)| {
             let rules = group.rules.iter().map(|(number, rule)| {
                 assert_eq!(rule.source.others.len(), 0, "so few are not merged");
-                let path = format!("{}[{}]", rule.source.direction.name(), rule.source.index);
-                (*number, (rule.source.policy.to_string(), path))
+                let (direction, index) = (rule.source.direction, rule.source.index);
+                (*number, (rule.source.policy.clone(), RuleAt { direction, index, others: 0 }))
             });
             let group = Group {
-                policies: group.policies().iter().map(|(name, _)| name.to_string()).collect(),
-                isolating: group.isolating.iter().map(Name::to_string).collect(),
+                policies: group.policies().iter().map(|(name, _)| (*name).clone()).collect(),
+                isolating: group.isolating.to_vec(),
                 rules: rules.collect(),
                 no_room: group.flags & group_flags::OVERFLOW != 0,
             };
@@ -294,39 +295,40 @@ impl World {
         }));
     }
 
-    /// What lbctl says of a flow: the answer, and its text.
-    pub(super) fn explain(&self, src: &str, dst: &str) -> (Explanation, String) {
-        self.explain_with(src, dst, true)
+    /// Returns the path of a flow, as lbctl finds it.
+    pub(super) fn trace(&self, src: &str, dst: &str) -> Trace {
+        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        // As it comes over the socket.
+        let context = serde_json::to_vec(&query::context(&self.cluster, &wanted)).unwrap();
+        self.trace_with(&wanted, &serde_json::from_slice(&context).unwrap())
     }
 
     /// The same without an agent.
-    pub(super) fn explain_alone(&self, src: &str, dst: &str) -> (Explanation, String) {
-        self.explain_with(src, dst, false)
+    pub(super) fn trace_alone(&self, src: &str, dst: &str) -> Trace {
+        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        let view = View::new(&self.snapshot, &self.names, 0);
+        self.trace_with(&wanted, &offline::context(&view, &wanted))
     }
 
-    fn explain_with(&self, src: &str, dst: &str, agent: bool) -> (Explanation, String) {
-        let wanted: Wanted = ask::words(src, dst, None).unwrap();
-        let view = View::new(&self.snapshot, &self.names, 0);
-        let context = if agent {
-            // As it comes over the socket.
-            let context = query::context(&self.cluster, &wanted);
-            serde_json::from_slice(&serde_json::to_vec(&context).unwrap()).unwrap()
-        } else {
-            offline::context(&view, &wanted)
-        };
-        let explanation = explain(&Facts {
-            wanted: &wanted,
-            context: &context,
-            view: &view,
+    /// The same with these records.
+    pub(super) fn trace_with(&self, wanted: &Wanted, context: &Context) -> Trace {
+        trace(&Facts {
+            wanted,
+            context,
+            view: &View::new(&self.snapshot, &self.names, 0),
             policies: &self.policies,
             tables: &self.tables,
             epoch: self.tables.state.epoch,
-            gone: &self.gone,
+            stale: &self.stale,
             forwards: self.forwards,
             listening: &|_, _| Listening::On(self.sockets.clone()),
-        });
-        let mut out = Vec::new();
-        print(&mut out, &explanation).unwrap();
-        (explanation, String::from_utf8(out).unwrap())
+        })
     }
+}
+
+/// Returns what lbctl prints for a trace.
+pub(super) fn text(trace: &Trace) -> String {
+    let mut out = Vec::new();
+    print(&mut out, &render(trace)).unwrap();
+    String::from_utf8(out).unwrap()
 }

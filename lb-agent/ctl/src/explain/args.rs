@@ -7,6 +7,7 @@ use lb_common::flow::proto;
 
 use crate::snapshot::protocol_number;
 use lb_core::admin::context::{Party, Wanted};
+use lb_core::cluster::Name;
 
 /// Namespace of a name that has none, as for kubectl.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -76,8 +77,8 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
         return Ok(Party::World);
     }
     let full = |name: &str| match name.split('/').collect::<Vec<_>>().as_slice() {
-        [name] if !name.is_empty() => Ok(format!("{namespace}/{name}")),
-        [own, name] if !own.is_empty() && !name.is_empty() => Ok(format!("{own}/{name}")),
+        [name] if !name.is_empty() => Ok(Name::new(namespace, *name)),
+        [own, name] if !own.is_empty() && !name.is_empty() => Ok(Name::new(*own, *name)),
         _ => bail!(
             "{text}: expected NAMESPACE/POD, an address, node/NAME, svc:NAMESPACE/NAME or world"
         ),
@@ -88,7 +89,7 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
         }
     }
     match text.split_once('/') {
-        Some(("node", name)) if !name.is_empty() => Ok(Party::Node(name.to_owned())),
+        Some(("node", name)) if !name.is_empty() => Ok(Party::Node(name.into())),
         Some(("pod" | "po", name)) => Ok(Party::Pod(full(name)?)),
         _ => Ok(Party::Pod(full(text)?)),
     }

@@ -1,14 +1,13 @@
-//! Selectors, peers and ports in words, as one would say them: `app=api`, `5432/TCP`.
-#![forbid(unsafe_code)]
+//! Records of policies in words: selectors, peers, ports and paths: `app=api`, `5432/TCP`.
 
-use lb_common::flow::proto;
-
-use crate::cluster::{
+use crate::snapshot::protocol_name;
+use lb_core::cluster::{
     Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Prefix, Requirement, Selector,
 };
+use lb_core::model::policy::Direction;
 
 /// A requirement: `app=api`, `app in (a,b)`, `app`, `!app`.
-pub(super) fn requirement(requirement: &Requirement) -> String {
+pub fn requirement(requirement: &Requirement) -> String {
     let Requirement { key, operator } = requirement;
     match operator {
         Operator::In(values) => match &**values {
@@ -25,12 +24,12 @@ pub(super) fn requirement(requirement: &Requirement) -> String {
 }
 
 /// A selector: its requirements with commas between, or nothing.
-pub(super) fn selector(selector: &Selector) -> String {
+pub fn selector(selector: &Selector) -> String {
     selector.0.iter().map(requirement).collect::<Vec<_>>().join(",")
 }
 
 /// A selector of Pods of a policy in this namespace (empty = of the cluster).
-pub(super) fn pods(namespace: &str, selected: &PodSelector) -> String {
+pub fn pods(namespace: &str, selected: &PodSelector) -> String {
     let pods = match selector(&selected.pods) {
         all if all.is_empty() => "all Pods".to_owned(),
         some => format!("Pods with {some}"),
@@ -45,31 +44,26 @@ pub(super) fn pods(namespace: &str, selected: &PodSelector) -> String {
 }
 
 /// A peer of a policy in this namespace.
-pub(super) fn peer(namespace: &str, peer: &Peer) -> String {
+pub fn peer(namespace: &str, peer: &Peer) -> String {
     match peer {
         Peer::Pods(selected) => pods(namespace, selected),
         Peer::Nodes(nodes) => match selector(nodes) {
             all if all.is_empty() => "all nodes".to_owned(),
             some => format!("nodes with {some}"),
         },
-        Peer::Block { prefix: block, excepts } => match &**excepts {
-            [] => prefix(block),
+        Peer::Block { prefix, excepts } => match &**excepts {
+            [] => prefix.to_string(),
             excepts => {
-                let excepts: Vec<String> = excepts.iter().map(prefix).collect();
-                format!("{} except {}", prefix(block), excepts.join(","))
+                let excepts: Vec<String> = excepts.iter().map(Prefix::to_string).collect();
+                format!("{prefix} except {}", excepts.join(","))
             }
         },
     }
 }
 
-/// `10.0.0.0/8`.
-pub(super) fn prefix(prefix: &Prefix) -> String {
-    prefix.to_string()
-}
-
 /// `5432/TCP`, `8000-8080/TCP`, `http`, `TCP`.
-pub(super) fn port(port: &PortMatch) -> String {
-    let protocol = port.protocol.map(protocol);
+pub fn port(port: &PortMatch) -> String {
+    let protocol = port.protocol.map(protocol_name);
     let with = |what: String| match &protocol {
         Some(protocol) => format!("{what}/{protocol}"),
         None => what,
@@ -82,14 +76,16 @@ pub(super) fn port(port: &PortMatch) -> String {
     }
 }
 
-/// Name of an IP protocol.
-pub(super) fn protocol(protocol: u8) -> String {
-    match protocol {
-        proto::TCP => "TCP".to_owned(),
-        proto::UDP => "UDP".to_owned(),
-        proto::SCTP => "SCTP".to_owned(),
-        proto::ICMP => "ICMP".to_owned(),
-        proto::ICMP6 => "ICMPv6".to_owned(),
-        other => other.to_string(),
-    }
+/// The path of a rule in `spec`: `ingress[1]`.
+pub fn rule_path(direction: Direction, rule: u32) -> String {
+    format!("{}[{rule}]", direction.name())
+}
+
+/// The path of one of its peers: `ingress[1].from[0]`.
+pub fn peer_path(direction: Direction, rule: u32, peer: u32) -> String {
+    let list = match direction {
+        Direction::Ingress => "from",
+        Direction::Egress => "to",
+    };
+    format!("{}.{list}[{peer}]", rule_path(direction, rule))
 }

@@ -1,0 +1,80 @@
+//! Everything that a trace is made from.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::addr::Addr;
+use lb_common::endpoint::Pod;
+use lb_common::policy::Tables;
+
+use crate::attribution::Policies;
+use crate::explain::trace::Unseen;
+use crate::view::View;
+use lb_core::admin::context::{Context, End, Kind, Wanted};
+
+/// What a Pod listens on.
+#[derive(Clone, Debug)]
+pub enum Listening {
+    /// These sockets.
+    On(Vec<SocketAddr>),
+    /// Its sockets cannot be listed.
+    Unknown(Unseen),
+}
+
+/// A flow of the source whose backend was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stale {
+    /// What was dialed.
+    pub dialed: SocketAddr,
+    /// The backend.
+    pub backend: SocketAddr,
+}
+
+/// Everything that a trace is made from.
+pub struct Facts<'a, T> {
+    /// The flow.
+    pub wanted: &'a Wanted,
+    /// What the agent's records say.
+    pub context: &'a Context,
+    /// The maps of Services and Pods, with names.
+    pub view: &'a View<'a>,
+    /// Which rule belongs to which policy.
+    pub policies: &'a Policies,
+    /// The maps of policies.
+    pub tables: &'a T,
+    /// Number of their state; 0 while there is no policy.
+    pub epoch: u32,
+    /// Open flows whose backend was removed.
+    pub stale: &'a [Stale],
+    /// Whether the kernel forwards packets: IPv4, IPv6.
+    pub forwards: [bool; 2],
+    /// What a Pod listens on.
+    pub listening: &'a dyn Fn(&Pod, u8) -> Listening,
+}
+
+impl<'a, T: Tables> Facts<'a, T> {
+    /// Whether the source is outside the cluster.
+    pub(super) fn is_outside(&self) -> bool {
+        self.context.src.kind == Kind::Outside
+    }
+
+    /// Whether this is the name of this node.
+    pub(super) fn is_here(&self, node: Option<&str>) -> bool {
+        node == Some(&*self.context.node)
+    }
+
+    /// The entry of a Pod of this node.
+    pub(super) fn local(&self, end: &End) -> Option<&'a Pod> {
+        end.ips.iter().find_map(|ip| self.pod_at(*ip))
+    }
+
+    /// The entry of the Pod of this node that has the address.
+    pub(super) fn pod_at(&self, ip: IpAddr) -> Option<&'a Pod> {
+        self.view.snapshot.pods.get(&self.view.directory.ifindex_of(&Addr::from_ip(ip)))
+    }
+
+    /// Whether the maps know the address as one of these: a Pod's, on any node, or a node's.
+    pub(super) fn has_flags(&self, ip: IpAddr, flags: u32) -> bool {
+        let known = self.tables.ident(&Addr::from_ip(ip));
+        known.is_some_and(|known| known.flags & flags != 0)
+    }
+}

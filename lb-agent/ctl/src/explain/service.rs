@@ -1,0 +1,184 @@
+//! The Service: which frontend is dialed, which backends it may select, and when there is none, why.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+use lb_common::be::Be16;
+use lb_common::policy::Tables;
+use lb_common::service::{FrontendKey, frontend_flags};
+
+use crate::explain::facts::Facts;
+use crate::explain::trace::{Backend, Excluded, ServiceHop, Unserved, Who};
+use crate::explain::unserved;
+use crate::frontend::FrontendSlots;
+use crate::snapshot::socket;
+use crate::view::BackendState;
+use lb_core::admin::context::{End, Kind, Party, Port, Service};
+use lb_core::cluster::Name;
+use lb_core::names::Conditions;
+
+/// Where the flow goes.
+#[derive(Debug)]
+pub(super) enum Route {
+    /// To what is dialed.
+    Plain,
+    /// Through a frontend.
+    Service(Box<Chosen>),
+    /// Nowhere.
+    Unserved(Unserved),
+}
+
+/// A frontend and what it leads to.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// The Service.
+    pub(super) hop: ServiceHop,
+    /// Backends that a new flow may get, each once.
+    pub(super) targets: Vec<Target>,
+}
+
+/// Where a flow may end.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// The backend, or what is dialed.
+    pub(super) backend: Backend,
+    /// The frontend by which the flow comes, if it does.
+    pub(super) through: Option<SocketAddr>,
+}
+
+impl Target {
+    /// The end that is dialed itself.
+    pub(super) fn plain(at: SocketAddr, end: &End) -> Self {
+        let pod = end.name.clone().filter(|_| end.kind == Kind::Pod);
+        let state = BackendState::Endpoint(Conditions::Ready);
+        Self { backend: Backend { at, pod, node: end.node.clone(), state }, through: None }
+    }
+
+    /// What it is called.
+    pub(super) fn who(&self) -> Who {
+        Who::of(self.backend.pod.as_ref(), self.backend.at.ip())
+    }
+}
+
+/// Returns where the flow goes.
+pub(super) fn route<T: Tables>(facts: &Facts<'_, T>) -> Route {
+    let outside = facts.is_outside();
+    let dialed = dialed(facts, outside);
+    let frontends = &facts.view.snapshot.frontends;
+    let protocol = facts.wanted.protocol;
+    let key =
+        |at: &SocketAddr| FrontendKey::new(Addr::from_ip(at.ip()), Be16::new(at.port()), protocol);
+    let frontend_at = |at: &SocketAddr| frontends.iter().find(|frontend| frontend.key == key(at));
+    let Some(frontend) = dialed.iter().find_map(frontend_at) else {
+        return unserved::without_frontend(facts, &dialed).map_or(Route::Plain, Route::Unserved);
+    };
+    let local = outside && frontend.has(frontend_flags::EXTERNAL_LOCAL);
+    let ids = if local { &frontend.local_ids } else { &frontend.backend_ids };
+    let ids: BTreeSet<u32> = ids.iter().copied().collect();
+    let targets: Vec<Target> = ids.iter().filter_map(|id| target(facts, frontend, *id)).collect();
+    let port = facts.view.directory.service_port(frontend.frontend.service_id);
+    let why = unserved::source_range(facts, frontend)
+        .or_else(|| targets.is_empty().then(|| unserved::without_backend(facts, frontend)));
+    if let Some(why) = why {
+        let name = facts.context.service.as_ref().map(|service| service.name.to_string());
+        let service = Some(name.unwrap_or_else(|| port.clone()));
+        return Route::Unserved(Unserved { port: Some(port), service, why });
+    }
+    let hop = hop(facts, frontend, port, targets.len());
+    Route::Service(Box::new(Chosen { hop, targets }))
+}
+
+fn hop<T: Tables>(
+    facts: &Facts<'_, T>,
+    frontend: &FrontendSlots,
+    port: String,
+    n: usize,
+) -> ServiceHop {
+    let excluded = facts.view.rejected_of(frontend.frontend.service_id).iter();
+    let excluded = excluded.map(|endpoint| Excluded {
+        at: endpoint.endpoint,
+        pod: pod_name(&endpoint.pod),
+        why: endpoint.why.to_string(),
+    });
+    let node = facts.context.src.node.as_ref();
+    ServiceHop {
+        port,
+        at: frontend.socket(),
+        algorithm: frontend.algorithm(),
+        n,
+        excluded: excluded.collect(),
+        translated_on: node.filter(|node| !facts.is_here(Some(node))).cloned(),
+    }
+}
+
+fn target<T: Tables>(facts: &Facts<'_, T>, frontend: &FrontendSlots, id: u32) -> Option<Target> {
+    let view = facts.view;
+    let backend = view.snapshot.backends.get(&id)?;
+    let place = view.directory.place(view.directory.backend(id));
+    let node = place.map(|place| &*place.node).filter(|node| !node.is_empty());
+    let backend = Backend {
+        at: socket(backend.addr, backend.port),
+        pod: pod_name(&view.pod_of(id)),
+        node: node.map(Arc::from),
+        state: view.state_of(id, backend),
+    };
+    Some(Target { backend, through: Some(frontend.socket()) })
+}
+
+/// Reads a Pod of the name table; there it is empty if it is not known.
+fn pod_name(full: &str) -> Option<Name> {
+    (!full.is_empty()).then(|| Name::parse(full))
+}
+
+/// Returns the addresses and ports to dial, IPv4 first.
+fn dialed<T: Tables>(facts: &Facts<'_, T>, outside: bool) -> Vec<SocketAddr> {
+    match (&facts.wanted.dst, &facts.context.service) {
+        (Party::Ip(ip), _) => vec![SocketAddr::new(*ip, facts.wanted.port.unwrap_or_default())],
+        (Party::Service(_), Some(service)) => {
+            let mut all = addresses(facts, service, outside);
+            // IPv6 only where the source has no IPv4.
+            let own = &facts.context.src.ips;
+            all.retain(|at| own.is_empty() || own.iter().any(|ip| ip.is_ipv4() == at.is_ipv4()));
+            all.sort_by_key(SocketAddr::is_ipv6);
+            all
+        }
+        (Party::Service(_), None) | (Party::Pod(_) | Party::Node(_) | Party::World, _) => {
+            Vec::new()
+        }
+    }
+}
+
+/// Returns the addresses of a Service at which the source may dial the wanted port.
+fn addresses<T: Tables>(facts: &Facts<'_, T>, service: &Service, outside: bool) -> Vec<SocketAddr> {
+    let wanted = facts.wanted;
+    let is_wanted = |port: &&Port| {
+        port.protocol == wanted.protocol
+            && wanted.port.is_none_or(|number| [port.port, port.node_port].contains(&number))
+    };
+    let mut all = Vec::new();
+    let mut extend = |ips: &[IpAddr], port: u16| {
+        all.extend(ips.iter().map(|ip| SocketAddr::new(*ip, port)));
+    };
+    for port in service.ports.iter().filter(is_wanted) {
+        if outside {
+            extend(&service.lb_ips, port.port);
+            if port.node_port != 0 {
+                extend(&node_ips(facts), port.node_port);
+            }
+        } else {
+            extend(&service.cluster_ips, port.port);
+        }
+    }
+    all
+}
+
+/// Returns the addresses that have external frontends, those of this node among them.
+fn node_ips<T: Tables>(facts: &Facts<'_, T>) -> Vec<IpAddr> {
+    let frontends = facts.view.snapshot.frontends.iter();
+    let external =
+        frontends.filter(|frontend| frontend.is_external() && !frontend.key.is_wildcard());
+    let ips: BTreeSet<IpAddr> = external.map(|frontend| frontend.key.addr.to_ip()).collect();
+    ips.into_iter().collect()
+}

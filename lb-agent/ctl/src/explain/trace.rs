@@ -1,0 +1,224 @@
+//! The path of a flow as data: one hop after the other, each with what was found there. Everything is decided on this;
+//! text is made from it ([`super::render`]).
+
+use std::sync::Arc;
+
+use crate::explain::Code;
+use lb_core::admin::context::Wanted;
+
+mod ends;
+mod policy;
+mod service;
+
+pub use self::ends::{
+    Listener, Records, Socket, Source, StaleFlow, TableFull, Unchecked, Unseen, Who,
+};
+pub use self::policy::{
+    Allowed, Cause, Closest, Denial, Lacks, PeerLack, PeerOr, PolicyHop, PortLack, Shadow, Verdict,
+};
+pub use self::service::{Backend, Excluded, NoEndpoints, Reply, ServiceHop, Unserved, Why};
+
+/// The path of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The flow.
+    pub wanted: Wanted,
+    /// This node.
+    pub node: Arc<str>,
+    /// Its hops, in order. Behind a Service, each [`Hop::Backend`] begins a branch.
+    pub hops: Vec<Hop>,
+}
+
+/// One hop, or something that was found beside the path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// The agent's records, where they are incomplete.
+    Records(Records),
+    /// The source.
+    Source(Source),
+    /// A table of this node recently had no room.
+    TableFull(TableFull),
+    /// The Service leads nowhere.
+    Unserved(Unserved),
+    /// A Service with backends.
+    Service(ServiceHop),
+    /// An open flow whose backend was removed.
+    StaleFlow(StaleFlow),
+    /// The destination has no address of a family that the source has.
+    NoAddress,
+    /// A Pod that dials its own address: the packets stay inside.
+    Loopback(Who),
+    /// A backend that the Service may select.
+    Backend(Backend),
+    /// The kernel does not forward between devices.
+    Unforwarded {
+        /// Whether it is IPv4.
+        v4: bool,
+    },
+    /// The policies of one Pod.
+    Policy(PolicyHop),
+    /// The other node sees this node instead of the external client.
+    ClientHidden {
+        /// The other node, if known.
+        node: Option<Arc<str>>,
+    },
+    /// The sockets of a Pod of this node.
+    Socket(Socket),
+    /// What cannot be checked here.
+    Unchecked(Unchecked),
+    /// The way back through the Service.
+    Reply(Reply),
+}
+
+/// Whether the flow passes a hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It does.
+    Ok,
+    /// It ends here.
+    Stop,
+    /// Not known here.
+    Unknown,
+}
+
+/// What becomes of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It arrives, as far as this node decides.
+    Delivered,
+    /// It does not.
+    Stopped,
+    /// Another node decides.
+    CannotTell,
+}
+
+/// How many branches end how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub all: usize,
+    /// Those in which the flow is stopped.
+    pub stopped: usize,
+    /// Those of the others in which it is unknown whether it is.
+    pub unknown: usize,
+}
+
+impl Hop {
+    /// Whether the flow passes; `None` for what is beside its path.
+    pub fn state(&self) -> Option<State> {
+        let state = match self {
+            Self::Records(_)
+            | Self::TableFull(_)
+            | Self::StaleFlow(_)
+            | Self::ClientHidden { .. }
+            | Self::Unchecked(_) => return None,
+            Self::Source(_)
+            | Self::Service(_)
+            | Self::Loopback(_)
+            | Self::Backend(_)
+            | Self::Reply(_) => State::Ok,
+            Self::Unserved(_) => State::Stop,
+            Self::NoAddress | Self::Unforwarded { .. } => State::Unknown,
+            Self::Policy(policy) => policy.verdict.state(),
+            Self::Socket(socket) => match socket.found {
+                Listener::Open(_) => State::Ok,
+                Listener::OnLoopback(_) | Listener::OnOthers(_) | Listener::OnPorts(_) => {
+                    State::Stop
+                }
+                Listener::Unknown(_) => State::Unknown,
+            },
+        };
+        Some(state)
+    }
+
+    /// The cause, or what is worth knowing.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Source(source) => source.is_host().then_some(Code::HostNotSelectable),
+            Self::TableFull(_) => Some(Code::TableFull),
+            Self::Unserved(unserved) => Some(unserved.why.code()),
+            Self::StaleFlow(_) => Some(Code::StaleFlow),
+            Self::Unforwarded { .. } => Some(Code::HostSetup),
+            Self::Policy(policy) => policy.code(),
+            Self::Socket(socket) => match socket.found {
+                Listener::OnLoopback(_) => Some(Code::ListensOnLoopback),
+                Listener::OnOthers(_) | Listener::OnPorts(_) => Some(Code::BackendRefuses),
+                Listener::Open(_) | Listener::Unknown(_) => None,
+            },
+            Self::Records(_)
+            | Self::Service(_)
+            | Self::NoAddress
+            | Self::Loopback(_)
+            | Self::Backend(_)
+            | Self::ClientHidden { .. }
+            | Self::Unchecked(_)
+            | Self::Reply(_) => None,
+        }
+    }
+
+    fn is_unknown(&self) -> bool {
+        // A socket that cannot be seen is assumed to be there.
+        self.state() == Some(State::Unknown) && !matches!(self, Self::Socket(_))
+    }
+}
+
+impl Trace {
+    /// The hops of each branch: one for each backend, or all of them where there is none.
+    fn branches(&self) -> impl Iterator<Item = &[Hop]> {
+        let is_backend = |hop: &Hop| matches!(hop, Hop::Backend(_));
+        let first = self.hops.iter().position(is_backend).unwrap_or_default();
+        let hops = self.hops.get(first..).unwrap_or_default();
+        hops.chunk_by(move |_, next| !is_backend(next))
+    }
+
+    /// How many branches end how.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for hops in self.branches() {
+            tally.all += 1;
+            if hops.iter().any(|hop| hop.state() == Some(State::Stop)) {
+                tally.stopped += 1;
+            } else if hops.iter().any(Hop::is_unknown) {
+                tally.unknown += 1;
+            }
+        }
+        tally
+    }
+
+    /// What becomes of the flow.
+    pub fn outcome(&self) -> Outcome {
+        match self.tally() {
+            Tally { stopped: 1.., .. } => Outcome::Stopped,
+            Tally { unknown: 1.., .. } => Outcome::CannotTell,
+            Tally { .. } => Outcome::Delivered,
+        }
+    }
+
+    /// The hops with a cause or something worth knowing, those that stop the flow first.
+    pub fn findings(&self) -> impl Iterator<Item = &Hop> {
+        let of = |stops: bool| {
+            let hops = self.hops.iter().filter(|hop| hop.code().is_some());
+            hops.filter(move |hop| (hop.state() == Some(State::Stop)) == stops)
+        };
+        of(true).chain(of(false))
+    }
+
+    /// The cause, or the first thing worth knowing.
+    pub fn code(&self) -> Option<Code> {
+        let unknown = (self.outcome() == Outcome::CannotTell).then_some(Code::OtherNode);
+        self.findings().next().and_then(Hop::code).or(unknown)
+    }
+
+    /// The other nodes that decide, each once; `None` is one whose name is not known.
+    pub fn deciding(&self) -> Vec<Option<&Arc<str>>> {
+        let mut nodes = Vec::new();
+        for hop in &self.hops {
+            if let Hop::Policy(PolicyHop { verdict: Verdict::OtherNode { node, .. }, .. }) = hop
+                && !nodes.contains(&node.as_ref())
+            {
+                nodes.push(node.as_ref());
+            }
+        }
+        nodes
+    }
+}

@@ -1,0 +1,143 @@
+//! What was found at the ends of a flow: its source, the sockets of its destination, and what this node knows of both.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lb_common::verdict::DropReason;
+
+use lb_core::admin::context::{End, Kind};
+use lb_core::cluster::Name;
+
+/// What is missing in the records of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Records {
+    /// The agent has not read the whole cluster state yet.
+    Incomplete,
+    /// No agent responds.
+    Unavailable,
+}
+
+/// A Pod or node by its name, or whatever has an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// An object.
+    Object(Name),
+    /// An address.
+    Address(IpAddr),
+}
+
+impl Who {
+    /// The object with this name, or what has this address.
+    pub fn of(name: Option<&Name>, ip: IpAddr) -> Self {
+        name.map_or(Self::Address(ip), |name| Self::Object(name.clone()))
+    }
+
+    /// The namespace of an object that has one.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Object(name) => &name.namespace,
+            Self::Address(_) => "",
+        }
+    }
+
+    /// Whether it is this object.
+    pub fn is(&self, name: &Name) -> bool {
+        matches!(self, Self::Object(own) if own == name)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object(name) => name.fmt(f),
+            Self::Address(ip) => ip.fmt(f),
+        }
+    }
+}
+
+/// The source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// What it is.
+    pub end: End,
+    /// Whether it is a Pod whose device is on this node.
+    pub here: bool,
+}
+
+impl Source {
+    /// Whether it is a node or one of its processes.
+    pub const fn is_host(&self) -> bool {
+        matches!(self.end.kind, Kind::HostPod | Kind::Node)
+    }
+}
+
+/// A flow that had no room in a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableFull {
+    /// Which table, as the reason of the drop.
+    pub reason: DropReason,
+    /// Seconds since then.
+    pub ago: u64,
+    /// Source of the packet.
+    pub src: SocketAddr,
+    /// Its destination.
+    pub dst: SocketAddr,
+}
+
+/// An open flow of the source whose backend was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleFlow {
+    /// The Service, as it is called.
+    pub service: String,
+    /// What was dialed.
+    pub dialed: SocketAddr,
+    /// The backend.
+    pub backend: SocketAddr,
+}
+
+/// The sockets of a Pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// The Pod.
+    pub pod: Who,
+    /// The flow's destination there.
+    pub at: SocketAddr,
+    /// What was found.
+    pub found: Listener,
+}
+
+/// Which of the sockets accepts the flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// This one.
+    Open(SocketAddr),
+    /// None: this one has the port, at a loopback address.
+    OnLoopback(SocketAddr),
+    /// None: these have the port, at other addresses.
+    OnOthers(Vec<SocketAddr>),
+    /// None: there are only these ports.
+    OnPorts(Vec<u16>),
+    /// The sockets cannot be listed.
+    Unknown(Unseen),
+}
+
+/// Why the sockets of a Pod cannot be listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// Its network namespace is not visible from here.
+    Namespace,
+    /// The kernel reports an error.
+    Error(String),
+}
+
+/// What cannot be checked on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unchecked {
+    /// Whether a process of this Pod listens on the port.
+    Pod(Who, u16),
+    /// Whether a process of this node listens on the port.
+    Node(Option<Arc<str>>, u16),
+    /// Whether the network routes packets to this address and back.
+    Network(IpAddr),
+}

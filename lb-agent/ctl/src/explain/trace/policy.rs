@@ -1,0 +1,290 @@
+//! What the policies of one Pod say of a flow, in one direction.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::{State, Who};
+use crate::attribution::By;
+use crate::explain::Code;
+use lb_core::admin::context::Lacking;
+use lb_core::cluster::{Name, Peer, PortMatch, Prefix};
+use lb_core::model::policy::Direction;
+
+/// The policies of one Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyHop {
+    /// Whether the flow enters the Pod or leaves it.
+    pub direction: Direction,
+    /// The Pod.
+    pub subject: Who,
+    /// What they say.
+    pub verdict: Verdict,
+    /// What the policies in shadow mode would say, if that is different.
+    pub shadow: Option<Shadow>,
+}
+
+/// What the policies of a Pod say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There are no policies in the cluster.
+    NoPolicies,
+    /// None selects the Pod in this direction.
+    NotSelected,
+    /// The source is a node, to whose traffic they never apply.
+    FromHost,
+    /// The destination is a node, to which they never apply.
+    ToHost,
+    /// The source is the Pod's own node, which is always allowed.
+    FromOwnNode,
+    /// The source is the Pod itself, which is checked on egress only.
+    FromItself,
+    /// The source has no address of the family yet.
+    NoAddress,
+    /// The Pod runs on this node, and its device is not known yet.
+    NoDevice,
+    /// Another node evaluates them.
+    OtherNode {
+        /// That node, if known.
+        node: Option<Arc<str>>,
+        /// How many policies select the Pod, if known.
+        policies: Option<usize>,
+    },
+    /// They allow the flow.
+    Allowed(Allowed),
+    /// They deny it.
+    Denied(Box<Denial>),
+}
+
+/// Why policies allow a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// A rule does.
+    Rule {
+        /// Which one.
+        by: By,
+        /// How it may have been written by mistake.
+        mistake: Option<Box<PeerOr>>,
+    },
+    /// A Pod may always reach itself.
+    Itself,
+    /// No enforced policy selects the Pod.
+    NotSelected,
+    /// No rule matches, and the Pod is not isolated.
+    NotIsolated,
+}
+
+/// Two peers of one rule, of which the flow matches only the one that is all Pods of namespaces. The list means either;
+/// a single peer with both selectors would mean both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerOr {
+    /// The policy.
+    pub policy: Name,
+    /// Index of the rule.
+    pub rule: u32,
+    /// Index of the peer that matches.
+    pub at: u32,
+    /// The other end.
+    pub peer: Who,
+    /// The peer that matches.
+    pub matches: Peer,
+    /// The peer that does not.
+    pub other: Peer,
+}
+
+/// What policies in shadow mode would say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    /// Which of them.
+    pub by: By,
+    /// Whether they would deny the flow.
+    pub denies: bool,
+}
+
+/// Why policies deny a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// The group that denies it.
+    pub group: u32,
+    /// The number of its rule that does; `None` = no rule applies.
+    pub rule: Option<u32>,
+    /// The policies that decided.
+    pub by: By,
+    /// The other end.
+    pub peer: Who,
+    /// Where the flow goes, as policies see it.
+    pub at: SocketAddr,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// The cause of a denial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A rule of a ClusterNetworkPolicy.
+    ClusterPolicy,
+    /// The policies do not fit in the maps.
+    NoRoom,
+    /// The Pod is not identified yet.
+    Pending,
+    /// The records allow it; the maps do not reflect that yet.
+    NotProgrammed,
+    /// The Pod is isolated, and why no rule allows the flow is not known: no agent responds.
+    Unexplained,
+    /// The Pod is isolated by policies without a rule for this direction.
+    NoRules,
+    /// The Pod is isolated, and this rule comes closest to the flow.
+    Closest(Closest),
+}
+
+/// The rule that comes closest to a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closest {
+    /// Its policy, a NetworkPolicy.
+    pub policy: Name,
+    /// Its index.
+    pub rule: u32,
+    /// What is missing.
+    pub lacks: Lacks,
+}
+
+/// What a rule lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lacks {
+    /// Another port.
+    Port(PortLack),
+    /// A valid peer: it has none.
+    ValidPeer,
+    /// Another peer.
+    Peer {
+        /// Index of the peer that comes closest.
+        at: u32,
+        /// That peer.
+        wants: Peer,
+        /// Why it does not match.
+        why: PeerLack,
+    },
+}
+
+/// Why the ports of a rule do not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortLack {
+    /// The destination declares no port with this name.
+    Unnamed {
+        /// Index of the port.
+        at: u32,
+        /// The name.
+        name: Arc<str>,
+    },
+    /// The rule has the port of the Service.
+    OfService {
+        /// Index of the port.
+        at: u32,
+        /// The port.
+        wants: PortMatch,
+        /// What is dialed.
+        through: SocketAddr,
+    },
+    /// They are other ports.
+    Other(Vec<PortMatch>),
+}
+
+/// Why a peer of a rule does not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerLack {
+    /// The range has the address of the Service.
+    OfService(IpAddr),
+    /// The namespace of the other end lacks a label.
+    NamespaceLabel(Lacking),
+    /// The other end lacks labels.
+    Labels(Vec<Lacking>),
+    /// The other end is in another namespace than the policy.
+    Namespace,
+    /// The other end is not a Pod.
+    NotPod,
+    /// The other end is not a node.
+    NotNode,
+    /// The other end is not in the range.
+    Block,
+    /// The other end is in an excluded range.
+    Except(Prefix),
+}
+
+/// Port of name lookups.
+const DNS: u16 = 53;
+
+impl Verdict {
+    pub(super) const fn state(&self) -> State {
+        match self {
+            Self::NoPolicies
+            | Self::NotSelected
+            | Self::FromHost
+            | Self::ToHost
+            | Self::FromOwnNode
+            | Self::FromItself
+            | Self::Allowed(_) => State::Ok,
+            Self::NoAddress | Self::NoDevice | Self::OtherNode { .. } => State::Unknown,
+            Self::Denied(_) => State::Stop,
+        }
+    }
+}
+
+impl PolicyHop {
+    /// The cause, or what is worth knowing.
+    pub fn code(&self) -> Option<Code> {
+        match &self.verdict {
+            Verdict::Allowed(Allowed::Rule { mistake: Some(_), .. }) => Some(Code::HintPeerOr),
+            Verdict::Denied(denial) => Some(denial.code(self.direction)),
+            Verdict::NoPolicies
+            | Verdict::NotSelected
+            | Verdict::FromHost
+            | Verdict::ToHost
+            | Verdict::FromOwnNode
+            | Verdict::FromItself
+            | Verdict::NoAddress
+            | Verdict::NoDevice
+            | Verdict::OtherNode { .. }
+            | Verdict::Allowed(_) => None,
+        }
+    }
+}
+
+impl Denial {
+    /// Whether the Pod is isolated and this keeps it from name lookups.
+    pub fn stops_dns(&self, direction: Direction) -> bool {
+        let isolated =
+            matches!(self.cause, Cause::Unexplained | Cause::NoRules | Cause::Closest(_));
+        isolated && direction == Direction::Egress && self.at.port() == DNS
+    }
+
+    /// The code.
+    pub fn code(&self, direction: Direction) -> Code {
+        if self.stops_dns(direction) {
+            return Code::DenyEgressDns;
+        }
+        match &self.cause {
+            Cause::ClusterPolicy => Code::DenyCnp,
+            Cause::NoRoom => Code::PolicyOverflow,
+            Cause::Pending => Code::PolicyPending,
+            Cause::NotProgrammed => Code::NotProgrammed,
+            Cause::Unexplained | Cause::NoRules => Code::DefaultDeny,
+            Cause::Closest(closest) => closest.lacks.code(direction),
+        }
+    }
+}
+
+impl Lacks {
+    const fn code(&self, direction: Direction) -> Code {
+        let wrong_peer = match direction {
+            Direction::Ingress => Code::DenyIngressPeer,
+            Direction::Egress => Code::DenyEgressPeer,
+        };
+        match self {
+            Self::Port(PortLack::Unnamed { .. }) => Code::NamedPortUnresolved,
+            Self::Port(PortLack::OfService { .. }) => Code::DenyPortPreNat,
+            Self::Port(PortLack::Other(_)) => Code::DenyPort,
+            Self::Peer { why: PeerLack::OfService(_), .. } => Code::DenyIpblockNat,
+            Self::Peer { why: PeerLack::NamespaceLabel(_), .. } => Code::DenyNsLabel,
+            Self::ValidPeer | Self::Peer { .. } => wrong_peer,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Why a Service leads nowhere.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lb_common::addr::Addr;
+use lb_common::policy::Tables;
+use lb_common::service::{FrontendKey, frontend_flags};
+
+use crate::explain::facts::Facts;
+use crate::explain::trace::{NoEndpoints, Unserved, Why};
+use crate::frontend::FrontendSlots;
+use lb_core::admin::context::Service;
+use lb_core::cluster::ServiceType;
+use lb_core::names::Conditions;
+
+/// Endpoints that are named.
+const NAMED: usize = 3;
+
+/// Returns why there is no frontend at what is dialed; `None` if no Service has the address.
+pub(super) fn without_frontend<T: Tables>(
+    facts: &Facts<'_, T>,
+    dialed: &[SocketAddr],
+) -> Option<Unserved> {
+    let Some(service) = &facts.context.service else {
+        let why = Why::UnknownPort;
+        return is_claimed(facts, dialed).then_some(Unserved { port: None, service: None, why });
+    };
+    let protocol = facts.wanted.protocol;
+    let has = |port: u16| {
+        let mut ports = service.ports.iter().filter(|known| known.protocol == protocol);
+        ports.any(|known| known.port == port || known.node_port == port)
+    };
+    let outside = facts.is_outside();
+    let is_balanced = service.service_type == ServiceType::LoadBalancer;
+    let why = match facts.wanted.port.filter(|port| !has(*port)) {
+        Some(port) => {
+            let has = service.ports.iter().map(|port| (port.port, port.protocol)).collect();
+            Why::NoSuchPort { port, has }
+        }
+        None if outside && is_balanced && service.lb_ips.is_empty() => Why::NoLoadBalancerAddress,
+        None if outside => Why::NotExternal(service.service_type),
+        None => Why::NotProgrammed(dialed.to_vec()),
+    };
+    let name = service.name.to_string();
+    Some(Unserved { port: Some(name.clone()), service: Some(name), why })
+}
+
+/// Whether a Service has one of the addresses.
+fn is_claimed<T: Tables>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> bool {
+    let frontends = &facts.view.snapshot.frontends;
+    dialed.iter().any(|at| {
+        let key = FrontendKey::wildcard(Addr::from_ip(at.ip()));
+        let mut found = frontends.iter().filter(|known| known.key == key);
+        found.any(|known| !known.has(frontend_flags::ADDRESS_ONLY))
+    })
+}
+
+/// Returns why the client may not use the frontend, if it may not.
+pub(super) fn source_range<T: Tables>(
+    facts: &Facts<'_, T>,
+    frontend: &FrontendSlots,
+) -> Option<Why> {
+    if !frontend.has(frontend_flags::SOURCE_RANGES) {
+        return None;
+    }
+    let ranges = facts.view.snapshot.fields.source_ranges.get(&frontend.frontend.service_id);
+    let ranges = ranges.map(Vec::as_slice).unwrap_or_default();
+    let of_family = |ip: &&IpAddr| ip.is_ipv4() == frontend.socket().is_ipv4();
+    let clients: Vec<IpAddr> = facts.context.src.ips.iter().filter(of_family).copied().collect();
+    let admitted = |ip: &IpAddr| ranges.iter().any(|range| range.contains(&Addr::from_ip(*ip)));
+    let is_refused = !clients.iter().any(admitted);
+    is_refused.then(|| Why::SourceRange { clients, ranges: ranges.to_vec() })
+}
+
+/// Returns why a frontend has no backend.
+pub(super) fn without_backend<T: Tables>(facts: &Facts<'_, T>, frontend: &FrontendSlots) -> Why {
+    let service = facts.context.service.as_ref();
+    let at = frontend.socket();
+    if !frontend.has(frontend_flags::ELSEWHERE) {
+        // The records of an agent alone tell why.
+        let records = service.filter(|_| facts.context.agent);
+        let cause = records.map_or(NoEndpoints::Unknown, no_endpoints);
+        return Why::NoEndpoints { frontend: at, cause };
+    }
+    let endpoints = service.iter().flat_map(|service| &service.endpoints);
+    let ready = endpoints.filter(|endpoint| endpoint.conditions == Conditions::Ready);
+    let nodes: BTreeSet<Arc<str>> = ready.filter_map(|endpoint| endpoint.node.clone()).collect();
+    let ready_on = nodes.into_iter().filter(|node| !node.is_empty()).collect();
+    Why::NoLocal { frontend: at, external: frontend.is_external(), ready_on }
+}
+
+fn no_endpoints(service: &Service) -> NoEndpoints {
+    let has_selector = service.selector.iter().next().is_some();
+    let endpoints = service.endpoints.as_slice();
+    match (endpoints, has_selector, service.selected) {
+        // Endpoints without a port for this one, or the maps are about to change.
+        ([], false, _) if service.n_endpoints > 0 => NoEndpoints::Unknown,
+        _ if endpoints.iter().any(|it| it.conditions == Conditions::Ready) => NoEndpoints::Unknown,
+        ([], false, _) => NoEndpoints::NoSelector,
+        ([], true, 0) => NoEndpoints::NoPod {
+            selector: service.selector.clone(),
+            similar: service.similar.clone(),
+        },
+        ([], true, selected) => NoEndpoints::NotEndpoints { selected },
+        (endpoints, _, _) => {
+            let first = endpoints.iter().take(NAMED).cloned().collect();
+            NoEndpoints::NotReady { n: service.n_endpoints, first }
+        }
+    }
+}
