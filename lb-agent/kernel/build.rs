@@ -24,6 +24,12 @@ fn main() -> anyhow::Result<()> {
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
     // SAFETY: as above. aya-build turns each line of the inner cargo into a warning: only real ones are left.
     unsafe { std::env::set_var("CARGO_TERM_QUIET", "true") };
-    let package = Package { name: "lb-ebpf", root_dir: "../../lb-ebpf", ..Package::default() };
+    let trace = std::env::var_os("CARGO_FEATURE_TRACE").is_some();
+    let package = Package {
+        name: "lb-ebpf",
+        root_dir: "../../lb-ebpf",
+        features: if trace { &["trace"] } else { &[] },
+        ..Package::default()
+    };
     build_ebpf([package], Toolchain::Custom(TOOLCHAIN))
 }

@@ -10,7 +10,7 @@ use crate::packet::Packet;
 use crate::parsed::Parsed;
 use crate::scratch::{self, Nat, Scratch, Target};
 use crate::tracked::{self, Inserted, Tracked};
-use crate::{kernel, maps};
+use crate::{kernel, maps, trace};
 
 /// The key of a packet that leaves the Pod.
 #[inline(always)]
@@ -123,10 +123,12 @@ fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) 
 /// The entry under the key in the scratch room.
 #[inline(always)]
 pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
-    match tracked::get(&scratch.key) {
+    let entry = match tracked::get(&scratch.key) {
         Some(entry) => Some(entry),
         None => restore(scratch),
-    }
+    };
+    trace::found(entry.as_ref());
+    entry
 }
 
 /// The entry under the key in the scratch room, which `ct` does not have, when it was evicted from there and is of a

@@ -32,9 +32,10 @@ use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
 use crate::scratch::{self, Scratch};
 use crate::service::{self, Client, Health};
+use crate::trace::Program;
 use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
-use crate::{cut, fragment, kernel, maps, masquerade, origin, parse, rewrite};
+use crate::{cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -59,6 +60,7 @@ pub(crate) fn dev_in(packet: Packet) -> Verdict {
 #[inline(always)]
 fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let kind = parse::parse(packet, &mut scratch.parsed, L3);
+    trace::parsed(Program::DevIn, kind);
     match kind {
         // A tag of no VLAN that is left is taken off by the stack, and nobody sees what is in the frame.
         Kind::NOT_IP if packet.has_hidden_tag() => {
@@ -112,6 +114,7 @@ fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
 pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     let kind = parse::parse(packet, &mut scratch.parsed, l3);
+    trace::parsed(Program::DevOut, kind);
     match kind {
         Kind::FLOW | Kind::FIRST_FRAGMENT => {}
         Kind::LATER_FRAGMENT => {
@@ -416,6 +419,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         if !service::choose(frontend, &client, &mut scratch.nat.target) {
             continue;
         }
+        trace::chosen();
         let nat = &mut scratch.nat;
         nat.service_id = service_id;
         nat.flags = bits::FORWARD | bits::EXTERNAL;

@@ -37,6 +37,7 @@ mod sctp;
 mod service;
 mod sock_addr;
 mod socket;
+mod trace;
 mod tracked;
 mod verdict;
 

@@ -33,6 +33,18 @@ pub(crate) struct Parsed {
 pub(crate) struct Kind(u32);
 
 impl Kind {
+    /// As a number, and back: for what can hand over nothing else.
+    #[cfg(feature = "trace")]
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The kind of this number.
+    #[cfg(feature = "trace")]
+    pub(crate) const fn of(number: u32) -> Self {
+        Self(number)
+    }
+
     /// One to track: all of [`Parsed`] holds.
     pub(crate) const FLOW: Self = Self(0);
     /// The same, and the first piece of a datagram: it tells the others their ports.

@@ -17,9 +17,10 @@ use crate::parsed::{self, Kind, Parsed};
 use crate::policy::{self, Met};
 use crate::scratch::{Nat, Scratch, Target, how};
 use crate::service::{self, Client, Destination, Health};
+use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
-use crate::{bridge, external, fragment, icmp, kernel, maps, parse, refuse, rewrite};
+use crate::{bridge, external, fragment, icmp, kernel, maps, parse, refuse, rewrite, trace};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -29,6 +30,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     // One for the priority alone changes nothing, and stays with the packet.
     let tag = packet.tag();
     let kind = parse::parse(packet, &mut scratch.parsed, parsed::L3);
+    trace::parsed(Program::PodOut, kind);
     if let Err(reported) = origin::check_link(packet, scratch.ifindex) {
         return Verdict::Drop(reported);
     }
@@ -98,6 +100,7 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
     let kind = parse::parse(packet, &mut scratch.parsed, parsed::L3);
+    trace::parsed(Program::PodIn, kind);
     match kind {
         _ if packet.tag() == Tag::Vlan => {
             return not_understood(scratch, Kind::NOT_IP, Direction::Ingress);
@@ -480,6 +483,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         if !service::choose(frontend, &client, &mut nat.target) {
             continue;
         }
+        trace::chosen();
         nat.flags = bits::FORWARD;
         nat.stand_in = Addr::NONE;
         if nat.target.addr == parsed.flow.src {

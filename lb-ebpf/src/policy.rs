@@ -22,7 +22,7 @@ use crate::parsed::Parsed;
 use crate::scratch::{self, Asked, Scratch, how};
 use crate::tracked::Tracked;
 use crate::verdict::{self, Reported};
-use crate::{kernel, maps, origin};
+use crate::{kernel, maps, origin, trace};
 
 /// The maps, as the evaluator reads them.
 struct Maps;
@@ -348,6 +348,7 @@ fn count_hits(asked: &mut Asked) {
 /// Counts the verdict, and reports it where somebody wants to know.
 #[inline(always)]
 fn settle(reason: u32) -> Result<(), Reported> {
+    trace::judged(reason);
     let Some(scratch) = scratch::get() else { return Ok(()) };
     let asked = &scratch.asked;
     let ingress = asked.how & how::INGRESS != 0;

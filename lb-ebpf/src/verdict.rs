@@ -5,7 +5,7 @@ use lb_common::verdict::{DropReason, drop_index};
 
 use crate::packet::Packet;
 use crate::scratch::{self, Scratch, how};
-use crate::{event, maps};
+use crate::{event, maps, trace};
 
 /// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
 const NEXT: i32 = -1;
@@ -44,6 +44,7 @@ pub(crate) fn report(reason: DropReason, ingress: bool, service_id: u32) -> Repo
 /// The same, with reason and direction as [`drop_index`] joins them.
 #[inline(always)]
 pub(crate) fn report_index(index: u32, service_id: u32) -> Reported {
+    trace::dropped(index);
     verdict_report(index, service_id);
     Reported(())
 }
@@ -52,6 +53,7 @@ pub(crate) fn report_index(index: u32, service_id: u32) -> Reported {
 #[inline(always)]
 pub(crate) fn report_judged(scratch: &Scratch, reason: u32) -> Reported {
     let ingress = scratch.asked.how & how::INGRESS;
+    trace::dropped(reason * 2 + ingress);
     maps::count_index(reason * 2 + ingress);
     verdict_tell(reason);
     Reported(())
@@ -100,6 +102,7 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
 /// The return code for `verdict`.
 #[inline(always)]
 pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
+    trace::decided(&verdict);
     match verdict {
         Verdict::Pass | Verdict::TooBig(_) => NEXT,
         Verdict::Drop(Reported(())) => SHOT,

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let nanos = match nanos {
         Some(nanos) if built => nanos,
         _ => {
-            binaries::build(true)?;
+            binaries::build(true, false)?;
             nanos::build()?
         }
     };

@@ -29,15 +29,21 @@ impl Binaries {
     }
 }
 
-/// Builds the binaries as whoever calls.
+/// Feature of `lb-agent` whose programs log a line for each stage of a packet.
+pub(crate) const TRACE: [&str; 2] = ["--features", "lb-agent/trace"];
+
+/// Builds the binaries as whoever calls; with `trace` those whose programs log each stage of a packet.
 ///
 /// # Errors
 /// When cargo does not succeed.
-pub(crate) fn build(release: bool) -> Result<()> {
+pub(crate) fn build(release: bool, trace: bool) -> Result<()> {
     let mut cargo = setup::cargo();
     cargo.args(["build", "--package", "lb-agent", "--package", "testbed", "--bins"]);
     if release {
         cargo.arg("--release");
+    }
+    if trace {
+        cargo.args(TRACE);
     }
     command::run(&mut cargo)
 }

@@ -24,7 +24,8 @@ fn run_all(deny: bool) -> Result<()> {
             .args(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"])
             .args(["--features", "lb-agent/privileged", "--", "--deny", "warnings"]),
     )?;
-    clippy_object()?;
+    clippy_object(&[])?;
+    clippy_object(&["--features", "trace"])?;
     if deny {
         setup::ensure(&[Need::Rust, Need::CargoDeny])?;
         command::run(cargo().args(["deny", "--all-features", "check"]))?;
@@ -59,13 +60,14 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
 /// Clippy for the kernel side, built the way `lb-agent/build.rs` builds it. In a target directory of its own: the
 /// variables below would otherwise make cargo rebuild half of the host's dependencies.
-fn clippy_object() -> Result<()> {
+fn clippy_object(features: &[&str]) -> Result<()> {
     let arch = std::env::consts::ARCH;
     command::run(
         cargo()
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{arch}\""))
             .args(["clippy", "--quiet", "--package", "lb-ebpf", "--target", "bpfel-unknown-none"])
+            .args(features)
             .args(["-Z", "build-std=core", "--target-dir"])
             .arg(target_dir().join("clippy-ebpf"))
             .args(["--", "--deny", "warnings"]),

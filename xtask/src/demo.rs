@@ -3,6 +3,7 @@
 
 mod paper;
 mod scene;
+mod stages;
 mod story;
 
 use anyhow::Result;
@@ -12,8 +13,9 @@ use crate::{
     binaries::{self, Binaries},
 };
 
-pub(crate) const USAGE: &str = "demo [--keep]
-  --keep   keep the demo running and print commands to explore it; the next demo removes it";
+pub(crate) const USAGE: &str = "demo [--keep] [--trace]
+  --keep   keep the demo running and print commands to explore it; the next demo removes it
+  --trace  build programs that log each stage of each packet, and show two connections by these logs";
 
 /// Builds, sets the scene, tells the story, removes everything.
 ///
@@ -22,15 +24,20 @@ pub(crate) const USAGE: &str = "demo [--keep]
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut words = Args::new(args);
     let keep = words.flag("--keep");
+    let trace = words.flag("--trace");
     let built = words.flag(binaries::BUILT);
     words.finish(USAGE)?;
     if !built {
-        binaries::build(false)?;
+        binaries::build(false, trace)?;
     }
     if binaries::again_as_root("demo", args)?.is_some() {
         return Ok(());
     }
     let mut scene = scene::Scene::set(&Binaries::of(false))?;
-    story::tell(&mut scene)?;
+    if trace {
+        stages::tell(&mut scene)?
+    } else {
+        story::tell(&mut scene)?
+    }
     if keep { scene.keep() } else { scene.remove() }
 }

@@ -13,18 +13,23 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     args::Args,
+    binaries::TRACE,
     command::{self, say, target_dir},
     setup::{self, Need, cargo},
 };
 
-pub(crate) const USAGE: &str = "image [--arch amd64|arm64]... [--tag NAME]
+pub(crate) const USAGE: &str = "image [--arch amd64|arm64]... [--tag NAME] [--trace]
   --arch   target architecture [default: this machine's]; repeat it for a multi-architecture image
-  --tag    name of the image [default: lb-agent:dev]";
+  --tag    name of the image [default: lb-agent:dev, with --trace lb-agent:trace]
+  --trace  programs that log each stage of each packet, for looking into them; writes lb-agent-trace.tar";
 
 /// The archive, in the target directory.
 pub(crate) const ARCHIVE: &str = "lb-agent.tar";
+/// The same with programs that log each stage of each packet.
+const TRACE_ARCHIVE: &str = "lb-agent-trace.tar";
 /// The tag that `deploy/` refers to.
 const TAG: &str = "lb-agent:dev";
+const TRACE_TAG: &str = "lb-agent:trace";
 const BINARIES: [&str; 2] = ["lb-agent", "lbctl"];
 const BYTES_MAX: u64 = 20 << 20;
 
@@ -47,19 +52,18 @@ const ARCHS: [Arch; 2] = [
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut args = Args::new(args);
     let wanted = args.values("--arch")?;
-    let tag = args.value("--tag")?.unwrap_or_else(|| TAG.to_owned());
+    let trace = args.flag("--trace");
+    let (path, tag) = if trace { (TRACE_ARCHIVE, TRACE_TAG) } else { (ARCHIVE, TAG) };
+    let path = target_dir().join(path);
+    let tag = args.value("--tag")?.unwrap_or_else(|| tag.to_owned());
     args.finish(USAGE)?;
-    let mut archive = Archive::create(&target_dir().join(ARCHIVE))?;
+    let mut archive = Archive::create(&path)?;
     let mut manifests = Vec::new();
     for arch in archs(&wanted)? {
-        manifests.push(add_arch(&mut archive, arch)?);
+        manifests.push(add_arch(&mut archive, arch, trace)?);
     }
     let size = archive.finish(manifests, &tag)?;
-    say(&format!(
-        "wrote {} ({tag}, {:.1} MB)",
-        target_dir().join(ARCHIVE).display(),
-        size as f64 / 1e6
-    ));
+    say(&format!("wrote {} ({tag}, {:.1} MB)", path.display(), size as f64 / 1e6));
     if size > BYTES_MAX * wanted.len().max(1) as u64 {
         bail!("the image has {size} bytes, more than {BYTES_MAX} per architecture");
     }
@@ -81,8 +85,8 @@ fn archs(wanted: &[String]) -> Result<Vec<&'static Arch>> {
 }
 
 /// Builds for one architecture and adds its layer, config and manifest; returns the manifest's descriptor.
-fn add_arch(archive: &mut Archive, arch: &Arch) -> Result<Value> {
-    let binaries = build(arch)?;
+fn add_arch(archive: &mut Archive, arch: &Arch, trace: bool) -> Result<Value> {
+    let binaries = build(arch, trace)?;
     let layer = layer(&binaries)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&layer).context("compress the layer")?;
@@ -105,13 +109,16 @@ fn add_arch(archive: &mut Archive, arch: &Arch) -> Result<Value> {
 }
 
 /// Static release binaries of one architecture.
-fn build(arch: &Arch) -> Result<Vec<PathBuf>> {
+fn build(arch: &Arch, trace: bool) -> Result<Vec<PathBuf>> {
     let native = arch.rust == std::env::consts::ARCH;
     let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc) };
     setup::ensure(&[Need::Musl(arch.rust), gcc])?;
     let target = format!("{}-unknown-linux-musl", arch.rust);
     let mut build = cargo();
     build.args(["build", "--release", "--package", "lb-agent", "--bins", "--target", &target]);
+    if trace {
+        build.args(TRACE);
+    }
     if !native {
         // Debian has no cross musl-gcc. The C in ring calls nothing of a libc, and the linker is rustup's own.
         let upper = target.to_uppercase().replace('-', "_");

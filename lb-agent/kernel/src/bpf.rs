@@ -38,6 +38,9 @@ pub mod resize;
 
 pub mod refusal;
 
+#[cfg(feature = "trace")]
+pub mod stages;
+
 pub mod ports;
 
 pub mod sockets;

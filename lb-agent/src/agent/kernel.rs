@@ -74,6 +74,8 @@ impl Kernel {
             ct_entries,
         })
         .map_err(|error| anyhow!(refusal::explain(&error, facts, pins.dir())))?;
+        #[cfg(feature = "trace")]
+        bpf::stages::spawn(&mut ebpf).context("read the programs' log")?;
         if !resize.is_empty() {
             let entries = resize.copy().context("copy the conntrack table")?;
             info!(ct_entries, entries, "conntrack table resized, entries copied");

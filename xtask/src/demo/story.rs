@@ -23,7 +23,7 @@ use super::{
 };
 
 /// How long an expected change may take.
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 /// Tells it all.
 ///
@@ -243,13 +243,18 @@ fn namespaces(scene: &Scene) -> [&Netns; 2] {
     [&scene.client.netns, &scene.nodes[0].netns]
 }
 
-fn at(ip: &str, port: u16) -> Result<SocketAddr> {
+pub(super) fn at(ip: &str, port: u16) -> Result<SocketAddr> {
     let ip: IpAddr = ip.parse().with_context(|| format!("address {ip}"))?;
     Ok((ip, port).into())
 }
 
 /// Waits for an answer; from `name`, if that is not empty.
-fn answered(netns: &Netns, transport: Transport, addr: SocketAddr, name: &str) -> Result<()> {
+pub(super) fn answered(
+    netns: &Netns,
+    transport: Transport,
+    addr: SocketAddr,
+    name: &str,
+) -> Result<()> {
     wait::until(&format!("answer of {addr} to {netns}"), SOON, || {
         // A question from before the Service was there is lost: not much patience for it.
         let answer = netns.enter(|| ask(transport, addr, Duration::from_millis(20)))??;

@@ -205,9 +205,17 @@ impl Agent {
         Ok(kib * 1024)
     }
 
+    /// The log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> std::io::Result<String> {
+        std::fs::read_to_string(&self.log)
+    }
+
     /// The end of the log.
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log().unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines.get(lines.len().saturating_sub(40)..).unwrap_or_default();
         tail.join("\n")

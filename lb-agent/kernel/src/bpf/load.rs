@@ -99,3 +99,15 @@ pub fn load_tc(ebpf: &mut Ebpf, program: &'static str) -> Result<(), LoadError> 
         .and_then(SchedClassifier::load)
         .map_err(|source| LoadError::Program { program, source })
 }
+
+#[cfg(test)]
+mod tests {
+    /// aya-log's ring buffer, which the programs of `xtask image --trace` write to.
+    const RING: &[u8] = b"AYA_LOGS";
+
+    #[test]
+    fn only_a_trace_build_logs() {
+        let logs = super::OBJECT.windows(RING.len()).any(|window| window == RING);
+        assert_eq!(logs, cfg!(feature = "trace"));
+    }
+}

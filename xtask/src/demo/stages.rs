@@ -1,0 +1,83 @@
+//! The story of `demo --trace`: what the programs do with each packet of one connection, as they log it themselves.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use testbed::{
+    client::{Transport, ask},
+    manifest::policy,
+    wait,
+};
+
+use super::{
+    paper::Paper,
+    scene::{Scene, WEB},
+    story::{SOON, answered, at},
+};
+
+/// How each of the programs' lines begins, behind time and level.
+const MARK: &str = "packet: ";
+
+/// Tells it.
+///
+/// # Errors
+/// When a connection comes to another end, or the programs do not log what they must have done.
+pub(super) fn tell(scene: &mut Scene) -> Result<()> {
+    let mut paper = Paper::default();
+    paper.step("Two nodes; their agents have programs that log a line for each stage of a packet");
+    for agent in &mut scene.agents {
+        agent.start()?;
+    }
+    let far = &scene.web[2];
+    scene.announce_web(&[far])?;
+    scene.announce_client()?;
+    let addr = at(WEB[0], 80)?;
+    answered(&scene.client.netns, Transport::Tcp, addr, &far.name)?;
+
+    paper.step("Pod client connects to the Service, whose backend is on the other node");
+    let lines = logged(scene, || {
+        let name = scene.client.netns.enter(|| ask(Transport::Tcp, addr, SOON))??;
+        ensure!(name == far.name, "answered by {name}");
+        Ok(())
+    })?;
+    for stage in ["pod_out at", "conntrack: no entry", "service: backend", "verdict: pass"] {
+        ensure!(
+            lines.iter().any(|line| line.contains(stage)),
+            "no line with {stage:?}: {lines:#?}"
+        );
+    }
+    paper.show("grep packet: agent.log", &lines.join("\n"));
+
+    paper.step("The same, isolated by a policy");
+    let subject =
+        json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]});
+    scene.manifests.write("policies", &[policy("isolate-client", subject)])?;
+    let refused = || -> Result<()> {
+        let limit = Duration::from_millis(300);
+        let answer = scene.client.netns.enter(|| ask(Transport::Tcp, addr, limit))?;
+        ensure!(answer.is_err(), "{answer:?}");
+        Ok(())
+    };
+    wait::until("isolation", SOON, refused)?;
+    let lines = logged(scene, refused)?;
+    for stage in ["policy: refused", "dropped: POLICY_ISOLATED", "verdict: drop"] {
+        ensure!(
+            lines.iter().any(|line| line.contains(stage)),
+            "no line with {stage:?}: {lines:#?}"
+        );
+    }
+    paper.show("grep packet: agent.log", &lines.join("\n"));
+    scene.manifests.remove("policies")
+}
+
+/// What the programs of the client's node log meanwhile, and half a second later.
+fn logged(scene: &Scene, act: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+    let read = || scene.agents[0].log().context("read the agent's log");
+    let before = read()?.len();
+    act()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let log = read()?;
+    let news = log.get(before..).unwrap_or_default();
+    Ok(news.lines().filter_map(|line| Some(line.split_once(MARK)?.1.to_owned())).collect())
+}
