@@ -1,19 +1,23 @@
-//! `cargo xtask test`: the four rings. Pure and scenario tests run as whoever calls; the privileged ones are
-//! `[[test]]` targets that require the feature `privileged`, and only their binaries run as root.
+//! `cargo xtask test`: the rings. Unit tests and ring `control` run as whoever calls; the privileged ones are `[[test]]`
+//! targets that require the feature `privileged`, and only their binaries run as root.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
     args::Args,
-    command::{self, as_root, found, output, say},
+    command::{self, as_root, found, line, output, say, target_dir},
     setup::cargo,
 };
 
 pub(crate) const USAGE: &str = "test [RING] [-- ARGUMENTS OF THE TEST BINARIES]
-  RING   pure (with the scenarios), or the name of a privileged test target: datapath, e2e, … [default: all]";
+  RING   pure (unit tests and control), or the name of a test target: control, datapath, node, agents, … [default: all]";
 
 /// Runs all rings, or one.
 ///
@@ -27,43 +31,87 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut ours = Args::new(ours);
     let ring = ours.positional();
     ours.finish(USAGE)?;
-    let privileged = privileged_targets()?;
+    let targets = targets()?;
     match ring.as_deref() {
-        Some("pure") => pure(theirs),
+        Some("pure") => pure(&targets, theirs),
         Some(ring) => {
             let (of_ring, others): (Vec<_>, Vec<_>) =
-                privileged.into_iter().partition(|target| target.name == ring);
+                targets.into_iter().partition(|target| target.name == ring);
             if of_ring.is_empty() {
                 let names: Vec<_> = others.into_iter().map(|target| target.name).collect();
                 bail!("unknown ring {ring:?}; the rings are: pure {}", names.join(" "));
             }
-            run_privileged(&of_ring, theirs)
+            command::run(&mut ring_command(&of_ring, theirs)?)
         }
-        None => {
-            // Said before the minutes that the pure ring may take.
-            as_root().context("the privileged rings require root (`test pure` does not)")?;
-            pure(theirs)?;
-            let (modules, others): (Vec<_>, Vec<_>) =
-                privileged.into_iter().partition(|target| target.name == MODULES);
-            run_privileged(&others, theirs)?;
-            match missing_modules() {
-                None => run_privileged(&modules, theirs),
-                Some(missing) => {
-                    say(&format!(
-                        "not run here: ring {MODULES} (this kernel has no {missing}); \
-                         `cargo xtask verifier --wrap` runs it on another kernel"
-                    ));
-                    Ok(())
-                }
-            }
-        }
+        None => all(&targets, theirs),
     }
 }
 
-/// The ring that needs kernel modules which not every kernel has.
-pub(crate) const MODULES: &str = "modules";
+/// Runs the pure rings, then the privileged ones in two lanes at the same time: the agents of one lane wait most of the
+/// time, and each test has namespaces and maps of its own.
+fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
+    // Said before the minutes that the pure ring may take.
+    as_root().context("the privileged rings require root (`test pure` does not)")?;
+    command::run(
+        test_command(targets).args(["--lib", "--bins"]).args(names(targets)).arg("--no-run"),
+    )?;
+    pure(targets, theirs)?;
+    let privileged = targets.iter().filter(|target| target.privileged).cloned();
+    let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == "agents");
+    let mut skip = theirs.to_vec();
+    let missing = missing_modules();
+    if missing.is_some() {
+        if !skip.iter().any(|word| word == "--") {
+            skip.push("--".to_owned());
+        }
+        skip.extend(["--skip", MODULES].map(str::to_owned));
+    }
+    let mut beside = Lane::start("agents", ring_command(&agents, &skip)?)?;
+    let here = command::run(&mut ring_command(&others, theirs)?);
+    let there = beside.finish();
+    if let Some(missing) = missing {
+        say(&format!(
+            "not run here: agents::{MODULES} (this kernel has no {missing}); `cargo xtask verifier --wrap` runs it on another \
+             kernel"
+        ));
+    }
+    here.and(there)
+}
 
-/// The first of the ring's modules that the kernel neither has nor can load.
+/// A command that runs beside others; its output is kept until it ends.
+struct Lane {
+    name: &'static str,
+    line: String,
+    child: std::process::Child,
+    log: std::path::PathBuf,
+}
+
+impl Lane {
+    fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        let line = line(&command);
+        say(&format!("{line} (beside the next; its output follows)"));
+        let log = target_dir().join(format!("test-{name}.log"));
+        let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let copy = file.try_clone().context("duplicate the log")?;
+        command.stdin(Stdio::null()).stdout(file).stderr(copy);
+        let child = command.spawn().with_context(|| format!("start `{line}`"))?;
+        Ok(Self { name, line, child, log })
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let status = self.child.wait().with_context(|| format!("wait for `{}`", self.line))?;
+        say(&format!("{}: {status}", self.name));
+        let text = std::fs::read(&self.log).context("read the log")?;
+        print!("{}", String::from_utf8_lossy(&text));
+        ensure!(status.success(), "`{}`: {status}", self.line);
+        Ok(())
+    }
+}
+
+/// The tests that need kernel modules which not every kernel has: a module of ring `agents`.
+pub(crate) const MODULES: &str = "modules::";
+
+/// The first of these modules that the kernel neither has nor can load.
 fn missing_modules() -> Option<&'static str> {
     ["sctp", "8021q"].into_iter().find(|name| {
         let loaded = std::path::Path::new("/sys/module").join(name).exists();
@@ -71,43 +119,63 @@ fn missing_modules() -> Option<&'static str> {
     })
 }
 
-fn pure(theirs: &[String]) -> Result<()> {
-    let workspace = ["--workspace", "--exclude", "lb-ebpf"];
+/// Runs unit tests, the test targets that need no privileges, and doc tests.
+fn pure(targets: &[Target], theirs: &[String]) -> Result<()> {
+    let pure: Vec<_> = targets.iter().filter(|target| !target.privileged).cloned().collect();
     if found("cargo-nextest").is_some() && theirs.is_empty() {
-        command::run(cargo().args(["nextest", "run"]).args(workspace))?;
-        // nextest knows no doc tests.
-        return command::run(cargo().args(["test", "--doc"]).args(workspace));
+        let mut nextest = cargo();
+        nextest.args(["nextest", "run"]).args(WORKSPACE).args(features(targets));
+        command::run(nextest.args(["--lib", "--bins"]).args(names(&pure)))?;
+    } else {
+        let mut test = test_command(targets);
+        command::run(test.args(["--lib", "--bins"]).args(names(&pure)).args(theirs))?;
     }
-    command::run(cargo().arg("test").args(workspace).arg("--no-fail-fast").args(theirs))
+    // Neither nextest nor a selection of targets includes them.
+    command::run(cargo().args(["test", "--doc"]).args(WORKSPACE).args(features(targets)))
 }
 
-/// Runs one privileged ring with these environment variables.
+/// Runs tests of one privileged ring with these environment variables.
 ///
 /// # Errors
 /// When a test fails, or root is needed and not to be had.
 pub(crate) fn one(ring: &str, settings: &[(&str, String)], theirs: &[String]) -> Result<()> {
-    let targets: Vec<_> =
-        privileged_targets()?.into_iter().filter(|target| target.name == ring).collect();
-    run_with(&targets, settings, theirs)
+    let targets: Vec<_> = targets()?.into_iter().filter(|target| target.name == ring).collect();
+    let mut test = ring_command(&targets, theirs)?;
+    command::run(test.envs(settings.iter().map(|(name, value)| (*name, value))))
 }
 
-fn run_privileged(targets: &[Target], theirs: &[String]) -> Result<()> {
-    run_with(targets, &[], theirs)
-}
+/// Every crate but the programs', which only build for the kernel.
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
-fn run_with(targets: &[Target], settings: &[(&str, String)], theirs: &[String]) -> Result<()> {
+/// All rings are built with the same features and from the same packages: nothing is built twice.
+fn test_command(targets: &[Target]) -> Command {
     let mut test = cargo();
-    test.envs(settings.iter().map(|(name, value)| (*name, value)));
-    test.args(["test", "--no-fail-fast"]);
-    let packages: BTreeSet<&str> = targets.iter().map(|target| target.package.as_str()).collect();
-    for package in packages {
-        test.args(["--package", package, "--features", &format!("{package}/{FEATURE}")]);
+    test.args(["test", "--no-fail-fast"]).args(WORKSPACE).args(features(targets));
+    test
+}
+
+/// Some test targets, as root if they need it.
+fn ring_command(of_ring: &[Target], theirs: &[String]) -> Result<Command> {
+    let mut test = test_command(&targets()?);
+    test.args(names(of_ring));
+    if of_ring.iter().any(|target| target.privileged) {
+        as_root_runner(&mut test)?;
     }
-    for target in targets {
-        test.args(["--test", &target.name]);
-    }
-    as_root_runner(&mut test)?;
-    command::run(test.args(theirs))
+    test.args(theirs);
+    Ok(test)
+}
+
+fn features(targets: &[Target]) -> Vec<String> {
+    let packages: BTreeSet<&str> =
+        targets.iter().filter(|t| t.privileged).map(|t| t.package.as_str()).collect();
+    packages
+        .into_iter()
+        .flat_map(|package| ["--features".to_owned(), format!("{package}/{FEATURE}")])
+        .collect()
+}
+
+fn names(targets: &[Target]) -> Vec<&str> {
+    targets.iter().flat_map(|target| ["--test", &target.name]).collect()
 }
 
 /// Lets cargo start the test binaries, and nothing else, through sudo.
@@ -132,13 +200,15 @@ fn host_triple() -> Result<String> {
 const FEATURE: &str = "privileged";
 
 /// A `[[test]]` of a package.
+#[derive(Clone)]
 struct Target {
     package: String,
     name: String,
+    privileged: bool,
 }
 
-/// The `[[test]]` targets that require the feature `privileged`.
-fn privileged_targets() -> Result<Vec<Target>> {
+/// Every test target of the workspace.
+fn targets() -> Result<Vec<Target>> {
     let metadata =
         output(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
@@ -151,10 +221,8 @@ fn privileged_targets() -> Result<Vec<Target>> {
         for target in list(&package, "targets") {
             let test = list(&target, "kind").iter().any(|kind| kind == "test");
             let privileged = list(&target, "required-features").iter().any(|f| f == FEATURE);
-            if let (true, Some(package), Some(name)) =
-                (test && privileged, name(&package), name(&target))
-            {
-                targets.push(Target { package, name });
+            if let (true, Some(package), Some(name)) = (test, name(&package), name(&target)) {
+                targets.push(Target { package, name, privileged });
             }
         }
     }

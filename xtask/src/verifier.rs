@@ -52,7 +52,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         // Not all of them: an emulated machine verifies programs for minutes.
         command::run(prefixed(&prefix, &test_binary("datapath")?).arg("services::"))?;
         // Stock kernels have what a development machine's may lack.
-        command::run(&mut prefixed(&prefix, &test_binary(test::MODULES)?))?;
+        command::run(prefixed(&prefix, &test_binary("agents")?).arg(test::MODULES))?;
     }
     verdict
 }

@@ -14,7 +14,7 @@ use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, 
 use lb_common::socket::{SkMoreKey, SkNat};
 
 const MIB: u64 = 1 << 20;
-/// What `the_worst_policies_stay_within_the_limit_and_cost_others_nothing` of the ring `agent` allows.
+/// What `the_worst_policies_stay_within_the_limit_and_cost_others_nothing` of `node::agent` allows.
 const AGENT: u64 = 256 * MIB;
 /// Programs, sockets, what per-CPU caches of the kernel's allocator hold.
 const REST: u64 = 64 * MIB;

@@ -1,4 +1,4 @@
-//! Nodes and Pods as network namespaces, with real servers and loads: what the demo, the bench and the e2e ring run on.
+//! Nodes and Pods as network namespaces, with real servers and loads: what the demo, the bench and ring `agents` run on.
 //!
 //! ```text
 //!            <prefix>-fabric   bridge; forwards nothing, no way out

@@ -13,7 +13,7 @@ use testbed::{
     wait,
 };
 
-use crate::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station};
+use super::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station};
 
 const SEGMENTS: [(&str, u8); 10] = [
     ("ACK", flags::ACK),

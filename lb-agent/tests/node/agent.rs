@@ -1,19 +1,7 @@
 //! The agent as a process, in a network namespace of its own with the manifest source: start, restart, death, a
 //! second one, bad input, health, metrics, cleanup.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test's helper panics like the test"
-)]
 
-#[path = "agent/differences.rs"]
 mod differences;
-#[path = "attach/node.rs"]
-#[allow(dead_code, reason = "the tests of attaching use the rest")]
-mod node;
-#[path = "agent/worst.rs"]
 mod worst;
 
 use std::fs;
@@ -37,7 +25,7 @@ use lb_kernel::bpf::maps::Tables;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use node::{Node, in_node};
+use crate::node::{Node, in_node};
 
 const SERVICE: &str = r#"
 apiVersion: v1

@@ -8,7 +8,7 @@ use testbed::{
     frame::{Ip, PRIORITY_TAG as Q, SERVICE_TAG as AD, Tag, Tcp, flags},
 };
 
-use crate::lab::{At, FAMILIES, ISOLATED, Lab, Shot, Station};
+use super::lab::{At, FAMILIES, ISOLATED, Lab, Shot, Station};
 
 const SYN: Tcp = Tcp::flags(flags::SYN);
 

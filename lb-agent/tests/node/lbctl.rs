@@ -1,22 +1,13 @@
 //! `lbctl` on the real maps, pinned in a bpf file system of the test's own, with nothing attached: what it prints,
 //! what it says when something is missing, and its exit status.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::too_many_lines,
-    reason = "a test's helper panics like the test"
-)]
-
-#[path = "lbctl/node.rs"]
-mod node;
+mod filled;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use expect_test::{Expect, expect};
-use node::Node;
+use filled::Node;
 
 fn check(node: &Node, args: &[&str], status: i32, want: Expect) {
     let output = node.lbctl(args).output().unwrap();

@@ -1,15 +1,5 @@
 //! The agent's side of the kernel, in network namespaces of its own: attaching and its survival, discovery of Pods'
 //! veths and of the other devices, the tables, conntrack expiry. Nothing leaves the namespaces, and they vanish with their test.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test's helper panics like the test"
-)]
-
-#[path = "attach/node.rs"]
-mod node;
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -40,7 +30,7 @@ use lb_kernel::bpf::sockets;
 use lb_kernel::devices::uplinks::Layer;
 use lb_kernel::devices::{Devices, Event, qdisc};
 
-use node::{Node, in_node};
+use crate::node::{Node, in_node};
 
 /// Ids of the programs at a hook, however they got there.
 fn at_hook(node: &Node, ifindex: u32, hook: TcAttachType) -> Vec<u32> {

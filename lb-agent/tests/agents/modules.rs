@@ -1,7 +1,5 @@
 //! What needs modules that not every kernel has: SCTP sockets, VLAN devices. Real agents, real sockets, two nodes and a
 //! client outside; `cargo xtask verifier --wrap` runs it on kernels that have them.
-#![cfg(test)]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helper panics like the test")]
 
 use std::{
     io::{Read as _, Write as _},

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::{Bed, SERVICE, end, get, is_ok, node::in_node};
+use super::{Bed, SERVICE, end, get, is_ok};
+use crate::node::in_node;
 
 /// Resident memory of the agent at its most, in MiB, in which the limit in `deploy/daemonset.yaml` and the table in
 /// `tests/control/memory.rs` believe.

@@ -16,7 +16,7 @@ use testbed::{
 };
 
 use crate::{
-    lab::{FAMILIES, Lab, PATIENCE, Station},
+    attacks::lab::{FAMILIES, Lab, PATIENCE, Station},
     stage::service,
 };
 

@@ -10,7 +10,7 @@ use testbed::{
     wait,
 };
 
-use crate::lab::{At, ISOLATED, Lab, PATIENCE, Shot};
+use super::lab::{At, ISOLATED, Lab, PATIENCE, Shot};
 
 const VXLAN: u16 = 8472;
 

@@ -17,7 +17,7 @@ use testbed::{
 };
 
 use crate::{
-    lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station, WEB},
+    attacks::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station, WEB},
     stage::TRANSPORTS,
 };
 

@@ -2,7 +2,8 @@
 
 use nix::sys::signal::Signal;
 
-use super::{Bed, end, is_ok, node::in_node};
+use super::{Bed, end, is_ok};
+use crate::node::in_node;
 
 /// A node with two addresses, a Service that needs what is otherwise here, and one whose address is not served.
 const OBJECTS: &str = r#"
