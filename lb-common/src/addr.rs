@@ -14,7 +14,7 @@ use crate::pod::Field;
 pub struct Addr([Be32; 4]);
 
 impl Addr {
-    /// `::`, which is no address of anything: used for "none".
+    /// `::`, which no host has: used for "none".
     pub const NONE: Self = Self([Be32::new(0); 4]);
 
     /// From an IPv4 address in network order.

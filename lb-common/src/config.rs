@@ -93,10 +93,11 @@ pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = 10_000..=29_999;
 
 /// Bits of [`Settings::flags`].
 pub mod setting_flags {
-    /// Another proxy translates flows that are older than these programs: packets of flows that nobody knows, in
-    /// mid-flow, are left to it. Else they are refused, since their backend cannot be found again.
+    /// Another proxy translates flows that are older than these programs. Mid-flow packets of flows without an entry are
+    /// left to it. Without this bit they are refused, since their backend cannot be found again.
     pub const OTHER_PROXY: u32 = 1 << 0;
-    /// While there is any policy a Pod sends from its own addresses only; else from all that are nobody else's.
+    /// While there is any policy, a Pod may send only from its own addresses. Without this bit it may send from any
+    /// address that does not belong to another Pod, node or Service.
     pub const STRICT_SOURCE: u32 = 1 << 1;
 }
 

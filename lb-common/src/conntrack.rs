@@ -250,11 +250,11 @@ const fn sides(flags: u32) -> (u8, u8) {
     }
 }
 
-/// `flags` after a packet with these TCP flags (0 for other protocols) in this direction.
+/// Returns `flags` after a packet with these TCP flags (0 for other protocols) in this direction.
 ///
-/// The opener's ACK counts only after a SYN of the other side: then it is the last of the handshake (or was meant to
-/// be), and the connection is established. A SYN-ACK on a connection that one side had left begins it anew: its
-/// endpoint took a SYN that was passed on to it.
+/// The opener's ACK counts only after a SYN of the other side: then it is the last packet of the handshake, and the
+/// connection is established. A SYN-ACK on a connection that one side had closed starts it again: its endpoint accepted a
+/// SYN that was forwarded to it.
 pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
     const ANSWER: u8 = tcp::SYN | tcp::ACK;
     let mut flags = flags;
@@ -306,9 +306,9 @@ pub const fn is_closing(flags: u32) -> bool {
     (sent(flags) | received(flags)) & LAST != 0
 }
 
-/// Whether the connection is over: both sides said so, or one reset it that cannot be anybody else. A reset that comes
-/// over the network may be forged, and its receiver ignores it when its sequence number does not fit; one that leaves a
-/// Pod (or this host) through its own device is its own.
+/// Returns whether the connection has ended: both sides closed it, or one certainly reset it. A reset from the network may be
+/// forged, and its receiver ignores it if its sequence number does not fit. A reset that leaves a Pod (or this host) through
+/// its own device is authentic.
 pub const fn is_closed(flags: u32) -> bool {
     let own = match flags & (bits::MASQUERADED | bits::HAIRPIN) {
         0 => sent(flags),
@@ -339,11 +339,11 @@ pub const fn is_established(flags: u32) -> bool {
     opener & tcp::ACK != 0 || flags & bits::PICKED_UP != 0
 }
 
-/// Whether a packet in this direction with these flags opens a new connection although an entry exists.
+/// Returns whether a packet in this direction with these flags opens a new connection although an entry exists.
 ///
-/// A translated connection that lives keeps its backend, whatever SYN comes: if its endpoint knows it, it answers with
-/// a challenge (RFC 5961 §4), which a client that restarted resets; if not, it opens anew. Without a translation a SYN
-/// never rides on an earlier verdict: unless it repeats that of an unanswered handshake it is judged again.
+/// A living translated connection keeps its backend when a SYN arrives. If the endpoint knows the connection, it answers with
+/// a challenge (RFC 5961 §4), which a restarted client resets; if not, it accepts a new connection. Without a translation a
+/// SYN never reuses an earlier verdict: it is judged again, unless it repeats the SYN of an unanswered handshake.
 pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
     if tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
         return false;
@@ -352,8 +352,8 @@ pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
     is_over(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
 }
 
-/// Whether an entry without translation outlives a SYN that was judged anew and allowed: a living connection is not
-/// half open again since somebody sent a SYN in its name.
+/// Returns whether an entry without translation stays when a SYN was judged again and allowed: a living connection does not
+/// become half open because of a forged SYN.
 pub const fn survives(flags: u32, direction: Direction) -> bool {
     const NEVER: u32 = bits::FORWARD | bits::REPLY | bits::PICKED_UP;
     flags & NEVER == 0 && is_opener(flags, direction) && is_established(flags) && !is_closed(flags)
@@ -372,16 +372,16 @@ pub const fn again_after(flags: u32, before: u32, silence: u32, hz: u32) -> u32 
     again(flags)
 }
 
-/// `flags` of the forward entry of a masqueraded flow as its client sends: when it has been answered before, this is no
-/// single question and answer.
+/// Returns `flags` of the forward entry of a masqueraded flow when its client sends. If the flow was answered before, it is
+/// more than one question and answer.
 pub const fn spoken(flags: u32) -> u32 {
     if flags & (BOTH_WAYS | bits::TIMES) == BOTH_WAYS { again(flags) } else { flags }
 }
 
-/// Whether a translated flow is one whose entries are kept beside the table, where others cannot evict them: its two
-/// ends have spoken to each other, and the flow is there for some time. Clients outside may invent their addresses: of
-/// theirs only connections are kept, as long as neither side has ended them, which a backend does whose answer to the
-/// handshake went to somebody else.
+/// Returns whether the entries of a translated flow are also kept in the map `kept`, where other flows cannot evict them:
+/// both ends have sent packets, and the flow has lasted for some time. Clients outside can forge their addresses. Of their
+/// flows only connections are kept, while neither side has ended them. A backend ends a connection whose client address was
+/// forged, because the real host resets it.
 pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
     if flags & (bits::FORWARD | bits::REPLY) == 0 {
         return false;
@@ -435,7 +435,7 @@ pub const fn age(last_seen: u32, now: u32) -> u32 {
     if age < 0x8000_0000 { age } else { 0 }
 }
 
-/// So many seconds in stamps, one more, since they are coarse.
+/// Converts seconds to stamps, plus one, since stamps are coarse.
 pub const fn stamps(secs: u32, hz: u32) -> u32 {
     ((secs as u64 * hz as u64) >> 8) as u32 + 1
 }
@@ -445,8 +445,8 @@ pub const fn stamp(jiffies: u64) -> u32 {
     (jiffies >> 8) as u32
 }
 
-/// Whether an entry last seen at `last_seen` is dead at `now`, both as of [`stamp`], with `hz` ticks a second.
-/// The stamps count modulo 2^32; one stamp of tolerance is given, since they are coarse.
+/// Returns whether an entry last seen at `last_seen` has expired at `now`, both as returned by [`stamp`], with `hz` ticks a
+/// second. Stamps count modulo 2^32. One stamp of tolerance is added, since they are coarse.
 pub const fn is_expired(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
     age(last_seen, now) > stamps(timeout_secs(protocol, flags), hz)
 }
@@ -574,7 +574,7 @@ mod tests {
             bits::EXTERNAL | bits::REPLY,
             &[&turned(&OPEN), &[(Ingress, tcp::RST)][..]].concat(),
         );
-        assert!(!is_over(here), "a client's reset is anybody's");
+        assert!(!is_over(here), "a reset from a client may be forged");
     }
 
     #[test]
@@ -590,7 +590,7 @@ mod tests {
         let cases: [(&str, u32, Sent<'_>, Packet, bool); 15] = [
             ("a repeated SYN keeps its verdict", plain, &OPEN[..1], (Egress, syn), false),
             ("one from the other side", plain, &OPEN[..1], (Ingress, syn), true),
-            ("after the handshake it is judged anew", plain, &OPEN, (Egress, syn), true),
+            ("after the handshake it is judged again", plain, &OPEN, (Egress, syn), true),
             ("with a FIN as well", plain, &OPEN, (Egress, syn_fin), true),
             ("with a reset as well", plain, &OPEN, (Ingress, tcp::SYN | rst), true),
             ("on a flow met in mid-flow", bits::PICKED_UP, &[], (Egress, syn), true),
@@ -599,7 +599,7 @@ mod tests {
             ("a repeated SYN keeps its backend", to, &OPEN[..1], (Egress, syn), false),
             ("a living connection keeps it", to, &OPEN, (Egress, syn), false),
             ("one that one side has left", to, &half, (Egress, syn), false),
-            ("one that somebody reset", to, &forged, (Egress, syn), false),
+            ("one with a forged reset", to, &forged, (Egress, syn), false),
             ("one that is over does not", to, &over, (Egress, syn), true),
             ("nor one that its own side reset", to, &reset, (Egress, syn), true),
             ("a SYN-ACK never opens", to, &over, (Ingress, SYN_ACK), false),

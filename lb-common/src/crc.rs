@@ -1,4 +1,4 @@
-//! CRC32c (Castagnoli, RFC 9260 appendix A) of a change: what becomes of a packet's CRC when a few of its bits flip.
+//! CRC32c (Castagnoli, RFC 9260 appendix A) of a change: how a packet's CRC changes when a few of its bits flip.
 //!
 //! A CRC is linear over GF(2): `crc(a ^ b) = crc(a) ^ raw(b)` for messages of one length, `raw` being the CRC without
 //! initial value and final complement. Of `b` only the changed bytes are not zero; the zeroes behind them multiply

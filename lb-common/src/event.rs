@@ -6,7 +6,7 @@ use crate::hash::scale;
 use crate::pod;
 
 pod! {
-    /// One sampled packet: it was not delivered, or opened a flow that somebody asked about.
+    /// One sampled packet: it was dropped, or it opened a flow while a client follows allowed flows.
     pub struct FlowEvent: 72 {
         /// Source address of the packet.
         pub src: Addr,
@@ -56,8 +56,8 @@ pub mod outcome {
 pod! {
     /// Value of the per-CPU array `samples`: limits events to a few a second.
     pub struct Sample: 8 {
-        /// Last event, as of [`crate::conntrack::stamp`] in its upper 24 bits; events sent in that stamp in the
-        /// lower 8.
+        /// Upper 24 bits: [`crate::conntrack::stamp`] of the last event. Lower 8 bits: number of events sent in that
+        /// stamp.
         pub window: u32,
         /// Events of the device left out since the last one that was sent; 0 in the places of senders.
         pub suppressed: u32,

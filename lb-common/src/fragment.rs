@@ -30,7 +30,7 @@ pod! {
         pub sport: Be16,
         /// Destination port.
         pub dport: Be16,
-        /// When the first fragment passed, as of [`crate::conntrack::stamp`].
+        /// When the first fragment passed: a [`crate::conntrack::stamp`].
         pub seen: u32,
     }
 }

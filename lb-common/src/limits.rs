@@ -28,7 +28,7 @@ pub const CT_MAX: u32 = 4_194_304;
 /// Copies of entries of translated connections, the least.
 pub const KEPT: u32 = 65_536;
 
-/// Capacity of the map `kept` beside a conntrack table of so many entries.
+/// Returns the capacity of the map `kept` for a conntrack table of `ct_entries` entries.
 pub const fn kept_entries(ct_entries: u32) -> u32 {
     if ct_entries / 2 > KEPT { ct_entries / 2 } else { KEPT }
 }
@@ -54,7 +54,7 @@ pub const GROUPS: u32 = 8_192;
 pub const PEER_BITS: u32 = 262_144;
 /// Prefixes of protocol and port, of all groups.
 pub const PORT_BITS: u32 = 65_536;
-/// Address ranges that policies tell apart.
+/// Address ranges that policies distinguish.
 pub const CIDRS: u32 = 65_536;
 /// Pairs of group and judgement that are counted.
 pub const HITS: u32 = 16_384;
@@ -105,8 +105,8 @@ pub const MAP_IDENT: MapSpec = MapSpec { name: "ident", version: 1 };
 pub const MAP_DEVS: MapSpec = MapSpec { name: "devs", version: 1 };
 /// `settings`: 0 → [`crate::config::Settings`].
 pub const MAP_SETTINGS: MapSpec = MapSpec { name: "settings", version: 2 };
-/// `frontend_ports`: word (`u32`) → 64 bits (`u64`), one for each port that some frontend has: packets to other ports
-/// are no business of the programs on the node's devices.
+/// `frontend_ports`: word (`u32`) → 64 bits (`u64`), one for each port that some frontend has. The programs on the
+/// node's devices ignore packets to other ports.
 pub const MAP_FRONTEND_PORTS: MapSpec = MapSpec { name: "frontend_ports", version: 1 };
 /// `host_ports`: the same for the ports of backends that are processes of this host.
 pub const MAP_HOST_PORTS: MapSpec = MapSpec { name: "host_ports", version: 1 };

@@ -2,7 +2,7 @@
 //!
 //! What is enforced in one direction on a Pod is its *group*: the rules of all policies that select it. A rule is one
 //! bit. Three tables say in which rules the bit is set: for the peer's identity ([`PeerKey`]), for protocol and
-//! port ([`PortKey`]), and, of rules without peers, for everybody ([`Group::any`]). A rule applies where both have it:
+//! port ([`PortKey`]), and, of rules without peers, for all peers ([`Group::any`]). A rule applies where both have it:
 //! `(peer | any) & port`. The bits are in the order of evaluation (Admin tier by priority, `NetworkPolicy`, Baseline
 //! tier), so the first one that applies decides, however many policies there are.
 //!
@@ -154,7 +154,7 @@ pod! {
 
 /// Bits of [`PolicyState::flags`].
 pub mod state_flags {
-    /// Report new flows that are allowed, too: somebody follows them.
+    /// Report new flows that are allowed, too: a client follows them.
     pub const REPORT_ALLOWED: u32 = 1 << 0;
 }
 

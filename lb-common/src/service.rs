@@ -88,7 +88,7 @@ pub mod frontend_flags {
     /// A loopback address: for sockets of the host only. A packet to it is never ours (CVE-2020-8558).
     pub const SOCKET_ONLY: u32 = 1 << 5;
     /// A wildcard that only says that some Service has the address (of a load balancer, `spec.externalIPs`): no Pod may
-    /// send from it. Ports that no frontend has are somebody else's, unlike those of a ClusterIP.
+    /// send from it. Packets to its other ports are not refused, unlike those to a ClusterIP.
     pub const ADDRESS_ONLY: u32 = 1 << 6;
 }
 
@@ -113,8 +113,8 @@ pod! {
     }
 }
 
-/// Bits of [`Backend::flags`]: in which lists of its Service the backend is. A client that session affinity sends to
-/// it must be one for whom it could be chosen. And what it is.
+/// Bits of [`Backend::flags`]: in which lists of its Service the backend is, and what it is. Session affinity sends a client
+/// to a backend only if the list for this client contains the backend.
 pub mod backend_flags {
     /// In the slots from [`super::Frontend::base`].
     pub const CLUSTER: u32 = 1 << 0;

@@ -3,8 +3,8 @@
 //!
 //! | rank | who | taken |
 //! |---|---|---|
-//! | [`OVER`] | expired, as of both entries | at once |
-//! | [`DONE`] | a closed TCP connection, or one that its backend refused; one UDP question with its answer; what nobody answered for two seconds | when no port tried is free |
+//! | [`OVER`] | both entries have expired | at once |
+//! | [`DONE`] | a closed TCP connection, or one that its backend refused; one UDP question with its answer; a packet without an answer for two seconds | when no port tried is free |
 //! | [`OPENING`] | a question or a handshake under way | when none of those was met either |
 //! | [`QUIET`] | a UDP conversation that paused for 5 s, a stream for 30 s; a TCP connection that one side left, and silent since | in the last place |
 //! | [`KEEPS`] | a living TCP connection, a UDP conversation | never |
@@ -27,13 +27,13 @@ pub const DONE: u32 = 3;
 /// Dead.
 pub const OVER: u32 = 4;
 
-/// After so many seconds an unanswered packet is taken for one that gets no answer.
+/// Seconds after which a packet without an answer is assumed to get none.
 const UNANSWERED_SECS: u32 = 2;
-/// After so many seconds of silence a UDP conversation may have ended.
+/// Seconds without a packet after which a UDP conversation may have ended.
 const PAUSED_SECS: u32 = 5;
-/// The same of one that lasted: keepalives are more frequent.
+/// The same for a UDP conversation that lasted: keepalives are more frequent.
 const QUIET_SECS: u32 = 30;
-/// The same of a TCP connection that one side left, or somebody in its name.
+/// The same for a TCP connection that one side closed, or that has a forged FIN or reset.
 const LEFT_SECS: u32 = 70;
 /// Bits of the time in a result; its rank is above them.
 pub const TIME_BITS: u32 = 13;
@@ -160,7 +160,7 @@ mod tests {
             ("a connection", proto::TCP, tcp_of(&[]), 0, 0, KEEPS),
             ("idle for hours", proto::TCP, tcp_of(&[]), 80_000, 80_000, KEEPS),
             ("one side has left", proto::TCP, tcp_of(&[fin]), 60, 60, KEEPS),
-            ("reset by anybody", proto::TCP, tcp_of(&[said, rst]), 60, 60, KEEPS),
+            ("a reset that may be forged", proto::TCP, tcp_of(&[said, rst]), 60, 60, KEEPS),
             ("the same, and silent since", proto::TCP, tcp_of(&[said, rst]), 72, 72, QUIET),
             ("both sides have", proto::TCP, tcp_of(&[fin, (Ingress, FIN_ACK)]), 0, 9, DONE),
             (
@@ -172,7 +172,7 @@ mod tests {
                 OVER,
             ),
             ("a question just now", proto::UDP, asked, 0, 0, OPENING),
-            ("one that nobody answers", proto::UDP, asked, 3, 3, DONE),
+            ("one without an answer", proto::UDP, asked, 3, 3, DONE),
             ("and asks again and again", proto::UDP, (asked.0, asked.1 | times), 0, 9, DONE),
             ("one answered just now", proto::UDP, answered, 0, 0, DONE),
             ("30 s ago", proto::UDP, answered, 32, 32, OVER),
@@ -233,7 +233,7 @@ mod tests {
                 hz: HZ,
             })
         };
-        assert!(ticks(4) < ticks(5), "a flood is told apart by ticks");
+        assert!(ticks(4) < ticks(5), "flows of a flood are distinguished by ticks");
         assert_eq!(of(proto::UDP, asked, 0, u32::MAX / HZ) >> 16, 0, "16 bits");
         assert_eq!(asked.1 & BOTH_WAYS, bits::SEEN_IN);
     }

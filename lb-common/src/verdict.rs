@@ -12,7 +12,7 @@ pub enum DropReason {
     UndefinedPort = 2,
     /// A TCP flow whose backend is gone: reset.
     BackendGone = 3,
-    /// A TCP packet in mid-flow to a Service, of a flow nobody knows: its backend cannot be found again; reset.
+    /// A mid-flow TCP packet to a Service whose flow has no entry: its backend cannot be found again; reset.
     UnknownFlow = 4,
     /// No free tuple towards any backend: every try met another live flow.
     TupleExhausted = 5,
@@ -56,7 +56,7 @@ pub enum DropReason {
     /// It cannot be told what the packet is for: a fragment without its transport header or that overlaps it, extension
     /// headers that cannot be walked; where policies concern the Pod, also AH and ESP.
     Unreadable = 23,
-    /// A TCP packet of a connection whose beginning nobody saw, and policies do not allow both directions.
+    /// A TCP packet of a connection whose beginning was not seen, and policies do not allow both directions.
     NotOpened = 24,
     /// For the address of another Pod than the one behind the device.
     NotForPod = 25,
@@ -332,7 +332,7 @@ impl Counter {
     }
 }
 
-/// What came of a policy's judgement of a new flow.
+/// The verdict of the policies on a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
     /// Allowed.
@@ -360,13 +360,14 @@ impl Outcome {
     }
 }
 
-/// Index into the map `counters` of the new flows judged so: `tier` is that of the judgement
-/// ([`crate::policy::tier`]; of a shadow's for `WouldDeny` and `WouldAllow`), `ingress` as of the Pod.
+/// Returns the index into the map `counters` of new flows with this verdict. `tier` is the tier of the verdict
+/// ([`crate::policy::tier`]), for `WouldDeny` and `WouldAllow` that of the shadow verdict. `ingress` is the direction that the
+/// Pod sees.
 pub const fn judged_index(outcome: Outcome, tier: u8, ingress: bool) -> u32 {
     192 + (outcome as u32 * 4 + (tier & 3) as u32) * 2 + ingress as u32
 }
 
-/// Index into the map `counters` of the packets dropped for `reason`; `ingress` as of the Pod.
+/// Returns the index into the map `counters` of packets dropped for `reason`. `ingress` is the direction that the Pod sees.
 pub const fn drop_index(reason: DropReason, ingress: bool) -> u32 {
     reason as u32 * 2 + ingress as u32
 }

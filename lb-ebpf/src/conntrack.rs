@@ -59,8 +59,8 @@ const ALIVE: u32 = 0;
 const CLOSED: u32 = 1;
 const EXPIRED: u32 = 2;
 
-/// What became of a flow. Exported, and with numbers for arguments, so that the verifier checks it once by itself and
-/// does not follow it at each turn of a loop.
+/// Returns the state of a flow. Exported, with numbers as arguments, so that the verifier checks it once on its own and
+/// not again in each iteration of a loop.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u32 {
@@ -74,7 +74,7 @@ extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u3
     }
 }
 
-/// Notes the packet on its entry, whose key is in the scratch room.
+/// Notes the packet on its entry, whose key is in the scratch memory.
 #[inline(always)]
 pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
     let before = entry.flags();
@@ -120,7 +120,7 @@ fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) 
     }
 }
 
-/// The entry under the key in the scratch room.
+/// The entry under the key in the scratch memory.
 #[inline(always)]
 pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
     let entry = match tracked::get(&scratch.key) {
@@ -131,7 +131,7 @@ pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
     entry
 }
 
-/// The entry under the key in the scratch room, which `ct` does not have, when it was evicted from there and is of a
+/// The entry under the key in the scratch memory, which `ct` does not have, when it was evicted from there and is of a
 /// flow that lives.
 #[inline(never)]
 fn restore(scratch: &mut Scratch) -> Option<Tracked> {
@@ -218,10 +218,10 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
     }
 }
 
-/// Commits a flow without translation whose first packet is this one, under the key in the scratch room. Nothing depends on
+/// Commits a flow without translation whose first packet is this one, under the key in the scratch memory. Nothing depends on
 /// its entry, so a full map only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives
-/// leaves that alone: its endpoint decides. Where the Pod's budget is used up there is no entry: without policies the
-/// packet may go on all the same, `false` where it may not.
+/// does not change that connection: its endpoint decides. If the budget of the Pod is used up, no entry is made. Returns
+/// `false` if the packet must be dropped then; without policies it continues.
 #[must_use]
 #[inline(always)]
 pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) -> bool {
@@ -240,7 +240,7 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
     true
 }
 
-/// Whether the new flow in the scratch room is more than its Pod's budget allows. Exported, so that the verifier checks it
+/// Whether the new flow in the scratch memory is more than its Pod's budget allows. Exported, so that the verifier checks it
 /// once by itself.
 #[inline(never)]
 #[unsafe(no_mangle)]

@@ -38,7 +38,7 @@ const DONE: u32 = 0;
 const FORBIDDEN: u32 = 1;
 const FAILED: u32 = 2;
 
-/// The same, as a function that the verifier checks once by itself, which is why it finds the scratch room anew.
+/// The same as a function that the verifier checks once on its own. Therefore it looks up the scratch memory itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn cut_shorten(skb: *mut __sk_buff, mtu: u32, hook: u32) -> u32 {

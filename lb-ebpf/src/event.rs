@@ -14,8 +14,8 @@ static SAMPLES: PerCpuArray<Sample, { event::SAMPLES as usize }> = PerCpuArray::
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<FlowEvent, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 
-/// Sends the event in the scratch room, unless this CPU sent many of its device or its sender lately. Fills in time and
-/// suppressed count.
+/// Sends the event in the scratch memory, unless this CPU has recently sent many events of the same device or sender. Fills
+/// in the time and the number of suppressed events.
 #[inline(always)]
 pub(crate) fn emit(event: &mut FlowEvent) {
     let device = SAMPLES.get_ptr_mut(event::device_place(event.ifindex, event.reason));

@@ -8,12 +8,12 @@
 //! Pod -> client        pod_out  frontend as the source, on past the IP stack
 //! host -> client       dev_out  frontend as the source
 //! backend -> node      dev_in   frontend -> client, on past the IP stack
-//! node -> anybody      dev_out  from the port of a frontend: noted, so that the answer is not taken for a client's
+//! node -> any host     dev_out  from the port of a frontend: recorded, so that the answer is not taken for a client's
 //! ```
 //! Packets with an address of this node as their source never enter the stack, which drops them as forgeries; and what
 //! goes past the stack in one direction goes past it in the other, or netfilter would see half a connection.
 //!
-//! An entry stands for a direction as of the backend: what the client sends goes *in* (`Direction::Ingress`).
+//! The direction of an entry is the one that the backend sees: what the client sends goes *in* (`Direction::Ingress`).
 
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtKey, Direction, bits, scope};
@@ -62,7 +62,7 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let kind = parse::parse(packet, &mut scratch.parsed, L3);
     trace::parsed(Program::DevIn, kind);
     match kind {
-        // A tag of no VLAN that is left is taken off by the stack, and nobody sees what is in the frame.
+        // The stack removes a remaining priority tag (VLAN ID 0). No program sees the packet in that frame.
         Kind::NOT_IP if packet.has_hidden_tag() => {
             return drop(DropReason::NotIp, 0);
         }
@@ -101,8 +101,8 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
     if request { to_frontend(packet, scratch) } else { Verdict::Pass }
 }
 
-/// Whether a packet on the tuple of a masqueraded flow answers another connection: the flow is over, and one that opens
-/// anew would have replaced its entry. So a process of the host may have the port next.
+/// Returns whether a packet on the tuple of a masqueraded flow answers another connection: the flow has ended, and a new
+/// flow would have replaced its entry. A process of the host can use the port next.
 #[inline(always)]
 fn is_of_another(entry: Tracked, parsed: &Parsed) -> bool {
     let opens = parsed.flow.proto == proto::TCP && parsed.tcp_flags & tcp::SYN != 0;
@@ -131,7 +131,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
         _ => return Verdict::Pass,
     }
     let Flow { sport, proto, .. } = scratch.parsed.flow;
-    // Of TCP its flags tell who answers whom.
+    // The flags of a TCP packet show which end answers.
     if proto != proto::TCP && maps::is_frontend_port(sport.get()) && !scratch.parsed.later {
         note_own(scratch);
     }
@@ -152,9 +152,9 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     }
 }
 
-/// A datagram leaves the node with a frontend as its source: unless it is the answer to a client, the node has sent it from
-/// that port, a process of the host or netfilter for a Pod that it masquerades, and the answer to it is no client's. Else
-/// it would go to the Service, and two servers that answer everything would never stop.
+/// Records a datagram that leaves the node with a frontend as its source and does not answer a client. The node sent it from
+/// that port: a process of the host, or netfilter for a Pod that it masquerades. The answer to it does not come from a
+/// client. Otherwise it would go to the Service, and two servers that answer every datagram would never stop.
 #[inline(never)]
 fn note_own(scratch: &mut Scratch) {
     let Scratch { parsed, key, .. } = scratch;
@@ -173,7 +173,7 @@ fn note_own(scratch: &mut Scratch) {
     }
 }
 
-/// Whether a packet that would open a flow, under the key in the scratch room, answers one of this node's own. Exported, so
+/// Whether a packet that would open a flow, under the key in the scratch memory, answers one of this node's own. Exported, so
 /// that the verifier checks it once by itself, and by itself on the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -314,7 +314,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
             return Verdict::Pass;
         }
         Some(_) => {}
-        // Most of these are no Service's: the table of flows is asked only where it may have some.
+        // Most of these do not belong to a Service. The conntrack table is looked up only for ports that can have an entry.
         None if !maps::is_former_port(dport.get()) => return no_frontend(packet, scratch),
         None => {}
     }
@@ -360,8 +360,8 @@ fn first(
     }
 }
 
-/// A packet that may be for a ClusterIP without this port, or for none at all: outside the range of ClusterIPs an
-/// address is somebody else's.
+/// A packet that may be for a ClusterIP without this port, or for none at all: an address outside the
+/// range of ClusterIPs belongs to another host.
 #[inline(always)]
 fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let dst = scratch.parsed.flow.dst;

@@ -36,7 +36,8 @@ const CHECKSUM: usize = 2;
 const LONGEST4: u32 = 576;
 const LONGEST6: u32 = 1280;
 
-/// Reads the packet that an error quotes; `None` when there is none in it, or it is not to whom it quotes.
+/// Reads the packet that an error quotes. Returns `None` if it quotes none, or if the error does not go to the sender of the
+/// quoted packet.
 #[inline(always)]
 fn quote(packet: Packet, parsed: &Parsed, quoted: &mut Parsed) -> Option<()> {
     let longest = if parsed.v4 { LONGEST4 } else { LONGEST6 };
@@ -68,7 +69,7 @@ fn is_plausible(scratch: &mut Scratch, direction: Direction, translated: Addr) -
 pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Onward {
     let Scratch { parsed, quoted, key, epoch, .. } = scratch;
     if quote(packet, parsed, quoted).is_none() {
-        // No stack makes such an error; receivers may believe it all the same.
+        // No stack sends such an error, but receivers may accept it.
         quoted.flow = parse::NOTHING;
         return unknown(scratch, direction);
     }
@@ -198,7 +199,7 @@ impl Onward {
     pub(crate) const UNKNOWN: Self = Self(-3);
     /// The routing table has no way.
     pub(crate) const NOWHERE: Self = Self(-1);
-    /// Not from whom it claims to be: another Pod tells of packets that were not for it.
+    /// Forged: a Pod reports an error about packets that were not sent to it.
     pub(crate) const FORGED: Self = Self(-4);
     /// A helper refused halfway.
     pub(crate) const FAILED: Self = Self(-2);

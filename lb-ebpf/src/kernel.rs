@@ -63,7 +63,7 @@ pub(crate) fn ticks() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// Now, as of [`conntrack::stamp`].
+/// Returns the current time as a [`conntrack::stamp`].
 #[inline(always)]
 pub(crate) fn now() -> u32 {
     // SAFETY: a helper without arguments.

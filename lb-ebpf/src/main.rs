@@ -57,7 +57,7 @@ fn pod_in(ctx: TcContext) -> i32 {
     verdict::to_tc(packet, pipeline::pod_in(packet))
 }
 
-/// A packet enters the node by a device that is no Pod's.
+/// A packet enters the node by a device that does not belong to a Pod.
 #[classifier]
 #[inline(always)]
 fn dev_in(ctx: TcContext) -> i32 {
@@ -77,7 +77,7 @@ fn dev_in_l3(ctx: TcContext) -> i32 {
     verdict::to_tc(packet, external::dev_in(packet))
 }
 
-/// A packet leaves the node by a device that is no Pod's.
+/// A packet leaves the node by a device that does not belong to a Pod.
 #[classifier]
 #[inline(always)]
 fn dev_out(ctx: TcContext) -> i32 {

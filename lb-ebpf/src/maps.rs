@@ -150,7 +150,7 @@ pub(crate) fn affinity(key: &AffinityKey) -> Option<Affinity> {
     unsafe { AFFINITY.get(key) }.copied()
 }
 
-/// Notes the client's affinity. Without room for it the client is balanced anew, as after its timeout.
+/// Records the affinity of the client. If the map is full, the next connection of the client is balanced like the first.
 #[inline(always)]
 pub(crate) fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
     if AFFINITY.insert(key, affinity, u64::from(BPF_ANY)).is_err() {

@@ -1,5 +1,5 @@
 //! The tuple of a flow from outside towards its backend: for one on another node a source port of this node, which must
-//! be unique there, since the answer is told by it.
+//! be unique for that backend, since it identifies the answer.
 
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtKey, age, bits, scope};
@@ -32,7 +32,7 @@ const TAKEN: u32 = 1;
 const FULL: u32 = 2;
 
 /// Exported, and with numbers for results, so that the verifier checks it once by itself and not for each backend that
-/// is tried: what it needs is in the scratch room, and so is what it leaves.
+/// is tried: what it needs is in the scratch memory, and so is what it leaves.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn masquerade_claim(now: u32) -> u32 {
@@ -81,7 +81,7 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
         return conntrack::claim_tuple(key, entry, flow, now);
     }
     let mut tries = PORT_TRIES;
-    // In the scratch room, where the verifier does not tell apart what the loop may have found.
+    // In the scratch memory, where the verifier does not distinguish the results of each iteration.
     nat.readiest = 0;
     while tries > 0 {
         tries -= 1;
@@ -121,7 +121,7 @@ fn claimed(inserted: Inserted) -> Claim {
     }
 }
 
-/// How ready the flow that has the tuple in the scratch room is to yield it ([`tenure::readiness`], or [`FREE`]), with
+/// How ready the flow that has the tuple in the scratch memory is to yield it ([`tenure::readiness`], or [`FREE`]), with
 /// its port in the low half; 0 = not at all. Exported, so that the verifier checks it once by itself and not at each turn
 /// of the loop.
 #[inline(never)]
@@ -191,7 +191,7 @@ fn forward_of(key: &CtKey, reply: &CtEntry, partner: &mut CtKey) -> Option<Track
     if is_its_own { Some(forward) } else { None }
 }
 
-/// Takes the tuple in the scratch room from the flow that has it: that flow is forgotten.
+/// Takes the tuple in the scratch memory from the flow that has it: that flow is forgotten.
 #[inline(never)]
 fn take_over(scratch: &mut Scratch) -> Claim {
     let Scratch { key, entry, partner, other, nat, .. } = scratch;

@@ -1,4 +1,5 @@
-//! Who sent a packet, and whom it is for: told by where it came from and what the agent knows, never by what it says.
+//! Which Pod or node sent a packet, and which one it is for. Decided by the device it came from and by what the agent knows,
+//! never by what the packet says.
 //!
 //! A Pod speaks for itself only: not from another's address, and no word as a router or in another's name between
 //! neighbors (RFC 2827, RFC 6105). What comes in at the node's other devices is neither the node nor one of its Pods.
@@ -22,8 +23,8 @@ use crate::{kernel, maps, parsed, route, service};
 /// Not a number of a [`DropReason`].
 const NO_FAULT: u32 = 0;
 
-/// Whether the link-layer source of a frame is nobody else's: the bridge would learn that what is for the other goes to
-/// this Pod. One that is nobody's passes: there may be a bridge or a virtual machine in the Pod.
+/// Checks that the link-layer source of a frame does not belong to another Pod or to the node: the bridge would learn it and
+/// send their frames to this Pod. An unknown source passes: there may be a bridge or a virtual machine in the Pod.
 #[inline(always)]
 pub(crate) fn check_link(packet: Packet, ifindex: u32) -> Result<(), Reported> {
     match packet.source_mac() {
@@ -56,8 +57,8 @@ pub(crate) fn check() -> Result<(), Reported> {
     }
 }
 
-/// What is wrong with the source of the packet in the scratch room, and with what it carries. As a function that the
-/// verifier checks once by itself, which is why it finds the scratch room anew.
+/// Returns what is wrong with the source of the packet in the scratch memory, or with what it carries. A function that the
+/// verifier checks once on its own. Therefore it looks up the scratch memory itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn origin_fault() -> u32 {
@@ -75,8 +76,9 @@ extern "C" fn origin_fault() -> u32 {
     NO_FAULT
 }
 
-/// Whether the address `scratch.claimed` is not the Pod's to send from: unless it is known to be the Pod's (strict, and
-/// there is some policy), or unless it is known to be somebody else's. As a function that the verifier checks once.
+/// Returns whether the Pod must not send from the address `scratch.claimed`. Strict, while there is any policy: unless the
+/// address is known to be the Pod's. Else: if it is known to belong to another Pod, node or Service. A function that the
+/// verifier checks once on its own.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn origin_is_foreign() -> u32 {
@@ -149,15 +151,15 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
     if known.flags & POD_OR_NODE != 0 { Ownership::Other } else { Ownership::Nobody }
 }
 
-/// Whether the Pod may have an address of which nobody is known to have it: one that it gave itself, or that an annotation
-/// admits.
+/// Returns whether the Pod may use an address that no known Pod, node or Service has: one that it configured itself, or one
+/// that an annotation admits.
 #[inline(always)]
 fn is_admitted(pod: &Pod, ifindex: u32, addr: &Addr) -> bool {
     is_link_local(addr)
         || pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, addr)
 }
 
-/// RFC 3927, RFC 4291 §2.5.6: everybody gives those to oneself, and no router passes them on.
+/// Link-local (RFC 3927, RFC 4291 §2.5.6): each host configures its own, and no router forwards them.
 #[inline(always)]
 fn is_link_local(addr: &Addr) -> bool {
     if addr.is_v4() {
@@ -301,20 +303,20 @@ pub(crate) fn is_this_node(addr: &Addr) -> bool {
     maps::ident(addr).is_some_and(|known| known.flags & ident_flags::LOCAL_NODE != 0)
 }
 
-/// Whom a packet is for that enters a Pod.
+/// The destination of a packet that enters a Pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Addressee(u32);
 
 impl Addressee {
     /// The Pod.
     pub(crate) const POD: Self = Self(0);
-    /// Nobody that is known: the Pod may be a router.
+    /// An unknown host: the Pod may be a router.
     pub(crate) const NOBODY: Self = Self(1);
     /// Another Pod, or a node.
     pub(crate) const OTHER: Self = Self(2);
 }
 
-/// Whom the packet is for.
+/// Returns the destination of the packet.
 #[inline(always)]
 pub(crate) fn addressee() -> Addressee {
     Addressee(origin_addressee())
@@ -394,8 +396,8 @@ pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
     }
 }
 
-/// Whether a packet with the address of a Pod of this node comes from where that Pod is not: the device is no bridge of
-/// Pods, nor the one that the route to the Pod leads to (RFC 3704 §2.2).
+/// Returns whether a packet with the address of a Pod of this node came in by a device that does not lead to that Pod: it is
+/// neither a bridge of Pods nor the device of the route to the Pod (RFC 3704 §2.2).
 #[inline(never)]
 fn is_astray(packet: Packet, scratch: &mut Scratch) -> bool {
     let ifindex = scratch.ifindex;

@@ -81,7 +81,7 @@ impl Packet {
         unsafe { (&raw const (*self.skb).len).read_volatile() }
     }
 
-    /// This CPU's scratch room, for this packet.
+    /// This CPU's scratch memory, for this packet.
     #[inline(always)]
     pub(crate) fn scratch(self) -> Option<&'static mut Scratch> {
         scratch::begin(self.ifindex(), self.ingress_ifindex())
@@ -127,12 +127,12 @@ impl Packet {
         if self.is_tagged_again() {
             return;
         }
-        // It takes memory from nobody where the tag is beside the packet, so it does not fail there.
-        // SAFETY: valid context; the data pointers are read anew by each load.
+        // Where the tag is stored beside the packet, this needs no memory and does not fail.
+        // SAFETY: valid context; each load reads the data pointers again.
         let _: i64 = unsafe { bpf_skb_vlan_pop(self.skb) };
     }
 
-    /// Whether the frame has a tag of its own left, of no VLAN: the stack takes it off without telling anybody.
+    /// Returns whether the frame still has a priority tag (VLAN ID 0) in its data. The stack removes it silently.
     #[inline(always)]
     pub(crate) fn has_hidden_tag(self) -> bool {
         if !self.is_tagged_again() {
@@ -177,7 +177,7 @@ impl Packet {
         let want = if len < want { len } else { want };
         if end - start < want {
             // A failure shows as a failing load.
-            // SAFETY: valid context; the data pointers are read anew by each load.
+            // SAFETY: valid context; each load reads the data pointers again.
             let _: i64 = unsafe { bpf_skb_pull_data(self.skb, want as u32) };
         }
     }
@@ -338,7 +338,7 @@ impl Packet {
             bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
         };
         match ret as u32 {
-            // An unknown neighbour is no obstacle.
+            // An unknown neighbor is resolved by the redirect.
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(fib.ifindex),
             BPF_FIB_LKUP_RET_FRAG_NEEDED => {
                 // SAFETY: the kernel has written the path's MTU there.

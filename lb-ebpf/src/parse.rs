@@ -1,7 +1,7 @@
 //! Bytes → 5-tuple. The link layer is Ethernet, or there is none (the devices of tunnels, as packets leave by them).
 //!
-//! What cannot be understood has a kind of its own, so that nobody takes it for something harmless: a receiver may
-//! understand it in another way (RFC 3128, RFC 7112), and then a rule about ports was never asked.
+//! A packet that cannot be parsed has a kind of its own, so that no stage treats it as harmless: a receiver may parse it in
+//! another way (RFC 3128, RFC 7112), and then no rule about ports would have been applied.
 
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
@@ -112,7 +112,7 @@ fn ipv4(packet: Packet, parsed: &mut Parsed, l3: usize) -> Kind {
 }
 
 /// Sources that no packet has (RFC 1122 §3.2.1.3): loopback, multicast, reserved; unspecified, but for one who asks for
-/// an address. Multicast and limited broadcast (224/4, 240/4) are no flows.
+/// an address. Multicast and limited broadcast (224/4, 240/4) are not tracked.
 #[inline(always)]
 fn addressed4(kind: Kind, src: u32, dst: u32) -> Kind {
     const LOOPBACK: u32 = 127;
@@ -294,7 +294,7 @@ fn skip_extensions(packet: Packet, first: u8, l3: usize) -> Extensions {
     Extensions::Unknown
 }
 
-/// A later fragment, that begins so many bytes into the datagram.
+/// Parses a later fragment, which begins `position` bytes into the datagram.
 #[inline(always)]
 fn later(parsed: &mut Parsed, position: u32) -> Kind {
     parsed.tcp_flags = 0;
@@ -308,8 +308,8 @@ fn later(parsed: &mut Parsed, position: u32) -> Kind {
     }
 }
 
-/// A first fragment, which has so many bytes behind the network header: what of the transport header is in the others
-/// is not known.
+/// Parses a first fragment, which has `payload` bytes behind the network header. The part of the transport header that is in
+/// other fragments is unknown.
 #[inline(always)]
 fn first(packet: Packet, parsed: &mut Parsed, payload: u32) -> Kind {
     let least = if parsed.flow.proto == proto::TCP { TCP_HEADER } else { 8 };

@@ -1,11 +1,11 @@
-//! What is known of a packet: plain data, in the scratch room.
+//! What is known of a packet: plain data, in the scratch memory.
 
 use lb_common::flow::Flow;
 
 /// Offset of the network header behind an Ethernet header.
 pub(crate) const L3: usize = 14;
 
-/// A packet we know how to track. Lives in the scratch room.
+/// A packet we know how to track. Lives in the scratch memory.
 #[repr(C)]
 pub(crate) struct Parsed {
     /// The 5-tuple.

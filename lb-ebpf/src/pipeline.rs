@@ -83,7 +83,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     if flags & bits::REPLY != 0 {
         return reply_out(packet, scratch, entry, now);
     }
-    // A flow that nobody has answered may have begun before its destination became a Service.
+    // A flow without an answer may have begun before its destination became a Service.
     let flow = &parsed.flow;
     if flags & (bits::SEEN_IN | bits::PICKED_UP) == 0
         && !matches!(service::lookup(flow.dst, flow.dport, flow.proto), Destination::Plain)
@@ -128,8 +128,8 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     if flags & bits::FORWARD != 0 && !is_back(scratch) {
         return Verdict::Drop(verdict::report(DropReason::SpoofedSource, true, 0));
     }
-    // A flow from outside was put here by `dev_in` before its first packet came: one that opens anew is another, which
-    // goes straight to the Pod from a port that its client had used through a Service.
+    // `dev_in` made the entry of a flow from outside before its first packet arrived here. A packet that opens a flow
+    // belongs to another one, directly to the Pod, from a port that its client had used through a Service.
     let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
     if plain && conntrack::starts_over(entry, &scratch.parsed, Direction::Ingress, now) {
         return open_in(packet, scratch, now);
@@ -170,7 +170,7 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if let Err(reported) = policy::admit(scratch, peer, how::INGRESS) {
         return Verdict::Drop(reported);
     }
-    // What is for nobody that is known leaves no entry: an answer would pass by it, from an address that is not the Pod's.
+    // A packet for an unknown host leaves no entry: it would let an answer pass from an address that is not the Pod's.
     if addressee == Addressee::POD && !conntrack::commit_plain(scratch, Direction::Ingress, now) {
         return Verdict::Drop(verdict::report(DropReason::PodBudget, true, 0));
     }
@@ -183,7 +183,7 @@ fn is_back(scratch: &Scratch) -> bool {
     scratch.ingress_ifindex == scratch.ifindex
 }
 
-/// A TCP packet of a connection that nobody saw open, and no Service's.
+/// Handles a TCP packet of a connection whose beginning was not seen and that does not go to a Service.
 #[inline(always)]
 fn meet(packet: Packet, scratch: &mut Scratch, direction: Direction, now: u32) -> Verdict {
     match policy::admit_met(packet, scratch, direction) {

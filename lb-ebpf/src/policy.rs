@@ -4,7 +4,7 @@
 //! comparison. The verdict itself is `lb_common::policy::judge` on the maps.
 //!
 //! What policies never touch: traffic of the node itself, replies, ICMP errors about known flows, neighbor discovery.
-//! Whether a packet is the node's own is told by where it came from, never by its address.
+//! The device that a packet came from shows whether the node itself sent it, never its address.
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
@@ -85,7 +85,7 @@ fn put(asked: &mut Asked, (peer, port, how): (Addr, Be16, u32)) {
     scratch::hand_over(&mut asked.how, how);
 }
 
-/// What becomes of a connection that was met in mid-flow.
+/// What happens to a connection whose beginning was not seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Met {
     /// The packet goes on and leaves nothing behind.
@@ -94,12 +94,12 @@ pub(crate) enum Met {
     From(Direction),
 }
 
-/// Whether a TCP packet of a connection goes on that nobody saw open. `direction` is the packet's.
+/// Decides about a TCP packet of a connection whose beginning was not seen. `direction` is the direction of the packet.
 ///
-/// By its looks it could be of any connection, so it grants nothing: either both ends may open it, or the Pod's own
-/// kernel has the connection, and tells by its listener who opened it. A Pod may lie about that (with raw sockets, or with
-/// `TCP_REPAIR` where it has `NET_ADMIN`), so what it says of a packet that it sends itself never counts for more than
-/// what it may send anyhow; but for the time in which older connections are taken over.
+/// Such a packet could belong to any connection, so by itself it allows nothing. Either the policies let both ends open the
+/// connection, or the kernel in the Pod's network namespace has the connection, and its listener shows which end opened it.
+/// A Pod can forge that (with raw sockets, or with `TCP_REPAIR` if it has `NET_ADMIN`). Therefore a packet that the Pod sends
+/// gets no more than what the Pod may send anyway, except during the time in which older connections are taken over.
 #[inline(never)]
 pub(crate) fn admit_met(
     packet: Packet,
@@ -153,7 +153,7 @@ fn ask_met(scratch: &mut Scratch, direction: Direction, from: Direction) {
     };
     let question = match from {
         Direction::Egress => (peer, other, 0),
-        // Towards the node nobody can tell any more who opened it: the node reaches its Pods.
+        // Towards the node it is not known which end opened the connection. The node may always reach its Pods.
         Direction::Ingress if direction == Direction::Egress => {
             (peer, own, how::INGRESS | how::FROM_HOST)
         }
@@ -184,7 +184,7 @@ pub(crate) fn concerns(scratch: &Scratch, ingress: bool) -> bool {
     scratch.epoch != 0 && groups(maps::pod(scratch.ifindex), ingress).0 != 0
 }
 
-/// Judges a known flow anew, in the direction in which it was opened; `direction` is the packet's.
+/// Judges a known flow again, in the direction in which it was opened. `direction` is the direction of the packet.
 #[inline(never)]
 pub(crate) fn readmit(
     scratch: &mut Scratch,
@@ -231,7 +231,7 @@ fn sent(direction: Direction) -> u32 {
 const ALLOWED: u32 = 0;
 
 /// Judges what is in `scratch.asked`: number of the reason to drop it, or [`ALLOWED`]. Counts nothing.
-/// A function that the verifier checks once by itself (see [`policy_judge`]), which is why it finds the scratch room anew.
+/// The verifier checks this function once on its own (see [`policy_judge`]). Therefore it looks up the scratch memory itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn policy_ask() -> u32 {
@@ -345,7 +345,7 @@ fn count_hits(asked: &mut Asked) {
     }
 }
 
-/// Counts the verdict, and reports it where somebody wants to know.
+/// Counts the verdict, and sends an event for drops, shadow verdicts and followers of allowed flows.
 #[inline(always)]
 fn settle(reason: u32) -> Result<(), Reported> {
     trace::judged(reason);

@@ -90,7 +90,7 @@ const PORT_UNREACHABLE6: u16 = 0x0104;
 const TOO_BIG6: u16 = 0x0200;
 const EXPIRED6: u16 = 0x0300;
 
-/// The answer as it grows, in the scratch room. Words are in wire order; indices are constants of this file, within
+/// The answer as it grows, in the scratch memory. Words are in wire order; indices are constants of this file, within
 /// [`ANSWER_WORDS`].
 struct Answer<'a>(&'a mut [u16; ANSWER_WORDS]);
 

@@ -11,7 +11,7 @@ use crate::scratch::Scratch;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The way of a packet to its translated destination.
+/// How a packet gets to its translated destination.
 #[derive(Clone, Copy)]
 pub(crate) enum Way {
     /// By the device with this ifindex.

@@ -1,4 +1,4 @@
-//! The scratch room: what a program works on, and hands over from stage to stage. Plain data; nothing here decides.
+//! The scratch memory: what a program works on, and hands over from stage to stage. Plain data; nothing here decides.
 
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -53,7 +53,7 @@ pub(crate) struct Scratch {
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
-    /// Number of the policies in force, as of the start of the program; 0 = there are none.
+    /// Number of the policies in force when the program started; 0 = there are none.
     pub(crate) epoch: u32,
     /// The device whose hook this is.
     pub(crate) ifindex: u32,
@@ -109,12 +109,12 @@ pub(crate) const ANSWER_WORDS: usize = 55;
 pub(crate) struct Target {
     pub(crate) addr: Addr,
     pub(crate) port: Be16,
-    /// Backend id; 0 when it is no Service's choice.
+    /// Backend id; 0 if no Service chose it.
     pub(crate) id: u32,
     pub(crate) generation: u32,
 }
 
-/// The translation that a new flow gets. Lives in the scratch room.
+/// The translation that a new flow gets. Lives in the scratch memory.
 pub(crate) struct Nat {
     pub(crate) target: Target,
     /// Stands for the Pod as client when the target is the Pod itself; of a flow from outside the client as the target
@@ -134,7 +134,7 @@ pub(crate) struct Nat {
     pub(crate) readiest: u32,
 }
 
-/// A flow that is judged, and what came of it. Lives in the scratch room.
+/// A flow that policies judge, and the result. Lives in the scratch memory.
 pub(crate) struct Asked {
     /// The other end, as the Pod's peer really is: behind a Service the backend.
     pub(crate) peer: Addr,
@@ -209,7 +209,7 @@ impl Tuple {
     }
 }
 
-/// This CPU's scratch room, for a packet.
+/// This CPU's scratch memory, for a packet.
 #[inline(always)]
 pub(crate) fn begin(ifindex: u32, ingress_ifindex: u32) -> Option<&'static mut Scratch> {
     let scratch = get()?;
@@ -219,15 +219,15 @@ pub(crate) fn begin(ifindex: u32, ingress_ifindex: u32) -> Option<&'static mut S
     Some(scratch)
 }
 
-/// Writes to the scratch room what a function is to read that finds the room by itself. Volatile: the compiler takes a
-/// mutable reference for the only way to what is behind it, and would leave out what it sees nobody read.
+/// Writes to the scratch memory what a function reads that looks up the scratch memory itself. Volatile: the compiler assumes
+/// that the memory behind a mutable reference is read only through it, and would omit the store.
 #[inline(always)]
 pub(crate) fn hand_over<T>(place: &mut T, value: T) {
     // SAFETY: a live place.
     unsafe { core::ptr::from_mut(place).write_volatile(value) };
 }
 
-/// This CPU's scratch room, as it is: for functions that the verifier checks once by themselves, and for what they left
+/// This CPU's scratch memory, as it is: for functions that the verifier checks once by themselves, and for what they left
 /// there.
 #[inline(always)]
 pub(crate) fn get() -> Option<&'static mut Scratch> {

@@ -159,7 +159,7 @@ pub(crate) enum Health {
     Gone,
 }
 
-/// Whether `id` still is what it was when it had this generation. Id 0 is no backend and never leaves.
+/// Returns whether `id` still stands for the backend that it had in this generation. Id 0 stands for no backend.
 #[inline(always)]
 pub(crate) fn health(id: u32, generation: u32) -> Health {
     if id == 0 {

@@ -25,7 +25,7 @@ pub(crate) fn parsed(program: Program, kind: Kind) {
     log::trace_parsed(program as u32, kind.number());
 }
 
-/// Conntrack was asked for the key in the scratch room.
+/// Conntrack was asked for the key in the scratch memory.
 #[inline(always)]
 #[cfg_attr(not(feature = "trace"), expect(unused_variables, reason = "nothing is logged"))]
 pub(crate) fn found(entry: Option<&Tracked>) {
@@ -33,14 +33,14 @@ pub(crate) fn found(entry: Option<&Tracked>) {
     log::trace_found(u32::from(entry.is_some()), entry.map_or(0, |entry| entry.flags()));
 }
 
-/// A backend was chosen: the target in the scratch room.
+/// A backend was chosen: the target in the scratch memory.
 #[inline(always)]
 pub(crate) fn chosen() {
     #[cfg(feature = "trace")]
     log::trace_chosen();
 }
 
-/// Policies judged the question in the scratch room; `reason` 0 = allowed.
+/// Policies judged the question in the scratch memory; `reason` 0 = allowed.
 #[inline(always)]
 #[cfg_attr(not(feature = "trace"), expect(unused_variables, reason = "nothing is logged"))]
 pub(crate) fn judged(reason: u32) {

@@ -13,8 +13,8 @@ use lb_common::limits;
 #[btf_map(name = "ct")]
 static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
 
-/// Copies of the entries of translated connections that live. `ct` is everybody's, and a flood of flows evicts from it;
-/// what is here only others of the same kind evict. Read where `ct` has nothing.
+/// Copies of the entries of living translated connections. All flows share `ct`, so a flood of new flows evicts entries from
+/// it. Entries here are evicted only by others of the same kind. Read if `ct` has no entry.
 #[btf_map(name = "kept")]
 static KEPT: LruHashMap<CtKey, CtEntry, { limits::KEPT as usize }> = LruHashMap::new();
 
@@ -34,7 +34,7 @@ macro_rules! tracked_field {
 }
 
 impl Tracked {
-    /// An entry that was just written to the map, as it is in the scratch room: to be read.
+    /// An entry that was just written to the map, as it is in the scratch memory: to be read.
     #[inline(always)]
     pub(crate) fn written(entry: &mut CtEntry) -> Self {
         Self(NonNull::from(entry))
@@ -86,7 +86,7 @@ pub(crate) fn get(key: &CtKey) -> Option<Tracked> {
     CT.get_ptr_mut(key).and_then(NonNull::new).map(Tracked)
 }
 
-/// What became of an insertion.
+/// The result of an insertion.
 pub(crate) enum Inserted {
     Done,
     Taken,

@@ -34,8 +34,8 @@ pub(crate) enum Verdict {
 /// Proof that a drop was counted. Its field is private to this module.
 pub(crate) struct Reported(());
 
-/// Counts a drop of the packet in `scratch` and, for a sample, emits its event. `ingress` as of the Pod; `service_id`
-/// 0 when no service port is known.
+/// Counts a drop of the packet in `scratch` and, for a sample, emits its event. `ingress` is the direction that
+/// the Pod sees. `service_id` is 0 if the Service port is unknown.
 #[inline(always)]
 pub(crate) fn report(reason: DropReason, ingress: bool, service_id: u32) -> Reported {
     report_index(drop_index(reason, ingress), service_id)
@@ -59,7 +59,7 @@ pub(crate) fn report_judged(scratch: &Scratch, reason: u32) -> Reported {
     Reported(())
 }
 
-/// Tells of a flow that policies allow, to those who follow them or try some in shadow mode.
+/// Reports a flow that policies allow, to clients that follow flows and for policies in shadow mode.
 #[inline(always)]
 pub(crate) fn report_allowed() {
     verdict_tell(0);
@@ -112,8 +112,8 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
     }
 }
 
-/// Counts a drop of the packet in the scratch room, and sends its event. As a function that the verifier checks once by
-/// itself, which is why it finds the scratch room anew.
+/// Counts a drop of the packet in the scratch memory, and sends its event. The verifier checks this function once on its own.
+/// Therefore it looks up the scratch memory itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn verdict_report(index: u32, service_id: u32) -> u32 {

@@ -22,7 +22,7 @@ pub(crate) const USAGE: &str = "test [RING] [-- ARGUMENTS OF THE TEST BINARIES]
 /// Runs all rings, or one.
 ///
 /// # Errors
-/// When a test fails, the ring is unknown, or root is needed and not to be had.
+/// When a test fails, the ring is unknown, or root is needed and not available.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let (ours, theirs) = match args.iter().position(|word| word == "--") {
         Some(at) => args.split_at(at),
@@ -137,7 +137,7 @@ fn pure(targets: &[Target], theirs: &[String]) -> Result<()> {
 /// Runs tests of one privileged ring with these environment variables.
 ///
 /// # Errors
-/// When a test fails, or root is needed and not to be had.
+/// When a test fails, or root is needed and not available.
 pub(crate) fn one(ring: &str, settings: &[(&str, String)], theirs: &[String]) -> Result<()> {
     let targets: Vec<_> = targets()?.into_iter().filter(|target| target.name == ring).collect();
     let mut test = ring_command(&targets, theirs)?;

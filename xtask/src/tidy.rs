@@ -44,6 +44,7 @@ pub(crate) fn check() -> Result<()> {
         .extend(architecture::check(&sources, &architecture.context("read ARCHITECTURE.md")?));
     let documents = read_files(root(), ".md")?;
     complaints.extend(language::check(&documents));
+    complaints.extend(language::check(&sources));
     complaints.extend(language::check(&read_files(root(), ".yaml")?));
     complaints.extend(links::check(&documents, is_there));
     let threats = std::fs::read_to_string(root().join("THREATMODEL.md"));

@@ -24,10 +24,10 @@ use crate::command::say;
 const NODE_PORT: u16 = 30053;
 /// Where the Pods' servers answer.
 const TARGET_PORT: u16 = 8080;
-/// The client asks from so many addresses, from all their ports in turn: no flow comes twice.
+/// Number of addresses that the client asks from, from each of their ports in turn, so that no flow repeats.
 const SOURCES: u8 = 4;
 
-/// What came of the questions.
+/// The result of the questions.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Answered {
     /// Who translates.

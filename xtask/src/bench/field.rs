@@ -212,15 +212,15 @@ fn answered_at(netns: &Netns, addr: SocketAddr, name: &str) -> Result<()> {
     .map(drop)
 }
 
-/// A program that runs before everything else on the machine: what another process takes in between is no cost of
-/// the path.
+/// Returns a command with the highest priority on the machine: the time that other processes take is not a cost of the
+/// path.
 pub(super) fn first(program: &Path) -> Command {
     let mut command = Command::new("nice");
     command.args(["-n", "-19"]).arg(program);
     command
 }
 
-/// Waits until port 80 at `ip` is answered by nobody.
+/// Waits until no server answers on port 80 at `ip`.
 pub(super) fn unanswered(netns: &Netns, ip: IpAddr) -> Result<()> {
     let addr = SocketAddr::new(ip, 80);
     wait::until(&format!("silence of {addr}"), PATIENCE, || {

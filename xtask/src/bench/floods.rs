@@ -1,4 +1,4 @@
-//! What floods of one Pod, or of somebody outside, do to another Pod's connections: 200 that are open through a ClusterIP,
+//! What floods from one Pod, or from a host outside, do to another Pod's connections: 200 that are open through a ClusterIP,
 //! each asked every two seconds, and new ones that are opened meanwhile.
 
 use std::{
@@ -26,17 +26,17 @@ use crate::command::say;
 const KEPT: usize = 200;
 /// Each is asked again after this time.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Nobody waits longer for an answer.
+/// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A port at which nobody listens.
+/// A port without a listener.
 const CLOSED: u16 = 9;
 /// The node port of the measured Service.
 const NODE_PORT: u16 = 8080;
 
-/// What became of the neighbor's connections under a flood.
+/// What happened to the neighbor's connections under a flood.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Flooded {
-    /// What was sent by whom.
+    /// What was sent, and its sender.
     pub(super) flood: &'static str,
     /// Packets a second that the machine managed to send.
     pub(super) per_second: u64,

@@ -60,7 +60,7 @@ pub(super) fn measure(field: &Field, n: usize, scale: Scale) -> Result<Vec<Polic
     Ok(measured)
 }
 
-/// Straight and through the Service, of everything that is measured, under so many policies.
+/// Results straight and through the Service, of everything that is measured, with this number of policies.
 fn under(field: &Field, path: Path, policies: usize, scale: Scale) -> Result<Vec<[f64; 2]>> {
     field.announce_policies(policies)?;
     let (client, server) = (path.client(&field.with), path.server(&field.with));

@@ -77,7 +77,8 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
 
 /// Time spent syncing since the agent's start; right after it that is the first, full sync.
 const SYNC_SECONDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}";
-/// When the agent last synced; not yet: 0. Unlike the duration's count it also tells of a sync that found nothing to do.
+/// When the agent last synced; 0 before the first sync. Unlike the count of durations it also changes when a sync found
+/// nothing to do.
 const SYNCED: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}";
 
 /// Waits for the first sync after a start: lists complete, tables as they should be.

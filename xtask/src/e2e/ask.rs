@@ -1,4 +1,4 @@
-//! Questions to a server of the test Pods: who answers, and whom it takes the client for. A shell is whatever runs a
+//! Questions to a server of the test Pods: which server answers, and which client address it sees. A shell is whatever runs a
 //! script for the client: in a Pod, on a node, or outside the cluster.
 
 use std::{collections::BTreeSet, net::IpAddr};

@@ -51,7 +51,7 @@ impl<'a> Bed<'a> {
         let mut objects = vec![
             bed.deployment("web", 2 * cluster.nodes.len()),
             service("web", &json!({ "app": "web" }), None),
-            service("empty", &json!({ "app": "nobody" }), None),
+            service("empty", &json!({ "app": "none" }), None),
         ];
         for node in &cluster.nodes {
             objects.push(bed.client(node));

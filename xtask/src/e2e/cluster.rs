@@ -70,7 +70,7 @@ impl Cluster {
     /// kubectl's output as JSON.
     ///
     /// # Errors
-    /// When it fails, or is no JSON.
+    /// When it fails, or its output is not JSON.
     pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
         let text = self.run(&[args, &["--output", "json"]].concat())?;
         serde_json::from_str(&text)
@@ -114,7 +114,7 @@ impl Cluster {
         }
     }
 
-    /// A shell script on a machine that is no node of the cluster and reaches the nodes, if one is known.
+    /// Returns the command for a shell script on a machine outside the cluster that reaches the nodes, if one is known.
     pub(crate) fn outside_shell(&self, script: &str) -> Option<Command> {
         self.outside_exec.as_ref().map(|prefix| shell(prefix, &["sh", "-c", script]))
     }

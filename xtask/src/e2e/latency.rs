@@ -74,7 +74,7 @@ fn measure(bed: &Bed<'_>) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// Deletes the Service and waits until its address is nobody's again.
+/// Deletes the Service and waits until its address is free again.
 fn delete(bed: &Bed<'_>, node: &str, address: &str) -> Result<()> {
     bed.cluster.run(&["delete", "--namespace", NAMESPACE, "service", "fresh"])?;
     let ask = format!(
@@ -96,7 +96,7 @@ fn round(
     body: &Value,
 ) -> Result<Duration> {
     // One process, for starting one an attempt would take longer than what is measured. Its output is flushed with
-    // each answer (--no-buffer). The address is nobody's before, so attempts before the creation time out.
+    // each answer (--no-buffer). No Service has the address before, so attempts before the creation time out.
     let seconds = f64::from(ATTEMPT_MS) / 1000.0;
     let script = format!(
         "echo begin; curl --silent --no-buffer --connect-timeout {seconds} --max-time 1 \
@@ -127,7 +127,7 @@ fn answers(mut lines: impl BufRead + Send + 'static) -> Result<Receiver<Instant>
     let (tx, rx) = mpsc::channel();
     thread::spawn(move || {
         let mut answer = [0; 4096];
-        // Ends with the client, or when nobody waits any longer.
+        // Ends with the client, or when the receiver is gone.
         while matches!(lines.read(&mut answer), Ok(1..)) && tx.send(Instant::now()).is_ok() {}
     });
     Ok(rx)

@@ -84,7 +84,7 @@ impl Site<'_> {
         self.bed.cluster.apply(&[with(service(name, &select, None), fields)])
     }
 
-    /// Makes a Service and gives it the addresses of a load balancer, in place of whom nobody else would.
+    /// Creates a Service and sets its load balancer addresses, as a cloud provider would. Its class keeps controllers away.
     fn make_balanced(&self, name: &str, fields: &Value, addresses: &[&str]) -> Result<Frontend> {
         let class = json!({ "type": "LoadBalancer", "loadBalancerClass": "lb-e2e.test/none" });
         let mut all = class;
@@ -144,7 +144,7 @@ impl Site<'_> {
         Ok(format!("{} ways", self.inside(&frontend)?))
     }
 
-    /// The ranges are of nobody, then the client's own; NodePorts are not gated by them.
+    /// The ranges contain no client, then the client itself. NodePorts ignore them.
     fn source_ranges(&self) -> Result<String> {
         let none = json!({ "loadBalancerSourceRanges": ["198.51.100.0/24", "2001:db8:1::/48"] });
         let all = json!({ "loadBalancerSourceRanges": ["0.0.0.0/0", "::/0"] });

@@ -1,4 +1,4 @@
-//! Network policies as the tutorials tell them, on Pods of two tenants. Each story is a table of who may reach whom,
+//! Network policies as the tutorials tell them, on Pods of two tenants. Each story is a table of which Pods reach which,
 //! asked of every Pod at once, over IPv4 and IPv6: what is allowed must be, and so must be what is denied.
 //!
 //! | Pod | namespace | labels | node |
@@ -176,7 +176,7 @@ fn without_server(tenants: &Tenants<'_>) -> Result<String> {
     let own = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]});
     let want = |from: Pod, to: Pod| to.0 != SHOP || from.0 == SHOP;
     tenants.with(&[policy(SHOP, "same-namespace", &own)], &want)?;
-    // Port 9 of the node itself, where nobody listens.
+    // Port 9 of the node itself has no listener.
     deploy::configure(tenants.cluster, "api-server", "https://127.0.0.1:9")?;
     let found = deploy::replace(tenants.cluster).and_then(|()| {
         let mut found = String::new();

@@ -71,12 +71,23 @@ const AFTER: [&str; 12] = [
     "better", "worse",
 ];
 
-/// Checks the prose of Markdown documents, but not the code in them, and the comments of manifests.
+/// Where the comments and strings of source files are checked.
+const CHECKED: [&str; 3] = ["lb-common/", "lb-ebpf/", "xtask/"];
+
+/// Checks the prose of Markdown documents, but not the code in them, the comments of manifests, and the comments and strings
+/// of source files.
 pub(super) fn check(documents: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
     for document in documents {
-        let is_manifest = document.path.ends_with(".yaml");
-        let text = if is_manifest { comments(&document.text) } else { prose(&document.text) };
+        let Source { path, text } = document;
+        let text = match path.rsplit('.').next() {
+            Some("yaml") => comments(text),
+            // The list itself is there.
+            Some("rs") if path.starts_with("xtask/src/tidy/") => continue,
+            Some("rs") if CHECKED.iter().any(|checked| path.starts_with(checked)) => spoken(text),
+            Some("rs") => continue,
+            _ => prose(text),
+        };
         for (line, phrase) in refused(&text) {
             complaints.push(format!(
                 "{}: line {line}: \"{}\": better: {}",
@@ -159,6 +170,30 @@ fn comments(text: &str) -> String {
     text.lines().map(|line| comment(line) + "\n").collect()
 }
 
+/// Removes what is neither a comment nor a string in Rust, and keeps line numbers. A string over several lines counts only
+/// with its first.
+fn spoken(text: &str) -> String {
+    let mut spoken = String::with_capacity(text.len());
+    for line in text.lines() {
+        let (code, comment) = match line.trim_start().strip_prefix("//") {
+            Some(comment) => ("", comment),
+            None => line.split_once(" // ").unwrap_or((line, "")),
+        };
+        if !code.is_empty() {
+            // Sentences do not go on from one string to the next.
+            let strings = code.replace("\\\"", "'");
+            strings.split('"').skip(1).step_by(2).for_each(|string| {
+                spoken += string;
+                spoken.push_str(" . ");
+            });
+            spoken.push_str(". ");
+        }
+        spoken += comment.trim_start_matches(['/', '!']);
+        spoken.push('\n');
+    }
+    spoken
+}
+
 fn without_targets(line: &str) -> String {
     let mut parts = line.split("](");
     let mut kept = parts.next().unwrap_or_default().to_owned();
@@ -171,7 +206,7 @@ fn without_targets(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{comments, prose, refused};
+    use super::{comments, prose, refused, spoken};
 
     fn found(text: &str) -> Vec<(usize, &str)> {
         refused(text).into_iter().map(|(line, phrase)| (line, phrase.words)).collect()
@@ -194,6 +229,13 @@ mod tests {
     fn comments_of_manifests_run_over_lines() {
         let text = "# was told\n# of it\nnobody: here\n";
         assert_eq!(found(&comments(text)), [(1, "told of")]);
+    }
+
+    #[test]
+    fn comments_and_strings_of_sources_are_checked_but_not_names() {
+        let text =
+            "/// It was told\n/// of it.\nlet nobody = \"is \\\" anew\"; // lately\nanew();\n";
+        assert_eq!(found(&spoken(text)), [(1, "told of"), (3, "anew"), (3, "lately")]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub fn ask(transport: Transport, addr: SocketAddr, timeout: Duration) -> io::Res
     }
 }
 
-/// Asks the server at `addr` as whom it sees the client: address and port.
+/// Asks the server at `addr` which client address and port it sees.
 pub fn seen_as(
     transport: Transport,
     addr: SocketAddr,

@@ -34,7 +34,7 @@ pub struct Exchanges<'a> {
     pub patience: Duration,
 }
 
-/// What became of the questions.
+/// What happened to the questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answers {
     /// Questions.

@@ -256,7 +256,7 @@ impl Ip {
     }
 }
 
-/// Who sends a frame to whom.
+/// The sender and the receiver of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Source address.

@@ -7,7 +7,7 @@
 //!    |   |   |               |   |   |
 //!   Pods, each a namespace                    10.244.1.10, fd44:0:0:1::10 …
 //! ```
-//! A node's default route leads to the fabric, so a Service address that nobody rewrites dies there. Everything is
+//! A node's default route leads to the fabric, so a packet to a Service address that was not translated is dropped there. Everything is
 //! removed when its [`Bed`] goes out of scope, and also when its process dies (see `reaper`).
 
 pub mod netns;

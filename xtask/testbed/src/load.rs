@@ -1,4 +1,4 @@
-//! A load of a given rate for a given time, and what became of each request.
+//! A load of a given rate for a given time, and what happened to each request.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ const MAX_WORKERS: u32 = 64;
 pub struct Load {
     /// Protocol of the requests.
     pub transport: Transport,
-    /// Whom to ask.
+    /// The server to ask.
     pub addr: SocketAddr,
     /// Requests a second, of all workers together.
     pub rate: u32,
@@ -202,7 +202,7 @@ impl Drop for Running {
     }
 }
 
-/// What became of a load.
+/// The result of a load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Requests made.

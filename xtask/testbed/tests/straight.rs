@@ -40,7 +40,7 @@ fn pods_reach_each_other_and_nothing_else() {
             }
         }
     }
-    // A Service address that nobody rewrites goes to the fabric and no further.
+    // A packet to a Service address that was not translated goes to the fabric and no further.
     let lost: IpAddr = "10.96.0.1".parse().unwrap();
     let answer = pods[0]
         .netns

@@ -3,7 +3,7 @@
 /// As in the programs.
 const MAX_OFFSET: usize = 511;
 
-/// A value of zeros, as the programs' scratch room is.
+/// A value of zeros, as the programs' scratch memory is.
 pub fn zeroed<T>() -> T {
     // SAFETY: what the programs keep there is numbers and booleans, for which zeros are valid.
     unsafe { std::mem::MaybeUninit::zeroed().assume_init() }

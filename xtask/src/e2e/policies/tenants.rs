@@ -67,7 +67,7 @@ impl<'a> Tenants<'a> {
         Ok(Self { cluster, addresses, nodes })
     }
 
-    /// Applies policies and waits until who reaches whom is as it should be.
+    /// Applies policies and waits until the expected Pods reach each other and no others.
     pub(super) fn with(
         &self,
         policies: &[Value],

@@ -30,7 +30,7 @@ const REQUESTS: usize = 4 * 900;
 enum Place {
     /// In a Pod of the checks, of this name.
     Pod(String),
-    /// On a machine that is no node.
+    /// On a machine outside the cluster.
     Outside,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Load {
     clients: Vec<Client>,
 }
 
-/// What became of the connections.
+/// What happened to the connections.
 #[derive(Default)]
 pub(super) struct Outcome {
     /// Second since 1970 and whether it was answered, of each new connection.

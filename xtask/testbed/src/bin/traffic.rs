@@ -24,7 +24,7 @@ const USAGE: &str = "usage:
   traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP requests, each from its own port; report as JSON
   traffic load tcp|udp ADDR:PORT RATE SECONDS   send RATE requests per second, report as JSON";
 
-/// No server outlives a day, even if nobody ends it.
+/// Each server ends after a day, even if no caller ends it.
 const LIFETIME: Duration = Duration::from_secs(86_400);
 
 fn main() -> ExitCode {
