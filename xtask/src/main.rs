@@ -19,7 +19,7 @@ mod binaries;
 mod demo;
 mod docs;
 
-mod e2e;
+mod conformance;
 mod image;
 
 use std::process::ExitCode;
@@ -117,11 +117,11 @@ const TASKS: [Task; 11] = [
         run: docs::run,
     },
     Task {
-        name: "e2e",
+        name: "conformance",
         about: "deploy to the cluster of $KUBECONFIG and check Services with real Pods",
-        usage: e2e::USAGE,
+        usage: conformance::USAGE,
         needs: &[],
-        run: e2e::run,
+        run: conformance::run,
     },
 ];
 
@@ -149,7 +149,7 @@ fn main() -> ExitCode {
 fn unknown(name: Option<&str>) -> ExitCode {
     let mut list = String::from("usage: cargo xtask TASK [--help]\n");
     for task in &TASKS {
-        list += &format!("\n  {:9} {}", task.name, task.about);
+        list += &format!("\n  {:11} {}", task.name, task.about);
     }
     match name {
         Some("help" | "--help" | "-h") => {

@@ -16,7 +16,7 @@ use super::super::{
 };
 
 /// Ends the scripts of one place.
-const STOP: &str = "/tmp/lb-e2e-takeover-stop";
+const STOP: &str = "/tmp/lb-conformance-takeover-stop";
 /// New connections a second of each client.
 const RATE: usize = 5;
 /// An answer may take so long: loading programs takes seconds of a busy machine's time, and a connection that is lost
@@ -162,7 +162,7 @@ fn open(address: &str, port: u16) -> String {
     let sent = format!("{STOP}-sent-$$");
     format!(
         "{{ n=0; while [ ! -e {STOP} ] && [ $n -lt {REQUESTS} ]; do \
-         printf 'GET /hostname HTTP/1.1\\r\\nHost: e2e\\r\\n\\r\\n' || exit; n=$((n+1)); sleep 0.25; done; \
+         printf 'GET /hostname HTTP/1.1\\r\\nHost: conformance\\r\\n\\r\\n' || exit; n=$((n+1)); sleep 0.25; done; \
          echo $n > {sent}; }} | nc -N -w {PATIENCE} {address} {port} | grep -o 'HTTP/1.1 200' | wc -l; \
          cat {sent} 2>/dev/null || echo 0; rm -f {sent}"
     )

@@ -181,8 +181,7 @@ fn wait_endpoints(bed: &Bed<'_>, n: usize) -> Result<()> {
 
 /// Sets, or with null removes, a node selector beside the DaemonSet's own.
 fn select(bed: &Bed<'_>, value: Value) -> Result<()> {
-    let patch =
-        json!({ "spec": { "template": { "spec": { "nodeSelector": { "lb-e2e": value } } } } });
+    let patch = json!({ "spec": { "template": { "spec": { "nodeSelector": { "lb-conformance": value } } } } });
     let patch = patch.to_string();
     bed.cluster.run(&["--namespace", SYSTEM, "patch", DAEMON_SET, "--patch", &patch]).map(|_| ())
 }

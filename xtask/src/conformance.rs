@@ -1,4 +1,4 @@
-//! `cargo xtask e2e`: deploys the agent to a real cluster without kube-proxy and checks, with real Pods, that Services
+//! `cargo xtask conformance`: deploys the agent to a real cluster without kube-proxy and checks, with real Pods, that Services
 //! work there; or to one with kube-proxy, whose place it takes and gives back. The submodules: how to reach the cluster, what is put into it, the checks. Everything asked of a Pod
 //! has a deadline, and every check ends in one line.
 
@@ -21,7 +21,7 @@ use crate::{args::Args, command::found};
 
 use self::{bed::Bed, cluster::Cluster, report::Report};
 
-pub(crate) const USAGE: &str = "e2e [--load 'COMMAND {tar}'] [OPTIONS]
+pub(crate) const USAGE: &str = "conformance [--load 'COMMAND {tar}'] [OPTIONS]
   --load 'COMMAND {tar}'        loads the image archive onto every node after building it; without it, the nodes must have the image
   --no-build                    loads the existing target/lb-agent.tar
   --kubectl 'COMMAND'           the kubectl command; by default kubectl with $KUBECONFIG

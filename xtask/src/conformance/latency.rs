@@ -160,7 +160,7 @@ struct ApiProxy {
 
 impl ApiProxy {
     fn start(bed: &Bed<'_>) -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("lb-e2e-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("lb-conformance-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let option = format!("--unix-socket={}", socket(&dir).display());
         let mut proxy = bed.cluster.kubectl(&["proxy", &option]);

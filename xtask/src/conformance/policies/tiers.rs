@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::policy;
 use super::tenants::{BANK, DATABASE, HTTP, PODS, Pod, SHOP, Tenants};
-use crate::e2e::report::{Report, within};
+use crate::conformance::report::{Report, within};
 
 const KIND: &str = "clusternetworkpolicies.policy.networking.k8s.io";
 /// The agent asks a server that lacks the kind again after 30 s.
@@ -26,7 +26,13 @@ pub(super) fn check(tenants: &Tenants<'_>, report: &mut Report) {
             cluster.run(&[&wait[..], &[&kind]].concat())?;
         }
         let found = tiers(tenants);
-        cluster.run(&["delete", KIND, "lb-e2e-admin", "lb-e2e-baseline", "--ignore-not-found"])?;
+        cluster.run(&[
+            "delete",
+            KIND,
+            "lb-conformance-admin",
+            "lb-conformance-baseline",
+            "--ignore-not-found",
+        ])?;
         tenants.clear()?;
         if !installed {
             // With another policy in it: what the kind's end takes along no longer holds.
@@ -73,7 +79,7 @@ fn pods(namespace: &str, app: &str) -> Value {
 
 fn baseline() -> Value {
     tiered(
-        "lb-e2e-baseline",
+        "lb-conformance-baseline",
         "Baseline",
         &json!([
             {"name": "bank", "action": "Deny", "from": [{"namespaces": of(BANK)}]},
@@ -83,7 +89,7 @@ fn baseline() -> Value {
 
 fn admin() -> Value {
     tiered(
-        "lb-e2e-admin",
+        "lb-conformance-admin",
         "Admin",
         &json!([
             {"name": "to-sql", "action": "Accept", "from": [{"namespaces": of(BANK)}],

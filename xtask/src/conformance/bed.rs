@@ -61,7 +61,9 @@ impl<'a> Bed<'a> {
         cluster.apply(&objects)?;
         let wait = ["wait", "--namespace", NAMESPACE, "--for", "condition=Ready", "pod"];
         within(Duration::from_secs(60), || {
-            cluster.run(&[&wait[..], &["--selector", "bed=lb-e2e", "--timeout", "90s"]].concat())
+            cluster.run(
+                &[&wait[..], &["--selector", "bed=lb-conformance", "--timeout", "90s"]].concat(),
+            )
         })
         .context("the test Pods did not become ready")?;
         bed.pods_for_nodes = cluster.nodes.iter().any(|node| bed.on_node(node, PROGRAMS).is_err());
@@ -96,7 +98,7 @@ impl<'a> Bed<'a> {
     /// A Deployment of servers, spread over the nodes. A stopped server leaves at once, so that only the Service
     /// decides whether a request still finds it.
     pub(crate) fn deployment(&self, name: &str, replicas: usize) -> Value {
-        let labels = json!({ "app": name, "bed": "lb-e2e" });
+        let labels = json!({ "app": name, "bed": "lb-conformance" });
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": { "name": name, "namespace": NAMESPACE },
@@ -133,7 +135,7 @@ impl<'a> Bed<'a> {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": format!("client-{node}"), "namespace": NAMESPACE,
-                "labels": { "client": node, "role": "client", "bed": "lb-e2e" },
+                "labels": { "client": node, "role": "client", "bed": "lb-conformance" },
             },
             "spec": {
                 "nodeName": node, "terminationGracePeriodSeconds": 1,
@@ -173,7 +175,7 @@ impl<'a> Bed<'a> {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": format!("host-{node}"), "namespace": NAMESPACE,
-                "labels": { "bed": "lb-e2e" },
+                "labels": { "bed": "lb-conformance" },
             },
             "spec": {
                 "nodeName": node, "hostNetwork": true, "hostPID": true,

@@ -14,7 +14,7 @@ use crate::command::{command, line, output};
 use super::Options;
 
 /// The namespace of everything that the checks make.
-pub(crate) const NAMESPACE: &str = "lb-e2e";
+pub(crate) const NAMESPACE: &str = "lb-conformance";
 
 /// A cluster, and a node's shell in it.
 pub(crate) struct Cluster {

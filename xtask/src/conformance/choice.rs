@@ -126,7 +126,7 @@ fn label_zones(cluster: &Cluster) -> Result<Vec<String>> {
     let without: Vec<_> =
         cluster.nodes.iter().filter(|node| !zones.contains_key(*node)).cloned().collect();
     for node in &without {
-        cluster.run(&["label", "node", node, &format!("{ZONE}=lb-e2e-{node}")])?;
+        cluster.run(&["label", "node", node, &format!("{ZONE}=lb-conformance-{node}")])?;
     }
     Ok(without)
 }

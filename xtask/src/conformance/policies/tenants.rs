@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::policy;
 use crate::{
     command::output,
-    e2e::{
+    conformance::{
         ask::url,
         bed::Bed,
         cluster::{Cluster, items, text},
@@ -20,8 +20,8 @@ use crate::{
 /// Where all Pods answer, and where the database does as well.
 pub(super) const HTTP: u16 = 8080;
 pub(super) const DATABASE: u16 = 5432;
-pub(super) const SHOP: &str = "lb-e2e-shop";
-pub(super) const BANK: &str = "lb-e2e-bank";
+pub(super) const SHOP: &str = "lb-conformance-shop";
+pub(super) const BANK: &str = "lb-conformance-bank";
 pub(super) const PODS: [Pod; 4] = [(SHOP, "web"), (SHOP, "api"), (SHOP, "db"), (BANK, "web")];
 
 /// A Pod by namespace and name.

@@ -86,7 +86,8 @@ impl Site<'_> {
 
     /// Creates a Service and sets its load balancer addresses, as a cloud provider would. Its class keeps controllers away.
     fn make_balanced(&self, name: &str, fields: &Value, addresses: &[&str]) -> Result<Frontend> {
-        let class = json!({ "type": "LoadBalancer", "loadBalancerClass": "lb-e2e.test/none" });
+        let class =
+            json!({ "type": "LoadBalancer", "loadBalancerClass": "lb-conformance.test/none" });
         let mut all = class;
         if let (Some(all), Some(more)) = (all.as_object_mut(), fields.as_object()) {
             all.extend(more.clone());
