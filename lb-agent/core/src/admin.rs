@@ -43,7 +43,7 @@ pub enum Request {
 pub struct FlowsWanted {
     /// Also those to come.
     pub follow: bool,
-    /// Also those that were allowed. The programs report them only while somebody follows them.
+    /// Also those that were allowed. The programs report them only while a client follows them.
     pub allowed: bool,
 }
 
@@ -55,11 +55,11 @@ pub enum Response {
     Covers(Covers),
     /// A flow.
     Flow(FlowRecord),
-    /// So many flows are missing at this place: the client was too slow.
+    /// Number of flows that are missing here, because the client was too slow.
     Lost(u64),
     /// The flows so far are complete.
     Now,
-    /// Who has each of the addresses; those that nobody has are left out.
+    /// Which object has each of the addresses. Addresses without an owner are left out.
     Who(Vec<Owner>),
     /// What is known of a flow.
     Explain(Box<context::Context>),

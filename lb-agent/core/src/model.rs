@@ -83,7 +83,7 @@ pub struct DesiredService {
 pub struct Wildcard {
     /// The address.
     pub addr: Addr,
-    /// Whether it is one outside the cluster: its undefined ports are somebody else's. Those of a ClusterIP are refused.
+    /// Whether it is one outside the cluster: packets to its undefined ports pass. Those to a ClusterIP are refused.
     pub external: bool,
 }
 
@@ -115,7 +115,7 @@ pub struct DesiredPort {
     pub anywhere: bool,
     /// The backends, without duplicates, sorted by [`DesiredBackend::class`], address and port.
     pub backends: Box<[DesiredBackend]>,
-    /// What few have; `None` when all of it has its default.
+    /// Rare settings; `None` if all of them have their defaults.
     pub extra: Option<Box<PortExtra>>,
 }
 
@@ -159,13 +159,13 @@ pub struct PortExtra {
     pub affinity_secs: u32,
     /// How a backend is chosen.
     pub algorithm: Algorithm,
-    /// The clients of [`Scope::is_gated`] frontends, sorted; `None` = everybody.
+    /// The clients of [`Scope::is_gated`] frontends, sorted; `None` = all clients.
     pub source_ranges: Option<Box<[Prefix]>>,
     /// Weights in the order of the backends; empty when all are 1.
     pub weights: Box<[u8]>,
 }
 
-/// A frontend that is no ClusterIP.
+/// A frontend that is not a ClusterIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct External {
     /// Address clients dial.
@@ -176,7 +176,7 @@ pub struct External {
     pub scope: Scope,
 }
 
-/// What the address of a frontend is that is no ClusterIP.
+/// The kind of the address of a frontend that is not a ClusterIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// A load balancer's.
@@ -260,7 +260,7 @@ impl Desired {
         node_ports.map(|external| external.port)
     }
 
-    /// The endpoints of a service port that serve nobody on this node: address, port, why not.
+    /// The endpoints of a Service port that serve no client on this node: address, port, reason.
     pub fn rejected(
         cluster: &Cluster,
         service: &Name,

@@ -46,7 +46,7 @@ pub struct Names<'a> {
     pub masquerade_ports: Option<[u16; 2]>,
     /// Lines of `lbctl status`, in the order to be shown.
     pub subsystems: Vec<Subsystem<'a>>,
-    /// Everything that is wrong with objects, as of the last sync.
+    /// The issues of all objects at the last sync.
     pub issues: Vec<IssueLine<'a>>,
     /// Service ports, by the `service_id` of the maps.
     pub services: Vec<ServiceName<'a>>,
@@ -54,7 +54,7 @@ pub struct Names<'a> {
     pub backends: Vec<BackendName<'a>>,
     /// Nodes with their zones; [`BackendName::place`] and [`RejectedName::place`] count from 1 in this list.
     pub places: Vec<Place<'a>>,
-    /// Endpoints that serve nobody on this node.
+    /// Endpoints that serve no client on this node.
     pub rejected: Vec<RejectedName<'a>>,
     /// Pods of this node, by the ifindex of their veth.
     pub pods: Vec<PodName<'a>>,
@@ -215,7 +215,7 @@ impl Default for ServiceName<'_> {
     }
 }
 
-/// A frontend that is no ClusterIP.
+/// A frontend that is not a ClusterIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalName {
     /// Its address and port.
@@ -225,7 +225,7 @@ pub struct ExternalName {
     pub scope: ExternalScope,
 }
 
-/// What the address of a frontend is that is no ClusterIP.
+/// The kind of the address of a frontend that is not a ClusterIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExternalScope {
@@ -322,7 +322,7 @@ pub struct BackendName<'a> {
     pub conditions: Conditions,
 }
 
-/// An endpoint of one service port that serves nobody on this node.
+/// An endpoint of one Service port that serves no client on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedName<'a> {
     /// Id of the service port.

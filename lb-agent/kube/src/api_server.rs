@@ -45,8 +45,8 @@ const STREAMING_SILENCE: Duration = Duration::from_secs(10);
 /// The server ends a watch after this many seconds and it is resumed where it was. A connection that died without a
 /// word is noticed five seconds later, so this is shorter than usual (kube-proxy: 5 to 10 minutes).
 const WATCH_SECS: u32 = 120;
-/// After failing for this long, all watches are given up, so that the address of the server is looked up anew: it
-/// may have been reached through a Service whose backends have moved meanwhile.
+/// After failing for this long, all watches end, so that the address of the server is looked up again: the agent may have
+/// reached it through a Service whose backends have changed.
 const GIVE_UP: Duration = Duration::from_secs(20);
 /// How often to see whether a server knows a kind by now that it lacked: it may have been upgraded, or an extension
 /// installed.
@@ -56,7 +56,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Pods whose containers have ended for good are none of our concern.
 const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
-/// Connects and watches, for ever; ends when the receiver of `tx` is gone.
+/// Connects and watches until the receiver of `tx` is gone.
 pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
     let mut backoff = Backoff::default();
     while !tx.is_closed() {
@@ -144,7 +144,7 @@ enum End {
     NoStreaming,
     /// It has failed for too long.
     GivenUp,
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Closed,
 }
 

@@ -32,10 +32,10 @@ mod document;
 const QUIET: Duration = Duration::from_millis(2);
 /// But no write waits longer than this.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How often to see whether anybody still listens, and whether a directory that went away is back.
+/// How often to check whether the receiver is still there, and whether a removed directory is back.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// Watches the directory for ever; ends when the receiver of `tx` is gone.
+/// Watches the directory until the receiver of `tx` is gone.
 ///
 /// # Errors
 /// When the directory cannot be read or watched at the start.
@@ -104,7 +104,7 @@ impl Source {
         for kind in Kind::ALL {
             self.counters.of(kind).count_event();
         }
-        // Nobody listens any more only when the agent ends; the loop looks for that.
+        // The receiver is gone only when the agent ends. The loop checks for that.
         drop(self.tx.blocking_send(Received::now(event)));
     }
 }

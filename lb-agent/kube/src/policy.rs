@@ -17,7 +17,7 @@
 //! | a field of `spec` itself that is not known | ignored |
 //! | annotation `lb-agent.io/mode` | enforced |
 //!
-//! Rules keep their index whatever becomes of them.
+//! Each rule keeps its index, also if other rules are ignored.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Watched for ClusterNetworkPolicy {
     const KIND: Kind = Kind::ClusterNetworkPolicy;
     /// The kind is an extension (a CustomResourceDefinition) that may be installed at any time.
     ///
-    /// That the agent must not read it (403) is no absence: policies would not hold, and nobody would know.
+    /// A 403 does not mean that the kind is absent: its policies would silently not be enforced.
     const ABSENT: &'static [u16] = &[404];
     type Record = Policy;
 

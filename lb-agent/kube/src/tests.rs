@@ -245,7 +245,7 @@ fn nodes_and_namespaces() {
     assert_eq!(event::<Namespace>(namespace), Event::Namespace(change));
 }
 
-/// What few Services have, of this `spec` and `status` with these annotations.
+/// Parses the rare fields of a Service with this `spec`, `status` and annotations.
 fn extra(annotations: Value, spec: Value, status: Value) -> (Option<Extra>, Vec<String>) {
     let object = json!({
         "metadata": {"namespace": "ns", "name": "web", "annotations": annotations},
@@ -323,8 +323,8 @@ fn bad_fields_of_a_service_are_issues_of_it() {
             "spec.healthCheckNodePort: 70000 is not a port: ignored",
         ),
         (
-            json!({"loadBalancerSourceRanges": ["10.0.0.0/8", "everybody"]}),
-            "spec.loadBalancerSourceRanges[1]: `everybody` is not a CIDR like 10.0.0.0/8: ignored",
+            json!({"loadBalancerSourceRanges": ["10.0.0.0/8", "all"]}),
+            "spec.loadBalancerSourceRanges[1]: `all` is not a CIDR like 10.0.0.0/8: ignored",
         ),
         (
             json!({"externalIPs": ["192.0.2.300"]}),

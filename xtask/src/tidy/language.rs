@@ -72,7 +72,14 @@ const AFTER: [&str; 12] = [
 ];
 
 /// Where the comments and strings of source files are checked.
-const CHECKED: [&str; 3] = ["lb-common/", "lb-ebpf/", "xtask/"];
+const CHECKED: [&str; 6] = [
+    "lb-common/",
+    "lb-ebpf/",
+    "xtask/",
+    "lb-agent/kube/",
+    "lb-agent/core/src/cluster",
+    "lb-agent/core/src/model",
+];
 
 /// Checks the prose of Markdown documents, but not the code in them, the comments of manifests, and the comments and strings
 /// of source files.

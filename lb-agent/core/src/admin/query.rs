@@ -26,7 +26,7 @@ mod similar;
 
 /// Pods and endpoints that an answer lists.
 const MOST: usize = 64;
-/// Who stands for everybody outside: addresses for documentation (RFC 5737, RFC 3849).
+/// Addresses that stand for all hosts outside: those for documentation (RFC 5737, RFC 3849).
 const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
 /// Who has these addresses. Pods of the host network have none of their own.
@@ -82,7 +82,7 @@ enum Holder<'a> {
     /// A Pod, and those of the addresses in its status that it has.
     Pod(&'a Name, &'a Pod, Vec<Addr>),
     Node(&'a Name, &'a [Addr], &'a Labels),
-    /// Nobody in the cluster.
+    /// Not in the cluster.
     Outside(Vec<Addr>),
     Service,
     Missing(Vec<Name>),

@@ -79,7 +79,7 @@ impl<'a> Owners<'a> {
 impl Owner<'_> {
     /// Who has an address before others that have it in their status, too: a node that is heard of, whatever is said of
     /// Pods; then a Pod that is not being deleted; then one that is; then a node that is lost. Of two of a kind the
-    /// newest has it, then the one with the greater UID, which nobody chooses, then the first by name.
+    /// newest has it, then the one with the greater UID (users cannot choose it), then the first by name.
     fn rank(&self) -> impl Ord {
         match self {
             Self::Node(name, node) if node.lost => (0, node.created, 0, Reverse(*name)),

@@ -89,7 +89,7 @@ impl Prefix {
     /// The same with another notation of the address.
     ///
     /// # Errors
-    /// When it is no range.
+    /// When it is not a range.
     pub fn read(text: &str, addr_of: impl Fn(&str) -> Option<IpAddr>) -> Result<Self, NotPrefix> {
         let (addr, bits) = text.trim().split_once('/').ok_or(NotPrefix)?;
         let addr = addr_of(addr).ok_or(NotPrefix)?;
@@ -119,7 +119,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// What is no range of addresses.
+/// The text is not a range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a CIDR like 10.0.0.0/8")]
 pub struct NotPrefix;

@@ -84,7 +84,7 @@ pub struct Service {
     pub created: Option<NonZeroI64>,
     /// `spec.selector`: only to say why there are no endpoints.
     pub selector: Labels,
-    /// What few Services have; `None` when all of it has its default.
+    /// Rare fields; `None` if all of them have their defaults.
     pub extra: Option<Box<Extra>>,
 }
 
@@ -107,7 +107,7 @@ pub struct Extra {
     pub proxied: bool,
     /// `spec.externalIPs`.
     pub external_ips: Box<[Addr]>,
-    /// `spec.loadBalancerSourceRanges`: `None` = everybody; an empty list (none of those given is valid) = nobody.
+    /// `spec.loadBalancerSourceRanges`: `None` = all clients; an empty list (no valid entry) = no client.
     pub source_ranges: Option<Box<[Prefix]>>,
     /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` with `sessionAffinity: ClientIP`; `None` = no affinity.
     pub affinity_secs: Option<NonZeroU32>,

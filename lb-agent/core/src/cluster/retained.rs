@@ -1,9 +1,9 @@
 //! NetworkPolicies that are gone from the API server and yet hold: those of a namespace that is being deleted.
 //!
 //! What is in such a namespace is deleted in no order, so its policies may be gone while its Pods still run and are
-//! still attacked (CVE-2024-7598). They hold until the namespace is gone. Policies and namespaces are told by different
-//! watches, so a policy may be told to be gone before its namespace is told to be going: those that went a moment ago
-//! are remembered, and come into force again then. A policy that goes while the namespaces are being listed waits for
+//! still attacked (CVE-2024-7598). They hold until the namespace is gone. Policies and namespaces have different watches,
+//! so the deletion of a policy may be reported before that of its namespace. Recently deleted policies are remembered, and
+//! are enforced again in that case. A policy that goes while the namespaces are being listed waits for
 //! what that list says.
 #![forbid(unsafe_code)]
 

@@ -85,7 +85,7 @@ impl<T> Table<T> {
         std::mem::take(&mut self.stale)
     }
 
-    /// Whether a list is under way that may still tell of this object.
+    /// Returns whether a list is in progress that may still contain this object.
     pub(super) fn waits_for(&self, name: &Name) -> bool {
         self.listing && (self.stale.contains(name) || !self.objects.contains_key(name))
     }

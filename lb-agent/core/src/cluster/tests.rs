@@ -457,7 +457,7 @@ fn a_list_while_a_namespace_is_going() {
         (false, Some(put_namespace("a", true)), &["ns/a"]),
         (true, None, &[]),
         (false, None, &[]),
-        // Deleted and created anew.
+        // Deleted and created again.
         (true, Some(put_namespace("a", false)), &[]),
         (false, Some(put_namespace("a", false)), &[]),
     ] {

@@ -41,7 +41,7 @@ pub(super) fn backends(
     Chosen { backends, anywhere: choice.anywhere }
 }
 
-/// The endpoints of a service port that serve nobody: address, port, why not.
+/// Returns the endpoints of a Service port that serve no client: address, port, reason.
 pub(super) fn rejected(
     cluster: &Cluster,
     slices: &[(Name, &EndpointSlice)],

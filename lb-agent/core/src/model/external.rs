@@ -107,7 +107,7 @@ impl<'a> Outside<'a> {
     pub(super) fn wildcards(&self) -> Vec<Wildcard> {
         let cluster = self.cluster;
         let is_node = |addr: &Addr| cluster.nodes().any(|(_, node)| node.addresses.contains(addr));
-        // Without ports nobody claims it.
+        // A Service without ports does not claim it.
         let addrs = self.addrs.iter().filter(|_| !self.service.ports.is_empty());
         let addrs = addrs.map(|(addr, _)| *addr);
         let addrs: BTreeSet<Addr> = addrs
@@ -196,7 +196,7 @@ fn refusal(cluster: &Cluster, rules: &Rules, addr: &Addr, scope: Scope) -> Optio
     }
     let node_addr = cluster.nodes().find(|(_, node)| node.addresses.contains(addr));
     if let Some((node, _)) = node_addr {
-        // A load balancer's may be; it is no Pod's, then, that is not on the host network.
+        // The address of a load balancer may be a node's. Then it does not belong to a Pod outside the host network.
         return free.then(|| format!("is an address of node {node}"));
     }
     if cluster.host_addrs().contains(addr) {

@@ -7,7 +7,7 @@
 //! rules in use, ports resolved ──► groups
 //! ```
 //!
-//! All of it is computed anew at each change: what no Pod of this node is concerned by costs next to nothing.
+//! Everything is computed again at each change. Policies that concern no Pod of this node cost next to nothing.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -139,7 +139,7 @@ impl Compiler {
         if policies.is_empty() {
             *self = Self::new(self.room);
             let idents = vec![Atomic::default()];
-            // Nobody sends from another's address, policies or not.
+            // No Pod may send from the address of another, with or without policies.
             return Desired { idents, addrs: others::holders(cluster), ..Desired::default() };
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));

@@ -115,10 +115,10 @@ impl Inside<'_> {
         port
     }
 
-    /// Who may use the frontends that are gated; `None` = everybody.
+    /// Returns the clients that may use the gated frontends; `None` = all clients.
     ///
-    /// Ranges of one family leave the other open, as with kube-proxy; an empty list, of which nothing was valid, is
-    /// not everybody but nobody. An address of this node in them stands for all its processes, whichever of its
+    /// Ranges of one family leave the other open, as with kube-proxy; an empty list (no valid
+    /// entry) means no client, not all clients. An address of this node in them stands for all its processes, whichever of its
     /// addresses they use.
     fn source_ranges(&self, extra: &Extra, externals: &[External]) -> Option<Box<[Prefix]>> {
         let given = extra.source_ranges.as_deref()?;

@@ -2,7 +2,7 @@
 //! all of it fits (max-min fairness). A tenant is a namespace, or what belongs to the cluster.
 #![forbid(unsafe_code)]
 
-/// One part of so many of a table is kept free of what is wanted for good: a change needs the new before the old goes.
+/// This fraction of a table is reserved for changes: a change needs the new elements before the old ones are removed.
 pub(crate) const RESERVE: u32 = 8;
 
 /// How much of a table of this size may be wanted for good.
@@ -10,7 +10,7 @@ pub(crate) const fn limit(capacity: u32) -> u32 {
     capacity - capacity / RESERVE
 }
 
-/// What a tenant may have at most so that all fits; `None` when everybody may have what they want.
+/// Returns the limit for each tenant with which everything fits; `None` if no limit is needed.
 pub(crate) fn level(wanted: impl Iterator<Item = u64>, limit: u64) -> Option<u64> {
     let mut wanted: Vec<u64> = wanted.collect();
     wanted.sort_unstable();

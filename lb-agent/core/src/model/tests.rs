@@ -133,7 +133,7 @@ fn rejected_endpoints_have_a_reason() {
     };
     Kind::ALL.into_iter().for_each(|kind| drop(cluster.apply(Event::Synced(kind))));
     let dirty: Dirty = cluster.apply(Event::Node(Change::Applied(Name::new("", "n1"), node)));
-    assert_eq!(dirty.services.len(), 1, "hints are judged anew in another zone");
+    assert_eq!(dirty.services.len(), 1, "hints are judged again in another zone");
     desired.update(&cluster, &dirty);
     let name = Name::new("ns", "web");
     let port = &desired.services[&name].ports[0];

@@ -4,8 +4,8 @@
 //! since one Service can need both at once (an internal policy of Local beside an external one of Cluster); a list
 //! that no frontend uses is not made.
 //!
-//! - An endpoint is *usable* if it is ready, or serving and terminating (KEP-1669). Endpoints are told apart by what
-//!   the slice says of their conditions, never by the state of a Pod.
+//! - An endpoint is *usable* if it is ready, or serving and terminating (KEP-1669). The
+//!   conditions in the slice decide, never the state of a Pod.
 //! - **Local list**: the ready endpoints of this node; if it has none, those of this node that are serving and
 //!   terminating. So a node whose only endpoints are terminating goes on serving with them although other nodes have
 //!   ready ones. Hints have no say in it.
@@ -64,7 +64,7 @@ pub struct Choice {
     pub anywhere: bool,
 }
 
-/// Why an endpoint serves nobody.
+/// Why an endpoint serves no client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rejection {
     /// It is not ready.

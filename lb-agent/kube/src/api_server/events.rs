@@ -32,7 +32,8 @@ const REASON: &str = "NotProgrammed";
 /// What the agent was doing.
 const ACTION: &str = "Program";
 
-/// Where issues are handed in. Nobody waits for an Event: what has no place is left to status, log and metrics.
+/// Queue of issues to be written as Events. No caller waits: if the queue is full, the issue is only in status, log and
+/// metrics.
 #[derive(Clone, Debug)]
 pub struct ApiEvents {
     waiting: Option<mpsc::Sender<Issue>>,
@@ -48,7 +49,7 @@ impl ApiEvents {
             while let Some(issue) = rx.recv().await {
                 if let Err(err) = write(&options, &node, &mut writer, &issue).await {
                     warn!(object = %issue.object, "cannot write Event: {err:#}");
-                    // The server may have moved; the next one looks for it anew.
+                    // The server may have moved: the next issue looks up its address again.
                     writer = None;
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -109,7 +110,7 @@ impl Writer {
         };
         // `kubectl describe` looks for Events by the object's UID, which is not kept here.
         let found = api.get_metadata_opt(&object.name).await.context("get the object's UID")?;
-        // Gone meanwhile: nobody will look.
+        // The object was deleted: no user will look at its Events.
         let Some(found) = found else { return Ok(()) };
         let regarding = ObjectReference {
             api_version: Some(kind.api_version),

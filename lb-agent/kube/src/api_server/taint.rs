@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{Backoff, ConnectOptions, connect};
 
-/// The effect of the taint that is taken off; others of the same key are somebody else's.
+/// The effect of the taint that is removed. Taints with the same key and another effect stay.
 const EFFECT: &str = "NoSchedule";
 
 /// Takes the taint off when it is told that this node is ready.
@@ -68,7 +68,7 @@ async fn remove(client: kube::Client, node: &str, key: &str) -> anyhow::Result<b
     if others.len() == taints.len() {
         return Ok(false);
     }
-    // The list is replaced as a whole: should somebody change the node meanwhile, the server refuses.
+    // The whole list is replaced. If another client has changed the node meanwhile, the server refuses.
     let patch = json!({
         "metadata": {"resourceVersion": found.metadata.resource_version},
         "spec": {"taints": others},

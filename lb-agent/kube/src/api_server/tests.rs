@@ -217,7 +217,7 @@ async fn a_server_without_streaming_lists() {
     let (told, synced, counters) = events(Behaviour::Refuses).await;
     assert_eq!(told, STORY);
     assert_eq!(synced, Kind::ALL);
-    assert_eq!(counters.of(Kind::Service).errors(), 0, "that is no error");
+    assert_eq!(counters.of(Kind::Service).errors(), 0, "not an error");
 }
 
 #[tokio::test]
@@ -233,8 +233,8 @@ async fn a_server_without_a_kind_has_none_of_it() {
     let (told, synced, counters) = events(Behaviour::IsOld).await;
     assert_eq!(told, STORY);
     assert_eq!(synced, Kind::ALL);
-    assert_eq!(counters.of(Kind::ServiceCidr).errors(), 0, "that is no error");
-    assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 0, "that is no error");
+    assert_eq!(counters.of(Kind::ServiceCidr).errors(), 0, "not an error");
+    assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 0, "not an error");
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ enum Claim {
     Changed,
     /// The same, and it says what it said before.
     Same,
-    /// Somebody else's: the place.
+    /// Defined in another place: that place.
     Of(String),
 }
 
@@ -343,7 +343,7 @@ fn list(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
         if !is_manifest || name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        // Follows links, as a mounted ConfigMap consists of them; a broken one is no file.
+        // Follows links, as a mounted ConfigMap consists of them; a broken link is skipped.
         let Ok(meta) = fs::metadata(path.join(&name)) else { continue };
         if meta.is_file() {
             files.insert(name, (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()));

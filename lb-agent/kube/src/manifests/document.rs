@@ -65,7 +65,7 @@ pub(super) struct Found {
     pub(super) object: Object,
 }
 
-/// Something that is no object, and where it stands.
+/// A document that is not an object, and its position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Fault {
     pub(super) line: u64,

@@ -74,7 +74,7 @@ async fn writes_renames_and_removals_are_seen() {
     assert_eq!(next(&mut rx).await, "default/a 10.96.0.3");
     fs::rename(path("a.yaml"), path("b.yaml")).unwrap();
     fs::write(path("c.json"), r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "c"}, "spec": {"clusterIP": "10.96.0.4", "ports": [{"port": 80}]}}"#).unwrap();
-    // That `a` is in another file now is no change of it, however the two are seen.
+    // Moving `a` to another file does not change it, in whichever order the two files are seen.
     loop {
         match next(&mut rx).await.as_str() {
             "default/c 10.96.0.4" => break,

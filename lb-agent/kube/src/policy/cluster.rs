@@ -116,7 +116,7 @@ fn namespaced_pods(given: &At<'_>) -> Result<PodSelector, Fault> {
     Ok(PodSelector { namespaces: Namespaces::Selected(namespaces), pods })
 }
 
-/// What becomes of a rule where it is not known whose or in which order it is.
+/// What happens to a rule whose subject or order is unknown.
 fn close(rule: &mut Rule) {
     match rule.action {
         Action::Accept => *rule = accept_nothing(Arc::clone(&rule.name)),

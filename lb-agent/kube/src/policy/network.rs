@@ -122,7 +122,7 @@ fn rule(given: &At<'_>, peers: &str, findings: &mut Findings) -> Result<Rule, Fa
     })
 }
 
-/// The readable ones of a list; `None` when it has no entry at all: everybody, everything.
+/// Returns the valid entries of a list; `None` if the list is empty, which means all peers or all ports.
 fn some<T>(
     list: Option<At<'_>>,
     read: fn(&At<'_>) -> Result<T, Fault>,

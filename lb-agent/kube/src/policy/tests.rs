@@ -99,7 +99,7 @@ fn object(spec: &str) -> Value {
     json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": spec})
 }
 
-/// Specification of a NetworkPolicy, what comes of it, and its issues.
+/// Specification of a NetworkPolicy, the resulting record, and its issues.
 type Case = (&'static str, &'static str, &'static [&'static str]);
 
 fn check_network(cases: &[Case]) {

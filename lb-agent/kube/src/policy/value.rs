@@ -22,7 +22,7 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    /// Makes an issue of it; `reading` is what comes of that.
+    /// Adds an issue; `reading` says how the value is treated.
     pub(super) fn tell(self, reading: &str, findings: &mut Findings) {
         findings.add(self.path, format!("{}: {reading}", self.message));
     }

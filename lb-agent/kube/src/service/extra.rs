@@ -89,7 +89,7 @@ fn external_ips(spec: &ServiceSpec, findings: &mut Findings) -> Box<[Addr]> {
     sorted(ips)
 }
 
-/// A range that is none must not open the Service to everybody: if no other is left, nobody may pass.
+/// An invalid range must not open the Service to all clients: if no valid range is left, no client may pass.
 fn source_ranges(spec: &ServiceSpec, findings: &mut Findings) -> Option<Box<[Prefix]>> {
     let given = spec.load_balancer_source_ranges.as_deref().filter(|list| !list.is_empty())?;
     let mut ranges = Vec::with_capacity(given.len());

@@ -1,7 +1,7 @@
 //! What of the cluster's objects does something else here than under kube-proxy, object by object: for those who are
 //! about to change. What does not work at all is an issue, and stands in the name table.
 //!
-//! The rows "differs" of the table in docs/src/services.md, as far as objects tell. IPVS schedulers are no object's.
+//! The rows "differs" of the table in docs/src/services.md, as far as objects show them. IPVS schedulers are not in objects.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -108,8 +108,8 @@ fn client_address(name: &Name, found: &Isolated<'_>) -> Remark {
     of_service(name, "spec.externalTrafficPolicy", message)
 }
 
-/// The Services that clients outside reach, under the policy Cluster, and behind which a Pod is that does not admit
-/// everybody: one such Pod for each.
+/// Returns the Services that clients outside reach, with the traffic policy Cluster, and that have a Pod that does not admit
+/// all clients: one such Pod for each Service.
 fn isolated(cluster: &Cluster) -> BTreeMap<&Name, Isolated<'_>> {
     let exposed = |service: &Service| {
         let local = service.extra.as_ref().map(|extra| extra.external_policy);
@@ -145,7 +145,7 @@ fn isolated(cluster: &Cluster) -> BTreeMap<&Name, Isolated<'_>> {
     found
 }
 
-/// The first policy that isolates a Pod in ingress, if no rule of any admits everybody to it.
+/// Returns the first policy that isolates a Pod in ingress, if no rule of any policy admits all clients to it.
 fn isolating<'a>(
     cluster: &Cluster,
     pod: (&Name, &Pod),

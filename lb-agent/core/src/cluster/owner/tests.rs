@@ -40,7 +40,7 @@ fn who_has_an_address_before_others() {
     let host = || Pod { host_network: true, ..pod(9, 9, false) };
     // The claimants, and who has the address.
     let cases: [(&str, Claims<'_>, &str); 9] = [
-        ("nobody", &[], ""),
+        ("no object", &[], ""),
         ("one that is going", &[("z", pod(1, 1, true))], "ns/z"),
         ("not going", &[("z", pod(9, 9, true)), ("a", pod(1, 1, false))], "ns/a"),
         ("newer", &[("z", pod(1, 9, false)), ("a", pod(2, 1, false))], "ns/a"),

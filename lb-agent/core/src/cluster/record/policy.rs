@@ -206,7 +206,7 @@ pub struct Rule {
     pub name: Arc<str>,
     /// What it does.
     pub action: Action,
-    /// `from` or `to`, any of them: `None` = everybody; an empty list = nobody (none of those given is readable).
+    /// `from` or `to`, any of them: `None` = all peers; an empty list = no peer (no valid entry).
     pub peers: Option<Box<[Peer]>>,
     /// `ports` or `protocols`, any of them: `None` = every protocol and port; an empty list = none.
     pub ports: Option<Box<[PortMatch]>>,

@@ -1,14 +1,14 @@
 //! Which namespace is charged for which elements of the tables of rules.
 //!
-//! A group is its Pods' namespace's, with the rules that the cluster has for those Pods: nobody else can have written what
-//! makes it another group than those of other Pods. One without a `NetworkPolicy` is the cluster's.
+//! A group is charged to the namespace of its Pods, with the rules that cluster policies have for those Pods: only this
+//! namespace can have written what distinguishes it from other groups. A group without a `NetworkPolicy` is the cluster's.
 //!
-//! An element of `peer_bits` takes two: a group, and an identity that rules tell apart, which may be those of another
-//! namespace. It is charged to the one that brings more of its kind: to the owner of the group unless the other tells
-//! more identities apart than the owner has groups. So what a namespace is charged is bounded by its own numbers,
-//! however many groups or peers somebody else has. Of an identity that several namespaces tell apart, the one with
-//! most of them is asked, and of a peer that several have written (every Pod, say) the one that has most peers; what the
-//! cluster's rules have as a peer, too, is nobody's.
+//! An element of `peer_bits` belongs to a group and an identity that rules distinguish, possibly the rules of another
+//! namespace. It is charged to the one that causes more of its kind: to the owner of the group, unless the other namespace
+//! distinguishes more identities than the owner has groups. So what a namespace is charged is bounded by its own numbers,
+//! however many groups or peers other namespaces have. An identity that several namespaces distinguish is charged to the one
+//! that distinguishes most, and a peer that several have written (every Pod, for example) to the one with most peers. A peer
+//! of cluster policies is charged to no namespace.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -234,10 +234,11 @@ impl Tenants {
     }
 }
 
-/// Of each identity the tenant whose peers tell it apart, and how many that one's peers tell apart altogether.
+/// For each identity the tenant whose peers distinguish it, and the number of identities that the peers of this tenant
+/// distinguish.
 fn payers(idents: &[Atomic], peers: Vec<BTreeSet<AtomId>>) -> Vec<Option<(Tenant, u64)>> {
     let mut tenants: Vec<(Tenant, BTreeSet<AtomId>)> = peers.into_iter().enumerate().collect();
-    // Each peer is one tenant's; those of the cluster are nobody's.
+    // Each peer belongs to one tenant; those of cluster policies belong to none.
     tenants.sort_by_key(|(tenant, peers)| (*tenant != CLUSTER, Reverse(peers.len()), *tenant));
     let mut taken: HashSet<AtomId> = HashSet::new();
     let mut owners: Vec<(u64, Tenant, Peers)> = Vec::new();

@@ -35,7 +35,7 @@ pub struct BitRule {
     pub source: Source,
     /// What it does.
     pub action: Action,
-    /// The peers, any of them, in ascending order; `None` = everybody.
+    /// The peers, any of them, in ascending order; `None` = all peers.
     pub peers: Option<Box<[AtomId]>>,
     /// Protocols and ports, any of them; `None` = all.
     pub ports: Option<Box<[Span]>>,

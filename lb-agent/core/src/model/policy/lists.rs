@@ -59,7 +59,7 @@ impl<'p> Read<'p> {
         true
     }
 
-    /// How many ranges of addresses it tells apart.
+    /// Returns how many ranges of addresses it distinguishes.
     pub(super) fn n_ranges(&self) -> usize {
         let distinct: HashSet<&Area> = self.areas.iter().collect();
         distinct.into_iter().map(|area| area.edges().len()).sum()

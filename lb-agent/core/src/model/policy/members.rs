@@ -1,7 +1,6 @@
 //! Who satisfies which atoms: Pods and nodes by their labels, then each of their addresses.
 //!
-//! Pods are told apart only by the labels that some selector asks for, so that of ten thousand Pods few hundred kinds
-//! are left to be looked at.
+//! Pods are distinguished only by the labels that some selector uses, so that ten thousand Pods become a few hundred kinds.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -184,7 +183,7 @@ fn satisfied(atoms: &[PodAtom], labels: &Labels) -> Vec<AtomId> {
     atoms.iter().filter(|(_, selector)| selector.matches(labels)).map(|(id, _)| *id).collect()
 }
 
-/// The labels of a namespace. Each has its name as one; of a namespace that was not told of that is all we know.
+/// Returns the labels of a namespace. Each has its name as a label. Of an unknown namespace this is the only one.
 pub(super) fn namespace_labels(cluster: &Snapshot, name: &Arc<str>) -> Labels {
     const NAME: &str = "kubernetes.io/metadata.name";
     let labels = cluster.namespace(name).map(|namespace| &namespace.labels);

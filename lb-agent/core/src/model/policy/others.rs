@@ -1,4 +1,4 @@
-//! Who has which address of the Pods' network, whether or not policies tell them apart: nobody else may send from it.
+//! The owner of each address of the Pod network, whether or not policies distinguish it: no other Pod may send from it.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;

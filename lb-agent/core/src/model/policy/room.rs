@@ -19,7 +19,7 @@ use crate::issue::Issue;
 /// a moment, and IPv4 takes one of its own.
 pub(super) const MOST: usize = limits::CIDRS as usize / 4 * 3;
 
-/// One direction of a policy, and how many ranges its rules tell apart.
+/// One direction of a policy, and how many ranges its rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Demand {
     /// Index of the policy.
@@ -52,7 +52,7 @@ pub(super) fn refused(
         });
     }
     while total > most {
-        // The cluster's own give way when nobody else is left.
+        // Cluster policies give way last.
         let order = |(name, (sum, _)): &(&Arc<str>, &mut (usize, Vec<Demand>))| {
             (!name.is_empty() && *sum > 0, *sum)
         };

@@ -229,7 +229,7 @@ impl Pool {
         }
     }
 
-    /// Two trees that differ in a bit before those in which each is told apart.
+    /// Merges two trees that differ in a bit before the bits that distinguish their leaves.
     fn join(&mut self, a: (u32, Arc<Tree>), b: (u32, Arc<Tree>)) -> Arc<Tree> {
         let bit = 1 << (a.0 ^ b.0).ilog2();
         let at = a.0 & above(bit);

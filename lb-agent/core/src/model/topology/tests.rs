@@ -1,4 +1,4 @@
-//! The cases of endpoint choice, each one line: what an endpoint is → what becomes of it.
+//! The cases of endpoint choice, one line each: the state of an endpoint → its lists.
 #![forbid(unsafe_code)]
 
 use super::{Candidate, Choice, Hint, Lists, Rejection, choose, rejections};
@@ -29,7 +29,7 @@ fn candidate(word: &str) -> Candidate {
     Candidate { conditions, local, zones: hint('z', 'y'), nodes: hint('h', 'g') }
 }
 
-/// What became of one: `C`, `L` or `B` for the lists it is in, small while it terminates; `!` and why it is in none.
+/// The result for one endpoint: `C`, `L` or `B` for the lists it is in, small while it terminates; `!` and why it is in none.
 fn outcome(chosen: Option<(Class, EndpointState)>, rejection: Option<Rejection>) -> &'static str {
     use {Class::*, EndpointState::*};
     match (chosen, rejection) {
@@ -49,7 +49,7 @@ fn outcome(chosen: Option<(Class, EndpointState)>, rejection: Option<Rejection>)
     }
 }
 
-/// Name, lists in use, endpoints, what becomes of each. With `+` if some endpoint is usable anywhere.
+/// Name, lists in use, endpoints, result for each. With `+` if some endpoint is usable anywhere.
 type Case = (&'static str, &'static str, &'static str, &'static str);
 
 fn check(cases: &[Case]) {
@@ -95,7 +95,7 @@ fn s05_terminating_fallback_is_separate_for_each_list() {
         ("none ready, all here", "CL", "T T", "b b +"),
         ("no longer serving", "CL", "d D", "!serving !serving"),
         ("one of two terminating ones serves", "C", "t d", "c !serving +"),
-        ("not ready ones are no fallback", "C", "n t", "!ready c +"),
+        ("endpoints that are not ready are not a fallback", "C", "n t", "!ready c +"),
         ("not ready here, ready elsewhere", "CL", "N r", "!ready C +"),
         ("not ready here, terminating elsewhere", "CL", "N t", "!ready c +"),
         ("all here and ready", "CL", "R R", "B B +"),

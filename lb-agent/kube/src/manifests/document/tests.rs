@@ -1,4 +1,4 @@
-//! Which documents a text has, where they stand, and what is said of those that are no objects.
+//! The documents in a text, their positions, and the messages about those that are not objects.
 #![forbid(unsafe_code)]
 
 use super::{Fault, Found};
@@ -43,7 +43,7 @@ fn documents_are_told_apart() {
             &["1: Node n1"],
         ),
         (
-            "dashes within a text are no marker",
+            "dashes within a text do not separate documents",
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations:\n    a: |\n      ---\n".into(),
             &["1: Node n1"],
         ),

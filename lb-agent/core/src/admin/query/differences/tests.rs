@@ -102,7 +102,7 @@ fn what_objects_do_not_have_is_not_told() {
     put(&mut cluster, "web", proto::TCP, 30_080, None);
     put(&mut cluster, "inside", proto::TCP, 0, None);
     assert_eq!(found(&cluster, &Rules::default()), [""; 0]);
-    // A rule for everybody.
+    // A rule for all clients.
     policy(&mut cluster, "all", &["0.0.0.0/0"]);
     policy(&mut cluster, "some", &["10.0.0.0/8"]);
     assert_eq!(found(&cluster, &Rules::default()), [""; 0]);
