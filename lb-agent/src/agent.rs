@@ -92,7 +92,7 @@ enum Event {
     Compiled(Box<Compiled>),
     /// A request of lbctl.
     Admin(Pending),
-    /// So many clients follow allowed flows.
+    /// The number of clients that follow allowed flows changed.
     Followers(usize),
     /// A time was waited for: a retry, a release of slots, housekeeping.
     Timer,

@@ -44,7 +44,7 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
     }
     drop(lock);
     match fs::remove_dir(&dirs.state) {
-        // A mount point (in a container, on a root that is read-only), or somebody keeps something else there.
+        // A mount point (in a container with a read-only root), or the directory has other content.
         Err(e)
             if matches!(
                 e.kind(),

@@ -213,7 +213,7 @@ pub(crate) enum SourceCheck {
     /// While there is any policy, their own addresses only.
     #[default]
     Strict,
-    /// All that are nobody else's.
+    /// All that belong to no other Pod, node or Service.
     Others,
 }
 

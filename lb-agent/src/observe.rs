@@ -1,4 +1,4 @@
-//! How the agent is: published by its loop, read by the servers of health and metrics. Nobody waits for anybody.
+//! The state of the agent: published by its loop, read by the servers for health and metrics. None of them waits for another.
 #![forbid(unsafe_code)]
 
 pub(crate) mod foreign;
@@ -28,7 +28,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// At the start: nothing is pending, as far as anybody knows.
+    /// At the start: nothing is known to be pending.
     pub(crate) fn starting() -> Self {
         Self { synced: false, updated: SystemTime::now(), pending_since: None, node_eligible: true }
     }

@@ -11,7 +11,7 @@ pub(crate) type Ports = RangeInclusive<u16>;
 
 /// Where the API server takes NodePorts from, unless it is told otherwise (`--service-node-port-range`).
 const NODE_PORTS: Ports = 30_000..=32_767;
-/// Fewer ports are not worth having to themselves: then the usual ones, and an issue that says whom they overlap.
+/// Fewer ports are not worth reserving: then the default range is used, with an issue that names what it overlaps.
 const FEW: u32 = 4_096;
 
 /// The ports that the host's own sockets are given.

@@ -7,8 +7,8 @@
 //! RTM_GETADDR with IFA_TARGET_NETNSID                 the addresses of the other end
 //! RTM_NEWADDR                                         an address of this host
 //! ```
-//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) is no Pod's, nor is one with a network
-//! of its own: on nodes that are containers themselves, the uplink is a veth, too. Addresses inside a Pod
+//! A veth whose ends are both here (a bridge's uplink, a CNI's helper pair) does not belong to a Pod, nor does one with a
+//! network of its own: on nodes that are containers themselves, the uplink is a veth, too. Addresses inside a Pod
 //! are not announced to us, and the CNI sets them a little after the device: they are polled with backoff.
 #![forbid(unsafe_code)]
 
@@ -53,7 +53,7 @@ pub enum Event {
     Changed(u32),
     /// A Pod's veth is gone, or no longer a Pod's.
     Gone(u32),
-    /// A device that is no Pod's is to be attached to in another way.
+    /// A device that does not belong to a Pod must be attached to in another way.
     Uplink {
         /// Its ifindex.
         ifindex: u32,
@@ -62,7 +62,7 @@ pub enum Event {
         /// When the kernel's message was read.
         at: Instant,
     },
-    /// The addresses of this host or the ports of its tunnels changed, or name or size of a device that is no Pod's.
+    /// The addresses of this host or the ports of its tunnels changed, or name or MTU of a device that does not belong to a Pod.
     Host,
 }
 
@@ -112,7 +112,7 @@ impl Devices {
         self.known.veths.values()
     }
 
-    /// How to attach to a device that is no Pod's; `None` when it is not to be attached to.
+    /// Returns how to attach to a device that does not belong to a Pod; `None` if it must not be attached to.
     pub fn uplink(&self, ifindex: u32) -> Option<Layer> {
         self.uplinks.layer(ifindex)
     }
@@ -257,7 +257,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Tells what follows for devices that are no Pods' from all that was taken.
+    /// Returns the events of devices that do not belong to Pods, after all messages were read.
     fn settle(&mut self, host_changed: bool, at: Instant, events: &mut Vec<Event>) {
         let pod_bridges = self.known.bridges();
         for (ifindex, layer) in self.uplinks.changes(&pod_bridges) {
@@ -268,7 +268,7 @@ impl Devices {
         }
     }
 
-    /// A device exists as described. `true` when that is news of one that is no Pod's.
+    /// Records a device. Returns `true` if it does not belong to a Pod and is new or has changed.
     fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) -> bool {
         let before = match link.tunnel_port {
             0 => self.tunnels.remove(&link.ifindex),

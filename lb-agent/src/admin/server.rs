@@ -69,7 +69,7 @@ impl Server {
 /// When the directory cannot be written.
 pub(crate) fn bind(state_dir: &Path) -> io::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
-    // Nobody can connect before it has its name, and then it has its mode.
+    // No client can connect before the socket has its name, and by then it has its mode.
     let unnamed = state_dir.join(format!("{SOCKET}.new"));
     for old in [&unnamed, &path] {
         match fs::remove_file(old) {

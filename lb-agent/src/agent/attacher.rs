@@ -23,7 +23,7 @@ enum Command {
     Tell(std_mpsc::SyncSender<()>),
 }
 
-/// What came of an attachment.
+/// The result of an attachment.
 #[derive(Debug)]
 pub(super) struct Attached {
     /// The device.

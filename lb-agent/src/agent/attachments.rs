@@ -63,8 +63,8 @@ impl Attachments {
         self.devices.remove(&ifindex);
     }
 
-    /// An attachment came to an end. Returns how long the device was without programs although it had been tried.
-    /// What came of an earlier role does not count.
+    /// Records the result of an attachment. After failures, returns how long the device was without programs. The result of an
+    /// earlier role is ignored.
     pub(super) fn attached(
         &mut self,
         (ifindex, role): (u32, Role),

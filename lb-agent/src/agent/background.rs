@@ -21,7 +21,7 @@ pub(super) enum News {
     Expired(Box<Pass>, Instant, Flows),
     /// What is here of kube-proxy.
     Foreign(Vec<Sign>),
-    /// In so many places kube-proxy's rules were removed, or why they were not.
+    /// The number of places where kube-proxy's rules were removed, or why they were not.
     TakenOver(Result<usize, String>),
 }
 

@@ -26,11 +26,11 @@ mod alien;
 mod file;
 mod revision;
 
-/// A device without a Pod is waited for so many seconds, then it is nobody's.
+/// Seconds that a device without a Pod waits for one. Then it is assumed to belong to no Pod.
 const PATIENCE: i64 = 300;
 /// One that was there before the agent: its Pod is known soon, if it has one.
 const PATIENCE_AT_START: i64 = 60;
-/// A device may be so many seconds older than its Pod: clocks differ.
+/// Seconds that a device may be older than its Pod: clocks differ.
 const SKEW: i64 = 60;
 
 /// All Pods' devices.
@@ -55,7 +55,7 @@ struct Device {
     standing: Standing,
     /// Those addresses of its Pod that are not by now another's.
     own: Box<[Addr]>,
-    /// What is bound in it beside the addresses of its Pod, and is nobody else's.
+    /// Addresses configured in it beside those of its Pod that belong to no other Pod, node or Service.
     more: BTreeSet<Addr>,
     /// Whether its addresses show that no Pod is behind it.
     alien: bool,
@@ -83,7 +83,7 @@ enum Standing {
 /// What the API server and the host say.
 pub(super) struct View<'a> {
     pub(super) cluster: &'a Cluster,
-    /// Whether an address is a Pod's, a node's, a Service's, or none that anybody may send from.
+    /// Whether an address belongs to a Pod, node or Service, or must not be used as a source.
     pub(super) is_others: &'a dyn Fn(&Addr) -> bool,
     /// Whether an address in the status of a Pod of this node is rather that of a Pod of another one.
     pub(super) is_elsewhere: &'a dyn Fn(&Addr) -> bool,
@@ -343,7 +343,7 @@ impl Bindings {
         FarEnd { ifindex: veth.ifindex, bridged: veth.bridge != 0, mac, pod }
     }
 
-    /// Who is behind a device. `strict`: whoever is not known to be nobody might be somebody.
+    /// Returns which Pod is behind a device. `strict`: a device waits for a Pod unless it is known to have none.
     pub(super) fn behind(&self, ifindex: u32, now: i64, strict: bool) -> Behind {
         let Some(device) = self.devices.get(&ifindex) else { return Behind::Unknown(now) };
         match (device.standing, &device.bound) {
@@ -387,7 +387,7 @@ impl Bindings {
 }
 
 impl Device {
-    /// What became of the Pod behind it.
+    /// What happened to the Pod behind it.
     fn follow(&mut self, veth: &Veth, cluster: &Cluster) {
         let Some(bound) = &mut self.bound else {
             self.standing = Standing::Unknown;
@@ -408,7 +408,7 @@ impl Device {
             Some(pod) if pod.ips.iter().any(|ip| bound.ips.contains(ip)) => {
                 bound.ips = pod.ips.clone();
             }
-            // Gone, or it was given another device. Nobody else is behind this one from now on.
+            // The Pod is gone, or has another device. No other Pod gets this device from now on.
             Some(_) => self.standing = Standing::Impostor,
             None if bound.uid != 0 => self.standing = Standing::Impostor,
             // From manifests, where a Pod may be called otherwise at any time.

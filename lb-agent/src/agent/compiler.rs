@@ -19,7 +19,7 @@ pub(super) struct Job {
     pub cluster: Snapshot,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub compiler: Compiler,
@@ -61,7 +61,7 @@ impl Worker {
         Ok(Self { jobs })
     }
 
-    /// Compiles. That the thread has ended is told by `done`.
+    /// Compiles. The receiver of `done` learns if the thread has ended.
     pub(super) fn start(&self, job: Job) {
         if self.jobs.send(job).is_err() {
             tracing::error!("the policy compiler thread has ended");

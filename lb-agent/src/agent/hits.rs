@@ -45,7 +45,7 @@ impl Hit {
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Hits {
-    /// The kernel's counts as of the last look; `None` before the first.
+    /// The kernel's counts when they were last read; `None` before the first time.
     seen: Option<HashMap<HitKey, u64>>,
     decisions: BTreeMap<Decision, Hit>,
     /// Those with series of their own.
@@ -53,8 +53,8 @@ pub(crate) struct Hits {
 }
 
 impl Hits {
-    /// Adds what the kernel has counted since the last time, at `now`, seconds since 1970; returns what belongs to
-    /// groups that nobody knows any more, so that it can be forgotten.
+    /// Adds what the kernel has counted since the last time, at `now`, seconds since 1970; returns the keys of
+    /// unknown groups, so that they can be deleted.
     pub(super) fn add<'a>(
         &mut self,
         counts: &[(HitKey, u64)],
@@ -62,7 +62,7 @@ impl Hits {
         now: u64,
     ) -> Vec<HitKey> {
         let mut nameless = Vec::new();
-        // Nobody knows when those of an earlier agent were.
+        // The times of the counts of an earlier agent are unknown.
         let last = if self.seen.is_some() { now } else { 0 };
         let before = self.seen.take().unwrap_or_default();
         let mut seen = HashMap::with_capacity(counts.len());

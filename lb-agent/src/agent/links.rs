@@ -2,7 +2,8 @@
 //!
 //! A bridge learns from each frame behind which port its sender is, so a frame in another's name takes away what is for
 //! the other. An address is its Pod's since the Pod was found behind its device, whatever is changed inside; of two Pods
-//! the one that had it before keeps it, then the one whose device is older has it. Neighbor tables are not asked: anybody may write to those.
+//! the one that had it before keeps it, then the one whose device is older has it. Neighbor tables are not
+//! used: a Pod can change them with forged packets.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -167,7 +168,7 @@ mod tests {
             // One of the node; not known yet.
             end(9, 99, Some((&thief, 30))),
             end(10, 0, Some((&thief, 30))),
-            // Where no bridge is, nobody learns from frames.
+            // Without a bridge, no device learns from frames.
             FarEnd { bridged: false, ..end(11, 1, Some((&routed, 1))) },
             // Where another device has the place, this one is looked up.
             end(limits::LINKS + 8, 7, Some((&routed, 40))),

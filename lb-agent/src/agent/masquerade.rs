@@ -1,6 +1,6 @@
-//! Whether somebody else has the source ports of masqueraded flows: the host's own sockets, or NodePorts.
+//! Whether the host's own sockets or NodePorts use the source ports of masqueraded flows.
 //!
-//! The answers to a masqueraded flow are told by their tuple alone. A connection of the host from the same port to the
+//! Only their tuple identifies the answers to a masqueraded flow. A connection of the host from the same port to the
 //! same backend would lose its answers to the flow's client; and a backend that dials such a NodePort from its own
 //! port would be taken to answer.
 #![forbid(unsafe_code)]

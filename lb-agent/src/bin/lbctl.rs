@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(code) => code,
-        // `lbctl ct | head` is no mistake.
+        // `lbctl ct | head` is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbctl: {}", Escaped(format_args!("{error:#}")));

@@ -54,8 +54,8 @@ impl Answer {
     }
 }
 
-/// Serves for ever. `name` is for the log; `answer` gets the path. An address that is taken is tried again: kube-proxy
-/// may still be there.
+/// Serves without end. `name` is for the log; `answer` gets the path. An address in use is tried again: kube-proxy may still
+/// be there.
 pub(crate) async fn serve(
     name: &'static str,
     address: SocketAddr,
@@ -65,8 +65,8 @@ pub(crate) async fn serve(
     serve_on(name, listener, CONNECTIONS, answer).await
 }
 
-/// Serves for ever on a socket, with at most so many connections at a time: the oldest one is ended for a new one, so
-/// that clients who connect and say nothing do not keep the others out.
+/// Serves without end on a socket, with a limited number of connections at a time: the oldest one is closed for a new one, so
+/// that clients that connect and send nothing do not block others.
 pub(crate) async fn serve_on(
     name: &'static str,
     listener: TcpListener,

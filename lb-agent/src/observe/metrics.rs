@@ -123,7 +123,7 @@ pub(crate) struct Ours {
     pub slow_path: Family<Labels<1>, Counter>,
     /// Events of dropped packets by outcome.
     pub events: Family<Labels<1>, Counter>,
-    /// Flows by protocol, as of the last expiry pass.
+    /// Flows by protocol at the last expiry pass.
     pub flows_active: Family<Labels<2>, Gauge>,
     /// Elements in use, by map.
     pub map_entries: Family<Labels<1>, Gauge>,
@@ -135,7 +135,7 @@ pub(crate) struct Ours {
     pub ct_gc: Histogram,
     /// Conntrack entries that expired.
     pub ct_expired: Counter,
-    /// Conntrack entries whose backend is gone, as of the last pass.
+    /// Conntrack entries whose backend is gone, at the last pass.
     pub ct_stale: Gauge,
     /// Conntrack entries of living translated connections that others have evicted, at the last pass: the next packet
     /// puts them back.

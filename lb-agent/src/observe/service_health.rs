@@ -253,7 +253,7 @@ mod tests {
         }
     }
 
-    /// Status line, and whether the server speaks of this name; `None` when nobody listens.
+    /// Returns the status line, and whether the answer contains this name; `None` if the port has no listener.
     async fn ask(port: u16, name: &str) -> Option<(String, bool)> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         stream.write_all(b"GET /any HTTP/1.0\r\n\r\n").await.unwrap();

@@ -47,7 +47,7 @@ pub(super) struct Doomed<R> {
     pub jumps: Vec<R>,
     /// kube-proxy's chains.
     pub chains: Vec<String>,
-    /// Chains of kube-proxy that stay, since somebody else uses them.
+    /// Chains of kube-proxy that stay, since other rules use them.
     pub kept: Vec<String>,
 }
 

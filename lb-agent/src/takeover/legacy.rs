@@ -24,7 +24,7 @@ pub(super) struct Found {
     pub script: String,
     /// Number of chains, and of rules that lead to them.
     pub counts: (usize, usize),
-    /// Chains that stay, since somebody else uses them.
+    /// Chains that stay, since other rules use them.
     pub kept: Vec<String>,
 }
 

@@ -61,7 +61,7 @@ pub(super) struct Found {
     pub jumps: Vec<Rule>,
     /// Its chains.
     pub chains: Vec<String>,
-    /// Its chains that stay, since somebody else uses them.
+    /// Its chains that stay, since other rules use them.
     pub kept: Vec<String>,
     /// The policy of the chain `FORWARD` is to drop: what kube-proxy accepted there is dropped then.
     pub drops_forward: bool,

@@ -72,7 +72,7 @@ impl AddressTables {
         Ok(contents)
     }
 
-    /// Writes who has an address, or `None`: nobody here (any more).
+    /// Writes the owner of an address; `None` removes it: no local object has the address (any longer).
     ///
     /// # Errors
     /// When the map is full or the kernel refuses.

@@ -134,7 +134,7 @@ impl Tables {
         Ok(found)
     }
 
-    /// Writes which link-layer address is at home behind a Pod's device: index and element as of
+    /// Writes the link-layer address that belongs behind a Pod's device: index and element as in
     /// [`lb_common::endpoint::link`].
     ///
     /// # Errors
@@ -143,7 +143,7 @@ impl Tables {
         self.links.set(index, &element, 0).map_err(|e| failed("links", e))
     }
 
-    /// Writes who has a link-layer address, or `None`: nobody (any more).
+    /// Writes the owner of a link-layer address; `None` removes it.
     ///
     /// # Errors
     /// When the map is full or the kernel refuses.

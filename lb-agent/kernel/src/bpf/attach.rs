@@ -314,7 +314,7 @@ impl Hooks {
     }
 }
 
-/// Removes our filters from a device, and its clsact qdisc if that was ours and nobody else uses it.
+/// Removes our filters from a device, and its clsact qdisc if we added it and no other filter uses it.
 ///
 /// # Errors
 /// When the kernel refuses.

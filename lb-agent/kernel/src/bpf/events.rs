@@ -1,4 +1,4 @@
-//! The ring buffer of dropped packets and of flows that somebody follows: the programs send a sample, the agent keeps
+//! The ring buffer of dropped packets and of flows that clients follow: the programs send a sample, the agent keeps
 //! the last drop of each kind, and the last flows of all kinds.
 #![forbid(unsafe_code)]
 
@@ -33,7 +33,7 @@ pub struct Examples {
     pub last: [[Option<Example>; 2]; DropReason::ALL.len()],
     /// Events read since the start.
     pub read: u64,
-    /// Records that were no events of ours.
+    /// Records that were not valid events.
     pub malformed: u64,
 }
 
@@ -46,7 +46,7 @@ impl Examples {
     /// What the record says, if it is one of ours.
     fn add(&mut self, record: &[u8], at: u64) -> Option<FlowEvent> {
         let event = parse(record).filter(|event| {
-            // What went on is no drop.
+            // An allowed flow is not a drop.
             event.reason == 0 || DropReason::from_number(event.reason).is_some()
         });
         let Some(event) = event else {
@@ -70,7 +70,7 @@ pub struct Sinks {
     pub recent: watch::Sender<Recent>,
 }
 
-/// Reads for ever and publishes after each burst. Ends when the receivers of examples are gone.
+/// Reads and publishes after each burst. Ends when the receivers of examples are gone.
 ///
 /// # Errors
 /// When the ring buffer cannot be waited for.

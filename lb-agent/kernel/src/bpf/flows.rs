@@ -1,6 +1,6 @@
-//! The last flows that the programs told of, for readers at their own speed.
+//! The last flows that the programs reported, for readers at their own speed.
 //!
-//! Writing never waits: a reader that is slower than the ring turns loses records, and is told how many.
+//! Writing never waits. A reader that is too slow loses records, and learns how many.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use lb_common::event::FlowEvent;
 /// Records that are kept.
 pub const CAPACITY: usize = 4096;
 
-/// A flow that was denied, or one that somebody asked about.
+/// A flow that was denied, or an allowed one while a client follows allowed flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// What the program sent.

@@ -9,7 +9,7 @@
 //! of flows that are over go.
 //!
 //! Entries of devices that are gone go, too: their low 16 bits may come again for another Pod. And no Pod holds more than
-//! its share of the table by flows that it alone can make: plain ones, and those that nobody has agreed to.
+//! its share of the table by flows that it alone can make: plain ones, and those without an answer.
 #![forbid(unsafe_code)]
 
 mod devices;
@@ -392,7 +392,7 @@ impl Gc {
         Ok(flows)
     }
 
-    /// What flows there were at the last pass; to be had once.
+    /// Takes the flows that the last pass found.
     pub fn flows(&mut self) -> Flows {
         std::mem::take(&mut self.flows)
     }

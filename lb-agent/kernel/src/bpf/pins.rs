@@ -188,7 +188,7 @@ impl Pins {
             remove(&path)?;
         }
         match fs::remove_dir(&self.dir) {
-            // A mount point (in a container, on a root that is read-only), or somebody keeps something else there.
+            // A mount point (in a container with a read-only root), or the directory has other content.
             Err(e)
                 if !matches!(
                     e.kind(),

@@ -1,8 +1,8 @@
 //! Sockets of this network namespace: closes UDP sockets that are connected to a backend which is gone, and lists those
 //! that listen.
 //!
-//! A connected socket keeps the backend that `connect(2)` was given, for ever: no packet of it is translated again.
-//! It is found and closed by sock_diag (net/ipv4/udp_diag.c); the process sees `ECONNABORTED` and connects anew.
+//! A connected socket keeps the backend that `connect(2)` was given: no packet of it is translated again. It is found and
+//! closed through sock_diag (net/ipv4/udp_diag.c). The process sees `ECONNABORTED` and connects again.
 //! Whether the programs had translated the socket or the process had dialled the backend's own address cannot be told:
 //! sock_diag shows a socket's storages (here `sk_nat`) for TCP only (net/ipv4/inet_diag.c, `inet_sk_diag_fill`).
 #![forbid(unsafe_code)]
@@ -66,7 +66,7 @@ pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
     for (socket, _) in found {
         match client.call(&socket.end(), |_, _| {}) {
             Ok(()) => closed += 1,
-            // Closed meanwhile, or connected to somebody else.
+            // Closed meanwhile, or connected to another server.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
             Err(e) => return Err(e),
         }

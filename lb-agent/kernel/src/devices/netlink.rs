@@ -207,7 +207,7 @@ impl Client {
     }
 }
 
-/// A socket that hears what the kernel tells everybody.
+/// A socket for the kernel's multicast messages.
 pub struct Monitor {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,

@@ -1,7 +1,7 @@
 //! The network namespace behind a Pod's veth, to look at what the Pod listens on.
 //!
-//! The kernel tells its number as the host's namespace has it. Its file is looked for among those that somebody keeps
-//! (`/run/netns`) and those of processes; a container that does not share the host's PID namespace sees neither.
+//! The kernel tells its number as the host's namespace has it. Its file is searched in `/run/netns` and
+//! among those of processes; a container that does not share the host's PID namespace sees neither.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -53,7 +53,7 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
     named.chain(processes)
 }
 
-/// Its number; `None` when it has none, or the file is no namespace.
+/// Returns its number; `None` if it has none, or the file is not a network namespace.
 fn id(client: &mut Client, file: &File) -> Option<u32> {
     let fd = u32::try_from(file.as_raw_fd()).ok()?;
     let request = Request::new(RTM_GETNSID, Want::Object, &[0; 4]).attr(NETNSA_FD, &word32(fd));

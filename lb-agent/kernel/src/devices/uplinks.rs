@@ -54,7 +54,7 @@ impl Layer {
     }
 }
 
-/// A device that is no Pod's.
+/// A device that does not belong to a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
     /// Its name.
@@ -69,7 +69,7 @@ pub struct Uplink {
     port_of: u32,
 }
 
-/// The devices that are no Pods'.
+/// The devices that do not belong to Pods.
 #[derive(Debug, Default)]
 pub(super) struct Uplinks {
     links: BTreeMap<u32, Uplink>,
@@ -77,7 +77,7 @@ pub(super) struct Uplinks {
 }
 
 impl Uplinks {
-    /// A device that is no Pod's exists as described. `true` when that is news.
+    /// Records a device that does not belong to a Pod. Returns `true` if it is new or has changed.
     pub(super) fn put(&mut self, link: &Link) -> bool {
         if link.header_type == arphrd::LOOPBACK || is_workload(link) {
             return self.remove(link.ifindex);
@@ -153,7 +153,7 @@ impl Uplinks {
     }
 }
 
-/// Whether the device leads to a workload of this node although it is no veth: the host's end of a netkit pair.
+/// Returns whether the device leads to a workload of this node although it is not a veth: the host's end of a netkit pair.
 fn is_workload(link: &Link) -> bool {
     link.kind == "netkit" && link.nsid.is_some()
 }

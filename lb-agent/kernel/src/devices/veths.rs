@@ -21,7 +21,7 @@ pub struct Veth {
     pub nsid: u32,
     /// ifindex of the bridge that the host's end is a port of, or 0.
     pub bridge: u32,
-    /// MAC address of the host's end: nobody in the Pod can change it.
+    /// MAC address of the host's end: the Pod cannot change it.
     pub own_mac: [u8; 6],
     /// MAC address of the Pod's end; zero until known.
     pub mac: [u8; 6],
@@ -85,7 +85,7 @@ impl Known {
         (self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex)), other)
     }
 
-    /// All devices are about to be described anew.
+    /// A new list of all devices begins.
     pub(super) fn begin_again(&mut self) {
         self.inner.clear();
     }

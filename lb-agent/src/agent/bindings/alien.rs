@@ -1,17 +1,17 @@
 //! Which devices are those of no Pod: of containers that something else on the node runs (Docker, LXD, Podman).
 //!
 //! A device that matches no Pod waits, cut off, while one that a policy isolates is awaited. A container that is none
-//! should not, so what tells its device is looked for. Names of devices differ by plugin, namespaces by runtime, and the
-//! processes in a namespace cannot be seen from here; its addresses can. A device is no Pod's if all of this holds:
+//! should not, so the agent looks for signs of such a device. Names of devices differ by plugin, namespaces by runtime, and the
+//! processes in a namespace cannot be seen from here; its addresses can. A device does not belong to a Pod if all of this holds:
 //!
 //! - it is a port of a bridge, and no port of that bridge is a Pod's: each runtime has a bridge of its own;
 //! - it has an address of a family whose Pods are known to have theirs within the nodes' `podCIDRs` only, and none of its
 //!   addresses is within those, or a Pod's. Where plugins have other ranges, Pods show it, and nothing is concluded;
 //! - each Pod of this node that has an address by its status has been found behind a device.
 //!
-//! It is no way out for a workload: the plugin configures the address before the first container starts, and the agent
+//! A workload cannot use this to escape policies: the plugin configures the address before the first container starts, and the agent
 //! looks within milliseconds. Who is faster (no agent was running, say) and puts another address in its place still has
-//! `status.podIPs`, which nobody inside can change: the Pod is one that is not found, so nothing is concluded from then on
+//! `status.podIPs`, which the workload cannot change: the Pod is one that is not found, so nothing is concluded from then on
 //! and its device waits like any other. Nothing of this is final: a device that matches a Pod later is that Pod's.
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ use lb_core::cluster::{Cluster, Family, Kind, Prefix};
 use lb_kernel::devices::Veth;
 
 impl Bindings {
-    /// Notes which devices are no Pods'.
+    /// Records which devices do not belong to Pods.
     pub(super) fn find_aliens(&mut self, veths: &[&Veth], view: &View<'_>) {
         let is_open = |veth: &&Veth| {
             let device = self.devices.get(&veth.ifindex);

@@ -1,5 +1,5 @@
-//! The file of bindings: who was behind which device outlives the agent, by the device's number and the MAC address of
-//! the host's end, which nobody inside can change; a reboot makes it void.
+//! The file of bindings: which Pod was behind which device outlives the agent, by the device's number and the MAC address of
+//! the host's end, which the Pod cannot change. A reboot makes it void.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};

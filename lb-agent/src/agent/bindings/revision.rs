@@ -25,7 +25,7 @@ impl Bindings {
         cluster.pod_at(addr).is_some_and(|name| self.has_left(name, cluster))
     }
 
-    /// Whether a Pod is being deleted, and its device is gone: nobody makes another one for it.
+    /// Returns whether a Pod is being deleted and its device is gone: it will not get another one.
     pub(super) fn has_left(&self, name: &Name, cluster: &Cluster) -> bool {
         let uid = self.left.get(name);
         cluster.pod(name).is_some_and(|pod| pod.deleting && uid == Some(&pod.uid))
@@ -43,7 +43,7 @@ impl Bindings {
     /// Binds devices again that were taken for those of other Pods: the address by which that was found out is another
     /// Pod's by now, and the former has it no more or is being deleted.
     ///
-    /// Nobody inside can bring that about. What counts is not what is bound in a namespace now but the address of the
+    /// A workload cannot cause that. What counts is not what is bound in a namespace now but the address of the
     /// first match, which the CNI plugin gave this very device, and it must have passed to the other Pod: that one is
     /// behind no device, is not younger than this one, and no device is there that may be its own.
     pub(super) fn revise(&mut self, veths: &[&Veth], view: &View<'_>) {

@@ -178,11 +178,11 @@ fn of_two_devices_with_one_address_the_first_is_the_pods() {
             "Pod ns/web: status.podIPs: the Pod is behind veth6, but one of its addresses is also bound behind veth5: traffic of that device is denied while any policy exists"
         ]
     );
-    // It takes it back: nobody.
+    // It takes it back: no Pod.
     let both = [veth(5, &[]), veth(6, &["2/10.1.0.2"])];
     assert_eq!(world.look(&both), ["5=Unknown(2001)@", "6=web:7@10.1.0.2"]);
 
-    // At the first start nobody is the first: who can be but one Pod, then the youngest, as for a Pod of long ago.
+    // At the first start no match is known. A device that fits one Pod gets it; else the youngest Pod, as for an old Pod.
     let eve = || pod("10.1.0.3", 8);
     let mut world = World::new(&[("web", pod("10.1.0.2", 7)), ("eve", eve())]);
     let all = [

@@ -1,4 +1,4 @@
-//! The endpoints that serve nobody, with the reasons.
+//! The endpoints that serve no client, with the reasons.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;

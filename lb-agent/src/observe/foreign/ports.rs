@@ -22,7 +22,7 @@ const CONNECT: Duration = Duration::from_millis(200);
 const ANSWER: Duration = Duration::from_millis(500);
 /// Of an answer, more is not read.
 const MOST: u64 = 4096;
-/// A mode is a word of at most so many letters.
+/// The longest word that is accepted as a mode, in letters.
 const WORD: usize = 16;
 
 /// Asks at both ports.
@@ -89,7 +89,7 @@ mod tests {
         address
     }
 
-    /// Nobody listens there, nor will a test.
+    /// A port without a listener, also in tests.
     fn closed() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 1))
     }
@@ -105,7 +105,7 @@ mod tests {
         let other = serve(&[("/proxyMode", "<html>what?</html>"), ("/healthz", "ok")]);
         let mode = Sign::Mode(proxy, "nftables".to_owned());
         for (name, metrics, healthz, want) in [
-            ("nobody", closed(), closed(), vec![]),
+            ("no listener", closed(), closed(), vec![]),
             ("kube-proxy", proxy, health, vec![mode.clone()]),
             ("kube-proxy beside us", proxy, our_health, vec![mode]),
             ("its metrics are elsewhere", closed(), health, vec![Sign::Health(health)]),

@@ -1,7 +1,7 @@
 //! What kube-proxy leaves in the kernel, by one or two names for each of its modes.
 //!
-//! Its nftables table and its iptables chain are asked for by name, one message each. A legacy table of iptables is to
-//! be had as a whole only, and is read where the kernel says that one is in use.
+//! Its nftables table and its iptables chain are asked for by name, one message each. A legacy table of iptables
+//! can only be read as a whole. It is read if the kernel says that one is in use.
 #![forbid(unsafe_code)]
 
 use std::fs;

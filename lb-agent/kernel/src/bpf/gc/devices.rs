@@ -66,7 +66,7 @@ mod tests {
             ("gone", &[(&[7], false), (&[], false), (&[], true), (&[], true)]),
             ("gone before the agent began", &[(&[], false), (&[], true)]),
             ("new, not written yet", &[(&[], false), (&[7], false), (&[7], false)]),
-            ("written anew at a start", &[(&[7], false), (&[], false), (&[7], false)]),
+            ("written again at a start", &[(&[7], false), (&[], false), (&[7], false)]),
             ("twice, but not in a row", &[(&[], false), (&[7], false), (&[], false), (&[], true)]),
             ("by its low 16 bits", &[(&[HIGH + 7], false), (&[HIGH + 7, 9], false)]),
         ];
