@@ -3,14 +3,15 @@
 //! A client counts from its last new flow, which is also when its backend was last chosen or confirmed.
 
 use lb_common::addr::Addr;
-use lb_common::service::{Affinity, AffinityKey, state};
+use lb_common::service::{Affinity, AffinityKey};
 use serde::Serialize;
 
 use crate::columns::{Cell, Column, Row};
 use crate::directory::service_name;
+use crate::fields::AffinityState;
 use crate::natural;
+use crate::network::socket;
 use crate::selection::Selection;
-use crate::snapshot::{Snapshot, socket};
 use crate::view::View;
 
 /// One client of one service port.
@@ -27,8 +28,8 @@ pub struct AffinityRow {
     pub age: u64,
     /// Seconds until it is balanced anew, if it opens no flow before.
     pub expires: u64,
-    /// `VALID`, `GONE` (its backend takes no new flows any more), `EXPIRED`.
-    pub state: &'static str,
+    /// Whether the next flow goes there, too.
+    pub state: AffinityState,
     /// Its address.
     pub client_address: String,
     /// `address:port` of the backend, empty when that has left.
@@ -55,7 +56,7 @@ impl Row for AffinityRow {
             Cell::Text(self.backend.clone()),
             Cell::Age(self.age),
             Cell::Age(self.expires),
-            Cell::Text(self.state.to_owned()),
+            Cell::Text(self.state.name().to_owned()),
             Cell::Text(self.client_address.clone()),
             Cell::Text(self.backend_address.clone()),
         ]
@@ -71,34 +72,12 @@ pub fn rows(view: &View<'_>, selection: &Selection, all: bool) -> Vec<AffinityRo
     let clients = view.snapshot.fields.clients.iter();
     let wanted = clients.filter(|(key, value)| is_wanted(view, key, value, selection));
     let mut rows: Vec<AffinityRow> = wanted.map(|(key, value)| row(view, key, value)).collect();
-    rows.retain(|row| all || row.state == VALID);
+    rows.retain(|row| all || row.state == AffinityState::Valid);
     rows.sort_by(|a, b| {
         natural::compare(&a.service, &b.service)
             .then_with(|| natural::compare(&a.client, &b.client))
     });
     rows
-}
-
-/// Whether the client's next flow still goes where the entry says.
-pub fn is_valid(snapshot: &Snapshot, value: &Affinity, timeout_secs: u32) -> bool {
-    state_of(snapshot, value, timeout_secs) == VALID
-}
-
-const VALID: &str = "VALID";
-
-fn state_of(snapshot: &Snapshot, value: &Affinity, timeout_secs: u32) -> &'static str {
-    let backend = snapshot.backends.get(&value.backend_id);
-    let takes_flows = backend.is_some_and(|backend| {
-        backend.generation == value.backend_gen && backend.state == state::ACTIVE
-    });
-    // Without a timeout the Service has no affinity any more.
-    if timeout_secs == 0 || snapshot.fields.ticks.is_over(value.tick(), timeout_secs) {
-        "EXPIRED"
-    } else if takes_flows {
-        VALID
-    } else {
-        "GONE"
-    }
 }
 
 fn is_wanted(view: &View<'_>, key: &AffinityKey, value: &Affinity, selection: &Selection) -> bool {
@@ -136,7 +115,7 @@ fn row(view: &View<'_>, key: &AffinityKey, value: &Affinity) -> AffinityRow {
             .unwrap_or_default(),
         age,
         expires: u64::from(timeout).saturating_sub(age),
-        state: state_of(view.snapshot, value, timeout),
+        state: view.snapshot.affinity_state(value, timeout),
         client_address: key.client.to_ip().to_string(),
         backend_address: backend
             .map(|backend| socket(backend.addr, backend.port).to_string())

@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::columns::{Cell, Column, Row};
 use crate::directory::service_name;
 use crate::natural;
+use crate::network::{protocol_name, socket};
 use crate::selection::Selection;
-use crate::snapshot::{protocol_name, socket};
 use crate::view::View;
 
 /// One backend.

@@ -14,9 +14,10 @@ use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
 
 use crate::columns::{Cell, Column, Row};
-use crate::explain::Stale;
+use crate::explain::facts::Stale;
 use crate::natural;
-use crate::snapshot::{Now, protocol_name, socket};
+use crate::network::{protocol_name, socket};
+use crate::snapshot::Now;
 use crate::view::View;
 
 /// One flow.

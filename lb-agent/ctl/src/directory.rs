@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use lb_common::addr::Addr;
 use lb_common::service::Backend;
 
-use crate::snapshot::{self, Snapshot};
+use crate::network;
+use crate::snapshot::Snapshot;
 use lb_core::names::{BackendName, Conditions, Names, Place, PodName, ServiceName};
 
 /// Names by number.
@@ -52,7 +53,7 @@ impl<'n> Directory<'n> {
             directory.ifindexes.extend(addresses.map(|addr| (addr, *ifindex)));
             if let Some(name) = directory.pod(*ifindex).filter(|name| !name.name.is_empty()) {
                 let name = format!("{}/{}", name.namespace, name.name);
-                for addr in [pod.ip4, pod.ip6].into_iter().filter_map(snapshot::ip) {
+                for addr in [pod.ip4, pod.ip6].into_iter().filter_map(network::ip) {
                     directory.by_ip.insert(addr, name.clone());
                 }
             }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::attribution::{By, Policies};
 use crate::columns::{Cell, Column, Row};
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use crate::view::View;
 use lb_core::counts::Counts;
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use lb_common::service::{Affinity, AffinityKey, affinity_is_over};
+use serde::{Serialize, Serializer};
 
 use lb_core::cluster::Prefix;
 
@@ -18,6 +19,34 @@ pub struct Fields {
     pub loads: HashMap<u32, u32>,
     /// When they were read.
     pub ticks: Ticks,
+}
+
+/// Whether a client with session affinity goes where it went before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AffinityState {
+    /// It does.
+    Valid,
+    /// Its backend takes no new flows any more.
+    Gone,
+    /// Its time is over.
+    Expired,
+}
+
+impl AffinityState {
+    /// The word in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "VALID",
+            Self::Gone => "GONE",
+            Self::Expired => "EXPIRED",
+        }
+    }
+}
+
+impl Serialize for AffinityState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 /// A reading of the kernel's tick counter.

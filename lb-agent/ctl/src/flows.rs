@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::attribution::{By, Policies, PolicyId};
 use crate::columns::{Cell, Column, Row, age};
 use crate::directory::{port_word, service_name};
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use lb_core::admin::{Covers, FlowRecord};
 use lb_core::cluster::Name;
 use lb_core::names::{Names, PodName};

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::service::{Frontend, FrontendKey, frontend_flags};
 
-use crate::snapshot::socket;
+use crate::network::socket;
 use lb_core::cluster::Algorithm;
 
 /// One frontend with the backend ids in its slots.

@@ -16,6 +16,7 @@ pub mod directory;
 pub mod fields;
 pub mod frontend;
 pub mod natural;
+pub mod network;
 #[cfg(feature = "node")]
 pub mod pinned;
 #[cfg(feature = "node")]
@@ -55,8 +56,8 @@ use lb_common::limits;
 
 use crate::columns::{Format, Style};
 use crate::ct::By;
+use crate::network::protocol_number;
 use crate::selection::Selection;
-use crate::snapshot::protocol_number;
 
 /// Show what lb-agent has programmed on this node
 #[derive(Clone, Debug, Parser)]

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::attribution::Policies;
 use crate::columns::{Cell, Column, Row};
+use crate::network;
 use crate::selection::Selection;
-use crate::snapshot;
 use crate::view::View;
 
 /// One Pod of this node.
@@ -108,7 +108,7 @@ fn row(view: &View<'_>, policies: &Policies, ifindex: u32, pod: &Pod) -> PodRow 
     PodRow {
         namespace: name.map(|name| name.namespace.to_string()).unwrap_or_default(),
         name: name.map(|name| name.name.to_string()).unwrap_or_default(),
-        ips: [pod.ip4, pod.ip6].into_iter().filter_map(snapshot::ip).collect(),
+        ips: [pod.ip4, pod.ip6].into_iter().filter_map(network::ip).collect(),
         iface: match (view.snapshot.ifaces.get(&ifindex), name) {
             (Some(iface), _) => iface.clone(),
             (None, Some(name)) => name.iface.to_string(),

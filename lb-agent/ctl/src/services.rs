@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::columns::{Cell, Column, Row};
 use crate::directory::service_name;
 use crate::frontend::FrontendSlots;
+use crate::network::protocol_name;
 use crate::selection::Selection;
-use crate::snapshot::protocol_name;
 use crate::view::View;
 use lb_core::names::ServiceName;
 

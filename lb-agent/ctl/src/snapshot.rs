@@ -1,16 +1,14 @@
 //! What was read from the pinned maps, as plain data: everything the rows are made of, besides the names.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
-use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
 use lb_common::endpoint::Pod;
 use lb_common::flow::proto;
-use lb_common::service::Backend;
+use lb_common::service::{Affinity, Backend, state};
 
-use crate::fields::Fields;
+use crate::fields::{AffinityState, Fields};
 use crate::frontend::FrontendSlots;
 
 /// The load balancing tables, each entry as the kernel has it.
@@ -32,6 +30,23 @@ pub struct Snapshot {
     pub n_slots: usize,
     /// What few Services use.
     pub fields: Fields,
+}
+
+impl Snapshot {
+    /// Returns where the next flow of a client with session affinity goes, with this timeout of its Service.
+    pub fn affinity_state(&self, value: &Affinity, timeout_secs: u32) -> AffinityState {
+        let takes_flows = self.backends.get(&value.backend_id).is_some_and(|backend| {
+            backend.generation == value.backend_gen && backend.state == state::ACTIVE
+        });
+        // Without a timeout the Service no longer has affinity.
+        if timeout_secs == 0 || self.fields.ticks.is_over(value.tick(), timeout_secs) {
+            AffinityState::Expired
+        } else if takes_flows {
+            AffinityState::Valid
+        } else {
+            AffinityState::Gone
+        }
+    }
 }
 
 /// How much of the maps to read: the rest is large, and few commands show it.
@@ -136,39 +151,4 @@ pub struct MapUse {
     pub bytes: Option<u64>,
     /// Where it is pinned.
     pub pin: String,
-}
-
-/// An address and a port for people.
-pub fn socket(addr: Addr, port: Be16) -> SocketAddr {
-    SocketAddr::new(addr.to_ip(), port.get())
-}
-
-/// `Some` for a real address, `None` for `::`.
-pub fn ip(addr: Addr) -> Option<IpAddr> {
-    (addr != Addr::NONE).then(|| addr.to_ip())
-}
-
-/// Name of an IP protocol.
-pub fn protocol_name(protocol: u8) -> String {
-    match protocol {
-        proto::TCP => "TCP".to_owned(),
-        proto::UDP => "UDP".to_owned(),
-        proto::SCTP => "SCTP".to_owned(),
-        proto::ICMP => "ICMP".to_owned(),
-        proto::ICMP6 => "ICMPv6".to_owned(),
-        number => number.to_string(),
-    }
-}
-
-/// Number of an IP protocol, from its name in any case or its number.
-///
-/// # Errors
-/// When it is neither.
-pub fn protocol_number(text: &str) -> Result<u8, String> {
-    let known = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, proto::ICMP6];
-    known
-        .into_iter()
-        .find(|number| protocol_name(*number).eq_ignore_ascii_case(text))
-        .or_else(|| text.parse().ok())
-        .ok_or_else(|| format!("{text} is not tcp, udp, sctp, icmp, icmpv6 or a number"))
 }

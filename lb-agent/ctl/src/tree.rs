@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::backends::{self, BackendRow};
 use crate::columns::{NONE, align, line};
 use crate::frontend::FrontendSlots;
+use crate::network::protocol_name;
 use crate::services::ServiceRow;
-use crate::snapshot::protocol_name;
 use crate::view::View;
 use lb_core::names::RejectedName;
 

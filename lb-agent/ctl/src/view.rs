@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use lb_common::service::{Backend, FrontendKey, state};
 
-use crate::affinity;
 use crate::directory::Directory;
+use crate::fields::AffinityState;
 use crate::frontend::FrontendSlots;
 use crate::snapshot::{FlowCount, Snapshot};
 use lb_core::names::{Conditions, Names, RejectedName};
@@ -94,7 +94,8 @@ impl<'a> View<'a> {
             view.rejected_of.entry(rejected.service_id).or_default().push(rejected);
         }
         for (key, value) in &snapshot.fields.clients {
-            if affinity::is_valid(snapshot, value, view.affinity_secs(key.service_id)) {
+            let state = snapshot.affinity_state(value, view.affinity_secs(key.service_id));
+            if state == AffinityState::Valid {
                 *view.clients_of.entry(key.service_id).or_default() += 1;
             }
         }

@@ -1,6 +1,6 @@
 //! Records of policies in words: selectors, peers, ports and paths: `app=api`, `5432/TCP`.
 
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use lb_core::cluster::{
     Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Prefix, Requirement, Selector,
 };

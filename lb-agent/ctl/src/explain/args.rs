@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, bail};
 use lb_common::flow::proto;
 
-use crate::snapshot::protocol_number;
+use crate::network::protocol_number;
 use lb_core::admin::context::{Party, Wanted};
 use lb_core::cluster::Name;
 

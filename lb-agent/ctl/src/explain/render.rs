@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::explain::explanation::{Explanation, Finding, Step};
 use crate::explain::host::FORWARDING;
 use crate::explain::trace::{
     Hop, Outcome, PolicyHop, Records, Source, StaleFlow, TableFull, Trace, Unchecked, Verdict, Who,
 };
-use crate::explain::{Explanation, Finding, Step};
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use lb_core::admin::context::{Kind, Party};
 
 mod closest;

@@ -13,7 +13,7 @@ use crate::explain::facts::Facts;
 use crate::explain::trace::{Backend, Excluded, ServiceHop, Unserved, Who};
 use crate::explain::unserved;
 use crate::frontend::FrontendSlots;
-use crate::snapshot::socket;
+use crate::network::socket;
 use crate::view::BackendState;
 use lb_core::admin::context::{End, Kind, Party, Port, Service};
 use lb_core::cluster::Name;

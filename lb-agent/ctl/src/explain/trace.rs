@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::explain::Code;
+use crate::explain::code::Code;
 use lb_core::admin::context::Wanted;
 
 mod ends;

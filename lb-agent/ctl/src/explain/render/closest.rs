@@ -1,7 +1,7 @@
 //! The rule that comes closest to a denied flow, in words: what it wants, what the flow has instead, and what to change.
 
 use super::policy::Denied;
-use crate::explain::Nearest;
+use crate::explain::explanation::Nearest;
 use crate::explain::trace::{Closest, Lacks, PeerLack, PortLack};
 use crate::words;
 use lb_core::admin::context::Lacking;

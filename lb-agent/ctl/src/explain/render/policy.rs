@@ -1,9 +1,9 @@
 //! The policies of a Pod in words.
 
 use super::place;
+use crate::explain::explanation::{Finding, Nearest};
 use crate::explain::trace::{Allowed, Cause, Closest, Denial, PeerOr, PolicyHop, Trace, Verdict};
-use crate::explain::{Finding, Nearest};
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use crate::words;
 use lb_core::model::policy::Direction;
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::list;
-use crate::explain::Finding;
+use crate::explain::explanation::Finding;
 use crate::explain::trace::{Backend, NoEndpoints, Reply, ServiceHop, Trace, Unserved, Why};
-use crate::snapshot::protocol_name;
+use crate::network::protocol_name;
 use lb_core::admin::context::Endpoint;
 
 pub(super) fn step(trace: &Trace, hop: &ServiceHop) -> String {

@@ -1,7 +1,7 @@
 //! The sockets of a Pod in words.
 
 use super::{list, process};
-use crate::explain::Finding;
+use crate::explain::explanation::Finding;
 use crate::explain::trace::{Listener, Socket, Unseen};
 
 /// Ports that are named.

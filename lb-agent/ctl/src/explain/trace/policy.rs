@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{State, Who};
 use crate::attribution::By;
-use crate::explain::Code;
+use crate::explain::code::Code;
 use lb_core::admin::context::Lacking;
 use lb_core::cluster::{Name, Peer, PortMatch, Prefix};
 use lb_core::model::policy::Direction;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::explain::Code;
+use crate::explain::code::Code;
 use crate::view::BackendState;
 use lb_core::admin::context::{Endpoint, Label};
 use lb_core::cluster::{Algorithm, Labels, Name, Prefix, ServiceType};
