@@ -8,6 +8,7 @@ use self::world::{World, pod, policy, service, text};
 use crate::explain::{Code, Outcome, Stale, render};
 use lb_core::names::DropExample;
 
+mod causes;
 mod worked;
 mod world;
 

@@ -123,7 +123,7 @@ pub(super) struct World {
     pub(super) policy_writes: Vec<PolicyOp>,
     pub(super) snapshot: Snapshot,
     pub(super) names: Names<'static>,
-    policies: Policies,
+    pub(super) policies: Policies,
     pub(super) tables: PolicyActual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
@@ -312,6 +312,16 @@ impl World {
 
     /// The same with these records.
     pub(super) fn trace_with(&self, wanted: &Wanted, context: &Context) -> Trace {
+        self.follow(wanted, context, &Listening::On(self.sockets.clone()))
+    }
+
+    /// The same where the Pods' sockets are these.
+    pub(super) fn trace_on(&self, src: &str, dst: &str, listening: &Listening) -> Trace {
+        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        self.follow(&wanted, &query::context(&self.cluster, &wanted), listening)
+    }
+
+    fn follow(&self, wanted: &Wanted, context: &Context, listening: &Listening) -> Trace {
         trace(&Facts {
             wanted,
             context,
@@ -321,7 +331,7 @@ impl World {
             epoch: self.tables.state.epoch,
             stale: &self.stale,
             forwards: self.forwards,
-            listening: &|_, _| Listening::On(self.sockets.clone()),
+            listening: &|_, _| listening.clone(),
         })
     }
 }
