@@ -29,6 +29,7 @@ mod sources;
 mod table;
 mod tasks;
 mod waiting;
+mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,7 +54,6 @@ use crate::agent::kube_proxy::KubeProxy;
 use crate::agent::links::Links;
 use crate::agent::lock::Lock;
 use crate::agent::pickup::Pickup;
-use crate::agent::pods::Pods;
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
@@ -66,10 +66,10 @@ use crate::observe::metrics::{Metrics, Subject};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use lb_core::cluster::{Cluster, Dirty, Family};
 use lb_core::model::Desired;
-use lb_core::plan::{Applied, Capacity, MapStore as _, Op, Plan, Planner};
+use lb_core::plan::{Capacity, Plan, Planner, Write};
 use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::gc::Gc;
-use lb_kernel::bpf::maps::Tables;
+use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::{self, Devices};
 use lb_kernel::preflight::Facts;
 use lb_kube::{Counters, Received, api_server, manifests};
@@ -172,13 +172,12 @@ struct Agent {
     planner: Planner,
     /// Whether the first plan was applied.
     planned: bool,
-    tables: Tables,
+    maps: Maps,
     devices: Devices,
     bindings: Bindings,
     state_dir: PathBuf,
     sources: Sources,
     links: Links,
-    pods: Pods,
     pickup: Pickup,
     addresses: Addresses,
     policies: Policies,
@@ -204,29 +203,30 @@ struct Agent {
 impl Agent {
     /// Takes over the tables and starts threads, source and servers.
     fn start(cfg: Config, facts: &Facts, mut kernel: Kernel) -> anyhow::Result<(Inbox, Self)> {
-        let mut actual = kernel.tables.load().context("read the pinned maps")?;
+        let mut actual = kernel.maps.load().context("read the pinned maps")?;
         info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
-        let given = pickup::given(&cfg, &pickup, &mut kernel.tables, &mut actual, kernel.ct_is_new)
+        let given = pickup::given(&cfg, &pickup, &mut kernel.maps, &mut actual, kernel.ct_is_new)
             .context("write the settings")?;
-        let mut planner = Planner::restore(actual, Capacity::default());
-        planner.give(given);
         let mut devices = Devices::open().context("follow network devices by netlink")?;
         let existing = devices.resync().context("list network devices")?;
-        node::clear_devices(&mut kernel, &devices)?;
+        node::clear_devices(&mut kernel, &devices, &mut actual)?;
         let bindings = Bindings::take_over(&cfg.dirs.state, devices.veths());
-        let pods = node::take_over_pods(&kernel.tables, &devices, &bindings)
+        actual.pods.retain(|ifindex, pod| node::is_same(&devices, &bindings, *ifindex, pod));
+        let addresses = Addresses::take_over(&actual);
+        let mut planner = Planner::restore(actual, Capacity::default());
+        planner.give(given);
+        for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
+            planner.is_known(veth.ifindex);
+        }
+        let tables = &kernel.maps.tables;
+        let sources = Sources::take_over(cfg.allowed_sources.clone(), tables)
             .context("read the pinned maps")?;
-        let sources = Sources::take_over(cfg.allowed_sources.clone(), &kernel.tables)
-            .context("read the pinned maps")?;
-        let links = Links::take_over(devices.veths().map(|veth| veth.ifindex), &kernel.tables)
-            .context("read the pinned maps")?;
-        let addresses = Addresses::take_over(kernel.addresses, &cfg.node_name)
+        let links = Links::take_over(devices.veths().map(|veth| veth.ifindex), tables)
             .context("read the pinned maps")?;
         let (done, compiled) = mpsc::unbounded_channel();
         let worker = Worker::spawn(done)?;
-        let policies = Policies::take_over(&cfg, (worker, kernel.policy), &pods, &addresses)
-            .context("read the pinned maps")?;
+        let policies = Policies::new(&cfg, worker);
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news.clone())?;
@@ -248,13 +248,12 @@ impl Agent {
             desired: Desired::new(cfg.rules.clone()),
             planner,
             planned: false,
-            tables: kernel.tables,
+            maps: kernel.maps,
             devices,
             bindings,
             state_dir: cfg.dirs.state.clone(),
             sources,
             links,
-            pods,
             pickup,
             addresses,
             policies,
@@ -283,7 +282,7 @@ impl Agent {
             agent.dirty.merge(agent.cluster.apply(lb_core::cluster::Event::OtherProxy));
         }
         // Whoever followed them has gone with the agent before.
-        agent.policies.report_allowed(false);
+        agent.report_allowed(false);
         Ok((Inbox { told, attached, background, compiled, requests, followers, source }, agent))
     }
 
@@ -306,7 +305,7 @@ impl Agent {
             Event::Background(News::TakenOver(removed)) => self.taken_over(removed),
             Event::Compiled(compiled) => self.compiled(*compiled),
             Event::Admin(pending) => self.respond(pending),
-            Event::Followers(n) => self.policies.report_allowed(n > 0),
+            Event::Followers(n) => self.report_allowed(n > 0),
             Event::Timer | Event::Stop(_) => {}
         }
     }
@@ -359,13 +358,12 @@ impl Agent {
         let alive = |addr: &_| self.cluster.is_alive(addr);
         let plan = self.planner.plan(&self.desired, &changed, &alive, now);
         let families = families(&plan);
-        let n_writes = plan.ops.len();
-        let turnover = Turnover::of(&plan.ops);
+        let n_writes = plan.writes.len();
+        let turnover = Turnover::of(&plan.writes);
         if self.planner.will_watch_departures(&plan) {
             self.watch_departures(true);
         }
-        let start = self.start;
-        let applied = self.planner.apply(plan, &mut self.tables, &mut || start.elapsed());
+        let applied = self.write(plan);
         let took = begun.elapsed();
         self.disconnecter.send(turnover.after(&self.planner.actual().backends));
         self.watch_departures(self.planner.watches_departures());
@@ -385,7 +383,8 @@ impl Agent {
         self.serve_health();
         self.compile_policies();
         self.follow_node();
-        self.note_failures(&applied);
+        // Where a map is full, there is nothing to wait for.
+        self.stalled = applied.failed.iter().any(|(_, err)| !err.full);
         self.settle_queue();
         self.housekeeping.touch();
     }
@@ -398,25 +397,6 @@ impl Agent {
             endpoints: endpoints as usize,
         });
         self.health_ports.update(health, Instant::now());
-    }
-
-    fn note_failures(&mut self, applied: &Applied) {
-        let ours = &self.metrics.ours;
-        ours.map_writes.inc_by(applied.writes as u64);
-        ours.sync_failures.inc_by(applied.failed.len() as u64);
-        self.stalled = false;
-        for (op, err) in &applied.failed {
-            debug!(?op, %err, "write failed");
-            if err.full {
-                // The Service has an issue; there is nothing to wait for.
-                ours.map_full.get_or_create(&[("map", err.map)]).inc();
-            } else {
-                self.stalled = true;
-            }
-        }
-        if let Some((_, err)) = applied.failed.iter().find(|(_, err)| !err.full) {
-            warn!(map = err.map, failed = applied.failed.len(), %err, "writes failed, retrying");
-        }
     }
 
     /// What waited is in the maps, unless writes failed.
@@ -471,17 +451,14 @@ fn spawn_source(
 /// The families that a plan touches.
 fn families(plan: &Plan) -> Vec<Family> {
     let mut found = Vec::new();
-    for op in &plan.ops {
-        let family = match op {
-            Op::PutBackend { backend, .. } => Family::of(&backend.addr),
-            Op::PutFrontend { key, .. } | Op::DeleteFrontend { key } => Family::of(&key.addr),
-            Op::PutSourceRange { key } | Op::DeleteSourceRange { key } => key.clients.family(),
-            Op::PutSlot { .. }
-            | Op::ClearAffinity { .. }
-            | Op::PutFrontendPorts { .. }
-            | Op::PutHostPorts { .. }
-            | Op::PutFormerPorts { .. }
-            | Op::PutSettings(_) => continue,
+    for write in &plan.writes {
+        let family = match write {
+            Write::PutBackend { backend, .. } => Family::of(&backend.addr),
+            Write::PutFrontend { key, .. } | Write::DeleteFrontend { key } => Family::of(&key.addr),
+            Write::PutSourceRange { key } | Write::DeleteSourceRange { key } => {
+                key.clients.family()
+            }
+            _ => continue,
         };
         if !found.contains(&family) {
             found.push(family);

@@ -4,244 +4,66 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
-use lb_common::flow::proto;
-use lb_common::limits;
-use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags};
-use thiserror::Error as ThisError;
+use lb_common::endpoint::Dev;
+use lb_common::service::FrontendKey;
 
 use self::admission::{Admission, Demand, Refused};
+use self::apply::Owner;
+use self::devs::Devs;
+use self::pods::Pods;
+use self::policy::{Veth, Wanted};
 use self::service::Context;
 use self::state::{PortState, ServiceState};
 use self::tables::Tables;
 use self::timers::RECHECK;
 use crate::cluster::{Family, Name};
 use crate::issue::Issue;
+use crate::model::policy::Desired as DesiredPolicies;
 use crate::model::{Changed, Desired, DesiredPort};
 
+mod actual;
 mod admission;
+mod apply;
 mod bitmaps;
+mod capacity;
+mod cidrs;
 mod delta;
+mod devs;
 mod flows;
 mod ids;
 mod maglev;
 mod node;
+mod pods;
 pub mod policy;
 mod ports;
+mod range_key;
 mod restore;
+mod retry;
 mod service;
 mod share;
 mod slots;
 mod sources;
+mod stages;
 mod state;
 mod tables;
 mod timers;
 mod values;
+mod write;
 
+pub use self::actual::Actual;
+pub use self::apply::{Applied, Plan};
+pub use self::capacity::Capacity;
+pub use self::cidrs::Cidrs;
 pub use self::flows::Flows;
 pub use self::node::Given;
-pub use self::sources::RangeKey;
-
-/// What the maps say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Actual {
-    /// The map `frontends`.
-    pub frontends: HashMap<FrontendKey, Frontend>,
-    /// The array `slots`: backend ids. What is beyond its end is 0.
-    pub slots: Vec<u32>,
-    /// The array `backends`, by id. What is beyond its end is unused.
-    pub backends: Vec<Backend>,
-    /// The map `source_ranges`.
-    pub source_ranges: BTreeSet<RangeKey>,
-    /// The array `frontend_ports`. What is beyond its end is 0.
-    pub frontend_ports: Vec<u64>,
-    /// The array `host_ports`. What is beyond its end is 0.
-    pub host_ports: Vec<u64>,
-    /// The array `former_ports`. What is beyond its end is 0.
-    pub former_ports: Vec<u64>,
-    /// The only element of the array `settings`; `None` = all of it is zero.
-    pub settings: Option<Box<Settings>>,
-}
-
-impl Actual {
-    /// Whether [`Planner::watches_departures`] may have been so when this was written: too often rather than too seldom,
-    /// since the addresses of the host are not in it.
-    pub fn may_watch_departures(&self) -> bool {
-        let from_outside = |(key, value): (&FrontendKey, &Frontend)| {
-            key.proto != proto::TCP && value.flags & frontend_flags::EXTERNAL != 0
-        };
-        self.host_ports.iter().any(|ports| *ports != 0) || self.frontends.iter().any(from_outside)
-    }
-}
-
-/// One write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Writes an element of `backends`.
-    PutBackend {
-        /// Backend id.
-        id: u32,
-        /// The element.
-        backend: Backend,
-    },
-    /// Writes an element of `slots`.
-    PutSlot {
-        /// Index.
-        slot: u32,
-        /// The element.
-        backend_id: u32,
-    },
-    /// Adds or replaces an element of `frontends`.
-    PutFrontend {
-        /// Key.
-        key: FrontendKey,
-        /// Value.
-        frontend: Frontend,
-    },
-    /// Removes an element of `frontends`; that it is not there is no error.
-    DeleteFrontend {
-        /// Key.
-        key: FrontendKey,
-    },
-    /// Adds an element of `source_ranges`.
-    PutSourceRange {
-        /// Key.
-        key: RangeKey,
-    },
-    /// Removes an element of `source_ranges`; that it is not there is no error.
-    DeleteSourceRange {
-        /// Key.
-        key: RangeKey,
-    },
-    /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
-    ClearAffinity {
-        /// Service port.
-        service_id: u32,
-    },
-    /// Writes a word of `frontend_ports`.
-    PutFrontendPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
-    /// Writes a word of `host_ports`.
-    PutHostPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
-    /// Writes a word of `former_ports`.
-    PutFormerPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
-    /// Writes the element of `settings`. Boxed: it is rare, and many times as large as the others.
-    PutSettings(Box<Settings>),
-}
-
-/// The load balancing maps: the kernel's, or a table in a test.
-pub trait MapStore {
-    /// Reads everything.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    fn load(&self) -> Result<Actual, MapError>;
-
-    /// Does one write.
-    ///
-    /// # Errors
-    /// When the write did not happen; the map is as it was.
-    fn apply(&mut self, op: &Op) -> Result<(), MapError>;
-}
-
-/// A failed access to a map.
-#[derive(Debug, ThisError)]
-#[error("map {map}: {}{source}", if *.full { "full: " } else { "" })]
-pub struct MapError {
-    /// Name of the map.
-    pub map: &'static str,
-    /// Whether it has no room for another element.
-    pub full: bool,
-    /// What the kernel said.
-    #[source]
-    pub source: Box<dyn Error + Send + Sync>,
-}
-
-impl MapError {
-    /// A write that another depends on has not happened.
-    fn lacking(map: &'static str) -> Self {
-        Self { map, full: false, source: "an earlier write that this one depends on failed".into() }
-    }
-}
-
-/// How much the maps hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Elements of `frontends`.
-    pub frontends: u32,
-    /// Elements of `slots`.
-    pub slots: u32,
-    /// Elements of `backends`; id 0 is never used.
-    pub backends: u32,
-    /// Elements of `source_ranges`.
-    pub source_ranges: u32,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self {
-            frontends: limits::FRONTENDS,
-            slots: limits::SLOTS,
-            backends: limits::BACKENDS,
-            source_ranges: limits::SOURCE_RANGES,
-        }
-    }
-}
-
-/// Writes in the order in which they have to be done.
-///
-/// They come in groups, one for each Service. After a failed write the rest of its group must not be done;
-/// [`Planner::apply`] sees to that. The other groups do not depend on it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use = "each plan has to be applied before the next is made"]
-pub struct Plan {
-    /// All writes.
-    pub ops: Vec<Op>,
-    groups: Vec<Group>,
-}
-
-/// Writes that depend on each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Group {
-    /// Whose they are; `None` for a timer's.
-    service: Option<Name>,
-    /// Index in [`Plan::ops`] after the last.
-    end: usize,
-}
-
-impl Plan {
-    fn end_group(&mut self, service: Option<Name>) {
-        self.groups.push(Group { service, end: self.ops.len() });
-    }
-}
-
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Writes done.
-    pub writes: usize,
-    /// Writes that failed, with the reason; they come again in a later plan.
-    pub failed: Vec<(Op, MapError)>,
-}
+pub use self::pods::{GroupIds, groups};
+pub use self::range_key::RangeKey;
+pub use self::write::{MapError, MapStore, Write};
 
 /// One service port as the maps know it, for the name table.
 #[derive(Clone, Copy, Debug)]
@@ -284,6 +106,9 @@ pub struct Planner {
     /// What the programs should know of this node.
     settings: Box<Settings>,
     given: Given,
+    policies: policy::Planner,
+    pods: Pods,
+    devs: Devs,
 }
 
 impl Planner {
@@ -297,7 +122,7 @@ impl Planner {
         self.given = given;
     }
 
-    /// The writes for the changed services, for earlier ones that failed, and for timers that are due.
+    /// The writes for the changed Services, for earlier ones that failed, and for timers that are due.
     ///
     /// Must not be called before [`crate::cluster::Cluster::synced`]: it removes what is not desired.
     /// The first call looks at all services, whatever `changed` says. `alive` tells whether an endpoint or a Pod
@@ -316,14 +141,14 @@ impl Planner {
         let flags = self.settings.flags;
         let now_told = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
         if flags != now_told.flags {
-            plan.ops.push(Op::PutSettings(Box::new(Settings { flags, ..now_told })));
-            plan.end_group(None);
+            plan.writes.push(Write::PutSettings(Box::new(Settings { flags, ..now_told })));
+            plan.end_batch(Owner::Timer);
         }
         // A Service that is tried again needs the ports it has asked for, although nothing has them yet.
         let due = self.tables.timers.due_sweep(now) && self.pending.is_empty();
-        for op in self.tables.begin(&desired.node.addrs, !self.begun, due) {
-            plan.ops.push(op);
-            plan.end_group(None);
+        for write in self.tables.begin(&desired.node.addrs, !self.begun, due) {
+            plan.writes.push(write);
+            plan.end_batch(Owner::Timer);
         }
         while let Some((range, tenant)) = self.tables.timers.due_range(now) {
             self.tables.give_range(tenant, range);
@@ -339,75 +164,94 @@ impl Planner {
         let (kept, gone): (Vec<_>, Vec<_>) =
             names.into_iter().partition(|name| desired.services.contains_key(name));
         for name in kept.into_iter().chain(gone) {
-            let start = plan.ops.len();
+            let start = plan.writes.len();
             let Some(service) = self.services.get_mut(&name) else { continue };
             let want = desired.services.get(&name);
             let refused = self.admission.refused(&name);
             let context = Context { moving: &moving, wildcards: &self.wildcards, refused, now };
-            service::plan(&mut self.tables, &name, service, want, &context, &mut plan.ops);
-            if plan.ops.len() > start {
-                plan.end_group(Some(name));
+            service::plan(&mut self.tables, &name, service, want, &context, &mut plan.writes);
+            if plan.writes.len() > start {
+                plan.end_batch(Owner::Service(name));
             } else {
                 self.settle(&name);
             }
         }
-        for op in self.tables.due_backends(alive, now) {
-            plan.ops.push(op);
-            plan.end_group(None);
+        for write in self.tables.due_backends(alive, now) {
+            plan.writes.push(write);
+            plan.end_batch(Owner::Timer);
         }
         // At the end: the ClusterIPs of a new range are there before what is not there is dropped.
         if self.settings_differ() {
-            plan.ops.push(Op::PutSettings(self.settings.clone()));
-            plan.end_group(None);
+            plan.writes.push(Write::PutSettings(self.settings.clone()));
+            plan.end_batch(Owner::Timer);
         }
         self.tables.stamp(now);
         plan
     }
 
+    /// The writes that bring the policy maps, `ident` and `pods` to what is wanted; those for earlier ones that failed, and
+    /// for numbers that have rested. `now` is on the clock of [`Planner::plan`].
+    pub fn plan_policies(&mut self, wanted: &Wanted<'_>, now: Duration) -> Plan {
+        let maps = (&self.tables.actual, &self.pods);
+        Plan::of(Owner::Policies, self.policies.plan(maps, wanted, now))
+    }
+
+    /// The write that gives a device its element of `pods`, if it is another than it has, without waiting for all policies:
+    /// with the groups that it has, else those of the Pod behind it, else those of unknown Pods.
+    pub fn plan_pod(
+        &self,
+        desired: Option<&DesiredPolicies>,
+        veth: &Veth,
+        pickup_until: u32,
+    ) -> Plan {
+        let maps = (&self.tables.actual, &self.pods);
+        Plan::of(Owner::Pod, self.policies.put_pod(maps, desired, veth, pickup_until))
+    }
+
+    /// A Pod's device appeared.
+    pub fn appeared(&mut self, ifindex: u32) {
+        self.pods.appeared(ifindex);
+    }
+
+    /// A Pod's device is gone: the write that removes its element of `pods`.
+    pub fn plan_gone(&mut self, ifindex: u32) -> Plan {
+        self.pods.gone(ifindex);
+        Plan::of(Owner::Pod, [Write::DeletePod { ifindex }])
+    }
+
+    /// It is known which Pod is behind a device.
+    pub fn is_known(&mut self, ifindex: u32) {
+        self.pods.is_known(ifindex);
+    }
+
+    /// These devices have more sources than the addresses of their Pods. Returns those of which that is news.
+    pub fn have_sources(&mut self, devices: BTreeSet<u32>) -> Vec<u32> {
+        self.pods.have_sources(devices)
+    }
+
+    /// The writes that bring `devs` to what is wanted on this node.
+    pub fn plan_devs(&mut self, node: &str, wanted: &BTreeMap<u32, Dev>) -> Plan {
+        Plan::of(Owner::Devs, self.devs.plan(&self.tables.actual, node, wanted))
+    }
+
+    /// When [`Planner::plan_devs`] has to be called again although nothing changed.
+    pub fn next_devs(&self) -> Option<Duration> {
+        self.devs.next_wakeup()
+    }
+
+    /// What could not be written to `devs`.
+    pub fn devs_issue(&self) -> Option<&Issue> {
+        self.devs.issue()
+    }
+
+    /// The numbers of policies, and which of them are not programmed as they should be.
+    pub fn policies(&self) -> &policy::Planner {
+        &self.policies
+    }
+
     /// A pass over the connection table has ended that began at `begun`, on the clock of the `now` of [`Planner::plan`].
     pub fn passed(&mut self, begun: Duration, flows: Flows) {
         self.tables.passed(begun, flows);
-    }
-
-    /// Does the writes, and notes which of them happened. `clock` is that of the `now` of [`Planner::plan`].
-    pub fn apply(
-        &mut self,
-        plan: Plan,
-        maps: &mut impl MapStore,
-        clock: &mut dyn FnMut() -> Duration,
-    ) -> Applied {
-        let mut applied = Applied::default();
-        let mut ops = plan.ops.into_iter();
-        let mut start = 0;
-        for group in plan.groups {
-            let mut failed = None;
-            for op in ops.by_ref().take(group.end - start) {
-                if failed.is_some() {
-                    continue;
-                }
-                let written = match self.tables.bitmaps.lacks(&self.tables.actual, &op) {
-                    Some(map) => Err(MapError::lacking(map)),
-                    None => maps.apply(&op),
-                };
-                match written {
-                    Ok(()) => self.tables.done(&op),
-                    Err(err) => failed = Some((op, err)),
-                }
-                applied.writes += usize::from(failed.is_none());
-            }
-            start = group.end;
-            match (failed, &group.service) {
-                (None, Some(name)) => self.settle(name),
-                (None, None) => {}
-                (Some((op, err)), service) => {
-                    self.tables.doubt_ports();
-                    self.failed(service.as_ref(), &op, &err, clock());
-                    applied.failed.push((op, err));
-                }
-            }
-        }
-        self.tables.stamp(clock());
-        applied
     }
 
     /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
@@ -444,7 +288,8 @@ impl Planner {
     /// answers to the first packets of a flow leave at once.
     pub fn will_watch_departures(&self, plan: &Plan) -> bool {
         let bitmaps = &self.tables.bitmaps;
-        bitmaps.watches_departures() || plan.ops.iter().any(|op| bitmaps.needs_departures(op))
+        bitmaps.watches_departures()
+            || plan.writes.iter().any(|write| bitmaps.needs_departures(write))
     }
 
     /// What the maps say, as far as it was written or restored.
@@ -557,7 +402,7 @@ impl Planner {
         }
     }
 
-    /// All writes of the Service's group happened.
+    /// All writes of the Service's batch happened.
     fn settle(&mut self, name: &Name) {
         let Some(service) = self.services.get_mut(name) else { return };
         let tables = &mut self.tables;
@@ -586,16 +431,16 @@ impl Planner {
         }
     }
 
-    /// A write of the group did not happen.
-    fn failed(&mut self, service: Option<&Name>, op: &Op, err: &MapError, now: Duration) {
-        if let Some(name) = service
-            && let Some(service) = self.services.get_mut(name)
-        {
-            service::failed(name, service, err, now);
-            self.pending.insert(name.clone());
-            return;
-        }
-        if let Op::PutBackend { id, .. } = op {
+    /// A write of the Service's batch did not happen.
+    fn service_failed(&mut self, name: &Name, err: &MapError, now: Duration) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        service::failed(name, service, err, now);
+        self.pending.insert(name.clone());
+    }
+
+    /// A write did not happen that a timer tries again.
+    fn timer_failed(&mut self, write: &Write) {
+        if let Write::PutBackend { id, .. } = write {
             self.tables.timers.arm(*id, RECHECK);
         } else {
             self.tables.timers.sweep();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
-//! read ← maps → apply         tables out of the maps and into them
+//! read ← maps → store         tables out of the maps and into them
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
 //! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
@@ -24,7 +24,7 @@ pub mod usage;
 
 pub mod judge;
 
-pub mod apply;
+pub mod store;
 
 pub mod addresses;
 

@@ -1,61 +1,34 @@
-//! What the maps `ident` and `devs` should say of this node's addresses and devices; of `devs`, also the writes that
-//! are missing. `ident` is written with what policies say of the same addresses.
+//! This node's devices → what the maps `ident` and `devs` should say of its addresses. The planner writes them; in `ident`
+//! together with what policies say of the same addresses.
 //!
-//! Everything is computed anew from the devices as they are: a few hundred elements. What an earlier run left and
-//! nobody has any more differs like everything else, and goes.
+//! All of it is computed again each time, from the devices as they are: a few hundred elements.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use lb_common::addr::Addr;
 use lb_common::endpoint::{Dev, Ident, dev_flags, ident_flags};
-use tracing::debug;
 
-use lb_core::cluster::Name;
-use lb_core::issue::{Issue, ObjectRef};
-use lb_core::plan::MapError;
-use lb_kernel::bpf::addresses::{AddressTables, Contents};
+use lb_core::plan::Actual;
 use lb_kernel::devices::Devices;
 use lb_kernel::devices::addresses::Addresses as OfDevice;
 
-/// Failed writes are tried again after so long.
-const RETRY: Duration = Duration::from_secs(1);
 const LOCAL_NODE: Ident = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
 
-/// The two maps, and what they should say of this node.
+/// What the two maps should say of this node.
 pub(super) struct Addresses {
-    tables: AddressTables,
-    /// What `ident` should say.
+    /// What the node's devices say of `ident`.
     ident: BTreeMap<Addr, Ident>,
-    devs: BTreeMap<u32, Dev>,
-    node: ObjectRef,
-    /// The node's own addresses as of the last update.
+    /// The node's own addresses when `devs` was computed last.
     named: Box<[Addr]>,
-    issues: Vec<Issue>,
-    retry: Option<Instant>,
 }
 
 impl Addresses {
     /// Takes over what an earlier run left.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub(super) fn take_over(tables: AddressTables, node_name: &str) -> Result<Self, MapError> {
-        let Contents { ident, devs } = tables.load()?;
-        let ident = ident.into_iter().map(|(addr, known)| (addr, of_device(&known))).collect();
-        let node = ObjectRef::new("Node", &Name::new("", node_name));
-        let named = Box::default();
-        Ok(Self { tables, ident, devs, node, named, issues: Vec::new(), retry: None })
-    }
-
-    /// All that `ident` says.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub(super) fn load(&self) -> Result<HashMap<Addr, Ident>, MapError> {
-        Ok(self.tables.load()?.ident.into_iter().collect())
+    pub(super) fn take_over(actual: &Actual) -> Self {
+        let ident = actual.ident.iter().map(|(addr, known)| (*addr, of_device(known))).collect();
+        Self { ident, named: Box::default() }
     }
 
     /// Computes `ident` from what lies behind each of the Pods' devices.
@@ -63,8 +36,8 @@ impl Addresses {
         self.ident = idents(devices.host().reachable(), behind, &self.ident);
     }
 
-    /// Writes what differs in `devs`. `node` are the node's own addresses as Kubernetes knows them.
-    pub(super) fn update(&mut self, devices: &Devices, node: &[Addr]) {
+    /// What `devs` should say. `node` are the node's own addresses as Kubernetes knows them.
+    pub(super) fn devs(&mut self, devices: &Devices, node: &[Addr]) -> BTreeMap<u32, Dev> {
         self.named = node.into();
         let host: HashSet<Addr> = devices.host().reachable().map(Addr::from_ip).collect();
         let named = node.iter().filter(|addr| host.contains(addr));
@@ -74,15 +47,7 @@ impl Addresses {
             let main = devices.host().main(ifindex);
             (ifindex, dev(main.or(standing), uplink.mtu, pod_bridges.contains(&ifindex)))
         });
-        let devs: BTreeMap<u32, Dev> = devs.collect();
-        let tables = &mut self.tables;
-        let mut failures = Failures::default();
-        settle(&mut self.devs, &devs, |ifindex, dev| failures.note(tables.set_dev(ifindex, dev)));
-        let issue = |(map, message): (&str, String)| {
-            Issue::new(self.node.clone(), format!("map {map}"), message)
-        };
-        self.retry = (!failures.by_map.is_empty()).then(|| Instant::now() + RETRY);
-        self.issues = failures.by_map.into_iter().map(issue).collect();
+        devs.collect()
     }
 
     /// Whether these are other addresses of the node than those of the last update.
@@ -90,57 +55,9 @@ impl Addresses {
         *self.named != *node
     }
 
-    /// When failed writes are to be tried again.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.retry
-    }
-
-    /// What could not be written.
-    pub(super) fn issues(&self) -> impl Iterator<Item = &Issue> {
-        self.issues.iter()
-    }
-
-    /// Elements of `devs` in use.
-    pub(super) fn n_devs(&self) -> usize {
-        self.devs.len()
-    }
-
-    /// What `ident` should say of this node's addresses, and the maps to write it to.
-    pub(super) fn idents(&mut self) -> (&BTreeMap<Addr, Ident>, &mut AddressTables) {
-        (&self.ident, &mut self.tables)
-    }
-}
-
-/// Failed writes, the first of each map.
-#[derive(Default)]
-struct Failures {
-    by_map: BTreeMap<&'static str, String>,
-}
-
-impl Failures {
-    fn note(&mut self, result: Result<(), MapError>) -> bool {
-        let Err(err) = result else { return true };
-        debug!(map = err.map, %err, "write failed");
-        let what = if err.full { "no room left" } else { "write refused" };
-        self.by_map.entry(err.map).or_insert_with(|| {
-            format!("{what} ({err}): external traffic to some addresses of this node fails")
-        });
-        false
-    }
-}
-
-/// Brings what is written to what is wanted; removals first, since they make room. A write that fails is missing
-/// from `written` and is tried again with the next call.
-pub(super) fn settle<K: Ord + Copy, V: Copy + PartialEq>(
-    written: &mut BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-    mut write: impl FnMut(&K, Option<&V>) -> bool,
-) {
-    written.retain(|key, _| wanted.contains_key(key) || !write(key, None));
-    for (key, value) in wanted {
-        if written.get(key) != Some(value) && write(key, Some(value)) {
-            written.insert(*key, *value);
-        }
+    /// What `ident` should say of this node's devices; policies say the rest.
+    pub(super) fn idents(&self) -> &BTreeMap<Addr, Ident> {
+        &self.ident
     }
 }
 
@@ -194,7 +111,7 @@ fn dev(source: OfDevice, mtu: u32, of_pods: bool) -> Dev {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Addr, Ident, LOCAL_NODE, OfDevice, dev, dev_flags, first, idents, settle};
+    use super::{Addr, Ident, LOCAL_NODE, OfDevice, dev, dev_flags, first, idents};
 
     fn addr(text: &str) -> Addr {
         Addr::from_ip(text.parse().unwrap())
@@ -245,26 +162,5 @@ mod tests {
             (addr("192.0.2.1"), 1450, dev_flags::PODS)
         );
         assert_eq!(dev(OfDevice::default(), 9, false).masquerade4, Addr::NONE);
-    }
-
-    #[test]
-    fn failed_writes_and_removals_stay_pending() {
-        let mut written = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
-        let wanted = BTreeMap::from([(2, 'b'), (3, 'x'), (4, 'd'), (5, 'e')]);
-        let mut calls = Vec::new();
-        let refused = [1, 4];
-        settle(&mut written, &wanted, |key, value| {
-            calls.push((*key, value.copied()));
-            !refused.contains(key)
-        });
-        assert_eq!(calls, [(1, None), (3, Some('x')), (4, Some('d')), (5, Some('e'))]);
-        assert_eq!(written, BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'x'), (5, 'e')]));
-        calls.clear();
-        settle(&mut written, &wanted, |key, value| {
-            calls.push((*key, value.copied()));
-            true
-        });
-        assert_eq!(calls, [(1, None), (4, Some('d'))]);
-        assert_eq!(written, wanted);
     }
 }

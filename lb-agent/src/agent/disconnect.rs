@@ -16,7 +16,7 @@ use lb_common::service::{Backend, state};
 use prometheus_client::metrics::counter::Counter;
 use tracing::{info, warn};
 
-use lb_core::plan::Op;
+use lb_core::plan::Write;
 use lb_kernel::bpf::sockets::{self, Destination};
 
 /// A socket may live so long after its backend has left.
@@ -37,10 +37,10 @@ pub(super) struct Turnover {
 
 impl Turnover {
     /// What these writes mean.
-    pub(super) fn of(ops: &[Op]) -> Self {
+    pub(super) fn of(writes: &[Write]) -> Self {
         let mut found = Self::default();
-        for op in ops {
-            let Op::PutBackend { backend, .. } = op else { continue };
+        for write in writes {
+            let Write::PutBackend { backend, .. } = write else { continue };
             if backend.proto != proto::UDP {
                 continue;
             }
@@ -159,7 +159,7 @@ mod tests {
     use lb_common::flow::proto;
     use lb_common::service::{Backend, state};
 
-    use super::{Op, Pending, Turnover};
+    use super::{Pending, Turnover, Write};
 
     #[test]
     fn only_udp_backends_that_no_service_has_are_gone() {
@@ -170,7 +170,7 @@ mod tests {
             state,
             ..Backend::ZERO
         };
-        let put = |backend| Op::PutBackend { id: 1, backend };
+        let put = |backend| Write::PutBackend { id: 1, backend };
         let ops = [
             put(backend(1, proto::UDP, state::DRAINING)),
             put(backend(2, proto::UDP, state::DEAD)),

@@ -113,6 +113,11 @@ impl Housekeeping {
         }
     }
 
+    /// The name of this node.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Something changed that the table or a gauge shows.
     pub(super) fn touch(&mut self) {
         self.touched = true;
@@ -169,7 +174,7 @@ impl Agent {
         let incomplete = incomplete.len();
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let ports = self.health_ports.issues();
-        let policies = self.policies.issues();
+        let policies = self.policy_issues();
         let masquerade = masquerade::issues(
             &self.housekeeping.node,
             &self.housekeeping.masquerade_ports,
@@ -177,7 +182,7 @@ impl Agent {
             self.desired.node_ports(),
         );
         let all = all
-            .chain(self.addresses.issues())
+            .chain(self.planner.devs_issue())
             .chain(self.bindings.issues())
             .chain(self.sources.issues())
             .chain(self.links.issues())
@@ -191,8 +196,8 @@ impl Agent {
             self.housekeeping.api_events.tell(issue);
         }
         self.set_gauges(incomplete);
-        self.policies.note_names(begun);
-        self.policies.count_hits(&self.metrics.policy, now.as_secs());
+        self.policies.note_names(self.planner.policies(), begun);
+        self.policies.count_hits(&mut self.maps.policies, &self.metrics.policy, now.as_secs());
         let examples = self.housekeeping.examples.borrow().clone();
         let table = self.table(&examples, incomplete, now.as_secs());
         if let Err(err) = names::write(&self.housekeeping.file, &table) {
@@ -221,7 +226,7 @@ impl Agent {
             names.groups =
                 self.policies.named().map(|(id, group)| policies::group(id, group)).collect();
             if desired.any {
-                names.idents = policies::idents(&self.cluster, self.policies.actual());
+                names.idents = policies::idents(&self.cluster, self.planner.actual());
             }
         }
         names.node = Cow::Borrowed(&house.node);
@@ -332,30 +337,30 @@ impl Agent {
     fn set_policy_gauges(&self) {
         let metrics = &self.metrics.policy;
         let wanted = self.policies.desired().map_or(0, |desired| desired.policies.len());
-        let issues = self.policies.issues();
+        let issues = self.policy_issues();
         let troubled: BTreeSet<_> = issues.iter().map(|issue| &issue.object).collect();
         let programmed = wanted.saturating_sub(troubled.len());
         Metrics::set_states(&metrics.policies, wanted, programmed, troubled.len());
-        let planner = self.policies.planner();
+        let planner = self.planner.policies();
         metrics.groups.set(gauge(planner.groups().count() as u64));
         metrics.identities.set(gauge(planner.idents().count() as u64));
         metrics.overflowing.set(gauge(planner.n_incomplete() as u64));
-        metrics.epoch.set(i64::from(self.policies.actual().state.epoch));
+        metrics.epoch.set(i64::from(self.planner.actual().policy.epoch));
     }
 
     fn set_map_gauges(&self, used: &Used, frontends: usize) {
         let ours = &self.metrics.ours;
         let ct = self.housekeeping.pass.map_or(0, |pass| pass.left());
-        let policy = self.policies.actual();
+        let actual = self.planner.actual();
         for (map, entries, capacity) in [
             ("affinity", self.housekeeping.pass.map_or(0, |pass| pass.affinity), limits::AFFINITY),
-            ("ident", policy.ident.len() as u64, limits::IDENT),
-            ("groups", policy.groups.len() as u64, limits::GROUPS),
-            ("peer_bits", policy.peer_bits.len() as u64, limits::PEER_BITS),
-            ("port_bits", policy.port_bits.len() as u64, limits::PORT_BITS),
+            ("ident", actual.ident.len() as u64, limits::IDENT),
+            ("groups", actual.groups.len() as u64, limits::GROUPS),
+            ("peer_bits", actual.peer_bits.len() as u64, limits::PEER_BITS),
+            ("port_bits", actual.port_bits.len() as u64, limits::PORT_BITS),
             ("hits", self.policies.hits().n_counted() as u64, limits::HITS),
-            ("cidrs", policy.cidrs.len() as u64, limits::CIDRS),
-            ("devs", self.addresses.n_devs() as u64, limits::DEVS),
+            ("cidrs", actual.cidrs.len() as u64, limits::CIDRS),
+            ("devs", actual.devs.len() as u64, limits::DEVS),
             ("frontends", frontends as u64, limits::FRONTENDS),
             ("slots", used.slots as u64, limits::SLOTS),
             ("backends", used.backends as u64, limits::BACKENDS),

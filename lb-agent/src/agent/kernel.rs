@@ -13,15 +13,14 @@ use crate::config::Config;
 use crate::ports::{self, Ports};
 use lb_core::names;
 use lb_kernel::bpf;
-use lb_kernel::bpf::addresses::AddressTables;
 use lb_kernel::bpf::attach::Hooks;
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::load::{self, LoadOptions};
-use lb_kernel::bpf::maps::{self, Tables, Traces};
+use lb_kernel::bpf::maps::{self, Traces};
 use lb_kernel::bpf::pins::Pins;
-use lb_kernel::bpf::policy::PolicyTables;
 use lb_kernel::bpf::refusal;
 use lb_kernel::bpf::resize::Resize;
+use lb_kernel::bpf::store::Maps;
 use lb_kernel::preflight::{self, Facts};
 use lb_kernel::syscall;
 
@@ -34,13 +33,9 @@ pub(super) struct Kernel {
     pub pins: Pins,
     /// Programs.
     pub hooks: Hooks,
-    /// Tables the agent writes.
-    pub tables: Tables,
-    /// Tables about this node's own addresses and devices.
-    pub addresses: AddressTables,
-    /// Tables of policies.
-    pub policy: PolicyTables,
-    /// Tables the programs write.
+    /// Maps the agent writes.
+    pub maps: Maps,
+    /// Maps the programs write.
     pub traces: Traces,
     /// The programs' clock.
     pub clock: Clock,
@@ -80,9 +75,7 @@ impl Kernel {
             let entries = resize.copy().context("copy the conntrack table")?;
             info!(ct_entries, entries, "conntrack table resized, entries copied");
         }
-        let tables = Tables::take(&mut ebpf)?;
-        let addresses = AddressTables::take(&mut ebpf)?;
-        let policy = PolicyTables::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf)?;
         let traces = Traces::take(&mut ebpf)?;
         for path in pins.remove_other_versions()? {
             info!(pin = %path.display(), "removed a map of another version");
@@ -96,18 +89,7 @@ impl Kernel {
             ct_entries,
             "programs loaded"
         );
-        Ok(Self {
-            pins,
-            hooks,
-            tables,
-            addresses,
-            policy,
-            traces,
-            clock,
-            ct_entries,
-            ct_is_new,
-            resize,
-        })
+        Ok(Self { pins, hooks, maps, traces, clock, ct_entries, ct_is_new, resize })
     }
 }
 

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use lb_common::endpoint::{link, mac_number};
 use tracing::warn;
 
-use crate::agent::addresses::settle;
 use lb_core::cluster::Name;
 use lb_core::issue::{Issue, ObjectRef};
 use lb_core::plan::MapError;
@@ -82,6 +81,21 @@ impl Links {
     }
 }
 
+/// Brings what is written to what is wanted; removals first, since they make room. A write that fails is missing
+/// from `written` and is tried again with the next call.
+fn settle<K: Ord + Copy, V: Copy + PartialEq>(
+    written: &mut BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    mut write: impl FnMut(&K, Option<&V>) -> bool,
+) {
+    written.retain(|key, _| wanted.contains_key(key) || !write(key, None));
+    for (key, value) in wanted {
+        if written.get(key) != Some(value) && write(key, Some(value)) {
+            written.insert(*key, *value);
+        }
+    }
+}
+
 fn is_written(result: Result<(), MapError>) -> bool {
     if let Err(err) = &result {
         warn!(%err, "cannot write the owner of a MAC address");
@@ -147,7 +161,7 @@ mod tests {
     use lb_common::endpoint::{link, mac_number};
     use lb_common::limits;
 
-    use super::{FarEnd, NODE, wanted};
+    use super::{FarEnd, NODE, settle, wanted};
     use lb_core::cluster::Name;
 
     fn mac(last: u8) -> [u8; 6] {
@@ -199,5 +213,26 @@ mod tests {
             "who had it keeps it"
         );
         assert!(wanted(&ends[6..7], node(), &held).macs.is_empty(), "no bridge");
+    }
+
+    #[test]
+    fn failed_writes_and_removals_stay_pending() {
+        let mut written = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
+        let wanted = BTreeMap::from([(2, 'b'), (3, 'x'), (4, 'd'), (5, 'e')]);
+        let mut calls = Vec::new();
+        let refused = [1, 4];
+        settle(&mut written, &wanted, |key, value| {
+            calls.push((*key, value.copied()));
+            !refused.contains(key)
+        });
+        assert_eq!(calls, [(1, None), (3, Some('x')), (4, Some('d')), (5, Some('e'))]);
+        assert_eq!(written, BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'x'), (5, 'e')]));
+        calls.clear();
+        settle(&mut written, &wanted, |key, value| {
+            calls.push((*key, value.copied()));
+            true
+        });
+        assert_eq!(calls, [(1, None), (4, Some('d'))]);
+        assert_eq!(written, wanted);
     }
 }

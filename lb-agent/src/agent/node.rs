@@ -15,14 +15,13 @@ use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
 use crate::agent::bindings::{Bindings, View};
 use crate::agent::kernel::Kernel;
-use crate::agent::pods::Pods;
+use crate::agent::pods;
 use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::Subject;
 use lb_core::cluster::{self, Cluster, Name};
-use lb_core::plan::MapError;
 use lb_core::plan::policy::Veth as Known;
+use lb_core::plan::{Actual, MapStore as _, Write};
 use lb_kernel::bpf::attach::{AttachError, Role};
-use lb_kernel::bpf::maps::Tables;
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 use lb_kernel::devices::{self, Devices, Veth};
 
@@ -56,19 +55,16 @@ impl Agent {
         self.housekeeping.touch();
         match event {
             devices::Event::Appeared { ifindex, at } => {
-                self.pods.appeared(ifindex);
+                self.planner.appeared(ifindex);
                 self.attach(Attachment { ifindex, role: Role::Pod, since: at });
                 self.put_pod(ifindex);
                 self.metrics.observe_programming(Subject::Pod, at.elapsed());
             }
             devices::Event::Changed(ifindex) => self.put_pod(ifindex),
             devices::Event::Gone(ifindex) => {
-                self.pods.gone(ifindex);
-                self.policies.gone(ifindex);
                 self.bindings.gone(ifindex);
-                if let Err(err) = self.tables.delete_pod(ifindex) {
-                    warn!(ifindex, %err, "cannot delete the entry of a removed device");
-                }
+                let plan = self.planner.plan_gone(ifindex);
+                self.write(plan);
                 self.detach(ifindex);
             }
             devices::Event::Uplink { ifindex, layer: Some(layer), at } => {
@@ -106,7 +102,9 @@ impl Agent {
         let tunnels = self.devices.tunnel_ports().into_iter().collect();
         self.dirty.merge(self.cluster.apply(cluster::Event::Tunnels(tunnels)));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
-        self.addresses.update(&self.devices, node);
+        let devs = self.addresses.devs(&self.devices, node);
+        let plan = self.planner.plan_devs(self.housekeeping.node(), &devs);
+        self.write(plan);
         self.write_policies();
     }
 
@@ -120,14 +118,14 @@ impl Agent {
             addresses,
             links,
             sources,
-            tables,
-            pods,
+            maps,
+            planner,
             ..
         } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(0, |known| known.flags),
-            None => policies.actual().ident.get(addr).map_or(0, |known| known.flags),
+            None => planner.actual().ident.get(addr).map_or(0, |known| known.flags),
         };
         let is_others = |addr: &Addr| {
             is_nobodys(addr)
@@ -144,15 +142,15 @@ impl Agent {
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
         addresses.claim(devices, &behind);
         let far_ends: Vec<_> = veths.iter().map(|veth| bindings.far_end(veth)).collect();
-        links.write(&far_ends, devices.routed().map(|(_, uplink)| uplink.mac), tables);
+        links.write(&far_ends, devices.routed().map(|(_, uplink)| uplink.mac), &mut maps.tables);
         let is_new = !changed.is_empty();
         if cluster.synced() {
-            sources.want(&wanted_sources(&veths, bindings, cluster), tables);
-            changed.extend(pods.have_sources(sources.devices()));
+            sources.want(&wanted_sources(&veths, bindings, cluster), &mut maps.tables);
+            changed.extend(planner.have_sources(sources.devices()));
         }
         if !is_new {
             changed.into_iter().for_each(|ifindex| self.put_pod(ifindex));
-            self.sources.clear(&mut self.tables);
+            self.sources.clear(&mut self.maps.tables);
             return;
         }
         // Before any map says so: a restart must not come to another result.
@@ -163,7 +161,7 @@ impl Agent {
         for ifindex in changed {
             self.put_pod(ifindex);
         }
-        self.sources.clear(&mut self.tables);
+        self.sources.clear(&mut self.maps.tables);
     }
 
     fn attach(&mut self, attachment: Attachment) {
@@ -181,22 +179,21 @@ impl Agent {
         debug!(ifindex, "device removed");
     }
 
-    /// Writes the entry of a device, if it is news.
+    /// Writes the element of a device, if it is news.
     fn put_pod(&mut self, ifindex: u32) {
         let Some(veth) = self.devices.veth(ifindex) else { return };
-        let behind = behind(&self.bindings, veth, now(), self.policies.is_strict());
-        let groups = self.policies.groups_of(&behind);
-        let (known, netfilter) = ((veth, self.bindings.face(veth)), BridgeNetfilter::read());
-        let Some(pod) = self.pods.entry(known, netfilter, groups, self.pickup.until()) else {
+        let strict = self.policies.is_strict();
+        let known = known(&self.bindings, veth, BridgeNetfilter::read(), now(), strict);
+        let desired = self.policies.desired();
+        let plan = self.planner.plan_pod(desired, &known, self.pickup.until());
+        if plan.writes.is_empty() {
             return;
-        };
-        match self.tables.put_pod(ifindex, &pod) {
-            Ok(()) => {
-                debug!(ifindex, device = veth.name, ip4 = %pod.ip4, ip6 = %pod.ip6, "pod entry written");
-                self.pods.wrote(ifindex, pod);
-            }
-            // The next resync tries again.
-            Err(err) => warn!(ifindex, device = veth.name, %err, "cannot write the pod entry"),
+        }
+        let name = veth.name.clone();
+        let applied = self.write(plan);
+        match applied.failed.first() {
+            None => debug!(ifindex, device = name, pod = ?known.face, "pod entry written"),
+            Some((_, err)) => warn!(ifindex, device = name, %err, "cannot write the pod entry"),
         }
     }
 
@@ -241,23 +238,12 @@ impl Agent {
     }
 }
 
-/// What an earlier run has written of the Pods' devices that are there still.
-pub(super) fn take_over_pods(
-    tables: &Tables,
-    devices: &Devices,
-    bindings: &Bindings,
-) -> Result<Pods, MapError> {
-    let is_same = |(ifindex, pod): &(u32, Pod)| {
-        // What is said by the inside is only good where nothing better is known.
-        let inside = |veth: &Veth| veth.mac == [0; 6] || veth.mac == pod.mac;
-        let veth = devices.veth(*ifindex);
-        veth.is_some_and(|veth| bindings.is_same(veth).unwrap_or_else(|| inside(veth)))
-    };
-    let mut pods = Pods::take_over(tables.load_pods()?.into_iter().filter(is_same));
-    for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
-        pods.is_known(veth.ifindex);
-    }
-    Ok(pods)
+/// Whether what an earlier run has written of a Pod's device is about this device.
+pub(super) fn is_same(devices: &Devices, bindings: &Bindings, ifindex: u32, pod: &Pod) -> bool {
+    // What is said by the inside is only good where nothing better is known.
+    let inside = |veth: &Veth| veth.mac == [0; 6] || veth.mac == pod.mac;
+    let veth = devices.veth(ifindex);
+    veth.is_some_and(|veth| bindings.is_same(veth).unwrap_or_else(|| inside(veth)))
 }
 
 /// The Pods with an annotation that admits more sources, by their devices.
@@ -273,9 +259,17 @@ fn wanted_sources<'a>(
     veths.iter().filter_map(of).filter(|(.., pod)| pod.sources.is_some()).collect()
 }
 
-/// A device as the planner of policies sees it.
-pub(super) fn behind(bindings: &Bindings, veth: &Veth, now: i64, strict: bool) -> Known {
-    Known { ifindex: veth.ifindex, behind: bindings.behind(veth.ifindex, now, strict) }
+/// A device as the planner sees it.
+pub(super) fn known(
+    bindings: &Bindings,
+    veth: &Veth,
+    netfilter: BridgeNetfilter,
+    now: i64,
+    strict: bool,
+) -> Known {
+    let ifindex = veth.ifindex;
+    let face = pods::face(veth, bindings.face(veth), netfilter);
+    Known { ifindex, behind: bindings.behind(ifindex, now, strict), face }
 }
 
 /// Seconds since 1970.
@@ -295,13 +289,18 @@ fn is_nobodys(addr: &Addr) -> bool {
 }
 
 /// Removes what an earlier run left of devices that are gone meanwhile.
-pub(super) fn clear_devices(kernel: &mut Kernel, devices: &Devices) -> anyhow::Result<()> {
+pub(super) fn clear_devices(
+    kernel: &mut Kernel,
+    devices: &Devices,
+    actual: &mut Actual,
+) -> anyhow::Result<()> {
     let is_pod = |ifindex: u32| devices.veth(ifindex).is_some();
     let has_role = |ifindex: u32| is_pod(ifindex) || devices.uplink(ifindex).is_some();
     let stale = kernel.hooks.remove_stale(has_role)?;
-    let keys: Vec<u32> = kernel.tables.pods.keys().collect::<Result<_, _>>()?;
-    for ifindex in keys.into_iter().filter(|ifindex| !is_pod(*ifindex)) {
-        kernel.tables.delete_pod(ifindex)?;
+    let gone: Vec<u32> = actual.pods.keys().copied().filter(|ifindex| !is_pod(*ifindex)).collect();
+    for write in gone.into_iter().map(|ifindex| Write::DeletePod { ifindex }) {
+        kernel.maps.apply(&write)?;
+        actual.record(&write);
     }
     if stale > 0 {
         info!(devices = stale, "removed the pins of removed devices");

@@ -8,9 +8,9 @@ use lb_common::config::Settings;
 use tracing::{info, warn};
 
 use crate::config::{Config, SourceCheck};
-use lb_core::plan::{Actual, Given, MapError, MapStore as _, Op};
+use lb_core::plan::{Actual, Given, MapError, MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
-use lb_kernel::bpf::maps::Tables;
+use lb_kernel::bpf::store::Maps;
 
 /// How long, by which clock.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ impl Pickup {
 pub(super) fn given(
     cfg: &Config,
     pickup: &Pickup,
-    tables: &mut Tables,
+    maps: &mut Maps,
     actual: &mut Actual,
     ct_is_new: bool,
 ) -> Result<Given, MapError> {
@@ -50,8 +50,9 @@ pub(super) fn given(
     let given = Given { strict_source: cfg.source_check == SourceCheck::Strict, pickup_until };
     let settings = Box::new(given.within(before));
     if *settings != before {
-        tables.apply(&Op::PutSettings(settings.clone()))?;
-        actual.settings = Some(settings);
+        let write = Write::PutSettings(settings);
+        maps.apply(&write)?;
+        actual.record(&write);
     }
     if ct_is_new {
         info!(grace = ?pickup.grace, "the conntrack table is new: accepting older connections for the grace period");

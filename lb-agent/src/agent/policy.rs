@@ -9,20 +9,16 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
-use crate::agent::addresses::Addresses;
 use crate::agent::compiler::{Compiled, Job, Worker};
 use crate::agent::hits::Hits;
 use crate::agent::node;
-use crate::agent::pods::Pods;
 use crate::config::{Config, Startup};
 use crate::observe::metrics::policy::OfPolicies;
 use lb_core::issue::Issue;
 use lb_core::model::policy::{Compiler, Desired, Group};
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Behind, GroupIds, Op, Planner, Store, Veth, Wanted};
-use lb_kernel::bpf::addresses::AddressTables;
-use lb_kernel::bpf::maps::Tables;
+use lb_core::plan::policy::{Behind, Planner, Veth, Wanted};
 use lb_kernel::bpf::policy::PolicyTables;
+use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
 /// Changes remembered one by one until they are enforced.
 const REMEMBERED: usize = 4096;
@@ -39,8 +35,6 @@ pub(super) struct Policies {
     /// `None` while the worker has it.
     compiler: Option<Compiler>,
     desired: Option<Desired>,
-    planner: Planner,
-    tables: PolicyTables,
     strict: bool,
     /// Whether something has changed since the last compilation began.
     dirty: bool,
@@ -56,25 +50,11 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// Takes over what an earlier run left, of the devices that are there still.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub(super) fn take_over(
-        cfg: &Config,
-        (worker, tables): (Worker, PolicyTables),
-        pods: &Pods,
-        addresses: &Addresses,
-    ) -> Result<Self, MapError> {
-        let mut actual = tables.load()?;
-        actual.ident = addresses.load()?;
-        actual.pods.extend(pods.groups());
-        Ok(Self {
+    pub(super) fn new(cfg: &Config, worker: Worker) -> Self {
+        Self {
             worker,
             compiler: Some(Compiler::default()),
             desired: None,
-            planner: Planner::restore(actual),
-            tables,
             strict: cfg.startup == Startup::Strict,
             dirty: true,
             not_before: Instant::now(),
@@ -82,7 +62,7 @@ impl Policies {
             compiling: Vec::new(),
             hits: Hits::default(),
             named: BTreeMap::new(),
-        })
+        }
     }
 
     /// Something was told that policies depend on.
@@ -98,52 +78,16 @@ impl Policies {
         self.desired.as_ref()
     }
 
-    /// What the tables say.
-    pub(super) fn actual(&self) -> &Actual {
-        self.planner.actual()
-    }
-
-    /// The numbers.
-    pub(super) fn planner(&self) -> &Planner {
-        &self.planner
-    }
-
-    /// When the tables have to be looked at again; `start` is that of the loop's clock.
-    pub(super) fn next_due(&self, start: Instant) -> Option<Instant> {
-        let planner = self.planner.next_wakeup().map(|at| start + at);
+    /// When changes are to be compiled.
+    pub(super) fn next_compilation(&self) -> Option<Instant> {
         // One that runs wakes the loop at its end.
         let waits = self.dirty && self.desired.is_some() && self.compiler.is_some();
-        let compile = waits.then_some(self.not_before);
-        planner.into_iter().chain(compile).min()
-    }
-
-    /// The groups of a device whose element is written now.
-    pub(super) fn groups_of(&mut self, veth: &Veth) -> GroupIds {
-        self.planner.groups_of(self.desired.as_ref(), veth)
+        waits.then_some(self.not_before)
     }
 
     /// Whether devices of unknown Pods are cut off as soon as there is any policy.
     pub(super) fn is_strict(&self) -> bool {
         self.strict
-    }
-
-    /// A device is gone.
-    pub(super) fn gone(&mut self, ifindex: u32) {
-        self.planner.gone(ifindex);
-    }
-
-    /// Makes the programs report allowed flows, or stop reporting them.
-    pub(super) fn report_allowed(&mut self, wanted: bool) {
-        match self.tables.report_allowed(wanted) {
-            Ok(()) => debug!(wanted, "changed reporting of allowed flows"),
-            Err(err) => warn!(%err, wanted, "cannot change reporting of allowed flows"),
-        }
-    }
-
-    /// What is wrong with policies.
-    pub(super) fn issues(&self) -> Vec<Issue> {
-        let compiled = self.desired.iter().flat_map(|desired| &desired.issues);
-        compiled.cloned().chain(self.planner.issues()).collect()
     }
 
     /// Which policies cost much.
@@ -162,16 +106,16 @@ impl Policies {
     }
 
     /// Reads what policies decided since the last time; [`Policies::note_names`] comes before.
-    pub(super) fn count_hits(&mut self, metrics: &OfPolicies, now: u64) {
+    pub(super) fn count_hits(&mut self, tables: &mut PolicyTables, metrics: &OfPolicies, now: u64) {
         let Some(desired) = &self.desired else { return };
         let live: HashSet<_> =
             desired.policies.iter().map(|info| (&info.name, info.tier)).collect();
         if desired.any {
-            match self.tables.hits() {
+            match tables.hits() {
                 Ok(counts) => {
                     let group = |id: u32| self.named.get(&id).map(|(group, _)| &**group);
                     for key in self.hits.add(&counts, group, now) {
-                        if let Err(err) = self.tables.forget_hits(&key) {
+                        if let Err(err) = tables.forget_hits(&key) {
                             debug!(?key, %err, "cannot delete the counters of a removed rule set");
                         }
                     }
@@ -184,9 +128,9 @@ impl Policies {
     }
 
     /// Notes which groups there are.
-    pub(super) fn note_names(&mut self, now: Instant) {
+    pub(super) fn note_names(&mut self, planner: &Planner, now: Instant) {
         let mut live = BTreeMap::new();
-        live.extend(self.planner.groups().map(|(id, group)| (id, (Arc::clone(group), None))));
+        live.extend(planner.groups().map(|(id, group)| (id, (Arc::clone(group), None))));
         self.named.retain(|id, (_, gone)| {
             live.contains_key(id) || gone.get_or_insert(now).elapsed() < REMEMBER_GROUP
         });
@@ -195,11 +139,12 @@ impl Policies {
 }
 
 impl Agent {
-    /// Has policies compiled if it is time to; changes that come meanwhile wait for the next time. All lists must be
-    /// complete.
+    /// Has policies compiled if it is time to, once all lists are complete; changes that come meanwhile wait for the next
+    /// time.
     pub(super) fn compile_policies(&mut self) {
         let policies = &mut self.policies;
-        if !policies.dirty || Instant::now() < policies.not_before {
+        // Before that, this is called where a write is tried again.
+        if !self.planned || !policies.dirty || Instant::now() < policies.not_before {
             return;
         }
         let Some(compiler) = policies.compiler.take() else { return };
@@ -236,91 +181,46 @@ impl Agent {
         self.housekeeping.touch();
     }
 
-    /// Brings the policy tables, and whose addresses are whose, to what they should say.
+    /// Brings the policy tables, whose addresses are whose, and the Pods' elements to what they should say.
     pub(super) fn write_policies(&mut self) {
         self.bind();
-        let pickup_until = self.pickup.until();
-        let now = node::now();
-        let Self { policies, addresses, tables, pods, devices, bindings, .. } = self;
-        let veths: Vec<Veth> = devices
-            .veths()
-            .map(|veth| node::behind(bindings, veth, now, policies.strict))
-            .collect();
-        let (idents, address_tables) = addresses.idents();
+        let (netfilter, now, strict) =
+            (BridgeNetfilter::read(), node::now(), self.policies.is_strict());
+        let known = |veth| node::known(&self.bindings, veth, netfilter, now, strict);
+        let veths: Vec<Veth> = self.devices.veths().map(known).collect();
         let wanted = Wanted {
-            desired: policies.desired.as_ref(),
-            devices: idents,
+            desired: self.policies.desired.as_ref(),
+            devices: self.addresses.idents(),
             veths: &veths,
-            strict: policies.strict,
+            strict,
+            pickup_until: self.pickup.until(),
         };
-        let now = self.start.elapsed();
-        let plan = policies.planner.plan(&wanted, now);
-        let mut maps = Maps {
-            policy: &mut policies.tables,
-            addresses: address_tables,
-            tables,
-            pods,
-            pickup_until,
-        };
-        let applied = policies.planner.apply(plan, &mut maps, now);
+        let plan = self.planner.plan_policies(&wanted, self.start.elapsed());
+        let applied = self.write(plan);
         // Those found just now have been under their policies from their first moment.
         let found = veths.iter().filter(|veth| matches!(veth.behind, Behind::Pod(..)));
-        found.for_each(|veth| pods.is_known(veth.ifindex));
-        let ours = &self.metrics.ours;
-        ours.map_writes.inc_by(applied.writes as u64);
-        ours.sync_failures.inc_by(applied.failed.len() as u64);
-        for (op, err) in &applied.failed {
-            debug!(?op, %err, "write failed");
-            if err.full {
-                ours.map_full.get_or_create(&[("map", err.map)]).inc();
-            }
-        }
-        if let Some((_, err)) = applied.failed.first() {
-            warn!(map = err.map, failed = applied.failed.len(), %err, "policy writes failed, retrying");
-            policies.compiling.clear();
+        found.for_each(|veth| self.planner.is_known(veth.ifindex));
+        if !applied.failed.is_empty() {
+            self.policies.compiling.clear();
         }
         if applied.writes > 0 {
-            debug!(
-                writes = applied.writes,
-                epoch = policies.planner.actual().state.epoch,
-                "policies written"
-            );
+            let epoch = self.planner.actual().policy.epoch;
+            debug!(writes = applied.writes, epoch, "policies written");
             self.housekeeping.touch();
         }
     }
-}
 
-/// The maps that policies are written to.
-struct Maps<'a> {
-    policy: &'a mut PolicyTables,
-    addresses: &'a mut AddressTables,
-    tables: &'a mut Tables,
-    pods: &'a mut Pods,
-    pickup_until: u32,
-}
-
-impl Store for Maps<'_> {
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
-        match op {
-            Op::PutIdent { addr, ident } => self.addresses.set_ident(addr, Some(ident)),
-            Op::DeleteIdent { addr } => self.addresses.set_ident(addr, None),
-            Op::SetGroups { ifindex, groups } => {
-                // One that is not written yet gets its groups when it is.
-                let Some(pod) = self.pods.regrouped(*ifindex, *groups, self.pickup_until) else {
-                    return Ok(());
-                };
-                self.tables.put_pod(*ifindex, &pod)?;
-                self.pods.wrote(*ifindex, pod);
-                Ok(())
-            }
-            Op::PutGroup { .. }
-            | Op::PutPeerBits { .. }
-            | Op::DeletePeerBits { .. }
-            | Op::PutPortBits { .. }
-            | Op::DeletePortBits { .. }
-            | Op::PutCidr { .. }
-            | Op::DeleteCidr { .. }
-            | Op::PutState(_) => self.policy.apply(op),
+    /// Makes the programs report allowed flows, or stop reporting them.
+    pub(super) fn report_allowed(&mut self, wanted: bool) {
+        match self.maps.policies.report_allowed(wanted) {
+            Ok(()) => debug!(wanted, "changed reporting of allowed flows"),
+            Err(err) => warn!(%err, wanted, "cannot change reporting of allowed flows"),
         }
+    }
+
+    /// What is wrong with policies.
+    pub(super) fn policy_issues(&self) -> Vec<Issue> {
+        let compiled = self.policies.desired.iter().flat_map(|desired| &desired.issues);
+        compiled.cloned().chain(self.planner.policies().issues()).collect()
     }
 }

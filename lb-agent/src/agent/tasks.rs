@@ -72,8 +72,11 @@ impl Agent {
             Task::Services if !self.planned || !self.dirty.is_empty() => Some(self.start),
             Task::Services => self.planner.next_wakeup().map(|at| self.start + at),
             Task::Attachments => self.attachments.next_due(),
-            Task::Addresses => self.addresses.next_due(),
-            Task::Policies => self.policies.next_due(self.start),
+            Task::Addresses => self.planner.next_devs().map(|at| self.start + at),
+            Task::Policies => {
+                let written = self.planner.policies().next_wakeup().map(|at| self.start + at);
+                written.into_iter().chain(self.policies.next_compilation()).min()
+            }
             Task::HealthPorts => self.health_ports.next_due(),
             Task::Devices => Some(self.next_resync),
             Task::Housekeeping => Some(self.housekeeping.next_due()),

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::endpoint::{Ident, Pod as Element, ident_flags};
 use lb_common::policy::{Judgement, Question, identify, judge};
 use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, Policy, Tier,
 };
 use lb_core::model::policy::{Desired, Direction};
-use lb_core::plan::policy::{Actual, Behind, Planner, Veth, Wanted};
+use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::{Actual, Capacity, Plan, Planner, groups};
 
 use crate::objects::{addr, labels};
 
@@ -115,7 +116,7 @@ impl World {
         let pods = self.pods.iter().filter(|(_, pod)| is_local(pod) && !pod.ips.is_empty());
         let veth = |(at, pod): (&(String, String), &Pod)| {
             let name = Name::new(&*at.0, &*at.1);
-            Veth { ifindex: ifindex(at), behind: Behind::Pod(name, pod.uid) }
+            Veth { ifindex: ifindex(at), behind: Behind::Pod(name, pod.uid), face: Element::ZERO }
         };
         pods.map(veth).collect()
     }
@@ -152,7 +153,7 @@ pub struct Running {
 
 impl Default for Running {
     fn default() -> Self {
-        let planner = Planner::restore(Actual::default());
+        let planner = Planner::restore(Actual::default(), Capacity::default());
         Self { planner, store: Actual::default(), now: Duration::ZERO }
     }
 }
@@ -163,12 +164,13 @@ impl Running {
         let veths = world.veths();
         let gone: Vec<u32> = self.store.pods.keys().copied().collect();
         for ifindex in gone.into_iter().filter(|i| veths.iter().all(|veth| veth.ifindex != *i)) {
-            self.planner.gone(ifindex);
-            self.store.pods.remove(&ifindex);
+            let plan = self.planner.plan_gone(ifindex);
+            self.write(plan);
         }
         for veth in &veths {
-            let groups = self.planner.groups_of(desired, veth);
-            self.store.pods.insert(veth.ifindex, groups);
+            self.planner.appeared(veth.ifindex);
+            let plan = self.planner.plan_pod(desired, veth, 0);
+            self.write(plan);
         }
     }
 
@@ -177,11 +179,22 @@ impl Running {
         self.devices(world, Some(desired));
         let devices = world.devices();
         let veths = world.veths();
-        let wanted =
-            Wanted { desired: Some(desired), devices: &devices, veths: &veths, strict: false };
+        let wanted = Wanted {
+            desired: Some(desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
         self.now += Duration::from_millis(10);
-        let plan = self.planner.plan(&wanted, self.now);
-        let applied = self.planner.apply(plan, &mut self.store, self.now);
+        let plan = self.planner.plan_policies(&wanted, self.now);
+        self.write(plan)
+    }
+
+    /// Does a plan's writes; returns their number.
+    pub fn write(&mut self, plan: Plan) -> usize {
+        let now = self.now;
+        let applied = self.planner.apply(plan, &mut self.store, &mut || now);
         assert!(applied.failed.is_empty());
         assert_eq!(self.planner.actual(), &self.store);
         applied.writes
@@ -208,11 +221,11 @@ pub struct Flow {
 impl Flow {
     /// Asks the evaluator that the kernel runs.
     pub fn judge(&self, tables: &Actual) -> Judgement {
-        if tables.state.epoch == 0 {
+        if tables.policy.epoch == 0 {
             return Judgement::ALLOWED;
         }
-        let pending = [tables.state.pending_ingress, tables.state.pending_egress, 0, 0];
-        let groups = tables.pods.get(&self.ifindex).unwrap_or(&pending);
+        let pending = [tables.policy.pending_ingress, tables.policy.pending_egress, 0, 0];
+        let groups = tables.pods.get(&self.ifindex).map_or(pending, groups);
         let at = match (self.direction, self.shadow) {
             (Direction::Ingress, false) => 0,
             (Direction::Egress, false) => 1,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::limits::port_bit;
 use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
-use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Write};
 
 /// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
 #[derive(Clone, Debug)]
@@ -143,10 +143,10 @@ impl FakeMaps {
     }
 
     /// The laws. Before the write:
-    fn check(&self, op: &Op) {
+    fn check(&self, op: &Write) {
         match op {
-            Op::PutBackend { id, backend } => self.check_backend(*id, *backend),
-            Op::PutSlot { slot, .. } => {
+            Write::PutBackend { id, backend } => self.check_backend(*id, *backend),
+            Write::PutSlot { slot, .. } => {
                 assert!(*slot < self.capacity.slots, "slot {slot} is out of bounds");
                 assert!(!self.live.contains_key(slot), "slot {slot} is rewritten while in use");
                 if let Some(left) = self.left.get(slot) {
@@ -157,7 +157,7 @@ impl FakeMaps {
                     );
                 }
             }
-            Op::PutFrontend { key, frontend } => {
+            Write::PutFrontend { key, frontend } => {
                 for slot in slots(frontend) {
                     let backend = self.backend(self.id_at(slot));
                     assert_eq!(backend.state, state::ACTIVE, "{key:?} would use slot {slot}");
@@ -171,18 +171,18 @@ impl FakeMaps {
                     assert!(has_port(&self.actual.frontend_ports, port), "{key:?} is not seen");
                 }
             }
-            Op::PutSourceRange { .. } => {
+            Write::PutSourceRange { .. } => {
                 let n = self.actual.source_ranges.len();
                 assert!(n < self.capacity.source_ranges as usize, "source_ranges is full");
             }
-            Op::PutFrontendPorts { word, bits } => {
+            Write::PutFrontendPorts { word, bits } => {
                 let words = written(&self.actual.frontend_ports, *word, *bits);
                 for (key, frontend) in &self.actual.frontends {
                     let seen = !needs_port(key, frontend) || has_port(&words, key.port.get());
                     assert!(seen, "{key:?} would not be seen any more");
                 }
             }
-            Op::PutHostPorts { word, bits } => {
+            Write::PutHostPorts { word, bits } => {
                 let before = &self.actual.host_ports;
                 let words = written(before, *word, *bits);
                 for backend in self.actual.backends.iter().filter(|backend| self.is_host(backend)) {
@@ -191,15 +191,12 @@ impl FakeMaps {
                     assert!(!lost, "replies of {backend:?} would not be seen any more");
                 }
             }
-            Op::DeleteFrontend { key } => {
+            Write::DeleteFrontend { key } => {
                 let Some(frontend) = self.actual.frontends.get(key) else { return };
                 let seen = has_port(&self.actual.former_ports, key.port.get());
                 assert!(!needs_port(key, frontend) || seen, "flows to {key:?} would be lost");
             }
-            Op::PutFormerPorts { .. }
-            | Op::DeleteSourceRange { .. }
-            | Op::ClearAffinity { .. }
-            | Op::PutSettings(_) => {}
+            _ => {}
         }
     }
 
@@ -256,38 +253,25 @@ impl FakeMaps {
         }
     }
 
-    fn put(&mut self, op: &Op) {
-        match op.clone() {
-            Op::PutBackend { id, backend } => {
+    fn put(&mut self, write: &Write) {
+        let before = match write {
+            Write::PutBackend { id, backend } => {
                 if backend.state == state::DEAD {
-                    self.died.insert(id, self.now);
+                    self.died.insert(*id, self.now);
                 }
-                put(&mut self.actual.backends, id, backend, Backend::ZERO);
+                None
             }
-            Op::PutSlot { slot, backend_id } => put(&mut self.actual.slots, slot, backend_id, 0),
-            Op::PutFrontend { key, frontend } => {
-                for slot in slots(&frontend) {
+            Write::PutFrontend { key, frontend } => {
+                for slot in slots(frontend) {
                     *self.live.entry(slot).or_default() += 1;
                 }
-                let before = self.actual.frontends.insert(key, frontend);
-                self.leave(before);
+                self.actual.frontends.get(key).copied()
             }
-            Op::DeleteFrontend { key } => {
-                let before = self.actual.frontends.remove(&key);
-                self.leave(before);
-            }
-            Op::PutSourceRange { key } => drop(self.actual.source_ranges.insert(key)),
-            Op::DeleteSourceRange { key } => drop(self.actual.source_ranges.remove(&key)),
-            Op::ClearAffinity { .. } => {}
-            Op::PutFrontendPorts { word, bits } => {
-                put(&mut self.actual.frontend_ports, word, bits, 0);
-            }
-            Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, word, bits, 0),
-            Op::PutFormerPorts { word, bits } => {
-                put(&mut self.actual.former_ports, word, bits, 0);
-            }
-            Op::PutSettings(settings) => self.actual.settings = Some(settings),
-        }
+            Write::DeleteFrontend { key } => self.actual.frontends.get(key).copied(),
+            _ => None,
+        };
+        self.leave(before);
+        self.actual.record(write);
     }
 
     fn leave(&mut self, before: Option<Frontend>) {
@@ -311,14 +295,10 @@ fn lot(n: u32) -> u32 {
 }
 
 impl MapStore for FakeMaps {
-    fn load(&self) -> Result<Actual, MapError> {
-        Ok(self.actual.clone())
-    }
-
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+    fn apply(&mut self, op: &Write) -> Result<(), MapError> {
         self.check(op);
         // Of slots, which come by the thousand with a Maglev table, only some may fail: each failure ends a try.
-        let may_fail = !matches!(op, Op::PutSlot { slot, .. } if slot % 64 != 0);
+        let may_fail = !matches!(op, Write::PutSlot { slot, .. } if slot % 64 != 0);
         self.n_writes += u32::from(may_fail);
         if let Some(left) = &mut self.crash_after {
             if *left == 0 {
@@ -330,7 +310,7 @@ impl MapStore for FakeMaps {
         if may_fail && self.fail_every > 0 && lot(self.n_writes).is_multiple_of(self.fail_every) {
             return Err(error(op, false));
         }
-        if let Op::PutFrontend { key, .. } = op
+        if let Write::PutFrontend { key, .. } = op
             && self.actual.frontends.len() >= self.capacity.frontends as usize
             && !self.actual.frontends.contains_key(key)
         {
@@ -341,20 +321,9 @@ impl MapStore for FakeMaps {
     }
 }
 
-fn error(op: &Op, full: bool) -> MapError {
-    let map = match op {
-        Op::PutBackend { .. } => "backends",
-        Op::PutSlot { .. } => "slots",
-        Op::PutFrontend { .. } | Op::DeleteFrontend { .. } => "frontends",
-        Op::PutSourceRange { .. } | Op::DeleteSourceRange { .. } => "source_ranges",
-        Op::ClearAffinity { .. } => "affinity",
-        Op::PutFrontendPorts { .. } => "frontend_ports",
-        Op::PutHostPorts { .. } => "host_ports",
-        Op::PutFormerPorts { .. } => "former_ports",
-        Op::PutSettings(_) => "settings",
-    };
+fn error(write: &Write, full: bool) -> MapError {
     let text = if full { "argument list too long" } else { "made to fail" };
-    MapError { map, full, source: text.into() }
+    MapError { map: write.map(), full, source: text.into() }
 }
 
 fn slots(frontend: &Frontend) -> Vec<u32> {

@@ -8,7 +8,7 @@ use lb_core::cluster::{Cluster, Dirty, Event};
 use lb_core::issue::Issue;
 use lb_core::model::rules::Rules;
 use lb_core::model::{Changed, Desired};
-use lb_core::plan::{Capacity, Flows, MapStore, Op, Planner};
+use lb_core::plan::{Capacity, Flows, Planner, Write};
 
 use crate::maps::FakeMaps;
 
@@ -37,7 +37,7 @@ impl Pipeline {
         Self {
             cluster: Cluster::new(node),
             desired: Desired::new(rules()),
-            planner: Planner::restore(maps.load().unwrap(), capacity),
+            planner: Planner::restore(maps.actual.clone(), capacity),
             maps,
             busy: Vec::new(),
             idle: false,
@@ -55,13 +55,13 @@ impl Pipeline {
     }
 
     /// One round: model what is dirty, plan, write. Returns the writes.
-    pub(crate) fn round(&mut self) -> Vec<Op> {
+    pub(crate) fn round(&mut self) -> Vec<Write> {
         let dirty = std::mem::take(&mut self.dirty);
         let changed = self.desired.update(&self.cluster, &dirty);
         self.write(&changed)
     }
 
-    fn write(&mut self, changed: &Changed) -> Vec<Op> {
+    fn write(&mut self, changed: &Changed) -> Vec<Write> {
         let cluster = &self.cluster;
         let alive = |addr: &_| cluster.is_alive(addr);
         // Connections of what is still there, unless a story says otherwise.
@@ -71,7 +71,7 @@ impl Pipeline {
         let former_ports = self.dialed.iter().copied().collect();
         self.planner.passed(self.maps.now, Flows { backends: backends.collect(), former_ports });
         let plan = self.planner.plan(&self.desired, changed, &alive, self.maps.now);
-        let ops = plan.ops.clone();
+        let ops = plan.writes.clone();
         check_order(&ops);
         self.maps.host = self.desired.node.addrs.to_vec();
         let now = self.maps.now;
@@ -123,7 +123,7 @@ impl Pipeline {
         // A program that read a frontend before the end of the old agent has long finished by now: the new one does
         // not know which slots have just been left.
         self.maps.now += Duration::from_secs(1);
-        self.planner = Planner::restore(self.maps.load().unwrap(), self.capacity);
+        self.planner = Planner::restore(self.maps.actual.clone(), self.capacity);
         self.tell(events);
     }
 
@@ -142,18 +142,18 @@ fn rules() -> Rules {
 }
 
 /// A gated frontend is written when all its clients are, and these go after the last frontend that is gated by them.
-fn check_order(ops: &[Op]) {
+fn check_order(ops: &[Write]) {
     let (mut gated, mut narrowed) = (HashSet::new(), HashSet::new());
     for op in ops {
         match op {
-            Op::PutFrontend { frontend, .. } => {
+            Write::PutFrontend { frontend, .. } => {
                 gated.insert(frontend.service_id);
                 assert!(!narrowed.contains(&frontend.service_id), "{op:?} comes late");
             }
-            Op::PutSourceRange { key } => {
+            Write::PutSourceRange { key } => {
                 assert!(!gated.contains(&key.service_id), "{op:?} comes late");
             }
-            Op::DeleteSourceRange { key } => drop(narrowed.insert(key.service_id)),
+            Write::DeleteSourceRange { key } => drop(narrowed.insert(key.service_id)),
             _ => {}
         }
     }

@@ -23,8 +23,8 @@ use lb_common::policy::Bits;
 use lb_common::verdict::DropReason;
 use lb_core::cluster::{Cluster, Event, Kind};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
+use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_kube::manifests::Directory;
 use lb_testkit::bed::{Bed, Verdict};
 use lb_testkit::random::Random;
@@ -63,7 +63,7 @@ impl Field {
             dir,
             cluster,
             compiler: Compiler::default(),
-            planner: Planner::restore(Actual::default()),
+            planner: Planner::restore(Actual::default(), Capacity::default()),
             clock: Duration::ZERO,
             port: 1024,
         }
@@ -97,7 +97,7 @@ impl Field {
             .map(|pod| {
                 let text = |key: &str| pod["metadata"][key].as_str().unwrap();
                 let name = lb_core::cluster::Name::new(text("namespace"), text("name"));
-                Veth { ifindex: ifindex(pod), behind: Behind::Pod(name, 0) }
+                Veth { ifindex: ifindex(pod), behind: Behind::Pod(name, 0), face: Pod::ZERO }
             })
             .collect();
         let devices: BTreeMap<Addr, Ident> = objects::node_ips(&objects.nodes[0])
@@ -109,15 +109,20 @@ impl Field {
             }))
             .collect();
         self.clock += Duration::from_secs(2);
-        let wanted =
-            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        let wanted = Wanted {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
         for veth in &veths {
             // As for a device that appears.
-            let groups = self.planner.groups_of(Some(&desired), veth);
-            Maps(&mut self.bed).apply(&Op::SetGroups { ifindex: veth.ifindex, groups }).unwrap();
+            let plan = self.planner.plan_pod(Some(&desired), veth, 0);
+            self.planner.apply(plan, &mut Maps(&mut self.bed), &mut || Duration::ZERO);
         }
-        let plan = self.planner.plan(&wanted, self.clock);
-        let applied = self.planner.apply(plan, &mut Maps(&mut self.bed), self.clock);
+        let plan = self.planner.plan_policies(&wanted, self.clock);
+        let applied = self.planner.apply(plan, &mut Maps(&mut self.bed), &mut || self.clock);
         assert!(applied.failed.is_empty(), "{:?}", applied.failed);
     }
 
@@ -182,31 +187,29 @@ impl Drop for Field {
 /// The maps of a bed.
 struct Maps<'a>(&'a mut Bed);
 
-impl Store for Maps<'_> {
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+impl MapStore for Maps<'_> {
+    fn apply(&mut self, write: &Write) -> Result<(), MapError> {
         let bed = &mut *self.0;
-        match op {
-            Op::PutGroup { id, group } => bed.set("groups", *id, **group),
-            Op::PutPeerBits { key, bits } => bed.put("peer_bits", *key, *bits),
-            Op::DeletePeerBits { key } => bed.remove::<_, Bits>("peer_bits", *key),
-            Op::PutPortBits { len, key, bits } => bed.put_prefix("port_bits", *len, *key, *bits),
-            Op::DeletePortBits { len, key } => {
+        match write {
+            Write::PutGroup { id, group } => bed.set("groups", *id, **group),
+            Write::PutPeerBits { key, bits } => bed.put("peer_bits", *key, *bits),
+            Write::DeletePeerBits { key } => bed.remove::<_, Bits>("peer_bits", *key),
+            Write::PutPortBits { len, key, bits } => bed.put_prefix("port_bits", *len, *key, *bits),
+            Write::DeletePortBits { len, key } => {
                 bed.remove_prefix::<_, Bits>("port_bits", *len, *key)
             }
-            Op::PutIdent { addr, ident } => bed.put("ident", words(addr), *ident),
-            Op::DeleteIdent { addr } => bed.remove::<_, Ident>("ident", words(addr)),
-            Op::PutCidr { range, ident } => {
+            Write::PutIdent { addr, ident } => bed.put("ident", words(addr), *ident),
+            Write::DeleteIdent { addr } => bed.remove::<_, Ident>("ident", words(addr)),
+            Write::PutCidr { range, ident } => {
                 bed.put_prefix("cidrs", range.len.into(), words(&range.addr()), *ident);
             }
-            Op::DeleteCidr { range } => {
+            Write::DeleteCidr { range } => {
                 bed.remove_prefix::<_, u32>("cidrs", range.len.into(), words(&range.addr()));
             }
-            Op::SetGroups { ifindex, groups } => {
-                let [ingress, egress, shadow_ingress, shadow_egress] = *groups;
-                let pod = Pod { ingress, egress, shadow_ingress, shadow_egress, ..Pod::ZERO };
-                bed.put("pods", *ifindex, pod);
-            }
-            Op::PutState(state) => bed.set("policy", 0, *state),
+            Write::PutPod { ifindex, pod } => bed.put("pods", *ifindex, **pod),
+            Write::DeletePod { ifindex } => bed.remove::<_, Pod>("pods", *ifindex),
+            Write::PutPolicyState(state) => bed.set("policy", 0, *state),
+            other => panic!("{other:?} is none of a plan of policies"),
         }
         Ok(())
     }

@@ -7,14 +7,14 @@ use lb_common::flow::proto;
 use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, frontend_flags, state,
 };
-use lb_core::plan::{MapStore as _, Op, RangeKey};
+use lb_core::plan::{MapStore as _, RangeKey, Write};
 use lb_kernel::bpf::load::{self, LoadOptions};
-use lb_kernel::bpf::maps::Tables;
+use lb_kernel::bpf::store::Maps;
 use lb_testkit::objects::{addr, nth};
 
-fn tables() -> Tables {
+fn maps() -> Maps {
     let options = LoadOptions { pin_dir: None, config: Config::ZERO, ct_entries: 131_072 };
-    Tables::take(&mut load::load(&options).unwrap()).unwrap()
+    Maps::take(&mut load::load(&options).unwrap()).unwrap()
 }
 
 fn range(service_id: u32, text: &str) -> RangeKey {
@@ -23,7 +23,7 @@ fn range(service_id: u32, text: &str) -> RangeKey {
 
 #[test]
 fn what_was_written_is_read_after_a_restart() {
-    let mut tables = tables();
+    let mut maps = maps();
     let backend = Backend {
         addr: addr("10.244.1.1"),
         port: Be16::new(8080),
@@ -38,22 +38,22 @@ fn what_was_written_is_read_after_a_restart() {
     let settings = Settings { node4: addr("172.31.0.1"), n_service_cidrs: 1, ..Settings::ZERO };
     let ranges = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "2001:db8::1/128"];
     let ops = [
-        Op::PutBackend { id: 3, backend },
-        Op::PutSlot { slot: 5, backend_id: 3 },
-        Op::PutFrontendPorts { word: 1, bits: 1 << 16 },
-        Op::PutHostPorts { word: 1023, bits: 1 << 63 },
-        Op::PutFormerPorts { word: 0, bits: 2 },
-        Op::PutFrontend { key, frontend },
-        Op::PutSettings(Box::new(settings)),
+        Write::PutBackend { id: 3, backend },
+        Write::PutSlot { slot: 5, backend_id: 3 },
+        Write::PutFrontendPorts { word: 1, bits: 1 << 16 },
+        Write::PutHostPorts { word: 1023, bits: 1 << 63 },
+        Write::PutFormerPorts { word: 0, bits: 2 },
+        Write::PutFrontend { key, frontend },
+        Write::PutSettings(Box::new(settings)),
     ];
-    let put = |range: &RangeKey| Op::PutSourceRange { key: *range };
+    let put = |range: &RangeKey| Write::PutSourceRange { key: *range };
     let ranges: Vec<_> = ranges.iter().map(|text| range(7, text)).collect();
     for op in ranges.iter().map(put).chain(ops) {
         // Twice: a write that came through without our hearing of it is tried again.
-        tables.apply(&op).unwrap();
-        tables.apply(&op).unwrap();
+        maps.apply(&op).unwrap();
+        maps.apply(&op).unwrap();
     }
-    let actual = tables.load().unwrap();
+    let actual = maps.load().unwrap();
     assert_eq!(actual.frontends.get(&key), Some(&frontend));
     assert_eq!(actual.slots, [0, 0, 0, 0, 0, 3]);
     assert_eq!(actual.backends.get(3), Some(&backend));
@@ -64,22 +64,22 @@ fn what_was_written_is_read_after_a_restart() {
     assert_eq!(actual.settings.as_deref(), Some(&settings));
 
     for key in &ranges {
-        let op = Op::DeleteSourceRange { key: *key };
-        tables.apply(&op).unwrap();
-        tables.apply(&op).unwrap();
+        let op = Write::DeleteSourceRange { key: *key };
+        maps.apply(&op).unwrap();
+        maps.apply(&op).unwrap();
     }
-    tables.apply(&Op::DeleteFrontend { key }).unwrap();
-    tables.apply(&Op::PutFrontendPorts { word: 1, bits: 0 }).unwrap();
-    let actual = tables.load().unwrap();
+    maps.apply(&Write::DeleteFrontend { key }).unwrap();
+    maps.apply(&Write::PutFrontendPorts { word: 1, bits: 0 }).unwrap();
+    let actual = maps.load().unwrap();
     assert!(actual.source_ranges.is_empty() && actual.frontends.is_empty());
     assert!(actual.frontend_ports.is_empty());
 }
 
 #[test]
 fn the_longest_range_of_the_right_service_is_found() {
-    let mut tables = tables();
+    let mut maps = maps();
     for key in [range(7, "10.0.0.0/8"), range(8, "0.0.0.0/0"), range(9, "2001:db8::/32")] {
-        tables.apply(&Op::PutSourceRange { key }).unwrap();
+        maps.apply(&Write::PutSourceRange { key }).unwrap();
     }
     for (service_id, client, want) in [
         (7, "10.1.2.3", true),
@@ -92,20 +92,23 @@ fn the_longest_range_of_the_right_service_is_found() {
     ] {
         let host = RangeKey { service_id, clients: lb_core::cluster::Prefix::host(addr(client)) };
         let (bits, data) = host.to_map();
-        let found = tables.source_ranges.get(&aya::maps::lpm_trie::Key::new(bits, data), 0);
+        let found = maps.tables.source_ranges.get(&aya::maps::lpm_trie::Key::new(bits, data), 0);
         assert_eq!(found.is_ok(), want, "{client} of {service_id}");
     }
 }
 
 #[test]
 fn s12_affinity_of_one_service_port_is_cleared() {
-    let mut tables = tables();
+    let mut maps = maps();
     let key = |i: u32| AffinityKey { client: nth("10.0.0.0", i), service_id: 1 + i % 2 };
     for i in 0..1000 {
-        tables.affinity.insert(&key(i), &Affinity { backend_id: i, ..Affinity::ZERO }, 0).unwrap();
+        maps.tables
+            .affinity
+            .insert(&key(i), &Affinity { backend_id: i, ..Affinity::ZERO }, 0)
+            .unwrap();
     }
-    tables.apply(&Op::ClearAffinity { service_id: 1 }).unwrap();
-    tables.apply(&Op::ClearAffinity { service_id: 3 }).unwrap();
-    let left: Vec<_> = tables.affinity.keys().map(|key| key.unwrap().service_id).collect();
+    maps.apply(&Write::ClearAffinity { service_id: 1 }).unwrap();
+    maps.apply(&Write::ClearAffinity { service_id: 3 }).unwrap();
+    let left: Vec<_> = maps.tables.affinity.keys().map(|key| key.unwrap().service_id).collect();
     assert_eq!((left.len(), left.iter().all(|id| *id == 2)), (500, true));
 }

@@ -18,10 +18,10 @@ use lb_common::addr::Addr;
 use lb_common::config::setting_flags;
 use lb_common::endpoint::{Ident, dev_flags, flags, ident_flags};
 use lb_core::names::{self, Names, State};
-use lb_core::plan::MapStore as _;
-use lb_kernel::bpf::addresses::{AddressTables, Contents};
+use lb_core::plan::Actual;
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::maps::Tables;
+use lb_kernel::bpf::store::Maps;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -164,7 +164,7 @@ fn a_life_of_an_agent() {
         });
         assert_eq!((&*names.pods[0].name, &*names.pods[0].iface), ("web-1", "veth1"));
         assert_eq!((names.services[0].id, names.services[0].ready), (1, 1));
-        let before = Tables::open(&node.pins()).unwrap().load().unwrap();
+        let before = Maps::open(&node.pins()).unwrap().load().unwrap();
         assert_eq!(before.frontends.len(), 2, "the frontend and the wildcard");
         let pinned = pins(&node.pin_dir());
 
@@ -202,7 +202,7 @@ fn a_life_of_an_agent() {
         assert_eq!(code, Some(0), "{log}");
         assert!(!log.contains("ERROR"), "{log}");
         assert_eq!(pins(&node.pin_dir()), pinned);
-        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), before);
+        assert_eq!(Maps::open(&node.pins()).unwrap().load().unwrap(), before);
 
         // While it is away, an endpoint comes, and a Pod's device goes.
         bed.write("more.yaml", &pod("web-2", "10.9.0.3"));
@@ -210,13 +210,13 @@ fn a_life_of_an_agent() {
         let second = bed.start();
         let names = bed.names("second", |names| names.services.iter().any(|s| s.ready == 2));
         assert!(names.pods.is_empty());
-        let after = Tables::open(&node.pins()).unwrap().load().unwrap();
+        let after = Maps::open(&node.pins()).unwrap().load().unwrap();
         assert_eq!(after.backends[1], before.backends[1], "ids are taken over");
         assert!(!pins(&node.pin_dir()).iter().any(|pin| pin.starts_with("l_")));
 
         // SIGKILL loses nothing either, and an unchanged cluster means no write.
         end(second, Signal::SIGKILL);
-        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
+        assert_eq!(Maps::open(&node.pins()).unwrap().load().unwrap(), after);
         let third = bed.start();
         bed.names("third", |names| names.agent.pid == third.id() && is_ok(names, "services"));
         let metrics = get(10249, "/metrics");
@@ -233,7 +233,7 @@ fn a_life_of_an_agent() {
         assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
         assert!(get(10256, "/readyz").starts_with("HTTP/1.1 503"));
         end(fourth, Signal::SIGTERM);
-        assert_eq!(Tables::open(&node.pins()).unwrap().load().unwrap(), after);
+        assert_eq!(Maps::open(&node.pins()).unwrap().load().unwrap(), after);
 
         // Cleanup leaves nothing.
         let cleanup = bed.command("cleanup").output().unwrap();
@@ -347,16 +347,16 @@ fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
         node.ip("addr add 192.0.2.1/24 dev eth0");
         let [eth0, tun0] = ["eth0", "tun0"].map(|name| node.ifindex(name));
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
-        let ident = |contents: &Contents, ip: &str| contents.ident.get(&addr(ip)).copied();
+        let ident = |contents: &Actual, ip: &str| contents.ident.get(&addr(ip)).copied();
         let host = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
-        let dev = |contents: &Contents, ifindex: u32| {
+        let dev = |contents: &Actual, ifindex: u32| {
             let dev = contents.devs.get(&ifindex)?;
             Some((dev.masquerade4.to_string(), dev.mtu))
         };
-        let until = |what: &str, so: &dyn Fn(&Contents) -> bool| {
+        let until = |what: &str, so: &dyn Fn(&Actual) -> bool| {
             let deadline = Instant::now() + Duration::from_secs(20);
             loop {
-                let contents = AddressTables::open(&node.pins()).map(|maps| maps.load().unwrap());
+                let contents = Maps::open(&node.pins()).map(|maps| maps.load().unwrap());
                 match contents {
                     Ok(contents) if so(&contents) => return,
                     other => assert!(Instant::now() < deadline, "{what}: {other:#?}"),
@@ -449,7 +449,7 @@ fn times_and_numbers_of_pods_outlive_the_agent() {
         let mut ids = pods.map(|pod| pod.id);
         ids.sort_unstable();
         assert_eq!(ids, [1, 2]);
-        let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+        let contents = Maps::open(&node.pins()).unwrap().load().unwrap();
         let [br0, lo] = ["br0", "lo"].map(|name| node.ifindex(name));
         assert_eq!(contents.devs[&br0].flags, dev_flags::PODS);
         assert_eq!(contents.devs.get(&lo), None);
@@ -500,7 +500,7 @@ fn who_changes_addresses_inside_stays_who_he_is() {
         bed.write("web.yaml", &format!("{SERVICE}{}{remote}", pods.concat()));
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let here = |ip: &str| {
-            let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+            let contents = Maps::open(&node.pins()).unwrap().load().unwrap();
             contents.ident.get(&addr(ip)).map(|known| (known.ifindex, known.flags))
         };
         let known = |names: &Names<'_>| {
@@ -713,7 +713,7 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
         assert!(answer.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{answer}");
 
         // A device without an address uses the node's.
-        let devs = AddressTables::open(&node.pins()).unwrap().load().unwrap().devs;
+        let devs = Maps::open(&node.pins()).unwrap().load().unwrap().devs;
         assert_eq!(devs[&eth0].masquerade4.to_string(), "192.0.2.1");
 
         // After a death the first answer is a true one: nobody listens before.

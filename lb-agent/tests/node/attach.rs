@@ -17,8 +17,7 @@ use lb_common::endpoint::{Dev, Ident, Pod};
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
-use lb_core::plan::{Flows, MapStore as _, Op};
-use lb_kernel::bpf::addresses::{AddressTables, Contents};
+use lb_core::plan::{Actual, Flows, MapStore as _, Write};
 use lb_kernel::bpf::attach::{self, Hooks, Mechanism, Role};
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::gc::Gc;
@@ -27,6 +26,7 @@ use lb_kernel::bpf::maps::{self, Tables};
 use lb_kernel::bpf::pins::{Hook, Pin};
 use lb_kernel::bpf::resize::Resize;
 use lb_kernel::bpf::sockets;
+use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::uplinks::Layer;
 use lb_kernel::devices::{Devices, Event, qdisc};
 
@@ -355,23 +355,30 @@ fn addresses_and_devices_are_written_and_read_back() {
     in_node(|node: &Node| {
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let mut ebpf = node.load();
-        let mut tables = AddressTables::take(&mut ebpf).unwrap();
-        assert_eq!(tables.load().unwrap(), Contents::default());
+        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let before = maps.load().unwrap();
+        assert!(before.ident.is_empty() && before.devs.is_empty() && before.pods.is_empty());
         let pod = Ident { ifindex: 7, ..Ident::ZERO };
         let dev = Dev { masquerade4: addr("192.0.2.1"), mtu: 1450, ..Dev::ZERO };
-        for ip in ["10.9.0.2", "fd09::2", "10.9.0.3"] {
-            tables.set_ident(&addr(ip), Some(&pod)).unwrap();
+        let element = Pod { id: 7, ip4: addr("10.9.0.2"), ..Pod::ZERO };
+        let mut writes: Vec<Write> = ["10.9.0.2", "fd09::2", "10.9.0.3"]
+            .map(|ip| Write::PutIdent { addr: addr(ip), ident: pod })
+            .into();
+        for ifindex in [2, 3] {
+            writes.push(Write::PutDev { ifindex, dev });
+            writes.push(Write::PutPod { ifindex, pod: Box::new(element) });
         }
-        tables.set_dev(&2, Some(&dev)).unwrap();
-        tables.set_dev(&3, Some(&dev)).unwrap();
         for _ in 0..2 {
-            tables.set_ident(&addr("10.9.0.3"), None).unwrap();
-            tables.set_dev(&3, None).unwrap();
+            writes.push(Write::DeleteIdent { addr: addr("10.9.0.3") });
+            writes.push(Write::DeleteDev { ifindex: 3 });
+            writes.push(Write::DeletePod { ifindex: 3 });
         }
-        drop((tables, ebpf));
-        let contents = AddressTables::open(&node.pins()).unwrap().load().unwrap();
+        writes.iter().for_each(|write| maps.apply(write).unwrap());
+        drop((maps, ebpf));
+        let contents = Maps::open(&node.pins()).unwrap().load().unwrap();
         let ident = [(addr("10.9.0.2"), pod), (addr("fd09::2"), pod)].into();
-        assert_eq!(contents, Contents { ident, devs: [(2, dev)].into() });
+        let want = Actual { ident, devs: [(2, dev)].into(), pods: [(2, element)].into(), ..before };
+        assert_eq!(contents, want);
     });
 }
 
@@ -506,25 +513,25 @@ fn a_pod_is_attached_within_milliseconds() {
 fn tables_are_read_back_as_they_were_written() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
         let key = FrontendKey::new(Addr::from_ip("10.96.0.1".parse().unwrap()), Be16::new(80), 6);
         let frontend = Frontend { service_id: 3, base: 70_000, n: 1, ..Frontend::ZERO };
         let backend = Backend { state: state::ACTIVE, generation: 4, proto: 6, ..Backend::ZERO };
         for op in [
-            Op::PutBackend { id: 9, backend },
-            Op::PutSlot { slot: 70_000, backend_id: 9 },
-            Op::PutFrontend { key, frontend },
-            Op::PutFrontend { key: FrontendKey::wildcard(key.addr), frontend: Frontend::ZERO },
-            Op::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
-            Op::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
+            Write::PutBackend { id: 9, backend },
+            Write::PutSlot { slot: 70_000, backend_id: 9 },
+            Write::PutFrontend { key, frontend },
+            Write::PutFrontend { key: FrontendKey::wildcard(key.addr), frontend: Frontend::ZERO },
+            Write::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
+            Write::DeleteFrontend { key: FrontendKey::wildcard(key.addr) },
         ] {
-            tables.apply(&op).unwrap();
+            maps.apply(&op).unwrap();
         }
-        let beyond = tables.apply(&Op::PutBackend { id: BACKENDS, backend }).unwrap_err();
+        let beyond = maps.apply(&Write::PutBackend { id: BACKENDS, backend }).unwrap_err();
         assert!(beyond.full, "{beyond}");
         // Another process opens the pins.
-        drop((tables, ebpf));
-        let actual = Tables::open(&node.pins()).unwrap().load().unwrap();
+        drop((maps, ebpf));
+        let actual = Maps::open(&node.pins()).unwrap().load().unwrap();
         assert_eq!(actual.frontends, [(key, frontend)].into());
         assert_eq!((actual.slots.len(), actual.slots[70_000]), (70_001, 9));
         assert_eq!((actual.backends.len(), actual.backends[9]), (10, backend));
@@ -558,10 +565,10 @@ fn ct_key(local_port: u16, remote: &str, remote_port: u16, protocol: u8) -> CtKe
 fn silent_flows_expire_and_pairs_together() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
         let backend = Backend { state: state::DEAD, generation: 2, ..Backend::ZERO };
-        tables.apply(&Op::PutBackend { id: 5, backend }).unwrap();
-        tables.put_pod(3, &Pod::ZERO).unwrap();
+        maps.apply(&Write::PutBackend { id: 5, backend }).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(Pod::ZERO) }).unwrap();
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
         let stamps = |secs: u32| secs * clock.hz / 256;
@@ -652,12 +659,12 @@ fn from_outside(
 fn flows_from_outside_expire_in_pairs_and_are_counted() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
         for (id, generation) in [(5, 2), (6, 9)] {
             let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
-            tables.apply(&Op::PutBackend { id, backend }).unwrap();
+            maps.apply(&Write::PutBackend { id, backend }).unwrap();
         }
-        tables.put_pod(3, &Pod::ZERO).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(Pod::ZERO) }).unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
         let to_node = forward | bits::MASQUERADED;
@@ -717,22 +724,22 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
 fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
         let backend = Backend { state: state::DRAINING, generation: 2, ..Backend::ZERO };
-        tables.apply(&Op::PutBackend { id: 5, backend }).unwrap();
+        maps.apply(&Write::PutBackend { id: 5, backend }).unwrap();
         let vip = |text: &str| {
             let at: SocketAddr = text.parse().unwrap();
             FrontendKey::new(Addr::from_ip(at.ip()), Be16::new(at.port()), proto::TCP)
         };
         let there = vip("198.51.100.1:80");
-        tables.apply(&Op::PutFrontend { key: there, frontend: Frontend::ZERO }).unwrap();
+        maps.apply(&Write::PutFrontend { key: there, frontend: Frontend::ZERO }).unwrap();
         let mut words = std::collections::BTreeMap::<u32, u64>::new();
         for port in [80, 81, 82, 83, 84] {
             let (word, bit) = limits::port_bit(port);
             *words.entry(word).or_default() |= bit;
         }
         for (word, bits) in words {
-            tables.apply(&Op::PutFormerPorts { word, bits }).unwrap();
+            maps.apply(&Write::PutFormerPorts { word, bits }).unwrap();
         }
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let mut kept = maps::open_kept(&node.pins()).unwrap();
@@ -768,8 +775,8 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
 fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
-        tables.put_pod(0x1_0004, &Pod::ZERO).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 0x1_0004, pod: Box::new(Pod::ZERO) }).unwrap();
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let mut kept = maps::open_kept(&node.pins()).unwrap();
@@ -799,9 +806,9 @@ fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
 fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_open_flows() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf).unwrap();
         for ifindex in [3, 4] {
-            tables.put_pod(ifindex, &Pod::ZERO).unwrap();
+            maps.apply(&Write::PutPod { ifindex, pod: Box::new(Pod::ZERO) }).unwrap();
         }
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();

@@ -184,7 +184,7 @@ fn records_of_plain_services_stay_small() {
     // Twenty thousand.
     assert_eq!(size_of::<Endpoint>(), 80);
     // Sixty thousand in the first plan.
-    assert_eq!(size_of::<crate::plan::Op>(), 64);
+    assert_eq!(size_of::<crate::plan::Write>(), 64);
 }
 
 #[test]

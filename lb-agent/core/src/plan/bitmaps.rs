@@ -7,8 +7,10 @@ use lb_common::addr::Addr;
 use lb_common::flow::proto;
 use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
 
+use super::actual::Actual;
+use super::flows::Flows;
 use super::ports::{Former, Ports};
-use super::{Actual, Flows, Op};
+use super::write::Write;
 
 /// The bitmaps as they should be.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Bitmaps {
         host: &[Addr],
         first: bool,
         due: bool,
-    ) -> Vec<Op> {
+    ) -> Vec<Write> {
         self.frontend.begin();
         self.host.begin();
         self.former.begin();
@@ -66,9 +68,10 @@ impl Bitmaps {
         let former = write(&mut self.former, &actual.former_ports);
         let frontend = write(&mut self.frontend, &actual.frontend_ports);
         let host = write(&mut self.host, &actual.host_ports);
-        let former = former.into_iter().map(|(word, bits)| Op::PutFormerPorts { word, bits });
-        let frontend = frontend.into_iter().map(|(word, bits)| Op::PutFrontendPorts { word, bits });
-        let host = host.into_iter().map(|(word, bits)| Op::PutHostPorts { word, bits });
+        let former = former.into_iter().map(|(word, bits)| Write::PutFormerPorts { word, bits });
+        let frontend =
+            frontend.into_iter().map(|(word, bits)| Write::PutFrontendPorts { word, bits });
+        let host = host.into_iter().map(|(word, bits)| Write::PutHostPorts { word, bits });
         former.chain(frontend).chain(host).collect()
     }
 
@@ -91,10 +94,10 @@ impl Bitmaps {
     }
 
     /// Whether a write brings a backend or a frontend for which packets that leave the node must be seen.
-    pub(super) fn needs_departures(&self, op: &Op) -> bool {
+    pub(super) fn needs_departures(&self, op: &Write) -> bool {
         match op {
-            Op::PutBackend { backend, .. } => host_port(&self.host_addrs, backend).is_some(),
-            Op::PutFrontend { key, frontend } => self.is_at_host(key, frontend),
+            Write::PutBackend { backend, .. } => host_port(&self.host_addrs, backend).is_some(),
+            Write::PutFrontend { key, frontend } => self.is_at_host(key, frontend),
             _ => false,
         }
     }
@@ -113,48 +116,41 @@ impl Bitmaps {
         actual: &Actual,
         key: &FrontendKey,
         value: &Frontend,
-    ) -> Option<Op> {
+    ) -> Option<Write> {
         let (word, bits) =
             self.frontend.want(frontend_port(key, value)?, &actual.frontend_ports)?;
-        Some(Op::PutFrontendPorts { word, bits })
+        Some(Write::PutFrontendPorts { word, bits })
     }
 
     /// The write that is needed before this frontend goes: flows to it may be left.
-    pub(super) fn want_former(&mut self, actual: &Actual, key: &FrontendKey) -> Option<Op> {
+    pub(super) fn want_former(&mut self, actual: &Actual, key: &FrontendKey) -> Option<Write> {
         let port = frontend_port(key, actual.frontends.get(key)?)?;
         let (word, bits) = self.former.want(port, &actual.former_ports)?;
-        Some(Op::PutFormerPorts { word, bits })
+        Some(Write::PutFormerPorts { word, bits })
     }
 
     /// The write that is needed before this backend.
-    pub(super) fn want_host(&mut self, actual: &Actual, backend: &Backend) -> Option<Op> {
+    pub(super) fn want_host(&mut self, actual: &Actual, backend: &Backend) -> Option<Write> {
         let (word, bits) =
             self.host.want(host_port(&self.host_addrs, backend)?, &actual.host_ports)?;
-        Some(Op::PutHostPorts { word, bits })
+        Some(Write::PutHostPorts { word, bits })
     }
 
     /// The map that lacks something which must be there before this write: the write for it has failed, in whichever
     /// group it was.
-    pub(super) fn lacks(&self, actual: &Actual, op: &Op) -> Option<&'static str> {
+    pub(super) fn lacks(&self, actual: &Actual, op: &Write) -> Option<&'static str> {
         let (port, map, bits) = match op {
-            Op::PutFrontend { key, frontend } => {
+            Write::PutFrontend { key, frontend } => {
                 (frontend_port(key, frontend)?, "frontend_ports", &actual.frontend_ports)
             }
-            Op::DeleteFrontend { key } => {
+            Write::DeleteFrontend { key } => {
                 let port = frontend_port(key, actual.frontends.get(key)?)?;
                 (port, "former_ports", &actual.former_ports)
             }
-            Op::PutBackend { backend, .. } => {
+            Write::PutBackend { backend, .. } => {
                 (host_port(&self.host_addrs, backend)?, "host_ports", &actual.host_ports)
             }
-            Op::PutSlot { .. }
-            | Op::PutSourceRange { .. }
-            | Op::DeleteSourceRange { .. }
-            | Op::ClearAffinity { .. }
-            | Op::PutFrontendPorts { .. }
-            | Op::PutHostPorts { .. }
-            | Op::PutFormerPorts { .. }
-            | Op::PutSettings(_) => return None,
+            _ => return None,
         };
         (!Ports::has(port, bits)).then_some(map)
     }

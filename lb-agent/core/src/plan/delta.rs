@@ -8,57 +8,14 @@ use lb_common::be::Be16;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
 use super::slots::Range;
+use super::sources;
+use super::stages::{Full, Stages};
 use super::state::PortState;
 use super::tables::Tables;
 use super::timers::DRAIN;
 use super::values::{self, Layout};
-use super::{Op, sources};
+use super::write::Write;
 use crate::model::DesiredPort;
-
-/// The writes of one Service by the stage in which they have to happen.
-///
-/// Any prefix of the stages in this order is safe: what a frontend refers to is complete before the frontend is
-/// written, and is taken away only after the last frontend has been.
-#[derive(Debug, Default)]
-pub(super) struct Stages {
-    /// Bits of `frontend_ports` and `host_ports`: a program must look at what is there. Of `former_ports`: and at flows
-    /// to what is going.
-    pub(super) port_bits: Vec<Op>,
-    pub(super) ranges: Vec<Op>,
-    pub(super) backends: Vec<Op>,
-    pub(super) slots: Vec<Op>,
-    /// Before the frontends, so that it comes again with them when it fails. A client that comes in between is only
-    /// remembered until its time is over, and only if affinity is wanted again by then.
-    pub(super) affinity: Vec<Op>,
-    pub(super) frontends: Vec<Op>,
-    /// After the frontends: before them, it would refuse their ports.
-    pub(super) wildcards: Vec<Op>,
-    /// Wildcards before frontends, for the same reason.
-    pub(super) deletes: Vec<Op>,
-    /// After the last frontend that is gated by them.
-    pub(super) range_deletes: Vec<Op>,
-    pub(super) drains: Vec<Op>,
-}
-
-impl Stages {
-    /// Moves all writes to the end of `ops`.
-    pub(super) fn append_to(&mut self, ops: &mut Vec<Op>) {
-        ops.append(&mut self.port_bits);
-        ops.append(&mut self.ranges);
-        ops.append(&mut self.backends);
-        ops.append(&mut self.slots);
-        ops.append(&mut self.affinity);
-        ops.append(&mut self.frontends);
-        ops.append(&mut self.wildcards);
-        ops.append(&mut self.deletes);
-        ops.append(&mut self.range_deletes);
-        ops.append(&mut self.drains);
-    }
-}
-
-/// The map that has no room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full(pub(super) &'static str);
 
 /// Adds the writes for one service port. `want` is `None` when it is to be removed; with `plain` it gets no Maglev table.
 ///
@@ -96,7 +53,7 @@ pub(super) fn port(
     let wrong = slots.filter(|(slot, id)| tables.slot(*slot) != **id);
     stages
         .slots
-        .extend(wrong.map(|(slot, backend_id)| Op::PutSlot { slot, backend_id: *backend_id }));
+        .extend(wrong.map(|(slot, backend_id)| Write::PutSlot { slot, backend_id: *backend_id }));
 
     let frontends = want
         .map(|want| values::frontends(port.service_id, want, &layout, range))
@@ -185,7 +142,7 @@ fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], st
             // A timer that is due in this very plan must not declare it dead.
             tables.timers.disarm(*id);
             stages.port_bits.extend(tables.bitmaps.want_host(&tables.actual, &backend));
-            stages.backends.push(Op::PutBackend { id: *id, backend });
+            stages.backends.push(Write::PutBackend { id: *id, backend });
         }
     }
 }
@@ -203,12 +160,12 @@ fn put_frontends(
         |frontend: &Frontend| frontend.service_id == port.service_id && frontend.affinity_secs > 0;
     let remembered = port.frontends.iter().filter_map(|key| tables.frontend(key)).any(remembers);
     if remembered && !frontends.iter().any(|(_, frontend)| remembers(frontend)) {
-        stages.affinity.push(Op::ClearAffinity { service_id: port.service_id });
+        stages.affinity.push(Write::ClearAffinity { service_id: port.service_id });
     }
     for (key, frontend) in &frontends {
         if tables.frontend(key) != Some(frontend) {
             stages.port_bits.extend(tables.bitmaps.want_frontend(&tables.actual, key, frontend));
-            stages.frontends.push(Op::PutFrontend { key: *key, frontend: *frontend });
+            stages.frontends.push(Write::PutFrontend { key: *key, frontend: *frontend });
         }
     }
     let mut postponed = false;
@@ -222,7 +179,7 @@ fn put_frontends(
             postponed = true;
         } else {
             stages.port_bits.extend(tables.bitmaps.want_former(&tables.actual, &key));
-            stages.deletes.push(Op::DeleteFrontend { key });
+            stages.deletes.push(Write::DeleteFrontend { key });
         }
     }
     port.frontends = keys.into();
@@ -241,7 +198,7 @@ fn drop_former(tables: &mut Tables, port: &mut PortState, postponed: bool, stage
         match backend.state {
             state::ACTIVE if !postponed => {
                 let backend = Backend { state: state::DRAINING, ..backend };
-                stages.drains.push(Op::PutBackend { id: *id, backend });
+                stages.drains.push(Write::PutBackend { id: *id, backend });
                 true
             }
             state::ACTIVE => true,

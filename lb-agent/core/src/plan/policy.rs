@@ -12,34 +12,33 @@
 //! and the new addresses until its own write comes, as if it had been changed a moment later than they.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::endpoint::{Ident, Pod, ident_flags};
 use lb_common::limits;
-use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
+use lb_common::policy::{Group, PeerKey, PolicyState, group_flags};
 
 use self::assigned::{Assigned, Whose};
 use self::failures::group_issues;
 use self::rest::Resting;
 use self::switch::{Switch, Switched};
-use super::MapError;
+use super::actual::Actual;
+use super::pods::{self, GroupIds, Pods};
+use super::retry::Retry;
+use super::write::Write;
 use crate::cluster::Name;
 use crate::issue::Issue;
 use crate::model::policy::{self as model, Atomic, Desired, Source};
 
 mod assigned;
-mod failures;
-mod op;
+pub(super) mod failures;
+pub(super) mod port_key;
 mod rest;
 mod restore;
 mod switch;
-mod tables;
-
-pub use self::op::{GroupIds, Op, Store};
-pub use self::tables::{Actual, Cidrs};
 
 /// The element of `groups` that denies everything: for groups that the array has no room for.
 const FULL: u32 = 1;
@@ -51,6 +50,8 @@ pub struct Veth {
     pub ifindex: u32,
     /// Who is behind it.
     pub behind: Behind,
+    /// What the device says of its element of `pods`: all but its number, groups and further sources.
+    pub face: Pod,
 }
 
 /// Who is behind a device.
@@ -77,23 +78,8 @@ pub struct Wanted<'a> {
     pub veths: &'a [Veth],
     /// Whether devices of unknown Pods are cut off as soon as there is any policy.
     pub strict: bool,
-}
-
-/// Writes in the order in which they have to be done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use = "each plan has to be applied before the next is made"]
-pub struct Plan {
-    /// All of them.
-    pub ops: Vec<Op>,
-}
-
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Writes done.
-    pub writes: usize,
-    /// Writes that failed; they come again in a later plan.
-    pub failed: Vec<(Op, MapError)>,
+    /// The stamp until which connections may be older than the first policy of their Pod.
+    pub pickup_until: u32,
 }
 
 /// A group that the tables have.
@@ -108,7 +94,6 @@ struct Live {
 /// Keeps the numbers and makes plans.
 #[derive(Debug)]
 pub struct Planner {
-    actual: Actual,
     /// By their first element.
     live: BTreeMap<u32, Live>,
     by_content: HashMap<Arc<model::Group>, u32>,
@@ -127,112 +112,83 @@ pub struct Planner {
     incomplete: BTreeSet<u32>,
     /// Groups that there was no room for at all.
     roomless: Vec<Arc<model::Group>>,
-    retry: Option<(Duration, Duration)>,
+    retry: Option<Retry>,
     /// Whether a plan with policies has been made.
     begun: bool,
 }
 
 impl Planner {
     /// Takes over what the maps say.
-    pub fn restore(actual: Actual) -> Self {
+    pub(super) fn restore(actual: &Actual) -> Self {
         restore::planner(actual)
-    }
-
-    /// What the maps say, as far as it was written or restored.
-    pub fn actual(&self) -> &Actual {
-        &self.actual
     }
 
     /// The writes for what is wanted, for earlier ones that failed, and for numbers that have rested.
     ///
     /// `now` is any clock that never goes back.
-    pub fn plan(&mut self, wanted: &Wanted<'_>, now: Duration) -> Plan {
-        let mut plan = Plan::default();
+    pub(super) fn plan(
+        &mut self,
+        (actual, pods): (&Actual, &Pods),
+        wanted: &Wanted<'_>,
+        now: Duration,
+    ) -> Vec<Write> {
+        let mut writes = Vec::new();
         let Some(desired) = wanted.desired else {
-            self.follow_devices(wanted.devices, &mut plan);
-            return plan;
+            follow_devices(actual, wanted.devices, &mut writes);
+            let put = |veth| self.put_pod((actual, pods), None, veth, wanted.pickup_until);
+            writes.extend(wanted.veths.iter().filter_map(put));
+            delete_pods(actual, wanted.veths, &mut writes);
+            return writes;
         };
         if !self.begun {
             self.begun = true;
-            restore::adopt(self, desired, wanted);
+            restore::adopt(self, actual, desired, wanted);
         }
-        self.sweep(now, &mut plan);
+        self.sweep(actual, now, &mut writes);
         let assigned = Assigned::of(desired, wanted);
-        let retrying = self.retrying(now, !plan.ops.is_empty());
-        let new = self.allocate(&assigned, &mut plan);
-        let switch = Switch::new(self, &assigned, desired).run(wanted);
+        let retrying = self.retrying(now, !writes.is_empty());
+        let new = self.allocate(actual, &assigned, &mut writes);
+        let switch = Switch::new(self, actual, &assigned, desired).run(wanted);
         let Switched { minted, in_use, before, after } = switch;
-        self.groups_in_order((&new, &retrying), &in_use, &mut plan);
-        self.columns(&minted, (&new, &retrying), &assigned, &mut plan);
-        let first = plan.ops.len();
-        plan.ops.extend(before);
+        self.groups_in_order(actual, (&new, &retrying), &in_use, &mut writes);
+        self.columns(&minted, (&new, &retrying), &assigned, &mut writes);
+        let first = writes.len();
+        writes.extend(before);
         for head in &retrying {
-            self.elements(*head, &mut plan.ops);
+            self.elements(actual, *head, &mut writes);
         }
-        self.set_groups(desired, &assigned, wanted, &mut plan);
-        let changed = plan.ops.get(first..).is_some_and(|ops| ops.iter().any(Op::is_enforced));
-        self.put_state(desired, &assigned, changed, &mut plan);
-        plan.ops.extend(after);
+        self.put_pods((actual, pods), desired, &assigned, wanted, &mut writes);
+        let enforced = |write: &Write| is_enforced(actual, write);
+        let changed = writes.get(first..).is_some_and(|writes| writes.iter().any(enforced));
+        self.put_state(actual, desired, &assigned, changed, &mut writes);
+        writes.extend(after);
         self.adopt_minted(minted);
-        self.rest(&assigned, &in_use, now);
-        plan
+        self.rest(actual, &assigned, &in_use, now);
+        writes
     }
 
-    /// Does the writes, and notes which of them happened.
-    pub fn apply(&mut self, plan: Plan, store: &mut impl Store, now: Duration) -> Applied {
-        let mut applied = Applied::default();
-        for mut op in plan.ops {
-            if self.is_moot(&op) {
-                continue;
-            }
-            if let Op::PutGroup { id, group } = &mut op
-                && self.incomplete.contains(&self.head_of(*id))
-            {
-                group.flags |= group_flags::OVERFLOW;
-            }
-            let lacking = match &op {
-                Op::SetGroups { groups, .. } => groups.iter().any(|id| !self.has_group(*id)),
-                Op::PutState(PolicyState { pending_ingress, pending_egress, .. }) => {
-                    ![pending_ingress, pending_egress].iter().all(|id| self.has_group(**id))
-                }
-                _ => false,
-            };
-            let done = if lacking { Err(MapError::lacking("groups")) } else { store.apply(&op) };
-            match done {
-                Ok(()) => {
-                    self.actual.done(&op);
-                    applied.writes += 1;
-                }
-                Err(err) => {
-                    self.fail(&op, store, now);
-                    applied.failed.push((op, err));
-                }
-            }
-        }
-        if applied.failed.is_empty() {
-            // Groups without room wait for others to go, which is told by those.
-            let again = |(at, delay)| (if at > now { at } else { now + delay }, delay);
-            self.retry = self.retry.map(again).filter(|_| !self.incomplete.is_empty());
-        }
-        applied
+    /// The write that gives a device its element of `pods` without waiting for a plan of all of them, if it is another than
+    /// it has: with the groups that it has, else those of the Pod behind it, else those of unknown Pods.
+    pub(super) fn put_pod(
+        &self,
+        (actual, pods): (&Actual, &Pods),
+        desired: Option<&Desired>,
+        veth: &Veth,
+        pickup_until: u32,
+    ) -> Option<Write> {
+        let groups = self.groups_of(actual, desired, veth);
+        put_pod((actual, pods), veth, groups, pickup_until)
     }
 
     /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
     pub fn next_wakeup(&self) -> Option<Duration> {
         let rested = self.resting.iter().map(|(at, _)| *at);
-        rested.chain(self.retry.map(|(at, _)| at)).min()
+        rested.chain(self.retry.map(|retry| retry.at)).min()
     }
 
-    /// The device is gone, and its element of `pods` with it.
-    pub fn gone(&mut self, ifindex: u32) {
-        self.actual.pods.remove(&ifindex);
-    }
-
-    /// The groups to be written for a device whose element of `pods` is written now: those that it has, else those
-    /// of the Pod behind it, else those of unknown Pods.
-    pub fn groups_of(&mut self, desired: Option<&Desired>, veth: &Veth) -> GroupIds {
-        if let Some(groups) = self.actual.pods.get(&veth.ifindex) {
-            return *groups;
+    fn groups_of(&self, actual: &Actual, desired: Option<&Desired>, veth: &Veth) -> GroupIds {
+        if let Some(pod) = actual.pods.get(&veth.ifindex) {
+            return pods::groups(pod);
         }
         let pod = desired.and_then(|desired| {
             let pod = assigned::pod(desired, &veth.behind)?;
@@ -241,18 +197,11 @@ impl Planner {
                 group.map_or(0, |group| self.by_content.get(group).copied().unwrap_or(FULL))
             }))
         });
-        let PolicyState { pending_ingress, pending_egress, .. } = self.actual.state;
+        let PolicyState { pending_ingress, pending_egress, .. } = actual.policy;
         let nobody = veth.behind == Behind::Nobody;
         let pending = if nobody { [0; 4] } else { [pending_ingress, pending_egress, 0, 0] };
-        let groups = pod.unwrap_or(pending);
-        let groups = if groups.iter().all(|id| self.has_group(*id)) {
-            groups
-        } else {
-            // Not written yet: the next plan does it.
-            pending
-        };
-        self.actual.pods.insert(veth.ifindex, groups);
-        groups
+        // Groups that are not written yet come with the next plan.
+        pod.filter(|groups| groups.iter().all(|id| actual.has_group(*id))).unwrap_or(pending)
     }
 
     /// Policies that are not programmed as they should be, and why.
@@ -285,10 +234,6 @@ impl Planner {
         self.live.get(&head)?.content.as_ref()?.source(rule)
     }
 
-    fn has_group(&self, id: u32) -> bool {
-        id == 0 || self.actual.groups.contains_key(&id)
-    }
-
     /// The first element of the chain that this one is in.
     fn head_of(&self, id: u32) -> u32 {
         if self.live.contains_key(&id) {
@@ -298,54 +243,21 @@ impl Planner {
         chains.into_iter().find(|(_, live)| live.ids.contains(&id)).map_or(id, |(head, _)| *head)
     }
 
-    /// The rest of what a group needs is of no use once something of it could not be written.
-    fn is_moot(&self, op: &Op) -> bool {
-        match op {
-            Op::PutPeerBits { key: PeerKey { group, .. }, .. }
-            | Op::PutPortBits { key: PortKey { group, .. }, .. } => {
-                !self.incomplete.is_empty() && self.incomplete.contains(&self.head_of(*group))
-            }
-            _ => false,
-        }
-    }
-
-    /// Before anything is known of policies: numbers and Pods stay, devices come and go.
-    fn follow_devices(&self, devices: &BTreeMap<Addr, Ident>, plan: &mut Plan) {
-        const OF_CLUSTER: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::HERE;
-        for (addr, device) in devices {
-            let known = self.actual.ident.get(addr);
-            let mut ident = *device;
-            ident.ident = self.actual.ident_of(addr);
-            if device.flags & ident_flags::LOCAL_NODE == 0 {
-                ident.flags |= known.map_or(0, |known| known.flags & OF_CLUSTER);
-            }
-            if known != Some(&ident) {
-                plan.ops.push(Op::PutIdent { addr: *addr, ident });
-            }
-        }
-        for (addr, known) in &self.actual.ident {
-            if devices.contains_key(addr) {
-                continue;
-            }
-            if known.flags & OF_CLUSTER == 0 {
-                plan.ops.push(Op::DeleteIdent { addr: *addr });
-            } else if known.ifindex != 0 {
-                let ident = Ident { ifindex: 0, ..*known };
-                plan.ops.push(Op::PutIdent { addr: *addr, ident });
-            }
-        }
-    }
-
     /// The groups to be completed now: it is time to, or there is more room.
     fn retrying(&mut self, now: Duration, freed: bool) -> BTreeSet<u32> {
-        if !freed && self.retry.is_some_and(|(at, _)| at > now) {
+        if !freed && self.retry.is_some_and(|retry| retry.at > now) {
             return BTreeSet::new();
         }
         std::mem::take(&mut self.incomplete)
     }
 
     /// Gives numbers to groups that have none; returns those.
-    fn allocate(&mut self, assigned: &Assigned, plan: &mut Plan) -> BTreeSet<u32> {
+    fn allocate(
+        &mut self,
+        actual: &Actual,
+        assigned: &Assigned,
+        writes: &mut Vec<Write>,
+    ) -> BTreeSet<u32> {
         let mut new = BTreeSet::new();
         self.roomless.clear();
         for group in &assigned.groups {
@@ -361,10 +273,10 @@ impl Planner {
             self.live.insert(head, Live { content: Some(Arc::clone(group)), ids });
             new.insert(head);
         }
-        let full = self.actual.groups.get(&FULL).map(|group| group.flags);
+        let full = actual.groups.get(&FULL).map(|group| group.flags);
         if !assigned.groups.is_empty() && full != Some(group_flags::OVERFLOW) {
             let group = Group { flags: group_flags::OVERFLOW, ..Group::ZERO };
-            plan.ops.push(Op::PutGroup { id: FULL, group: Box::new(group) });
+            writes.push(Write::PutGroup { id: FULL, group: Box::new(group) });
         }
         new
     }
@@ -389,35 +301,42 @@ impl Planner {
     /// of it comes last.
     fn groups_in_order(
         &self,
+        actual: &Actual,
         (new, retrying): (&BTreeSet<u32>, &BTreeSet<u32>),
         in_use: &BTreeMap<u32, Atomic>,
-        plan: &mut Plan,
+        writes: &mut Vec<Write>,
     ) {
-        let mut of_namespace: BTreeMap<&str, Vec<Op>> = BTreeMap::new();
+        let mut of_namespace: BTreeMap<&str, Vec<Write>> = BTreeMap::new();
         for head in new.iter().chain(retrying) {
             let Some(content) = self.live.get(head).and_then(|live| live.content.as_ref()) else {
                 continue;
             };
             let namespace = content.isolating.first().map_or("", |name| &*name.namespace);
-            let ops = of_namespace.entry(namespace).or_default();
-            self.tables_of(*head, in_use, ops);
+            let own = of_namespace.entry(namespace).or_default();
+            self.tables_of(actual, *head, in_use, own);
             if new.contains(head) {
-                self.elements(*head, ops);
+                self.elements(actual, *head, own);
             }
         }
-        let mut all: Vec<(&str, Vec<Op>)> = of_namespace.into_iter().collect();
-        all.sort_by_key(|(namespace, ops)| (!namespace.is_empty(), ops.len()));
-        plan.ops.extend(all.into_iter().flat_map(|(_, ops)| ops));
+        let mut all: Vec<(&str, Vec<Write>)> = of_namespace.into_iter().collect();
+        all.sort_by_key(|(namespace, own)| (!namespace.is_empty(), own.len()));
+        writes.extend(all.into_iter().flat_map(|(_, own)| own));
     }
 
     /// What is missing or wrong in `port_bits` and `peer_bits` of a group.
-    fn tables_of(&self, head: u32, in_use: &BTreeMap<u32, Atomic>, ops: &mut Vec<Op>) {
+    fn tables_of(
+        &self,
+        actual: &Actual,
+        head: u32,
+        in_use: &BTreeMap<u32, Atomic>,
+        writes: &mut Vec<Write>,
+    ) {
         let Some(Live { content: Some(content), ids }) = self.live.get(&head) else { return };
         for (id, link) in ids.iter().zip(content.links()) {
             for entry in link.ports {
-                let (len, key) = tables::port_entry(*id, &entry);
-                if self.actual.port_bits.get(&(len, key)) != Some(&entry.bits) {
-                    ops.push(Op::PutPortBits { len, key, bits: entry.bits });
+                let (len, key) = port_key::port_entry(*id, &entry);
+                if actual.port_bits.get(&(len, key)) != Some(&entry.bits) {
+                    writes.push(Write::PutPortBits { len, key, bits: entry.bits });
                 }
             }
         }
@@ -425,20 +344,20 @@ impl Planner {
             for (link, bits) in content.column(atoms) {
                 let Some(id) = ids.get(link as usize) else { continue };
                 let key = PeerKey { group: *id, ident: *ident };
-                if self.actual.peer_bits.get(&key) != Some(&bits) {
-                    ops.push(Op::PutPeerBits { key, bits });
+                if actual.peer_bits.get(&key) != Some(&bits) {
+                    writes.push(Write::PutPeerBits { key, bits });
                 }
             }
         }
     }
 
     /// The elements of `groups` of a group, the last first.
-    fn elements(&self, head: u32, ops: &mut Vec<Op>) {
+    fn elements(&self, actual: &Actual, head: u32, writes: &mut Vec<Write>) {
         let Some(live) = self.live.get(&head) else { return };
         let elements = render(live);
         for (id, element) in elements.into_iter().rev() {
-            if self.actual.groups.get(&id) != Some(&element) {
-                ops.push(Op::PutGroup { id, group: Box::new(element) });
+            if actual.groups.get(&id) != Some(&element) {
+                writes.push(Write::PutGroup { id, group: Box::new(element) });
             }
         }
     }
@@ -449,7 +368,7 @@ impl Planner {
         minted: &BTreeMap<u32, switch::Minted>,
         (new, retrying): (&BTreeSet<u32>, &BTreeSet<u32>),
         assigned: &Assigned,
-        plan: &mut Plan,
+        writes: &mut Vec<Write>,
     ) {
         for group in &assigned.groups {
             let Some(head) = self.by_content.get(group) else { continue };
@@ -461,14 +380,14 @@ impl Planner {
                 for (link, bits) in group.column(&minted.atoms) {
                     let Some(id) = live.ids.get(link as usize) else { continue };
                     let key = PeerKey { group: *id, ident: *ident };
-                    plan.ops.push(Op::PutPeerBits { key, bits });
+                    writes.push(Write::PutPeerBits { key, bits });
                 }
             }
         }
         for (ident, minted) in minted {
             for (group, bits) in &*minted.as_before {
                 let key = PeerKey { group: *group, ident: *ident };
-                plan.ops.push(Op::PutPeerBits { key, bits: *bits });
+                writes.push(Write::PutPeerBits { key, bits: *bits });
             }
         }
     }
@@ -478,12 +397,13 @@ impl Planner {
         self.by_content.get(group).copied().unwrap_or(FULL)
     }
 
-    fn set_groups(
+    fn put_pods(
         &self,
+        (actual, pods): (&Actual, &Pods),
         desired: &Desired,
         assigned: &Assigned,
         wanted: &Wanted<'_>,
-        plan: &mut Plan,
+        writes: &mut Vec<Write>,
     ) {
         let pending = assigned.pending_group.as_ref().map_or(0, |group| self.id_of(group));
         let ids: Vec<u32> = desired.groups.iter().map(|group| self.id_of(group)).collect();
@@ -497,11 +417,9 @@ impl Planner {
                     [ingress, egress, &false, &false].map(|cut| if *cut { pending } else { 0 })
                 }
             };
-            let ifindex = veth.ifindex;
-            if self.actual.pods.get(&ifindex).is_some_and(|known| *known != groups) {
-                plan.ops.push(Op::SetGroups { ifindex, groups });
-            }
+            writes.extend(put_pod((actual, pods), veth, groups, wanted.pickup_until));
         }
+        delete_pods(actual, wanted.veths, writes);
     }
 
     fn pending_ids(&self, assigned: &Assigned) -> [u32; 2] {
@@ -509,16 +427,23 @@ impl Planner {
         assigned.pending.map(|pending| if pending { id } else { 0 })
     }
 
-    fn put_state(&self, desired: &Desired, assigned: &Assigned, changed: bool, plan: &mut Plan) {
+    fn put_state(
+        &self,
+        actual: &Actual,
+        desired: &Desired,
+        assigned: &Assigned,
+        changed: bool,
+        writes: &mut Vec<Write>,
+    ) {
         let [pending_ingress, pending_egress] = self.pending_ids(assigned);
-        let old = self.actual.state;
+        let old = actual.policy;
         let mut state = PolicyState { pending_ingress, pending_egress, ..old };
         let begins = desired.any && old.epoch == 0;
         if begins || (old.epoch != 0 && (changed || state != old)) {
             state.epoch = old.epoch.wrapping_add(1).max(1);
         }
         if state != old {
-            plan.ops.push(Op::PutState(state));
+            writes.push(Write::PutPolicyState(state));
         }
     }
 
@@ -531,10 +456,72 @@ impl Planner {
     }
 
     /// The first elements of the groups that something in the maps refers to.
-    fn referred(&self) -> BTreeSet<u32> {
-        let PolicyState { pending_ingress, pending_egress, .. } = self.actual.state;
-        let pods = self.actual.pods.values().flatten().copied();
+    fn referred(&self, actual: &Actual) -> BTreeSet<u32> {
+        let PolicyState { pending_ingress, pending_egress, .. } = actual.policy;
+        let pods = actual.pods.values().flat_map(pods::groups);
         pods.chain([pending_ingress, pending_egress]).filter(|id| *id != 0).collect()
+    }
+}
+
+/// Before anything is known of policies: numbers stay, devices come and go.
+fn follow_devices(actual: &Actual, devices: &BTreeMap<Addr, Ident>, writes: &mut Vec<Write>) {
+    const OF_CLUSTER: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::HERE;
+    for (addr, device) in devices {
+        let known = actual.ident.get(addr);
+        let mut ident = *device;
+        ident.ident = actual.ident_of(addr);
+        if device.flags & ident_flags::LOCAL_NODE == 0 {
+            ident.flags |= known.map_or(0, |known| known.flags & OF_CLUSTER);
+        }
+        if known != Some(&ident) {
+            writes.push(Write::PutIdent { addr: *addr, ident });
+        }
+    }
+    for (addr, known) in &actual.ident {
+        if devices.contains_key(addr) {
+            continue;
+        }
+        if known.flags & OF_CLUSTER == 0 {
+            writes.push(Write::DeleteIdent { addr: *addr });
+        } else if known.ifindex != 0 {
+            let ident = Ident { ifindex: 0, ..*known };
+            writes.push(Write::PutIdent { addr: *addr, ident });
+        }
+    }
+}
+
+/// The write of a device's element of `pods`, if it has another one.
+fn put_pod(
+    (actual, pods): (&Actual, &Pods),
+    veth: &Veth,
+    groups: GroupIds,
+    pickup_until: u32,
+) -> Option<Write> {
+    let ifindex = veth.ifindex;
+    let before = actual.pods.get(&ifindex);
+    let pod = pods.element((ifindex, &veth.face), before, groups, pickup_until);
+    (before != Some(&pod)).then(|| Write::PutPod { ifindex, pod: Box::new(pod) })
+}
+
+/// The writes for devices that are gone, but whose element could not be removed then.
+fn delete_pods(actual: &Actual, veths: &[Veth], writes: &mut Vec<Write>) {
+    let there: HashSet<u32> = veths.iter().map(|veth| veth.ifindex).collect();
+    let gone = actual.pods.keys().filter(|ifindex| !there.contains(ifindex));
+    writes.extend(gone.map(|ifindex| Write::DeletePod { ifindex: *ifindex }));
+}
+
+/// Whether a write changes what is enforced.
+fn is_enforced(actual: &Actual, write: &Write) -> bool {
+    match write {
+        Write::PutIdent { .. }
+        | Write::DeleteIdent { .. }
+        | Write::PutCidr { .. }
+        | Write::PutGroup { .. } => true,
+        Write::PutPod { ifindex, pod } => {
+            let before = actual.pods.get(ifindex).map(pods::groups);
+            before.is_some_and(|before| before != pods::groups(pod))
+        }
+        _ => false,
     }
 }
 

@@ -12,12 +12,16 @@ use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
+use super::actual::Actual;
 use super::admission::Admission;
+use super::capacity::Capacity;
+use super::devs::Devs;
+use super::pods::Pods;
 use super::slots::Range;
 use super::state::{Left, PortState, ServiceState};
 use super::tables::{ORPHAN, Tables};
 use super::timers::{DRAIN, REST};
-use super::{Actual, Capacity, Given, Planner, values};
+use super::{Given, Planner, policy, values};
 use crate::cluster::{Family, Name};
 use crate::model::DesiredPort;
 
@@ -34,6 +38,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         groups.entry(key.service_id).or_default();
     }
     let next_service_id = groups.last_key_value().map_or(0, |(id, _)| *id);
+    let (policies, pods) = (policy::Planner::restore(&actual), Pods::restore(&actual.pods));
     let mut tables = Tables::new(capacity, actual);
     let mut reserved = BTreeSet::new();
     let ports = groups.into_iter().map(|(service_id, mut frontends)| {
@@ -56,6 +61,9 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         next_serial: 0,
         settings: Box::new(Settings::ZERO),
         given: Given::default(),
+        policies,
+        pods,
+        devs: Devs::default(),
     }
 }
 

@@ -8,16 +8,18 @@ use lb_common::addr::Addr;
 use lb_common::service::{Frontend, FrontendKey, frontend_flags};
 
 use super::admission::Refused;
-use super::delta::{self, Full, Stages};
-use super::state::{Retry, ServiceState, Trouble};
+use super::delta;
+use super::retry::{Delays, Retry};
+use super::stages::{Full, Stages};
+use super::state::{ServiceState, Trouble};
 use super::tables::Tables;
-use super::{MapError, Op};
+use super::write::{MapError, Write};
 use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
 use crate::model::{DesiredService, Wildcard};
 
 /// How soon a failed write is tried again, and how rarely at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const DELAYS: Delays = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// What a Service's writes depend on beside its own state.
 pub(super) struct Context<'a> {
@@ -30,7 +32,7 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
 }
 
-/// Adds the writes to `ops`. `want` is `None` when the Service is to be removed.
+/// Adds the writes to `writes`. `want` is `None` when the Service is to be removed.
 ///
 /// A port for which a map has no room stays as it is; the others do not suffer from it.
 pub(super) fn plan(
@@ -39,7 +41,7 @@ pub(super) fn plan(
     service: &mut ServiceState,
     want: Option<&DesiredService>,
     context: &Context<'_>,
-    ops: &mut Vec<Op>,
+    writes: &mut Vec<Write>,
 ) {
     let mut stages = Stages::default();
     let mut incomplete = false;
@@ -67,17 +69,18 @@ pub(super) fn plan(
     }
     // Trouble that is over stays until the writes have happened: they might fail again, and more slowly then.
     if incomplete || service.trouble.is_some() {
-        let retry = next_retry(service, context.now);
+        let last = service.trouble.as_ref().map(|trouble| trouble.retry);
+        let retry = Retry::after(last, DELAYS, context.now);
         service.trouble = Some(Box::new(Trouble { issues, incomplete, retry }));
     }
-    stages.append_to(ops);
+    stages.append_to(writes);
 }
 
 /// Notes a failed write and when to try again.
 pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, now: Duration) {
     // The plan that tried again has put off the next try already.
     let planned = service.trouble.as_ref().map(|trouble| trouble.retry);
-    let retry = planned.filter(|retry| retry.at > now).unwrap_or_else(|| next_retry(service, now));
+    let retry = Retry::after_failure(planned, DELAYS, now);
     let issue = if err.full {
         full(name, "part of the Service", err.map)
     } else {
@@ -91,13 +94,6 @@ pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, no
     if !trouble.issues.contains(&issue) {
         trouble.issues.push(issue);
     }
-}
-
-fn next_retry(service: &ServiceState, now: Duration) -> Retry {
-    let (first, most) = RETRY;
-    let last = service.trouble.as_ref().map(|trouble| trouble.retry);
-    let delay = last.map_or(first, |last| (last.delay * 2).min(most));
-    Retry { at: now + delay, delay }
 }
 
 fn full(name: &Name, what: &str, map: &str) -> Issue {
@@ -129,7 +125,7 @@ fn wildcards(
                 continue;
             }
         }
-        stages.wildcards.push(Op::PutFrontend { key, frontend });
+        stages.wildcards.push(Write::PutFrontend { key, frontend });
     }
     let mut deletes = Vec::new();
     for addr in before {
@@ -138,7 +134,7 @@ fn wildcards(
         let is_wanted = wanted.iter().any(|wildcard| wildcard.addr == addr);
         if own && !is_wanted && tables.frontend(&key).is_some() {
             held.push(addr);
-            deletes.push(Op::DeleteFrontend { key });
+            deletes.push(Write::DeleteFrontend { key });
         }
     }
     service.wildcards = held.into();

@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::service::{FrontendKey, state};
 
 use super::admission::Demand;
+use super::retry::Retry;
 use super::slots::Range;
 use super::sources;
 use super::tables::Tables;
@@ -39,13 +39,6 @@ pub(super) struct Trouble {
     pub(super) incomplete: bool,
     /// When it is tried again.
     pub(super) retry: Retry,
-}
-
-/// The next try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Retry {
-    pub(super) at: Duration,
-    pub(super) delay: Duration,
 }
 
 impl ServiceState {

@@ -7,13 +7,15 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, state};
 
+use super::actual::Actual;
 use super::bitmaps::Bitmaps;
+use super::capacity::Capacity;
 use super::flows::{Flows, LastFlows};
 use super::ids::BackendIds;
 use super::share::Holdings;
 use super::slots::{Range, Ranges};
 use super::timers::{DRAIN, REST, Timers};
-use super::{Actual, Capacity, Op};
+use super::write::Write;
 use crate::model::share;
 
 /// Owner of backends that belong to no service port known.
@@ -60,12 +62,12 @@ impl Tables {
     }
 
     /// A plan begins, for a host with these addresses: the writes that mend the bitmaps of ports.
-    pub(super) fn begin(&mut self, host: &[Addr], first: bool, due: bool) -> Vec<Op> {
+    pub(super) fn begin(&mut self, host: &[Addr], first: bool, due: bool) -> Vec<Write> {
         self.new_frontends = 0;
         self.new_ranges = 0;
-        let ops = self.bitmaps.begin(&self.actual, host, first, due);
+        let writes = self.bitmaps.begin(&self.actual, host, first, due);
         self.watch_ports();
-        ops
+        writes
     }
 
     /// A write has failed.
@@ -137,45 +139,31 @@ impl Tables {
         new == 0 || used + new <= self.capacity.frontends as usize
     }
 
-    /// Notes that a write happened, and begins the waiting that follows from it.
-    pub(super) fn done(&mut self, op: &Op) {
-        match op {
-            Op::PutBackend { id, backend } => self.backend_done(*id, *backend),
-            Op::PutSlot { slot, backend_id } => {
-                put(&mut self.actual.slots, *slot, *backend_id, 0);
+    /// Takes note of a write that happened, and begins the waiting that follows from it.
+    pub(super) fn record(&mut self, write: &Write) {
+        match write {
+            Write::PutBackend { id, backend } => {
+                let before = self.backend(*id);
+                self.actual.record(write);
+                self.backend_put(*id, backend, &before);
             }
-            Op::PutFrontend { key, frontend } => {
-                let before = self.actual.frontends.insert(*key, *frontend);
+            Write::PutFrontend { key, frontend } => {
+                let before = self.actual.frontends.get(key).copied();
+                self.actual.record(write);
                 self.bitmaps.frontend_put(key, frontend, before);
                 self.watch_ports();
             }
-            Op::DeleteFrontend { key } => {
-                let before = self.actual.frontends.remove(key);
+            Write::DeleteFrontend { key } => {
+                let before = self.actual.frontends.get(key).copied();
+                self.actual.record(write);
                 self.bitmaps.frontend_deleted(key, before);
                 self.watch_ports();
             }
-            Op::PutSourceRange { key } => {
-                self.actual.source_ranges.insert(*key);
-            }
-            Op::DeleteSourceRange { key } => {
-                self.actual.source_ranges.remove(key);
-            }
-            // What clients leave there is not of our making.
-            Op::ClearAffinity { .. } => {}
-            Op::PutFrontendPorts { word, bits } => {
-                put(&mut self.actual.frontend_ports, *word, *bits, 0);
-            }
-            Op::PutHostPorts { word, bits } => put(&mut self.actual.host_ports, *word, *bits, 0),
-            Op::PutFormerPorts { word, bits } => {
-                put(&mut self.actual.former_ports, *word, *bits, 0);
-            }
-            Op::PutSettings(settings) => self.actual.settings = Some(settings.clone()),
+            _ => self.actual.record(write),
         }
     }
 
-    fn backend_done(&mut self, id: u32, backend: Backend) {
-        let before = self.backend(id);
-        put(&mut self.actual.backends, id, backend, Backend::ZERO);
+    fn backend_put(&mut self, id: u32, backend: &Backend, before: &Backend) {
         self.timers.disarm(id);
         self.flows.forget(id);
         match backend.state {
@@ -187,14 +175,18 @@ impl Tables {
             }
             _ => {}
         }
-        self.bitmaps.backend_put(&backend, &before);
+        self.bitmaps.backend_put(backend, before);
         self.watch_ports();
     }
 
     /// The writes for backends whose time is over: from DRAINING to DEAD when the Pod is gone, when no flow is left, or
     /// when ids are short and its namespace has left the most behind; from DEAD to UNUSED when its id has rested.
-    pub(super) fn due_backends(&mut self, alive: &dyn Fn(&Addr) -> bool, now: Duration) -> Vec<Op> {
-        let mut ops = Vec::new();
+    pub(super) fn due_backends(
+        &mut self,
+        alive: &dyn Fn(&Addr) -> bool,
+        now: Duration,
+    ) -> Vec<Write> {
+        let mut writes = Vec::new();
         let due = self.timers.due_backends(now);
         let mut excess = if due.is_empty() { Excess::default() } else { self.excess() };
         for id in due {
@@ -220,9 +212,9 @@ impl Tables {
                 state::DEAD => Backend { generation: backend.generation, ..Backend::ZERO },
                 _ => continue,
             };
-            ops.push(Op::PutBackend { id, backend: next });
+            writes.push(Write::PutBackend { id, backend: next });
         }
-        ops
+        writes
     }
 
     /// Which draining backends must give their ids to others although somebody has the address: connections to them
@@ -275,16 +267,5 @@ impl Excess {
         let Some(n) = self.draining.get_mut(&tenant).filter(|n| **n > level) else { return false };
         *n -= 1;
         true
-    }
-}
-
-/// Writes an element of an array that is kept only up to its last used element.
-fn put<T: Copy>(array: &mut Vec<T>, index: u32, element: T, empty: T) {
-    let index = index as usize;
-    if index >= array.len() {
-        array.resize(index + 1, empty);
-    }
-    if let Some(place) = array.get_mut(index) {
-        *place = element;
     }
 }

@@ -15,8 +15,10 @@ use lb_common::limits::{
     MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
+use libc::{E2BIG, ENOMEM, ENOSPC};
 
 use crate::bpf::pins::Pins;
+use lb_core::plan::MapError;
 
 /// A map that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,7 @@ pub enum MapsError {
     },
 }
 
-/// The load balancing tables and the Pods: written by the agent's loop alone.
+/// The load balancing tables and the Pods.
 pub struct Tables {
     /// Frontends by address, port and protocol.
     pub frontends: HashMap<MapData, FrontendKey, Frontend>,
@@ -234,4 +236,25 @@ pub(super) fn typed<T: TryFrom<Map, Error = AyaError>>(
     map: Map,
 ) -> Result<T, MapsError> {
     T::try_from(map).map_err(|source| MapsError::Unusable { map: spec.name, source })
+}
+
+/// A write that the kernel refused.
+pub(super) fn failed(map: &'static str, error: AyaError) -> MapError {
+    let errno = match &error {
+        AyaError::SyscallError(e) => e.io_error.raw_os_error(),
+        AyaError::IoError(e) => e.raw_os_error(),
+        _ => None,
+    };
+    // A hash table answers E2BIG at its capacity, an array beyond its end; ENOMEM is the memory cgroup's.
+    let full = matches!(errno, Some(E2BIG | ENOSPC | ENOMEM))
+        || matches!(error, AyaError::OutOfBounds { .. });
+    MapError { map, full, source: flatten(error) }
+}
+
+/// Without the aya layer around the kernel's answer, which says only that a call failed.
+fn flatten(error: AyaError) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        AyaError::SyscallError(e) => e.io_error.into(),
+        other => other.into(),
+    }
 }

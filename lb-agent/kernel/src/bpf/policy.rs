@@ -4,7 +4,7 @@
 use std::io;
 
 use aya::Ebpf;
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuHashMap};
 use lb_common::be::Be32;
 use lb_common::limits::{
@@ -12,21 +12,19 @@ use lb_common::limits::{
 };
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey, state_flags};
 
-use crate::bpf::apply::failed;
-use crate::bpf::maps::{self, MapsError};
+use crate::bpf::maps::{self, MapsError, failed};
 use crate::bpf::pins::Pins;
 use crate::syscall;
 use lb_core::model::policy::{Range, number};
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Op};
+use lb_core::plan::{Actual, MapError};
 
-/// The policy tables: written by the agent's loop alone.
+/// The policy tables.
 pub struct PolicyTables {
-    groups: Array<MapData, Group>,
-    peer_bits: HashMap<MapData, PeerKey, Bits>,
-    port_bits: LpmTrie<MapData, PortKey, Bits>,
+    pub(super) groups: Array<MapData, Group>,
+    pub(super) peer_bits: HashMap<MapData, PeerKey, Bits>,
+    pub(super) port_bits: LpmTrie<MapData, PortKey, Bits>,
     /// By the words of an address, in network order.
-    cidrs: LpmTrie<MapData, [u32; 4], u32>,
+    pub(super) cidrs: LpmTrie<MapData, [u32; 4], u32>,
     state: Array<MapData, PolicyState>,
     /// Written by the programs, cleared by the agent.
     hits: PerCpuHashMap<MapData, HitKey, u64>,
@@ -60,13 +58,12 @@ impl PolicyTables {
         })
     }
 
-    /// What the five maps say. The other two of [`Actual`] are empty.
+    /// Reads the five maps.
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub fn load(&self) -> Result<Actual, MapError> {
+    pub(super) fn load(&self, actual: &mut Actual) -> Result<(), MapError> {
         let read = |map| move |e: io::Error| failed(map, AyaError::IoError(e));
-        let mut actual = Actual::default();
         syscall::for_each(&self.groups, |id: &u32, group: &Group| {
             if *group != Group::ZERO {
                 actual.groups.insert(*id, *group);
@@ -88,8 +85,8 @@ impl PolicyTables {
             let len = u8::try_from(key.prefix_len()).unwrap_or(128);
             actual.cidrs.insert(Range::around(number(&addr), len), ident);
         }
-        actual.state = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
-        Ok(actual)
+        actual.policy = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
+        Ok(())
     }
 
     /// New flows by who decided, all CPUs together.
@@ -116,43 +113,12 @@ impl PolicyTables {
         }
     }
 
-    /// Does a write to one of the five maps; those to others are not for it.
-    ///
-    /// # Errors
-    /// When the map is full or the kernel refuses.
-    pub fn apply(&mut self, op: &Op) -> Result<(), MapError> {
-        match op {
-            Op::PutGroup { id, group } => {
-                self.groups.set(*id, &**group, 0).map_err(|e| failed(MAP_GROUPS.name, e))
-            }
-            Op::PutPeerBits { key, bits } => {
-                self.peer_bits.insert(key, bits, 0).map_err(|e| failed(MAP_PEER_BITS.name, e))
-            }
-            Op::DeletePeerBits { key } => removed(MAP_PEER_BITS.name, self.peer_bits.remove(key)),
-            Op::PutPortBits { len, key, bits } => {
-                let written = self.port_bits.insert(&Key::new(*len, *key), bits, 0);
-                written.map_err(|e| failed(MAP_PORT_BITS.name, e))
-            }
-            Op::DeletePortBits { len, key } => {
-                removed(MAP_PORT_BITS.name, self.port_bits.remove(&Key::new(*len, *key)))
-            }
-            Op::PutCidr { range, ident } => {
-                let written = self.cidrs.insert(&prefix(range), ident, 0);
-                written.map_err(|e| failed(MAP_CIDRS.name, e))
-            }
-            Op::DeleteCidr { range } => removed(MAP_CIDRS.name, self.cidrs.remove(&prefix(range))),
-            Op::PutState(state) => {
-                // The flags are those of who follows events.
-                let flags = self.state.get(&0, 0).map_or(0, |state| state.flags);
-                let state = PolicyState { flags, ..*state };
-                self.state.set(0, &state, 0).map_err(|e| failed(MAP_POLICY.name, e))
-            }
-            Op::PutIdent { .. } | Op::DeleteIdent { .. } | Op::SetGroups { .. } => Ok(()),
-        }
+    /// Writes the state, but for its flags: they belong to the clients that follow events.
+    pub(super) fn put_state(&mut self, state: PolicyState) -> Result<(), AyaError> {
+        let flags = self.state.get(&0, 0).map_or(0, |state| state.flags);
+        self.state.set(0, &PolicyState { flags, ..state }, 0)
     }
-}
 
-impl PolicyTables {
     /// Lets the programs report flows that are allowed, or no longer.
     ///
     /// # Errors
@@ -165,16 +131,5 @@ impl PolicyTables {
             return Ok(());
         }
         self.state.set(0, &PolicyState { flags, ..old }, 0).map_err(|e| failed(MAP_POLICY.name, e))
-    }
-}
-
-fn prefix(range: &Range) -> Key<[u32; 4]> {
-    Key::new(u32::from(range.len), range.addr().words().map(Be32::to_wire))
-}
-
-fn removed(map: &'static str, result: Result<(), AyaError>) -> Result<(), MapError> {
-    match result {
-        Err(e) if maps::is_missing(&e) => Ok(()),
-        other => other.map_err(|e| failed(map, e)),
     }
 }

@@ -17,8 +17,7 @@ use lb_core::plan::{Actual, MapError, RangeKey};
 ///
 /// # Errors
 /// When a map cannot be read.
-pub fn actual(tables: &Tables) -> Result<Actual, MapError> {
-    let mut actual = Actual::default();
+pub(super) fn services(tables: &Tables, actual: &mut Actual) -> Result<(), MapError> {
     syscall::for_each(&tables.frontends, |key: &FrontendKey, value: &Frontend| {
         actual.frontends.insert(*key, *value);
     })
@@ -45,7 +44,7 @@ pub fn actual(tables: &Tables) -> Result<Actual, MapError> {
     let settings = tables.settings.get(&0, 0);
     actual.settings =
         Some(Box::new(settings.map_err(|e| failed("settings", io::Error::other(e)))?));
-    Ok(actual)
+    Ok(())
 }
 
 /// The map is small, and not all kernels read this kind in batches.

@@ -11,7 +11,7 @@ use crate::agent::hits::Hits;
 use lb_core::cluster::{Cluster, Name, Owners, Tier};
 use lb_core::model::policy::{BitRule, Desired, Direction, Group, PolicyInfo};
 use lb_core::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
-use lb_core::plan::policy::Actual;
+use lb_core::plan::Actual;
 
 /// Pods that are named for an identity.
 const EXAMPLES: usize = 3;

@@ -13,7 +13,7 @@ use lb_core::cluster::{
 };
 use lb_core::model::rules::Rules;
 use lb_core::model::{Changed, Desired};
-use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{endpoint, nth, service, slice};
 use proptest::prelude::*;
 
@@ -21,11 +21,7 @@ use proptest::prelude::*;
 struct Obeying;
 
 impl MapStore for Obeying {
-    fn load(&self) -> Result<Actual, MapError> {
-        Ok(Actual::default())
-    }
-
-    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+    fn apply(&mut self, _: &Write) -> Result<(), MapError> {
         Ok(())
     }
 }

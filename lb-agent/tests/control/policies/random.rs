@@ -3,7 +3,8 @@
 
 use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
 use lb_core::model::policy::{Compiler, Desired, Direction};
-use lb_core::plan::policy::{Op, Planner, Store as _, Wanted};
+use lb_core::plan::policy::Wanted;
+use lb_core::plan::{Capacity, Planner, Write, groups};
 use lb_testkit::objects::{
     across, block, cluster_policy, network_policy, own, pod, port, selector,
 };
@@ -291,7 +292,7 @@ proptest! {
                 settle(&mut node, before, &desired);
             }
             if restart > 0 {
-                node.planner = Planner::restore(node.store.clone());
+                node.planner = Planner::restore(node.store.clone(), Capacity::default());
                 compiler = Compiler::default();
             }
             if restart == 1 {
@@ -317,34 +318,35 @@ proptest! {
             let want: Vec<bool> = flows.iter().map(|flow| naive::denied(after, flow)).collect();
             let devices = after.devices();
             let veths = after.veths();
-            let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+            let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
             node.now += std::time::Duration::from_millis(700);
-            let plan = node.planner.plan(&wanted, node.now);
+            let plan = node.planner.plan_policies(&wanted, node.now);
             // A Pod that leaves a group which others keep is judged by that until it is switched.
             let mut then = node.store.pods.clone();
-            for op in &plan.ops {
-                if let Op::SetGroups { ifindex, groups } = op {
-                    then.insert(*ifindex, *groups);
+            for write in &plan.writes {
+                if let Write::PutPod { ifindex, pod } = write {
+                    then.insert(*ifindex, **pod);
                 }
             }
             let leaves = |flow: &Flow| {
                 let at = usize::from(flow.direction == Direction::Egress);
-                let group = node.store.pods.get(&flow.ifindex).map(|groups| groups[at]);
-                then.get(&flow.ifindex).map(|groups| groups[at]) != group
-                    && then.values().flatten().any(|id| Some(*id) == group)
+                let group = node.store.pods.get(&flow.ifindex).map(|pod| groups(pod)[at]);
+                then.get(&flow.ifindex).map(|pod| groups(pod)[at]) != group
+                    && then.values().flat_map(groups).any(|id| Some(id) == group)
             };
             let excused: Vec<bool> = flows.iter().map(|flow| leaves(flow)).collect();
-            let epoch = node.store.state.epoch;
-            for op in &plan.ops {
-                node.store.apply(op).unwrap();
+            let epoch = node.store.policy.epoch;
+            for write in &plan.writes {
+                node.store.record(write);
                 for (((now, flow), (old, new)), excused) in judged(&node).iter().zip(&flows).zip(first.iter().zip(&want)).zip(&excused) {
-                    prop_assert!(*excused || now == old || now == new, "after {op:?}: {flow:?} is {now}, was {old}, should be {new}");
+                    prop_assert!(*excused || now == old || now == new, "after {write:?}: {flow:?} is {now}, was {old}, should be {new}");
                 }
             }
             prop_assert_eq!(judged(&node), want);
-            prop_assert!(node.store.state.epoch >= epoch);
+            prop_assert!(node.store.policy.epoch >= epoch);
             let mut copy = node.planner.actual().clone();
-            let applied = node.planner.apply(plan, &mut copy, node.now);
+            let now = node.now;
+            let applied = node.planner.apply(plan, &mut copy, &mut || now);
             prop_assert!(applied.failed.is_empty());
             prop_assert_eq!(&copy, &node.store);
         }
@@ -352,7 +354,7 @@ proptest! {
         let last = worlds.last().unwrap();
         let desired = compiler.compile(&last.cluster().snapshot());
         settle(&mut node, last, &desired);
-        prop_assert_eq!(node.planner.next_wakeup(), None);
+        prop_assert_eq!(node.planner.policies().next_wakeup(), None);
         let fresh = last.tables();
         prop_assert_eq!(node.store.peer_bits.len(), fresh.peer_bits.len());
         prop_assert_eq!(node.store.port_bits.len(), fresh.port_bits.len());

@@ -6,8 +6,8 @@ use std::time::Duration;
 use lb_common::limits;
 use lb_core::cluster::{Action, Peer, Policy, Tier};
 use lb_core::model::policy::{Compiler, Desired, Direction, Room};
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Op, Planner, Store, Wanted};
+use lb_core::plan::policy::Wanted;
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, addr, allow, block, cluster_policy, network_policy, pod, rule};
 use lb_testkit::world::{Flow, NODE, World, ifindex, split};
 use proptest::prelude::*;
@@ -22,15 +22,15 @@ struct Sized {
 
 const REAL: [u32; 3] = [limits::GROUPS - 2, limits::PORT_BITS, limits::PEER_BITS];
 
-impl Store for Sized {
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+impl MapStore for Sized {
+    fn apply(&mut self, op: &Write) -> Result<(), MapError> {
         let [_, ports, peers] = self.room;
         let full = match op {
-            Op::PutPortBits { len, key, .. } => {
+            Write::PutPortBits { len, key, .. } => {
                 !self.tables.port_bits.contains_key(&(*len, *key))
                     && self.tables.port_bits.len() >= ports
             }
-            Op::PutPeerBits { key, .. } => {
+            Write::PutPeerBits { key, .. } => {
                 !self.tables.peer_bits.contains_key(key) && self.tables.peer_bits.len() >= peers
             }
             _ => false,
@@ -38,7 +38,7 @@ impl Store for Sized {
         if full {
             return Err(MapError { map: "a map", full: true, source: "no room".into() });
         }
-        self.tables.done(op);
+        self.tables.record(op);
         Ok(())
     }
 }
@@ -57,7 +57,7 @@ impl Agent {
         let room = [groups, ports, peers].map(|n| n as usize);
         Self {
             compiler: Compiler::new(Room::of(groups, ports, peers)),
-            planner: Planner::restore(Actual::default()),
+            planner: Planner::restore(Actual::default(), Capacity::default()),
             store: Sized { tables: Actual::default(), room },
             desired: Desired::default(),
             now: Duration::ZERO,
@@ -68,29 +68,32 @@ impl Agent {
     fn follow(&mut self, world: &World) {
         self.desired = self.compiler.compile(&world.cluster().snapshot());
         let there: BTreeSet<u32> = world.veths().iter().map(|veth| veth.ifindex).collect();
-        for gone in self.store.tables.pods.keys().filter(|ifindex| !there.contains(ifindex)) {
-            self.planner.gone(*gone);
+        let mut gone: Vec<u32> = self.store.tables.pods.keys().copied().collect();
+        gone.retain(|ifindex| !there.contains(ifindex));
+        for gone in gone {
+            let (plan, now) = (self.planner.plan_gone(gone), self.now);
+            self.planner.apply(plan, &mut self.store, &mut || now);
         }
-        self.store.tables.pods.retain(|ifindex, _| there.contains(ifindex));
         for _ in 0..100 {
             let now = self.now;
             let (devices, veths) = (world.devices(), world.veths());
             for veth in &veths {
-                let groups = self.planner.groups_of(Some(&self.desired), veth);
-                self.store.tables.pods.insert(veth.ifindex, groups);
+                let plan = self.planner.plan_pod(Some(&self.desired), veth, 0);
+                self.planner.apply(plan, &mut self.store, &mut || now);
             }
             let wanted = Wanted {
                 desired: Some(&self.desired),
                 devices: &devices,
                 veths: &veths,
                 strict: false,
+                pickup_until: 0,
             };
-            let plan = self.planner.plan(&wanted, now);
-            self.planner.apply(plan, &mut self.store, now);
-            let Some(next) = self.planner.next_wakeup() else { break };
+            let plan = self.planner.plan_policies(&wanted, now);
+            self.planner.apply(plan, &mut self.store, &mut || now);
+            let Some(next) = self.planner.policies().next_wakeup() else { break };
             self.now = next.max(now);
         }
-        assert_eq!(self.planner.issues(), [], "what is programmed has room");
+        assert_eq!(self.planner.policies().issues(), [], "what is programmed has room");
     }
 
     /// The policies that are refused.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::endpoint::{Ident, Pod, ident_flags};
 use lb_common::policy::group_flags;
 use lb_core::cluster::{Peer, Policy};
 use lb_core::model::policy::{Desired, Direction, compile};
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
+use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write, groups};
 use lb_testkit::objects::{addr, allow, block, network_policy, own, pod};
 use lb_testkit::world::{Flow, NODE, Running, World, ifindex, split};
 
@@ -15,13 +15,13 @@ use lb_testkit::world::{Flow, NODE, Running, World, ifindex, split};
 struct Small {
     tables: Actual,
     peer_bits: usize,
-    refuse: fn(&Op) -> bool,
+    refuse: fn(&Write) -> bool,
 }
 
-impl Store for Small {
-    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+impl MapStore for Small {
+    fn apply(&mut self, op: &Write) -> Result<(), MapError> {
         let full = match op {
-            Op::PutPeerBits { key, .. } => {
+            Write::PutPeerBits { key, .. } => {
                 self.tables.peer_bits.len() >= self.peer_bits
                     && !self.tables.peer_bits.contains_key(key)
             }
@@ -30,7 +30,7 @@ impl Store for Small {
         if full {
             return Err(MapError { map: "peer_bits", full: true, source: "no room".into() });
         }
-        self.tables.done(op);
+        self.tables.record(op);
         Ok(())
     }
 }
@@ -68,19 +68,25 @@ fn follow(
 ) -> usize {
     let (devices, veths, now) = (world.devices(), world.veths(), Duration::from_secs(now));
     for veth in &veths {
-        let groups = planner.groups_of(Some(desired), veth);
-        store.tables.pods.insert(veth.ifindex, groups);
+        let plan = planner.plan_pod(Some(desired), veth, 0);
+        planner.apply(plan, store, &mut || now);
     }
-    let wanted = Wanted { desired: Some(desired), devices: &devices, veths: &veths, strict: false };
-    let plan = planner.plan(&wanted, now);
-    planner.apply(plan, store, now).failed.len()
+    let wanted = Wanted {
+        desired: Some(desired),
+        devices: &devices,
+        veths: &veths,
+        strict: false,
+        pickup_until: 0,
+    };
+    let plan = planner.plan_policies(&wanted, now);
+    planner.apply(plan, store, &mut || now).failed.len()
 }
 
 #[test]
 fn what_has_no_room_denies_everything_until_there_is_some() {
     let world = world(6);
     let desired = compile(&world.cluster());
-    let mut planner = Planner::restore(Actual::default());
+    let mut planner = Planner::restore(Actual::default(), Capacity::default());
     let mut store = Small { tables: Actual::default(), peer_bits: 4, refuse: |_| false };
     assert_eq!(follow(&mut planner, &mut store, &world, &desired, 1), 2, "one write of each group");
     let allowed = |store: &Small| {
@@ -90,41 +96,42 @@ fn what_has_no_room_denies_everything_until_there_is_some() {
         all.len()
     };
     assert_eq!(allowed(&store), 4);
-    let issues: Vec<String> = planner.issues().iter().map(ToString::to_string).collect();
+    let issues: Vec<String> = planner.policies().issues().iter().map(ToString::to_string).collect();
     assert_eq!(issues.len(), 2, "{issues:?}");
     assert!(issues[0].starts_with("NetworkPolicy a/p"), "{issues:?}");
-    assert_eq!(planner.n_incomplete(), 2);
+    assert_eq!(planner.policies().n_incomplete(), 2);
 
     assert_eq!(follow(&mut planner, &mut store, &world, &desired, 1), 0, "not before its time");
-    let again = planner.next_wakeup().unwrap();
+    let again = planner.policies().next_wakeup().unwrap();
     store.peer_bits = 100;
     follow(&mut planner, &mut store, &world, &desired, again.as_secs() + 1);
     assert_eq!(allowed(&store), 6);
-    assert_eq!((planner.issues(), planner.n_incomplete()), (vec![], 0));
+    assert_eq!((planner.policies().issues(), planner.policies().n_incomplete()), (vec![], 0));
 }
 
 #[test]
 fn an_address_that_keeps_an_old_identity_closes_those_who_mind() {
     let world = world(3);
     let desired = compile(&world.cluster());
-    let mut planner = Planner::restore(Actual::default());
-    let refuse = |op: &Op| matches!(op, Op::PutIdent { addr: to, .. } if *to == addr("10.1.0.3"));
+    let mut planner = Planner::restore(Actual::default(), Capacity::default());
+    let refuse =
+        |op: &Write| matches!(op, Write::PutIdent { addr: to, .. } if *to == addr("10.1.0.3"));
     let mut store = Small { tables: Actual::default(), peer_bits: 100, refuse };
     follow(&mut planner, &mut store, &world, &desired, 1);
     assert!(is_denied(&store.tables, 0, 1), "it may, but is not known");
     assert!(!is_denied(&store.tables, 1, 2));
-    assert_eq!(planner.n_incomplete(), 1);
+    assert_eq!(planner.policies().n_incomplete(), 1);
     store.refuse = |_| false;
     follow(&mut planner, &mut store, &world, &desired, 9);
     assert!(!is_denied(&store.tables, 0, 1));
-    assert_eq!(planner.n_incomplete(), 0);
+    assert_eq!(planner.policies().n_incomplete(), 0);
 }
 
 #[test]
 fn unknown_pods_are_under_what_the_strictest_may_be() {
     let world = world(2);
     let desired = compile(&world.cluster());
-    let stranger = Veth { ifindex: 77, behind: Behind::Unknown(0) };
+    let stranger = Veth { ifindex: 77, behind: Behind::Unknown(0), face: Pod::ZERO };
     for (strict, met, want) in [
         (false, 1, [group_flags::PENDING, 0]),
         (false, 2, [0, 0]),
@@ -134,24 +141,31 @@ fn unknown_pods_are_under_what_the_strictest_may_be() {
         let mut veths: Vec<Veth> = world.veths().into_iter().take(met).collect();
         veths.push(stranger.clone());
         for veth in &veths {
-            node.planner.groups_of(Some(&desired), veth);
+            let plan = node.planner.plan_pod(Some(&desired), veth, 0);
+            node.write(plan);
         }
         let devices = world.devices();
-        let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict };
-        let plan = node.planner.plan(&wanted, Duration::ZERO);
-        assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+        let wanted = Wanted {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict,
+            pickup_until: 0,
+        };
+        let plan = node.planner.plan_policies(&wanted, Duration::ZERO);
+        node.write(plan);
         let tables = node.planner.actual();
         let flags = |id: u32| tables.groups.get(&id).map_or(0, |group| group.flags);
-        let [ingress, egress, ..] = tables.pods[&77];
+        let [ingress, egress, ..] = groups(&tables.pods[&77]);
         assert_eq!([flags(ingress), flags(egress)], want, "{strict} {met}");
-        let state = tables.state;
+        let state = tables.policy;
         assert_eq!([state.pending_ingress, state.pending_egress], [ingress, egress]);
         assert_eq!(state.epoch, 1);
         // One that comes now.
-        let late = node
-            .planner
-            .groups_of(Some(&desired), &Veth { ifindex: 78, behind: Behind::Unknown(0) });
-        assert_eq!(late, [ingress, egress, 0, 0]);
+        let late = Veth { ifindex: 78, ..stranger.clone() };
+        let plan = node.planner.plan_pod(Some(&desired), &late, 0);
+        node.write(plan);
+        assert_eq!(groups(&node.store.pods[&78]), [ingress, egress, 0, 0]);
     }
 }
 
@@ -179,18 +193,23 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
         let mut node = Running::default();
         let mut veths = world.veths();
         veths.truncate(if awaited { 1 } else { 2 });
-        veths.push(Veth { ifindex: 77, behind });
+        veths.push(Veth { ifindex: 77, behind, face: Pod::ZERO });
         for veth in &veths {
-            let groups = node.planner.groups_of(Some(&desired), veth);
-            node.store.pods.insert(veth.ifindex, groups);
+            let plan = node.planner.plan_pod(Some(&desired), veth, 0);
+            node.write(plan);
         }
         let devices = world.devices();
-        let wanted =
-            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
-        let plan = node.planner.plan(&wanted, Duration::ZERO);
-        assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+        let wanted = Wanted {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
+        let plan = node.planner.plan_policies(&wanted, Duration::ZERO);
+        node.write(plan);
         let tables = node.planner.actual();
-        let [ingress, ..] = tables.pods[&77];
+        let [ingress, ..] = groups(&tables.pods[&77]);
         let flags = tables.groups.get(&ingress).map_or(0, |group| group.flags);
         assert_eq!(flags & group_flags::PENDING != 0, want, "{what}");
     }
@@ -203,15 +222,16 @@ fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
     let desired = compile(&world.cluster());
     node.follow(&world, &desired);
     let before = node.store.clone();
-    node.planner = Planner::restore(before.clone());
+    node.planner = Planner::restore(before.clone(), Capacity::default());
     let mut devices = world.devices();
     devices.remove(&addr("10.1.0.2"));
     devices.remove(&addr("192.0.2.1"));
     devices.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
     let veths = world.veths();
-    let wanted = Wanted { desired: None, devices: &devices, veths: &veths, strict: false };
-    let plan = node.planner.plan(&wanted, Duration::ZERO);
-    assert!(node.planner.apply(plan, &mut node.store, Duration::ZERO).failed.is_empty());
+    let wanted =
+        Wanted { desired: None, devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
+    let plan = node.planner.plan_policies(&wanted, Duration::ZERO);
+    node.write(plan);
     let mut want = before;
     let gone = want.ident.get_mut(&addr("10.1.0.2")).unwrap();
     assert_eq!(gone.flags, ident_flags::POD | ident_flags::HERE);
@@ -231,7 +251,7 @@ fn without_policies_the_maps_say_whose_addresses_are_whose() {
         known.flags = ident_flags::POD | ident_flags::HERE;
     }
     assert_eq!(tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(), want);
-    assert_eq!((tables.groups.len(), tables.state.epoch), (0, 0));
+    assert_eq!((tables.groups.len(), tables.policy.epoch), (0, 0));
 }
 
 #[test]
@@ -245,7 +265,8 @@ fn this_nodes_own_addresses_have_the_identity_that_others_see() {
     node.follow(&world, &desired);
     let own = node.store.ident[&addr("192.0.2.1")];
     assert_eq!(own.flags, ident_flags::LOCAL_NODE);
-    let atoms = node.planner.idents().find(|(id, _)| *id == own.ident).map(|(_, atoms)| atoms);
+    let atoms =
+        node.planner.policies().idents().find(|(id, _)| *id == own.ident).map(|(_, atoms)| atoms);
     let want = &desired.idents[desired.ident_of(&addr("192.0.2.1")) as usize];
     assert_eq!((atoms, want.is_empty()), (Some(want), false));
     // A control: an address in no block has none.
@@ -256,27 +277,30 @@ fn this_nodes_own_addresses_have_the_identity_that_others_see() {
 fn whatever_is_refused_once_comes_again() {
     let world = world(4);
     let desired = compile(&world.cluster());
-    let refusals: [fn(&Op) -> bool; 4] = [
-        |op| matches!(op, Op::PutGroup { .. }),
-        |op| matches!(op, Op::PutPortBits { .. }),
-        |op| matches!(op, Op::SetGroups { .. }),
-        |op| matches!(op, Op::PutState(_)),
+    let refusals: [fn(&Write) -> bool; 4] = [
+        |op| matches!(op, Write::PutGroup { .. }),
+        |op| matches!(op, Write::PutPortBits { .. }),
+        |op| matches!(op, Write::PutPod { .. }),
+        |op| matches!(op, Write::PutPolicyState(_)),
     ];
     for (i, refuse) in refusals.into_iter().enumerate() {
-        let mut planner = Planner::restore(Actual::default());
+        let mut planner = Planner::restore(Actual::default(), Capacity::default());
         let mut store = Small { tables: Actual::default(), peer_bits: 100, refuse };
         // The devices are there before the policies are.
         for veth in world.veths() {
-            let groups = planner.groups_of(None, &veth);
-            store.tables.pods.insert(veth.ifindex, groups);
+            let plan = planner.plan_pod(None, &veth, 0);
+            planner.apply(plan, &mut store.tables, &mut || Duration::ZERO);
         }
         assert!(follow(&mut planner, &mut store, &world, &desired, 1) > 0, "{i}");
-        assert!(planner.next_wakeup().is_some_and(|at| at > Duration::from_secs(1)), "{i}");
+        assert!(
+            planner.policies().next_wakeup().is_some_and(|at| at > Duration::from_secs(1)),
+            "{i}"
+        );
         store.refuse = |_| false;
         for now in [5, 10, 15] {
             follow(&mut planner, &mut store, &world, &desired, now);
         }
-        assert_eq!(planner.next_wakeup(), None, "{i}");
+        assert_eq!(planner.policies().next_wakeup(), None, "{i}");
         assert_eq!(planner.actual(), &store.tables, "{i}");
         for a in 0..4 {
             for b in 0..4 {

@@ -11,8 +11,8 @@ use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Node, Peer, Pod, Snapshot,
 };
 use lb_core::model::policy::{Compiler, Desired};
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
+use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, allow, block, network_policy, nth, own};
 
 use super::{alone, resident};
@@ -24,8 +24,8 @@ const NODES: u32 = 91;
 /// Maps whose writes cost nothing.
 struct Sink;
 
-impl Store for Sink {
-    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+impl MapStore for Sink {
+    fn apply(&mut self, _: &Write) -> Result<(), MapError> {
         Ok(())
     }
 }
@@ -90,13 +90,8 @@ fn policy(i: u32, n: u32) -> Event {
     Event::NetworkPolicy(Change::Applied(Name::new(format!("team-{i}"), format!("p{n}")), policy))
 }
 
-#[test]
-fn a_thousand_policies_on_ten_thousand_pods() {
-    alone("policies::a_thousand_policies_on_ten_thousand_pods", policies_on_pods);
-}
-
-fn policies_on_pods() {
-    let start = resident();
+/// All objects, as they arrive at first.
+fn cluster() -> Cluster {
     let mut cluster = Cluster::new("node-1");
     for i in 0..NAMESPACES {
         let labels = Labels::new([("tier".into(), format!("tier-{}", i % 7).into())]);
@@ -121,17 +116,34 @@ fn policies_on_pods() {
     for kind in Kind::ALL {
         cluster.apply(Event::Synced(kind));
     }
+    cluster
+}
+
+/// The devices of this node's Pods.
+fn veths() -> Vec<Veth> {
+    let behind = |i: u32| Behind::Pod(name(i), 0);
+    let face = lb_common::endpoint::Pod::ZERO;
+    let here = (0..PODS).filter(|i| i % NODES == 1);
+    here.map(|i| Veth { ifindex: i, behind: behind(i), face }).collect()
+}
+
+#[test]
+fn a_thousand_policies_on_ten_thousand_pods() {
+    alone("policies::a_thousand_policies_on_ten_thousand_pods", policies_on_pods);
+}
+
+fn policies_on_pods() {
+    let start = resident();
+    let mut cluster = cluster();
     println!("records: {} KiB", resident() - start);
-    let veths: Vec<Veth> = (0..PODS)
-        .filter(|i| i % NODES == 1)
-        .map(|i| Veth { ifindex: i, behind: Behind::Pod(name(i), 0) })
-        .collect();
+    let veths = veths();
     let device = |veth: &Veth| (ip(veth.ifindex), Ident { ifindex: veth.ifindex, ..Ident::ZERO });
     let devices: BTreeMap<Addr, Ident> = veths.iter().map(device).collect();
     let mut compiler = Compiler::default();
-    let mut planner = Planner::restore(Actual::default());
+    let mut planner = Planner::restore(Actual::default(), Capacity::default());
     for veth in &veths {
-        planner.groups_of(None, veth);
+        let plan = planner.plan_pod(None, veth, 0);
+        planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
     }
     let mut now = Duration::ZERO;
     let mut desired = Desired::default();
@@ -143,12 +155,17 @@ fn policies_on_pods() {
         let compiled = at.elapsed();
         drop(snapshot);
         now += Duration::from_secs(3);
-        let wanted =
-            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
-        let plan = planner.plan(&wanted, now);
+        let wanted = Wanted {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
+        let plan = planner.plan_policies(&wanted, now);
         let planned = at.elapsed();
-        let n_ops = plan.ops.len();
-        let applied = planner.apply(plan, &mut Sink, now);
+        let n_ops = plan.writes.len();
+        let applied = planner.apply(plan, &mut Sink, &mut || now);
         assert_eq!(applied.failed.len(), 0);
         let counts = (desired.groups.len(), desired.idents.len(), planner.actual().peer_bits.len());
         let times = [compiled, planned - compiled, at.elapsed() - planned];

@@ -12,7 +12,7 @@ use lb_core::cluster::{
     Pod, PodSelector, Policy, ServiceType,
 };
 use lb_core::model::Desired;
-use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{allow, block, endpoint, network_policy, nth, selector, service, slice};
 
 use super::{alone, resident};
@@ -24,11 +24,7 @@ const SERVICES: u32 = 10_000;
 struct Sink;
 
 impl MapStore for Sink {
-    fn load(&self) -> Result<Actual, MapError> {
-        Ok(Actual::default())
-    }
-
-    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+    fn apply(&mut self, _: &Write) -> Result<(), MapError> {
         Ok(())
     }
 }
@@ -60,7 +56,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
         let start = resident();
         let mut cluster = Cluster::new("node-1");
         let mut desired = Desired::default();
-        let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
+        let mut planner = Planner::restore(Actual::default(), Capacity::default());
         let mut round = |events: &mut dyn Iterator<Item = Event>, now: Duration| {
             let at = Instant::now();
             let mut dirty = lb_core::cluster::Dirty::default();
@@ -71,7 +67,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
             let changed = desired.update(&cluster, &dirty);
             let modelled = at.elapsed();
             let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), now);
-            let ops = plan.ops.len();
+            let ops = plan.writes.len();
             let planned = at.elapsed();
             let applied = planner.apply(plan, &mut Sink, &mut || now);
             assert_eq!(applied.failed.len(), 0);
@@ -132,7 +128,7 @@ fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
     alone("services::two_thousand_load_balancers_on_one_address_in_a_thousand_nodes", || {
         let mut cluster = Cluster::new("node-1");
         let mut desired = Desired::default();
-        let mut planner = Planner::restore(Sink.load().unwrap(), Capacity::default());
+        let mut planner = Planner::restore(Actual::default(), Capacity::default());
         let mut round = |events: &mut dyn Iterator<Item = Event>| {
             let at = Instant::now();
             let mut dirty = lb_core::cluster::Dirty::default();
@@ -141,7 +137,7 @@ fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
             }
             let changed = desired.update(&cluster, &dirty);
             let plan = planner.plan(&desired, &changed, &|_| true, Duration::ZERO);
-            let ops = plan.ops.len();
+            let ops = plan.writes.len();
             let applied = planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
             assert_eq!(applied.failed.len(), 0);
             (ops, at.elapsed())

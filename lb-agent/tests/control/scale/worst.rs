@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use lb_common::addr::Addr;
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Namespace, Peer, Policy, Prefix, Rule};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::MapError;
-use lb_core::plan::policy::{Actual, Behind, Op, Planner, Store, Veth, Wanted};
+use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{allow, network_policy, pod};
 
 use super::{alone, memory};
@@ -22,8 +22,8 @@ const MOST: u32 = 22_000;
 /// Maps whose writes cost nothing.
 struct Sink;
 
-impl Store for Sink {
-    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
+impl MapStore for Sink {
+    fn apply(&mut self, _: &Write) -> Result<(), MapError> {
         Ok(())
     }
 }
@@ -139,22 +139,29 @@ fn cost(shape: Shape, n: u32, start: u64) -> Cost {
         .map(|(i, (name, pod))| Veth {
             ifindex: i as u32 + 1,
             behind: Behind::Pod(name.clone(), pod.uid),
+            face: lb_common::endpoint::Pod::ZERO,
         })
         .collect();
     let mut compiler = Compiler::default();
-    let mut planner = Planner::restore(Actual::default());
+    let mut planner = Planner::restore(Actual::default(), Capacity::default());
     for veth in &veths {
-        planner.groups_of(None, veth);
+        let plan = planner.plan_pod(None, veth, 0);
+        planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
     }
     let at = Instant::now();
     let desired = compiler.compile(&cluster.snapshot());
     let compile = at.elapsed();
     let devices = BTreeMap::new();
-    let wanted =
-        Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+    let wanted = Wanted {
+        desired: Some(&desired),
+        devices: &devices,
+        veths: &veths,
+        strict: false,
+        pickup_until: 0,
+    };
     let at = Instant::now();
-    let plan = planner.plan(&wanted, Duration::ZERO);
-    let applied = planner.apply(plan, &mut Sink, Duration::ZERO);
+    let plan = planner.plan_policies(&wanted, Duration::ZERO);
+    let applied = planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
     let plan = at.elapsed();
     assert_eq!(applied.failed.len(), 0);
     let at = Instant::now();

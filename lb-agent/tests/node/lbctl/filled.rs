@@ -27,12 +27,12 @@ use lb_core::names::{
     self, Agent, BackendName, Conditions, ExternalName, ExternalScope, GroupName, LAYOUT, Names,
     Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName, State, Subsystem,
 };
-use lb_core::plan::policy::Op;
+use lb_core::plan::{MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::load::{self, LoadOptions};
 use lb_kernel::bpf::maps::{self, Tables};
 use lb_kernel::bpf::pins::Pins;
-use lb_kernel::bpf::policy::PolicyTables;
+use lb_kernel::bpf::store::Maps;
 use nix::mount::{MntFlags, MsFlags};
 
 /// ifindex of the loopback device, the one device that every namespace has.
@@ -94,7 +94,7 @@ impl Node {
     /// shop/deny-all.
     pub(crate) fn isolate(&self) {
         let pins = Pins::existing(&self.pin_dir).unwrap();
-        let mut policies = PolicyTables::open(&pins).unwrap();
+        let mut maps = Maps::open(&pins).unwrap();
         let bits = Bits { words: [1, 0, 0, 0] };
         let group = Group {
             any: [1, 0, 0, 0],
@@ -106,15 +106,14 @@ impl Node {
         let key = PortKey { group: 1, guess: 0, proto: proto::UDP, port: Be16::new(53) };
         let state = PolicyState { epoch: 1, ..PolicyState::ZERO };
         for op in [
-            Op::PutPortBits { len: PortKey::ONE_PORT, key, bits },
-            Op::PutGroup { id: 1, group: Box::new(group) },
-            Op::PutState(state),
+            Write::PutPortBits { len: PortKey::ONE_PORT, key, bits },
+            Write::PutGroup { id: 1, group: Box::new(group) },
+            Write::PutPolicyState(state),
         ] {
-            policies.apply(&op).unwrap();
+            maps.apply(&op).unwrap();
         }
-        let mut tables = Tables::open(&pins).unwrap();
-        let pod = Pod { ip4: ip("10.1.0.9"), egress: 1, ..Pod::ZERO };
-        tables.pods.insert(&LO, &pod, 0).unwrap();
+        let pod = Box::new(Pod { ip4: ip("10.1.0.9"), egress: 1, ..Pod::ZERO });
+        maps.apply(&Write::PutPod { ifindex: LO, pod }).unwrap();
         let file = self.state_dir.join(names::FILE);
         let Ok(mut names) = names::read(&file) else { return };
         let policy = PolicyRef {

@@ -3,75 +3,115 @@
 
 use std::time::Duration;
 
-use lb_common::policy::{Group, PeerKey, PortKey, group_flags};
+use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
 
-use super::{Live, Op, Planner, Store};
+use super::Planner;
 use crate::issue::Issue;
 use crate::model::policy::{self as model, Direction, object};
+use crate::plan::actual::Actual;
+use crate::plan::pods;
+use crate::plan::retry::{Delays, Retry};
+use crate::plan::write::Write;
 
-/// Failed writes are tried again after so long, then after twice as long, up to [`RETRY_MOST`].
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MOST: Duration = Duration::from_secs(60);
+/// Failed writes are tried again so soon, and so rarely at most.
+const DELAYS: Delays = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl Planner {
-    /// A write did not happen: what depends on it denies everything, until it does.
-    pub(super) fn fail(&mut self, op: &Op, store: &mut impl Store, now: Duration) {
-        let delay =
-            self.retry.map_or(
-                RETRY,
-                |(at, delay)| {
-                    if at > now { delay } else { (delay * 2).min(RETRY_MOST) }
-                },
-            );
-        self.retry = Some((now + delay, delay));
-        match op {
-            Op::PutPeerBits { key: PeerKey { group, .. }, .. }
-            | Op::PutPortBits { key: PortKey { group, .. }, .. } => {
-                self.overflow(self.head_of(*group), store);
+    /// Whether the write is of no use: the rest of what a group needs, once something of it could not be written.
+    pub(in crate::plan) fn is_moot(&self, write: &Write) -> bool {
+        match write {
+            Write::PutPeerBits { key: PeerKey { group, .. }, .. }
+            | Write::PutPortBits { key: PortKey { group, .. }, .. } => {
+                !self.incomplete.is_empty() && self.incomplete.contains(&self.head_of(*group))
             }
-            Op::PutIdent { addr, ident } => {
-                self.distinguish(self.actual.ident_of(addr), ident.ident, store);
+            _ => false,
+        }
+    }
+
+    /// An element of `groups` as it can be written now: it denies everything while the group's tables lack something.
+    pub(in crate::plan) fn close_incomplete(&self, write: &mut Write) {
+        if let Write::PutGroup { id, group } = write
+            && self.incomplete.contains(&self.head_of(*id))
+        {
+            group.flags |= group_flags::OVERFLOW;
+        }
+    }
+
+    /// Returns the groups that deny everything since this write did not happen, and when it is tried again: those that
+    /// depend on it.
+    pub(in crate::plan) fn failed(
+        &mut self,
+        actual: &Actual,
+        write: &Write,
+        now: Duration,
+    ) -> Vec<Write> {
+        self.retry = Some(Retry::after_failure(self.retry, DELAYS, now));
+        match write {
+            Write::PutPeerBits { key: PeerKey { group, .. }, .. }
+            | Write::PutPortBits { key: PortKey { group, .. }, .. } => {
+                self.overflow(actual, [self.head_of(*group)])
             }
-            Op::DeleteIdent { addr } => {
-                self.distinguish(self.actual.ident_of(addr), self.actual.cidrs.find(addr), store);
+            Write::PutIdent { addr, ident } => {
+                self.distinguish(actual, actual.ident_of(addr), ident.ident)
             }
-            Op::PutCidr { range, ident } => {
-                self.distinguish(self.actual.cidrs.find(&range.addr()), *ident, store);
+            Write::DeleteIdent { addr } => {
+                self.distinguish(actual, actual.ident_of(addr), actual.cidrs.find(addr))
             }
-            Op::PutGroup { id, .. } => {
+            Write::PutCidr { range, ident } => {
+                self.distinguish(actual, actual.cidrs.find(&range.addr()), *ident)
+            }
+            Write::PutGroup { id, .. } => {
                 self.incomplete.insert(self.head_of(*id));
+                Vec::new()
             }
-            Op::DeletePeerBits { .. }
-            | Op::DeletePortBits { .. }
-            | Op::DeleteCidr { .. }
-            | Op::SetGroups { .. }
-            | Op::PutState(_) => {}
+            _ => Vec::new(),
         }
     }
 
-    /// Addresses have one identity instead of another: groups that tell them apart cannot do right.
-    fn distinguish(&mut self, have: u32, want: u32, store: &mut impl Store) {
-        let bits = |group: u32, ident: u32| self.actual.peer_bits.get(&PeerKey { group, ident });
-        let differs = |live: &&Live| live.ids.iter().any(|id| bits(*id, have) != bits(*id, want));
-        let heads = self.live.values().filter(differs).filter_map(|live| live.ids.first());
-        for head in heads.copied().collect::<Vec<_>>() {
-            self.overflow(head, store);
-        }
+    /// All writes of a plan happened.
+    pub(in crate::plan) fn settle(&mut self, now: Duration) {
+        // Groups without room wait for others to go; that makes a plan.
+        let again = |retry: Retry| {
+            if retry.at > now { retry } else { Retry { at: now + retry.delay, ..retry } }
+        };
+        self.retry = self.retry.map(again).filter(|_| !self.incomplete.is_empty());
     }
 
-    fn overflow(&mut self, head: u32, store: &mut impl Store) {
-        self.incomplete.insert(head);
-        let Some(group) = self.actual.groups.get(&head) else { return };
-        if group.flags & group_flags::OVERFLOW != 0 {
-            return;
-        }
-        let group = Group { flags: group.flags | group_flags::OVERFLOW, ..*group };
-        let op = Op::PutGroup { id: head, group: Box::new(group) };
-        // An element of an array is always there; should the kernel refuse, the retry comes here again.
-        if store.apply(&op).is_ok() {
-            self.actual.done(&op);
-        }
+    /// Addresses have one identity instead of another: groups that distinguish them cannot do right.
+    fn distinguish(&mut self, actual: &Actual, have: u32, want: u32) -> Vec<Write> {
+        let bits = |group: u32, ident: u32| actual.peer_bits.get(&PeerKey { group, ident });
+        let differs = |id: &u32| bits(*id, have) != bits(*id, want);
+        let live = self.live.values().filter(|live| live.ids.iter().any(differs));
+        let heads: Vec<u32> = live.filter_map(|live| live.ids.first().copied()).collect();
+        self.overflow(actual, heads)
     }
+
+    /// The groups deny everything. An element of an array is always there; should the kernel refuse the write, the retry
+    /// comes here again.
+    fn overflow(&mut self, actual: &Actual, heads: impl IntoIterator<Item = u32>) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for id in heads {
+            self.incomplete.insert(id);
+            let Some(group) = actual.groups.get(&id) else { continue };
+            if group.flags & group_flags::OVERFLOW == 0 {
+                let group = Group { flags: group.flags | group_flags::OVERFLOW, ..*group };
+                writes.push(Write::PutGroup { id, group: Box::new(group) });
+            }
+        }
+        writes
+    }
+}
+
+/// The map that lacks something which must be there before this write: nothing refers to a group that is not written.
+pub(in crate::plan) fn lacks(actual: &Actual, write: &Write) -> Option<&'static str> {
+    let lacking = match write {
+        Write::PutPod { pod, .. } => pods::groups(pod).iter().any(|id| !actual.has_group(*id)),
+        Write::PutPolicyState(PolicyState { pending_ingress, pending_egress, .. }) => {
+            ![pending_ingress, pending_egress].iter().all(|id| actual.has_group(**id))
+        }
+        _ => false,
+    };
+    lacking.then_some("groups")
 }
 
 /// That a group does not do what it should.

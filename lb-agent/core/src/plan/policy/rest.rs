@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Planner;
 use super::assigned::Assigned;
-use super::{Op, Plan, Planner};
 use crate::model::policy::Atomic;
+use crate::plan::actual::Actual;
+use crate::plan::write::Write;
 
 /// Numbers and their elements rest so long after nothing refers to them any more: a program that read one just before
 /// is long done with it.
@@ -20,7 +22,7 @@ pub(super) struct Resting {
 
 impl Planner {
     /// Removes what has rested, and gives the numbers free whose elements are gone.
-    pub(super) fn sweep(&mut self, now: Duration, plan: &mut Plan) {
+    pub(super) fn sweep(&mut self, actual: &Actual, now: Duration, writes: &mut Vec<Write>) {
         let (due, resting) =
             std::mem::take(&mut self.resting).into_iter().partition(|(at, _)| *at <= now);
         self.resting = resting;
@@ -34,22 +36,22 @@ impl Planner {
             all.idents.extend(resting.idents);
         }
         let mut kept = BTreeSet::new();
-        for key in self.actual.peer_bits.keys() {
+        for key in actual.peer_bits.keys() {
             if all.groups.contains(&key.group) || all.idents.contains(&key.ident) {
-                plan.ops.push(Op::DeletePeerBits { key: *key });
+                writes.push(Write::DeletePeerBits { key: *key });
                 kept.insert(key.group);
             }
         }
-        for (len, key) in self.actual.port_bits.keys() {
+        for (len, key) in actual.port_bits.keys() {
             if all.groups.contains(&key.group) {
-                plan.ops.push(Op::DeletePortBits { len: *len, key: *key });
+                writes.push(Write::DeletePortBits { len: *len, key: *key });
                 kept.insert(key.group);
             }
         }
         let (kept, free): (BTreeSet<u32>, BTreeSet<u32>) =
             all.groups.into_iter().partition(|id| kept.contains(id));
         self.free.extend(free);
-        if !plan.ops.is_empty() {
+        if !writes.is_empty() {
             // Once more, when they are gone.
             self.resting.push((now + REST, Resting { groups: kept, idents: all.idents }));
         }
@@ -59,12 +61,13 @@ impl Planner {
     /// referred to by the maps as they are now: they are found by the next plan.
     pub(super) fn rest(
         &mut self,
+        actual: &Actual,
         assigned: &Assigned,
         in_use: &BTreeMap<u32, Atomic>,
         now: Duration,
     ) {
         let mut resting = Resting::default();
-        let referred = self.referred();
+        let referred = self.referred(actual);
         let wanted: BTreeSet<u32> = assigned.groups.iter().map(|group| self.id_of(group)).collect();
         let (by_content, incomplete) = (&mut self.by_content, &mut self.incomplete);
         let mut late = false;
@@ -85,8 +88,8 @@ impl Planner {
             }
             stays
         });
-        let mut held: BTreeSet<u32> = self.actual.ident.values().map(|known| known.ident).collect();
-        held.extend(self.actual.cidrs.iter().map(|(_, ident)| ident));
+        let mut held: BTreeSet<u32> = actual.ident.values().map(|known| known.ident).collect();
+        held.extend(actual.cidrs.iter().map(|(_, ident)| ident));
         let by_atoms = &mut self.by_atoms;
         self.idents.retain(|id, atoms| {
             let leaves = !in_use.contains_key(id);

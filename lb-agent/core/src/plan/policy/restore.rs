@@ -7,23 +7,25 @@ use std::sync::Arc;
 use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::{Assigned, Whose};
-use super::{Actual, FULL, Live, Planner, Wanted, render, tables};
+use super::{FULL, Live, Planner, Wanted, port_key, render};
 use crate::model::policy::{self as model, Atomic, Desired};
+use crate::plan::actual::Actual;
+use crate::plan::pods;
 
 /// All that the maps have is there and not understood.
-pub(super) fn planner(actual: Actual) -> Planner {
+pub(super) fn planner(actual: &Actual) -> Planner {
     let mut ids: BTreeSet<u32> = actual.groups.keys().copied().collect();
     ids.extend(actual.peer_bits.keys().map(|key| key.group));
     ids.extend(actual.port_bits.keys().map(|(_, key)| key.group));
-    ids.extend(actual.pods.values().flatten());
-    let pending = [actual.state.pending_ingress, actual.state.pending_egress];
+    ids.extend(actual.pods.values().flat_map(pods::groups));
+    let pending = [actual.policy.pending_ingress, actual.policy.pending_egress];
     ids.extend(pending);
     let mut live = BTreeMap::new();
     let next_group = ids.last().copied().unwrap_or(0).max(FULL) + 1;
     let free: VecDeque<u32> = (FULL + 1..next_group).filter(|id| !ids.contains(id)).collect();
     ids.remove(&0);
     ids.remove(&FULL);
-    let heads = actual.pods.values().flatten().copied().chain(pending);
+    let heads = actual.pods.values().flat_map(pods::groups).chain(pending);
     for head in heads.collect::<Vec<_>>() {
         if ids.remove(&head) {
             let chain = actual.chain(head);
@@ -52,19 +54,23 @@ pub(super) fn planner(actual: Actual) -> Planner {
         roomless: Vec::new(),
         retry: None,
         begun: false,
-        actual,
     }
 }
 
 /// Numbers that mean what they should keep it, so that a restart on unchanged input writes nothing.
-pub(super) fn adopt(planner: &mut Planner, desired: &Desired, wanted: &Wanted<'_>) {
-    let idents = identities(planner, desired, wanted);
-    let ports = ports(&planner.actual);
-    for (head, content) in candidates(planner, desired, wanted) {
+pub(super) fn adopt(
+    planner: &mut Planner,
+    actual: &Actual,
+    desired: &Desired,
+    wanted: &Wanted<'_>,
+) {
+    let idents = identities(actual, desired, wanted);
+    let ports = ports(actual);
+    for (head, content) in candidates(actual, desired, wanted) {
         let Some(live) = planner.live.get(&head) else { continue };
         let live = Live { content: Some(Arc::clone(&content)), ids: live.ids.clone() };
         let known = planner.by_content.contains_key(&content);
-        if !known && is_so(&planner.actual, &live, &content, &idents, &ports) {
+        if !known && is_so(actual, &live, &content, &idents, &ports) {
             planner.live.insert(head, live);
             planner.by_content.insert(content, head);
         }
@@ -77,8 +83,7 @@ pub(super) fn adopt(planner: &mut Planner, desired: &Desired, wanted: &Wanted<'_
 }
 
 /// The identities all of whose addresses should be the same.
-fn identities(planner: &Planner, desired: &Desired, wanted: &Wanted<'_>) -> BTreeMap<u32, Atomic> {
-    let actual = &planner.actual;
+fn identities(actual: &Actual, desired: &Desired, wanted: &Wanted<'_>) -> BTreeMap<u32, Atomic> {
     let addrs = desired.addrs.keys().chain(wanted.devices.keys());
     let addrs = addrs.map(|addr| (actual.ident_of(addr), desired.ident_of(addr)));
     let ranges = desired.ranges.iter();
@@ -97,23 +102,23 @@ fn identities(planner: &Planner, desired: &Desired, wanted: &Wanted<'_>) -> BTre
 
 /// The groups that devices have, and what they should be.
 fn candidates(
-    planner: &Planner,
+    actual: &Actual,
     desired: &Desired,
     wanted: &Wanted<'_>,
 ) -> BTreeMap<u32, Arc<model::Group>> {
     let assigned = Assigned::of(desired, wanted);
     let mut found = BTreeMap::new();
     for (veth, want) in wanted.veths.iter().zip(&assigned.veths) {
-        let have = planner.actual.pods.get(&veth.ifindex);
+        let have = actual.pods.get(&veth.ifindex).map(pods::groups);
         let Whose::Pod(want) = want else { continue };
         for (have, want) in have.into_iter().flatten().zip(want) {
             let want = want.and_then(|index| desired.groups.get(index as usize));
-            if let Some(want) = want.filter(|_| *have != 0) {
-                found.insert(*have, Arc::clone(want));
+            if let Some(want) = want.filter(|_| have != 0) {
+                found.insert(have, Arc::clone(want));
             }
         }
     }
-    let state = &planner.actual.state;
+    let state = &actual.policy;
     for have in [state.pending_ingress, state.pending_egress] {
         if let Some(want) = assigned.pending_group.as_ref().filter(|_| have != 0) {
             found.insert(have, Arc::clone(want));
@@ -148,7 +153,7 @@ fn is_so(
     }
     let links = live.ids.iter().zip(content.links());
     let mut same_ports = links.map(|(id, link)| {
-        let prefix = |entry: &model::PortEntry| tables::port_entry(*id, entry);
+        let prefix = |entry: &model::PortEntry| port_key::port_entry(*id, entry);
         let want: HashMap<_, _> = link.ports.iter().map(|e| (prefix(e), e.bits)).collect();
         ports.get(id).map_or(want.is_empty(), |have| *have == want)
     });

@@ -9,8 +9,11 @@ use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::Assigned;
-use super::{Cidrs, Op, Planner, Wanted};
+use super::{Planner, Wanted};
 use crate::model::policy::{Atomic, Desired, Range};
+use crate::plan::actual::Actual;
+use crate::plan::cidrs::Cidrs;
+use crate::plan::write::Write;
 
 /// The bits of an identity in the groups that are about to go.
 type Column = Arc<[(u32, Bits)]>;
@@ -32,13 +35,14 @@ pub(super) struct Switched {
     /// All identities that addresses have afterwards, but for 0.
     pub(super) in_use: BTreeMap<u32, Atomic>,
     /// Before the Pods get their new groups.
-    pub(super) before: Vec<Op>,
+    pub(super) before: Vec<Write>,
     /// After that.
-    pub(super) after: Vec<Op>,
+    pub(super) after: Vec<Write>,
 }
 
 pub(super) struct Switch<'a> {
     planner: &'a Planner,
+    actual: &'a Actual,
     desired: &'a Desired,
     /// The elements of the groups that are about to go.
     going: Vec<u32>,
@@ -50,13 +54,19 @@ pub(super) struct Switch<'a> {
 }
 
 impl<'a> Switch<'a> {
-    pub(super) fn new(planner: &'a Planner, assigned: &Assigned, desired: &'a Desired) -> Self {
+    pub(super) fn new(
+        planner: &'a Planner,
+        actual: &'a Actual,
+        assigned: &Assigned,
+        desired: &'a Desired,
+    ) -> Self {
         let wanted: Vec<u32> = assigned.groups.iter().map(|group| planner.id_of(group)).collect();
-        let going = planner.referred().into_iter().filter(|head| !wanted.contains(head));
+        let going = planner.referred(actual).into_iter().filter(|head| !wanted.contains(head));
         Self {
             planner,
+            actual,
             desired,
-            going: going.flat_map(|head| planner.actual.chain(head)).collect(),
+            going: going.flat_map(|head| actual.chain(head)).collect(),
             next: planner.next_ident,
             chosen: HashMap::new(),
             alike: HashMap::new(),
@@ -88,28 +98,27 @@ impl<'a> Switch<'a> {
     }
 
     fn put(&mut self, addr: &Addr, want: u32, value: Ident) {
-        let actual = &self.planner.actual;
+        let actual = self.actual;
         let known = actual.ident.get(addr);
         let have = known.map_or_else(|| actual.cidrs.find(addr), |known| known.ident);
         let ident = Ident { ident: self.choose(have, want), ..value };
         if known != Some(&ident) {
-            self.out.before.push(Op::PutIdent { addr: *addr, ident });
+            self.out.before.push(Write::PutIdent { addr: *addr, ident });
         }
     }
 
     /// What nobody has any more: it is what the ranges say.
     fn remove(&mut self, wanted: &Wanted<'_>, regions: &Cidrs) {
-        let planner = self.planner;
-        for (addr, known) in &planner.actual.ident {
+        for (addr, known) in &self.actual.ident {
             if wanted.devices.contains_key(addr) || self.desired.addrs.contains_key(addr) {
                 continue;
             }
-            let delete = Op::DeleteIdent { addr: *addr };
+            let delete = Write::DeleteIdent { addr: *addr };
             if !self.going.is_empty() {
                 let ident = self.choose(known.ident, self.desired.ranges.find(addr));
                 if ident != regions.find(addr) {
                     let ident = Ident { ident, ..Ident::ZERO };
-                    self.out.before.push(Op::PutIdent { addr: *addr, ident });
+                    self.out.before.push(Write::PutIdent { addr: *addr, ident });
                     self.out.after.push(delete);
                     continue;
                 }
@@ -121,10 +130,9 @@ impl<'a> Switch<'a> {
     /// Ranges, old and new ones. A new one within another is there before that changes; one that goes has got what
     /// covers it before it does. Returns the ranges as they are before that.
     fn cidrs(&mut self) -> Cidrs {
-        let planner = self.planner;
         let wanted: BTreeMap<Range, u32> = self.desired.ranges.iter().collect();
         let mut all: BTreeMap<Range, (Option<u32>, Option<u32>)> = BTreeMap::new();
-        for (range, have) in planner.actual.cidrs.iter() {
+        for (range, have) in self.actual.cidrs.iter() {
             all.entry(range).or_default().0 = Some(have);
         }
         for (range, want) in wanted {
@@ -148,11 +156,11 @@ impl<'a> Switch<'a> {
             }
             regions.insert(range, ident);
             if want.is_none() {
-                self.out.after.push(Op::DeleteCidr { range });
+                self.out.after.push(Write::DeleteCidr { range });
             }
         }
         puts.sort_by_key(|(range, _)| (std::cmp::Reverse(range.len), *range));
-        let puts = puts.into_iter().map(|(range, ident)| Op::PutCidr { range, ident });
+        let puts = puts.into_iter().map(|(range, ident)| Write::PutCidr { range, ident });
         self.out.before.extend(puts);
         regions
     }
@@ -197,11 +205,11 @@ impl<'a> Switch<'a> {
 
     /// The bits of an identity in the groups that are about to go.
     fn column(&mut self, ident: u32) -> Column {
-        let (planner, going) = (self.planner, &self.going);
+        let (actual, going) = (self.actual, &self.going);
         let column = self.columns.entry(ident).or_insert_with(|| {
             let bits = |group: &u32| {
                 let key = PeerKey { group: *group, ident };
-                Some((*group, *planner.actual.peer_bits.get(&key)?))
+                Some((*group, *actual.peer_bits.get(&key)?))
             };
             going.iter().filter_map(bits).collect()
         });

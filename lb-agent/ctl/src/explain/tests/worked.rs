@@ -16,8 +16,8 @@ use lb_common::service::FrontendKey;
 use super::world::{World, devices, policy, text};
 use super::{TO_WEB, base};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::Op;
-use lb_core::plan::policy::{Actual, Op as PolicyOp, Planner, Wanted};
+use lb_core::plan::policy::Wanted;
+use lb_core::plan::{Actual, Capacity, Planner, Write};
 
 /// A document with blocks.
 struct Document {
@@ -192,17 +192,17 @@ fn desired(world: &World) -> String {
     text
 }
 
-fn service_write(op: &Op) -> String {
+fn service_write(op: &Write) -> String {
     match op {
-        Op::PutBackend { id, backend } => {
+        Write::PutBackend { id, backend } => {
             let (addr, port) = (backend.addr, backend.port.get());
             format!("backends[{id}] = {addr}:{port}, generation {}", backend.generation)
         }
-        Op::PutSlot { slot, backend_id } => format!("slots[{slot}] = {backend_id}"),
-        Op::PutFrontend { key, frontend } if key.is_wildcard() => {
+        Write::PutSlot { slot, backend_id } => format!("slots[{slot}] = {backend_id}"),
+        Write::PutFrontend { key, frontend } if key.is_wildcard() => {
             format!("frontends[{}, any port] = n {}", key.addr, frontend.n)
         }
-        Op::PutFrontend { key, frontend } => format!(
+        Write::PutFrontend { key, frontend } => format!(
             "frontends[{}:{}] = service {}, base {}, n {}",
             key.addr,
             key.port.get(),
@@ -210,56 +210,56 @@ fn service_write(op: &Op) -> String {
             frontend.base,
             frontend.n
         ),
-        Op::PutFrontendPorts { word, bits } => format!("frontend_ports[{word}] = {bits:#x}"),
-        Op::PutSettings(settings) => format!("settings = node {}", settings.node4),
+        Write::PutFrontendPorts { word, bits } => format!("frontend_ports[{word}] = {bits:#x}"),
+        Write::PutSettings(settings) => format!("settings = node {}", settings.node4),
         other => format!("{other:?}"),
     }
 }
 
-fn policy_write(op: &PolicyOp) -> String {
+fn policy_write(op: &Write) -> String {
     match op {
-        PolicyOp::PutGroup { id, group } => format!(
+        Write::PutGroup { id, group } => format!(
             "groups[{id}] = flags {:#x}, any {}, accept {}, deny {}",
             group.flags,
             bits(&group.any),
             bits(&group.accept),
             bits(&group.deny)
         ),
-        PolicyOp::PutPeerBits { key, bits: Bits { words } } => {
+        Write::PutPeerBits { key, bits: Bits { words } } => {
             format!("peer_bits[group {}, identity {}] = {}", key.group, key.ident, bits(words))
         }
-        PolicyOp::DeletePeerBits { key } => {
+        Write::DeletePeerBits { key } => {
             format!("delete peer_bits[group {}, identity {}]", key.group, key.ident)
         }
-        PolicyOp::PutPortBits { len, key, bits: Bits { words } } => format!(
+        Write::PutPortBits { len, key, bits: Bits { words } } => format!(
             "port_bits[group {}, protocol {}, port {} /{len}] = {}",
             key.group,
             key.proto,
             key.port.get(),
             bits(words)
         ),
-        PolicyOp::DeletePortBits { len, key } => format!(
+        Write::DeletePortBits { len, key } => format!(
             "delete port_bits[group {}, protocol {}, port {} /{len}]",
             key.group,
             key.proto,
             key.port.get()
         ),
-        PolicyOp::PutIdent { addr, ident } => {
+        Write::PutIdent { addr, ident } => {
             format!("ident[{addr}] = identity {}, flags {:#x}", ident.ident, ident.flags)
         }
-        PolicyOp::SetGroups { ifindex, groups: [ingress, egress, ..] } => {
-            format!("pods[{ifindex}] = ingress {ingress}, egress {egress}")
+        Write::PutPod { ifindex, pod } => {
+            format!("pods[{ifindex}] = ingress {}, egress {}", pod.ingress, pod.egress)
         }
-        PolicyOp::PutState(state) => format!("policy = epoch {}", state.epoch),
+        Write::PutPolicyState(state) => format!("policy = epoch {}", state.epoch),
         other => format!("{other:?}"),
     }
 }
 
 /// Sorts neighbors that may be written in any order.
-fn sorted(ops: &[PolicyOp]) -> Vec<PolicyOp> {
-    let rank = |op: &PolicyOp| match op {
-        PolicyOp::PutIdent { addr, .. } => Some((Some(*addr), 0)),
-        PolicyOp::DeletePeerBits { key } => Some((None, key.ident)),
+fn sorted(ops: &[Write]) -> Vec<Write> {
+    let rank = |op: &Write| match op {
+        Write::PutIdent { addr, .. } => Some((Some(*addr), 0)),
+        Write::DeletePeerBits { key } => Some((None, key.ident)),
         _ => None,
     };
     let mut ops = ops.to_vec();
@@ -300,11 +300,11 @@ fn packet(world: &World, client: &str, service: &str) -> String {
     let backend = world.snapshot.backends[&id];
     let port = backend.port;
     step(format!("backends[{id}]"), format!("{}:{}", backend.addr, port.get()));
-    let egress = world.tables.pods[&find(client).0][1];
+    let egress = world.tables.pods[&find(client).0].egress;
     step(format!("pods[{}].egress", find(client).0), format!("group {egress}: no policy"));
     assert_eq!(egress, 0);
     let server = pods.iter().find(|(.., pod)| pod.ips.contains(&backend.addr)).unwrap().0;
-    let group = world.tables.pods[&server][0];
+    let group = world.tables.pods[&server].ingress;
     step(format!("pods[{server}].ingress"), format!("group {group}"));
     let ident = identify(&world.tables, &addr).unwrap();
     step(format!("ident[{addr}]"), format!("identity {ident}"));
@@ -321,7 +321,7 @@ fn packet(world: &World, client: &str, service: &str) -> String {
 
 /// Judges a new connection to port 8080 of the Pod behind a device.
 fn ask(tables: &Actual, ifindex: u32, peer: &Addr) -> Judgement {
-    let group = tables.pods[&ifindex][0];
+    let group = tables.pods[&ifindex].ingress;
     let ident = identify(tables, peer).unwrap();
     let port = Be16::new(8080);
     let question =
@@ -347,7 +347,7 @@ fn switch(chapter: &Document) -> String {
     .map(|yaml| World::new(&format!("---\n{yaml}")));
     let mut compiler = Compiler::default();
     let mut tables = Actual::default();
-    let mut planner = Planner::restore(Actual::default());
+    let mut planner = Planner::restore(Actual::default(), Capacity::default());
     let mut text = format!("{:<60}{:<9}{}\n", "", "api", "batch");
     let mut verdicts = Vec::new();
     let (mut now, mut last) = (Duration::ZERO, Duration::ZERO);
@@ -356,20 +356,25 @@ fn switch(chapter: &Document) -> String {
         let world = &worlds[round.min(1)];
         let desired = compiler.compile(&world.cluster.snapshot());
         let (devices, veths) = (devices(), world.veths());
-        let wanted =
-            Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
+        let wanted = Wanted {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
         for veth in &veths {
-            let groups = planner.groups_of(None, veth);
-            tables.pods.insert(veth.ifindex, groups);
+            let plan = planner.plan_pod(None, veth, 0);
+            planner.apply(plan, &mut tables, &mut || now);
         }
-        now = planner.next_wakeup().unwrap_or(now + Duration::from_secs(1));
-        let plan = planner.plan(&wanted, now);
-        if round > 1 && !plan.ops.is_empty() {
+        now = planner.policies().next_wakeup().unwrap_or(now + Duration::from_secs(1));
+        let plan = planner.plan_policies(&wanted, now);
+        if round > 1 && !plan.writes.is_empty() {
             writeln!(text, "the next plan, {} s later", (now - last).as_secs()).unwrap();
         }
         last = now;
-        for op in &sorted(&plan.ops) {
-            tables.done(op);
+        for op in &sorted(&plan.writes) {
+            tables.record(op);
             let pods = world.local_pods();
             let verdict = |client: &str| {
                 let find = |wanted: &str| pods.iter().find(|(_, name, _)| &*name.name == wanted);
@@ -382,8 +387,8 @@ fn switch(chapter: &Document) -> String {
                 writeln!(text, "{:<60}{api:<9}{batch}", policy_write(op)).unwrap();
             }
         }
-        let mut sink = Actual { pods: tables.pods.clone(), ..planner.actual().clone() };
-        assert!(planner.apply(plan, &mut sink, now).failed.is_empty());
+        let applied = planner.apply(plan, &mut Actual::default(), &mut || now);
+        assert!(applied.failed.is_empty());
         assert_eq!(planner.actual(), &tables, "the writes one by one");
     }
     verdicts.dedup();

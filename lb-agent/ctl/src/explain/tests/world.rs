@@ -22,10 +22,8 @@ use lb_core::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
 use lb_core::model::Desired;
 use lb_core::model::policy::compile;
 use lb_core::names::{BackendName, Names, Place, PodName, ServiceName};
-use lb_core::plan::policy::{
-    Actual as PolicyActual, Behind, Op as PolicyOp, Planner as PolicyPlanner, Veth, Wanted as ToBe,
-};
-use lb_core::plan::{Actual, Capacity, MapError, MapStore, Op, Planner};
+use lb_core::plan::policy::{Behind, Veth, Wanted as ToBe};
+use lb_core::plan::{Actual, Capacity, Planner, Write};
 use lb_kube::manifests::Directory;
 
 /// What every case has: two nodes, three namespaces, a client, a Service with one Pod, name lookups.
@@ -100,31 +98,18 @@ pub(super) fn devices() -> BTreeMap<Addr, Ident> {
     BTreeMap::from([(Addr::from_ip("10.0.0.1".parse().unwrap()), local)])
 }
 
-/// Maps that take everything.
-struct Sink;
-
-impl MapStore for Sink {
-    fn load(&self) -> Result<Actual, MapError> {
-        Ok(Actual::default())
-    }
-
-    fn apply(&mut self, _: &Op) -> Result<(), MapError> {
-        Ok(())
-    }
-}
-
 /// The node, as lbctl finds it.
 pub(super) struct World {
     pub(super) cluster: Cluster,
     /// What the Services come to, and the writes that programmed them.
     pub(super) desired: Desired,
-    pub(super) writes: Vec<Op>,
+    pub(super) writes: Vec<Write>,
     /// The writes that programmed the policies.
-    pub(super) policy_writes: Vec<PolicyOp>,
+    pub(super) policy_writes: Vec<Write>,
     pub(super) snapshot: Snapshot,
     pub(super) names: Names<'static>,
     pub(super) policies: Policies,
-    pub(super) tables: PolicyActual,
+    pub(super) tables: Actual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
     /// Open flows whose backend was removed.
@@ -159,7 +144,7 @@ impl World {
             snapshot: Snapshot::default(),
             names: Names { node: "n1".into(), ..Names::default() },
             policies: Policies::default(),
-            tables: PolicyActual::default(),
+            tables: Actual::default(),
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
             stale: Vec::new(),
             forwards: [true; 2],
@@ -176,8 +161,8 @@ impl World {
         let changed = desired.update(cluster, dirty);
         let mut planner = Planner::restore(Actual::default(), Capacity::default());
         let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), Duration::ZERO);
-        self.writes.clone_from(&plan.ops);
-        planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
+        self.writes.clone_from(&plan.writes);
+        planner.apply(plan, &mut Actual::default(), &mut || Duration::ZERO);
         let actual = planner.actual();
         let ids = |base: u32, n: u32| {
             (base..base + n).map(|slot| actual.slots[slot as usize]).collect::<Vec<_>>()
@@ -239,7 +224,8 @@ impl World {
 
     pub(super) fn veths(&self) -> Vec<Veth> {
         let behind = |name, pod: PodRecord| Behind::Pod(name, pod.uid);
-        let veth = |(ifindex, name, pod)| Veth { ifindex, behind: behind(name, pod) };
+        let veth =
+            |(ifindex, name, pod)| Veth { ifindex, behind: behind(name, pod), face: Pod::ZERO };
         self.local_pods().into_iter().map(veth).collect()
     }
 
@@ -247,29 +233,26 @@ impl World {
         let devices = devices();
         let veths = self.veths();
         let desired = compile(&self.cluster);
-        let mut planner = PolicyPlanner::restore(PolicyActual::default());
+        let mut planner = Planner::restore(Actual::default(), Capacity::default());
+        let mut tables = Actual::default();
         for veth in &veths {
-            planner.groups_of(None, veth);
+            let plan = planner.plan_pod(None, veth, 0);
+            planner.apply(plan, &mut tables, &mut || Duration::ZERO);
         }
-        let wanted =
-            ToBe { desired: Some(&desired), devices: &devices, veths: &veths, strict: false };
-        let plan = planner.plan(&wanted, Duration::ZERO);
-        let ops = plan.ops.clone();
-        let mut tables = PolicyActual::default();
-        let applied = planner.apply(plan, &mut tables, Duration::ZERO);
+        let wanted = ToBe {
+            desired: Some(&desired),
+            devices: &devices,
+            veths: &veths,
+            strict: false,
+            pickup_until: 0,
+        };
+        let plan = planner.plan_policies(&wanted, Duration::ZERO);
+        self.policy_writes.clone_from(&plan.writes);
+        let applied = planner.apply(plan, &mut tables, &mut || Duration::ZERO);
         assert!(applied.failed.is_empty());
-        self.tables = planner.actual().clone();
+        self.tables = tables;
         for (ifindex, name, pod) in self.local_pods() {
-            let [ingress, egress, shadow_ingress, shadow_egress] =
-                self.tables.pods.get(&ifindex).copied().unwrap_or_default();
-            let entry = Pod {
-                ip4: pod.ips[0],
-                ingress,
-                egress,
-                shadow_ingress,
-                shadow_egress,
-                ..Pod::ZERO
-            };
+            let entry = Pod { ip4: pod.ips[0], ..self.tables.pods[&ifindex] };
             self.snapshot.pods.insert(ifindex, entry);
             self.names.pods.push(PodName {
                 ifindex,
@@ -278,8 +261,7 @@ impl World {
                 ..PodName::default()
             });
         }
-        self.policy_writes = ops;
-        self.policies = Policies::new(planner.groups().map(|(id, group)| {
+        self.policies = Policies::new(planner.policies().groups().map(|(id, group)| {
             let rules = group.rules.iter().map(|(number, rule)| {
                 assert_eq!(rule.source.others.len(), 0, "so few are not merged");
                 let (direction, index) = (rule.source.direction, rule.source.index);
@@ -328,7 +310,7 @@ impl World {
             view: &View::new(&self.snapshot, &self.names, 0),
             policies: &self.policies,
             tables: &self.tables,
-            epoch: self.tables.state.epoch,
+            epoch: self.tables.policy.epoch,
             stale: &self.stale,
             forwards: self.forwards,
             listening: &|_, _| listening.clone(),

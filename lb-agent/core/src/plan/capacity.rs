@@ -1,0 +1,28 @@
+//! How much the maps of Services hold.
+#![forbid(unsafe_code)]
+
+use lb_common::limits;
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Elements of `frontends`.
+    pub frontends: u32,
+    /// Elements of `slots`.
+    pub slots: u32,
+    /// Elements of `backends`; id 0 is never used.
+    pub backends: u32,
+    /// Elements of `source_ranges`.
+    pub source_ranges: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            frontends: limits::FRONTENDS,
+            slots: limits::SLOTS,
+            backends: limits::BACKENDS,
+            source_ranges: limits::SOURCE_RANGES,
+        }
+    }
+}

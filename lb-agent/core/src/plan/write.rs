@@ -1,0 +1,228 @@
+//! One write to a map that the agent owns, and who does it.
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+
+use lb_common::addr::Addr;
+use lb_common::config::Settings;
+use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::limits::{
+    MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_DEVS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
+    MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_PEER_BITS, MAP_PODS, MAP_POLICY,
+    MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES,
+};
+use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
+use lb_common::service::{Backend, Frontend, FrontendKey};
+use thiserror::Error as ThisError;
+
+use super::range_key::RangeKey;
+use crate::model::policy::Range;
+
+/// One write. Removing an element that is not there is not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Writes an element of `backends`.
+    PutBackend {
+        /// Backend id.
+        id: u32,
+        /// The element.
+        backend: Backend,
+    },
+    /// Writes an element of `slots`.
+    PutSlot {
+        /// Index.
+        slot: u32,
+        /// The element.
+        backend_id: u32,
+    },
+    /// Adds or replaces an element of `frontends`.
+    PutFrontend {
+        /// Key.
+        key: FrontendKey,
+        /// Value.
+        frontend: Frontend,
+    },
+    /// Removes an element of `frontends`.
+    DeleteFrontend {
+        /// Key.
+        key: FrontendKey,
+    },
+    /// Adds an element of `source_ranges`.
+    PutSourceRange {
+        /// Key.
+        key: RangeKey,
+    },
+    /// Removes an element of `source_ranges`.
+    DeleteSourceRange {
+        /// Key.
+        key: RangeKey,
+    },
+    /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
+    ClearAffinity {
+        /// Service port.
+        service_id: u32,
+    },
+    /// Writes a word of `frontend_ports`.
+    PutFrontendPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes a word of `host_ports`.
+    PutHostPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes a word of `former_ports`.
+    PutFormerPorts {
+        /// Index.
+        word: u32,
+        /// The element.
+        bits: u64,
+    },
+    /// Writes the element of `settings`. Boxed: it is rare, and many times as large as the others.
+    PutSettings(Box<Settings>),
+    /// Writes an element of `groups`. Boxed: it is large.
+    PutGroup {
+        /// Index.
+        id: u32,
+        /// The element.
+        group: Box<Group>,
+    },
+    /// Adds or replaces an element of `peer_bits`.
+    PutPeerBits {
+        /// Key.
+        key: PeerKey,
+        /// Value.
+        bits: Bits,
+    },
+    /// Removes an element of `peer_bits`.
+    DeletePeerBits {
+        /// Key.
+        key: PeerKey,
+    },
+    /// Adds or replaces an element of `port_bits`.
+    PutPortBits {
+        /// Length of the prefix.
+        len: u32,
+        /// Key.
+        key: PortKey,
+        /// Value.
+        bits: Bits,
+    },
+    /// Removes an element of `port_bits`.
+    DeletePortBits {
+        /// Length of the prefix.
+        len: u32,
+        /// Key.
+        key: PortKey,
+    },
+    /// Adds or replaces an element of `cidrs`.
+    PutCidr {
+        /// Key.
+        range: Range,
+        /// Value.
+        ident: u32,
+    },
+    /// Removes an element of `cidrs`.
+    DeleteCidr {
+        /// Key.
+        range: Range,
+    },
+    /// Writes the element of `policy`, but for its flags: they belong to the clients that follow flows.
+    PutPolicyState(PolicyState),
+    /// Adds or replaces an element of `ident`.
+    PutIdent {
+        /// Key.
+        addr: Addr,
+        /// Value.
+        ident: Ident,
+    },
+    /// Removes an element of `ident`.
+    DeleteIdent {
+        /// Key.
+        addr: Addr,
+    },
+    /// Adds or replaces an element of `pods`. Boxed: it is large.
+    PutPod {
+        /// Key.
+        ifindex: u32,
+        /// Value.
+        pod: Box<Pod>,
+    },
+    /// Removes an element of `pods`.
+    DeletePod {
+        /// Key.
+        ifindex: u32,
+    },
+    /// Adds or replaces an element of `devs`.
+    PutDev {
+        /// Key.
+        ifindex: u32,
+        /// Value.
+        dev: Dev,
+    },
+    /// Removes an element of `devs`.
+    DeleteDev {
+        /// Key.
+        ifindex: u32,
+    },
+}
+
+impl Write {
+    /// The name of the map that is written to.
+    pub fn map(&self) -> &'static str {
+        let spec = match self {
+            Self::PutBackend { .. } => MAP_BACKENDS,
+            Self::PutSlot { .. } => MAP_SLOTS,
+            Self::PutFrontend { .. } | Self::DeleteFrontend { .. } => MAP_FRONTENDS,
+            Self::PutSourceRange { .. } | Self::DeleteSourceRange { .. } => MAP_SOURCE_RANGES,
+            Self::ClearAffinity { .. } => MAP_AFFINITY,
+            Self::PutFrontendPorts { .. } => MAP_FRONTEND_PORTS,
+            Self::PutFormerPorts { .. } => MAP_FORMER_PORTS,
+            Self::PutHostPorts { .. } => MAP_HOST_PORTS,
+            Self::PutSettings(_) => MAP_SETTINGS,
+            Self::PutGroup { .. } => MAP_GROUPS,
+            Self::PutPeerBits { .. } | Self::DeletePeerBits { .. } => MAP_PEER_BITS,
+            Self::PutPortBits { .. } | Self::DeletePortBits { .. } => MAP_PORT_BITS,
+            Self::PutCidr { .. } | Self::DeleteCidr { .. } => MAP_CIDRS,
+            Self::PutPolicyState(_) => MAP_POLICY,
+            Self::PutIdent { .. } | Self::DeleteIdent { .. } => MAP_IDENT,
+            Self::PutPod { .. } | Self::DeletePod { .. } => MAP_PODS,
+            Self::PutDev { .. } | Self::DeleteDev { .. } => MAP_DEVS,
+        };
+        spec.name
+    }
+}
+
+/// The maps: the kernel's, or tables in a test.
+pub trait MapStore {
+    /// Does one write.
+    ///
+    /// # Errors
+    /// When the write did not happen; the map is as it was.
+    fn apply(&mut self, write: &Write) -> Result<(), MapError>;
+}
+
+/// A failed access to a map.
+#[derive(Debug, ThisError)]
+#[error("map {map}: {}{source}", if *.full { "full: " } else { "" })]
+pub struct MapError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Whether it has no room for another element.
+    pub full: bool,
+    /// What the kernel said.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+impl MapError {
+    /// A write that another depends on has not happened.
+    pub(super) fn lacking(map: &'static str) -> Self {
+        Self { map, full: false, source: "an earlier write that this one depends on failed".into() }
+    }
+}

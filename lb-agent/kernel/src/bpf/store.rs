@@ -1,0 +1,240 @@
+//! All maps that the agent's loop owns: the real [`MapStore`], one system call a write.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::Ebpf;
+use aya::maps::MapError as AyaError;
+use aya::maps::lpm_trie::Key;
+use lb_common::addr::Addr;
+use lb_common::be::Be32;
+use lb_common::endpoint::{Pod, PodSource};
+use lb_common::service::{Affinity, AffinityKey};
+
+use crate::bpf::addresses::AddressTables;
+use crate::bpf::maps::{self, MapsError, Tables, failed};
+use crate::bpf::pins::Pins;
+use crate::bpf::policy::PolicyTables;
+use crate::bpf::read;
+use crate::syscall;
+use lb_core::cluster::Prefix;
+use lb_core::model::policy::Range;
+use lb_core::plan::{Actual, MapError, MapStore, Write};
+
+/// Bits of [`PodSource`] before the address.
+const DEVICE_BITS: u32 = 32;
+
+/// All maps that the agent's loop owns: nothing else writes to them.
+pub struct Maps {
+    /// Services and Pods.
+    pub tables: Tables,
+    /// Addresses and devices of this node.
+    pub addresses: AddressTables,
+    /// Policies.
+    pub policies: PolicyTables,
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// When the object lacks one or it has other sizes.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        Ok(Self {
+            tables: Tables::take(ebpf)?,
+            addresses: AddressTables::take(ebpf)?,
+            policies: PolicyTables::take(ebpf)?,
+        })
+    }
+
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When a pin is missing or has other sizes.
+    pub fn open(pins: &Pins) -> Result<Self, MapsError> {
+        Ok(Self {
+            tables: Tables::open(pins)?,
+            addresses: AddressTables::open(pins)?,
+            policies: PolicyTables::open(pins)?,
+        })
+    }
+
+    /// Reads all of them.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn load(&self) -> Result<Actual, MapError> {
+        let mut actual = Actual::default();
+        read::services(&self.tables, &mut actual)?;
+        self.policies.load(&mut actual)?;
+        self.addresses.load(&mut actual)?;
+        actual.pods.extend(self.tables.load_pods()?);
+        Ok(actual)
+    }
+}
+
+impl MapStore for Maps {
+    fn apply(&mut self, write: &Write) -> Result<(), MapError> {
+        let Self { tables, addresses, policies } = self;
+        let map = write.map();
+        let done = match write {
+            Write::PutBackend { id, backend } => tables.backends.set(*id, backend, 0),
+            Write::PutSlot { slot, backend_id } => tables.slots.set(*slot, backend_id, 0),
+            Write::PutFrontend { key, frontend } => tables.frontends.insert(key, frontend, 0),
+            Write::DeleteFrontend { key } => gone(tables.frontends.remove(key)),
+            Write::PutSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                tables.source_ranges.insert(&Key::new(bits, range), &1, 0)
+            }
+            Write::DeleteSourceRange { key } => {
+                let (bits, range) = key.to_map();
+                gone(tables.source_ranges.remove(&Key::new(bits, range)))
+            }
+            Write::ClearAffinity { service_id } => tables.clear_affinity(*service_id),
+            Write::PutFrontendPorts { word, bits } => tables.frontend_ports.set(*word, bits, 0),
+            Write::PutFormerPorts { word, bits } => tables.former_ports.set(*word, bits, 0),
+            Write::PutHostPorts { word, bits } => tables.host_ports.set(*word, bits, 0),
+            Write::PutSettings(settings) => tables.settings.set(0, &**settings, 0),
+            Write::PutGroup { id, group } => policies.groups.set(*id, &**group, 0),
+            Write::PutPeerBits { key, bits } => policies.peer_bits.insert(key, bits, 0),
+            Write::DeletePeerBits { key } => gone(policies.peer_bits.remove(key)),
+            Write::PutPortBits { len, key, bits } => {
+                policies.port_bits.insert(&Key::new(*len, *key), bits, 0)
+            }
+            Write::DeletePortBits { len, key } => {
+                gone(policies.port_bits.remove(&Key::new(*len, *key)))
+            }
+            Write::PutCidr { range, ident } => policies.cidrs.insert(&prefix(range), ident, 0),
+            Write::DeleteCidr { range } => gone(policies.cidrs.remove(&prefix(range))),
+            Write::PutPolicyState(state) => policies.put_state(*state),
+            Write::PutIdent { addr, ident } => addresses.ident.insert(&words(addr), ident, 0),
+            Write::DeleteIdent { addr } => gone(addresses.ident.remove(&words(addr))),
+            Write::PutPod { ifindex, pod } => tables.pods.insert(ifindex, &**pod, 0),
+            Write::DeletePod { ifindex } => gone(tables.pods.remove(ifindex)),
+            Write::PutDev { ifindex, dev } => addresses.devs.insert(ifindex, dev, 0),
+            Write::DeleteDev { ifindex } => gone(addresses.devs.remove(ifindex)),
+        };
+        done.map_err(|e| failed(map, e))
+    }
+}
+
+/// The words of an address, in network order.
+fn words(addr: &Addr) -> [u32; 4] {
+    addr.words().map(Be32::to_wire)
+}
+
+fn prefix(range: &Range) -> Key<[u32; 4]> {
+    Key::new(u32::from(range.len), words(&range.addr()))
+}
+
+/// The result of a removal: that the element was not there is fine.
+fn gone(result: Result<(), AyaError>) -> Result<(), AyaError> {
+    match result {
+        Err(error) if maps::is_missing(&error) => Ok(()),
+        other => other,
+    }
+}
+
+impl Tables {
+    /// Reads the whole map: it is small, and that affinity is taken off a Service is rare.
+    fn clear_affinity(&mut self, service_id: u32) -> Result<(), AyaError> {
+        let mut keys = Vec::new();
+        let read = syscall::for_each(&self.affinity, |key: &AffinityKey, _: &Affinity| {
+            if key.service_id == service_id {
+                keys.push(*key);
+            }
+        });
+        read.map_err(AyaError::IoError)?;
+        keys.iter().try_for_each(|key| gone(self.affinity.remove(key)))
+    }
+
+    /// Admits a range as sources of a Pod, or no longer.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn set_source(
+        &mut self,
+        ifindex: u32,
+        range: &Prefix,
+        admitted: bool,
+    ) -> Result<(), MapError> {
+        let source = PodSource { ifindex, addr: range.addr() };
+        let key = Key::new(DEVICE_BITS + u32::from(range.wide_bits()), source);
+        let done = if admitted {
+            self.pod_sources.insert(&key, &1, 0)
+        } else {
+            gone(self.pod_sources.remove(&key))
+        };
+        done.map_err(|e| failed("pod_sources", e))
+    }
+
+    /// The ranges that are admitted as sources of Pods, by the numbers of their devices.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_sources(&self) -> Result<BTreeSet<(u32, Prefix)>, MapError> {
+        let mut found = BTreeSet::new();
+        for key in self.pod_sources.keys() {
+            let key = key.map_err(|e| failed("pod_sources", e))?;
+            let PodSource { ifindex, addr } = key.data();
+            let bits = key.prefix_len().saturating_sub(DEVICE_BITS);
+            let bits = if addr.is_v4() { bits.saturating_sub(96) } else { bits };
+            let range = u8::try_from(bits).ok().and_then(|bits| Prefix::new(addr, bits));
+            found.extend(range.map(|range| (ifindex, range)));
+        }
+        Ok(found)
+    }
+
+    /// Writes the link-layer address that belongs behind a Pod's device: index and element as in
+    /// [`lb_common::endpoint::link`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_link(&mut self, index: u32, element: u64) -> Result<(), MapError> {
+        self.links.set(index, &element, 0).map_err(|e| failed("links", e))
+    }
+
+    /// Writes the owner of a link-layer address; `None` removes it.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel refuses.
+    pub fn set_mac(&mut self, mac: u64, holder: Option<u32>) -> Result<(), MapError> {
+        let done = match holder {
+            Some(holder) => self.macs.insert(&mac, &holder, 0),
+            None => gone(self.macs.remove(&mac)),
+        };
+        done.map_err(|e| failed("macs", e))
+    }
+
+    /// Who has which link-layer address, as it is written.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_macs(&self) -> Result<BTreeMap<u64, u32>, MapError> {
+        let mut found = BTreeMap::new();
+        syscall::for_each(&self.macs, |mac: &u64, holder: &u32| {
+            found.insert(*mac, *holder);
+        })
+        .map_err(|e| failed("macs", AyaError::IoError(e)))?;
+        Ok(found)
+    }
+
+    /// The element of `links` at an index.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_link(&self, index: u32) -> Result<u64, MapError> {
+        self.links.get(&index, 0).map_err(|e| failed("links", e))
+    }
+
+    /// The Pods of this node that are written.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn load_pods(&self) -> Result<Vec<(u32, Pod)>, MapError> {
+        let mut pods = Vec::new();
+        syscall::for_each(&self.pods, |ifindex: &u32, pod: &Pod| pods.push((*ifindex, *pod)))
+            .map_err(|e| failed("pods", AyaError::IoError(e)))?;
+        Ok(pods)
+    }
+}
