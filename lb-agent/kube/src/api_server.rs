@@ -139,7 +139,7 @@ struct Source {
 }
 
 /// Why a stream was left.
-enum End {
+enum StreamEnd {
     /// The server cannot do streaming lists.
     NoStreaming,
     /// It has failed for too long.
@@ -155,13 +155,13 @@ impl Source {
         K: Watched + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
     {
         let streaming = config.clone().streaming_lists();
-        if let End::NoStreaming = self.stream::<K>(streaming, true).await {
+        if let StreamEnd::NoStreaming = self.stream::<K>(streaming, true).await {
             info!(kind = K::KIND.name(), "the server has no streaming lists, listing in pages");
             self.stream::<K>(config, false).await;
         }
     }
 
-    async fn stream<K>(&self, config: watcher::Config, streaming: bool) -> End
+    async fn stream<K>(&self, config: watcher::Config, streaming: bool) -> StreamEnd
     where
         K: Watched + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
     {
@@ -176,21 +176,21 @@ impl Source {
             let next = if streaming && listing {
                 match timeout(STREAMING_SILENCE, stream.next()).await {
                     Ok(next) => next,
-                    Err(_) => return End::NoStreaming,
+                    Err(_) => return StreamEnd::NoStreaming,
                 }
             } else {
                 stream.next().await
             };
             // The stream of a watcher never ends.
-            let Some(event) = next else { return End::GivenUp };
+            let Some(event) = next else { return StreamEnd::GivenUp };
             let event = match event {
                 Ok(event) => event,
-                Err(err) if streaming && is_unsupported(&err) => return End::NoStreaming,
+                Err(err) if streaming && is_unsupported(&err) => return StreamEnd::NoStreaming,
                 Err(err) if !present && is_absent::<K>(&err) => {
                     debug!(kind = K::KIND.name(), err = %err, "the API server does not serve this kind, treating it as empty");
                     for event in [Event::Restarted(K::KIND), Event::Synced(K::KIND)] {
                         if self.tx.send(Received::now(event)).await.is_err() {
-                            return End::Closed;
+                            return StreamEnd::Closed;
                         }
                     }
                     sleep(self.absent).await;
@@ -201,7 +201,7 @@ impl Source {
                     present &= !is_absent::<K>(&err);
                     counters.count_error();
                     if !is_answer(&err) && backoff.has_failed_for(GIVE_UP) {
-                        return End::GivenUp;
+                        return StreamEnd::GivenUp;
                     }
                     warn!(kind = K::KIND.name(), err = %err, "watch failed, retrying");
                     backoff.pause().await;
@@ -224,7 +224,7 @@ impl Source {
             }
             for event in translate(event, &mut with_issues) {
                 if self.tx.send(Received::now(event)).await.is_err() {
-                    return End::Closed;
+                    return StreamEnd::Closed;
                 }
             }
         }

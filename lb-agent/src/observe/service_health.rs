@@ -43,18 +43,18 @@ pub(crate) struct ServiceHealth {
 
 /// All ports.
 pub(crate) struct HealthPorts {
-    ports: BTreeMap<u16, Port>,
+    ports: BTreeMap<u16, HealthPort>,
     /// Services whose port another one has.
     clashes: Vec<Issue>,
     status: watch::Receiver<Arc<Status>>,
 }
 
-struct Port {
+struct HealthPort {
     answer: watch::Sender<ServiceHealth>,
-    stage: Stage,
+    stage: PortStage,
 }
 
-enum Stage {
+enum PortStage {
     Listening(#[expect(dead_code, reason = "dropping it stops the server")] AbortOnDrop),
     Failed { at: Instant, wait: Duration, error: io::Error },
 }
@@ -103,12 +103,12 @@ impl HealthPorts {
                 }
                 None => {
                     let (answer, _) = watch::channel(health);
-                    let stage = Stage::Failed {
+                    let stage = PortStage::Failed {
                         at: now,
                         wait: RETRY.0,
                         error: io::ErrorKind::NotConnected.into(),
                     };
-                    self.ports.insert(port, Port { answer, stage });
+                    self.ports.insert(port, HealthPort { answer, stage });
                 }
             }
         }
@@ -120,8 +120,8 @@ impl HealthPorts {
         self.ports
             .values()
             .filter_map(|port| match port.stage {
-                Stage::Failed { at, .. } => Some(at),
-                Stage::Listening(_) => None,
+                PortStage::Failed { at, .. } => Some(at),
+                PortStage::Listening(_) => None,
             })
             .min()
     }
@@ -129,7 +129,7 @@ impl HealthPorts {
     /// Tries the ports whose time has come. Must be called within a tokio runtime.
     pub(crate) fn open_due(&mut self, now: Instant) {
         for (number, port) in &mut self.ports {
-            let Stage::Failed { at, wait, error } = &mut port.stage else { continue };
+            let PortStage::Failed { at, wait, error } = &mut port.stage else { continue };
             if *at > now {
                 continue;
             }
@@ -140,7 +140,7 @@ impl HealthPorts {
                     let answers = answerer(port.answer.subscribe(), self.status.clone());
                     let server = http::serve_on("health check", listener, CONNECTIONS, answers);
                     let task = tokio::spawn(server);
-                    port.stage = Stage::Listening(AbortOnDrop(task.abort_handle()));
+                    port.stage = PortStage::Listening(AbortOnDrop(task.abort_handle()));
                 }
                 Err(e) => {
                     debug!(port = number, err = %e, "cannot open health check port");
@@ -154,11 +154,11 @@ impl HealthPorts {
     /// Ports that could not be opened, and Services whose port another one has.
     pub(crate) fn issues(&self) -> Vec<Issue> {
         let failed = self.ports.values().filter_map(|port| match &port.stage {
-            Stage::Failed { error, .. } => Some(issue(
+            PortStage::Failed { error, .. } => Some(issue(
                 &port.answer.borrow(),
                 format!("cannot listen ({error}), retrying: load balancers see this node as down"),
             )),
-            Stage::Listening(_) => None,
+            PortStage::Listening(_) => None,
         });
         failed.chain(self.clashes.iter().cloned()).collect()
     }

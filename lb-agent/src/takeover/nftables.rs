@@ -46,7 +46,7 @@ const IPTABLES: [&str; 4] = ["nat", "filter", "mangle", "raw"];
 const CHUNK: usize = 1000;
 
 /// A rule's chain and handle.
-type Rule = (String, [u8; 8]);
+type RuleHandle = (String, [u8; 8]);
 
 /// kube-proxy's rules in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(super) struct Found {
     /// kube-proxy's own table: it goes as a whole.
     pub is_own: bool,
     /// Rules in others' chains.
-    pub jumps: Vec<Rule>,
+    pub jumps: Vec<RuleHandle>,
     /// Its chains.
     pub chains: Vec<String>,
     /// Its chains that stay, since other rules use them.
@@ -81,7 +81,7 @@ pub(super) fn find() -> io::Result<Vec<Found>> {
         };
         let mut contents = contents(&mut client, family)?;
         for table in tables {
-            let Contents { chains, jumps, drops_forward } =
+            let TableContents { chains, jumps, drops_forward } =
                 contents.remove(&table).unwrap_or_default();
             let is_own = table == OWN_TABLE;
             let mut part = Found {
@@ -169,15 +169,15 @@ fn tables(client: &mut Client, family: u8) -> io::Result<Vec<String>> {
 
 /// What is in a table.
 #[derive(Debug, Default)]
-struct Contents {
+struct TableContents {
     /// Name, and whether the kernel itself calls it.
     chains: Vec<(String, bool)>,
-    jumps: Vec<Jump<Rule>>,
+    jumps: Vec<Jump<RuleHandle>>,
     drops_forward: bool,
 }
 
-fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, Contents>> {
-    let mut contents = BTreeMap::<String, Contents>::new();
+fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, TableContents>> {
+    let mut contents = BTreeMap::<String, TableContents>::new();
     client.call(&Request::new(GETCHAIN, Want::Dump, &header(family)), |_, payload| {
         let (mut table, mut chain, mut hook, mut drops) = Default::default();
         for (kind, value) in fields(payload) {
@@ -211,7 +211,7 @@ fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, Cont
 }
 
 /// The table and the jump of a rule, if its verdict names a chain.
-fn jump(payload: &[u8]) -> Option<(String, Jump<Rule>)> {
+fn jump(payload: &[u8]) -> Option<(String, Jump<RuleHandle>)> {
     let (mut table, mut from, mut handle, mut to) = (None, None, None, None);
     for (kind, value) in fields(payload) {
         match kind {

@@ -137,7 +137,7 @@ impl Mechanism {
 
 /// A program at a hook of a device.
 #[derive(Clone, Copy)]
-struct Place {
+struct HookPoint {
     ifindex: u32,
     hook: Hook,
     program: &'static str,
@@ -200,7 +200,7 @@ impl Hooks {
                 self.detach(ifindex, hook)?;
                 continue;
             };
-            let place = Place { ifindex, hook, program };
+            let place = HookPoint { ifindex, hook, program };
             match self.mechanism {
                 Some(Mechanism::Tcx) => self.attach_tcx(place)?,
                 Some(Mechanism::Clsact) => self.attach_clsact(place)?,
@@ -262,8 +262,8 @@ impl Hooks {
         Ok(())
     }
 
-    fn attach_tcx(&mut self, place: Place) -> Result<(), AttachError> {
-        let Place { ifindex, hook, .. } = place;
+    fn attach_tcx(&mut self, place: HookPoint) -> Result<(), AttachError> {
+        let HookPoint { ifindex, hook, .. } = place;
         let path = self.pins.device_link(ifindex, hook);
         let program = classifier(&mut self.ebpf, place)?;
         let failed = |source| attach_error(place, source);
@@ -278,8 +278,8 @@ impl Hooks {
         pin(link.try_into().map_err(|e| failed(ProgramError::LinkError(e)))?, &path)
     }
 
-    fn attach_clsact(&mut self, place: Place) -> Result<(), AttachError> {
-        let Place { ifindex, hook, .. } = place;
+    fn attach_clsact(&mut self, place: HookPoint) -> Result<(), AttachError> {
+        let HookPoint { ifindex, hook, .. } = place;
         match tc::qdisc_add_clsact(ifindex) {
             Ok(()) => {
                 let mark = self.pins.qdisc(ifindex);
@@ -337,7 +337,7 @@ fn detach_filter(ifindex: u32, hook: Hook) -> Result<(), AttachError> {
     match detached {
         // No filter, no qdisc, no device: nothing of ours.
         Err(e) if matches!(os_error(&e), Some(EINVAL | ENODEV | ENOENT)) => Ok(()),
-        other => other.map_err(|e| attach_error(Place { ifindex, hook, program: "filter" }, e)),
+        other => other.map_err(|e| attach_error(HookPoint { ifindex, hook, program: "filter" }, e)),
     }
 }
 
@@ -394,7 +394,7 @@ fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
     Ok(())
 }
 
-fn classifier(ebpf: &mut Ebpf, place: Place) -> Result<&mut SchedClassifier, AttachError> {
+fn classifier(ebpf: &mut Ebpf, place: HookPoint) -> Result<&mut SchedClassifier, AttachError> {
     let missing = || AttachError::Program { program: place.program.to_owned() };
     ebpf.program_mut(place.program).and_then(|program| program.try_into().ok()).ok_or_else(missing)
 }
@@ -411,8 +411,8 @@ const fn attach_type(hook: Hook) -> TcAttachType {
     }
 }
 
-fn attach_error(place: Place, source: ProgramError) -> AttachError {
-    let Place { ifindex, program, .. } = place;
+fn attach_error(place: HookPoint, source: ProgramError) -> AttachError {
+    let HookPoint { ifindex, program, .. } = place;
     if os_error(&source) == Some(ENODEV) {
         return AttachError::Gone { ifindex };
     }

@@ -82,7 +82,7 @@ pub async fn run(events: RingBuf<MapData>, sinks: Sinks) -> io::Result<()> {
             ready = events.readable_mut() => ready?,
             () = examples.closed() => return Ok(()),
         };
-        let clock = Clock::read();
+        let clock = ClockPair::read();
         examples.send_modify(|examples| {
             recent.send_modify(|recent| {
                 while let Some(record) = ready.get_inner_mut().next() {
@@ -97,13 +97,13 @@ pub async fn run(events: RingBuf<MapData>, sinks: Sinks) -> io::Result<()> {
 }
 
 /// The time, by both clocks.
-struct Clock {
+struct ClockPair {
     unix_ms: u64,
     /// `CLOCK_MONOTONIC`, by which the programs go; 0 when it cannot be read.
     monotonic_ns: u64,
 }
 
-impl Clock {
+impl ClockPair {
     fn read() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
@@ -170,7 +170,7 @@ mod tests {
     use lb_common::event::FlowEvent;
     use lb_common::verdict::DropReason;
 
-    use super::{Clock, Examples, parse};
+    use super::{ClockPair, Examples, parse};
 
     fn record(reason: u8, ingress: u8) -> Vec<u8> {
         let mut record = vec![0; 10];
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn times_are_those_of_the_packets() {
-        let clock = Clock { unix_ms: 10_000, monotonic_ns: 7_000_000_000 };
+        let clock = ClockPair { unix_ms: 10_000, monotonic_ns: 7_000_000_000 };
         assert_eq!(clock.unix_ms_of(6_500_000_000), 9_500);
         assert_eq!(clock.unix_ms_of(8_000_000_000), 10_000, "none is in the future");
     }

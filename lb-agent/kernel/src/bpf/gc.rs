@@ -297,7 +297,7 @@ impl Gc {
     pub fn pass(&mut self) -> io::Result<Pass> {
         let start = Instant::now();
         let generations = self.generations()?;
-        let now = Now { stamp: self.clock.stamp()?, hz: self.clock.hz };
+        let now = PassTime { stamp: self.clock.stamp()?, hz: self.clock.hz };
         let mut pass = Pass::default();
         let mut seen = Seen { former_ports: self.former_ports()?, ..Seen::default() };
         let mut kinds_seen = ByKind::default();
@@ -433,7 +433,7 @@ impl Gc {
     /// entries that others need not have agreed to. The rest of it is few enough, or is in use.
     fn trim(
         &mut self,
-        now: Now,
+        now: PassTime,
         pass: &mut Pass,
         seen: &mut Seen,
         gone: &mut ByKind,
@@ -488,7 +488,7 @@ impl Gc {
 
     /// Tells the copies in `kept` what `ct` knows, and removes those of flows that are over. A copy whose entry was
     /// evicted stays until its flow would have expired.
-    fn renew_copies(&mut self, now: Now, pass: &mut Pass, seen: &mut Seen) -> io::Result<()> {
+    fn renew_copies(&mut self, now: PassTime, pass: &mut Pass, seen: &mut Seen) -> io::Result<()> {
         /// A copy may be so much older than its entry.
         const OLD_SECS: u32 = 60;
         let mut changes: Vec<(CtKey, Option<CtEntry>)> = Vec::new();
@@ -563,7 +563,7 @@ impl Gc {
     fn expire(
         &mut self,
         key: &CtKey,
-        now: Now,
+        now: PassTime,
         pass: &mut Pass,
         gone: &mut ByKind,
     ) -> io::Result<Option<CtEntry>> {
@@ -624,12 +624,12 @@ fn holds_its_port(protocol: u8, flags: u32) -> bool {
 
 /// The time of a pass.
 #[derive(Clone, Copy, Debug)]
-struct Now {
+struct PassTime {
     stamp: u32,
     hz: u32,
 }
 
-impl Now {
+impl PassTime {
     /// Whether a flow is dead: silent in both directions for as long as both its entries together allow. Each entry
     /// sees one direction only; what it tells the other may get lost between two processors.
     fn is_dead(self, key: &CtKey, entry: &CtEntry, partner: Option<&CtEntry>) -> bool {
@@ -647,7 +647,7 @@ mod tests {
     use lb_common::conntrack::{CtEntry, CtKey};
     use lb_common::flow::{proto, tcp};
 
-    use super::Now;
+    use super::PassTime;
 
     fn addr(text: &str) -> Addr {
         Addr::from_ip(text.parse().unwrap())
@@ -668,7 +668,7 @@ mod tests {
     #[test]
     fn a_pair_is_judged_as_one() {
         let hz = 256;
-        let now = Now { stamp: 1_000_000, hz };
+        let now = PassTime { stamp: 1_000_000, hz };
         let seen =
             |ago: u32, flags: u32| CtEntry { last_seen: now.stamp - ago, flags, ..CtEntry::ZERO };
         let ack = u32::from(tcp::ACK);

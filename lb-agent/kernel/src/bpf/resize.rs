@@ -26,7 +26,7 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 /// Copies after the first one. Each device takes some 20 ms to get its two programs: enough for 1,000 of them.
 pub const ROUNDS: u32 = 20;
 
-type Table = HashMap<MapData, CtKey, CtEntry>;
+type CtTable = HashMap<MapData, CtKey, CtEntry>;
 
 /// Maps that are set aside, until they are gone.
 pub struct Resize {
@@ -37,7 +37,7 @@ pub struct Resize {
 
 struct Old {
     spec: MapSpec,
-    table: Table,
+    table: CtTable,
     /// When the last copy began.
     copied: Option<u32>,
 }
@@ -106,7 +106,7 @@ impl Old {
         Ok(Self { spec, table: open(&pins.aside(&spec), spec)?, copied: None })
     }
 
-    fn copy(&mut self, new: &mut Table, now: u32) -> io::Result<u64> {
+    fn copy(&mut self, new: &mut CtTable, now: u32) -> io::Result<u64> {
         let mut oldest = self.copied.map_or(u32::MAX, |since| age(since, now).saturating_add(1));
         let mut room = capacity(new)?;
         if room < capacity(&self.table)? {
@@ -137,14 +137,14 @@ impl Old {
     }
 }
 
-fn open(pin: &std::path::Path, spec: MapSpec) -> io::Result<Table> {
+fn open(pin: &std::path::Path, spec: MapSpec) -> io::Result<CtTable> {
     MapData::from_pin(pin)
         .and_then(aya::maps::Map::from_map_data)
-        .and_then(Table::try_from)
+        .and_then(CtTable::try_from)
         .map_err(|source| io::Error::other(MapsError::Unusable { map: spec.name, source }))
 }
 
-fn capacity(table: &Table) -> io::Result<usize> {
+fn capacity(table: &CtTable) -> io::Result<usize> {
     use aya::maps::IterableMap as _;
     let info = table.map().info().map_err(io::Error::other)?;
     Ok(info.max_entries() as usize)

@@ -97,7 +97,7 @@ pub fn listening(protocol: u8) -> io::Result<Vec<Destination>> {
         let header = header((family as u8, protocol), states, &[0; SOCKID]);
         let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
         client.call(&question, |_, payload| {
-            let own = parse_end(payload, End::Own).map(|(_, own)| own);
+            let own = parse_end(payload, SocketEnd::Own).map(|(_, own)| own);
             found.extend(own.filter(|(_, port)| port.get() != 0));
         })?;
     }
@@ -116,25 +116,25 @@ fn header((family, protocol): (u8, u8), states: u32, id: &[u8; SOCKID]) -> [u8; 
 
 /// Reads an answer of the dump: a socket and its peer.
 fn parse(payload: &[u8]) -> Option<(Connected, Destination)> {
-    parse_end(payload, End::Peer)
+    parse_end(payload, SocketEnd::Peer)
 }
 
 /// Which end of a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum SocketEnd {
     Own,
     Peer,
 }
 
-fn parse_end(payload: &[u8], end: End) -> Option<(Connected, Destination)> {
+fn parse_end(payload: &[u8], end: SocketEnd) -> Option<(Connected, Destination)> {
     let answer = payload.get(..ANSWER)?;
     let family = *answer.first()?;
     let id: [u8; SOCKID] =
         answer.get(ANSWER_SOCKID_AT..ANSWER_SOCKID_AT + SOCKID)?.try_into().ok()?;
     let [o0, o1, p0, p1, ..] = id;
     let (port, first) = match end {
-        End::Own => ([o0, o1], 4),
-        End::Peer => ([p0, p1], 20),
+        SocketEnd::Own => ([o0, o1], 4),
+        SocketEnd::Peer => ([p0, p1], 20),
     };
     let port = Be16::new(u16::from_be_bytes(port));
     let word = |n: usize| {

@@ -9,9 +9,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{error, info, warn};
 
 /// Puts the programs' lines into the agent's log.
-struct Lines;
+struct PacketLog;
 
-impl log::Log for Lines {
+impl log::Log for PacketLog {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -29,7 +29,7 @@ impl log::Log for Lines {
 /// # Errors
 /// When the object has no such ring buffer, or there is no room for a thread.
 pub fn spawn(ebpf: &mut Ebpf) -> anyhow::Result<()> {
-    let mut logger = EbpfLogger::init_with_logger(ebpf, Lines)?;
+    let mut logger = EbpfLogger::init_with_logger(ebpf, PacketLog)?;
     warn!("this build logs every packet; it is for looking into the programs, not for use");
     thread::Builder::new().name("stages".to_owned()).spawn(move || {
         loop {

@@ -31,8 +31,8 @@ use lb_core::cluster::{
 /// What the derivation depends on.
 #[derive(Debug, Default)]
 pub(super) struct Derive {
-    services: BTreeMap<Name, Wanted>,
-    pods: BTreeMap<Name, Candidate>,
+    services: BTreeMap<Name, ServiceSelector>,
+    pods: BTreeMap<Name, PodEndpoint>,
     /// Zone by node.
     zones: BTreeMap<Arc<str>, Arc<str>>,
     /// Given slice → its Service.
@@ -44,16 +44,16 @@ pub(super) struct Derive {
     /// Services to derive again.
     dirty: BTreeSet<Name>,
     /// Namespace and labels of Pods that changed.
-    touched: Vec<(Arc<str>, Labels)>,
+    touched: Vec<(Arc<str>, SortedLabels)>,
 }
 
-/// Labels, sorted by key.
-type Labels = Box<[(Arc<str>, Arc<str>)]>;
+/// SortedLabels, sorted by key.
+type SortedLabels = Box<[(Arc<str>, Arc<str>)]>;
 
 /// What a Service wants of Pods.
 #[derive(Debug)]
-struct Wanted {
-    selector: Labels,
+struct ServiceSelector {
+    selector: SortedLabels,
     ports: Box<[TargetPort]>,
     publish_not_ready: bool,
 }
@@ -62,19 +62,19 @@ struct Wanted {
 struct TargetPort {
     name: Arc<str>,
     protocol: u8,
-    target: Target,
+    target: NumberOrName,
 }
 
 #[derive(Debug)]
-enum Target {
+enum NumberOrName {
     Number(u16),
     Named(Arc<str>),
 }
 
 /// What a Pod offers.
 #[derive(Debug)]
-struct Candidate {
-    labels: Labels,
+struct PodEndpoint {
+    labels: SortedLabels,
     ips: Box<[Addr]>,
     ports: Box<[NamedPort]>,
     node: Option<Arc<str>>,
@@ -207,7 +207,7 @@ impl Derive {
     }
 
     /// The Pods of these Services, in the order of their names.
-    fn members(&self, services: &BTreeSet<Name>) -> HashMap<Name, Vec<(&Name, &Candidate)>> {
+    fn members(&self, services: &BTreeSet<Name>) -> HashMap<Name, Vec<(&Name, &PodEndpoint)>> {
         let mut members: HashMap<Name, Vec<_>> = HashMap::new();
         let services = services.iter().filter_map(|name| Some((name, self.services.get(name)?)));
         let index = Index::new(services);
@@ -222,8 +222,8 @@ impl Derive {
     fn slices(
         &self,
         service: &Name,
-        wanted: &Wanted,
-        pods: &[(&Name, &Candidate)],
+        wanted: &ServiceSelector,
+        pods: &[(&Name, &PodEndpoint)],
     ) -> Vec<(Name, EndpointSlice)> {
         let mut slices = Vec::new();
         for (family, label) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
@@ -257,7 +257,7 @@ impl Derive {
         slices
     }
 
-    fn endpoint(&self, addr: Addr, name: &Name, pod: &Candidate, publish_all: bool) -> Endpoint {
+    fn endpoint(&self, addr: Addr, name: &Name, pod: &PodEndpoint, publish_all: bool) -> Endpoint {
         let ready = publish_all || (pod.serving && !pod.terminating);
         Endpoint {
             addr,
@@ -271,13 +271,13 @@ impl Derive {
 }
 
 /// Services by namespace and the first pair of their selector.
-struct Index<'a>(HashMap<Pair<'a>, Vec<(&'a Name, &'a Wanted)>>);
+struct Index<'a>(HashMap<Pair<'a>, Vec<(&'a Name, &'a ServiceSelector)>>);
 
 /// Namespace, key and value.
 type Pair<'a> = (&'a str, &'a str, &'a str);
 
 impl<'a> Index<'a> {
-    fn new(services: impl Iterator<Item = (&'a Name, &'a Wanted)>) -> Self {
+    fn new(services: impl Iterator<Item = (&'a Name, &'a ServiceSelector)>) -> Self {
         let mut index: HashMap<_, Vec<_>> = HashMap::new();
         for (name, wanted) in services {
             if let Some((key, value)) = wanted.selector.first() {
@@ -292,8 +292,8 @@ impl<'a> Index<'a> {
     fn matching<'b>(
         &'b self,
         namespace: &'b str,
-        labels: &'b Labels,
-    ) -> impl Iterator<Item = (&'a Name, &'a Wanted)> + 'b {
+        labels: &'b SortedLabels,
+    ) -> impl Iterator<Item = (&'a Name, &'a ServiceSelector)> + 'b {
         let pairs = labels.iter().filter_map(move |(key, value)| {
             self.0.get(&(namespace, &**key, &**value)).map(Vec::as_slice)
         });
@@ -304,7 +304,7 @@ impl<'a> Index<'a> {
 }
 
 /// `None` for a Service that selects nothing or has no frontend.
-fn wanted(service: &ServiceObject) -> Option<Wanted> {
+fn wanted(service: &ServiceObject) -> Option<ServiceSelector> {
     let name = service.name();
     // What is wrong with it is told when it becomes a record.
     let record = service.record(&mut Findings::new(Kind::Service, &name))?;
@@ -321,13 +321,13 @@ fn wanted(service: &ServiceObject) -> Option<Wanted> {
             .and_then(|given| given.target_port.clone());
         match target {
             Some(IntOrString::String(name)) => match name.parse() {
-                Ok(number) => Target::Number(number),
-                Err(_) => Target::Named(name.into()),
+                Ok(number) => NumberOrName::Number(number),
+                Err(_) => NumberOrName::Named(name.into()),
             },
             Some(IntOrString::Int(number)) if number != 0 => {
-                Target::Number(u16::try_from(number).unwrap_or(0))
+                NumberOrName::Number(u16::try_from(number).unwrap_or(0))
             }
-            Some(IntOrString::Int(_)) | None => Target::Number(port.port),
+            Some(IntOrString::Int(_)) | None => NumberOrName::Number(port.port),
         }
     };
     let ports = record.ports.iter().map(|port| TargetPort {
@@ -336,14 +336,14 @@ fn wanted(service: &ServiceObject) -> Option<Wanted> {
         target: given(port),
     });
     let publish_not_ready = spec.publish_not_ready_addresses == Some(true);
-    Some(Wanted { selector, ports: ports.collect(), publish_not_ready })
+    Some(ServiceSelector { selector, ports: ports.collect(), publish_not_ready })
 }
 
-fn candidate(pod: &PodObject) -> Candidate {
+fn candidate(pod: &PodObject) -> PodEndpoint {
     let name = pod.name();
     let mut ignored = Findings::new(Kind::Pod, &name);
     let ips = pod::ips(pod, &mut ignored);
-    Candidate {
+    PodEndpoint {
         labels: labels(pod.metadata.labels.as_ref()),
         ips,
         ports: pod::ports(pod, &mut ignored),
@@ -363,10 +363,10 @@ fn is_serving(pod: &PodObject) -> bool {
 }
 
 /// For each port of the Service that this Pod serves: its index and the number in the Pod.
-fn targets(wanted: &Wanted, pod: &Candidate) -> Vec<(usize, u16)> {
+fn targets(wanted: &ServiceSelector, pod: &PodEndpoint) -> Vec<(usize, u16)> {
     let number = |port: &TargetPort| match &port.target {
-        Target::Number(number) => Some(*number),
-        Target::Named(name) => {
+        NumberOrName::Number(number) => Some(*number),
+        NumberOrName::Named(name) => {
             let mut ports = pod.ports.iter();
             let is_it = |given: &&NamedPort| given.name == *name && given.protocol == port.protocol;
             ports.find(is_it).map(|given| given.port)
@@ -382,6 +382,6 @@ fn hash(slice: &EndpointSlice) -> u64 {
     hasher.finish()
 }
 
-fn labels(labels: Option<&field::StringMap>) -> Labels {
+fn labels(labels: Option<&field::StringMap>) -> SortedLabels {
     labels.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }

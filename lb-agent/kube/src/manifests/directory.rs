@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::derive::Derive;
-use super::document::{self, Fault, Found, Object};
+use super::document::{self, DocumentError, Object, ParsedObject};
 use crate::read;
 use lb_core::cluster::{Change, Event, Kind, Name};
 use lb_core::issue::{Issue, ObjectRef};
@@ -24,8 +24,8 @@ use lb_core::issue::{Issue, ObjectRef};
 pub struct Directory {
     path: PathBuf,
     node: Arc<str>,
-    files: BTreeMap<OsString, File>,
-    objects: BTreeMap<Key, Held>,
+    files: BTreeMap<OsString, ManifestFile>,
+    objects: BTreeMap<ObjectKey, Held>,
     derive: Derive,
     /// Objects whose issues were told.
     with_issues: BTreeSet<ObjectRef>,
@@ -36,10 +36,10 @@ pub struct Directory {
 }
 
 /// Kind and name of an object.
-type Key = (Kind, Name);
+type ObjectKey = (Kind, Name);
 
 #[derive(Debug, Default)]
-struct File {
+struct ManifestFile {
     stamp: Option<Stamp>,
     /// Places whose issues were told.
     issues: BTreeSet<ObjectRef>,
@@ -61,7 +61,7 @@ struct Held {
 }
 
 /// Whose an object is.
-enum Claim {
+enum Ownership {
     /// The file's that claims it, and it says something new.
     Changed,
     /// The same, and it says what it said before.
@@ -71,7 +71,7 @@ enum Claim {
 }
 
 /// What reading files leads to.
-struct Outcome<'a> {
+struct ReadResult<'a> {
     tell: &'a mut dyn FnMut(Event),
     /// Files that must be read because of it.
     again: BTreeSet<OsString>,
@@ -110,7 +110,7 @@ impl Directory {
         let first = self.objects.is_empty();
         let gone: Vec<_> =
             self.files.keys().filter(|name| !listed.contains_key(*name)).cloned().collect();
-        let mut outcome = Outcome { tell, again: BTreeSet::new() };
+        let mut outcome = ReadResult { tell, again: BTreeSet::new() };
         for name in gone {
             self.take_file(&name, Ok(""), &mut outcome);
             self.files.remove(&name);
@@ -137,10 +137,10 @@ impl Directory {
         Ok(())
     }
 
-    fn read_file(&mut self, name: &OsString, stamp: Stamp, outcome: &mut Outcome<'_>) {
+    fn read_file(&mut self, name: &OsString, stamp: Stamp, outcome: &mut ReadResult<'_>) {
         let unreadable = |line: usize, message: String| {
             let line = u64::try_from(line).unwrap_or(u64::MAX);
-            Fault { line, field: String::new(), message, lossy: true }
+            DocumentError { line, field: String::new(), message, lossy: true }
         };
         match fs::read(self.path.join(name)).map(String::from_utf8) {
             Ok(Ok(text)) => self.take_file(name, Ok(&text), outcome),
@@ -163,7 +163,12 @@ impl Directory {
     }
 
     /// Makes the content of one file count.
-    fn take_file(&mut self, name: &OsString, text: Result<&str, Fault>, outcome: &mut Outcome<'_>) {
+    fn take_file(
+        &mut self,
+        name: &OsString,
+        text: Result<&str, DocumentError>,
+        outcome: &mut ReadResult<'_>,
+    ) {
         self.readings += 1;
         let file: Arc<OsStr> = name.as_os_str().into();
         let known = self.files.contains_key(name);
@@ -172,9 +177,9 @@ impl Directory {
             Ok(text) => document::parse(text, &mut |found| {
                 let name = self.name(&found.object);
                 match self.claim(&file, &found, name.clone(), outcome) {
-                    Claim::Changed => self.put_object(&found.object, name, outcome.tell),
-                    Claim::Same => {}
-                    Claim::Of(owner) => duplicates.push(duplicate(&found, &owner)),
+                    Ownership::Changed => self.put_object(&found.object, name, outcome.tell),
+                    Ownership::Same => {}
+                    Ownership::Of(owner) => duplicates.push(duplicate(&found, &owner)),
                 }
             }),
             Err(fault) => vec![fault],
@@ -201,10 +206,10 @@ impl Directory {
     fn claim(
         &mut self,
         file: &Arc<OsStr>,
-        found: &Found,
+        found: &ParsedObject,
         name: Name,
-        outcome: &mut Outcome<'_>,
-    ) -> Claim {
+        outcome: &mut ReadResult<'_>,
+    ) -> Ownership {
         let reading = self.readings;
         let line = u32::try_from(found.line).unwrap_or(u32::MAX);
         let key = (found.object.kind(), name);
@@ -212,16 +217,16 @@ impl Directory {
             Entry::Vacant(entry) => {
                 let (hash, file) = (Some(found.hash), Arc::clone(file));
                 entry.insert(Held { hash, file, reading, line, also: BTreeMap::new() });
-                return Claim::Changed;
+                return Ownership::Changed;
             }
             Entry::Occupied(entry) => entry.into_mut(),
         };
         if held.file < *file {
             held.also.insert(Arc::clone(file), reading);
-            return Claim::Of(self.path.join(&*held.file).display().to_string());
+            return Ownership::Of(self.path.join(&*held.file).display().to_string());
         }
         if held.file == *file && held.reading == reading {
-            return Claim::Of(format!("line {} of this file", held.line));
+            return Ownership::Of(format!("line {} of this file", held.line));
         }
         if held.file != *file {
             let other = std::mem::replace(&mut held.file, Arc::clone(file));
@@ -230,11 +235,15 @@ impl Directory {
             held.also.insert(other, held.reading);
         }
         (held.reading, held.line) = (reading, line);
-        if held.hash.replace(found.hash) == Some(found.hash) { Claim::Same } else { Claim::Changed }
+        if held.hash.replace(found.hash) == Some(found.hash) {
+            Ownership::Same
+        } else {
+            Ownership::Changed
+        }
     }
 
     /// Lets go of the objects that this reading did not find in the file any more.
-    fn let_go(&mut self, file: &Arc<OsStr>, outcome: &mut Outcome<'_>) {
+    fn let_go(&mut self, file: &Arc<OsStr>, outcome: &mut ReadResult<'_>) {
         let reading = self.readings;
         let mut removed = Vec::new();
         for (key, held) in &mut self.objects {
@@ -297,7 +306,7 @@ impl Directory {
         }
     }
 
-    fn remove_object(&mut self, (kind, name): &Key, tell: &mut dyn FnMut(Event)) {
+    fn remove_object(&mut self, (kind, name): &ObjectKey, tell: &mut dyn FnMut(Event)) {
         self.derive.remove(*kind, name);
         let deleted = name.clone();
         tell(match kind {
@@ -316,7 +325,12 @@ impl Directory {
         }
     }
 
-    fn tell_faults(&mut self, name: &OsString, faults: Vec<Fault>, tell: &mut dyn FnMut(Event)) {
+    fn tell_faults(
+        &mut self,
+        name: &OsString,
+        faults: Vec<DocumentError>,
+        tell: &mut dyn FnMut(Event),
+    ) {
         let path = self.path.join(name).display().to_string();
         let mut issues: BTreeMap<ObjectRef, Vec<Issue>> = BTreeMap::new();
         for fault in faults {
@@ -352,8 +366,8 @@ fn list(path: &Path) -> io::Result<BTreeMap<OsString, Stamp>> {
     Ok(files)
 }
 
-fn duplicate(found: &Found, owner: &str) -> Fault {
+fn duplicate(found: &ParsedObject, owner: &str) -> DocumentError {
     let (kind, name) = (found.object.kind().name(), found.object.name());
     let message = format!("{kind} {name} is already defined in {owner}: skipped");
-    Fault { line: found.line, field: "metadata.name".to_owned(), message, lossy: false }
+    DocumentError { line: found.line, field: "metadata.name".to_owned(), message, lossy: false }
 }

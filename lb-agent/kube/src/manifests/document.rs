@@ -59,7 +59,7 @@ impl Object {
 
 /// An object, where it stands, and a hash of what it says.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ParsedObject {
     pub(super) line: u64,
     pub(super) hash: u64,
     pub(super) object: Object,
@@ -67,7 +67,7 @@ pub(super) struct Found {
 
 /// A document that is not an object, and its position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Fault {
+pub(super) struct DocumentError {
     pub(super) line: u64,
     pub(super) field: String,
     pub(super) message: String,
@@ -77,13 +77,13 @@ pub(super) struct Fault {
 
 /// Reads YAML, of which JSON is a part. Each object is handed over as soon as it is read: those of a large file would
 /// take many times the file's size together.
-pub(super) fn parse(text: &str, found: &mut dyn FnMut(Found)) -> Vec<Fault> {
-    let mut content = Content { found, faults: Vec::new() };
+pub(super) fn parse(text: &str, found: &mut dyn FnMut(ParsedObject)) -> Vec<DocumentError> {
+    let mut content = FileContent { found, faults: Vec::new() };
     for (line, document) in documents(text) {
         match yaml::<Value>(document) {
             Ok(Value::Null) => {}
             Ok(value) => {
-                let place = Place { line, document: Some(document), path: String::new() };
+                let place = Location { line, document: Some(document), path: String::new() };
                 content.take(value, &place);
             }
             Err(err) => content.faults.push(broken(line, &err)),
@@ -93,13 +93,13 @@ pub(super) fn parse(text: &str, found: &mut dyn FnMut(Found)) -> Vec<Fault> {
 }
 
 /// What is made of a file's content.
-struct Content<'a> {
-    found: &'a mut dyn FnMut(Found),
-    faults: Vec<Fault>,
+struct FileContent<'a> {
+    found: &'a mut dyn FnMut(ParsedObject),
+    faults: Vec<DocumentError>,
 }
 
 /// Where a value stands.
-struct Place<'a> {
+struct Location<'a> {
     line: u64,
     /// The document that is this value and nothing else.
     document: Option<&'a str>,
@@ -107,8 +107,8 @@ struct Place<'a> {
     path: String,
 }
 
-impl Content<'_> {
-    fn take(&mut self, mut value: Value, place: &Place<'_>) {
+impl FileContent<'_> {
+    fn take(&mut self, mut value: Value, place: &Location<'_>) {
         let text =
             |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
@@ -141,7 +141,7 @@ impl Content<'_> {
                         fields.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
                     }
                     let path = format!("{}items[{i}].", place.path);
-                    self.take(item, &Place { line: place.line, document: None, path });
+                    self.take(item, &Location { line: place.line, document: None, path });
                 }
             }
             ("", _) => self.fault(place, "apiVersion", "is missing: skipped", true),
@@ -156,7 +156,7 @@ impl Content<'_> {
     fn object<K: Watched + DeserializeOwned>(
         &mut self,
         mut value: Value,
-        place: &Place<'_>,
+        place: &Location<'_>,
         wrap: impl FnOnce(Box<K>) -> Object,
     ) {
         let hash = hash(&value);
@@ -172,31 +172,36 @@ impl Content<'_> {
         if object.name().name.is_empty() {
             return self.fault(place, "metadata.name", "is missing: skipped", true);
         }
-        (self.found)(Found { line: place.line, hash, object: wrap(Box::new(object)) });
+        (self.found)(ParsedObject { line: place.line, hash, object: wrap(Box::new(object)) });
     }
 
     /// The value is well-formed, but a field has the wrong type: reads the document again to learn the line.
-    fn mismatch<K: DeserializeOwned>(&mut self, place: &Place<'_>, err: &serde_json::Error) {
+    fn mismatch<K: DeserializeOwned>(&mut self, place: &Location<'_>, err: &serde_json::Error) {
         match place.document.map(yaml::<K>) {
             Some(Err(err)) => self.faults.push(broken(place.line, &err)),
             Some(Ok(_)) | None => self.fault(place, "", &err.to_string(), true),
         }
     }
 
-    fn fault(&mut self, place: &Place<'_>, field: &str, message: &str, lossy: bool) {
+    fn fault(&mut self, place: &Location<'_>, field: &str, message: &str, lossy: bool) {
         let field = format!("{}{field}", place.path);
-        self.faults.push(Fault { line: place.line, field, message: message.to_owned(), lossy });
+        self.faults.push(DocumentError {
+            line: place.line,
+            field,
+            message: message.to_owned(),
+            lossy,
+        });
     }
 }
 
 /// The fault of a document that begins at `line`.
-fn broken(line: u64, err: &serde_saphyr::Error) -> Fault {
+fn broken(line: u64, err: &serde_saphyr::Error) -> DocumentError {
     let offset = err.location().map_or(0, |location| location.line().saturating_sub(1));
     let message = err.without_snippet().to_string();
     let message = message.lines().next().unwrap_or_default();
     // The line it names counts from the start of the document; ours is the file's.
     let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-    Fault { line: line + offset, field: String::new(), message, lossy: true }
+    DocumentError { line: line + offset, field: String::new(), message, lossy: true }
 }
 
 fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {

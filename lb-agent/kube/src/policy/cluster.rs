@@ -32,7 +32,7 @@ pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Polic
     let subject = read_or_closed(spec.need("subject").and_then(|it| subject(&it)), findings);
     let readable = place.is_some() && subject.is_some();
     let (tier, priority) = place.unwrap_or((Tier::Admin, 0));
-    let mut rules = |direction: Direction| {
+    let mut rules = |direction: RuleDirection| {
         let mut rules = rules(&spec, direction, findings)?;
         if !readable {
             rules.iter_mut().for_each(close);
@@ -42,8 +42,8 @@ pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Polic
     Policy {
         tier,
         priority,
-        ingress: rules(Direction::Ingress),
-        egress: rules(Direction::Egress),
+        ingress: rules(RuleDirection::Ingress),
+        egress: rules(RuleDirection::Egress),
         subject: subject.unwrap_or_else(all_pods),
         shadow: head.shadow,
         generation: head.generation,
@@ -56,7 +56,7 @@ fn all_pods() -> PodSelector {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
+enum RuleDirection {
     Ingress,
     Egress,
 }
@@ -126,10 +126,10 @@ fn close(rule: &mut Rule) {
 }
 
 /// `None` when there are none: a direction without rules is left alone.
-fn rules(spec: &At<'_>, direction: Direction, findings: &mut Findings) -> Option<Box<[Rule]>> {
+fn rules(spec: &At<'_>, direction: RuleDirection, findings: &mut Findings) -> Option<Box<[Rule]>> {
     let list = match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
+        RuleDirection::Ingress => "ingress",
+        RuleDirection::Egress => "egress",
     };
     let given = match spec.get(list)?.items() {
         Ok(given) => given,
@@ -151,7 +151,7 @@ fn rules(spec: &At<'_>, direction: Direction, findings: &mut Findings) -> Option
     (!rules.is_empty()).then(|| rules.into())
 }
 
-fn rule(given: &At<'_>, direction: Direction, findings: &mut Findings) -> Rule {
+fn rule(given: &At<'_>, direction: RuleDirection, findings: &mut Findings) -> Rule {
     let name = match given.get("name").map(|name| name.text()) {
         Some(Ok(name)) => name.into(),
         Some(Err(fault)) => {
@@ -180,12 +180,12 @@ fn rule(given: &At<'_>, direction: Direction, findings: &mut Findings) -> Rule {
 }
 
 /// Peers and ports of a rule.
-type Content = (Box<[Peer]>, Option<Box<[PortMatch]>>);
+type PeersAndPorts = (Box<[Peer]>, Option<Box<[PortMatch]>>);
 
-fn content(given: &At<'_>, direction: Direction) -> Result<Content, Fault> {
+fn content(given: &At<'_>, direction: RuleDirection) -> Result<PeersAndPorts, Fault> {
     let (list, kinds): (_, &[&str]) = match direction {
-        Direction::Ingress => ("from", &["namespaces", "pods"]),
-        Direction::Egress => ("to", &["namespaces", "pods", "nodes", "networks"]),
+        RuleDirection::Ingress => ("from", &["namespaces", "pods"]),
+        RuleDirection::Egress => ("to", &["namespaces", "pods", "nodes", "networks"]),
     };
     given.only(&["name", "action", list, "protocols"])?;
     let mut peers = Vec::new();

@@ -9,14 +9,14 @@ const SHARE: u64 = 4;
 /// Pods' devices by the low 16 bits of their number, as in [`lb_common::conntrack::CtKey::veth`]; 0 is none.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
-    seen: HashMap<u16, Device>,
+    seen: HashMap<u16, SeenDevice>,
     /// Those with entries that were not there at the pass before.
     absent: HashSet<u16>,
 }
 
 /// A device in a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Device {
+struct SeenDevice {
     is_there: bool,
     /// Entries of live flows.
     entries: u64,
@@ -27,7 +27,8 @@ impl Devices {
     pub(super) fn begin(&mut self, there: impl Iterator<Item = u32>) {
         let absent = self.seen.drain().filter(|(_, device)| !device.is_there);
         self.absent = absent.map(|(veth, _)| veth).collect();
-        let there = there.map(|ifindex| (ifindex as u16, Device { is_there: true, entries: 0 }));
+        let there =
+            there.map(|ifindex| (ifindex as u16, SeenDevice { is_there: true, entries: 0 }));
         self.seen.extend(there);
     }
 

@@ -1,11 +1,11 @@
 //! The documents in a text, their positions, and the messages about those that are not objects.
 #![forbid(unsafe_code)]
 
-use super::{Fault, Found};
+use super::{DocumentError, ParsedObject};
 
 struct Content {
-    found: Vec<Found>,
-    faults: Vec<Fault>,
+    found: Vec<ParsedObject>,
+    faults: Vec<DocumentError>,
 }
 
 fn parse(text: &str) -> Content {
@@ -15,14 +15,15 @@ fn parse(text: &str) -> Content {
 }
 
 fn found(content: &Content) -> Vec<String> {
-    let text = |found: &Found| {
+    let text = |found: &ParsedObject| {
         format!("{}: {} {}", found.line, found.object.kind().name(), found.object.name())
     };
     content.found.iter().map(text).collect()
 }
 
 fn faults(content: &Content) -> Vec<String> {
-    let text = |fault: &Fault| format!("{}: {}: {}", fault.line, fault.field, fault.message);
+    let text =
+        |fault: &DocumentError| format!("{}: {}: {}", fault.line, fault.field, fault.message);
     content.faults.iter().map(text).collect()
 }
 
