@@ -62,7 +62,7 @@ use crate::agent::waiting::Queue;
 use crate::config::{Config, Source};
 use crate::observe::Status;
 use crate::observe::foreign;
-use crate::observe::metrics::{Metrics, Subject};
+use crate::observe::metrics::{ChangeKind, Metrics};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use lb_core::cluster::{Cluster, Dirty, Family};
 use lb_core::model::Desired;
@@ -328,8 +328,8 @@ impl Agent {
         {
             let kube_proxy = &self.metrics.kube_proxy;
             match subject {
-                Subject::Service => kube_proxy.service_changes.inc(),
-                Subject::Endpoints | Subject::Pod => kube_proxy.endpoint_changes.inc(),
+                ChangeKind::Service => kube_proxy.service_changes.inc(),
+                ChangeKind::Endpoints | ChangeKind::Pod => kube_proxy.endpoint_changes.inc(),
             };
         }
         let at = received.at;

@@ -18,7 +18,7 @@ use lb_core::admin;
 use lb_core::names;
 use lb_kernel::bpf::attach;
 use lb_kernel::bpf::pins::Pins;
-use lb_kernel::devices::{link, netlink::Client};
+use lb_kernel::devices::{link, netlink::NetlinkClient};
 
 /// Removes everything of the agent with these directories.
 ///
@@ -28,7 +28,7 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
     let lock = Lock::take(&dirs.state)?;
     match Pins::existing(&dirs.pins) {
         Some(pins) => {
-            let mut client = Client::open(NETLINK_ROUTE).context("list network devices")?;
+            let mut client = NetlinkClient::open(NETLINK_ROUTE).context("list network devices")?;
             let links = link::all(&mut client).context("list network devices")?;
             for link in links {
                 attach::detach_filters(&pins, link.ifindex)?;

@@ -30,8 +30,8 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 
 /// What is here of kube-proxy's rules.
 struct Leftovers {
-    nftables: Vec<nftables::Found>,
-    legacy: Vec<legacy::Found>,
+    nftables: Vec<nftables::NftablesRules>,
+    legacy: Vec<legacy::LegacyRules>,
     /// What cannot be removed from here, and how it can.
     left: Vec<String>,
 }
@@ -140,8 +140,8 @@ fn stay_away() -> anyhow::Result<()> {
 
 fn print(
     out: &mut dyn Write,
-    nftables: &[nftables::Found],
-    legacy: &[legacy::Found],
+    nftables: &[nftables::NftablesRules],
+    legacy: &[legacy::LegacyRules],
 ) -> std::io::Result<()> {
     for found in nftables {
         if found.is_own {

@@ -30,7 +30,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use self::addresses::{Address, Addresses, HostAddresses, RTM_DELADDR, RTM_NEWADDR};
 use self::link::{Link, RTM_DELLINK, RTM_NEWLINK};
-use self::netlink::{Client, Monitor};
+use self::netlink::{Monitor, NetlinkClient};
 use self::polls::Polls;
 use self::uplinks::{Layer, Uplink, Uplinks};
 use self::veths::Known;
@@ -75,7 +75,7 @@ enum Message {
 /// Follows the devices of the network namespace it was opened in.
 pub struct Devices {
     monitor: Monitor,
-    client: Client,
+    client: NetlinkClient,
     known: Known,
     polls: Polls,
     uplinks: Uplinks,
@@ -93,7 +93,7 @@ impl Devices {
     pub fn open() -> io::Result<Self> {
         Ok(Self {
             monitor: Monitor::open(NETLINK_ROUTE, &GROUPS)?,
-            client: Client::open(NETLINK_ROUTE)?,
+            client: NetlinkClient::open(NETLINK_ROUTE)?,
             known: Known::default(),
             polls: Polls::default(),
             uplinks: Uplinks::default(),

@@ -14,6 +14,7 @@ use std::ptr;
 use aya::Pod;
 use aya::maps::{IterableMap, MapData};
 use lb_common::pod::Field;
+use lb_core::cluster::Family;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::io::Interest;
@@ -53,15 +54,6 @@ fn code_of(line: &str, exe: &Path) -> Option<(usize, usize)> {
         return None;
     }
     Some((address(start)?, address(end)?))
-}
-
-/// A family of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
 }
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 have the same numbers.

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::{Counters, Received};
 use lb_core::cluster::{Event, Kind};
 
-pub use self::directory::Directory;
+pub use self::directory::ManifestDirectory;
 
 mod derive;
 mod directory;
@@ -65,7 +65,7 @@ struct Source {
 
 impl Source {
     fn run(&self, path: &Path, node: &str) -> anyhow::Result<()> {
-        let mut directory = Directory::new(path, node);
+        let mut directory = ManifestDirectory::new(path, node);
         let (mut notifications, mut watcher) = watch(path)?;
         for kind in Kind::ALL {
             self.counters.of(kind).count_restart();

@@ -27,7 +27,7 @@ pub(super) struct PodObject {
     #[serde(default)]
     pub(super) spec: Option<Spec>,
     #[serde(default)]
-    pub(super) status: Option<Status>,
+    pub(super) status: Option<PodStatusFields>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -58,7 +58,7 @@ struct ContainerPort {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Status {
+pub(super) struct PodStatusFields {
     pub(super) phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,

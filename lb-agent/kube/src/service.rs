@@ -31,12 +31,12 @@ pub(super) struct ServiceObject {
     #[serde(default)]
     pub(super) spec: Option<ServiceSpec>,
     #[serde(default)]
-    status: Option<Status>,
+    status: Option<ServiceStatusFields>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct ServiceStatusFields {
     load_balancer: Option<LoadBalancerStatus>,
 }
 

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, REQUEST_BYTES, Request, Response, SOCKET};
-use lb_kernel::bpf::flows::{Flow, Recent};
+use lb_kernel::bpf::flows::{ObservedFlow, Recent};
 
 /// Clients at a time.
 const CLIENTS: usize = 16;
@@ -235,7 +235,7 @@ fn covers(recent: &Recent) -> Covers {
     }
 }
 
-fn record(flow: &Flow) -> FlowRecord {
+fn record(flow: &ObservedFlow) -> FlowRecord {
     let event = &flow.event;
     let socket = |addr: Addr, port: Be16| SocketAddr::new(addr.to_ip(), port.get());
     FlowRecord {

@@ -18,7 +18,7 @@ use crate::agent::report;
 use crate::agent::table::{self, Known, Table, policies};
 use crate::agent::{Agent, unix_now};
 use crate::config::{Config, Source};
-use crate::observe::metrics::{Metrics, Subject, hooks, ip_family};
+use crate::observe::metrics::{ChangeKind, Metrics, hooks, ip_family};
 use crate::ports::HostPorts;
 use lb_core::cluster::Kind;
 use lb_core::issue::Issue;
@@ -380,8 +380,8 @@ impl Agent {
     fn set_kube_proxy_gauges(&self) {
         let kube_proxy = &self.metrics.kube_proxy;
         let pending = |subject| gauge(self.queue.count(subject) as u64);
-        kube_proxy.service_changes_pending.set(pending(Subject::Service));
-        kube_proxy.endpoint_changes_pending.set(pending(Subject::Endpoints));
+        kube_proxy.service_changes_pending.set(pending(ChangeKind::Service));
+        kube_proxy.endpoint_changes_pending.set(pending(ChangeKind::Endpoints));
         for family in ["IPv4", "IPv6"] {
             let labels = [("ip_family", family)];
             kube_proxy.last_timestamp.get_or_create(&labels).set(self.housekeeping.synced as f64);

@@ -17,7 +17,7 @@ use crate::agent::bindings::{Bindings, View};
 use crate::agent::kernel::Kernel;
 use crate::agent::pods;
 use crate::agent::{Agent, unix_now};
-use crate::observe::metrics::Subject;
+use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{self, Cluster, Name};
 use lb_core::plan::policy::Veth as Known;
 use lb_core::plan::{Actual, MapStore as _, Write};
@@ -58,7 +58,7 @@ impl Agent {
                 self.planner.appeared(ifindex);
                 self.attach(Attachment { ifindex, role: Role::Pod, since: at });
                 self.put_pod(ifindex);
-                self.metrics.observe_programming(Subject::Pod, at.elapsed());
+                self.metrics.observe_programming(ChangeKind::Pod, at.elapsed());
             }
             devices::Event::Changed(ifindex) => self.put_pod(ifindex),
             devices::Event::Gone(ifindex) => {

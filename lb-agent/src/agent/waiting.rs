@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::observe::metrics::Subject;
+use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{Change, Event, Family};
 use lb_kube::Received;
 
@@ -14,7 +14,7 @@ const REMEMBERED: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
     /// What it is about.
-    pub subject: Subject,
+    pub subject: ChangeKind,
     /// When it arrived.
     pub at: Instant,
     /// For endpoints: the family, and when the change happened in the API, in milliseconds since 1970.
@@ -30,13 +30,13 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Notes an event, if it is a change that ends up in the maps.
-    pub(super) fn push(&mut self, received: &Received) -> Option<Subject> {
+    pub(super) fn push(&mut self, received: &Received) -> Option<ChangeKind> {
         let (subject, trigger) = match &received.event {
-            Event::Service(_) => (Subject::Service, None),
+            Event::Service(_) => (ChangeKind::Service, None),
             Event::Slice(Change::Applied(_, slice)) => {
-                (Subject::Endpoints, slice.trigger_ms.map(|ms| (slice.family, ms)))
+                (ChangeKind::Endpoints, slice.trigger_ms.map(|ms| (slice.family, ms)))
             }
-            Event::Slice(Change::Deleted(_)) => (Subject::Endpoints, None),
+            Event::Slice(Change::Deleted(_)) => (ChangeKind::Endpoints, None),
             Event::Pod(_)
             | Event::Namespace(_)
             | Event::Node(_)
@@ -59,7 +59,7 @@ impl Queue {
     }
 
     /// Changes of this kind that wait.
-    pub(super) fn count(&self, subject: Subject) -> usize {
+    pub(super) fn count(&self, subject: ChangeKind) -> usize {
         self.waiting.iter().filter(|waiting| waiting.subject == subject).count()
     }
 
@@ -85,7 +85,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::Queue;
-    use crate::observe::metrics::Subject;
+    use crate::observe::metrics::ChangeKind;
     use lb_core::cluster::{Change, Event, Kind, Name};
     use lb_kube::Received;
 
@@ -99,11 +99,11 @@ mod tests {
         };
         assert_eq!(
             push(Event::Slice(Change::Deleted(Name::new("a", "b"))), 2),
-            Some(Subject::Endpoints)
+            Some(ChangeKind::Endpoints)
         );
-        assert_eq!(push(Event::Service(gone()), 1), Some(Subject::Service));
+        assert_eq!(push(Event::Service(gone()), 1), Some(ChangeKind::Service));
         assert_eq!(push(Event::Synced(Kind::Service), 0), None);
-        assert_eq!((queue.count(Subject::Service), queue.count(Subject::Endpoints)), (1, 1));
+        assert_eq!((queue.count(ChangeKind::Service), queue.count(ChangeKind::Endpoints)), (1, 1));
         assert_eq!(queue.oldest(), Some(at + Duration::from_secs(1)));
         queue.stall();
         assert_eq!(queue.oldest(), Some(at + Duration::from_secs(1)), "still pending");

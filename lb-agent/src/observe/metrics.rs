@@ -17,20 +17,20 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-pub(crate) use self::outside::Outside;
+pub(crate) use self::outside::OutsideMetrics;
 pub(crate) use self::policy::OfPolicies;
 use lb_core::cluster::{Family as IpFamily, Kind};
 use lb_core::counts::Counts;
 
-/// Labels: names and values that are known beforehand.
-pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// MetricLabels: names and values that are known beforehand.
+pub(crate) type MetricLabels<const N: usize> = [(&'static str, &'static str); N];
 /// A gauge of a floating-point number.
 pub(crate) type GaugeF64 = Gauge<f64, AtomicU64>;
-type Histograms<const N: usize> = Family<Labels<N>, Histogram>;
+type Histograms<const N: usize> = Family<MetricLabels<N>, Histogram>;
 
 /// What a change was about, in `lb_programming_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Subject {
+pub(crate) enum ChangeKind {
     /// A Service.
     Service,
     /// An EndpointSlice.
@@ -39,7 +39,7 @@ pub(crate) enum Subject {
     Pod,
 }
 
-impl Subject {
+impl ChangeKind {
     /// The label's value.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ const STATES: [&str; 3] = ["wanted", "programmed", "error"];
 
 /// kube-proxy's.
 #[derive(Clone, Debug)]
-pub(crate) struct KubeProxy {
+pub(crate) struct KubeProxyMetrics {
     /// One application of a plan.
     pub sync: Histograms<1>,
     /// The first one, which looks at everything.
@@ -73,9 +73,9 @@ pub(crate) struct KubeProxy {
     /// From the trigger time on an EndpointSlice to the maps.
     pub network_programming: Histograms<1>,
     /// Last time the maps were fully in sync.
-    pub last_timestamp: Family<Labels<1>, GaugeF64>,
+    pub last_timestamp: Family<MetricLabels<1>, GaugeF64>,
     /// Last time a change was received.
-    pub last_queued: Family<Labels<1>, GaugeF64>,
+    pub last_queued: Family<MetricLabels<1>, GaugeF64>,
     /// EndpointSlice changes that are not yet in the maps.
     pub endpoint_changes_pending: Gauge,
     /// All changes of EndpointSlices.
@@ -85,11 +85,11 @@ pub(crate) struct KubeProxy {
     /// All changes of Services.
     pub service_changes: Counter,
     /// Service ports with a Local policy and no endpoint here.
-    pub no_local_endpoints: Family<Labels<2>, Gauge>,
+    pub no_local_endpoints: Family<MetricLabels<2>, Gauge>,
     /// Answers of `/healthz` by status code.
-    pub healthz: Family<Labels<1>, Counter>,
+    pub healthz: Family<MetricLabels<1>, Counter>,
     /// Answers of `/livez` by status code.
-    pub livez: Family<Labels<1>, Counter>,
+    pub livez: Family<MetricLabels<1>, Counter>,
 }
 
 /// Ours.
@@ -102,35 +102,35 @@ pub(crate) struct Ours {
     /// Devices that could not be attached to at the first try, seconds without programs.
     pub attach_gap: Counter<f64, AtomicU64>,
     /// Whether a list is complete, by resource.
-    pub watch_synced: Family<Labels<1>, Gauge>,
+    pub watch_synced: Family<MetricLabels<1>, Gauge>,
     /// Lists begun.
-    pub watch_restarts: Family<Labels<1>, Counter>,
+    pub watch_restarts: Family<MetricLabels<1>, Counter>,
     /// Seconds since the last event.
-    pub watch_lag: Family<Labels<1>, GaugeF64>,
+    pub watch_lag: Family<MetricLabels<1>, GaugeF64>,
     /// Services by state.
-    pub services: Family<Labels<1>, Gauge>,
+    pub services: Family<MetricLabels<1>, Gauge>,
     /// Frontends by state.
-    pub frontends: Family<Labels<1>, Gauge>,
+    pub frontends: Family<MetricLabels<1>, Gauge>,
     /// Backends by state.
-    pub backends: Family<Labels<1>, Gauge>,
+    pub backends: Family<MetricLabels<1>, Gauge>,
     /// Pods' devices by state.
-    pub pods: Family<Labels<1>, Gauge>,
+    pub pods: Family<MetricLabels<1>, Gauge>,
     /// Issues by kind of object.
-    pub issues: Family<Labels<1>, Gauge>,
+    pub issues: Family<MetricLabels<1>, Gauge>,
     /// Dropped packets.
-    pub drops: Family<Labels<2>, Counter>,
+    pub drops: Family<MetricLabels<2>, Counter>,
     /// The slow path.
-    pub slow_path: Family<Labels<1>, Counter>,
+    pub slow_path: Family<MetricLabels<1>, Counter>,
     /// Events of dropped packets by outcome.
-    pub events: Family<Labels<1>, Counter>,
+    pub events: Family<MetricLabels<1>, Counter>,
     /// Flows by protocol at the last expiry pass.
-    pub flows_active: Family<Labels<2>, Gauge>,
+    pub flows_active: Family<MetricLabels<2>, Gauge>,
     /// Elements in use, by map.
-    pub map_entries: Family<Labels<1>, Gauge>,
+    pub map_entries: Family<MetricLabels<1>, Gauge>,
     /// Elements there is room for.
-    pub map_capacity: Family<Labels<1>, Gauge>,
+    pub map_capacity: Family<MetricLabels<1>, Gauge>,
     /// Writes that failed because the map was full.
-    pub map_full: Family<Labels<1>, Counter>,
+    pub map_full: Family<MetricLabels<1>, Counter>,
     /// One expiry pass over conntrack.
     pub ct_gc: Histogram,
     /// Conntrack entries that expired.
@@ -141,7 +141,7 @@ pub(crate) struct Ours {
     /// puts them back.
     pub ct_displaced: Gauge,
     /// Conntrack entries that others evicted, about.
-    pub ct_evicted: Family<Labels<1>, Counter>,
+    pub ct_evicted: Family<MetricLabels<1>, Counter>,
     /// Conntrack entries that were removed since their Pod held more than its share of the table.
     pub ct_over_share: Counter,
     /// Writes to the maps that failed.
@@ -151,9 +151,9 @@ pub(crate) struct Ours {
     /// 1 when kube-proxy runs beside us.
     pub foreign_proxy: Gauge,
     /// Programs in place, by hook.
-    pub programs_attached: Family<Labels<1>, Gauge>,
+    pub programs_attached: Family<MetricLabels<1>, Gauge>,
     /// Programs there should be, by hook.
-    pub programs_wanted: Family<Labels<1>, Gauge>,
+    pub programs_wanted: Family<MetricLabels<1>, Gauge>,
 }
 
 /// The process'.
@@ -173,11 +173,11 @@ pub(crate) struct OfProcess {
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     /// kube-proxy's.
-    pub kube_proxy: KubeProxy,
+    pub kube_proxy: KubeProxyMetrics,
     /// Ours.
     pub ours: Ours,
     /// Ours about traffic from outside.
-    pub outside: Outside,
+    pub outside: OutsideMetrics,
     /// Ours about policies.
     pub policy: OfPolicies,
     /// The process'.
@@ -192,7 +192,7 @@ impl Metrics {
         let metrics = Self {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
-            outside: Outside::register(&mut registry),
+            outside: OutsideMetrics::register(&mut registry),
             policy: OfPolicies::register(&mut registry),
             process: process(&mut registry),
         };
@@ -259,7 +259,7 @@ impl Metrics {
             drop(kube_proxy.healthz.get_or_create(&[("code", code)]));
             drop(kube_proxy.livez.get_or_create(&[("code", code)]));
         }
-        for subject in [Subject::Service, Subject::Endpoints, Subject::Pod] {
+        for subject in [ChangeKind::Service, ChangeKind::Endpoints, ChangeKind::Pod] {
             drop(ours.programming.get_or_create(&[("kind", subject.name())]));
         }
         for kind in Kind::ALL {
@@ -301,7 +301,7 @@ pub(crate) fn hooks() -> impl Iterator<Item = &'static str> {
     POD_PROGRAMS.into_iter().chain(DEV_PROGRAMS).map(|(name, _)| name).chain(SOCKET_PROGRAMS)
 }
 
-fn drop_labels(reason: DropReason, ingress: bool) -> Labels<2> {
+fn drop_labels(reason: DropReason, ingress: bool) -> MetricLabels<2> {
     [("reason", reason.name()), ("direction", if ingress { "ingress" } else { "egress" })]
 }
 
@@ -336,15 +336,15 @@ fn counter() -> Counter {
     Counter::default()
 }
 
-fn family<M: Default + Clone, const N: usize>() -> Family<Labels<N>, M> {
+fn family<M: Default + Clone, const N: usize>() -> Family<MetricLabels<N>, M> {
     Family::default()
 }
 
-fn kube_proxy(registry: &mut Registry) -> KubeProxy {
+fn kube_proxy(registry: &mut Registry) -> KubeProxyMetrics {
     let registry = registry.sub_registry_with_prefix("kubeproxy");
     let sync = || Histograms::new_with_constructor(sync_histogram as fn() -> Histogram);
     let programming = Histograms::new_with_constructor(programming_histogram as fn() -> Histogram);
-    KubeProxy {
+    KubeProxyMetrics {
         sync: add(
             registry,
             "sync_proxy_rules_duration_seconds",
@@ -540,7 +540,7 @@ fn ours(root: &mut Registry) -> Ours {
 
 impl Metrics {
     /// An event has arrived in the maps.
-    pub(crate) fn observe_programming(&self, subject: Subject, time: Duration) {
+    pub(crate) fn observe_programming(&self, subject: ChangeKind, time: Duration) {
         let histogram = self.ours.programming.get_or_create(&[("kind", subject.name())]);
         histogram.observe(time.as_secs_f64());
     }
@@ -569,7 +569,7 @@ impl Metrics {
 
     /// Sets the three states of a family of gauges.
     pub(crate) fn set_states(
-        gauges: &Family<Labels<1>, Gauge>,
+        gauges: &Family<MetricLabels<1>, Gauge>,
         wanted: usize,
         programmed: usize,
         error: usize,

@@ -18,7 +18,7 @@ const PROGRAMS: [(&str, &str); 2] = [
 
 /// kube-proxy's rules of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct LegacyRules {
     restore: &'static str,
     /// Input of the restore program, without `--flush`.
     pub script: String,
@@ -29,14 +29,14 @@ pub(super) struct Found {
 }
 
 /// Looks for kube-proxy's rules. `Err` in an element: they are there, or may be, and cannot be read.
-pub(super) fn find() -> Vec<anyhow::Result<Found>> {
+pub(super) fn find() -> Vec<anyhow::Result<LegacyRules>> {
     rules::LEGACY
         .into_iter()
         .zip(PROGRAMS)
         .filter(|((family, names), _)| rules::in_legacy(*family, names) != Some(false))
         .map(|(_, (save, restore))| {
             let found = plan(&saved(save)?);
-            Ok(Found { restore, ..found })
+            Ok(LegacyRules { restore, ..found })
         })
         .collect()
 }
@@ -45,7 +45,7 @@ pub(super) fn find() -> Vec<anyhow::Result<Found>> {
 ///
 /// # Errors
 /// When the program is missing or fails; the tables are as before then.
-pub(super) fn remove(found: &Found) -> anyhow::Result<()> {
+pub(super) fn remove(found: &LegacyRules) -> anyhow::Result<()> {
     let restore = found.restore;
     let mut child = Command::new(restore)
         .args(["--noflush", "--wait", "5"])
@@ -77,8 +77,8 @@ fn saved(save: &str) -> anyhow::Result<String> {
 }
 
 /// What has to be said to the restore program, from what the save program says.
-fn plan(saved: &str) -> Found {
-    let mut found = Found::default();
+fn plan(saved: &str) -> LegacyRules {
+    let mut found = LegacyRules::default();
     for table in saved.split("\nCOMMIT") {
         let mut name = None;
         let mut chains = Vec::new();

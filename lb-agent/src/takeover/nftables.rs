@@ -8,7 +8,7 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::chains::{self, Jump};
-use lb_kernel::devices::netlink::{Client, Request, Want, attributes, text};
+use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text};
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 const NFTABLES: u16 = 10 << 8;
@@ -50,7 +50,7 @@ type RuleHandle = (String, [u8; 8]);
 
 /// kube-proxy's rules in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct NftablesRules {
     family: u8,
     /// `ip nat`, as `nft` shows it.
     pub name: String,
@@ -71,8 +71,8 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// When the kernel refuses; needs `CAP_NET_ADMIN`.
-pub(super) fn find() -> io::Result<Vec<Found>> {
-    let mut client = Client::open(NETLINK_NETFILTER)?;
+pub(super) fn find() -> io::Result<Vec<NftablesRules>> {
+    let mut client = NetlinkClient::open(NETLINK_NETFILTER)?;
     let mut found = Vec::new();
     for (family, word) in FAMILIES {
         let tables = match tables(&mut client, family) {
@@ -84,7 +84,7 @@ pub(super) fn find() -> io::Result<Vec<Found>> {
             let TableContents { chains, jumps, drops_forward } =
                 contents.remove(&table).unwrap_or_default();
             let is_own = table == OWN_TABLE;
-            let mut part = Found {
+            let mut part = NftablesRules {
                 family,
                 name: format!("{word} {table}"),
                 is_own,
@@ -116,11 +116,11 @@ pub(super) fn find() -> io::Result<Vec<Found>> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(super) fn remove(found: &[Found]) -> io::Result<()> {
+pub(super) fn remove(found: &[NftablesRules]) -> io::Result<()> {
     let mut first = Vec::new();
     let (mut flushes, mut deletions) = (Vec::new(), Vec::new());
     for part in found {
-        let request = |message: u16| Request::new(message, Want::Done, &header(part.family));
+        let request = |message: u16| NetlinkRequest::new(message, Want::Done, &header(part.family));
         let table = name(&part.table);
         if part.is_own {
             first.push(request(DELTABLE).attr(NFTA_TABLE_NAME, &table));
@@ -146,21 +146,21 @@ pub(super) fn remove(found: &[Found]) -> io::Result<()> {
             );
         }
     }
-    let mut client = Client::open(NETLINK_NETFILTER)?;
+    let mut client = NetlinkClient::open(NETLINK_NETFILTER)?;
     let rest = flushes.chunks(CHUNK).chain(deletions.chunks(CHUNK));
     for requests in std::iter::once(first.as_slice()).chain(rest).filter(|part| !part.is_empty()) {
         let frame = |message: u16| {
             // The resource id is that of the subsystem, in network order.
-            Request::new(message, Want::Nothing, &[0, 0, 0, (NFTABLES >> 8) as u8])
+            NetlinkRequest::new(message, Want::Nothing, &[0, 0, 0, (NFTABLES >> 8) as u8])
         };
         client.transaction(&frame(BATCH.0), requests, &frame(BATCH.1))?;
     }
     Ok(())
 }
 
-fn tables(client: &mut Client, family: u8) -> io::Result<Vec<String>> {
+fn tables(client: &mut NetlinkClient, family: u8) -> io::Result<Vec<String>> {
     let mut tables = Vec::new();
-    client.call(&Request::new(GETTABLE, Want::Dump, &header(family)), |_, payload| {
+    client.call(&NetlinkRequest::new(GETTABLE, Want::Dump, &header(family)), |_, payload| {
         let name = fields(payload).find(|(kind, _)| *kind == NFTA_TABLE_NAME);
         tables.extend(name.map(|(_, value)| text(value)));
     })?;
@@ -176,9 +176,9 @@ struct TableContents {
     drops_forward: bool,
 }
 
-fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, TableContents>> {
+fn contents(client: &mut NetlinkClient, family: u8) -> io::Result<BTreeMap<String, TableContents>> {
     let mut contents = BTreeMap::<String, TableContents>::new();
-    client.call(&Request::new(GETCHAIN, Want::Dump, &header(family)), |_, payload| {
+    client.call(&NetlinkRequest::new(GETCHAIN, Want::Dump, &header(family)), |_, payload| {
         let (mut table, mut chain, mut hook, mut drops) = Default::default();
         for (kind, value) in fields(payload) {
             match kind {
@@ -201,7 +201,7 @@ fn contents(client: &mut Client, family: u8) -> io::Result<BTreeMap<String, Tabl
             hooks.map(|(chain, _)| (table.clone(), chain.clone()))
         })
         .collect();
-    client.call(&Request::new(GETRULE, Want::Dump, &header(family)), |_, payload| {
+    client.call(&NetlinkRequest::new(GETRULE, Want::Dump, &header(family)), |_, payload| {
         if let Some((table, mut jump)) = jump(payload) {
             jump.from_hook = hooks.contains(&(table.clone(), jump.from.clone()));
             contents.entry(table).or_default().jumps.push(jump);

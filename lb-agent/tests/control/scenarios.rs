@@ -24,7 +24,7 @@ use lb_common::config::Settings;
 use lb_common::service::{Frontend, frontend_flags, state};
 use lb_core::cluster::{Event, Kind};
 use lb_core::plan::Capacity;
-use lb_kube::manifests::Directory;
+use lb_kube::manifests::ManifestDirectory;
 
 use crate::maps::{FakeMaps, endpoint_text, key_text};
 use crate::pipeline::Pipeline;
@@ -98,7 +98,7 @@ fn sections(text: &str) -> (&str, Vec<(&str, &str)>) {
 
 struct Story {
     path: PathBuf,
-    directory: Directory,
+    directory: ManifestDirectory,
     pipeline: Pipeline,
     n_writes: usize,
 }
@@ -119,7 +119,7 @@ impl Story {
         let mut pipeline = Pipeline::new(NODE, capacity);
         pipeline.maps.fail_every = fail_every;
         pipeline.tell(Kind::ALL.map(Event::Synced));
-        Self { directory: Directory::new(&path, NODE), path, pipeline, n_writes: 0 }
+        Self { directory: ManifestDirectory::new(&path, NODE), path, pipeline, n_writes: 0 }
     }
 
     fn step(&mut self, header: &str, body: &str) {
@@ -145,7 +145,7 @@ impl Story {
                 self.pipeline.dialed = ports.collect();
             }
             ("restart", "") => {
-                self.directory = Directory::new(&self.path, NODE);
+                self.directory = ManifestDirectory::new(&self.path, NODE);
                 let events = self.read(&[].into());
                 let synced = Kind::ALL.map(Event::Synced);
                 self.pipeline.restart(events.into_iter().chain(synced));

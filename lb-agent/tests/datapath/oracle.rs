@@ -25,7 +25,7 @@ use lb_core::cluster::{Cluster, Event, Kind};
 use lb_core::model::policy::Compiler;
 use lb_core::plan::policy::{Behind, Veth, Wanted};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
-use lb_kube::manifests::Directory;
+use lb_kube::manifests::ManifestDirectory;
 use lb_testkit::bed::{Bed, Verdict};
 use lb_testkit::random::Random;
 use looks::Look;
@@ -40,7 +40,7 @@ const GRE: u8 = 47;
 struct Field {
     bed: Bed,
     dir: PathBuf,
-    directory: Directory,
+    directory: ManifestDirectory,
     cluster: Cluster,
     compiler: Compiler,
     planner: Planner,
@@ -59,7 +59,7 @@ impl Field {
         }
         Self {
             bed: Bed::new(),
-            directory: Directory::new(&dir, NODE),
+            directory: ManifestDirectory::new(&dir, NODE),
             dir,
             cluster,
             compiler: Compiler::default(),

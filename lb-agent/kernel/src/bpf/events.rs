@@ -13,7 +13,7 @@ use lb_common::verdict::DropReason;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
-use crate::bpf::flows::{Flow, Recent};
+use crate::bpf::flows::{ObservedFlow, Recent};
 use crate::syscall;
 
 /// A dropped packet and when it was read.
@@ -87,7 +87,7 @@ pub async fn run(events: RingBuf<MapData>, sinks: Sinks) -> io::Result<()> {
             recent.send_modify(|recent| {
                 while let Some(record) = ready.get_inner_mut().next() {
                     if let Some(event) = examples.add(&record, clock.unix_ms / 1000) {
-                        recent.push(Flow { event, at_ms: clock.unix_ms_of(event.time_ns) });
+                        recent.push(ObservedFlow { event, at_ms: clock.unix_ms_of(event.time_ns) });
                     }
                 }
             });

@@ -12,7 +12,7 @@ pub const CAPACITY: usize = 4096;
 
 /// A flow that was denied, or an allowed one while a client follows allowed flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct ObservedFlow {
     /// What the program sent.
     pub event: FlowEvent,
     /// When, in milliseconds since 1970.
@@ -22,7 +22,7 @@ pub struct Flow {
 /// The last of them, in the order of their numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Recent {
-    flows: VecDeque<Flow>,
+    flows: VecDeque<ObservedFlow>,
     /// Number of the next one; they count from 0.
     next: u64,
 }
@@ -31,14 +31,14 @@ pub struct Recent {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The records.
-    pub flows: Vec<Flow>,
+    pub flows: Vec<ObservedFlow>,
     /// Records before them that are gone.
     pub lost: u64,
 }
 
 impl Recent {
     /// Adds a record, in place of the oldest one when there is no room.
-    pub fn push(&mut self, flow: Flow) {
+    pub fn push(&mut self, flow: ObservedFlow) {
         if self.flows.len() >= CAPACITY {
             self.flows.pop_front();
         }
@@ -57,7 +57,7 @@ impl Recent {
     }
 
     /// Those that are kept.
-    pub fn iter(&self) -> impl Iterator<Item = &Flow> {
+    pub fn iter(&self) -> impl Iterator<Item = &ObservedFlow> {
         self.flows.iter()
     }
 
@@ -66,7 +66,7 @@ impl Recent {
         let start = self.oldest().max(*from);
         let lost = start - *from;
         let skip = usize::try_from(start - self.oldest()).unwrap_or(usize::MAX);
-        let flows: Vec<Flow> = self.flows.iter().skip(skip).take(most).copied().collect();
+        let flows: Vec<ObservedFlow> = self.flows.iter().skip(skip).take(most).copied().collect();
         *from = start + flows.len() as u64;
         Batch { flows, lost }
     }
@@ -76,12 +76,12 @@ impl Recent {
 mod tests {
     use lb_common::event::FlowEvent;
 
-    use super::{CAPACITY, Flow, Recent};
+    use super::{CAPACITY, ObservedFlow, Recent};
 
     fn push(recent: &mut Recent, n: u64) {
         for _ in 0..n {
             let at_ms = recent.next();
-            recent.push(Flow { event: FlowEvent::ZERO, at_ms });
+            recent.push(ObservedFlow { event: FlowEvent::ZERO, at_ms });
         }
     }
 

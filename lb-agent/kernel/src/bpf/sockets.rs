@@ -16,7 +16,7 @@ use lb_common::flow::proto;
 use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-use crate::devices::netlink::{Client, Request, Want, word32};
+use crate::devices::netlink::{NetlinkClient, NetlinkRequest, Want, word32};
 
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (include/uapi/linux/sock_diag.h).
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -52,12 +52,12 @@ struct Connected {
 /// # Errors
 /// When the kernel cannot list or close sockets (it lacks `CONFIG_INET_UDP_DIAG` or `CONFIG_INET_DIAG_DESTROY`).
 pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
-    let mut client = Client::open(NETLINK_SOCK_DIAG)?;
+    let mut client = NetlinkClient::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
     // An IPv6 socket may be connected to an IPv4-mapped address.
     for family in [libc::AF_INET, libc::AF_INET6] {
         let header = header((family as u8, proto::UDP), CONNECTED, &[0; SOCKID]);
-        let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
+        let question = NetlinkRequest::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
         client.call(&question, |_, payload| {
             found.extend(parse(payload).filter(|(_, to)| backends.contains(to)));
         })?;
@@ -75,8 +75,8 @@ pub fn close(backends: &HashSet<Destination>) -> io::Result<usize> {
 }
 
 impl Connected {
-    fn end(&self) -> Request {
-        Request::new(
+    fn end(&self) -> NetlinkRequest {
+        NetlinkRequest::new(
             SOCK_DESTROY,
             Want::Done,
             &header((self.family, proto::UDP), CONNECTED, &self.id),
@@ -89,13 +89,13 @@ impl Connected {
 /// # Errors
 /// When the kernel cannot list sockets.
 pub fn listening(protocol: u8) -> io::Result<Vec<Destination>> {
-    let mut client = Client::open(NETLINK_SOCK_DIAG)?;
+    let mut client = NetlinkClient::open(NETLINK_SOCK_DIAG)?;
     // A UDP socket is "closed" until it is connected.
     let states = if protocol == proto::TCP { LISTENING } else { UNCONNECTED };
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let header = header((family as u8, protocol), states, &[0; SOCKID]);
-        let question = Request::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
+        let question = NetlinkRequest::new(SOCK_DIAG_BY_FAMILY, Want::Dump, &header);
         client.call(&question, |_, payload| {
             let own = parse_end(payload, SocketEnd::Own).map(|(_, own)| own);
             found.extend(own.filter(|(_, port)| port.get() != 0));

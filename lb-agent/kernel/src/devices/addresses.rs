@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use netlink_packet_core::parse_ip;
 
 use super::link::number;
-use super::netlink::{Client, Request, Want, attributes, word32};
+use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, word32};
 
 /// `RTM_NEWADDR` (include/uapi/linux/rtnetlink.h).
 pub const RTM_NEWADDR: u16 = 20;
@@ -140,8 +140,8 @@ impl Addresses {
 ///
 /// # Errors
 /// When the kernel refuses; needs `CAP_NET_ADMIN` over that namespace.
-pub fn inside(client: &mut Client, nsid: u32) -> io::Result<Vec<Inside>> {
-    let request = Request::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG])
+pub fn inside(client: &mut NetlinkClient, nsid: u32) -> io::Result<Vec<Inside>> {
+    let request = NetlinkRequest::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG])
         .attr(IFA_TARGET_NETNSID, &word32(nsid));
     let mut found = Vec::new();
     client.call(&request, |_, payload| {
@@ -158,9 +158,9 @@ pub fn inside(client: &mut Client, nsid: u32) -> io::Result<Vec<Inside>> {
 ///
 /// # Errors
 /// When the kernel refuses the dump.
-pub fn all(client: &mut Client) -> io::Result<Vec<Address>> {
+pub fn all(client: &mut NetlinkClient) -> io::Result<Vec<Address>> {
     let mut found = Vec::new();
-    let request = Request::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG]);
+    let request = NetlinkRequest::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG]);
     client.call(&request, |_, payload| found.extend(Address::parse(payload)))?;
     Ok(found)
 }

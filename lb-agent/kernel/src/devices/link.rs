@@ -5,7 +5,7 @@ use std::io;
 
 use netlink_packet_core::{parse_mac, parse_u16, parse_u16_be, parse_u32};
 
-use super::netlink::{Client, Request, Want, attributes, text, word32};
+use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text, word32};
 
 /// `RTM_NEWLINK` (include/uapi/linux/rtnetlink.h).
 pub const RTM_NEWLINK: u16 = 16;
@@ -118,9 +118,9 @@ fn tunnel_port(kind: &str, data: &[u8]) -> u16 {
 ///
 /// # Errors
 /// When the kernel refuses the dump.
-pub fn all(client: &mut Client) -> io::Result<Vec<Link>> {
+pub fn all(client: &mut NetlinkClient) -> io::Result<Vec<Link>> {
     let mut links = Vec::new();
-    client.call(&Request::new(RTM_GETLINK, Want::Dump, &ifinfomsg(0)), |_, payload| {
+    client.call(&NetlinkRequest::new(RTM_GETLINK, Want::Dump, &ifinfomsg(0)), |_, payload| {
         links.extend(parse_link(payload));
     })?;
     Ok(links)
@@ -130,21 +130,21 @@ pub fn all(client: &mut Client) -> io::Result<Vec<Link>> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn one(client: &mut Client, ifindex: u32) -> io::Result<Option<Link>> {
-    ask(client, &Request::new(RTM_GETLINK, Want::Object, &ifinfomsg(ifindex)))
+pub fn one(client: &mut NetlinkClient, ifindex: u32) -> io::Result<Option<Link>> {
+    ask(client, &NetlinkRequest::new(RTM_GETLINK, Want::Object, &ifinfomsg(ifindex)))
 }
 
 /// One device of another namespace.
 ///
 /// # Errors
 /// When the kernel refuses; needs `CAP_NET_ADMIN` over that namespace.
-pub fn one_in(client: &mut Client, nsid: u32, ifindex: u32) -> io::Result<Option<Link>> {
-    let request = Request::new(RTM_GETLINK, Want::Object, &ifinfomsg(ifindex))
+pub fn one_in(client: &mut NetlinkClient, nsid: u32, ifindex: u32) -> io::Result<Option<Link>> {
+    let request = NetlinkRequest::new(RTM_GETLINK, Want::Object, &ifinfomsg(ifindex))
         .attr(IFLA_TARGET_NETNSID, &word32(nsid));
     ask(client, &request)
 }
 
-fn ask(client: &mut Client, request: &Request) -> io::Result<Option<Link>> {
+fn ask(client: &mut NetlinkClient, request: &NetlinkRequest) -> io::Result<Option<Link>> {
     let mut link = None;
     match client.call(request, |_, payload| link = parse_link(payload)) {
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),

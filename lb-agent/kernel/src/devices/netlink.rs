@@ -39,13 +39,13 @@ pub enum Want {
 
 /// A request under construction: family header and attributes.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct NetlinkRequest {
     message_type: u16,
     want: Want,
     body: Vec<u8>,
 }
 
-impl Request {
+impl NetlinkRequest {
     /// A request with its family header, a multiple of 4 bytes.
     pub fn new(message_type: u16, want: Want, header: &[u8]) -> Self {
         Self { message_type, want, body: header.to_vec() }
@@ -112,13 +112,13 @@ pub fn text(value: &[u8]) -> String {
 }
 
 /// A request-and-answer socket. Calls block, but the kernel answers at once.
-pub struct Client {
+pub struct NetlinkClient {
     socket: Socket,
     sequence_number: u32,
     buffer: Vec<u8>,
 }
 
-impl Client {
+impl NetlinkClient {
     /// Opens a socket of a netlink protocol. The kernel checks requests strictly, which filters in dumps need.
     ///
     /// # Errors
@@ -136,7 +136,11 @@ impl Client {
     ///
     /// # Errors
     /// The kernel's answer, as an OS error.
-    pub fn call(&mut self, request: &Request, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    pub fn call(
+        &mut self,
+        request: &NetlinkRequest,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
         self.sequence_number = self.sequence_number.wrapping_add(1);
         self.socket.send(&request.to_bytes(self.sequence_number), 0)?;
         let mut result = None;
@@ -163,22 +167,22 @@ impl Client {
     }
 }
 
-impl Client {
+impl NetlinkClient {
     /// Sends requests that take effect together or not at all, between the messages that frame them.
     ///
     /// # Errors
     /// The kernel's answer to the first request that it refused, as an OS error.
     pub fn transaction(
         &mut self,
-        begin: &Request,
-        requests: &[Request],
-        end: &Request,
+        begin: &NetlinkRequest,
+        requests: &[NetlinkRequest],
+        end: &NetlinkRequest,
     ) -> io::Result<()> {
         let Some((last, others)) = requests.split_last() else { return Ok(()) };
         let mut bytes = Vec::new();
-        let mut push = |request: &Request, want: Want| {
+        let mut push = |request: &NetlinkRequest, want: Want| {
             self.sequence_number = self.sequence_number.wrapping_add(1);
-            let request = Request { want, ..request.clone() };
+            let request = NetlinkRequest { want, ..request.clone() };
             bytes.extend_from_slice(&request.to_bytes(self.sequence_number));
             self.sequence_number
         };
@@ -287,12 +291,12 @@ fn decode_error(error: DecodeError) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Request, Want, attributes, messages, status, text, word32};
+    use super::{NetlinkRequest, Want, attributes, messages, status, text, word32};
 
     #[test]
     fn a_request_reads_back_as_it_was_built() {
         let request =
-            Request::new(18, Want::Dump, &[0; 16]).attr(3, b"eth0\0").attr(46, &word32(7));
+            NetlinkRequest::new(18, Want::Dump, &[0; 16]).attr(3, b"eth0\0").attr(46, &word32(7));
         let bytes = request.to_bytes(5);
         let parsed: Vec<_> = messages(&bytes).map(Result::unwrap).collect();
         assert_eq!(parsed.len(), 1);
@@ -304,7 +308,7 @@ mod tests {
 
     #[test]
     fn broken_input_ends_the_walk() {
-        let request = Request::new(18, Want::Done, &[]).to_bytes(1);
+        let request = NetlinkRequest::new(18, Want::Done, &[]).to_bytes(1);
         let mut two = [request.clone(), request].concat();
         two.truncate(20);
         assert_eq!(messages(&two).filter(Result::is_ok).count(), 1);

@@ -15,7 +15,7 @@ use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns};
 
-use crate::devices::netlink::{Client, Request, Want, attributes, word32};
+use crate::devices::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, word32};
 
 /// `RTM_GETNSID` (include/uapi/linux/rtnetlink.h).
 const RTM_GETNSID: u16 = 90;
@@ -30,7 +30,7 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 /// # Errors
 /// When the kernel does not answer.
 pub fn find(nsid: u32) -> io::Result<Option<File>> {
-    let mut client = Client::open(NETLINK_ROUTE)?;
+    let mut client = NetlinkClient::open(NETLINK_ROUTE)?;
     let mut seen = HashSet::new();
     for path in candidates() {
         // Processes come and go.
@@ -54,9 +54,10 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
 }
 
 /// Returns its number; `None` if it has none, or the file is not a network namespace.
-fn id(client: &mut Client, file: &File) -> Option<u32> {
+fn id(client: &mut NetlinkClient, file: &File) -> Option<u32> {
     let fd = u32::try_from(file.as_raw_fd()).ok()?;
-    let request = Request::new(RTM_GETNSID, Want::Object, &[0; 4]).attr(NETNSA_FD, &word32(fd));
+    let request =
+        NetlinkRequest::new(RTM_GETNSID, Want::Object, &[0; 4]).attr(NETNSA_FD, &word32(fd));
     let mut found = None;
     let answered = client.call(&request, |_, payload| {
         let mut attributes = attributes(payload.get(4..).unwrap_or_default());

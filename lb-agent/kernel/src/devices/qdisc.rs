@@ -6,7 +6,7 @@ use std::io;
 use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::netlink::{Client, Request, Want, attributes, text, word32};
+use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text, word32};
 
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
@@ -26,8 +26,8 @@ const HOOKS: [u32; 2] = [0xffff_fff2, 0xffff_fff3];
 /// When the kernel refuses the dump.
 pub fn ingress_kind(ifindex: u32) -> io::Result<Option<String>> {
     let mut kind = None;
-    let request = Request::new(RTM_GETQDISC, Want::Dump, &tcmsg(ifindex, 0, 0));
-    Client::open(NETLINK_ROUTE)?.call(&request, |_, payload| {
+    let request = NetlinkRequest::new(RTM_GETQDISC, Want::Dump, &tcmsg(ifindex, 0, 0));
+    NetlinkClient::open(NETLINK_ROUTE)?.call(&request, |_, payload| {
         let Some((header, rest)) = payload.split_at_checked(TCMSG) else { return };
         let field = |at: usize| header.get(at..at + 4).and_then(|bytes| parse_u32(bytes).ok());
         if field(4) == Some(ifindex) && field(8) == Some(HANDLE) {
@@ -42,10 +42,10 @@ pub fn ingress_kind(ifindex: u32) -> io::Result<Option<String>> {
 /// # Errors
 /// When the kernel refuses the dump.
 pub fn has_filters(ifindex: u32) -> io::Result<bool> {
-    let mut client = Client::open(NETLINK_ROUTE)?;
+    let mut client = NetlinkClient::open(NETLINK_ROUTE)?;
     let mut any = false;
     for parent in HOOKS {
-        let request = Request::new(RTM_GETTFILTER, Want::Dump, &tcmsg(ifindex, 0, parent));
+        let request = NetlinkRequest::new(RTM_GETTFILTER, Want::Dump, &tcmsg(ifindex, 0, parent));
         client.call(&request, |_, _| any = true)?;
     }
     Ok(any)
@@ -56,8 +56,9 @@ pub fn has_filters(ifindex: u32) -> io::Result<bool> {
 /// # Errors
 /// When the kernel refuses; a device or qdisc that is already gone is fine.
 pub fn delete_clsact(ifindex: u32) -> io::Result<()> {
-    let request = Request::new(RTM_DELQDISC, Want::Done, &tcmsg(ifindex, HANDLE, TC_H_CLSACT));
-    match Client::open(NETLINK_ROUTE)?.call(&request, |_, _| {}) {
+    let request =
+        NetlinkRequest::new(RTM_DELQDISC, Want::Done, &tcmsg(ifindex, HANDLE, TC_H_CLSACT));
+    match NetlinkClient::open(NETLINK_ROUTE)?.call(&request, |_, _| {}) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(()),
         other => other,
     }

@@ -21,7 +21,7 @@ use lb_core::issue::{Issue, ObjectRef};
 
 /// The directory as it was last read.
 #[derive(Debug)]
-pub struct Directory {
+pub struct ManifestDirectory {
     path: PathBuf,
     node: Arc<str>,
     files: BTreeMap<OsString, ManifestFile>,
@@ -77,7 +77,7 @@ struct ReadResult<'a> {
     again: BTreeSet<OsString>,
 }
 
-impl Directory {
+impl ManifestDirectory {
     /// Nothing has been read yet; `node` is the name of this node.
     pub fn new(path: &Path, node: &str) -> Self {
         Self {

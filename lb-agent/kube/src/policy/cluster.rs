@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lb_common::flow::proto;
 use serde_json::Value;
 
-use super::value::{At, Fault};
+use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, deny_everything, selector};
 use crate::field::Findings;
 use lb_core::cluster::{
@@ -62,7 +62,7 @@ enum RuleDirection {
 }
 
 /// `None` when it is not readable: nothing may be accepted then.
-fn read_or_closed<T>(read: Result<T, Fault>, findings: &mut Findings) -> Option<T> {
+fn read_or_closed<T>(read: Result<T, InvalidValue>, findings: &mut Findings) -> Option<T> {
     let closed = "it applies to all Pods, accepts nothing, and denies what it would pass";
     read.map_err(|fault| fault.tell(closed, findings)).ok()
 }
@@ -85,7 +85,7 @@ fn place(spec: &At<'_>, findings: &mut Findings) -> Option<(Tier, u16)> {
     Some((tier?, priority))
 }
 
-fn subject(given: &At<'_>) -> Result<PodSelector, Fault> {
+fn subject(given: &At<'_>) -> Result<PodSelector, InvalidValue> {
     match one_of(given, &["namespaces", "pods"])? {
         ("namespaces", namespaces) => all_pods_of(&namespaces),
         (_, pods) => namespaced_pods(&pods),
@@ -93,7 +93,7 @@ fn subject(given: &At<'_>) -> Result<PodSelector, Fault> {
 }
 
 /// The only field of an object, which must be one of these.
-fn one_of<'a>(given: &At<'a>, known: &[&str]) -> Result<(&'a str, At<'a>), Fault> {
+fn one_of<'a>(given: &At<'a>, known: &[&str]) -> Result<(&'a str, At<'a>), InvalidValue> {
     given.only(known)?;
     let mut fields = given.fields()?;
     let Some(first) = fields.next() else { return Err(given.fault("has no known field")) };
@@ -103,12 +103,12 @@ fn one_of<'a>(given: &At<'a>, known: &[&str]) -> Result<(&'a str, At<'a>), Fault
     }
 }
 
-fn all_pods_of(namespaces: &At<'_>) -> Result<PodSelector, Fault> {
+fn all_pods_of(namespaces: &At<'_>) -> Result<PodSelector, InvalidValue> {
     let namespaces = Namespaces::Selected(selector::selector(namespaces)?);
     Ok(PodSelector { namespaces, pods: Selector::default() })
 }
 
-fn namespaced_pods(given: &At<'_>) -> Result<PodSelector, Fault> {
+fn namespaced_pods(given: &At<'_>) -> Result<PodSelector, InvalidValue> {
     given.only(&["namespaceSelector", "podSelector"])?;
     let namespaces = given.get("namespaceSelector");
     let namespaces = namespaces.map_or(Ok(Selector::default()), |it| selector::selector(&it))?;
@@ -180,9 +180,9 @@ fn rule(given: &At<'_>, direction: RuleDirection, findings: &mut Findings) -> Ru
 }
 
 /// Peers and ports of a rule.
-type PeersAndPorts = (Box<[Peer]>, Option<Box<[PortMatch]>>);
+type RuleContent = (Box<[Peer]>, Option<Box<[PortMatch]>>);
 
-fn content(given: &At<'_>, direction: RuleDirection) -> Result<PeersAndPorts, Fault> {
+fn content(given: &At<'_>, direction: RuleDirection) -> Result<RuleContent, InvalidValue> {
     let (list, kinds): (_, &[&str]) = match direction {
         RuleDirection::Ingress => ("from", &["namespaces", "pods"]),
         RuleDirection::Egress => ("to", &["namespaces", "pods", "nodes", "networks"]),
@@ -219,12 +219,12 @@ fn content(given: &At<'_>, direction: RuleDirection) -> Result<PeersAndPorts, Fa
 }
 
 /// The entries of a list, which must have one.
-fn some<'a>(list: &At<'a>) -> Result<Vec<At<'a>>, Fault> {
+fn some<'a>(list: &At<'a>) -> Result<Vec<At<'a>>, InvalidValue> {
     let items = list.items()?;
     if items.is_empty() { Err(list.fault("is empty")) } else { Ok(items) }
 }
 
-fn port(given: &At<'_>) -> Result<PortMatch, Fault> {
+fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
     let (kind, at) = one_of(given, &["tcp", "udp", "sctp", "destinationNamedPort"])?;
     let protocol = match kind {
         "tcp" => proto::TCP,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lb_common::flow::proto;
 use serde_json::Value;
 
-use super::value::{At, Fault};
+use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, selector};
 use crate::field::Findings;
 use lb_core::cluster::{
@@ -111,7 +111,7 @@ fn rules(spec: &At<'_>, list: &str, peers: &str, findings: &mut Findings) -> Box
     given.iter().map(|rule| read(rule, findings)).collect()
 }
 
-fn rule(given: &At<'_>, peers: &str, findings: &mut Findings) -> Result<Rule, Fault> {
+fn rule(given: &At<'_>, peers: &str, findings: &mut Findings) -> Result<Rule, InvalidValue> {
     given.only(&[peers, "ports"])?;
     let name: Arc<str> = "".into();
     Ok(Rule {
@@ -125,10 +125,10 @@ fn rule(given: &At<'_>, peers: &str, findings: &mut Findings) -> Result<Rule, Fa
 /// Returns the valid entries of a list; `None` if the list is empty, which means all peers or all ports.
 fn some<T>(
     list: Option<At<'_>>,
-    read: fn(&At<'_>) -> Result<T, Fault>,
+    read: fn(&At<'_>) -> Result<T, InvalidValue>,
     reading: &str,
     findings: &mut Findings,
-) -> Result<Option<Box<[T]>>, Fault> {
+) -> Result<Option<Box<[T]>>, InvalidValue> {
     let given = list.map_or(Ok(Vec::new()), |list| list.items())?;
     let mut all = Vec::with_capacity(given.len());
     for given in &given {
@@ -140,7 +140,7 @@ fn some<T>(
     Ok((!given.is_empty()).then(|| all.into()))
 }
 
-fn peer(given: &At<'_>) -> Result<Peer, Fault> {
+fn peer(given: &At<'_>) -> Result<Peer, InvalidValue> {
     given.only(&["podSelector", "namespaceSelector", "ipBlock"])?;
     let [pods, namespaces, block] =
         ["podSelector", "namespaceSelector", "ipBlock"].map(|kind| given.get(kind));
@@ -159,7 +159,7 @@ fn peer(given: &At<'_>) -> Result<Peer, Fault> {
     }
 }
 
-fn ip_block(given: &At<'_>) -> Result<Peer, Fault> {
+fn ip_block(given: &At<'_>) -> Result<Peer, InvalidValue> {
     given.only(&["cidr", "except"])?;
     let prefix = given.need("cidr")?.prefix()?;
     let mut excepts = Vec::new();
@@ -175,7 +175,7 @@ fn ip_block(given: &At<'_>) -> Result<Peer, Fault> {
     Ok(Peer::Block { prefix, excepts: excepts.into() })
 }
 
-fn port(given: &At<'_>) -> Result<PortMatch, Fault> {
+fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
     given.only(&["protocol", "port", "endPort"])?;
     let protocol = match given.get("protocol") {
         Some(name) => protocol(&name)?,
@@ -203,7 +203,7 @@ fn port(given: &At<'_>) -> Result<PortMatch, Fault> {
     Ok(PortMatch { protocol: Some(protocol), ports })
 }
 
-fn protocol(given: &At<'_>) -> Result<u8, Fault> {
+fn protocol(given: &At<'_>) -> Result<u8, InvalidValue> {
     match given.text()? {
         "TCP" => Ok(proto::TCP),
         "UDP" => Ok(proto::UDP),

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use super::value::{At, Fault};
+use super::value::{At, InvalidValue};
 use lb_core::cluster::{Operator, Requirement, Selector};
 
 /// Equal selectors become equal records: requirements and values are sorted.
-pub(super) fn selector(given: &At<'_>) -> Result<Selector, Fault> {
+pub(super) fn selector(given: &At<'_>) -> Result<Selector, InvalidValue> {
     given.only(&["matchLabels", "matchExpressions"])?;
     let mut requirements = Vec::new();
     if let Some(labels) = given.get("matchLabels") {
@@ -26,7 +26,7 @@ pub(super) fn selector(given: &At<'_>) -> Result<Selector, Fault> {
     Ok(Selector(requirements.into()))
 }
 
-fn requirement(given: &At<'_>) -> Result<Requirement, Fault> {
+fn requirement(given: &At<'_>) -> Result<Requirement, InvalidValue> {
     given.only(&["key", "operator", "values"])?;
     let key = given.need("key")?;
     if key.text()?.is_empty() {

@@ -1,4 +1,4 @@
-//! A value within an object and its path. What is not as it should be is a [`Fault`] there.
+//! A value within an object and its path. What is not as it should be is a [`InvalidValue`] there.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
@@ -16,12 +16,12 @@ pub(super) struct At<'a> {
 
 /// What is wrong with a value, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct InvalidValue {
     path: String,
     message: String,
 }
 
-impl Fault {
+impl InvalidValue {
     /// Adds an issue; `reading` says how the value is treated.
     pub(super) fn tell(self, reading: &str, findings: &mut Findings) {
         findings.add(self.path, format!("{}: {reading}", self.message));
@@ -37,8 +37,8 @@ impl<'a> At<'a> {
         &self.path
     }
 
-    pub(super) fn fault(&self, message: impl Into<String>) -> Fault {
-        Fault { path: self.path.clone(), message: message.into() }
+    pub(super) fn fault(&self, message: impl Into<String>) -> InvalidValue {
+        InvalidValue { path: self.path.clone(), message: message.into() }
     }
 
     /// A field; `None` when it is absent or null.
@@ -48,14 +48,14 @@ impl<'a> At<'a> {
     }
 
     /// A field that must be there.
-    pub(super) fn need(&self, key: &str) -> Result<Self, Fault> {
+    pub(super) fn need(&self, key: &str) -> Result<Self, InvalidValue> {
         let absent =
-            || Fault { path: format!("{}.{key}", self.path), message: "is missing".into() };
+            || InvalidValue { path: format!("{}.{key}", self.path), message: "is missing".into() };
         self.get(key).ok_or_else(absent)
     }
 
     /// All fields.
-    pub(super) fn fields(&self) -> Result<impl Iterator<Item = (&'a str, Self)>, Fault> {
+    pub(super) fn fields(&self) -> Result<impl Iterator<Item = (&'a str, Self)>, InvalidValue> {
         let Value::Object(fields) = self.value else { return Err(self.fault("is not an object")) };
         let path = self.path.clone();
         let there = fields.iter().filter(|(_, value)| !value.is_null());
@@ -64,24 +64,24 @@ impl<'a> At<'a> {
     }
 
     /// Whether it has fields, and none but these.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), InvalidValue> {
         match self.fields()?.find(|(key, _)| !known.contains(key)) {
             Some((_, unknown)) => Err(unknown.fault("is not a known field")),
             None => Ok(()),
         }
     }
 
-    pub(super) fn items(&self) -> Result<Vec<Self>, Fault> {
+    pub(super) fn items(&self) -> Result<Vec<Self>, InvalidValue> {
         let Value::Array(items) = self.value else { return Err(self.fault("is not a list")) };
         let at = |(i, value)| Self { value, path: format!("{}[{i}]", self.path) };
         Ok(items.iter().enumerate().map(at).collect())
     }
 
-    pub(super) fn text(&self) -> Result<&'a str, Fault> {
+    pub(super) fn text(&self) -> Result<&'a str, InvalidValue> {
         self.value.as_str().ok_or_else(|| self.fault("is not a string"))
     }
 
-    pub(super) fn number(&self) -> Result<i64, Fault> {
+    pub(super) fn number(&self) -> Result<i64, InvalidValue> {
         self.value.as_i64().ok_or_else(|| self.fault("is not an integer"))
     }
 
@@ -89,20 +89,20 @@ impl<'a> At<'a> {
         self.value.is_string()
     }
 
-    pub(super) fn port(&self) -> Result<u16, Fault> {
+    pub(super) fn port(&self) -> Result<u16, InvalidValue> {
         let number = self.number()?;
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         port.ok_or_else(|| self.fault(format!("{number} is not a port")))
     }
 
     /// The name of a port: it has a letter, or it would be a number.
-    pub(super) fn port_name(&self) -> Result<&'a str, Fault> {
+    pub(super) fn port_name(&self) -> Result<&'a str, InvalidValue> {
         let name = self.text()?;
         let is_name = name.bytes().any(|byte| byte.is_ascii_alphabetic());
         if is_name { Ok(name) } else { Err(self.fault(format!("`{name}` is not a port name"))) }
     }
 
-    pub(super) fn prefix(&self) -> Result<Prefix, Fault> {
+    pub(super) fn prefix(&self) -> Result<Prefix, InvalidValue> {
         let text = self.text()?;
         notation::prefix(text).map_err(|err| self.fault(format!("`{text}` is {err}")))
     }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{CLIENTS, Pending, Server, bind};
 use lb_core::admin::{Request, Response, SOCKET};
-use lb_kernel::bpf::flows::{CAPACITY, Flow, Recent};
+use lb_kernel::bpf::flows::{CAPACITY, ObservedFlow, Recent};
 
 /// A server, and its other ends.
 struct Bed {
@@ -51,7 +51,8 @@ impl Bed {
         self.recent.send_modify(|recent| {
             for _ in 0..flows {
                 let at_ms = recent.next();
-                recent.push(Flow { event: FlowEvent { outcome, ..FlowEvent::ZERO }, at_ms });
+                recent
+                    .push(ObservedFlow { event: FlowEvent { outcome, ..FlowEvent::ZERO }, at_ms });
             }
         });
     }

@@ -11,8 +11,9 @@ use std::path::Path;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Sign;
-use lb_kernel::devices::netlink::{Client, Request, Want};
-use lb_kernel::syscall::{self, Family};
+use lb_core::cluster::Family;
+use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want};
+use lb_kernel::syscall;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
 const NFTABLES: u16 = 10 << 8;
@@ -65,14 +66,14 @@ pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
 }
 
 fn in_nftables() -> io::Result<Option<Sign>> {
-    let mut client = Client::open(NETLINK_NETFILTER)?;
+    let mut client = NetlinkClient::open(NETLINK_NETFILTER)?;
     for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-        let table = Request::new(NFT_MSG_GETTABLE, Want::Object, &header(family))
+        let table = NetlinkRequest::new(NFT_MSG_GETTABLE, Want::Object, &header(family))
             .attr(NFTA_TABLE_NAME, b"kube-proxy\0");
         if exists(&mut client, &table)? {
             return Ok(Some(Sign::Nftables));
         }
-        let chain = Request::new(NFT_MSG_GETCHAIN, Want::Object, &header(family))
+        let chain = NetlinkRequest::new(NFT_MSG_GETCHAIN, Want::Object, &header(family))
             .attr(NFTA_CHAIN_TABLE, b"nat\0")
             .attr(NFTA_CHAIN_NAME, b"KUBE-SERVICES\0");
         if exists(&mut client, &chain)? {
@@ -82,7 +83,7 @@ fn in_nftables() -> io::Result<Option<Sign>> {
     Ok(None)
 }
 
-fn exists(client: &mut Client, request: &Request) -> io::Result<bool> {
+fn exists(client: &mut NetlinkClient, request: &NetlinkRequest) -> io::Result<bool> {
     match client.call(request, |_, _| {}) {
         Ok(()) => Ok(true),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),

@@ -6,11 +6,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Labels, add, family};
+use super::{MetricLabels, add, family};
 
 /// About traffic from outside, and about what backends leave behind.
 #[derive(Clone, Debug)]
-pub(crate) struct Outside {
+pub(crate) struct OutsideMetrics {
     /// Flows from outside that leave by an address and port of this node.
     pub masqueraded_flows: Gauge,
     /// The most ports that one backend takes.
@@ -22,12 +22,12 @@ pub(crate) struct Outside {
     /// Loads of backends that were put right.
     pub loads_corrected: Counter,
     /// Whether externalIPs are served, and by what.
-    pub external_ips: Family<Labels<1>, Gauge>,
+    pub external_ips: Family<MetricLabels<1>, Gauge>,
     /// UDP sockets of this host that were closed.
     pub sockets_closed: Counter,
 }
 
-impl Outside {
+impl OutsideMetrics {
     pub(super) fn register(root: &mut Registry) -> Self {
         let registry = root.sub_registry_with_prefix("lb");
         Self {

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{Labels, STATES, add, family, fine_histogram};
+use super::{MetricLabels, STATES, add, family, fine_histogram};
 
 /// Label sets of policies; what else there is counts as `_other`.
 pub(crate) const SERIES_BY_POLICY: usize = 200;
@@ -29,11 +29,11 @@ pub(crate) struct OfPolicies {
     /// From the arrival of an event to the maps.
     pub enforcement: Histogram,
     /// New flows that policies evaluated.
-    pub verdicts: Family<Labels<3>, Counter>,
+    pub verdicts: Family<MetricLabels<3>, Counter>,
     /// The same by policy: namespace, policy, direction, outcome.
     pub by_policy: Family<ByPolicy, Counter>,
     /// Policies by state.
-    pub policies: Family<Labels<1>, Gauge>,
+    pub policies: Family<MetricLabels<1>, Gauge>,
     /// Groups in the tables.
     pub groups: Gauge,
     /// Identities in the tables.
@@ -107,7 +107,7 @@ impl OfPolicies {
 }
 
 /// Direction, tier and outcome of a verdict. Tier `none`: no rule decided.
-pub(super) fn verdict_labels(outcome: Outcome, tier: u8, ingress: bool) -> Labels<3> {
+pub(super) fn verdict_labels(outcome: Outcome, tier: u8, ingress: bool) -> MetricLabels<3> {
     let tier = match tier {
         tier::ADMIN => "admin",
         tier::NETWORK_POLICY => "network_policy",

@@ -24,7 +24,7 @@ use lb_core::model::policy::compile;
 use lb_core::names::{BackendName, Names, Place, PodName, ServiceName};
 use lb_core::plan::policy::{Behind, Veth, Wanted as ToBe};
 use lb_core::plan::{Actual, Capacity, Planner, Write};
-use lb_kube::manifests::Directory;
+use lb_kube::manifests::ManifestDirectory;
 
 /// What every case has: two nodes, three namespaces, a client, a Service with one Pod, name lookups.
 const BASE: &str = r#"
@@ -127,7 +127,7 @@ impl World {
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("all.yaml"), format!("{BASE}{manifests}")).unwrap();
         let mut events = Vec::new();
-        let mut directory = Directory::new(&path, "n1");
+        let mut directory = ManifestDirectory::new(&path, "n1");
         directory.refresh(&BTreeSet::new(), &mut |event| events.push(event)).unwrap();
         std::fs::remove_dir_all(&path).unwrap();
         let mut cluster = Cluster::new("n1");
