@@ -60,6 +60,8 @@ pub(crate) const NOTHING: Flow =
 #[inline(always)]
 fn unreadable(parsed: &mut Parsed) -> Kind {
     parsed.flow = NOTHING;
+    // Else the family is that of the packet before, and for IPv4 no source is a bad address.
+    parsed.v4 = false;
     Kind::UNREADABLE
 }
 

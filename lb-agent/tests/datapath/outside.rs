@@ -767,6 +767,33 @@ fn a_device_without_link_layer_gives_its_packets_one() {
     }
 }
 
+#[test]
+fn what_cannot_be_read_passes_a_device_whatever_came_before() {
+    let mut bed = Bed::node();
+    for family in &FAMILIES {
+        let mut bytes = packet::build(&format!(
+            "{} > {} udp",
+            family.at(family.client, 1),
+            family.at(family.node, 2)
+        ));
+        // No version of IP.
+        bytes[14] = 0x05;
+        for before in &FAMILIES {
+            let flow =
+                format!("{} > {} udp", before.at(before.client, 1), before.at(before.node, 2));
+            for _ in 0..20 {
+                bed.arrive(&flow);
+                assert_eq!(
+                    bed.run("dev_in", &bytes),
+                    (Verdict::Next, bytes.clone()),
+                    "after {flow}"
+                );
+            }
+        }
+    }
+    assert_eq!(bed.counted(), "");
+}
+
 /// CRC32c by its definition (RFC 9260 appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
