@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
@@ -16,9 +15,9 @@ use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
-use lb_kernel::bpf::load::{self, LoadOptions};
 
 use crate::packet;
+use crate::shelf::{self, Kind, Programs};
 
 /// What a program said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +35,7 @@ const SMALL: u32 = 2_048;
 
 /// The programs and their maps.
 pub struct Bed {
-    ebpf: Ebpf,
+    ebpf: Programs,
     next_service: u32,
     next_backend: u32,
     next_slot: u32,
@@ -98,11 +97,8 @@ impl Bed {
             answer_n: config::MASQUERADE_PORTS.len() as u16,
             ..set
         };
-        let options = LoadOptions { pin_dir: None, config, ct_entries };
-        let mut ebpf = load::open(&options).unwrap();
-        for (program, _) in programs {
-            load::load_tc(&mut ebpf, program).unwrap();
-        }
+        let programs = programs.iter().map(|(program, _)| *program).collect();
+        let ebpf = Programs::take(Kind { programs, ct_entries, config });
         Self { ebpf, next_service: 1, next_backend: 1, next_slot: 1, counters: BTreeMap::new() }
     }
 
@@ -127,7 +123,7 @@ impl Bed {
             flags: backend_flags::CLUSTER,
             ..Backend::ZERO
         };
-        self.backends().set(id, &backend, 0).unwrap();
+        self.set("backends", id, backend);
         id
     }
 
@@ -136,9 +132,8 @@ impl Bed {
         let addr: SocketAddr = addr.parse().unwrap();
         let base = self.next_slot;
         self.next_slot += ids.len() as u32;
-        let mut slots: Array<_, u32> = self.ebpf.map_mut("slots").unwrap().try_into().unwrap();
-        for (i, id) in ids.iter().enumerate() {
-            slots.set(base + i as u32, id, 0).unwrap();
+        for (slot, id) in (base..).zip(ids) {
+            self.set("slots", slot, *id);
         }
         let service_id = self.next_service;
         self.next_service += 1;
@@ -172,6 +167,7 @@ impl Bed {
 
     /// Writes an element of an array.
     pub fn set<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
+        self.ebpf.written.insert((map.to_owned(), index));
         let mut map: Array<_, V> = self.ebpf.map_mut(map).unwrap().try_into().unwrap();
         map.set(index, &value, 0).unwrap();
     }
@@ -266,15 +262,10 @@ impl Bed {
 
     /// Puts a backend into another state; death changes its generation.
     pub fn set_state(&mut self, id: u32, new: u8) {
-        let mut backends = self.backends();
-        let mut backend = backends.get(&id, 0).unwrap();
+        let mut backend: Backend = self.at("backends", id);
         backend.state = new;
         backend.generation += u32::from(new == state::DEAD);
-        backends.set(id, &backend, 0).unwrap();
-    }
-
-    fn backends(&mut self) -> Array<&mut aya::maps::MapData, Backend> {
-        self.ebpf.map_mut("backends").unwrap().try_into().unwrap()
+        self.set("backends", id, backend);
     }
 
     /// Every conntrack entry.
@@ -466,6 +457,11 @@ impl Bed {
             sources.push(IpAddr::from(source).to_canonical());
         }
         sources
+    }
+
+    /// Names of the maps that hold anything, but for events.
+    pub fn used_maps(&self) -> Vec<String> {
+        shelf::used(&self.ebpf)
     }
 
     /// Packets dropped or refused so far, for whatever reason.

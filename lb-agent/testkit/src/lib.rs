@@ -16,6 +16,7 @@ pub mod packet;
 pub mod bed;
 pub mod node;
 pub mod sample;
+mod shelf;
 
 pub mod objects;
 pub mod world;

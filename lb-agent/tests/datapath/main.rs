@@ -16,5 +16,6 @@ mod mutants;
 mod oracle;
 mod outside;
 mod policy;
+mod reuse;
 mod services;
 mod tables;
