@@ -11,11 +11,11 @@ pub enum Code {
     NoEndpointsNotReady,
     /// The Service has no endpoint, for a reason that is not known here.
     NoEndpoints,
-    /// A port's name means nothing in the Pod.
+    /// No container of the Pod declares the port's name.
     NamedPortUnresolved,
     /// Traffic policy Local, and no endpoint on this node.
     NoLocalEndpoint,
-    /// A LoadBalancer that nobody has given an address.
+    /// A LoadBalancer without an address.
     LbNoAddress,
     /// The Service has no such port.
     UndefinedPort,
@@ -23,11 +23,11 @@ pub enum Code {
     NoFrontend,
     /// The client is not in `loadBalancerSourceRanges`.
     SourceRange,
-    /// What should be in the tables is not.
+    /// The tables do not match the objects yet.
     NotProgrammed,
-    /// Nobody listens on the port.
+    /// No process listens on the port.
     BackendRefuses,
-    /// Somebody listens, on a loopback address.
+    /// A process listens, but only on a loopback address.
     ListensOnLoopback,
     /// Egress is isolated, and nothing allows name lookups.
     DenyEgressDns,
@@ -45,19 +45,19 @@ pub enum Code {
     DenyIpblockNat,
     /// A rule of a `ClusterNetworkPolicy` denies it.
     DenyCnp,
-    /// The Pod is isolated, and no rule says anything.
+    /// The Pod is isolated, and no rule covers the flow.
     DefaultDeny,
-    /// The Pod is not known yet.
+    /// The Pod is not identified yet.
     PolicyPending,
     /// The policies did not fit the tables.
     PolicyOverflow,
-    /// Allowed, perhaps by mistake: two peers in a list are OR.
+    /// Allowed, perhaps by mistake: two peers in a list are combined with OR.
     HintPeerOr,
-    /// A flow is still pinned to a backend that has left.
+    /// A flow is still pinned to a removed backend.
     StaleFlow,
-    /// A table had no room for new flows lately.
+    /// A table recently had no room for new flows.
     TableFull,
-    /// A setting of the node stands in the way.
+    /// A setting of the node prevents delivery.
     HostSetup,
     /// NetworkPolicy never applies to traffic of nodes.
     HostNotSelectable,

@@ -8,10 +8,11 @@ use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
 use lb_common::flow::{proto, tcp};
 
-use super::check;
-use super::sample::{addr, names};
+use super::sample::{addr, names, snapshot};
+use super::{NOW, check};
 use crate::columns::Format;
 use crate::ct::{self, By};
+use crate::explain::Stale;
 use crate::snapshot::{CtFilter, FlowCount, Now, count_flow};
 use crate::view::View;
 use lb_core::names::Names;
@@ -162,6 +163,14 @@ fn a_flow_is_one_line() {
             TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
         "#]],
     );
+}
+
+#[test]
+fn flows_of_removed_backends_are_found() {
+    let (snapshot, names) = (snapshot(), names());
+    let view = View::new(&snapshot, &names, NOW);
+    let [dialed, backend] = ["10.96.0.10:80", "10.1.1.3:8080"].map(|at| at.parse().unwrap());
+    assert_eq!(ct::stale(&view, &flows(), STAMPS), [Stale { dialed, backend }]);
 }
 
 #[test]
