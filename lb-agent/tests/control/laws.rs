@@ -15,6 +15,7 @@ use crate::pipeline::Pipeline;
 use history::{Objects, Step, step};
 
 mod history;
+mod node;
 mod shares;
 
 /// A Service with so many ports and endpoints, of weight 100 but for one, needs all slots and all backends.

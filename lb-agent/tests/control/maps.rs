@@ -287,7 +287,7 @@ impl FakeMaps {
 }
 
 /// A number drawn for each write (splitmix64, Steele 2014).
-fn lot(n: u32) -> u32 {
+pub(crate) fn lot(n: u32) -> u32 {
     let mixed = u64::from(n).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,7 +1,7 @@
 //! What policies mean: objects compiled to tables, and the tables asked by the evaluator that the kernel runs.
 
-mod naive;
-mod random;
+pub(crate) mod naive;
+pub(crate) mod random;
 mod shares;
 mod trouble;
 

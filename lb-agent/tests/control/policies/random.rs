@@ -176,7 +176,7 @@ fn world() -> impl Strategy<Value = World> {
 }
 
 /// Worlds of which each has much in common with the one before it.
-fn related() -> impl Strategy<Value = Vec<World>> {
+pub(crate) fn related() -> impl Strategy<Value = Vec<World>> {
     let worlds = prop::collection::vec((world(), any::<u32>()), 2..5);
     worlds.prop_map(|parts| {
         let mut worlds: Vec<World> = Vec::new();
@@ -217,7 +217,7 @@ fn settle(node: &mut Running, world: &World, desired: &Desired) {
     }
 }
 
-fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
+pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
     let mut peers: Vec<_> = OTHERS.iter().map(|ip| lb_testkit::objects::addr(ip)).collect();
     let mut devices: Vec<u32> = Vec::new();
     for world in worlds {
