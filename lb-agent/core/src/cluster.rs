@@ -4,11 +4,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
-use serde::{Deserialize, Serialize};
 
 use self::claims::Claims;
 use self::retained::Retained;
@@ -25,6 +23,7 @@ pub use self::record::{
     Tier, TrafficPolicy, Weighted,
 };
 pub use self::snapshot::Snapshot;
+pub use crate::object::Name;
 
 mod changes;
 mod claims;
@@ -83,38 +82,6 @@ impl Kind {
             Self::ServiceCidr => "ServiceCIDR",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
-        }
-    }
-}
-
-/// Name of an object; the namespace is empty for those without one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Name {
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Name within it.
-    pub name: Arc<str>,
-}
-
-impl Name {
-    /// The object `name` in `namespace`.
-    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-
-    /// Reads `namespace/name`, or `name` of an object without a namespace: the inverse of its text.
-    pub fn parse(full: &str) -> Self {
-        let (namespace, name) = full.split_once('/').unwrap_or(("", full));
-        Self::new(namespace, name)
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() {
-            f.write_str(&self.name)
-        } else {
-            write!(f, "{}/{}", self.namespace, self.name)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::cluster::Name;
+use crate::object::Name;
 
 /// The object an issue is about. Files of the manifest source have kind `File` and the name `path:line`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

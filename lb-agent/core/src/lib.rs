@@ -12,4 +12,5 @@ pub mod escape;
 pub mod issue;
 pub mod model;
 pub mod names;
+mod object;
 pub mod plan;

@@ -17,12 +17,13 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::ident_flags;
 
 use self::atom::Atoms;
+use self::charges::{Asked, Unit};
 use self::members::Members;
 use self::rules::{Reading, Subjects};
 use self::set::Pool;
-use self::shares::{Asked, Lost, Unit};
+use self::shares::Lost;
 use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Snapshot, Tier};
-use crate::issue::Issue;
+use crate::issue::{Issue, ObjectRef};
 
 mod area;
 mod atom;
@@ -33,16 +34,17 @@ mod lists;
 mod members;
 mod others;
 mod ports;
+mod range;
 mod room;
 mod rules;
 mod set;
 mod shares;
 
 pub use self::atom::AtomId;
-pub use self::blocks::{Blocks, Range, number};
+pub use self::blocks::Blocks;
 pub use self::group::{BitRule, Direction, Group, Link, Source, Span};
 pub use self::ports::PortEntry;
-pub use self::rules::object;
+pub use self::range::{Range, number};
 pub use self::set::Atomic;
 pub use self::shares::Room;
 
@@ -253,4 +255,13 @@ pub fn compile(cluster: &Cluster) -> Desired {
 /// Whether a Pod has policies on this node: it runs here, with addresses of its own.
 fn is_subject(cluster: &Snapshot, pod: &Pod) -> bool {
     cluster.is_own(pod) && !pod.host_network
+}
+
+/// The kind of a policy's object.
+pub fn object(name: &Name, tier: Tier) -> ObjectRef {
+    let kind = match tier {
+        Tier::NetworkPolicy => "NetworkPolicy",
+        Tier::Admin | Tier::Baseline => "ClusterNetworkPolicy",
+    };
+    ObjectRef::new(kind, name)
 }

@@ -5,7 +5,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::blocks::Range;
+use super::range::Range;
 use crate::cluster::{Family, Prefix};
 
 /// A set of addresses. What covers IPv4 in IPv6 says nothing of it.

@@ -13,9 +13,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
-use super::shares::{Asked, Unit};
-use super::{AtomId, Atomic, Group};
+use super::{AtomId, Atomic, Direction, Group};
 use crate::cluster::{Name, Policy, Tier};
 
 /// Elements of `groups`, of `port_bits` and of `peer_bits`.
@@ -26,6 +26,31 @@ pub(super) const GROUPS: usize = 0;
 pub(super) const PEERS: usize = 2;
 /// What belongs to the cluster, among the tenants.
 pub(super) const CLUSTER: usize = 0;
+
+/// A direction of a policy, which is refused as a whole. The policy by its index.
+pub(super) type Unit = (u32, Direction);
+
+/// What policies come to.
+pub(super) struct Asked<'a> {
+    pub(super) policies: &'a [(&'a Name, &'a Arc<Policy>)],
+    pub(super) groups: &'a [Arc<Group>],
+    /// The policies of each group, by their indices.
+    pub(super) under: &'a [(Direction, Vec<u32>)],
+    pub(super) idents: &'a [Atomic],
+}
+
+impl Asked<'_> {
+    /// What is wanted of each table at most, found out quickly.
+    pub(super) fn at_most(&self) -> Amounts {
+        let mut sum = [0; 3];
+        for group in self.groups {
+            let links = u64::from(group.n_links());
+            let costs = [links, group.most_ports(), links * self.idents.len() as u64];
+            sum.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        sum
+    }
+}
 
 /// A tenant: 0, or the number of a namespace.
 type Tenant = usize;

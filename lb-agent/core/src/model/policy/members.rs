@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use super::atom::{Atom, Atoms, Port, Scope};
 use super::blocks::Blocks;
-use super::rules::Demands;
 use super::set::Pool;
 use super::{AtomId, Atomic};
 use crate::cluster::{Labels, Name, NamedPort, Pod, Selector, Snapshot};
+
+/// The peers (`None` = any Pod) of which egress rules want to know what a port's name means, by name.
+pub(super) type Demands = HashMap<Arc<str>, BTreeSet<Option<AtomId>>>;
 
 /// What ports' names mean in egress rules: by atom (`None` = any Pod) and name the protocol, the number, and the atom
 /// of those who mean that.

@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use lb_common::limits;
 
-use super::Direction;
-use super::rules::object;
+use super::{Direction, object};
 use crate::cluster::{Name, Policy};
 use crate::issue::Issue;
 

@@ -9,19 +9,19 @@ use lb_common::flow::proto;
 
 use super::area::Area;
 use super::atom::{Atom, Atoms};
+use super::charges::Unit;
 use super::lists::{Line, Read};
-use super::members::{Meanings, namespace_labels};
+use super::members::{Demands, Meanings, namespace_labels};
 use super::room::{self, Demand};
-use super::shares::{Lost, Unit};
-use super::{AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject};
+use super::shares::Lost;
+use super::{
+    AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject, object,
+};
 use crate::cluster::{
     Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports, Rule,
     Snapshot, Tier,
 };
-use crate::issue::{Issue, ObjectRef};
-
-/// The peers (`None` = any Pod) of which egress rules want to know what a port's name means, by name.
-pub(super) type Demands = HashMap<Arc<str>, BTreeSet<Option<AtomId>>>;
+use crate::issue::Issue;
 
 /// The Pods of this node with the policies that select them.
 pub(super) struct Subjects<'a> {
@@ -550,15 +550,6 @@ struct Key {
     policies: Vec<u32>,
     /// The Pod's, if a policy names some.
     ports: Vec<NamedPort>,
-}
-
-/// The kind of a policy's object.
-pub fn object(name: &Name, tier: Tier) -> ObjectRef {
-    let kind = match tier {
-        Tier::NetworkPolicy => "NetworkPolicy",
-        Tier::Admin | Tier::Baseline => "ClusterNetworkPolicy",
-    };
-    ObjectRef::new(kind, name)
 }
 
 fn too_many(source: &Source) -> Issue {

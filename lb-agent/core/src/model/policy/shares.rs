@@ -7,13 +7,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use lb_common::limits;
 
-use super::charges::{Amounts, CLUSTER, Charges, GROUPS};
-use super::rules::object;
-use super::{AtomId, Atomic, Direction, Group};
+use super::charges::{Amounts, Asked, CLUSTER, Charges, GROUPS, Unit};
+use super::{AtomId, Direction, object};
 use crate::cluster::{Name, Policy};
 use crate::issue::Issue;
 use crate::model::share;
@@ -24,9 +22,6 @@ const TABLES: [&str; 3] = ["groups", "port_bits", "peer_bits"];
 pub(super) const ROUNDS: u32 = 5;
 /// Each time those that give way do by this power of two more.
 const HARDER: u32 = 2;
-
-/// A direction of a policy, which is refused as a whole. The policy by its index.
-pub(super) type Unit = (u32, Direction);
 
 /// How much of each table may be wanted for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,28 +38,6 @@ impl Default for Room {
     fn default() -> Self {
         // The first two groups stand for no policy and for want of room.
         Self::of(limits::GROUPS - 2, limits::PORT_BITS, limits::PEER_BITS)
-    }
-}
-
-/// What policies come to.
-pub(super) struct Asked<'a> {
-    pub(super) policies: &'a [(&'a Name, &'a Arc<Policy>)],
-    pub(super) groups: &'a [Arc<Group>],
-    /// The policies of each group, by their indices.
-    pub(super) under: &'a [(Direction, Vec<u32>)],
-    pub(super) idents: &'a [Atomic],
-}
-
-impl Asked<'_> {
-    /// What is wanted of each table at most, found out quickly.
-    fn at_most(&self) -> Amounts {
-        let mut sum = [0; TABLES.len()];
-        for group in self.groups {
-            let links = u64::from(group.n_links());
-            let costs = [links, group.most_ports(), links * self.idents.len() as u64];
-            sum.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
-        }
-        sum
     }
 }
 
