@@ -26,7 +26,7 @@ pub struct AffinityRow {
     pub backend: String,
     /// Seconds since its last new flow.
     pub age: u64,
-    /// Seconds until it is balanced anew, if it opens no flow before.
+    /// Seconds until it is balanced again, if it opens no flow before.
     pub expires: u64,
     /// Whether the next flow goes there, too.
     pub state: AffinityState,

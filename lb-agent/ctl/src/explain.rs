@@ -1,4 +1,4 @@
-//! `lbctl explain`: what becomes of a flow, step by step, and why.
+//! `lbctl explain`: what happens to a flow, step by step, and why.
 //!
 //! ```text
 //! facts ─► trace ─► explanation ─► text, JSON, YAML

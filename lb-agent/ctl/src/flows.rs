@@ -1,5 +1,5 @@
-//! `lbctl flows`: what was denied lately, what policies in shadow mode would do, and, while it is followed, what was
-//! allowed. One flow, one line.
+//! `lbctl flows`: recently denied flows, what policies in shadow mode would do, and, while flows are followed, allowed
+//! ones. One flow, one line.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use lb_core::admin::{Covers, FlowRecord};
 use lb_core::cluster::Name;
 use lb_core::names::{Names, PodName};
 
-/// What became of a flow.
+/// What happened to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Verdict {
     /// Not delivered.
@@ -169,7 +169,7 @@ impl End {
 pub struct FlowRow {
     /// When, UTC.
     pub time: String,
-    /// What became of it.
+    /// What happened to it.
     pub verdict: &'static str,
     #[serde(skip)]
     outcome: Verdict,
@@ -245,7 +245,7 @@ pub struct Joined<'a> {
     pub names: &'a Names<'static>,
     /// Which rule is whose.
     pub policies: &'a Policies,
-    /// Who has an address; empty = nobody.
+    /// Returns the owner of an address; empty = none.
     pub owners: &'a HashMap<IpAddr, String>,
 }
 

@@ -1,5 +1,5 @@
-//! What the value of a frontend says, in words: its scope, its traffic policy, how it chooses, what becomes of new
-//! flows when there is nothing to choose from.
+//! What the value of a frontend says, in words: its scope, its traffic policy, how it chooses, what happens to
+//! new flows if there is nothing to choose from.
 
 use std::net::SocketAddr;
 
@@ -117,7 +117,7 @@ impl FrontendSlots {
         lists
     }
 
-    /// Whose new flows find no backend, and what becomes of them.
+    /// Which clients' new flows find no backend, and what happens to them.
     pub fn unserved(&self) -> Option<&'static str> {
         let fate = [["new=refused", "new=dropped"], ["outside=refused", "outside=dropped"]];
         let [all, outside] =

@@ -5,9 +5,9 @@
 //!                            ├→ view → rows of one command (pure) → columns (text, JSON, YAML)
 //! names (the agent's file)   ┘
 //! ```
-//! What nobody pins (flows, the records behind an explanation) is requested from a running agent (`admin`).
+//! What is not in pinned maps (flows, the records behind an explanation) is requested from a running agent (`admin`).
 //! lbctl changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
-//! and the way from them to the output.
+//! and leads from them to the output.
 
 #[cfg(feature = "node")]
 pub mod admin;

@@ -83,7 +83,7 @@ impl Pinned {
             self.check(spec)?;
         }
         let tables = Tables::open(&self.pins).map_err(refused)?;
-        // Readers go the way of a packet, writers the other way: what a frontend leads to is there.
+        // Readers follow the order of a packet, writers the reverse order: what a frontend leads to exists.
         let (frontends, n_slots) = frontends(&tables)?;
         let mut snapshot = Snapshot {
             frontends,

@@ -182,7 +182,7 @@ impl Place<'_> {
         }
     }
 
-    /// Prints the rows, once or for ever.
+    /// Prints the rows, once or repeatedly.
     fn show<R: Row>(
         self,
         style: &Style,

@@ -10,7 +10,7 @@ use nix::sys::stat::{major, minor};
 /// Name of the file that the agent locks (`flock`).
 const LOCK: &str = "lock";
 
-/// Whether somebody holds the lock; `None` when /proc does not tell.
+/// Returns whether a process holds the lock; `None` if /proc does not show it.
 ///
 /// It looks and does not touch: trying the lock would make an agent that starts in this moment give up. The kernel
 /// lists the locks of processes in our PID namespace only (`locks_show()`), so this works on the node and in the

@@ -72,7 +72,7 @@ pub struct FlowCount {
 /// When the conntrack table was read, in the unit of its stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// As of [`conntrack::stamp`].
+    /// A [`conntrack::stamp`].
     pub stamp: u32,
     /// Ticks a second.
     pub hz: u32,

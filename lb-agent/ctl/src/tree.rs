@@ -2,7 +2,7 @@
 //!
 //! The first words of a line are ipvsadm's, so that scripts made for it keep working. A draining backend has weight 0,
 //! as with IPVS. Behind the name of a frontend's Service stand its scope and, as `key=value`, the fields it uses.
-//! An endpoint that serves nobody is listed with the reason, and nothing is forwarded to it.
+//! An endpoint that serves no client is listed with the reason, and nothing is forwarded to it.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -40,13 +40,13 @@ pub struct Branch {
     pub affinity_secs: u32,
     /// Clients that its service port knows again.
     pub affinity_clients: u64,
-    /// Ranges of the clients that may use it; `None` = everybody.
+    /// Ranges of the clients that may use it; `None` = all clients.
     pub source_ranges: Option<Vec<String>>,
-    /// Whose new flows find no backend, and what becomes of them: `outside=dropped`.
+    /// Which clients' new flows find no backend, and what happens to them: `outside=dropped`.
     pub unserved: Option<&'static str>,
     /// Its backends.
     pub backends: Vec<Leaf>,
-    /// Endpoints of its service port that are no backends.
+    /// Endpoints of its Service port that are not backends.
     pub rejected: Vec<Rejected>,
 }
 
@@ -56,7 +56,7 @@ pub struct Branch {
 pub struct Leaf {
     /// Number of slots it has; 0 = takes no new flows.
     pub weight: u64,
-    /// For whom it may be chosen: `cluster`, `local`.
+    /// The lists that contain it: `cluster`, `local`.
     pub lists: Vec<&'static str>,
     /// Why it takes no new flows, as far as known.
     pub why_not: String,
@@ -65,7 +65,7 @@ pub struct Leaf {
     pub backend: BackendRow,
 }
 
-/// An endpoint that serves nobody.
+/// An endpoint that serves no client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rejected {

@@ -137,7 +137,7 @@ impl<'a> View<'a> {
         self.frontends_of.keys().copied().collect()
     }
 
-    /// Endpoints of a service port that serve nobody on this node.
+    /// Endpoints of a Service port that serve no client on this node.
     pub fn rejected_of(&self, service_id: u32) -> &[&'a RejectedName<'static>] {
         self.rejected_of.get(&service_id).map_or(&[], Vec::as_slice)
     }

@@ -349,13 +349,13 @@ impl Bindings {
         match (device.standing, &device.bound) {
             (Standing::Impostor, _) => Behind::Impostor,
             (_, Some(bound)) => Behind::Pod(bound.pod.clone(), bound.uid),
-            (Standing::Second, _) => Behind::Nobody,
+            (Standing::Second, _) => Behind::NoPod,
             (Standing::Unknown | Standing::Pod, None)
                 if strict || (now < device.until && !device.alien) =>
             {
                 Behind::Unknown(device.since)
             }
-            (Standing::Unknown | Standing::Pod, None) => Behind::Nobody,
+            (Standing::Unknown | Standing::Pod, None) => Behind::NoPod,
         }
     }
 

@@ -176,7 +176,7 @@ mod tests {
         let ends = [
             end(5, 1, Some((&thief, 20))),
             end(6, 1, Some((&web, 10))),
-            // Nobody's device, with the address of a Pod; and with one of its own.
+            // A device without a Pod, with the address of a Pod; and with one of its own.
             end(7, 1, None),
             end(8, 8, None),
             // One of the node; not known yet.

@@ -28,7 +28,7 @@ use lb_kernel::devices::{self, Devices, Veth};
 /// All devices are asked for again so often, in case a message was missed.
 const RESYNC: Duration = Duration::from_secs(30);
 
-/// `ident_flags::*` of addresses that nobody else may send from.
+/// `ident_flags::*` of addresses that only their owner may send from.
 const OTHERS: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::LOCAL_NODE;
 
 impl Agent {
@@ -72,7 +72,7 @@ impl Agent {
                 self.attach(Attachment { ifindex, role, since: at });
             }
             devices::Event::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),
-            // All of them together are followed by the writes that come of it.
+            // The writes follow after all of them.
             devices::Event::Host => {}
         }
     }
@@ -108,7 +108,7 @@ impl Agent {
         self.write_policies();
     }
 
-    /// Finds out who is behind which device, and writes what comes of that but for groups.
+    /// Finds out which Pod is behind which device, and writes the results except for groups.
     pub(super) fn bind(&mut self) {
         let Self {
             bindings,

@@ -1,5 +1,5 @@
-//! Policies in the loop: given to be compiled when something changed, and the writes that come of it; likewise when
-//! devices or addresses of this node do.
+//! Policies in the loop: compiled when something changed, then written; also written when devices or
+//! addresses of this node change.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -22,7 +22,7 @@ use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
 /// Changes remembered one by one until they are enforced.
 const REMEMBERED: usize = 4096;
-/// After each compilation the next one waits so many times as long as that took: Pods of the whole cluster come and go.
+/// After each compilation the next one waits this multiple of its duration: Pods of the whole cluster come and go.
 const PAUSE: u32 = 4;
 /// But not longer: others' changes wait for that.
 const PAUSE_MOST: Duration = Duration::from_millis(500);
@@ -159,7 +159,7 @@ impl Agent {
         }
     }
 
-    /// Policies are compiled: writes what comes of it.
+    /// Policies are compiled: writes the result.
     pub(super) fn compiled(&mut self, compiled: Compiled) {
         let Compiled { compiler, desired, took } = compiled;
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! All writes to the maps that come of plans: done, counted and logged in one place.
+//! All writes to the maps that result from plans: done, counted and logged in one place.
 #![forbid(unsafe_code)]
 
 use tracing::{debug, warn};

@@ -73,7 +73,7 @@ impl Admission {
         }
     }
 
-    /// Decides anew, and tells for which Services it comes out differently.
+    /// Decides again, and returns the Services for which the decision has changed.
     pub(super) fn decide(&mut self, desired: &Desired) -> BTreeSet<Name> {
         let before = std::mem::take(&mut self.refused);
         self.issues.clear();

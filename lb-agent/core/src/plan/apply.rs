@@ -58,7 +58,7 @@ impl Plan {
     }
 }
 
-/// What came of a plan.
+/// The result of a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Writes done.

@@ -87,8 +87,8 @@ impl Bitmaps {
         self.frontend.is_doubtful() || self.host.is_doubtful() || self.former.is_doubtful()
     }
 
-    /// Whether packets that leave the node must be seen: some backend is a process of this host and its answers have to
-    /// change, or this host itself may have the port of a frontend, and what answers it is no client's.
+    /// Returns whether packets that leave the node must be seen: a backend is a process of this host, so its answers must be
+    /// translated; or this host may send from the port of a frontend, so the answers to it do not belong to a client.
     pub(super) fn watches_departures(&self) -> bool {
         !self.host.is_empty() || self.at_host > 0
     }
@@ -102,7 +102,7 @@ impl Bitmaps {
         }
     }
 
-    /// TCP is not meant: its packets say who answers whom.
+    /// Not for TCP: its flags show which packets are answers.
     fn is_at_host(&self, key: &FrontendKey, value: &Frontend) -> bool {
         key.proto != proto::TCP
             && value.flags & frontend_flags::EXTERNAL != 0

@@ -8,7 +8,7 @@
 //! another number, and the old one rests before it is given away again. While addresses change their identities, the
 //! old groups are still asked; so an identity that is new has, in the groups that are about to go, the bits of the
 //! one before it. Hence each flow is judged as before or as after, wherever the writes stop. One case is left out: a Pod
-//! that leaves a group which other Pods keep, while addresses change that this group tells apart, is judged by that group
+//! that leaves a group which other Pods keep, while addresses change that this group distinguishes, is judged by that group
 //! and the new addresses until its own write comes, as if it had been changed a moment later than they.
 #![forbid(unsafe_code)]
 
@@ -62,7 +62,7 @@ pub enum Behind {
     /// Not known yet; one of the Pods that are awaited, perhaps, but none that was made after this (seconds since 1970).
     Unknown(i64),
     /// No Pod, and none that is awaited; or a second device of one.
-    Nobody,
+    NoPod,
     /// Whoever claims to be a Pod that has another device, or has been a Pod that is no more.
     Impostor,
 }
@@ -198,7 +198,7 @@ impl Planner {
             }))
         });
         let PolicyState { pending_ingress, pending_egress, .. } = actual.policy;
-        let nobody = veth.behind == Behind::Nobody;
+        let nobody = veth.behind == Behind::NoPod;
         let pending = if nobody { [0; 4] } else { [pending_ingress, pending_egress, 0, 0] };
         // Groups that are not written yet come with the next plan.
         pod.filter(|groups| groups.iter().all(|id| actual.has_group(*id))).unwrap_or(pending)
@@ -413,7 +413,7 @@ impl Planner {
         for (veth, pod) in wanted.veths.iter().zip(&assigned.veths) {
             let groups = match pod {
                 Whose::Pod(groups) => groups.map(id),
-                Whose::Nobody([ingress, egress]) => {
+                Whose::NoPod([ingress, egress]) => {
                     [ingress, egress, &false, &false].map(|cut| if *cut { pending } else { 0 })
                 }
             };

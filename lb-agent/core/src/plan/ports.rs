@@ -1,7 +1,7 @@
 //! A bitmap of ports: which ports frontends have, say, or backends that are processes of this host.
 //!
-//! A bit is set before the first element that needs it is written; a bit that nobody needs any more is cleared a
-//! while after the last one is gone, when it is certain that it is.
+//! A bit is set before the first element that needs it is written; a bit that is not needed any longer is
+//! cleared a while after the last one is gone, when this is certain.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +18,7 @@ pub(super) struct Ports {
     counts: HashMap<u16, u32>,
     /// Words that the plan in the making writes.
     planned: HashMap<u32, u64>,
-    /// Words to be looked at: they may have bits that nobody needs, or lack some.
+    /// Words to check: they may have bits that are not needed, or lack some.
     doubtful: BTreeSet<u32>,
 }
 
@@ -40,7 +40,7 @@ impl Ports {
         true
     }
 
-    /// Counts anew, from these.
+    /// Counts again, from these.
     pub(super) fn recount(&mut self, ports: impl Iterator<Item = u16>, actual: &[u64]) {
         self.counts.clear();
         ports.for_each(|port| self.count(port));
@@ -49,7 +49,7 @@ impl Ports {
         self.doubtful = used.chain(needed).collect();
     }
 
-    /// Whether nobody needs any port.
+    /// Returns whether no port is needed.
     pub(super) fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
@@ -81,7 +81,7 @@ impl Ports {
         at(actual, word) & bit != 0
     }
 
-    /// The writes that add what is needed in the doubtful words; those with bits that nobody needs stay doubtful.
+    /// Returns the writes that add what is missing in the doubtful words. Words with bits that are not needed stay doubtful.
     pub(super) fn add(&mut self, actual: &[u64]) -> Vec<(u32, u64)> {
         let mut writes = Vec::new();
         let words = std::mem::take(&mut self.doubtful);

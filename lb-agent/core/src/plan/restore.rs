@@ -1,7 +1,7 @@
 //! What the planner makes of maps that it finds: service ports with their ids and ranges, waiting to be claimed.
 //!
-//! A desired port claims the service port of its first frontend that is in the map. What nobody claims by the first
-//! plan is removed like any Service that is gone.
+//! A desired port claims the service port of its first frontend that is in the map. What no port claims by the
+//! first plan is removed like a deleted Service.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -52,7 +52,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         services: BTreeMap::new(),
         pending: BTreeSet::new(),
         wildcards: HashMap::new(),
-        // What nobody claims is nobody's.
+        // What no port claims belongs to no namespace.
         tenants: HashMap::from([(Arc::from(""), 0)]),
         admission: Admission::new(capacity),
         restored,
@@ -86,7 +86,7 @@ pub(super) fn adopt(
     Some(port)
 }
 
-/// Gathers what nobody claimed under a Service that is not desired, so that its removal is an ordinary one.
+/// Collects what no port claimed under a Service that is not desired, so that it is removed like a deleted Service.
 pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
     let mut ports: Vec<_> = planner.restored.drain().map(|(_, port)| port).collect();
     ports.sort_unstable_by_key(|port| port.service_id);
@@ -133,7 +133,7 @@ fn port(
     let mut backend_ids = Vec::new();
     let mut ranges = Vec::new();
     for range in joined(frontends.iter().map(|(_, frontend)| Range::of(frontend))) {
-        // A range that reaches into another service port's is nobody's: it is neither used again nor freed.
+        // A range that overlaps that of another Service port belongs to neither: it is not used again and not freed.
         if tables.ranges.reserve(range) && reserved.insert(range) {
             tables.slots_held.add(0, range.len);
             ranges.push(range);

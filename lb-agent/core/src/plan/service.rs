@@ -101,7 +101,7 @@ fn full(name: &Name, what: &str, map: &str) -> Issue {
     Issue::new(ObjectRef::new("Service", name), "", message)
 }
 
-/// Adds the writes for the wildcards. One that another Service has by now is that one's affair.
+/// Adds the writes for the wildcards. A wildcard that now belongs to another Service is left to that Service.
 fn wildcards(
     tables: &mut Tables,
     service: &mut ServiceState,

@@ -4,8 +4,8 @@
 
 use crate::model::share::RESERVE;
 
-/// Of an array a tenant may hold so many times what it leaves free, what it has left behind included. So however many
-/// fill it, those who hold little still find room.
+/// A tenant may hold at most this multiple of the free elements of an array, its former elements included. So tenants that
+/// hold little find room however full the array is.
 const HOLD: u64 = 15;
 
 /// How much of an array each tenant holds, whatever for.
@@ -54,7 +54,7 @@ impl Holdings {
         self.free() < self.capacity / (2 * RESERVE)
     }
 
-    /// Whether a tenant may take so many more.
+    /// Returns whether a tenant may take `n` more.
     pub(super) fn admits(&self, tenant: u32, n: u32) -> bool {
         let held = self.by_tenant.get(tenant as usize).copied().unwrap_or(0);
         let Some(left) = self.free().checked_sub(n) else { return false };

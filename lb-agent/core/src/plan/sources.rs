@@ -15,9 +15,9 @@ pub(super) fn any(tables: &Tables, service_id: u32) -> bool {
 }
 
 /// Adds the writes: what is new comes before the frontends, what is old goes after them. So a client that may pass
-/// before and after may pass in between; and nobody else may.
+/// before and after may pass in between, and no other client may.
 ///
-/// While another service port has yet to take a frontend over, the ranges stay: without any, it would admit nobody.
+/// While another service port has yet to take a frontend over, the ranges stay: without any, it would admit no client.
 pub(super) fn plan(
     tables: &mut Tables,
     service_id: u32,

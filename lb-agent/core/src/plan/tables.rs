@@ -133,7 +133,8 @@ impl Tables {
         self.frontend(key).is_some_and(|frontend| frontend.service_id == service_id)
     }
 
-    /// Whether so many more frontends fit. Those that the plan removes do not count: it adds before it removes.
+    /// Returns whether this number of further frontends fits. Those that the plan removes do not count: it adds before it
+    /// removes.
     pub(super) fn has_room_for(&self, new: usize) -> bool {
         let used = self.actual.frontends.len() + self.new_frontends;
         new == 0 || used + new <= self.capacity.frontends as usize
@@ -217,7 +218,7 @@ impl Tables {
         writes
     }
 
-    /// Which draining backends must give their ids to others although somebody has the address: connections to them
+    /// Returns the draining backends that must give up their ids although a Pod has the address: connections to them
     /// might last as long as their Pod, and Services that come and go would leave more and more of them behind.
     fn excess(&self) -> Excess {
         let held = self.ids.held();
@@ -243,7 +244,8 @@ impl Tables {
     }
 }
 
-/// Whether the endpoint may serve its connections still, although no Service has it: what is no Pod ends unseen.
+/// Whether the endpoint may serve its connections still, although no Service has it: the end of an endpoint that is not a Pod is
+/// not seen.
 fn may_live(backend: &Backend, alive: &dyn Fn(&Addr) -> bool) -> bool {
     backend.flags & backend_flags::NO_POD != 0 || alive(&backend.addr)
 }

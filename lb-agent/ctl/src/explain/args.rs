@@ -38,7 +38,7 @@ pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<Wa
         _ => (dst, proto::TCP),
     };
     let (dst, port) = match rest.rsplit_once(':') {
-        // An IPv6 address has colons of its own, unless it is in brackets; `svc:` is no port.
+        // An IPv6 address has colons of its own, unless it is in brackets; `svc:` is not a port.
         Some((host, port))
             if rest.parse::<IpAddr>().is_err() && !port.contains('/') && host != "svc" =>
         {

@@ -109,7 +109,7 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// What becomes of the flow.
+    /// What happens to the flow.
     pub outcome: Outcome,
     /// The first line.
     pub verdict: String,

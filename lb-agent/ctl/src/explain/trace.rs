@@ -81,7 +81,7 @@ pub enum State {
     Unknown,
 }
 
-/// What becomes of the flow.
+/// What happens to the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It arrives, as far as this node decides.
@@ -185,7 +185,7 @@ impl Trace {
         tally
     }
 
-    /// What becomes of the flow.
+    /// What happens to the flow.
     pub fn outcome(&self) -> Outcome {
         match self.tally() {
             Tally { stopped: 1.., .. } => Outcome::Stopped,

@@ -90,7 +90,7 @@ struct Joiner<'a> {
     names: Names<'static>,
     policies: Policies,
     read: Instant,
-    /// Who has an address; those that nobody has, too.
+    /// Returns the owners of addresses; addresses without an owner are included.
     owners: HashMap<IpAddr, String>,
     asked: Instant,
 }

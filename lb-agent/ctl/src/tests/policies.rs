@@ -324,7 +324,7 @@ fn access() -> Policy {
         issues: vec![Remark {
             object: "NetworkPolicy default/access".to_owned(),
             field: "spec.ingress[0].ports[2]".to_owned(),
-            message: "is no port".to_owned(),
+            message: "is not a port".to_owned(),
         }],
         default_denied: Denied { ingress: 9, egress: 0 },
     }
@@ -341,7 +341,7 @@ fn a_policy_is_shown_as_it_is_written() {
           mode        enforced
           generation  3
           subject     Pods with app=web of namespace default: 1 Pod (default/web-1)
-          issue       spec.ingress[0].ports[2]: is no port
+          issue       spec.ingress[0].ports[2]: is not a port
           ingress     2 rules; 9 flows denied by isolation
           egress      not covered by this policy
         ingress[0] accept: 8080/TCP, web/TCP; 3 hits
@@ -450,7 +450,7 @@ fn the_document_of_a_policy_has_stable_keys() {
             "egress": 0
           },
           "issues": [
-            "spec.ingress[0].ports[2]: is no port"
+            "spec.ingress[0].ports[2]: is not a port"
           ]
         }"#]]
     .assert_eq(&serde_json::to_string_pretty(&document).unwrap());

@@ -205,12 +205,12 @@ fn a_pods_address_is_its_own_wherever_it_is_bound() {
     // A second device in the same namespace is the Pod's, too, and no Pod that is awaited.
     let second = |peer: u32, inside: &[&str]| Veth { peer, nsid: 5, ..veth(7, inside) };
     let both = [veth(5, &inside), second(3, &inside)];
-    assert_eq!(world.look(&both), ["5=vm:7@10.1.0.2,10.1.0.7", "7=Nobody@"]);
+    assert_eq!(world.look(&both), ["5=vm:7@10.1.0.2,10.1.0.7", "7=NoPod@"]);
     // Nothing is known yet, and the address is on the second device.
     let mut world = World::new(&[("vm", pod("10.1.0.2", 7))]);
     let inside = ["2/192.0.2.1", "3/10.1.0.2"];
     let both = [veth(5, &inside), second(3, &inside)];
-    assert_eq!(world.look(&both), ["5=Nobody@192.0.2.1", "7=vm:7@10.1.0.2"]);
+    assert_eq!(world.look(&both), ["5=NoPod@192.0.2.1", "7=vm:7@10.1.0.2"]);
 }
 
 #[test]
@@ -269,12 +269,12 @@ fn devices_without_a_pod_are_waited_for_a_while() {
     world.now += 59;
     let late = || [veth(5, &["2/172.17.0.2"]), veth(6, &["2/172.17.0.2", "2/10.1.0.99"])];
     let got = world.look(&late());
-    // Who had an address first keeps it; a remote Pod's is nobody's here.
+    // The first device keeps an address; that of a remote Pod belongs to no device here.
     assert_eq!(got, ["5=Unknown(2000)@172.17.0.2", "6=Unknown(2059)@"]);
     world.now += 1;
-    assert_eq!(world.look(&late()), ["5=Nobody@172.17.0.2", "6=Unknown(2059)@"]);
+    assert_eq!(world.look(&late()), ["5=NoPod@172.17.0.2", "6=Unknown(2059)@"]);
     world.now += 299;
-    assert_eq!(world.look(&late()), ["5=Nobody@172.17.0.2", "6=Nobody@"]);
+    assert_eq!(world.look(&late()), ["5=NoPod@172.17.0.2", "6=NoPod@"]);
     assert_eq!(world.bindings.behind(6, world.now, true), Behind::Unknown(2_059), "strict");
 }
 

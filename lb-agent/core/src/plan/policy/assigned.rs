@@ -28,7 +28,7 @@ pub(super) enum Whose {
     /// The groups of its Pod, by their indices.
     Pod([Option<u32>; 4]),
     /// No Pod's: whether it is cut off in ingress, in egress.
-    Nobody([bool; 2]),
+    NoPod([bool; 2]),
 }
 
 impl Assigned {
@@ -48,13 +48,13 @@ impl Assigned {
         let whose = |behind: &Behind| match (pod(desired, behind), behind) {
             (Some(pod), _) => Whose::Pod(pod.groups),
             // Not compiled yet: it may be one that is isolated.
-            (None, Behind::Pod(..) | Behind::Impostor) => Whose::Nobody([desired.any; 2]),
-            (None, Behind::Unknown(since)) => Whose::Nobody(cut(*since)),
-            (None, Behind::Nobody) => Whose::Nobody([false; 2]),
+            (None, Behind::Pod(..) | Behind::Impostor) => Whose::NoPod([desired.any; 2]),
+            (None, Behind::Unknown(since)) => Whose::NoPod(cut(*since)),
+            (None, Behind::NoPod) => Whose::NoPod([false; 2]),
         };
         let veths: Vec<Whose> = wanted.veths.iter().map(|veth| whose(&veth.behind)).collect();
         let pending = cut(i64::MAX);
-        let uses = |whose: &Whose| matches!(whose, Whose::Nobody(cut) if cut.contains(&true));
+        let uses = |whose: &Whose| matches!(whose, Whose::NoPod(cut) if cut.contains(&true));
         let any = pending.contains(&true) || veths.iter().any(uses);
         let pending_group = any.then(|| Arc::new(model::Group::pending()));
         let mut groups = desired.groups.clone();
@@ -72,6 +72,6 @@ pub(super) fn pod<'a>(desired: &'a Desired, behind: &Behind) -> Option<&'a Local
 fn name(behind: &Behind) -> Option<&Name> {
     match behind {
         Behind::Pod(name, _) => Some(name),
-        Behind::Unknown(_) | Behind::Nobody | Behind::Impostor => None,
+        Behind::Unknown(_) | Behind::NoPod | Behind::Impostor => None,
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Minted {
     pub(super) as_before: Column,
 }
 
-/// What comes of it.
+/// The result.
 #[derive(Default)]
 pub(super) struct Switched {
     /// New identities.
@@ -107,7 +107,7 @@ impl<'a> Switch<'a> {
         }
     }
 
-    /// What nobody has any more: it is what the ranges say.
+    /// Addresses without an owner: the ranges decide what they are.
     fn remove(&mut self, wanted: &Wanted<'_>, regions: &Cidrs) {
         for (addr, known) in &self.actual.ident {
             if wanted.devices.contains_key(addr) || self.desired.addrs.contains_key(addr) {
