@@ -34,9 +34,10 @@ pub(crate) fn find(metrics: SocketAddr, healthz: SocketAddr) -> Vec<Sign> {
             return vec![Sign::Mode(metrics, mode.to_owned())];
         }
     }
+    // `/readyz` first: this agent answers it, and does not count its own question as one for its health.
     let healthy = |(_, body): (u16, String)| body.contains("\"lastUpdated\"");
-    if get(healthz, "/healthz").is_ok_and(healthy)
-        && get(healthz, "/readyz").is_ok_and(|(status, _)| status == 404)
+    if get(healthz, "/readyz").is_ok_and(|(status, _)| status == 404)
+        && get(healthz, "/healthz").is_ok_and(healthy)
     {
         return vec![Sign::Health(healthz)];
     }
