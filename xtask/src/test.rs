@@ -1,18 +1,14 @@
 //! `cargo xtask test`: the rings. Unit tests and ring `control` run as whoever calls; the privileged ones are `[[test]]`
 //! targets that require the feature `privileged`, and only their binaries run as root.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeSet, process::Command};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::{
     args::Args,
-    command::{self, as_root, found, line, output, say, target_dir},
+    command::{self, as_root, found, output, say},
     setup::cargo,
 };
 
@@ -47,8 +43,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
 }
 
-/// Runs the pure rings, then the privileged ones in two lanes at the same time: the agents of one lane wait most of the
-/// time, and each test has namespaces and maps of its own.
+/// Runs the pure rings, then the privileged ones.
 fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
     // Said before the minutes that the pure ring may take.
     as_root().context("the privileged rings require root (`test pure` does not)")?;
@@ -66,9 +61,9 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
         }
         skip.extend(["--skip", MODULES].map(str::to_owned));
     }
-    let mut beside = Lane::start("agents", ring_command(&agents, &skip)?)?;
+    // One after the other: beside each other, tests that give real agents and real traffic a time run out of it.
     let here = command::run(&mut ring_command(&others, theirs)?);
-    let there = beside.finish();
+    let there = command::run(&mut ring_command(&agents, &skip)?);
     if let Some(missing) = missing {
         say(&format!(
             "not run here: agents::{MODULES} (this kernel has no {missing}); `cargo xtask verifier --wrap` runs it on another \
@@ -76,36 +71,6 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
         ));
     }
     here.and(there)
-}
-
-/// A command that runs beside others; its output is kept until it ends.
-struct Lane {
-    name: &'static str,
-    line: String,
-    child: std::process::Child,
-    log: std::path::PathBuf,
-}
-
-impl Lane {
-    fn start(name: &'static str, mut command: Command) -> Result<Self> {
-        let line = line(&command);
-        say(&format!("{line} (beside the next; its output follows)"));
-        let log = target_dir().join(format!("test-{name}.log"));
-        let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let copy = file.try_clone().context("duplicate the log")?;
-        command.stdin(Stdio::null()).stdout(file).stderr(copy);
-        let child = command.spawn().with_context(|| format!("start `{line}`"))?;
-        Ok(Self { name, line, child, log })
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let status = self.child.wait().with_context(|| format!("wait for `{}`", self.line))?;
-        say(&format!("{}: {status}", self.name));
-        let text = std::fs::read(&self.log).context("read the log")?;
-        print!("{}", String::from_utf8_lossy(&text));
-        ensure!(status.success(), "`{}`: {status}", self.line);
-        Ok(())
-    }
 }
 
 /// The tests that need kernel modules which not every kernel has: a module of ring `agents`.
