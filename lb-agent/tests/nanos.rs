@@ -157,7 +157,7 @@ fn main() {
     }
 }
 
-/// A bed with a Pod whose link-layer address is known, as of each Pod that the agent has looked at.
+/// A bed with a Pod whose link-layer address is known, like that of each Pod that the agent has seen.
 fn known_pod() -> Bed {
     let mut bed = Bed::new();
     let (index, element) = link(1, mac_number(packet::POD_MAC));

@@ -48,7 +48,7 @@ impl Bed {
         Self::with(&limits::POD_PROGRAMS, 131_072, Config::ZERO)
     }
 
-    /// The same, with so many new flows a second for a Pod.
+    /// The same, with a limit of new flows per second for a Pod.
     pub fn with_budget(pod_new_flows: u32) -> Self {
         Self::with(&limits::POD_PROGRAMS, 131_072, Config { pod_new_flows, ..Config::ZERO })
     }
@@ -474,7 +474,7 @@ impl Bed {
             .sum()
     }
 
-    /// The same, but for the counters of events, which depend on how many there were lately.
+    /// The same except for the counters of events, which depend on the number of recent events.
     pub fn reasons(&mut self) -> String {
         let counted = self.counted();
         let words = counted.split(' ').filter(|word| !word.starts_with("event_"));

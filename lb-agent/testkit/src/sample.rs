@@ -35,7 +35,7 @@ pub fn at(v4: bool, net: u8, port: u16) -> String {
     std::net::SocketAddr::new(addr(v4, net, 1), port).to_string()
 }
 
-/// Whom a rule allows or denies, and what.
+/// The peers and ports that a rule allows or denies.
 #[derive(Clone, Copy)]
 struct Rule {
     tier: u8,
@@ -121,7 +121,7 @@ fn known(v4: bool) -> Pod {
     Pod { ip4, ip6, ..Pod::ZERO }
 }
 
-/// The Pod, behind the device that packets are run through, with the groups of both directions; and everybody's
+/// The Pod, behind the device that packets are run through, with the groups of both directions; and all Pods'
 /// identity.
 pub fn pod(bed: &mut Bed, v4: bool) {
     let pod = Pod { ingress: INGRESS.group(), egress: EGRESS.group(), ..known(v4) };

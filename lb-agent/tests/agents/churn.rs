@@ -192,8 +192,8 @@ fn s15_connection_to_a_dead_backend_drains_and_is_reset() {
     }
 }
 
-/// A connection lasts as long as its Pod, whatever becomes of the Service: the Pod loses its label, then the Service goes.
-/// New ones find nobody. One to an endpoint that is no Pod lasts as long as it will.
+/// A connection lasts as long as its Pod, whatever happens to the Service: the Pod loses its label, then the Service is
+/// deleted. New connections find no backend. A connection to an endpoint that is not a Pod lasts until it ends.
 #[test]
 fn s51_a_connection_outlives_its_service_and_ends_with_its_pod() {
     let mut stage = Stage::new("eleft", Shape::Routed);

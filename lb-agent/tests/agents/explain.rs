@@ -1,4 +1,4 @@
-//! `lbctl` beside real agents, real policies and real sockets: what it says of a flow is what becomes of it.
+//! `lbctl` beside real agents, real policies and real sockets: what it says of a flow is what happens to it.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -123,7 +123,7 @@ fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
     );
     expect(&stage, here, &["pods", "web"], 0, &["isolated(1)", "open"]);
 
-    // What it says is what becomes of them, and flows and drops name who did it.
+    // What it says is what happens to them, and flows and drops name the policy.
     let addr = SocketAddr::new(web.v4.into(), 8080);
     let asked = |pod: &testbed::Pod| pod.netns.enter(|| ask(Transport::Tcp, addr, DENIED)).unwrap();
     assert!(asked(&friend).is_ok());
@@ -147,7 +147,7 @@ fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
     let (_, none) = run(here, &["flows", "--from", "friend"]);
     assert!(!none.contains("default/friend:"), "{none}");
 
-    // Allowed flows are reported as long as somebody follows them.
+    // Allowed flows are reported while a client follows them.
     let args = ["flows", "-f", "--verdict", "allowed", "-o", "json"];
     let mut follow = a.netns.spawn(&mut lbctl(here, &args)).unwrap();
     let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();

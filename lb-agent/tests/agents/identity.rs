@@ -1,4 +1,4 @@
-//! Who is behind a device: addresses of Pods wherever they are bound in them, and containers that are no Pods.
+//! Which Pod is behind a device: addresses of Pods wherever they are configured in them, and containers that are not Pods.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -264,9 +264,9 @@ fn containers_that_are_no_pods_go_on_beside_a_pod_that_cannot_start() {
     for transport in TRANSPORTS {
         assert_eq!(stage.ask(&web.netns, transport, inside), "docker");
     }
-    // The control of the one that waits: once nobody is awaited, it is answered, too.
+    // The control of the one that waits: once no Pod is awaited, it is answered, too.
     stage.dir.write("web", &[pod_of(&web).label("app", "web")]).unwrap();
-    let answered = wait::until("nobody is awaited any more", SOON, || {
+    let answered = wait::until("no Pod is awaited any more", SOON, || {
         anyhow::ensure!(answers(&waits, Transport::Udp, addr, DENIED), "no answer");
         Ok(())
     });

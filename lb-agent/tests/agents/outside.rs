@@ -77,7 +77,7 @@ pub(crate) fn echo_600_kb(client: &Netns, addr: SocketAddr, stage: &Stage) {
     assert!(echoed.is_ok(), "600 KB to {addr} from {client}: {echoed:?}\n{}", stage.logs());
 }
 
-/// As whom the server behind `addr` sees the client.
+/// The address that the server behind `addr` sees as the client.
 pub(crate) fn seen(
     client: &Netns,
     transport: Transport,

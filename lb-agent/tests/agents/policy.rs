@@ -1,4 +1,4 @@
-//! Network policies with real agents and real sockets: who reaches whom, what becomes of open connections, and that
+//! Network policies with real agents and real sockets: which Pods reach which, what happens to open connections, and that
 //! neither a killed agent nor a lost source opens or closes anything.
 
 use std::{
@@ -115,7 +115,7 @@ fn by_label(shape: Shape, prefix: &str) {
         }
     }
     cast.stage.dir.remove("policy").unwrap();
-    cast.expect("everybody again", &|_| true);
+    cast.expect("all Pods again", &|_| true);
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn s46_isolated_from_the_first_packet() {
         assert!(!ask_from(&pod.netns, Transport::Udp, addr, DENIED), "{name}");
     }
     println!("answered after the device was there: {windows:?} (5 Pods)");
-    // A Pod that no policy selects waits for nobody once it is known.
+    // A Pod that no policy selects does not wait once it is known.
     let free = a.pod("free").unwrap();
     stage.dir.write("free", &[pod_of(&free)]).unwrap();
     stage.wait_for(&free.netns, port_80(WEB[0]), &["web"]);
@@ -303,7 +303,7 @@ fn shadow_mode_counts_and_lets_through() {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
     };
     wait::until("would_deny is counted", SOON, || {
-        cast.expect("everybody, while it is only tried", &|_| true);
+        cast.expect("all Pods, while it is only tried", &|_| true);
         anyhow::ensure!(counted("would_deny") > 0.0, "none");
         Ok(())
     })

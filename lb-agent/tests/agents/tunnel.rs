@@ -18,7 +18,7 @@ use crate::stage::{SOON, Stage, TRANSPORTS};
 const PORTS: [u16; 3] = [30080, 30090, 30100];
 
 /// The client reaches node a, and the nodes each other's Pods, by such devices only. A Pod of node a, a Pod of the other
-/// node and a process of node a answer, and each sees whom it should.
+/// node and a process of node a answer, and each sees the expected client.
 #[test]
 fn clients_and_nodes_behind_devices_without_a_link_layer() {
     let mut stage = Stage::new("etun", Shape::Routed);

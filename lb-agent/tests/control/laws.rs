@@ -18,7 +18,7 @@ mod history;
 mod node;
 mod shares;
 
-/// A Service with so many ports and endpoints, of weight 100 but for one, needs all slots and all backends.
+/// A Service with this number of ports and endpoints, of weight 100 except one, needs all slots and all backends.
 const PORTS: u32 = 5;
 const ENDPOINTS: u32 = 120;
 /// Enough for what the histories hold at one time, too little for one that leaks.

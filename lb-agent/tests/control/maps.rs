@@ -15,7 +15,7 @@ pub(crate) struct FakeMaps {
     pub(crate) now: Duration,
     /// Addresses of the host.
     pub(crate) host: Vec<Addr>,
-    /// One in so many writes fails; 0 = none.
+    /// One in this number of writes fails; 0 = none.
     pub(crate) fail_every: u32,
     n_writes: u32,
     /// Writes until all fail.
@@ -45,7 +45,7 @@ impl FakeMaps {
         }
     }
 
-    /// So many more writes happen, and then none until the next `load`.
+    /// Number of writes that still happen. Then none happens until the next `load`.
     pub(crate) fn crash_after(&mut self, n: u32) {
         self.crash_after = Some(n);
     }

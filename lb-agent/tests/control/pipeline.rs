@@ -19,7 +19,7 @@ pub(crate) struct Pipeline {
     pub(crate) desired: Desired,
     pub(crate) planner: Planner,
     pub(crate) maps: FakeMaps,
-    /// Addresses with connections, although nobody has them.
+    /// Addresses with connections, although no Pod has them.
     pub(crate) busy: Vec<Addr>,
     /// Whether other addresses have none.
     pub(crate) idle: bool,
@@ -114,7 +114,7 @@ impl Pipeline {
         self.round();
     }
 
-    /// The agent ends and another begins, with the maps as they are and everything told anew.
+    /// The agent ends and another begins, with the maps as they are and all objects listed again.
     pub(crate) fn restart(&mut self, events: impl IntoIterator<Item = Event>) {
         self.cluster = Cluster::new(&self.node);
         self.desired = Desired::new(rules());

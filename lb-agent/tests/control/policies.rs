@@ -212,7 +212,7 @@ fn of_two_pods_with_one_address_the_living_one_is_meant() {
     };
     let cases = [
         (
-            "an old one that is going is no reason to deny",
+            "an old one that is being deleted does not deny",
             ("a/a", false, 5, "app=db"),
             ("a/z", true, 9, "app=x"),
             "+",

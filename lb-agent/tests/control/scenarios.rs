@@ -11,7 +11,7 @@
 //! -- check --               what the maps and the issues must be, and the number of writes since the last check
 //! ```
 //! Every story is told twice: once with maps that obey, once with maps that fail one write in ten. What clients see
-//! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections anew.
+//! must be the same; ids and timers may differ. `UPDATE_EXPECT=1` writes the `check` sections again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

@@ -204,7 +204,7 @@ fn fragments_that_hide_their_header() {
     }
 }
 
-/// IPv6 with so many destination options headers before TCP.
+/// IPv6 with `n` destination options headers before TCP.
 fn with_options((src, dst): (u8, u8), n: usize) -> Vec<u8> {
     let whole = packet::build(&format!("{} > {} tcp S", at(false, src, 4000), at(false, dst, 22)));
     let mut frame = whole[..54].to_vec();
@@ -391,7 +391,7 @@ fn a_pod_sends_from_its_own_addresses() {
         bed.put("frontends", FrontendKey::wildcard(other_ip(21)), Frontend::ZERO);
         let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
         bed.put("frontends", FrontendKey::wildcard(other_ip(22)), only);
-        // The tunnel device of another node, within the network of the Pods; even if somebody admits it.
+        // The tunnel device of another node, within the network of the Pods; even if an annotation admits it.
         let tunnel = Ident { flags: ident_flags::NODE, ..Ident::ZERO };
         bed.put("ident", words(other_ip(24)), tunnel);
         let source = PodSource { ifindex: 1, addr: other_ip(24) };
@@ -416,7 +416,7 @@ fn a_pod_sends_from_its_own_addresses() {
             // To a Pod, which is beyond the link.
             ("link-local", link_local, !v4, !v4),
             ("admitted", source(23), true, true),
-            ("nobody's", source(77), false, true),
+            ("unknown", source(77), false, true),
             ("another Pod's", source(OTHER), false, false),
             ("the node's", source(NODE), false, false),
             ("another node's tunnel's", source(24), false, false),
@@ -456,7 +456,7 @@ fn a_pod_sends_from_its_own_addresses() {
     }
 }
 
-/// Link-layer addresses: of another Pod on the bridge, of this node, and one of the Pod that nobody knows.
+/// Link-layer addresses: of another Pod on the bridge, of this node, and an unknown one of the Pod.
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
@@ -576,7 +576,7 @@ fn nobody_gives_another_s_link_layer_address_as_its_own() {
             options(&[(14, nonce); 5]).into_iter().chain([1, 1]).chain(other).collect(),
             false,
         ),
-        ("more options than anybody needs", options(&[(14, nonce); 7]), false),
+        ("more options than any host needs", options(&[(14, nonce); 7]), false),
         ("an option without length", solicitation(&[14, 0, 0, 0, 0, 0, 0, 0]), false),
         ("half an option", solicitation(&[1, 1, 2, 0]), false),
     ];
@@ -781,7 +781,7 @@ fn a_pod_that_floods_uses_up_its_own_budget() {
         assert_eq!(bed.reasons(), dropped);
         // What was opened goes on.
         assert_ne!(bed.leave(&format!("{} > {vip} tcp A", at(v4, POD, 4000))), "drop");
-        // What nobody needs to know of leaves no entry.
+        // A packet that no later one depends on leaves no entry.
         let entries = bed.conntrack().len();
         for i in 0..5 {
             bed.leave(&format!("{} > {} udp", at(v4, POD, 5000 + i), at(v4, PEER, 9)));

@@ -243,7 +243,7 @@ fn setting(name: &str, default: u64) -> u64 {
 fn told(objects: &Objects, flow: &Flow<'_>, look: Look) -> Result<(), &'static [&'static str]> {
     const JUDGED: [&str; 2] = ["POLICY_ISOLATED", "POLICY_DENIED"];
     let look = match look {
-        // Of a protocol without ports nothing is behind the chain that anybody would have to see.
+        // A protocol without ports has nothing behind the chain that must be parsed.
         Look::BrokenChain if flow.protocol == "GRE" => Look::Whole,
         look => look,
     };
@@ -305,7 +305,7 @@ fn every_verdict_is_that_of_the_text() {
                 let (want, got) = (told(&objects, &flow, look), field.asks(&flow, look));
                 let agree = match (want, got) {
                     (Ok(()), Ok(())) => true,
-                    // With the node's address from elsewhere: it is nobody, whatever range has it.
+                    // With the node's address from elsewhere: it has no identity, whatever range contains it.
                     (Ok(()), Err("POLICY_ISOLATED" | "POLICY_DENIED")) => {
                         flow.ingress && here && !flow.from_host
                     }

@@ -89,7 +89,7 @@ fn a_backend_on_another_node_sees_an_address_and_port_of_this_one() {
             let again = bed.arrive(&format!("{client} > {frontend} {name}{syn}"));
             assert_eq!(source(&again), own, "the same flow keeps its port");
             assert_eq!(bed.counted(), "");
-            // Nobody else's packets are taken for answers.
+            // Packets of other hosts are not taken for answers.
             let stranger = format!("{} > {own} {name}{ack}", family.at(family.client, 8080));
             assert_eq!(bed.arrive(&stranger), stranger);
         }
@@ -177,7 +177,7 @@ fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
         }
         let syn = format!("{straight} S seq=1 ack=0 len=0");
         assert_eq!(bed.enter(&syn), syn);
-        assert_eq!(bed.leave(&answer), answer, "nobody's answer but the Pod's own");
+        assert_eq!(bed.leave(&answer), answer, "only the Pod's own answer");
         // And the other way round: the straight connection is alive, so the Service's gets another port.
         bed.enter(&format!("{straight} A seq=2 ack=6"));
         let seen = source(&through(&bed, "S seq=70"));
@@ -313,20 +313,20 @@ fn s25_addresses_of_the_service_range() {
             bed.add_port("frontend_ports", port);
         }
         let (client, pod) = (family.at(family.client, 4000), family.at(family.other_pod, 4000));
-        let (undefined, nobody) = (family.at(vip, 81), family.at(family.unallocated, 81));
-        assert_eq!(bed.arrive(&format!("{client} > {nobody} tcp S")), "drop");
-        assert_eq!(bed.leave(&format!("{pod} > {nobody} tcp S")), "drop");
+        let (undefined, unallocated) = (family.at(vip, 81), family.at(family.unallocated, 81));
+        assert_eq!(bed.arrive(&format!("{client} > {unallocated} tcp S")), "drop");
+        assert_eq!(bed.leave(&format!("{pod} > {unallocated} tcp S")), "drop");
         assert_eq!(bed.counted(), "UNALLOCATED_IP/in+1 UNALLOCATED_IP/out+1");
         assert_eq!(
             bed.arrive(&format!("{client} > {undefined} tcp S seq=1")),
             format!("redirect back {undefined} > {client} tcp RA seq=0 ack=2 len=0")
         );
-        // An external address in the range: what no frontend has there is somebody else's.
+        // An external address in the range: packets to its other ports pass.
         let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
-        let lb: std::net::SocketAddr = nobody.parse().unwrap();
+        let lb: std::net::SocketAddr = unallocated.parse().unwrap();
         bed.put("frontends", FrontendKey::wildcard(lb.ip().into()), only);
         for packet in
-            [&client, &pod].map(|from| format!("{from} > {nobody} tcp S seq=1 ack=0 len=0"))
+            [&client, &pod].map(|from| format!("{from} > {unallocated} tcp S seq=1 ack=0 len=0"))
         {
             let arrives = packet.starts_with(&client);
             assert_eq!(if arrives { bed.arrive(&packet) } else { bed.leave(&packet) }, packet);
@@ -394,7 +394,7 @@ fn s11_s12_affinity_holds_until_its_time_is_over_or_its_backend_leaves() {
             })
             .collect();
         assert!(fresh.len() > 2, "{fresh:?}");
-        // A backend that drains takes no new flow of anybody.
+        // A backend that drains takes no new flow of any client.
         bed.put("affinity", key, known);
         bed.set_state(known.backend_id, state::DRAINING);
         let rest: Vec<u32> = ids.iter().copied().filter(|id| *id != known.backend_id).collect();
@@ -545,7 +545,7 @@ fn s23_a_host_process_may_have_the_port_of_a_masqueraded_flow_that_is_over() {
         assert!(ours("SA seq=7 ack=2"));
         client_says("A seq=2 ack=8");
         assert!(ours("FA seq=8 ack=2"));
-        assert!(ours("SA seq=7 ack=2"), "one side alone may be anybody");
+        assert!(ours("SA seq=7 ack=2"), "one side alone may be forged");
         assert!(ours("FA seq=8 ack=2"));
         client_says("FA seq=2 ack=9");
         assert!(ours("A seq=9 ack=3"));
@@ -803,7 +803,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// An SCTP packet with so many bytes of chunks, and its checksum.
+/// An SCTP packet with `n` bytes of chunks, and its checksum.
 fn sctp(from: &str, to: &str, len: usize) -> Vec<u8> {
     let [from, to] = [from, to].map(|at| at.parse::<std::net::SocketAddr>().unwrap());
     let mut body = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();

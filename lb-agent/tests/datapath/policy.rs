@@ -258,7 +258,7 @@ fn s49_neighbors_are_found_under_a_default_deny() {
     let mut packet = icmp6(136, 255, "fd00:1::1", "ff02::1", 8);
     packet[14 + 40 + 8 + 15] = 9;
     bed.reasons();
-    // Nobody has it.
+    // No host has it.
     assert_eq!(bed.leave_bytes(&packet).0, Verdict::Next);
     packet[14 + 40 + 8 + 3] = 7;
     packet[14 + 40 + 8 + 15] = 1;
@@ -317,7 +317,7 @@ fn other_protocols_need_a_rule_without_ports() {
         assert_eq!(bed.enter(&format!("{} > {} echo", at(v4, PEER, 9), at(v4, POD, 9))), "drop");
         Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
         sample::epoch(&mut bed, 2);
-        // What is in it nobody can tell.
+        // Its content is unknown.
         let esp = portless(v4, ESP, (PEER, POD));
         assert_eq!(bed.enter_bytes_from(9, &esp), Verdict::Drop);
         for protocol in [GRE, proto::SCTP] {

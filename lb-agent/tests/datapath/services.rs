@@ -210,7 +210,7 @@ fn s47_hairpin_goes_round() {
         );
         let syn_ack = format!("{vip} > {pod_client} tcp SA seq=5 ack=2 len=0");
         assert_eq!(bed.enter_from(1, &syn_ack), syn_ack);
-        assert_eq!(bed.enter_from(2, &syn_ack), "drop", "nobody else answers for a frontend");
+        assert_eq!(bed.enter_from(2, &syn_ack), "drop", "no other host answers for a frontend");
         assert_eq!(bed.counted(), "SPOOFED_SOURCE/in+1");
         assert_eq!(
             bed.leave(&format!("{pod_client} > {vip} tcp PA seq=2 ack=6 len=8")),

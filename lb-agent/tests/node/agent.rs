@@ -564,7 +564,7 @@ fn who_changes_addresses_inside_stays_who_he_is() {
             assert_eq!(here(ip), want, "{ip}");
         }
 
-        // Somebody behind another device claims to be vic: he is not, and is cut off. His own namespace gives it up.
+        // A Pod behind another device takes the address of vic: it is not vic, and is isolated. Its own namespace gives it up.
         let thief = node.pod("thief");
         let veth_thief = node.routed(&thief, "veth4", &["10.9.0.3/32"]);
         let names = bed.names("thief", |names| {
@@ -646,7 +646,7 @@ fn an_annotation_admits_sources_of_its_pod_alone() {
     });
 }
 
-/// Nobody may open connections to Pods with this label `is`.
+/// No client may open connections to Pods with this label `is`.
 fn isolate(is: &str) -> String {
     format!(
         r#"
@@ -716,7 +716,7 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
         let devs = Maps::open(&node.pins()).unwrap().load().unwrap().devs;
         assert_eq!(devs[&eth0].masquerade4.to_string(), "192.0.2.1");
 
-        // After a death the first answer is a true one: nobody listens before.
+        // After a crash the first answer is correct: the port has no listener before.
         kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
         child.wait().unwrap();
         let child = bed.start();
@@ -736,7 +736,7 @@ fn load_balancers_hear_of_endpoints_and_of_the_nodes_end() {
         answers(30101, "/", "HTTP/1.1 200");
         assert!(TcpStream::connect(("127.0.0.1", 30100)).is_err());
 
-        // A port that somebody else has is an issue, until it is free.
+        // A port that is in use is an issue until it is free.
         let taken = TcpListener::bind("0.0.0.0:30102").unwrap();
         let moved = LOAD_BALANCER.replace("30100", "30102");
         bed.write("web.yaml", &format!("{moved}{}", pod("web-1", "10.9.0.2")));
@@ -1023,7 +1023,7 @@ fn kube_proxys_legacy_rules_go_with_the_hosts_binaries() {
             let log = String::from_utf8_lossy(&output.stderr).into_owned();
             (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), log)
         };
-        bed.names("told of", |names| {
+        bed.names("an issue", |names| {
             names.subsystems.iter().any(|line| line.detail.contains("legacy iptables"))
         });
         let (code, _, log) = takeover(Some("/nowhere"));

@@ -87,7 +87,7 @@ fn programs_survive_and_are_updated_in_place() {
         hooks.attach(ifindex, Role::Pod).unwrap();
         assert_eq!(at_both(node, ifindex).map(|programs| programs.len()), [1, 1]);
 
-        // Pins and filters of devices that are no Pods' go.
+        // Pins and filters of devices that do not belong to Pods are removed.
         assert_eq!(hooks.remove_stale(|known| known == ifindex).unwrap(), 0);
         assert_eq!(hooks.remove_stale(|_| false).unwrap(), 1);
         becomes_empty(node, ifindex);
@@ -122,7 +122,7 @@ fn clsact_filters_survive_are_replaced_and_go() {
         assert_eq!(qdisc::ingress_kind(shared).unwrap().as_deref(), Some("clsact"));
         assert!(!qdisc::has_filters(shared).unwrap());
 
-        // Somebody else's filter keeps a qdisc that we added.
+        // A filter of another program keeps a qdisc that we added.
         let mut hooks = Hooks::new(node.load(), node.pins(), Some(Mechanism::Clsact));
         hooks.attach(ours, Role::Pod).unwrap();
         let parent = TcHandle::from(TcAttachType::Ingress);
@@ -751,7 +751,7 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
             ("the frontend is there", flow("198.51.100.1:80", 5)),
             ("it is gone", flow("[2001:db8::1]:81", 5)),
             ("and so is the flow", flow("198.51.100.1:82", 100_000)),
-            ("nobody asked for the port", flow("198.51.100.1:443", 5)),
+            ("no rule asked for the port", flow("198.51.100.1:443", 5)),
         ];
         for (_, (key, entry)) in in_table {
             ct.insert(&key, &entry, 0).unwrap();

@@ -553,11 +553,11 @@ fn explanations_come_from_the_pins() {
     );
     check(
         &node,
-        &["explain", "shop/nobody", "shop/client:80"],
+        &["explain", "shop/missing", "shop/client:80"],
         1,
         expect![[r#"
             lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
-            lbctl: shop/nobody: no such object in the cluster
+            lbctl: shop/missing: no such object in the cluster
         "#]],
     );
     check(
@@ -600,7 +600,7 @@ fn explanations_come_from_the_pins() {
 #[test]
 fn without_privileges_it_says_what_is_needed() {
     let node = Node::new();
-    // Nobody may not open the pins, wherever they are.
+    // An unprivileged user may not open the pins, wherever they are.
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
         .arg(node.binary_for_all())

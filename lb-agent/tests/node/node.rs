@@ -169,7 +169,7 @@ impl Node {
         pod.enter(|| run(program, arguments))
     }
 
-    /// Sends one datagram out of a Pod; there is nobody to answer.
+    /// Sends one datagram out of a Pod. No host answers it.
     pub(crate) fn send_udp(&self, pod: &Pod, to: &str) {
         let links = self.inside(pod, "ip", "-o link show type veth");
         let device = links.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();

@@ -72,16 +72,7 @@ const AFTER: [&str; 12] = [
 ];
 
 /// Where the comments and strings of source files are checked.
-const CHECKED: [&str; 8] = [
-    "lb-agent/core/",
-    "lb-agent/ctl/",
-    "lb-agent/kernel/",
-    "lb-agent/kube/",
-    "lb-agent/src/",
-    "lb-common/",
-    "lb-ebpf/",
-    "xtask/",
-];
+const CHECKED: [&str; 4] = ["lb-agent/", "lb-common/", "lb-ebpf/", "xtask/"];
 
 /// Checks the prose of Markdown documents, but not the code in them, the comments of manifests, and the comments and strings
 /// of source files.

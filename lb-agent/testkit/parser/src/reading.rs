@@ -60,7 +60,7 @@ pub fn compare(frame: &[u8]) -> Result<Outcome, String> {
             let same = us.protocol == them.protocol || is_extension(them.protocol);
             if same { Ok(Outcome::Piece) } else { Err(format!("{us:?}, not {them:?}")) }
         }
-        // What goes to a group or is an ICMP message is no flow, in pieces or whole.
+        // Packets to a group and ICMP messages are not tracked, fragmented or whole.
         (Kind::UNTRACKED | Kind::ICMP_ERROR, Fragment::First | Fragment::Later) => {
             Ok(Outcome::Piece)
         }
@@ -200,7 +200,7 @@ struct Tuple {
 }
 
 impl Tuple {
-    /// What etherparse reads; `None` when it is no IP.
+    /// Returns what etherparse reads; `None` if it is not IP.
     fn of(sliced: &SlicedPacket<'_>) -> Option<Self> {
         let (src, dst, payload, fragment): (IpAddr, IpAddr, _, _) = match sliced.net.as_ref()? {
             NetSlice::Ipv4(ip) => {

@@ -53,7 +53,7 @@ fn node_addresses(lab: &Lab) -> [SocketAddr; 2] {
     [IpAddr::from(lab.stage.a.v4), lab.stage.a.v6.into()].map(|ip| SocketAddr::new(ip, NODE_PORT))
 }
 
-/// 25,000 connections that nobody completes, more than a node has source ports for another node's backend: clients are
+/// 25,000 connections that are never completed, more than a node has source ports for a backend on another node: clients are
 /// served as before.
 #[test]
 fn half_open_connections_take_no_port_from_others() {
@@ -83,8 +83,8 @@ fn half_open_connections_take_no_port_from_others() {
     }
 }
 
-/// A segment with a client's address and port, from somebody who knows no more than these: a SYN does not move the
-/// connection to another backend, a reset or FIN outside of the window does not end it.
+/// A segment with the address and port of a client, from an attacker who knows only these: a SYN does not move the connection
+/// to another backend, a reset or FIN outside of the window does not end it.
 #[test]
 fn forged_segments_end_no_connection() {
     let lab = Lab::new("forged", Shape::Routed, "");
@@ -140,7 +140,7 @@ fn forged_segments_end_no_connection() {
     }
 }
 
-/// A priority tag is no VLAN: a node port answers frames that have one as it answers others.
+/// A priority tag is not a VLAN: a node port answers frames with one like others.
 #[test]
 fn a_priority_tag_hides_no_node_port() {
     let lab = Lab::new("priority", Shape::Routed, "");

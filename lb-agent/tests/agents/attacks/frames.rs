@@ -101,7 +101,7 @@ fn stacked_tags_switch_nothing_off_behind_a_bridge() {
     tags(Shape::Bridge, "tagbridge");
 }
 
-/// An IPv6 packet with an IPv4-mapped address is nobody's, least of all the Pod's with that IPv4 address; nor are
+/// An IPv6 packet with an IPv4-mapped address belongs to no Pod, also not to the one with that IPv4 address; nor are
 /// loopback, unspecified and multicast sources.
 fn mapped(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, ISOLATED);
@@ -164,7 +164,7 @@ fn mapped_addresses_are_nobody_s_behind_a_bridge() {
     mapped(Shape::Bridge, "mapbridge");
 }
 
-/// Everybody reaches web, but for its port 8080.
+/// All clients reach web except its port 8080.
 const NO_8080: &str = "
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy

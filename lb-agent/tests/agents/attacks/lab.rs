@@ -27,7 +27,7 @@ use crate::stage::{Stage, service};
 
 /// Nothing that is expected takes longer, even on a machine with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-/// Where everybody may send to: what is sent there shows that the way is open.
+/// A Pod that all Pods may send to: what arrives there shows that the path works.
 pub(crate) const OPEN_PORT: u16 = 7;
 /// IPv4 and IPv6, as indices into pairs of addresses.
 pub(crate) const FAMILIES: [usize; 2] = [0, 1];

@@ -42,8 +42,8 @@ fn segments(lab: &Lab, (from, to, family): (&Station, &Station, usize), dport: u
     SEGMENTS.iter().enumerate().map(segment).collect()
 }
 
-/// A segment that begins no connection opens nothing: neither outwards for a Pod that may send nothing, nor inwards to one
-/// that lets nobody in, where a FIN would tell open ports from closed ones.
+/// A segment that begins no connection opens nothing: neither outwards for a Pod that may send nothing, nor inwards to a Pod
+/// without allowed clients, where a FIN would show which ports are open.
 fn mid_flow(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, ISOLATED);
     let ways = [
@@ -134,7 +134,7 @@ fn a_closed_connection_stays_closed_when_it_is_forgotten() {
     assert_eq!(kept, [true; 2], "allowed, and picked up\n{}", lab.stage.logs());
 }
 
-/// ICMP errors go to whom the packet that they quote came from, and are no longer than errors are.
+/// ICMP errors go to the sender of the quoted packet, and are not longer than real ones.
 fn errors(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, ISOLATED);
     let from = &lab.mallory;
@@ -150,7 +150,7 @@ fn errors(shape: Shape, prefix: &str) {
                 vec![link.frame(&Ip::too_big(src, to.ips[family], 1280, &quote))]
             })
         };
-        // To somebody else than who sent what is quoted.
+        // To a host that did not send the quoted packet.
         for to in [&lab.client, &lab.friend] {
             let shots = [
                 about(to, from.ips[family], 20),
@@ -173,7 +173,7 @@ fn errors(shape: Shape, prefix: &str) {
             });
             lab.stops(from, &lab.web, family, &[shot]);
         }
-        // A true one: nobody listens at this port of mallory's, and far is told.
+        // A real one: this port of mallory's has no listener, and far learns it.
         let closed = from.at(family, 4999);
         let refused = lab.far.netns.enter(|| {
             let socket = udp_socket(closed, Duration::from_secs(2)).unwrap();

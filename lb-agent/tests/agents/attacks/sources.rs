@@ -33,7 +33,7 @@ fn to_web(lab: &Lab, from: &Station, family: usize, sources: &[IpAddr]) -> Vec<S
     sources.iter().map(shot).collect()
 }
 
-/// Everybody may reach a Pod from its own node; but not who says so: outside, on another node, or a Pod beside.
+/// The own node may reach a Pod. Senders that use its address may not: outside, on another node, or a Pod beside.
 fn own_node(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, ISOLATED);
     let gateways = ["10.244.1.1", "fd44:0:0:1::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
@@ -63,7 +63,7 @@ fn the_own_node_is_who_it_is_behind_a_bridge() {
     own_node(Shape::Bridge, "ownbridge");
 }
 
-/// A Pod sends from no address that is somebody's on its node, whether there are policies or not; with policies from its own only.
+/// A Pod cannot send from the address of another on its node, with or without policies; with policies only from its own.
 fn names_of_others(shape: Shape, prefix: &str) {
     let lab = Lab::new(prefix, shape, "");
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
@@ -96,7 +96,7 @@ fn names_of_others(shape: Shape, prefix: &str) {
     let nobody = [ip("198.51.100.9"), ip("2001:db8:9::9")];
     let from = &lab.stranger;
     for family in FAMILIES {
-        // Without policies nobody needs to know of other nodes' Pods, nor does the agent.
+        // Without policies the agent does not need to know the Pods of other nodes.
         let here: Vec<IpAddr> = [0, 2, 4, 5].map(|i| somebody[family][i]).into();
         let shots = to_web(&lab, from, family, &here);
         lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.web, family), &shots);
@@ -149,7 +149,7 @@ fn neighbours(shape: Shape, prefix: &str) {
         let multicast = Link { src: mac, dst: [0x33, 0x33, 0, 0, 0, 1] };
         let all_nodes = "ff02::1".parse::<Ipv6Addr>().unwrap();
         let link_local = "fe80::bad".parse::<Ipv6Addr>().unwrap();
-        // A trailer is no part of an ARP packet, and shows that it arrived.
+        // A trailer is not part of an ARP packet, and shows that it arrived.
         let arp = |what: &str, frame: Vec<u8>| lab.shot(what, |mark| vec![[&frame, mark].concat()]);
         let shots = [
             arp("gratuitous ARP as friend", all.arp(1, (mac, friend4), friend4)),
@@ -188,7 +188,7 @@ fn neighbours(shape: Shape, prefix: &str) {
             lab.passes(from, to, 1, &[own]);
         }
     }
-    // Everybody finds his neighbours anew.
+    // All Pods and the node resolve their neighbors again.
     for station in [&lab.friend, &lab.web] {
         station.netns.ip("neigh flush dev eth0\n").unwrap();
     }

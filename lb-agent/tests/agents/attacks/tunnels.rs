@@ -28,7 +28,7 @@ fn tunnelled(shape: Shape, prefix: &str) {
     let device = Port::open(&node.netns, "flannel.1").unwrap();
     let vtep = raw::mac(&node.netns, "flannel.1").unwrap();
     let inner_link = Link { src: [2, 0, 0, 0, 0, 9], dst: vtep };
-    // An attacker's inner packet speaks as a Pod of another node, to whom only friends may.
+    // The inner packet of an attacker has the source of a Pod on another node, and a destination that only friends may reach.
     let inner = |mark: &[u8]| {
         let ip = Ip::udp(lab.far.at(0, 4000), lab.web.at(0, 8080), mark);
         inner_link.frame(&ip)

@@ -1,4 +1,4 @@
-//! Frames to begin with: of every kind that the parser tells apart.
+//! Frames to begin with: of every kind that the parser distinguishes.
 
 use std::net::{IpAddr, SocketAddr};
 

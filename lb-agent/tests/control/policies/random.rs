@@ -87,7 +87,7 @@ fn holed() -> impl Strategy<Value = Peer> {
     })
 }
 
-/// Rules whose blocks overlap, and all that they tell apart.
+/// Rules whose blocks overlap, and all addresses that they distinguish.
 fn holed_world() -> impl Strategy<Value = World> {
     let rule = (prop::collection::vec(holed(), 0..6), pick(&PORTS[..4]));
     let rule = rule.prop_map(|(peers, ports)| lb_testkit::objects::allow(peers, &[ports]));

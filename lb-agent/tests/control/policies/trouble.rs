@@ -183,7 +183,7 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
     let cases = [
         ("it appeared after the awaited Pod was made", Behind::Unknown(1_001), true, true),
         ("a little before: clocks differ", Behind::Unknown(941), true, true),
-        ("it was there before, as a container that is no Pod", Behind::Unknown(939), true, false),
+        ("it was there before, as a container without a Pod", Behind::Unknown(939), true, false),
         ("it was waited for long enough", Behind::NoPod, true, false),
         ("no Pod is awaited", Behind::Unknown(1_001), false, false),
         ("a Pod that is not compiled yet", Behind::Pod(name, 7), true, true),

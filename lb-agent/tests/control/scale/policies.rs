@@ -194,7 +194,7 @@ fn policies_on_pods() {
         println!("{what}: {n_ops} writes, {times:?} {counts:?}");
         worst = worst.max(times.iter().sum());
     }
-    // What changes while somebody looks at the records as they were costs a copy of the names, once.
+    // A change while a reader holds the previous records costs a copy of the names, once.
     let snapshot = cluster.snapshot();
     let at = Instant::now();
     for (what, app) in [("first", "app-8"), ("second", "app-7")] {

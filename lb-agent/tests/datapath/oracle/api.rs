@@ -18,7 +18,7 @@ enum Match {
 }
 
 impl Match {
-    /// Of a list of which one entry is enough; an empty list is no limit.
+    /// Of a list of which one entry is enough; an empty list does not limit.
     fn of_any(entries: &[Value], one: impl FnMut(&Value) -> Self) -> Self {
         if entries.is_empty() { Self::Yes } else { entries.iter().map(one).max().unwrap() }
     }

@@ -11,7 +11,7 @@ use lb_testkit::random::Random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     Whole,
-    /// A later fragment, whose first one nobody has seen.
+    /// A later fragment whose first one was not seen.
     Hidden,
     /// A first fragment with 8 bytes of its transport header; of others than TCP with none.
     Tiny,

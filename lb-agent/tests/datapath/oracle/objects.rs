@@ -150,7 +150,7 @@ const BLOCKS: [&str; 16] = [
     "2001:db8::/32",
     "2001:db8::7/128",
 ];
-/// Addresses that nobody has, beside and within the blocks.
+/// Addresses without an owner, beside and within the blocks.
 const STRANGERS: [&str; 10] = [
     "192.0.2.7",
     "192.0.2.127",
@@ -197,7 +197,7 @@ pub(crate) fn generate(random: &mut Random) -> Objects {
     objects
 }
 
-/// An address to send to or from: of a Pod, of another node, or nobody's.
+/// An address to send to or from: of a Pod, of another node, or without an owner.
 pub(crate) fn peer(objects: &Objects, random: &mut Random) -> IpAddr {
     match random.below(8) {
         0 => {

@@ -106,7 +106,7 @@ impl Open {
         self.bed.arrive(&format!("{client} > {frontend} {protocol}{what}"))
     }
 
-    /// What the client's packet is when nobody touches it.
+    /// The packet of the client if no program changes it.
     fn untouched(&self, what: &str) -> String {
         let Self { client, frontend, protocol, .. } = self;
         packet::show(&packet::build(&format!("{client} > {frontend} {protocol}{what}")))
@@ -161,7 +161,7 @@ fn s52_a_connection_goes_on_when_its_frontend_is_gone_and_new_ones_do_not_begin(
                 open.bed.counted();
                 open.lives(" A seq=8 ack=2 len=5", data);
                 assert_eq!(open.bed.counted(), "");
-                // Another connection is none of ours, and this one when it is opened anew.
+                // Another connection is not ours, nor is this one when it is opened again.
                 let client = std::mem::replace(&mut open.client, family.at(family.client, 4001));
                 is_left(&open, " S seq=1");
                 is_left(&open, data);
@@ -309,7 +309,7 @@ fn own_flows(bed: &Bed) -> Vec<(CtKey, u32)> {
     bed.all("own_flows")
 }
 
-/// A flow of the node's own was seen last so many seconds ago.
+/// A flow of the node itself was last seen this number of seconds ago.
 fn seen_before(bed: &mut Bed, key: CtKey, secs: u32) {
     let hz = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     let hz = (1_000_000_000 / hz.tv_nsec()) as u32;

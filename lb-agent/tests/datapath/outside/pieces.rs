@@ -50,7 +50,7 @@ fn cut_by_sender(bytes: &[u8], id: u16) -> Vec<Vec<u8>> {
     payload.chunks(PIECE).enumerate().map(piece).collect()
 }
 
-/// What becomes of packets that come in one after the other: those that go on, in their order.
+/// Returns the packets that pass, in their order, of packets that arrive one after the other.
 fn sent_on(bed: &Bed, loopback: &Port, program: &str, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     let mut waiting: std::collections::VecDeque<Vec<u8>> = packets.iter().cloned().collect();

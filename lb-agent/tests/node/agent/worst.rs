@@ -115,7 +115,7 @@ fn the_worst_policies_stay_within_the_limit_and_cost_others_nothing() {
                 && names.services.iter().any(|service| service.name == "second")
         });
         println!("another tenant's policy after {:?}", at.elapsed());
-        // Issues are on those who want too much, and on nobody else.
+        // Only the objects that need too much have issues.
         let of = |namespace: &str| {
             let issues = names
                 .issues

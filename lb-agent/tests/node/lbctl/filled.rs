@@ -90,7 +90,7 @@ impl Node {
         tables.pods.insert(&ifindex, &pod, 0).unwrap();
     }
 
-    /// Isolates the Pod in egress, but for port 53 of everybody: group 1, which the name table calls that of the policy
+    /// Isolates the Pod in egress except for port 53 of all peers: group 1, which the name table calls that of the policy
     /// shop/deny-all.
     pub(crate) fn isolate(&self) {
         let pins = Pins::existing(&self.pin_dir).unwrap();
@@ -140,7 +140,7 @@ impl Node {
         names::write(&file, &names).unwrap();
     }
 
-    /// A copy of the binary that everybody may run: the build directory may be closed to others.
+    /// A copy of the binary that all users may run: the build directory may be closed to others.
     pub(crate) fn binary_for_all(&self) -> PathBuf {
         let copy = self.root.join("lbctl");
         fs::copy(env!("CARGO_BIN_EXE_lbctl"), &copy).unwrap();
