@@ -148,16 +148,13 @@ impl Agent {
             sources.want(&wanted_sources(&veths, bindings, cluster), &mut maps.tables);
             changed.extend(planner.have_sources(sources.devices()));
         }
-        if !is_new {
-            changed.into_iter().for_each(|ifindex| self.put_pod(ifindex));
-            self.sources.clear(&mut self.maps.tables);
-            return;
+        if is_new {
+            // Before any map says so: a restart must not come to another result.
+            if let Err(err) = bindings.save(&self.state_dir) {
+                warn!(%err, dir = %self.state_dir.display(), "cannot save which Pod is behind which device; the agent has to identify Pods again after a restart");
+            }
+            self.housekeeping.touch();
         }
-        // Before any map says so: a restart must not come to another result.
-        if let Err(err) = bindings.save(&self.state_dir) {
-            warn!(%err, dir = %self.state_dir.display(), "cannot save which Pod is behind which device; the agent has to identify Pods again after a restart");
-        }
-        self.housekeeping.touch();
         for ifindex in changed {
             self.put_pod(ifindex);
         }
