@@ -4,5 +4,5 @@
 mod handler;
 mod server;
 
-pub(crate) use self::handler::State;
-pub(crate) use self::server::{Pending, Server, bind};
+pub(crate) use self::handler::HandlerState;
+pub(crate) use self::server::{PendingRequest, Server, bind};

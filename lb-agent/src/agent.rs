@@ -40,13 +40,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::admin::{self, Pending};
-use crate::agent::addresses::Addresses;
+use crate::admin::{self, PendingRequest};
+use crate::agent::addresses::NodeAddresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
 use crate::agent::bindings::Bindings;
-use crate::agent::compiler::{Compiled, Worker};
+use crate::agent::compiler::{CompiledTables, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
@@ -59,7 +59,7 @@ use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
 use crate::agent::tasks::Task;
 use crate::agent::waiting::Queue;
-use crate::config::{Config, Source};
+use crate::config::{AgentConfig, FactSource};
 use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
@@ -71,7 +71,7 @@ use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::gc::Gc;
 use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::{self, Devices};
-use lb_kernel::preflight::Facts;
+use lb_kernel::preflight::Machine;
 use lb_kube::{Counters, Received, api_server, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
@@ -79,19 +79,19 @@ const TOLD: usize = 4096;
 
 /// What can happen.
 #[derive(Debug)]
-enum Event {
+enum LoopEvent {
     /// The source told something.
     Told(Received),
     /// Something happened to devices or addresses.
-    Devices(Vec<devices::Event>),
+    Devices(Vec<devices::DeviceEvent>),
     /// An attachment came to an end.
     Attached(Attached),
     /// The background thread found something.
     Background(News),
     /// What the policy tables should say is computed.
-    Compiled(Box<Compiled>),
+    Compiled(Box<CompiledTables>),
     /// A request of lbctl.
-    Admin(Pending),
+    Admin(PendingRequest),
     /// The number of clients that follow allowed flows changed.
     Followers(usize),
     /// A time was waited for: a retry, a release of slots, housekeeping.
@@ -104,8 +104,8 @@ enum Event {
 ///
 /// # Errors
 /// One sentence: what is missing and how to get it.
-pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
-    let facts = Facts::read();
+pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
+    let facts = Machine::read();
     if let Some(obstacle) = facts.obstacle() {
         anyhow::bail!(obstacle);
     }
@@ -121,32 +121,32 @@ pub(crate) async fn run(cfg: Config) -> anyhow::Result<()> {
         let due = agent.next_wakeup();
         let event = tokio::select! {
             biased;
-            name = stop.recv() => Event::Stop(name),
-            events = agent.devices.next() => Event::Devices(events.context("follow devices")?),
-            Some(attached) = inbox.attached.recv() => Event::Attached(attached),
+            name = stop.recv() => LoopEvent::Stop(name),
+            events = agent.devices.next() => LoopEvent::Devices(events.context("follow devices")?),
+            Some(attached) = inbox.attached.recv() => LoopEvent::Attached(attached),
             compiled = inbox.compiled.recv() => {
                 let ended = "the policy compiler thread has ended";
-                Event::Compiled(Box::new(compiled.context(ended)?))
+                LoopEvent::Compiled(Box::new(compiled.context(ended)?))
             }
-            Some(news) = inbox.background.recv() => Event::Background(news),
-            Some(received) = inbox.told.recv() => Event::Told(received),
-            Some(pending) = inbox.requests.recv() => Event::Admin(pending),
+            Some(news) = inbox.background.recv() => LoopEvent::Background(news),
+            Some(received) = inbox.told.recv() => LoopEvent::Told(received),
+            Some(pending) = inbox.requests.recv() => LoopEvent::Admin(pending),
             Ok(()) = inbox.followers.changed() => {
-                Event::Followers(*inbox.followers.borrow_and_update())
+                LoopEvent::Followers(*inbox.followers.borrow_and_update())
             }
-            () = sleep_until(due) => Event::Timer,
+            () = sleep_until(due) => LoopEvent::Timer,
             ended = &mut inbox.source => {
                 return ended.context("the watch of the cluster state failed")?;
             }
         };
-        if let Event::Stop(signal) = event {
+        if let LoopEvent::Stop(signal) = event {
             info!(signal, "shutting down; programs and maps stay attached");
             agent.write_names();
             return Ok(());
         }
         agent.handle(event);
         while let Ok(received) = inbox.told.try_recv() {
-            agent.handle(Event::Told(received));
+            agent.handle(LoopEvent::Told(received));
         }
         agent.sync();
         agent.run_due()?;
@@ -158,8 +158,8 @@ struct Inbox {
     told: mpsc::Receiver<Received>,
     attached: mpsc::UnboundedReceiver<Attached>,
     background: mpsc::Receiver<News>,
-    compiled: mpsc::UnboundedReceiver<Compiled>,
-    requests: mpsc::Receiver<Pending>,
+    compiled: mpsc::UnboundedReceiver<CompiledTables>,
+    requests: mpsc::Receiver<PendingRequest>,
     followers: watch::Receiver<usize>,
     source: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -179,7 +179,7 @@ struct Agent {
     sources: Sources,
     links: Links,
     pickup: Pickup,
-    addresses: Addresses,
+    addresses: NodeAddresses,
     policies: Policies,
     attachments: Attachments,
     attacher: Attacher,
@@ -202,7 +202,11 @@ struct Agent {
 
 impl Agent {
     /// Takes over the tables and starts threads, source and servers.
-    fn start(cfg: Config, facts: &Facts, mut kernel: Kernel) -> anyhow::Result<(Inbox, Self)> {
+    fn start(
+        cfg: AgentConfig,
+        facts: &Machine,
+        mut kernel: Kernel,
+    ) -> anyhow::Result<(Inbox, Self)> {
         let mut actual = kernel.maps.load().context("read the pinned maps")?;
         info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
@@ -213,7 +217,7 @@ impl Agent {
         node::clear_devices(&mut kernel, &devices, &mut actual)?;
         let bindings = Bindings::take_over(&cfg.dirs.state, devices.veths());
         actual.pods.retain(|ifindex, pod| node::is_same(&devices, &bindings, *ifindex, pod));
-        let addresses = Addresses::take_over(&actual);
+        let addresses = NodeAddresses::take_over(&actual);
         let mut planner = Planner::restore(actual, Capacity::default());
         planner.give(given);
         for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
@@ -286,32 +290,32 @@ impl Agent {
         Ok((Inbox { told, attached, background, compiled, requests, followers, source }, agent))
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: LoopEvent) {
         match event {
-            Event::Told(received) => self.told(received),
-            Event::Devices(events) => {
+            LoopEvent::Told(received) => self.told(received),
+            LoopEvent::Devices(events) => {
                 for event in events {
                     self.device(event);
                 }
                 self.write_addresses();
             }
-            Event::Attached(attached) => self.attached(attached),
-            Event::Background(News::Expired(pass, begun, flows)) => {
+            LoopEvent::Attached(attached) => self.attached(attached),
+            LoopEvent::Background(News::Expired(pass, begun, flows)) => {
                 self.cluster.pass();
                 self.planner.passed(begun.saturating_duration_since(self.start), flows);
                 self.housekeeping.expired(*pass, &self.metrics);
             }
-            Event::Background(News::Foreign(signs)) => self.searched(signs),
-            Event::Background(News::TakenOver(removed)) => self.taken_over(removed),
-            Event::Compiled(compiled) => self.compiled(*compiled),
-            Event::Admin(pending) => self.respond(pending),
-            Event::Followers(n) => self.report_allowed(n > 0),
-            Event::Timer | Event::Stop(_) => {}
+            LoopEvent::Background(News::Foreign(signs)) => self.searched(signs),
+            LoopEvent::Background(News::TakenOver(removed)) => self.taken_over(removed),
+            LoopEvent::Compiled(compiled) => self.compiled(*compiled),
+            LoopEvent::Admin(pending) => self.respond(pending),
+            LoopEvent::Followers(n) => self.report_allowed(n > 0),
+            LoopEvent::Timer | LoopEvent::Stop(_) => {}
         }
     }
 
-    fn respond(&self, pending: Pending) {
-        let state = admin::State {
+    fn respond(&self, pending: PendingRequest) {
+        let state = admin::HandlerState {
             cluster: &self.cluster,
             rules: self.desired.rules(),
             hits: self.policies.hits(),
@@ -429,19 +433,19 @@ impl Agent {
 }
 
 fn spawn_source(
-    cfg: &Config,
+    cfg: &AgentConfig,
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
 ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     match &cfg.source {
-        Source::Kubernetes(options) => {
+        FactSource::Kubernetes(options) => {
             let options = options.clone();
             tokio::spawn(async move {
                 api_server::source(options, tx, counters).await;
                 Ok(())
             })
         }
-        Source::Manifests(dir) => {
+        FactSource::Manifests(dir) => {
             let node = cfg.node_name.clone();
             tokio::spawn(manifests::run(dir.clone(), node, tx, counters))
         }

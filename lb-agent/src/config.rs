@@ -1,4 +1,4 @@
-//! Flags and environment → a valid [`Config`]. Everything is parsed here, once; an error names its flag.
+//! Flags and environment → a valid [`AgentConfig`]. Everything is parsed here, once; an error names its flag.
 //!
 //! An empty value means "not given": a key of the ConfigMap may be there without a value.
 #![forbid(unsafe_code)]
@@ -40,12 +40,12 @@ const PICKUP_GRACE_MOST: u64 = 86_400;
 pub(crate) struct Cli {
     /// The command to run.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: AgentCommand,
 }
 
 /// The commands of lb-agent.
 #[derive(Clone, Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum AgentCommand {
     /// Run the agent until a signal arrives; programs and maps stay attached after that
     Run(Box<RunArgs>),
     /// Remove everything the agent left on the node: links, filters, maps, state
@@ -257,7 +257,7 @@ impl TakeoverArgs {
 
 /// Where the facts come from.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) enum FactSource {
     /// An API server.
     Kubernetes(ConnectOptions),
     /// A directory of YAML files.
@@ -275,11 +275,11 @@ pub(crate) struct Dirs {
 
 /// A valid configuration of `lb-agent run`.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub(crate) struct AgentConfig {
     /// Name of this node.
     pub node_name: String,
     /// Where the facts come from.
-    pub source: Source,
+    pub source: FactSource,
     /// Pins and state.
     pub dirs: Dirs,
     /// Root of the cgroup v2 hierarchy.
@@ -312,7 +312,7 @@ pub(crate) struct Config {
     pub pod_new_flows: u32,
 }
 
-impl Config {
+impl AgentConfig {
     /// Reads the flags, and from the machine what they leave open.
     ///
     /// # Errors
@@ -326,8 +326,8 @@ impl Config {
             source: match (given(args.manifests), given(args.api_server), given(args.kubeconfig)) {
                 (Some(_), Some(_), _) => bail!("--api-server: not used with --manifests"),
                 (Some(_), _, Some(_)) => bail!("--kubeconfig: not used with --manifests"),
-                (Some(dir), None, None) => Source::Manifests(directory("--manifests", &dir)?),
-                (None, api_server, kubeconfig) => Source::Kubernetes(ConnectOptions {
+                (Some(dir), None, None) => FactSource::Manifests(directory("--manifests", &dir)?),
+                (None, api_server, kubeconfig) => FactSource::Kubernetes(ConnectOptions {
                     api_server: api_server.map(url).transpose().context("--api-server")?,
                     kubeconfig: kubeconfig.map(|path| file("--kubeconfig", &path)).transpose()?,
                     kubelet_kubeconfig: given(args.kubelet_kubeconfig)
@@ -597,8 +597,8 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Cli, Command, Config, LogFormat, NodePortAddresses, Rules, RunArgs, Source, address,
-        cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
+        AgentCommand, AgentConfig, Cli, FactSource, LogFormat, NodePortAddresses, Rules, RunArgs,
+        address, cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
 
@@ -617,7 +617,7 @@ mod tests {
             (Some("--wait=soon"), None),
         ] {
             let words = ["lb-agent", "takeover"].into_iter().chain(flag);
-            let Command::Takeover(args) = Cli::try_parse_from(words).unwrap().command else {
+            let AgentCommand::Takeover(args) = Cli::try_parse_from(words).unwrap().command else {
                 panic!("another command");
             };
             assert_eq!(args.patience().ok().map(|time| time.as_secs()), want, "{flag:?}");
@@ -680,7 +680,7 @@ mod tests {
             ("--ct-entries: 5 is not", set(|args| args.ct_entries = Some("5".to_owned()))),
         ];
         for (want, args) in cases {
-            let error = format!("{:#}", Config::resolve(args).unwrap_err());
+            let error = format!("{:#}", AgentConfig::resolve(args).unwrap_err());
             assert!(error.starts_with(want), "{want}: {error}");
         }
         let error = LogFormat::resolve(Some("xml".to_owned())).unwrap_err().to_string();
@@ -695,8 +695,8 @@ mod tests {
             ct_entries: Some(" ".to_owned()),
             ..RunArgs::default()
         };
-        let cfg = Config::resolve(args).unwrap();
-        let Source::Kubernetes(options) = cfg.source else { panic!("not Kubernetes") };
+        let cfg = AgentConfig::resolve(args).unwrap();
+        let FactSource::Kubernetes(options) = cfg.source else { panic!("not Kubernetes") };
         assert_eq!(options.api_server, None);
         assert_eq!(cfg.healthz.to_string(), "0.0.0.0:10256");
     }
@@ -712,7 +712,7 @@ mod tests {
                 external_ip_cidrs: given(ips),
                 ..RunArgs::default()
             };
-            Config::resolve(args).unwrap().rules
+            AgentConfig::resolve(args).unwrap().rules
         };
         assert_eq!(rules("", "", ""), Rules::default());
         assert_eq!(rules("", "", "none").external_ips, Some(Box::default()));

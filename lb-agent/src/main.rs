@@ -12,23 +12,23 @@ mod takeover;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use crate::config::{Cli, Command, Config, Dirs, LogFormat, RunArgs, TakeoverArgs};
+use crate::config::{AgentCommand, AgentConfig, Cli, Dirs, LogFormat, RunArgs, TakeoverArgs};
 use clap::Parser as _;
 use lb_core::escape::Lines;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => run(*args),
-        Command::Cleanup(args) => {
+        AgentCommand::Run(args) => run(*args),
+        AgentCommand::Cleanup(args) => {
             start_log(LogFormat::Text);
             Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
         }
-        Command::MountBpffs(args) => {
+        AgentCommand::MountBpffs(args) => {
             start_log(LogFormat::Text);
             bpffs::run(&args.dir)
         }
-        Command::Takeover(args) => {
+        AgentCommand::Takeover(args) => {
             start_log(LogFormat::Text);
             takeover(args)
         }
@@ -56,7 +56,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     let format = LogFormat::resolve(args.log_format.clone());
     start_log(*format.as_ref().unwrap_or(&LogFormat::Text));
     format?;
-    let cfg = Config::resolve(args)?;
+    let cfg = AgentConfig::resolve(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(agent::run(cfg));
     // Threads that wait in the kernel are not waited for: nothing they do needs an end.

@@ -1,6 +1,6 @@
 //! What a Pod may use up: a token bucket of new flows for each direction, so that one Pod's flood is its own.
 
-use crate::endpoint::Pod;
+use crate::endpoint::PodEntry;
 use crate::limits;
 use crate::pod;
 
@@ -20,7 +20,7 @@ pod! {
 pub const BURST_SECS: u64 = 5;
 
 /// Index of a Pod's budget in a direction; `None` = it has none, since it has no number.
-pub const fn place(pod: &Pod, ingress: bool) -> Option<u32> {
+pub const fn place(pod: &PodEntry, ingress: bool) -> Option<u32> {
     if pod.id == 0 || pod.id >= limits::PODS { None } else { Some(pod.id * 2 + ingress as u32) }
 }
 

@@ -6,7 +6,7 @@ use crate::pod;
 
 pod! {
     /// Value of the map `pods`, keyed by the ifindex of the Pod's veth in the host namespace (`u32`, host order).
-    pub struct Pod: 80 {
+    pub struct PodEntry: 80 {
         /// The Pod's IPv4 address, or `::`.
         pub ip4: Addr,
         /// The Pod's IPv6 address, or `::`.
@@ -41,7 +41,7 @@ pod! {
     }
 }
 
-/// Bits of [`Pod::flags`].
+/// Bits of [`PodEntry::flags`].
 pub mod flags {
     /// The veth is a port of a bridge.
     pub const BRIDGED: u32 = 1 << 0;

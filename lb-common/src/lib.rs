@@ -5,7 +5,7 @@
 //! | `frontends` | [`service::FrontendKey`] | [`service::Frontend`] | agent | programs |
 //! | `slots` | slot | backend id | agent | programs |
 //! | `backends` | backend id | [`service::Backend`] | agent | programs |
-//! | `pods` | ifindex | [`endpoint::Pod`] | agent | programs (new flows), lbctl |
+//! | `pods` | ifindex | [`endpoint::PodEntry`] | agent | programs (new flows), lbctl |
 //! | `ct` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
 //! | `kept` | [`conntrack::CtKey`] | [`conntrack::CtEntry`] | programs | programs, agent (expiry) |
 //! | `fragments` | [`fragment::FragmentKey`] | [`fragment::FragmentPorts`] | programs | programs |

@@ -78,7 +78,7 @@ pub const MAP_FRONTENDS: MapSpec = MapSpec { name: "frontends", version: 2 };
 pub const MAP_SLOTS: MapSpec = MapSpec { name: "slots", version: 1 };
 /// `backends`: backend id (`u32`) → [`crate::service::Backend`].
 pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
-/// `pods`: ifindex (`u32`) → [`crate::endpoint::Pod`].
+/// `pods`: ifindex (`u32`) → [`crate::endpoint::PodEntry`].
 pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 4 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
 pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };

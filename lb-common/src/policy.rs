@@ -159,7 +159,7 @@ pub mod state_flags {
 }
 
 /// What the evaluator reads. In the kernel these are maps, in user space the same maps, pinned, or tables in a test.
-pub trait Tables {
+pub trait PolicyLookup {
     /// Element of `ident`.
     fn ident(&self, addr: &Addr) -> Option<&Ident>;
     /// Best match in `cidrs`; 0 when there is none.
@@ -219,7 +219,7 @@ impl Judgement {
 
 /// Identity of a peer that may bear an address of this node without being it.
 #[inline(always)]
-pub fn identity(tables: &impl Tables, peer: &Addr) -> u32 {
+pub fn identity(tables: &impl PolicyLookup, peer: &Addr) -> u32 {
     match tables.ident(peer) {
         Some(known) => known.ident,
         None => tables.cidr(peer),
@@ -229,7 +229,7 @@ pub fn identity(tables: &impl Tables, peer: &Addr) -> u32 {
 /// Identity of a peer; `None` = this node itself, which policies do not concern: "traffic to and from the node where
 /// a Pod is running is always allowed" (NetworkPolicy v1).
 #[inline(always)]
-pub fn identify(tables: &impl Tables, peer: &Addr) -> Option<u32> {
+pub fn identify(tables: &impl PolicyLookup, peer: &Addr) -> Option<u32> {
     match tables.ident(peer) {
         Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => None,
         Some(known) => Some(known.ident),
@@ -261,7 +261,7 @@ pub struct Question {
 ///
 /// What no policy may forbid has been let through before: the node's own traffic, replies, neighbor discovery.
 #[inline(always)]
-pub fn judge(tables: &impl Tables, question: &Question) -> Judgement {
+pub fn judge(tables: &impl PolicyLookup, question: &Question) -> Judgement {
     if !question.port_unknown {
         return judge_as(tables, question, guess::NONE);
     }
@@ -271,7 +271,7 @@ pub fn judge(tables: &impl Tables, question: &Question) -> Judgement {
 
 /// The verdict under a guess, of [`guess`].
 #[inline(always)]
-pub fn judge_as(tables: &impl Tables, question: &Question, guess: u8) -> Judgement {
+pub fn judge_as(tables: &impl PolicyLookup, question: &Question, guess: u8) -> Judgement {
     let &Question { group: mut index, ident, proto, port, own, port_unknown: _ } = question;
     let mut guess = guess;
     let mut flags = group_flags::ISOLATED;
@@ -295,7 +295,7 @@ pub fn judge_as(tables: &impl Tables, question: &Question, guess: u8) -> Judgeme
                 let applies = applying(group, peer, ports, word);
                 if applies != 0 {
                     match decide(group, word, applies, flags, &mut passed) {
-                        Step::GO_ON => {}
+                        JudgementStep::GO_ON => {}
                         step => return step.judgement(),
                     }
                 }
@@ -324,9 +324,9 @@ fn applying(group: &Group, peer: Option<&Bits>, ports: &Bits, word: usize) -> u6
 
 /// A judgement, or none yet: one number, since an enum with a field would leave bits undefined for the verifier.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Step(u32);
+struct JudgementStep(u32);
 
-impl Step {
+impl JudgementStep {
     /// Nothing is decided. No judgement has this number: no rule has the highest one.
     const GO_ON: Self = Self(u32::MAX);
 
@@ -338,12 +338,18 @@ impl Step {
 
 /// What the rules of a word say that apply, of which there is one at least.
 #[inline(always)]
-fn decide(group: &Group, word: usize, applies: u64, flags: u32, passed: &mut bool) -> Step {
+fn decide(
+    group: &Group,
+    word: usize,
+    applies: u64,
+    flags: u32,
+    passed: &mut bool,
+) -> JudgementStep {
     let tier = group.tiers.get(word).copied().unwrap_or_default();
     match tier {
-        tier::ADMIN if *passed => return Step::GO_ON,
+        tier::ADMIN if *passed => return JudgementStep::GO_ON,
         // `NetworkPolicy` is final for the Pods that one selects.
-        tier::BASELINE if flags & group_flags::ISOLATED != 0 => return Step::GO_ON,
+        tier::BASELINE if flags & group_flags::ISOLATED != 0 => return JudgementStep::GO_ON,
         _ => {}
     }
     let bit = applies.trailing_zeros();
@@ -352,9 +358,13 @@ fn decide(group: &Group, word: usize, applies: u64, flags: u32, passed: &mut boo
     if !denies && !has(&group.accept) {
         // Pass: on to the next tier, and behind Baseline everything is allowed.
         *passed = true;
-        return if tier == tier::ADMIN { Step::GO_ON } else { Step(Judgement::ALLOWED.0) };
+        return if tier == tier::ADMIN {
+            JudgementStep::GO_ON
+        } else {
+            JudgementStep(Judgement::ALLOWED.0)
+        };
     }
-    Step(Judgement::by(group.first + word as u32 * 64 + bit, tier, denies).0)
+    JudgementStep(Judgement::by(group.first + word as u32 * 64 + bit, tier, denies).0)
 }
 
 #[cfg(test)]
@@ -363,8 +373,8 @@ mod tests {
     use std::vec::Vec;
 
     use super::{
-        Bits, Group, Judgement, PeerKey, PortKey, Question, Tables, WORDS, group_flags, identify,
-        judge, tier,
+        Bits, Group, Judgement, PeerKey, PolicyLookup, PortKey, Question, WORDS, group_flags,
+        identify, judge, tier,
     };
     use crate::addr::Addr;
     use crate::be::Be16;
@@ -379,7 +389,7 @@ mod tests {
         ports: BTreeMap<u32, Bits>,
     }
 
-    impl Tables for Sample {
+    impl PolicyLookup for Sample {
         fn ident(&self, addr: &Addr) -> Option<&Ident> {
             self.idents.get(addr)
         }

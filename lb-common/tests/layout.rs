@@ -35,7 +35,7 @@ fn layout_is_the_golden_one() {
         service::AffinityKey,
         service::Affinity,
         service::SourceRange,
-        endpoint::Pod,
+        endpoint::PodEntry,
         endpoint::PodSource,
         endpoint::Ident,
         endpoint::Dev,

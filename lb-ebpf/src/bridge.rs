@@ -2,7 +2,7 @@
 //! on it never meet netfilter; the packets towards it must not either, or netfilter sees half a connection, calls it
 //! invalid, and the first rule that drops invalid packets stalls it.
 
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 
 use crate::packet::{Packet, Route};
 use crate::scratch::Scratch;
@@ -15,7 +15,7 @@ pub(crate) fn of(packet: Packet, v4: bool) -> u32 {
 }
 
 #[inline(always)]
-fn past_netfilter(pod: Option<&Pod>, v4: bool) -> u32 {
+fn past_netfilter(pod: Option<&PodEntry>, v4: bool) -> u32 {
     pod.map_or(0, |pod| if v4 { pod.bridge4 } else { pod.bridge6 })
 }
 

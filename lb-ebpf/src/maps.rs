@@ -9,7 +9,7 @@ use lb_common::be::Be16;
 use lb_common::budget::{self, Budget};
 use lb_common::config::{Settings, setting_flags};
 use lb_common::conntrack::CtKey;
-use lb_common::endpoint::{self, Dev, Ident, Pod, PodSource};
+use lb_common::endpoint::{self, Dev, Ident, PodEntry, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey};
@@ -32,7 +32,7 @@ static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
 
 /// Not read on the hot path: conntrack keys carry the device.
 #[btf_map(name = "pods")]
-static PODS: HashMap<u32, Pod, { limits::PODS as usize }, NO_PREALLOC> = HashMap::new();
+static PODS: HashMap<u32, PodEntry, { limits::PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// What this node's own processes, and Pods masqueraded by others, have sent from ports that frontends have.
 #[btf_map(name = "own_flows")]
@@ -282,7 +282,7 @@ pub(crate) fn is_host_port(port: u16) -> bool {
 
 /// Whether a new flow of the Pod is within its budget. Not atomic: what two CPUs do at the same moment counts once.
 #[inline(always)]
-pub(crate) fn is_within_budget(pod: Option<&Pod>, ingress: bool) -> bool {
+pub(crate) fn is_within_budget(pod: Option<&PodEntry>, ingress: bool) -> bool {
     let rate = kernel::pod_new_flows();
     let place = pod.and_then(|pod| budget::place(pod, ingress));
     let Some(budget) = place.filter(|_| rate != 0).and_then(|place| BUDGETS.get_ptr_mut(place))
@@ -302,7 +302,7 @@ pub(crate) fn is_within_budget(pod: Option<&Pod>, ingress: bool) -> bool {
 
 /// The Pod behind this veth.
 #[inline(always)]
-pub(crate) fn pod(ifindex: u32) -> Option<&'static Pod> {
+pub(crate) fn pod(ifindex: u32) -> Option<&'static PodEntry> {
     // SAFETY: as in `frontend`.
     unsafe { PODS.get(&ifindex) }
 }

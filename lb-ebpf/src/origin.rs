@@ -9,7 +9,7 @@
 use lb_common::addr::Addr;
 use lb_common::config::setting_flags;
 use lb_common::conntrack::Direction;
-use lb_common::endpoint::{Pod, dev_flags, flags, ident_flags};
+use lb_common::endpoint::{PodEntry, dev_flags, flags, ident_flags};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::service::FrontendKey;
 use lb_common::verdict::DropReason;
@@ -94,7 +94,7 @@ pub(crate) fn is_foreign() -> bool {
 }
 
 #[inline(always)]
-fn is_another_s((ifindex, pod): (u32, Option<&Pod>), src: &Addr, strict: bool) -> bool {
+fn is_another_s((ifindex, pod): (u32, Option<&PodEntry>), src: &Addr, strict: bool) -> bool {
     // Whoever asks for an address has none; the parser lets it through to groups only.
     if *src == Addr::NONE || *src == UNSPECIFIED4 {
         return false;
@@ -133,7 +133,7 @@ enum Ownership {
 }
 
 #[inline(always)]
-fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
+fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
     if pod.is_some_and(|pod| pod.ip4 == *addr || pod.ip6 == *addr) {
         return Ownership::Own;
     }
@@ -154,7 +154,7 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&Pod>) -> Ownership {
 /// Returns whether the Pod may use an address that no known Pod, node or Service has: one that it configured itself, or one
 /// that an annotation admits.
 #[inline(always)]
-fn is_admitted(pod: &Pod, ifindex: u32, addr: &Addr) -> bool {
+fn is_admitted(pod: &PodEntry, ifindex: u32, addr: &Addr) -> bool {
     is_link_local(addr)
         || pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, addr)
 }
@@ -173,7 +173,7 @@ fn is_link_local(addr: &Addr) -> bool {
 /// such packets on although RFC 3927 §7 forbids it, so an answer of 169.254.169.254 would be believed anywhere. Some CNI
 /// plugins give Pods such an address for what leaves the cluster.
 #[inline(always)]
-fn is_beyond_link(flow: &Flow, pod: Option<&Pod>) -> bool {
+fn is_beyond_link(flow: &Flow, pod: Option<&PodEntry>) -> bool {
     let Flow { src, dst, .. } = flow;
     src.is_v4()
         && is_link_local(src)

@@ -9,10 +9,10 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{Direction, bits};
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::event::outcome;
 use lb_common::policy::{
-    Bits, Group, HitKey, Judgement, PeerKey, PortKey, Question, Tables, group_flags, guess,
+    Bits, Group, HitKey, Judgement, PeerKey, PolicyLookup, PortKey, Question, group_flags, guess,
     judge_as, state_flags,
 };
 use lb_common::verdict::{DropReason, Outcome, judged_index};
@@ -27,7 +27,7 @@ use crate::{kernel, maps, origin, trace};
 /// The maps, as the evaluator reads them.
 struct Maps;
 
-impl Tables for Maps {
+impl PolicyLookup for Maps {
     #[inline(always)]
     fn ident(&self, addr: &Addr) -> Option<&Ident> {
         maps::ident(addr)
@@ -276,7 +276,7 @@ extern "C" fn policy_ask() -> u32 {
 
 /// The groups of a Pod in a direction, or of one not known yet: what is enforced, and the shadow's.
 #[inline(always)]
-fn groups(pod: Option<&Pod>, ingress: bool) -> (u32, u32) {
+fn groups(pod: Option<&PodEntry>, ingress: bool) -> (u32, u32) {
     match pod {
         Some(pod) if ingress => (pod.ingress, pod.shadow_ingress),
         Some(pod) => (pod.egress, pod.shadow_egress),

@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::event::FlowEvent;
 use lb_common::flow::Flow;
 use lb_common::fragment::FragmentKey;
@@ -73,7 +73,7 @@ pub(crate) struct Scratch {
 pub(crate) struct AtHand {
     /// What is known: [`UNREAD`] or others of them.
     state: u32,
-    pod: Pod,
+    pod: PodEntry,
 }
 
 const UNREAD: u32 = 0;
@@ -83,7 +83,7 @@ const UNKNOWN: u32 = 2;
 impl AtHand {
     /// The Pod behind the device, which is the one at hand.
     #[inline(always)]
-    pub(crate) fn get(&mut self, ifindex: u32) -> Option<&Pod> {
+    pub(crate) fn get(&mut self, ifindex: u32) -> Option<&PodEntry> {
         if self.state == UNREAD {
             self.state = match maps::pod(ifindex) {
                 Some(pod) => {

@@ -28,7 +28,7 @@ pub enum Request {
     /// Who has these addresses: [`Response::Who`].
     Who(Vec<IpAddr>),
     /// What is known of a flow: [`Response::Explain`].
-    Explain(context::Wanted),
+    Explain(context::FlowQuery),
     /// What of the cluster does something else here than under kube-proxy: [`Response::Differences`].
     Differences,
     /// The policy with this name, without a namespace for a ClusterNetworkPolicy: [`Response::Policy`].
@@ -60,13 +60,13 @@ pub enum Response {
     /// The flows so far are complete.
     Now,
     /// Which object has each of the addresses. Addresses without an owner are left out.
-    Who(Vec<Owner>),
+    Who(Vec<AddressOwner>),
     /// What is known of a flow.
-    Explain(Box<context::Context>),
+    Explain(Box<context::FlowContext>),
     /// What does something else here than under kube-proxy.
     Differences(Vec<Remark>),
     /// The policy, if there is one.
-    Policy(Option<Box<policy::View>>),
+    Policy(Option<Box<policy::PolicyView>>),
     /// Pods that are kube-proxy, `namespace/name`.
     KubeProxy(Vec<String>),
     /// Why there is no other response, one sentence.
@@ -122,7 +122,7 @@ pub struct FlowRecord {
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub struct AddressOwner {
     /// The address.
     pub addr: IpAddr,
     /// `namespace/name` of a Pod, or `node/name`.

@@ -19,8 +19,8 @@ pub use self::prefix::{NotPrefix, Prefix};
 pub use self::record::{
     Action, Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Labels,
     NamedPort, Namespace, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch,
-    Ports, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType, SlicePort,
-    Tier, TrafficPolicy, Weighted,
+    PortSpec, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType,
+    SlicePort, Tier, TrafficPolicy, Weighted,
 };
 pub use self::snapshot::Snapshot;
 pub use crate::object::Name;

@@ -452,11 +452,11 @@ pub fn write(path: &Path, names: &impl Serialize) -> Result<(), NamesError> {
 /// no such table, or it does not say.
 pub fn masquerade_ports(path: &Path) -> Option<RangeInclusive<u16>> {
     #[derive(Deserialize)]
-    struct Part {
+    struct Stored {
         masquerade_ports: Option<[u16; 2]>,
     }
     let file = BufReader::with_capacity(1 << 16, File::open(path).ok()?);
-    let Part { masquerade_ports } = serde_json::from_reader(file).ok()?;
+    let Stored { masquerade_ports } = serde_json::from_reader(file).ok()?;
     masquerade_ports.map(|[first, last]| first..=last)
 }
 

@@ -12,14 +12,14 @@ use lb_common::config::Settings;
 use lb_common::endpoint::Dev;
 use lb_common::service::FrontendKey;
 
-use self::admission::{Admission, Demand, Refused};
-use self::apply::Owner;
+use self::admission::{Admission, Refused, TableDemand};
+use self::apply::WriteOwner;
 use self::devs::Devs;
 use self::pods::Pods;
-use self::policy::{Veth, Wanted};
-use self::service::Context;
+use self::policy::{DesiredTables, PodDevice};
+use self::service::ServiceInputs;
 use self::state::{PortState, ServiceState};
-use self::tables::Tables;
+use self::tables::ServiceTables;
 use self::timers::RECHECK;
 use crate::cluster::{Family, Name};
 use crate::issue::Issue;
@@ -87,7 +87,7 @@ pub struct PortIds<'a> {
 /// Keeps ids, slot ranges and timers, and makes plans.
 #[derive(Debug)]
 pub struct Planner {
-    tables: Tables,
+    tables: ServiceTables,
     services: BTreeMap<Name, Box<ServiceState>>,
     /// Services that have something left to do.
     pending: BTreeSet<Name>,
@@ -106,7 +106,7 @@ pub struct Planner {
     /// What the programs should know of this node.
     settings: Box<Settings>,
     given: Given,
-    policies: policy::Planner,
+    policies: policy::PolicyPlanner,
     pods: Pods,
     devs: Devs,
 }
@@ -142,13 +142,13 @@ impl Planner {
         let now_told = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
         if flags != now_told.flags {
             plan.writes.push(Write::PutSettings(Box::new(Settings { flags, ..now_told })));
-            plan.end_batch(Owner::Timer);
+            plan.end_batch(WriteOwner::Timer);
         }
         // A Service that is tried again needs the ports it has asked for, although nothing has them yet.
         let due = self.tables.timers.due_sweep(now) && self.pending.is_empty();
         for write in self.tables.begin(&desired.node.addrs, !self.begun, due) {
             plan.writes.push(write);
-            plan.end_batch(Owner::Timer);
+            plan.end_batch(WriteOwner::Timer);
         }
         while let Some((range, tenant)) = self.tables.timers.due_range(now) {
             self.tables.give_range(tenant, range);
@@ -168,22 +168,23 @@ impl Planner {
             let Some(service) = self.services.get_mut(&name) else { continue };
             let want = desired.services.get(&name);
             let refused = self.admission.refused(&name);
-            let context = Context { moving: &moving, wildcards: &self.wildcards, refused, now };
+            let context =
+                ServiceInputs { moving: &moving, wildcards: &self.wildcards, refused, now };
             service::plan(&mut self.tables, &name, service, want, &context, &mut plan.writes);
             if plan.writes.len() > start {
-                plan.end_batch(Owner::Service(name));
+                plan.end_batch(WriteOwner::Service(name));
             } else {
                 self.settle(&name);
             }
         }
         for write in self.tables.due_backends(alive, now) {
             plan.writes.push(write);
-            plan.end_batch(Owner::Timer);
+            plan.end_batch(WriteOwner::Timer);
         }
         // At the end: the ClusterIPs of a new range are there before what is not there is dropped.
         if self.settings_differ() {
             plan.writes.push(Write::PutSettings(self.settings.clone()));
-            plan.end_batch(Owner::Timer);
+            plan.end_batch(WriteOwner::Timer);
         }
         self.tables.stamp(now);
         plan
@@ -191,9 +192,9 @@ impl Planner {
 
     /// The writes that bring the policy maps, `ident` and `pods` to what is wanted; those for earlier ones that failed, and
     /// for numbers that have rested. `now` is on the clock of [`Planner::plan`].
-    pub fn plan_policies(&mut self, wanted: &Wanted<'_>, now: Duration) -> Plan {
+    pub fn plan_policies(&mut self, wanted: &DesiredTables<'_>, now: Duration) -> Plan {
         let maps = (&self.tables.actual, &self.pods);
-        Plan::of(Owner::Policies, self.policies.plan(maps, wanted, now))
+        Plan::of(WriteOwner::Policies, self.policies.plan(maps, wanted, now))
     }
 
     /// The write that gives a device its element of `pods`, if it is another than it has, without waiting for all policies:
@@ -201,11 +202,11 @@ impl Planner {
     pub fn plan_pod(
         &self,
         desired: Option<&DesiredPolicies>,
-        veth: &Veth,
+        veth: &PodDevice,
         pickup_until: u32,
     ) -> Plan {
         let maps = (&self.tables.actual, &self.pods);
-        Plan::of(Owner::Pod, self.policies.put_pod(maps, desired, veth, pickup_until))
+        Plan::of(WriteOwner::Pod, self.policies.put_pod(maps, desired, veth, pickup_until))
     }
 
     /// A Pod's device appeared.
@@ -216,7 +217,7 @@ impl Planner {
     /// A Pod's device is gone: the write that removes its element of `pods`.
     pub fn plan_gone(&mut self, ifindex: u32) -> Plan {
         self.pods.gone(ifindex);
-        Plan::of(Owner::Pod, [Write::DeletePod { ifindex }])
+        Plan::of(WriteOwner::Pod, [Write::DeletePod { ifindex }])
     }
 
     /// It is known which Pod is behind a device.
@@ -231,7 +232,7 @@ impl Planner {
 
     /// The writes that bring `devs` to what is wanted on this node.
     pub fn plan_devs(&mut self, node: &str, wanted: &BTreeMap<u32, Dev>) -> Plan {
-        Plan::of(Owner::Devs, self.devs.plan(&self.tables.actual, node, wanted))
+        Plan::of(WriteOwner::Devs, self.devs.plan(&self.tables.actual, node, wanted))
     }
 
     /// When [`Planner::plan_devs`] has to be called again although nothing changed.
@@ -245,7 +246,7 @@ impl Planner {
     }
 
     /// The numbers of policies, and which of them are not programmed as they should be.
-    pub fn policies(&self) -> &policy::Planner {
+    pub fn policies(&self) -> &policy::PolicyPlanner {
         &self.policies
     }
 
@@ -425,7 +426,7 @@ impl Planner {
         }
         service.trouble = None;
         self.pending.remove(name);
-        let wants_nothing = service.demand == Demand::default();
+        let wants_nothing = service.demand == TableDemand::default();
         if wants_nothing && service.ports.is_empty() && service.wildcards.is_empty() {
             self.services.remove(name);
         }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 
-use lb_core::admin::context::{Context, Wanted};
-use lb_core::admin::policy::View;
-use lb_core::admin::{FlowsWanted, Owner, Remark, Request, Response, SOCKET};
+use lb_core::admin::context::{FlowContext, FlowQuery};
+use lb_core::admin::policy::PolicyView;
+use lb_core::admin::{AddressOwner, FlowsWanted, Remark, Request, Response, SOCKET};
 use lb_core::cluster::Name;
 
 /// The agent responds within this time, or reports that it is busy.
@@ -38,7 +38,7 @@ impl Client {
     ///
     /// # Errors
     /// One sentence: when no agent responds, or it reports an error. The same applies to the other requests.
-    pub fn who(&self, addrs: Vec<IpAddr>) -> anyhow::Result<Vec<Owner>> {
+    pub fn who(&self, addrs: Vec<IpAddr>) -> anyhow::Result<Vec<AddressOwner>> {
         match self.one(&Request::Who(addrs))? {
             Response::Who(owners) => Ok(owners),
             other => Err(unexpected(&other)),
@@ -49,7 +49,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Self::who`].
-    pub fn explain(&self, wanted: &Wanted) -> anyhow::Result<Context> {
+    pub fn explain(&self, wanted: &FlowQuery) -> anyhow::Result<FlowContext> {
         match self.one(&Request::Explain(wanted.clone()))? {
             Response::Explain(context) => Ok(*context),
             other => Err(unexpected(&other)),
@@ -60,7 +60,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Self::who`].
-    pub fn policy(&self, name: &Name) -> anyhow::Result<Option<View>> {
+    pub fn policy(&self, name: &Name) -> anyhow::Result<Option<PolicyView>> {
         match self.one(&Request::Policy(name.clone()))? {
             Response::Policy(view) => Ok(view.map(|view| *view)),
             other => Err(unexpected(&other)),

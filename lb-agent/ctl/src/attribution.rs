@@ -9,12 +9,12 @@ use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
 use lb_core::cluster::Name;
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 use lb_core::names::{GroupName, Names, PolicyRef};
 
 /// The policies that decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct By {
+pub struct DecidedBy {
     /// The policy whose rule decided; where none did, the policies that isolate the Pod.
     pub policies: Vec<PolicyId>,
     /// The rule; `None` when none decided.
@@ -43,7 +43,7 @@ pub enum RuleId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleAt {
     /// In which list of `spec`.
-    pub direction: Direction,
+    pub direction: PolicyDirection,
     /// Its index there.
     pub index: u32,
     /// How many identical rules share its number, itself not counted.
@@ -75,7 +75,7 @@ impl fmt::Display for RuleId {
     }
 }
 
-impl By {
+impl DecidedBy {
     /// The policies with this text between them.
     pub fn list(&self, between: &str) -> String {
         self.policies.iter().map(PolicyId::to_string).collect::<Vec<_>>().join(between)
@@ -87,7 +87,7 @@ impl By {
     }
 }
 
-impl fmt::Display for By {
+impl fmt::Display for DecidedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.list(","))?;
         match &self.rule {
@@ -98,7 +98,7 @@ impl fmt::Display for By {
     }
 }
 
-impl Serialize for By {
+impl Serialize for DecidedBy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let policies: Vec<String> = self.policies.iter().map(PolicyId::to_string).collect();
         let mut by = serializer.serialize_struct("By", 2)?;
@@ -110,13 +110,13 @@ impl Serialize for By {
 
 /// What the name table says of the groups.
 #[derive(Clone, Debug, Default)]
-pub struct Policies {
-    groups: HashMap<u32, Group>,
+pub struct PolicyNames {
+    groups: HashMap<u32, GroupPolicies>,
 }
 
 /// One group.
 #[derive(Clone, Debug, Default)]
-pub struct Group {
+pub struct GroupPolicies {
     /// All policies in it.
     pub policies: Vec<Name>,
     /// The policies that isolate the Pods with it.
@@ -127,7 +127,7 @@ pub struct Group {
     pub no_room: bool,
 }
 
-impl Policies {
+impl PolicyNames {
     /// From the name table.
     pub fn of(names: &Names<'_>) -> Self {
         let group = |group: &GroupName<'_>| {
@@ -137,7 +137,8 @@ impl Policies {
             };
             let alike: HashMap<u32, u32> = group.alike.iter().copied().collect();
             let rules = group.rules.iter().map(|rule| {
-                let direction = if rule.ingress { Direction::Ingress } else { Direction::Egress };
+                let direction =
+                    if rule.ingress { PolicyDirection::Ingress } else { PolicyDirection::Egress };
                 let others = alike.get(&rule.number).copied().unwrap_or_default();
                 let at = RuleAt { direction, index: rule.index, others };
                 (rule.number, (policy(rule.policy), at))
@@ -145,18 +146,18 @@ impl Policies {
             let isolating = group.isolating.iter().map(|position| policy(*position)).collect();
             let policies = group.policies.iter().map(full).collect();
             let (rules, no_room) = (rules.collect(), group.no_room);
-            (group.id, Group { policies, isolating, rules, no_room })
+            (group.id, GroupPolicies { policies, isolating, rules, no_room })
         };
         Self::new(names.groups.iter().map(group))
     }
 
     /// From groups by the index of their first element.
-    pub fn new(groups: impl IntoIterator<Item = (u32, Group)>) -> Self {
+    pub fn new(groups: impl IntoIterator<Item = (u32, GroupPolicies)>) -> Self {
         Self { groups: groups.into_iter().collect() }
     }
 
     /// The group with this index.
-    pub fn group(&self, index: u32) -> Option<&Group> {
+    pub fn group(&self, index: u32) -> Option<&GroupPolicies> {
         self.groups.get(&index)
     }
 
@@ -166,16 +167,16 @@ impl Policies {
         let known = self.groups.get(&group);
         let enforced = match known {
             _ if group == 0 => String::new(),
-            Some(Group { no_room: true, .. }) => "no-room".to_owned(),
-            Some(Group { policies, isolating, .. })
+            Some(GroupPolicies { no_room: true, .. }) => "no-room".to_owned(),
+            Some(GroupPolicies { policies, isolating, .. })
                 if isolating.is_empty() && policies.is_empty() =>
             {
                 "pending".to_owned()
             }
-            Some(Group { policies, isolating, .. }) if isolating.is_empty() => {
+            Some(GroupPolicies { policies, isolating, .. }) if isolating.is_empty() => {
                 format!("cluster({})", policies.len())
             }
-            Some(Group { policies, .. }) => format!("isolated({})", policies.len()),
+            Some(GroupPolicies { policies, .. }) => format!("isolated({})", policies.len()),
             None => format!("group({group})"),
         };
         let tried = self.groups.get(&shadow).filter(|_| shadow != 0).map(|shadow| {
@@ -192,31 +193,31 @@ impl Policies {
     }
 
     /// Who decided; numbers where the names are not known.
-    pub fn by(&self, group: u32, judgement: Judgement) -> By {
+    pub fn by(&self, group: u32, judgement: Judgement) -> DecidedBy {
         if group == 0 {
-            return By::default();
+            return DecidedBy::default();
         }
         let known = self.groups.get(&group);
         if let Some(number) = judgement.rule() {
             return match known.and_then(|group| group.rules.get(&number)) {
-                Some((policy, at)) => By {
+                Some((policy, at)) => DecidedBy {
                     policies: vec![PolicyId::Named(policy.clone())],
                     rule: Some(RuleId::Written(*at)),
                 },
-                None => By {
+                None => DecidedBy {
                     policies: vec![PolicyId::InGroup(group)],
                     rule: Some(RuleId::Number(number)),
                 },
             };
         }
         if !judgement.denied() {
-            return By::default();
+            return DecidedBy::default();
         }
         let policies = match known {
             Some(group) => group.isolating.iter().cloned().map(PolicyId::Named).collect(),
             None => vec![PolicyId::InGroup(group)],
         };
-        By { policies, rule: None }
+        DecidedBy { policies, rule: None }
     }
 }
 
@@ -230,13 +231,13 @@ mod tests {
 
     use lb_common::policy::Judgement;
 
-    use super::{Direction, Group, Name, Policies, RuleAt};
+    use super::{GroupPolicies, Name, PolicyDirection, PolicyNames, RuleAt};
 
     #[test]
     fn judgements_in_words() {
         let both = ["db/deny-all", "db/access"].map(Name::parse);
-        let at = |others| RuleAt { direction: Direction::Ingress, index: 1, others };
-        let group = Group {
+        let at = |others| RuleAt { direction: PolicyDirection::Ingress, index: 1, others };
+        let group = GroupPolicies {
             policies: both.to_vec(),
             isolating: both.to_vec(),
             rules: BTreeMap::from([
@@ -245,7 +246,7 @@ mod tests {
             ]),
             no_room: false,
         };
-        let policies = Policies::new([(7, group)]);
+        let policies = PolicyNames::new([(7, group)]);
         let by_rule = Judgement::from_number(4 | 2 << 16);
         let by_one_of_many = Judgement::from_number(5 | 2 << 16);
         for (group, judgement, want) in [

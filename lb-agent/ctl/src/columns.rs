@@ -148,7 +148,7 @@ pub trait Row: Serialize {
 
 /// What `-o json` and `-o yaml` print.
 #[derive(Serialize)]
-struct List<'a, R> {
+struct RowList<'a, R> {
     node: &'a str,
     items: &'a [R],
 }
@@ -165,7 +165,9 @@ pub fn print<R: Row>(
 ) -> anyhow::Result<()> {
     let rows = sorted(rows, style)?;
     match style.output {
-        Format::Json | Format::Yaml => document(out, &List { node, items: &rows }, style.output)?,
+        Format::Json | Format::Yaml => {
+            document(out, &RowList { node, items: &rows }, style.output)?
+        }
         Format::Name => {
             let mut last = None;
             for row in rows {

@@ -130,7 +130,7 @@ impl Serialize for FlowState {
 
 /// What `--count` counts by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum By {
+pub enum CountBy {
     /// Service port.
     Service,
     /// Backend.
@@ -166,16 +166,16 @@ impl Row for CountRow {
 }
 
 /// Counts `rows`, the most frequent first.
-pub fn count(rows: &[CtRow], by: By) -> Vec<CountRow> {
+pub fn count(rows: &[CtRow], by: CountBy) -> Vec<CountRow> {
     let mut counts: HashMap<&str, u64> = HashMap::new();
     for row in rows {
         let key = match by {
-            By::Service => row.via.as_str(),
-            By::Backend => row.backend.as_str(),
+            CountBy::Service => row.via.as_str(),
+            CountBy::Backend => row.backend.as_str(),
             // Without the port, which is another one for each flow.
-            By::Src => row.src.rsplit_once(':').map_or(row.src.as_str(), |(host, _)| host),
-            By::State => row.state.name(),
-            By::Protocol => row.protocol.as_str(),
+            CountBy::Src => row.src.rsplit_once(':').map_or(row.src.as_str(), |(host, _)| host),
+            CountBy::State => row.state.name(),
+            CountBy::Protocol => row.protocol.as_str(),
         };
         *counts.entry(key).or_default() += 1;
     }

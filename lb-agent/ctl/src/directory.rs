@@ -10,7 +10,7 @@ use lb_common::addr::Addr;
 use lb_common::service::Backend;
 
 use crate::network;
-use crate::snapshot::Snapshot;
+use crate::snapshot::TableSnapshot;
 use lb_core::names::{BackendName, Conditions, Names, Place, PodName, ServiceName};
 
 /// Names by number.
@@ -28,7 +28,7 @@ pub struct Directory<'n> {
 
 impl<'n> Directory<'n> {
     /// Indexes `names`. Addresses are those of the maps: Pods of this node, then endpoints with a Pod.
-    pub fn new(names: &'n Names<'static>, snapshot: &Snapshot) -> Self {
+    pub fn new(names: &'n Names<'static>, snapshot: &TableSnapshot) -> Self {
         let mut directory = Self {
             node: &names.node,
             services: names.services.iter().map(|service| (service.id, service)).collect(),

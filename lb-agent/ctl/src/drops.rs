@@ -4,7 +4,7 @@ use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
 use serde::Serialize;
 
-use crate::attribution::{By, Policies};
+use crate::attribution::{DecidedBy, PolicyNames};
 use crate::columns::{Cell, Column, Row};
 use crate::network::protocol_name;
 use crate::view::View;
@@ -25,7 +25,7 @@ pub struct DropRow {
     /// The last one that was sampled.
     pub example: String,
     /// Whose policies decided of that one, and which rule.
-    pub by: By,
+    pub by: DecidedBy,
     /// What the operator can do.
     pub what_to_do: &'static str,
     /// Number of the reason.
@@ -65,7 +65,7 @@ impl Row for DropRow {
 
 /// Reasons that occurred (or `all`), the most frequent first.
 pub fn rows(view: &View<'_>, counts: &Counts, all: bool) -> Vec<DropRow> {
-    let policies = Policies::of(view.names);
+    let policies = PolicyNames::of(view.names);
     let wanted = counts.drops.iter().filter(|(_, _, count)| all || *count > 0);
     let mut rows: Vec<DropRow> = wanted
         .map(|(reason, ingress, count)| row(view, &policies, (*reason, *ingress), *count))
@@ -76,7 +76,7 @@ pub fn rows(view: &View<'_>, counts: &Counts, all: bool) -> Vec<DropRow> {
 
 fn row(
     view: &View<'_>,
-    policies: &Policies,
+    policies: &PolicyNames,
     (reason, ingress): (DropReason, bool),
     count: u64,
 ) -> DropRow {
@@ -100,7 +100,7 @@ fn row(
         count,
         last: last.and_then(|example| view.since(example.at)),
         example: example.unwrap_or_default(),
-        by: last.map_or_else(By::default, |example| {
+        by: last.map_or_else(DecidedBy::default, |example| {
             policies.by(example.group, Judgement::from_number(example.judgement))
         }),
         what_to_do: reason.what_to_do(),

@@ -31,5 +31,5 @@ pub use self::code::Code;
 pub use self::explanation::{Explanation, Finding, Nearest, Step, print};
 pub use self::facts::{Facts, Listening, Stale};
 pub use self::render::render;
-pub use self::trace::{Outcome, State};
+pub use self::trace::{HopState, TraceOutcome};
 pub use self::walk::trace;

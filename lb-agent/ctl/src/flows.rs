@@ -9,7 +9,7 @@ use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
 use serde::Serialize;
 
-use crate::attribution::{By, Policies, PolicyId};
+use crate::attribution::{DecidedBy, PolicyId, PolicyNames};
 use crate::columns::{Cell, Column, Row, age};
 use crate::directory::{port_word, service_name};
 use crate::network::protocol_name;
@@ -19,7 +19,7 @@ use lb_core::names::{Names, PodName};
 
 /// What happened to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Verdict {
+pub enum FlowVerdict {
     /// Not delivered.
     Dropped,
     /// Allowed; reported only while a client follows allowed flows.
@@ -30,7 +30,7 @@ pub enum Verdict {
     WouldAllow,
 }
 
-impl Verdict {
+impl FlowVerdict {
     const fn of(record: &FlowRecord) -> Self {
         match record.outcome {
             outcome::WOULD_DENY => Self::WouldDeny,
@@ -62,7 +62,7 @@ impl Verdict {
 
 /// Which flows.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Wanted {
+pub struct FlowFilter {
     /// Only flows of this Pod (NAMESPACE/NAME), as source or destination
     #[arg(long, value_name = "POD")]
     pub pod: Option<String>,
@@ -80,7 +80,7 @@ pub struct Wanted {
     pub port: Option<u16>,
     /// Only flows with these verdicts; `allowed` requires -f [default: all except allowed]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
-    pub verdict: Vec<Verdict>,
+    pub verdict: Vec<FlowVerdict>,
     /// Only flows dropped for these reasons, named as in `lbctl drops`
     #[arg(long, value_delimiter = ',', value_name = "REASON")]
     pub reason: Vec<String>,
@@ -89,10 +89,10 @@ pub struct Wanted {
     pub policy: Option<String>,
 }
 
-impl Wanted {
+impl FlowFilter {
     /// Whether the programs are to report allowed flows for it.
     pub fn allowed(&self) -> bool {
-        self.verdict.contains(&Verdict::Allowed)
+        self.verdict.contains(&FlowVerdict::Allowed)
     }
 
     /// Names as they stand in rows, so that they compare equal: `web` is `default/web`.
@@ -172,7 +172,7 @@ pub struct FlowRow {
     /// What happened to it.
     pub verdict: &'static str,
     #[serde(skip)]
-    outcome: Verdict,
+    outcome: FlowVerdict,
     /// Direction, as the Pod sees it whose policies or programs decided: `egress` or `ingress`.
     pub direction: &'static str,
     /// Where it comes from.
@@ -186,7 +186,7 @@ pub struct FlowRow {
     /// Why it was dropped, or empty.
     pub reason: &'static str,
     /// Whose policies decided, and which rule.
-    pub by: By,
+    pub by: DecidedBy,
     /// Identity of the peer, as the policies see it.
     pub ident: u32,
     /// ifindex of the Pod's device.
@@ -244,7 +244,7 @@ pub struct Joined<'a> {
     /// The name table.
     pub names: &'a Names<'static>,
     /// Which rule is whose.
-    pub policies: &'a Policies,
+    pub policies: &'a PolicyNames,
     /// Returns the owner of an address; empty = none.
     pub owners: &'a HashMap<IpAddr, String>,
 }
@@ -275,7 +275,7 @@ pub fn row(joined: &Joined<'_>, record: &FlowRecord) -> FlowRow {
             |service| format!("{}:{}", service_name(service), port_word(service)),
         )
     };
-    let verdict = Verdict::of(record);
+    let verdict = FlowVerdict::of(record);
     FlowRow {
         time: utc(record.at_ms),
         verdict: verdict.name(),

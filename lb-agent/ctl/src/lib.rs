@@ -55,7 +55,7 @@ use clap::{Parser, Subcommand};
 use lb_common::limits;
 
 use crate::columns::{Format, Style};
-use crate::ct::By;
+use crate::ct::CountBy;
 use crate::network::protocol_number;
 use crate::selection::Selection;
 
@@ -195,7 +195,7 @@ pub struct CtArgs {
     pub count: bool,
     /// Group the count by this
     #[arg(long, value_enum, requires = "count", value_name = "WHAT")]
-    pub by: Option<By>,
+    pub by: Option<CountBy>,
     /// Rows to show
     #[command(flatten)]
     pub selection: Selection,
@@ -246,7 +246,7 @@ pub struct DropsArgs {
 pub struct FlowsArgs {
     /// Rows to show
     #[command(flatten)]
-    pub wanted: flows::Wanted,
+    pub wanted: flows::FlowFilter,
     /// Keep running and print new flows as they occur
     #[arg(short, long)]
     pub follow: bool,

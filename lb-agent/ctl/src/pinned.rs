@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FORMER_PORTS,
@@ -22,7 +22,7 @@ use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
 use crate::frontend::FrontendSlots;
-use crate::snapshot::{CtFilter, Extent, MapUse, Now, Snapshot, count_flow};
+use crate::snapshot::{CtFilter, MapUse, Now, SnapshotExtent, TableSnapshot, count_flow};
 use lb_core::counts::Counts;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::clock::Clock;
@@ -78,30 +78,30 @@ impl Pinned {
     ///
     /// # Errors
     /// One sentence: when a map is missing, has another version, or may not be read.
-    pub fn snapshot(&self, extent: Extent) -> anyhow::Result<Snapshot> {
+    pub fn snapshot(&self, extent: SnapshotExtent) -> anyhow::Result<TableSnapshot> {
         for spec in &READ {
             self.check(spec)?;
         }
         let tables = Tables::open(&self.pins).map_err(refused)?;
         // Readers follow the order of a packet, writers the reverse order: what a frontend leads to exists.
         let (frontends, n_slots) = frontends(&tables)?;
-        let mut snapshot = Snapshot {
+        let mut snapshot = TableSnapshot {
             frontends,
             n_slots,
             backends: backends(&tables)?,
             hooks: self.hooks(),
             ifaces: ifaces().context("list network devices")?,
-            ..Snapshot::default()
+            ..TableSnapshot::default()
         };
-        syscall::for_each(&tables.pods, |ifindex: &u32, pod: &Pod| {
+        syscall::for_each(&tables.pods, |ifindex: &u32, pod: &PodEntry| {
             snapshot.pods.insert(*ifindex, *pod);
         })
         .context("read pods")?;
-        if extent >= Extent::Fields {
+        if extent >= SnapshotExtent::Fields {
             self.check(&MAP_LOADS)?;
             snapshot.fields = fields::read(&self.pins, &tables)?;
         }
-        if extent >= Extent::Flows {
+        if extent >= SnapshotExtent::Flows {
             let now = now()?;
             let flows = &mut snapshot.flows;
             self.each_flow(|key, entry| count_flow(flows, key, entry, now))?;
@@ -150,12 +150,12 @@ impl Pinned {
     ///
     /// # Errors
     /// As for [`Self::snapshot`].
-    pub fn map_uses(&self, snapshot: &Snapshot) -> anyhow::Result<Vec<MapUse>> {
+    pub fn map_uses(&self, snapshot: &TableSnapshot) -> anyhow::Result<Vec<MapUse>> {
         let is_pinned = |spec: &&MapSpec| self.versions(spec).next().is_some();
         MAPS.iter().filter(is_pinned).map(|spec| self.map_use(spec, snapshot)).collect()
     }
 
-    fn map_use(&self, spec: &MapSpec, snapshot: &Snapshot) -> anyhow::Result<MapUse> {
+    fn map_use(&self, spec: &MapSpec, snapshot: &TableSnapshot) -> anyhow::Result<MapUse> {
         self.check(spec)?;
         let Usage { kind, max, bytes } = usage::usage(&self.pins, spec).map_err(refused)?;
         let used: Option<usize> = match *spec {

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use lb_common::endpoint::{Pod, flags};
+use lb_common::endpoint::{PodEntry, flags};
 use serde::Serialize;
 
-use crate::attribution::Policies;
+use crate::attribution::PolicyNames;
 use crate::columns::{Cell, Column, Row};
 use crate::network;
 use crate::selection::Selection;
@@ -81,7 +81,7 @@ impl Row for PodRow {
 
 /// The wanted Pods, by name; those without come last.
 pub fn rows(view: &View<'_>, selection: &Selection) -> Vec<PodRow> {
-    let policies = Policies::of(view.names);
+    let policies = PolicyNames::of(view.names);
     let all = view.snapshot.pods.iter().map(|(ifindex, pod)| row(view, &policies, *ifindex, pod));
     let mut rows: Vec<PodRow> = all
         .filter(|row| selection.takes_namespace(&row.namespace))
@@ -102,7 +102,7 @@ fn is_backend(view: &View<'_>, row: &PodRow, selection: &Selection) -> bool {
     crate::backends::rows(view, &wanted).iter().any(|b| row.ips.contains(&b.address.ip()))
 }
 
-fn row(view: &View<'_>, policies: &Policies, ifindex: u32, pod: &Pod) -> PodRow {
+fn row(view: &View<'_>, policies: &PolicyNames, ifindex: u32, pod: &PodEntry) -> PodRow {
     let name = view.directory.pod(ifindex);
     let mac = pod.mac.map(|byte| format!("{byte:02x}")).join(":");
     PodRow {

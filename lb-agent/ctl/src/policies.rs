@@ -8,9 +8,9 @@ use crate::columns::{self, Cell, Column, Row};
 use crate::view::View;
 use crate::words;
 use lb_core::admin::Remark;
-use lb_core::admin::policy::{Denied, Rule, Selected, View as Policy};
+use lb_core::admin::policy::{DeniedFlows, PolicyView as Policy, RuleView, Selected};
 use lb_core::cluster::{Name, Peer, Tier};
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 use lb_core::names::PolicyName;
 
 /// One policy.
@@ -143,7 +143,7 @@ pub struct Document {
     /// Its egress rules, likewise.
     pub egress: Option<Vec<RuleDocument>>,
     /// New flows denied by isolation.
-    pub default_denied: Denied,
+    pub default_denied: DeniedFlows,
     /// What is wrong with it.
     pub issues: Vec<String>,
 }
@@ -186,7 +186,7 @@ pub struct RuleDocument {
 
 /// Returns the document of a policy.
 pub fn document(policy: &Policy) -> Document {
-    let rules = |direction: Direction, rules: &Option<Vec<Rule>>| {
+    let rules = |direction: PolicyDirection, rules: &Option<Vec<RuleView>>| {
         let rules = (0..).zip(rules.as_ref()?);
         let rule = |(index, rule)| rule_document(policy, (direction, index), rule);
         Some(rules.map(rule).collect())
@@ -204,8 +204,8 @@ pub fn document(policy: &Policy) -> Document {
             words::pods(&policy.name.namespace, subject),
             pods,
         ),
-        ingress: rules(Direction::Ingress, &policy.ingress),
-        egress: rules(Direction::Egress, &policy.egress),
+        ingress: rules(PolicyDirection::Ingress, &policy.ingress),
+        egress: rules(PolicyDirection::Egress, &policy.egress),
         default_denied: policy.default_denied,
         issues: policy.issues.iter().map(issue).collect(),
     }
@@ -213,8 +213,8 @@ pub fn document(policy: &Policy) -> Document {
 
 fn rule_document(
     policy: &Policy,
-    (direction, index): (Direction, u32),
-    rule: &Rule,
+    (direction, index): (PolicyDirection, u32),
+    rule: &RuleView,
 ) -> RuleDocument {
     let peer = |(at, (peer, pods)): (u32, &(Peer, Selected))| {
         let path = words::peer_path(direction, index, at);
@@ -259,8 +259,8 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
     lines.extend(issues.iter().map(|one| ["issue".to_owned(), issue(one)]));
     let Policy { ingress, egress, default_denied, .. } = policy;
     for (direction, rules, denied) in [
-        (Direction::Ingress, ingress, default_denied.ingress),
-        (Direction::Egress, egress, default_denied.egress),
+        (PolicyDirection::Ingress, ingress, default_denied.ingress),
+        (PolicyDirection::Egress, egress, default_denied.egress),
     ] {
         let text = match rules {
             None => "not covered by this policy".to_owned(),
@@ -275,7 +275,9 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
     }
     let lines: Vec<Vec<String>> = lines.into_iter().map(Vec::from).collect();
     columns::align(out, &lines, "  ")?;
-    for (direction, rules) in [(Direction::Ingress, ingress), (Direction::Egress, egress)] {
+    for (direction, rules) in
+        [(PolicyDirection::Ingress, ingress), (PolicyDirection::Egress, egress)]
+    {
         for (index, rule) in (0..).zip(rules.iter().flatten()) {
             print_rule(out, &name.namespace, (direction, index), rule)?;
         }
@@ -286,10 +288,10 @@ pub fn print(out: &mut dyn Write, policy: &Policy) -> io::Result<()> {
 fn print_rule(
     out: &mut dyn Write,
     namespace: &str,
-    (direction, index): (Direction, u32),
-    rule: &Rule,
+    (direction, index): (PolicyDirection, u32),
+    rule: &RuleView,
 ) -> io::Result<()> {
-    let Rule { action, name, peers, ports, hits, counted_in } = rule;
+    let RuleView { action, name, peers, ports, hits, counted_in } = rule;
     let ports = match ports.as_deref() {
         None => "all protocols and ports".to_owned(),
         Some([]) => "no ports".to_owned(),

@@ -16,7 +16,7 @@ use crate::columns::{self, Format, Row, Style};
 use crate::ct::CountRow;
 use crate::pinned::Pinned;
 use crate::selection::Selection;
-use crate::snapshot::{CtFilter, Extent};
+use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
 use crate::{
     AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ServicesArgs,
@@ -92,9 +92,9 @@ impl Place<'_> {
     fn report(self) -> anyhow::Result<status::Report> {
         let tables = Pinned::open(self.pin_dir)?;
         let named = self.names();
-        let snapshot = tables.snapshot(Extent::Tables)?;
+        let snapshot = tables.snapshot(SnapshotExtent::Tables)?;
         let view = View::new(&snapshot, &named.names, unix_now());
-        Ok(status::report(&status::Found {
+        Ok(status::report(&status::StatusFacts {
             view: &view,
             maps: &tables.map_uses(&snapshot)?,
             counts: &tables.counts()?,
@@ -107,9 +107,9 @@ impl Place<'_> {
         let selection = args.selection.clone().complete(args.name.clone(), false)?;
         if !args.tree {
             let gather = |view: &View<'_>, _: &Pinned| Ok(services::rows(view, &selection));
-            return self.show(&args.style, args.watch, Extent::Flows, gather, out);
+            return self.show(&args.style, args.watch, SnapshotExtent::Flows, gather, out);
         }
-        let snapshot = Pinned::open(self.pin_dir)?.snapshot(Extent::Flows)?;
+        let snapshot = Pinned::open(self.pin_dir)?.snapshot(SnapshotExtent::Flows)?;
         let named = self.names_or_remark();
         let view = View::new(&snapshot, &named.names, unix_now());
         let branches = tree::branches(&view, &services::rows(&view, &selection));
@@ -126,13 +126,13 @@ impl Place<'_> {
     fn backends(self, args: &BackendsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let selection = args.selection.clone().complete(args.name.clone(), false)?;
         let gather = |view: &View<'_>, _: &Pinned| Ok(backends::rows(view, &selection));
-        self.show(&args.style, args.watch, Extent::Flows, gather, out)
+        self.show(&args.style, args.watch, SnapshotExtent::Flows, gather, out)
     }
 
     fn pods(self, args: &PodsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let selection = args.selection.clone().complete(args.name.clone(), true)?;
         let gather = |view: &View<'_>, _: &Pinned| Ok(pods::rows(view, &selection));
-        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+        self.show(&args.style, args.watch, SnapshotExtent::Tables, gather, out)
     }
 
     fn ct(self, args: &CtArgs, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -143,7 +143,7 @@ impl Place<'_> {
             Ok(ct::rows(view, &entries, now, args.all))
         };
         if !args.count {
-            return self.show(&args.style, args.watch, Extent::Tables, rows, out);
+            return self.show(&args.style, args.watch, SnapshotExtent::Tables, rows, out);
         }
         let counts = |view: &View<'_>, tables: &Pinned| {
             let rows = rows(view, tables)?;
@@ -152,25 +152,25 @@ impl Place<'_> {
                 None => vec![CountRow { key: "all".to_owned(), count: rows.len() as u64 }],
             })
         };
-        self.show(&args.style, false, Extent::Tables, counts, out)
+        self.show(&args.style, false, SnapshotExtent::Tables, counts, out)
     }
 
     fn affinity(self, args: &AffinityArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let selection = args.selection.clone().complete(args.name.clone(), false)?;
         let gather = |view: &View<'_>, _: &Pinned| Ok(affinity::rows(view, &selection, args.all));
-        self.show(&args.style, args.watch, Extent::Fields, gather, out)
+        self.show(&args.style, args.watch, SnapshotExtent::Fields, gather, out)
     }
 
     fn drops(self, args: &DropsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let gather =
             |view: &View<'_>, tables: &Pinned| Ok(drops::rows(view, &tables.counts()?, args.all));
-        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+        self.show(&args.style, args.watch, SnapshotExtent::Tables, gather, out)
     }
 
     fn maps(self, args: &MapsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let gather =
             |view: &View<'_>, tables: &Pinned| Ok(maps::rows(&tables.map_uses(view.snapshot)?));
-        self.show(&args.style, args.watch, Extent::Tables, gather, out)
+        self.show(&args.style, args.watch, SnapshotExtent::Tables, gather, out)
     }
 
     fn version(self, args: &VersionArgs, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -187,7 +187,7 @@ impl Place<'_> {
         self,
         style: &Style,
         watch: bool,
-        extent: Extent,
+        extent: SnapshotExtent,
         gather: impl Fn(&View<'_>, &Pinned) -> anyhow::Result<Vec<R>>,
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {

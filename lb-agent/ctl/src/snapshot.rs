@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use lb_common::addr::Addr;
 use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
 use lb_common::service::{Affinity, Backend, state};
 
@@ -13,13 +13,13 @@ use crate::frontend::FrontendSlots;
 
 /// The load balancing tables, each entry as the kernel has it.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct TableSnapshot {
     /// Frontends, wildcards included.
     pub frontends: Vec<FrontendSlots>,
     /// Backends in use, by id.
     pub backends: HashMap<u32, Backend>,
     /// Pods of this node, by ifindex.
-    pub pods: HashMap<u32, Pod>,
+    pub pods: HashMap<u32, PodEntry>,
     /// What carries our programs at each Pod's veth, as words.
     pub hooks: HashMap<u32, Vec<String>>,
     /// Names of this network namespace's devices, by ifindex.
@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub fields: Fields,
 }
 
-impl Snapshot {
+impl TableSnapshot {
     /// Returns where the next flow of a client with session affinity goes, with this timeout of its Service.
     pub fn affinity_state(&self, value: &Affinity, timeout_secs: u32) -> AffinityState {
         let takes_flows = self.backends.get(&value.backend_id).is_some_and(|backend| {
@@ -51,7 +51,7 @@ impl Snapshot {
 
 /// How much of the maps to read: the rest is large, and few commands show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Extent {
+pub enum SnapshotExtent {
     /// The load balancing tables and the Pods.
     Tables,
     /// [`Fields`], too.

@@ -20,7 +20,7 @@ const SETTLED: u64 = 5;
 
 /// What the report is made from.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
+pub struct StatusFacts<'a> {
     /// Maps and names.
     pub view: &'a View<'a>,
     /// How full the maps are.
@@ -43,16 +43,16 @@ pub struct Report {
     /// This node's name, empty when not known.
     pub node: String,
     /// The parts.
-    pub subsystems: Vec<Line>,
+    pub subsystems: Vec<StatusLine>,
     /// What is wrong with objects.
-    pub issues: Vec<Issue>,
+    pub issues: Vec<StatusIssue>,
     /// Events of the slow path since the maps were made.
     pub counters: Vec<Count>,
 }
 
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Line {
+pub struct StatusLine {
     /// Its name.
     pub subsystem: String,
     /// How it is.
@@ -63,7 +63,7 @@ pub struct Line {
 
 /// One thing that is wrong with one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Issue {
+pub struct StatusIssue {
     /// The object.
     pub object: String,
     /// Seconds since it was first seen.
@@ -91,7 +91,7 @@ impl Report {
 }
 
 /// Makes the report. Lines that the agent wrote keep their order; what the maps tell now replaces its word.
-pub fn report(found: &Found<'_>) -> Report {
+pub fn report(found: &StatusFacts<'_>) -> Report {
     let view = found.view;
     let mut subsystems = vec![agent_line(found)];
     if let Some(error) = found.names_error {
@@ -106,8 +106,8 @@ pub fn report(found: &Found<'_>) -> Report {
     }));
     subsystems.push(tables_line(view));
     subsystems.push(maps_line(found.maps));
-    let issues: Vec<Issue> = (view.names.issues.iter())
-        .map(|issue| Issue {
+    let issues: Vec<StatusIssue> = (view.names.issues.iter())
+        .map(|issue| StatusIssue {
             object: issue.object.to_string(),
             since: view.since(issue.since),
             field: issue.field.to_string(),
@@ -127,11 +127,11 @@ pub fn report(found: &Found<'_>) -> Report {
     }
 }
 
-fn line(subsystem: &str, state: State, detail: String) -> Line {
-    Line { subsystem: subsystem.to_owned(), state, detail }
+fn line(subsystem: &str, state: State, detail: String) -> StatusLine {
+    StatusLine { subsystem: subsystem.to_owned(), state, detail }
 }
 
-fn agent_line(found: &Found<'_>) -> Line {
+fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
     let view = found.view;
     let agent = &view.names.agent;
     let ago = |time| view.since(time).map_or("an unknown time".to_owned(), age);
@@ -179,7 +179,7 @@ fn agent_line(found: &Found<'_>) -> Line {
     }
 }
 
-fn tables_line(view: &View<'_>) -> Line {
+fn tables_line(view: &View<'_>) -> StatusLine {
     let frontends = view.snapshot.frontends.iter().filter(|f| !f.key.is_wildcard()).count();
     let services = view.service_ids().len();
     let (backends, pods) = (view.snapshot.backends.len(), view.snapshot.pods.len());
@@ -195,7 +195,7 @@ fn tables_line(view: &View<'_>) -> Line {
     line("tables", State::Ok, detail)
 }
 
-fn maps_line(maps: &[MapUse]) -> Line {
+fn maps_line(maps: &[MapUse]) -> StatusLine {
     // Fragments are never removed, only replaced by newer ones: that table is full in the long run, and well.
     let judged = maps.iter().filter(|map| map.name != MAP_FRAGMENTS.name);
     let is_full = judged.filter_map(permille).any(|share| share >= FULL);
@@ -206,7 +206,7 @@ fn maps_line(maps: &[MapUse]) -> Line {
     line("maps", state, shares.collect::<Vec<_>>().join(", "))
 }
 
-fn because(subsystems: &[Line], n_issues: usize) -> String {
+fn because(subsystems: &[StatusLine], n_issues: usize) -> String {
     let bad = subsystems.iter().filter(|line| line.state != State::Ok);
     let mut parts: Vec<String> = bad
         .map(|line| format!("{} {}", line.subsystem, line.state.name().to_lowercase()))
@@ -237,11 +237,11 @@ pub fn print(out: &mut dyn Write, report: &Report, all: bool, headers: bool) -> 
         writeln!(out)?;
         align(out, &first.into_iter().chain(lines).collect::<Vec<_>>(), "")
     };
-    let words = |line: &Line| {
+    let words = |line: &StatusLine| {
         vec![line.subsystem.clone(), line.state.name().to_owned(), line.detail.clone()]
     };
     section(&["SUBSYSTEM", "STATE", "DETAIL"], report.subsystems.iter().map(words).collect())?;
-    let words = |issue: &Issue| {
+    let words = |issue: &StatusIssue| {
         let since = issue.since.map_or(columns::NONE.to_owned(), age);
         let text = match issue.field.as_str() {
             "" => issue.message.clone(),

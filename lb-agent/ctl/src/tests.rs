@@ -14,7 +14,7 @@ use lb_common::verdict::{Counter, DropReason};
 use self::sample::{NOW, names, snapshot};
 use crate::columns::{self, Format, Row, Style};
 use crate::selection::Selection;
-use crate::snapshot::{MapUse, Snapshot};
+use crate::snapshot::{MapUse, TableSnapshot};
 use crate::view::View;
 use crate::{backends, drops, maps, pods, services, status, tree};
 use lb_core::counts::Counts;
@@ -30,7 +30,7 @@ fn check<R: Row>(
 }
 
 fn check_on<R: Row>(
-    snapshot: &Snapshot,
+    snapshot: &TableSnapshot,
     names: &Names<'static>,
     output: Format,
     rows: impl Fn(&View<'_>) -> Vec<R>,
@@ -267,7 +267,7 @@ fn check_status(
     let snapshot = snapshot();
     let view = View::new(&snapshot, names, NOW);
     let counts = counts();
-    let found = status::Found { view: &view, maps, counts: &counts, running, names_error };
+    let found = status::StatusFacts { view: &view, maps, counts: &counts, running, names_error };
     let report = status::report(&found);
     let mut out = Vec::new();
     status::print(&mut out, &report, running == Some(true) && names.issues.is_empty(), true)

@@ -9,14 +9,14 @@ use lb_common::service::{Backend, FrontendKey, state};
 use crate::directory::Directory;
 use crate::fields::AffinityState;
 use crate::frontend::FrontendSlots;
-use crate::snapshot::{FlowCount, Snapshot};
+use crate::snapshot::{FlowCount, TableSnapshot};
 use lb_core::names::{Conditions, Names, RejectedName};
 
 /// The joined tables.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// What the maps hold.
-    pub snapshot: &'a Snapshot,
+    pub snapshot: &'a TableSnapshot,
     /// The name table, empty when there is none.
     pub names: &'a Names<'static>,
     /// The name table by number.
@@ -60,7 +60,7 @@ impl fmt::Display for BackendState {
 
 impl<'a> View<'a> {
     /// Joins `snapshot` and `names`.
-    pub fn new(snapshot: &'a Snapshot, names: &'a Names<'static>, now: u64) -> Self {
+    pub fn new(snapshot: &'a TableSnapshot, names: &'a Names<'static>, now: u64) -> Self {
         let mut view = Self {
             snapshot,
             names,

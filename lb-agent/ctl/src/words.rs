@@ -2,9 +2,9 @@
 
 use crate::network::protocol_name;
 use lb_core::cluster::{
-    Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Prefix, Requirement, Selector,
+    Namespaces, Operator, Peer, PodSelector, PortMatch, PortSpec, Prefix, Requirement, Selector,
 };
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 /// A requirement: `app=api`, `app in (a,b)`, `app`, `!app`.
 pub fn requirement(requirement: &Requirement) -> String {
@@ -69,23 +69,23 @@ pub fn port(port: &PortMatch) -> String {
         None => what,
     };
     match &port.ports {
-        Ports::All => protocol.unwrap_or_else(|| "all".to_owned()),
-        Ports::Range(first, last) if first == last => with(first.to_string()),
-        Ports::Range(first, last) => with(format!("{first}-{last}")),
-        Ports::Named(name) => with(name.to_string()),
+        PortSpec::All => protocol.unwrap_or_else(|| "all".to_owned()),
+        PortSpec::Range(first, last) if first == last => with(first.to_string()),
+        PortSpec::Range(first, last) => with(format!("{first}-{last}")),
+        PortSpec::Named(name) => with(name.to_string()),
     }
 }
 
 /// The path of a rule in `spec`: `ingress[1]`.
-pub fn rule_path(direction: Direction, rule: u32) -> String {
+pub fn rule_path(direction: PolicyDirection, rule: u32) -> String {
     format!("{}[{rule}]", direction.name())
 }
 
 /// The path of one of its peers: `ingress[1].from[0]`.
-pub fn peer_path(direction: Direction, rule: u32, peer: u32) -> String {
+pub fn peer_path(direction: PolicyDirection, rule: u32, peer: u32) -> String {
     let list = match direction {
-        Direction::Ingress => "from",
-        Direction::Egress => "to",
+        PolicyDirection::Ingress => "from",
+        PolicyDirection::Egress => "to",
     };
     format!("{}.{list}[{peer}]", rule_path(direction, rule))
 }

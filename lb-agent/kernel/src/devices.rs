@@ -28,12 +28,12 @@ use std::time::Instant;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use self::addresses::{Address, Addresses, HostAddresses, RTM_DELADDR, RTM_NEWADDR};
+use self::addresses::{Address, AddressPair, HostAddresses, RTM_DELADDR, RTM_NEWADDR};
 use self::link::{Link, RTM_DELLINK, RTM_NEWLINK};
 use self::netlink::{Monitor, NetlinkClient};
 use self::polls::Polls;
 use self::uplinks::{Layer, Uplink, Uplinks};
-use self::veths::Known;
+use self::veths::KnownVeths;
 pub use self::veths::Veth;
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
@@ -41,7 +41,7 @@ const GROUPS: [u32; 3] = [1, 5, 9];
 
 /// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum DeviceEvent {
     /// A Pod's veth is new, or its other end moved to another namespace.
     Appeared {
         /// ifindex of the host's end.
@@ -76,7 +76,7 @@ enum Message {
 pub struct Devices {
     monitor: Monitor,
     client: NetlinkClient,
-    known: Known,
+    known: KnownVeths,
     polls: Polls,
     uplinks: Uplinks,
     host: HostAddresses,
@@ -94,7 +94,7 @@ impl Devices {
         Ok(Self {
             monitor: Monitor::open(NETLINK_ROUTE, &GROUPS)?,
             client: NetlinkClient::open(NETLINK_ROUTE)?,
-            known: Known::default(),
+            known: KnownVeths::default(),
             polls: Polls::default(),
             uplinks: Uplinks::default(),
             host: HostAddresses::default(),
@@ -144,16 +144,16 @@ impl Devices {
     }
 
     /// The first address in each family that can stand for this node.
-    pub fn node_addresses(&self) -> Addresses {
+    pub fn node_addresses(&self) -> AddressPair {
         let devices = self.uplinks.standing_for_node();
-        devices.fold(Addresses::default(), |found, ifindex| found.or(self.host.main(ifindex)))
+        devices.fold(AddressPair::default(), |found, ifindex| found.or(self.host.main(ifindex)))
     }
 
     /// Asks for all devices, their addresses and those behind Pods', and tells what differs from what was known.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn resync(&mut self) -> io::Result<Vec<Event>> {
+    pub fn resync(&mut self) -> io::Result<Vec<DeviceEvent>> {
         let at = Instant::now();
         let links = link::all(&mut self.client)?;
         // Before the links: a veth's own addresses tell whether it is an uplink.
@@ -179,7 +179,7 @@ impl Devices {
         }
         for ifindex in self.known.veths.keys().copied().collect::<Vec<_>>() {
             if self.look_inside(ifindex) {
-                events.push(Event::Changed(ifindex));
+                events.push(DeviceEvent::Changed(ifindex));
             }
         }
         self.settle(host_changed, at, &mut events);
@@ -191,7 +191,7 @@ impl Devices {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
+    pub async fn next(&mut self) -> io::Result<Vec<DeviceEvent>> {
         let mut news = Vec::new();
         let due = self.polls.next();
         let Self { monitor, .. } = self;
@@ -206,7 +206,7 @@ impl Devices {
             None => {
                 for ifindex in self.polls.take(Instant::now()) {
                     if self.look_inside(ifindex) {
-                        events.push(Event::Changed(ifindex));
+                        events.push(DeviceEvent::Changed(ifindex));
                     }
                 }
             }
@@ -220,7 +220,7 @@ impl Devices {
         Ok(events)
     }
 
-    fn told(&mut self, news: Vec<Message>, events: &mut Vec<Event>) -> io::Result<()> {
+    fn told(&mut self, news: Vec<Message>, events: &mut Vec<DeviceEvent>) -> io::Result<()> {
         let at = Instant::now();
         let mut host_changed = false;
         // Devices whose addresses changed: that may make an uplink of what looked like a Pod's veth.
@@ -258,18 +258,18 @@ impl Devices {
     }
 
     /// Returns the events of devices that do not belong to Pods, after all messages were read.
-    fn settle(&mut self, host_changed: bool, at: Instant, events: &mut Vec<Event>) {
+    fn settle(&mut self, host_changed: bool, at: Instant, events: &mut Vec<DeviceEvent>) {
         let pod_bridges = self.known.bridges();
         for (ifindex, layer) in self.uplinks.changes(&pod_bridges) {
-            events.push(Event::Uplink { ifindex, layer, at });
+            events.push(DeviceEvent::Uplink { ifindex, layer, at });
         }
         if host_changed {
-            events.push(Event::Host);
+            events.push(DeviceEvent::Host);
         }
     }
 
     /// Records a device. Returns `true` if it does not belong to a Pod and is new or has changed.
-    fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<Event>) -> bool {
+    fn take(&mut self, mut link: Link, at: Instant, events: &mut Vec<DeviceEvent>) -> bool {
         let before = match link.tunnel_port {
             0 => self.tunnels.remove(&link.ifindex),
             port => self.tunnels.insert(link.ifindex, port),
@@ -288,11 +288,11 @@ impl Devices {
             self.uplinks.put(&link)
         };
         match self.known.link(link, at) {
-            Some(event @ Event::Appeared { ifindex, .. }) => {
+            Some(event @ DeviceEvent::Appeared { ifindex, .. }) => {
                 self.polls.start(ifindex, at);
                 events.push(event);
             }
-            Some(event @ Event::Gone(ifindex)) => {
+            Some(event @ DeviceEvent::Gone(ifindex)) => {
                 self.polls.stop(ifindex);
                 events.push(event);
             }
@@ -302,7 +302,7 @@ impl Devices {
         news || other_tunnel
     }
 
-    fn left(&mut self, ifindex: u32, at: Instant, events: &mut Vec<Event>) -> io::Result<()> {
+    fn left(&mut self, ifindex: u32, at: Instant, events: &mut Vec<DeviceEvent>) -> io::Result<()> {
         if let Some(other) = self.forget(ifindex, events)
             && let Some(link) = link::one(&mut self.client, other)?
         {
@@ -311,7 +311,7 @@ impl Devices {
         Ok(())
     }
 
-    fn forget(&mut self, ifindex: u32, events: &mut Vec<Event>) -> Option<u32> {
+    fn forget(&mut self, ifindex: u32, events: &mut Vec<DeviceEvent>) -> Option<u32> {
         self.polls.stop(ifindex);
         let (event, other) = self.known.gone(ifindex);
         events.extend(event);

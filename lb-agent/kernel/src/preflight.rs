@@ -22,7 +22,7 @@ pub type Release = (u32, u32, u32);
 
 /// What the machine says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct Machine {
     /// `uname -r`.
     pub kernel: String,
     /// The release that a distribution's kernel is made from, as far as the machine tells.
@@ -33,7 +33,7 @@ pub struct Facts {
     pub btf: bool,
 }
 
-impl Facts {
+impl Machine {
     /// Asks the machine.
     pub fn read() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -158,11 +158,11 @@ fn effective(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::{
-        CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, Facts, effective, release, version,
+        CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, Machine, effective, release, version,
     };
 
-    fn facts(kernel: &str, capabilities: &[u32]) -> Facts {
-        Facts {
+    fn facts(kernel: &str, capabilities: &[u32]) -> Machine {
+        Machine {
             kernel: kernel.to_owned(),
             release: release(kernel, ""),
             capabilities: capabilities.iter().fold(0, |all, bit| all | 1 << bit),
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn obstacles_are_one_sentence() {
         let all = [CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON];
-        let cases: [(&str, Facts, Option<&str>); 6] = [
+        let cases: [(&str, Machine, Option<&str>); 6] = [
             ("Debian 12", facts("6.1.0-56-cloud-amd64", &all), None),
             (
                 "Debian 11",
@@ -210,7 +210,8 @@ mod tests {
     fn a_refusal_has_a_suspect() {
         let no_perfmon = facts("6.1.0", &[CAP_BPF, CAP_NET_ADMIN]).suspicion().unwrap();
         assert!(no_perfmon.starts_with("missing CAP_PERFMON"), "{no_perfmon}");
-        let no_btf = Facts { btf: false, ..facts("6.1.0", &[CAP_SYS_ADMIN]) }.suspicion().unwrap();
+        let no_btf =
+            Machine { btf: false, ..facts("6.1.0", &[CAP_SYS_ADMIN]) }.suspicion().unwrap();
         assert!(no_btf.contains("CONFIG_DEBUG_INFO_BTF"), "{no_btf}");
         assert_eq!(facts("6.1.0", &[CAP_SYS_ADMIN]).suspicion(), None);
     }
@@ -235,12 +236,12 @@ mod tests {
         ] {
             let found = release(kernel, more);
             assert_eq!(found, Some(want), "{kernel}");
-            let weakness = Facts { release: found, ..facts(kernel, &[]) }.weakness();
+            let weakness = Machine { release: found, ..facts(kernel, &[]) }.weakness();
             assert_eq!(weakness.is_none(), fit, "{kernel}: {weakness:?}");
             let advice = "update the kernel to 6.1.72, 6.6.11 or 6.7";
             assert!(weakness.is_none_or(|weakness| weakness.contains(advice)), "{kernel}");
         }
-        assert_eq!(Facts { release: release("?", ""), ..facts("?", &[]) }.weakness(), None);
+        assert_eq!(Machine { release: release("?", ""), ..facts("?", &[]) }.weakness(), None);
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc
     let all = watcher::Config::default().timeout(WATCH_SECS);
     let ours = all.clone().labels(&ours);
     let unfinished = all.clone().fields(UNFINISHED);
-    let source = Source { client, tx, counters, absent: ABSENT };
+    let source = WatchContext { client, tx, counters, absent: ABSENT };
     tokio::select! {
         () = source.watch::<ServiceObject>(ours.clone()) => {}
         () = source.watch::<EndpointSlice>(ours) => {}
@@ -130,7 +130,7 @@ pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc
 }
 
 /// What the watches share.
-struct Source {
+struct WatchContext {
     client: kube::Client,
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
@@ -148,7 +148,7 @@ enum StreamEnd {
     Closed,
 }
 
-impl Source {
+impl WatchContext {
     /// Watches one kind until it has failed for too long.
     async fn watch<K>(&self, config: watcher::Config)
     where

@@ -50,7 +50,7 @@ pub async fn run(
     let thread = std::thread::Builder::new().name("manifests".to_owned());
     thread
         .spawn(move || {
-            let source = Source { tx, counters };
+            let source = ManifestSource { tx, counters };
             // The receiver is only gone when the agent is.
             drop(done.send(source.run(&directory, &node)));
         })
@@ -58,12 +58,12 @@ pub async fn run(
     result.await.context("the manifest thread ended")?
 }
 
-struct Source {
+struct ManifestSource {
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
 }
 
-impl Source {
+impl ManifestSource {
     fn run(&self, path: &Path, node: &str) -> anyhow::Result<()> {
         let mut directory = ManifestDirectory::new(path, node);
         let (mut notifications, mut watcher) = watch(path)?;

@@ -7,7 +7,7 @@ use lb_core::cluster::Cluster;
 use lb_core::model::rules::Rules;
 
 /// What responses are made from.
-pub(crate) struct State<'a> {
+pub(crate) struct HandlerState<'a> {
     /// The cluster as last observed.
     pub(crate) cluster: &'a Cluster,
     /// The agent's settings for Services.
@@ -16,7 +16,7 @@ pub(crate) struct State<'a> {
     pub(crate) hits: &'a Hits,
 }
 
-impl State<'_> {
+impl HandlerState<'_> {
     /// Returns the response to a request.
     pub(crate) fn respond(&self, request: Request) -> Response {
         match request {

@@ -39,7 +39,7 @@ const BATCH: usize = 64;
 
 /// A request that waits for the loop.
 #[derive(Debug)]
-pub(crate) struct Pending {
+pub(crate) struct PendingRequest {
     /// The request.
     pub request: Request,
     /// Where the response goes.
@@ -51,7 +51,7 @@ pub(crate) struct Server {
     /// The last flows.
     pub flows: watch::Receiver<Recent>,
     /// Requests to the loop.
-    pub requests: mpsc::Sender<Pending>,
+    pub requests: mpsc::Sender<PendingRequest>,
     /// Clients that follow allowed flows, too.
     pub followers: watch::Sender<usize>,
 }
@@ -141,7 +141,7 @@ async fn client(stream: UnixStream, server: &Server) -> io::Result<()> {
 async fn respond(request: Request, server: &Server) -> Response {
     let (response, responded) = oneshot::channel();
     let exchange = async {
-        server.requests.send(Pending { request, response }).await.ok()?;
+        server.requests.send(PendingRequest { request, response }).await.ok()?;
         responded.await.ok()
     };
     match timeout(RESPOND, exchange).await {

@@ -12,19 +12,19 @@ use lb_common::endpoint::{Dev, Ident, dev_flags, ident_flags};
 
 use lb_core::plan::Actual;
 use lb_kernel::devices::Devices;
-use lb_kernel::devices::addresses::Addresses as OfDevice;
+use lb_kernel::devices::addresses::AddressPair as OfDevice;
 
 const LOCAL_NODE: Ident = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
 
 /// What the two maps should say of this node.
-pub(super) struct Addresses {
+pub(super) struct NodeAddresses {
     /// What the node's devices say of `ident`.
     ident: BTreeMap<Addr, Ident>,
     /// The node's own addresses when `devs` was computed last.
     named: Box<[Addr]>,
 }
 
-impl Addresses {
+impl NodeAddresses {
     /// Takes over what an earlier run left.
     pub(super) fn take_over(actual: &Actual) -> Self {
         let ident = actual.ident.iter().map(|(addr, known)| (*addr, of_device(known))).collect();

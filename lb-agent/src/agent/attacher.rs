@@ -14,7 +14,7 @@ use lb_kernel::bpf::attach::{AttachError, Hooks, Mechanism, Role};
 
 /// What is to be done.
 #[derive(Debug)]
-enum Command {
+enum AttachCommand {
     Attach(Attachment),
     Forget {
         ifindex: u32,
@@ -41,7 +41,7 @@ pub(super) struct Attached {
 /// The thread's mailbox. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Attacher {
-    commands: std_mpsc::Sender<Command>,
+    commands: std_mpsc::Sender<AttachCommand>,
 }
 
 impl Attacher {
@@ -62,7 +62,7 @@ impl Attacher {
             .spawn(move || {
                 for command in inbox {
                     match command {
-                        Command::Attach(Attachment { ifindex, role, since }) => {
+                        AttachCommand::Attach(Attachment { ifindex, role, since }) => {
                             let result = hooks.attach(ifindex, role);
                             let (took, mechanism) = (since.elapsed(), hooks.mechanism());
                             let attached = Attached { ifindex, role, took, mechanism, result };
@@ -71,8 +71,8 @@ impl Attacher {
                             }
                         }
                         // Who waited too long has gone.
-                        Command::Tell(waiting) => drop(waiting.send(())),
-                        Command::Forget { ifindex } => {
+                        AttachCommand::Tell(waiting) => drop(waiting.send(())),
+                        AttachCommand::Forget { ifindex } => {
                             if let Err(e) = hooks.forget(ifindex) {
                                 tracing::warn!(ifindex, err = %e, "cannot remove the pins of a removed device");
                             }
@@ -86,22 +86,22 @@ impl Attacher {
 
     /// Attaches to a device.
     pub(super) fn attach(&self, attachment: Attachment) {
-        self.send(Command::Attach(attachment));
+        self.send(AttachCommand::Attach(attachment));
     }
 
     /// Waits until what was asked for is done; whether it was within [`Self::SOON`].
     pub(super) fn wait(&self) -> bool {
         let (waiting, done) = std_mpsc::sync_channel(1);
-        self.send(Command::Tell(waiting));
+        self.send(AttachCommand::Tell(waiting));
         done.recv_timeout(Self::SOON).is_ok()
     }
 
     /// Removes the pins of a device that is gone or has no role any more.
     pub(super) fn forget(&self, ifindex: u32) {
-        self.send(Command::Forget { ifindex });
+        self.send(AttachCommand::Forget { ifindex });
     }
 
-    fn send(&self, command: Command) {
+    fn send(&self, command: AttachCommand) {
         if self.commands.send(command).is_err() {
             tracing::error!("the attach thread has ended");
         }

@@ -25,7 +25,7 @@ enum Stage {
 }
 
 #[derive(Clone, Debug)]
-struct Device {
+struct AttachedDevice {
     role: Role,
     since: Instant,
     stage: Stage,
@@ -47,14 +47,15 @@ pub(super) struct Attachment {
 /// All devices with a role.
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
-    devices: BTreeMap<u32, Device>,
+    devices: BTreeMap<u32, AttachedDevice>,
 }
 
 impl Attachments {
     /// A device is to be attached to.
     pub(super) fn begin(&mut self, attachment: Attachment) {
         let Attachment { ifindex, role, since } = attachment;
-        let device = Device { role, since, stage: Stage::Attaching, wait: RETRY.0, error: None };
+        let device =
+            AttachedDevice { role, since, stage: Stage::Attaching, wait: RETRY.0, error: None };
         self.devices.insert(ifindex, device);
     }
 
@@ -120,7 +121,7 @@ impl Attachments {
 
     /// Devices that want this program, and those that have it.
     pub(super) fn count(&self, program: &str) -> (usize, usize) {
-        let wants = |device: &&Device| {
+        let wants = |device: &&AttachedDevice| {
             Hook::ALL.into_iter().any(|hook| device.role.program(hook) == Some(program))
         };
         let wanting = || self.devices.values().filter(wants);

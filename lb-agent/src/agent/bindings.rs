@@ -36,7 +36,7 @@ const SKEW: i64 = 60;
 /// All Pods' devices.
 #[derive(Debug, Default)]
 pub(super) struct Bindings {
-    devices: BTreeMap<u32, Device>,
+    devices: BTreeMap<u32, BoundDevice>,
     /// Pods whose device has gone, by their UIDs: one that is being deleted gets no other.
     left: BTreeMap<Name, u64>,
     issues: Vec<Issue>,
@@ -44,7 +44,7 @@ pub(super) struct Bindings {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Device {
+struct BoundDevice {
     /// MAC address of the host's end.
     own_mac: [u8; 6],
     /// When it appeared, in seconds since 1970.
@@ -81,7 +81,7 @@ enum Standing {
 }
 
 /// What the API server and the host say.
-pub(super) struct View<'a> {
+pub(super) struct BindingFacts<'a> {
     pub(super) cluster: &'a Cluster,
     /// Whether an address belongs to a Pod, node or Service, or must not be used as a source.
     pub(super) is_others: &'a dyn Fn(&Addr) -> bool,
@@ -93,7 +93,7 @@ pub(super) struct View<'a> {
 
 impl Bindings {
     /// Looks at all devices again. Returns those of which something is new.
-    pub(super) fn update(&mut self, veths: &[&Veth], view: &View<'_>) -> BTreeSet<u32> {
+    pub(super) fn update(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) -> BTreeSet<u32> {
         let before = self.devices.clone();
         let patience = if self.begun { PATIENCE } else { PATIENCE_AT_START };
         self.begun = true;
@@ -102,7 +102,7 @@ impl Bindings {
         gone.into_iter().for_each(|ifindex| self.gone(ifindex));
         self.forget_left(view.cluster);
         for veth in veths {
-            let device = self.devices.entry(veth.ifindex).or_insert_with(|| Device {
+            let device = self.devices.entry(veth.ifindex).or_insert_with(|| BoundDevice {
                 own_mac: veth.own_mac,
                 since: view.now,
                 until: view.now.saturating_add(patience),
@@ -123,7 +123,7 @@ impl Bindings {
         self.keep_own(view);
         self.share_out(veths, view);
         self.find_aliens(veths, view);
-        let is_new = |(ifindex, device): (&u32, &Device)| {
+        let is_new = |(ifindex, device): (&u32, &BoundDevice)| {
             (before.get(ifindex) != Some(device)).then_some(*ifindex)
         };
         self.devices.iter().filter_map(is_new).collect()
@@ -151,7 +151,7 @@ impl Bindings {
     }
 
     /// Finds the Pods of devices that have none.
-    fn bind(&mut self, veths: &[&Veth], view: &View<'_>) {
+    fn bind(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) {
         let mut held = self.held();
         let mut claimants = self.claimants(veths, view.cluster);
         loop {
@@ -236,7 +236,7 @@ impl Bindings {
     }
 
     /// Whose the other addresses are that are bound in the namespaces. Who had one before keeps it.
-    fn share_out(&mut self, veths: &[&Veth], view: &View<'_>) {
+    fn share_out(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) {
         let told = view.cluster.is_synced(Kind::Pod);
         let ranges: Vec<_> = view.cluster.pod_ranges().copied().collect();
         let in_ranges = |addr: &Addr| ranges.is_empty() || ranges.iter().any(|r| r.contains(addr));
@@ -291,7 +291,7 @@ impl Bindings {
     }
 
     /// Which addresses of its Pod each device still has: not those that another Pod has by now.
-    fn keep_own(&mut self, view: &View<'_>) {
+    fn keep_own(&mut self, view: &BindingFacts<'_>) {
         let told = view.cluster.is_synced(Kind::Pod);
         for device in self.devices.values_mut() {
             let Some(bound) = &device.bound else {
@@ -308,7 +308,7 @@ impl Bindings {
 
     /// The addresses that lie behind a device, and whether those that an earlier run found are still there: before the
     /// Pods have been told.
-    pub(super) fn addresses(&self, veth: &Veth, view: &View<'_>) -> (Vec<Addr>, bool) {
+    pub(super) fn addresses(&self, veth: &Veth, view: &BindingFacts<'_>) -> (Vec<Addr>, bool) {
         let Some(device) = self.devices.get(&veth.ifindex) else { return (Vec::new(), true) };
         let told = view.cluster.is_synced(Kind::Pod);
         if device.standing == Standing::Impostor {
@@ -386,7 +386,7 @@ impl Bindings {
     }
 }
 
-impl Device {
+impl BoundDevice {
     /// What happened to the Pod behind it.
     fn follow(&mut self, veth: &Veth, cluster: &Cluster) {
         let Some(bound) = &mut self.bound else {

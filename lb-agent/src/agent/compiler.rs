@@ -21,17 +21,17 @@ pub(super) struct Job {
 
 /// The result.
 #[derive(Debug)]
-pub(super) struct Compiled {
+pub(super) struct CompiledTables {
     pub compiler: Compiler,
     pub desired: Desired,
     pub took: Duration,
 }
 
 impl Job {
-    pub(super) fn run(mut self) -> Compiled {
+    pub(super) fn run(mut self) -> CompiledTables {
         let begun = Instant::now();
         let desired = self.compiler.compile(&self.cluster);
-        Compiled { compiler: self.compiler, desired, took: begun.elapsed() }
+        CompiledTables { compiler: self.compiler, desired, took: begun.elapsed() }
     }
 }
 
@@ -46,7 +46,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the system has no room for a thread.
-    pub(super) fn spawn(done: mpsc::UnboundedSender<Compiled>) -> anyhow::Result<Self> {
+    pub(super) fn spawn(done: mpsc::UnboundedSender<CompiledTables>) -> anyhow::Result<Self> {
         let (jobs, inbox) = std_mpsc::channel::<Job>();
         thread::Builder::new()
             .name("compile".to_owned())

@@ -97,7 +97,7 @@ impl Disconnecter {
 }
 
 fn run(turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
-    let mut pending = Pending::default();
+    let mut pending = PendingDisconnects::default();
     loop {
         let received = if pending.0.is_empty() {
             turnovers.recv().map_err(|_ended| RecvTimeoutError::Disconnected)
@@ -131,9 +131,9 @@ fn run(turnovers: &mpsc::Receiver<Turnover>, closed: &Counter) {
 
 /// Backends whose sockets are looked for, and how often yet.
 #[derive(Debug, Default)]
-struct Pending(HashMap<Destination, u8>);
+struct PendingDisconnects(HashMap<Destination, u8>);
 
-impl Pending {
+impl PendingDisconnects {
     fn take(&mut self, turnover: Turnover) {
         let Turnover { left, serving } = turnover;
         for backend in serving {
@@ -159,7 +159,7 @@ mod tests {
     use lb_common::flow::proto;
     use lb_common::service::{Backend, state};
 
-    use super::{Pending, Turnover, Write};
+    use super::{PendingDisconnects, Turnover, Write};
 
     #[test]
     fn only_udp_backends_that_no_service_has_are_gone() {
@@ -193,7 +193,7 @@ mod tests {
     fn a_backend_is_looked_for_three_times_unless_it_comes_back() {
         let [a, b] =
             ["10.1.0.1", "10.1.0.2"].map(|ip| (Addr::from_ip(ip.parse().unwrap()), Be16::new(53)));
-        let mut pending = Pending::default();
+        let mut pending = PendingDisconnects::default();
         pending.take(Turnover { left: vec![a, b], serving: vec![] });
         assert_eq!(pending.next_pass(), [a, b].into());
         pending.take(Turnover { left: vec![], serving: vec![b] });

@@ -11,16 +11,16 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use crate::observe::metrics::policy::{ByPolicy, SERIES_BY_POLICY};
-use lb_core::admin::policy::{Rule, View};
+use lb_core::admin::policy::{PolicyView, RuleView};
 use lb_core::cluster::{Name, Tier};
-use lb_core::model::policy::{Direction, Group};
+use lb_core::model::policy::{PolicyDirection, RuleSet};
 
 /// Who decided, and how.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Decision {
     policy: Name,
     tier: Tier,
-    direction: Direction,
+    direction: PolicyDirection,
     /// Index of the rule in its list, and of those that are one with it; `None` = the policy isolates the Pod, and no rule
     /// allowed the flow.
     rule: Option<(u32, Arc<[u32]>)>,
@@ -58,7 +58,7 @@ impl Hits {
     pub(super) fn add<'a>(
         &mut self,
         counts: &[(HitKey, u64)],
-        group: impl Fn(u32) -> Option<&'a Group>,
+        group: impl Fn(u32) -> Option<&'a RuleSet>,
         now: u64,
     ) -> Vec<HitKey> {
         let mut nameless = Vec::new();
@@ -101,15 +101,15 @@ impl Hits {
     }
 
     /// Writes into a policy's view how often each of its rules decided, and its isolation denied.
-    pub(crate) fn count_in(&self, view: &mut View) {
-        let View { name, tier, ingress, egress, default_denied, .. } = view;
+    pub(crate) fn count_in(&self, view: &mut PolicyView) {
+        let PolicyView { name, tier, ingress, egress, default_denied, .. } = view;
         for (decision, hit) in &self.decisions {
             if (decision.tier, &decision.policy) != (*tier, &*name) {
                 continue;
             }
             let (rules, denied) = match decision.direction {
-                Direction::Ingress => (&mut *ingress, &mut default_denied.ingress),
-                Direction::Egress => (&mut *egress, &mut default_denied.egress),
+                PolicyDirection::Ingress => (&mut *ingress, &mut default_denied.ingress),
+                PolicyDirection::Egress => (&mut *egress, &mut default_denied.egress),
             };
             match &decision.rule {
                 None => *denied = denied.saturating_add(hit.count),
@@ -147,7 +147,7 @@ impl Hits {
 }
 
 /// Counts for a rule, and says of those that are one with it where they are counted.
-fn count(rules: &mut [Rule], (index, others): (u32, &[u32]), count: u64) {
+fn count(rules: &mut [RuleView], (index, others): (u32, &[u32]), count: u64) {
     let Some(rule) = rules.get_mut(index as usize) else { return };
     rule.hits = rule.hits.saturating_add(count);
     for other in others {
@@ -158,12 +158,13 @@ fn count(rules: &mut [Rule], (index, others): (u32, &[u32]), count: u64) {
 }
 
 /// Whose decision it was. Several policies may isolate a Pod: it is the decision of each.
-fn decisions(group: &Group, key: &HitKey) -> Vec<Decision> {
+fn decisions(group: &RuleSet, key: &HitKey) -> Vec<Decision> {
     let judgement = Judgement::from_number(key.judgement);
     let Some(outcome) = Outcome::ALL.into_iter().find(|known| *known as u8 == key.outcome) else {
         return Vec::new();
     };
-    let direction = if key.ingress != 0 { Direction::Ingress } else { Direction::Egress };
+    let direction =
+        if key.ingress != 0 { PolicyDirection::Ingress } else { PolicyDirection::Egress };
     let decision = |policy: &Name, tier, rule| Decision {
         policy: policy.clone(),
         tier,
@@ -213,21 +214,21 @@ mod tests {
     use lb_common::policy::tier;
 
     use super::{
-        Arc, ByPolicy, Counter, Decision, Direction, Family, Group, Hit, HitKey, Hits, Judgement,
-        Name, Outcome, SERIES_BY_POLICY, Tier,
+        Arc, ByPolicy, Counter, Decision, Family, Hit, HitKey, Hits, Judgement, Name, Outcome,
+        PolicyDirection, RuleSet, SERIES_BY_POLICY, Tier,
     };
-    use lb_core::admin::policy::{Denied, Rule, Selected, View};
+    use lb_core::admin::policy::{DeniedFlows, PolicyView, RuleView, Selected};
     use lb_core::cluster::{Action, Namespaces, PodSelector, Selector};
-    use lb_core::model::policy::{BitRule, Source};
+    use lb_core::model::policy::{BitRule, RuleSource};
 
     /// `shop/access` with two rules, the second of which has two bits; `shop/deny` isolates as well.
-    fn group() -> Group {
+    fn group() -> RuleSet {
         let (access, deny) = (Name::new("shop", "access"), Name::new("shop", "deny"));
         let rule = |number, index| {
-            let source = Source {
+            let source = RuleSource {
                 policy: access.clone(),
                 tier: Tier::NetworkPolicy,
-                direction: Direction::Ingress,
+                direction: PolicyDirection::Ingress,
                 index,
                 others: if index == 1 { [2].into() } else { [].into() },
             };
@@ -235,14 +236,14 @@ mod tests {
             (number, Arc::new(rule))
         };
         let rules = [rule(0, 0), rule(1, 1), rule(2, 1)].into();
-        let mut group = Group::default();
+        let mut group = RuleSet::default();
         (group.rules, group.isolating) = (rules, [access, deny].into());
         group
     }
 
     /// A policy with three rules, before counts are added.
-    fn view(name: &Name) -> View {
-        let rule = Rule {
+    fn view(name: &Name) -> PolicyView {
+        let rule = RuleView {
             action: Action::Accept,
             name: "".into(),
             peers: None,
@@ -251,7 +252,7 @@ mod tests {
             counted_in: None,
         };
         let all = PodSelector { namespaces: Namespaces::Own, pods: Selector::default() };
-        View {
+        PolicyView {
             name: name.clone(),
             tier: Tier::NetworkPolicy,
             priority: 0,
@@ -260,7 +261,7 @@ mod tests {
             subject: (all, Selected::default()),
             ingress: Some(vec![rule; 3]),
             egress: None,
-            default_denied: Denied::default(),
+            default_denied: DeniedFlows::default(),
             issues: Vec::new(),
         }
     }
@@ -296,7 +297,7 @@ mod tests {
         hits.count_in(&mut view);
         let rules = view.ingress.unwrap();
         let of_rules: Vec<u64> = rules.iter().map(|rule| rule.hits).collect();
-        let denied = Denied { ingress: 4, egress: 0 };
+        let denied = DeniedFlows { ingress: 4, egress: 0 };
         assert_eq!((of_rules, view.default_denied), (vec![6, 3, 0], denied));
         let counted_in: Vec<Option<u32>> = rules.iter().map(|rule| rule.counted_in).collect();
         assert_eq!(counted_in, [None, None, Some(1)], "two rules that are one");
@@ -321,7 +322,7 @@ mod tests {
         let decision = |name: String| Decision {
             policy: Name::new("shop", name),
             tier: Tier::NetworkPolicy,
-            direction: Direction::Egress,
+            direction: PolicyDirection::Egress,
             rule: None,
             outcome: Outcome::Deny,
         };

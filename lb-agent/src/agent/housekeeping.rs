@@ -15,9 +15,9 @@ use tracing::warn;
 use crate::agent::issues::Issues;
 use crate::agent::masquerade;
 use crate::agent::report;
-use crate::agent::table::{self, Known, Table, policies};
+use crate::agent::table::{self, Table, TableFacts, policies};
 use crate::agent::{Agent, unix_now};
-use crate::config::{Config, Source};
+use crate::config::{AgentConfig, FactSource};
 use crate::observe::metrics::{ChangeKind, Metrics, hooks, ip_family};
 use crate::ports::HostPorts;
 use lb_core::cluster::Kind;
@@ -28,7 +28,7 @@ use lb_core::plan::Actual;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::events::Examples;
 use lb_kernel::bpf::gc::Pass;
-use lb_kernel::preflight::Facts;
+use lb_kernel::preflight::Machine;
 use lb_kube::api_server::{ApiEvents, StartupTaint};
 
 /// The table is written at most so often.
@@ -67,8 +67,8 @@ pub(super) struct Housekeeping {
 
 impl Housekeeping {
     pub(super) fn new(
-        cfg: &Config,
-        facts: &Facts,
+        cfg: &AgentConfig,
+        facts: &Machine,
         examples: watch::Receiver<Examples>,
         ct_capacity: u32,
     ) -> Self {
@@ -80,10 +80,10 @@ impl Housekeeping {
             file,
             node: cfg.node_name.clone(),
             source: match &cfg.source {
-                Source::Kubernetes(options) => {
+                FactSource::Kubernetes(options) => {
                     ("kubernetes", options.api_server.clone().unwrap_or_default())
                 }
-                Source::Manifests(dir) => ("manifests", dir.display().to_string()),
+                FactSource::Manifests(dir) => ("manifests", dir.display().to_string()),
             },
             kernel: facts.kernel.clone(),
             weakness: facts.weakness(),
@@ -93,14 +93,16 @@ impl Housekeeping {
             examples,
             issues: Issues::default(),
             api_events: match &cfg.source {
-                Source::Kubernetes(options) => ApiEvents::spawn(options.clone(), &cfg.node_name),
-                Source::Manifests(_) => ApiEvents::none(),
+                FactSource::Kubernetes(options) => {
+                    ApiEvents::spawn(options.clone(), &cfg.node_name)
+                }
+                FactSource::Manifests(_) => ApiEvents::none(),
             },
             startup_taint: match (&cfg.source, &cfg.startup_taint) {
-                (Source::Kubernetes(options), Some(key)) => {
+                (FactSource::Kubernetes(options), Some(key)) => {
                     StartupTaint::spawn(options.clone(), &cfg.node_name, key)
                 }
-                (Source::Kubernetes(_), None) | (Source::Manifests(_), _) => {
+                (FactSource::Kubernetes(_), None) | (FactSource::Manifests(_), _) => {
                     StartupTaint::default()
                 }
             },
@@ -212,7 +214,7 @@ impl Agent {
 
     fn table<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Table<'a> {
         let house = &self.housekeeping;
-        let known = Known {
+        let known = TableFacts {
             cluster: &self.cluster,
             desired: &self.desired,
             planner: &self.planner,
@@ -242,7 +244,7 @@ impl Agent {
         names.masquerade_ports = Some([*ports.start(), *ports.end()]);
         names.source = SourceName { kind: Cow::Borrowed(kind), place: Cow::Borrowed(place) };
         let kube_proxy = self.kube_proxy.signs(&self.cluster);
-        names.subsystems = report::lines(&report::Facts {
+        names.subsystems = report::lines(&report::ReportFacts {
             cluster: &self.cluster,
             source: kind,
             mechanism: self.mechanism,

@@ -9,7 +9,7 @@ use lb_common::config::{self, Config as ProgramConfig, features};
 use lb_common::limits::MAP_CT;
 use tracing::info;
 
-use crate::config::Config;
+use crate::config::AgentConfig;
 use crate::ports::{self, Ports};
 use lb_core::names;
 use lb_kernel::bpf;
@@ -21,7 +21,7 @@ use lb_kernel::bpf::pins::Pins;
 use lb_kernel::bpf::refusal;
 use lb_kernel::bpf::resize::Resize;
 use lb_kernel::bpf::store::Maps;
-use lb_kernel::preflight::{self, Facts};
+use lb_kernel::preflight::{self, Machine};
 use lb_kernel::syscall;
 
 /// From this version on, `bpf_l4_csum_replace` knows `BPF_F_IPV6`; older ones refuse the flag.
@@ -52,7 +52,7 @@ impl Kernel {
     ///
     /// # Errors
     /// One sentence: what is missing and how to get it.
-    pub(super) fn bring_up(cfg: &Config, facts: &Facts) -> anyhow::Result<Self> {
+    pub(super) fn bring_up(cfg: &AgentConfig, facts: &Machine) -> anyhow::Result<Self> {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
         let ct_entries = cfg.ct_entries;
@@ -95,7 +95,7 @@ impl Kernel {
 
 /// The ports that answers to masqueraded flows come to: those that new flows get, and those that flows of earlier agents
 /// have. The last agent's programs give out its own until they are replaced.
-fn answer_ports(cfg: &Config, pins: &Pins) -> io::Result<Ports> {
+fn answer_ports(cfg: &AgentConfig, pins: &Pins) -> io::Result<Ports> {
     let former = names::masquerade_ports(&cfg.dirs.state.join(names::FILE));
     let in_use = bpf::ports::of_masqueraded_flows(pins)?;
     let all = former.into_iter().chain(in_use);
@@ -103,9 +103,9 @@ fn answer_ports(cfg: &Config, pins: &Pins) -> io::Result<Ports> {
 }
 
 fn program_config(
-    cfg: &Config,
+    cfg: &AgentConfig,
     clock: Clock,
-    facts: &Facts,
+    facts: &Machine,
     answers: &Ports,
 ) -> anyhow::Result<ProgramConfig> {
     let netns_cookie = syscall::netns_cookie().context("read the network namespace's cookie")?;

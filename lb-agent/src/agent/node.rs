@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::config;
-use lb_common::endpoint::{Pod, ident_flags};
+use lb_common::endpoint::{PodEntry, ident_flags};
 use tracing::{debug, error, info, warn};
 
 use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
-use crate::agent::bindings::{Bindings, View};
+use crate::agent::bindings::{BindingFacts, Bindings};
 use crate::agent::kernel::Kernel;
 use crate::agent::pods;
 use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{self, Cluster, Name};
-use lb_core::plan::policy::Veth as Known;
+use lb_core::plan::policy::PodDevice as Known;
 use lb_core::plan::{Actual, MapStore as _, Write};
 use lb_kernel::bpf::attach::{AttachError, Role};
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -51,29 +51,29 @@ impl Agent {
     }
 
     /// Something happened to a device.
-    pub(super) fn device(&mut self, event: devices::Event) {
+    pub(super) fn device(&mut self, event: devices::DeviceEvent) {
         self.housekeeping.touch();
         match event {
-            devices::Event::Appeared { ifindex, at } => {
+            devices::DeviceEvent::Appeared { ifindex, at } => {
                 self.planner.appeared(ifindex);
                 self.attach(Attachment { ifindex, role: Role::Pod, since: at });
                 self.put_pod(ifindex);
                 self.metrics.observe_programming(ChangeKind::Pod, at.elapsed());
             }
-            devices::Event::Changed(ifindex) => self.put_pod(ifindex),
-            devices::Event::Gone(ifindex) => {
+            devices::DeviceEvent::Changed(ifindex) => self.put_pod(ifindex),
+            devices::DeviceEvent::Gone(ifindex) => {
                 self.bindings.gone(ifindex);
                 let plan = self.planner.plan_gone(ifindex);
                 self.write(plan);
                 self.detach(ifindex);
             }
-            devices::Event::Uplink { ifindex, layer: Some(layer), at } => {
+            devices::DeviceEvent::Uplink { ifindex, layer: Some(layer), at } => {
                 let role = Role::Uplink { layer, departures: self.departures };
                 self.attach(Attachment { ifindex, role, since: at });
             }
-            devices::Event::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),
+            devices::DeviceEvent::Uplink { ifindex, layer: None, .. } => self.detach(ifindex),
             // The writes follow after all of them.
-            devices::Event::Host => {}
+            devices::DeviceEvent::Host => {}
         }
     }
 
@@ -136,7 +136,12 @@ impl Agent {
         };
         let is_elsewhere =
             |addr: &Addr| holder(addr) & (ident_flags::POD | ident_flags::HERE) == ident_flags::POD;
-        let view = View { cluster, is_others: &is_others, is_elsewhere: &is_elsewhere, now: now() };
+        let view = BindingFacts {
+            cluster,
+            is_others: &is_others,
+            is_elsewhere: &is_elsewhere,
+            now: now(),
+        };
         let mut changed = bindings.update(&veths, &view);
         let behind: Vec<_> =
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
@@ -236,7 +241,12 @@ impl Agent {
 }
 
 /// Whether what an earlier run has written of a Pod's device is about this device.
-pub(super) fn is_same(devices: &Devices, bindings: &Bindings, ifindex: u32, pod: &Pod) -> bool {
+pub(super) fn is_same(
+    devices: &Devices,
+    bindings: &Bindings,
+    ifindex: u32,
+    pod: &PodEntry,
+) -> bool {
     // What is said by the inside is only good where nothing better is known.
     let inside = |veth: &Veth| veth.mac == [0; 6] || veth.mac == pod.mac;
     let veth = devices.veth(ifindex);

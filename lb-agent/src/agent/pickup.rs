@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_common::config::Settings;
 use tracing::{info, warn};
 
-use crate::config::{Config, SourceCheck};
+use crate::config::{AgentConfig, SourceCheck};
 use lb_core::plan::{Actual, Given, MapError, MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::store::Maps;
@@ -39,7 +39,7 @@ impl Pickup {
 /// What the settings say from the start on. It is written at once: policies of an earlier run are in force, and before
 /// the API server has told everything nothing else is written.
 pub(super) fn given(
-    cfg: &Config,
+    cfg: &AgentConfig,
     pickup: &Pickup,
     maps: &mut Maps,
     actual: &mut Actual,

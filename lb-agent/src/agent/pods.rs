@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Pod, flags};
+use lb_common::endpoint::{PodEntry, flags};
 
 use lb_kernel::devices::Veth;
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -13,9 +13,9 @@ pub(super) fn face(
     veth: &Veth,
     ([ip4, ip6], mac): ([Addr; 2], [u8; 6]),
     netfilter: BridgeNetfilter,
-) -> Pod {
+) -> PodEntry {
     let past = |seen: bool| if seen { 0 } else { veth.bridge };
-    Pod {
+    PodEntry {
         ip4,
         ip6,
         flags: if veth.bridge != 0 { flags::BRIDGED } else { 0 },
@@ -23,7 +23,7 @@ pub(super) fn face(
         bridge6: past(netfilter.v6),
         mac,
         nsid: veth.nsid,
-        ..Pod::ZERO
+        ..PodEntry::ZERO
     }
 }
 
@@ -31,7 +31,7 @@ pub(super) fn face(
 mod tests {
     use lb_common::endpoint::flags;
     use lb_kernel::devices::Veth;
-    use lb_kernel::devices::addresses::Addresses;
+    use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
     use super::{Addr, face};
@@ -47,7 +47,7 @@ mod tests {
             own_mac: [6; 6],
             mac: [2; 6],
             inside: Vec::new(),
-            addresses: Addresses::default(),
+            addresses: AddressPair::default(),
         };
         let netfilter = BridgeNetfilter { v4: true, v6: false };
         let known = ([Addr::from_ip("10.1.0.2".parse().unwrap()), Addr::NONE], [2; 6]);

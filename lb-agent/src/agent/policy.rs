@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
-use crate::agent::compiler::{Compiled, Job, Worker};
+use crate::agent::compiler::{CompiledTables, Job, Worker};
 use crate::agent::hits::Hits;
 use crate::agent::node;
-use crate::config::{Config, Startup};
+use crate::config::{AgentConfig, Startup};
 use crate::observe::metrics::policy::OfPolicies;
 use lb_core::issue::Issue;
-use lb_core::model::policy::{Compiler, Desired, Group};
-use lb_core::plan::policy::{Behind, Planner, Veth, Wanted};
+use lb_core::model::policy::{Compiler, Desired, RuleSet};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice, PolicyPlanner};
 use lb_kernel::bpf::policy::PolicyTables;
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
@@ -46,11 +46,11 @@ pub(super) struct Policies {
     compiling: Vec<Instant>,
     hits: Hits,
     /// Groups by their number, those included that are gone since then.
-    named: BTreeMap<u32, (Arc<Group>, Option<Instant>)>,
+    named: BTreeMap<u32, (Arc<RuleSet>, Option<Instant>)>,
 }
 
 impl Policies {
-    pub(super) fn new(cfg: &Config, worker: Worker) -> Self {
+    pub(super) fn new(cfg: &AgentConfig, worker: Worker) -> Self {
         Self {
             worker,
             compiler: Some(Compiler::default()),
@@ -96,7 +96,7 @@ impl Policies {
     }
 
     /// The groups by number, and those that are gone since a short time.
-    pub(super) fn named(&self) -> impl Iterator<Item = (u32, &Group)> {
+    pub(super) fn named(&self) -> impl Iterator<Item = (u32, &RuleSet)> {
         self.named.iter().map(|(id, (group, _))| (*id, &**group))
     }
 
@@ -128,7 +128,7 @@ impl Policies {
     }
 
     /// Notes which groups there are.
-    pub(super) fn note_names(&mut self, planner: &Planner, now: Instant) {
+    pub(super) fn note_names(&mut self, planner: &PolicyPlanner, now: Instant) {
         let mut live = BTreeMap::new();
         live.extend(planner.groups().map(|(id, group)| (id, (Arc::clone(group), None))));
         self.named.retain(|id, (_, gone)| {
@@ -160,8 +160,8 @@ impl Agent {
     }
 
     /// Policies are compiled: writes the result.
-    pub(super) fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { compiler, desired, took } = compiled;
+    pub(super) fn compiled(&mut self, compiled: CompiledTables) {
+        let CompiledTables { compiler, desired, took } = compiled;
         let begun = Instant::now();
         let policies = &mut self.policies;
         policies.compiler = Some(compiler);
@@ -187,8 +187,8 @@ impl Agent {
         let (netfilter, now, strict) =
             (BridgeNetfilter::read(), node::now(), self.policies.is_strict());
         let known = |veth| node::known(&self.bindings, veth, netfilter, now, strict);
-        let veths: Vec<Veth> = self.devices.veths().map(known).collect();
-        let wanted = Wanted {
+        let veths: Vec<PodDevice> = self.devices.veths().map(known).collect();
+        let wanted = DesiredTables {
             desired: self.policies.desired.as_ref(),
             devices: self.addresses.idents(),
             veths: &veths,

@@ -14,7 +14,7 @@ use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::gc::Pass;
 
 /// What the lines are made from.
-pub(super) struct Facts<'a> {
+pub(super) struct ReportFacts<'a> {
     /// What we were told.
     pub cluster: &'a Cluster,
     /// `kubernetes` or `manifests`.
@@ -58,7 +58,7 @@ pub(super) struct Facts<'a> {
 }
 
 /// The lines, in the order to be shown.
-pub(super) fn lines<'a>(facts: &Facts<'_>) -> Vec<Subsystem<'a>> {
+pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
     vec![
         api(facts),
         programs(facts),
@@ -76,7 +76,7 @@ fn line<'a>(name: &'static str, state: State, detail: impl Into<Cow<'a, str>>) -
     Subsystem { name: Cow::Borrowed(name), state, detail: detail.into() }
 }
 
-fn api<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn api<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let missing: Vec<&str> = Kind::ALL
         .into_iter()
         .filter(|kind| !facts.cluster.is_synced(*kind))
@@ -89,7 +89,7 @@ fn api<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     line("api", State::Waiting, detail)
 }
 
-fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn programs<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let (all, attached) = facts.pods;
     let how = facts.mechanism.map_or("", Mechanism::name);
     let by = if how.is_empty() { "" } else { " by " };
@@ -104,7 +104,7 @@ fn programs<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     }
 }
 
-fn tunnels<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn tunnels<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let ports: Vec<String> = facts.tunnel_ports.iter().map(u16::to_string).collect();
     let detail = match ports.len() {
         0 => "no UDP tunnel ports on this node".to_owned(),
@@ -116,7 +116,7 @@ fn tunnels<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     line("tunnels", State::Ok, detail)
 }
 
-fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn services<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let (all, incomplete) = facts.services;
     if !facts.planned {
         return line(
@@ -129,7 +129,7 @@ fn services<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     line("services", if incomplete == 0 { State::Ok } else { State::Degraded }, detail)
 }
 
-fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     match facts.ct_entries {
         // The kernel evicts some time before the last element is taken.
         Some(_) if facts.copies.0 * 20 >= facts.copies.1 * 19 => line(
@@ -164,7 +164,7 @@ fn conntrack<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
 }
 
 /// Three quarters of the ports held mean that each try of a new flow finds one in use three times out of four.
-fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let ports = facts.masquerade_ports;
     let Some(pass) = facts.pass else {
         return line("masquerade", State::Waiting, "no expiry pass yet");
@@ -194,7 +194,7 @@ fn masquerade<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     line("masquerade", State::Ok, held)
 }
 
-fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn kube_proxy<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let signs = facts.kube_proxy;
     if signs.is_empty() {
         return line("kube-proxy", State::Ok, "not detected");
@@ -209,7 +209,7 @@ fn kube_proxy<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
     line("kube-proxy", State::Degraded, format!("{}: {advice}", foreign::words(signs)))
 }
 
-fn kernel<'a>(facts: &Facts<'_>) -> Subsystem<'a> {
+fn kernel<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     match facts.weakness {
         None => line("kernel", State::Ok, facts.kernel.to_owned()),
         Some(weakness) => line("kernel", State::Degraded, format!("{}: {weakness}", facts.kernel)),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
-use crate::admin::{self, Pending, Server};
+use crate::admin::{self, PendingRequest, Server};
 use crate::agent::unix_now;
-use crate::config::Config;
+use crate::config::AgentConfig;
 use crate::observe::Status;
 use crate::observe::health::{self, Moment, Probe};
 use crate::observe::http::{self, Answer};
@@ -17,7 +17,7 @@ use crate::observe::scrape::Scraper;
 use lb_kernel::bpf::events::{self, Examples, Sinks};
 use lb_kernel::bpf::flows::Recent;
 use lb_kernel::bpf::maps::Traces;
-use lb_kernel::preflight::Facts;
+use lb_kernel::preflight::Machine;
 use lb_kube::Counters;
 
 /// Requests that may wait for the loop.
@@ -30,15 +30,15 @@ pub(super) struct Servers {
     /// Dropped packets.
     pub examples: watch::Receiver<Examples>,
     /// Requests of lbctl.
-    pub requests: mpsc::Receiver<Pending>,
+    pub requests: mpsc::Receiver<PendingRequest>,
     /// Clients that follow allowed flows.
     pub followers: watch::Receiver<usize>,
 }
 
 /// Starts them; they end with the runtime.
 pub(super) fn spawn(
-    cfg: &Config,
-    facts: &Facts,
+    cfg: &AgentConfig,
+    facts: &Machine,
     traces: Traces,
     source: Arc<Counters>,
     status: watch::Receiver<Arc<Status>>,

@@ -29,7 +29,7 @@ mod tests;
 
 /// What the lists of the table are made from.
 #[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
+pub(super) struct TableFacts<'a> {
     /// What we were told.
     pub cluster: &'a Cluster,
     /// What should be.
@@ -48,7 +48,7 @@ pub(super) struct Table<'a> {
     /// All but the long lists, which are empty in it.
     pub head: Names<'a>,
     /// What the long lists are made from.
-    pub known: Known<'a>,
+    pub known: TableFacts<'a>,
     /// The table that was found at the start: its long lists are good until the first plan.
     pub former: Option<&'a Names<'static>>,
 }
@@ -128,7 +128,7 @@ impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
 
 /// The short lists of the table; agent, source and subsystems are left to the caller.
 pub(super) fn head<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     veths: impl Iterator<Item = (&'a Veth, Option<&'a Name>)>,
 ) -> Names<'a> {
     Names {
@@ -142,9 +142,9 @@ pub(super) fn head<'a>(
 
 /// All desired service ports with their ids, if they have some.
 fn ports<'a>(
-    known: Known<'a>,
+    known: TableFacts<'a>,
 ) -> impl Iterator<Item = (&'a Name, &'a DesiredPort, Option<PortIds<'a>>)> {
-    let Known { desired, planner, .. } = known;
+    let TableFacts { desired, planner, .. } = known;
     desired.services.iter().flat_map(move |(name, service)| {
         service.ports.iter().map(move |port| {
             let ids = planner.port_ids(name).find(|ids| is_of(ids, port));
@@ -153,13 +153,13 @@ fn ports<'a>(
     })
 }
 
-fn services<'a>(known: &Known<'a>) -> impl Iterator<Item = ServiceName<'a>> {
+fn services<'a>(known: &TableFacts<'a>) -> impl Iterator<Item = ServiceName<'a>> {
     let known = *known;
     ports(known).map(move |(name, port, ids)| service_name(&known, name, port, ids.as_ref()))
 }
 
 fn backends<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     places: &RefCell<Places<'a>>,
 ) -> impl Iterator<Item = BackendName<'a>> {
     let known = *known;
@@ -174,7 +174,7 @@ fn backends<'a>(
 }
 
 fn rejected<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     places: &RefCell<Places<'a>>,
 ) -> impl Iterator<Item = RejectedName<'a>> {
     let known = *known;
@@ -212,7 +212,7 @@ fn is_of(ids: &PortIds<'_>, port: &DesiredPort) -> bool {
 }
 
 fn service_name<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     name: &'a Name,
     port: &'a DesiredPort,
     ids: Option<&PortIds<'_>>,
@@ -259,7 +259,7 @@ fn external_name(external: &External) -> ExternalName {
 }
 
 fn backends_of<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     service: &'a Name,
     port: &'a DesiredPort,
     ids: &PortIds<'_>,

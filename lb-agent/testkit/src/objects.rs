@@ -7,7 +7,7 @@ use lb_common::addr::Addr;
 use lb_common::flow::proto;
 use lb_core::cluster::{
     Action, Conditions, Endpoint, EndpointSlice, Family, Labels, NamedPort, Namespaces, Operator,
-    Peer, Pod, PodSelector, Policy, PortMatch, Ports, Requirement, Rule, Selector, Service,
+    Peer, Pod, PodSelector, Policy, PortMatch, PortSpec, Requirement, Rule, Selector, Service,
     ServicePort, ServiceType, SlicePort, Tier, TrafficPolicy,
 };
 
@@ -128,12 +128,12 @@ pub fn port(text: &str) -> PortMatch {
     };
     let number = |text: &str| text.parse::<u16>().ok();
     let ports = match (ports, number(ports), ports.split_once('-')) {
-        ("", ..) => Ports::All,
-        (_, Some(port), _) => Ports::Range(port, port),
+        ("", ..) => PortSpec::All,
+        (_, Some(port), _) => PortSpec::Range(port, port),
         (_, None, Some((first, last))) => {
-            Ports::Range(number(first).unwrap(), number(last).unwrap())
+            PortSpec::Range(number(first).unwrap(), number(last).unwrap())
         }
-        (name, None, None) => Ports::Named(name.into()),
+        (name, None, None) => PortSpec::Named(name.into()),
     };
     PortMatch { protocol, ports }
 }

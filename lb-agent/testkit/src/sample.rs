@@ -2,7 +2,7 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, group_flags, tier};
 
 use crate::bed::{Bed, addr};
@@ -115,16 +115,16 @@ pub fn idents(bed: &mut Bed, v4: bool) {
     }
 }
 
-fn known(v4: bool) -> Pod {
+fn known(v4: bool) -> PodEntry {
     let own = Addr::from_ip(addr(v4, POD, 1));
     let (ip4, ip6) = if v4 { (own, Addr::NONE) } else { (Addr::NONE, own) };
-    Pod { ip4, ip6, ..Pod::ZERO }
+    PodEntry { ip4, ip6, ..PodEntry::ZERO }
 }
 
 /// The Pod, behind the device that packets are run through, with the groups of both directions; and all Pods'
 /// identity.
 pub fn pod(bed: &mut Bed, v4: bool) {
-    let pod = Pod { ingress: INGRESS.group(), egress: EGRESS.group(), ..known(v4) };
+    let pod = PodEntry { ingress: INGRESS.group(), egress: EGRESS.group(), ..known(v4) };
     bed.put("pods", 1_u32, pod);
     idents(bed, v4);
 }
@@ -132,14 +132,15 @@ pub fn pod(bed: &mut Bed, v4: bool) {
 /// The Pod with addresses of both families, and groups of both directions.
 pub fn both(bed: &mut Bed) {
     let (ip4, ip6) = (known(true).ip4, known(false).ip6);
-    let pod = Pod { ip4, ip6, ingress: INGRESS.group(), egress: EGRESS.group(), ..Pod::ZERO };
+    let pod =
+        PodEntry { ip4, ip6, ingress: INGRESS.group(), egress: EGRESS.group(), ..PodEntry::ZERO };
     bed.put("pods", 1_u32, pod);
 }
 
 /// The Pod with a shadow of its egress.
 pub fn shadowed(bed: &mut Bed, enforced: bool, shadow: u32) {
     let egress = if enforced { EGRESS.group() } else { 0 };
-    bed.put("pods", 1_u32, Pod { egress, shadow_egress: shadow, ..known(true) });
+    bed.put("pods", 1_u32, PodEntry { egress, shadow_egress: shadow, ..known(true) });
     idents(bed, true);
 }
 

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpu
 use lb_common::budget::Budget;
 use lb_common::config::{Config, Settings};
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
+use lb_common::endpoint::{Dev, Ident, PodEntry, PodSource};
 use lb_common::event::{SAMPLES, Sample};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
@@ -91,7 +91,7 @@ impl Drop for Programs {
 fn empty(name: &str, map: &mut Map, written: &BTreeSet<(String, u32)>) {
     match name {
         "frontends" => hash::<FrontendKey, Frontend>(map),
-        "pods" => hash::<u32, Pod>(map),
+        "pods" => hash::<u32, PodEntry>(map),
         "own_flows" => hash::<CtKey, u32>(map),
         "fragments" => hash::<FragmentKey, FragmentPorts>(map),
         "affinity" => hash::<AffinityKey, Affinity>(map),
@@ -189,7 +189,7 @@ pub(crate) fn used(ebpf: &Ebpf) -> Vec<String> {
 fn holds(name: &str, map: &Map) -> bool {
     match name {
         "frontends" => any_key::<FrontendKey, Frontend>(map),
-        "pods" => any_key::<u32, Pod>(map),
+        "pods" => any_key::<u32, PodEntry>(map),
         "own_flows" => any_key::<CtKey, u32>(map),
         "fragments" => any_key::<FragmentKey, FragmentPorts>(map),
         "affinity" => any_key::<AffinityKey, Affinity>(map),

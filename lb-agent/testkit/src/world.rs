@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::{Ident, Pod as Element, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry as Element, ident_flags};
 use lb_common::policy::{Judgement, Question, identify, judge};
 use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, Policy, Tier,
 };
-use lb_core::model::policy::{Desired, Direction};
-use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::model::policy::{Desired, PolicyDirection};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, Plan, Planner, groups};
 
 use crate::objects::{addr, labels};
@@ -111,12 +111,16 @@ impl World {
     }
 
     /// The devices of this node's Pods.
-    pub fn veths(&self) -> Vec<Veth> {
+    pub fn veths(&self) -> Vec<PodDevice> {
         let is_local = |pod: &Pod| &*pod.node == NODE && !pod.host_network;
         let pods = self.pods.iter().filter(|(_, pod)| is_local(pod) && !pod.ips.is_empty());
         let veth = |(at, pod): (&(String, String), &Pod)| {
             let name = Name::new(&*at.0, &*at.1);
-            Veth { ifindex: ifindex(at), behind: Behind::Pod(name, pod.uid), face: Element::ZERO }
+            PodDevice {
+                ifindex: ifindex(at),
+                behind: Behind::Pod(name, pod.uid),
+                face: Element::ZERO,
+            }
         };
         pods.map(veth).collect()
     }
@@ -179,7 +183,7 @@ impl Running {
         self.devices(world, Some(desired));
         let devices = world.devices();
         let veths = world.veths();
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(desired),
             devices: &devices,
             veths: &veths,
@@ -207,7 +211,7 @@ pub struct Flow {
     /// The Pod's device.
     pub ifindex: u32,
     /// As seen by the Pod.
-    pub direction: Direction,
+    pub direction: PolicyDirection,
     /// The address at the other end.
     pub peer: Addr,
     /// IP protocol number.
@@ -227,10 +231,10 @@ impl Flow {
         let pending = [tables.policy.pending_ingress, tables.policy.pending_egress, 0, 0];
         let groups = tables.pods.get(&self.ifindex).map_or(pending, groups);
         let at = match (self.direction, self.shadow) {
-            (Direction::Ingress, false) => 0,
-            (Direction::Egress, false) => 1,
-            (Direction::Ingress, true) => 2,
-            (Direction::Egress, true) => 3,
+            (PolicyDirection::Ingress, false) => 0,
+            (PolicyDirection::Egress, false) => 1,
+            (PolicyDirection::Ingress, true) => 2,
+            (PolicyDirection::Egress, true) => 3,
         };
         let Some(ident) = identify(tables, &self.peer) else { return Judgement::ALLOWED };
         if groups[at] == 0 {

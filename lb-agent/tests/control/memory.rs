@@ -6,7 +6,7 @@ use std::mem::size_of;
 use lb_common::addr::Addr;
 use lb_common::budget::Budget;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::{Dev, Ident, Pod, PodSource};
+use lb_common::endpoint::{Dev, Ident, PodEntry, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PortKey};
@@ -49,7 +49,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "frontends" => hash(limits::FRONTENDS, size_of::<FrontendKey>(), size_of::<Frontend>()),
         "slots" => array(limits::SLOTS, 4),
         "backends" => array(limits::BACKENDS, size_of::<Backend>()),
-        "pods" => hash(limits::PODS, 4, size_of::<Pod>()),
+        "pods" => hash(limits::PODS, 4, size_of::<PodEntry>()),
         "fragments" => {
             hash(limits::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentPorts>())
         }

@@ -8,7 +8,7 @@ mod trouble;
 use lb_common::policy::tier;
 use lb_core::cluster::Action::{Accept, Deny, Pass};
 use lb_core::cluster::{Peer, Policy, Tier};
-use lb_core::model::policy::Direction::{Egress, Ingress};
+use lb_core::model::policy::PolicyDirection::{Egress, Ingress};
 use lb_testkit::objects::{
     across, addr, allow, block, cluster_policy, network_policy, own, pod, rule, selector,
 };

@@ -4,7 +4,7 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Settings, setting_flags};
-use lb_common::endpoint::{Ident, Pod, PodSource, flags, ident_flags, link, mac_number};
+use lb_common::endpoint::{Ident, PodEntry, PodSource, flags, ident_flags, link, mac_number};
 use lb_common::flow::proto;
 use lb_common::policy::{Bits, Group, PortKey, group_flags, guess, tier};
 use lb_common::service::{Frontend, FrontendKey, frontend_flags};
@@ -43,7 +43,7 @@ fn isolated(v4: bool) -> Bed {
 /// A Pod that no policy selects.
 fn free(v4: bool) -> Bed {
     let mut bed = isolated(v4);
-    let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), ..Pod::ZERO };
+    let pod = PodEntry { ip4: of(true, POD), ip6: of(false, POD), ..PodEntry::ZERO };
     bed.put("pods", 1_u32, pod);
     bed
 }
@@ -294,7 +294,7 @@ fn a_link_local_source_reaches_no_pod_beyond_the_link() {
     assert_ne!(bed.leave("169.254.7.7:53 > 169.254.7.8:53 udp"), "drop");
     // One that the Pod has from its CNI plugin.
     let own = Addr::from_ip("169.254.7.7".parse().unwrap());
-    bed.put("pods", 1_u32, Pod { ip4: own, ..Pod::ZERO });
+    bed.put("pods", 1_u32, PodEntry { ip4: own, ..PodEntry::ZERO });
     assert_ne!(bed.leave(&format!("169.254.7.7:53 > {} udp", at(true, PEER, 4000))), "drop");
 }
 
@@ -315,11 +315,11 @@ fn neighbors_are_on_the_link() {
     let mut bed = isolated(false);
     let other = Ident { flags: ident_flags::POD, ifindex: 7, ..Ident::ZERO };
     bed.put("ident", words(of(false, OTHER)), other);
-    let bridged = bed.get::<_, Pod>("pods", 1_u32).unwrap();
+    let bridged = bed.get::<_, PodEntry>("pods", 1_u32).unwrap();
     assert_eq!(bed.leave_bytes(&asks_for(NODE)).0, Verdict::Next, "this node");
     assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Drop, "a Pod behind a route");
     assert_eq!(bed.reasons(), "POLICY_ISOLATED/out+1");
-    bed.put("pods", 1_u32, Pod { flags: flags::BRIDGED, ..bridged });
+    bed.put("pods", 1_u32, PodEntry { flags: flags::BRIDGED, ..bridged });
     assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Next, "a Pod on the same bridge");
 }
 
@@ -398,11 +398,11 @@ fn a_pod_sends_from_its_own_addresses() {
         bed.put_prefix("pod_sources", 160, source, 1_u32);
         let source = PodSource { ifindex: 1, addr: other_ip(23) };
         bed.put_prefix("pod_sources", 160, source, 1_u32);
-        let pod = Pod {
+        let pod = PodEntry {
             ip4: of(true, POD),
             ip6: of(false, POD),
             flags: flags::MORE_SOURCES,
-            ..Pod::ZERO
+            ..PodEntry::ZERO
         };
         bed.put("pods", 1_u32, pod);
         let link_local: std::net::IpAddr =
@@ -465,7 +465,11 @@ const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
 fn on_bridge(v4: bool, bridged: bool, at_home: [u8; 6]) -> Bed {
     let mut bed = free(v4);
     let flags = if bridged { flags::BRIDGED } else { 0 };
-    bed.put("pods", 1_u32, Pod { ip4: of(true, POD), ip6: of(false, POD), flags, ..Pod::ZERO });
+    bed.put(
+        "pods",
+        1_u32,
+        PodEntry { ip4: of(true, POD), ip6: of(false, POD), flags, ..PodEntry::ZERO },
+    );
     for (mac, holder) in [(packet::POD_MAC, 1), (OTHER_MAC, ELSEWHERE), (NODE_MAC, 0_u32)] {
         bed.put("macs", mac_number(mac), holder);
     }
@@ -614,7 +618,7 @@ fn a_refusal_comes_back_to_whoever_sent_what_is_refused() {
         Policy::new(INGRESS).put(&mut bed);
         sample::pod(&mut bed, v4);
         let ingress = INGRESS.group();
-        let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), ingress, ..Pod::ZERO };
+        let pod = PodEntry { ip4: of(true, POD), ip6: of(false, POD), ingress, ..PodEntry::ZERO };
         bed.put("pods", 1_u32, pod);
         sample::epoch(&mut bed, 1);
         let (tcp, udp) = (at(v4, 96, 80), at(v4, 96, 53));
@@ -767,7 +771,7 @@ fn errors_are_about_what_they_answer() {
 fn a_pod_that_floods_uses_up_its_own_budget() {
     for v4 in [true, false] {
         let mut bed = Bed::with_budget(2);
-        let pod = Pod { ip4: of(true, POD), ip6: of(false, POD), id: 7, ..Pod::ZERO };
+        let pod = PodEntry { ip4: of(true, POD), ip6: of(false, POD), id: 7, ..PodEntry::ZERO };
         bed.put("pods", 1_u32, pod);
         let vip = at(v4, 96, 80);
         bed.service(&vip, proto::TCP, &[&at(v4, PEER, 8080)]);
@@ -795,7 +799,7 @@ fn a_pod_that_floods_uses_up_its_own_budget() {
         }
         Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
         let ingress = INGRESS.group();
-        bed.put("pods", 1_u32, Pod { ingress, ..pod });
+        bed.put("pods", 1_u32, PodEntry { ingress, ..pod });
         sample::idents(&mut bed, v4);
         sample::epoch(&mut bed, 1);
         let enter = |bed: &Bed, port: u16| {

@@ -17,13 +17,13 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::conntrack::CtKey;
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::flow::proto;
 use lb_common::policy::Bits;
 use lb_common::verdict::DropReason;
 use lb_core::cluster::{Cluster, Event, Kind};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_kube::manifests::ManifestDirectory;
 use lb_testkit::bed::{Bed, Verdict};
@@ -93,11 +93,15 @@ impl Field {
         }
         let desired = self.compiler.compile(&self.cluster.snapshot());
         assert!(desired.issues.is_empty(), "{:?}", desired.issues);
-        let veths: Vec<Veth> = locals(objects)
+        let veths: Vec<PodDevice> = locals(objects)
             .map(|pod| {
                 let text = |key: &str| pod["metadata"][key].as_str().unwrap();
                 let name = lb_core::cluster::Name::new(text("namespace"), text("name"));
-                Veth { ifindex: ifindex(pod), behind: Behind::Pod(name, 0), face: Pod::ZERO }
+                PodDevice {
+                    ifindex: ifindex(pod),
+                    behind: Behind::Pod(name, 0),
+                    face: PodEntry::ZERO,
+                }
             })
             .collect();
         let devices: BTreeMap<Addr, Ident> = objects::node_ips(&objects.nodes[0])
@@ -109,7 +113,7 @@ impl Field {
             }))
             .collect();
         self.clock += Duration::from_secs(2);
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,
             veths: &veths,
@@ -129,9 +133,9 @@ impl Field {
     /// What the programs say: whether the packet goes on, and if not, why.
     fn asks(&mut self, flow: &Flow<'_>, look: Look) -> Result<(), &'static str> {
         let own = ips(flow.pod).into_iter().find(|ip| ip.is_ipv4() == flow.peer.is_ipv4()).unwrap();
-        let of_pod: Pod = self.bed.get("pods", ifindex(flow.pod)).unwrap_or(Pod::ZERO);
+        let of_pod: PodEntry = self.bed.get("pods", ifindex(flow.pod)).unwrap_or(PodEntry::ZERO);
         let [ip4, ip6] = ips(flow.pod).map(Addr::from_ip);
-        self.bed.put("pods", 1_u32, Pod { ip4, ip6, ..of_pod });
+        self.bed.put("pods", 1_u32, PodEntry { ip4, ip6, ..of_pod });
         self.port = if self.port == u16::MAX { 1024 } else { self.port + 1 };
         let (src, dst) = if flow.ingress { (flow.peer, own) } else { (own, flow.peer) };
         let bytes = look.build((src, dst), flow.protocol, (self.port, flow.port));
@@ -207,7 +211,7 @@ impl MapStore for Maps<'_> {
                 bed.remove_prefix::<_, u32>("cidrs", range.len.into(), words(&range.addr()));
             }
             Write::PutPod { ifindex, pod } => bed.put("pods", *ifindex, **pod),
-            Write::DeletePod { ifindex } => bed.remove::<_, Pod>("pods", *ifindex),
+            Write::DeletePod { ifindex } => bed.remove::<_, PodEntry>("pods", *ifindex),
             Write::PutPolicyState(state) => bed.set("policy", 0, *state),
             other => panic!("{other:?} is none of a plan of policies"),
         }

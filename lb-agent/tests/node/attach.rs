@@ -13,7 +13,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
-use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
@@ -28,7 +28,7 @@ use lb_kernel::bpf::resize::Resize;
 use lb_kernel::bpf::sockets;
 use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::uplinks::Layer;
-use lb_kernel::devices::{Devices, Event, qdisc};
+use lb_kernel::devices::{DeviceEvent, Devices, qdisc};
 
 use crate::node::{Node, in_node};
 
@@ -179,7 +179,7 @@ fn pods_are_found_however_they_are_connected() {
         assert!(
             events
                 .iter()
-                .any(|e| matches!(e, Event::Appeared { ifindex, .. } if *ifindex == known))
+                .any(|e| matches!(e, DeviceEvent::Appeared { ifindex, .. } if *ifindex == known))
         );
         let veth = devices.veth(known).unwrap();
         assert_eq!(veth.addresses.ip4.unwrap().to_string(), "10.9.0.1");
@@ -222,7 +222,7 @@ fn pods_are_found_however_they_are_connected() {
         assert_eq!(devices.veths().count(), 2);
         let missed = devices.resync().unwrap();
         // What is inside may be news still; which devices there are may not.
-        assert!(missed.iter().all(|event| matches!(event, Event::Changed(_))), "{missed:?}");
+        assert!(missed.iter().all(|event| matches!(event, DeviceEvent::Changed(_))), "{missed:?}");
     });
 }
 
@@ -360,7 +360,7 @@ fn addresses_and_devices_are_written_and_read_back() {
         assert!(before.ident.is_empty() && before.devs.is_empty() && before.pods.is_empty());
         let pod = Ident { ifindex: 7, ..Ident::ZERO };
         let dev = Dev { masquerade4: addr("192.0.2.1"), mtu: 1450, ..Dev::ZERO };
-        let element = Pod { id: 7, ip4: addr("10.9.0.2"), ..Pod::ZERO };
+        let element = PodEntry { id: 7, ip4: addr("10.9.0.2"), ..PodEntry::ZERO };
         let mut writes: Vec<Write> = ["10.9.0.2", "fd09::2", "10.9.0.3"]
             .map(|ip| Write::PutIdent { addr: addr(ip), ident: pod })
             .into();
@@ -495,7 +495,7 @@ fn a_pod_is_attached_within_milliseconds() {
             node.routed(&pod, &format!("veth{round}"), &[]);
             while times.len() == round {
                 for event in runtime.block_on(devices.next()).unwrap() {
-                    if let Event::Appeared { ifindex, at } = event {
+                    if let DeviceEvent::Appeared { ifindex, at } = event {
                         hooks.attach(ifindex, Role::Pod).unwrap();
                         times.push(at.elapsed());
                     }
@@ -568,7 +568,7 @@ fn silent_flows_expire_and_pairs_together() {
         let mut maps = Maps::take(&mut ebpf).unwrap();
         let backend = Backend { state: state::DEAD, generation: 2, ..Backend::ZERO };
         maps.apply(&Write::PutBackend { id: 5, backend }).unwrap();
-        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(Pod::ZERO) }).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(PodEntry::ZERO) }).unwrap();
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
         let stamps = |secs: u32| secs * clock.hz / 256;
@@ -664,7 +664,7 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
             let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
             maps.apply(&Write::PutBackend { id, backend }).unwrap();
         }
-        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(Pod::ZERO) }).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(PodEntry::ZERO) }).unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
         let to_node = forward | bits::MASQUERADED;
@@ -776,7 +776,7 @@ fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
         let mut maps = Maps::take(&mut ebpf).unwrap();
-        maps.apply(&Write::PutPod { ifindex: 0x1_0004, pod: Box::new(Pod::ZERO) }).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 0x1_0004, pod: Box::new(PodEntry::ZERO) }).unwrap();
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let mut kept = maps::open_kept(&node.pins()).unwrap();
@@ -808,7 +808,7 @@ fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_o
         let mut ebpf = node.load();
         let mut maps = Maps::take(&mut ebpf).unwrap();
         for ifindex in [3, 4] {
-            maps.apply(&Write::PutPod { ifindex, pod: Box::new(Pod::ZERO) }).unwrap();
+            maps.apply(&Write::PutPod { ifindex, pod: Box::new(PodEntry::ZERO) }).unwrap();
         }
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();

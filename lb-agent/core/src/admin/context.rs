@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{self, Action, Labels, Name, Prefix, Requirement, ServiceType, Tier};
-use crate::model::policy::Direction;
+use crate::model::policy::PolicyDirection;
 use crate::names::Conditions;
 
 /// An end of a flow, as the request names it.
@@ -41,7 +41,7 @@ impl fmt::Display for Party {
 
 /// A flow to be explained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
+pub struct FlowQuery {
     /// Its source.
     pub src: Party,
     /// Its destination.
@@ -54,7 +54,7 @@ pub struct Wanted {
 
 /// What is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Context {
+pub struct FlowContext {
     /// This node.
     pub node: Arc<str>,
     /// Whether it comes from an agent.
@@ -62,11 +62,11 @@ pub struct Context {
     /// Whether the agent's records are complete.
     pub complete: bool,
     /// The source.
-    pub src: End,
+    pub src: FlowEnd,
     /// The destination; for a Service, that Service.
-    pub dst: End,
+    pub dst: FlowEnd,
     /// The Service, if the destination is one or has the address of one.
-    pub service: Option<Service>,
+    pub service: Option<ServiceContext>,
     /// What policies say of it, for each Pod that it leaves or enters.
     pub legs: Vec<Leg>,
 }
@@ -74,7 +74,7 @@ pub struct Context {
 /// What an end is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum EndKind {
     /// A Pod with addresses of its own.
     Pod,
     /// A Pod of the host network: its traffic is the node's.
@@ -92,9 +92,9 @@ pub enum Kind {
 
 /// An end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
+pub struct FlowEnd {
     /// What it is.
-    pub kind: Kind,
+    pub kind: EndKind,
     /// The Pod or the node; `None` for a Service, for addresses outside, and where the name is not known.
     pub name: Option<Name>,
     /// The node where it runs, if known.
@@ -110,7 +110,7 @@ pub type Label = (Arc<str>, Arc<str>);
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceContext {
     /// Its name.
     pub name: Name,
     /// `spec.type`.
@@ -120,7 +120,7 @@ pub struct Service {
     /// Addresses of its load balancer.
     pub lb_ips: Vec<IpAddr>,
     /// Its ports.
-    pub ports: Vec<Port>,
+    pub ports: Vec<ServicePortContext>,
     /// `spec.selector`; empty when it has none, or it is not known.
     pub selector: Labels,
     /// Pods of its namespace that the selector selects.
@@ -128,14 +128,14 @@ pub struct Service {
     /// Labels that are similar to those of the selector, and how many Pods have each.
     pub similar: Vec<(Label, u32)>,
     /// Its endpoints, the first of them.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<EndpointContext>,
     /// How many there are.
     pub n_endpoints: u32,
 }
 
 /// One port of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port {
+pub struct ServicePortContext {
     /// Its name, may be empty.
     pub name: Arc<str>,
     /// IP protocol number.
@@ -148,7 +148,7 @@ pub struct Port {
 
 /// One endpoint of one port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
+pub struct EndpointContext {
     /// Address and target port.
     pub at: SocketAddr,
     /// Name of the Service port.
@@ -167,7 +167,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leg {
     /// Whether the flow enters the Pod or leaves it.
-    pub direction: Direction,
+    pub direction: PolicyDirection,
     /// The Pod.
     pub subject: Name,
     /// The other end's address.
@@ -175,12 +175,12 @@ pub struct Leg {
     /// Destination port.
     pub port: u16,
     /// Those that select the Pod, in the order of evaluation.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<PolicyContext>,
 }
 
 /// A policy, compared with a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
+pub struct PolicyContext {
     /// Its name; without a namespace for a ClusterNetworkPolicy.
     pub name: Name,
     /// Its tier.
@@ -188,10 +188,10 @@ pub struct Policy {
     /// Whether it is evaluated without being enforced.
     pub shadow: bool,
     /// All its rules of this direction.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RuleContext>,
 }
 
-impl Policy {
+impl PolicyContext {
     /// Whether it isolates the Pod: an enforced `NetworkPolicy`.
     pub fn isolates(&self) -> bool {
         self.tier == Tier::NetworkPolicy && !self.shadow
@@ -200,16 +200,16 @@ impl Policy {
 
 /// A rule, compared with a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
+pub struct RuleContext {
     /// What it does.
     pub action: Action,
     /// Its peers; `None` = all.
-    pub peers: Option<Vec<Peer>>,
+    pub peers: Option<Vec<PeerContext>>,
     /// Its ports; `None` = all.
-    pub ports: Option<Vec<PortMatch>>,
+    pub ports: Option<Vec<PortContext>>,
 }
 
-impl Rule {
+impl RuleContext {
     /// Whether one of its peers is the other end.
     pub fn takes_peer(&self) -> bool {
         self.peers.as_ref().is_none_or(|peers| peers.iter().any(|peer| peer.misses.is_empty()))
@@ -223,7 +223,7 @@ impl Rule {
 
 /// A peer of a rule, compared with the other end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct PeerContext {
     /// The peer as it is written.
     pub wants: cluster::Peer,
     /// Why the other end does not match; empty = it does.
@@ -261,7 +261,7 @@ pub struct Lacking {
 
 /// A port of a rule, compared with the flow's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMatch {
+pub struct PortContext {
     /// The port as it is written.
     pub wants: cluster::PortMatch,
     /// Whether it is the flow's.

@@ -9,7 +9,7 @@ use crate::cluster::{Action, Name, Peer, PodSelector, PortMatch, Tier};
 
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
+pub struct PolicyView {
     /// Its name; without a namespace for a ClusterNetworkPolicy.
     pub name: Name,
     /// Its tier, which also tells its kind.
@@ -23,18 +23,18 @@ pub struct View {
     /// The Pods that it selects.
     pub subject: (PodSelector, Selected),
     /// Its ingress rules; `None` = it does not apply to that direction.
-    pub ingress: Option<Vec<Rule>>,
+    pub ingress: Option<Vec<RuleView>>,
     /// Its egress rules, likewise.
-    pub egress: Option<Vec<Rule>>,
+    pub egress: Option<Vec<RuleView>>,
     /// New flows that no rule allowed, so that isolating the Pod denied them; each policy that isolates it counts them.
-    pub default_denied: Denied,
+    pub default_denied: DeniedFlows,
     /// What is wrong with it.
     pub issues: Vec<Remark>,
 }
 
 /// Flows denied in each direction since the agent's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Denied {
+pub struct DeniedFlows {
     /// Into Pods that it selects.
     pub ingress: u64,
     /// Out of them.
@@ -52,7 +52,7 @@ pub struct Selected {
 
 /// A rule, at the same index as in the object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
+pub struct RuleView {
     /// What it does.
     pub action: Action,
     /// Its name, may be empty.

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
-use crate::admin::Owner;
-use crate::admin::context::{Context, End, Kind, Party, Wanted};
+use crate::admin::AddressOwner;
+use crate::admin::context::{EndKind, FlowContext, FlowEnd, FlowQuery, Party};
 use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
-use crate::model::policy::Direction;
+use crate::model::policy::PolicyDirection;
 
 pub use self::differences::differences;
 pub use self::policy::policy;
@@ -30,7 +30,7 @@ const MOST: usize = 64;
 const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
 /// Who has these addresses. Pods of the host network have none of their own.
-pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<Owner> {
+pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<AddressOwner> {
     let wanted: HashSet<Addr> = addrs.iter().map(|addr| Addr::from_ip(*addr)).collect();
     let owners = Owners::of_some(cluster, |addr| wanted.contains(addr));
     let named = wanted.iter().filter_map(|addr| {
@@ -38,17 +38,17 @@ pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<Owner> {
             cluster::Owner::Pod(name, _) => name.to_string(),
             cluster::Owner::Node(name, _) => format!("node/{name}"),
         };
-        Some(Owner { addr: addr.to_ip(), name })
+        Some(AddressOwner { addr: addr.to_ip(), name })
     });
     named.collect()
 }
 
 /// What is known of a flow.
-pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
-    let src = Holder::of(cluster, &wanted.src);
-    let dst = Holder::of(cluster, &wanted.dst);
+pub fn context(cluster: &Cluster, wanted: &FlowQuery) -> FlowContext {
+    let src = OwnerRecord::of(cluster, &wanted.src);
+    let dst = OwnerRecord::of(cluster, &wanted.dst);
     let service = service::service(cluster, wanted);
-    let mut context = Context {
+    let mut context = FlowContext {
         node: cluster.node_name().into(),
         agent: true,
         complete: cluster.synced(),
@@ -60,25 +60,30 @@ pub fn context(cluster: &Cluster, wanted: &Wanted) -> Context {
     for (holder, at, port) in targets(cluster, wanted, &dst, &context) {
         let family = Family::of(&at);
         let Some(from) = src.addr(family) else { continue };
-        let flow = |direction| leg::Flow { direction, protocol: wanted.protocol, port };
-        if let Holder::Pod(name, pod, _) = &src
+        let flow = |direction| leg::FlowAtPod { direction, protocol: wanted.protocol, port };
+        if let OwnerRecord::Pod(name, pod, _) = &src
             && !pod.host_network
         {
             let to = leg::OtherEnd { addr: at, holder: &holder };
-            context.legs.push(leg::leg(cluster, (name, pod), &to, flow(Direction::Egress)));
+            context.legs.push(leg::leg(cluster, (name, pod), &to, flow(PolicyDirection::Egress)));
         }
-        if let Holder::Pod(name, pod, _) = &holder
+        if let OwnerRecord::Pod(name, pod, _) = &holder
             && !pod.host_network
         {
             let peer = leg::OtherEnd { addr: from, holder: &src };
-            context.legs.push(leg::leg(cluster, (name, pod), &peer, flow(Direction::Ingress)));
+            context.legs.push(leg::leg(
+                cluster,
+                (name, pod),
+                &peer,
+                flow(PolicyDirection::Ingress),
+            ));
         }
     }
     context
 }
 
 /// Who has an address, with the record.
-enum Holder<'a> {
+enum OwnerRecord<'a> {
     /// A Pod, and those of the addresses in its status that it has.
     Pod(&'a Name, &'a Pod, Vec<Addr>),
     Node(&'a Name, &'a [Addr], &'a Labels),
@@ -88,7 +93,7 @@ enum Holder<'a> {
     Missing(Vec<Name>),
 }
 
-impl<'a> Holder<'a> {
+impl<'a> OwnerRecord<'a> {
     fn of(cluster: &'a Cluster, party: &Party) -> Self {
         match party {
             Party::Pod(wanted) => {
@@ -152,18 +157,18 @@ impl<'a> Holder<'a> {
         self.addrs().iter().find(|addr| Family::of(addr) == family).copied()
     }
 
-    fn end(&self, cluster: &Cluster) -> End {
+    fn end(&self, cluster: &Cluster) -> FlowEnd {
         let ips = self.addrs().iter().map(|addr| addr.to_ip()).collect();
         match self {
-            Self::Pod(name, pod, _) => End {
-                kind: if pod.host_network { Kind::HostPod } else { Kind::Pod },
+            Self::Pod(name, pod, _) => FlowEnd {
+                kind: if pod.host_network { EndKind::HostPod } else { EndKind::Pod },
                 name: Some((*name).clone()),
                 node: Some(Arc::clone(&pod.node)).filter(|node| !node.is_empty()),
                 ips,
                 similar: Vec::new(),
             },
-            Self::Node(name, ..) => End {
-                kind: Kind::Node,
+            Self::Node(name, ..) => FlowEnd {
+                kind: EndKind::Node,
                 name: Some((*name).clone()),
                 node: Some(Arc::clone(&name.name)),
                 // As the kernel has them, where it is this one.
@@ -174,10 +179,10 @@ impl<'a> Holder<'a> {
                 },
                 similar: Vec::new(),
             },
-            Self::Outside(_) => End { kind: Kind::Outside, ips, ..End::default() },
-            Self::Service => End { kind: Kind::Service, ..End::default() },
+            Self::Outside(_) => FlowEnd { kind: EndKind::Outside, ips, ..FlowEnd::default() },
+            Self::Service => FlowEnd { kind: EndKind::Service, ..FlowEnd::default() },
             Self::Missing(similar) => {
-                End { kind: Kind::Missing, similar: similar.clone(), ..End::default() }
+                FlowEnd { kind: EndKind::Missing, similar: similar.clone(), ..FlowEnd::default() }
             }
         }
     }
@@ -186,10 +191,10 @@ impl<'a> Holder<'a> {
 /// Where the flow may end up: behind a Service its endpoints.
 fn targets<'a>(
     cluster: &'a Cluster,
-    wanted: &Wanted,
-    dst: &Holder<'a>,
-    context: &Context,
-) -> Vec<(Holder<'a>, Addr, u16)> {
+    wanted: &FlowQuery,
+    dst: &OwnerRecord<'a>,
+    context: &FlowContext,
+) -> Vec<(OwnerRecord<'a>, Addr, u16)> {
     if let Some(service) = &context.service {
         let ports = service.ports.iter().filter(|port| port.protocol == wanted.protocol);
         let names: Vec<&str> = ports
@@ -206,15 +211,17 @@ fn targets<'a>(
         return endpoints
             .map(|endpoint| {
                 let addr = Addr::from_ip(endpoint.at.ip());
-                (Holder::at(cluster, addr), addr, endpoint.at.port())
+                (OwnerRecord::at(cluster, addr), addr, endpoint.at.port())
             })
             .collect();
     }
     let port = wanted.port.unwrap_or_default();
     let again = |addr: &Addr| match dst {
-        Holder::Pod(name, pod, own) => Holder::Pod(name, pod, own.clone()),
-        Holder::Node(name, addrs, labels) => Holder::Node(name, addrs, labels),
-        Holder::Outside(_) | Holder::Service | Holder::Missing(_) => Holder::Outside(vec![*addr]),
+        OwnerRecord::Pod(name, pod, own) => OwnerRecord::Pod(name, pod, own.clone()),
+        OwnerRecord::Node(name, addrs, labels) => OwnerRecord::Node(name, addrs, labels),
+        OwnerRecord::Outside(_) | OwnerRecord::Service | OwnerRecord::Missing(_) => {
+            OwnerRecord::Outside(vec![*addr])
+        }
     };
     dst.addrs().iter().map(|addr| (again(addr), *addr, port)).collect()
 }

@@ -10,7 +10,7 @@ use lb_common::addr::Addr;
 use super::{Dirty, Name, Service};
 
 /// A port number and its IP protocol number.
-type Port = (u16, u8);
+type ClaimedPort = (u16, u8);
 
 /// The Services by what they want.
 #[derive(Debug)]
@@ -18,9 +18,9 @@ pub(super) struct Claims {
     /// (ClusterIP, Service).
     cluster_ips: BTreeSet<(Addr, Name)>,
     /// (address of a load balancer or of `spec.externalIPs`, port, Service).
-    external: BTreeSet<(Addr, Port, Name)>,
+    external: BTreeSet<(Addr, ClaimedPort, Name)>,
     /// (`nodePort`, Service).
-    node_ports: BTreeSet<(Port, Name)>,
+    node_ports: BTreeSet<(ClaimedPort, Name)>,
     /// The least name, for the lower bound of a range.
     least: Name,
 }
@@ -81,15 +81,15 @@ impl Claims {
     pub(super) fn of_external(
         &self,
         addr: Addr,
-        port: Port,
+        port: ClaimedPort,
     ) -> impl Iterator<Item = &Name> + use<'_> {
         let from = (addr, port, self.least.clone());
-        let same = move |(a, p, _): &&(Addr, Port, Name)| (*a, *p) == (addr, port);
+        let same = move |(a, p, _): &&(Addr, ClaimedPort, Name)| (*a, *p) == (addr, port);
         self.external.range(from..).take_while(same).map(|(.., name)| name)
     }
 
     /// Those with this port of the nodes.
-    pub(super) fn of_node_port(&self, port: Port) -> impl Iterator<Item = &Name> + use<'_> {
+    pub(super) fn of_node_port(&self, port: ClaimedPort) -> impl Iterator<Item = &Name> + use<'_> {
         let from = (port, self.least.clone());
         let found = self.node_ports.range(from..).take_while(move |(p, _)| *p == port);
         found.map(|(_, name)| name)
@@ -136,12 +136,12 @@ impl Claims {
     }
 }
 
-fn externals(service: &Service) -> impl Iterator<Item = (Addr, Port)> {
+fn externals(service: &Service) -> impl Iterator<Item = (Addr, ClaimedPort)> {
     let ports = || service.ports.iter().map(|port| (port.port, port.protocol));
     service.external_addrs().flat_map(move |addr| ports().map(move |port| (addr, port)))
 }
 
-fn node_ports(service: &Service) -> impl Iterator<Item = Port> {
+fn node_ports(service: &Service) -> impl Iterator<Item = ClaimedPort> {
     let ports = service.ports.iter();
     ports.filter_map(|port| Some((port.node_port?.into(), port.protocol)))
 }

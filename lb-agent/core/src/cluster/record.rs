@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::Prefix;
 
 pub use self::policy::{
-    Action, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, Ports, Requirement, Rule,
-    Selector, Tier,
+    Action, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, PortSpec, Requirement,
+    Rule, Selector, Tier,
 };
 
 mod policy;

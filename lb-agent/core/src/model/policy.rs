@@ -17,7 +17,7 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::ident_flags;
 
 use self::atom::Atoms;
-use self::charges::{Asked, Unit};
+use self::charges::{Asked, PolicyHalf};
 use self::members::Members;
 use self::rules::{Reading, Subjects};
 use self::set::Pool;
@@ -42,9 +42,9 @@ mod shares;
 
 pub use self::atom::AtomId;
 pub use self::blocks::Blocks;
-pub use self::group::{BitRule, Direction, Group, Link, Source, Span};
+pub use self::group::{BitRule, GroupLink, PolicyDirection, RuleSet, RuleSource, Span};
 pub use self::ports::PortEntry;
-pub use self::range::{Range, number};
+pub use self::range::{CidrRange, number};
 pub use self::set::Atomic;
 pub use self::shares::Room;
 
@@ -54,13 +54,13 @@ pub struct Desired {
     /// Whether there is any policy in the cluster.
     pub any: bool,
     /// The groups in use, each once.
-    pub groups: Vec<Arc<Group>>,
+    pub groups: Vec<Arc<RuleSet>>,
     /// The Pods of this node that have addresses of their own.
     pub pods: BTreeMap<Name, LocalPod>,
     /// The identities in use, each once; the first is that of no atom.
     pub idents: Vec<Atomic>,
     /// Addresses of Pods and nodes, also while there is no policy.
-    pub addrs: HashMap<Addr, Known>,
+    pub addrs: HashMap<Addr, AddressIdentity>,
     /// Which identity all other addresses have.
     pub ranges: Blocks,
     /// All policies, in the order of evaluation.
@@ -86,7 +86,7 @@ pub struct LocalPod {
 
 /// Who has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct AddressIdentity {
     /// Index in [`Desired::idents`].
     pub ident: u32,
     /// `ident_flags::*`.
@@ -147,7 +147,7 @@ impl Compiler {
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         let subjects = Subjects::select(cluster, &policies);
         let mut reading = subjects.read(&policies);
-        let mut refused: BTreeMap<Unit, Lost> = BTreeMap::new();
+        let mut refused: BTreeMap<PolicyHalf, Lost> = BTreeMap::new();
         let mut round = 0;
         self.atoms.begin();
         let mut desired = loop {
@@ -183,7 +183,7 @@ impl Compiler {
     fn attempt(
         &mut self,
         input: &Input<'_>,
-        refused: &BTreeMap<Unit, Lost>,
+        refused: &BTreeMap<PolicyHalf, Lost>,
         round: u32,
     ) -> Attempt {
         let &Input { cluster, policies, subjects, reading } = input;
@@ -196,19 +196,19 @@ impl Compiler {
             let class = members.class_of(name, pod);
             for addr in pod.ips.iter().filter(|addr| owners.is_pods(name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
-                addrs.insert(*addr, Known { ident, flags: others::flags(cluster, pod) });
+                addrs.insert(*addr, AddressIdentity { ident, flags: others::flags(cluster, pod) });
             }
         }
         for (name, node) in cluster.nodes() {
             let class = members.class_of_node(&node.labels);
             for addr in node.addresses.iter().filter(|addr| owners.is_nodes(name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
-                addrs.insert(*addr, Known { ident, flags: ident_flags::NODE });
+                addrs.insert(*addr, AddressIdentity { ident, flags: ident_flags::NODE });
             }
         }
         blocks.name(|atoms| members.intern(atoms));
         for addr in others::in_pod_network(cluster) {
-            let known = Known { ident: blocks.find(&addr), flags: ident_flags::NODE };
+            let known = AddressIdentity { ident: blocks.find(&addr), flags: ident_flags::NODE };
             addrs.entry(addr).or_insert(known);
         }
         let (idents, named) = members.finish();
@@ -234,9 +234,9 @@ impl Compiler {
 struct Attempt {
     desired: Desired,
     /// The policies of Pods that have too many rules.
-    crowded: BTreeSet<Unit>,
+    crowded: BTreeSet<PolicyHalf>,
     /// What is to be refused, too.
-    more: BTreeMap<Unit, Lost>,
+    more: BTreeMap<PolicyHalf, Lost>,
 }
 
 /// What is compiled.

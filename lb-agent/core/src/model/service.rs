@@ -48,7 +48,7 @@ pub(super) fn model(
             if frontends.is_empty() && externals.is_empty() {
                 continue;
             }
-            let inside = Inside { cluster, service, slices: &slices, port, family };
+            let inside = ServicePortInputs { cluster, service, slices: &slices, port, family };
             ports.push(inside.port(frontends, externals));
         }
     }
@@ -69,7 +69,7 @@ pub(super) fn model(
 }
 
 /// What one port in one family is made from.
-struct Inside<'a> {
+struct ServicePortInputs<'a> {
     cluster: &'a Cluster,
     service: &'a Service,
     slices: &'a [(Name, &'a EndpointSlice)],
@@ -77,7 +77,7 @@ struct Inside<'a> {
     family: Family,
 }
 
-impl Inside<'_> {
+impl ServicePortInputs<'_> {
     fn port(&self, frontends: Vec<Addr>, externals: Vec<External>) -> DesiredPort {
         let extra = self.service.extra.as_deref();
         let local_only = self.service.internal_policy == TrafficPolicy::Local;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
-use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::proto;
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, Tables};
+use lb_common::policy::{Bits, Group, PeerKey, PolicyLookup, PolicyState, PortKey};
 use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags};
 
 use super::cidrs::Cidrs;
@@ -47,7 +47,7 @@ pub struct Actual {
     /// The map `ident`.
     pub ident: HashMap<Addr, Ident>,
     /// The map `pods`, by ifindex.
-    pub pods: BTreeMap<u32, Pod>,
+    pub pods: BTreeMap<u32, PodEntry>,
     /// The map `devs`, by ifindex.
     pub devs: BTreeMap<u32, Dev>,
 }
@@ -153,7 +153,7 @@ impl MapStore for Actual {
     }
 }
 
-impl Tables for Actual {
+impl PolicyLookup for Actual {
     fn ident(&self, addr: &Addr) -> Option<&Ident> {
         self.ident.get(addr)
     }

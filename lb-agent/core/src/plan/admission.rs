@@ -22,7 +22,7 @@ const NAMED: usize = 3;
 
 /// Elements of each of [`TABLES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Demand([u32; TABLES.len()]);
+pub(super) struct TableDemand([u32; TABLES.len()]);
 
 /// What of a Service is not programmed for want of room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Admission {
     }
 
     /// A Service wants something else than before.
-    pub(super) fn replace(&mut self, name: &Name, before: Demand, now: Demand) {
+    pub(super) fn replace(&mut self, name: &Name, before: TableDemand, now: TableDemand) {
         if before == now {
             return;
         }
@@ -126,12 +126,12 @@ impl Admission {
             let (mut ports, mut tables) = (Vec::new(), Vec::new());
             for unit in &units {
                 match unit.part {
-                    Part::Wildcards => refused.wildcards = true,
-                    Part::Port(at) => {
+                    UnitPart::Wildcards => refused.wildcards = true,
+                    UnitPart::Port(at) => {
                         refused.ports.insert(at);
                         ports.extend(unit.port.map(|port| port.port));
                     }
-                    Part::Table(at) => {
+                    UnitPart::Table(at) => {
                         refused.tables.insert(at);
                         tables.extend(unit.port.map(|port| port.port));
                     }
@@ -177,7 +177,7 @@ impl Admission {
 }
 
 /// What a Service wants.
-pub(super) fn demand(want: &DesiredService) -> Demand {
+pub(super) fn demand(want: &DesiredService) -> TableDemand {
     let mut sum = [want.wildcards.len() as u32, 0, 0];
     for port in &want.ports {
         let [frontends, slots, backends] = &mut sum;
@@ -186,32 +186,32 @@ pub(super) fn demand(want: &DesiredService) -> Demand {
         *slots += plain.0[1] + table.0[1];
         *backends += plain.0[2];
     }
-    Demand(sum)
+    TableDemand(sum)
 }
 
 /// What a port wants, and what its Maglev table does.
-fn of_port(port: &DesiredPort) -> (Demand, Demand) {
+fn of_port(port: &DesiredPort) -> (TableDemand, TableDemand) {
     let plain =
         [values::keys(port).count() as u32, values::n_slots(port), port.backends.len() as u32];
     let table = port.maglev().is_some_and(|members| {
         let n = members.count();
         n > 0 && n <= MAGLEV_SLOTS as usize
     });
-    (Demand(plain), Demand([0, if table { MAGLEV_SLOTS } else { 0 }, 0]))
+    (TableDemand(plain), TableDemand([0, if table { MAGLEV_SLOTS } else { 0 }, 0]))
 }
 
 /// What may be programmed or not by itself.
 struct Unit<'a> {
     name: &'a Name,
-    part: Part,
+    part: UnitPart,
     port: Option<&'a DesiredPort>,
-    demand: Demand,
+    demand: TableDemand,
     /// Index in [`TABLES`] of the one that has no room for it.
     lost: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+enum UnitPart {
     Wildcards,
     Port(usize),
     Table(usize),
@@ -225,8 +225,8 @@ fn units_of<'a>(desired: &'a Desired, namespace: &Arc<str>) -> Vec<Unit<'a>> {
     let mut units = Vec::new();
     for (name, service) in services {
         let mut push = |part, port, demand| {
-            let is_table = matches!(part, Part::Table(_));
-            let Demand(amounts) = demand;
+            let is_table = matches!(part, UnitPart::Table(_));
+            let TableDemand(amounts) = demand;
             // By powers of two: an endpoint more does not make a port another's junior.
             let size = amounts.iter().map(|n| u32::BITS - n.leading_zeros()).max();
             let created = service.created.map_or(i64::MAX, std::num::NonZeroI64::get);
@@ -235,13 +235,13 @@ fn units_of<'a>(desired: &'a Desired, namespace: &Arc<str>) -> Vec<Unit<'a>> {
         };
         if !service.wildcards.is_empty() {
             let n = service.wildcards.len() as u32;
-            push(Part::Wildcards, None, Demand([n, 0, 0]));
+            push(UnitPart::Wildcards, None, TableDemand([n, 0, 0]));
         }
         for (at, port) in service.ports.iter().enumerate() {
             let (plain, table) = of_port(port);
-            push(Part::Port(at), Some(port), plain);
-            if table != Demand::default() {
-                push(Part::Table(at), Some(port), table);
+            push(UnitPart::Port(at), Some(port), plain);
+            if table != TableDemand::default() {
+                push(UnitPart::Table(at), Some(port), table);
             }
         }
     }

@@ -24,14 +24,14 @@ pub struct Plan {
 /// Writes of one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Batch {
-    owner: Owner,
+    owner: WriteOwner,
     /// Index in [`Plan::writes`] after the last.
     end: usize,
 }
 
 /// Who tries a write again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(super) enum WriteOwner {
     /// A Service, all of it.
     Service(Name),
     /// A timer: of a backend, of the bitmaps of ports, of the settings.
@@ -46,12 +46,12 @@ pub(super) enum Owner {
 
 impl Plan {
     /// What was added since the last batch is one.
-    pub(super) fn end_batch(&mut self, owner: Owner) {
+    pub(super) fn end_batch(&mut self, owner: WriteOwner) {
         self.batches.push(Batch { owner, end: self.writes.len() });
     }
 
     /// A plan of one batch.
-    pub(super) fn of(owner: Owner, writes: impl IntoIterator<Item = Write>) -> Self {
+    pub(super) fn of(owner: WriteOwner, writes: impl IntoIterator<Item = Write>) -> Self {
         let mut plan = Self { writes: writes.into_iter().collect(), batches: Vec::new() };
         plan.end_batch(owner);
         plan
@@ -81,7 +81,8 @@ impl Planner {
         for Batch { owner, end } in plan.batches {
             let before = applied.failed.len();
             for mut write in writes.by_ref().take(end - start) {
-                let waits = matches!(owner, Owner::Service(_)) && applied.failed.len() > before;
+                let waits =
+                    matches!(owner, WriteOwner::Service(_)) && applied.failed.len() > before;
                 if waits || self.policies.is_moot(&write) {
                     continue;
                 }
@@ -114,39 +115,39 @@ impl Planner {
     }
 
     /// All writes of a batch happened.
-    fn succeeded(&mut self, owner: &Owner, clock: &mut dyn FnMut() -> Duration) {
+    fn succeeded(&mut self, owner: &WriteOwner, clock: &mut dyn FnMut() -> Duration) {
         match owner {
-            Owner::Service(name) => self.settle(name),
-            Owner::Policies => self.policies.settle(clock()),
-            Owner::Timer | Owner::Pod | Owner::Devs => {}
+            WriteOwner::Service(name) => self.settle(name),
+            WriteOwner::Policies => self.policies.settle(clock()),
+            WriteOwner::Timer | WriteOwner::Pod | WriteOwner::Devs => {}
         }
     }
 
     /// A write did not happen.
     fn failed(
         &mut self,
-        owner: &Owner,
+        owner: &WriteOwner,
         write: &Write,
         err: &MapError,
         maps: &mut impl MapStore,
         now: Duration,
     ) {
         match owner {
-            Owner::Service(name) => {
+            WriteOwner::Service(name) => {
                 self.tables.doubt_ports();
                 self.service_failed(name, err, now);
             }
-            Owner::Timer => {
+            WriteOwner::Timer => {
                 self.tables.doubt_ports();
                 self.timer_failed(write);
             }
-            Owner::Policies | Owner::Pod => {
+            WriteOwner::Policies | WriteOwner::Pod => {
                 for write in self.policies.failed(&self.tables.actual, write, now) {
                     // Should that fail, too, the retry comes here again.
                     drop(self.write(&write, maps));
                 }
             }
-            Owner::Devs => self.devs.failed(err, now),
+            WriteOwner::Devs => self.devs.failed(err, now),
         }
     }
 }

@@ -9,18 +9,18 @@ use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
 
 use super::actual::Actual;
 use super::flows::Flows;
-use super::ports::{Former, Ports};
+use super::ports::{Former, PortBitmap};
 use super::write::Write;
 
 /// The bitmaps as they should be.
 #[derive(Debug)]
 pub(super) struct Bitmaps {
     /// Ports of frontends, and those of `former`.
-    frontend: Ports,
+    frontend: PortBitmap,
     /// Ports of backends that are processes of this host.
-    host: Ports,
+    host: PortBitmap,
     /// Ports of frontends that are gone, while flows to them may be left.
-    former: Ports,
+    former: PortBitmap,
     /// Since when these.
     gone: Former,
     /// Addresses of this host, sorted.
@@ -34,11 +34,11 @@ impl Bitmaps {
         let gone = Former::restore(&actual.former_ports);
         let frontends =
             actual.frontends.iter().filter_map(|(key, value)| frontend_port(key, value));
-        let mut frontend = Ports::default();
+        let mut frontend = PortBitmap::default();
         frontend.recount(frontends.chain(gone.ports()), &actual.frontend_ports);
-        let mut former = Ports::default();
+        let mut former = PortBitmap::default();
         former.recount(gone.ports(), &actual.former_ports);
-        let (host, host_addrs) = (Ports::default(), Box::default());
+        let (host, host_addrs) = (PortBitmap::default(), Box::default());
         Self { frontend, former, gone, host, host_addrs, at_host: 0 }
     }
 
@@ -64,7 +64,7 @@ impl Bitmaps {
             let frontends = actual.frontends.iter();
             self.at_host = frontends.filter(|(key, value)| self.is_at_host(key, value)).count();
         }
-        let write = if due { Ports::sweep } else { Ports::add };
+        let write = if due { PortBitmap::sweep } else { PortBitmap::add };
         let former = write(&mut self.former, &actual.former_ports);
         let frontend = write(&mut self.frontend, &actual.frontend_ports);
         let host = write(&mut self.host, &actual.host_ports);
@@ -152,7 +152,7 @@ impl Bitmaps {
             }
             _ => return None,
         };
-        (!Ports::has(port, bits)).then_some(map)
+        (!PortBitmap::has(port, bits)).then_some(map)
     }
 
     /// A frontend was written where `before` was.

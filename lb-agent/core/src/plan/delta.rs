@@ -7,11 +7,11 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 
-use super::slots::Range;
+use super::slots::SlotRange;
 use super::sources;
 use super::stages::{Full, Stages};
 use super::state::PortState;
-use super::tables::Tables;
+use super::tables::ServiceTables;
 use super::timers::DRAIN;
 use super::values::{self, Layout};
 use super::write::Write;
@@ -22,7 +22,7 @@ use crate::model::DesiredPort;
 /// `moving` are frontends that another Service takes over in the same plan: they are not deleted here, and the
 /// backends are left alone until the take-over is seen to have happened. Returns whether that is the case.
 pub(super) fn port(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     port: &mut PortState,
     want: Option<&DesiredPort>,
     plain: bool,
@@ -73,7 +73,7 @@ pub(super) fn port(
 
 /// The ids of the desired backends in their order, and which of them are new. `None` when there are not enough.
 fn backend_ids(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     port: &PortState,
     want: Option<&DesiredPort>,
 ) -> Option<(Vec<u32>, Vec<u32>)> {
@@ -103,8 +103,9 @@ fn backend_ids(
 }
 
 /// The range for these ids: the present one if it says just that, else another. `None` when there is none.
-fn slots(tables: &mut Tables, port: &mut PortState, content: &[u32]) -> Option<Range> {
-    let same = |range: Range| range.slots().zip(content).all(|(slot, id)| tables.slot(slot) == *id);
+fn slots(tables: &mut ServiceTables, port: &mut PortState, content: &[u32]) -> Option<SlotRange> {
+    let same =
+        |range: SlotRange| range.slots().zip(content).all(|(slot, id)| tables.slot(slot) == *id);
     let fits = port.range.len as usize == content.len();
     let referred = port.refers_to(tables, port.range);
     if fits && (same(port.range) || !(port.range_used || referred)) {
@@ -123,7 +124,12 @@ fn slots(tables: &mut Tables, port: &mut PortState, content: &[u32]) -> Option<R
     Some(range)
 }
 
-fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], stages: &mut Stages) {
+fn put_backends(
+    tables: &mut ServiceTables,
+    want: Option<&DesiredPort>,
+    ids: &[u32],
+    stages: &mut Stages,
+) {
     let Some(want) = want else { return };
     for (id, desired) in ids.iter().zip(&want.backends) {
         let before = tables.backend(*id);
@@ -150,7 +156,7 @@ fn put_backends(tables: &mut Tables, want: Option<&DesiredPort>, ids: &[u32], st
 /// Switches the frontends to their new values and removes those that are not desired; returns whether another
 /// Service is about to take one of them over.
 fn put_frontends(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     port: &mut PortState,
     frontends: Vec<(FrontendKey, Frontend)>,
     moving: &HashSet<FrontendKey>,
@@ -187,7 +193,12 @@ fn put_frontends(
 }
 
 /// Drains the backends that have left the slots; frees those that were never written.
-fn drop_former(tables: &mut Tables, port: &mut PortState, postponed: bool, stages: &mut Stages) {
+fn drop_former(
+    tables: &mut ServiceTables,
+    port: &mut PortState,
+    postponed: bool,
+    stages: &mut Stages,
+) {
     let service_id = port.service_id;
     let Some(left) = &mut port.left else { return };
     left.backend_ids.retain(|id| {

@@ -10,7 +10,7 @@ use super::share::Holdings;
 #[derive(Debug)]
 pub(super) struct BackendIds {
     /// By backend id.
-    owners: Vec<Owner>,
+    owners: Vec<IdOwner>,
     held: Holdings,
     /// Ids that were used and are free again, the one that has rested longest first.
     free: VecDeque<u32>,
@@ -19,7 +19,7 @@ pub(super) struct BackendIds {
 
 /// Whose an id is.
 #[derive(Clone, Copy, Debug, Default)]
-struct Owner {
+struct IdOwner {
     /// Service port; 0 = free.
     service_id: u32,
     /// Namespace.
@@ -30,7 +30,7 @@ impl BackendIds {
     /// Ids 1 to `capacity` - 1.
     pub(super) fn new(capacity: u32) -> Self {
         let held = Holdings::new(capacity.saturating_sub(1));
-        Self { owners: vec![Owner::default()], held, free: VecDeque::new(), capacity }
+        Self { owners: vec![IdOwner::default()], held, free: VecDeque::new(), capacity }
     }
 
     /// A free id for this service port, unless its namespace has to leave the last ones to others.
@@ -40,7 +40,7 @@ impl BackendIds {
         }
         let fresh = || u32::try_from(self.owners.len()).ok().filter(|id| *id < self.capacity);
         let id = self.free.pop_front().or_else(fresh)?;
-        self.set_owner(id, Owner { service_id, tenant });
+        self.set_owner(id, IdOwner { service_id, tenant });
         Some(id)
     }
 
@@ -49,7 +49,7 @@ impl BackendIds {
         if id == 0 || self.owner(id) != 0 {
             return false;
         }
-        self.set_owner(id, Owner { service_id, tenant: 0 });
+        self.set_owner(id, IdOwner { service_id, tenant: 0 });
         true
     }
 
@@ -58,7 +58,7 @@ impl BackendIds {
         for id in ids {
             let service_id = self.owner(id);
             if service_id != 0 {
-                self.set_owner(id, Owner { service_id, tenant });
+                self.set_owner(id, IdOwner { service_id, tenant });
             }
         }
     }
@@ -66,7 +66,7 @@ impl BackendIds {
     /// Makes an id free.
     pub(super) fn free(&mut self, id: u32) {
         if self.owner(id) != 0 {
-            self.set_owner(id, Owner::default());
+            self.set_owner(id, IdOwner::default());
             self.free.push_back(id);
         }
     }
@@ -92,10 +92,10 @@ impl BackendIds {
         &self.held
     }
 
-    fn set_owner(&mut self, id: u32, now: Owner) {
+    fn set_owner(&mut self, id: u32, now: IdOwner) {
         let index = id as usize;
         if index >= self.owners.len() {
-            self.owners.resize(index + 1, Owner::default());
+            self.owners.resize(index + 1, IdOwner::default());
         }
         let Some(owner) = self.owners.get_mut(index) else { return };
         let before = std::mem::replace(owner, now);

@@ -30,7 +30,7 @@ pub(super) fn table(mut members: Vec<Member>) -> Vec<usize> {
         return Vec::new();
     }
     members.sort_unstable();
-    let mut walks: Vec<Walk> = members.iter().map(Walk::new).collect();
+    let mut walks: Vec<Permutation> = members.iter().map(Permutation::new).collect();
     let mut table: Vec<Option<usize>> = vec![None; slots];
     let mut left = slots;
     while left > 0 {
@@ -47,12 +47,12 @@ pub(super) fn table(mut members: Vec<Member>) -> Vec<usize> {
 }
 
 /// A backend's order of preference: since the number of slots is a prime, it visits all of them.
-struct Walk {
+struct Permutation {
     next: usize,
     skip: usize,
 }
 
-impl Walk {
+impl Permutation {
     fn new(member: &Member) -> Self {
         let flow = Flow {
             src: Addr::NONE,

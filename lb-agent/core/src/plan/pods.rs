@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use lb_common::endpoint::{Pod, flags};
+use lb_common::endpoint::{PodEntry, flags};
 use lb_common::limits;
 
 /// The groups of a Pod: ingress, egress, and the same with shadow policies; 0 = none.
 pub type GroupIds = [u32; 4];
 
 /// The groups in an element of `pods`.
-pub fn groups(pod: &Pod) -> GroupIds {
+pub fn groups(pod: &PodEntry) -> GroupIds {
     [pod.ingress, pod.egress, pod.shadow_ingress, pod.shadow_egress]
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Pods {
 
 impl Pods {
     /// Takes over what the map says.
-    pub(super) fn restore(pods: &BTreeMap<u32, Pod>) -> Self {
+    pub(super) fn restore(pods: &BTreeMap<u32, PodEntry>) -> Self {
         let sources = pods.iter().filter(|(_, pod)| pod.flags & flags::MORE_SOURCES != 0);
         let sources = sources.map(|(ifindex, _)| *ifindex).collect();
         let ids = Ids::restore(pods.iter().map(|(ifindex, pod)| (*ifindex, pod.id)));
@@ -63,21 +63,30 @@ impl Pods {
     /// until which connections may be met in mid-flow that are older than the first policy of their Pod, should this be it.
     pub(super) fn element(
         &self,
-        (ifindex, face): (u32, &Pod),
-        before: Option<&Pod>,
+        (ifindex, face): (u32, &PodEntry),
+        before: Option<&PodEntry>,
         groups: GroupIds,
         until: u32,
-    ) -> Pod {
+    ) -> PodEntry {
         let more = self.sources.contains(&ifindex);
         let flags = face.flags | if more { flags::MORE_SOURCES } else { 0 };
         let [ingress, egress, shadow_ingress, shadow_egress] = groups;
-        let before = before.unwrap_or(&Pod::ZERO);
+        let before = before.unwrap_or(&PodEntry::ZERO);
         let first = (before.ingress, before.egress) == (0, 0) && (ingress, egress) != (0, 0);
         // A Pod that is known only now has been under its policies from its first moment.
         let until = if self.known.contains(&ifindex) { until } else { 0 };
         let pickup_until = if first { until } else { before.pickup_until };
         let id = self.ids.of(ifindex);
-        Pod { id, flags, ingress, egress, shadow_ingress, shadow_egress, pickup_until, ..*face }
+        PodEntry {
+            id,
+            flags,
+            ingress,
+            egress,
+            shadow_ingress,
+            shadow_egress,
+            pickup_until,
+            ..*face
+        }
     }
 }
 
@@ -131,11 +140,12 @@ impl Ids {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::endpoint::{Pod, flags};
+    use lb_common::endpoint::{PodEntry, flags};
 
     use super::{Ids, Pods, groups};
 
-    const FACE: Pod = Pod { bridge6: 9, nsid: 3, flags: flags::BRIDGED, ..Pod::ZERO };
+    const FACE: PodEntry =
+        PodEntry { bridge6: 9, nsid: 3, flags: flags::BRIDGED, ..PodEntry::ZERO };
 
     #[test]
     fn an_element_is_what_the_device_and_the_policies_say() {
@@ -143,13 +153,13 @@ mod tests {
         let of = |pods: &Pods, groups| pods.element((5, &FACE), None, groups, 7);
         assert_eq!(of(&pods, [0; 4]), FACE, "no number before it has appeared");
         pods.appeared(5);
-        assert_eq!(of(&pods, [0; 4]), Pod { id: 1, ..FACE });
+        assert_eq!(of(&pods, [0; 4]), PodEntry { id: 1, ..FACE });
         let full = of(&pods, [1, 2, 3, 4]);
         assert_eq!((groups(&full), full.id, full.bridge6), ([1, 2, 3, 4], 1, 9));
         assert_eq!(pods.have_sources([5].into()), [5]);
         assert!(pods.have_sources([5].into()).is_empty(), "no news");
         let flags = flags::BRIDGED | flags::MORE_SOURCES;
-        assert_eq!(of(&pods, [1, 2, 3, 4]), Pod { flags, ..full });
+        assert_eq!(of(&pods, [1, 2, 3, 4]), PodEntry { flags, ..full });
         assert_eq!(pods.have_sources([].into()), [5]);
         assert_eq!(of(&pods, [1, 2, 3, 4]), full);
     }
@@ -168,7 +178,7 @@ mod tests {
             ("and one again", true, ([0, 0, 0, 0], 5), [3, 0, 0, 0], 7),
         ];
         for (name, known, ([ingress, egress, ..], before), groups, want) in cases {
-            let pod = Pod { ingress, egress, pickup_until: before, id: 1, ..Pod::ZERO };
+            let pod = PodEntry { ingress, egress, pickup_until: before, id: 1, ..PodEntry::ZERO };
             let mut pods = Pods::restore(&[(5, pod)].into());
             if known {
                 pods.is_known(5);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::limits;
 use lb_common::policy::{Group, PeerKey, PolicyState, group_flags};
 
@@ -31,7 +31,7 @@ use super::retry::Retry;
 use super::write::Write;
 use crate::cluster::Name;
 use crate::issue::Issue;
-use crate::model::policy::{self as model, Atomic, Desired, Source};
+use crate::model::policy::{self as model, Atomic, Desired, RuleSource};
 
 mod assigned;
 pub(super) mod failures;
@@ -45,13 +45,13 @@ const FULL: u32 = 1;
 
 /// A Pod's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Veth {
+pub struct PodDevice {
     /// Key in `pods`.
     pub ifindex: u32,
     /// Who is behind it.
     pub behind: Behind,
     /// What the device says of its element of `pods`: all but its number, groups and further sources.
-    pub face: Pod,
+    pub face: PodEntry,
 }
 
 /// Who is behind a device.
@@ -69,13 +69,13 @@ pub enum Behind {
 
 /// What the tables should say, and of which devices.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct DesiredTables<'a> {
     /// What policies come to; `None` before it is known, and then everything of that stays.
     pub desired: Option<&'a Desired>,
     /// What this node's devices say of `ident`: its own addresses, and behind which device others are.
     pub devices: &'a BTreeMap<Addr, Ident>,
     /// The Pods' devices.
-    pub veths: &'a [Veth],
+    pub veths: &'a [PodDevice],
     /// Whether devices of unknown Pods are cut off as soon as there is any policy.
     pub strict: bool,
     /// The stamp until which connections may be older than the first policy of their Pod.
@@ -86,17 +86,17 @@ pub struct Wanted<'a> {
 #[derive(Clone, Debug)]
 struct Live {
     /// `None` of one that was found in the maps and is not understood.
-    content: Option<Arc<model::Group>>,
+    content: Option<Arc<model::RuleSet>>,
     /// Its elements in `groups`, in order.
     ids: Vec<u32>,
 }
 
 /// Keeps the numbers and makes plans.
 #[derive(Debug)]
-pub struct Planner {
+pub struct PolicyPlanner {
     /// By their first element.
     live: BTreeMap<u32, Live>,
-    by_content: HashMap<Arc<model::Group>, u32>,
+    by_content: HashMap<Arc<model::RuleSet>, u32>,
     /// The identities that the tables have, but for 0 and those found in the maps and not understood.
     idents: BTreeMap<u32, Atomic>,
     /// The number to be given to addresses that get an identity.
@@ -111,13 +111,13 @@ pub struct Planner {
     /// Groups whose tables lack something, by the first element: they deny everything.
     incomplete: BTreeSet<u32>,
     /// Groups that there was no room for at all.
-    roomless: Vec<Arc<model::Group>>,
+    roomless: Vec<Arc<model::RuleSet>>,
     retry: Option<Retry>,
     /// Whether a plan with policies has been made.
     begun: bool,
 }
 
-impl Planner {
+impl PolicyPlanner {
     /// Takes over what the maps say.
     pub(super) fn restore(actual: &Actual) -> Self {
         restore::planner(actual)
@@ -129,7 +129,7 @@ impl Planner {
     pub(super) fn plan(
         &mut self,
         (actual, pods): (&Actual, &Pods),
-        wanted: &Wanted<'_>,
+        wanted: &DesiredTables<'_>,
         now: Duration,
     ) -> Vec<Write> {
         let mut writes = Vec::new();
@@ -173,20 +173,20 @@ impl Planner {
         &self,
         (actual, pods): (&Actual, &Pods),
         desired: Option<&Desired>,
-        veth: &Veth,
+        veth: &PodDevice,
         pickup_until: u32,
     ) -> Option<Write> {
         let groups = self.groups_of(actual, desired, veth);
         put_pod((actual, pods), veth, groups, pickup_until)
     }
 
-    /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
+    /// When [`PolicyPlanner::plan`] has to be called again although nothing changed, on the clock of its `now`.
     pub fn next_wakeup(&self) -> Option<Duration> {
         let rested = self.resting.iter().map(|(at, _)| *at);
         rested.chain(self.retry.map(|retry| retry.at)).min()
     }
 
-    fn groups_of(&self, actual: &Actual, desired: Option<&Desired>, veth: &Veth) -> GroupIds {
+    fn groups_of(&self, actual: &Actual, desired: Option<&Desired>, veth: &PodDevice) -> GroupIds {
         if let Some(pod) = actual.pods.get(&veth.ifindex) {
             return pods::groups(pod);
         }
@@ -220,7 +220,7 @@ impl Planner {
     }
 
     /// The groups that the tables have: index of the first element and content.
-    pub fn groups(&self) -> impl Iterator<Item = (u32, &Arc<model::Group>)> {
+    pub fn groups(&self) -> impl Iterator<Item = (u32, &Arc<model::RuleSet>)> {
         self.live.iter().filter_map(|(head, live)| Some((*head, live.content.as_ref()?)))
     }
 
@@ -230,7 +230,7 @@ impl Planner {
     }
 
     /// Where the rule with this number is written.
-    pub fn source(&self, head: u32, rule: u32) -> Option<&Source> {
+    pub fn source(&self, head: u32, rule: u32) -> Option<&RuleSource> {
         self.live.get(&head)?.content.as_ref()?.source(rule)
     }
 
@@ -393,7 +393,7 @@ impl Planner {
     }
 
     /// The number of a group; it has one, unless there was no room.
-    fn id_of(&self, group: &Arc<model::Group>) -> u32 {
+    fn id_of(&self, group: &Arc<model::RuleSet>) -> u32 {
         self.by_content.get(group).copied().unwrap_or(FULL)
     }
 
@@ -402,7 +402,7 @@ impl Planner {
         (actual, pods): (&Actual, &Pods),
         desired: &Desired,
         assigned: &Assigned,
-        wanted: &Wanted<'_>,
+        wanted: &DesiredTables<'_>,
         writes: &mut Vec<Write>,
     ) {
         let pending = assigned.pending_group.as_ref().map_or(0, |group| self.id_of(group));
@@ -493,7 +493,7 @@ fn follow_devices(actual: &Actual, devices: &BTreeMap<Addr, Ident>, writes: &mut
 /// The write of a device's element of `pods`, if it has another one.
 fn put_pod(
     (actual, pods): (&Actual, &Pods),
-    veth: &Veth,
+    veth: &PodDevice,
     groups: GroupIds,
     pickup_until: u32,
 ) -> Option<Write> {
@@ -504,7 +504,7 @@ fn put_pod(
 }
 
 /// The writes for devices that are gone, but whose element could not be removed then.
-fn delete_pods(actual: &Actual, veths: &[Veth], writes: &mut Vec<Write>) {
+fn delete_pods(actual: &Actual, veths: &[PodDevice], writes: &mut Vec<Write>) {
     let there: HashSet<u32> = veths.iter().map(|veth| veth.ifindex).collect();
     let gone = actual.pods.keys().filter(|ifindex| !there.contains(ifindex));
     writes.extend(gone.map(|ifindex| Write::DeletePod { ifindex: *ifindex }));

@@ -13,7 +13,7 @@ use super::timers::RELEASE;
 
 /// One of the bitmaps as it should be.
 #[derive(Debug, Default)]
-pub(super) struct Ports {
+pub(super) struct PortBitmap {
     /// Number of elements in the maps that need the port.
     counts: HashMap<u16, u32>,
     /// Words that the plan in the making writes.
@@ -22,7 +22,7 @@ pub(super) struct Ports {
     doubtful: BTreeSet<u32>,
 }
 
-impl Ports {
+impl PortBitmap {
     /// An element that needs the port is in the map.
     pub(super) fn count(&mut self, port: u16) {
         *self.counts.entry(port).or_default() += 1;
@@ -133,7 +133,7 @@ pub(super) struct Former {
 impl Former {
     /// As the bitmap has it that an agent before left.
     pub(super) fn restore(words: &[u64]) -> Self {
-        let ports = (0..=u16::MAX).filter(|port| Ports::has(*port, words));
+        let ports = (0..=u16::MAX).filter(|port| PortBitmap::has(*port, words));
         Self { since: ports.map(|port| (port, None)).collect() }
     }
 
@@ -174,11 +174,11 @@ fn at(words: &[u64], word: u32) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use super::{Former, Ports};
+    use super::{Former, PortBitmap};
 
     #[test]
     fn bits_come_with_the_first_and_go_after_the_last() {
-        let mut ports = Ports::default();
+        let mut ports = PortBitmap::default();
         let mut actual = vec![0; 2];
         assert_eq!(ports.want(80, &actual), Some((1, 1 << 16)));
         assert_eq!(ports.want(81, &actual), Some((1, 3 << 16)), "with what is planned");
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_is_found_is_mended_at_once_and_cleared_later() {
-        let mut ports = Ports::default();
+        let mut ports = PortBitmap::default();
         ports.recount([65535, 1].into_iter(), &[0, 1]);
         assert_eq!(ports.add(&[0, 1]), [(0, 2), (1023, 1 << 63)]);
         assert!(ports.is_doubtful());

@@ -17,9 +17,9 @@ use super::admission::Admission;
 use super::capacity::Capacity;
 use super::devs::Devs;
 use super::pods::Pods;
-use super::slots::Range;
+use super::slots::SlotRange;
 use super::state::{Left, PortState, ServiceState};
-use super::tables::{ORPHAN, Tables};
+use super::tables::{ORPHAN, ServiceTables};
 use super::timers::{DRAIN, REST};
 use super::{Given, Planner, policy, values};
 use crate::cluster::{Family, Name};
@@ -38,8 +38,8 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         groups.entry(key.service_id).or_default();
     }
     let next_service_id = groups.last_key_value().map_or(0, |(id, _)| *id);
-    let (policies, pods) = (policy::Planner::restore(&actual), Pods::restore(&actual.pods));
-    let mut tables = Tables::new(capacity, actual);
+    let (policies, pods) = (policy::PolicyPlanner::restore(&actual), Pods::restore(&actual.pods));
+    let mut tables = ServiceTables::new(capacity, actual);
     let mut reserved = BTreeSet::new();
     let ports = groups.into_iter().map(|(service_id, mut frontends)| {
         frontends.sort_unstable_by_key(|(key, _)| (key.addr, key.port, key.proto));
@@ -70,7 +70,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
 /// The service port that a desired one finds under one of its frontends.
 pub(super) fn adopt(
     restored: &mut HashMap<u32, PortState>,
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     want: &DesiredPort,
     tenant: u32,
 ) -> Option<PortState> {
@@ -110,10 +110,10 @@ pub(super) fn orphans(planner: &mut Planner) -> Option<Name> {
 /// The state of a service port as its frontends in the map tell it. After a crash between two of their writes they
 /// may refer to different ranges: then the first counts and the others are old.
 fn port(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     service_id: u32,
     frontends: &[(FrontendKey, Frontend)],
-    reserved: &mut BTreeSet<Range>,
+    reserved: &mut BTreeSet<SlotRange>,
 ) -> PortState {
     let first = frontends.first().map(|(key, _)| *key);
     let mut port = PortState {
@@ -124,7 +124,7 @@ fn port(
         service_id,
         tenant: 0,
         frontends: frontends.iter().map(|(key, _)| *key).collect(),
-        range: Range::default(),
+        range: SlotRange::default(),
         range_used: true,
         backend_ids: Box::default(),
         left: None,
@@ -132,7 +132,7 @@ fn port(
     let mut left = Left::default();
     let mut backend_ids = Vec::new();
     let mut ranges = Vec::new();
-    for range in joined(frontends.iter().map(|(_, frontend)| Range::of(frontend))) {
+    for range in joined(frontends.iter().map(|(_, frontend)| SlotRange::of(frontend))) {
         // A range that overlaps that of another Service port belongs to neither: it is not used again and not freed.
         if tables.ranges.reserve(range) && reserved.insert(range) {
             tables.slots_held.add(0, range.len);
@@ -162,9 +162,9 @@ fn port(
 }
 
 /// The ranges with those joined that overlap or touch: the frontends of a service port refer to parts of one.
-fn joined(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
-    let ranges: BTreeSet<Range> = ranges.filter(|range| range.len > 0).collect();
-    let mut joined: Vec<Range> = Vec::new();
+fn joined(ranges: impl Iterator<Item = SlotRange>) -> Vec<SlotRange> {
+    let ranges: BTreeSet<SlotRange> = ranges.filter(|range| range.len > 0).collect();
+    let mut joined: Vec<SlotRange> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
             Some(last) if range.base <= last.end() => *last = last.with(range),
@@ -175,7 +175,7 @@ fn joined(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
 }
 
 /// Backends in no slot: those that were written just before a crash drain now, the others go on as they were.
-fn rest_of_backends(tables: &mut Tables) {
+fn rest_of_backends(tables: &mut ServiceTables) {
     let backends: Vec<(u32, Backend)> =
         (0u32..).zip(tables.actual.backends.iter().copied()).collect();
     for (id, backend) in backends {

@@ -12,7 +12,7 @@ use super::delta;
 use super::retry::{Delays, Retry};
 use super::stages::{Full, Stages};
 use super::state::{ServiceState, Trouble};
-use super::tables::Tables;
+use super::tables::ServiceTables;
 use super::write::{MapError, Write};
 use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
@@ -22,7 +22,7 @@ use crate::model::{DesiredService, Wildcard};
 const DELAYS: Delays = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// What a Service's writes depend on beside its own state.
-pub(super) struct Context<'a> {
+pub(super) struct ServiceInputs<'a> {
     /// Frontends that go from one service port to another in this plan.
     pub(super) moving: &'a HashSet<FrontendKey>,
     /// Which Service has the wildcard of an address, by its serial.
@@ -36,11 +36,11 @@ pub(super) struct Context<'a> {
 ///
 /// A port for which a map has no room stays as it is; the others do not suffer from it.
 pub(super) fn plan(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     name: &Name,
     service: &mut ServiceState,
     want: Option<&DesiredService>,
-    context: &Context<'_>,
+    context: &ServiceInputs<'_>,
     writes: &mut Vec<Write>,
 ) {
     let mut stages = Stages::default();
@@ -103,7 +103,7 @@ fn full(name: &Name, what: &str, map: &str) -> Issue {
 
 /// Adds the writes for the wildcards. A wildcard that now belongs to another Service is left to that Service.
 fn wildcards(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     service: &mut ServiceState,
     wanted: &[Wildcard],
     owners: &HashMap<Addr, u32>,

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use super::range_key::RangeKey;
 use super::stages::{Full, Stages};
-use super::tables::Tables;
+use super::tables::ServiceTables;
 use super::write::Write;
 use crate::model::DesiredPort;
 
 /// Whether the map has a range of this service port.
-pub(super) fn any(tables: &Tables, service_id: u32) -> bool {
+pub(super) fn any(tables: &ServiceTables, service_id: u32) -> bool {
     of(tables, service_id).next().is_some()
 }
 
@@ -19,7 +19,7 @@ pub(super) fn any(tables: &Tables, service_id: u32) -> bool {
 ///
 /// While another service port has yet to take a frontend over, the ranges stay: without any, it would admit no client.
 pub(super) fn plan(
-    tables: &mut Tables,
+    tables: &mut ServiceTables,
     service_id: u32,
     want: Option<&DesiredPort>,
     postponed: bool,
@@ -38,7 +38,7 @@ pub(super) fn plan(
 
 /// Whether the ranges of this port fit.
 pub(super) fn check(
-    tables: &Tables,
+    tables: &ServiceTables,
     service_id: u32,
     want: Option<&DesiredPort>,
 ) -> Result<(), Full> {
@@ -57,7 +57,7 @@ fn wanted(service_id: u32, want: Option<&DesiredPort>) -> BTreeSet<RangeKey> {
     ranges.iter().map(|clients| RangeKey { service_id, clients: *clients }).collect()
 }
 
-fn of(tables: &Tables, service_id: u32) -> impl Iterator<Item = &RangeKey> {
+fn of(tables: &ServiceTables, service_id: u32) -> impl Iterator<Item = &RangeKey> {
     let keys = RangeKey::before(service_id).into_iter();
     let keys = keys.flat_map(|from| tables.actual.source_ranges.range(from..));
     keys.take_while(move |key| key.service_id == service_id)

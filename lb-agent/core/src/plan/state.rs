@@ -6,11 +6,11 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use lb_common::service::{FrontendKey, state};
 
-use super::admission::Demand;
+use super::admission::TableDemand;
 use super::retry::Retry;
-use super::slots::Range;
+use super::slots::SlotRange;
 use super::sources;
-use super::tables::Tables;
+use super::tables::ServiceTables;
 use crate::cluster::Family;
 use crate::issue::Issue;
 use crate::model::{DesiredPort, DesiredService};
@@ -21,7 +21,7 @@ pub(super) struct ServiceState {
     /// Tells Services apart that claim the same wildcard one after the other.
     pub(super) serial: u32,
     /// What it wants of the tables that all share.
-    pub(super) demand: Demand,
+    pub(super) demand: TableDemand,
     /// The wildcards it may have in the map.
     pub(super) wildcards: Box<[Addr]>,
     /// Its ports: first the desired ones in their order, then those that are being removed.
@@ -81,7 +81,7 @@ pub(super) struct PortState {
     /// The frontends it may have in the map.
     pub(super) frontends: Box<[FrontendKey]>,
     /// The slots its frontends refer to, or will.
-    pub(super) range: Range,
+    pub(super) range: SlotRange,
     /// Whether a frontend has ever referred to `range`: it must not be written again then.
     pub(super) range_used: bool,
     /// The backends in `range`, in this order.
@@ -94,7 +94,7 @@ pub(super) struct PortState {
 #[derive(Debug, Default)]
 pub(super) struct Left {
     /// Slots that a frontend may still refer to.
-    pub(super) ranges: Vec<Range>,
+    pub(super) ranges: Vec<SlotRange>,
     /// Backends that are its own and not dead.
     pub(super) backend_ids: Vec<u32>,
 }
@@ -109,7 +109,7 @@ impl PortState {
             service_id,
             tenant,
             frontends: Box::default(),
-            range: Range::default(),
+            range: SlotRange::default(),
             range_used: false,
             backend_ids: Box::default(),
             left: None,
@@ -140,7 +140,7 @@ impl PortState {
     }
 
     /// It was found in the maps, and now its namespace is known.
-    pub(super) fn assign(&mut self, tables: &mut Tables, tenant: u32) {
+    pub(super) fn assign(&mut self, tables: &mut ServiceTables, tenant: u32) {
         let left = self.left.as_ref();
         let ranges = left.into_iter().flat_map(|left| &left.ranges).chain([&self.range]);
         let n = ranges.map(|range| range.len).sum();
@@ -151,16 +151,16 @@ impl PortState {
     }
 
     /// Whether a frontend in the map refers to a slot of the range.
-    pub(super) fn refers_to(&self, tables: &Tables, range: Range) -> bool {
+    pub(super) fn refers_to(&self, tables: &ServiceTables, range: SlotRange) -> bool {
         self.frontends.iter().any(|key| {
             tables.frontend(key).is_some_and(|frontend| {
-                frontend.service_id == self.service_id && Range::of(frontend).overlaps(range)
+                frontend.service_id == self.service_id && SlotRange::of(frontend).overlaps(range)
             })
         })
     }
 
     /// After all writes of its Service happened: lets go of what is no longer in use. False when nothing is left.
-    pub(super) fn settle(&mut self, tables: &mut Tables) -> bool {
+    pub(super) fn settle(&mut self, tables: &mut ServiceTables) -> bool {
         let (service_id, tenant) = (self.service_id, self.tenant);
         if !self.frontends.iter().all(|key| tables.is_of(key, service_id)) {
             let keys = std::mem::take(&mut self.frontends).into_iter();

@@ -13,7 +13,7 @@ use super::capacity::Capacity;
 use super::flows::{Flows, LastFlows};
 use super::ids::BackendIds;
 use super::share::Holdings;
-use super::slots::{Range, Ranges};
+use super::slots::{FreeSlots, SlotRange};
 use super::timers::{DRAIN, REST, Timers};
 use super::write::Write;
 use crate::model::share;
@@ -23,11 +23,11 @@ pub(super) const ORPHAN: u32 = u32::MAX;
 
 /// The maps as they are, with the ids, ranges and timers that belong to them.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(super) struct ServiceTables {
     pub(super) capacity: Capacity,
     pub(super) actual: Actual,
     pub(super) ids: BackendIds,
-    pub(super) ranges: Ranges,
+    pub(super) ranges: FreeSlots,
     /// How many slots each namespace holds.
     pub(super) slots_held: Holdings,
     pub(super) timers: Timers,
@@ -43,14 +43,14 @@ pub(super) struct Tables {
     pub(super) bitmaps: Bitmaps,
 }
 
-impl Tables {
+impl ServiceTables {
     pub(super) fn new(capacity: Capacity, actual: Actual) -> Self {
         Self {
             capacity,
             bitmaps: Bitmaps::new(&actual),
             actual,
             ids: BackendIds::new(capacity.backends),
-            ranges: Ranges::new(capacity.slots),
+            ranges: FreeSlots::new(capacity.slots),
             slots_held: Holdings::new(capacity.slots),
             timers: Timers::default(),
             flows: LastFlows::default(),
@@ -101,7 +101,7 @@ impl Tables {
     }
 
     /// Slots for a namespace, unless it has to leave the last ones to others.
-    pub(super) fn take_range(&mut self, tenant: u32, len: u32) -> Option<Range> {
+    pub(super) fn take_range(&mut self, tenant: u32, len: u32) -> Option<SlotRange> {
         if !self.slots_held.admits(tenant, len) {
             return None;
         }
@@ -111,7 +111,7 @@ impl Tables {
     }
 
     /// Gives them back.
-    pub(super) fn give_range(&mut self, tenant: u32, range: Range) {
+    pub(super) fn give_range(&mut self, tenant: u32, range: SlotRange) {
         self.ranges.release(range);
         self.slots_held.remove(tenant, range.len);
     }

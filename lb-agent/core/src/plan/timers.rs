@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::slots::Range;
+use super::slots::SlotRange;
 
 /// A range of slots is reused no sooner than this after its last frontend was switched: a program that read the
 /// frontend's value just before is long done with its slots.
@@ -19,12 +19,12 @@ pub(super) const REST: Duration = Duration::from_secs(10);
 /// Deadlines.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    ranges: BTreeSet<(Duration, Range, u32)>,
+    ranges: BTreeSet<(Duration, SlotRange, u32)>,
     backends: BTreeSet<(Duration, u32)>,
     /// The deadline of each backend id that has one.
     armed: HashMap<u32, Duration>,
     /// Begun by a write whose time is not known yet.
-    unstamped_ranges: Vec<(Range, u32)>,
+    unstamped_ranges: Vec<(SlotRange, u32)>,
     unstamped_backends: BTreeMap<u32, Duration>,
     /// When the bitmaps of ports are swept, and the settings tried again.
     sweep: Option<Duration>,
@@ -33,7 +33,7 @@ pub(super) struct Timers {
 
 impl Timers {
     /// The range is free [`RELEASE`] after the next [`Timers::stamp`]; so long its namespace holds it.
-    pub(super) fn release(&mut self, range: Range, tenant: u32) {
+    pub(super) fn release(&mut self, range: SlotRange, tenant: u32) {
         if range.len > 0 {
             self.unstamped_ranges.push((range, tenant));
         }
@@ -88,7 +88,7 @@ impl Timers {
     }
 
     /// A range whose time is over, and whose it is.
-    pub(super) fn due_range(&mut self, now: Duration) -> Option<(Range, u32)> {
+    pub(super) fn due_range(&mut self, now: Duration) -> Option<(SlotRange, u32)> {
         self.ranges.first().filter(|(at, ..)| *at <= now)?;
         self.ranges.pop_first().map(|(_, range, tenant)| (range, tenant))
     }

@@ -12,7 +12,7 @@ use lb_common::be::Be16;
 use lb_common::service::{Frontend, FrontendKey, backend_flags, frontend_flags};
 
 use super::maglev::{self, Member};
-use super::slots::Range;
+use super::slots::SlotRange;
 use crate::cluster::Algorithm;
 use crate::model::{Class, DesiredBackend, DesiredPort, PortExtra, Scope};
 
@@ -21,14 +21,14 @@ use crate::model::{Class, DesiredBackend, DesiredPort, PortExtra, Scope};
 pub(super) struct Layout {
     /// For each slot the index of a desired backend.
     pub(super) content: Vec<usize>,
-    cluster: Part,
-    local: Part,
-    maglev: Part,
+    cluster: SlotPart,
+    local: SlotPart,
+    maglev: SlotPart,
 }
 
 /// A part of a range of slots.
 #[derive(Clone, Copy, Debug, Default)]
-struct Part {
+struct SlotPart {
     skip: u32,
     n: u32,
 }
@@ -52,14 +52,14 @@ impl Layout {
             *size += u32::from(n);
         }
         let [cluster, both, local] = sizes;
-        let cluster_list = Part { skip: 0, n: cluster + both };
-        let local_list = Part { skip: cluster, n: both + local };
+        let cluster_list = SlotPart { skip: 0, n: cluster + both };
+        let local_list = SlotPart { skip: cluster, n: both + local };
         let maglev = if plain && want.maglev().is_some() {
             let external_local = extra.is_some_and(|extra| extra.external_local);
             if external_local { local_list } else { cluster_list }
         } else {
             let table = table(want);
-            let part = Part { skip: content.len() as u32, n: table.len() as u32 };
+            let part = SlotPart { skip: content.len() as u32, n: table.len() as u32 };
             content.extend(table);
             part
         };
@@ -72,7 +72,7 @@ pub(super) fn frontends(
     service_id: u32,
     want: &DesiredPort,
     layout: &Layout,
-    range: Range,
+    range: SlotRange,
 ) -> Vec<(FrontendKey, Frontend)> {
     let values = Values { service_id, want, layout, range };
     let inside = want.frontends.iter().map(|addr| {
@@ -122,7 +122,7 @@ struct Values<'a> {
     service_id: u32,
     want: &'a DesiredPort,
     layout: &'a Layout,
-    range: Range,
+    range: SlotRange,
 }
 
 impl Values<'_> {
@@ -130,7 +130,7 @@ impl Values<'_> {
     fn internal(&self) -> Frontend {
         let (cluster, local) = match self.want.local_only {
             true => (self.layout.local, self.layout.local),
-            false => (self.layout.cluster, Part::default()),
+            false => (self.layout.cluster, SlotPart::default()),
         };
         self.value(cluster, local, 0)
     }
@@ -140,7 +140,7 @@ impl Values<'_> {
             Scope::Localhost => frontend_flags::SOCKET_ONLY,
             Scope::LoadBalancer | Scope::ExternalIp | Scope::NodePort => frontend_flags::EXTERNAL,
         };
-        let mut local = Part::default();
+        let mut local = SlotPart::default();
         if extra.external_local {
             flags |= frontend_flags::EXTERNAL_LOCAL;
             local = self.layout.local;
@@ -155,7 +155,7 @@ impl Values<'_> {
         Frontend { maglev_base, maglev_n, ..self.value(self.layout.cluster, local, flags) }
     }
 
-    fn value(&self, cluster: Part, local: Part, mut flags: u32) -> Frontend {
+    fn value(&self, cluster: SlotPart, local: SlotPart, mut flags: u32) -> Frontend {
         let extra = self.want.extra.as_deref();
         let algorithm = extra.map_or(Algorithm::Random, |extra| extra.algorithm);
         if algorithm == Algorithm::LeastConnections {
@@ -179,7 +179,7 @@ impl Values<'_> {
     }
 
     /// Base and number of the slots of a part.
-    fn place(&self, part: Part) -> (u32, u32) {
+    fn place(&self, part: SlotPart) -> (u32, u32) {
         if part.n == 0 { (0, 0) } else { (self.range.base + part.skip, part.n) }
     }
 }

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
-use lb_common::endpoint::{Dev, Ident, Pod};
+use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_DEVS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
     MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_PEER_BITS, MAP_PODS, MAP_POLICY,
@@ -16,7 +16,7 @@ use lb_common::service::{Backend, Frontend, FrontendKey};
 use thiserror::Error as ThisError;
 
 use super::range_key::RangeKey;
-use crate::model::policy::Range;
+use crate::model::policy::CidrRange;
 
 /// One write. Removing an element that is not there is not an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,14 +123,14 @@ pub enum Write {
     /// Adds or replaces an element of `cidrs`.
     PutCidr {
         /// Key.
-        range: Range,
+        range: CidrRange,
         /// Value.
         ident: u32,
     },
     /// Removes an element of `cidrs`.
     DeleteCidr {
         /// Key.
-        range: Range,
+        range: CidrRange,
     },
     /// Writes the element of `policy`, but for its flags: they belong to the clients that follow flows.
     PutPolicyState(PolicyState),
@@ -151,7 +151,7 @@ pub enum Write {
         /// Key.
         ifindex: u32,
         /// Value.
-        pod: Box<Pod>,
+        pod: Box<PodEntry>,
     },
     /// Removes an element of `pods`.
     DeletePod {

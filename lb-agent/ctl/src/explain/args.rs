@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use lb_common::flow::proto;
 
 use crate::network::protocol_number;
-use lb_core::admin::context::{Party, Wanted};
+use lb_core::admin::context::{FlowQuery, Party};
 use lb_core::cluster::Name;
 
 /// Namespace of a name that has none, as for kubectl.
@@ -21,18 +21,18 @@ pub fn flags(
     to: &str,
     port: Option<&str>,
     namespace: Option<&str>,
-) -> anyhow::Result<Wanted> {
+) -> anyhow::Result<FlowQuery> {
     let src = party(from, namespace).context("--from")?;
     let dst = party(to, namespace).context("--to")?;
     let (port, protocol) = port.map_or(Ok((None, proto::TCP)), ports).context("--port")?;
-    complete(Wanted { src, dst, protocol, port })
+    complete(FlowQuery { src, dst, protocol, port })
 }
 
 /// The flow from `SRC` and `DST[:PORT][/PROTO]`.
 ///
 /// # Errors
 /// When one of them is unreadable.
-pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<Wanted> {
+pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<FlowQuery> {
     let (rest, protocol) = match dst.rsplit_once('/') {
         Some((rest, word)) if is_protocol(word) && rest.contains(':') => (rest, protocol(word)?),
         _ => (dst, proto::TCP),
@@ -48,10 +48,10 @@ pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<Wa
         _ => (rest, None),
     };
     let (src, dst) = (party(src, namespace)?, party(dst, namespace)?);
-    complete(Wanted { src, dst, protocol, port })
+    complete(FlowQuery { src, dst, protocol, port })
 }
 
-fn complete(wanted: Wanted) -> anyhow::Result<Wanted> {
+fn complete(wanted: FlowQuery) -> anyhow::Result<FlowQuery> {
     let has_ports = matches!(wanted.protocol, proto::TCP | proto::UDP | proto::SCTP);
     match (&wanted.dst, wanted.port) {
         (Party::Service(_), None) => {}

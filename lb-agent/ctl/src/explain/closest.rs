@@ -6,17 +6,19 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use crate::explain::trace::{Closest, Lacks, PeerLack, PortLack};
-use lb_core::admin::context::{Lacking, Miss, Peer, Policy, PortMatch, Rule};
-use lb_core::cluster::{self, Ports};
-use lb_core::model::policy::Direction;
+use lb_core::admin::context::{
+    Lacking, Miss, PeerContext, PolicyContext, PortContext, RuleContext,
+};
+use lb_core::cluster::{self, PortSpec};
+use lb_core::model::policy::PolicyDirection;
 
 /// A rule without a valid peer is farther from a flow than most others.
 const NO_PEER: usize = 4;
 
 /// A flow, as the rules see it.
-pub(super) struct Flow {
+pub(super) struct CandidateFlow {
     /// Whether it enters the Pod or leaves it.
-    pub(super) direction: Direction,
+    pub(super) direction: PolicyDirection,
     /// Where it goes.
     pub(super) at: SocketAddr,
     /// The frontend by which it comes, if it does.
@@ -25,8 +27,8 @@ pub(super) struct Flow {
 
 /// Returns the rule that lacks least; `None` if there is no rule.
 pub(super) fn closest<'a>(
-    flow: &Flow,
-    rules: impl Iterator<Item = (&'a Policy, u32, &'a Rule)>,
+    flow: &CandidateFlow,
+    rules: impl Iterator<Item = (&'a PolicyContext, u32, &'a RuleContext)>,
 ) -> Option<Closest> {
     let lacking = rules.filter_map(|(policy, index, rule)| {
         let (misses, lacks) = flow.lacks(rule)?;
@@ -35,9 +37,9 @@ pub(super) fn closest<'a>(
     lacking.min_by_key(|(misses, _)| *misses).map(|(_, closest)| closest)
 }
 
-impl Flow {
+impl CandidateFlow {
     /// Returns what a rule lacks, and how much that is.
-    fn lacks(&self, rule: &Rule) -> Option<(usize, Lacks)> {
+    fn lacks(&self, rule: &RuleContext) -> Option<(usize, Lacks)> {
         let wrong_port = usize::from(!rule.takes_port());
         if rule.takes_peer() {
             let ports = rule.ports.as_deref()?;
@@ -51,7 +53,7 @@ impl Flow {
         Some((peer.misses.len() + wrong_port, Lacks::Peer { at, wants: peer.wants.clone(), why }))
     }
 
-    fn port_lack(&self, ports: &[PortMatch]) -> PortLack {
+    fn port_lack(&self, ports: &[PortContext]) -> PortLack {
         let all = || (0..).zip(ports);
         if let Some((at, name)) = all().find_map(|(at, port)| Some((at, unnamed(port)?))) {
             return PortLack::Unnamed { at, name: Arc::clone(name) };
@@ -64,10 +66,10 @@ impl Flow {
         PortLack::Other(ports.iter().map(|port| port.wants.clone()).collect())
     }
 
-    fn peer_lack(&self, peer: &Peer) -> Option<PeerLack> {
+    fn peer_lack(&self, peer: &PeerContext) -> Option<PeerLack> {
         if let cluster::Peer::Block { prefix, .. } = &peer.wants
             && let Some(through) = self.through
-            && self.direction == Direction::Egress
+            && self.direction == PolicyDirection::Egress
             && prefix.contains(&Addr::from_ip(through.ip()))
         {
             return Some(PeerLack::OfService(through.ip()));
@@ -100,13 +102,13 @@ fn labels(misses: &[Miss]) -> Vec<Lacking> {
 }
 
 /// Returns the name of a port that means nothing in the destination.
-fn unnamed(port: &PortMatch) -> Option<&Arc<str>> {
+fn unnamed(port: &PortContext) -> Option<&Arc<str>> {
     match &port.wants.ports {
-        Ports::Named(name) if port.means.is_none() => Some(name),
-        Ports::Named(_) | Ports::All | Ports::Range(..) => None,
+        PortSpec::Named(name) if port.means.is_none() => Some(name),
+        PortSpec::Named(_) | PortSpec::All | PortSpec::Range(..) => None,
     }
 }
 
-fn has(port: &PortMatch, number: u16) -> bool {
-    matches!(port.wants.ports, Ports::Range(first, last) if (first..=last).contains(&number))
+fn has(port: &PortContext, number: u16) -> bool {
+    matches!(port.wants.ports, PortSpec::Range(first, last) if (first..=last).contains(&number))
 }

@@ -6,9 +6,9 @@ use serde::{Serialize, Serializer};
 
 use crate::columns;
 use crate::explain::code::Code;
-use crate::explain::trace::{Outcome, State};
+use crate::explain::trace::{HopState, TraceOutcome};
 
-impl Outcome {
+impl TraceOutcome {
     /// Exit status.
     pub const fn exit(self) -> u8 {
         match self {
@@ -27,7 +27,7 @@ impl Outcome {
     }
 }
 
-impl Serialize for Outcome {
+impl Serialize for TraceOutcome {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(match self {
             Self::Delivered => "delivered",
@@ -37,7 +37,7 @@ impl Serialize for Outcome {
     }
 }
 
-impl State {
+impl HopState {
     const fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -47,7 +47,7 @@ impl State {
     }
 }
 
-impl Serialize for State {
+impl Serialize for HopState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(match self {
             Self::Ok => "ok",
@@ -62,7 +62,7 @@ impl Serialize for State {
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Whether the flow passes.
-    pub state: State,
+    pub state: HopState,
     /// Which step it is.
     pub what: &'static str,
     /// The same in words.
@@ -110,7 +110,7 @@ pub struct Finding {
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// What happens to the flow.
-    pub outcome: Outcome,
+    pub outcome: TraceOutcome,
     /// The first line.
     pub verdict: String,
     /// The path.

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::Pod;
-use lb_common::policy::Tables;
+use lb_common::endpoint::PodEntry;
+use lb_common::policy::PolicyLookup;
 
-use crate::attribution::Policies;
+use crate::attribution::PolicyNames;
 use crate::explain::trace::Unseen;
 use crate::view::View;
-use lb_core::admin::context::{Context, End, Kind, Wanted};
+use lb_core::admin::context::{EndKind, FlowContext, FlowEnd, FlowQuery};
 
 /// What a Pod listens on.
 #[derive(Clone, Debug)]
@@ -32,13 +32,13 @@ pub struct Stale {
 /// Everything that a trace is made from.
 pub struct Facts<'a, T> {
     /// The flow.
-    pub wanted: &'a Wanted,
+    pub wanted: &'a FlowQuery,
     /// What the agent's records say.
-    pub context: &'a Context,
+    pub context: &'a FlowContext,
     /// The maps of Services and Pods, with names.
     pub view: &'a View<'a>,
     /// Which rule belongs to which policy.
-    pub policies: &'a Policies,
+    pub policies: &'a PolicyNames,
     /// The maps of policies.
     pub tables: &'a T,
     /// Number of their state; 0 while there is no policy.
@@ -48,13 +48,13 @@ pub struct Facts<'a, T> {
     /// Whether the kernel forwards packets: IPv4, IPv6.
     pub forwards: [bool; 2],
     /// What a Pod listens on.
-    pub listening: &'a dyn Fn(&Pod, u8) -> Listening,
+    pub listening: &'a dyn Fn(&PodEntry, u8) -> Listening,
 }
 
-impl<'a, T: Tables> Facts<'a, T> {
+impl<'a, T: PolicyLookup> Facts<'a, T> {
     /// Whether the source is outside the cluster.
     pub(super) fn is_outside(&self) -> bool {
-        self.context.src.kind == Kind::Outside
+        self.context.src.kind == EndKind::Outside
     }
 
     /// Whether this is the name of this node.
@@ -63,12 +63,12 @@ impl<'a, T: Tables> Facts<'a, T> {
     }
 
     /// The entry of a Pod of this node.
-    pub(super) fn local(&self, end: &End) -> Option<&'a Pod> {
+    pub(super) fn local(&self, end: &FlowEnd) -> Option<&'a PodEntry> {
         end.ips.iter().find_map(|ip| self.pod_at(*ip))
     }
 
     /// The entry of the Pod of this node that has the address.
-    pub(super) fn pod_at(&self, ip: IpAddr) -> Option<&'a Pod> {
+    pub(super) fn pod_at(&self, ip: IpAddr) -> Option<&'a PodEntry> {
         self.view.snapshot.pods.get(&self.view.directory.ifindex_of(&Addr::from_ip(ip)))
     }
 

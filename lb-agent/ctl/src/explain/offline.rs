@@ -6,13 +6,15 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use crate::view::View;
-use lb_core::admin::context::{Context, End, Kind, Party, Port, Service, Wanted};
+use lb_core::admin::context::{
+    EndKind, FlowContext, FlowEnd, FlowQuery, Party, ServiceContext, ServicePortContext,
+};
 use lb_core::cluster::{Labels, Name, ServiceType};
 use lb_core::names::ServiceName;
 
 /// The same as an agent's response, with less in it.
-pub fn context(view: &View<'_>, wanted: &Wanted) -> Context {
-    Context {
+pub fn context(view: &View<'_>, wanted: &FlowQuery) -> FlowContext {
+    FlowContext {
         node: view.directory.node.into(),
         agent: false,
         complete: false,
@@ -23,34 +25,37 @@ pub fn context(view: &View<'_>, wanted: &Wanted) -> Context {
     }
 }
 
-fn end(view: &View<'_>, party: &Party) -> End {
-    let named = |kind, name: &Name| End { kind, name: Some(name.clone()), ..End::default() };
+fn end(view: &View<'_>, party: &Party) -> FlowEnd {
+    let named =
+        |kind, name: &Name| FlowEnd { kind, name: Some(name.clone()), ..FlowEnd::default() };
     match party {
         Party::Pod(name) => {
             let mut ips = view.directory.ips_of(&name.to_string());
             ips.sort();
-            let kind = if ips.is_empty() { Kind::Missing } else { Kind::Pod };
-            End { ips, ..named(kind, name) }
+            let kind = if ips.is_empty() { EndKind::Missing } else { EndKind::Pod };
+            FlowEnd { ips, ..named(kind, name) }
         }
         Party::Node(name) => {
             let node = Some(Arc::clone(name));
-            End { node, ..named(Kind::Node, &Name::new("", Arc::clone(name))) }
+            FlowEnd { node, ..named(EndKind::Node, &Name::new("", Arc::clone(name))) }
         }
-        Party::Service(name) => named(Kind::Service, name),
+        Party::Service(name) => named(EndKind::Service, name),
         Party::Ip(ip) => {
             let name = view.directory.pod_at(*ip).map(Name::parse);
             // A Pod of this node may have no name yet.
             let is_pod = name.is_some() || view.directory.ifindex_of(&Addr::from_ip(*ip)) != 0;
-            let kind = if is_pod { Kind::Pod } else { Kind::Outside };
-            End { kind, name, ips: vec![*ip], ..End::default() }
+            let kind = if is_pod { EndKind::Pod } else { EndKind::Outside };
+            FlowEnd { kind, name, ips: vec![*ip], ..FlowEnd::default() }
         }
-        Party::World => {
-            End { kind: Kind::Outside, ips: vec![IpAddr::from([203, 0, 113, 1])], ..End::default() }
-        }
+        Party::World => FlowEnd {
+            kind: EndKind::Outside,
+            ips: vec![IpAddr::from([203, 0, 113, 1])],
+            ..FlowEnd::default()
+        },
     }
 }
 
-fn service(view: &View<'_>, wanted: &Wanted) -> Option<Service> {
+fn service(view: &View<'_>, wanted: &FlowQuery) -> Option<ServiceContext> {
     let is = |service: &&ServiceName<'_>| match &wanted.dst {
         Party::Service(name) => {
             (&*service.namespace, &*service.name) == (&*name.namespace, &*name.name)
@@ -68,14 +73,14 @@ fn service(view: &View<'_>, wanted: &Wanted) -> Option<Service> {
         ports.iter().flat_map(|port| &port.frontends).map(|at| at.ip()).collect();
     cluster_ips.sort();
     cluster_ips.dedup();
-    let port = |service: &&ServiceName<'_>| Port {
+    let port = |service: &&ServiceName<'_>| ServicePortContext {
         name: (&*service.port_name).into(),
         protocol: service.protocol,
         port: service.port,
         node_port: 0,
     };
     let service_type = ServiceType::ALL.into_iter().find(|known| known.name() == first.kind);
-    Some(Service {
+    Some(ServiceContext {
         name: Name::new(&*first.namespace, &*first.name),
         service_type: service_type.unwrap_or(ServiceType::ClusterIp),
         cluster_ips,

@@ -5,43 +5,51 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::Pod;
-use lb_common::policy::{Judgement, Question, Tables, group_flags, identify, judge as evaluate};
+use lb_common::endpoint::PodEntry;
+use lb_common::policy::{
+    Judgement, PolicyLookup, Question, group_flags, identify, judge as evaluate,
+};
 
-use crate::attribution::{By, PolicyId, RuleAt, RuleId};
-use crate::explain::closest::{Flow, closest};
+use crate::attribution::{DecidedBy, PolicyId, RuleAt, RuleId};
+use crate::explain::closest::{CandidateFlow, closest};
 use crate::explain::facts::Facts;
 use crate::explain::service::Target;
-use crate::explain::trace::{Allowed, Cause, Denial, PeerOr, PolicyHop, Shadow, Verdict, Who};
-use lb_core::admin::context::{Leg, Policy};
+use crate::explain::trace::{
+    Allowed, Cause, Denial, PeerOr, PolicyHop, PolicyVerdict, Shadow, Who,
+};
+use lb_core::admin::context::{Leg, PolicyContext};
 use lb_core::cluster::{Namespaces, Peer, PodSelector};
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 /// One side of a flow, whose policies are evaluated.
 pub(super) struct Side<'a> {
     /// Whether the flow enters the Pod or leaves it.
-    pub(super) direction: Direction,
+    pub(super) direction: PolicyDirection,
     /// The Pod.
     pub(super) subject: Who,
     /// Its entry in the maps.
-    pub(super) pod: &'a Pod,
+    pub(super) pod: &'a PodEntry,
     /// The other end: its address, and what it is.
     pub(super) peer: (IpAddr, Who),
 }
 
 /// Returns what the maps say of a Pod of this node.
-pub(super) fn judge<T: Tables>(facts: &Facts<'_, T>, side: Side<'_>, target: &Target) -> PolicyHop {
+pub(super) fn judge<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    side: Side<'_>,
+    target: &Target,
+) -> PolicyHop {
     let Side { direction, pod, .. } = side;
     let (group, shadow) = match direction {
-        Direction::Ingress => (pod.ingress, pod.shadow_ingress),
-        Direction::Egress => (pod.egress, pod.shadow_egress),
+        PolicyDirection::Ingress => (pod.ingress, pod.shadow_ingress),
+        PolicyDirection::Egress => (pod.egress, pod.shadow_egress),
     };
     if facts.epoch == 0 || (group, shadow) == (0, 0) {
-        let verdict = Verdict::NotSelected;
+        let verdict = PolicyVerdict::NotSelected;
         return PolicyHop { direction, subject: side.subject, verdict, shadow: None };
     }
     let Some(ident) = identify(facts.tables, &Addr::from_ip(side.peer.0)) else {
-        let verdict = Verdict::FromOwnNode;
+        let verdict = PolicyVerdict::FromOwnNode;
         return PolicyHop { direction, subject: side.subject, verdict, shadow: None };
     };
     let at = target.backend.at;
@@ -58,11 +66,11 @@ pub(super) fn judge<T: Tables>(facts: &Facts<'_, T>, side: Side<'_>, target: &Ta
         if group == 0 { Judgement::ALLOWED } else { evaluate(facts.tables, &question) }
     };
     let (judgement, other) = (ask(group), ask(shadow));
-    let found = Found { facts, side: &side, target, group, own, judgement };
+    let found = ExplainedJudgement { facts, side: &side, target, group, own, judgement };
     let verdict = if judgement.denied() {
-        Verdict::Denied(Box::new(found.denial()))
+        PolicyVerdict::Denied(Box::new(found.denial()))
     } else {
-        Verdict::Allowed(found.allowed())
+        PolicyVerdict::Allowed(found.allowed())
     };
     let shadow = (shadow != 0 && other.denied() != judgement.denied())
         .then(|| Shadow { by: facts.policies.by(shadow, other), denies: other.denied() });
@@ -70,7 +78,7 @@ pub(super) fn judge<T: Tables>(facts: &Facts<'_, T>, side: Side<'_>, target: &Ta
 }
 
 /// A judgement of the maps, to be explained.
-struct Found<'a, T> {
+struct ExplainedJudgement<'a, T> {
     facts: &'a Facts<'a, T>,
     side: &'a Side<'a>,
     target: &'a Target,
@@ -79,8 +87,8 @@ struct Found<'a, T> {
     judgement: Judgement,
 }
 
-impl<T: Tables> Found<'_, T> {
-    fn by(&self) -> By {
+impl<T: PolicyLookup> ExplainedJudgement<'_, T> {
+    fn by(&self) -> DecidedBy {
         self.facts.policies.by(self.group, self.judgement)
     }
 
@@ -136,40 +144,42 @@ impl<T: Tables> Found<'_, T> {
             return Cause::NotProgrammed;
         }
         let Target { backend, through } = self.target;
-        let flow = Flow { direction: self.side.direction, at: backend.at, through: *through };
+        let flow =
+            CandidateFlow { direction: self.side.direction, at: backend.at, through: *through };
         closest(&flow, rules()).map_or(Cause::NoRules, Cause::Closest)
     }
 }
 
-type Rule<'a> = (&'a Policy, u32, &'a lb_core::admin::context::Rule);
+type LocatedRule<'a> = (&'a PolicyContext, u32, &'a lb_core::admin::context::RuleContext);
 
-fn rules_of(policy: &Policy) -> impl Iterator<Item = Rule<'_>> {
+fn rules_of(policy: &PolicyContext) -> impl Iterator<Item = LocatedRule<'_>> {
     (0..).zip(&policy.rules).map(move |(index, rule)| (policy, index, rule))
 }
 
 /// Returns what is known of the policies of a Pod that another node evaluates.
-pub(super) fn elsewhere<T: Tables>(
+pub(super) fn elsewhere<T: PolicyLookup>(
     facts: &Facts<'_, T>,
-    direction: Direction,
+    direction: PolicyDirection,
     subject: &Who,
     node: Option<&Arc<str>>,
-) -> Verdict {
+) -> PolicyVerdict {
     if facts.epoch == 0 {
-        return Verdict::NoPolicies;
+        return PolicyVerdict::NoPolicies;
     }
     if facts.is_here(node.map(|node| &**node)) {
-        return Verdict::NoDevice;
+        return PolicyVerdict::NoDevice;
     }
     let mut legs = facts.context.legs.iter();
     let leg = legs.find(|leg| leg.direction == direction && subject.is(&leg.subject));
     let enforced = leg.map(|leg| leg.policies.iter().filter(|policy| !policy.shadow).count());
-    Verdict::OtherNode { node: node.cloned(), policies: enforced }
+    PolicyVerdict::OtherNode { node: node.cloned(), policies: enforced }
 }
 
 /// Returns the two peers of the rule that allows the flow of which the second was perhaps meant to limit the first.
-fn peer_or(leg: &Leg, by: &By, peer: &Who) -> Option<PeerOr> {
+fn peer_or(leg: &Leg, by: &DecidedBy, peer: &Who) -> Option<PeerOr> {
     let Some(RuleId::Written(RuleAt { index, .. })) = by.rule else { return None };
-    let is_by = |policy: &&Policy| by.policies.contains(&PolicyId::Named(policy.name.clone()));
+    let is_by =
+        |policy: &&PolicyContext| by.policies.contains(&PolicyId::Named(policy.name.clone()));
     let policy = leg.policies.iter().find(is_by)?;
     let peers = policy.rules.get(usize::try_from(index).ok()?)?.peers.as_ref()?;
     let mut matching = (0..).zip(peers).filter(|(_, peer)| peer.misses.is_empty());

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::explain::explanation::{Explanation, Finding, Step};
 use crate::explain::host::FORWARDING;
 use crate::explain::trace::{
-    Hop, Outcome, PolicyHop, Records, Source, StaleFlow, TableFull, Trace, Unchecked, Verdict, Who,
+    Hop, PolicyHop, PolicyVerdict, Records, SourceEnd, StaleFlow, TableFull, Trace, TraceOutcome,
+    Unchecked, Who,
 };
 use crate::network::protocol_name;
-use lb_core::admin::context::{Kind, Party};
+use lb_core::admin::context::{EndKind, Party};
 
 mod closest;
 mod policy;
@@ -45,7 +46,7 @@ pub fn render(trace: &Trace) -> Explanation {
 }
 
 /// The first line.
-fn verdict(trace: &Trace, outcome: Outcome, finding: &Finding) -> String {
+fn verdict(trace: &Trace, outcome: TraceOutcome, finding: &Finding) -> String {
     let wanted = &trace.wanted;
     let port = wanted.port.map(|port| format!(":{port}")).unwrap_or_default();
     let protocol = protocol_name(wanted.protocol);
@@ -56,9 +57,9 @@ fn verdict(trace: &Trace, outcome: Outcome, finding: &Finding) -> String {
         false => String::new(),
     };
     match outcome {
-        Outcome::Delivered => flow,
-        Outcome::Stopped => format!("{flow}{}: {}", some(tally.stopped), finding.headline),
-        Outcome::CannotTell => {
+        TraceOutcome::Delivered => flow,
+        TraceOutcome::Stopped => format!("{flow}{}: {}", some(tally.stopped), finding.headline),
+        TraceOutcome::CannotTell => {
             let nodes: Vec<&str> = trace.deciding().into_iter().map(place).collect();
             let decides = match nodes.as_slice() {
                 [] => String::new(),
@@ -161,10 +162,10 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
 fn policy_assumption(hop: &PolicyHop) -> Option<String> {
     let (what, subject) = (policy::name(hop.direction), &hop.subject);
     match &hop.verdict {
-        Verdict::NoDevice => {
+        PolicyVerdict::NoDevice => {
             Some(format!("{what} of {subject}: check `lbctl pods` and `lbctl status`"))
         }
-        Verdict::OtherNode { node, .. } => {
+        PolicyVerdict::OtherNode { node, .. } => {
             Some(format!("{what} of {subject}: run `lbctl explain` on {}", place(node.as_ref())))
         }
         _ => hop.shadow.as_ref().map(|shadow| {
@@ -190,7 +191,7 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 /// Where the flow comes from.
-fn source(trace: &Trace, source: &Source) -> String {
+fn source(trace: &Trace, source: &SourceEnd) -> String {
     let end = &source.end;
     let ips = list(&end.ips);
     let name = match (&end.name, end.ips.first()) {
@@ -198,18 +199,20 @@ fn source(trace: &Trace, source: &Source) -> String {
         (None, ip) => ip.map(IpAddr::to_string).unwrap_or_default(),
     };
     match end.kind {
-        Kind::Pod if source.here => format!("Pod {name} {ips} on this node"),
-        Kind::Pod => format!("Pod {name} {ips} on {}", place(end.node.as_ref())),
-        Kind::HostPod => format!("Pod {name} on the host network of {}", place(end.node.as_ref())),
-        Kind::Node => format!("node {name}"),
-        Kind::Outside | Kind::Service | Kind::Missing => match trace.wanted.src {
+        EndKind::Pod if source.here => format!("Pod {name} {ips} on this node"),
+        EndKind::Pod => format!("Pod {name} {ips} on {}", place(end.node.as_ref())),
+        EndKind::HostPod => {
+            format!("Pod {name} on the host network of {}", place(end.node.as_ref()))
+        }
+        EndKind::Node => format!("node {name}"),
+        EndKind::Outside | EndKind::Service | EndKind::Missing => match trace.wanted.src {
             Party::World => format!("an external client, evaluated as {ips}"),
             _ => format!("{ips}, outside the cluster"),
         },
     }
 }
 
-fn host_source(source: &Source) -> Finding {
+fn host_source(source: &SourceEnd) -> Finding {
     Finding {
         object: format!("Node {}", source.end.node.as_deref().unwrap_or_default()),
         headline: "the source is a node".to_owned(),

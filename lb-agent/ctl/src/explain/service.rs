@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::policy::Tables;
+use lb_common::policy::PolicyLookup;
 use lb_common::service::{FrontendKey, frontend_flags};
 
 use crate::explain::facts::Facts;
-use crate::explain::trace::{Backend, Excluded, ServiceHop, Unserved, Who};
+use crate::explain::trace::{BackendEvidence, Excluded, ServiceHop, Unserved, Who};
 use crate::explain::unserved;
 use crate::frontend::FrontendSlots;
 use crate::network::socket;
 use crate::view::BackendState;
-use lb_core::admin::context::{End, Kind, Party, Port, Service};
+use lb_core::admin::context::{EndKind, FlowEnd, Party, ServiceContext, ServicePortContext};
 use lb_core::cluster::Name;
 use lb_core::names::Conditions;
 
@@ -25,14 +25,14 @@ pub(super) enum Route {
     /// To what is dialed.
     Plain,
     /// Through a frontend.
-    Service(Box<Chosen>),
+    Service(Box<FrontendMatch>),
     /// Nowhere.
     Unserved(Unserved),
 }
 
 /// A frontend and what it leads to.
 #[derive(Debug)]
-pub(super) struct Chosen {
+pub(super) struct FrontendMatch {
     /// The Service.
     pub(super) hop: ServiceHop,
     /// Backends that a new flow may get, each once.
@@ -43,17 +43,17 @@ pub(super) struct Chosen {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     /// The backend, or what is dialed.
-    pub(super) backend: Backend,
+    pub(super) backend: BackendEvidence,
     /// The frontend by which the flow comes, if it does.
     pub(super) through: Option<SocketAddr>,
 }
 
 impl Target {
     /// The end that is dialed itself.
-    pub(super) fn plain(at: SocketAddr, end: &End) -> Self {
-        let pod = end.name.clone().filter(|_| end.kind == Kind::Pod);
+    pub(super) fn plain(at: SocketAddr, end: &FlowEnd) -> Self {
+        let pod = end.name.clone().filter(|_| end.kind == EndKind::Pod);
         let state = BackendState::Endpoint(Conditions::Ready);
-        Self { backend: Backend { at, pod, node: end.node.clone(), state }, through: None }
+        Self { backend: BackendEvidence { at, pod, node: end.node.clone(), state }, through: None }
     }
 
     /// What it is called.
@@ -63,7 +63,7 @@ impl Target {
 }
 
 /// Returns where the flow goes.
-pub(super) fn route<T: Tables>(facts: &Facts<'_, T>) -> Route {
+pub(super) fn route<T: PolicyLookup>(facts: &Facts<'_, T>) -> Route {
     let outside = facts.is_outside();
     let dialed = dialed(facts, outside);
     let frontends = &facts.view.snapshot.frontends;
@@ -87,10 +87,10 @@ pub(super) fn route<T: Tables>(facts: &Facts<'_, T>) -> Route {
         return Route::Unserved(Unserved { port: Some(port), service, why });
     }
     let hop = hop(facts, frontend, port, targets.len());
-    Route::Service(Box::new(Chosen { hop, targets }))
+    Route::Service(Box::new(FrontendMatch { hop, targets }))
 }
 
-fn hop<T: Tables>(
+fn hop<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     frontend: &FrontendSlots,
     port: String,
@@ -113,12 +113,16 @@ fn hop<T: Tables>(
     }
 }
 
-fn target<T: Tables>(facts: &Facts<'_, T>, frontend: &FrontendSlots, id: u32) -> Option<Target> {
+fn target<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    frontend: &FrontendSlots,
+    id: u32,
+) -> Option<Target> {
     let view = facts.view;
     let backend = view.snapshot.backends.get(&id)?;
     let place = view.directory.place(view.directory.backend(id));
     let node = place.map(|place| &*place.node).filter(|node| !node.is_empty());
-    let backend = Backend {
+    let backend = BackendEvidence {
         at: socket(backend.addr, backend.port),
         pod: pod_name(&view.pod_of(id)),
         node: node.map(Arc::from),
@@ -133,7 +137,7 @@ fn pod_name(full: &str) -> Option<Name> {
 }
 
 /// Returns the addresses and ports to dial, IPv4 first.
-fn dialed<T: Tables>(facts: &Facts<'_, T>, outside: bool) -> Vec<SocketAddr> {
+fn dialed<T: PolicyLookup>(facts: &Facts<'_, T>, outside: bool) -> Vec<SocketAddr> {
     match (&facts.wanted.dst, &facts.context.service) {
         (Party::Ip(ip), _) => vec![SocketAddr::new(*ip, facts.wanted.port.unwrap_or_default())],
         (Party::Service(_), Some(service)) => {
@@ -151,9 +155,13 @@ fn dialed<T: Tables>(facts: &Facts<'_, T>, outside: bool) -> Vec<SocketAddr> {
 }
 
 /// Returns the addresses of a Service at which the source may dial the wanted port.
-fn addresses<T: Tables>(facts: &Facts<'_, T>, service: &Service, outside: bool) -> Vec<SocketAddr> {
+fn addresses<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    service: &ServiceContext,
+    outside: bool,
+) -> Vec<SocketAddr> {
     let wanted = facts.wanted;
-    let is_wanted = |port: &&Port| {
+    let is_wanted = |port: &&ServicePortContext| {
         port.protocol == wanted.protocol
             && wanted.port.is_none_or(|number| [port.port, port.node_port].contains(&number))
     };
@@ -175,7 +183,7 @@ fn addresses<T: Tables>(facts: &Facts<'_, T>, service: &Service, outside: bool) 
 }
 
 /// Returns the addresses that have external frontends, those of this node among them.
-fn node_ips<T: Tables>(facts: &Facts<'_, T>) -> Vec<IpAddr> {
+fn node_ips<T: PolicyLookup>(facts: &Facts<'_, T>) -> Vec<IpAddr> {
     let frontends = facts.view.snapshot.frontends.iter();
     let external =
         frontends.filter(|frontend| frontend.is_external() && !frontend.key.is_wildcard());

@@ -4,25 +4,26 @@
 use std::sync::Arc;
 
 use crate::explain::code::Code;
-use lb_core::admin::context::Wanted;
+use lb_core::admin::context::FlowQuery;
 
 mod ends;
 mod policy;
 mod service;
 
 pub use self::ends::{
-    Listener, Records, Socket, Source, StaleFlow, TableFull, Unchecked, Unseen, Who,
+    Listener, Records, Socket, SourceEnd, StaleFlow, TableFull, Unchecked, Unseen, Who,
 };
 pub use self::policy::{
-    Allowed, Cause, Closest, Denial, Lacks, PeerLack, PeerOr, PolicyHop, PortLack, Shadow, Verdict,
+    Allowed, Cause, Closest, Denial, Lacks, PeerLack, PeerOr, PolicyHop, PolicyVerdict, PortLack,
+    Shadow,
 };
-pub use self::service::{Backend, Excluded, NoEndpoints, Reply, ServiceHop, Unserved, Why};
+pub use self::service::{BackendEvidence, Excluded, NoEndpoints, Reply, ServiceHop, Unserved, Why};
 
 /// The path of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     /// The flow.
-    pub wanted: Wanted,
+    pub wanted: FlowQuery,
     /// This node.
     pub node: Arc<str>,
     /// Its hops, in order. Behind a Service, each [`Hop::Backend`] begins a branch.
@@ -35,7 +36,7 @@ pub enum Hop {
     /// The agent's records, where they are incomplete.
     Records(Records),
     /// The source.
-    Source(Source),
+    Source(SourceEnd),
     /// A table of this node recently had no room.
     TableFull(TableFull),
     /// The Service leads nowhere.
@@ -49,7 +50,7 @@ pub enum Hop {
     /// A Pod that dials its own address: the packets stay inside.
     Loopback(Who),
     /// A backend that the Service may select.
-    Backend(Backend),
+    Backend(BackendEvidence),
     /// The kernel does not forward between devices.
     Unforwarded {
         /// Whether it is IPv4.
@@ -72,7 +73,7 @@ pub enum Hop {
 
 /// Whether the flow passes a hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum HopState {
     /// It does.
     Ok,
     /// It ends here.
@@ -83,7 +84,7 @@ pub enum State {
 
 /// What happens to the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TraceOutcome {
     /// It arrives, as far as this node decides.
     Delivered,
     /// It does not.
@@ -105,7 +106,7 @@ pub struct Tally {
 
 impl Hop {
     /// Whether the flow passes; `None` for what is beside its path.
-    pub fn state(&self) -> Option<State> {
+    pub fn state(&self) -> Option<HopState> {
         let state = match self {
             Self::Records(_)
             | Self::TableFull(_)
@@ -116,16 +117,16 @@ impl Hop {
             | Self::Service(_)
             | Self::Loopback(_)
             | Self::Backend(_)
-            | Self::Reply(_) => State::Ok,
-            Self::Unserved(_) => State::Stop,
-            Self::NoAddress | Self::Unforwarded { .. } => State::Unknown,
+            | Self::Reply(_) => HopState::Ok,
+            Self::Unserved(_) => HopState::Stop,
+            Self::NoAddress | Self::Unforwarded { .. } => HopState::Unknown,
             Self::Policy(policy) => policy.verdict.state(),
             Self::Socket(socket) => match socket.found {
-                Listener::Open(_) => State::Ok,
+                Listener::Open(_) => HopState::Ok,
                 Listener::OnLoopback(_) | Listener::OnOthers(_) | Listener::OnPorts(_) => {
-                    State::Stop
+                    HopState::Stop
                 }
-                Listener::Unknown(_) => State::Unknown,
+                Listener::Unknown(_) => HopState::Unknown,
             },
         };
         Some(state)
@@ -158,7 +159,7 @@ impl Hop {
 
     fn is_unknown(&self) -> bool {
         // A socket that cannot be seen is assumed to be there.
-        self.state() == Some(State::Unknown) && !matches!(self, Self::Socket(_))
+        self.state() == Some(HopState::Unknown) && !matches!(self, Self::Socket(_))
     }
 }
 
@@ -176,7 +177,7 @@ impl Trace {
         let mut tally = Tally::default();
         for hops in self.branches() {
             tally.all += 1;
-            if hops.iter().any(|hop| hop.state() == Some(State::Stop)) {
+            if hops.iter().any(|hop| hop.state() == Some(HopState::Stop)) {
                 tally.stopped += 1;
             } else if hops.iter().any(Hop::is_unknown) {
                 tally.unknown += 1;
@@ -186,11 +187,11 @@ impl Trace {
     }
 
     /// What happens to the flow.
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> TraceOutcome {
         match self.tally() {
-            Tally { stopped: 1.., .. } => Outcome::Stopped,
-            Tally { unknown: 1.., .. } => Outcome::CannotTell,
-            Tally { .. } => Outcome::Delivered,
+            Tally { stopped: 1.., .. } => TraceOutcome::Stopped,
+            Tally { unknown: 1.., .. } => TraceOutcome::CannotTell,
+            Tally { .. } => TraceOutcome::Delivered,
         }
     }
 
@@ -198,14 +199,14 @@ impl Trace {
     pub fn findings(&self) -> impl Iterator<Item = &Hop> {
         let of = |stops: bool| {
             let hops = self.hops.iter().filter(|hop| hop.code().is_some());
-            hops.filter(move |hop| (hop.state() == Some(State::Stop)) == stops)
+            hops.filter(move |hop| (hop.state() == Some(HopState::Stop)) == stops)
         };
         of(true).chain(of(false))
     }
 
     /// The cause, or the first thing worth knowing.
     pub fn code(&self) -> Option<Code> {
-        let unknown = (self.outcome() == Outcome::CannotTell).then_some(Code::OtherNode);
+        let unknown = (self.outcome() == TraceOutcome::CannotTell).then_some(Code::OtherNode);
         self.findings().next().and_then(Hop::code).or(unknown)
     }
 
@@ -213,7 +214,8 @@ impl Trace {
     pub fn deciding(&self) -> Vec<Option<&Arc<str>>> {
         let mut nodes = Vec::new();
         for hop in &self.hops {
-            if let Hop::Policy(PolicyHop { verdict: Verdict::OtherNode { node, .. }, .. }) = hop
+            if let Hop::Policy(PolicyHop { verdict: PolicyVerdict::OtherNode { node, .. }, .. }) =
+                hop
                 && !nodes.contains(&node.as_ref())
             {
                 nodes.push(node.as_ref());

@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
-use lb_common::policy::Tables;
+use lb_common::policy::PolicyLookup;
 use lb_common::service::{FrontendKey, frontend_flags};
 
 use crate::explain::facts::Facts;
 use crate::explain::trace::{NoEndpoints, Unserved, Why};
 use crate::frontend::FrontendSlots;
-use lb_core::admin::context::Service;
+use lb_core::admin::context::ServiceContext;
 use lb_core::cluster::ServiceType;
 use lb_core::names::Conditions;
 
@@ -19,7 +19,7 @@ use lb_core::names::Conditions;
 const NAMED: usize = 3;
 
 /// Returns why there is no frontend at what is dialed; `None` if no Service has the address.
-pub(super) fn without_frontend<T: Tables>(
+pub(super) fn without_frontend<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     dialed: &[SocketAddr],
 ) -> Option<Unserved> {
@@ -48,7 +48,7 @@ pub(super) fn without_frontend<T: Tables>(
 }
 
 /// Whether a Service has one of the addresses.
-fn is_claimed<T: Tables>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> bool {
+fn is_claimed<T: PolicyLookup>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> bool {
     let frontends = &facts.view.snapshot.frontends;
     dialed.iter().any(|at| {
         let key = FrontendKey::wildcard(Addr::from_ip(at.ip()));
@@ -58,7 +58,7 @@ fn is_claimed<T: Tables>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> bool {
 }
 
 /// Returns why the client may not use the frontend, if it may not.
-pub(super) fn source_range<T: Tables>(
+pub(super) fn source_range<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     frontend: &FrontendSlots,
 ) -> Option<Why> {
@@ -75,7 +75,10 @@ pub(super) fn source_range<T: Tables>(
 }
 
 /// Returns why a frontend has no backend.
-pub(super) fn without_backend<T: Tables>(facts: &Facts<'_, T>, frontend: &FrontendSlots) -> Why {
+pub(super) fn without_backend<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    frontend: &FrontendSlots,
+) -> Why {
     let service = facts.context.service.as_ref();
     let at = frontend.socket();
     if !frontend.has(frontend_flags::ELSEWHERE) {
@@ -91,7 +94,7 @@ pub(super) fn without_backend<T: Tables>(facts: &Facts<'_, T>, frontend: &Fronte
     Why::NoLocal { frontend: at, external: frontend.is_external(), ready_on }
 }
 
-fn no_endpoints(service: &Service) -> NoEndpoints {
+fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
     let has_selector = service.selector.iter().next().is_some();
     let endpoints = service.endpoints.as_slice();
     match (endpoints, has_selector, service.selected) {

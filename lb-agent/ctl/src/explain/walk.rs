@@ -4,22 +4,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::endpoint::ident_flags;
 use lb_common::flow::proto;
-use lb_common::policy::Tables;
+use lb_common::policy::PolicyLookup;
 
 use crate::explain::facts::{Facts, Listening};
 use crate::explain::policy::{self, Side};
-use crate::explain::service::{self, Chosen, Route, Target};
+use crate::explain::service::{self, FrontendMatch, Route, Target};
 use crate::explain::trace::{
-    Hop, Listener, PolicyHop, Records, Reply, Socket, Source, StaleFlow, State, Trace, Unchecked,
-    Verdict, Who,
+    Hop, HopState, Listener, PolicyHop, PolicyVerdict, Records, Reply, Socket, SourceEnd,
+    StaleFlow, Trace, Unchecked, Who,
 };
 use crate::explain::{host, socket};
-use lb_core::admin::context::{Context, Kind};
-use lb_core::model::policy::Direction;
+use lb_core::admin::context::{EndKind, FlowContext};
+use lb_core::model::policy::PolicyDirection;
 
 /// Returns the path of the flow.
-pub fn trace<T: Tables>(facts: &Facts<'_, T>) -> Trace {
-    let Context { node, .. } = facts.context;
+pub fn trace<T: PolicyLookup>(facts: &Facts<'_, T>) -> Trace {
+    let FlowContext { node, .. } = facts.context;
     let trace = Trace { wanted: facts.wanted.clone(), node: node.clone(), hops: Vec::new() };
     let mut walk = Walk { facts, trace };
     walk.go();
@@ -31,7 +31,7 @@ struct Walk<'a, T> {
     trace: Trace,
 }
 
-impl<T: Tables> Walk<'_, T> {
+impl<T: PolicyLookup> Walk<'_, T> {
     fn push(&mut self, hop: Hop) {
         self.trace.hops.push(hop);
     }
@@ -45,7 +45,7 @@ impl<T: Tables> Walk<'_, T> {
         }
         let end = facts.context.src.clone();
         let here = facts.local(&end).is_some();
-        self.push(Hop::Source(Source { end, here }));
+        self.push(Hop::Source(SourceEnd { end, here }));
         self.trace.hops.extend(host::full(facts.view).map(Hop::TableFull));
         match service::route(facts) {
             Route::Unserved(unserved) => self.push(Hop::Unserved(unserved)),
@@ -55,8 +55,8 @@ impl<T: Tables> Walk<'_, T> {
     }
 
     /// Through a frontend to its backends.
-    fn through(&mut self, chosen: Chosen) {
-        let Chosen { hop, targets } = chosen;
+    fn through(&mut self, chosen: FrontendMatch) {
+        let FrontendMatch { hop, targets } = chosen;
         let (at, service) = (hop.at, hop.port.clone());
         let from = match targets.as_slice() {
             [one] => Some(one.backend.at),
@@ -73,7 +73,8 @@ impl<T: Tables> Walk<'_, T> {
         }
         let tally = self.trace.tally();
         if tally.stopped < tally.all {
-            let to_process = matches!(self.facts.context.src.kind, Kind::Node | Kind::HostPod);
+            let to_process =
+                matches!(self.facts.context.src.kind, EndKind::Node | EndKind::HostPod);
             self.push(Hop::Reply(Reply { from, at, to_process }));
         }
     }
@@ -81,8 +82,8 @@ impl<T: Tables> Walk<'_, T> {
     /// To an address that is not a Service's.
     fn plain(&mut self) {
         let Some(at) = self.dialed() else { return self.push(Hop::NoAddress) };
-        let Context { src, dst, .. } = self.facts.context;
-        if src.kind == Kind::Pod && src.ips.contains(&at.ip()) {
+        let FlowContext { src, dst, .. } = self.facts.context;
+        if src.kind == EndKind::Pod && src.ips.contains(&at.ip()) {
             self.push(Hop::Loopback(Who::of(dst.name.as_ref(), at.ip())));
         }
         self.target(&Target::plain(at, dst));
@@ -90,7 +91,7 @@ impl<T: Tables> Walk<'_, T> {
 
     /// Returns the address to dial: IPv4, if the source has it.
     fn dialed(&self) -> Option<SocketAddr> {
-        let Context { src, dst, .. } = self.facts.context;
+        let FlowContext { src, dst, .. } = self.facts.context;
         let reaches = |ip: &&IpAddr| {
             src.ips.is_empty() || src.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
         };
@@ -107,7 +108,7 @@ impl<T: Tables> Walk<'_, T> {
             self.ingress(target);
         }
         let new = self.trace.hops.get(first..).unwrap_or_default();
-        let stopped = new.iter().any(|hop| hop.state() == Some(State::Stop));
+        let stopped = new.iter().any(|hop| hop.state() == Some(HopState::Stop));
         self.socket(target, stopped);
     }
 
@@ -119,7 +120,7 @@ impl<T: Tables> Walk<'_, T> {
         let src = &facts.context.src;
         let leaves = facts.local(src).is_some() && !facts.is_here(target.backend.node.as_deref());
         let enters = facts.pod_at(target.backend.at.ip()).is_some()
-            && !matches!(src.kind, Kind::HostPod | Kind::Node)
+            && !matches!(src.kind, EndKind::HostPod | EndKind::Node)
             && !facts.is_here(src.node.as_deref());
         if (leaves || enters) && !(if v4 { forwards_v4 } else { forwards_v6 }) {
             self.push(Hop::Unforwarded { v4 });
@@ -130,10 +131,10 @@ impl<T: Tables> Walk<'_, T> {
     fn is_loopback(&self, target: &Target) -> bool {
         let src = &self.facts.context.src;
         let own = src.ips.contains(&target.backend.at.ip());
-        src.kind == Kind::Pod && target.through.is_none() && own
+        src.kind == EndKind::Pod && target.through.is_none() && own
     }
 
-    fn verdict(&mut self, direction: Direction, subject: Who, verdict: Verdict) {
+    fn verdict(&mut self, direction: PolicyDirection, subject: Who, verdict: PolicyVerdict) {
         self.push(Hop::Policy(PolicyHop { direction, subject, verdict, shadow: None }));
     }
 
@@ -143,20 +144,20 @@ impl<T: Tables> Walk<'_, T> {
         let first = src.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let subject = Who::of(src.name.as_ref(), first);
         match (src.kind, facts.local(src)) {
-            (Kind::Pod, Some(pod)) => {
+            (EndKind::Pod, Some(pod)) => {
                 let peer = (target.backend.at.ip(), target.who());
-                let side = Side { direction: Direction::Egress, subject, pod, peer };
+                let side = Side { direction: PolicyDirection::Egress, subject, pod, peer };
                 self.push(Hop::Policy(policy::judge(facts, side, target)));
             }
-            (Kind::Pod, None) => {
+            (EndKind::Pod, None) => {
                 let node = src.node.as_ref();
-                let verdict = policy::elsewhere(facts, Direction::Egress, &subject, node);
-                self.verdict(Direction::Egress, subject, verdict);
+                let verdict = policy::elsewhere(facts, PolicyDirection::Egress, &subject, node);
+                self.verdict(PolicyDirection::Egress, subject, verdict);
             }
-            (Kind::HostPod | Kind::Node, _) => {
-                self.verdict(Direction::Egress, subject, Verdict::FromHost);
+            (EndKind::HostPod | EndKind::Node, _) => {
+                self.verdict(PolicyDirection::Egress, subject, PolicyVerdict::FromHost);
             }
-            (Kind::Outside | Kind::Service | Kind::Missing, _) => {}
+            (EndKind::Outside | EndKind::Service | EndKind::Missing, _) => {}
         }
     }
 
@@ -164,24 +165,24 @@ impl<T: Tables> Walk<'_, T> {
         let facts = self.facts;
         let src = &facts.context.src;
         let at = target.backend.at.ip();
-        let (direction, subject) = (Direction::Ingress, target.who());
+        let (direction, subject) = (PolicyDirection::Ingress, target.who());
         let pod = facts.pod_at(at);
         let Some(from) = src.ips.iter().find(|ip| ip.is_ipv4() == at.is_ipv4()).copied() else {
             if pod.is_some() || target.backend.pod.is_some() {
-                self.verdict(direction, subject, Verdict::NoAddress);
+                self.verdict(direction, subject, PolicyVerdict::NoAddress);
             }
             return;
         };
         if let Some(pod) = pod {
             if target.through.is_some() && from == at {
-                return self.verdict(direction, subject, Verdict::FromItself);
+                return self.verdict(direction, subject, PolicyVerdict::FromItself);
             }
             let peer = (from, Who::of(src.name.as_ref(), from));
             let side = Side { direction, subject, pod, peer };
             return self.push(Hop::Policy(policy::judge(facts, side, target)));
         }
         if facts.has_flags(at, ident_flags::NODE | ident_flags::LOCAL_NODE) {
-            return self.verdict(direction, subject, Verdict::ToHost);
+            return self.verdict(direction, subject, PolicyVerdict::ToHost);
         }
         if target.backend.pod.is_some() || facts.has_flags(at, ident_flags::POD) {
             let node = target.backend.node.as_ref();
@@ -220,10 +221,12 @@ impl<T: Tables> Walk<'_, T> {
         let at = target.backend.at;
         match (target.backend.pod.is_some(), dst.kind) {
             (true, _) => Some(Unchecked::Pod(target.who(), at.port())),
-            (false, Kind::Node | Kind::HostPod) => {
+            (false, EndKind::Node | EndKind::HostPod) => {
                 Some(Unchecked::Node(dst.node.clone(), at.port()))
             }
-            (false, Kind::Outside) if target.through.is_none() => Some(Unchecked::Network(at.ip())),
+            (false, EndKind::Outside) if target.through.is_none() => {
+                Some(Unchecked::Network(at.ip()))
+            }
             (false, _) => None,
         }
     }

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use lb_common::addr::Addr;
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 
 use crate::admin::Client;
-use crate::attribution::Policies;
+use crate::attribution::PolicyNames;
 use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
 use crate::explain::trace::Unseen;
@@ -19,10 +19,12 @@ use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
 use crate::run::{Place, remark, unix_now};
-use crate::snapshot::{CtFilter, Extent, Snapshot};
+use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
-use lb_core::admin::context::{Context, End, Kind, Party, Port, Wanted};
+use lb_core::admin::context::{
+    EndKind, FlowContext, FlowEnd, FlowQuery, Party, ServicePortContext,
+};
 use lb_core::cluster::Name;
 use lb_kernel::bpf::sockets;
 use lb_kernel::devices::netns;
@@ -47,7 +49,7 @@ pub(super) fn policy(
         PolicyCommand::List(args) => {
             let gather =
                 |view: &View<'_>, _: &Pinned| Ok(policies::rows(view, args.namespace.as_deref()));
-            place.show(&args.style, args.watch, Extent::Tables, gather, out)?;
+            place.show(&args.style, args.watch, SnapshotExtent::Tables, gather, out)?;
             Ok(ExitCode::SUCCESS)
         }
         PolicyCommand::Show(args) => show(place, args, out),
@@ -85,7 +87,7 @@ fn show_alone(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let names = place.names().names;
-    let snapshot = Snapshot::default();
+    let snapshot = TableSnapshot::default();
     let view = View::new(&snapshot, &names, unix_now());
     let mut rows = policies::rows(&view, None);
     rows.retain(|row| row.name().as_deref() == Some(&args.name));
@@ -100,16 +102,16 @@ fn show_alone(
 
 fn explain(
     place: Place<'_>,
-    wanted: &Wanted,
+    wanted: &FlowQuery,
     output: Format,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let pinned = Pinned::open(place.pin_dir)?;
-    let snapshot = pinned.snapshot(Extent::Fields)?;
+    let snapshot = pinned.snapshot(SnapshotExtent::Fields)?;
     let tables = pinned.policies()?;
     let names = place.names_or_remark().names;
     let view = View::new(&snapshot, &names, unix_now());
-    let known = |wanted: &Wanted, alone: bool| {
+    let known = |wanted: &FlowQuery, alone: bool| {
         if alone {
             return Ok(offline::context(&view, wanted));
         }
@@ -134,7 +136,7 @@ fn explain(
         wanted: &wanted,
         context: &context,
         view: &view,
-        policies: &Policies::of(&names),
+        policies: &PolicyNames::of(&names),
         tables: &tables,
         epoch: tables.state().epoch,
         stale: &stale,
@@ -153,8 +155,8 @@ fn explain(
     Ok(ExitCode::from(explanation.outcome.exit()))
 }
 
-fn exists(name: &str, end: &End) -> anyhow::Result<()> {
-    if end.kind != Kind::Missing {
+fn exists(name: &str, end: &FlowEnd) -> anyhow::Result<()> {
+    if end.kind != EndKind::Missing {
         return Ok(());
     }
     let similar: Vec<String> = end.similar.iter().map(Name::to_string).collect();
@@ -165,7 +167,10 @@ fn exists(name: &str, end: &End) -> anyhow::Result<()> {
 }
 
 /// The port of a Service that is meant when none is given.
-fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Port>> {
+fn the_only_port(
+    wanted: &FlowQuery,
+    context: &FlowContext,
+) -> anyhow::Result<Option<ServicePortContext>> {
     let (Party::Service(_), None, Some(service)) = (&wanted.dst, wanted.port, &context.service)
     else {
         return Ok(None);
@@ -184,7 +189,7 @@ fn the_only_port(wanted: &Wanted, context: &Context) -> anyhow::Result<Option<Po
 }
 
 /// Returns the open flows of the source whose backend was removed.
-fn stale(pinned: &Pinned, view: &View<'_>, context: &Context) -> anyhow::Result<Vec<Stale>> {
+fn stale(pinned: &Pinned, view: &View<'_>, context: &FlowContext) -> anyhow::Result<Vec<Stale>> {
     if context.service.is_none() || context.src.ips.is_empty() {
         return Ok(Vec::new());
     }
@@ -195,7 +200,7 @@ fn stale(pinned: &Pinned, view: &View<'_>, context: &Context) -> anyhow::Result<
 }
 
 /// What a Pod of this node listens on.
-fn listening(pod: &Pod, protocol: u8) -> Listening {
+fn listening(pod: &PodEntry, protocol: u8) -> Listening {
     let look = || -> io::Result<Option<Vec<SocketAddr>>> {
         let Some(netns) = netns::find(pod.nsid)? else { return Ok(None) };
         let sockets = netns::within(&netns, || sockets::listening(protocol))?;

@@ -9,9 +9,9 @@ use lb_common::verdict::Counter;
 
 use crate::FlowsArgs;
 use crate::admin::{self, Client};
-use crate::attribution::Policies;
+use crate::attribution::PolicyNames;
 use crate::columns::{self, Format, Stream};
-use crate::flows::{self, FlowRow, Joined, Wanted};
+use crate::flows::{self, FlowFilter, FlowRow, Joined};
 use crate::pinned::Pinned;
 use crate::run::{Place, remark};
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
@@ -88,7 +88,7 @@ fn lost_in_kernel(place: Place<'_>) -> Option<u64> {
 struct Joiner<'a> {
     place: Place<'a>,
     names: Names<'static>,
-    policies: Policies,
+    policies: PolicyNames,
     read: Instant,
     /// Returns the owners of addresses; addresses without an owner are included.
     owners: HashMap<IpAddr, String>,
@@ -97,16 +97,16 @@ struct Joiner<'a> {
 
 impl<'a> Joiner<'a> {
     fn new(place: Place<'a>, names: Names<'static>) -> Self {
-        let policies = Policies::of(&names);
+        let policies = PolicyNames::of(&names);
         let now = Instant::now();
         Self { place, names, policies, read: now, owners: HashMap::new(), asked: now }
     }
 
     /// The rows that are wanted.
-    fn rows(&mut self, wanted: &Wanted, records: &[FlowRecord]) -> Vec<FlowRow> {
+    fn rows(&mut self, wanted: &FlowFilter, records: &[FlowRecord]) -> Vec<FlowRow> {
         if records.iter().any(|record| !self.knows(record)) && self.read.elapsed() > NAMES {
             self.names = self.place.names().names;
-            self.policies = Policies::of(&self.names);
+            self.policies = PolicyNames::of(&self.names);
             self.read = Instant::now();
         }
         self.ask_owners(records);

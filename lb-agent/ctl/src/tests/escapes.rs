@@ -4,15 +4,15 @@ use serde_json::Value;
 
 use super::{NOW, counts, names, select, snapshot};
 use crate::columns::{self, Format, Row, Style};
-use crate::explain::{self, Explanation, Finding, Outcome};
+use crate::explain::{self, Explanation, Finding, TraceOutcome};
 use crate::selection::Selection;
-use crate::snapshot::Snapshot;
+use crate::snapshot::TableSnapshot;
 use crate::view::View;
 use crate::{affinity, backends, drops, pods, policies, services, status, tree};
 use lb_core::admin::{Remark, policy};
 use lb_core::cluster::{
-    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Requirement, Selector,
-    Tier,
+    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, PortSpec, Requirement,
+    Selector, Tier,
 };
 use lb_core::names::Names;
 
@@ -59,7 +59,7 @@ fn is_plain(text: &str) {
 /// The same lines as with harmless names, and the names in JSON as they are.
 fn check<R: Row>(
     what: &str,
-    (snapshot, names): (Snapshot, Names<'static>),
+    (snapshot, names): (TableSnapshot, Names<'static>),
     rows: impl Fn(&View<'_>) -> Vec<R>,
 ) {
     let print = |names: &Names<'static>, output: Format| {
@@ -95,7 +95,7 @@ fn tables() {
     check("drops", sample(), |view| drops::rows(view, &counts(), true));
     let sample = (super::fields::snapshot(), super::fields::names());
     check("affinity", sample, |view| affinity::rows(view, &Selection::default(), true));
-    let sample = (Snapshot::default(), super::policies::named());
+    let sample = (TableSnapshot::default(), super::policies::named());
     check("policies", sample, |view| policies::rows(view, None));
 }
 
@@ -107,7 +107,7 @@ fn the_tree_and_the_status() {
         let mut out = Vec::new();
         let rows = services::rows(&view, &Selection::default());
         tree::print(&mut out, &tree::branches(&view, &rows), true).unwrap();
-        let found = status::Found {
+        let found = status::StatusFacts {
             view: &view,
             maps: &[],
             counts: &counts(),
@@ -132,8 +132,8 @@ fn records_of_the_agent() {
     let selector = Selector([requirement].into());
     let pods = PodSelector { namespaces: Namespaces::Selected(selector.clone()), pods: selector };
     let selected = policy::Selected { count: 1, examples: vec![evil.clone()] };
-    let port = PortMatch { protocol: None, ports: Ports::Named(EVIL.into()) };
-    let rule = policy::Rule {
+    let port = PortMatch { protocol: None, ports: PortSpec::Named(EVIL.into()) };
+    let rule = policy::RuleView {
         action: Action::Accept,
         name: EVIL.into(),
         peers: Some(vec![(Peer::Pods(pods.clone()), selected.clone())]),
@@ -141,7 +141,7 @@ fn records_of_the_agent() {
         hits: 1,
         counted_in: None,
     };
-    let policy = policy::View {
+    let policy = policy::PolicyView {
         name: evil,
         tier: Tier::NetworkPolicy,
         priority: 0,
@@ -150,7 +150,7 @@ fn records_of_the_agent() {
         subject: (pods, selected),
         ingress: Some(vec![rule]),
         egress: None,
-        default_denied: policy::Denied::default(),
+        default_denied: policy::DeniedFlows::default(),
         issues: vec![Remark { object: text(), field: text(), message: text() }],
     };
     let finding = Finding {
@@ -159,7 +159,7 @@ fn records_of_the_agent() {
         ..Finding::default()
     };
     let explanation = Explanation {
-        outcome: Outcome::Stopped,
+        outcome: TraceOutcome::Stopped,
         verdict: text(),
         steps: Vec::new(),
         finding,

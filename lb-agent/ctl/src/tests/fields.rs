@@ -11,7 +11,7 @@ use crate::columns::{self, Format};
 use crate::fields::{Fields, Ticks};
 use crate::frontend::FrontendSlots;
 use crate::selection::Selection;
-use crate::snapshot::{FlowCount, Snapshot};
+use crate::snapshot::{FlowCount, TableSnapshot};
 use crate::view::View;
 use crate::{affinity, services, tree};
 use lb_core::names::{
@@ -64,10 +64,10 @@ fn client(ip: &str, service_id: u32, backend_id: u32, secs_ago: u32) -> (Affinit
     (key, Affinity::new(backend_id, 1, last))
 }
 
-pub(super) fn snapshot() -> Snapshot {
+pub(super) fn snapshot() -> TableSnapshot {
     let outside = flag::EXTERNAL | flag::EXTERNAL_LOCAL;
     let ranges = ["10.0.0.0/8", "192.0.2.0/24"].map(|range| range.parse().unwrap());
-    Snapshot {
+    TableSnapshot {
         frontends: vec![
             edge("10.96.0.20:80", 0, 0),
             edge("192.0.2.1:30080", outside, 1021),
@@ -97,7 +97,7 @@ pub(super) fn snapshot() -> Snapshot {
             loads: [(4, 7)].into(),
             ticks: TICKS,
         },
-        ..Snapshot::default()
+        ..TableSnapshot::default()
     }
 }
 

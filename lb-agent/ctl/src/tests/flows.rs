@@ -11,7 +11,7 @@ use lb_common::flow::{proto, tcp};
 use super::sample::{addr, names, snapshot};
 use super::{NOW, check};
 use crate::columns::Format;
-use crate::ct::{self, By};
+use crate::ct::{self, CountBy};
 use crate::explain::Stale;
 use crate::snapshot::{CtFilter, FlowCount, Now, count_flow};
 use crate::view::View;
@@ -179,7 +179,7 @@ fn flows_are_counted() {
     check(
         &names(),
         Format::Table,
-        by(By::Service),
+        by(CountBy::Service),
         expect![[r#"
         BY                COUNT
         default/web:http  4
@@ -189,7 +189,7 @@ fn flows_are_counted() {
     check(
         &names(),
         Format::Table,
-        by(By::Src),
+        by(CountBy::Src),
         expect![[r#"
         BY              COUNT
         default/client  4
@@ -200,7 +200,7 @@ fn flows_are_counted() {
     check(
         &names(),
         Format::Table,
-        by(By::State),
+        by(CountBy::State),
         expect![[r#"
         BY           COUNT
         ESTABLISHED  3

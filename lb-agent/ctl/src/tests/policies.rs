@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use expect_test::expect;
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::event::outcome;
 use lb_common::flow::proto;
 use lb_common::policy::Judgement;
@@ -13,17 +13,17 @@ use lb_common::verdict::DropReason;
 
 use super::sample::{HOUR, NOW, addr, names, snapshot};
 use super::{check, check_on};
-use crate::attribution::Policies;
+use crate::attribution::PolicyNames;
 use crate::columns::{Format, Stream, Style};
-use crate::flows::{self, FlowRow, Joined, Verdict, Wanted};
+use crate::flows::{self, FlowFilter, FlowRow, FlowVerdict, Joined};
 use crate::selection::Selection;
 use crate::view::View;
 use crate::{drops, pods, policies};
-use lb_core::admin::policy::{Denied, Rule, Selected, View as Policy};
+use lb_core::admin::policy::{DeniedFlows, PolicyView as Policy, RuleView, Selected};
 use lb_core::admin::{Covers, FlowRecord, Remark};
 use lb_core::cluster::{
-    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Requirement, Selector,
-    Tier,
+    Action, Name, Namespaces, Operator, Peer, PodSelector, PortMatch, PortSpec, Requirement,
+    Selector, Tier,
 };
 use lb_core::counts::Counts;
 use lb_core::names::{
@@ -141,7 +141,7 @@ fn rows() -> Vec<FlowRow> {
             .into_iter()
             .map(|(ip, name)| (ip.parse().unwrap(), name.to_owned()))
             .collect();
-    let joined = Joined { names: &names, policies: &Policies::of(&names), owners: &owners };
+    let joined = Joined { names: &names, policies: &PolicyNames::of(&names), owners: &owners };
     records.iter().map(|record| flows::row(&joined, record)).collect()
 }
 
@@ -178,7 +178,7 @@ fn a_flow_between_two_pods_here_is_told_once() {
     let names = named();
     let owners =
         HashMap::from([("10.1.0.3".parse::<IpAddr>().unwrap(), "default/web-1".to_owned())]);
-    let joined = Joined { names: &names, policies: &Policies::of(&names), owners: &owners };
+    let joined = Joined { names: &names, policies: &PolicyNames::of(&names), owners: &owners };
     let (client, web) = ("10.1.0.2:40000", "10.1.0.3:8080");
     let egress = FlowRecord { ingress: false, ..flow(client, web, None, (0, 0, outcome::ALLOWED)) };
     assert!(flows::is_told_better(&joined, &egress));
@@ -195,8 +195,8 @@ fn a_flow_between_two_pods_here_is_told_once() {
 #[test]
 fn flows_are_filtered() {
     let rows = rows();
-    let of = |set: &dyn Fn(&mut Wanted)| {
-        let mut wanted = Wanted::default();
+    let of = |set: &dyn Fn(&mut FlowFilter)| {
+        let mut wanted = FlowFilter::default();
         set(&mut wanted);
         let wanted = wanted.complete().unwrap();
         (0..).zip(&rows).filter(|(_, row)| wanted.takes(row)).map(|(i, _)| i).collect::<Vec<i32>>()
@@ -209,13 +209,13 @@ fn flows_are_filtered() {
     assert_eq!(of(&|w| w.namespace = Some("shop".to_owned())), Vec::<i32>::new());
     assert_eq!(of(&|w| w.namespace = Some("default".to_owned())), [0, 1, 2, 3, 4]);
     assert_eq!(of(&|w| w.port = Some(53)), [2]);
-    assert_eq!(of(&|w| w.verdict = vec![Verdict::Dropped]), [0, 1, 2]);
-    assert_eq!(of(&|w| w.verdict = vec![Verdict::Allowed]), [3, 4]);
-    assert_eq!(of(&|w| w.verdict = vec![Verdict::WouldDeny, Verdict::WouldAllow]), [4]);
+    assert_eq!(of(&|w| w.verdict = vec![FlowVerdict::Dropped]), [0, 1, 2]);
+    assert_eq!(of(&|w| w.verdict = vec![FlowVerdict::Allowed]), [3, 4]);
+    assert_eq!(of(&|w| w.verdict = vec![FlowVerdict::WouldDeny, FlowVerdict::WouldAllow]), [4]);
     assert_eq!(of(&|w| w.reason = vec!["policy-denied".to_owned()]), [1]);
     assert_eq!(of(&|w| w.policy = Some("default/access".to_owned())), [0, 3, 4]);
     assert_eq!(of(&|w| w.policy = Some("fence".to_owned())), [1]);
-    let unknown = Wanted { reason: vec!["bad".to_owned()], ..Wanted::default() };
+    let unknown = FlowFilter { reason: vec!["bad".to_owned()], ..FlowFilter::default() };
     assert!(unknown.complete().is_err());
 }
 
@@ -248,12 +248,12 @@ fn policies_are_listed() {
 #[test]
 fn pods_and_drops_name_policies() {
     let mut snapshot = snapshot();
-    let grouped = |ip: &str, ingress, egress, shadow_ingress| Pod {
+    let grouped = |ip: &str, ingress, egress, shadow_ingress| PodEntry {
         ip4: addr(ip),
         ingress,
         egress,
         shadow_ingress,
-        ..Pod::ZERO
+        ..PodEntry::ZERO
     };
     snapshot.pods =
         [(11, grouped("10.1.0.2", 9, 0, 0)), (12, grouped("10.1.0.3", 7, 33, 8))].into();
@@ -297,7 +297,7 @@ fn access() -> Policy {
         let requirement = Requirement { key: "app".into(), operator };
         PodSelector { namespaces: Namespaces::Own, pods: Selector([requirement].into()) }
     };
-    let rule = |peers, ports: Option<Vec<PortMatch>>| Rule {
+    let rule = |peers, ports: Option<Vec<PortMatch>>| RuleView {
         action: Action::Accept,
         name: "".into(),
         hits: if ports.is_some() { 3 } else { 0 },
@@ -310,7 +310,7 @@ fn access() -> Policy {
         (Peer::Pods(of_app("api")), selected(&[])),
         (block, selected(&["default/client", "default/web-1"])),
     ];
-    let ports = [Ports::Range(8080, 8080), Ports::Named("web".into())];
+    let ports = [PortSpec::Range(8080, 8080), PortSpec::Named("web".into())];
     let ports = ports.map(|ports| PortMatch { protocol: Some(proto::TCP), ports });
     Policy {
         name: Name::parse("default/access"),
@@ -326,7 +326,7 @@ fn access() -> Policy {
             field: "spec.ingress[0].ports[2]".to_owned(),
             message: "is not a port".to_owned(),
         }],
-        default_denied: Denied { ingress: 9, egress: 0 },
+        default_denied: DeniedFlows { ingress: 9, egress: 0 },
     }
 }
 
@@ -459,7 +459,8 @@ fn the_document_of_a_policy_has_stable_keys() {
 #[test]
 fn a_service_that_is_not_named_has_its_number() {
     let names = Names { services: vec![ServiceName::default()], ..Names::default() };
-    let joined = Joined { names: &names, policies: &Policies::default(), owners: &HashMap::new() };
+    let joined =
+        Joined { names: &names, policies: &PolicyNames::default(), owners: &HashMap::new() };
     let row = flows::row(
         &joined,
         &flow("10.1.0.2:1", "10.96.0.53:53", Some(DropReason::NoEndpoints), (7, 1, 0)),

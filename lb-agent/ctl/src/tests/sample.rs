@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_common::verdict::DropReason;
 
 use crate::fields::Fields;
 use crate::frontend::FrontendSlots;
-use crate::snapshot::{FlowCount, Snapshot};
+use crate::snapshot::{FlowCount, TableSnapshot};
 use lb_core::names::{
     Agent, BackendName, Conditions, DropExample, IssueLine, LAYOUT, Names, Place, PodName,
     ServiceName, State, Subsystem,
@@ -55,20 +55,20 @@ pub(super) fn backend(at: &str, protocol: u8, state: u8) -> Backend {
 
 /// Service default/web on two nodes and both families (one backend draining), kube-system/dns without endpoints, a
 /// service port without a name; Pods client and web-1 of this node.
-pub(super) fn snapshot() -> Snapshot {
+pub(super) fn snapshot() -> TableSnapshot {
     let wildcard = FrontendSlots {
         key: FrontendKey::wildcard(addr("10.96.0.10")),
         frontend: Frontend::ZERO,
         backend_ids: Vec::new(),
         local_ids: Vec::new(),
     };
-    let pod = |ip4: &str, ip6: &str, last: u8| Pod {
+    let pod = |ip4: &str, ip6: &str, last: u8| PodEntry {
         ip4: addr(ip4),
         ip6: addr(ip6),
         mac: [2, 0, 0, 0, 0, last],
-        ..Pod::ZERO
+        ..PodEntry::ZERO
     };
-    Snapshot {
+    TableSnapshot {
         frontends: vec![
             wildcard,
             frontend("10.96.0.10:80", proto::TCP, 1, &[1, 2]),

@@ -29,7 +29,7 @@ pub struct Recent {
 
 /// Some records from a place on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
+pub struct FlowBatch {
     /// The records.
     pub flows: Vec<ObservedFlow>,
     /// Records before them that are gone.
@@ -62,13 +62,13 @@ impl Recent {
     }
 
     /// At most `most` records from number `from` on, which is moved behind them.
-    pub fn take(&self, from: &mut u64, most: usize) -> Batch {
+    pub fn take(&self, from: &mut u64, most: usize) -> FlowBatch {
         let start = self.oldest().max(*from);
         let lost = start - *from;
         let skip = usize::try_from(start - self.oldest()).unwrap_or(usize::MAX);
         let flows: Vec<ObservedFlow> = self.flows.iter().skip(skip).take(most).copied().collect();
         *from = start + flows.len() as u64;
-        Batch { flows, lost }
+        FlowBatch { flows, lost }
     }
 }
 

@@ -27,7 +27,7 @@ use lb_common::conntrack::{
     CtEntry, CtKey, age, bits, is_closing, is_expired, is_worth_keeping, partner, scope, stamps,
     together,
 };
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
 use lb_common::limits::{
     MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, MAP_LOADS, MapSpec, PORT_WORDS, port_bit,
@@ -37,7 +37,7 @@ use lb_common::tenure::{self, Holder};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::bpf::clock::Clock;
-use crate::bpf::gc::devices::Devices;
+use crate::bpf::gc::devices::DeviceNumbers;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
 use crate::syscall;
@@ -174,8 +174,8 @@ pub struct Gc {
     ct: HashMap<MapData, CtKey, CtEntry>,
     kept: HashMap<MapData, CtKey, CtEntry>,
     counters: PerCpuArray<MapData, u64>,
-    pods: HashMap<MapData, u32, Pod>,
-    devices: Devices,
+    pods: HashMap<MapData, u32, PodEntry>,
+    devices: DeviceNumbers,
     /// What the last pass saw.
     flows: Flows,
     /// New flows beyond the budgets until the last pass.
@@ -273,7 +273,7 @@ impl Gc {
             kept: maps::open_kept(pins)?,
             counters: maps::open_counters(pins)?,
             pods: maps::open_pods(pins)?,
-            devices: Devices::default(),
+            devices: DeviceNumbers::default(),
             flows: Flows::default(),
             over_budget: None,
             ports: None,
@@ -311,7 +311,7 @@ impl Gc {
         pass.portless = portless.wrapping_sub(before.0);
         pass.taken_over = taken_over.wrapping_sub(before.1);
         let mut there = Vec::new();
-        syscall::for_each(&self.pods, |ifindex: &u32, _: &Pod| there.push(*ifindex))?;
+        syscall::for_each(&self.pods, |ifindex: &u32, _: &PodEntry| there.push(*ifindex))?;
         self.devices.begin(there.into_iter());
         syscall::for_each(&self.ct, |key: &CtKey, entry: &CtEntry| {
             pass.entries += 1;

@@ -12,7 +12,7 @@ use lb_common::endpoint::Ident;
 use lb_common::limits::{
     MAP_CIDRS, MAP_GROUPS, MAP_IDENT, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec,
 };
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, Tables};
+use lb_common::policy::{Bits, Group, PeerKey, PolicyLookup, PolicyState, PortKey};
 
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
@@ -76,7 +76,7 @@ impl PinnedPolicies {
     }
 }
 
-impl Tables for PinnedPolicies {
+impl PolicyLookup for PinnedPolicies {
     fn ident(&self, addr: &Addr) -> Option<&Ident> {
         let found = self.found(&MAP_IDENT, self.ident.get(&words(addr), 0))?;
         Some(self.idents_read.put(found))

@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, RingBuf};
 use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::{Pod, PodSource};
+use lb_common::endpoint::{PodEntry, PodSource};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
     MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LINKS, MAP_LOADS, MAP_MACS,
@@ -60,7 +60,7 @@ pub struct Tables {
     /// What may change while the programs run; one element.
     pub settings: Array<MapData, Settings>,
     /// Pods by ifindex.
-    pub pods: HashMap<MapData, u32, Pod>,
+    pub pods: HashMap<MapData, u32, PodEntry>,
     /// What Pods may send from beside their own addresses.
     pub pod_sources: LpmTrie<MapData, PodSource, u32>,
     /// Link-layer addresses that are at home behind Pods' devices.
@@ -167,7 +167,7 @@ pub fn open_kept(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsEr
 ///
 /// # Errors
 /// When the pin is missing or has other sizes.
-pub fn open_pods(pins: &Pins) -> Result<HashMap<MapData, u32, Pod>, MapsError> {
+pub fn open_pods(pins: &Pins) -> Result<HashMap<MapData, u32, PodEntry>, MapsError> {
     open(pins, &MAP_PODS)
 }
 

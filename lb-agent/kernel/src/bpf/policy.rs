@@ -15,7 +15,7 @@ use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey, stat
 use crate::bpf::maps::{self, MapsError, failed};
 use crate::bpf::pins::Pins;
 use crate::syscall;
-use lb_core::model::policy::{Range, number};
+use lb_core::model::policy::{CidrRange, number};
 use lb_core::plan::{Actual, MapError};
 
 /// The policy tables.
@@ -83,7 +83,7 @@ impl PolicyTables {
             let (key, ident) = entry.map_err(|e| failed(MAP_CIDRS.name, e))?;
             let addr = lb_common::addr::Addr::v6(key.data().map(Be32::from_wire));
             let len = u8::try_from(key.prefix_len()).unwrap_or(128);
-            actual.cidrs.insert(Range::around(number(&addr), len), ident);
+            actual.cidrs.insert(CidrRange::around(number(&addr), len), ident);
         }
         actual.policy = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
         Ok(())

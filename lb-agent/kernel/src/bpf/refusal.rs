@@ -9,10 +9,10 @@ use aya::maps::MapError as AyaError;
 use aya::programs::ProgramError;
 
 use crate::bpf::load::LoadError;
-use crate::preflight::Facts;
+use crate::preflight::Machine;
 
 /// A refusal to load, in one sentence.
-pub fn explain(error: &LoadError, facts: &Facts, pin_dir: &Path) -> String {
+pub fn explain(error: &LoadError, facts: &Machine, pin_dir: &Path) -> String {
     if let LoadError::Maps(EbpfError::MapError(AyaError::IncompatiblePinnedMap {
         name,
         property,

@@ -8,7 +8,7 @@ use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::endpoint::{Pod, PodSource};
+use lb_common::endpoint::{PodEntry, PodSource};
 use lb_common::service::{Affinity, AffinityKey};
 
 use crate::bpf::addresses::AddressTables;
@@ -18,7 +18,7 @@ use crate::bpf::policy::PolicyTables;
 use crate::bpf::read;
 use crate::syscall;
 use lb_core::cluster::Prefix;
-use lb_core::model::policy::Range;
+use lb_core::model::policy::CidrRange;
 use lb_core::plan::{Actual, MapError, MapStore, Write};
 
 /// Bits of [`PodSource`] before the address.
@@ -123,7 +123,7 @@ fn words(addr: &Addr) -> [u32; 4] {
     addr.words().map(Be32::to_wire)
 }
 
-fn prefix(range: &Range) -> Key<[u32; 4]> {
+fn prefix(range: &CidrRange) -> Key<[u32; 4]> {
     Key::new(u32::from(range.len), words(&range.addr()))
 }
 
@@ -231,9 +231,9 @@ impl Tables {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn load_pods(&self) -> Result<Vec<(u32, Pod)>, MapError> {
+    pub fn load_pods(&self) -> Result<Vec<(u32, PodEntry)>, MapError> {
         let mut pods = Vec::new();
-        syscall::for_each(&self.pods, |ifindex: &u32, pod: &Pod| pods.push((*ifindex, *pod)))
+        syscall::for_each(&self.pods, |ifindex: &u32, pod: &PodEntry| pods.push((*ifindex, *pod)))
             .map_err(|e| failed("pods", AyaError::IoError(e)))?;
         Ok(pods)
     }

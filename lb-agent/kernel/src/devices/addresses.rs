@@ -73,10 +73,10 @@ impl Address {
         self.scope == SCOPE_GLOBAL && self.flags & NOT_THE_MAIN_ADDRESS == 0
     }
 
-    fn inside(&self) -> Option<Inside> {
+    fn inside(&self) -> Option<PodAddress> {
         let is_known = self.flags & IFA_F_DADFAILED == 0 && self.scope < SCOPE_LINK;
         let Self { ifindex: device, ip, .. } = *self;
-        is_known.then(|| Inside { device, ip, main: self.is_main() })
+        is_known.then(|| PodAddress { device, ip, main: self.is_main() })
     }
 
     /// Whether it stands for a network, as the addresses of the node's uplinks do.
@@ -88,14 +88,14 @@ impl Address {
 
 /// One address in each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Addresses {
+pub struct AddressPair {
     /// The first global primary IPv4 address.
     pub ip4: Option<IpAddr>,
     /// The first global permanent IPv6 address.
     pub ip6: Option<IpAddr>,
 }
 
-impl Addresses {
+impl AddressPair {
     /// Keeps an address if it is one that others know the device by, and the first of its family.
     fn add(&mut self, address: &Address) {
         if address.is_main() {
@@ -113,7 +113,7 @@ impl Addresses {
 
 /// An address in a Pod's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inside {
+pub struct PodAddress {
     /// ifindex of the device, in that namespace.
     pub device: u32,
     /// The address.
@@ -122,11 +122,11 @@ pub struct Inside {
     pub main: bool,
 }
 
-impl Addresses {
+impl AddressPair {
     /// The first main address in each family of one of the devices.
-    pub fn of(device: u32, inside: &[Inside]) -> Self {
+    pub fn of(device: u32, inside: &[PodAddress]) -> Self {
         let main = inside.iter().filter(|address| address.main && address.device == device);
-        main.fold(Self::default(), |found, Inside { ip, .. }| {
+        main.fold(Self::default(), |found, PodAddress { ip, .. }| {
             found.or(match ip {
                 IpAddr::V4(_) => Self { ip4: Some(*ip), ip6: None },
                 IpAddr::V6(_) => Self { ip4: None, ip6: Some(*ip) },
@@ -140,7 +140,7 @@ impl Addresses {
 ///
 /// # Errors
 /// When the kernel refuses; needs `CAP_NET_ADMIN` over that namespace.
-pub fn inside(client: &mut NetlinkClient, nsid: u32) -> io::Result<Vec<Inside>> {
+pub fn inside(client: &mut NetlinkClient, nsid: u32) -> io::Result<Vec<PodAddress>> {
     let request = NetlinkRequest::new(RTM_GETADDR, Want::Dump, &[0; IFADDRMSG])
         .attr(IFA_TARGET_NETNSID, &word32(nsid));
     let mut found = Vec::new();
@@ -217,13 +217,13 @@ impl HostAddresses {
 
     /// The addresses that others know a device by: its first in IPv4, as the kernel chooses sources; in IPv6 the
     /// lowest, since the kernel has no order of its own there, and not a deprecated one if there is another.
-    pub fn main(&self, ifindex: u32) -> Addresses {
+    pub fn main(&self, ifindex: u32) -> AddressPair {
         let mut main: Vec<_> = self.of(ifindex).filter(|(_, address)| address.is_main()).collect();
         main.sort_by_key(|(told, address)| {
             let told = if address.ip.is_ipv4() { *told } else { 0 };
             (address.flags & IFA_F_DEPRECATED, told, address.ip)
         });
-        let mut found = Addresses::default();
+        let mut found = AddressPair::default();
         for (_, address) in main {
             found.add(address);
         }
@@ -252,7 +252,7 @@ impl HostAddresses {
 mod tests {
     use std::net::IpAddr;
 
-    use super::{Address, Addresses, HostAddresses};
+    use super::{Address, AddressPair, HostAddresses};
     use crate::devices::netlink::word32;
 
     fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -279,7 +279,7 @@ mod tests {
             message(0, 0, &[attr(1, &v6(2)), attr(8, &word32(0x01))]),
             message(0, 0, &[attr(1, &v6(3)), attr(8, &word32(0x80))]),
         ];
-        let mut found = Addresses::default();
+        let mut found = AddressPair::default();
         for message in &messages {
             found.add(&Address::parse(message).unwrap());
         }
@@ -296,8 +296,8 @@ mod tests {
             ("fd00::3", true),
         ];
         assert_eq!(shown, want.map(|(ip, main)| (ip.to_owned(), main)));
-        assert_eq!(Addresses::of(3, &inside), found);
-        assert_eq!(Addresses::of(4, &inside), Addresses::default(), "another device's");
+        assert_eq!(AddressPair::of(3, &inside), found);
+        assert_eq!(AddressPair::of(4, &inside), AddressPair::default(), "another device's");
         assert_eq!(Address::parse(&[2, 24]), None, "too short");
         assert_eq!(Address::parse(&message(0, 0, &[])), None, "without an address");
     }
@@ -340,7 +340,7 @@ mod tests {
         ] {
             assert!(host.put(address));
         }
-        let shown = |addresses: Addresses| {
+        let shown = |addresses: AddressPair| {
             [addresses.ip4, addresses.ip6].map(|ip| ip.map(|ip: IpAddr| ip.to_string()))
         };
         let text = |ip: &str| Some(ip.to_owned());

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::Event;
-use super::addresses::{Addresses, Inside};
+use super::DeviceEvent;
+use super::addresses::{AddressPair, PodAddress};
 use super::link::Link;
 
 /// A Pod's veth.
@@ -26,29 +26,29 @@ pub struct Veth {
     /// MAC address of the Pod's end; zero until known.
     pub mac: [u8; 6],
     /// The Pod's addresses, as far as known.
-    pub addresses: Addresses,
+    pub addresses: AddressPair,
     /// All addresses in the Pod's namespace, of whatever device, as far as known.
-    pub inside: Vec<Inside>,
+    pub inside: Vec<PodAddress>,
 }
 
 /// Veths as known so far.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownVeths {
     pub(super) veths: BTreeMap<u32, Veth>,
     /// Host's end → other end, of veths that have both ends here.
     inner: BTreeMap<u32, u32>,
 }
 
-impl Known {
+impl KnownVeths {
     /// A device exists as described.
-    pub(super) fn link(&mut self, link: Link, at: Instant) -> Option<Event> {
+    pub(super) fn link(&mut self, link: Link, at: Instant) -> Option<DeviceEvent> {
         let ifindex = link.ifindex;
         if link.kind != "veth" {
             return None;
         }
         let Some(nsid) = link.nsid else {
             self.inner.insert(ifindex, link.peer);
-            return self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex));
+            return self.veths.remove(&ifindex).map(|_| DeviceEvent::Gone(ifindex));
         };
         self.inner.remove(&ifindex);
         let veth = Veth {
@@ -59,30 +59,30 @@ impl Known {
             bridge: link.bridge,
             own_mac: link.mac,
             mac: [0; 6],
-            addresses: Addresses::default(),
+            addresses: AddressPair::default(),
             inside: Vec::new(),
         };
         let Some(known) = self.veths.get_mut(&ifindex) else {
             self.veths.insert(ifindex, veth);
-            return Some(Event::Appeared { ifindex, at });
+            return Some(DeviceEvent::Appeared { ifindex, at });
         };
         if (known.nsid, known.peer) != (veth.nsid, veth.peer) {
             *known = veth;
-            return Some(Event::Appeared { ifindex, at });
+            return Some(DeviceEvent::Appeared { ifindex, at });
         }
         if (known.bridge, known.own_mac, &known.name) == (veth.bridge, veth.own_mac, &veth.name) {
             return None;
         }
         (known.bridge, known.own_mac, known.name) = (veth.bridge, veth.own_mac, veth.name);
-        Some(Event::Changed(ifindex))
+        Some(DeviceEvent::Changed(ifindex))
     }
 
     /// A device has left our namespace. Returns the veth whose other end it was, if that is still here: it is a
     /// Pod's now, and the kernel says nothing else about it.
-    pub(super) fn gone(&mut self, ifindex: u32) -> (Option<Event>, Option<u32>) {
+    pub(super) fn gone(&mut self, ifindex: u32) -> (Option<DeviceEvent>, Option<u32>) {
         self.inner.remove(&ifindex);
         let other = self.inner.iter().find(|(_, peer)| **peer == ifindex).map(|(end, _)| *end);
-        (self.veths.remove(&ifindex).map(|_| Event::Gone(ifindex)), other)
+        (self.veths.remove(&ifindex).map(|_| DeviceEvent::Gone(ifindex)), other)
     }
 
     /// A new list of all devices begins.
@@ -91,10 +91,10 @@ impl Known {
     }
 
     /// What the far end looks like. `true` when that is news.
-    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], inside: Vec<Inside>) -> bool {
+    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], inside: Vec<PodAddress>) -> bool {
         let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
         let news = (veth.mac, &veth.inside) != (mac, &inside);
-        veth.addresses = Addresses::of(veth.peer, &inside);
+        veth.addresses = AddressPair::of(veth.peer, &inside);
         (veth.mac, veth.inside) = (mac, inside);
         news
     }
@@ -109,7 +109,7 @@ impl Known {
 mod tests {
     use std::time::Instant;
 
-    use super::{Addresses, Event, Inside, Known, Link};
+    use super::{AddressPair, DeviceEvent, KnownVeths, Link, PodAddress};
 
     fn veth(ifindex: u32, peer: u32, nsid: Option<u32>) -> Link {
         Link { ifindex, peer, nsid, kind: "veth".to_owned(), ..Link::default() }
@@ -118,18 +118,18 @@ mod tests {
     #[test]
     fn a_pods_veth_is_one_whose_other_end_is_elsewhere() {
         let at = Instant::now();
-        let mut known = Known::default();
-        let appeared = |ifindex| Some(Event::Appeared { ifindex, at });
+        let mut known = KnownVeths::default();
+        let appeared = |ifindex| Some(DeviceEvent::Appeared { ifindex, at });
         let bridged = Link { bridge: 9, ..veth(5, 2, Some(0)) };
         let cases = [
             ("hardware", Link { ifindex: 2, ..Link::default() }, None),
             ("both ends here", veth(3, 4, None), None),
             ("a Pod's", veth(5, 2, Some(0)), appeared(5)),
             ("said again", veth(5, 2, Some(0)), None),
-            ("put into a bridge", bridged.clone(), Some(Event::Changed(5))),
+            ("put into a bridge", bridged.clone(), Some(DeviceEvent::Changed(5))),
             ("said again", bridged, None),
             ("moved to another Pod", veth(5, 2, Some(1)), appeared(5)),
-            ("its end came here", veth(5, 6, None), Some(Event::Gone(5))),
+            ("its end came here", veth(5, 6, None), Some(DeviceEvent::Gone(5))),
         ];
         for (name, link, want) in cases {
             assert_eq!(known.link(link, at), want, "{name}");
@@ -139,24 +139,27 @@ mod tests {
     #[test]
     fn a_pair_whose_other_end_leaves_is_asked_about() {
         let at = Instant::now();
-        let mut known = Known::default();
+        let mut known = KnownVeths::default();
         known.link(veth(3, 4, None), at);
         known.link(veth(4, 3, None), at);
         assert_eq!(known.gone(4), (None, Some(3)));
-        assert_eq!(known.link(veth(3, 4, Some(0)), at), Some(Event::Appeared { ifindex: 3, at }));
-        assert_eq!(known.gone(3), (Some(Event::Gone(3)), None));
+        assert_eq!(
+            known.link(veth(3, 4, Some(0)), at),
+            Some(DeviceEvent::Appeared { ifindex: 3, at })
+        );
+        assert_eq!(known.gone(3), (Some(DeviceEvent::Gone(3)), None));
     }
 
     #[test]
     fn only_news_from_inside_counts() {
-        let mut known = Known::default();
+        let mut known = KnownVeths::default();
         known.link(veth(5, 2, Some(0)), Instant::now());
-        let at = |device| Inside { device, ip: "10.1.0.2".parse().unwrap(), main: true };
+        let at = |device| PodAddress { device, ip: "10.1.0.2".parse().unwrap(), main: true };
         assert!(known.inside(5, [2; 6], vec![at(2)]));
         assert_eq!(known.veths[&5].addresses.ip4, Some(at(2).ip));
         assert!(!known.inside(5, [2; 6], vec![at(2)]));
         assert!(known.inside(5, [2; 6], vec![at(3)]), "now on a bridge in it");
-        assert_eq!(known.veths[&5].addresses, Addresses::default());
+        assert_eq!(known.veths[&5].addresses, AddressPair::default());
         assert!(known.inside(5, [2; 6], vec![]));
         assert!(!known.inside(6, [2; 6], vec![at(2)]), "not a Pod's");
     }

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Source, run, watcher};
+use super::{WatchContext, run, watcher};
 use crate::policy::ClusterNetworkPolicy;
 use crate::{Counters, Received};
 use lb_core::cluster::{Change, Event, Kind, Name};
@@ -246,7 +246,7 @@ async fn a_kind_that_is_installed_and_removed_while_we_watch() {
     let (tx, mut rx) = mpsc::channel(16);
     let counters = Counters::shared();
     let absent = Duration::from_millis(10);
-    let source = Source { client, tx, counters: Arc::clone(&counters), absent };
+    let source = WatchContext { client, tx, counters: Arc::clone(&counters), absent };
     let watch = async move {
         source.watch::<ClusterNetworkPolicy>(watcher::Config::default()).await;
     };

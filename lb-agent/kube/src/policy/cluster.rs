@@ -10,7 +10,7 @@ use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, deny_everything, selector};
 use crate::field::Findings;
 use lb_core::cluster::{
-    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, Ports, Rule, Selector, Tier,
+    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec, Rule, Selector, Tier,
 };
 
 /// The greatest priority.
@@ -209,7 +209,7 @@ fn content(given: &At<'_>, direction: RuleDirection) -> Result<RuleContent, Inva
     let mut ports = Vec::new();
     for entry in some(&protocols)? {
         let port = port(&entry)?;
-        let named = matches!(port.ports, Ports::Named(_));
+        let named = matches!(port.ports, PortSpec::Named(_));
         if named && !peers.iter().all(|peer| matches!(peer, Peer::Pods(_))) {
             return Err(entry.fault("nodes and networks have no named ports"));
         }
@@ -231,7 +231,7 @@ fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
         "udp" => proto::UDP,
         "sctp" => proto::SCTP,
         _ => {
-            let ports = Ports::Named(at.port_name()?.into());
+            let ports = PortSpec::Named(at.port_name()?.into());
             return Ok(PortMatch { protocol: None, ports });
         }
     };
@@ -239,7 +239,7 @@ fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
     let ports = match one_of(&at.need("destinationPort")?, &["number", "range"])? {
         ("number", number) => {
             let number = number.port()?;
-            Ports::Range(number, number)
+            PortSpec::Range(number, number)
         }
         (_, range) => {
             range.only(&["start", "end"])?;
@@ -247,7 +247,7 @@ fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
             if last < first {
                 return Err(range.fault(format!("{last} is less than {first}")));
             }
-            Ports::Range(first, last)
+            PortSpec::Range(first, last)
         }
     };
     Ok(PortMatch { protocol: Some(protocol), ports })

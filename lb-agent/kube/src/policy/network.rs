@@ -10,7 +10,7 @@ use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, selector};
 use crate::field::Findings;
 use lb_core::cluster::{
-    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, Ports, Rule, Selector, Tier,
+    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec, Rule, Selector, Tier,
 };
 
 /// Without a specification it isolates all Pods of the namespace, as the API server would fill in.
@@ -182,22 +182,22 @@ fn port(given: &At<'_>) -> Result<PortMatch, InvalidValue> {
         None => proto::TCP,
     };
     let ports = match (given.get("port"), given.get("endPort")) {
-        (None, None) => Ports::All,
+        (None, None) => PortSpec::All,
         (None, Some(end)) => return Err(end.fault("requires port")),
-        (Some(name), None) if name.is_text() => Ports::Named(name.port_name()?.into()),
+        (Some(name), None) if name.is_text() => PortSpec::Named(name.port_name()?.into()),
         (Some(name), Some(end)) if name.is_text() => {
             return Err(end.fault("cannot be combined with a named port"));
         }
         (Some(port), None) => {
             let port = port.port()?;
-            Ports::Range(port, port)
+            PortSpec::Range(port, port)
         }
         (Some(port), Some(end)) => {
             let (first, last) = (port.port()?, end.port()?);
             if last < first {
                 return Err(end.fault(format!("{last} is less than {first}")));
             }
-            Ports::Range(first, last)
+            PortSpec::Range(first, last)
         }
     };
     Ok(PortMatch { protocol: Some(protocol), ports })

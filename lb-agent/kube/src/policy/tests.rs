@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{ClusterNetworkPolicy, NetworkPolicy};
 use crate::{Watched, read};
 use lb_core::cluster::{
-    Action, Change, Event, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, Ports,
+    Action, Change, Event, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, PortSpec,
     Requirement, Rule, Selector, Tier,
 };
 
@@ -42,10 +42,10 @@ fn text_of_peer(peer: &Peer) -> String {
 fn text_of_port(PortMatch { protocol, ports }: &PortMatch) -> String {
     let protocol = protocol.map_or("any".to_owned(), |protocol| protocol.to_string());
     match ports {
-        Ports::All => protocol,
-        Ports::Range(first, last) if first == last => format!("{protocol}:{first}"),
-        Ports::Range(first, last) => format!("{protocol}:{first}-{last}"),
-        Ports::Named(name) => format!("{protocol}:{name}"),
+        PortSpec::All => protocol,
+        PortSpec::Range(first, last) if first == last => format!("{protocol}:{first}"),
+        PortSpec::Range(first, last) => format!("{protocol}:{first}-{last}"),
+        PortSpec::Named(name) => format!("{protocol}:{name}"),
     }
 }
 

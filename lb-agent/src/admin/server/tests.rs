@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{CLIENTS, Pending, Server, bind};
+use super::{CLIENTS, PendingRequest, Server, bind};
 use lb_core::admin::{Request, Response, SOCKET};
 use lb_kernel::bpf::flows::{CAPACITY, ObservedFlow, Recent};
 
@@ -19,7 +19,7 @@ use lb_kernel::bpf::flows::{CAPACITY, ObservedFlow, Recent};
 struct Bed {
     dir: PathBuf,
     recent: watch::Sender<Recent>,
-    requests: mpsc::Receiver<Pending>,
+    requests: mpsc::Receiver<PendingRequest>,
     followers: watch::Receiver<usize>,
     server: JoinHandle<std::convert::Infallible>,
 }
@@ -191,7 +191,7 @@ async fn too_many_clients_are_refused_and_those_there_stay() {
 async fn requests_reach_the_loop_as_messages() {
     let mut bed = Bed::new("loop");
     let mut client = bed.request("{\"who\":[\"10.0.0.1\"]}\n").await;
-    let Pending { request, response: to } = bed.requests.recv().await.unwrap();
+    let PendingRequest { request, response: to } = bed.requests.recv().await.unwrap();
     assert_eq!(request, Request::Who(vec!["10.0.0.1".parse().unwrap()]));
     to.send(Response::Who(Vec::new())).unwrap();
     assert_eq!(response(&mut client).await, Some(Response::Who(Vec::new())));

@@ -19,17 +19,18 @@ use std::collections::{BTreeSet, HashSet};
 
 use lb_common::addr::Addr;
 
-use super::{Bindings, Device, Standing, View};
+use super::{BindingFacts, Bindings, BoundDevice, Standing};
 use lb_core::cluster::{Cluster, Family, Kind, Prefix};
 use lb_kernel::devices::Veth;
 
 impl Bindings {
     /// Records which devices do not belong to Pods.
-    pub(super) fn find_aliens(&mut self, veths: &[&Veth], view: &View<'_>) {
+    pub(super) fn find_aliens(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) {
         let is_open = |veth: &&Veth| {
             let device = self.devices.get(&veth.ifindex);
-            let waits =
-                |device: &Device| device.standing == Standing::Unknown && view.now < device.until;
+            let waits = |device: &BoundDevice| {
+                device.standing == Standing::Unknown && view.now < device.until
+            };
             veth.bridge != 0 && device.is_some_and(waits)
         };
         let ranges = if veths.iter().any(is_open) && self.all_found(view.cluster) {
@@ -69,18 +70,18 @@ impl Bindings {
 /// The ranges of Pods, of those families in which they hold for all Pods.
 #[derive(Default)]
 struct PodRanges {
-    ranges: Ranges,
+    ranges: NodeRanges,
     families: Vec<Family>,
 }
 
 /// The ranges of all nodes: there may be thousands, of few lengths.
 #[derive(Default)]
-struct Ranges {
+struct NodeRanges {
     all: HashSet<Prefix>,
     bits: BTreeSet<u8>,
 }
 
-impl Ranges {
+impl NodeRanges {
     fn contain(&self, addr: &Addr) -> bool {
         let mut lengths = self.bits.iter().filter_map(|bits| Prefix::new(*addr, *bits));
         lengths.any(|range| self.all.contains(&range))
@@ -91,7 +92,7 @@ impl PodRanges {
     fn of(cluster: &Cluster) -> Self {
         let all: HashSet<Prefix> = cluster.pod_ranges().copied().collect();
         let bits = all.iter().map(Prefix::bits).collect();
-        let ranges = Ranges { all, bits };
+        let ranges = NodeRanges { all, bits };
         let pods = || cluster.all_pods().filter(|(_, pod)| !pod.host_network);
         let holds = |family: &Family| {
             let mut known = pods().flat_map(|(_, pod)| &pod.ips);
@@ -108,7 +109,7 @@ impl PodRanges {
     }
 
     /// Whether these are addresses, and none of them can be a Pod's.
-    fn are_elsewhere(&self, addrs: impl Iterator<Item = Addr>, view: &View<'_>) -> bool {
+    fn are_elsewhere(&self, addrs: impl Iterator<Item = Addr>, view: &BindingFacts<'_>) -> bool {
         let mut shown = false;
         for addr in addrs {
             let ip = addr.to_ip();

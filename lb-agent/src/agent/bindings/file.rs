@@ -11,7 +11,7 @@ use lb_common::addr::Addr;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{Bindings, Bound, Device, Standing};
+use super::{Bindings, Bound, BoundDevice, Standing};
 use lb_core::cluster::Name;
 use lb_kernel::devices::Veth;
 
@@ -59,7 +59,8 @@ impl Bindings {
             }
         };
         let macs: BTreeMap<u32, [u8; 6]> = veths.map(|veth| (veth.ifindex, veth.own_mac)).collect();
-        let gone = |(ifindex, device): &(&u32, &Device)| macs.get(ifindex) != Some(&device.own_mac);
+        let gone =
+            |(ifindex, device): &(&u32, &BoundDevice)| macs.get(ifindex) != Some(&device.own_mac);
         let gone: Vec<u32> =
             found.devices.iter().filter(gone).map(|(ifindex, _)| *ifindex).collect();
         gone.into_iter().for_each(|ifindex| found.gone(ifindex));
@@ -82,9 +83,9 @@ impl Bindings {
             let standing = if bound.is_some() { Standing::Pod } else { Standing::Unknown };
             let own = bound.as_ref().map_or_else(Box::default, |bound| bound.ips.clone());
             let (more, alien) = (BTreeSet::new(), false);
-            (ifindex, Device { own_mac, since, until, bound, standing, own, more, alien })
+            (ifindex, BoundDevice { own_mac, since, until, bound, standing, own, more, alien })
         };
-        let devices: BTreeMap<u32, Device> = devices.into_iter().map(device).collect();
+        let devices: BTreeMap<u32, BoundDevice> = devices.into_iter().map(device).collect();
         Ok(Self { begun: !devices.is_empty(), devices, ..Self::default() })
     }
 
@@ -93,7 +94,7 @@ impl Bindings {
     /// # Errors
     /// When the file system refuses.
     pub(in crate::agent) fn save(&self, dir: &Path) -> io::Result<()> {
-        let saved = |(ifindex, device): (&u32, &Device)| Saved {
+        let saved = |(ifindex, device): (&u32, &BoundDevice)| Saved {
             ifindex: *ifindex,
             own_mac: device.own_mac,
             since: device.since,

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use lb_common::addr::Addr;
 use tracing::info;
 
-use super::{Bindings, Bound, SKEW, Standing, View};
+use super::{BindingFacts, Bindings, Bound, SKEW, Standing};
 use lb_core::cluster::{Cluster, Kind, Name};
 use lb_kernel::devices::Veth;
 
@@ -46,7 +46,7 @@ impl Bindings {
     /// A workload cannot cause that. What counts is not what is bound in a namespace now but the address of the
     /// first match, which the CNI plugin gave this very device, and it must have passed to the other Pod: that one is
     /// behind no device, is not younger than this one, and no device is there that may be its own.
-    pub(super) fn revise(&mut self, veths: &[&Veth], view: &View<'_>) {
+    pub(super) fn revise(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) {
         let cluster = view.cluster;
         if !cluster.is_synced(Kind::Pod) {
             return;
@@ -56,7 +56,7 @@ impl Bindings {
             self.claimants(veths, cluster).into_iter().flat_map(|(_, names)| names).collect();
         let is_unseen = |veth: &&&Veth| {
             let device = self.devices.get(&veth.ifindex);
-            let waits = |device: &super::Device| {
+            let waits = |device: &super::BoundDevice| {
                 device.standing == Standing::Unknown && view.now < device.until
             };
             veth.inside.is_empty() && device.is_some_and(waits)

@@ -4,10 +4,10 @@ use std::num::NonZeroI64;
 
 use lb_common::addr::Addr;
 
-use super::{Behind, Bindings, View};
+use super::{Behind, BindingFacts, Bindings};
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
 use lb_kernel::devices::Veth;
-use lb_kernel::devices::addresses::{Addresses, Inside};
+use lb_kernel::devices::addresses::{AddressPair, PodAddress};
 
 fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
@@ -17,9 +17,9 @@ fn addr(text: &str) -> Addr {
 fn veth(ifindex: u32, inside: &[&str]) -> Veth {
     let read = |text: &&str| {
         let (device, ip) = text.split_once('/').unwrap();
-        Inside { device: device.parse().unwrap(), ip: ip.parse().unwrap(), main: true }
+        PodAddress { device: device.parse().unwrap(), ip: ip.parse().unwrap(), main: true }
     };
-    let inside: Vec<Inside> = inside.iter().map(read).collect();
+    let inside: Vec<PodAddress> = inside.iter().map(read).collect();
     Veth {
         ifindex,
         name: format!("veth{ifindex}"),
@@ -28,7 +28,7 @@ fn veth(ifindex: u32, inside: &[&str]) -> Veth {
         bridge: 0,
         own_mac: [2, 0, 0, 0, 1, ifindex as u8],
         mac: [2, 0, 0, 0, 0, ifindex as u8],
-        addresses: Addresses::of(2, &inside),
+        addresses: AddressPair::of(2, &inside),
         inside,
     }
 }
@@ -76,8 +76,12 @@ impl World {
         let remote = [addr("10.1.0.99"), addr("10.96.0.1")];
         let is_others = |addr: &Addr| remote.contains(addr) || cluster.pod_at(addr).is_some();
         let is_elsewhere = |addr: &Addr| remote.contains(addr);
-        let view =
-            View { cluster, is_others: &is_others, is_elsewhere: &is_elsewhere, now: self.now };
+        let view = BindingFacts {
+            cluster,
+            is_others: &is_others,
+            is_elsewhere: &is_elsewhere,
+            now: self.now,
+        };
         let all: Vec<&Veth> = veths.iter().collect();
         self.bindings.update(&all, &view);
         let show = |veth: &Veth| {

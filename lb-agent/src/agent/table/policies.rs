@@ -9,7 +9,7 @@ use lb_common::policy::group_flags;
 
 use crate::agent::hits::Hits;
 use lb_core::cluster::{Cluster, Name, Owners, Tier};
-use lb_core::model::policy::{BitRule, Desired, Direction, Group, PolicyInfo};
+use lb_core::model::policy::{BitRule, Desired, PolicyDirection, PolicyInfo, RuleSet};
 use lb_core::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 use lb_core::plan::Actual;
 
@@ -39,7 +39,7 @@ pub(in crate::agent) fn policies<'a>(desired: &'a Desired, hits: &Hits) -> Vec<P
 }
 
 /// A group.
-pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
+pub(in crate::agent) fn group(id: u32, group: &RuleSet) -> GroupName<'_> {
     let policies = group.policies();
     let position = |name: &Name, tier: Tier| {
         let at = policies.iter().position(|known| *known == (name, tier));
@@ -51,7 +51,7 @@ pub(in crate::agent) fn group(id: u32, group: &Group) -> GroupName<'_> {
     let rules = group.rules.iter().map(|(number, rule)| RuleName {
         number: *number,
         policy: position(&rule.source.policy, rule.source.tier),
-        ingress: rule.source.direction == Direction::Ingress,
+        ingress: rule.source.direction == PolicyDirection::Ingress,
         index: rule.source.index,
     });
     let isolating = group.isolating.iter().map(|name| position(name, Tier::NetworkPolicy));

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use lb_common::addr::Addr;
 
-use super::{Counts, Known, Places, conditions, counts, endpoint, pod_of};
+use super::{Counts, Places, TableFacts, conditions, counts, endpoint, pod_of};
 use lb_core::cluster::Name;
 use lb_core::model::topology::Rejection;
 use lb_core::model::{Desired, DesiredPort};
@@ -14,7 +14,7 @@ use lb_core::names::{Conditions, RejectedName};
 
 /// Most service ports have none, which shows without asking for the reasons: all their endpoints are backends.
 pub(super) fn rejected_of<'a>(
-    known: &Known<'a>,
+    known: &TableFacts<'a>,
     service: &'a Name,
     port: &'a DesiredPort,
     service_id: u32,

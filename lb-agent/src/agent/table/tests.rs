@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use super::{Known, Table, head};
+use super::{Table, TableFacts, head};
 use crate::agent::issues::Issues;
 use lb_core::cluster::{
     Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
@@ -67,7 +67,7 @@ fn written(events: Vec<Event>) -> Names<'static> {
     let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), Duration::ZERO);
     planner.apply(plan, &mut Actual::default(), &mut || Duration::ZERO);
     let (issues, examples) = (Issues::default(), Examples::default());
-    let known = Known {
+    let known = TableFacts {
         cluster: &cluster,
         desired: &desired,
         planner: &planner,

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lb_common::endpoint::{Dev, Pod};
+use lb_common::endpoint::{Dev, PodEntry};
 use lb_core::model::policy::{Compiler, Desired};
-use lb_core::plan::policy::{Veth, Wanted};
+use lb_core::plan::policy::{DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Plan, Planner, Write};
 use lb_testkit::world::World;
 use proptest::prelude::*;
@@ -89,7 +89,7 @@ impl Node {
         let plan = self.planner.plan_devs("n1", &devs(world));
         let mut writes = self.apply(plan);
         let (devices, veths) = (world.devices(), veths(world));
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&self.desired),
             devices: &devices,
             veths: &veths,
@@ -143,7 +143,7 @@ impl Node {
         };
         assert_eq!(whose(tables), whose(&fresh));
         assert_eq!(tables.devs, devs(world));
-        let found: BTreeMap<u32, Pod> =
+        let found: BTreeMap<u32, PodEntry> =
             tables.pods.iter().map(|(ifindex, pod)| (*ifindex, face(pod))).collect();
         let want = veths(world).into_iter().map(|veth| (veth.ifindex, veth.face));
         assert_eq!(found, want.collect());
@@ -157,15 +157,15 @@ impl Node {
 }
 
 /// The devices of this node's Pods; what they say changes with the world.
-fn veths(world: &World) -> Vec<Veth> {
+fn veths(world: &World) -> Vec<PodDevice> {
     let nsid = u32::try_from(world.policies.len()).unwrap() % 3;
-    let face = Pod { nsid, ..Pod::ZERO };
-    world.veths().into_iter().map(|veth| Veth { face, ..veth }).collect()
+    let face = PodEntry { nsid, ..PodEntry::ZERO };
+    world.veths().into_iter().map(|veth| PodDevice { face, ..veth }).collect()
 }
 
 /// What a device itself says of its element.
-fn face(pod: &Pod) -> Pod {
-    Pod { nsid: pod.nsid, ..Pod::ZERO }
+fn face(pod: &PodEntry) -> PodEntry {
+    PodEntry { nsid: pod.nsid, ..PodEntry::ZERO }
 }
 
 /// Devices by which packets leave: another number and other sizes in each world.

@@ -2,10 +2,10 @@
 
 use lb_common::addr::Addr;
 use lb_core::cluster::{
-    Action, Labels, Namespaces, Peer, Pod, PodSelector, Policy, PortMatch, Ports, Rule, Selector,
-    Tier,
+    Action, Labels, Namespaces, Peer, Pod, PodSelector, Policy, PortMatch, PortSpec, Rule,
+    Selector, Tier,
 };
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 use lb_testkit::world::{Flow, NODE, World, ifindex};
 
 type Key = (String, String);
@@ -72,15 +72,15 @@ pub(crate) fn denied(world: &World, flow: &Flow) -> bool {
     decide(Tier::Baseline) == Some(Action::Deny)
 }
 
-fn list(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
+fn list(policy: &Policy, direction: PolicyDirection) -> Option<&[Rule]> {
     match direction {
-        Direction::Ingress => policy.ingress.as_deref(),
-        Direction::Egress => policy.egress.as_deref(),
+        PolicyDirection::Ingress => policy.ingress.as_deref(),
+        PolicyDirection::Egress => policy.egress.as_deref(),
     }
 }
 
 /// A `ClusterNetworkPolicy` without rules says nothing.
-fn says(policy: &Policy, direction: Direction) -> bool {
+fn says(policy: &Policy, direction: PolicyDirection) -> bool {
     let list = list(policy, direction);
     list.is_some_and(|rules| policy.tier == Tier::NetworkPolicy || !rules.is_empty())
 }
@@ -115,15 +115,15 @@ fn applies(
         }
     };
     let target = match flow.direction {
-        Direction::Ingress => Some(subject),
-        Direction::Egress => peer.pod.map(|(_, pod)| pod),
+        PolicyDirection::Ingress => Some(subject),
+        PolicyDirection::Egress => peer.pod.map(|(_, pod)| pod),
     };
     let is_port = |PortMatch { protocol, ports }: &PortMatch| {
         let same = protocol.is_none_or(|protocol| protocol == flow.protocol);
         same && match ports {
-            Ports::All => true,
-            Ports::Range(first, last) => flow.port != 0 && (*first..=*last).contains(&flow.port),
-            Ports::Named(name) => target.is_some_and(|pod| {
+            PortSpec::All => true,
+            PortSpec::Range(first, last) => flow.port != 0 && (*first..=*last).contains(&flow.port),
+            PortSpec::Named(name) => target.is_some_and(|pod| {
                 pod.ports.iter().any(|known| {
                     (&known.name, known.protocol, known.port) == (name, flow.protocol, flow.port)
                 })

@@ -2,8 +2,8 @@
 //! flow judged as before or as after.
 
 use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
-use lb_core::model::policy::{Compiler, Desired, Direction};
-use lb_core::plan::policy::Wanted;
+use lb_core::model::policy::{Compiler, Desired, PolicyDirection};
+use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Capacity, Planner, Write, groups};
 use lb_testkit::objects::{
     across, block, cluster_policy, network_policy, own, pod, port, selector,
@@ -232,7 +232,7 @@ pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
     let mut flows = Vec::new();
     for ifindex in devices {
         for peer in &peers {
-            for direction in [Direction::Ingress, Direction::Egress] {
+            for direction in [PolicyDirection::Ingress, PolicyDirection::Egress] {
                 for (protocol, port) in
                     [(6, 80), (6, 79), (6, 81), (6, 0), (17, 53), (1, 0), (47, 0)]
                 {
@@ -269,7 +269,7 @@ proptest! {
         peers.extend(OTHERS.map(str::to_owned));
         for peer in peers.iter().map(|ip| lb_testkit::objects::addr(ip)) {
             for (ifindex, _) in world.local() {
-                for direction in [Direction::Ingress, Direction::Egress] {
+                for direction in [PolicyDirection::Ingress, PolicyDirection::Egress] {
                     for (protocol, port) in [(6, 80), (6, 79), (17, 53)] {
                         let flow = Flow { ifindex, direction, peer, protocol, port, shadow: false };
                         let got = flow.judge(&tables).denied();
@@ -318,7 +318,7 @@ proptest! {
             let want: Vec<bool> = flows.iter().map(|flow| naive::denied(after, flow)).collect();
             let devices = after.devices();
             let veths = after.veths();
-            let wanted = Wanted { desired: Some(&desired), devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
+            let wanted = DesiredTables { desired: Some(&desired), devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
             node.now += std::time::Duration::from_millis(700);
             let plan = node.planner.plan_policies(&wanted, node.now);
             // A Pod that leaves a group which others keep is judged by that until it is switched.
@@ -329,7 +329,7 @@ proptest! {
                 }
             }
             let leaves = |flow: &Flow| {
-                let at = usize::from(flow.direction == Direction::Egress);
+                let at = usize::from(flow.direction == PolicyDirection::Egress);
                 let group = node.store.pods.get(&flow.ifindex).map(|pod| groups(pod)[at]);
                 then.get(&flow.ifindex).map(|pod| groups(pod)[at]) != group
                     && then.values().flat_map(groups).any(|id| Some(id) == group)

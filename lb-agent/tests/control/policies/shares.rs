@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lb_common::limits;
 use lb_core::cluster::{Action, Peer, Policy, Tier};
-use lb_core::model::policy::{Compiler, Desired, Direction, Room};
-use lb_core::plan::policy::Wanted;
+use lb_core::model::policy::{Compiler, Desired, PolicyDirection, Room};
+use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, addr, allow, block, cluster_policy, network_policy, pod, rule};
 use lb_testkit::world::{Flow, NODE, World, ifindex, split};
@@ -81,7 +81,7 @@ impl Agent {
                 let plan = self.planner.plan_pod(Some(&self.desired), veth, 0);
                 self.planner.apply(plan, &mut self.store, &mut || now);
             }
-            let wanted = Wanted {
+            let wanted = DesiredTables {
                 desired: Some(&self.desired),
                 devices: &devices,
                 veths: &veths,
@@ -117,7 +117,7 @@ impl Agent {
     }
 }
 
-fn flow(subject: &str, direction: Direction, peer: &str, port: u16) -> Flow {
+fn flow(subject: &str, direction: PolicyDirection, peer: &str, port: u16) -> Flow {
     let (ifindex, peer) = (ifindex(&split(subject)), addr(peer));
     Flow { ifindex, direction, peer, protocol: 6, port, shadow: false }
 }
@@ -207,7 +207,7 @@ fn a_tenant_that_fills_a_table_is_cut_off_and_others_are_not() {
             let some =
                 some.filter(|(i, (of, _))| of == "good" || i % (1 + world.pods.len() / 97) == 0);
             for (_, (namespace, name)) in some {
-                for direction in [Direction::Ingress, Direction::Egress] {
+                for direction in [PolicyDirection::Ingress, PolicyDirection::Egress] {
                     let unit = format!("{name} spec.{}", direction.name());
                     let cut = refused.contains(&(namespace.clone(), unit));
                     for (peer, port) in
@@ -238,7 +238,7 @@ fn the_cluster_s_policies_go_before_those_of_namespaces() {
     assert_eq!(agent.troubled(), BTreeSet::from(["evil".to_owned()]));
     for subject in ["good/p1", "evil/p0", "evil/p1", "evil/p50"] {
         for (peer, denied) in [("203.0.7.1", true), ("203.9.7.1", subject.starts_with("good"))] {
-            let flow = flow(subject, Direction::Egress, peer, 80);
+            let flow = flow(subject, PolicyDirection::Egress, peer, 80);
             assert_eq!(agent.is_denied(&flow), denied, "{subject} {peer}");
         }
     }
@@ -311,7 +311,7 @@ proptest! {
             });
             for peer in &peers {
                 for port in [80, 81, 84, 94] {
-                    let flow = flow(&format!("{namespace}/{name}"), Direction::Ingress, peer, port);
+                    let flow = flow(&format!("{namespace}/{name}"), PolicyDirection::Ingress, peer, port);
                     let want = cut || naive::denied(&world, &flow);
                     for agent in [&agent, &fresh] {
                         prop_assert_eq!(agent.is_denied(&flow), want, "{:?} {}", flow, cut);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::policy::group_flags;
 use lb_core::cluster::{Peer, Policy};
-use lb_core::model::policy::{Desired, Direction, compile};
-use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::model::policy::{Desired, PolicyDirection, compile};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write, groups};
 use lb_testkit::objects::{addr, allow, block, network_policy, own, pod};
 use lb_testkit::world::{Flow, NODE, Running, World, ifindex, split};
@@ -54,8 +54,14 @@ fn world(n: u32) -> World {
 fn is_denied(tables: &Actual, subject: u32, peer: u32) -> bool {
     let peer = addr(&format!("10.1.0.{}", peer + 2));
     let ifindex = ifindex(&split(&format!("a/p{subject}")));
-    let flow =
-        Flow { ifindex, direction: Direction::Ingress, peer, protocol: 6, port: 80, shadow: false };
+    let flow = Flow {
+        ifindex,
+        direction: PolicyDirection::Ingress,
+        peer,
+        protocol: 6,
+        port: 80,
+        shadow: false,
+    };
     flow.judge(tables).denied()
 }
 
@@ -71,7 +77,7 @@ fn follow(
         let plan = planner.plan_pod(Some(desired), veth, 0);
         planner.apply(plan, store, &mut || now);
     }
-    let wanted = Wanted {
+    let wanted = DesiredTables {
         desired: Some(desired),
         devices: &devices,
         veths: &veths,
@@ -131,21 +137,21 @@ fn an_address_that_keeps_an_old_identity_closes_those_who_mind() {
 fn unknown_pods_are_under_what_the_strictest_may_be() {
     let world = world(2);
     let desired = compile(&world.cluster());
-    let stranger = Veth { ifindex: 77, behind: Behind::Unknown(0), face: Pod::ZERO };
+    let stranger = PodDevice { ifindex: 77, behind: Behind::Unknown(0), face: PodEntry::ZERO };
     for (strict, met, want) in [
         (false, 1, [group_flags::PENDING, 0]),
         (false, 2, [0, 0]),
         (true, 2, [group_flags::PENDING, group_flags::PENDING]),
     ] {
         let mut node = Running::default();
-        let mut veths: Vec<Veth> = world.veths().into_iter().take(met).collect();
+        let mut veths: Vec<PodDevice> = world.veths().into_iter().take(met).collect();
         veths.push(stranger.clone());
         for veth in &veths {
             let plan = node.planner.plan_pod(Some(&desired), veth, 0);
             node.write(plan);
         }
         let devices = world.devices();
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,
             veths: &veths,
@@ -162,7 +168,7 @@ fn unknown_pods_are_under_what_the_strictest_may_be() {
         assert_eq!([state.pending_ingress, state.pending_egress], [ingress, egress]);
         assert_eq!(state.epoch, 1);
         // One that comes now.
-        let late = Veth { ifindex: 78, ..stranger.clone() };
+        let late = PodDevice { ifindex: 78, ..stranger.clone() };
         let plan = node.planner.plan_pod(Some(&desired), &late, 0);
         node.write(plan);
         assert_eq!(groups(&node.store.pods[&78]), [ingress, egress, 0, 0]);
@@ -193,13 +199,13 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
         let mut node = Running::default();
         let mut veths = world.veths();
         veths.truncate(if awaited { 1 } else { 2 });
-        veths.push(Veth { ifindex: 77, behind, face: Pod::ZERO });
+        veths.push(PodDevice { ifindex: 77, behind, face: PodEntry::ZERO });
         for veth in &veths {
             let plan = node.planner.plan_pod(Some(&desired), veth, 0);
             node.write(plan);
         }
         let devices = world.devices();
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,
             veths: &veths,
@@ -228,8 +234,13 @@ fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
     devices.remove(&addr("192.0.2.1"));
     devices.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
     let veths = world.veths();
-    let wanted =
-        Wanted { desired: None, devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
+    let wanted = DesiredTables {
+        desired: None,
+        devices: &devices,
+        veths: &veths,
+        strict: false,
+        pickup_until: 0,
+    };
     let plan = node.planner.plan_policies(&wanted, Duration::ZERO);
     node.write(plan);
     let mut want = before;
@@ -338,7 +349,7 @@ fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
     };
     let denied = |tables: &Actual, name: &str, peer: &str| {
         let (ifindex, peer) = (ifindex(&split(name)), addr(peer));
-        let direction = Direction::Ingress;
+        let direction = PolicyDirection::Ingress;
         Flow { ifindex, direction, peer, protocol: 6, port: 80, shadow: false }
             .judge(tables)
             .denied()

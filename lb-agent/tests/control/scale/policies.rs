@@ -11,7 +11,7 @@ use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Node, Peer, Pod, Snapshot,
 };
 use lb_core::model::policy::{Compiler, Desired};
-use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, allow, block, network_policy, nth, own};
 
@@ -120,11 +120,11 @@ fn cluster() -> Cluster {
 }
 
 /// The devices of this node's Pods.
-fn veths() -> Vec<Veth> {
+fn veths() -> Vec<PodDevice> {
     let behind = |i: u32| Behind::Pod(name(i), 0);
-    let face = lb_common::endpoint::Pod::ZERO;
+    let face = lb_common::endpoint::PodEntry::ZERO;
     let here = (0..PODS).filter(|i| i % NODES == 1);
-    here.map(|i| Veth { ifindex: i, behind: behind(i), face }).collect()
+    here.map(|i| PodDevice { ifindex: i, behind: behind(i), face }).collect()
 }
 
 #[test]
@@ -137,7 +137,8 @@ fn policies_on_pods() {
     let mut cluster = cluster();
     println!("records: {} KiB", resident() - start);
     let veths = veths();
-    let device = |veth: &Veth| (ip(veth.ifindex), Ident { ifindex: veth.ifindex, ..Ident::ZERO });
+    let device =
+        |veth: &PodDevice| (ip(veth.ifindex), Ident { ifindex: veth.ifindex, ..Ident::ZERO });
     let devices: BTreeMap<Addr, Ident> = veths.iter().map(device).collect();
     let mut compiler = Compiler::default();
     let mut planner = Planner::restore(Actual::default(), Capacity::default());
@@ -155,7 +156,7 @@ fn policies_on_pods() {
         let compiled = at.elapsed();
         drop(snapshot);
         now += Duration::from_secs(3);
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,
             veths: &veths,

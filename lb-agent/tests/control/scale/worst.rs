@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lb_common::addr::Addr;
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Namespace, Peer, Policy, Prefix, Rule};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::policy::{Behind, Veth, Wanted};
+use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{allow, network_policy, pod};
 
@@ -133,13 +133,13 @@ fn cost(shape: Shape, n: u32, start: u64) -> Cost {
     let cluster = cluster(written(shape, n));
     // Resets `VmHWM` (proc_pid_clear_refs(5)).
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let veths: Vec<Veth> = cluster
+    let veths: Vec<PodDevice> = cluster
         .pods()
         .enumerate()
-        .map(|(i, (name, pod))| Veth {
+        .map(|(i, (name, pod))| PodDevice {
             ifindex: i as u32 + 1,
             behind: Behind::Pod(name.clone(), pod.uid),
-            face: lb_common::endpoint::Pod::ZERO,
+            face: lb_common::endpoint::PodEntry::ZERO,
         })
         .collect();
     let mut compiler = Compiler::default();
@@ -152,7 +152,7 @@ fn cost(shape: Shape, n: u32, start: u64) -> Cost {
     let desired = compiler.compile(&cluster.snapshot());
     let compile = at.elapsed();
     let devices = BTreeMap::new();
-    let wanted = Wanted {
+    let wanted = DesiredTables {
         desired: Some(&desired),
         devices: &devices,
         veths: &veths,

@@ -15,7 +15,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
-use lb_common::endpoint::Pod;
+use lb_common::endpoint::PodEntry;
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{MAP_COUNTERS, MAP_LOADS};
 use lb_common::policy::{Bits, Group, PolicyState, PortKey, group_flags, tier};
@@ -86,7 +86,7 @@ impl Node {
     /// Another Pod, as the agent would add it.
     pub(crate) fn put_pod(&self, ifindex: u32, ip: &str) {
         let mut tables = Tables::open(&Pins::existing(&self.pin_dir).unwrap()).unwrap();
-        let pod = Pod { ip4: Addr::from_ip(ip.parse().unwrap()), ..Pod::ZERO };
+        let pod = PodEntry { ip4: Addr::from_ip(ip.parse().unwrap()), ..PodEntry::ZERO };
         tables.pods.insert(&ifindex, &pod, 0).unwrap();
     }
 
@@ -112,7 +112,7 @@ impl Node {
         ] {
             maps.apply(&op).unwrap();
         }
-        let pod = Box::new(Pod { ip4: ip("10.1.0.9"), egress: 1, ..Pod::ZERO });
+        let pod = Box::new(PodEntry { ip4: ip("10.1.0.9"), egress: 1, ..PodEntry::ZERO });
         maps.apply(&Write::PutPod { ifindex: LO, pod }).unwrap();
         let file = self.state_dir.join(names::FILE);
         let Ok(mut names) = names::read(&file) else { return };

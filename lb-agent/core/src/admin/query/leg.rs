@@ -5,25 +5,25 @@
 use lb_common::addr::Addr;
 
 use super::policy::selects;
-use super::{Holder, namespace_labels};
+use super::{OwnerRecord, namespace_labels};
 use crate::admin::context::{self, Lacking, Leg, Miss};
 use crate::cluster::{
-    self, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, PortMatch, Ports,
-    Rule, Selector,
+    self, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, PortMatch,
+    PortSpec, Rule, Selector,
 };
-use crate::model::policy::Direction;
+use crate::model::policy::PolicyDirection;
 
 /// The other end.
 pub(super) struct OtherEnd<'a> {
     pub(super) addr: Addr,
-    pub(super) holder: &'a Holder<'a>,
+    pub(super) holder: &'a OwnerRecord<'a>,
 }
 
 /// The flow at the Pod.
 #[derive(Clone, Copy)]
-pub(super) struct Flow {
+pub(super) struct FlowAtPod {
     /// Whether it enters the Pod: then the port is the Pod's own.
-    pub(super) direction: Direction,
+    pub(super) direction: PolicyDirection,
     pub(super) protocol: u8,
     pub(super) port: u16,
 }
@@ -33,7 +33,7 @@ pub(super) fn leg(
     cluster: &Cluster,
     subject: (&Name, &Pod),
     peer: &OtherEnd<'_>,
-    flow: Flow,
+    flow: FlowAtPod,
 ) -> Leg {
     let (name, pod) = subject;
     let mut policies: Vec<_> = cluster
@@ -43,9 +43,9 @@ pub(super) fn leg(
         .collect();
     policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
     let ports: &[NamedPort] = match (flow.direction, peer.holder) {
-        (Direction::Ingress, _) => &pod.ports,
-        (Direction::Egress, Holder::Pod(_, other, _)) => &other.ports,
-        (Direction::Egress, _) => &[],
+        (PolicyDirection::Ingress, _) => &pod.ports,
+        (PolicyDirection::Egress, OwnerRecord::Pod(_, other, _)) => &other.ports,
+        (PolicyDirection::Egress, _) => &[],
     };
     let against = Against { cluster, peer, flow, ports };
     let policies = policies.into_iter().map(|(name, policy)| against.policy(name, policy));
@@ -58,10 +58,10 @@ pub(super) fn leg(
     }
 }
 
-fn list(policy: &cluster::Policy, direction: Direction) -> Option<&[Rule]> {
+fn list(policy: &cluster::Policy, direction: PolicyDirection) -> Option<&[Rule]> {
     match direction {
-        Direction::Ingress => policy.ingress.as_deref(),
-        Direction::Egress => policy.egress.as_deref(),
+        PolicyDirection::Ingress => policy.ingress.as_deref(),
+        PolicyDirection::Egress => policy.egress.as_deref(),
     }
 }
 
@@ -69,15 +69,15 @@ fn list(policy: &cluster::Policy, direction: Direction) -> Option<&[Rule]> {
 struct Against<'a> {
     cluster: &'a Cluster,
     peer: &'a OtherEnd<'a>,
-    flow: Flow,
+    flow: FlowAtPod,
     /// What names of ports mean in the destination.
     ports: &'a [NamedPort],
 }
 
 impl Against<'_> {
-    fn policy(&self, name: &Name, policy: &cluster::Policy) -> context::Policy {
+    fn policy(&self, name: &Name, policy: &cluster::Policy) -> context::PolicyContext {
         let rules = list(policy, self.flow.direction).unwrap_or_default();
-        context::Policy {
+        context::PolicyContext {
             name: name.clone(),
             tier: policy.tier,
             shadow: policy.shadow,
@@ -85,10 +85,12 @@ impl Against<'_> {
         }
     }
 
-    fn rule(&self, policy: &Name, rule: &Rule) -> context::Rule {
-        let peer =
-            |peer: &Peer| context::Peer { wants: peer.clone(), misses: self.misses(policy, peer) };
-        context::Rule {
+    fn rule(&self, policy: &Name, rule: &Rule) -> context::RuleContext {
+        let peer = |peer: &Peer| context::PeerContext {
+            wants: peer.clone(),
+            misses: self.misses(policy, peer),
+        };
+        context::RuleContext {
             action: rule.action,
             peers: rule.peers.as_ref().map(|peers| peers.iter().map(peer).collect()),
             ports: rule.ports.as_ref().map(|ports| ports.iter().map(|p| self.port(p)).collect()),
@@ -105,11 +107,11 @@ impl Against<'_> {
                 let except = excepts.iter().find(|except| except.contains(addr));
                 except.map(|except| Miss::Except(*except)).into_iter().collect()
             }
-            (Peer::Pods(wanted), Holder::Pod(name, pod, _)) if !pod.host_network => {
+            (Peer::Pods(wanted), OwnerRecord::Pod(name, pod, _)) if !pod.host_network => {
                 self.pod_misses(policy, wanted, name, pod)
             }
             (Peer::Pods(_), _) => vec![Miss::NotPod],
-            (Peer::Nodes(wanted), Holder::Node(_, _, labels)) => {
+            (Peer::Nodes(wanted), OwnerRecord::Node(_, _, labels)) => {
                 missing(wanted, labels).map(Miss::Label).collect()
             }
             (Peer::Nodes(_), _) => vec![Miss::NotNode],
@@ -130,7 +132,7 @@ impl Against<'_> {
         misses
     }
 
-    fn port(&self, port: &PortMatch) -> context::PortMatch {
+    fn port(&self, port: &PortMatch) -> context::PortContext {
         let is_protocol = port.protocol.is_none_or(|protocol| protocol == self.flow.protocol);
         let meaning = |name: &str| {
             let is = |known: &&NamedPort| {
@@ -139,14 +141,14 @@ impl Against<'_> {
             self.ports.iter().find(is).map(|known| known.port)
         };
         let (means, is_port) = match &port.ports {
-            Ports::All => (None, true),
-            Ports::Range(first, last) => (None, (first..=last).contains(&&self.flow.port)),
-            Ports::Named(name) => {
+            PortSpec::All => (None, true),
+            PortSpec::Range(first, last) => (None, (first..=last).contains(&&self.flow.port)),
+            PortSpec::Named(name) => {
                 let means = meaning(name);
                 (means, means == Some(self.flow.port))
             }
         };
-        context::PortMatch { wants: port.clone(), matches: is_protocol && is_port, means }
+        context::PortContext { wants: port.clone(), matches: is_protocol && is_port, means }
     }
 }
 

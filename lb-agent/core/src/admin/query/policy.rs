@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::namespace_labels;
 use crate::admin::Remark;
-use crate::admin::policy::{Denied, Rule, Selected, View};
+use crate::admin::policy::{DeniedFlows, PolicyView, RuleView, Selected};
 use crate::cluster::{self, Cluster, Name, Namespaces, Peer, PodSelector};
 
 /// Pods that are named.
 const EXAMPLES: usize = 3;
 
 /// Returns the policy with this name, if there is one.
-pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<View> {
+pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<PolicyView> {
     let (name, policy) = cluster.policies().find(|(name, _)| *name == wanted)?;
     let kind = policy.tier.kind();
     let list = |rules: &Option<Box<[cluster::Rule]>>| {
@@ -31,7 +31,7 @@ pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<View> {
     let subjects = cluster.all_pods().filter(|(pod_name, pod)| {
         !pod.host_network && selects(cluster, name, &policy.subject, (pod_name, pod))
     });
-    Some(View {
+    Some(PolicyView {
         name: name.clone(),
         tier: policy.tier,
         priority: policy.priority,
@@ -41,14 +41,14 @@ pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<View> {
         ingress: list(&policy.ingress),
         egress: list(&policy.egress),
         // The counts are not part of the records.
-        default_denied: Denied::default(),
+        default_denied: DeniedFlows::default(),
         issues: cluster.issues().filter(about).map(issue).collect(),
     })
 }
 
-fn rule(cluster: &Cluster, policy: &Name, rule: &cluster::Rule) -> Rule {
+fn rule(cluster: &Cluster, policy: &Name, rule: &cluster::Rule) -> RuleView {
     let peer = |peer: &Peer| (peer.clone(), matching(cluster, policy, peer));
-    Rule {
+    RuleView {
         action: rule.action,
         name: Arc::clone(&rule.name),
         peers: rule.peers.as_ref().map(|peers| peers.iter().map(peer).collect()),

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 
 use super::{MOST, similar};
-use crate::admin::context::{Endpoint, Label, Party, Port, Service, Wanted};
+use crate::admin::context::{
+    EndpointContext, FlowQuery, Label, Party, ServiceContext, ServicePortContext,
+};
 use crate::cluster::{self, Cluster, Labels, Name};
 
 /// Labels that are named.
 const NEAREST: usize = 3;
 
 /// The Service that the flow is for, by its name or one of its addresses.
-pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
+pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceContext> {
     let (name, service) = match &wanted.dst {
         Party::Service(name) => cluster.service(name)?,
         Party::Ip(ip) => at(cluster, Addr::from_ip(*ip), wanted)?,
@@ -27,7 +29,7 @@ pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
     for (_, slice) in cluster.slices_of(name) {
         n_endpoints += slice.endpoints.len();
         for endpoint in &slice.endpoints {
-            let of = |port: &cluster::SlicePort| Endpoint {
+            let of = |port: &cluster::SlicePort| EndpointContext {
                 at: SocketAddr::new(endpoint.addr.to_ip(), port.port),
                 port_name: Arc::clone(&port.name),
                 protocol: port.protocol,
@@ -47,7 +49,7 @@ pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
     } else {
         pods(cluster, name).filter(|labels| has_all(labels, &service.selector)).count()
     };
-    Some(Service {
+    Some(ServiceContext {
         name: name.clone(),
         service_type: service.service_type,
         cluster_ips: service.cluster_ips.iter().map(|addr| addr.to_ip()).collect(),
@@ -66,7 +68,7 @@ pub(super) fn service(cluster: &Cluster, wanted: &Wanted) -> Option<Service> {
 fn at<'a>(
     cluster: &'a Cluster,
     addr: Addr,
-    wanted: &Wanted,
+    wanted: &FlowQuery,
 ) -> Option<(&'a Name, &'a cluster::Service)> {
     if let Some(name) = cluster.claimants(&addr).next() {
         return cluster.service(name);
@@ -80,8 +82,8 @@ fn at<'a>(
     cluster.node_port_claimants(port).next().filter(|_| is_node)
 }
 
-fn port(port: &cluster::ServicePort) -> Port {
-    Port {
+fn port(port: &cluster::ServicePort) -> ServicePortContext {
+    ServicePortContext {
         name: Arc::clone(&port.name),
         protocol: port.protocol,
         port: port.port,

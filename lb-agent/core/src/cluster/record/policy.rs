@@ -79,8 +79,8 @@ impl Policy {
             }
             for port in rule.ports.iter_mut().flatten() {
                 match &mut port.ports {
-                    Ports::Named(name) => share(name),
-                    Ports::All | Ports::Range(..) => {}
+                    PortSpec::Named(name) => share(name),
+                    PortSpec::All | PortSpec::Range(..) => {}
                 }
             }
         }
@@ -234,12 +234,12 @@ pub struct PortMatch {
     /// IP protocol number; `None` with a named port of any protocol (`destinationNamedPort`).
     pub protocol: Option<u8>,
     /// The ports.
-    pub ports: Ports,
+    pub ports: PortSpec,
 }
 
 /// Destination ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Ports {
+pub enum PortSpec {
     /// All of the protocol.
     All,
     /// From the first to the last.

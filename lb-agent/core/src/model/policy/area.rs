@@ -5,7 +5,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::range::Range;
+use super::range::CidrRange;
 use crate::cluster::{Family, Prefix};
 
 /// A set of addresses. What covers IPv4 in IPv6 says nothing of it.
@@ -20,7 +20,7 @@ pub(super) struct Area {
 /// A range whose addresses are in the area, or not, unless they are in a longer one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Edge {
-    pub(super) range: Range,
+    pub(super) range: CidrRange,
     pub(super) family: Family,
     pub(super) inside: bool,
 }
@@ -28,18 +28,19 @@ pub(super) struct Edge {
 impl Area {
     /// What is in one of these blocks, and in none of that one's exceptions.
     pub(super) fn of<'a>(blocks: impl Iterator<Item = (&'a Prefix, &'a [Prefix])>) -> Self {
-        let mut changes: Vec<(Range, Family, i32)> = Vec::new();
+        let mut changes: Vec<(CidrRange, Family, i32)> = Vec::new();
         for (prefix, excepts) in blocks {
-            let (range, family) = (Range::of(prefix), prefix.family());
-            let within = excepts.iter().filter(|except| except.family() == family).map(Range::of);
-            let mut excepts: Vec<Range> = within.collect();
+            let (range, family) = (CidrRange::of(prefix), prefix.family());
+            let within =
+                excepts.iter().filter(|except| except.family() == family).map(CidrRange::of);
+            let mut excepts: Vec<CidrRange> = within.collect();
             if excepts.iter().any(|except| except.covers(&range)) {
                 continue;
             }
             // Each address is taken out of its block once.
             excepts.retain(|except| range.covers(except));
             excepts.sort_unstable();
-            let mut last: Option<Range> = None;
+            let mut last: Option<CidrRange> = None;
             excepts.retain(|except| {
                 let is_new = last.is_none_or(|last| !last.covers(except));
                 last = if is_new { Some(*except) } else { last };
@@ -51,7 +52,7 @@ impl Area {
         changes.sort_unstable_by_key(|(range, family, _)| (*range, *family));
         let mut edges = Vec::new();
         // Ranges with the number of blocks that their addresses are in.
-        let mut around: Vec<(Range, Family, i32)> = Vec::new();
+        let mut around: Vec<(CidrRange, Family, i32)> = Vec::new();
         for same in changes.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let Some(&(range, family, _)) = same.first() else { continue };
             while around.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {

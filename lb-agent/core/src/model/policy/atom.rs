@@ -22,7 +22,7 @@ pub(super) enum Atom {
     /// It is one of these.
     Within(Area),
     /// It satisfies another atom, if one is given, and is that of a Pod where a port's name means this number.
-    Named(Port),
+    Named(NamedPortMeaning),
 }
 
 /// Where a Pod is.
@@ -36,7 +36,7 @@ pub(super) enum Scope {
 
 /// What a port's name means in the Pods that satisfy an atom.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Port {
+pub(super) struct NamedPortMeaning {
     pub(super) of: Option<AtomId>,
     pub(super) name: Arc<str>,
     pub(super) protocol: u8,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use lb_common::addr::Addr;
 
 use super::area::Edge;
-use super::range::{Range, number};
+use super::range::{CidrRange, number};
 use super::set::Pool;
 use super::{AtomId, Atomic};
 use crate::cluster::Family;
@@ -18,14 +18,14 @@ use crate::cluster::Family;
 #[derive(Clone, Debug, Default)]
 pub struct Blocks {
     /// Sorted, so that what covers a range stands before it.
-    nodes: Vec<Node>,
+    nodes: Vec<BlockNode>,
     /// The distinct sets, the first empty.
     sets: Vec<Atomic>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Node {
-    range: Range,
+struct BlockNode {
+    range: CidrRange,
     /// Index of the shortest that covers it.
     parent: Option<u32>,
     /// Index of its set; after [`Blocks::name`] of its identity.
@@ -43,13 +43,13 @@ impl Blocks {
             let change = |edge: &Edge| (edge.range, edge.family, Some((atom, edge.inside)));
             changes.extend(edges.iter().map(change));
         }
-        if changes.iter().any(|(range, ..)| range.covers(&Range::IPV4)) {
-            changes.push((Range::IPV4, Family::V4, None));
+        if changes.iter().any(|(range, ..)| range.covers(&CidrRange::IPV4)) {
+            changes.push((CidrRange::IPV4, Family::V4, None));
         }
         changes.sort_unstable();
         let mut sets = Sets::new();
-        let mut nodes: Vec<Node> = Vec::new();
-        let mut current: Vec<(Range, Family, Atomic, Option<u32>)> = Vec::new();
+        let mut nodes: Vec<BlockNode> = Vec::new();
+        let mut current: Vec<(CidrRange, Family, Atomic, Option<u32>)> = Vec::new();
         for same in changes.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let Some(&(range, family, _)) = same.first() else { continue };
             while current.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
@@ -69,7 +69,7 @@ impl Blocks {
             let mut node = parent;
             if above != number {
                 node = u32::try_from(nodes.len()).ok();
-                nodes.push(Node { range, parent, set: number });
+                nodes.push(BlockNode { range, parent, set: number });
             }
             current.push((range, family, set, node));
         }
@@ -105,7 +105,7 @@ impl Blocks {
     }
 
     /// All ranges with their identities, those that cover others before them.
-    pub fn iter(&self) -> impl Iterator<Item = (Range, u32)> {
+    pub fn iter(&self) -> impl Iterator<Item = (CidrRange, u32)> {
         self.nodes.iter().map(|node| (node.range, node.set))
     }
 
@@ -121,7 +121,7 @@ impl Blocks {
 }
 
 /// A range, and the atom that its addresses have or lack from there on.
-type Change = (Range, Family, Option<(AtomId, bool)>);
+type Change = (CidrRange, Family, Option<(AtomId, bool)>);
 
 /// Distinct sets.
 struct Sets {

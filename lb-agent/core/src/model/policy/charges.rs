@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{AtomId, Atomic, Direction, Group};
+use super::{AtomId, Atomic, PolicyDirection, RuleSet};
 use crate::cluster::{Name, Policy, Tier};
 
 /// Elements of `groups`, of `port_bits` and of `peer_bits`.
@@ -28,14 +28,14 @@ pub(super) const PEERS: usize = 2;
 pub(super) const CLUSTER: usize = 0;
 
 /// A direction of a policy, which is refused as a whole. The policy by its index.
-pub(super) type Unit = (u32, Direction);
+pub(super) type PolicyHalf = (u32, PolicyDirection);
 
 /// What policies come to.
 pub(super) struct Asked<'a> {
     pub(super) policies: &'a [(&'a Name, &'a Arc<Policy>)],
-    pub(super) groups: &'a [Arc<Group>],
+    pub(super) groups: &'a [Arc<RuleSet>],
     /// The policies of each group, by their indices.
-    pub(super) under: &'a [(Direction, Vec<u32>)],
+    pub(super) under: &'a [(PolicyDirection, Vec<u32>)],
     pub(super) idents: &'a [Atomic],
 }
 
@@ -61,7 +61,7 @@ type Peers = Vec<(AtomId, ())>;
 struct Account {
     tenant: Tenant,
     /// The policies that can be refused, each with its weight in the group: its rules, and one for being there.
-    units: Vec<(Unit, u64)>,
+    units: Vec<(PolicyHalf, u64)>,
     /// The sum of those weights.
     weight: u64,
     own: Amounts,
@@ -69,9 +69,9 @@ struct Account {
 
 /// A tenant's policies, and what they cost where others are.
 #[derive(Default)]
-struct Holder {
+struct TenantCharges {
     n_groups: u64,
-    units: BTreeMap<Unit, Share>,
+    units: BTreeMap<PolicyHalf, Share>,
     /// The sum of [`Share::peers`].
     peers: u64,
     /// Elements of `peer_bits` in others' groups.
@@ -91,13 +91,14 @@ struct Share {
 pub(super) struct Charges {
     accounts: Vec<Account>,
     /// By tenant.
-    holders: Vec<Holder>,
+    holders: Vec<TenantCharges>,
 }
 
 impl Charges {
-    pub(super) fn of(asked: &Asked<'_>, uses: &BTreeSet<(Unit, AtomId)>) -> Self {
+    pub(super) fn of(asked: &Asked<'_>, uses: &BTreeSet<(PolicyHalf, AtomId)>) -> Self {
         let tenants = Tenants::of(asked.policies.iter().map(|(name, policy)| (*name, &***policy)));
-        let mut holders: Vec<Holder> = (0..tenants.n).map(|_| Holder::default()).collect();
+        let mut holders: Vec<TenantCharges> =
+            (0..tenants.n).map(|_| TenantCharges::default()).collect();
         let mut peers: Vec<BTreeSet<AtomId>> = vec![BTreeSet::new(); tenants.n];
         for (unit, atom) in uses {
             let tenant = tenants.of_policy(unit.0);
@@ -107,7 +108,7 @@ impl Charges {
                 peers.insert(*atom);
             }
         }
-        let mut known: HashSet<&Group> = HashSet::new();
+        let mut known: HashSet<&RuleSet> = HashSet::new();
         let (mut groups, mut accounts) = (Vec::new(), Vec::new());
         for (group, (direction, policies)) in asked.groups.iter().zip(asked.under) {
             if !known.insert(group) {
@@ -130,7 +131,7 @@ impl Charges {
     }
 
     /// Charges the elements of `peer_bits`.
-    fn meet(&mut self, groups: &[&Group], idents: &[Atomic], payers: &[Option<(Tenant, u64)>]) {
+    fn meet(&mut self, groups: &[&RuleSet], idents: &[Atomic], payers: &[Option<(Tenant, u64)>]) {
         for (account, group) in self.accounts.iter_mut().zip(groups) {
             let n_groups = self.holders.get(account.tenant).map_or(0, |holder| holder.n_groups);
             let links = group.atoms();
@@ -147,7 +148,7 @@ impl Charges {
 
     /// What each tenant wants of a table.
     pub(super) fn by_tenant(&self, table: usize) -> Vec<u64> {
-        let abroad = |holder: &Holder| if table == PEERS { holder.abroad } else { 0 };
+        let abroad = |holder: &TenantCharges| if table == PEERS { holder.abroad } else { 0 };
         let mut sums: Vec<u64> = self.holders.iter().map(abroad).collect();
         for account in &self.accounts {
             if let Some(sum) = sums.get_mut(account.tenant) {
@@ -158,9 +159,9 @@ impl Charges {
     }
 
     /// The policies of a tenant, each with what it is to blame for.
-    pub(super) fn units(&self, tenant: Tenant, table: usize) -> Vec<(u64, Unit)> {
+    pub(super) fn units(&self, tenant: Tenant, table: usize) -> Vec<(u64, PolicyHalf)> {
         let Some(holder) = self.holders.get(tenant) else { return Vec::new() };
-        let size = |(unit, share): (&Unit, &Share)| {
+        let size = |(unit, share): (&PolicyHalf, &Share)| {
             let own = share.groups.iter().filter_map(|group| self.accounts.get(*group));
             let own: u64 = own.map(|account| account.part(unit, table)).sum();
             (own + if table == PEERS { holder.part(share) } else { 0 }, *unit)
@@ -169,7 +170,7 @@ impl Charges {
     }
 
     /// Takes a tenant's policy away; returns how much less it wants of a table.
-    pub(super) fn refuse(&mut self, tenant: Tenant, unit: &Unit, table: usize) -> u64 {
+    pub(super) fn refuse(&mut self, tenant: Tenant, unit: &PolicyHalf, table: usize) -> u64 {
         let Some(holder) = self.holders.get_mut(tenant) else { return 0 };
         let Some(share) = holder.units.remove(unit) else { return 0 };
         let abroad = holder.part(&share);
@@ -189,7 +190,7 @@ impl Charges {
     }
 }
 
-impl Holder {
+impl TenantCharges {
     /// The part that a policy has in what its tenant's peers cost in others' groups.
     fn part(&self, share: &Share) -> u64 {
         let part = u128::from(self.abroad) * u128::from(share.peers);
@@ -200,8 +201,8 @@ impl Holder {
 impl Account {
     fn new(
         asked: &Asked<'_>,
-        group: &Group,
-        units: impl Iterator<Item = Unit>,
+        group: &RuleSet,
+        units: impl Iterator<Item = PolicyHalf>,
         tenants: &Tenants,
     ) -> Self {
         let mut rules: HashMap<&Name, u64> = HashMap::new();
@@ -211,18 +212,18 @@ impl Account {
             }
         }
         let of_namespace = units.filter(|(policy, _)| tenants.of_policy(*policy) != CLUSTER);
-        let weight = |unit: Unit| {
+        let weight = |unit: PolicyHalf| {
             let name = asked.policies.get(unit.0 as usize).map(|(name, _)| *name);
             (unit, name.and_then(|name| rules.get(name)).copied().unwrap_or(0) + 1)
         };
-        let units: Vec<(Unit, u64)> = of_namespace.map(weight).collect();
+        let units: Vec<(PolicyHalf, u64)> = of_namespace.map(weight).collect();
         let tenant = units.first().map_or(CLUSTER, |((policy, _), _)| tenants.of_policy(*policy));
         let weight = units.iter().map(|(_, weight)| weight).sum();
         Self { tenant, units, weight, own: [group.n_links().into(), group.n_ports(), 0] }
     }
 
     /// The part of its cost that a policy is to blame for.
-    fn part(&self, unit: &Unit, table: usize) -> u64 {
+    fn part(&self, unit: &PolicyHalf, table: usize) -> u64 {
         let found = self.units.binary_search_by_key(unit, |(unit, _)| *unit).ok();
         let weight = found.and_then(|at| self.units.get(at)).map_or(0, |(_, weight)| *weight);
         let part = u128::from(at(&self.own, table)) * u128::from(weight);

@@ -17,7 +17,7 @@ const PER_LINK: u32 = RULES as u32;
 
 /// The rules of one direction of a Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Group {
+pub struct RuleSet {
     /// `group_flags::*`.
     pub flags: u32,
     /// The rules with their numbers, ascending.
@@ -32,7 +32,7 @@ pub struct Group {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BitRule {
     /// Where it is written.
-    pub source: Source,
+    pub source: RuleSource,
     /// What it does.
     pub action: Action,
     /// The peers, any of them, in ascending order; `None` = all peers.
@@ -43,13 +43,13 @@ pub struct BitRule {
 
 /// Where a rule is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Source {
+pub struct RuleSource {
     /// The policy.
     pub policy: Name,
     /// Its tier.
     pub tier: Tier,
     /// In which of its two lists.
-    pub direction: Direction,
+    pub direction: PolicyDirection,
     /// At which index there.
     pub index: u32,
     /// The indices of others that it stands for, too: those that are alike are one where they are too many.
@@ -58,14 +58,14 @@ pub struct Source {
 
 /// Direction of a flow as the Pod sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Direction {
+pub enum PolicyDirection {
     /// Into the Pod.
     Ingress,
     /// Out of it.
     Egress,
 }
 
-impl Direction {
+impl PolicyDirection {
     /// The name in `spec`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -100,14 +100,14 @@ impl Span {
 
 /// An element of the map `groups` with what belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct GroupLink {
     /// The element, without the index of the next.
     pub element: policy::Group,
     /// Its elements of `port_bits`.
     pub ports: Vec<PortEntry>,
 }
 
-impl Group {
+impl RuleSet {
     /// Rules that one direction of a Pod has room for.
     pub(super) const MOST_RULES: u32 = CHAIN * PER_LINK;
 
@@ -157,7 +157,7 @@ impl Group {
         self.links().iter().map(|link| link.ports.len() as u64).sum()
     }
 
-    /// At least as many as [`Group::n_ports`], found out quickly.
+    /// At least as many as [`RuleSet::n_ports`], found out quickly.
     pub(super) fn most_ports(&self) -> u64 {
         // Each end of a range is in one prefix of each length at most.
         let most = |span: &Span| if span.first == span.last || span.is_all() { 1 } else { 32 };
@@ -181,7 +181,7 @@ impl Group {
     }
 
     /// Those elements.
-    pub fn links(&self) -> Vec<Link> {
+    pub fn links(&self) -> Vec<GroupLink> {
         let links = (0..self.n_links()).map(|link| {
             let mut element =
                 policy::Group { first: link * PER_LINK, flags: self.flags, ..policy::Group::ZERO };
@@ -192,7 +192,7 @@ impl Group {
             let rules = here()
                 .map(|(number, rule)| (number % PER_LINK, guessed_as(rule), rule.ports.as_deref()));
             let guesses = self.flags & group_flags::SOME_PORTS != 0;
-            Link { element, ports: ports::entries(rules, guesses) }
+            GroupLink { element, ports: ports::entries(rules, guesses) }
         });
         links.collect()
     }
@@ -208,7 +208,7 @@ impl Group {
     }
 
     /// Where the rule with this number is written.
-    pub fn source(&self, number: u32) -> Option<&Source> {
+    pub fn source(&self, number: u32) -> Option<&RuleSource> {
         let at = self.rules.binary_search_by_key(&number, |(number, _)| *number).ok()?;
         self.rules.get(at).map(|(_, rule)| &rule.source)
     }

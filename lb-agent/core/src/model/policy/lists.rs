@@ -6,16 +6,16 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::Group;
+use super::RuleSet;
 use super::area::Area;
-use crate::cluster::{Peer, PortMatch, Ports, Prefix, Rule, Tier};
+use crate::cluster::{Peer, PortMatch, PortSpec, Prefix, Rule, Tier};
 
 /// One direction of a policy.
 pub(super) struct Read<'p> {
     written: &'p [Rule],
     tier: Tier,
     is_merged: bool,
-    pub(super) lines: Vec<Line<'p>>,
+    pub(super) lines: Vec<RuleLine<'p>>,
     /// Of each line.
     pub(super) areas: Vec<Area>,
     /// The first rule for which no Pod has room: what the blocks are need not be found out then.
@@ -23,7 +23,7 @@ pub(super) struct Read<'p> {
 }
 
 /// A rule, or several that are one.
-pub(super) struct Line<'p> {
+pub(super) struct RuleLine<'p> {
     /// Where it is written: the first of them.
     pub(super) index: u32,
     /// The others.
@@ -33,12 +33,12 @@ pub(super) struct Line<'p> {
 
 impl<'p> Read<'p> {
     pub(super) fn of(written: &'p [Rule], tier: Tier) -> Self {
-        let line = |(index, rule): (u32, &'p Rule)| Line {
+        let line = |(index, rule): (u32, &'p Rule)| RuleLine {
             index,
             others: Arc::default(),
             rule: Cow::Borrowed(rule),
         };
-        let lines: Vec<Line<'p>> = (0u32..).zip(written).map(line).collect();
+        let lines: Vec<RuleLine<'p>> = (0u32..).zip(written).map(line).collect();
         let mut read =
             Self { written, tier, is_merged: false, lines, areas: Vec::new(), beyond: None };
         read.measure();
@@ -67,7 +67,8 @@ impl<'p> Read<'p> {
 
     fn measure(&mut self) {
         self.beyond = first_beyond(&self.lines);
-        let area = |line: &Line<'_>| Area::of(line.rule.peers.iter().flatten().filter_map(block));
+        let area =
+            |line: &RuleLine<'_>| Area::of(line.rule.peers.iter().flatten().filter_map(block));
         let lines = self.lines.iter().filter(|_| self.beyond.is_none());
         self.areas = lines.map(area).collect();
     }
@@ -82,13 +83,13 @@ fn block(peer: &Peer) -> Option<(&Prefix, &[Prefix])> {
 
 /// The first rule of a list that alone is too long for a Pod. All that it selects are cut off then, and other Pods' groups
 /// are spared telling its peers apart.
-fn first_beyond(lines: &[Line<'_>]) -> Option<u32> {
-    let is_some = |line: &&Line<'_>| {
-        let numbered = |port: &PortMatch| !matches!(port.ports, Ports::Named(_));
+fn first_beyond(lines: &[RuleLine<'_>]) -> Option<u32> {
+    let is_some = |line: &&RuleLine<'_>| {
+        let numbered = |port: &PortMatch| !matches!(port.ports, PortSpec::Named(_));
         line.rule.peers.as_ref().is_none_or(|peers| !peers.is_empty())
             && line.rule.ports.as_ref().is_none_or(|ports| ports.iter().any(numbered))
     };
-    lines.iter().filter(is_some).nth(Group::MOST_RULES as usize).map(|line| line.index)
+    lines.iter().filter(is_some).nth(RuleSet::MOST_RULES as usize).map(|line| line.index)
 }
 
 /// A rule that others are added to.
@@ -118,7 +119,7 @@ fn unite<T: Ord>(all: &mut Option<BTreeSet<T>>, more: Option<BTreeSet<T>>) {
     }
 }
 
-fn merged(rules: &[Rule], tier: Tier) -> Vec<Line<'_>> {
+fn merged(rules: &[Rule], tier: Tier) -> Vec<RuleLine<'_>> {
     let drafts = (0u32..).zip(rules).map(|(index, rule)| Draft {
         first: rule,
         index,
@@ -140,7 +141,7 @@ fn merged(rules: &[Rule], tier: Tier) -> Vec<Line<'_>> {
         let ports = draft.ports.map(|ports| ports.into_iter().cloned().collect());
         let (name, action) = (Arc::clone(&draft.first.name), draft.first.action);
         let rule = Cow::Owned(Rule { name, action, peers, ports });
-        Line { index: draft.index, others: draft.others.into(), rule }
+        RuleLine { index: draft.index, others: draft.others.into(), rule }
     };
     drafts.into_iter().map(line).collect()
 }
@@ -184,7 +185,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::merged;
-    use crate::cluster::{Action, Peer, PortMatch, Ports, Rule, Tier};
+    use crate::cluster::{Action, Peer, PortMatch, PortSpec, Rule, Tier};
 
     /// Peers and ports as bits; `None` = all.
     type Written = (u8, Option<u8>, Option<u8>);
@@ -195,7 +196,7 @@ mod tests {
             let prefix = format!("10.0.0.{i}/32").parse().unwrap();
             Peer::Block { prefix, excepts: [].into() }
         };
-        let port = |i| PortMatch { protocol: Some(6), ports: Ports::Range(80 + i, 80 + i) };
+        let port = |i| PortMatch { protocol: Some(6), ports: PortSpec::Range(80 + i, 80 + i) };
         Rule {
             name: "".into(),
             action: [Action::Accept, Action::Deny, Action::Pass][usize::from(*action)],
@@ -229,7 +230,7 @@ mod tests {
         let text = |tier, rules: &[Written]| {
             let rules: Vec<Rule> = rules.iter().map(rule).collect();
             let lines = merged(&rules, tier);
-            let line = |line: &super::Line<'_>| {
+            let line = |line: &super::RuleLine<'_>| {
                 let n = |list: Option<usize>| list.map_or("*".to_owned(), |n| n.to_string());
                 let peers = n(line.rule.peers.as_ref().map(|peers| peers.len()));
                 let ports = n(line.rule.ports.as_ref().map(|ports| ports.len()));

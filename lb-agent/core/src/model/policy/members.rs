@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::atom::{Atom, Atoms, Port, Scope};
+use super::atom::{Atom, Atoms, NamedPortMeaning, Scope};
 use super::blocks::Blocks;
 use super::set::Pool;
 use super::{AtomId, Atomic};
@@ -44,11 +44,11 @@ struct Space {
     atoms: Vec<PodAtom>,
     /// The labels that those ask for.
     keys: HashSet<Arc<str>>,
-    classes: HashMap<Kind, u32>,
+    classes: HashMap<PodShape, u32>,
 }
 
 /// All that is asked of a Pod of a namespace.
-type Kind = (Vec<(Arc<str>, Arc<str>)>, Vec<NamedPort>);
+type PodShape = (Vec<(Arc<str>, Arc<str>)>, Vec<NamedPort>);
 
 struct Class {
     atoms: Vec<AtomId>,
@@ -102,7 +102,7 @@ impl<'a> Members<'a> {
         let Some(space) = self.spaces.get_mut(&name.namespace) else { return 0 };
         let asked = pod.labels.iter().filter(|(key, _)| space.keys.contains(key));
         let ports = pod.ports.iter().filter(|port| self.demands.contains_key(&port.name));
-        let kind: Kind = (asked.cloned().collect(), ports.cloned().collect());
+        let kind: PodShape = (asked.cloned().collect(), ports.cloned().collect());
         if let Some(class) = space.classes.get(&kind) {
             return *class;
         }
@@ -151,7 +151,8 @@ impl<'a> Members<'a> {
             for of in wanted.filter(|of| of.is_none_or(|of| all.contains(of))) {
                 let (name, protocol, port) = (Arc::clone(name), *protocol, *port);
                 let key = (*of, Arc::clone(&name));
-                let id = atoms.intern(Atom::Named(Port { of: *of, name, protocol, port }));
+                let id =
+                    atoms.intern(Atom::Named(NamedPortMeaning { of: *of, name, protocol, port }));
                 self.meanings.entry(key).or_default().insert((protocol, port, id));
                 named.push(id);
             }

@@ -7,22 +7,22 @@ use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::endpoint::ident_flags;
 
-use super::Known;
+use super::AddressIdentity;
 use crate::cluster::{Owners, Pod, Prefix, Snapshot};
 
 /// The addresses that a node has in its own range: that of flannel's VXLAN device, that of a CNI's bridge.
 const FIRST: u32 = 2;
 
 /// All holders, without identities.
-pub(super) fn holders(cluster: &Snapshot) -> HashMap<Addr, Known> {
+pub(super) fn holders(cluster: &Snapshot) -> HashMap<Addr, AddressIdentity> {
     let mut addrs = HashMap::new();
     let owners = Owners::of(cluster);
     for (name, pod) in cluster.all_pods() {
         let flags = flags(cluster, pod);
         let own = pod.ips.iter().filter(|addr| owners.is_pods(name, addr));
-        addrs.extend(own.map(|addr| (*addr, Known { ident: 0, flags })));
+        addrs.extend(own.map(|addr| (*addr, AddressIdentity { ident: 0, flags })));
     }
-    let node = Known { ident: 0, flags: ident_flags::NODE };
+    let node = AddressIdentity { ident: 0, flags: ident_flags::NODE };
     for (name, of) in cluster.nodes() {
         let own = of.addresses.iter().filter(|addr| owners.is_nodes(name, addr));
         addrs.extend(own.map(|addr| (*addr, node)));

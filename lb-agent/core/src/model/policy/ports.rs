@@ -26,12 +26,12 @@ pub struct PortEntry {
 }
 
 /// A rule of one element of `groups`: its bit, what it does, and its ports (`None` = every protocol and port).
-type Rule<'a> = (u32, Action, Option<&'a [Span]>);
+type PortRule<'a> = (u32, Action, Option<&'a [Span]>);
 
 /// The prefixes for the rules of one element of `groups`, and, where some group of the chain has use for them, those for
 /// packets whose port is not known.
 pub(super) fn entries<'a>(
-    rules: impl Iterator<Item = Rule<'a>> + Clone,
+    rules: impl Iterator<Item = PortRule<'a>> + Clone,
     guesses: bool,
 ) -> Vec<PortEntry> {
     let mut entries = exact(rules.clone().map(|(bit, _, spans)| (bit, spans)), guess::NONE);

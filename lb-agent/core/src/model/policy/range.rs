@@ -7,14 +7,14 @@ use crate::cluster::Prefix;
 
 /// A prefix of addresses in the 128-bit form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Range {
+pub struct CidrRange {
     /// The first address, as a number.
     pub first: u128,
     /// Length of the prefix.
     pub len: u8,
 }
 
-impl Range {
+impl CidrRange {
     /// Where IPv4 addresses are.
     pub(super) const IPV4: Self = Self { first: 0xffff_0000_0000, len: 96 };
 

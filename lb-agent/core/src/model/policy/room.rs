@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lb_common::limits;
 
-use super::{Direction, object};
+use super::{PolicyDirection, object};
 use crate::cluster::{Name, Policy};
 use crate::issue::Issue;
 
@@ -20,25 +20,25 @@ pub(super) const MOST: usize = limits::CIDRS as usize / 4 * 3;
 
 /// One direction of a policy, and how many ranges its rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Demand {
+pub(super) struct RangeDemand {
     /// Index of the policy.
     pub(super) policy: u32,
-    pub(super) direction: Direction,
+    pub(super) direction: PolicyDirection,
     pub(super) ranges: usize,
 }
 
 /// Those that have no room. `namespace` is that of a policy, and empty of those that belong to the cluster.
 pub(super) fn refused(
-    demands: &[Demand],
+    demands: &[RangeDemand],
     namespace: impl Fn(u32) -> Arc<str>,
     most: usize,
-) -> BTreeSet<(u32, Direction)> {
+) -> BTreeSet<(u32, PolicyDirection)> {
     let mut total: usize = demands.iter().map(|demand| demand.ranges).sum();
     let mut refused = BTreeSet::new();
     if total <= most {
         return refused;
     }
-    let mut tenants: BTreeMap<Arc<str>, (usize, Vec<Demand>)> = BTreeMap::new();
+    let mut tenants: BTreeMap<Arc<str>, (usize, Vec<RangeDemand>)> = BTreeMap::new();
     for demand in demands {
         let (sum, all) = tenants.entry(namespace(demand.policy)).or_default();
         *sum += demand.ranges;
@@ -52,7 +52,7 @@ pub(super) fn refused(
     }
     while total > most {
         // Cluster policies give way last.
-        let order = |(name, (sum, _)): &(&Arc<str>, &mut (usize, Vec<Demand>))| {
+        let order = |(name, (sum, _)): &(&Arc<str>, &mut (usize, Vec<RangeDemand>))| {
             (!name.is_empty() && *sum > 0, *sum)
         };
         let Some((_, (sum, all))) = tenants.iter_mut().max_by_key(order) else { break };
@@ -65,7 +65,7 @@ pub(super) fn refused(
 }
 
 /// That a policy has no room.
-pub(super) fn issue(name: &Name, policy: &Policy, demand: Demand) -> Issue {
+pub(super) fn issue(name: &Name, policy: &Policy, demand: RangeDemand) -> Issue {
     let text = "address ranges that a node can distinguish: all traffic in this direction of the Pods it selects is denied";
     Issue::new(
         object(name, policy.tier),
@@ -78,7 +78,7 @@ pub(super) fn issue(name: &Name, policy: &Policy, demand: Demand) -> Issue {
 }
 
 /// That a policy takes much of what there is for all.
-pub(super) fn remark(name: &Name, policy: &Policy, demand: Demand) -> Option<Issue> {
+pub(super) fn remark(name: &Name, policy: &Policy, demand: RangeDemand) -> Option<Issue> {
     (demand.ranges > MOST / 4).then(|| {
         let text = "address ranges that a node can distinguish for all policies together";
         Issue::new(
@@ -89,7 +89,7 @@ pub(super) fn remark(name: &Name, policy: &Policy, demand: Demand) -> Option<Iss
     })
 }
 
-fn field(direction: Direction) -> String {
+fn field(direction: PolicyDirection) -> String {
     format!("spec.{}", direction.name())
 }
 
@@ -97,17 +97,17 @@ fn field(direction: Direction) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Demand, Direction, refused};
+    use super::{PolicyDirection, RangeDemand, refused};
 
     #[test]
     fn the_namespace_that_wants_most_gives_way() {
         let check = |wanted: &[(&str, usize)], most: usize, want: &[u32]| {
-            let demand = |(i, (_, ranges)): (u32, &(&str, usize))| Demand {
+            let demand = |(i, (_, ranges)): (u32, &(&str, usize))| RangeDemand {
                 policy: i,
-                direction: Direction::Ingress,
+                direction: PolicyDirection::Ingress,
                 ranges: *ranges,
             };
-            let demands: Vec<Demand> = (0..).zip(wanted).map(demand).collect();
+            let demands: Vec<RangeDemand> = (0..).zip(wanted).map(demand).collect();
             let namespace = |i: u32| Arc::from(wanted[i as usize].0);
             let refused = refused(&demands, namespace, most);
             assert_eq!(refused.into_iter().map(|(i, _)| i).collect::<Vec<_>>(), want, "{wanted:?}");

@@ -9,16 +9,17 @@ use lb_common::flow::proto;
 
 use super::area::Area;
 use super::atom::{Atom, Atoms};
-use super::charges::Unit;
-use super::lists::{Line, Read};
+use super::charges::PolicyHalf;
+use super::lists::{Read, RuleLine};
 use super::members::{Demands, Meanings, namespace_labels};
-use super::room::{self, Demand};
+use super::room::{self, RangeDemand};
 use super::shares::Lost;
 use super::{
-    AtomId, BitRule, Direction, Group, LocalPod, PolicyInfo, Source, Span, is_subject, object,
+    AtomId, BitRule, LocalPod, PolicyDirection, PolicyInfo, RuleSet, RuleSource, Span, is_subject,
+    object,
 };
 use crate::cluster::{
-    Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, Ports, Rule,
+    Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, PortSpec, Rule,
     Snapshot, Tier,
 };
 use crate::issue::Issue;
@@ -89,33 +90,36 @@ impl<'a> Subjects<'a> {
         atoms: &mut Atoms,
         policies: &[(&'p Name, &'p Arc<Policy>)],
         reading: &Reading<'p>,
-        refused: &BTreeMap<Unit, Lost>,
-    ) -> Compiled<'p> {
-        let mut compiled = Compiled::default();
+        refused: &BTreeMap<PolicyHalf, Lost>,
+    ) -> CompiledRules<'p> {
+        let mut compiled = CompiledRules::default();
         for ((index, (name, policy)), lists) in (0..).zip(policies).zip(&reading.lists) {
             let [ingress, egress] = lists;
-            let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
+            let directions =
+                [(PolicyDirection::Ingress, ingress), (PolicyDirection::Egress, egress)];
             let lists = directions.map(|(direction, read)| {
                 let Read { lines, areas, beyond, .. } = read.as_ref()?;
                 if let Some(rule) = beyond {
-                    return Some(List::Beyond(*rule));
+                    return Some(DirectionRules::Beyond(*rule));
                 }
                 let unit = (index, direction);
                 match refused.get(&unit) {
-                    Some(lost) if lost.is_of_groups() => return Some(List::Groupless),
-                    Some(_) => return Some(List::Roomless),
-                    None if reading.refused.contains(&unit) => return Some(List::Roomless),
+                    Some(lost) if lost.is_of_groups() => return Some(DirectionRules::Groupless),
+                    Some(_) => return Some(DirectionRules::Roomless),
+                    None if reading.refused.contains(&unit) => {
+                        return Some(DirectionRules::Roomless);
+                    }
                     None => {}
                 }
                 let rules = lines.iter().zip(areas);
                 let read = |(line, area): (_, &Area)| RuleParts::read(atoms, name, line, area);
                 let rules: Vec<RuleParts> = rules.map(read).collect();
-                if direction == Direction::Egress {
+                if direction == PolicyDirection::Egress {
                     rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
                 }
                 // Without rules, only a `NetworkPolicy` does something.
                 let idle = rules.is_empty() && policy.tier != Tier::NetworkPolicy;
-                (!idle).then_some(List::Rules(rules))
+                (!idle).then_some(DirectionRules::Rules(rules))
             });
             compiled.policies.push(CompiledPolicy { name, policy, lists });
         }
@@ -162,7 +166,7 @@ struct PortParts {
 }
 
 impl RuleParts {
-    fn read(atoms: &mut Atoms, policy: &Name, line: &Line<'_>, area: &Area) -> Self {
+    fn read(atoms: &mut Atoms, policy: &Name, line: &RuleLine<'_>, area: &Area) -> Self {
         let rule = &*line.rule;
         Self {
             index: line.index,
@@ -241,7 +245,7 @@ pub(super) struct Reading<'p> {
     /// Ingress and egress of each policy.
     lists: Vec<[Option<Read<'p>>; 2]>,
     /// Those without room for their blocks.
-    refused: BTreeSet<Unit>,
+    refused: BTreeSet<PolicyHalf>,
     /// That they have none.
     pub(super) issues: BTreeSet<Issue>,
     /// What takes much of it.
@@ -274,18 +278,18 @@ impl PortParts {
         let mut parts = Self::default();
         for PortMatch { protocol, ports } in ports {
             match (ports, protocol) {
-                (Ports::All, None) => return None,
-                (Ports::All, Some(protocol)) => {
+                (PortSpec::All, None) => return None,
+                (PortSpec::All, Some(protocol)) => {
                     parts.spans.insert(Span::all(*protocol));
                 }
-                (Ports::Range(first, last), _) => {
+                (PortSpec::Range(first, last), _) => {
                     let (first, last) = ((*first).max(1), *last);
                     let known =
                         protocol.map_or(vec![proto::TCP, proto::UDP, proto::SCTP], |p| vec![p]);
                     let spans = known.into_iter().map(|protocol| Span { protocol, first, last });
                     parts.spans.extend(spans.filter(|_| first <= last));
                 }
-                (Ports::Named(name), protocol) => {
+                (PortSpec::Named(name), protocol) => {
                     parts.names.insert((Arc::clone(name), *protocol));
                 }
             }
@@ -308,7 +312,7 @@ enum Resolve<'a> {
 
 /// The policies, their rules read.
 #[derive(Default)]
-pub(super) struct Compiled<'p> {
+pub(super) struct CompiledRules<'p> {
     policies: Vec<CompiledPolicy<'p>>,
     /// What egress rules want to know.
     pub(super) demands: Demands,
@@ -318,11 +322,11 @@ struct CompiledPolicy<'p> {
     name: &'p Name,
     policy: &'p Policy,
     /// Ingress and egress; `None` = the policy says nothing of that direction.
-    lists: [Option<List>; 2],
+    lists: [Option<DirectionRules>; 2],
 }
 
 /// One direction of a policy.
-enum List {
+enum DirectionRules {
     Rules(Vec<RuleParts>),
     /// Too long for any Pod from this rule on: those that it selects are cut off.
     Beyond(u32),
@@ -333,22 +337,25 @@ enum List {
 }
 
 impl CompiledPolicy<'_> {
-    fn list(&self, direction: Direction) -> Option<&List> {
+    fn list(&self, direction: PolicyDirection) -> Option<&DirectionRules> {
         let [ingress, egress] = &self.lists;
         match direction {
-            Direction::Ingress => ingress.as_ref(),
-            Direction::Egress => egress.as_ref(),
+            PolicyDirection::Ingress => ingress.as_ref(),
+            PolicyDirection::Egress => egress.as_ref(),
         }
     }
 
-    fn rules(&self, direction: Direction) -> &[RuleParts] {
+    fn rules(&self, direction: PolicyDirection) -> &[RuleParts] {
         match self.list(direction) {
-            Some(List::Rules(rules)) => rules,
-            Some(List::Beyond(_) | List::Roomless | List::Groupless) | None => &[],
+            Some(DirectionRules::Rules(rules)) => rules,
+            Some(
+                DirectionRules::Beyond(_) | DirectionRules::Roomless | DirectionRules::Groupless,
+            )
+            | None => &[],
         }
     }
 
-    fn names_ports(&self, direction: Direction) -> bool {
+    fn names_ports(&self, direction: PolicyDirection) -> bool {
         self.rules(direction)
             .iter()
             .any(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.names.is_empty()))
@@ -358,23 +365,23 @@ impl CompiledPolicy<'_> {
 /// The groups, whose they are, and what has no place.
 #[derive(Default)]
 pub(super) struct Grouped {
-    pub(super) groups: Vec<Arc<Group>>,
+    pub(super) groups: Vec<Arc<RuleSet>>,
     /// Of each group the direction, and the policies by their indices.
-    pub(super) under: Vec<(Direction, Vec<u32>)>,
+    pub(super) under: Vec<(PolicyDirection, Vec<u32>)>,
     pub(super) pods: BTreeMap<Name, LocalPod>,
     pub(super) issues: BTreeSet<Issue>,
     /// The policies of Pods that have more rules than there is room for in one.
-    pub(super) crowded: BTreeSet<Unit>,
+    pub(super) crowded: BTreeSet<PolicyHalf>,
 }
 
 impl Reading<'_> {
     /// Makes one rule of those that are alike, of these policies; whether that is another reading.
-    pub(super) fn merge(&mut self, units: &BTreeSet<Unit>) -> bool {
+    pub(super) fn merge(&mut self, units: &BTreeSet<PolicyHalf>) -> bool {
         let mut changed = false;
         for (index, direction) in units {
             let lists = self.lists.get_mut(*index as usize);
             if let Some([ingress, egress]) = lists {
-                let list = if *direction == Direction::Ingress { ingress } else { egress };
+                let list = if *direction == PolicyDirection::Ingress { ingress } else { egress };
                 changed |= list.as_mut().is_some_and(Read::merge);
             }
         }
@@ -385,10 +392,11 @@ impl Reading<'_> {
     fn make_room(&mut self, policies: &[(&Name, &Arc<Policy>)]) {
         let mut demands = Vec::new();
         for (policy, [ingress, egress]) in (0..).zip(&self.lists) {
-            let directions = [(Direction::Ingress, ingress), (Direction::Egress, egress)];
+            let directions =
+                [(PolicyDirection::Ingress, ingress), (PolicyDirection::Egress, egress)];
             demands.extend(directions.into_iter().filter_map(|(direction, read)| {
                 let ranges = read.as_ref()?.n_ranges();
-                (ranges > 0).then_some(Demand { policy, direction, ranges })
+                (ranges > 0).then_some(RangeDemand { policy, direction, ranges })
             }));
         }
         let at = |policy: u32| policies.get(policy as usize).copied();
@@ -406,16 +414,16 @@ impl Reading<'_> {
     }
 }
 
-impl Compiled<'_> {
+impl CompiledRules<'_> {
     /// The atoms of each policy's rules.
-    pub(super) fn uses(&self, meanings: &Meanings) -> BTreeSet<(Unit, AtomId)> {
+    pub(super) fn uses(&self, meanings: &Meanings) -> BTreeSet<(PolicyHalf, AtomId)> {
         let mut uses = BTreeSet::new();
         for (index, policy) in (0u32..).zip(&self.policies) {
-            for direction in [Direction::Ingress, Direction::Egress] {
+            for direction in [PolicyDirection::Ingress, PolicyDirection::Egress] {
                 for rule in policy.rules(direction) {
                     let atoms = rule.peers.iter().flatten().copied();
                     uses.extend(atoms.map(|atom| ((index, direction), atom)));
-                    if direction == Direction::Egress {
+                    if direction == PolicyDirection::Egress {
                         let named = rule.named(meanings).into_iter();
                         uses.extend(named.map(|(.., atom)| ((index, direction), atom)));
                     }
@@ -431,7 +439,7 @@ impl Compiled<'_> {
         let mut known: HashMap<Key, u32> = HashMap::new();
         let (mut issues, mut crowded) = (BTreeSet::new(), BTreeSet::new());
         for subject in &subjects.pods {
-            let mut group = |direction: Direction, shadow: bool| {
+            let mut group = |direction: PolicyDirection, shadow: bool| {
                 let key = self.key(subject, direction, shadow)?;
                 let next = u32::try_from(grouped.groups.len()).ok()?;
                 Some(*known.entry(key).or_insert_with_key(|key| {
@@ -445,10 +453,10 @@ impl Compiled<'_> {
                 }))
             };
             let groups = [
-                group(Direction::Ingress, false),
-                group(Direction::Egress, false),
-                group(Direction::Ingress, true),
-                group(Direction::Egress, true),
+                group(PolicyDirection::Ingress, false),
+                group(PolicyDirection::Egress, false),
+                group(PolicyDirection::Ingress, true),
+                group(PolicyDirection::Egress, true),
             ];
             let pod = LocalPod {
                 uid: subject.pod.uid,
@@ -462,7 +470,7 @@ impl Compiled<'_> {
         grouped
     }
 
-    fn key(&self, subject: &Subject<'_>, direction: Direction, shadow: bool) -> Option<Key> {
+    fn key(&self, subject: &Subject<'_>, direction: PolicyDirection, shadow: bool) -> Option<Key> {
         let get = |index: &u32| self.policies.get(*index as usize);
         let says = |index: &&u32| get(index).is_some_and(|policy| policy.list(direction).is_some());
         let is_shadow = |index: &u32| get(index).is_some_and(|policy| policy.policy.shadow);
@@ -476,7 +484,7 @@ impl Compiled<'_> {
             all.into_iter().filter(|index| !is_shadow(index)).collect()
         };
         let names = |index: &u32| get(index).is_some_and(|policy| policy.names_ports(direction));
-        let ports = if direction == Direction::Ingress && policies.iter().any(names) {
+        let ports = if direction == PolicyDirection::Ingress && policies.iter().any(names) {
             let mut ports = subject.pod.ports.to_vec();
             ports.sort_unstable();
             ports
@@ -490,11 +498,11 @@ impl Compiled<'_> {
         &self,
         key: &Key,
         meanings: &Meanings,
-        (issues, crowded): (&mut BTreeSet<Issue>, &mut BTreeSet<Unit>),
-    ) -> Group {
+        (issues, crowded): (&mut BTreeSet<Issue>, &mut BTreeSet<PolicyHalf>),
+    ) -> RuleSet {
         let resolve = match key.direction {
-            Direction::Ingress => Resolve::In(&key.ports),
-            Direction::Egress => Resolve::AtPeers(meanings),
+            PolicyDirection::Ingress => Resolve::In(&key.ports),
+            PolicyDirection::Egress => Resolve::AtPeers(meanings),
         };
         let mut rules = Vec::new();
         let mut isolating = Vec::new();
@@ -506,7 +514,7 @@ impl Compiled<'_> {
             if policy.tier == Tier::NetworkPolicy && seen.insert(*name) {
                 isolating.push((*name).clone());
             }
-            let source = |index, others: &Arc<[u32]>| Source {
+            let source = |index, others: &Arc<[u32]>| RuleSource {
                 policy: (*name).clone(),
                 tier: policy.tier,
                 direction: key.direction,
@@ -514,13 +522,13 @@ impl Compiled<'_> {
                 others: Arc::clone(others),
             };
             match compiled.list(key.direction) {
-                Some(List::Beyond(rule)) => {
+                Some(DirectionRules::Beyond(rule)) => {
                     issues.insert(too_many(&source(*rule, &Arc::default())));
                     overflows = true;
                 }
-                Some(List::Roomless) => overflows = true,
-                Some(List::Groupless) => return Group::overflow(Box::default()),
-                Some(List::Rules(_)) | None => {}
+                Some(DirectionRules::Roomless) => overflows = true,
+                Some(DirectionRules::Groupless) => return RuleSet::overflow(Box::default()),
+                Some(DirectionRules::Rules(_)) | None => {}
             }
             for rule in compiled.rules(key.direction) {
                 for (peers, ports) in rule.bits(&resolve) {
@@ -531,14 +539,14 @@ impl Compiled<'_> {
         }
         let isolating: Box<[Name]> = isolating.into();
         if overflows {
-            return Group::overflow(isolating);
+            return RuleSet::overflow(isolating);
         }
-        Group::new(&rules, isolating.clone()).unwrap_or_else(|at| {
+        RuleSet::new(&rules, isolating.clone()).unwrap_or_else(|at| {
             if let Some(rule) = rules.get(at) {
                 issues.insert(too_many(&rule.source));
             }
             crowded.extend(key.policies.iter().map(|index| (*index, key.direction)));
-            Group::overflow(isolating)
+            RuleSet::overflow(isolating)
         })
     }
 }
@@ -546,13 +554,13 @@ impl Compiled<'_> {
 /// What distinguishes a group.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    direction: Direction,
+    direction: PolicyDirection,
     policies: Vec<u32>,
     /// The Pod's, if a policy names some.
     ports: Vec<NamedPort>,
 }
 
-fn too_many(source: &Source) -> Issue {
+fn too_many(source: &RuleSource) -> Issue {
     Issue::new(
         object(&source.policy, source.tier),
         format!("spec.{}[{}]", source.direction.name(), source.index),

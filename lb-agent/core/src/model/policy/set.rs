@@ -22,11 +22,11 @@ pub(super) struct Pool(HashSet<Arc<Tree>>);
 #[derive(Debug)]
 pub(super) struct Tree {
     hash: u64,
-    node: Node,
+    node: TreeNode,
 }
 
 #[derive(Debug)]
-enum Node {
+enum TreeNode {
     /// Those of 64 atoms that are in the set; `at` is their number without its last 6 bits.
     Leaf { at: u32, bits: u64 },
     /// All leaves below agree in the bits before `bit`, as `at` has them; those without `bit` are on the left.
@@ -45,8 +45,8 @@ impl Atomic {
         let mut next = self.0.as_ref();
         while let Some(tree) = next {
             next = match &tree.node {
-                Node::Leaf { at: here, bits } => return *here == at && bits & bit != 0,
-                Node::Fork { bit, left, right, .. } => {
+                TreeNode::Leaf { at: here, bits } => return *here == at && bits & bit != 0,
+                TreeNode::Fork { bit, left, right, .. } => {
                     Some(if at & bit == 0 { left } else { right })
                 }
             };
@@ -87,8 +87,8 @@ impl Atomic {
         std::iter::from_fn(move || {
             loop {
                 match &stack.pop()?.node {
-                    Node::Leaf { at, bits } => return Some((*at, *bits)),
-                    Node::Fork { left, right, .. } => stack.extend([&**right, &**left]),
+                    TreeNode::Leaf { at, bits } => return Some((*at, *bits)),
+                    TreeNode::Fork { left, right, .. } => stack.extend([&**right, &**left]),
                 }
             }
         })
@@ -100,11 +100,11 @@ fn join<T: Copy>(tree: &Tree, list: &[(AtomId, T)], found: &mut impl FnMut(T)) {
         return;
     }
     match &tree.node {
-        Node::Leaf { at, bits } => {
+        TreeNode::Leaf { at, bits } => {
             let here = here(list, *at);
             here.filter(|(atom, _)| bits >> (atom & 63) & 1 != 0).for_each(|(_, of)| found(*of));
         }
-        Node::Fork { at, bit, left, right } => {
+        TreeNode::Fork { at, bit, left, right } => {
             let (before, after) = halves(list, at | bit);
             join(left, before, found);
             join(right, after, found);
@@ -117,8 +117,10 @@ fn meets<T>(tree: &Tree, list: &[(AtomId, T)]) -> bool {
         return false;
     }
     match &tree.node {
-        Node::Leaf { at, bits } => here(list, *at).any(|(atom, _)| bits >> (atom & 63) & 1 != 0),
-        Node::Fork { at, bit, left, right } => {
+        TreeNode::Leaf { at, bits } => {
+            here(list, *at).any(|(atom, _)| bits >> (atom & 63) & 1 != 0)
+        }
+        TreeNode::Fork { at, bit, left, right } => {
             let (before, after) = halves(list, at | bit);
             meets(left, before) || meets(right, after)
         }
@@ -133,11 +135,11 @@ fn digest(tree: &Arc<Tree>, list: &[(AtomId, ())], memo: &mut HashMap<*const Tre
         return *known;
     }
     let sum = match &tree.node {
-        Node::Leaf { at, bits } => {
+        TreeNode::Leaf { at, bits } => {
             let found = here(list, *at).filter(|(atom, _)| bits >> (atom & 63) & 1 != 0);
             found.fold(0u64, |sum, (atom, ())| sum.wrapping_add(mix(u64::from(*atom) + 1)))
         }
-        Node::Fork { at, bit, left, right } => {
+        TreeNode::Fork { at, bit, left, right } => {
             let (before, after) = halves(list, at | bit);
             digest(left, before, memo).wrapping_add(digest(right, after, memo))
         }
@@ -153,10 +155,10 @@ fn here<T>(list: &[(AtomId, T)], at: u32) -> impl Iterator<Item = &(AtomId, T)> 
 }
 
 /// Sorted by atoms.
-type List<'a, T> = &'a [(AtomId, T)];
+type ByAtom<'a, T> = &'a [(AtomId, T)];
 
 /// A sorted list before and from the leaf `middle` on.
-fn halves<T>(list: List<'_, T>, middle: u32) -> (List<'_, T>, List<'_, T>) {
+fn halves<T>(list: ByAtom<'_, T>, middle: u32) -> (ByAtom<'_, T>, ByAtom<'_, T>) {
     list.split_at(list.partition_point(|(atom, _)| atom >> 6 < middle))
 }
 
@@ -185,17 +187,17 @@ impl Pool {
 
     fn insert(&mut self, tree: &Arc<Tree>, (at, bit): (u32, u64)) -> Arc<Tree> {
         match &tree.node {
-            Node::Leaf { at: here, bits } if *here == at => {
+            TreeNode::Leaf { at: here, bits } if *here == at => {
                 if bits & bit != 0 {
                     return Arc::clone(tree);
                 }
                 self.leaf(at, bits | bit)
             }
-            Node::Leaf { at: here, .. } => {
+            TreeNode::Leaf { at: here, .. } => {
                 let leaf = self.leaf(at, bit);
                 self.join((at, leaf), (*here, Arc::clone(tree)))
             }
-            Node::Fork { at: here, bit: fork, left, right } => {
+            TreeNode::Fork { at: here, bit: fork, left, right } => {
                 if at & above(*fork) != *here {
                     let leaf = self.leaf(at, bit);
                     self.join((at, leaf), (*here, Arc::clone(tree)))
@@ -212,11 +214,11 @@ impl Pool {
 
     fn remove(&mut self, tree: &Arc<Tree>, (at, bit): (u32, u64)) -> Option<Arc<Tree>> {
         match &tree.node {
-            Node::Leaf { at: here, bits } if *here == at && bits & bit != 0 => {
+            TreeNode::Leaf { at: here, bits } if *here == at && bits & bit != 0 => {
                 let bits = bits & !bit;
                 (bits != 0).then(|| self.leaf(at, bits))
             }
-            Node::Fork { at: here, bit: fork, left, right } if at & above(*fork) == *here => {
+            TreeNode::Fork { at: here, bit: fork, left, right } if at & above(*fork) == *here => {
                 let (mut left, mut right) = (Some(Arc::clone(left)), Some(Arc::clone(right)));
                 let side = if at & fork == 0 { &mut left } else { &mut right };
                 *side = side.take().and_then(|tree| self.remove(&tree, (at, bit)));
@@ -225,7 +227,7 @@ impl Pool {
                     (left, right) => left.or(right),
                 }
             }
-            Node::Leaf { .. } | Node::Fork { .. } => Some(Arc::clone(tree)),
+            TreeNode::Leaf { .. } | TreeNode::Fork { .. } => Some(Arc::clone(tree)),
         }
     }
 
@@ -239,12 +241,12 @@ impl Pool {
 
     fn leaf(&mut self, at: u32, bits: u64) -> Arc<Tree> {
         let hash = mix(u64::from(at) ^ mix(bits));
-        self.intern(Tree { hash, node: Node::Leaf { at, bits } })
+        self.intern(Tree { hash, node: TreeNode::Leaf { at, bits } })
     }
 
     fn fork(&mut self, (at, bit): (u32, u32), left: Arc<Tree>, right: Arc<Tree>) -> Arc<Tree> {
         let hash = mix(left.hash ^ mix(right.hash.wrapping_add(1)));
-        self.intern(Tree { hash, node: Node::Fork { at, bit, left, right } })
+        self.intern(Tree { hash, node: TreeNode::Fork { at, bit, left, right } })
     }
 
     fn intern(&mut self, tree: Tree) -> Arc<Tree> {
@@ -282,14 +284,14 @@ impl PartialEq for Tree {
         let same = |a: &Arc<Self>, b: &Arc<Self>| Arc::ptr_eq(a, b) || a == b;
         self.hash == other.hash
             && match (&self.node, &other.node) {
-                (Node::Leaf { at, bits }, Node::Leaf { at: other, bits: others }) => {
+                (TreeNode::Leaf { at, bits }, TreeNode::Leaf { at: other, bits: others }) => {
                     (at, bits) == (other, others)
                 }
                 (
-                    Node::Fork { at, bit, left, right },
-                    Node::Fork { at: b_at, bit: b_bit, left: b_left, right: b_right },
+                    TreeNode::Fork { at, bit, left, right },
+                    TreeNode::Fork { at: b_at, bit: b_bit, left: b_left, right: b_right },
                 ) => (at, bit) == (b_at, b_bit) && same(left, b_left) && same(right, b_right),
-                (Node::Leaf { .. } | Node::Fork { .. }, _) => false,
+                (TreeNode::Leaf { .. } | TreeNode::Fork { .. }, _) => false,
             }
     }
 }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::limits;
 
-use super::charges::{Amounts, Asked, CLUSTER, Charges, GROUPS, Unit};
-use super::{AtomId, Direction, object};
+use super::charges::{Amounts, Asked, CLUSTER, Charges, GROUPS, PolicyHalf};
+use super::{AtomId, PolicyDirection, object};
 use crate::cluster::{Name, Policy};
 use crate::issue::Issue;
 use crate::model::share;
@@ -60,9 +60,9 @@ impl Lost {
 /// Those that have no room. `uses` says which atoms the rules have; it is asked only where that matters.
 pub(super) fn refused(
     asked: &Asked<'_>,
-    uses: impl FnOnce() -> BTreeSet<(Unit, AtomId)>,
+    uses: impl FnOnce() -> BTreeSet<(PolicyHalf, AtomId)>,
     (room, round): (&Room, u32),
-) -> BTreeMap<Unit, Lost> {
+) -> BTreeMap<PolicyHalf, Lost> {
     let mut refused = BTreeMap::new();
     if asked.at_most().iter().zip(room.0).all(|(most, limit)| *most <= limit) {
         return refused;
@@ -87,8 +87,8 @@ fn cut(
     charges: &mut Charges,
     (tenant, table): (usize, usize),
     (mut left, target): (u64, u64),
-) -> BTreeSet<Unit> {
-    let mut units: Vec<(u64, Unit)> = charges.units(tenant, table);
+) -> BTreeSet<PolicyHalf> {
+    let mut units: Vec<(u64, PolicyHalf)> = charges.units(tenant, table);
     // Of two that want the same, the one that is evaluated first goes last.
     units.sort_unstable_by_key(|(size, (policy, direction))| {
         (Reverse(*size), Reverse(*policy), *direction)
@@ -108,7 +108,7 @@ fn cut(
 }
 
 /// That a policy is refused.
-pub(super) fn issue(name: &Name, policy: &Policy, direction: Direction, lost: Lost) -> Issue {
+pub(super) fn issue(name: &Name, policy: &Policy, direction: PolicyDirection, lost: Lost) -> Issue {
     let table = TABLES.get(lost.table).copied().unwrap_or_default();
     let capacity = [limits::GROUPS, limits::PORT_BITS, limits::PEER_BITS];
     let capacity = capacity.get(lost.table).copied().unwrap_or_default();

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Behind, Wanted};
+use super::{Behind, DesiredTables};
 use crate::cluster::Name;
 use crate::model::policy::{self as model, Desired, LocalPod};
 
@@ -14,12 +14,12 @@ const SKEW: i64 = 60;
 /// Which groups are wanted, and for which devices.
 pub(super) struct Assigned {
     /// All of them, each once.
-    pub(super) groups: Vec<Arc<model::Group>>,
+    pub(super) groups: Vec<Arc<model::RuleSet>>,
     /// What each device gets.
     pub(super) veths: Vec<Whose>,
     /// Whether devices that have just appeared are cut off: in ingress, in egress.
     pub(super) pending: [bool; 2],
-    pub(super) pending_group: Option<Arc<model::Group>>,
+    pub(super) pending_group: Option<Arc<model::RuleSet>>,
 }
 
 /// What a device gets.
@@ -32,7 +32,7 @@ pub(super) enum Whose {
 }
 
 impl Assigned {
-    pub(super) fn of(desired: &Desired, wanted: &Wanted<'_>) -> Self {
+    pub(super) fn of(desired: &Desired, wanted: &DesiredTables<'_>) -> Self {
         let met: HashSet<&Name> =
             wanted.veths.iter().filter_map(|veth| name(&veth.behind)).collect();
         let awaited = || desired.pods.iter().filter(|(name, _)| !met.contains(name));
@@ -56,7 +56,7 @@ impl Assigned {
         let pending = cut(i64::MAX);
         let uses = |whose: &Whose| matches!(whose, Whose::NoPod(cut) if cut.contains(&true));
         let any = pending.contains(&true) || veths.iter().any(uses);
-        let pending_group = any.then(|| Arc::new(model::Group::pending()));
+        let pending_group = any.then(|| Arc::new(model::RuleSet::pending()));
         let mut groups = desired.groups.clone();
         groups.extend(pending_group.clone());
         Self { groups, veths, pending, pending_group }

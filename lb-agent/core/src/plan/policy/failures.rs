@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
 
-use super::Planner;
+use super::PolicyPlanner;
 use crate::issue::Issue;
-use crate::model::policy::{self as model, Direction, object};
+use crate::model::policy::{self as model, PolicyDirection, object};
 use crate::plan::actual::Actual;
 use crate::plan::pods;
 use crate::plan::retry::{Delays, Retry};
@@ -16,7 +16,7 @@ use crate::plan::write::Write;
 /// Failed writes are tried again so soon, and so rarely at most.
 const DELAYS: Delays = (Duration::from_secs(1), Duration::from_secs(60));
 
-impl Planner {
+impl PolicyPlanner {
     /// Whether the write is of no use: the rest of what a group needs, once something of it could not be written.
     pub(in crate::plan) fn is_moot(&self, write: &Write) -> bool {
         match write {
@@ -115,12 +115,12 @@ pub(in crate::plan) fn lacks(actual: &Actual, write: &Write) -> Option<&'static 
 }
 
 /// That a group does not do what it should.
-pub(super) fn group_issues(group: &model::Group) -> Vec<Issue> {
+pub(super) fn group_issues(group: &model::RuleSet) -> Vec<Issue> {
     let message = "it does not fit in the maps: all traffic in this direction of the Pods it selects is denied";
     let direction = group.rules.first().map(|(_, rule)| rule.source.direction);
     let field = direction.map_or("spec", |direction| match direction {
-        Direction::Ingress => "spec.ingress",
-        Direction::Egress => "spec.egress",
+        PolicyDirection::Ingress => "spec.ingress",
+        PolicyDirection::Egress => "spec.egress",
     });
     let issue = |(name, tier)| Issue::new(object(name, tier), field, message);
     group.policies().into_iter().map(issue).collect()

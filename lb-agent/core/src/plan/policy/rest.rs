@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Planner;
+use super::PolicyPlanner;
 use super::assigned::Assigned;
 use crate::model::policy::Atomic;
 use crate::plan::actual::Actual;
@@ -20,7 +20,7 @@ pub(super) struct Resting {
     pub(super) idents: BTreeSet<u32>,
 }
 
-impl Planner {
+impl PolicyPlanner {
     /// Removes what has rested, and gives the numbers free whose elements are gone.
     pub(super) fn sweep(&mut self, actual: &Actual, now: Duration, writes: &mut Vec<Write>) {
         let (due, resting) =

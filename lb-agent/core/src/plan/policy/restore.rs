@@ -7,13 +7,13 @@ use std::sync::Arc;
 use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::{Assigned, Whose};
-use super::{FULL, Live, Planner, Wanted, port_key, render};
+use super::{DesiredTables, FULL, Live, PolicyPlanner, port_key, render};
 use crate::model::policy::{self as model, Atomic, Desired};
 use crate::plan::actual::Actual;
 use crate::plan::pods;
 
 /// All that the maps have is there and not understood.
-pub(super) fn planner(actual: &Actual) -> Planner {
+pub(super) fn planner(actual: &Actual) -> PolicyPlanner {
     let mut ids: BTreeSet<u32> = actual.groups.keys().copied().collect();
     ids.extend(actual.peer_bits.keys().map(|key| key.group));
     ids.extend(actual.port_bits.keys().map(|(_, key)| key.group));
@@ -40,7 +40,7 @@ pub(super) fn planner(actual: &Actual) -> Planner {
     strangers.extend(actual.ident.values().map(|known| known.ident));
     strangers.extend(actual.cidrs.iter().map(|(_, ident)| ident));
     strangers.remove(&0);
-    Planner {
+    PolicyPlanner {
         live,
         by_content: HashMap::new(),
         idents: BTreeMap::new(),
@@ -59,10 +59,10 @@ pub(super) fn planner(actual: &Actual) -> Planner {
 
 /// Numbers that mean what they should keep it, so that a restart on unchanged input writes nothing.
 pub(super) fn adopt(
-    planner: &mut Planner,
+    planner: &mut PolicyPlanner,
     actual: &Actual,
     desired: &Desired,
-    wanted: &Wanted<'_>,
+    wanted: &DesiredTables<'_>,
 ) {
     let idents = identities(actual, desired, wanted);
     let ports = ports(actual);
@@ -83,7 +83,11 @@ pub(super) fn adopt(
 }
 
 /// The identities all of whose addresses should be the same.
-fn identities(actual: &Actual, desired: &Desired, wanted: &Wanted<'_>) -> BTreeMap<u32, Atomic> {
+fn identities(
+    actual: &Actual,
+    desired: &Desired,
+    wanted: &DesiredTables<'_>,
+) -> BTreeMap<u32, Atomic> {
     let addrs = desired.addrs.keys().chain(wanted.devices.keys());
     let addrs = addrs.map(|addr| (actual.ident_of(addr), desired.ident_of(addr)));
     let ranges = desired.ranges.iter();
@@ -104,8 +108,8 @@ fn identities(actual: &Actual, desired: &Desired, wanted: &Wanted<'_>) -> BTreeM
 fn candidates(
     actual: &Actual,
     desired: &Desired,
-    wanted: &Wanted<'_>,
-) -> BTreeMap<u32, Arc<model::Group>> {
+    wanted: &DesiredTables<'_>,
+) -> BTreeMap<u32, Arc<model::RuleSet>> {
     let assigned = Assigned::of(desired, wanted);
     let mut found = BTreeMap::new();
     for (veth, want) in wanted.veths.iter().zip(&assigned.veths) {
@@ -127,10 +131,10 @@ fn candidates(
     found
 }
 
-type Ports = HashMap<u32, HashMap<(u32, lb_common::policy::PortKey), Bits>>;
+type PortBits = HashMap<u32, HashMap<(u32, lb_common::policy::PortKey), Bits>>;
 
-fn ports(actual: &Actual) -> Ports {
-    let mut ports = Ports::new();
+fn ports(actual: &Actual) -> PortBits {
+    let mut ports = PortBits::new();
     for (key, bits) in &actual.port_bits {
         ports.entry(key.1.group).or_default().insert(*key, *bits);
     }
@@ -141,9 +145,9 @@ fn ports(actual: &Actual) -> Ports {
 fn is_so(
     actual: &Actual,
     live: &Live,
-    content: &model::Group,
+    content: &model::RuleSet,
     idents: &BTreeMap<u32, Atomic>,
-    ports: &Ports,
+    ports: &PortBits,
 ) -> bool {
     let elements = render(live);
     if elements.len() != live.ids.len()

@@ -9,14 +9,14 @@ use lb_common::endpoint::{Ident, ident_flags};
 use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::Assigned;
-use super::{Planner, Wanted};
-use crate::model::policy::{Atomic, Desired, Range};
+use super::{DesiredTables, PolicyPlanner};
+use crate::model::policy::{Atomic, CidrRange, Desired};
 use crate::plan::actual::Actual;
 use crate::plan::cidrs::Cidrs;
 use crate::plan::write::Write;
 
 /// The bits of an identity in the groups that are about to go.
-type Column = Arc<[(u32, Bits)]>;
+type IdentityBits = Arc<[(u32, Bits)]>;
 
 /// A new identity.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Minted {
     /// What it is.
     pub(super) atoms: Atomic,
     /// What it is in the groups that are about to go: what its addresses were before.
-    pub(super) as_before: Column,
+    pub(super) as_before: IdentityBits,
 }
 
 /// The result.
@@ -41,21 +41,21 @@ pub(super) struct Switched {
 }
 
 pub(super) struct Switch<'a> {
-    planner: &'a Planner,
+    planner: &'a PolicyPlanner,
     actual: &'a Actual,
     desired: &'a Desired,
     /// The elements of the groups that are about to go.
     going: Vec<u32>,
     next: u32,
     chosen: HashMap<(u32, u32), u32>,
-    alike: HashMap<(u32, Column), u32>,
-    columns: HashMap<u32, Column>,
+    alike: HashMap<(u32, IdentityBits), u32>,
+    columns: HashMap<u32, IdentityBits>,
     out: Switched,
 }
 
 impl<'a> Switch<'a> {
     pub(super) fn new(
-        planner: &'a Planner,
+        planner: &'a PolicyPlanner,
         actual: &'a Actual,
         assigned: &Assigned,
         desired: &'a Desired,
@@ -75,7 +75,7 @@ impl<'a> Switch<'a> {
         }
     }
 
-    pub(super) fn run(mut self, wanted: &Wanted<'_>) -> Switched {
+    pub(super) fn run(mut self, wanted: &DesiredTables<'_>) -> Switched {
         let desired = self.desired;
         for (addr, known) in &desired.addrs {
             let device = wanted.devices.get(addr);
@@ -108,7 +108,7 @@ impl<'a> Switch<'a> {
     }
 
     /// Addresses without an owner: the ranges decide what they are.
-    fn remove(&mut self, wanted: &Wanted<'_>, regions: &Cidrs) {
+    fn remove(&mut self, wanted: &DesiredTables<'_>, regions: &Cidrs) {
         for (addr, known) in &self.actual.ident {
             if wanted.devices.contains_key(addr) || self.desired.addrs.contains_key(addr) {
                 continue;
@@ -130,8 +130,8 @@ impl<'a> Switch<'a> {
     /// Ranges, old and new ones. A new one within another is there before that changes; one that goes has got what
     /// covers it before it does. Returns the ranges as they are before that.
     fn cidrs(&mut self) -> Cidrs {
-        let wanted: BTreeMap<Range, u32> = self.desired.ranges.iter().collect();
-        let mut all: BTreeMap<Range, (Option<u32>, Option<u32>)> = BTreeMap::new();
+        let wanted: BTreeMap<CidrRange, u32> = self.desired.ranges.iter().collect();
+        let mut all: BTreeMap<CidrRange, (Option<u32>, Option<u32>)> = BTreeMap::new();
         for (range, have) in self.actual.cidrs.iter() {
             all.entry(range).or_default().0 = Some(have);
         }
@@ -139,8 +139,8 @@ impl<'a> Switch<'a> {
             all.entry(range).or_default().1 = Some(want);
         }
         let mut regions = Cidrs::default();
-        let mut puts: Vec<(Range, u32)> = Vec::new();
-        let mut around: Vec<(Range, u32, u32)> = Vec::new();
+        let mut puts: Vec<(CidrRange, u32)> = Vec::new();
+        let mut around: Vec<(CidrRange, u32, u32)> = Vec::new();
         for (range, (have, want)) in all {
             while around.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
                 around.pop();
@@ -204,7 +204,7 @@ impl<'a> Switch<'a> {
     }
 
     /// The bits of an identity in the groups that are about to go.
-    fn column(&mut self, ident: u32) -> Column {
+    fn column(&mut self, ident: u32) -> IdentityBits {
         let (actual, going) = (self.actual, &self.going);
         let column = self.columns.entry(ident).or_insert_with(|| {
             let bits = |group: &u32| {

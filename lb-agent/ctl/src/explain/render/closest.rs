@@ -6,7 +6,7 @@ use crate::explain::trace::{Closest, Lacks, PeerLack, PortLack};
 use crate::words;
 use lb_core::admin::context::Lacking;
 use lb_core::cluster::Peer;
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 impl Denied<'_> {
     /// The rule that comes closest, and what to change.
@@ -38,8 +38,8 @@ impl Denied<'_> {
         match lack {
             PortLack::Unnamed { at, name } => {
                 let owner = match self.hop.direction {
-                    Direction::Ingress => &self.hop.subject,
-                    Direction::Egress => &self.denial.peer,
+                    PolicyDirection::Ingress => &self.hop.subject,
+                    PolicyDirection::Egress => &self.denial.peer,
                 };
                 let lacked = (
                     format!("port '{name}'"),

@@ -2,16 +2,18 @@
 
 use super::place;
 use crate::explain::explanation::{Finding, Nearest};
-use crate::explain::trace::{Allowed, Cause, Closest, Denial, PeerOr, PolicyHop, Trace, Verdict};
+use crate::explain::trace::{
+    Allowed, Cause, Closest, Denial, PeerOr, PolicyHop, PolicyVerdict, Trace,
+};
 use crate::network::protocol_name;
 use crate::words;
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 /// The name of the step.
-pub(super) const fn name(direction: Direction) -> &'static str {
+pub(super) const fn name(direction: PolicyDirection) -> &'static str {
     match direction {
-        Direction::Ingress => "ingress policy",
-        Direction::Egress => "egress policy",
+        PolicyDirection::Ingress => "ingress policy",
+        PolicyDirection::Egress => "egress policy",
     }
 }
 
@@ -19,19 +21,25 @@ pub(super) fn step(trace: &Trace, hop: &PolicyHop) -> String {
     let subject = &hop.subject;
     let direction = hop.direction.name();
     match &hop.verdict {
-        Verdict::NoPolicies => "the cluster has no policies".to_owned(),
-        Verdict::NotSelected => format!("no policy selects {subject} in {direction}"),
-        Verdict::FromHost => "NetworkPolicies never apply to traffic of the node itself".to_owned(),
-        Verdict::ToHost => {
+        PolicyVerdict::NoPolicies => "the cluster has no policies".to_owned(),
+        PolicyVerdict::NotSelected => format!("no policy selects {subject} in {direction}"),
+        PolicyVerdict::FromHost => {
+            "NetworkPolicies never apply to traffic of the node itself".to_owned()
+        }
+        PolicyVerdict::ToHost => {
             "NetworkPolicies never apply to a node or to a Pod on its host network".to_owned()
         }
-        Verdict::FromOwnNode => "the peer is this node itself, which is always allowed".to_owned(),
-        Verdict::FromItself => "traffic from a Pod to itself is checked on egress only".to_owned(),
-        Verdict::NoAddress => format!("{} has no address yet", trace.wanted.src),
-        Verdict::NoDevice => {
+        PolicyVerdict::FromOwnNode => {
+            "the peer is this node itself, which is always allowed".to_owned()
+        }
+        PolicyVerdict::FromItself => {
+            "traffic from a Pod to itself is checked on egress only".to_owned()
+        }
+        PolicyVerdict::NoAddress => format!("{} has no address yet", trace.wanted.src),
+        PolicyVerdict::NoDevice => {
             format!("{subject} runs on this node, but its device is not known yet")
         }
-        Verdict::OtherNode { node, policies } => {
+        PolicyVerdict::OtherNode { node, policies } => {
             let policies = match policies {
                 Some(0) => "; no policy selects it".to_owned(),
                 Some(1) => "; 1 policy selects it".to_owned(),
@@ -40,7 +48,7 @@ pub(super) fn step(trace: &Trace, hop: &PolicyHop) -> String {
             };
             format!("evaluated on {}, where {subject} runs{policies}", place(node.as_ref()))
         }
-        Verdict::Allowed(allowed) => match allowed {
+        PolicyVerdict::Allowed(allowed) => match allowed {
             Allowed::Rule { by, .. } => format!("allowed by {by}"),
             Allowed::Itself => {
                 format!("traffic from {subject} to itself is always allowed by NetworkPolicy")
@@ -50,14 +58,14 @@ pub(super) fn step(trace: &Trace, hop: &PolicyHop) -> String {
                 format!("no {direction} rule matches and {subject} is not isolated")
             }
         },
-        Verdict::Denied(denial) => Denied { trace, hop, denial }.headline(),
+        PolicyVerdict::Denied(denial) => Denied { trace, hop, denial }.headline(),
     }
 }
 
 pub(super) fn finding(trace: &Trace, hop: &PolicyHop) -> Finding {
     match &hop.verdict {
-        Verdict::Denied(denial) => Denied { trace, hop, denial }.finding(),
-        Verdict::Allowed(Allowed::Rule { mistake: Some(mistake), .. }) => {
+        PolicyVerdict::Denied(denial) => Denied { trace, hop, denial }.finding(),
+        PolicyVerdict::Allowed(Allowed::Rule { mistake: Some(mistake), .. }) => {
             peer_or(hop.direction, mistake)
         }
         _ => Finding::default(),
@@ -65,7 +73,7 @@ pub(super) fn finding(trace: &Trace, hop: &PolicyHop) -> Finding {
 }
 
 /// Two peers in a list mean either; one that has both selectors means both.
-fn peer_or(direction: Direction, mistake: &PeerOr) -> Finding {
+fn peer_or(direction: PolicyDirection, mistake: &PeerOr) -> Finding {
     let PeerOr { policy, rule, at, peer, matches, other } = mistake;
     let [matches, other] = [matches, other].map(|peer| words::peer(&policy.namespace, peer));
     let path = words::rule_path(direction, *rule);
@@ -99,8 +107,8 @@ impl Denied<'_> {
     /// `8080/TCP from default/client`.
     fn flow(&self) -> String {
         let way = match self.hop.direction {
-            Direction::Ingress => "from",
-            Direction::Egress => "to",
+            PolicyDirection::Ingress => "from",
+            PolicyDirection::Egress => "to",
         };
         format!("{} {way} {}", self.port(), self.denial.peer)
     }

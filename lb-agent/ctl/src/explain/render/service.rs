@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::list;
 use crate::explain::explanation::Finding;
-use crate::explain::trace::{Backend, NoEndpoints, Reply, ServiceHop, Trace, Unserved, Why};
+use crate::explain::trace::{
+    BackendEvidence, NoEndpoints, Reply, ServiceHop, Trace, Unserved, Why,
+};
 use crate::network::protocol_name;
-use lb_core::admin::context::Endpoint;
+use lb_core::admin::context::EndpointContext;
 
 pub(super) fn step(trace: &Trace, hop: &ServiceHop) -> String {
     let ServiceHop { port, at, algorithm, n, excluded, .. } = hop;
@@ -25,8 +27,8 @@ pub(super) fn step(trace: &Trace, hop: &ServiceHop) -> String {
     format!("{port} {at}/{}: {backends}{excluded}", protocol_name(trace.wanted.protocol))
 }
 
-pub(super) fn backend(backend: &Backend) -> String {
-    let Backend { at, pod, node, state } = backend;
+pub(super) fn backend(backend: &BackendEvidence) -> String {
+    let BackendEvidence { at, pod, node, state } = backend;
     let pod = pod.as_ref().map(|pod| format!(" {pod}")).unwrap_or_default();
     let node = node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
     format!("{at}{pod}{node}, {state}")
@@ -183,7 +185,7 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
     }
 }
 
-fn not_ready(endpoint: &Endpoint) -> String {
+fn not_ready(endpoint: &EndpointContext) -> String {
     let state = endpoint.conditions.name();
     match &endpoint.pod {
         None => format!("{} is {state}", endpoint.at),

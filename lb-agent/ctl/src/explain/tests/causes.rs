@@ -7,20 +7,21 @@ use lb_common::policy::group_flags;
 
 use super::world::{World, pod, policy, service};
 use super::{TO_WEB, base};
-use crate::attribution::{By, Group, Policies, PolicyId, RuleAt, RuleId};
+use crate::attribution::{DecidedBy, GroupPolicies, PolicyId, PolicyNames, RuleAt, RuleId};
 use crate::explain::code::Code;
 use crate::explain::trace::{
-    Allowed, Cause, Closest, Denial, Hop, Lacks, Listener, NoEndpoints, Outcome, PeerLack,
-    PolicyHop, PortLack, Shadow, Tally, Trace, Unseen, Unserved, Verdict, Who, Why,
+    Allowed, Cause, Closest, Denial, Hop, Lacks, Listener, NoEndpoints, PeerLack, PolicyHop,
+    PolicyVerdict, PortLack, Shadow, Tally, Trace, TraceOutcome, Unseen, Unserved, Who, Why,
 };
 use crate::explain::{Listening, Stale, args, offline};
 use crate::view::View;
 use lb_core::admin::context::{Lacking, Miss};
 use lb_core::admin::query;
 use lb_core::cluster::{
-    Name, Namespaces, Operator, Peer, PodSelector, PortMatch, Ports, Prefix, Requirement, Selector,
+    Name, Namespaces, Operator, Peer, PodSelector, PortMatch, PortSpec, Prefix, Requirement,
+    Selector,
 };
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 fn world(more: &[String]) -> World {
     World::new(&format!("{}{}", base(), more.concat()))
@@ -31,16 +32,16 @@ fn base_world() -> World {
 }
 
 /// The denial of the only hop that stops the flow.
-fn denial(trace: &Trace) -> (Direction, &Denial) {
+fn denial(trace: &Trace) -> (PolicyDirection, &Denial) {
     let denials: Vec<_> = trace.hops.iter().filter_map(denied).collect();
     let [one] = denials.as_slice() else { panic!("{trace:?}") };
-    assert_eq!(trace.outcome(), Outcome::Stopped);
+    assert_eq!(trace.outcome(), TraceOutcome::Stopped);
     *one
 }
 
-fn denied(hop: &Hop) -> Option<(Direction, &Denial)> {
+fn denied(hop: &Hop) -> Option<(PolicyDirection, &Denial)> {
     match hop {
-        Hop::Policy(PolicyHop { direction, verdict: Verdict::Denied(denial), .. }) => {
+        Hop::Policy(PolicyHop { direction, verdict: PolicyVerdict::Denied(denial), .. }) => {
             Some((*direction, denial))
         }
         _ => None,
@@ -73,7 +74,7 @@ fn block(prefix: &str, excepts: &[&str]) -> Peer {
     Peer::Block { prefix: read(prefix), excepts: excepts.iter().map(|text| read(text)).collect() }
 }
 
-fn tcp(ports: Ports) -> PortMatch {
+fn tcp(ports: PortSpec) -> PortMatch {
     PortMatch { protocol: Some(6), ports }
 }
 
@@ -94,7 +95,7 @@ fn the_closest_rule_and_what_it_lacks() {
     };
     let port = |lack| Lacks::Port(lack);
     let peer = |at, wants, why| Lacks::Peer { at, wants, why };
-    let web_port = tcp(Ports::Range(80, 80));
+    let web_port = tcp(PortSpec::Range(80, 80));
     let team = Selector([requirement("team", "a")].into());
     let teams = PodSelector { namespaces: Namespaces::Selected(team), pods: Selector::default() };
     let through = at("10.96.0.10:80");
@@ -106,7 +107,7 @@ fn the_closest_rule_and_what_it_lacks() {
             ingress(
                 "{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 9}]}, {ports: [{port: 9090}]}",
             ),
-            (1, port(PortLack::Other(vec![tcp(Ports::Range(9090, 9090))]))),
+            (1, port(PortLack::Other(vec![tcp(PortSpec::Range(9090, 9090))]))),
             Code::DenyPort,
         ),
         (
@@ -170,7 +171,7 @@ fn a_pod_of_another_namespace_is_no_peer_by_its_labels() {
     let spec = "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: shop}}}]}]}";
     let trace = world(&[policy("default/p", spec)]).trace("front/shop", "svc:web:80");
     let (direction, denial) = denial(&trace);
-    assert_eq!(direction, Direction::Ingress);
+    assert_eq!(direction, PolicyDirection::Ingress);
     assert_eq!(denial.peer, Who::Object(Name::parse("front/shop")));
     let lacks = Lacks::Peer { at: 0, wants: own("app", "shop"), why: PeerLack::Namespace };
     let closest = Closest { policy: Name::parse("default/p"), rule: 0, lacks };
@@ -181,7 +182,8 @@ fn a_pod_of_another_namespace_is_no_peer_by_its_labels() {
 fn isolation_without_rules_and_without_an_agent() {
     let spec = "{podSelector: {matchLabels: {app: web}}}";
     let world = world(&[policy("default/deny-all", spec)]);
-    let by = By { policies: vec![PolicyId::Named(Name::parse("default/deny-all"))], rule: None };
+    let by =
+        DecidedBy { policies: vec![PolicyId::Named(Name::parse("default/deny-all"))], rule: None };
     for (trace, cause) in [
         (world.trace(TO_WEB.0, TO_WEB.1), Cause::NoRules),
         (world.trace_alone(TO_WEB.0, TO_WEB.1), Cause::Unexplained),
@@ -201,7 +203,7 @@ fn groups_that_wait_and_groups_without_room() {
         (group_flags::OVERFLOW, Cause::NoRoom, Code::PolicyOverflow),
     ] {
         let mut world = world(&[policy("default/all", spec)]);
-        assert_eq!(world.trace(TO_WEB.0, TO_WEB.1).outcome(), Outcome::Delivered);
+        assert_eq!(world.trace(TO_WEB.0, TO_WEB.1).outcome(), TraceOutcome::Delivered);
         world.tables.groups.values_mut().for_each(|group| group.flags |= flag);
         let trace = world.trace(TO_WEB.0, TO_WEB.1);
         assert_eq!(denial(&trace).1.cause, cause);
@@ -263,7 +265,7 @@ fn services_that_lead_nowhere() {
     world.snapshot.backends.clear();
     let trace = world.trace(TO_WEB.0, TO_WEB.1);
     assert_eq!(cause_of(&trace, "web"), NoEndpoints::Unknown);
-    assert_eq!(trace.outcome(), Outcome::Stopped);
+    assert_eq!(trace.outcome(), TraceOutcome::Stopped);
 }
 
 #[test]
@@ -294,7 +296,7 @@ fn clients_outside_the_source_ranges() {
     let ranges = vec!["198.51.100.0/24".parse().unwrap()];
     assert_eq!(unserved(&trace).why, Why::SourceRange { clients, ranges });
     assert_eq!(trace.code(), Some(Code::SourceRange));
-    assert_eq!(world.trace("198.51.100.7", "192.0.2.80:80").outcome(), Outcome::Delivered);
+    assert_eq!(world.trace("198.51.100.7", "192.0.2.80:80").outcome(), TraceOutcome::Delivered);
 }
 
 /// A branch counts once, no matter how many of its hops stop the flow.
@@ -319,7 +321,7 @@ fn branches_are_counted_by_what_stops_them() {
     // Sockets that cannot be seen leave nothing open.
     let unseen = Listening::Unknown(Unseen::Namespace);
     let trace = base_world().trace_on("client", "web-1:8080", &unseen);
-    assert_eq!(trace.outcome(), Outcome::Delivered);
+    assert_eq!(trace.outcome(), TraceOutcome::Delivered);
     assert!(
         matches!(&trace.hops[..], [.., Hop::Socket(s)] if matches!(s.found, Listener::Unknown(_)))
     );
@@ -330,15 +332,15 @@ fn policies_in_shadow_mode_are_beside_the_verdict() {
     let more = policy("default/try", "{podSelector: {matchLabels: {app: web}}}")
         .replace("name: try,", "name: try, annotations: {lb-agent.io/mode: shadow},");
     let trace = world(&[more]).trace(TO_WEB.0, TO_WEB.1);
-    let by = By { policies: vec![PolicyId::Named(Name::parse("default/try"))], rule: None };
+    let by = DecidedBy { policies: vec![PolicyId::Named(Name::parse("default/try"))], rule: None };
     let want = PolicyHop {
-        direction: Direction::Ingress,
+        direction: PolicyDirection::Ingress,
         subject: Who::Object(Name::parse("default/web-1")),
-        verdict: Verdict::Allowed(Allowed::NotSelected),
+        verdict: PolicyVerdict::Allowed(Allowed::NotSelected),
         shadow: Some(Shadow { by, denies: true }),
     };
     assert!(trace.hops.contains(&Hop::Policy(want)), "{trace:?}");
-    assert_eq!((trace.outcome(), trace.code()), (Outcome::Delivered, None));
+    assert_eq!((trace.outcome(), trace.code()), (TraceOutcome::Delivered, None));
 }
 
 /// A rule that stands for identical ones, too, gets the hint about its peers.
@@ -349,25 +351,29 @@ fn a_rule_with_twins_may_be_written_by_mistake() {
     let spec = format!("{{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{from}]}}");
     let mut world = world(&[policy("default/p", &spec)]);
     let name = Name::parse("default/p");
-    let group = Group {
+    let group = GroupPolicies {
         policies: vec![name.clone()],
         isolating: vec![name.clone()],
-        rules: [(0, (name.clone(), RuleAt { direction: Direction::Ingress, index: 0, others: 3 }))]
-            .into(),
+        rules: [(
+            0,
+            (name.clone(), RuleAt { direction: PolicyDirection::Ingress, index: 0, others: 3 }),
+        )]
+        .into(),
         no_room: false,
     };
     let id = world.snapshot.pods.values().find(|pod| pod.ingress != 0).unwrap().ingress;
-    world.policies = Policies::new([(id, group)]);
+    world.policies = PolicyNames::new([(id, group)]);
     let trace = world.trace("front/shop", "svc:web:80");
     assert_eq!(trace.code(), Some(Code::HintPeerOr));
     let found = trace.hops.iter().find_map(|hop| match hop {
         Hop::Policy(PolicyHop {
-            verdict: Verdict::Allowed(Allowed::Rule { by, mistake }), ..
+            verdict: PolicyVerdict::Allowed(Allowed::Rule { by, mistake }),
+            ..
         }) => Some((by.rule, mistake.as_deref()?)),
         _ => None,
     });
     let (rule, mistake) = found.unwrap();
-    let at = RuleAt { direction: Direction::Ingress, index: 0, others: 3 };
+    let at = RuleAt { direction: PolicyDirection::Ingress, index: 0, others: 3 };
     assert_eq!(rule, Some(RuleId::Written(at)));
     assert_eq!((mistake.rule, mistake.at, &mistake.other), (0, 0, &own("app", "api")));
 }

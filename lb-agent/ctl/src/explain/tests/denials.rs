@@ -5,7 +5,7 @@ use expect_test::expect;
 use super::world::{World, pod, policy, service, text};
 use super::{TO_WEB, base, check};
 use crate::explain::code::Code;
-use crate::explain::trace::Outcome;
+use crate::explain::trace::TraceOutcome;
 
 #[test]
 fn deny_egress_dns() {
@@ -416,7 +416,7 @@ fn without_an_agent() {
     let more = policy("default/deny-all", "{podSelector: {matchLabels: {app: web}}}");
     let world = World::new(&format!("{}{more}", base()));
     let trace = world.trace_alone("client", "svc:web:80");
-    assert_eq!(trace.outcome(), Outcome::Stopped);
+    assert_eq!(trace.outcome(), TraceOutcome::Stopped);
     expect![[r#"
         STOPPED: default/client to svc:default/web:80/TCP: default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
           1  ok    source          Pod default/client 10.1.0.2 on this node

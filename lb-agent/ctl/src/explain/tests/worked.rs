@@ -9,14 +9,14 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::flow::proto;
 use lb_common::policy::{
-    Bits, Judgement, PeerKey, PortKey, Question, Tables as _, identify, judge,
+    Bits, Judgement, PeerKey, PolicyLookup as _, PortKey, Question, identify, judge,
 };
 use lb_common::service::FrontendKey;
 
 use super::world::{World, devices, policy, text};
 use super::{TO_WEB, base};
 use lb_core::model::policy::Compiler;
-use lb_core::plan::policy::Wanted;
+use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Actual, Capacity, Planner, Write};
 
 /// A document with blocks.
@@ -356,7 +356,7 @@ fn switch(chapter: &Document) -> String {
         let world = &worlds[round.min(1)];
         let desired = compiler.compile(&world.cluster.snapshot());
         let (devices, veths) = (devices(), world.veths());
-        let wanted = Wanted {
+        let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,
             veths: &veths,

@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, Pod, ident_flags};
+use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::policy::group_flags;
 use lb_common::service::state;
 
-use crate::attribution::{Group, Policies, RuleAt};
+use crate::attribution::{GroupPolicies, PolicyNames, RuleAt};
 use crate::explain::trace::Trace;
 use crate::explain::{Facts, Listening, Stale, args, offline, print, render, trace};
 use crate::frontend::FrontendSlots;
-use crate::snapshot::Snapshot;
+use crate::snapshot::TableSnapshot;
 use crate::view::View;
-use lb_core::admin::context::{Context, Wanted};
+use lb_core::admin::context::{FlowContext, FlowQuery};
 use lb_core::admin::query;
 use lb_core::cluster::{Cluster, Dirty, Event, Kind, Name, Pod as PodRecord};
 use lb_core::model::Desired;
 use lb_core::model::policy::compile;
 use lb_core::names::{BackendName, Names, Place, PodName, ServiceName};
-use lb_core::plan::policy::{Behind, Veth, Wanted as ToBe};
+use lb_core::plan::policy::{Behind, DesiredTables as ToBe, PodDevice};
 use lb_core::plan::{Actual, Capacity, Planner, Write};
 use lb_kube::manifests::ManifestDirectory;
 
@@ -106,9 +106,9 @@ pub(super) struct World {
     pub(super) writes: Vec<Write>,
     /// The writes that programmed the policies.
     pub(super) policy_writes: Vec<Write>,
-    pub(super) snapshot: Snapshot,
+    pub(super) snapshot: TableSnapshot,
     pub(super) names: Names<'static>,
-    pub(super) policies: Policies,
+    pub(super) policies: PolicyNames,
     pub(super) tables: Actual,
     /// What Pods listen on.
     pub(super) sockets: Vec<SocketAddr>,
@@ -141,9 +141,9 @@ impl World {
             desired: Desired::default(),
             writes: Vec::new(),
             policy_writes: Vec::new(),
-            snapshot: Snapshot::default(),
+            snapshot: TableSnapshot::default(),
             names: Names { node: "n1".into(), ..Names::default() },
-            policies: Policies::default(),
+            policies: PolicyNames::default(),
             tables: Actual::default(),
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
             stale: Vec::new(),
@@ -222,10 +222,13 @@ impl World {
         (11..).zip(pods).map(|(i, (name, pod))| (i, name.clone(), pod.clone())).collect()
     }
 
-    pub(super) fn veths(&self) -> Vec<Veth> {
+    pub(super) fn veths(&self) -> Vec<PodDevice> {
         let behind = |name, pod: PodRecord| Behind::Pod(name, pod.uid);
-        let veth =
-            |(ifindex, name, pod)| Veth { ifindex, behind: behind(name, pod), face: Pod::ZERO };
+        let veth = |(ifindex, name, pod)| PodDevice {
+            ifindex,
+            behind: behind(name, pod),
+            face: PodEntry::ZERO,
+        };
         self.local_pods().into_iter().map(veth).collect()
     }
 
@@ -252,7 +255,7 @@ impl World {
         assert!(applied.failed.is_empty());
         self.tables = tables;
         for (ifindex, name, pod) in self.local_pods() {
-            let entry = Pod { ip4: pod.ips[0], ..self.tables.pods[&ifindex] };
+            let entry = PodEntry { ip4: pod.ips[0], ..self.tables.pods[&ifindex] };
             self.snapshot.pods.insert(ifindex, entry);
             self.names.pods.push(PodName {
                 ifindex,
@@ -261,13 +264,13 @@ impl World {
                 ..PodName::default()
             });
         }
-        self.policies = Policies::new(planner.policies().groups().map(|(id, group)| {
+        self.policies = PolicyNames::new(planner.policies().groups().map(|(id, group)| {
             let rules = group.rules.iter().map(|(number, rule)| {
                 assert_eq!(rule.source.others.len(), 0, "so few are not merged");
                 let (direction, index) = (rule.source.direction, rule.source.index);
                 (*number, (rule.source.policy.clone(), RuleAt { direction, index, others: 0 }))
             });
-            let group = Group {
+            let group = GroupPolicies {
                 policies: group.policies().iter().map(|(name, _)| (*name).clone()).collect(),
                 isolating: group.isolating.to_vec(),
                 rules: rules.collect(),
@@ -279,7 +282,7 @@ impl World {
 
     /// Returns the path of a flow, as lbctl finds it.
     pub(super) fn trace(&self, src: &str, dst: &str) -> Trace {
-        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        let wanted: FlowQuery = args::words(src, dst, None).unwrap();
         // As it comes over the socket.
         let context = serde_json::to_vec(&query::context(&self.cluster, &wanted)).unwrap();
         self.trace_with(&wanted, &serde_json::from_slice(&context).unwrap())
@@ -287,23 +290,23 @@ impl World {
 
     /// The same without an agent.
     pub(super) fn trace_alone(&self, src: &str, dst: &str) -> Trace {
-        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        let wanted: FlowQuery = args::words(src, dst, None).unwrap();
         let view = View::new(&self.snapshot, &self.names, 0);
         self.trace_with(&wanted, &offline::context(&view, &wanted))
     }
 
     /// The same with these records.
-    pub(super) fn trace_with(&self, wanted: &Wanted, context: &Context) -> Trace {
+    pub(super) fn trace_with(&self, wanted: &FlowQuery, context: &FlowContext) -> Trace {
         self.follow(wanted, context, &Listening::On(self.sockets.clone()))
     }
 
     /// The same where the Pods' sockets are these.
     pub(super) fn trace_on(&self, src: &str, dst: &str, listening: &Listening) -> Trace {
-        let wanted: Wanted = args::words(src, dst, None).unwrap();
+        let wanted: FlowQuery = args::words(src, dst, None).unwrap();
         self.follow(&wanted, &query::context(&self.cluster, &wanted), listening)
     }
 
-    fn follow(&self, wanted: &Wanted, context: &Context, listening: &Listening) -> Trace {
+    fn follow(&self, wanted: &FlowQuery, context: &FlowContext, listening: &Listening) -> Trace {
         trace(&Facts {
             wanted,
             context,

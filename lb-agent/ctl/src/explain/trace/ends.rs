@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lb_common::verdict::DropReason;
 
-use lb_core::admin::context::{End, Kind};
+use lb_core::admin::context::{EndKind, FlowEnd};
 use lb_core::cluster::Name;
 
 /// What is missing in the records of the agent.
@@ -58,17 +58,17 @@ impl fmt::Display for Who {
 
 /// The source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct SourceEnd {
     /// What it is.
-    pub end: End,
+    pub end: FlowEnd,
     /// Whether it is a Pod whose device is on this node.
     pub here: bool,
 }
 
-impl Source {
+impl SourceEnd {
     /// Whether it is a node or one of its processes.
     pub const fn is_host(&self) -> bool {
-        matches!(self.end.kind, Kind::HostPod | Kind::Node)
+        matches!(self.end.kind, EndKind::HostPod | EndKind::Node)
     }
 }
 

@@ -3,29 +3,29 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{State, Who};
-use crate::attribution::By;
+use super::{HopState, Who};
+use crate::attribution::DecidedBy;
 use crate::explain::code::Code;
 use lb_core::admin::context::Lacking;
 use lb_core::cluster::{Name, Peer, PortMatch, Prefix};
-use lb_core::model::policy::Direction;
+use lb_core::model::policy::PolicyDirection;
 
 /// The policies of one Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyHop {
     /// Whether the flow enters the Pod or leaves it.
-    pub direction: Direction,
+    pub direction: PolicyDirection,
     /// The Pod.
     pub subject: Who,
     /// What they say.
-    pub verdict: Verdict,
+    pub verdict: PolicyVerdict,
     /// What the policies in shadow mode would say, if that is different.
     pub shadow: Option<Shadow>,
 }
 
 /// What the policies of a Pod say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PolicyVerdict {
     /// There are no policies in the cluster.
     NoPolicies,
     /// None selects the Pod in this direction.
@@ -61,7 +61,7 @@ pub enum Allowed {
     /// A rule does.
     Rule {
         /// Which one.
-        by: By,
+        by: DecidedBy,
         /// How it may have been written by mistake.
         mistake: Option<Box<PeerOr>>,
     },
@@ -95,7 +95,7 @@ pub struct PeerOr {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shadow {
     /// Which of them.
-    pub by: By,
+    pub by: DecidedBy,
     /// Whether they would deny the flow.
     pub denies: bool,
 }
@@ -108,7 +108,7 @@ pub struct Denial {
     /// The number of its rule that does; `None` = no rule applies.
     pub rule: Option<u32>,
     /// The policies that decided.
-    pub by: By,
+    pub by: DecidedBy,
     /// The other end.
     pub peer: Who,
     /// Where the flow goes, as policies see it.
@@ -212,8 +212,8 @@ pub enum PeerLack {
 /// Port of name lookups.
 const DNS: u16 = 53;
 
-impl Verdict {
-    pub(super) const fn state(&self) -> State {
+impl PolicyVerdict {
+    pub(super) const fn state(&self) -> HopState {
         match self {
             Self::NoPolicies
             | Self::NotSelected
@@ -221,9 +221,9 @@ impl Verdict {
             | Self::ToHost
             | Self::FromOwnNode
             | Self::FromItself
-            | Self::Allowed(_) => State::Ok,
-            Self::NoAddress | Self::NoDevice | Self::OtherNode { .. } => State::Unknown,
-            Self::Denied(_) => State::Stop,
+            | Self::Allowed(_) => HopState::Ok,
+            Self::NoAddress | Self::NoDevice | Self::OtherNode { .. } => HopState::Unknown,
+            Self::Denied(_) => HopState::Stop,
         }
     }
 }
@@ -232,32 +232,34 @@ impl PolicyHop {
     /// The cause, or what is worth knowing.
     pub fn code(&self) -> Option<Code> {
         match &self.verdict {
-            Verdict::Allowed(Allowed::Rule { mistake: Some(_), .. }) => Some(Code::HintPeerOr),
-            Verdict::Denied(denial) => Some(denial.code(self.direction)),
-            Verdict::NoPolicies
-            | Verdict::NotSelected
-            | Verdict::FromHost
-            | Verdict::ToHost
-            | Verdict::FromOwnNode
-            | Verdict::FromItself
-            | Verdict::NoAddress
-            | Verdict::NoDevice
-            | Verdict::OtherNode { .. }
-            | Verdict::Allowed(_) => None,
+            PolicyVerdict::Allowed(Allowed::Rule { mistake: Some(_), .. }) => {
+                Some(Code::HintPeerOr)
+            }
+            PolicyVerdict::Denied(denial) => Some(denial.code(self.direction)),
+            PolicyVerdict::NoPolicies
+            | PolicyVerdict::NotSelected
+            | PolicyVerdict::FromHost
+            | PolicyVerdict::ToHost
+            | PolicyVerdict::FromOwnNode
+            | PolicyVerdict::FromItself
+            | PolicyVerdict::NoAddress
+            | PolicyVerdict::NoDevice
+            | PolicyVerdict::OtherNode { .. }
+            | PolicyVerdict::Allowed(_) => None,
         }
     }
 }
 
 impl Denial {
     /// Whether the Pod is isolated and this keeps it from name lookups.
-    pub fn stops_dns(&self, direction: Direction) -> bool {
+    pub fn stops_dns(&self, direction: PolicyDirection) -> bool {
         let isolated =
             matches!(self.cause, Cause::Unexplained | Cause::NoRules | Cause::Closest(_));
-        isolated && direction == Direction::Egress && self.at.port() == DNS
+        isolated && direction == PolicyDirection::Egress && self.at.port() == DNS
     }
 
     /// The code.
-    pub fn code(&self, direction: Direction) -> Code {
+    pub fn code(&self, direction: PolicyDirection) -> Code {
         if self.stops_dns(direction) {
             return Code::DenyEgressDns;
         }
@@ -273,10 +275,10 @@ impl Denial {
 }
 
 impl Lacks {
-    const fn code(&self, direction: Direction) -> Code {
+    const fn code(&self, direction: PolicyDirection) -> Code {
         let wrong_peer = match direction {
-            Direction::Ingress => Code::DenyIngressPeer,
-            Direction::Egress => Code::DenyEgressPeer,
+            PolicyDirection::Ingress => Code::DenyIngressPeer,
+            PolicyDirection::Egress => Code::DenyEgressPeer,
         };
         match self {
             Self::Port(PortLack::Unnamed { .. }) => Code::NamedPortUnresolved,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::explain::code::Code;
 use crate::view::BackendState;
-use lb_core::admin::context::{Endpoint, Label};
+use lb_core::admin::context::{EndpointContext, Label};
 use lb_core::cluster::{Algorithm, Labels, Name, Prefix, ServiceType};
 
 /// A Service with backends.
@@ -38,7 +38,7 @@ pub struct Excluded {
 
 /// A backend that the Service may select.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
+pub struct BackendEvidence {
     /// Its address and port.
     pub at: SocketAddr,
     /// Its Pod, if known.
@@ -124,7 +124,7 @@ pub enum NoEndpoints {
         /// How many there are.
         n: u32,
         /// The first of them.
-        first: Vec<Endpoint>,
+        first: Vec<EndpointContext>,
     },
     /// There is no selector, and no EndpointSlice either.
     NoSelector,

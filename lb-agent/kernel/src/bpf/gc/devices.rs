@@ -8,7 +8,7 @@ const SHARE: u64 = 4;
 
 /// Pods' devices by the low 16 bits of their number, as in [`lb_common::conntrack::CtKey::veth`]; 0 is none.
 #[derive(Debug, Default)]
-pub(super) struct Devices {
+pub(super) struct DeviceNumbers {
     seen: HashMap<u16, SeenDevice>,
     /// Those with entries that were not there at the pass before.
     absent: HashSet<u16>,
@@ -22,7 +22,7 @@ struct SeenDevice {
     entries: u64,
 }
 
-impl Devices {
+impl DeviceNumbers {
     /// A pass begins; these devices are there.
     pub(super) fn begin(&mut self, there: impl Iterator<Item = u32>) {
         let absent = self.seen.drain().filter(|(_, device)| !device.is_there);
@@ -55,7 +55,7 @@ impl Devices {
 
 #[cfg(test)]
 mod tests {
-    use super::Devices;
+    use super::DeviceNumbers;
 
     #[test]
     fn a_device_is_gone_when_two_passes_in_a_row_do_not_find_it() {
@@ -72,7 +72,7 @@ mod tests {
             ("by its low 16 bits", &[(&[HIGH + 7], false), (&[HIGH + 7, 9], false)]),
         ];
         for (name, passes) in cases {
-            let mut devices = Devices::default();
+            let mut devices = DeviceNumbers::default();
             for (i, (there, want)) in passes.iter().enumerate() {
                 devices.begin(there.iter().copied());
                 assert_eq!(devices.is_gone(7), *want, "{name}, pass {i}");
@@ -80,7 +80,7 @@ mod tests {
                 assert!(!devices.is_gone(0), "{name}: flows from outside have no device");
             }
         }
-        let mut devices = Devices::default();
+        let mut devices = DeviceNumbers::default();
         devices.begin([].into_iter());
         devices.begin([].into_iter());
         assert!(!devices.is_gone(7), "without entries at the pass before it may be a new one");
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_device_has_a_quarter_of_the_table() {
         let beyond = |entries: &[(u16, u64)]| {
-            let mut devices = Devices::default();
+            let mut devices = DeviceNumbers::default();
             devices.begin([7, 8].into_iter());
             for (veth, n) in entries {
                 (0..*n).for_each(|_| devices.count(*veth));
