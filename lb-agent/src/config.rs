@@ -37,7 +37,7 @@ const PICKUP_GRACE_MOST: u64 = 86_400;
     about = "Replaces kube-proxy on this node with eBPF",
     max_term_width = 100
 )]
-pub(crate) struct Cli {
+pub(crate) struct AgentCli {
     /// The command to run.
     #[command(subcommand)]
     pub command: AgentCommand,
@@ -597,17 +597,17 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 #[cfg(test)]
 mod tests {
     use super::{
-        AgentCommand, AgentConfig, Cli, FactSource, LogFormat, NodePortAddresses, Rules, RunArgs,
-        address, cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
+        AgentCli, AgentCommand, AgentConfig, FactSource, LogFormat, NodePortAddresses, Rules,
+        RunArgs, address, cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-        assert!(Cli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
-        assert!(Cli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
-        assert!(Cli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
+        AgentCli::command().debug_assert();
+        assert!(AgentCli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
+        assert!(AgentCli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
+        assert!(AgentCli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
         for (flag, want) in [
             (None, Some(0)),
             (Some("--wait"), Some(120)),
@@ -617,13 +617,14 @@ mod tests {
             (Some("--wait=soon"), None),
         ] {
             let words = ["lb-agent", "takeover"].into_iter().chain(flag);
-            let AgentCommand::Takeover(args) = Cli::try_parse_from(words).unwrap().command else {
+            let AgentCommand::Takeover(args) = AgentCli::try_parse_from(words).unwrap().command
+            else {
                 panic!("another command");
             };
             assert_eq!(args.patience().ok().map(|time| time.as_secs()), want, "{flag:?}");
         }
-        assert!(Cli::try_parse_from(["lb-agent", "mount-bpffs", "/host/bpf"]).is_ok());
-        assert!(Cli::try_parse_from(["lb-agent"]).is_err());
+        assert!(AgentCli::try_parse_from(["lb-agent", "mount-bpffs", "/host/bpf"]).is_ok());
+        assert!(AgentCli::try_parse_from(["lb-agent"]).is_err());
     }
 
     #[test]

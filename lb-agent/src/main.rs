@@ -12,13 +12,13 @@ mod takeover;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use crate::config::{AgentCommand, AgentConfig, Cli, Dirs, LogFormat, RunArgs, TakeoverArgs};
+use crate::config::{AgentCli, AgentCommand, AgentConfig, Dirs, LogFormat, RunArgs, TakeoverArgs};
 use clap::Parser as _;
 use lb_core::escape::Lines;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match AgentCli::parse().command {
         AgentCommand::Run(args) => run(*args),
         AgentCommand::Cleanup(args) => {
             start_log(LogFormat::Text);

@@ -18,7 +18,7 @@ use lb_common::flow::proto;
 use lb_testkit::bed::{Bed, addr};
 use lb_testkit::packet;
 use lb_testkit::sample;
-use lb_testkit::sample::{EGRESS, PEER, Policy};
+use lb_testkit::sample::{EGRESS, PEER, SamplePolicy};
 
 const ROUNDS: u32 = 25;
 
@@ -179,7 +179,7 @@ fn judged() -> Bed {
         let ident = Ident { ident: PEER.into(), flags: ident_flags::POD, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, PEER, 8)).words().map(Be32::to_wire), ident);
     }
-    Policy::new(EGRESS).allow(PEER, proto::TCP, 8080).put(&mut bed);
+    SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 8080).put(&mut bed);
     sample::both(&mut bed);
     sample::epoch(&mut bed, 1);
     bed

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod attacks;
+mod items;
 mod language;
 mod links;
 mod modules;
@@ -37,6 +38,7 @@ pub(crate) fn check() -> Result<()> {
     }
     let mut complaints = sources::check(&sources);
     complaints.extend(modules::check(&sources));
+    complaints.extend(items::check(&sources));
     complaints.extend(walls::check(root())?);
     complaints.extend(toolchains(&sources));
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md"));

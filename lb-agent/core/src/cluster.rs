@@ -11,7 +11,7 @@ use lb_common::addr::Addr;
 use self::claims::Claims;
 use self::retained::Retained;
 use self::strings::Strings;
-use self::table::Table;
+use self::table::ObjectTable;
 use crate::issue::{Issue, ObjectRef};
 
 pub use self::owner::{Owner, Owners};
@@ -164,14 +164,14 @@ impl Dirty {
 #[derive(Debug)]
 pub struct Cluster {
     node: Arc<str>,
-    services: Table<Service>,
-    slices: Table<EndpointSlice>,
-    pods: Table<Pod>,
-    namespaces: Table<Namespace>,
-    nodes: Table<Node>,
-    service_cidrs: Table<ServiceCidr>,
-    network_policies: Table<Policy>,
-    cluster_network_policies: Table<Policy>,
+    services: ObjectTable<Service>,
+    slices: ObjectTable<EndpointSlice>,
+    pods: ObjectTable<Pod>,
+    namespaces: ObjectTable<Namespace>,
+    nodes: ObjectTable<Node>,
+    service_cidrs: ObjectTable<ServiceCidr>,
+    network_policies: ObjectTable<Policy>,
+    cluster_network_policies: ObjectTable<Policy>,
     retained: Retained,
     /// Addresses of this node's network namespace.
     host: Box<[Addr]>,
@@ -202,14 +202,14 @@ impl Cluster {
     pub fn new(node: &str) -> Self {
         Self {
             node: node.into(),
-            services: Table::default(),
-            slices: Table::default(),
-            pods: Table::default(),
-            namespaces: Table::default(),
-            nodes: Table::default(),
-            service_cidrs: Table::default(),
-            network_policies: Table::default(),
-            cluster_network_policies: Table::default(),
+            services: ObjectTable::default(),
+            slices: ObjectTable::default(),
+            pods: ObjectTable::default(),
+            namespaces: ObjectTable::default(),
+            nodes: ObjectTable::default(),
+            service_cidrs: ObjectTable::default(),
+            network_policies: ObjectTable::default(),
+            cluster_network_policies: ObjectTable::default(),
             retained: Retained::default(),
             host: Box::default(),
             tunnels: Box::default(),

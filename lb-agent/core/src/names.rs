@@ -38,7 +38,7 @@ pub struct Names<'a> {
     /// This node, as Kubernetes or `--node-name` calls it.
     pub node: Cow<'a, str>,
     /// The agent that wrote the file.
-    pub agent: Agent<'a>,
+    pub agent: AgentInfo<'a>,
     /// Where its facts come from.
     pub source: Source<'a>,
     /// The first and last of `--masquerade-ports`.
@@ -74,7 +74,7 @@ pub struct Names<'a> {
 /// The agent that wrote the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Agent<'a> {
+pub struct AgentInfo<'a> {
     /// Version of the binary.
     pub version: Cow<'a, str>,
     /// Process id, in the agent's own PID namespace.
@@ -260,7 +260,7 @@ impl ExternalScope {
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
-pub enum Conditions {
+pub enum EndpointConditions {
     /// `ready`.
     #[default]
     Ready,
@@ -274,7 +274,7 @@ pub enum Conditions {
     Gone,
 }
 
-impl Conditions {
+impl EndpointConditions {
     /// The word in tables.
     pub const fn name(self) -> &'static str {
         match self {
@@ -291,7 +291,7 @@ impl Conditions {
     }
 }
 
-impl From<cluster::Conditions> for Conditions {
+impl From<cluster::Conditions> for EndpointConditions {
     fn from(record: cluster::Conditions) -> Self {
         match (record.ready, record.serving, record.terminating) {
             (true, _, _) => Self::Ready,
@@ -318,8 +318,8 @@ pub struct BackendName<'a> {
     #[serde(rename = "at", skip_serializing_if = "is_zero_u32")]
     pub place: u32,
     /// Its conditions.
-    #[serde(rename = "is", skip_serializing_if = "Conditions::is_ready")]
-    pub conditions: Conditions,
+    #[serde(rename = "is", skip_serializing_if = "EndpointConditions::is_ready")]
+    pub conditions: EndpointConditions,
 }
 
 /// An endpoint of one Service port that serves no client on this node.
@@ -338,8 +338,8 @@ pub struct RejectedName<'a> {
     #[serde(default, rename = "at", skip_serializing_if = "is_zero_u32")]
     pub place: u32,
     /// Its conditions.
-    #[serde(default, rename = "is", skip_serializing_if = "Conditions::is_ready")]
-    pub conditions: Conditions,
+    #[serde(default, rename = "is", skip_serializing_if = "EndpointConditions::is_ready")]
+    pub conditions: EndpointConditions,
     /// Why, in a few words.
     pub why: Cow<'a, str>,
 }

@@ -23,7 +23,7 @@ use self::tables::ServiceTables;
 use self::timers::RECHECK;
 use crate::cluster::{Family, Name};
 use crate::issue::Issue;
-use crate::model::policy::Desired as DesiredPolicies;
+use crate::model::policy::DesiredPolicies;
 use crate::model::{Changed, Desired, DesiredPort};
 
 mod actual;

@@ -205,13 +205,13 @@ fn words<R: Row>(rows: &[&R], wide: bool, headers: bool) -> Vec<Vec<String>> {
 
 /// Rows as they come: a table whose columns only grow, or JSON with one object a line.
 #[derive(Debug)]
-pub struct Stream {
+pub struct RowStream {
     output: Format,
     headers: bool,
     widths: Vec<usize>,
 }
 
-impl Stream {
+impl RowStream {
     /// Rows are printed in this style.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use lb_common::service::Backend;
 
 use crate::network;
 use crate::snapshot::TableSnapshot;
-use lb_core::names::{BackendName, Conditions, Names, Place, PodName, ServiceName};
+use lb_core::names::{BackendName, EndpointConditions, Names, Place, PodName, ServiceName};
 
 /// Names by number.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,9 @@ impl<'n> Directory<'n> {
         });
         // Of several Pods with one address the one that is not going, as the maps are in no order: it comes last.
         let mut named: Vec<_> = named.collect();
-        let going = |of: Conditions| !matches!(of, Conditions::Ready | Conditions::NotReady);
+        let going = |of: EndpointConditions| {
+            !matches!(of, EndpointConditions::Ready | EndpointConditions::NotReady)
+        };
         named.sort_unstable_by_key(|(of, pod, _)| Reverse((going(*of), *of, *pod)));
         let named = named.into_iter().map(|(_, pod, ip)| (ip, pod.to_owned()));
         directory.by_ip.extend(named);

@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// # Errors
 /// One sentence for the operator.
 pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let place = Place { pin_dir: &cli.pin_dir, state_dir: &cli.state_dir };
+    let place = TablePaths { pin_dir: &cli.pin_dir, state_dir: &cli.state_dir };
     match &cli.command {
         Command::Status(args) => return place.status(args, out),
         Command::Services(args) => place.services(args, out)?,
@@ -57,7 +57,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 
 /// Where the tables are.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct TablePaths<'a> {
     pin_dir: &'a Path,
     state_dir: &'a Path,
 }
@@ -68,7 +68,7 @@ struct Named {
     error: Option<String>,
 }
 
-impl Place<'_> {
+impl TablePaths<'_> {
     fn status(self, args: &StatusArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         let started = Instant::now();
         let left = || args.wait.is_some_and(|wait| started.elapsed() < wait);

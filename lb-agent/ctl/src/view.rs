@@ -10,7 +10,7 @@ use crate::directory::Directory;
 use crate::fields::AffinityState;
 use crate::frontend::FrontendSlots;
 use crate::snapshot::{FlowCount, TableSnapshot};
-use lb_core::names::{Conditions, Names, RejectedName};
+use lb_core::names::{EndpointConditions, Names, RejectedName};
 
 /// The joined tables.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub enum BackendState {
     /// It takes new flows, and its endpoint is not known.
     Active,
     /// It takes new flows, and its endpoint is in these conditions.
-    Endpoint(Conditions),
+    Endpoint(EndpointConditions),
     /// One that only a later agent knows.
     Number(u8),
 }

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use lb_core::cluster::Snapshot;
-use lb_core::model::policy::{Compiler, Desired};
+use lb_core::model::policy::{Compiler, DesiredPolicies};
 
 /// What is to be compiled, and what with: it comes back with the result.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct CompiledTables {
     pub compiler: Compiler,
-    pub desired: Desired,
+    pub desired: DesiredPolicies,
     pub took: Duration,
 }
 

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::agent::issues::Issues;
 use crate::agent::masquerade;
 use crate::agent::report;
-use crate::agent::table::{self, Table, TableFacts, policies};
+use crate::agent::table::{self, NameTable, TableFacts, policies};
 use crate::agent::{Agent, unix_now};
 use crate::config::{AgentConfig, FactSource};
 use crate::observe::metrics::{ChangeKind, Metrics, hooks, ip_family};
@@ -23,7 +23,7 @@ use crate::ports::HostPorts;
 use lb_core::cluster::Kind;
 use lb_core::issue::Issue;
 use lb_core::model::Desired;
-use lb_core::names::{self, Agent as AgentName, Names, Source as SourceName};
+use lb_core::names::{self, AgentInfo as AgentName, Names, Source as SourceName};
 use lb_core::plan::Actual;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::events::Examples;
@@ -212,7 +212,7 @@ impl Agent {
         self.housekeeping.at_latest = Instant::now() + AT_LEAST.max(took * PAUSE);
     }
 
-    fn table<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> Table<'a> {
+    fn table<'a>(&'a self, examples: &'a Examples, incomplete: usize, now: u64) -> NameTable<'a> {
         let house = &self.housekeeping;
         let known = TableFacts {
             cluster: &self.cluster,
@@ -269,7 +269,7 @@ impl Agent {
                 u64::from(limits::kept_entries(house.ct_capacity)),
             ),
         });
-        Table { head: names, known, former: house.former.as_ref() }
+        NameTable { head: names, known, former: house.former.as_ref() }
     }
 
     /// Whether this node does all that was told: what starts on it is served, and judged.

@@ -15,7 +15,7 @@ use crate::agent::node;
 use crate::config::{AgentConfig, Startup};
 use crate::observe::metrics::policy::OfPolicies;
 use lb_core::issue::Issue;
-use lb_core::model::policy::{Compiler, Desired, RuleSet};
+use lb_core::model::policy::{Compiler, DesiredPolicies, RuleSet};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice, PolicyPlanner};
 use lb_kernel::bpf::policy::PolicyTables;
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -34,7 +34,7 @@ pub(super) struct Policies {
     worker: Worker,
     /// `None` while the worker has it.
     compiler: Option<Compiler>,
-    desired: Option<Desired>,
+    desired: Option<DesiredPolicies>,
     strict: bool,
     /// Whether something has changed since the last compilation began.
     dirty: bool,
@@ -74,7 +74,7 @@ impl Policies {
     }
 
     /// What the tables should say, once that is known.
-    pub(super) fn desired(&self) -> Option<&Desired> {
+    pub(super) fn desired(&self) -> Option<&DesiredPolicies> {
         self.desired.as_ref()
     }
 

@@ -14,8 +14,8 @@ use crate::agent::issues::Issues;
 use lb_core::cluster::{self, Cluster, Name};
 use lb_core::model::{Desired, DesiredPort, EndpointState, External, Scope};
 use lb_core::names::{
-    BackendName, Conditions, DropExample, ExternalName, ExternalScope, IssueLine, Names, Place,
-    PodName, RejectedName, ServiceName,
+    BackendName, DropExample, EndpointConditions, ExternalName, ExternalScope, IssueLine, Names,
+    Place, PodName, RejectedName, ServiceName,
 };
 use lb_core::plan::{Planner, PortIds};
 use lb_kernel::bpf::events::Examples;
@@ -44,7 +44,7 @@ pub(super) struct TableFacts<'a> {
 
 /// The name table. The long lists are made while it is written, one element after the other: with ten thousand
 /// Services, a second copy of all names would be a third of the agent's memory.
-pub(super) struct Table<'a> {
+pub(super) struct NameTable<'a> {
     /// All but the long lists, which are empty in it.
     pub head: Names<'a>,
     /// What the long lists are made from.
@@ -53,7 +53,7 @@ pub(super) struct Table<'a> {
     pub former: Option<&'a Names<'static>>,
 }
 
-impl Serialize for Table<'_> {
+impl Serialize for NameTable<'_> {
     /// As [`Names`] does it.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Names {
@@ -96,9 +96,9 @@ impl Serialize for Table<'_> {
             }
             None => {
                 let places = RefCell::new(Places::default());
-                map.serialize_entry("services", &Stream(|| services(&self.known)))?;
-                map.serialize_entry("backends", &Stream(|| backends(&self.known, &places)))?;
-                map.serialize_entry("rejected", &Stream(|| rejected(&self.known, &places)))?;
+                map.serialize_entry("services", &StreamedList(|| services(&self.known)))?;
+                map.serialize_entry("backends", &StreamedList(|| backends(&self.known, &places)))?;
+                map.serialize_entry("rejected", &StreamedList(|| rejected(&self.known, &places)))?;
                 map.serialize_entry("places", &places.into_inner().list)?;
                 if !policies.is_empty() {
                     map.serialize_entry("policies", policies)?;
@@ -118,9 +118,9 @@ impl Serialize for Table<'_> {
 }
 
 /// Serialises what an iterator gives.
-struct Stream<F>(F);
+struct StreamedList<F>(F);
 
-impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for StreamedList<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.0())
     }
@@ -186,13 +186,13 @@ fn rejected<'a>(
 }
 
 /// Endpoints of a service port in all its slices.
-struct Counts {
+struct EndpointCounts {
     endpoints: usize,
     ready: usize,
 }
 
-fn counts(cluster: &Cluster, service: &Name, port: &DesiredPort) -> Counts {
-    let mut counts = Counts { endpoints: 0, ready: 0 };
+fn counts(cluster: &Cluster, service: &Name, port: &DesiredPort) -> EndpointCounts {
+    let mut counts = EndpointCounts { endpoints: 0, ready: 0 };
     for (_, slice) in cluster.slices_of(service) {
         let serves =
             |p: &cluster::SlicePort| (&p.name, p.protocol) == (&port.port_name, port.protocol);
@@ -218,7 +218,7 @@ fn service_name<'a>(
     ids: Option<&PortIds<'_>>,
 ) -> ServiceName<'a> {
     let service = known.cluster.service(name).map(|(_, service)| service);
-    let Counts { endpoints, ready } = counts(known.cluster, name, port);
+    let EndpointCounts { endpoints, ready } = counts(known.cluster, name, port);
     ServiceName {
         id: ids.map_or(0, |ids| ids.service_id),
         namespace: Cow::Borrowed(&name.namespace),
@@ -274,9 +274,9 @@ fn backends_of<'a>(
             pod: pod_of(service, found),
             place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
             conditions: match state {
-                Some(EndpointState::Ready) => Conditions::Ready,
-                Some(EndpointState::Terminating) => Conditions::Serving,
-                None => found.map_or(Conditions::Gone, conditions),
+                Some(EndpointState::Ready) => EndpointConditions::Ready,
+                Some(EndpointState::Terminating) => EndpointConditions::Serving,
+                None => found.map_or(EndpointConditions::Gone, conditions),
             },
         });
     };
@@ -307,7 +307,7 @@ fn endpoint<'a>(
     same.reduce(|a, b| if b.conditions.rank() > a.conditions.rank() { b } else { a })
 }
 
-fn conditions(endpoint: &cluster::Endpoint) -> Conditions {
+fn conditions(endpoint: &cluster::Endpoint) -> EndpointConditions {
     endpoint.conditions.into()
 }
 

@@ -17,7 +17,7 @@ use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_fl
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
 use crate::packet;
-use crate::shelf::{self, Kind, Programs};
+use crate::shelf::{self, Programs, ShelfKind};
 
 /// What a program said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Bed {
             ..set
         };
         let programs = programs.iter().map(|(program, _)| *program).collect();
-        let ebpf = Programs::take(Kind { programs, ct_entries, config });
+        let ebpf = Programs::take(ShelfKind { programs, ct_entries, config });
         Self { ebpf, next_service: 1, next_backend: 1, next_slot: 1, counters: BTreeMap::new() }
     }
 

@@ -13,7 +13,7 @@ pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// MAC address of its gateway.
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-struct Spec<'a> {
+struct PacketSpec<'a> {
     src: SocketAddr,
     dst: SocketAddr,
     proto: &'a str,
@@ -23,13 +23,13 @@ struct Spec<'a> {
     len: usize,
 }
 
-fn parse(text: &str) -> Spec<'_> {
+fn parse(text: &str) -> PacketSpec<'_> {
     let mut words = text.split_whitespace();
     let src = words.next().unwrap().parse().unwrap();
     assert_eq!(words.next(), Some(">"), "{text}");
     let dst = words.next().unwrap().parse().unwrap();
     let proto = words.next().unwrap();
-    let mut spec = Spec { src, dst, proto, flags: "", seq: 1, ack: 0, len: 0 };
+    let mut spec = PacketSpec { src, dst, proto, flags: "", seq: 1, ack: 0, len: 0 };
     for word in words {
         match word.split_once('=') {
             Some(("seq", n)) => spec.seq = n.parse().unwrap(),

@@ -16,14 +16,14 @@ pub const OTHER: u8 = 7;
 
 /// A direction and its group.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Direction(u32);
+pub struct SampleDirection(u32);
 
 /// Into the Pod.
-pub const INGRESS: Direction = Direction(1);
+pub const INGRESS: SampleDirection = SampleDirection(1);
 /// Out of the Pod.
-pub const EGRESS: Direction = Direction(2);
+pub const EGRESS: SampleDirection = SampleDirection(2);
 
-impl Direction {
+impl SampleDirection {
     /// Index of its group.
     pub const fn group(self) -> u32 {
         self.0
@@ -37,7 +37,7 @@ pub fn at(v4: bool, net: u8, port: u16) -> String {
 
 /// The peers and ports that a rule allows or denies.
 #[derive(Clone, Copy)]
-struct Rule {
+struct SampleRule {
     tier: u8,
     denies: bool,
     ident: u8,
@@ -45,34 +45,34 @@ struct Rule {
 }
 
 /// What isolates a Pod in a direction, and what it allows.
-pub struct Policy {
-    direction: Direction,
-    rules: Vec<Rule>,
+pub struct SamplePolicy {
+    direction: SampleDirection,
+    rules: Vec<SampleRule>,
 }
 
-impl Policy {
+impl SamplePolicy {
     /// Isolates in a direction, without a rule.
-    pub fn new(direction: Direction) -> Self {
+    pub fn new(direction: SampleDirection) -> Self {
         Self { direction, rules: Vec::new() }
     }
 
     /// Adds a rule that allows this.
     pub fn allow(mut self, ident: u8, protocol: u8, port: u16) -> Self {
         let what = Some((protocol, port));
-        self.rules.push(Rule { tier: tier::NETWORK_POLICY, denies: false, ident, what });
+        self.rules.push(SampleRule { tier: tier::NETWORK_POLICY, denies: false, ident, what });
         self
     }
 
     /// Every protocol and port.
     pub fn allow_all(mut self, ident: u8) -> Self {
-        let rule = Rule { tier: tier::NETWORK_POLICY, denies: false, ident, what: None };
+        let rule = SampleRule { tier: tier::NETWORK_POLICY, denies: false, ident, what: None };
         self.rules.push(rule);
         self
     }
 
     /// Adds a rule of a tier that denies this.
     pub fn deny(mut self, tier: u8, ident: u8, protocol: u8, port: u16) -> Self {
-        self.rules.push(Rule { tier, denies: true, ident, what: Some((protocol, port)) });
+        self.rules.push(SampleRule { tier, denies: true, ident, what: Some((protocol, port)) });
         self
     }
 

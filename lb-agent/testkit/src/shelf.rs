@@ -21,18 +21,18 @@ use lb_kernel::bpf::load::{self, LoadOptions};
 
 /// What is loaded, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kind {
+pub(crate) struct ShelfKind {
     pub(crate) programs: Vec<&'static str>,
     pub(crate) ct_entries: u32,
     pub(crate) config: Config,
 }
 
-static SHELF: Mutex<Vec<(Kind, Ebpf)>> = Mutex::new(Vec::new());
+static SHELF: Mutex<Vec<(ShelfKind, Ebpf)>> = Mutex::new(Vec::new());
 
 /// Loaded programs; they go back to the shelf, unless their test failed.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    kind: Kind,
+    kind: ShelfKind,
     /// `None` only while it is dropped.
     ebpf: Option<Ebpf>,
     /// Elements of arrays that user space has written.
@@ -40,7 +40,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    pub(crate) fn take(kind: Kind) -> Self {
+    pub(crate) fn take(kind: ShelfKind) -> Self {
         let mut shelf = SHELF.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = shelf.iter().position(|(known, _)| *known == kind);
         let ebpf = kept.map(|at| shelf.swap_remove(at).1);
@@ -50,7 +50,7 @@ impl Programs {
     }
 }
 
-fn loaded(kind: &Kind) -> Ebpf {
+fn loaded(kind: &ShelfKind) -> Ebpf {
     let options = LoadOptions { pin_dir: None, config: kind.config, ct_entries: kind.ct_entries };
     let mut ebpf = load::open(&options).unwrap();
     for program in &kind.programs {

@@ -10,7 +10,7 @@ use lb_common::policy::{Judgement, Question, identify, judge};
 use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, Policy, Tier,
 };
-use lb_core::model::policy::{Desired, PolicyDirection};
+use lb_core::model::policy::{DesiredPolicies, PolicyDirection};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, Plan, Planner, groups};
 
@@ -164,7 +164,7 @@ impl Default for Running {
 
 impl Running {
     /// Devices come and go as the world says.
-    pub fn devices(&mut self, world: &World, desired: Option<&Desired>) {
+    pub fn devices(&mut self, world: &World, desired: Option<&DesiredPolicies>) {
         let veths = world.veths();
         let gone: Vec<u32> = self.store.pods.keys().copied().collect();
         for ifindex in gone.into_iter().filter(|i| veths.iter().all(|veth| veth.ifindex != *i)) {
@@ -179,7 +179,7 @@ impl Running {
     }
 
     /// Brings the maps to what is desired; returns the number of writes.
-    pub fn follow(&mut self, world: &World, desired: &Desired) -> usize {
+    pub fn follow(&mut self, world: &World, desired: &DesiredPolicies) -> usize {
         self.devices(world, Some(desired));
         let devices = world.devices();
         let veths = world.veths();
@@ -207,7 +207,7 @@ impl Running {
 
 /// Whether a flow is allowed, at a Pod's device.
 #[derive(Clone, Debug)]
-pub struct Flow {
+pub struct WorldFlow {
     /// The Pod's device.
     pub ifindex: u32,
     /// As seen by the Pod.
@@ -222,7 +222,7 @@ pub struct Flow {
     pub shadow: bool,
 }
 
-impl Flow {
+impl WorldFlow {
     /// Asks the evaluator that the kernel runs.
     pub fn judge(&self, tables: &Actual) -> Judgement {
         if tables.policy.epoch == 0 {

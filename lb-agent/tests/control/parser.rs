@@ -7,7 +7,7 @@ mod frames;
 
 use std::collections::BTreeMap;
 
-use lb_parser::{Outcome, compare};
+use lb_parser::{ReadingOutcome, compare};
 use lb_testkit::mutation;
 use lb_testkit::random::Random;
 
@@ -17,10 +17,10 @@ fn both_read_the_same_or_the_programs_refuse() {
     let (n, seed) = (setting("LB_PARSED", 200_000_u64), setting("LB_SEED", 1));
     let mut random = Random::new(seed);
     let honest = frames::honest();
-    let mut outcomes = BTreeMap::<Outcome, u64>::new();
+    let mut outcomes = BTreeMap::<ReadingOutcome, u64>::new();
     for (what, frame) in &honest {
         let outcome = compare(frame);
-        assert_ne!(outcome, Ok(Outcome::Refused), "{what} is honest: {frame:02x?}");
+        assert_ne!(outcome, Ok(ReadingOutcome::Refused), "{what} is honest: {frame:02x?}");
     }
     for i in 0..n {
         let (what, frame) = random.choose(&honest);
@@ -39,6 +39,6 @@ fn both_read_the_same_or_the_programs_refuse() {
 #[test]
 fn what_hides_a_port_is_refused() {
     for (what, frame) in frames::hiding() {
-        assert_eq!(compare(&frame), Ok(Outcome::Refused), "{what}: {frame:02x?}");
+        assert_eq!(compare(&frame), Ok(ReadingOutcome::Refused), "{what}: {frame:02x?}");
     }
 }

@@ -12,7 +12,7 @@ use lb_core::model::policy::PolicyDirection::{Egress, Ingress};
 use lb_testkit::objects::{
     across, addr, allow, block, cluster_policy, network_policy, own, pod, rule, selector,
 };
-use lb_testkit::world::{Flow, World, ifindex, split};
+use lb_testkit::world::{World, WorldFlow, ifindex, split};
 
 /// Pods of two namespaces on two nodes, in both families.
 fn world() -> World {
@@ -48,7 +48,7 @@ fn check(world: &World, lines: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [sign, subject, arrow, peer, port] = words[..] else { panic!("{line}") };
         let (protocol, port) = port.split_once('/').unwrap_or((port, "0"));
-        let flow = Flow {
+        let flow = WorldFlow {
             ifindex: ifindex(&split(subject)),
             direction: if arrow == "<-" { Ingress } else { Egress },
             peer: addr(peer),
@@ -311,7 +311,7 @@ fn shadow_policies_are_only_tried() {
     let world = world().policy("a/p", shadow);
     check(&world, "+ a/web <- 10.2.0.2 tcp/80");
     let tables = world.tables();
-    let mut flow = Flow {
+    let mut flow = WorldFlow {
         ifindex: ifindex(&split("a/web")),
         direction: Ingress,
         peer: addr("10.2.0.2"),
@@ -338,7 +338,7 @@ fn many_rules_chain_and_too_many_deny() {
         [(0, "172.16.0.1"), (255, "172.16.255.1"), (256, "172.17.0.1"), (2047, "172.23.255.1")]
     {
         let ifindex = ifindex(&split("a/web"));
-        let flow = Flow {
+        let flow = WorldFlow {
             ifindex,
             direction: Ingress,
             peer: addr(peer),
@@ -348,7 +348,7 @@ fn many_rules_chain_and_too_many_deny() {
         };
         let judgement = flow.judge(&tables);
         assert_eq!((judgement.rule(), judgement.tier()), (Some(i), tier::NETWORK_POLICY), "{peer}");
-        assert!(Flow { port: 81, ..flow }.judge(&tables).denied());
+        assert!(WorldFlow { port: 81, ..flow }.judge(&tables).denied());
     }
     let crowd = world().policy("a/p", ingress("", rules(2049)));
     let desired = lb_core::model::policy::compile(&crowd.cluster());
@@ -420,7 +420,7 @@ fn rules_of_the_cluster_are_one_only_where_they_follow_each_other() {
 
 fn check_denied(world: &World, peer: &str) {
     let ifindex = ifindex(&split("a/web"));
-    let flow = Flow {
+    let flow = WorldFlow {
         ifindex,
         direction: Ingress,
         peer: addr(peer),

@@ -11,7 +11,7 @@ use lb_common::service::{Frontend, FrontendKey, frontend_flags};
 use lb_testkit::bed::{Bed, Verdict, addr};
 use lb_testkit::packet;
 use lb_testkit::sample;
-use lb_testkit::sample::{EGRESS, INGRESS, OTHER, PEER, POD, Policy, at};
+use lb_testkit::sample::{EGRESS, INGRESS, OTHER, PEER, POD, SamplePolicy, at};
 
 /// A device that is neither the Pod's nor this host.
 const ELSEWHERE: u32 = 9;
@@ -30,7 +30,7 @@ fn of(v4: bool, net: u8) -> Addr {
 fn isolated(v4: bool) -> Bed {
     let mut bed = Bed::new();
     for direction in [INGRESS, EGRESS] {
-        Policy::new(direction).allow_all(PEER).put(&mut bed);
+        SamplePolicy::new(direction).allow_all(PEER).put(&mut bed);
     }
     sample::pod(&mut bed, v4);
     let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
@@ -615,7 +615,7 @@ fn a_refusal_comes_back_to_whoever_sent_what_is_refused() {
     const POD_DEVICE: u32 = 1;
     for v4 in [true, false] {
         let mut bed = Bed::new();
-        Policy::new(INGRESS).put(&mut bed);
+        SamplePolicy::new(INGRESS).put(&mut bed);
         sample::pod(&mut bed, v4);
         let ingress = INGRESS.group();
         let pod = PodEntry { ip4: of(true, POD), ip6: of(false, POD), ingress, ..PodEntry::ZERO };
@@ -797,7 +797,7 @@ fn a_pod_that_floods_uses_up_its_own_budget() {
                 bed.enter(&format!("{} > {} tcp S", at(v4, PEER, 6000 + i), at(v4, POD, 22)));
             assert_ne!(told, "drop", "this host's");
         }
-        Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
+        SamplePolicy::new(INGRESS).allow_all(PEER).put(&mut bed);
         let ingress = INGRESS.group();
         bed.put("pods", 1_u32, PodEntry { ingress, ..pod });
         sample::idents(&mut bed, v4);

@@ -11,13 +11,14 @@ use lb_common::policy::{Group, group_flags, tier};
 use lb_testkit::bed::{Bed, Verdict, addr, protocol};
 use lb_testkit::packet;
 use lb_testkit::sample;
-use lb_testkit::sample::{Direction, EGRESS, INGRESS, OTHER, PEER, POD, Policy, at};
+use lb_testkit::sample::{EGRESS, INGRESS, OTHER, PEER, POD, SampleDirection, SamplePolicy, at};
 
 /// A bed with a Pod at [`POD`] that is isolated in both directions but for [`PEER`] at TCP 80 and UDP 53.
 fn isolated(v4: bool) -> Bed {
     let mut bed = Bed::new();
     for direction in [INGRESS, EGRESS] {
-        let policy = Policy::new(direction).allow(PEER, proto::TCP, 80).allow(PEER, proto::UDP, 53);
+        let policy =
+            SamplePolicy::new(direction).allow(PEER, proto::TCP, 80).allow(PEER, proto::UDP, 53);
         policy.put(&mut bed);
     }
     sample::pod(&mut bed, v4);
@@ -81,8 +82,8 @@ fn s44_replies_pass_whatever_the_other_direction_says() {
     for v4 in [true, false] {
         for (name, syn, ack) in [("tcp", " S", " SA"), ("udp", "", "")] {
             let mut bed = Bed::new();
-            Policy::new(INGRESS).put(&mut bed);
-            Policy::new(EGRESS).allow(PEER, protocol(name), 80).put(&mut bed);
+            SamplePolicy::new(INGRESS).put(&mut bed);
+            SamplePolicy::new(EGRESS).allow(PEER, protocol(name), 80).put(&mut bed);
             sample::pod(&mut bed, v4);
             sample::epoch(&mut bed, 1);
             let (pod, peer) = (at(v4, POD, 4000), at(v4, PEER, 80));
@@ -104,8 +105,8 @@ fn s44_flows_older_than_the_policy_are_judged_as_they_were_opened() {
         assert_ne!(bed.enter(&format!("{peer} > {pod} tcp SA")), "drop");
         assert_ne!(bed.leave(&format!("{pod} > {peer} tcp A")), "drop");
     }
-    Policy::new(INGRESS).put(&mut bed);
-    Policy::new(EGRESS).allow(PEER, proto::TCP, 80).put(&mut bed);
+    SamplePolicy::new(INGRESS).put(&mut bed);
+    SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 80).put(&mut bed);
     sample::pod(&mut bed, true);
     sample::epoch(&mut bed, 1);
     for (peer, stays) in [(&allowed, true), (&denied, false)] {
@@ -133,7 +134,7 @@ fn s44_a_translated_flow_is_judged_again_by_its_backend() {
         sample::epoch(&mut bed, 2);
         assert_ne!(bed.leave(&format!("{pod} > {vip} tcp A")), "drop", "still allowed");
         assert_ne!(bed.enter(&format!("{} > {pod} tcp A", at(v4, PEER, 80))), "drop");
-        Policy::new(EGRESS).put(&mut bed);
+        SamplePolicy::new(EGRESS).put(&mut bed);
         bed.clear_bits(EGRESS.group());
         sample::epoch(&mut bed, 3);
         assert_eq!(bed.leave(&format!("{pod} > {vip} tcp A")), "drop", "no longer allowed");
@@ -194,7 +195,7 @@ fn s47_a_pod_reaches_itself_unless_a_cluster_policy_says_no() {
         ] {
             let mut bed = isolated(v4);
             if let Some((direction, tier)) = rule {
-                Policy::new(direction).deny(tier, POD, proto::TCP, 8080).put(&mut bed);
+                SamplePolicy::new(direction).deny(tier, POD, proto::TCP, 8080).put(&mut bed);
             }
             let vip = SERVICE(v4, 80);
             bed.service(&vip, proto::TCP, &[&at(v4, POD, 8080)]);
@@ -315,7 +316,7 @@ fn other_protocols_need_a_rule_without_ports() {
             assert_eq!(bed.enter_bytes_from(9, &packet), Verdict::Drop, "{protocol}");
         }
         assert_eq!(bed.enter(&format!("{} > {} echo", at(v4, PEER, 9), at(v4, POD, 9))), "drop");
-        Policy::new(INGRESS).allow_all(PEER).put(&mut bed);
+        SamplePolicy::new(INGRESS).allow_all(PEER).put(&mut bed);
         sample::epoch(&mut bed, 2);
         // Its content is unknown.
         let esp = portless(v4, ESP, (PEER, POD));
@@ -437,15 +438,15 @@ fn a_client_outside_is_judged_by_its_own_address() {
 #[test]
 fn shadow_groups_tell_and_change_nothing() {
     let cases = [
-        ("would deny", Policy::new(EGRESS), false, outcome(2)),
-        ("agrees", Policy::new(EGRESS).allow(PEER, proto::TCP, 80), false, "allow"),
-        ("would allow", Policy::new(EGRESS).allow(PEER, proto::TCP, 80), true, outcome(3)),
-        ("agrees to deny", Policy::new(EGRESS), true, "deny"),
+        ("would deny", SamplePolicy::new(EGRESS), false, outcome(2)),
+        ("agrees", SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 80), false, "allow"),
+        ("would allow", SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 80), true, outcome(3)),
+        ("agrees to deny", SamplePolicy::new(EGRESS), true, "deny"),
     ];
     for (name, shadow, denied, want) in cases {
         let mut bed = Bed::new();
         if denied {
-            Policy::new(EGRESS).put(&mut bed);
+            SamplePolicy::new(EGRESS).put(&mut bed);
         }
         shadow.put_as(&mut bed, 9);
         sample::shadowed(&mut bed, denied, 9);
@@ -467,7 +468,7 @@ fn who_decided_is_counted_once_a_flow() {
     }
     bed.leave("10.1.0.1:4002 > 10.7.0.1:80 tcp S");
     bed.enter("10.2.0.1:4003 > 10.1.0.1:53 udp");
-    let [ingress, egress] = [INGRESS, EGRESS].map(Direction::group);
+    let [ingress, egress] = [INGRESS, EGRESS].map(SampleDirection::group);
     assert_eq!(
         bed.hits(),
         [
@@ -478,8 +479,8 @@ fn who_decided_is_counted_once_a_flow() {
     );
     // What is tried counts beside what is enforced, where the two differ.
     let mut bed = Bed::new();
-    Policy::new(EGRESS).allow(PEER, proto::TCP, 80).put(&mut bed);
-    Policy::new(EGRESS).put_as(&mut bed, 9);
+    SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 80).put(&mut bed);
+    SamplePolicy::new(EGRESS).put_as(&mut bed, 9);
     sample::shadowed(&mut bed, true, 9);
     sample::epoch(&mut bed, 1);
     bed.leave("10.1.0.1:4000 > 10.2.0.1:80 tcp S");
@@ -500,7 +501,7 @@ fn without_any_policy_nothing_is_looked_up() {
     sample::epoch(&mut bed, 0);
     assert_ne!(bed.leave("10.1.0.1:4000 > 10.7.0.1:81 tcp S"), "drop");
     assert_ne!(bed.leave("10.9.0.1:4000 > 10.7.0.1:81 tcp S"), "drop");
-    let _: Direction = INGRESS;
+    let _: SampleDirection = INGRESS;
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use lb_common::flow::proto;
 use lb_testkit::bed::Bed;
-use lb_testkit::sample::{self, EGRESS, INGRESS, OTHER, PEER, POD, Policy, at};
+use lb_testkit::sample::{self, EGRESS, INGRESS, OTHER, PEER, POD, SamplePolicy, at};
 
 /// A kind that no other test asks for, so that the second bed is the first one again.
 const BUDGET: u32 = 4321;
@@ -13,7 +13,7 @@ fn a_bed_that_is_used_again_is_as_a_new_one() {
     let mut bed = Bed::with_budget(BUDGET);
     assert_eq!(bed.used_maps(), [""; 0]);
     for direction in [INGRESS, EGRESS] {
-        Policy::new(direction).allow(PEER, proto::UDP, 53).put(&mut bed);
+        SamplePolicy::new(direction).allow(PEER, proto::UDP, 53).put(&mut bed);
     }
     sample::pod(&mut bed, true);
     sample::epoch(&mut bed, 1);

@@ -14,7 +14,7 @@ const MAPS: [(&str, Option<&str>); 29] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
-    ("endpoint::Pod", Some("pods")),
+    ("endpoint::PodEntry", Some("pods")),
     ("conntrack::CtKey", Some("ct")),
     ("conntrack::CtEntry", Some("ct")),
     ("fragment::FragmentKey", Some("fragments")),

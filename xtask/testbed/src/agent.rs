@@ -15,10 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    bed::{Node, run_dir},
-    client, wait,
-};
+use crate::{bed::run_dir, client, node::Node, wait};
 
 /// Where the agent answers `/healthz`, in its node's namespace.
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);

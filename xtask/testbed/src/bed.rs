@@ -1,7 +1,7 @@
 //! The bed: a fabric without a way out, and the nodes on it.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -11,7 +11,12 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{manifest::Directory, netns::Netns, pod::Shape, reaper::Reaper};
+use crate::{
+    manifest::Directory,
+    netns::Netns,
+    node::{Node, Shape},
+    reaper::Reaper,
+};
 
 /// Most nodes of a bed: each knows the Pod networks of all of these.
 const MAX_NODES: u8 = 4;
@@ -24,23 +29,6 @@ pub struct Bed {
     n_nodes: AtomicU8,
     n_outsiders: AtomicU8,
     reaper: Reaper,
-}
-
-/// A node: a namespace with a device towards the fabric and Pods of one shape.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// Name as in `spec.nodeName`.
-    pub name: String,
-    /// The namespace that stands for the host's.
-    pub netns: Netns,
-    /// Address on the fabric.
-    pub v4: Ipv4Addr,
-    /// Address on the fabric.
-    pub v6: Ipv6Addr,
-    pub(crate) number: u8,
-    pub(crate) shape: Shape,
-    pub(crate) prefix: String,
-    pub(crate) n_pods: Arc<AtomicU8>,
 }
 
 impl Bed {

@@ -18,6 +18,7 @@ pub mod frame;
 pub mod raw;
 
 pub mod bed;
+pub mod node;
 pub mod pod;
 
 pub mod manifest;
@@ -32,6 +33,7 @@ pub mod server;
 pub mod wait;
 
 pub use agent::Agent;
-pub use bed::{Bed, Node};
+pub use bed::Bed;
 pub use netns::Netns;
-pub use pod::{Pod, Shape};
+pub use node::{Node, Shape};
+pub use pod::Pod;

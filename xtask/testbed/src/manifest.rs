@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use crate::{bed::Node, pod::Pod};
+use crate::{node::Node, pod::Pod};
 
 /// One Kubernetes object.
 #[derive(Clone, Debug, PartialEq)]

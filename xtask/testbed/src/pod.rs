@@ -2,24 +2,13 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
     sync::atomic::Ordering,
 };
 
-use crate::{bed::Node, netns::Netns};
-
-/// How a node connects its Pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// A route per Pod to its veth, the Pod's default route through the host side (ptp, kindnet, Calico).
-    Routed,
-    /// A bridge in the node whose ports are the Pods' veths (the bridge plugin, flannel).
-    Bridge,
-}
-
-/// What kubeadm's preflight checks ask for.
-const BRIDGE_NETFILTER: [(&str, &str); 2] =
-    [("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")];
+use crate::{
+    netns::Netns,
+    node::{Node, Shape},
+};
 
 /// A Pod: a namespace with one veth to its node.
 #[derive(Clone, Debug)]
@@ -37,28 +26,6 @@ pub struct Pod {
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
     node_netns: Netns,
-}
-
-impl Shape {
-    /// What the node needs before its first Pod.
-    pub(crate) fn prepare(self, node: &Node) -> anyhow::Result<()> {
-        match self {
-            Self::Routed => Ok(()),
-            Self::Bridge => {
-                let n = node.number;
-                // As kubeadm demands it: netfilter sees what the bridge forwards. Only there with br_netfilter.
-                if Path::new("/proc/sys/net/bridge").exists() {
-                    node.netns.sysctl(&BRIDGE_NETFILTER)?;
-                }
-                node.netns.ip(&format!(
-                    "link add cni0 type bridge\n\
-                     link set cni0 up\n\
-                     addr add 10.244.{n}.1/24 dev cni0\n\
-                     addr add fd44:0:0:{n}::1/64 dev cni0 nodad\n"
-                ))
-            }
-        }
-    }
 }
 
 impl Node {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{self, Action, Labels, Name, Prefix, Requirement, ServiceType, Tier};
 use crate::model::policy::PolicyDirection;
-use crate::names::Conditions;
+use crate::names::EndpointConditions;
 
 /// An end of a flow, as the request names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ pub struct EndpointContext {
     /// The node where it runs, if known.
     pub node: Option<Arc<str>>,
     /// Its conditions.
-    pub conditions: Conditions,
+    pub conditions: EndpointConditions,
 }
 
 /// The policies about a Pod in the direction of the flow.

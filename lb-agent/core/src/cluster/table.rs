@@ -12,7 +12,7 @@ pub(super) type Objects<T> = Arc<BTreeMap<Name, Arc<T>>>;
 
 /// The objects of one kind by name.
 #[derive(Debug)]
-pub(super) struct Table<T> {
+pub(super) struct ObjectTable<T> {
     objects: Objects<T>,
     /// While a list is under way: names that it has not repeated.
     stale: BTreeSet<Name>,
@@ -21,13 +21,13 @@ pub(super) struct Table<T> {
     synced: bool,
 }
 
-impl<T> Default for Table<T> {
+impl<T> Default for ObjectTable<T> {
     fn default() -> Self {
         Self { objects: Objects::default(), stale: BTreeSet::new(), listing: true, synced: false }
     }
 }
 
-impl<T> Table<T> {
+impl<T> ObjectTable<T> {
     /// An object is as it was: only the list's progress matters.
     pub(super) fn repeated(&mut self, name: &Name) {
         self.stale.remove(name);

@@ -50,7 +50,7 @@ pub use self::shares::Room;
 
 /// What the policy tables should say, by content.
 #[derive(Clone, Debug, Default)]
-pub struct Desired {
+pub struct DesiredPolicies {
     /// Whether there is any policy in the cluster.
     pub any: bool,
     /// The groups in use, each once.
@@ -80,14 +80,14 @@ pub struct LocalPod {
     pub created: i64,
     /// Its addresses; empty before it has some.
     pub ips: Box<[Addr]>,
-    /// Indices in [`Desired::groups`]: ingress, egress, and the same two with shadow policies; `None` = none.
+    /// Indices in [`DesiredPolicies::groups`]: ingress, egress, and the same two with shadow policies; `None` = none.
     pub groups: [Option<u32>; 4],
 }
 
 /// Who has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressIdentity {
-    /// Index in [`Desired::idents`].
+    /// Index in [`DesiredPolicies::idents`].
     pub ident: u32,
     /// `ident_flags::*`.
     pub flags: u32,
@@ -114,8 +114,8 @@ pub struct PolicyInfo {
     pub created: i64,
 }
 
-impl Desired {
-    /// Index in [`Desired::idents`] of an address, whoever has it.
+impl DesiredPolicies {
+    /// Index in [`DesiredPolicies::idents`] of an address, whoever has it.
     pub fn ident_of(&self, addr: &Addr) -> u32 {
         self.addrs.get(addr).map_or_else(|| self.ranges.find(addr), |known| known.ident)
     }
@@ -136,13 +136,17 @@ impl Compiler {
     }
 
     /// What the tables should say.
-    pub fn compile(&mut self, cluster: &Snapshot) -> Desired {
+    pub fn compile(&mut self, cluster: &Snapshot) -> DesiredPolicies {
         let mut policies: Vec<(&Name, &Arc<Policy>)> = cluster.policies().collect();
         if policies.is_empty() {
             *self = Self::new(self.room);
             let idents = vec![Atomic::default()];
             // No Pod may send from the address of another, with or without policies.
-            return Desired { idents, addrs: others::holders(cluster), ..Desired::default() };
+            return DesiredPolicies {
+                idents,
+                addrs: others::holders(cluster),
+                ..DesiredPolicies::default()
+            };
         }
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         let subjects = Subjects::select(cluster, &policies);
@@ -216,7 +220,7 @@ impl Compiler {
         let asked =
             Asked { policies, groups: &grouped.groups, under: &grouped.under, idents: &idents };
         let more = shares::refused(&asked, || compiled.uses(&named), (&self.room, round));
-        let desired = Desired {
+        let desired = DesiredPolicies {
             any: true,
             groups: grouped.groups,
             pods: grouped.pods,
@@ -224,7 +228,7 @@ impl Compiler {
             addrs,
             ranges: blocks,
             issues: grouped.issues.into_iter().collect(),
-            ..Desired::default()
+            ..DesiredPolicies::default()
         };
         Attempt { desired, crowded: grouped.crowded, more }
     }
@@ -232,7 +236,7 @@ impl Compiler {
 
 /// What one compilation came to.
 struct Attempt {
-    desired: Desired,
+    desired: DesiredPolicies,
     /// The policies of Pods that have too many rules.
     crowded: BTreeSet<PolicyHalf>,
     /// What is to be refused, too.
@@ -248,7 +252,7 @@ struct Input<'a> {
 }
 
 /// What the tables should say, from nothing.
-pub fn compile(cluster: &Cluster) -> Desired {
+pub fn compile(cluster: &Cluster) -> DesiredPolicies {
     Compiler::default().compile(&cluster.snapshot())
 }
 

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{
-    BackendName, Conditions, DropExample, ExternalName, ExternalScope, LAYOUT, Names, NamesError,
-    Place, PodName, RejectedName, ServiceName, State, Subsystem, read, write,
+    BackendName, DropExample, EndpointConditions, ExternalName, ExternalScope, LAYOUT, Names,
+    NamesError, Place, PodName, RejectedName, ServiceName, State, Subsystem, read, write,
 };
 
 fn scratch(name: &str) -> PathBuf {
@@ -80,7 +80,7 @@ fn everything_survives_the_file() {
         }],
         backends: vec![BackendName {
             id: 3,
-            conditions: Conditions::Gone,
+            conditions: EndpointConditions::Gone,
             ..BackendName::default()
         }],
         places: vec![Place { node: Cow::Borrowed("n2"), zone: Cow::Borrowed("z") }],
@@ -89,7 +89,7 @@ fn everything_survives_the_file() {
             endpoint: "[fd01::2]:8080".parse().unwrap(),
             pod: Cow::Borrowed("default/web-1"),
             place: 1,
-            conditions: Conditions::NotReady,
+            conditions: EndpointConditions::NotReady,
             why: Cow::Borrowed("not ready"),
         }],
         pods: vec![PodName { ifindex: 9, iface: Cow::Borrowed("veth9"), ..PodName::default() }],

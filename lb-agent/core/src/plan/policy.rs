@@ -31,7 +31,7 @@ use super::retry::Retry;
 use super::write::Write;
 use crate::cluster::Name;
 use crate::issue::Issue;
-use crate::model::policy::{self as model, Atomic, Desired, RuleSource};
+use crate::model::policy::{self as model, Atomic, DesiredPolicies, RuleSource};
 
 mod assigned;
 pub(super) mod failures;
@@ -71,7 +71,7 @@ pub enum Behind {
 #[derive(Clone, Copy, Debug)]
 pub struct DesiredTables<'a> {
     /// What policies come to; `None` before it is known, and then everything of that stays.
-    pub desired: Option<&'a Desired>,
+    pub desired: Option<&'a DesiredPolicies>,
     /// What this node's devices say of `ident`: its own addresses, and behind which device others are.
     pub devices: &'a BTreeMap<Addr, Ident>,
     /// The Pods' devices.
@@ -172,7 +172,7 @@ impl PolicyPlanner {
     pub(super) fn put_pod(
         &self,
         (actual, pods): (&Actual, &Pods),
-        desired: Option<&Desired>,
+        desired: Option<&DesiredPolicies>,
         veth: &PodDevice,
         pickup_until: u32,
     ) -> Option<Write> {
@@ -186,7 +186,12 @@ impl PolicyPlanner {
         rested.chain(self.retry.map(|retry| retry.at)).min()
     }
 
-    fn groups_of(&self, actual: &Actual, desired: Option<&Desired>, veth: &PodDevice) -> GroupIds {
+    fn groups_of(
+        &self,
+        actual: &Actual,
+        desired: Option<&DesiredPolicies>,
+        veth: &PodDevice,
+    ) -> GroupIds {
         if let Some(pod) = actual.pods.get(&veth.ifindex) {
             return pods::groups(pod);
         }
@@ -400,7 +405,7 @@ impl PolicyPlanner {
     fn put_pods(
         &self,
         (actual, pods): (&Actual, &Pods),
-        desired: &Desired,
+        desired: &DesiredPolicies,
         assigned: &Assigned,
         wanted: &DesiredTables<'_>,
         writes: &mut Vec<Write>,
@@ -430,7 +435,7 @@ impl PolicyPlanner {
     fn put_state(
         &self,
         actual: &Actual,
-        desired: &Desired,
+        desired: &DesiredPolicies,
         assigned: &Assigned,
         changed: bool,
         writes: &mut Vec<Write>,

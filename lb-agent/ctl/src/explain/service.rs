@@ -17,7 +17,7 @@ use crate::network::socket;
 use crate::view::BackendState;
 use lb_core::admin::context::{EndKind, FlowEnd, Party, ServiceContext, ServicePortContext};
 use lb_core::cluster::Name;
-use lb_core::names::Conditions;
+use lb_core::names::EndpointConditions;
 
 /// Where the flow goes.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Target {
     /// The end that is dialed itself.
     pub(super) fn plain(at: SocketAddr, end: &FlowEnd) -> Self {
         let pod = end.name.clone().filter(|_| end.kind == EndKind::Pod);
-        let state = BackendState::Endpoint(Conditions::Ready);
+        let state = BackendState::Endpoint(EndpointConditions::Ready);
         Self { backend: BackendEvidence { at, pod, node: end.node.clone(), state }, through: None }
     }
 

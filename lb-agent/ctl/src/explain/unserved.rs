@@ -13,7 +13,7 @@ use crate::explain::trace::{NoEndpoints, Unserved, Why};
 use crate::frontend::FrontendSlots;
 use lb_core::admin::context::ServiceContext;
 use lb_core::cluster::ServiceType;
-use lb_core::names::Conditions;
+use lb_core::names::EndpointConditions;
 
 /// Endpoints that are named.
 const NAMED: usize = 3;
@@ -88,7 +88,7 @@ pub(super) fn without_backend<T: PolicyLookup>(
         return Why::NoEndpoints { frontend: at, cause };
     }
     let endpoints = service.iter().flat_map(|service| &service.endpoints);
-    let ready = endpoints.filter(|endpoint| endpoint.conditions == Conditions::Ready);
+    let ready = endpoints.filter(|endpoint| endpoint.conditions == EndpointConditions::Ready);
     let nodes: BTreeSet<Arc<str>> = ready.filter_map(|endpoint| endpoint.node.clone()).collect();
     let ready_on = nodes.into_iter().filter(|node| !node.is_empty()).collect();
     Why::NoLocal { frontend: at, external: frontend.is_external(), ready_on }
@@ -100,7 +100,9 @@ fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
     match (endpoints, has_selector, service.selected) {
         // Endpoints without a port for this one, or the maps are about to change.
         ([], false, _) if service.n_endpoints > 0 => NoEndpoints::Unknown,
-        _ if endpoints.iter().any(|it| it.conditions == Conditions::Ready) => NoEndpoints::Unknown,
+        _ if endpoints.iter().any(|it| it.conditions == EndpointConditions::Ready) => {
+            NoEndpoints::Unknown
+        }
         ([], false, _) => NoEndpoints::NoSelector,
         ([], true, 0) => NoEndpoints::NoPod {
             selector: service.selector.clone(),

@@ -18,7 +18,7 @@ use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, off
 use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
-use crate::run::{Place, remark, unix_now};
+use crate::run::{TablePaths, remark, unix_now};
 use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
@@ -31,7 +31,7 @@ use lb_kernel::devices::netns;
 
 /// `lbctl explain SRC DST`.
 pub(super) fn words(
-    place: Place<'_>,
+    place: TablePaths<'_>,
     args: &ExplainArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
@@ -41,7 +41,7 @@ pub(super) fn words(
 
 /// `lbctl policy`.
 pub(super) fn policy(
-    place: Place<'_>,
+    place: TablePaths<'_>,
     command: &PolicyCommand,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
@@ -61,7 +61,11 @@ pub(super) fn policy(
     }
 }
 
-fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+fn show(
+    place: TablePaths<'_>,
+    args: &PolicyShowArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
     let found = match Client::new(place.state_dir).policy(&Name::parse(&args.name)) {
         Ok(found) => found,
         Err(error) => return show_alone(place, args, &error, out),
@@ -81,7 +85,7 @@ fn show(place: Place<'_>, args: &PolicyShowArgs, out: &mut dyn Write) -> anyhow:
 
 /// Without the agent there is the line of the list, from the name table.
 fn show_alone(
-    place: Place<'_>,
+    place: TablePaths<'_>,
     args: &PolicyShowArgs,
     error: &anyhow::Error,
     out: &mut dyn Write,
@@ -101,7 +105,7 @@ fn show_alone(
 }
 
 fn explain(
-    place: Place<'_>,
+    place: TablePaths<'_>,
     wanted: &FlowQuery,
     output: Format,
     out: &mut dyn Write,

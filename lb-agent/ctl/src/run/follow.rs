@@ -10,10 +10,10 @@ use lb_common::verdict::Counter;
 use crate::FlowsArgs;
 use crate::admin::{self, Client};
 use crate::attribution::PolicyNames;
-use crate::columns::{self, Format, Stream};
+use crate::columns::{self, Format, RowStream};
 use crate::flows::{self, FlowFilter, FlowRow, Joined};
 use crate::pinned::Pinned;
-use crate::run::{Place, remark};
+use crate::run::{TablePaths, remark};
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 use lb_core::counts::Counts;
 use lb_core::names::Names;
@@ -28,12 +28,16 @@ const ADDRESSES: usize = 200;
 const BEFORE: usize = 10;
 
 /// Prints the flows.
-pub(super) fn flows(place: Place<'_>, args: &FlowsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(super) fn flows(
+    place: TablePaths<'_>,
+    args: &FlowsArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let wanted = args.wanted.clone().complete()?;
     if wanted.allowed() && !args.follow {
         remark("allowed flows are only reported while a client follows them: add -f");
     }
-    let mut stream = Stream::new(&args.style)?;
+    let mut stream = RowStream::new(&args.style)?;
     let request = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
     let mut responses = Client::new(place.state_dir).flows(request)?;
     let mut past = Vec::new();
@@ -79,14 +83,14 @@ fn lost(n: u64) -> String {
     format!("{n} flows lost: they arrived faster than they were read")
 }
 
-fn lost_in_kernel(place: Place<'_>) -> Option<u64> {
+fn lost_in_kernel(place: TablePaths<'_>) -> Option<u64> {
     let Counts { counters, .. } = Pinned::open(place.pin_dir).ok()?.counts().ok()?;
     counters.iter().find(|(counter, _)| *counter == Counter::EventLost).map(|(_, n)| *n)
 }
 
 /// What the numbers in flows are called, kept up to date.
 struct Joiner<'a> {
-    place: Place<'a>,
+    place: TablePaths<'a>,
     names: Names<'static>,
     policies: PolicyNames,
     read: Instant,
@@ -96,7 +100,7 @@ struct Joiner<'a> {
 }
 
 impl<'a> Joiner<'a> {
-    fn new(place: Place<'a>, names: Names<'static>) -> Self {
+    fn new(place: TablePaths<'a>, names: Names<'static>) -> Self {
         let policies = PolicyNames::of(&names);
         let now = Instant::now();
         Self { place, names, policies, read: now, owners: HashMap::new(), asked: now }

@@ -15,8 +15,8 @@ use crate::snapshot::{FlowCount, TableSnapshot};
 use crate::view::View;
 use crate::{affinity, services, tree};
 use lb_core::names::{
-    BackendName, Conditions, ExternalName, ExternalScope, LAYOUT, Names, Place, RejectedName,
-    ServiceName,
+    BackendName, EndpointConditions, ExternalName, ExternalScope, LAYOUT, Names, Place,
+    RejectedName, ServiceName,
 };
 
 const TICKS: Ticks = Ticks { now: 5_000, hz: 250 };
@@ -162,11 +162,17 @@ pub(super) fn names() -> Names<'static> {
                 EDGE,
                 "10.1.1.4:8080",
                 "shop/edge-3",
-                Conditions::Serving,
+                EndpointConditions::Serving,
                 "terminating, others are ready",
             ),
-            rejected(EDGE, "10.1.1.5:8080", "shop/edge-4", Conditions::NotReady, "not ready"),
-            rejected(API + 1, "[fd01::9]:6443", "", Conditions::Ready, "on another node"),
+            rejected(
+                EDGE,
+                "10.1.1.5:8080",
+                "shop/edge-4",
+                EndpointConditions::NotReady,
+                "not ready",
+            ),
+            rejected(API + 1, "[fd01::9]:6443", "", EndpointConditions::Ready, "on another node"),
         ],
         ..Names::default()
     }

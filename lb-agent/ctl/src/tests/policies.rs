@@ -14,7 +14,7 @@ use lb_common::verdict::DropReason;
 use super::sample::{HOUR, NOW, addr, names, snapshot};
 use super::{check, check_on};
 use crate::attribution::PolicyNames;
-use crate::columns::{Format, Stream, Style};
+use crate::columns::{Format, RowStream, Style};
 use crate::flows::{self, FlowFilter, FlowRow, FlowVerdict, Joined};
 use crate::selection::Selection;
 use crate::view::View;
@@ -150,7 +150,7 @@ fn flows_say_who_did_it() {
     let text = |output| {
         let mut out = Vec::new();
         let style = Style { output, ..Style::default() };
-        let mut stream = Stream::new(&style).unwrap();
+        let mut stream = RowStream::new(&style).unwrap();
         let all = rows();
         stream.print(&mut out, &all[..3]).unwrap();
         stream.print(&mut out, &all[3..]).unwrap();
@@ -165,7 +165,7 @@ fn flows_say_who_did_it() {
         20:48:15.123  would-deny  default/client:40000  default/web-1:8080  <none>              TCP    <none>           default/access,default/try default-deny
     "#]].assert_eq(&text(Format::Table));
     expect![[r#"{"time":"2026-11-21T20:48:15.123Z","verdict":"dropped","direction":"ingress","src":{"address":"10.1.0.2:40000","name":"default/client"},"dst":{"address":"10.1.0.3:8080","name":"default/web-1"},"via":"","protocol":"TCP","reason":"POLICY_ISOLATED","by":{"policies":["default/access"],"rule":""},"ident":5,"ifindex":12,"suppressed":4}"#]].assert_eq(text(Format::Json).lines().next().unwrap());
-    assert!(Stream::new(&Style { output: Format::Yaml, ..Style::default() }).is_err());
+    assert!(RowStream::new(&Style { output: Format::Yaml, ..Style::default() }).is_err());
     let covers =
         Covers { since_ms: 1_000, now_ms: 193_500, flows: 40, forgotten: 0, suppressed: 214 };
     expect!["40 flows of the last 3m12s; 214 packets suppressed by sampling, 2 lost in the ring buffer since the maps were created"].assert_eq(&flows::header(&covers, Some(2)));

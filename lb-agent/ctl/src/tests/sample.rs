@@ -14,8 +14,8 @@ use crate::fields::Fields;
 use crate::frontend::FrontendSlots;
 use crate::snapshot::{FlowCount, TableSnapshot};
 use lb_core::names::{
-    Agent, BackendName, Conditions, DropExample, IssueLine, LAYOUT, Names, Place, PodName,
-    ServiceName, State, Subsystem,
+    AgentInfo, BackendName, DropExample, EndpointConditions, IssueLine, LAYOUT, Names, Place,
+    PodName, ServiceName, State, Subsystem,
 };
 
 pub(super) const NOW: u64 = 1_800_000_000;
@@ -116,7 +116,7 @@ pub(super) fn names() -> Names<'static> {
     Names {
         layout: LAYOUT,
         node: text("n1"),
-        agent: Agent {
+        agent: AgentInfo {
             version: text(env!("CARGO_PKG_VERSION")),
             pid: 1,
             started: NOW - HOUR,
@@ -160,7 +160,10 @@ pub(super) fn names() -> Names<'static> {
         ],
         backends: vec![
             backend(1, 1, "default/web-1", 1),
-            BackendName { conditions: Conditions::Serving, ..backend(2, 1, "default/web-2", 2) },
+            BackendName {
+                conditions: EndpointConditions::Serving,
+                ..backend(2, 1, "default/web-2", 2)
+            },
             backend(3, 1, "default/web-1", 1),
             backend(4, 1, "default/web-3", 2),
         ],

@@ -9,7 +9,7 @@ use lb_common::policy::group_flags;
 
 use crate::agent::hits::Hits;
 use lb_core::cluster::{Cluster, Name, Owners, Tier};
-use lb_core::model::policy::{BitRule, Desired, PolicyDirection, PolicyInfo, RuleSet};
+use lb_core::model::policy::{BitRule, DesiredPolicies, PolicyDirection, PolicyInfo, RuleSet};
 use lb_core::names::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 use lb_core::plan::Actual;
 
@@ -17,7 +17,10 @@ use lb_core::plan::Actual;
 const EXAMPLES: usize = 3;
 
 /// All policies.
-pub(in crate::agent) fn policies<'a>(desired: &'a Desired, hits: &Hits) -> Vec<PolicyName<'a>> {
+pub(in crate::agent) fn policies<'a>(
+    desired: &'a DesiredPolicies,
+    hits: &Hits,
+) -> Vec<PolicyName<'a>> {
     let mut of_policy = hits.of_policies();
     let name = |info: &'a PolicyInfo| {
         let hits = of_policy.remove(&(&info.name, info.tier)).unwrap_or_default();

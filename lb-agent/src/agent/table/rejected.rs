@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 
 use lb_common::addr::Addr;
 
-use super::{Counts, Places, TableFacts, conditions, counts, endpoint, pod_of};
+use super::{EndpointCounts, Places, TableFacts, conditions, counts, endpoint, pod_of};
 use lb_core::cluster::Name;
 use lb_core::model::topology::Rejection;
 use lb_core::model::{Desired, DesiredPort};
-use lb_core::names::{Conditions, RejectedName};
+use lb_core::names::{EndpointConditions, RejectedName};
 
 /// Most service ports have none, which shows without asking for the reasons: all their endpoints are backends.
 pub(super) fn rejected_of<'a>(
@@ -20,7 +20,7 @@ pub(super) fn rejected_of<'a>(
     service_id: u32,
     places: &mut Places<'a>,
 ) -> Vec<RejectedName<'a>> {
-    let Counts { endpoints, .. } = counts(known.cluster, service, port);
+    let EndpointCounts { endpoints, .. } = counts(known.cluster, service, port);
     if endpoints == port.backends.len() {
         return Vec::new();
     }
@@ -32,7 +32,7 @@ pub(super) fn rejected_of<'a>(
             endpoint: SocketAddr::new(addr.to_ip(), number),
             pod: pod_of(service, found),
             place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
-            conditions: found.map_or(Conditions::Gone, conditions),
+            conditions: found.map_or(EndpointConditions::Gone, conditions),
             why: Cow::Borrowed(why.name()),
         }
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use super::{Table, TableFacts, head};
+use super::{NameTable, TableFacts, head};
 use crate::agent::issues::Issues;
 use lb_core::cluster::{
     Change, Cluster, Conditions, Dirty, Endpoint, EndpointSlice, Event, Extra, Family, Kind,
@@ -74,7 +74,7 @@ fn written(events: Vec<Event>) -> Names<'static> {
         issues: &issues,
         examples: &examples,
     };
-    let table = Table { head: head(&known, std::iter::empty()), known, former: None };
+    let table = NameTable { head: head(&known, std::iter::empty()), known, former: None };
     serde_json::from_slice(&serde_json::to_vec(&table).unwrap()).unwrap()
 }
 
@@ -99,7 +99,7 @@ fn rejected_endpoints_and_external_frontends_are_named() {
         endpoint: "10.244.1.2:8080".parse().unwrap(),
         pod: "shop/web-2".into(),
         place: 1,
-        conditions: lb_core::names::Conditions::NotReady,
+        conditions: lb_core::names::EndpointConditions::NotReady,
         why: "not ready".into(),
     };
     assert_ne!(web.id, 0);

@@ -17,4 +17,4 @@ mod parse;
 mod parsed;
 mod reading;
 
-pub use reading::{Outcome, compare};
+pub use reading::{ReadingOutcome, compare};

@@ -13,7 +13,7 @@ use crate::{
 
 /// How the two readings agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
+pub enum ReadingOutcome {
     /// The same 5-tuple.
     Same,
     /// Both see a piece of the same datagram.
@@ -25,30 +25,34 @@ pub enum Outcome {
 }
 
 /// Reads a frame in both ways; an error says how they differ.
-pub fn compare(frame: &[u8]) -> Result<Outcome, String> {
+pub fn compare(frame: &[u8]) -> Result<ReadingOutcome, String> {
     let (kind, parsed) = programs(frame);
     let theirs = match SlicedPacket::from_ethernet(frame) {
         Ok(sliced) => sliced,
-        Err(_) if is_refusal(kind) => return Ok(Outcome::Refused),
+        Err(_) if is_refusal(kind) => return Ok(ReadingOutcome::Refused),
         // The programs read headers only, whatever lengths say; a stack drops such a packet before it looks at ports.
         Err(_) => return broken(frame, kind, &parsed.flow),
     };
     let Some(them) = Tuple::of(&theirs) else {
         return if is_refusal(kind) || kind == Kind::ARP {
-            Ok(Outcome::Refused)
+            Ok(ReadingOutcome::Refused)
         } else {
             Err("IP for the programs alone".into())
         };
     };
     if !theirs.link_exts.is_empty() {
         let refused = kind == Kind::NOT_IP;
-        return if refused { Ok(Outcome::Refused) } else { Err("a tag was looked through".into()) };
+        return if refused {
+            Ok(ReadingOutcome::Refused)
+        } else {
+            Err("a tag was looked through".into())
+        };
     }
     if is_refusal(kind) {
         return if must_understand(&theirs, &them) {
             Err("refused, though nothing is wrong with it".into())
         } else {
-            Ok(Outcome::Refused)
+            Ok(ReadingOutcome::Refused)
         };
     }
     let us = Tuple::from(&parsed.flow);
@@ -58,11 +62,11 @@ pub fn compare(frame: &[u8]) -> Result<Outcome, String> {
     match (kind, them.fragment) {
         (Kind::FIRST_FRAGMENT, Fragment::First) | (Kind::LATER_FRAGMENT, Fragment::Later) => {
             let same = us.protocol == them.protocol || is_extension(them.protocol);
-            if same { Ok(Outcome::Piece) } else { Err(format!("{us:?}, not {them:?}")) }
+            if same { Ok(ReadingOutcome::Piece) } else { Err(format!("{us:?}, not {them:?}")) }
         }
         // Packets to a group and ICMP messages are not tracked, fragmented or whole.
         (Kind::UNTRACKED | Kind::ICMP_ERROR, Fragment::First | Fragment::Later) => {
-            Ok(Outcome::Piece)
+            Ok(ReadingOutcome::Piece)
         }
         (_, Fragment::First | Fragment::Later) => Err("a piece, taken for a whole".into()),
         (Kind::FIRST_FRAGMENT | Kind::LATER_FRAGMENT, Fragment::None) => {
@@ -71,19 +75,19 @@ pub fn compare(frame: &[u8]) -> Result<Outcome, String> {
         (Kind::FLOW, Fragment::None) => {
             let same =
                 us.protocol == them.protocol && (them.ports.is_none() || them.ports == us.ports);
-            if same { Ok(Outcome::Same) } else { Err(format!("{us:?}, not {them:?}")) }
+            if same { Ok(ReadingOutcome::Same) } else { Err(format!("{us:?}, not {them:?}")) }
         }
         (Kind::ICMP_ERROR | Kind::NEIGHBOR, Fragment::None) => {
             let icmp = matches!(them.protocol, proto::ICMP | proto::ICMP6);
-            if icmp { Ok(Outcome::Same) } else { Err(format!("no ICMP: {them:?}")) }
+            if icmp { Ok(ReadingOutcome::Same) } else { Err(format!("no ICMP: {them:?}")) }
         }
-        (_, Fragment::None) => Ok(Outcome::Same),
+        (_, Fragment::None) => Ok(ReadingOutcome::Same),
     }
 }
 
 /// Of a frame whose lengths contradict each other: what can be read of it is the same.
-fn broken(frame: &[u8], kind: Kind, flow: &Flow) -> Result<Outcome, String> {
-    let Ok(lax) = LaxSlicedPacket::from_ethernet(frame) else { return Ok(Outcome::Broken) };
+fn broken(frame: &[u8], kind: Kind, flow: &Flow) -> Result<ReadingOutcome, String> {
+    let Ok(lax) = LaxSlicedPacket::from_ethernet(frame) else { return Ok(ReadingOutcome::Broken) };
     let (src, dst): (IpAddr, IpAddr) = match &lax.net {
         Some(LaxNetSlice::Ipv4(ip)) => {
             (ip.header().source_addr().into(), ip.header().destination_addr().into())
@@ -91,7 +95,7 @@ fn broken(frame: &[u8], kind: Kind, flow: &Flow) -> Result<Outcome, String> {
         Some(LaxNetSlice::Ipv6(ip)) => {
             (ip.header().source_addr().into(), ip.header().destination_addr().into())
         }
-        _ => return Ok(Outcome::Broken),
+        _ => return Ok(ReadingOutcome::Broken),
     };
     let us = Tuple::from(flow);
     if (us.src, us.dst) != (src, dst) {
@@ -106,7 +110,7 @@ fn broken(frame: &[u8], kind: Kind, flow: &Flow) -> Result<Outcome, String> {
         Some(ports) if kind == Kind::FLOW && us.ports != Some(ports) => {
             Err(format!("{us:?}, not {ports:?}"))
         }
-        _ => Ok(Outcome::Broken),
+        _ => Ok(ReadingOutcome::Broken),
     }
 }
 

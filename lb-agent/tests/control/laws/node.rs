@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lb_common::endpoint::{Dev, PodEntry};
-use lb_core::model::policy::{Compiler, Desired};
+use lb_core::model::policy::{Compiler, DesiredPolicies};
 use lb_core::plan::policy::{DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Plan, Planner, Write};
 use lb_testkit::world::World;
@@ -42,7 +42,7 @@ impl MapStore for Maps {
 /// What writes, as the agent wires it.
 struct Node {
     compiler: Compiler,
-    desired: Desired,
+    desired: DesiredPolicies,
     planner: Planner,
     maps: Maps,
     now: Duration,
@@ -52,7 +52,7 @@ impl Node {
     fn new(tables: Actual) -> Self {
         Self {
             compiler: Compiler::default(),
-            desired: Desired::default(),
+            desired: DesiredPolicies::default(),
             planner: Planner::restore(tables.clone(), Capacity::default()),
             maps: Maps { tables, ..Maps::default() },
             now: Duration::ZERO,

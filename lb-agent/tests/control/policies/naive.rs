@@ -6,7 +6,7 @@ use lb_core::cluster::{
     Selector, Tier,
 };
 use lb_core::model::policy::PolicyDirection;
-use lb_testkit::world::{Flow, NODE, World, ifindex};
+use lb_testkit::world::{NODE, World, WorldFlow, ifindex};
 
 type Key = (String, String);
 
@@ -18,7 +18,7 @@ struct Who<'a> {
 }
 
 /// Whether the flow is denied.
-pub(crate) fn denied(world: &World, flow: &Flow) -> bool {
+pub(crate) fn denied(world: &World, flow: &WorldFlow) -> bool {
     let Some((key, subject)) = world
         .pods
         .iter()
@@ -105,7 +105,7 @@ fn applies(
     rule: &Rule,
     subject: &Pod,
     peer: &Who<'_>,
-    flow: &Flow,
+    flow: &WorldFlow,
 ) -> bool {
     let is_peer = |wanted: &Peer| match wanted {
         Peer::Pods(pods) => peer.pod.is_some_and(|pod| selects(world, policy, pods, pod)),

@@ -2,13 +2,13 @@
 //! flow judged as before or as after.
 
 use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
-use lb_core::model::policy::{Compiler, Desired, PolicyDirection};
+use lb_core::model::policy::{Compiler, DesiredPolicies, PolicyDirection};
 use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Capacity, Planner, Write, groups};
 use lb_testkit::objects::{
     across, block, cluster_policy, network_policy, own, pod, port, selector,
 };
-use lb_testkit::world::{Flow, NODE, Running, World};
+use lb_testkit::world::{NODE, Running, World, WorldFlow};
 use proptest::prelude::*;
 
 use super::naive;
@@ -210,14 +210,14 @@ fn keep<K: Ord + Clone, V: Clone>(
     }
 }
 
-fn settle(node: &mut Running, world: &World, desired: &Desired) {
+fn settle(node: &mut Running, world: &World, desired: &DesiredPolicies) {
     for _ in 0..8 {
         node.now += std::time::Duration::from_secs(2);
         node.follow(world, desired);
     }
 }
 
-pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
+pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<WorldFlow> {
     let mut peers: Vec<_> = OTHERS.iter().map(|ip| lb_testkit::objects::addr(ip)).collect();
     let mut devices: Vec<u32> = Vec::new();
     for world in worlds {
@@ -236,7 +236,14 @@ pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<Flow> {
                 for (protocol, port) in
                     [(6, 80), (6, 79), (6, 81), (6, 0), (17, 53), (1, 0), (47, 0)]
                 {
-                    flows.push(Flow { ifindex, direction, peer: *peer, protocol, port, shadow });
+                    flows.push(WorldFlow {
+                        ifindex,
+                        direction,
+                        peer: *peer,
+                        protocol,
+                        port,
+                        shadow,
+                    });
                 }
             }
         }
@@ -271,7 +278,7 @@ proptest! {
             for (ifindex, _) in world.local() {
                 for direction in [PolicyDirection::Ingress, PolicyDirection::Egress] {
                     for (protocol, port) in [(6, 80), (6, 79), (17, 53)] {
-                        let flow = Flow { ifindex, direction, peer, protocol, port, shadow: false };
+                        let flow = WorldFlow { ifindex, direction, peer, protocol, port, shadow: false };
                         let got = flow.judge(&tables).denied();
                         prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
                     }
@@ -304,13 +311,13 @@ proptest! {
             node.devices(after, Some(&desired));
             let flows = flows(&[before, after], false);
             // A Pod that changes its addresses is another Pod: what is judged are devices that stay.
-            let stays = |flow: &&Flow| {
+            let stays = |flow: &&WorldFlow| {
                 let ips = |world: &World| {
                     world.local().find(|(i, _)| *i == flow.ifindex).map(|(_, pod)| pod.ips.clone())
                 };
                 ips(before).is_some() && ips(before) == ips(after)
             };
-            let flows: Vec<&Flow> = flows.iter().filter(stays).collect();
+            let flows: Vec<&WorldFlow> = flows.iter().filter(stays).collect();
             let judged = |node: &Running| -> Vec<bool> {
                 flows.iter().map(|flow| flow.judge(&node.store).denied()).collect()
             };
@@ -328,7 +335,7 @@ proptest! {
                     then.insert(*ifindex, **pod);
                 }
             }
-            let leaves = |flow: &Flow| {
+            let leaves = |flow: &WorldFlow| {
                 let at = usize::from(flow.direction == PolicyDirection::Egress);
                 let group = node.store.pods.get(&flow.ifindex).map(|pod| groups(pod)[at]);
                 then.get(&flow.ifindex).map(|pod| groups(pod)[at]) != group

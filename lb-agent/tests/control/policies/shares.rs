@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use lb_common::limits;
 use lb_core::cluster::{Action, Peer, Policy, Tier};
-use lb_core::model::policy::{Compiler, Desired, PolicyDirection, Room};
+use lb_core::model::policy::{Compiler, DesiredPolicies, PolicyDirection, Room};
 use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, addr, allow, block, cluster_policy, network_policy, pod, rule};
-use lb_testkit::world::{Flow, NODE, World, ifindex, split};
+use lb_testkit::world::{NODE, World, WorldFlow, ifindex, split};
 use proptest::prelude::*;
 
 use super::naive;
@@ -48,7 +48,7 @@ struct Agent {
     compiler: Compiler,
     planner: Planner,
     store: Sized,
-    desired: Desired,
+    desired: DesiredPolicies,
     now: Duration,
 }
 
@@ -59,7 +59,7 @@ impl Agent {
             compiler: Compiler::new(Room::of(groups, ports, peers)),
             planner: Planner::restore(Actual::default(), Capacity::default()),
             store: Sized { tables: Actual::default(), room },
-            desired: Desired::default(),
+            desired: DesiredPolicies::default(),
             now: Duration::ZERO,
         }
     }
@@ -112,14 +112,14 @@ impl Agent {
         self.refused().into_iter().map(|(namespace, _)| namespace).collect()
     }
 
-    fn is_denied(&self, flow: &Flow) -> bool {
+    fn is_denied(&self, flow: &WorldFlow) -> bool {
         flow.judge(&self.store.tables).denied()
     }
 }
 
-fn flow(subject: &str, direction: PolicyDirection, peer: &str, port: u16) -> Flow {
+fn flow(subject: &str, direction: PolicyDirection, peer: &str, port: u16) -> WorldFlow {
     let (ifindex, peer) = (ifindex(&split(subject)), addr(peer));
-    Flow { ifindex, direction, peer, protocol: 6, port, shadow: false }
+    WorldFlow { ifindex, direction, peer, protocol: 6, port, shadow: false }
 }
 
 fn ip(i: u32) -> String {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use lb_common::endpoint::{Ident, PodEntry, ident_flags};
 use lb_common::policy::group_flags;
 use lb_core::cluster::{Peer, Policy};
-use lb_core::model::policy::{Desired, PolicyDirection, compile};
+use lb_core::model::policy::{DesiredPolicies, PolicyDirection, compile};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write, groups};
 use lb_testkit::objects::{addr, allow, block, network_policy, own, pod};
-use lb_testkit::world::{Flow, NODE, Running, World, ifindex, split};
+use lb_testkit::world::{NODE, Running, World, WorldFlow, ifindex, split};
 
 /// Maps with little room.
 struct Small {
@@ -54,7 +54,7 @@ fn world(n: u32) -> World {
 fn is_denied(tables: &Actual, subject: u32, peer: u32) -> bool {
     let peer = addr(&format!("10.1.0.{}", peer + 2));
     let ifindex = ifindex(&split(&format!("a/p{subject}")));
-    let flow = Flow {
+    let flow = WorldFlow {
         ifindex,
         direction: PolicyDirection::Ingress,
         peer,
@@ -69,7 +69,7 @@ fn follow(
     planner: &mut Planner,
     store: &mut Small,
     world: &World,
-    desired: &Desired,
+    desired: &DesiredPolicies,
     now: u64,
 ) -> usize {
     let (devices, veths, now) = (world.devices(), world.veths(), Duration::from_secs(now));
@@ -350,7 +350,7 @@ fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
     let denied = |tables: &Actual, name: &str, peer: &str| {
         let (ifindex, peer) = (ifindex(&split(name)), addr(peer));
         let direction = PolicyDirection::Ingress;
-        Flow { ifindex, direction, peer, protocol: 6, port: 80, shadow: false }
+        WorldFlow { ifindex, direction, peer, protocol: 6, port: 80, shadow: false }
             .judge(tables)
             .denied()
     };

@@ -10,7 +10,7 @@ use lb_common::endpoint::Ident;
 use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, NamedPort, Namespace, Node, Peer, Pod, Snapshot,
 };
-use lb_core::model::policy::{Compiler, Desired};
+use lb_core::model::policy::{Compiler, DesiredPolicies};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Planner, Write};
 use lb_testkit::objects::{across, allow, block, network_policy, nth, own};
@@ -147,7 +147,7 @@ fn policies_on_pods() {
         planner.apply(plan, &mut Sink, &mut || Duration::ZERO);
     }
     let mut now = Duration::ZERO;
-    let mut desired = Desired::default();
+    let mut desired = DesiredPolicies::default();
     let mut round = |cluster: &Cluster| {
         let at = Instant::now();
         let snapshot = cluster.snapshot();

@@ -24,8 +24,9 @@ use lb_common::service::{
 };
 use lb_common::verdict::{DropReason, drop_index};
 use lb_core::names::{
-    self, Agent, BackendName, Conditions, ExternalName, ExternalScope, GroupName, LAYOUT, Names,
-    Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName, State, Subsystem,
+    self, AgentInfo, BackendName, EndpointConditions, ExternalName, ExternalScope, GroupName,
+    LAYOUT, Names, Place, PodName, PolicyName, PolicyRef, RejectedName, RuleName, ServiceName,
+    State, Subsystem,
 };
 use lb_core::plan::{MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
@@ -169,7 +170,7 @@ impl Node {
         let names = Names {
             layout: LAYOUT,
             node: text("n1"),
-            agent: Agent {
+            agent: AgentInfo {
                 version: text(env!("CARGO_PKG_VERSION")),
                 pid: 1,
                 started: now - 86_400 * 4 - 3600 * 3 - 60,
@@ -254,7 +255,7 @@ impl Node {
             endpoint: at("10.1.1.3:8080"),
             pod: Cow::Borrowed("shop/web-3"),
             place: 2,
-            conditions: Conditions::NotReady,
+            conditions: EndpointConditions::NotReady,
             why: Cow::Borrowed("not ready"),
         });
         names::write(&file, &names).unwrap();

@@ -16,7 +16,7 @@ pub type AtomId = u32;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Atom {
     /// It is that of such a Pod.
-    Pods(Scope, Selector),
+    Pods(NamespaceScope, Selector),
     /// It is that of such a node.
     Nodes(Selector),
     /// It is one of these.
@@ -27,7 +27,7 @@ pub(super) enum Atom {
 
 /// Where a Pod is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Scope {
+pub(super) enum NamespaceScope {
     /// In this namespace.
     One(Arc<str>),
     /// In one with such labels.
@@ -93,8 +93,8 @@ impl Atoms {
     pub(super) fn pods(&mut self, policy: &Name, peer: &PodSelector) -> AtomId {
         let PodSelector { namespaces, pods } = peer;
         let scope = match namespaces {
-            Namespaces::Own => Scope::One(Arc::clone(&policy.namespace)),
-            Namespaces::Selected(selector) => Scope::Selected(selector.clone()),
+            Namespaces::Own => NamespaceScope::One(Arc::clone(&policy.namespace)),
+            Namespaces::Selected(selector) => NamespaceScope::Selected(selector.clone()),
         };
         self.intern(Atom::Pods(scope, pods.clone()))
     }

@@ -38,7 +38,7 @@ impl Blocks {
         areas: impl Iterator<Item = (AtomId, &'a [Edge])>,
         pool: &mut Pool,
     ) -> Self {
-        let mut changes: Vec<Change> = Vec::new();
+        let mut changes: Vec<AtomChange> = Vec::new();
         for (atom, edges) in areas {
             let change = |edge: &Edge| (edge.range, edge.family, Some((atom, edge.inside)));
             changes.extend(edges.iter().map(change));
@@ -121,7 +121,7 @@ impl Blocks {
 }
 
 /// A range, and the atom that its addresses have or lack from there on.
-type Change = (CidrRange, Family, Option<(AtomId, bool)>);
+type AtomChange = (CidrRange, Family, Option<(AtomId, bool)>);
 
 /// Distinct sets.
 struct Sets {

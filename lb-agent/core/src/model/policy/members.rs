@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::atom::{Atom, Atoms, NamedPortMeaning, Scope};
+use super::atom::{Atom, Atoms, NamedPortMeaning, NamespaceScope};
 use super::blocks::Blocks;
 use super::set::Pool;
 use super::{AtomId, Atomic};
@@ -32,7 +32,7 @@ pub(super) struct Members<'a> {
     demands: &'a Demands,
     pool: &'a mut Pool,
     spaces: HashMap<Arc<str>, Space>,
-    classes: Vec<Class>,
+    classes: Vec<PodClass>,
     idents: HashMap<(u32, u32), u32>,
     numbers: HashMap<Atomic, u32>,
     list: Vec<Atomic>,
@@ -50,7 +50,7 @@ struct Space {
 /// All that is asked of a Pod of a namespace.
 type PodShape = (Vec<(Arc<str>, Arc<str>)>, Vec<NamedPort>);
 
-struct Class {
+struct PodClass {
     atoms: Vec<AtomId>,
     ports: Vec<NamedPort>,
 }
@@ -78,11 +78,11 @@ impl<'a> Members<'a> {
         members.intern(&Atomic::default());
         for (atom, id) in atoms.iter() {
             match atom {
-                Atom::Pods(Scope::One(namespace), pods) => {
+                Atom::Pods(NamespaceScope::One(namespace), pods) => {
                     let own = members.own.entry(Arc::clone(namespace)).or_default();
                     own.push((id, Arc::new(pods.clone())));
                 }
-                Atom::Pods(Scope::Selected(namespaces), pods) => {
+                Atom::Pods(NamespaceScope::Selected(namespaces), pods) => {
                     let pods = (id, Arc::new(pods.clone()));
                     members.selected.push((Arc::new(namespaces.clone()), pods));
                 }
@@ -108,7 +108,7 @@ impl<'a> Members<'a> {
         }
         let atoms = satisfied(&space.atoms, &pod.labels);
         let class = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
-        self.classes.push(Class { atoms, ports: kind.1.clone() });
+        self.classes.push(PodClass { atoms, ports: kind.1.clone() });
         space.classes.insert(kind, class);
         class
     }
@@ -116,7 +116,7 @@ impl<'a> Members<'a> {
     /// The kind of a node.
     pub(super) fn class_of_node(&mut self, labels: &Labels) -> u32 {
         let class = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
-        self.classes.push(Class { atoms: satisfied(&self.nodes, labels), ports: Vec::new() });
+        self.classes.push(PodClass { atoms: satisfied(&self.nodes, labels), ports: Vec::new() });
         class
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Behind, DesiredTables};
 use crate::cluster::Name;
-use crate::model::policy::{self as model, Desired, LocalPod};
+use crate::model::policy::{self as model, DesiredPolicies, LocalPod};
 
 /// A device may be this much older than the Pod behind it: clocks differ.
 const SKEW: i64 = 60;
@@ -32,7 +32,7 @@ pub(super) enum Whose {
 }
 
 impl Assigned {
-    pub(super) fn of(desired: &Desired, wanted: &DesiredTables<'_>) -> Self {
+    pub(super) fn of(desired: &DesiredPolicies, wanted: &DesiredTables<'_>) -> Self {
         let met: HashSet<&Name> =
             wanted.veths.iter().filter_map(|veth| name(&veth.behind)).collect();
         let awaited = || desired.pods.iter().filter(|(name, _)| !met.contains(name));
@@ -64,7 +64,7 @@ impl Assigned {
 }
 
 /// The Pod behind a device, if it has policies of its own.
-pub(super) fn pod<'a>(desired: &'a Desired, behind: &Behind) -> Option<&'a LocalPod> {
+pub(super) fn pod<'a>(desired: &'a DesiredPolicies, behind: &Behind) -> Option<&'a LocalPod> {
     let Behind::Pod(name, uid) = behind else { return None };
     desired.pods.get(name).filter(|pod| pod.uid == *uid)
 }

@@ -8,7 +8,7 @@ use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::{Assigned, Whose};
 use super::{DesiredTables, FULL, Live, PolicyPlanner, port_key, render};
-use crate::model::policy::{self as model, Atomic, Desired};
+use crate::model::policy::{self as model, Atomic, DesiredPolicies};
 use crate::plan::actual::Actual;
 use crate::plan::pods;
 
@@ -61,7 +61,7 @@ pub(super) fn planner(actual: &Actual) -> PolicyPlanner {
 pub(super) fn adopt(
     planner: &mut PolicyPlanner,
     actual: &Actual,
-    desired: &Desired,
+    desired: &DesiredPolicies,
     wanted: &DesiredTables<'_>,
 ) {
     let idents = identities(actual, desired, wanted);
@@ -85,7 +85,7 @@ pub(super) fn adopt(
 /// The identities all of whose addresses should be the same.
 fn identities(
     actual: &Actual,
-    desired: &Desired,
+    desired: &DesiredPolicies,
     wanted: &DesiredTables<'_>,
 ) -> BTreeMap<u32, Atomic> {
     let addrs = desired.addrs.keys().chain(wanted.devices.keys());
@@ -107,7 +107,7 @@ fn identities(
 /// The groups that devices have, and what they should be.
 fn candidates(
     actual: &Actual,
-    desired: &Desired,
+    desired: &DesiredPolicies,
     wanted: &DesiredTables<'_>,
 ) -> BTreeMap<u32, Arc<model::RuleSet>> {
     let assigned = Assigned::of(desired, wanted);

@@ -10,7 +10,7 @@ use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::Assigned;
 use super::{DesiredTables, PolicyPlanner};
-use crate::model::policy::{Atomic, CidrRange, Desired};
+use crate::model::policy::{Atomic, CidrRange, DesiredPolicies};
 use crate::plan::actual::Actual;
 use crate::plan::cidrs::Cidrs;
 use crate::plan::write::Write;
@@ -43,7 +43,7 @@ pub(super) struct Switched {
 pub(super) struct Switch<'a> {
     planner: &'a PolicyPlanner,
     actual: &'a Actual,
-    desired: &'a Desired,
+    desired: &'a DesiredPolicies,
     /// The elements of the groups that are about to go.
     going: Vec<u32>,
     next: u32,
@@ -58,7 +58,7 @@ impl<'a> Switch<'a> {
         planner: &'a PolicyPlanner,
         actual: &'a Actual,
         assigned: &Assigned,
-        desired: &'a Desired,
+        desired: &'a DesiredPolicies,
     ) -> Self {
         let wanted: Vec<u32> = assigned.groups.iter().map(|group| planner.id_of(group)).collect();
         let going = planner.referred(actual).into_iter().filter(|head| !wanted.contains(head));
