@@ -6,7 +6,6 @@
 
 use crate::parsed::Kind;
 use crate::tracked::Tracked;
-use crate::verdict::Verdict;
 
 /// The programs that see packets, in the order of their numbers in the log.
 #[derive(Clone, Copy)]
@@ -56,20 +55,12 @@ pub(crate) fn dropped(index: u32) {
     log::trace_dropped(index);
 }
 
-/// What happens to the packet: its last line.
+/// What happens to the packet, as the number of its `Verdict`: its last line.
 #[inline(always)]
 #[cfg_attr(not(feature = "trace"), expect(unused_variables, reason = "nothing is logged"))]
-pub(crate) fn decided(verdict: &Verdict) {
+pub(crate) fn decided(verdict: u32) {
     #[cfg(feature = "trace")]
-    log::trace_decided(match verdict {
-        Verdict::Pass => 0,
-        Verdict::Drop(_) => 1,
-        Verdict::Back => 2,
-        Verdict::Neighbour(_) => 3,
-        Verdict::NextHop(_) => 4,
-        Verdict::TooBig(_) => 5,
-        Verdict::Refuse(_) => 6,
-    });
+    log::trace_decided(verdict);
 }
 
 #[cfg(feature = "trace")]

@@ -31,6 +31,22 @@ pub(crate) enum Verdict {
     Refuse(Reported),
 }
 
+impl Verdict {
+    /// The number of the verdict in the log of a trace build.
+    #[inline(always)]
+    const fn number(&self) -> u32 {
+        match self {
+            Self::Pass => 0,
+            Self::Drop(_) => 1,
+            Self::Back => 2,
+            Self::Neighbour(_) => 3,
+            Self::NextHop(_) => 4,
+            Self::TooBig(_) => 5,
+            Self::Refuse(_) => 6,
+        }
+    }
+}
+
 /// Proof that a drop was counted. Its field is private to this module.
 pub(crate) struct Reported(());
 
@@ -102,7 +118,7 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
 /// The return code for `verdict`.
 #[inline(always)]
 pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
-    trace::decided(&verdict);
+    trace::decided(verdict.number());
     match verdict {
         Verdict::Pass | Verdict::TooBig(_) => NEXT,
         Verdict::Drop(Reported(())) => SHOT,
