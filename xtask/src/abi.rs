@@ -2,23 +2,26 @@
 //! layout changed got a new version.
 
 use anyhow::Result;
+use clap::Args;
 
-use crate::{args::Args, command, setup::cargo, tidy};
+use crate::{command, setup::cargo, tidy};
 
-pub(crate) const USAGE: &str = "abi [--bless]
-  --bless   rewrite the golden file; first raise the map's version in lb-common/src/limits.rs";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Rewrite the golden file. Raise the map's version in lb-common/src/limits.rs first
+    #[arg(long)]
+    bless: bool,
+}
 
 /// Compares, or rewrites, the golden layouts.
 ///
 /// # Errors
 /// When a layout is not the golden one, or changed without a new version.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut args = Args::new(args);
-    let bless = args.flag("--bless");
-    args.finish(USAGE)?;
+pub(crate) fn run(options: &Options) -> Result<()> {
     let mut test = cargo();
     test.args(["test", "--quiet", "--package", "lb-common", "--test", "layout"]);
-    if bless {
+    if options.bless {
         test.env("UPDATE_EXPECT", "1");
     }
     command::run(&mut test)?;

@@ -14,74 +14,91 @@ mod report;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
 
 use crate::{
-    args::Args,
     binaries::{self, Binaries},
     command::say,
 };
 
-pub(crate) const USAGE: &str = "bench [--json] [--quick] [--rounds N] [--part P]
-  --json      print JSON instead of the Markdown tables
-  --quick     fewer and shorter rounds, for a first impression only
-  --rounds N  rounds of each measurement [default: 7, with --quick 3]
-  --part P    only one part: paths, policies, programming, floods or answers; always also measures the nanoseconds per packet";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Print JSON instead of Markdown tables
+    #[arg(long)]
+    json: bool,
+    /// Measure fewer and shorter rounds, for a first impression only
+    #[arg(long)]
+    quick: bool,
+    /// Number of rounds of each measurement [default: 7, with --quick 3]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Measure only one part. The nanoseconds per packet are always measured
+    #[arg(long)]
+    part: Option<Part>,
+    #[command(flatten)]
+    stage: binaries::Stage,
+    /// The built test target that measures nanoseconds
+    #[arg(long, hide = true)]
+    nanos_binary: Option<PathBuf>,
+}
+
+/// A part of the bench.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Rates over each path, with and without the agent
+    Paths,
+    /// The cost of policies
+    Policies,
+    /// The time to program 10,000 Services
+    Programming,
+    /// What floods do to the connections of others
+    Floods,
+    /// UDP requests through a node port
+    Answers,
+}
 
 /// Builds in release mode, measures, prints.
 ///
 /// # Errors
 /// When a bed cannot be set, or a measurement fails.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut words = Args::new(args);
-    let json = words.flag("--json");
-    let quick = words.flag("--quick");
-    let rounds = words.value("--rounds")?.map(|n| n.parse()).transpose()?;
-    let part = words.value("--part")?;
-    let part = part.as_deref();
-    if part.is_some_and(|part| {
-        !["paths", "policies", "programming", "floods", "answers"].contains(&part)
-    }) {
-        bail!("{USAGE}");
-    }
-    let built = words.flag(binaries::BUILT);
-    let nanos = words.value(nanos::OPTION)?.map(PathBuf::from);
-    words.finish(USAGE)?;
-    let nanos = match nanos {
-        Some(nanos) if built => nanos,
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { json, quick, rounds, part, .. } = *options;
+    let nanos = match &options.nanos_binary {
+        Some(nanos) if options.stage.built => nanos.clone(),
         _ => {
             binaries::build(true, false)?;
             nanos::build()?
         }
     };
-    let mut root_args = args.to_vec();
-    root_args.extend([nanos::OPTION.to_owned(), nanos.display().to_string()]);
-    if binaries::again_as_root("bench", &root_args)?.is_some() {
+    if binaries::again_as_root(&["--nanos-binary", &nanos.to_string_lossy()])?.is_some() {
         return Ok(());
     }
 
+    let wanted = |one| part.is_none_or(|part| part == one);
     let scale = paths::Scale::new(quick, rounds);
     let mut results = report::Results { machine: report::Machine::this()?, ..Default::default() };
     say("nanoseconds per packet of each program");
     results.nanos = nanos::measure(&nanos)?;
     let mut field = field::Field::set(&Binaries::of(true))?;
-    if part.is_none_or(|part| part == "paths") {
+    if wanted(Part::Paths) {
         for n_services in [1, 1_000, 10_000] {
             field.announce_others(n_services - 1)?;
             results.paths.extend(paths::measure(&mut field, n_services, scale)?);
         }
         field.announce_others(0)?;
     }
-    if part.is_none_or(|part| part == "policies") {
+    if wanted(Part::Policies) {
         results.policies = policies::measure(&field, 50, scale)?;
     }
-    if part.is_none_or(|part| part == "floods") {
+    if wanted(Part::Floods) {
         results.floods = floods::measure(&field, quick)?;
     }
-    if part.is_none_or(|part| part == "answers") {
+    if wanted(Part::Answers) {
         results.answers = answers::measure(&field, quick)?;
     }
-    if part.is_none_or(|part| part == "programming") {
+    if wanted(Part::Programming) {
         say("programming 10,000 Services");
         results.programming = programming::measure(&mut field, scale)?;
     }

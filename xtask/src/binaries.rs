@@ -3,14 +3,20 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 
 use crate::{
     command::{self, as_root, is_root, target_dir},
     setup,
 };
 
-/// Option by which the root half of a task knows that its binaries are there.
-pub(crate) const BUILT: &str = "--built";
+/// Which half of a task this process is. A task that needs root builds as the caller and starts itself again as root.
+#[derive(Args)]
+pub(crate) struct Stage {
+    /// The binaries are there: this is the half that runs as root
+    #[arg(long, hide = true)]
+    pub(crate) built: bool,
+}
 
 /// Binaries of one profile.
 #[derive(Clone, Debug)]
@@ -48,11 +54,11 @@ pub(crate) fn build(release: bool, trace: bool) -> Result<()> {
     command::run(&mut cargo)
 }
 
-/// Runs this task again as root, its binaries built. `None` when this process is root already.
+/// Runs this task again as root, its binaries built, with more words. `None` when this process is root already.
 ///
 /// # Errors
 /// When there is no way to become root, or the task fails there.
-pub(crate) fn again_as_root(task: &str, args: &[String]) -> Result<Option<()>> {
+pub(crate) fn again_as_root(more: &[&str]) -> Result<Option<()>> {
     if is_root() {
         return Ok(None);
     }
@@ -61,5 +67,6 @@ pub(crate) fn again_as_root(task: &str, args: &[String]) -> Result<Option<()>> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut again = command::command(sudo);
     again.args(rest).args(["--preserve-env", "env", &format!("PATH={path}")]);
-    command::run(again.arg(this).arg(task).args(args).arg(BUILT)).map(Some)
+    again.arg(this).args(std::env::args_os().skip(1)).arg("--built").args(more);
+    command::run(&mut again).map(Some)
 }

@@ -1,22 +1,27 @@
 //! `cargo xtask check`: what a reviewer should not have to look for. Under a minute when warm.
 
 use anyhow::Result;
+use clap::Args;
 
 use crate::{
-    args::Args,
     command::{self, found, say, target_dir},
     setup::{self, Need, cargo},
     tidy,
 };
 
-pub(crate) const USAGE: &str = "check [--deny]
-  --deny   also run cargo-deny with the advisory database; installs it if missing (takes minutes)";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Also run cargo-deny with the advisory database. It is installed if it is missing, which takes minutes
+    #[arg(long)]
+    deny: bool,
+}
 
 /// Runs every check; the first that fails ends it.
 ///
 /// # Errors
 /// When a check fails.
-fn run_all(deny: bool) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     command::run(cargo().args(["fmt", "--all", "--check"]))?;
     tidy::check()?;
     command::run(
@@ -26,7 +31,7 @@ fn run_all(deny: bool) -> Result<()> {
     )?;
     clippy_object(&[])?;
     clippy_object(&["--features", "trace"])?;
-    if deny {
+    if options.deny {
         setup::ensure(&[Need::Rust, Need::CargoDeny])?;
         command::run(cargo().args(["deny", "--all-features", "check"]))?;
     } else if found("cargo-deny").is_some() {
@@ -45,17 +50,6 @@ fn run_all(deny: bool) -> Result<()> {
     }
     say("check: passed");
     Ok(())
-}
-
-/// See [`run_all`].
-///
-/// # Errors
-/// When a check fails or an argument is unknown.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut args = Args::new(args);
-    let deny = args.flag("--deny");
-    args.finish(USAGE)?;
-    run_all(deny)
 }
 
 /// Clippy for the kernel side, built the way `lb-agent/build.rs` builds it. In a target directory of its own: the

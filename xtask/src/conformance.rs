@@ -15,82 +15,71 @@ mod report;
 mod services;
 mod takeover;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::Args;
 
-use crate::{args::Args, command::found};
+use crate::setup::{self, Need};
 
 use self::{bed::Bed, cluster::Cluster, report::Report};
 
-pub(crate) const USAGE: &str = "conformance [--load 'COMMAND {tar}'] [OPTIONS]
-  --load 'COMMAND {tar}'        loads the image archive onto every node after building it; without it, the nodes must have the image
-  --no-build                    loads the existing target/lb-agent.tar
-  --kubectl 'COMMAND'           the kubectl command; by default kubectl with $KUBECONFIG
-  --node-exec 'COMMAND {node}'  runs its arguments as a host process of the node; by default in a privileged Pod
-  --outside-exec 'COMMAND'      runs its arguments, including `ip route`, on a machine outside the cluster that reaches the nodes
-  --image IMAGE                 image of the test Pods [default: agnhost]
-  --only WORD                   only the checks whose names contain WORD
-  --takeover manual|when-gone   only the takeover: replace kube-proxy under load, and restore it
-  --skip-deploy                 check the Service implementation that the cluster already has
-  --keep                        leave the agent deployed";
-
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+const KUBECTL: &str = "kubectl";
 
-/// What the command line asks for.
+/// Options of the task.
+#[derive(Args)]
 pub(crate) struct Options {
+    /// Load the image archive onto every node with this command after building it. Without it, the nodes must have the
+    /// image
+    #[arg(long, value_name = "COMMAND {tar}")]
     load: Option<String>,
-    kubectl: String,
-    node_exec: Option<String>,
-    outside_exec: Option<String>,
-    image: String,
-    only: Option<String>,
+    /// Load the existing target/lb-agent.tar
+    #[arg(long)]
     no_build: bool,
-    skip_deploy: bool,
-    keep: bool,
+    /// The kubectl command. By default it uses $KUBECONFIG
+    #[arg(long, value_name = "COMMAND", default_value = KUBECTL)]
+    kubectl: String,
+    /// Run host processes of a node with this command. By default they run in a privileged Pod
+    #[arg(long, value_name = "COMMAND {node}")]
+    node_exec: Option<String>,
+    /// Run clients, and `ip route`, with this command on a machine outside the cluster that reaches the nodes. Without it,
+    /// the checks with an external client are left out
+    #[arg(long, value_name = "COMMAND")]
+    outside_exec: Option<String>,
+    /// Image of the test Pods
+    #[arg(long, default_value = AGNHOST)]
+    image: String,
+    /// Run only the checks whose names contain this word
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
+    /// Run only the takeover: replace kube-proxy under load, and restore it
+    #[arg(long, value_name = "WAY")]
     takeover: Option<takeover::Way>,
-}
-
-impl Options {
-    fn parse(words: &[String]) -> Result<Self> {
-        let mut args = Args::new(words);
-        let options = Self {
-            load: args.value("--load")?,
-            kubectl: args.value("--kubectl")?.unwrap_or_else(|| "kubectl".to_owned()),
-            node_exec: args.value("--node-exec")?,
-            outside_exec: args.value("--outside-exec")?,
-            image: args.value("--image")?.unwrap_or_else(|| AGNHOST.to_owned()),
-            only: args.value("--only")?,
-            no_build: args.flag("--no-build"),
-            skip_deploy: args.flag("--skip-deploy"),
-            keep: args.flag("--keep"),
-            takeover: match args.value("--takeover")? {
-                Some(way) => Some(takeover::Way::parse(&way)?),
-                None => None,
-            },
-        };
-        args.finish(USAGE)?;
-        if options.kubectl == "kubectl" && found("kubectl").is_none() {
-            bail!("kubectl is missing: install the cluster's version, or set --kubectl");
-        }
-        Ok(options)
-    }
+    /// Check the Service implementation that the cluster already has
+    #[arg(long)]
+    skip_deploy: bool,
+    /// Leave the agent deployed
+    #[arg(long)]
+    keep: bool,
 }
 
 /// Deploys, checks, reports, cleans up.
 ///
 /// # Errors
 /// When the cluster cannot be prepared, or a check failed.
-pub(crate) fn run(words: &[String]) -> Result<()> {
-    let options = Options::parse(words)?;
-    let cluster = Cluster::new(&options)?;
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.kubectl == KUBECTL {
+        setup::ensure(&[Need::Kubectl])?;
+    }
+    let cluster = Cluster::new(options)?;
     let mut report = Report::new(options.only.clone());
     let outcome = match options.takeover {
         Some(way) => Bed::make(&cluster, &options.image)
-            .and_then(|bed| takeover::check(&bed, &mut report, &options, way)),
+            .and_then(|bed| takeover::check(&bed, &mut report, options, way)),
         None => {
             if !options.skip_deploy {
-                deploy::agent(&cluster, &options)?;
+                deploy::agent(&cluster, options)?;
             }
-            checks(&cluster, &options, &mut report)
+            checks(&cluster, options, &mut report)
         }
     };
     bed::remove(&cluster)?;

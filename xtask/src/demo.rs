@@ -7,30 +7,33 @@ mod stages;
 mod story;
 
 use anyhow::Result;
+use clap::Args;
 
-use crate::{
-    args::Args,
-    binaries::{self, Binaries},
-};
+use crate::binaries::{self, Binaries};
 
-pub(crate) const USAGE: &str = "demo [--keep] [--trace]
-  --keep   keep the demo running and print commands to explore it; the next demo removes it
-  --trace  build programs that log each stage of each packet, and show two connections by these logs";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Keep the demo running and print commands to explore it. The next demo removes it
+    #[arg(long)]
+    keep: bool,
+    /// Build programs that log each stage of each packet, and show two connections by these logs
+    #[arg(long)]
+    trace: bool,
+    #[command(flatten)]
+    stage: binaries::Stage,
+}
 
 /// Builds, sets the scene, tells the story, removes everything.
 ///
 /// # Errors
 /// When a step shows anything but what it says, or the scene cannot be set.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut words = Args::new(args);
-    let keep = words.flag("--keep");
-    let trace = words.flag("--trace");
-    let built = words.flag(binaries::BUILT);
-    words.finish(USAGE)?;
-    if !built {
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { keep, trace, ref stage } = *options;
+    if !stage.built {
         binaries::build(false, trace)?;
     }
-    if binaries::again_as_root("demo", args)?.is_some() {
+    if binaries::again_as_root(&[])?.is_some() {
         return Ok(());
     }
     let mut scene = scene::Scene::set(&Binaries::of(false))?;

@@ -1,28 +1,31 @@
 //! The book: `docs/` to HTML in `target/book`, after a check of all links.
 
 use anyhow::Result;
+use clap::Args;
 
 use crate::{
-    args::Args,
     command::{self, command, root, say, target_dir},
     setup, tidy,
 };
 
-pub(crate) const USAGE: &str = "docs [--open]";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Open the book in a browser
+    #[arg(long)]
+    open: bool,
+}
 
 /// Checks the links of all documents and builds the book.
 ///
 /// # Errors
 /// When a link is broken, or mdbook fails.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut args = Args::new(args);
-    let open = args.flag("--open");
-    args.finish(USAGE)?;
+pub(crate) fn run(options: &Options) -> Result<()> {
     tidy::documents()?;
     let book = target_dir().join("book");
     let mut mdbook = command(&setup::mdbook().to_string_lossy());
     mdbook.arg("build").arg(root().join("docs")).arg("--dest-dir").arg(&book);
-    if open {
+    if options.open {
         mdbook.arg("--open");
     }
     command::run(&mut mdbook)?;

@@ -7,21 +7,30 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    args::Args,
     binaries::TRACE,
     command::{self, say, target_dir},
     setup::{self, Need, cargo},
 };
 
-pub(crate) const USAGE: &str = "image [--arch amd64|arm64]... [--tag NAME] [--trace]
-  --arch   target architecture [default: this machine's]; repeat it for a multi-architecture image
-  --tag    name of the image [default: lb-agent:dev, with --trace lb-agent:trace]
-  --trace  programs that log each stage of each packet, for looking into them; writes lb-agent-trace.tar";
+/// Options of the task.
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Target architecture [default: this machine's]. Repeat it for a multi-architecture image
+    #[arg(long, value_name = "ARCH")]
+    arch: Vec<Arch>,
+    /// Name of the image [default: lb-agent:dev, with --trace lb-agent:trace]
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// Build programs that log each stage of each packet, and write target/lb-agent-trace.tar
+    #[arg(long)]
+    trace: bool,
+}
 
 /// The archive, in the target directory.
 pub(crate) const ARCHIVE: &str = "lb-agent.tar";
@@ -33,66 +42,77 @@ const TRACE_TAG: &str = "lb-agent:trace";
 const BINARIES: [&str; 2] = ["lb-agent", "lbctl"];
 const BYTES_MAX: u64 = 20 << 20;
 
-/// An architecture by its two names.
-struct Arch {
-    oci: &'static str,
-    rust: &'static str,
-    gcc: &'static str,
+/// An architecture, as OCI names it.
+#[derive(Clone, Copy, ValueEnum)]
+enum Arch {
+    #[value(alias = "x86_64")]
+    Amd64,
+    #[value(alias = "aarch64")]
+    Arm64,
 }
 
-const ARCHS: [Arch; 2] = [
-    Arch { oci: "amd64", rust: "x86_64", gcc: "x86_64-linux-gnu-gcc" },
-    Arch { oci: "arm64", rust: "aarch64", gcc: "aarch64-linux-gnu-gcc" },
-];
+impl Arch {
+    fn of_this_machine() -> Result<Self> {
+        let this = Self::value_variants().iter().find(|arch| arch.rust() == std::env::consts::ARCH);
+        this.copied().context("this machine is neither amd64 nor arm64: set --arch")
+    }
+
+    const fn oci(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    const fn rust(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    const fn gcc(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu-gcc",
+            Self::Arm64 => "aarch64-linux-gnu-gcc",
+        }
+    }
+}
 
 /// Builds the binaries and writes the archive.
 ///
 /// # Errors
 /// When something is missing, does not build, or the image is larger than it may be.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut args = Args::new(args);
-    let wanted = args.values("--arch")?;
-    let trace = args.flag("--trace");
-    let (path, tag) = if trace { (TRACE_ARCHIVE, TRACE_TAG) } else { (ARCHIVE, TAG) };
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let (path, tag) = if options.trace { (TRACE_ARCHIVE, TRACE_TAG) } else { (ARCHIVE, TAG) };
     let path = target_dir().join(path);
-    let tag = args.value("--tag")?.unwrap_or_else(|| tag.to_owned());
-    args.finish(USAGE)?;
+    let tag = options.tag.as_deref().unwrap_or(tag);
+    let archs = match &options.arch[..] {
+        [] => vec![Arch::of_this_machine()?],
+        archs => archs.to_vec(),
+    };
     let mut archive = Archive::create(&path)?;
     let mut manifests = Vec::new();
-    for arch in archs(&wanted)? {
-        manifests.push(add_arch(&mut archive, arch, trace)?);
+    for arch in &archs {
+        manifests.push(add_arch(&mut archive, *arch, options.trace)?);
     }
-    let size = archive.finish(manifests, &tag)?;
+    let size = archive.finish(manifests, tag)?;
     say(&format!("wrote {} ({tag}, {:.1} MB)", path.display(), size as f64 / 1e6));
-    if size > BYTES_MAX * wanted.len().max(1) as u64 {
+    if size > BYTES_MAX * archs.len() as u64 {
         bail!("the image has {size} bytes, more than {BYTES_MAX} per architecture");
     }
     Ok(())
 }
 
-fn archs(wanted: &[String]) -> Result<Vec<&'static Arch>> {
-    let host = |arch: &&Arch| arch.rust == std::env::consts::ARCH;
-    if wanted.is_empty() {
-        let arch = ARCHS.iter().find(host);
-        return Ok(vec![arch.context("this machine is neither amd64 nor arm64: set --arch")?]);
-    }
-    let mut archs = Vec::new();
-    for name in wanted {
-        let arch = ARCHS.iter().find(|arch| arch.oci == name || arch.rust == name);
-        archs.push(arch.with_context(|| format!("unknown architecture {name:?}: amd64 or arm64"))?);
-    }
-    Ok(archs)
-}
-
 /// Builds for one architecture and adds its layer, config and manifest; returns the manifest's descriptor.
-fn add_arch(archive: &mut Archive, arch: &Arch, trace: bool) -> Result<Value> {
+fn add_arch(archive: &mut Archive, arch: Arch, trace: bool) -> Result<Value> {
     let binaries = build(arch, trace)?;
     let layer = layer(&binaries)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&layer).context("compress the layer")?;
     let zipped = gzip.finish().context("compress the layer")?;
     let config = json!({
-        "architecture": arch.oci,
+        "architecture": arch.oci(),
         "os": "linux",
         "config": { "Entrypoint": ["/bin/lb-agent"], "Cmd": ["run"], "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
@@ -104,16 +124,16 @@ fn add_arch(archive: &mut Archive, arch: &Arch, trace: bool) -> Result<Value> {
         "schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": [layer],
     });
     let manifest = archive.blob(manifest_type, &bytes(&manifest)?)?;
-    let platform = json!({ "architecture": arch.oci, "os": "linux" });
+    let platform = json!({ "architecture": arch.oci(), "os": "linux" });
     Ok(with(manifest, "platform", platform))
 }
 
 /// Static release binaries of one architecture.
-fn build(arch: &Arch, trace: bool) -> Result<Vec<PathBuf>> {
-    let native = arch.rust == std::env::consts::ARCH;
-    let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc) };
-    setup::ensure(&[Need::Musl(arch.rust), gcc])?;
-    let target = format!("{}-unknown-linux-musl", arch.rust);
+fn build(arch: Arch, trace: bool) -> Result<Vec<PathBuf>> {
+    let native = arch.rust() == std::env::consts::ARCH;
+    let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc()) };
+    setup::ensure(&[Need::Musl(arch.rust()), gcc])?;
+    let target = format!("{}-unknown-linux-musl", arch.rust());
     let mut build = cargo();
     build.args(["build", "--release", "--package", "lb-agent", "--bins", "--target", &target]);
     if trace {
@@ -122,7 +142,7 @@ fn build(arch: &Arch, trace: bool) -> Result<Vec<PathBuf>> {
     if !native {
         // Debian has no cross musl-gcc. The C in ring calls nothing of a libc, and the linker is rustup's own.
         let upper = target.to_uppercase().replace('-', "_");
-        build.env(format!("CC_{}", target.replace('-', "_")), arch.gcc);
+        build.env(format!("CC_{}", target.replace('-', "_")), arch.gcc());
         build.env(format!("CARGO_TARGET_{upper}_LINKER"), "rust-lld");
         build.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-Clink-self-contained=yes");
     }

@@ -2,7 +2,6 @@
 //! thing; CI runs exactly these. It builds with any stable Rust from 1.85 on, so no newer language feature is used
 //! here.
 
-mod args;
 mod command;
 mod setup;
 
@@ -25,139 +24,240 @@ mod image;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::{Parser, Subcommand};
 
 use crate::setup::Need;
 
-/// One task: its name, what it does, what it needs, and how it is called.
-struct Task {
-    name: &'static str,
-    about: &'static str,
-    usage: &'static str,
-    needs: &'static [Need],
-    run: fn(&[String]) -> Result<()>,
+/// Every task of this repository. A task first installs what it needs and this machine does not have, and prints each step.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+struct Xtask {
+    #[command(subcommand)]
+    task: Task,
 }
 
-/// Every task, in the order in which a newcomer meets them.
-const TASKS: [Task; 11] = [
-    Task {
-        name: "setup",
-        about: "install missing tools and packages for the tasks below",
-        usage: setup::USAGE,
-        needs: setup::ALL,
-        run: setup::run,
-    },
-    Task {
-        name: "demo",
-        about: "show Services on two nodes built from network namespaces; needs no Kubernetes",
-        usage: demo::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
-        run: demo::run,
-    },
-    Task {
-        name: "check",
-        about: "check formatting, clippy for the host and the kernel object, and tidy",
-        usage: check::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker],
-        run: check::run,
-    },
-    Task {
-        name: "test",
-        about: "run the tests: first the pure ones, then those that need root",
-        usage: test::USAGE,
-        needs: &[
-            Need::Rust,
-            Need::BpfLinker,
-            Need::Ip,
-            Need::Nsenter,
-            Need::Iptables,
-            Need::Bpftool,
-        ],
-        run: test::run,
-    },
-    Task {
-        name: "soak",
-        about: "send a million damaged packets through every program",
-        usage: soak::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
-        run: soak::run,
-    },
-    Task {
-        name: "verifier",
-        about: "load every program and compare its verified instructions with the golden file",
-        usage: verifier::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip],
-        run: verifier::run,
-    },
-    Task {
-        name: "abi",
-        about: "compare map layouts with the golden file and their versions with the last commit",
-        usage: abi::USAGE,
-        needs: &[Need::Rust],
-        run: abi::run,
-    },
-    Task {
-        name: "bench",
-        about: "measure the cost of a Service over its Pod, and each program's nanoseconds per packet",
-        usage: bench::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
-        run: bench::run,
-    },
-    Task {
-        name: "image",
-        about: "build static binaries into an OCI archive, target/lb-agent.tar",
-        usage: image::USAGE,
-        needs: &[Need::Rust, Need::BpfLinker],
-        run: image::run,
-    },
-    Task {
-        name: "docs",
-        about: "check the links of all documents and build the book in target/book",
-        usage: docs::USAGE,
-        needs: &[Need::Rust, Need::Mdbook],
-        run: docs::run,
-    },
-    Task {
-        name: "conformance",
-        about: "deploy to the cluster of $KUBECONFIG and check Services with real Pods",
-        usage: conformance::USAGE,
-        needs: &[],
-        run: conformance::run,
-    },
-];
+/// The tasks, in the order in which a newcomer meets them.
+#[derive(Subcommand)]
+enum Task {
+    /// Install the tools and packages that the tasks below need
+    Setup,
+    /// Show Services on two nodes built from network namespaces. Needs root, and no Kubernetes
+    Demo(demo::Options),
+    /// Check formatting, lints and the rules of this repository
+    Check(check::Options),
+    /// Run the tests: first those without privileges, then those that need root
+    Test(test::Options),
+    /// Send a million damaged packets through every program
+    Soak(soak::Options),
+    /// Load every program into the kernel and compare the number of verified instructions with the golden file
+    Verifier(verifier::Options),
+    /// Compare map layouts with the golden file, and their versions with the last commit
+    Abi(abi::Options),
+    /// Measure what a Service costs compared to its Pod, and the nanoseconds per packet of each program
+    Bench(bench::Options),
+    /// Build the container image: static binaries in an OCI archive, target/lb-agent.tar
+    Image(image::Options),
+    /// Check the links of all documents and build the book in target/book
+    Docs(docs::Options),
+    /// Deploy to the cluster of $KUBECONFIG and check Services and policies there with real Pods
+    Conformance(conformance::Options),
+}
+
+impl Task {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Demo(_) => "demo",
+            Self::Check(_) => "check",
+            Self::Test(_) => "test",
+            Self::Soak(_) => "soak",
+            Self::Verifier(_) => "verifier",
+            Self::Abi(_) => "abi",
+            Self::Bench(_) => "bench",
+            Self::Image(_) => "image",
+            Self::Docs(_) => "docs",
+            Self::Conformance(_) => "conformance",
+        }
+    }
+
+    /// What the machine must have before the task starts.
+    fn needs(&self) -> &'static [Need] {
+        match self {
+            Self::Setup => setup::ALL,
+            Self::Demo(_) | Self::Bench(_) => {
+                &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3]
+            }
+            Self::Check(_) | Self::Image(_) => &[Need::Rust, Need::BpfLinker],
+            Self::Test(_) => &[
+                Need::Rust,
+                Need::BpfLinker,
+                Need::Ip,
+                Need::Nsenter,
+                Need::Iptables,
+                Need::Bpftool,
+            ],
+            Self::Soak(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
+            Self::Verifier(_) => &[Need::Rust, Need::BpfLinker, Need::Ip],
+            Self::Abi(_) => &[Need::Rust],
+            Self::Docs(_) => &[Need::Rust, Need::Mdbook],
+            Self::Conformance(_) => &[],
+        }
+    }
+
+    fn run(&self) -> Result<()> {
+        setup::ensure(self.needs())?;
+        match self {
+            Self::Setup => {
+                setup::report();
+                Ok(())
+            }
+            Self::Demo(options) => demo::run(options),
+            Self::Check(options) => check::run(options),
+            Self::Test(options) => test::run(options),
+            Self::Soak(options) => soak::run(options),
+            Self::Verifier(options) => verifier::run(options),
+            Self::Abi(options) => abi::run(options),
+            Self::Bench(options) => bench::run(options),
+            Self::Image(options) => image::run(options),
+            Self::Docs(options) => docs::run(options),
+            Self::Conformance(options) => conformance::run(options),
+        }
+    }
+}
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    let name = words.next();
-    let rest: Vec<String> = words.collect();
-    let Some(task) = TASKS.iter().find(|task| Some(task.name) == name.as_deref()) else {
-        return unknown(name.as_deref());
-    };
-    if rest.iter().take_while(|word| *word != "--").any(|word| word == "--help" || word == "-h") {
-        println!("{}\n\nusage: cargo xtask {}", task.about, task.usage);
-        return ExitCode::SUCCESS;
-    }
-    match setup::ensure(task.needs).and_then(|()| (task.run)(&rest)) {
+    let task = Xtask::parse().task;
+    match task.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("xtask {}: {err:#}", task.name);
+            eprintln!("xtask {}: {err:#}", task.name());
             ExitCode::FAILURE
         }
     }
 }
 
-/// Lists the tasks; a failure unless help was asked for.
-fn unknown(name: Option<&str>) -> ExitCode {
-    let mut list = String::from("usage: cargo xtask TASK [--help]\n");
-    for task in &TASKS {
-        list += &format!("\n  {:11} {}", task.name, task.about);
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Xtask;
+    use crate::command::root;
+
+    fn parse(line: &str) -> Result<Xtask, clap::Error> {
+        Xtask::try_parse_from(["xtask"].into_iter().chain(line.split_whitespace()))
     }
-    match name {
-        Some("help" | "--help" | "-h") => {
-            println!("{list}");
-            return ExitCode::SUCCESS;
+
+    #[test]
+    fn the_definition_is_consistent_and_names_match() {
+        Xtask::command().debug_assert();
+        for command in Xtask::command().get_subcommands() {
+            let task = parse(command.get_name()).unwrap().task;
+            assert_eq!(task.name(), command.get_name());
         }
-        Some(other) => eprintln!("xtask: no task named {other:?}\n{list}"),
-        None => eprintln!("{list}"),
     }
-    ExitCode::from(2)
+
+    #[test]
+    fn options_have_both_forms_and_a_mistyped_one_is_an_error() {
+        let words = |line: &str, name: &str| -> Vec<String> {
+            let words = ["xtask"].into_iter().chain(line.split_whitespace());
+            let matches = Xtask::command().get_matches_from(words);
+            let (_, task) = matches.subcommand().unwrap();
+            let raw = task.get_raw(name).unwrap_or_default();
+            raw.map(|word| word.to_string_lossy().into_owned()).collect()
+        };
+        let soak = "soak --packets=5 --judged 7";
+        assert_eq!([words(soak, "packets"), words(soak, "judged")], [["5"], ["7"]]);
+        let test = "test datapath -- --nocapture outside::";
+        assert_eq!(words(test, "ring"), ["datapath"]);
+        assert_eq!(words(test, "theirs"), ["--nocapture", "outside::"]);
+        for line in ["", "tset", "abi --bles", "verifier --wrap", "bench --rounds x", "demo word"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_task_and_option_has_a_help_text() {
+        for command in Xtask::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    /// Files that mention tasks.
+    const DOCUMENTS: [&str; 12] = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "ARCHITECTURE.md",
+        "THREATMODEL.md",
+        "SECURITY.md",
+        "deploy/README.md",
+        "docs/src/install.md",
+        "docs/src/kind.md",
+        "docs/src/performance.md",
+        "docs/src/takeover.md",
+        ".ci/run",
+        ".github/workflows/ci.yml",
+    ];
+
+    #[test]
+    fn documents_name_only_tasks_and_options_that_exist() {
+        let commands = Xtask::command();
+        let mut found = 0;
+        for path in DOCUMENTS {
+            let text = std::fs::read_to_string(root().join(path)).unwrap();
+            // A command goes on after a backslash at the end of a line.
+            let text = text.replace("\\\n", " ");
+            for line in text.lines() {
+                for rest in line.split("cargo xtask ").skip(1) {
+                    let end = |c: char| "`'\"#&|;\n".contains(c);
+                    found += known(&commands, rest.split(end).next().unwrap_or_default(), path);
+                }
+            }
+        }
+        assert!(found > 40, "{found}");
+    }
+
+    #[test]
+    fn the_table_of_tasks_is_complete() {
+        let text = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+        let (_, table) = text.split_once("| `cargo xtask` |").unwrap();
+        let (table, _) = table.split_once("\n\n").unwrap();
+        let commands = Xtask::command();
+        let mut rows = Vec::new();
+        for row in table.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let (usage, _) = row.split_once('`').unwrap();
+            known(&commands, &usage.replace(['[', ']'], " "), "CONTRIBUTING.md");
+            rows.push(usage.split(' ').next().unwrap().to_owned());
+        }
+        for command in commands.get_subcommands() {
+            assert!(rows.iter().any(|row| row == command.get_name()), "{}", command.get_name());
+        }
+    }
+
+    /// Checks the words of one command; returns how many options and tasks it names.
+    fn known(commands: &clap::Command, line: &str, path: &str) -> usize {
+        let mut words = line.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        if name.is_empty() || name.chars().all(char::is_uppercase) {
+            return 0;
+        }
+        let task = commands.find_subcommand(name);
+        let task = task.unwrap_or_else(|| panic!("{path}: no task {name:?} in {line:?}"));
+        let mut found = 1;
+        for word in words.take_while(|word| *word != "--") {
+            let Some(option) = word.strip_prefix("--") else { continue };
+            let option = option.split('=').next().unwrap_or_default();
+            let known = task.get_arguments().any(|arg| arg.get_long() == Some(option));
+            assert!(known || option == "help", "{path}: {name} has no --{option}: {line:?}");
+            found += 1;
+        }
+        found
+    }
 }

@@ -14,8 +14,6 @@ const LLVM: &str = "22";
 const BPF_LINKER: &str = "0.13.0";
 const MDBOOK: &str = "0.5.4";
 
-pub(crate) const USAGE: &str = "setup";
-
 /// Something a task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -61,15 +59,10 @@ pub(crate) const ALL: &[Need] = &[
 ];
 
 /// `cargo xtask setup`: `main` has installed everything already when this is reached.
-///
-/// # Errors
-/// When there are arguments.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    crate::args::Args::new(args).finish(USAGE)?;
+pub(crate) fn report() {
     say(&format!(
         "everything is installed: rust {TOOLCHAIN}, bpf-linker with LLVM {LLVM}, packages"
     ));
-    Ok(())
 }
 
 /// Makes sure of every need, installing what is missing.

@@ -4,29 +4,30 @@
 use std::{collections::BTreeSet, process::Command};
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    args::Args,
     command::{self, as_root, found, output, say},
     setup::cargo,
 };
 
-pub(crate) const USAGE: &str = "test [RING] [-- ARGUMENTS OF THE TEST BINARIES]
-  RING   pure (unit tests and control), or the name of a test target: control, datapath, node, agents, … [default: all]";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which tests: `pure` (unit tests and control) or a test target such as control, datapath, node, agents [default: all]
+    ring: Option<String>,
+    /// Arguments for the test binaries, for example the name of a test
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    theirs: Vec<String>,
+}
 
 /// Runs all rings, or one.
 ///
 /// # Errors
 /// When a test fails, the ring is unknown, or root is needed and not available.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let (ours, theirs) = match args.iter().position(|word| word == "--") {
-        Some(at) => args.split_at(at),
-        None => (args, &[][..]),
-    };
-    let mut ours = Args::new(ours);
-    let ring = ours.positional();
-    ours.finish(USAGE)?;
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { ring, theirs } = options;
     let targets = targets()?;
     match ring.as_deref() {
         Some("pure") => pure(&targets, theirs),
@@ -56,9 +57,6 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
     let mut skip = theirs.to_vec();
     let missing = missing_modules();
     if missing.is_some() {
-        if !skip.iter().any(|word| word == "--") {
-            skip.push("--".to_owned());
-        }
         skip.extend(["--skip", MODULES].map(str::to_owned));
     }
     // One after the other: beside each other, tests that give real agents and real traffic a time run out of it.
@@ -93,7 +91,7 @@ fn pure(targets: &[Target], theirs: &[String]) -> Result<()> {
         command::run(nextest.args(["--lib", "--bins"]).args(names(&pure)))?;
     } else {
         let mut test = test_command(targets);
-        command::run(test.args(["--lib", "--bins"]).args(names(&pure)).args(theirs))?;
+        command::run(test.args(["--lib", "--bins"]).args(names(&pure)).arg("--").args(theirs))?;
     }
     // Neither nextest nor a selection of targets includes them.
     command::run(cargo().args(["test", "--doc"]).args(WORKSPACE).args(features(targets)))
@@ -126,7 +124,7 @@ fn ring_command(of_ring: &[Target], theirs: &[String]) -> Result<Command> {
     if of_ring.iter().any(|target| target.privileged) {
         as_root_runner(&mut test)?;
     }
-    test.args(theirs);
+    test.arg("--").args(theirs);
     Ok(test)
 }
 

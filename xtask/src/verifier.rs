@@ -9,18 +9,25 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    args::Args,
     command::{self, as_root, command, line, root, say},
     setup::cargo,
     test,
 };
 
-pub(crate) const USAGE: &str = "verifier [--wrap 'COMMAND'] [--bless]
-  --wrap    run this and the rings datapath and modules through COMMAND, for example one that boots another kernel
-  --bless   rewrite the golden file, lb-agent/tests/verifier.txt";
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run this, datapath::services and agents::modules through a command, for example one that boots another kernel
+    #[arg(long, value_name = "COMMAND")]
+    wrap: Option<String>,
+    /// Rewrite the golden file, lb-agent/tests/verifier.txt
+    #[arg(long)]
+    bless: bool,
+}
 
 const GOLDEN: &str = "lb-agent/tests/verifier.txt";
 
@@ -28,18 +35,15 @@ const GOLDEN: &str = "lb-agent/tests/verifier.txt";
 ///
 /// # Errors
 /// When a program is refused, or grew by more than a tenth, or a packet test fails.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut args = Args::new(args);
-    let wrap = args.value("--wrap")?;
-    let bless = args.flag("--bless");
-    args.finish(USAGE)?;
-    let prefix: Vec<String> = match &wrap {
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { wrap, bless } = options;
+    let prefix: Vec<String> = match wrap {
         Some(words) => words.split_whitespace().map(str::to_owned).collect(),
         None => as_root()?.iter().map(|word| (*word).to_owned()).collect(),
     };
     let found = verified(&mut prefixed(&prefix, &test_binary("verifier")?))?;
     let path = root().join(GOLDEN);
-    if bless {
+    if *bless {
         let text: String = found.iter().map(|(name, insns)| format!("{name} {insns}\n")).collect();
         std::fs::write(&path, text).with_context(|| format!("write {GOLDEN}"))?;
         say(&format!("wrote {GOLDEN}"));

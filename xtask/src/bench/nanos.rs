@@ -12,9 +12,6 @@ use serde_json::Value;
 
 use crate::{command::output, setup};
 
-/// Option by which the root half of the task knows the built target.
-pub(super) const OPTION: &str = "--nanos-binary";
-
 /// One case.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Nanos {

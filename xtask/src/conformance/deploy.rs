@@ -36,7 +36,7 @@ pub(crate) fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
         Some(load) => {
             if !options.no_build {
                 setup::ensure(&[Need::Rust, Need::BpfLinker])?;
-                image::run(&[])?;
+                image::run(&image::Options::default())?;
             }
             let tar = target_dir().join(image::ARCHIVE);
             let load = load.replace("{tar}", &tar.to_string_lossy());

@@ -7,6 +7,7 @@ mod load;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 
 use super::{
     Options,
@@ -28,26 +29,12 @@ const AT_ONCE: Duration = Duration::from_secs(15);
 const LOST_BACK: usize = 10;
 
 /// Who removes kube-proxy's rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Way {
-    /// `lb-agent takeover` on each node.
+    /// Run `lb-agent takeover` on each node
     Manual,
-    /// The agents, by their setting.
+    /// The agents do it by themselves when kube-proxy has gone, by their setting
     WhenGone,
-}
-
-impl Way {
-    /// Reads the option.
-    ///
-    /// # Errors
-    /// Names it.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
-        match text {
-            "manual" => Ok(Self::Manual),
-            "when-gone" => Ok(Self::WhenGone),
-            _ => bail!("--takeover: {text:?} is neither manual nor when-gone"),
-        }
-    }
 }
 
 /// There and back. Whatever happens, kube-proxy is there in the end.

@@ -92,9 +92,10 @@ impl<'a> Exchanges<'a> {
                 waiting.push_back(asked);
                 answers.asked += 1;
             }
-            if waiting.len() >= UNDER_WAY
-                && let Some(asked) = waiting.pop_front()
-            {
+            if waiting.len() < UNDER_WAY {
+                continue;
+            }
+            if let Some(asked) = waiting.pop_front() {
                 self.hear(&asked, start, &mut answers)?;
             }
         }
