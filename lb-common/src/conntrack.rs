@@ -288,9 +288,9 @@ pub const fn carried(before: u32, flags: u32, other: u32) -> u32 {
     if flags & bits::HAIRPIN != 0 {
         return other;
     }
-    let begun_anew = before & ENDS & !flags;
+    let begun_again = before & ENDS & !flags;
     let answered = if flags & BOTH_WAYS == BOTH_WAYS { BOTH_WAYS } else { 0 };
-    other & !begun_anew | flags & 0xffff | answered
+    other & !begun_again | flags & 0xffff | answered
 }
 
 /// What two entries of one flow know together, as the first has it.
@@ -625,17 +625,17 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_takes_a_syn_begins_anew() {
+    fn an_endpoint_that_takes_a_syn_begins_again() {
         let left = after(&then(&[(Ingress, FIN_ACK), (Egress, tcp::SYN)]));
         assert!(is_closing(left));
-        let anew = seen(left, Ingress, SYN_ACK);
-        assert!(!is_closing(anew) && is_established(anew));
+        let again = seen(left, Ingress, SYN_ACK);
+        assert!(!is_closing(again) && is_established(again));
         let over = after(&then(&[(Egress, tcp::RST)]));
         assert!(is_closed(seen(over, Ingress, SYN_ACK)), "what is over stays so");
     }
 
     #[test]
-    fn what_is_known_already_is_no_news() {
+    fn what_is_known_already_is_not_written_again() {
         let open = after(&OPEN);
         let psh = tcp::ACK | 0x08;
         for (direction, packet, want) in [

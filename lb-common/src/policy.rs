@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_policies_concern() {
+    fn which_flows_policies_concern() {
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let of = |ident, flags| Ident { ident, flags, ..Ident::ZERO };
         let mut sample = sample(0, &[]);

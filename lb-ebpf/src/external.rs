@@ -408,7 +408,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     if service::is_local(frontend, outside) && frontend.local_n == 0
         || !service::is_local(frontend, outside) && frontend.n == 0
     {
-        return nobody(packet, scratch, frontend);
+        return no_backend(packet, scratch, frontend);
     }
     let hash =
         if frontend.maglev_n == 0 { 0 } else { maglev_hash(parsed, frontend.affinity_secs != 0) };
@@ -461,7 +461,7 @@ fn is_here(flags: u32, ifindex: u32) -> bool {
 
 /// A frontend without a backend for this client.
 #[inline(always)]
-fn nobody(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Verdict {
+fn no_backend(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Verdict {
     let elsewhere = frontend.n != 0 || frontend.flags & frontend_flags::ELSEWHERE != 0;
     if elsewhere {
         return drop(DropReason::NoLocalEndpoints, frontend.service_id);

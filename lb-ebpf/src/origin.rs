@@ -102,7 +102,7 @@ fn is_another_s((ifindex, pod): (u32, Option<&PodEntry>), src: &Addr, strict: bo
     match ownership(src, ifindex, pod) {
         Ownership::Own => return false,
         Ownership::Other => return true,
-        Ownership::Nobody => {}
+        Ownership::Unowned => {}
     }
     if service::is_cluster_ip(src)
         || maps::frontend(&FrontendKey::wildcard(*src)).is_some()
@@ -129,7 +129,7 @@ const UNSPECIFIED4: Addr = Addr::v4(lb_common::be::Be32::new(0));
 enum Ownership {
     Own,
     Other,
-    Nobody,
+    Unowned,
 }
 
 #[inline(always)]
@@ -137,7 +137,7 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
     if pod.is_some_and(|pod| pod.ip4 == *addr || pod.ip6 == *addr) {
         return Ownership::Own;
     }
-    let Some(known) = maps::ident(addr) else { return Ownership::Nobody };
+    let Some(known) = maps::ident(addr) else { return Ownership::Unowned };
     if known.ifindex == ifindex {
         return Ownership::Own;
     }
@@ -146,9 +146,9 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
     }
     // A Pod of this node whose device is not known yet may be behind any that is not known either.
     if known.flags & ident_flags::HERE != 0 && pod.is_none() {
-        return Ownership::Nobody;
+        return Ownership::Unowned;
     }
-    if known.flags & POD_OR_NODE != 0 { Ownership::Other } else { Ownership::Nobody }
+    if known.flags & POD_OR_NODE != 0 { Ownership::Other } else { Ownership::Unowned }
 }
 
 /// Returns whether the Pod may use an address that no known Pod, node or Service has: one that it configured itself, or one
@@ -311,7 +311,7 @@ impl Addressee {
     /// The Pod.
     pub(crate) const POD: Self = Self(0);
     /// An unknown host: the Pod may be a router.
-    pub(crate) const NOBODY: Self = Self(1);
+    pub(crate) const UNOWNED: Self = Self(1);
     /// Another Pod, or a node.
     pub(crate) const OTHER: Self = Self(2);
 }
@@ -336,8 +336,8 @@ extern "C" fn origin_addressee() -> u32 {
     let addressee = match ownership(dst, ifindex, Some(pod)) {
         Ownership::Own => Addressee::POD,
         Ownership::Other => Addressee::OTHER,
-        Ownership::Nobody if is_admitted(pod, ifindex, dst) => Addressee::POD,
-        Ownership::Nobody => Addressee::NOBODY,
+        Ownership::Unowned if is_admitted(pod, ifindex, dst) => Addressee::POD,
+        Ownership::Unowned => Addressee::UNOWNED,
     };
     addressee.0
 }

@@ -165,7 +165,7 @@ mod tests {
     use super::{compare, parse};
 
     #[test]
-    fn lines_of_the_test_runner_are_no_programs() {
+    fn lines_of_the_test_runner_are_not_programs() {
         let text = "\nrunning 1 test\npod_out 1200\ntest all ... ok\n\ntest result: ok. 1 passed\n";
         let programs = parse(text).unwrap();
         assert_eq!(programs.into_iter().collect::<Vec<_>>(), [("pod_out".to_owned(), 1200)]);

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_began_anew_takes_nothing_away() {
+    fn a_counter_that_was_reset_takes_nothing_away() {
         let group = group();
         let mut hits = Hits::default();
         for (count, now) in [(5, 1), (3, 2), (4, 3)] {

@@ -128,7 +128,7 @@ impl Agent {
             None => planner.actual().ident.get(addr).map_or(0, |known| known.flags),
         };
         let is_others = |addr: &Addr| {
-            is_nobodys(addr)
+            is_unowned(addr)
                 || holder(addr) & OTHERS != 0
                 || cluster.pod_at(addr).is_some()
                 || cluster.host_addrs().contains(addr)
@@ -285,7 +285,7 @@ pub(super) fn now() -> i64 {
 }
 
 /// An address that no Pod is known by, whoever has bound it.
-fn is_nobodys(addr: &Addr) -> bool {
+fn is_unowned(addr: &Addr) -> bool {
     let ip = addr.to_ip();
     let of_programs = [IpAddr::from(config::HAIRPIN4), IpAddr::from(config::HAIRPIN6)];
     ip.is_loopback()

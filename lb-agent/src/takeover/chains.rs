@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_somebody_else_sets_keeps_its_meaning() {
+    fn a_mark_that_another_chain_sets_keeps_its_meaning() {
         let jumps = vec![
             jump("POSTROUTING", "KUBE-POSTROUTING", 1),
             jump("PREROUTING", "KUBE-SERVICES", 2),

@@ -71,7 +71,7 @@ fn expect(stage: &Stage, agent: &Agent, args: &[&str], status: i32, words: &[&st
 }
 
 #[test]
-fn lbctl_says_what_becomes_of_flows_and_who_did_it() {
+fn lbctl_says_what_happens_to_flows_and_what_did_it() {
     let mut stage = Stage::new("explain", Shape::Routed);
     let (a, b) = (stage.a.clone(), stage.b.clone());
     let web = stage.server(&a, "web");

@@ -199,7 +199,7 @@ fn a_pod_of_one_family_with_two_addresses() {
 /// A container of something else than Kubernetes, on a bridge of its own, while a Pod that is isolated cannot start. One
 /// whose address may be a Pod's waits.
 #[test]
-fn containers_that_are_no_pods_go_on_beside_a_pod_that_cannot_start() {
+fn containers_that_are_not_pods_go_on_beside_a_pod_that_cannot_start() {
     let mut stage = Stage::new("idnopod", Shape::Routed);
     let a = stage.a.clone();
     let web = stage.server(&a, "web");

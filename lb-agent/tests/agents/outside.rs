@@ -290,7 +290,7 @@ fn host_network_backends_serve_clients_outside() {
 /// `spec.externalIPs` are off unless their range is allowed: whoever may create Services could take any address
 /// (CVE-2020-8554). `loadBalancerSourceRanges` close the load balancer's address to others, not the node port.
 #[test]
-fn s27_source_ranges_and_external_ips_that_nobody_allowed() {
+fn s27_source_ranges_and_external_ips_that_are_not_allowed() {
     let mut stage = Stage::new("eoutrng", Shape::Routed);
     let a = stage.a.clone();
     let client = stage.outsider();

@@ -182,7 +182,7 @@ fn s40_blocks_are_of_pods_and_nodes_too() {
 }
 
 #[test]
-fn s48_pods_of_the_host_network_are_no_peers() {
+fn s48_pods_of_the_host_network_are_not_peers() {
     let rules = vec![allow(vec![Peer::Pods(across("", "app=web"))], &[])];
     check(
         &world().policy("a/p", ingress("", rules)),

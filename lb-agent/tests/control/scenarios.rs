@@ -251,13 +251,13 @@ fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
             text.push_str(word);
         }
     }
-    let nobody = if has(frontend_flags::ELSEWHERE) { "drop" } else { "refuse" };
+    let without = if has(frontend_flags::ELSEWHERE) { "drop" } else { "refuse" };
     let list = |base: u32, n: u32| {
         let ids = (base..base + n).map(|slot| maps.id_at(slot)).map(|id| {
             let backend = maps.backend(id);
             format!("{} (#{id})", endpoint_text(&backend.addr, backend.port.get()))
         });
-        if n == 0 { nobody.to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
+        if n == 0 { without.to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
     };
     write!(text, " -> {}", list(frontend.base, frontend.n)).unwrap();
     if has(frontend_flags::EXTERNAL_LOCAL) {

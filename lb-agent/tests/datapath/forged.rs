@@ -547,7 +547,7 @@ fn solicitation(options: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn nobody_gives_another_s_link_layer_address_as_its_own() {
+fn no_pod_gives_another_s_link_layer_address_as_its_own() {
     let mut bed = on_bridge(true, true, packet::POD_MAC);
     let arp = |mac: [u8; 6]| {
         let mut arp = packet::arp([10, 1, 0, 1], [10, 1, 0, 254]);

@@ -62,11 +62,11 @@ impl Field {
         for (frontend, id) in outside.iter().zip([ids[0], ids[1], ids[3]]) {
             self.bed.outside(frontend, protocol, &[id], &Way::default());
         }
-        let nobody = family.at(family.lb, 90 + i);
-        self.bed.outside(&nobody, protocol, &[], &Way::default());
+        let unserved = family.at(family.lb, 90 + i);
+        self.bed.outside(&unserved, protocol, &[], &Way::default());
         self.bed.add_port("host_ports", 6443 + i);
         self.bed.add_port("frontend_ports", 80 + i);
-        let sockets = [&vip, &near, &far, &own, &host, &nobody].into_iter().chain(&outside);
+        let sockets = [&vip, &near, &far, &own, &host, &unserved].into_iter().chain(&outside);
         self.sockets.extend(sockets.map(|at| at.parse::<SocketAddr>().unwrap()));
 
         let flags: &[&str] = if name == "tcp" { &["S", "A", "FA", "R", "SA"] } else { &[""] };
@@ -76,7 +76,7 @@ impl Field {
             let mut seed = |src: &str, dst: &str| {
                 seeds.push(packet::build(&format!("{src} > {dst} {name} {flags} len=24")));
             };
-            for dst in [&vip, &nobody, &near, &far].into_iter().chain(&outside) {
+            for dst in [&vip, &unserved, &near, &far].into_iter().chain(&outside) {
                 seed(&pod, dst);
                 seed(&client, dst);
             }

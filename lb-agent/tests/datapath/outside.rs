@@ -188,7 +188,7 @@ fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
 /// At the Pod the two are one: nothing there tells a straight SYN from one that came through the Service. It has to wait,
 /// and the connection that is alive does not notice.
 #[test]
-fn a_straight_connection_from_a_port_in_use_through_a_service_disturbs_nobody() {
+fn a_straight_connection_from_a_port_in_use_through_a_service_disturbs_no_other() {
     for family in &FAMILIES {
         let mut bed = Bed::node();
         let (client, frontend) = (family.at(family.client, 4000), family.at(family.node, 30080));
@@ -609,20 +609,20 @@ fn too_big_and_expired_packets_are_answered() {
         let mtu = if family.v4() { &out[14 + 26..14 + 28] } else { &out[14 + 46..14 + 48] };
         assert_eq!(mtu, FAR_MTU.to_be_bytes());
         assert!(
-            told_by(&bed, &packet(usize::from(FAR_MTU) - headers)).contains(family.far_pod),
+            error_after(&bed, &packet(usize::from(FAR_MTU) - headers)).contains(family.far_pod),
             "fits"
         );
         let mut last = packet(4);
         set_ttl(&mut last, 1);
         assert_eq!(
-            told_by(&bed, &last),
+            error_after(&bed, &last),
             format!("redirect back {from} > {to} icmp {expired} {quote}")
         );
         assert_eq!(bed.counted(), "TOO_BIG/in+1 TTL_EXCEEDED/in+1 flow_masqueraded+1");
     }
 }
 
-fn told_by(bed: &Bed, bytes: &[u8]) -> String {
+fn error_after(bed: &Bed, bytes: &[u8]) -> String {
     let (verdict, out) = bed.run("dev_in", bytes);
     told(verdict, &out)
 }

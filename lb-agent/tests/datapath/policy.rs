@@ -143,7 +143,7 @@ fn s44_a_translated_flow_is_judged_again_by_its_backend() {
 }
 
 #[test]
-fn s44_what_nobody_saw_open_passes_if_both_ends_could_open_it() {
+fn s44_a_flow_not_seen_opening_passes_if_both_ends_could_open_it() {
     for v4 in [true, false] {
         let mut bed = isolated(v4);
         let (pod, peer) = (|port| at(v4, POD, port), |port| at(v4, PEER, port));

@@ -159,7 +159,7 @@ fn s25_an_undefined_port_of_a_cluster_ip_is_refused() {
 }
 
 #[test]
-fn other_ports_of_an_external_address_are_somebody_elses() {
+fn other_ports_of_an_external_address_are_left_alone() {
     for v4 in [true, false] {
         let pod = at(v4, 1, 1, 4000);
         let (known, other) = (at(v4, 9, 1, 80), at(v4, 9, 1, 81));
@@ -429,7 +429,7 @@ fn flows_without_a_service_pass_unchanged_and_are_tracked() {
 }
 
 #[test]
-fn what_is_no_flow_passes_untouched_and_untracked() {
+fn what_is_not_a_flow_passes_untouched_and_untracked() {
     let mut bed = Bed::new();
     bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.9:8080"]);
     let arp = packet::arp([10, 1, 0, 1], [10, 1, 0, 254]);

@@ -617,7 +617,7 @@ fn without_privileges_it_says_what_is_needed() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_mistake() {
+fn a_closed_pipe_is_not_an_error() {
     let node = Node::new();
     node.write_names();
     let mut child = node.lbctl(&["services"]).stdout(Stdio::piped()).spawn().unwrap();

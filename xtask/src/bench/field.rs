@@ -157,7 +157,7 @@ impl Field {
         for i in 0..n {
             // The last one has a real endpoint beside itself: it tells when all are there.
             let real = [self.with.near.v4.into()];
-            let endpoints = if i + 1 == n { &real[..] } else { &nobody(i) };
+            let endpoints = if i + 1 == n { &real[..] } else { &unused(i) };
             objects.extend(other(i, endpoints));
         }
         self.manifests.write("others", &objects)?;
@@ -193,7 +193,7 @@ pub(super) fn cluster_ip(i: usize) -> IpAddr {
 }
 
 /// Two addresses that no Pod has.
-fn nobody(i: usize) -> [IpAddr; 2] {
+fn unused(i: usize) -> [IpAddr; 2] {
     let base = Ipv4Addr::new(10, 245, 0, 0).to_bits() + 2 * i as u32;
     [base, base + 1].map(|bits| Ipv4Addr::from_bits(bits).into())
 }

@@ -37,7 +37,7 @@ pub(crate) fn tell(scene: &mut Scene) -> Result<()> {
     host_process(scene, &mut paper)?;
     leave_under_load(scene, &mut paper)?;
     agent_dies(scene, &mut paper)?;
-    nobody_there(scene, &mut paper)?;
+    without_a_backend(scene, &mut paper)?;
     policies(scene, &mut paper)?;
     throughput(scene, &mut paper)?;
     operators_view(scene, &mut paper)
@@ -143,7 +143,7 @@ fn agent_dies(scene: &mut Scene, paper: &mut Paper) -> Result<()> {
     want_all(&report, &["web-1", "web-2", "web-3"])
 }
 
-fn nobody_there(scene: &Scene, paper: &mut Paper) -> Result<()> {
+fn without_a_backend(scene: &Scene, paper: &mut Paper) -> Result<()> {
     paper.step("A Service without endpoints refuses connections at once, and answers when the endpoints are back");
     scene.announce_web(&[])?;
     let addr = at(WEB[0], 80)?;

@@ -170,7 +170,7 @@ fn comments(text: &str) -> String {
     text.lines().map(|line| comment(line) + "\n").collect()
 }
 
-/// Removes what is neither a comment nor a string in Rust, and keeps line numbers. A string over several lines counts only
+/// Returns the comments, strings and names of Rust sources, and keeps line numbers. A string over several lines counts only
 /// with its first.
 fn spoken(text: &str) -> String {
     let mut spoken = String::with_capacity(text.len());
@@ -182,10 +182,18 @@ fn spoken(text: &str) -> String {
         if !code.is_empty() {
             // Sentences do not go on from one string to the next.
             let strings = code.replace("\\\"", "'");
-            strings.split('"').skip(1).step_by(2).for_each(|string| {
-                spoken += string;
+            for (n, part) in strings.split('"').enumerate() {
+                if n % 2 == 1 {
+                    spoken += part;
+                } else {
+                    // Each name is a sentence of its own.
+                    for name in part.split(|c: char| !c.is_alphanumeric() && c != '_') {
+                        spoken += &name.replace('_', " ");
+                        spoken.push_str(" . ");
+                    }
+                }
                 spoken.push_str(" . ");
-            });
+            }
             spoken.push_str(". ");
         }
         spoken += comment.trim_start_matches(['/', '!']);
@@ -232,10 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_strings_of_sources_are_checked_but_not_names() {
-        let text =
-            "/// It was told\n/// of it.\nlet nobody = \"is \\\" anew\"; // lately\nanew();\n";
-        assert_eq!(found(&spoken(text)), [(1, "told of"), (3, "anew"), (3, "lately")]);
+    fn comments_strings_and_names_of_sources_are_checked() {
+        let text = "/// It was told\n/// of it.\nlet nobodys = \"is \\\" anew\"; // lately\n\
+                    fn is_told_of_it(whom: Who) { told(of) }\n";
+        assert_eq!(
+            found(&spoken(text)),
+            [(1, "told of"), (3, "anew"), (3, "lately"), (4, "told of"), (4, "whom")]
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(super) struct Retained {
     held: Objects<Policy>,
     /// Not in force, but gone only a moment ago, the last at the end; whether they were there at the last
     /// [`Self::pass`] already.
-    lately: VecDeque<(bool, Name, Arc<Policy>)>,
+    recent: VecDeque<(bool, Name, Arc<Policy>)>,
 }
 
 impl Retained {
@@ -44,10 +44,10 @@ impl Retained {
 
     /// This one is gone, and does not hold.
     pub(super) fn note(&mut self, name: Name, policy: Arc<Policy>) {
-        if self.lately.len() == MOST {
-            self.lately.pop_front();
+        if self.recent.len() == MOST {
+            self.recent.pop_front();
         }
-        self.lately.push_back((false, name, policy));
+        self.recent.push_back((false, name, policy));
     }
 
     /// This one is there again.
@@ -55,17 +55,17 @@ impl Retained {
         if self.held.contains_key(name) {
             Arc::make_mut(&mut self.held).remove(name);
         }
-        self.lately.retain(|(_, other, _)| other != name);
+        self.recent.retain(|(_, other, _)| other != name);
     }
 
     /// The namespace is going: returns whether some come into force by that.
     pub(super) fn going(&mut self, namespace: &str) -> bool {
         let before = self.held.len();
-        for (old, name, policy) in std::mem::take(&mut self.lately) {
+        for (old, name, policy) in std::mem::take(&mut self.recent) {
             if *name.namespace == *namespace {
                 self.hold(name, policy);
             } else {
-                self.lately.push_back((old, name, policy));
+                self.recent.push_back((old, name, policy));
             }
         }
         self.held.len() > before
@@ -90,13 +90,13 @@ impl Retained {
         if self.held.keys().any(|name| !is_there(&name.namespace)) {
             Arc::make_mut(&mut self.held).retain(|name, _| is_there(&name.namespace));
         }
-        self.lately.retain(|(_, name, _)| is_there(&name.namespace));
+        self.recent.retain(|(_, name, _)| is_there(&name.namespace));
         self.held.len() < before
     }
 
     /// A while has passed: those that went before the one before are not remembered any longer.
     pub(super) fn pass(&mut self) {
-        self.lately.retain(|(old, ..)| !old);
-        self.lately.iter_mut().for_each(|(old, ..)| *old = true);
+        self.recent.retain(|(old, ..)| !old);
+        self.recent.iter_mut().for_each(|(old, ..)| *old = true);
     }
 }

@@ -478,7 +478,7 @@ fn a_list_while_a_namespace_is_going() {
 }
 
 #[test]
-fn a_namespace_that_is_created_anew_has_its_own_policies() {
+fn a_namespace_that_is_created_again_has_its_own_policies() {
     let mut cluster = synced();
     for event in [
         put_namespace("a", true),

@@ -63,7 +63,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_of_it_fits_and_nobody_below_the_level_loses(
+        fn all_of_it_fits_and_no_tenant_below_the_level_loses(
             wanted in prop::collection::vec(0u64..2000, 0..20), capacity in 0u32..10_000,
         ) {
             let limit = u64::from(limit(capacity));

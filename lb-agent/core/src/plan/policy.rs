@@ -203,8 +203,8 @@ impl PolicyPlanner {
             }))
         });
         let PolicyState { pending_ingress, pending_egress, .. } = actual.policy;
-        let nobody = veth.behind == Behind::NoPod;
-        let pending = if nobody { [0; 4] } else { [pending_ingress, pending_egress, 0, 0] };
+        let no_pod = veth.behind == Behind::NoPod;
+        let pending = if no_pod { [0; 4] } else { [pending_ingress, pending_egress, 0, 0] };
         // Groups that are not written yet come with the next plan.
         pod.filter(|groups| groups.iter().all(|id| actual.has_group(*id))).unwrap_or(pending)
     }

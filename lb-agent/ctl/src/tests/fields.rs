@@ -383,7 +383,7 @@ fn rejected_endpoints_lead_to_their_service() {
 }
 
 #[test]
-fn affinity_shows_who_comes_back_to_whom() {
+fn affinity_shows_which_client_returns_to_which_backend() {
     let show = |all: bool, output, want| {
         super::check_on(
             &snapshot(),

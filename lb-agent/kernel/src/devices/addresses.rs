@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_is_no_address_of_the_node_but_others_on_lo_are() {
+    fn the_loopback_is_not_an_address_of_the_node_but_others_on_lo_are() {
         let mut host = HostAddresses::default();
         for ip in ["127.0.0.1", "::1", "203.0.113.7"] {
             host.put(address(1, ip, 32, 254, 0));

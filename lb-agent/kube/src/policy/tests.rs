@@ -504,7 +504,7 @@ fn s50_what_is_unreadable_in_a_rule_fails_closed_by_its_action() {
 }
 
 #[test]
-fn rules_of_one_name_are_told_apart_by_their_index() {
+fn rules_of_one_name_are_distinguished_by_their_index() {
     let rule = "{name: -a, action: Deny, from: [{namespaces: {}}]}";
     let (text, issues) = cluster(&format!("ingress: [{rule}, {rule}]"));
     assert_eq!(text, "*/*; in: deny-a [*/*] all, deny-a [*/*] all");

@@ -324,7 +324,7 @@ fn a_match_by_an_old_status_is_revised() {
 }
 
 #[test]
-fn nobody_becomes_another_by_a_revision() {
+fn a_revision_does_not_make_one_pod_another() {
     let eve = || veth(5, &["2/10.1.0.2"]);
     let vic = |created: i64| Pod { created: NonZeroI64::new(created), ..pod("10.1.0.2", 9) };
     let bound = || {
@@ -352,7 +352,7 @@ fn nobody_becomes_another_by_a_revision() {
 }
 
 #[test]
-fn containers_that_are_no_pods_are_told_by_their_addresses() {
+fn containers_that_are_not_pods_are_recognized_by_their_addresses() {
     let bridged =
         |ifindex: u32, bridge: u32, inside: &[&str]| Veth { bridge, ..veth(ifindex, inside) };
     let docker = |inside: &[&str]| bridged(9, 3, inside);

@@ -98,7 +98,7 @@ mod tests {
     const HEALTH: &str = r#"{"lastUpdated": "x","currentTime": "y", "nodeEligible": true}"#;
 
     #[test]
-    fn kube_proxy_is_told_from_us_and_from_others() {
+    fn kube_proxy_is_distinguished_from_this_agent_and_from_others() {
         let proxy = serve(&[("/proxyMode", "nftables")]);
         let health = serve(&[("/healthz", HEALTH)]);
         let ours = serve(&[("/proxyMode", "ebpf"), ("/metrics", "x 1")]);

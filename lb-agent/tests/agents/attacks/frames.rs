@@ -155,12 +155,12 @@ fn mapped(shape: Shape, prefix: &str) {
 }
 
 #[test]
-fn mapped_addresses_are_nobody_s_on_a_routed_node() {
+fn mapped_addresses_belong_to_no_pod_on_a_routed_node() {
     mapped(Shape::Routed, "maproute");
 }
 
 #[test]
-fn mapped_addresses_are_nobody_s_behind_a_bridge() {
+fn mapped_addresses_belong_to_no_pod_behind_a_bridge() {
     mapped(Shape::Bridge, "mapbridge");
 }
 

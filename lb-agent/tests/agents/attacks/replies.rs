@@ -191,12 +191,12 @@ fn errors(shape: Shape, prefix: &str) {
 }
 
 #[test]
-fn errors_go_to_whom_they_are_about_on_a_routed_node() {
+fn errors_go_to_the_end_they_are_about_on_a_routed_node() {
     errors(Shape::Routed, "errroute");
 }
 
 #[test]
-fn errors_go_to_whom_they_are_about_behind_a_bridge() {
+fn errors_go_to_the_end_they_are_about_behind_a_bridge() {
     errors(Shape::Bridge, "errbridge");
 }
 

@@ -73,7 +73,7 @@ fn names_of_others(shape: Shape, prefix: &str) {
         node_of(node).set(&["spec", "podCIDRs"], ranges)
     });
     lab.stage.dir.write("nodes", &nodes).unwrap();
-    let somebody: [[IpAddr; 7]; 2] = [
+    let owners: [[IpAddr; 7]; 2] = [
         [
             lab.friend.ips[0],
             lab.far.ips[0],
@@ -93,11 +93,11 @@ fn names_of_others(shape: Shape, prefix: &str) {
             ip("fd44:0:0:2::"),
         ],
     ];
-    let nobody = [ip("198.51.100.9"), ip("2001:db8:9::9")];
+    let unowned = [ip("198.51.100.9"), ip("2001:db8:9::9")];
     let from = &lab.stranger;
     for family in FAMILIES {
         // Without policies the agent does not need to know the Pods of other nodes.
-        let here: Vec<IpAddr> = [0, 2, 4, 5].map(|i| somebody[family][i]).into();
+        let here: Vec<IpAddr> = [0, 2, 4, 5].map(|i| owners[family][i]).into();
         let shots = to_web(&lab, from, family, &here);
         lab.drops(At::NodeA, "SPOOFED_SOURCE", (from, &lab.web, family), &shots);
     }
@@ -106,10 +106,10 @@ fn names_of_others(shape: Shape, prefix: &str) {
         let link = lab.link(from, &lab.friend);
         // Friend is under no policy, stranger neither.
         let sources: Vec<IpAddr> =
-            somebody[family].iter().filter(|ip| **ip != lab.friend.ips[family]).copied().collect();
+            owners[family].iter().filter(|ip| **ip != lab.friend.ips[family]).copied().collect();
         let shots: Vec<Shot> = sources
             .into_iter()
-            .chain([nobody[family]])
+            .chain([unowned[family]])
             .map(|src| {
                 lab.shot(format!("as {src}"), |mark| {
                     let src = SocketAddr::new(src, 4000);
@@ -122,12 +122,12 @@ fn names_of_others(shape: Shape, prefix: &str) {
 }
 
 #[test]
-fn nobody_sends_in_another_s_name_on_a_routed_node() {
+fn no_pod_sends_with_another_s_address_on_a_routed_node() {
     names_of_others(Shape::Routed, "namroute");
 }
 
 #[test]
-fn nobody_sends_in_another_s_name_behind_a_bridge() {
+fn no_pod_sends_with_another_s_address_behind_a_bridge() {
     names_of_others(Shape::Bridge, "nambridge");
 }
 
@@ -326,7 +326,7 @@ fn a_machine_behind_a_bridge_in_its_pod_is_served() {
 
 /// An answer in a Service's name, to a Pod that has just asked it: not from the Pod that the Service chose.
 #[test]
-fn nobody_answers_in_a_service_s_name() {
+fn no_pod_answers_with_a_service_s_address() {
     let lab = Lab::new("svcname", Shape::Bridge, ISOLATED);
     let (thief, asker) = (&lab.stranger, &lab.friend);
     for family in FAMILIES {

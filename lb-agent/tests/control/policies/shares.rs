@@ -126,7 +126,7 @@ fn ip(i: u32) -> String {
     std::net::Ipv4Addr::from_bits(0x0a01_0000 + i).to_string()
 }
 
-fn everybody() -> Vec<Peer> {
+fn all_peers() -> Vec<Peer> {
     vec![block("0.0.0.0/0", &[])]
 }
 
@@ -150,7 +150,7 @@ fn good(world: World) -> World {
         let near = block(&format!("198.51.100.{i}/32"), &[]);
         Policy {
             ingress: Some([allow(vec![near], &ports)].into()),
-            egress: Some([allow(everybody(), &["tcp/443"])].into()),
+            egress: Some([allow(all_peers(), &["tcp/443"])].into()),
             ..network_policy("")
         }
     })
@@ -159,7 +159,7 @@ fn good(world: World) -> World {
 /// What fills each of the tables.
 fn attacks() -> [(&'static str, World); 3] {
     let base = || World::default().node(NODE, &["192.0.2.1"], "");
-    let one = || Some([rule(Action::Accept, Some(everybody()), Some(&["tcp/80"]))].into());
+    let one = || Some([rule(Action::Accept, Some(all_peers()), Some(&["tcp/80"]))].into());
     let groups = crowd(base(), "evil", 3_700, |_| Policy {
         ingress: one(),
         egress: one(),
@@ -168,13 +168,13 @@ fn attacks() -> [(&'static str, World); 3] {
     let many: Vec<String> = (0..2_000).map(|i| format!("tcp/{}", 1_000 + 2 * i)).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let ports = crowd(base(), "evil", 40, |_| Policy {
-        ingress: Some([rule(Action::Accept, Some(everybody()), Some(&many))].into()),
+        ingress: Some([rule(Action::Accept, Some(all_peers()), Some(&many))].into()),
         ..network_policy("")
     });
     let peers = crowd(base(), "evil", 100, |i| {
         let far = |k: u32| block(&format!("172.{}.{}.{}/32", 16 + i, k / 250, k % 250), &[]);
         let many = (0..if i < 2 { 2_000 } else { 0 }).map(|k| allow(vec![far(k)], &["tcp/80"]));
-        let last = allow(everybody(), &["tcp/443"]);
+        let last = allow(all_peers(), &["tcp/443"]);
         Policy { ingress: Some(many.chain([last]).collect()), ..network_policy("") }
     });
     [("groups", groups), ("port_bits", ports), ("peer_bits", peers)]
@@ -259,7 +259,7 @@ fn granted(world: World, namespace: usize, (_, pods, peers, ports, same): &Wish)
     for i in 0..*pods {
         let far = |k: u32| block(&format!("100.{namespace}.{k}.0/24"), &[]);
         let many = (0..*peers).map(|k| allow(vec![far(k)], &["tcp/80"]));
-        let last = allow(everybody(), &ports);
+        let last = allow(all_peers(), &ports);
         let policy = Policy { ingress: Some(many.chain([last]).collect()), ..network_policy("") };
         let at = u32::try_from(namespace).unwrap() * 100 + i;
         let of = if *same { "x=0".to_owned() } else { format!("x={i}") };

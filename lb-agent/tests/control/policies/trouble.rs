@@ -322,7 +322,7 @@ fn whatever_is_refused_once_comes_again() {
 }
 
 #[test]
-fn blocks_without_room_cut_off_whom_their_policy_selects_and_nobody_else() {
+fn blocks_without_room_cut_off_the_pods_their_policy_selects_and_no_others() {
     let holed = |at: u32, n: u32| {
         let except = |i: u32| std::net::Ipv4Addr::from_bits((at << 24) + (i << 8));
         let mut excepts: Vec<lb_core::cluster::Prefix> =

@@ -166,7 +166,7 @@ fn who_needs_a_port_least_yields_it() {
 }
 
 #[test]
-fn what_lives_keeps_its_port_and_who_comes_is_told_by_a_counter() {
+fn live_flows_keep_their_port_and_a_counter_shows_who_came() {
     let mut lab = Lab::new::<2>();
     for (transport, kind, age) in [("udp", "talks", 3), ("tcp", "established", 20_000)] {
         for family in &FAMILIES {

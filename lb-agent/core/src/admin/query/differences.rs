@@ -161,7 +161,7 @@ fn isolating<'a>(
     let mut nodes = None;
     for (name, policy) in about {
         for (i, rule) in policy.ingress.iter().flatten().enumerate() {
-            if admits_everybody(rule) {
+            if admits_all_peers(rule) {
                 return None;
             }
             nodes = nodes.or_else(|| block_of_nodes(cluster, rule, i));
@@ -171,7 +171,7 @@ fn isolating<'a>(
     first.map(|policy| (policy, nodes))
 }
 
-fn admits_everybody(rule: &Rule) -> bool {
+fn admits_all_peers(rule: &Rule) -> bool {
     let Some(peers) = &rule.peers else { return true };
     peers.iter().any(|peer| match peer {
         Peer::Block { prefix, .. } => prefix.is_all(),

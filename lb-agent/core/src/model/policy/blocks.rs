@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_is_told_apart_only_where_it_must_be() {
+    fn ipv4_is_distinguished_only_where_it_must_be() {
         let n = |blocks: &[&str]| {
             let blocks: Vec<Prefix> = blocks.iter().map(|b| prefix(b)).collect();
             let flat = flatten((1..).zip(&blocks).map(|(id, p)| (id, p, &[][..])));

@@ -272,11 +272,11 @@ fn payers(idents: &[Atomic], peers: Vec<BTreeSet<AtomId>>) -> Vec<Option<(Tenant
         let own = peers.into_iter().filter(|atom| taken.insert(*atom)).map(|atom| (atom, ()));
         let own: Peers = own.collect();
         if tenant != CLUSTER {
-            let (mut memo, mut told_apart) = (HashMap::new(), HashSet::new());
+            let (mut memo, mut distinguished) = (HashMap::new(), HashSet::new());
             for ident in idents {
-                told_apart.extend(ident.digest(&own, &mut memo));
+                distinguished.extend(ident.digest(&own, &mut memo));
             }
-            owners.push((told_apart.len() as u64, tenant, own));
+            owners.push((distinguished.len() as u64, tenant, own));
         }
     }
     owners.sort_by_key(|(n, tenant, _)| (Reverse(*n), *tenant));

@@ -167,7 +167,7 @@ fn the_closest_rule_and_what_it_lacks() {
 }
 
 #[test]
-fn a_pod_of_another_namespace_is_no_peer_by_its_labels() {
+fn a_pod_of_another_namespace_is_not_a_peer_by_its_labels() {
     let spec = "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: shop}}}]}]}";
     let trace = world(&[policy("default/p", spec)]).trace("front/shop", "svc:web:80");
     let (direction, denial) = denial(&trace);

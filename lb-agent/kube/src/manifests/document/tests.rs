@@ -30,7 +30,7 @@ fn faults(content: &Content) -> Vec<String> {
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
 
 #[test]
-fn documents_are_told_apart() {
+fn documents_are_separated() {
     let cases: [(&str, String, &[&str]); 8] = [
         ("one", NODE.into(), &["1: Node n1"]),
         ("marker first", format!("---\n{NODE}"), &["2: Node n1"]),
