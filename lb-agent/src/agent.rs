@@ -364,7 +364,7 @@ impl Agent {
         let families = families(&plan);
         let n_writes = plan.writes.len();
         let turnover = Turnover::of(&plan.writes);
-        if self.planner.will_watch_departures(&plan) {
+        if self.planner.watches_departures() {
             self.watch_departures(true);
         }
         let applied = self.write(plan);

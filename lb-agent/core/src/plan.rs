@@ -91,6 +91,8 @@ pub struct Planner {
     services: BTreeMap<Name, Box<ServiceState>>,
     /// Services that have something left to do.
     pending: BTreeSet<Name>,
+    /// Services whose last plan has a write that needs [`Planner::watches_departures`], until it has happened.
+    departing: BTreeSet<Name>,
     /// Which Service has the wildcard of an address, by its serial.
     wildcards: HashMap<Addr, u32>,
     /// Numbers of namespaces, 0 of none.
@@ -171,6 +173,12 @@ impl Planner {
             let context =
                 ServiceInputs { moving: &moving, wildcards: &self.wildcards, refused, now };
             service::plan(&mut self.tables, &name, service, want, &context, &mut plan.writes);
+            let batch = plan.writes.get(start..).unwrap_or_default();
+            if batch.iter().any(|write| self.tables.bitmaps.needs_departures(write)) {
+                self.departing.insert(name.clone());
+            } else {
+                self.departing.remove(&name);
+            }
             if plan.writes.len() > start {
                 plan.end_batch(WriteOwner::Service(name));
             } else {
@@ -280,17 +288,10 @@ impl Planner {
     }
 
     /// Whether packets that leave the node must be seen: answers of backends that are processes of this host, and what this
-    /// host sends from the port of a frontend.
+    /// host sends from the port of a frontend. From the plan on that has the first of them, since the answers to the first
+    /// packets of a flow leave at once; while its write fails, until it is no longer wanted.
     pub fn watches_departures(&self) -> bool {
-        self.tables.bitmaps.watches_departures()
-    }
-
-    /// Whether packets that leave the node must be seen once this plan is applied; to be arranged before it is, since the
-    /// answers to the first packets of a flow leave at once.
-    pub fn will_watch_departures(&self, plan: &Plan) -> bool {
-        let bitmaps = &self.tables.bitmaps;
-        bitmaps.watches_departures()
-            || plan.writes.iter().any(|write| bitmaps.needs_departures(write))
+        !self.departing.is_empty() || self.tables.bitmaps.watches_departures()
     }
 
     /// What the maps say, as far as it was written or restored.
@@ -405,6 +406,7 @@ impl Planner {
 
     /// All writes of the Service's batch happened.
     fn settle(&mut self, name: &Name) {
+        self.departing.remove(name);
         let Some(service) = self.services.get_mut(name) else { return };
         let tables = &mut self.tables;
         let ports = std::mem::take(&mut service.ports).into_iter();

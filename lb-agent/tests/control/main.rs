@@ -10,6 +10,7 @@
 mod maps;
 mod pipeline;
 
+mod departures;
 mod laws;
 mod memory;
 mod parser;

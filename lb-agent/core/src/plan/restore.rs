@@ -51,6 +51,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         tables,
         services: BTreeMap::new(),
         pending: BTreeSet::new(),
+        departing: BTreeSet::new(),
         wildcards: HashMap::new(),
         // What no port claims belongs to no namespace.
         tenants: HashMap::from([(Arc::from(""), 0)]),
