@@ -57,7 +57,6 @@ use crate::agent::pickup::Pickup;
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
-use crate::agent::tasks::Task;
 use crate::agent::waiting::Queue;
 use crate::config::{AgentConfig, FactSource};
 use crate::observe::Status;
@@ -148,7 +147,6 @@ pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
         while let Ok(received) = inbox.told.try_recv() {
             agent.handle(LoopEvent::Told(received));
         }
-        agent.sync();
         agent.run_due()?;
     }
 }
@@ -348,15 +346,9 @@ impl Agent {
         self.housekeeping.touch();
     }
 
-    /// Brings the maps to what the cluster says, as soon as all of it is known.
+    /// Brings the maps to what the cluster says, all of which is known.
     fn sync(&mut self) {
         let begun = Instant::now();
-        if !self.is_due(Task::Services, begun) {
-            if self.planned && self.cluster.synced() {
-                self.settle_queue();
-            }
-            return;
-        }
         let now = begun.duration_since(self.start);
         let changed = self.desired.update(&self.cluster, &std::mem::take(&mut self.dirty));
         let alive = |addr: &_| self.cluster.is_alive(addr);
@@ -389,7 +381,6 @@ impl Agent {
         self.follow_node();
         // Where a map is full, there is nothing to wait for.
         self.stalled = applied.failed.iter().any(|(_, err)| !err.full);
-        self.settle_queue();
         self.housekeeping.touch();
     }
 
@@ -405,6 +396,9 @@ impl Agent {
 
     /// What waited is in the maps, unless writes failed.
     fn settle_queue(&mut self) {
+        if !self.planned {
+            return;
+        }
         if self.stalled {
             self.queue.stall();
         } else {
@@ -479,8 +473,11 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-async fn sleep_until(due: Instant) {
-    tokio::time::sleep_until(due.into()).await;
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The signals that end us.

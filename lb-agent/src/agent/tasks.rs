@@ -42,8 +42,8 @@ impl Task {
 
 impl Agent {
     /// When the loop has to wake up next.
-    pub(super) fn next_wakeup(&self) -> Instant {
-        Task::ALL.into_iter().filter_map(|task| self.due(task)).fold(self.next_resync, Instant::min)
+    pub(super) fn next_wakeup(&self) -> Option<Instant> {
+        Task::ALL.into_iter().filter_map(|task| self.due(task)).min()
     }
 
     /// Runs what is due.
@@ -53,16 +53,15 @@ impl Agent {
     pub(super) fn run_due(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         for task in Task::ALL {
-            if self.is_due(task, now) {
+            if self.due(task).is_some_and(|due| due <= now) {
                 self.run(task, now)?;
+            }
+            if task == Task::Services {
+                // Also of what changed nothing in the maps.
+                self.settle_queue();
             }
         }
         Ok(())
-    }
-
-    /// Whether this is to be run now.
-    pub(super) fn is_due(&self, task: Task, now: Instant) -> bool {
-        self.due(task).is_some_and(|due| due <= now)
     }
 
     /// When this is to be run; `None` while there is nothing to do. In the past once it is due, until it has run.
