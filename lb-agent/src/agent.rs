@@ -51,7 +51,7 @@ use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::kube_proxy::KubeProxy;
-use crate::agent::links::Links;
+use crate::agent::links::MacOwners;
 use crate::agent::lock::Lock;
 use crate::agent::pickup::Pickup;
 use crate::agent::policy::Policies;
@@ -175,7 +175,7 @@ struct Agent {
     bindings: Bindings,
     state_dir: PathBuf,
     sources: Sources,
-    links: Links,
+    links: MacOwners,
     pickup: Pickup,
     addresses: NodeAddresses,
     policies: Policies,
@@ -218,14 +218,10 @@ impl Agent {
         let addresses = NodeAddresses::take_over(&actual);
         let mut planner = Planner::restore(actual, Capacity::default());
         planner.give(given);
+        planner.name_node(&cfg.node_name);
         for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
             planner.is_known(veth.ifindex);
         }
-        let tables = &kernel.maps.tables;
-        let sources = Sources::take_over(cfg.allowed_sources.clone(), tables)
-            .context("read the pinned maps")?;
-        let links = Links::take_over(devices.veths().map(|veth| veth.ifindex), tables)
-            .context("read the pinned maps")?;
         let (done, compiled) = mpsc::unbounded_channel();
         let worker = Worker::spawn(done)?;
         let policies = Policies::new(&cfg, worker);
@@ -254,8 +250,8 @@ impl Agent {
             devices,
             bindings,
             state_dir: cfg.dirs.state.clone(),
-            sources,
-            links,
+            sources: Sources::new(cfg.allowed_sources.clone()),
+            links: MacOwners::default(),
             pickup,
             addresses,
             policies,

@@ -15,8 +15,10 @@ use lb_common::service::FrontendKey;
 use self::admission::{Admission, Refused, TableDemand};
 use self::apply::WriteOwner;
 use self::devs::Devs;
+use self::links::Links;
 use self::pods::Pods;
 use self::policy::{DesiredTables, PodDevice};
+use self::retry::Backlog;
 use self::service::ServiceInputs;
 use self::state::{PortState, ServiceState};
 use self::tables::ServiceTables;
@@ -36,8 +38,10 @@ mod delta;
 mod devs;
 mod flows;
 mod ids;
+mod links;
 mod maglev;
 mod node;
+mod pod_sources;
 mod pods;
 pub mod policy;
 mod ports;
@@ -47,6 +51,7 @@ mod retry;
 mod service;
 mod share;
 mod slots;
+mod source_key;
 mod sources;
 mod stages;
 mod state;
@@ -60,9 +65,11 @@ pub use self::apply::{Applied, Plan};
 pub use self::capacity::Capacity;
 pub use self::cidrs::Cidrs;
 pub use self::flows::Flows;
+pub use self::links::MacTables;
 pub use self::node::Given;
 pub use self::pods::{GroupIds, groups};
 pub use self::range_key::RangeKey;
+pub use self::source_key::SourceKey;
 pub use self::write::{MapError, MapStore, Write};
 
 /// One service port as the maps know it, for the name table.
@@ -111,12 +118,20 @@ pub struct Planner {
     policies: policy::PolicyPlanner,
     pods: Pods,
     devs: Devs,
+    links: Links,
+    /// Name of this node, for issues.
+    node: String,
 }
 
 impl Planner {
     /// Takes over what the maps say. The first plan is an ordinary difference to it.
     pub fn restore(actual: Actual, capacity: Capacity) -> Self {
         restore::planner(actual, capacity)
+    }
+
+    /// This node is called so.
+    pub fn name_node(&mut self, node: &str) {
+        node.clone_into(&mut self.node);
     }
 
     /// From now on the settings have this in them.
@@ -233,24 +248,35 @@ impl Planner {
         self.pods.is_known(ifindex);
     }
 
-    /// These devices have more sources than the addresses of their Pods. Returns those of which that is news.
-    pub fn have_sources(&mut self, devices: BTreeSet<u32>) -> Vec<u32> {
-        self.pods.have_sources(devices)
-    }
-
     /// The writes that bring `devs` to what is wanted on this node.
-    pub fn plan_devs(&mut self, node: &str, wanted: &BTreeMap<u32, Dev>) -> Plan {
-        Plan::of(WriteOwner::Devs, self.devs.plan(&self.tables.actual, node, wanted))
+    pub fn plan_devs(&mut self, wanted: &BTreeMap<u32, Dev>) -> Plan {
+        Plan::of(WriteOwner::Devs, self.devs.plan(&self.tables.actual, wanted))
     }
 
-    /// When [`Planner::plan_devs`] has to be called again although nothing changed.
-    pub fn next_devs(&self) -> Option<Duration> {
-        self.devs.next_wakeup()
+    /// The writes that bring `macs` and `links` to what is wanted on this node.
+    pub fn plan_links(&mut self, wanted: &MacTables) -> Plan {
+        Plan::of(WriteOwner::Links, self.links.plan(&self.tables.actual, wanted))
     }
 
-    /// What could not be written to `devs`.
-    pub fn devs_issue(&self) -> Option<&Issue> {
-        self.devs.issue()
+    /// The writes that bring `pod_sources` to what these Pods want. The elements of their devices follow with the next plan
+    /// of policies. Must not be called before all Pods are known: it removes what is not wanted.
+    pub fn plan_pod_sources(&mut self, wanted: BTreeMap<SourceKey, Name>) -> Plan {
+        Plan::of(WriteOwner::PodSources, self.pods.sources.plan(&self.tables.actual, wanted))
+    }
+
+    /// When [`Planner::plan_devs`], [`Planner::plan_links`] and [`Planner::plan_pod_sources`] have to be called again
+    /// although nothing changed.
+    pub fn next_devices(&self) -> Option<Duration> {
+        self.backlogs().into_iter().filter_map(Backlog::next_wakeup).min()
+    }
+
+    /// What could not be written to `devs`, `macs`, `links` and `pod_sources`.
+    pub fn device_issues(&self) -> impl Iterator<Item = &Issue> {
+        self.backlogs().into_iter().flat_map(Backlog::issues)
+    }
+
+    fn backlogs(&self) -> [&Backlog; 3] {
+        [&self.devs.backlog, &self.links.backlog, &self.pods.sources.backlog]
     }
 
     /// The numbers of policies, and which of them are not programmed as they should be.

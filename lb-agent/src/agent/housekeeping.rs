@@ -115,11 +115,6 @@ impl Housekeeping {
         }
     }
 
-    /// The name of this node.
-    pub(super) fn node(&self) -> &str {
-        &self.node
-    }
-
     /// Something changed that the table or a gauge shows.
     pub(super) fn touch(&mut self) {
         self.touched = true;
@@ -184,7 +179,7 @@ impl Agent {
             self.desired.node_ports(),
         );
         let all = all
-            .chain(self.planner.devs_issue())
+            .chain(self.planner.device_issues())
             .chain(self.bindings.issues())
             .chain(self.sources.issues())
             .chain(self.links.issues())

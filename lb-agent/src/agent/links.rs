@@ -1,4 +1,5 @@
-//! Whose the link-layer addresses on this node's bridges are: devices → the maps `macs` and `links`.
+//! Whose the link-layer addresses on this node's bridges are: devices → what the maps `macs` and `links` should say. The
+//! planner writes them.
 //!
 //! A bridge learns from each frame behind which port its sender is, so a frame in another's name takes away what is for
 //! the other. An address is its Pod's since the Pod was found behind its device, whatever is changed inside; of two Pods
@@ -9,12 +10,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use lb_common::endpoint::{link, mac_number};
-use tracing::warn;
 
 use lb_core::cluster::Name;
 use lb_core::issue::{Issue, ObjectRef};
-use lb_core::plan::MapError;
-use lb_kernel::bpf::maps::Tables;
+use lb_core::plan::MacTables;
 
 /// Value of `macs` for an address of this node.
 const NODE: u32 = 0;
@@ -32,47 +31,23 @@ pub(super) struct FarEnd<'a> {
     pub(super) pod: Option<(&'a Name, i64)>,
 }
 
-/// The maps, as they are written.
-#[derive(Debug)]
-pub(super) struct Links {
-    macs: BTreeMap<u64, u32>,
-    links: BTreeMap<u32, u64>,
+/// What is wrong with Pods' MAC addresses.
+#[derive(Debug, Default)]
+pub(super) struct MacOwners {
     issues: Vec<Issue>,
 }
 
-impl Links {
-    /// Takes over what an earlier run has written; of `links` what is there about these devices.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub(super) fn take_over(
-        devices: impl Iterator<Item = u32>,
-        tables: &Tables,
-    ) -> Result<Self, MapError> {
-        let mut links = BTreeMap::new();
-        for ifindex in devices {
-            let (index, _) = link(ifindex, 0);
-            links.insert(index, tables.load_link(index)?);
-        }
-        Ok(Self { macs: tables.load_macs()?, links, issues: Vec::new() })
-    }
-
-    /// Writes what differs. `node` are the link-layer addresses of this node's own devices. What is refused is tried again
-    /// at the next call.
-    pub(super) fn write(
+impl MacOwners {
+    /// Returns what the maps should say. `node` are the MAC addresses of this node's own devices, `held` is what `macs` says.
+    pub(super) fn want(
         &mut self,
         ends: &[FarEnd<'_>],
         node: impl Iterator<Item = [u8; 6]>,
-        tables: &mut Tables,
-    ) {
-        let wanted = wanted(ends, node, &self.macs);
-        self.issues = wanted.issues;
-        settle(&mut self.macs, &wanted.macs, |mac, holder| {
-            is_written(tables.set_mac(*mac, holder.copied()))
-        });
-        settle(&mut self.links, &wanted.links, |index, element| {
-            is_written(tables.set_link(*index, element.copied().unwrap_or(0)))
-        });
+        held: &BTreeMap<u64, u32>,
+    ) -> MacTables {
+        let (tables, issues) = wanted(ends, node, held);
+        self.issues = issues;
+        tables
     }
 
     /// Pods that have another's address.
@@ -81,42 +56,13 @@ impl Links {
     }
 }
 
-/// Brings what is written to what is wanted; removals first, since they make room. A write that fails is missing
-/// from `written` and is tried again with the next call.
-fn settle<K: Ord + Copy, V: Copy + PartialEq>(
-    written: &mut BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-    mut write: impl FnMut(&K, Option<&V>) -> bool,
-) {
-    written.retain(|key, _| wanted.contains_key(key) || !write(key, None));
-    for (key, value) in wanted {
-        if written.get(key) != Some(value) && write(key, Some(value)) {
-            written.insert(*key, *value);
-        }
-    }
-}
-
-fn is_written(result: Result<(), MapError>) -> bool {
-    if let Err(err) = &result {
-        warn!(%err, "cannot write the owner of a MAC address");
-    }
-    result.is_ok()
-}
-
-/// What the maps should say.
-#[derive(Debug, Default)]
-struct Wanted {
-    macs: BTreeMap<u64, u32>,
-    links: BTreeMap<u32, u64>,
-    issues: Vec<Issue>,
-}
-
 fn wanted(
     ends: &[FarEnd<'_>],
     node: impl Iterator<Item = [u8; 6]>,
     held: &BTreeMap<u64, u32>,
-) -> Wanted {
-    let mut wanted = Wanted::default();
+) -> (MacTables, Vec<Issue>) {
+    let mut wanted = MacTables::default();
+    let mut issues = Vec::new();
     if ends.iter().any(|end| end.bridged) {
         let node = node.filter(|mac| *mac != [0; 6]);
         wanted.macs.extend(node.map(|mac| (mac_number(mac), NODE)));
@@ -140,7 +86,7 @@ fn wanted(
                 "has the MAC address {} that {of} had first: frames it sends from that address are dropped",
                 end.mac.map(|byte| format!("{byte:02x}")).join(":"),
             );
-            wanted.issues.push(Issue::new(ObjectRef::new("Pod", name), "status.podIPs", message));
+            issues.push(Issue::new(ObjectRef::new("Pod", name), "status.podIPs", message));
         }
     }
     for end in ends.iter().filter(known) {
@@ -151,7 +97,7 @@ fn wanted(
             wanted.links.insert(index, element);
         }
     }
-    wanted
+    (wanted, issues)
 }
 
 #[cfg(test)]
@@ -161,7 +107,7 @@ mod tests {
     use lb_common::endpoint::{link, mac_number};
     use lb_common::limits;
 
-    use super::{FarEnd, NODE, settle, wanted};
+    use super::{FarEnd, NODE, wanted};
     use lb_core::cluster::Name;
 
     fn mac(last: u8) -> [u8; 6] {
@@ -190,14 +136,14 @@ mod tests {
         let ends =
             ends.map(|end| if end.mac == mac(0) { FarEnd { mac: [0; 6], ..end } } else { end });
         let node = || [mac(99), [0; 6], mac(98)].into_iter();
-        let got = wanted(&ends, node(), &BTreeMap::new());
+        let (got, issues) = wanted(&ends, node(), &BTreeMap::new());
         let macs = [(mac(1), 6), (mac(7), limits::LINKS + 8), (mac(98), NODE), (mac(99), NODE)];
         assert_eq!(got.macs, macs.map(|(mac, holder)| (mac_number(mac), holder)).into());
         let links = [link(6, mac_number(mac(1))), link(11, mac_number(mac(1)))];
         let last = link(limits::LINKS + 8, mac_number(mac(7)));
         assert_eq!(got.links, [links[0], last, links[1]].into());
         assert_ne!(last, link(8, mac_number(mac(7))), "the element names the device");
-        let issues: Vec<String> = got.issues.iter().map(ToString::to_string).collect();
+        let issues: Vec<String> = issues.iter().map(ToString::to_string).collect();
         assert_eq!(
             issues,
             [
@@ -208,31 +154,10 @@ mod tests {
         // A Pod that was found behind an older device later has changed it meanwhile.
         let held = [(mac_number(mac(1)), 5)].into();
         assert_eq!(
-            wanted(&ends, node(), &held).macs[&mac_number(mac(1))],
+            wanted(&ends, node(), &held).0.macs[&mac_number(mac(1))],
             5,
             "who had it keeps it"
         );
-        assert!(wanted(&ends[6..7], node(), &held).macs.is_empty(), "no bridge");
-    }
-
-    #[test]
-    fn failed_writes_and_removals_stay_pending() {
-        let mut written = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
-        let wanted = BTreeMap::from([(2, 'b'), (3, 'x'), (4, 'd'), (5, 'e')]);
-        let mut calls = Vec::new();
-        let refused = [1, 4];
-        settle(&mut written, &wanted, |key, value| {
-            calls.push((*key, value.copied()));
-            !refused.contains(key)
-        });
-        assert_eq!(calls, [(1, None), (3, Some('x')), (4, Some('d')), (5, Some('e'))]);
-        assert_eq!(written, BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'x'), (5, 'e')]));
-        calls.clear();
-        settle(&mut written, &wanted, |key, value| {
-            calls.push((*key, value.copied()));
-            true
-        });
-        assert_eq!(calls, [(1, None), (4, Some('d'))]);
-        assert_eq!(written, wanted);
+        assert!(wanted(&ends[6..7], node(), &held).0.macs.is_empty(), "no bridge");
     }
 }

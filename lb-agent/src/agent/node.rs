@@ -103,25 +103,14 @@ impl Agent {
         self.dirty.merge(self.cluster.apply(cluster::Event::Tunnels(tunnels)));
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         let devs = self.addresses.devs(&self.devices, node);
-        let plan = self.planner.plan_devs(self.housekeeping.node(), &devs);
+        let plan = self.planner.plan_devs(&devs);
         self.write(plan);
         self.write_policies();
     }
 
     /// Finds out which Pod is behind which device, and writes the results except for groups.
     pub(super) fn bind(&mut self) {
-        let Self {
-            bindings,
-            devices,
-            cluster,
-            policies,
-            addresses,
-            links,
-            sources,
-            maps,
-            planner,
-            ..
-        } = self;
+        let Self { bindings, devices, cluster, policies, addresses, planner, .. } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(0, |known| known.flags),
@@ -142,28 +131,38 @@ impl Agent {
             is_elsewhere: &is_elsewhere,
             now: now(),
         };
-        let mut changed = bindings.update(&veths, &view);
+        let changed = bindings.update(&veths, &view);
         let behind: Vec<_> =
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
         addresses.claim(devices, &behind);
-        let far_ends: Vec<_> = veths.iter().map(|veth| bindings.far_end(veth)).collect();
-        links.write(&far_ends, devices.routed().map(|(_, uplink)| uplink.mac), &mut maps.tables);
-        let is_new = !changed.is_empty();
-        if cluster.synced() {
-            sources.want(&wanted_sources(&veths, bindings, cluster), &mut maps.tables);
-            changed.extend(planner.have_sources(sources.devices()));
-        }
-        if is_new {
+        if !changed.is_empty() {
             // Before any map says so: a restart must not come to another result.
             if let Err(err) = bindings.save(&self.state_dir) {
                 warn!(%err, dir = %self.state_dir.display(), "cannot save which Pod is behind which device; the agent has to identify Pods again after a restart");
             }
             self.housekeeping.touch();
         }
+        self.write_links();
         for ifindex in changed {
             self.put_pod(ifindex);
         }
-        self.sources.clear(&mut self.maps.tables);
+    }
+
+    /// Brings the maps about what Pods can send from to what they should say.
+    fn write_links(&mut self) {
+        let Self { bindings, devices, cluster, links, sources, planner, .. } = self;
+        let veths: Vec<&Veth> = devices.veths().collect();
+        let far_ends: Vec<_> = veths.iter().map(|veth| bindings.far_end(veth)).collect();
+        let node = devices.routed().map(|(_, uplink)| uplink.mac);
+        let macs = links.want(&far_ends, node, &planner.actual().macs);
+        let sources =
+            cluster.synced().then(|| sources.want(&wanted_sources(&veths, bindings, cluster)));
+        let plan = self.planner.plan_links(&macs);
+        self.write(plan);
+        if let Some(sources) = sources {
+            let plan = self.planner.plan_pod_sources(sources);
+            self.write(plan);
+        }
     }
 
     fn attach(&mut self, attachment: Attachment) {

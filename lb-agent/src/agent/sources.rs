@@ -1,96 +1,43 @@
-//! What Pods may send from beside their own addresses: annotations → the map `pod_sources`.
-//!
-//! Written before the mark of the Pod that says so, and removed after it is gone: at no time is less or more admitted
-//! than one of the two annotations says. Another's address is never a source, whatever an annotation says: the programs
-//! ask that first.
+//! What Pods may send from beside their own addresses: annotations → what the map `pod_sources` should say. The planner
+//! writes it. Another's address is never a source, whatever an annotation says: the programs ask that first.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-
-use tracing::debug;
+use std::collections::BTreeMap;
 
 use lb_core::cluster::{Name, Pod, Prefix};
 use lb_core::issue::{Issue, ObjectRef};
-use lb_core::plan::MapError;
-use lb_kernel::bpf::maps::Tables;
+use lb_core::plan::SourceKey;
 
-/// The map, and what it should say.
+/// What annotations may admit, and what is wrong with them.
 #[derive(Debug)]
 pub(super) struct Sources {
     /// `--allowed-source-cidrs`.
     allowed: Box<[Prefix]>,
-    written: BTreeSet<(u32, Prefix)>,
-    wanted: BTreeSet<(u32, Prefix)>,
     issues: Vec<Issue>,
-    begun: bool,
 }
 
 impl Sources {
-    /// Takes over what an earlier run left.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub(super) fn take_over(allowed: Box<[Prefix]>, tables: &Tables) -> Result<Self, MapError> {
-        let (written, wanted) = (tables.load_sources()?, BTreeSet::new());
-        Ok(Self { allowed, written, wanted, issues: Vec::new(), begun: false })
+    pub(super) fn new(allowed: Box<[Prefix]>) -> Self {
+        Self { allowed, issues: Vec::new() }
     }
 
-    /// Writes what is missing of the annotations of these Pods, by their devices.
-    pub(super) fn want(&mut self, pods: &[(u32, &Name, &Pod)], tables: &mut Tables) {
-        self.begun = true;
-        self.wanted.clear();
+    /// Returns what the annotations of these Pods admit, by their devices.
+    pub(super) fn want(&mut self, pods: &[(u32, &Name, &Pod)]) -> BTreeMap<SourceKey, Name> {
         self.issues.clear();
+        let mut wanted = BTreeMap::new();
         for (ifindex, name, pod) in pods {
             for range in pod.sources.iter().flatten() {
-                let refused = if is_allowed(&self.allowed, range) {
-                    self.write((*ifindex, *range), tables).err()
+                if is_allowed(&self.allowed, range) {
+                    let key = SourceKey { ifindex: *ifindex, range: *range };
+                    wanted.insert(key, (*name).clone());
                 } else {
-                    Some("is not within --allowed-source-cidrs".to_owned())
-                };
-                if let Some(why) = refused {
-                    let message = format!("{range} {why}: ignored");
+                    let message = format!("{range} is not within --allowed-source-cidrs: ignored");
                     let field = format!("metadata.annotations[{}]", Pod::SOURCES);
                     self.issues.push(Issue::new(ObjectRef::new("Pod", name), field, message));
                 }
             }
         }
-    }
-
-    fn write(&mut self, source: (u32, Prefix), tables: &mut Tables) -> Result<(), String> {
-        if !self.written.contains(&source) {
-            let (ifindex, range) = &source;
-            tables.set_source(*ifindex, range, true).map_err(|err| {
-                let what = if err.full { "does not fit" } else { "could not be written" };
-                format!("{what} in the map pod_sources ({err})")
-            })?;
-            self.written.insert(source);
-        }
-        self.wanted.insert(source);
-        Ok(())
-    }
-
-    /// The devices that have more sources.
-    pub(super) fn devices(&self) -> BTreeSet<u32> {
-        self.wanted.iter().map(|(ifindex, _)| *ifindex).collect()
-    }
-
-    /// Removes what no annotation says any more. What cannot be removed now is tried again.
-    pub(super) fn clear(&mut self, tables: &mut Tables) {
-        if !self.begun {
-            return;
-        }
-        let wanted = &self.wanted;
-        self.written.retain(|source| {
-            if wanted.contains(source) {
-                return true;
-            }
-            let (ifindex, range) = source;
-            let removed = tables.set_source(*ifindex, range, false);
-            if let Err(err) = &removed {
-                debug!(ifindex, %range, %err, "cannot remove a Pod source");
-            }
-            removed.is_err()
-        });
+        wanted
     }
 
     /// What is wrong with annotations.

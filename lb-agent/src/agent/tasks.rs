@@ -71,7 +71,7 @@ impl Agent {
             Task::Services if !self.planned || !self.dirty.is_empty() => Some(self.start),
             Task::Services => self.planner.next_wakeup().map(|at| self.start + at),
             Task::Attachments => self.attachments.next_due(),
-            Task::Addresses => self.planner.next_devs().map(|at| self.start + at),
+            Task::Addresses => self.planner.next_devices().map(|at| self.start + at),
             Task::Policies => {
                 let written = self.planner.policies().next_wakeup().map(|at| self.start + at);
                 written.into_iter().chain(self.policies.next_compilation()).min()

@@ -535,13 +535,8 @@ fn who_changes_addresses_inside_stays_who_he_is() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(groups(veth_vic), (0, 0), "a control: only the selected one");
-        let tables = || Tables::open(&node.pins()).unwrap().load_pods().unwrap();
-        let sorted = || {
-            let mut pods = tables();
-            pods.sort_by_key(|(ifindex, _)| *ifindex);
-            pods
-        };
-        let before = sorted();
+        let pods = || Maps::open(&node.pins()).unwrap().load().unwrap().pods;
+        let before = pods();
 
         // Eve takes the addresses of others first, and another MAC address; then the agent starts again.
         end(first, Signal::SIGKILL);
@@ -559,7 +554,7 @@ fn who_changes_addresses_inside_stays_who_he_is() {
                 && names.issues.iter().any(|issue| issue.object == "Pod default/eve")
         });
         assert_eq!(known(&names), all);
-        assert_eq!(sorted(), before, "no group, no address, no number");
+        assert_eq!(pods(), before, "no group, no address, no number");
         for (ip, want) in whose {
             assert_eq!(here(ip), want, "{ip}");
         }
@@ -578,7 +573,7 @@ fn who_changes_addresses_inside_stays_who_he_is() {
         );
         let deadline = Instant::now() + Duration::from_secs(20);
         while groups(veth_thief) == (0, 0) {
-            assert!(Instant::now() < deadline, "{:?}", sorted());
+            assert!(Instant::now() < deadline, "{:?}", pods());
             std::thread::sleep(Duration::from_millis(5));
         }
         let thief = Tables::open(&node.pins()).unwrap().pods.get(&veth_thief, 0).unwrap();
@@ -605,12 +600,12 @@ fn an_annotation_admits_sources_of_its_pod_alone() {
             format!("{SERVICE}{vpn}{}", pod("other", "10.9.0.3"))
         };
         let now = || {
-            let tables = Tables::open(&node.pins()).unwrap();
+            let maps = Maps::open(&node.pins()).unwrap().load().unwrap();
             let more = [veth, veth_other].map(|ifindex| {
-                tables.pods.get(&ifindex, 0).is_ok_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+                maps.pods.get(&ifindex).is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
             });
-            let sources = tables.load_sources().unwrap().into_iter();
-            let sources: Vec<_> = sources.map(|(ifindex, of)| (ifindex, of.to_string())).collect();
+            let sources = maps.pod_sources.iter();
+            let sources: Vec<_> = sources.map(|key| (key.ifindex, key.range.to_string())).collect();
             (more, sources)
         };
         let until = |want: ([bool; 2], &[&str])| {

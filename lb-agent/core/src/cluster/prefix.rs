@@ -59,6 +59,13 @@ impl Prefix {
         if self.addr.is_v4() { 96 + self.bits } else { self.bits }
     }
 
+    /// The range with this number of bits in the 128-bit form, the inverse of [`Prefix::wide_bits`]; `None` when they end
+    /// before the address begins, as an IPv4 address does after 96 bits, or after its end.
+    pub fn from_wide(addr: Addr, bits: u32) -> Option<Self> {
+        let bits = if addr.is_v4() { bits.checked_sub(96)? } else { bits };
+        Self::new(addr, u8::try_from(bits).ok()?)
+    }
+
     /// As the maps have it.
     pub fn cidr(&self) -> Cidr {
         // The constructors have proved that the bits fit.

@@ -13,6 +13,7 @@ use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags};
 use super::cidrs::Cidrs;
 use super::policy::port_key::port_prefix;
 use super::range_key::RangeKey;
+use super::source_key::SourceKey;
 use super::write::{MapError, MapStore, Write};
 
 /// What the maps say.
@@ -50,6 +51,12 @@ pub struct Actual {
     pub pods: BTreeMap<u32, PodEntry>,
     /// The map `devs`, by ifindex.
     pub devs: BTreeMap<u32, Dev>,
+    /// The map `macs`.
+    pub macs: BTreeMap<u64, u32>,
+    /// The array `links`, but for elements that are zero.
+    pub links: BTreeMap<u32, u64>,
+    /// The map `pod_sources`.
+    pub pod_sources: BTreeSet<SourceKey>,
 }
 
 impl Default for Actual {
@@ -71,6 +78,9 @@ impl Default for Actual {
             ident: HashMap::new(),
             pods: BTreeMap::new(),
             devs: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            links: BTreeMap::new(),
+            pod_sources: BTreeSet::new(),
         }
     }
 }
@@ -111,6 +121,12 @@ impl Actual {
             Write::DeletePod { ifindex } => drop(self.pods.remove(ifindex)),
             Write::PutDev { ifindex, dev } => drop(self.devs.insert(*ifindex, *dev)),
             Write::DeleteDev { ifindex } => drop(self.devs.remove(ifindex)),
+            Write::PutMac { mac, holder } => drop(self.macs.insert(*mac, *holder)),
+            Write::DeleteMac { mac } => drop(self.macs.remove(mac)),
+            Write::PutLink { index, element: 0 } => drop(self.links.remove(index)),
+            Write::PutLink { index, element } => drop(self.links.insert(*index, *element)),
+            Write::PutPodSource { key } => drop(self.pod_sources.insert(*key)),
+            Write::DeletePodSource { key } => drop(self.pod_sources.remove(key)),
         }
     }
 

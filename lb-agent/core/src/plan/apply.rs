@@ -11,8 +11,8 @@ use crate::cluster::Name;
 
 /// Writes in the order in which they have to be done.
 ///
-/// They come in batches. After a failed write of a Service's batch the rest of that batch must not be done; all other
-/// writes depend on nothing but what [`Planner::apply`] checks.
+/// They come in batches. After a failed write of a batch of a Service or of MAC addresses the rest of that batch must not be
+/// done; all other writes depend on nothing but what [`Planner::apply`] checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "each plan has to be applied before the next is made"]
 pub struct Plan {
@@ -40,8 +40,19 @@ pub(super) enum WriteOwner {
     Policies,
     /// One Pod, which the next plan of policies comes to as well.
     Pod,
-    /// The node's devices.
+    /// The node's devices: the next plan has what they lack, as those of the following.
     Devs,
+    /// MAC addresses on the node's bridges.
+    Links,
+    /// Sources of Pods.
+    PodSources,
+}
+
+impl WriteOwner {
+    /// Whether each write of a batch depends on those before.
+    fn is_ordered(&self) -> bool {
+        matches!(self, Self::Service(_) | Self::Links)
+    }
 }
 
 impl Plan {
@@ -81,8 +92,7 @@ impl Planner {
         for Batch { owner, end } in plan.batches {
             let before = applied.failed.len();
             for mut write in writes.by_ref().take(end - start) {
-                let waits =
-                    matches!(owner, WriteOwner::Service(_)) && applied.failed.len() > before;
+                let waits = owner.is_ordered() && applied.failed.len() > before;
                 if waits || self.policies.is_moot(&write) {
                     continue;
                 }
@@ -119,7 +129,10 @@ impl Planner {
         match owner {
             WriteOwner::Service(name) => self.settle(name),
             WriteOwner::Policies => self.policies.settle(clock()),
-            WriteOwner::Timer | WriteOwner::Pod | WriteOwner::Devs => {}
+            WriteOwner::Devs => self.devs.backlog.settle(),
+            WriteOwner::Links => self.links.backlog.settle(),
+            WriteOwner::PodSources => self.pods.sources.backlog.settle(),
+            WriteOwner::Timer | WriteOwner::Pod => {}
         }
     }
 
@@ -147,7 +160,9 @@ impl Planner {
                     drop(self.write(&write, maps));
                 }
             }
-            WriteOwner::Devs => self.devs.failed(err, now),
+            WriteOwner::Devs => self.devs.failed(&self.node, err, now),
+            WriteOwner::Links => self.links.failed(&self.node, err, now),
+            WriteOwner::PodSources => self.pods.sources.failed(write, err, now),
         }
     }
 }

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use lb_common::endpoint::{PodEntry, flags};
 use lb_common::limits;
 
+use super::actual::Actual;
+use super::pod_sources::PodSources;
+
 /// The groups of a Pod: ingress, egress, and the same with shadow policies; 0 = none.
 pub type GroupIds = [u32; 4];
 
@@ -22,18 +25,16 @@ pub fn groups(pod: &PodEntry) -> GroupIds {
 pub(super) struct Pods {
     /// Those of which it is known which Pod is behind them.
     known: BTreeSet<u32>,
-    /// Those with more sources.
-    sources: BTreeSet<u32>,
+    /// What Pods can send from in addition to their own addresses.
+    pub(super) sources: PodSources,
     ids: Ids,
 }
 
 impl Pods {
     /// Takes over what the map says.
     pub(super) fn restore(pods: &BTreeMap<u32, PodEntry>) -> Self {
-        let sources = pods.iter().filter(|(_, pod)| pod.flags & flags::MORE_SOURCES != 0);
-        let sources = sources.map(|(ifindex, _)| *ifindex).collect();
         let ids = Ids::restore(pods.iter().map(|(ifindex, pod)| (*ifindex, pod.id)));
-        Self { ids, known: BTreeSet::new(), sources }
+        Self { ids, ..Self::default() }
     }
 
     /// A device appeared.
@@ -46,32 +47,26 @@ impl Pods {
         self.known.insert(ifindex);
     }
 
-    /// These devices have more sources than the addresses of their Pods. Returns those of which that is news.
-    pub(super) fn have_sources(&mut self, devices: BTreeSet<u32>) -> Vec<u32> {
-        let before = std::mem::replace(&mut self.sources, devices);
-        self.sources.symmetric_difference(&before).copied().collect()
-    }
-
     /// A device is gone.
     pub(super) fn gone(&mut self, ifindex: u32) {
         self.known.remove(&ifindex);
-        self.sources.remove(&ifindex);
+        self.sources.gone(ifindex);
         self.ids.release(ifindex);
     }
 
-    /// The element of a device. `face` is what the device itself says, `before` the element as it is. `until` is the stamp
-    /// until which connections may be met in mid-flow that are older than the first policy of their Pod, should this be it.
+    /// The element of a device. `face` is what the device itself says. `until` is the stamp until which connections may be
+    /// met in mid-flow that are older than the first policy of their Pod, should this be it.
     pub(super) fn element(
         &self,
         (ifindex, face): (u32, &PodEntry),
-        before: Option<&PodEntry>,
+        actual: &Actual,
         groups: GroupIds,
         until: u32,
     ) -> PodEntry {
-        let more = self.sources.contains(&ifindex);
+        let more = self.sources.is_marked(actual, ifindex);
         let flags = face.flags | if more { flags::MORE_SOURCES } else { 0 };
         let [ingress, egress, shadow_ingress, shadow_egress] = groups;
-        let before = before.unwrap_or(&PodEntry::ZERO);
+        let before = actual.pods.get(&ifindex).unwrap_or(&PodEntry::ZERO);
         let first = (before.ingress, before.egress) == (0, 0) && (ingress, egress) != (0, 0);
         // A Pod that is known only now has been under its policies from its first moment.
         let until = if self.known.contains(&ifindex) { until } else { 0 };
@@ -142,7 +137,9 @@ impl Ids {
 mod tests {
     use lb_common::endpoint::{PodEntry, flags};
 
-    use super::{Ids, Pods, groups};
+    use super::{Actual, Ids, Pods, groups};
+    use crate::cluster::Name;
+    use crate::plan::source_key::SourceKey;
 
     const FACE: PodEntry =
         PodEntry { bridge6: 9, nsid: 3, flags: flags::BRIDGED, ..PodEntry::ZERO };
@@ -150,18 +147,20 @@ mod tests {
     #[test]
     fn an_element_is_what_the_device_and_the_policies_say() {
         let mut pods = Pods::default();
-        let of = |pods: &Pods, groups| pods.element((5, &FACE), None, groups, 7);
+        let mut actual = Actual::default();
+        let of = |pods: &Pods, groups| pods.element((5, &FACE), &Actual::default(), groups, 7);
         assert_eq!(of(&pods, [0; 4]), FACE, "no number before it has appeared");
         pods.appeared(5);
         assert_eq!(of(&pods, [0; 4]), PodEntry { id: 1, ..FACE });
         let full = of(&pods, [1, 2, 3, 4]);
         assert_eq!((groups(&full), full.id, full.bridge6), ([1, 2, 3, 4], 1, 9));
-        assert_eq!(pods.have_sources([5].into()), [5]);
-        assert!(pods.have_sources([5].into()).is_empty(), "no news");
+        let key = SourceKey { ifindex: 5, range: "10.0.0.0/8".parse().unwrap() };
+        for write in pods.sources.plan(&actual, [(key, Name::new("default", "web"))].into()) {
+            actual.record(&write);
+        }
         let flags = flags::BRIDGED | flags::MORE_SOURCES;
-        assert_eq!(of(&pods, [1, 2, 3, 4]), PodEntry { flags, ..full });
-        assert_eq!(pods.have_sources([].into()), [5]);
-        assert_eq!(of(&pods, [1, 2, 3, 4]), full);
+        let marked = pods.element((5, &FACE), &actual, [1, 2, 3, 4], 7);
+        assert_eq!(marked, PodEntry { flags, ..full });
     }
 
     #[test]
@@ -179,11 +178,12 @@ mod tests {
         ];
         for (name, known, ([ingress, egress, ..], before), groups, want) in cases {
             let pod = PodEntry { ingress, egress, pickup_until: before, id: 1, ..PodEntry::ZERO };
-            let mut pods = Pods::restore(&[(5, pod)].into());
+            let actual = Actual { pods: [(5, pod)].into(), ..Actual::default() };
+            let mut pods = Pods::restore(&actual.pods);
             if known {
                 pods.is_known(5);
             }
-            let got = pods.element((5, &FACE), Some(&pod), groups, 7);
+            let got = pods.element((5, &FACE), &actual, groups, 7);
             assert_eq!((got.pickup_until, got.id), (want, 1), "{name}");
         }
     }

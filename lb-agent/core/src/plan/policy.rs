@@ -503,9 +503,8 @@ fn put_pod(
     pickup_until: u32,
 ) -> Option<Write> {
     let ifindex = veth.ifindex;
-    let before = actual.pods.get(&ifindex);
-    let pod = pods.element((ifindex, &veth.face), before, groups, pickup_until);
-    (before != Some(&pod)).then(|| Write::PutPod { ifindex, pod: Box::new(pod) })
+    let pod = pods.element((ifindex, &veth.face), actual, groups, pickup_until);
+    (actual.pods.get(&ifindex) != Some(&pod)).then(|| Write::PutPod { ifindex, pod: Box::new(pod) })
 }
 
 /// The writes for devices that are gone, but whose element could not be removed then.

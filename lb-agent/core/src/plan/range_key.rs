@@ -27,9 +27,7 @@ impl RangeKey {
 
     /// From what the map has; `None` for what we have not written.
     pub fn from_map(bits: u32, range: SourceRange) -> Option<Self> {
-        let wide = u8::try_from(bits.checked_sub(ID_BITS)?).ok()?;
-        let bits = if range.client.is_v4() { wide.checked_sub(96)? } else { wide };
-        let clients = Prefix::new(range.client, bits)?;
+        let clients = Prefix::from_wide(range.client, bits.checked_sub(ID_BITS)?)?;
         Some(Self { service_id: range.service_id, clients })
     }
 

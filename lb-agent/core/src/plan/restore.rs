@@ -16,6 +16,7 @@ use super::actual::Actual;
 use super::admission::Admission;
 use super::capacity::Capacity;
 use super::devs::Devs;
+use super::links::Links;
 use super::pods::Pods;
 use super::slots::SlotRange;
 use super::state::{Left, PortState, ServiceState};
@@ -65,6 +66,8 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         policies,
         pods,
         devs: Devs::default(),
+        links: Links::default(),
+        node: String::new(),
     }
 }
 

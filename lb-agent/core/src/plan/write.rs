@@ -8,14 +8,16 @@ use lb_common::config::Settings;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_DEVS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_PEER_BITS, MAP_PODS, MAP_POLICY,
-    MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES,
+    MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_LINKS, MAP_MACS, MAP_PEER_BITS,
+    MAP_POD_SOURCES, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_SOURCE_RANGES,
 };
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Backend, Frontend, FrontendKey};
 use thiserror::Error as ThisError;
 
 use super::range_key::RangeKey;
+use super::source_key::SourceKey;
 use crate::model::policy::CidrRange;
 
 /// One write. Removing an element that is not there is not an error.
@@ -170,6 +172,35 @@ pub enum Write {
         /// Key.
         ifindex: u32,
     },
+    /// Adds or replaces an element of `macs`.
+    PutMac {
+        /// Key: [`lb_common::endpoint::mac_number`].
+        mac: u64,
+        /// Value: the ifindex of the Pod's device that has the address, 0 = this node.
+        holder: u32,
+    },
+    /// Removes an element of `macs`.
+    DeleteMac {
+        /// Key: [`lb_common::endpoint::mac_number`].
+        mac: u64,
+    },
+    /// Writes an element of `links`.
+    PutLink {
+        /// Index in [`lb_common::endpoint::link`].
+        index: u32,
+        /// The element in [`lb_common::endpoint::link`]; 0 = none.
+        element: u64,
+    },
+    /// Adds an element of `pod_sources`.
+    PutPodSource {
+        /// Key.
+        key: SourceKey,
+    },
+    /// Removes an element of `pod_sources`.
+    DeletePodSource {
+        /// Key.
+        key: SourceKey,
+    },
 }
 
 impl Write {
@@ -193,6 +224,9 @@ impl Write {
             Self::PutIdent { .. } | Self::DeleteIdent { .. } => MAP_IDENT,
             Self::PutPod { .. } | Self::DeletePod { .. } => MAP_PODS,
             Self::PutDev { .. } | Self::DeleteDev { .. } => MAP_DEVS,
+            Self::PutMac { .. } | Self::DeleteMac { .. } => MAP_MACS,
+            Self::PutLink { .. } => MAP_LINKS,
+            Self::PutPodSource { .. } | Self::DeletePodSource { .. } => MAP_POD_SOURCES,
         };
         spec.name
     }

@@ -1,24 +1,34 @@
-//! The maps `ident` and `devs`: who has which address on this node, and by which address packets leave it.
+//! The maps about addresses on this node: who has which (`ident`, `macs`, `links`), which others Pods can send from
+//! (`pod_sources`), and by which address packets leave the node (`devs`).
 #![forbid(unsafe_code)]
 
+use std::io;
+
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::endpoint::{Dev, Ident};
-use lb_common::limits::{MAP_DEVS, MAP_IDENT};
+use lb_common::endpoint::{Dev, Ident, PodSource};
+use lb_common::limits::{MAP_DEVS, MAP_IDENT, MAP_LINKS, MAP_MACS, MAP_POD_SOURCES, MapSpec};
 
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
 use crate::syscall;
-use lb_core::plan::{Actual, MapError};
+use lb_core::plan::{Actual, MapError, SourceKey};
 
-/// The two maps.
+/// The maps.
 pub struct AddressTables {
     /// By the words of an address, in network order.
     pub(super) ident: HashMap<MapData, [u32; 4], Ident>,
     /// By ifindex.
     pub(super) devs: HashMap<MapData, u32, Dev>,
+    /// Holders of MAC addresses on bridges.
+    pub(super) macs: HashMap<MapData, u64, u32>,
+    /// MAC addresses of Pods' devices.
+    pub(super) links: Array<MapData, u64>,
+    /// Ranges that annotations of Pods admit as sources.
+    pub(super) pod_sources: LpmTrie<MapData, PodSource, u32>,
 }
 
 impl AddressTables {
@@ -27,8 +37,7 @@ impl AddressTables {
     /// # Errors
     /// When the object lacks one or it has other sizes.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        let (ident, devs) = (maps::take(ebpf, &MAP_IDENT)?, maps::take(ebpf, &MAP_DEVS)?);
-        Self::typed(ident, devs)
+        Self::typed(|spec| maps::take(ebpf, spec))
     }
 
     /// Opens the pinned maps.
@@ -36,19 +45,25 @@ impl AddressTables {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        Self::typed(maps::pinned(pins, &MAP_IDENT)?, maps::pinned(pins, &MAP_DEVS)?)
+        Self::typed(|spec| maps::pinned(pins, spec))
     }
 
-    fn typed(ident: Map, devs: Map) -> Result<Self, MapsError> {
-        Ok(Self { ident: maps::typed(&MAP_IDENT, ident)?, devs: maps::typed(&MAP_DEVS, devs)? })
+    fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
+        Ok(Self {
+            ident: maps::typed(&MAP_IDENT, map(&MAP_IDENT)?)?,
+            devs: maps::typed(&MAP_DEVS, map(&MAP_DEVS)?)?,
+            macs: maps::typed(&MAP_MACS, map(&MAP_MACS)?)?,
+            links: maps::typed(&MAP_LINKS, map(&MAP_LINKS)?)?,
+            pod_sources: maps::typed(&MAP_POD_SOURCES, map(&MAP_POD_SOURCES)?)?,
+        })
     }
 
-    /// Reads both maps.
+    /// Reads all of them.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub(super) fn load(&self, actual: &mut Actual) -> Result<(), MapError> {
-        let failed = |map| move |e: std::io::Error| MapError { map, full: false, source: e.into() };
+        let failed = |map| move |e: io::Error| MapError { map, full: false, source: e.into() };
         syscall::for_each(&self.ident, |words: &[u32; 4], value: &Ident| {
             actual.ident.insert(Addr::v6(words.map(Be32::from_wire)), *value);
         })
@@ -56,6 +71,21 @@ impl AddressTables {
         syscall::for_each(&self.devs, |ifindex: &u32, value: &Dev| {
             actual.devs.insert(*ifindex, *value);
         })
-        .map_err(failed(MAP_DEVS.name))
+        .map_err(failed(MAP_DEVS.name))?;
+        syscall::for_each(&self.macs, |mac: &u64, holder: &u32| {
+            actual.macs.insert(*mac, *holder);
+        })
+        .map_err(failed(MAP_MACS.name))?;
+        syscall::for_each(&self.links, |index: &u32, element: &u64| {
+            if *element != 0 {
+                actual.links.insert(*index, *element);
+            }
+        })
+        .map_err(failed(MAP_LINKS.name))?;
+        for key in self.pod_sources.keys() {
+            let key = key.map_err(|e| failed(MAP_POD_SOURCES.name)(io::Error::other(e)))?;
+            actual.pod_sources.extend(SourceKey::from_map(key.prefix_len(), key.data()));
+        }
+        Ok(())
     }
 }

@@ -8,11 +8,11 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError as AyaError, PerCpuArray, RingBuf};
 use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
-use lb_common::endpoint::{PodEntry, PodSource};
+use lb_common::endpoint::PodEntry;
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
-    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LINKS, MAP_LOADS, MAP_MACS,
-    MAP_POD_SOURCES, MAP_PODS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LOADS, MAP_PODS, MAP_SETTINGS,
+    MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use libc::{E2BIG, ENOMEM, ENOSPC};
@@ -61,12 +61,6 @@ pub struct Tables {
     pub settings: Array<MapData, Settings>,
     /// Pods by ifindex.
     pub pods: HashMap<MapData, u32, PodEntry>,
-    /// What Pods may send from beside their own addresses.
-    pub pod_sources: LpmTrie<MapData, PodSource, u32>,
-    /// Link-layer addresses that are at home behind Pods' devices.
-    pub links: Array<MapData, u64>,
-    /// Who has which link-layer address on the bridges of this node.
-    pub macs: HashMap<MapData, u64, u32>,
 }
 
 impl Tables {
@@ -86,9 +80,6 @@ impl Tables {
             former_ports: typed(&MAP_FORMER_PORTS, take(ebpf, &MAP_FORMER_PORTS)?)?,
             settings: typed(&MAP_SETTINGS, take(ebpf, &MAP_SETTINGS)?)?,
             pods: typed(&MAP_PODS, take(ebpf, &MAP_PODS)?)?,
-            pod_sources: typed(&MAP_POD_SOURCES, take(ebpf, &MAP_POD_SOURCES)?)?,
-            links: typed(&MAP_LINKS, take(ebpf, &MAP_LINKS)?)?,
-            macs: typed(&MAP_MACS, take(ebpf, &MAP_MACS)?)?,
         })
     }
 
@@ -108,9 +99,6 @@ impl Tables {
             former_ports: open(pins, &MAP_FORMER_PORTS)?,
             settings: open(pins, &MAP_SETTINGS)?,
             pods: open(pins, &MAP_PODS)?,
-            pod_sources: open(pins, &MAP_POD_SOURCES)?,
-            links: open(pins, &MAP_LINKS)?,
-            macs: open(pins, &MAP_MACS)?,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use aya::maps::{Array, MapData, PerCpuArray};
+use lb_common::endpoint::PodEntry;
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_common::verdict::{Counter, DropReason, drop_index, judged_index};
 
@@ -13,7 +14,7 @@ use crate::syscall;
 use lb_core::counts::{Counts, verdicts};
 use lb_core::plan::{Actual, MapError, RangeKey};
 
-/// Reads the load balancing tables.
+/// Reads the load balancing tables and the Pods.
 ///
 /// # Errors
 /// When a map cannot be read.
@@ -41,6 +42,10 @@ pub(super) fn services(tables: &Tables, actual: &mut Actual) -> Result<(), MapEr
         words(&tables.frontend_ports).map_err(|e| failed("frontend_ports", e))?;
     actual.host_ports = words(&tables.host_ports).map_err(|e| failed("host_ports", e))?;
     actual.former_ports = words(&tables.former_ports).map_err(|e| failed("former_ports", e))?;
+    syscall::for_each(&tables.pods, |ifindex: &u32, pod: &PodEntry| {
+        actual.pods.insert(*ifindex, *pod);
+    })
+    .map_err(|e| failed("pods", e))?;
     let settings = tables.settings.get(&0, 0);
     actual.settings =
         Some(Box::new(settings.map_err(|e| failed("settings", io::Error::other(e)))?));

@@ -1,14 +1,11 @@
 //! All maps that the agent's loop owns: the real [`MapStore`], one system call a write.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use aya::Ebpf;
 use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::endpoint::{PodEntry, PodSource};
 use lb_common::service::{Affinity, AffinityKey};
 
 use crate::bpf::addresses::AddressTables;
@@ -17,12 +14,8 @@ use crate::bpf::pins::Pins;
 use crate::bpf::policy::PolicyTables;
 use crate::bpf::read;
 use crate::syscall;
-use lb_core::cluster::Prefix;
 use lb_core::model::policy::CidrRange;
 use lb_core::plan::{Actual, MapError, MapStore, Write};
-
-/// Bits of [`PodSource`] before the address.
-const DEVICE_BITS: u32 = 32;
 
 /// All maps that the agent's loop owns: nothing else writes to them.
 pub struct Maps {
@@ -68,7 +61,6 @@ impl Maps {
         read::services(&self.tables, &mut actual)?;
         self.policies.load(&mut actual)?;
         self.addresses.load(&mut actual)?;
-        actual.pods.extend(self.tables.load_pods()?);
         Ok(actual)
     }
 }
@@ -113,6 +105,17 @@ impl MapStore for Maps {
             Write::DeletePod { ifindex } => gone(tables.pods.remove(ifindex)),
             Write::PutDev { ifindex, dev } => addresses.devs.insert(ifindex, dev, 0),
             Write::DeleteDev { ifindex } => gone(addresses.devs.remove(ifindex)),
+            Write::PutMac { mac, holder } => addresses.macs.insert(mac, holder, 0),
+            Write::DeleteMac { mac } => gone(addresses.macs.remove(mac)),
+            Write::PutLink { index, element } => addresses.links.set(*index, element, 0),
+            Write::PutPodSource { key } => {
+                let (bits, source) = key.to_map();
+                addresses.pod_sources.insert(&Key::new(bits, source), &1, 0)
+            }
+            Write::DeletePodSource { key } => {
+                let (bits, source) = key.to_map();
+                gone(addresses.pod_sources.remove(&Key::new(bits, source)))
+            }
         };
         done.map_err(|e| failed(map, e))
     }
@@ -146,95 +149,5 @@ impl Tables {
         });
         read.map_err(AyaError::IoError)?;
         keys.iter().try_for_each(|key| gone(self.affinity.remove(key)))
-    }
-
-    /// Admits a range as sources of a Pod, or no longer.
-    ///
-    /// # Errors
-    /// When the map is full or the kernel refuses.
-    pub fn set_source(
-        &mut self,
-        ifindex: u32,
-        range: &Prefix,
-        admitted: bool,
-    ) -> Result<(), MapError> {
-        let source = PodSource { ifindex, addr: range.addr() };
-        let key = Key::new(DEVICE_BITS + u32::from(range.wide_bits()), source);
-        let done = if admitted {
-            self.pod_sources.insert(&key, &1, 0)
-        } else {
-            gone(self.pod_sources.remove(&key))
-        };
-        done.map_err(|e| failed("pod_sources", e))
-    }
-
-    /// The ranges that are admitted as sources of Pods, by the numbers of their devices.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn load_sources(&self) -> Result<BTreeSet<(u32, Prefix)>, MapError> {
-        let mut found = BTreeSet::new();
-        for key in self.pod_sources.keys() {
-            let key = key.map_err(|e| failed("pod_sources", e))?;
-            let PodSource { ifindex, addr } = key.data();
-            let bits = key.prefix_len().saturating_sub(DEVICE_BITS);
-            let bits = if addr.is_v4() { bits.saturating_sub(96) } else { bits };
-            let range = u8::try_from(bits).ok().and_then(|bits| Prefix::new(addr, bits));
-            found.extend(range.map(|range| (ifindex, range)));
-        }
-        Ok(found)
-    }
-
-    /// Writes the link-layer address that belongs behind a Pod's device: index and element as in
-    /// [`lb_common::endpoint::link`].
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn set_link(&mut self, index: u32, element: u64) -> Result<(), MapError> {
-        self.links.set(index, &element, 0).map_err(|e| failed("links", e))
-    }
-
-    /// Writes the owner of a link-layer address; `None` removes it.
-    ///
-    /// # Errors
-    /// When the map is full or the kernel refuses.
-    pub fn set_mac(&mut self, mac: u64, holder: Option<u32>) -> Result<(), MapError> {
-        let done = match holder {
-            Some(holder) => self.macs.insert(&mac, &holder, 0),
-            None => gone(self.macs.remove(&mac)),
-        };
-        done.map_err(|e| failed("macs", e))
-    }
-
-    /// Who has which link-layer address, as it is written.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn load_macs(&self) -> Result<BTreeMap<u64, u32>, MapError> {
-        let mut found = BTreeMap::new();
-        syscall::for_each(&self.macs, |mac: &u64, holder: &u32| {
-            found.insert(*mac, *holder);
-        })
-        .map_err(|e| failed("macs", AyaError::IoError(e)))?;
-        Ok(found)
-    }
-
-    /// The element of `links` at an index.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn load_link(&self, index: u32) -> Result<u64, MapError> {
-        self.links.get(&index, 0).map_err(|e| failed("links", e))
-    }
-
-    /// The Pods of this node that are written.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn load_pods(&self) -> Result<Vec<(u32, PodEntry)>, MapError> {
-        let mut pods = Vec::new();
-        syscall::for_each(&self.pods, |ifindex: &u32, pod: &PodEntry| pods.push((*ifindex, *pod)))
-            .map_err(|e| failed("pods", AyaError::IoError(e)))?;
-        Ok(pods)
     }
 }

@@ -1,12 +1,15 @@
-//! The same laws for all other maps: policies, whose addresses are whose, Pods and devices.
+//! The same laws for all other maps: policies, whose addresses are whose, Pods, devices, MAC addresses and sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_common::endpoint::{Dev, PodEntry};
+use lb_common::endpoint::{self, Dev, PodEntry, flags};
+use lb_core::cluster::{Name, Prefix};
 use lb_core::model::policy::{Compiler, DesiredPolicies};
 use lb_core::plan::policy::{DesiredTables, PodDevice};
-use lb_core::plan::{Actual, Capacity, MapError, MapStore, Plan, Planner, Write};
+use lb_core::plan::{
+    Actual, Capacity, MacTables, MapError, MapStore, Plan, Planner, SourceKey, Write,
+};
 use lb_testkit::world::World;
 use proptest::prelude::*;
 
@@ -23,6 +26,27 @@ struct Maps {
     n_writes: u32,
     /// The number of writes until all fail.
     crash_after: Option<u32>,
+    /// What Pods may send from before or after the plan that is applied.
+    admitted: BTreeSet<SourceKey>,
+}
+
+impl Maps {
+    /// Checks what packets could do between this write and the next.
+    fn check(&self) {
+        let Actual { macs, links, pods, pod_sources, .. } = &self.tables;
+        for (index, element) in links {
+            let mac = element & ((1 << 48) - 1);
+            let Some(holder) = macs.get(&mac) else { continue };
+            let only = endpoint::link(*holder, mac);
+            assert_eq!((*index, *element), only, "another device can send from {mac:x}, too");
+        }
+        let is_marked = |key: &&SourceKey| {
+            pods.get(&key.ifindex).is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+        };
+        for key in pod_sources.iter().filter(is_marked) {
+            assert!(self.admitted.contains(key), "{key:?} is in no annotation");
+        }
+    }
 }
 
 impl MapStore for Maps {
@@ -35,6 +59,7 @@ impl MapStore for Maps {
             return Err(MapError { map: write.map(), full, source: "made to fail".into() });
         }
         self.tables.record(write);
+        self.check();
         Ok(())
     }
 }
@@ -62,7 +87,10 @@ impl Node {
     /// Another agent on the same maps.
     fn restarted(self) -> Self {
         let now = self.now + Duration::from_secs(1);
-        Self { now, ..Self::new(self.maps.tables) }
+        let Maps { tables, admitted, .. } = self.maps;
+        let mut node = Self { now, ..Self::new(tables) };
+        node.maps.admitted = admitted;
+        node
     }
 
     /// The world is another one: devices come and go, policies are compiled, all maps are written once.
@@ -75,6 +103,9 @@ impl Node {
             let plan = self.planner.plan_gone(ifindex);
             writes.extend(self.apply(plan));
         }
+        let left = &self.maps.tables.pods;
+        let is_there = |i: &u32| left.contains_key(i) || veths.iter().any(|v| v.ifindex == *i);
+        self.maps.admitted.retain(|key| is_there(&key.ifindex));
         for veth in &veths {
             self.planner.appeared(veth.ifindex);
             let plan = self.planner.plan_pod(Some(&self.desired), veth, 7);
@@ -86,8 +117,14 @@ impl Node {
 
     /// Writes all maps once; returns the writes.
     fn round(&mut self, world: &World) -> Vec<Write> {
-        let plan = self.planner.plan_devs("n1", &devs(world));
+        let plan = self.planner.plan_devs(&devs(world));
         let mut writes = self.apply(plan);
+        let plan = self.planner.plan_links(&macs(world));
+        writes.extend(self.apply(plan));
+        let wanted = sources(world);
+        self.maps.admitted.extend(wanted.keys());
+        let plan = self.planner.plan_pod_sources(wanted);
+        writes.extend(self.apply(plan));
         let (devices, veths) = (world.devices(), veths(world));
         let wanted = DesiredTables {
             desired: Some(&self.desired),
@@ -113,7 +150,7 @@ impl Node {
     /// Rounds until nothing is left to do, retries included: those advance the clock.
     fn settle(&mut self, world: &World) {
         for _ in 0..1000 {
-            let next = [self.planner.policies().next_wakeup(), self.planner.next_devs()];
+            let next = [self.planner.policies().next_wakeup(), self.planner.next_devices()];
             let Some(next) = next.into_iter().flatten().min() else { return };
             self.now = self.now.max(next);
             self.round(world);
@@ -143,6 +180,13 @@ impl Node {
         };
         assert_eq!(whose(tables), whose(&fresh));
         assert_eq!(tables.devs, devs(world));
+        let MacTables { macs, links } = macs(world);
+        assert_eq!((&tables.macs, &tables.links), (&macs, &links));
+        let sources: BTreeSet<SourceKey> = sources(world).into_keys().collect();
+        assert_eq!(tables.pod_sources, sources);
+        let marked = tables.pods.iter().filter(|(_, pod)| pod.flags & flags::MORE_SOURCES != 0);
+        let wanting: BTreeSet<u32> = sources.iter().map(|key| key.ifindex).collect();
+        assert_eq!(marked.map(|(ifindex, _)| *ifindex).collect::<BTreeSet<_>>(), wanting);
         let found: BTreeMap<u32, PodEntry> =
             tables.pods.iter().map(|(ifindex, pod)| (*ifindex, face(pod))).collect();
         let want = veths(world).into_iter().map(|veth| (veth.ifindex, veth.face));
@@ -152,7 +196,7 @@ impl Node {
         ids.dedup();
         assert_eq!((ids.len(), ids.contains(&0)), (tables.pods.len(), false), "numbers of Pods");
         assert_eq!(self.planner.policies().issues(), []);
-        assert_eq!(self.planner.devs_issue(), None);
+        assert_eq!(self.planner.device_issues().count(), 0);
     }
 }
 
@@ -173,6 +217,31 @@ fn devs(world: &World) -> BTreeMap<u32, Dev> {
     let mtu = 1400 + u32::try_from(world.policies.len()).unwrap();
     let n = u32::try_from(world.pods.len()).unwrap();
     (n % 2..=n).map(|ifindex| (ifindex, Dev { mtu, ..Dev::ZERO })).collect()
+}
+
+/// Who has which MAC address: the last one of each world is another device's in the next.
+fn macs(world: &World) -> MacTables {
+    let mut tables = MacTables::default();
+    let shift = u64::try_from(world.policies.len()).unwrap() % 3;
+    for (i, veth) in (0_u64..).zip(veths(world)) {
+        let mac = 0x0200_0000_0000 | (i + shift);
+        tables.macs.insert(mac, veth.ifindex);
+        let (index, element) = endpoint::link(veth.ifindex, mac);
+        tables.links.insert(index, element);
+    }
+    tables
+}
+
+/// What some of the Pods can send from; other ranges in each world.
+fn sources(world: &World) -> BTreeMap<SourceKey, Name> {
+    let n = u8::try_from(world.policies.len()).unwrap();
+    let wanting = veths(world).into_iter().filter(|veth| veth.ifindex % 3 != u32::from(n % 3));
+    let keys = wanting.flat_map(|veth| {
+        let ranges = [format!("10.9.{n}.0/24"), "10.9.0.0/16".to_owned(), format!("fd09:{n}::/32")];
+        let ranges = ranges.map(|range| range.parse::<Prefix>().unwrap());
+        ranges.map(|range| SourceKey { ifindex: veth.ifindex, range })
+    });
+    keys.map(|key| (key, Name::new("default", "web"))).collect()
 }
 
 /// Plays a history, and settles at its end.
