@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what a Service costs over its Pod. Every number is a median over paired rounds: in each round
 //! the same thing is measured straight on a bed without agents, straight on a bed with agents, and through the
-//! ClusterIP, one right after the other, client and server on one CPU; and what policies cost, with and without them
+//! Service, one right after the other, client and server on one CPU; on nodes without netfilter, and on nodes that
+//! track connections as every kubelet's node does. Also what policies cost, with and without them
 //! in turn; what floods do to others; and how many questions a second are answered through a node port.
 
 mod answers;
@@ -11,6 +12,8 @@ mod paths;
 mod policies;
 mod programming;
 mod report;
+mod side;
+mod statistics;
 
 use std::path::PathBuf;
 
@@ -31,12 +34,15 @@ pub(crate) struct Options {
     /// Measure fewer and shorter rounds, for a first impression only
     #[arg(long)]
     quick: bool,
-    /// Number of rounds of each measurement [default: 7, with --quick 3]
+    /// Number of rounds of each measurement [default: 15, with --quick 3]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Measure only one part. The nanoseconds per packet are always measured
     #[arg(long)]
     part: Option<Part>,
+    /// In the part `paths`, measure only rows whose name contains this text, for example "Pod, same node, IPv4"
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     #[command(flatten)]
     stage: binaries::Stage,
     /// The built test target that measures nanoseconds
@@ -47,7 +53,7 @@ pub(crate) struct Options {
 /// A part of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Rates over each path, with and without the agent
+    /// Latencies and rates over each path, with and without the agent, with and without netfilter
     Paths,
     /// The cost of policies
     Policies,
@@ -81,13 +87,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut results = report::Results { machine: report::Machine::this()?, ..Default::default() };
     say("nanoseconds per packet of each program");
     results.nanos = nanos::measure(&nanos)?;
-    let mut field = field::Field::set(&Binaries::of(true))?;
+    let binaries = Binaries::of(true);
+    let mut field = field::Field::set(&binaries)?;
     if wanted(Part::Paths) {
-        for n_services in [1, 1_000, 10_000] {
-            field.announce_others(n_services - 1)?;
-            results.paths.extend(paths::measure(&mut field, n_services, scale)?);
-        }
-        field.announce_others(0)?;
+        field.add_netfilter(&binaries)?;
+        results.paths = paths::measure(&field, options.only.as_deref(), scale)?;
+        field.netfilter = None;
     }
     if wanted(Part::Policies) {
         results.policies = policies::measure(&field, 50, scale)?;

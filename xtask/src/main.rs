@@ -89,9 +89,8 @@ impl Task {
     fn needs(&self) -> &'static [Need] {
         match self {
             Self::Setup => setup::ALL,
-            Self::Demo(_) | Self::Bench(_) => {
-                &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3]
-            }
+            Self::Demo(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
+            Self::Bench(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Nft],
             Self::Check(_) | Self::Image(_) => &[Need::Rust, Need::BpfLinker],
             Self::Test(_) => &[
                 Need::Rust,

@@ -33,6 +33,8 @@ pub(crate) enum Need {
     Nsenter,
     /// `iperf3`.
     Iperf3,
+    /// `nft`.
+    Nft,
     /// `iptables-legacy`.
     Iptables,
     /// `bpftool`.
@@ -54,6 +56,7 @@ pub(crate) const ALL: &[Need] = &[
     Need::Ip,
     Need::Nsenter,
     Need::Iperf3,
+    Need::Nft,
     Need::Iptables,
     Need::Bpftool,
 ];
@@ -143,7 +146,8 @@ fn missing_packages(need: Need) -> Vec<Package> {
         }
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
-        Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of demo and bench"),
+        Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of the demo"),
+        Need::Nft => program("nft", "nftables", "`nft`, for the netfilter of the bench"),
         Need::Bpftool => {
             program("bpftool", "bpftool", "`bpftool`, with which tests inspect the kernel")
         }

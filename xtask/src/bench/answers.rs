@@ -18,7 +18,10 @@ use testbed::{
     wait,
 };
 
-use super::field::{Field, Side, first};
+use super::{
+    field::Field,
+    side::{Side, first},
+};
 use crate::command::say;
 
 const NODE_PORT: u16 = 30053;

@@ -1,36 +1,32 @@
-//! Where the bench measures: a bed without agents and a bed with them, otherwise alike.
+//! Where the bench measures: a bed without agents and a bed with them, otherwise alike; and the same two once more, with
+//! connection tracking by netfilter on all nodes.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testbed::{
-    Agent, Bed, Netns, Node, Pod, Shape,
+    Agent, Netns, Pod,
     client::{Transport, ask},
     manifest::{Directory, Object, node_of, pod_of, policy, service, slice},
     measure::last_cpu,
     wait,
 };
 
+use super::side::{BYTES, NAME, SINK, Side};
 use crate::binaries::Binaries;
 
-/// ClusterIP of the Service that is measured.
+/// ClusterIPs of the Service that is measured.
 pub(super) const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-/// Port that answers with the Pod's name.
-const NAME: u16 = 8080;
-/// Port that answers bytes with bytes.
-pub(super) const BYTES: u16 = 8081;
-/// Port of iperf3.
-pub(super) const IPERF: u16 = 5201;
+pub(super) const TARGET_V6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x10);
 /// Programming 10,000 Services in a debug build on a busy machine stays below this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Both beds; dropping it removes them.
+/// The beds; dropping it removes them.
 #[derive(Debug)]
 pub(super) struct Field {
     /// With agents.
@@ -39,6 +35,8 @@ pub(super) struct Field {
     pub(super) without: Side,
     /// Agents of the nodes of `with`.
     pub(super) agents: [Agent; 2],
+    /// The same with netfilter, while there are.
+    pub(super) netfilter: Option<Netfilter>,
     /// What they read.
     pub(super) manifests: Directory,
     /// The CPU of every client and server.
@@ -47,72 +45,86 @@ pub(super) struct Field {
     pub(super) traffic: PathBuf,
 }
 
-/// One bed: a client, a server beside it, a server on the other node.
+/// Two beds whose nodes have the kubelet's rule.
 #[derive(Debug)]
-pub(super) struct Side {
-    /// The client's node.
-    pub(super) node: Node,
-    /// The client.
-    pub(super) client: Pod,
-    /// Server on the client's node.
-    pub(super) near: Pod,
-    /// Server on the other node.
-    pub(super) far: Pod,
-    /// A client outside the cluster, which reaches each node's Pods by that node.
-    pub(super) outside: Netns,
-    /// The node of `far`.
-    pub(super) other: Node,
-    servers: Vec<Child>,
-    bed: Bed,
+pub(super) struct Netfilter {
+    /// With agents, which read the manifests of the other bed with agents.
+    pub(super) with: Side,
+    /// Without.
+    pub(super) without: Side,
+    /// Dropping an agent ends it.
+    _agents: [Agent; 2],
 }
 
 impl Field {
-    /// Makes both beds and starts the agents.
+    /// Makes the beds without netfilter and starts the agents.
     pub(super) fn set(binaries: &Binaries) -> Result<Self> {
         let cpu = last_cpu()?;
         let without = Side::set("benchout", binaries, cpu)?;
         let with = Side::set("benchwith", binaries, cpu)?;
         let manifests = with.bed.manifests()?;
         manifests.write("nodes", &[node_of(&with.node), node_of(&with.other)])?;
-        let agents = [&with.node, &with.other]
-            .map(|node| Agent::new(node, &binaries.agent, &manifests.path));
-        let mut field =
-            Self { with, without, agents, manifests, cpu, traffic: binaries.traffic.clone() };
-        for agent in &mut field.agents {
-            agent.start()?;
-        }
-        Ok(field)
+        let agents = with.agents(binaries, &manifests)?;
+        let traffic = binaries.traffic.clone();
+        Ok(Self { with, without, agents, netfilter: None, manifests, cpu, traffic })
     }
 
-    /// Points the measured Service at `pod` and waits until it is so, for Pods and for the node.
+    /// Makes the beds with netfilter, too.
+    pub(super) fn add_netfilter(&mut self, binaries: &Binaries) -> Result<()> {
+        let without = Side::set("benchnf", binaries, self.cpu)?;
+        let with = Side::set("benchwnf", binaries, self.cpu)?;
+        without.track_connections()?;
+        with.track_connections()?;
+        let agents = with.agents(binaries, &self.manifests)?;
+        self.netfilter = Some(Netfilter { with, without, _agents: agents });
+        Ok(())
+    }
+
+    /// The beds with agents.
+    pub(super) fn served(&self) -> impl Iterator<Item = &Side> {
+        [&self.with].into_iter().chain(self.netfilter.as_ref().map(|netfilter| &netfilter.with))
+    }
+
+    /// Points the measured Service at `pod` and waits until it is so, for Pods, for the nodes and for clients outside.
     pub(super) fn announce_target(&self, pod: &Pod) -> Result<()> {
         self.write_target(pod)?;
-        for netns in [&self.with.client.netns, &self.with.node.netns] {
-            answered(netns, TARGET.into(), &pod.name)?;
-        }
-        for node in [&self.with.node, &self.with.other] {
-            answered_at(&self.with.outside, SocketAddr::new(node.v4.into(), NAME), &pod.name)?;
+        for side in self.served() {
+            for netns in [&side.client.netns, &side.node.netns] {
+                for ip in [IpAddr::from(TARGET), TARGET_V6.into()] {
+                    answered(netns, ip, &pod.name)?;
+                }
+            }
+            for node in [&side.node, &side.other] {
+                for ip in [IpAddr::from(node.v4), node.v6.into()] {
+                    answered_at(&side.outside, SocketAddr::new(ip, NAME), &pod.name)?;
+                }
+            }
         }
         Ok(())
     }
 
     /// Points the measured Service at `pod` and does not wait.
     pub(super) fn write_target(&self, pod: &Pod) -> Result<()> {
-        let target = [(80, NAME), (BYTES, BYTES), (IPERF, IPERF)].into_iter().fold(
-            (
-                service("target").ip(&TARGET.to_string()).set(&["spec", "type"], "NodePort".into()),
-                slice("target", "target", &[pod.v4.into()]),
-            ),
-            |(service, slice), (port, target)| {
-                // The node port is the target port: a client needs to change nothing but the address.
-                let entry = serde_json::json!({
-                    "name": format!("tcp-{port}"), "protocol": "TCP", "port": port,
-                    "targetPort": target, "nodePort": target,
-                });
-                (service.push(&["spec", "ports"], entry), slice.slice_port("TCP", port, target))
-            },
-        );
-        self.manifests.write("target", &[target.0, target.1])
+        let [v4, v6] = [IpAddr::from(TARGET), TARGET_V6.into()].map(|ip| ip.to_string());
+        let mut target =
+            service("target").ip(&v4).ip(&v6).set(&["spec", "type"], "NodePort".into());
+        let mut slices = pod.addresses().map(|ip| {
+            let family = if ip.is_ipv4() { "v4" } else { "v6" };
+            slice(&format!("target-{family}"), "target", &[ip])
+        });
+        for (protocol, port, to) in
+            [("TCP", 80, NAME), ("TCP", BYTES, BYTES), ("UDP", BYTES, BYTES), ("TCP", SINK, SINK)]
+        {
+            // The node port is the target port: a client needs to change nothing but the address.
+            let entry = json!({
+                "name": format!("{}-{port}", protocol.to_lowercase()), "protocol": protocol,
+                "port": port, "targetPort": to, "nodePort": to,
+            });
+            target = target.push(&["spec", "ports"], entry);
+            slices = slices.map(|slice| slice.slice_port(protocol, port, to));
+        }
+        let [v4, v6] = slices;
+        self.manifests.write("target", &[target, v4, v6])
     }
 
     /// Announces `n` policies on client and servers: two deny everything, one for each direction allows what is
@@ -123,7 +135,8 @@ impl Field {
         self.manifests.write("pods", &pods.map(|(pod, role)| pod_of(pod).label("role", role)))?;
         let rule = |peers: &str, role: &str| {
             let peer = json!({"podSelector": {"matchLabels": {"role": role}}});
-            let ports = [NAME, BYTES, IPERF].map(|port| json!({"port": port}));
+            let ports = [("TCP", NAME), ("TCP", BYTES), ("UDP", BYTES), ("TCP", SINK)]
+                .map(|(protocol, port)| json!({"protocol": protocol, "port": port}));
             json!([{peers: [peer], "ports": ports}])
         };
         let all = json!({"podSelector": {}});
@@ -150,9 +163,8 @@ impl Field {
         Ok(())
     }
 
-    /// Announces `n` other Services with two endpoints each, and waits until the last of them is served; returns the
-    /// time that took from the moment the file was there.
-    pub(super) fn announce_others(&self, n: usize) -> Result<Duration> {
+    /// Announces `n` other Services with two endpoints each, and waits until the last of them is served.
+    pub(super) fn announce_others(&self, n: usize) -> Result<()> {
         let mut objects = Vec::with_capacity(2 * n);
         for i in 0..n {
             // The last one has a real endpoint beside itself: it tells when all are there.
@@ -161,11 +173,12 @@ impl Field {
             objects.extend(other(i, endpoints));
         }
         self.manifests.write("others", &objects)?;
-        let start = Instant::now();
-        if let Some(last) = n.checked_sub(1) {
-            answered(&self.with.client.netns, cluster_ip(last), &self.with.near.name)?;
+        for side in self.served() {
+            if let Some(last) = n.checked_sub(1) {
+                answered(&side.client.netns, cluster_ip(last), &side.near.name)?;
+            }
         }
-        Ok(start.elapsed())
+        Ok(())
     }
 }
 
@@ -212,14 +225,6 @@ fn answered_at(netns: &Netns, addr: SocketAddr, name: &str) -> Result<()> {
     .map(drop)
 }
 
-/// Returns a command with the highest priority on the machine: the time that other processes take is not a cost of the
-/// path.
-pub(super) fn first(program: &Path) -> Command {
-    let mut command = Command::new("nice");
-    command.args(["-n", "-19"]).arg(program);
-    command
-}
-
 /// Waits until no server answers on port 80 at `ip`.
 pub(super) fn unanswered(netns: &Netns, ip: IpAddr) -> Result<()> {
     let addr = SocketAddr::new(ip, 80);
@@ -229,56 +234,4 @@ pub(super) fn unanswered(netns: &Netns, ip: IpAddr) -> Result<()> {
         Ok(())
     })
     .map(drop)
-}
-
-impl Side {
-    fn set(prefix: &str, binaries: &Binaries, cpu: usize) -> Result<Self> {
-        let bed = Bed::new(prefix)?;
-        let (node, other) = (bed.node("a", Shape::Routed)?, bed.node("b", Shape::Routed)?);
-        let (client, near, far) = (node.pod("client")?, node.pod("near")?, other.pod("far")?);
-        let outside = bed.outsider("outside")?;
-        outside.ip(&format!(
-            "route add 10.244.1.0/24 via {}\nroute add 10.244.2.0/24 via {}\n",
-            node.v4, other.v4
-        ))?;
-        for netns in [&client.netns, &node.netns, &outside] {
-            // Tens of thousands of connects within the time that TIME_WAIT lasts, but none from the ports that the
-            // agent masquerades with.
-            netns.sysctl(&[
-                ("net/ipv4/ip_local_port_range", "30000 65535"),
-                ("net/ipv4/tcp_tw_reuse", "1"),
-            ])?;
-        }
-        let mut servers = Vec::new();
-        for pod in [&near, &far] {
-            let mut named = first(&binaries.traffic);
-            named.args(["serve", &pod.name, &NAME.to_string()]);
-            let mut bytes = first(&binaries.traffic);
-            bytes.args(["bytes", &BYTES.to_string(), &cpu.to_string()]);
-            let mut iperf = first(Path::new("iperf3"));
-            iperf.args(["--server", "--port", &IPERF.to_string(), "--affinity", &cpu.to_string()]);
-            for mut command in [named, bytes, iperf] {
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-                servers.push(pod.netns.spawn(&mut command)?);
-            }
-            let ready = |port| {
-                let addr = SocketAddr::new(pod.v4.into(), port);
-                client.netns.enter(|| std::net::TcpStream::connect(addr))?.context("connect")
-            };
-            for port in [NAME, BYTES, IPERF] {
-                wait::until("servers", Duration::from_secs(5), || ready(port).map(drop))?;
-            }
-        }
-        Ok(Self { node, client, near, far, outside, other, servers, bed })
-    }
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            // Fails only if it has ended.
-            drop(server.kill());
-            drop(server.wait());
-        }
-    }
 }

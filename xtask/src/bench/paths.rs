@@ -1,16 +1,23 @@
-//! Stream, round trips and connects over each path, in interleaved rounds.
+//! Rates and latencies over each path, in interleaved rounds: without a program, straight to the Pod under the agent, and through the
+//! Service; each without netfilter on the nodes and with it.
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use serde_json::Value;
-use testbed::{Netns, Pod};
+use testbed::{
+    Netns, Pod,
+    measure::{Rate, What},
+};
 
-use super::field::{BYTES, Field, IPERF, Side, TARGET, first};
+use super::{
+    field::{Field, TARGET, TARGET_V6},
+    side::{BYTES, SINK, Side, first},
+    statistics::{Level, Ratio},
+};
 use crate::command::say;
 
 /// How long and how often to measure.
@@ -18,27 +25,33 @@ use crate::command::say;
 pub(super) struct Scale {
     /// Rounds of each measurement.
     pub(super) rounds: usize,
-    transactions: Duration,
-    stream_secs: u32,
+    /// Time of one measurement.
+    duration: Duration,
 }
 
 impl Scale {
     /// The scale of a result, or of a look.
     pub(super) fn new(quick: bool, rounds: Option<usize>) -> Self {
-        let (default, transactions) =
-            if quick { (3, Duration::from_millis(200)) } else { (7, Duration::from_millis(500)) };
-        Self { rounds: rounds.unwrap_or(default).max(1), transactions, stream_secs: 1 }
+        let default = if quick { 3 } else { 15 };
+        let duration = Duration::from_millis(if quick { 100 } else { 200 });
+        Self { rounds: rounds.unwrap_or(default).max(1), duration }
     }
 }
+
+/// What is measured over each path.
+pub(super) const WHATS: [What; 4] =
+    [What::RoundTrips, What::Connects, What::Datagrams, What::Stream];
 
 /// From where to where.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Path {
     SameNode,
     OtherNode,
-    Host,
+    HostNear,
+    HostFar,
     /// A Pod to a node port of its own node.
-    NodePort,
+    PortNear,
+    PortFar,
     /// From outside to a node port of the Pod's node.
     OutsideNear,
     /// From outside to a node port of another node: one hop more than straight to the Pod.
@@ -46,11 +59,13 @@ pub(super) enum Path {
 }
 
 impl Path {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::SameNode,
         Self::OtherNode,
-        Self::Host,
-        Self::NodePort,
+        Self::HostNear,
+        Self::HostFar,
+        Self::PortNear,
+        Self::PortFar,
         Self::OutsideNear,
         Self::OutsideFar,
     ];
@@ -59,182 +74,245 @@ impl Path {
         match self {
             Self::SameNode => "Pod, same node",
             Self::OtherNode => "Pod, other node",
-            Self::Host => "host process, other node",
-            Self::NodePort => "Pod, other node, by a node port",
-            Self::OutsideNear => "outside, node port, local backend",
-            Self::OutsideFar => "outside, node port, remote backend",
+            Self::HostNear => "host process, same node",
+            Self::HostFar => "host process, other node",
+            Self::PortNear => "Pod, same node, through a node port",
+            Self::PortFar => "Pod, other node, through a node port",
+            Self::OutsideNear => "external, node port, local backend",
+            Self::OutsideFar => "external, node port, remote backend",
         }
     }
 
     pub(super) fn client(self, side: &Side) -> &Netns {
         match self {
-            Self::SameNode | Self::OtherNode | Self::NodePort => &side.client.netns,
-            Self::Host => &side.node.netns,
+            Self::SameNode | Self::OtherNode | Self::PortNear | Self::PortFar => &side.client.netns,
+            Self::HostNear | Self::HostFar => &side.node.netns,
             Self::OutsideNear | Self::OutsideFar => &side.outside,
         }
     }
 
     pub(super) fn server(self, side: &Side) -> &Pod {
         match self {
-            Self::SameNode => &side.near,
-            Self::OtherNode
-            | Self::Host
-            | Self::NodePort
-            | Self::OutsideNear
-            | Self::OutsideFar => &side.far,
+            Self::SameNode | Self::HostNear | Self::PortNear | Self::OutsideNear => &side.near,
+            Self::OtherNode | Self::HostFar | Self::PortFar | Self::OutsideFar => &side.far,
         }
     }
 
-    /// The Service's address that is dialled.
-    fn frontend(self, side: &Side) -> IpAddr {
+    /// The Service's address that is dialled. A node port is that of the node of the client, or the first node.
+    fn frontend(self, side: &Side, family: Family) -> IpAddr {
+        match (self, family) {
+            (Self::SameNode | Self::OtherNode | Self::HostNear | Self::HostFar, Family::V4) => {
+                TARGET.into()
+            }
+            (Self::SameNode | Self::OtherNode | Self::HostNear | Self::HostFar, Family::V6) => {
+                TARGET_V6.into()
+            }
+            (_, Family::V4) => side.node.v4.into(),
+            (_, Family::V6) => side.node.v6.into(),
+        }
+    }
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum Family {
+    #[serde(rename = "IPv4")]
+    V4,
+    #[serde(rename = "IPv6")]
+    V6,
+}
+
+impl Family {
+    pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::SameNode | Self::OtherNode | Self::Host => TARGET.into(),
-            Self::NodePort | Self::OutsideFar => side.node.v4.into(),
-            Self::OutsideNear => side.other.v4.into(),
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
         }
     }
-}
 
-/// What is measured.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum What {
-    Stream,
-    RoundTrips,
-    Connects,
-}
-
-impl What {
-    pub(super) const ALL: [Self; 3] = [Self::Stream, Self::RoundTrips, Self::Connects];
-
-    pub(super) fn name(self) -> &'static str {
+    /// The Pod's address of this family.
+    pub(super) fn of(self, pod: &Pod) -> IpAddr {
         match self {
-            Self::Stream => "stream, Gbit/s",
-            Self::RoundTrips => "request/response, 1/s",
-            Self::Connects => "connect/request/close, 1/s",
+            Self::V4 => pod.v4.into(),
+            Self::V6 => pod.v6.into(),
         }
     }
 }
 
-/// Medians of one measurement over one path.
+/// One measurement over one path.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measured {
     /// From where to where.
     pub(super) path: &'static str,
-    /// What, with its unit.
-    pub(super) what: &'static str,
+    pub(super) family: Family,
+    pub(super) what: What,
     /// Services programmed.
     pub(super) services: usize,
-    /// Straight to the Pod, no agent.
-    pub(super) without_agent: f64,
-    /// Straight to the Pod, under the agent.
-    pub(super) straight: f64,
-    /// Through the Service's address.
-    pub(super) service: f64,
-    /// Median of the rounds' `straight / without_agent`.
-    pub(super) straight_ratio: f64,
-    /// Median of the rounds' `service / without_agent`.
-    pub(super) service_ratio: f64,
-    /// The lowest and the highest `service / without_agent` of the rounds.
-    pub(super) service_ratio_range: [f64; 2],
+    /// On nodes without netfilter.
+    pub(super) plain: Compared,
+    /// On nodes with the kubelet's rule.
+    pub(super) netfilter: Compared,
+    /// What that rule costs without any program: with it ÷ without.
+    pub(super) netfilter_ratio: Ratio,
 }
 
-/// Measures every path with `services` Services programmed.
-pub(super) fn measure(field: &mut Field, services: usize, scale: Scale) -> Result<Vec<Measured>> {
-    let mut measured = Vec::new();
-    for path in Path::ALL {
-        // Between the ends of the range these say nothing new.
-        let outside = matches!(path, Path::NodePort | Path::OutsideNear | Path::OutsideFar);
-        if services == 1_000 && outside {
-            continue;
-        }
-        field.announce_target(path.server(&field.with))?;
-        for what in What::ALL {
-            say(&format!("{services} Services: {}, {}", path.name(), what.name()));
-            let mut rounds = Vec::new();
-            for round in 0..scale.rounds {
-                rounds.push(one_round(field, path, what, scale, round)?);
+/// The agent against no program.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Compared {
+    /// Straight to the Pod, no program.
+    pub(super) none: Level,
+    /// Straight to the Pod, under the agent.
+    pub(super) straight: Level,
+    /// Through the Service's address.
+    pub(super) service: Level,
+    /// `straight` ÷ `none`.
+    pub(super) straight_ratio: Ratio,
+    /// `service` ÷ `none`.
+    pub(super) service_ratio: Ratio,
+}
+
+/// A row to measure.
+#[derive(Clone, Copy)]
+struct Row {
+    path: Path,
+    family: Family,
+    what: What,
+    services: usize,
+}
+
+impl Row {
+    fn name(self) -> String {
+        let Self { path, family, what, services } = self;
+        format!("{}, {}, {}, {services} Services", path.name(), family.name(), what.name())
+    }
+}
+
+/// Every path in both families with one Service, and the busiest ones among 10,000; only rows whose name contains `only`.
+fn rows(only: Option<&str>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for services in [1, 10_000] {
+        for path in Path::ALL {
+            for family in [Family::V4, Family::V6] {
+                rows.extend(WHATS.map(|what| Row { path, family, what, services }));
             }
-            measured.push(summary(path, what, services, &rounds));
         }
     }
+    let among_many = |row: &Row| {
+        row.family == Family::V4
+            && matches!(row.what, What::RoundTrips | What::Connects)
+            && matches!(
+                row.path,
+                Path::SameNode | Path::OtherNode | Path::HostFar | Path::OutsideFar
+            )
+    };
+    rows.retain(|row| row.services == 1 || among_many(row));
+    rows.retain(|row| only.is_none_or(|only| row.name().contains(only)));
+    rows
+}
+
+/// Measures all rows, with one Service and among many.
+pub(super) fn measure(field: &Field, only: Option<&str>, scale: Scale) -> Result<Vec<Measured>> {
+    let rows = rows(only);
+    anyhow::ensure!(!rows.is_empty(), "no row contains {:?}", only.unwrap_or_default());
+    let start = Instant::now();
+    let (mut measured, mut services, mut server) = (Vec::new(), 0, "");
+    for (done, row) in rows.iter().enumerate() {
+        if services != row.services {
+            services = row.services;
+            field.announce_others(services - 1)?;
+        }
+        let wanted = row.path.server(&field.with);
+        if server != wanted.name {
+            server = &wanted.name;
+            field.announce_target(wanted)?;
+        }
+        let left = match done {
+            0 => String::new(),
+            _ => {
+                let left = start.elapsed() / done as u32 * (rows.len() - done) as u32;
+                format!(", about {} min left", left.as_secs().div_ceil(60))
+            }
+        };
+        say(&format!("{} of {}{left}: {}", done + 1, rows.len(), row.name()));
+        measured.push(one_row(field, *row, scale)?);
+    }
+    field.announce_others(0)?;
     Ok(measured)
 }
 
-/// Without agent, straight under it, through the Service; which one is first turns with the rounds.
-fn one_round(
-    field: &Field,
-    path: Path,
-    what: What,
-    scale: Scale,
-    round: usize,
-) -> Result<[f64; 3]> {
-    let straight = |side| (path.client(side), IpAddr::from(path.server(side).v4));
-    let targets = [
-        straight(&field.without),
-        straight(&field.with),
-        (path.client(&field.with), path.frontend(&field.with)),
-    ];
-    let mut results = [0.0; 3];
-    let mut order: Vec<_> = results.iter_mut().zip(targets).collect();
-    order.rotate_left(round % 3);
-    for (result, (netns, ip)) in order {
-        *result = once(field, netns, ip, what, scale)
-            .with_context(|| format!("{} to {ip} from {netns}", what.name()))?;
+/// Without a program, straight under the agent, through the Service.
+type Three = [Vec<Rate>; 3];
+
+fn one_row(field: &Field, row: Row, scale: Scale) -> Result<Measured> {
+    let netfilter = field.netfilter.as_ref().context("no beds with netfilter")?;
+    let pairs = [(&field.without, &field.with), (&netfilter.without, &netfilter.with)];
+    let ways = pairs.map(|(without, with)| {
+        let straight = |side| (row.path.client(side), row.family.of(row.path.server(side)));
+        let service = (row.path.client(with), row.path.frontend(with, row.family));
+        [straight(without), straight(with), service]
+    });
+    let ways: Vec<(&Netns, IpAddr)> = ways.concat();
+    let mut rates: Vec<Vec<Rate>> = vec![Vec::new(); ways.len()];
+    for round in 0..scale.rounds {
+        let mut order: Vec<_> = rates.iter_mut().zip(&ways).collect();
+        let n = order.len();
+        order.rotate_left(round % n);
+        for (rates, (netns, ip)) in order {
+            let rate = once(field, netns, *ip, row.what, scale);
+            rates.push(rate.with_context(|| format!("{} to {ip} from {netns}", row.what.name()))?);
+        }
     }
-    Ok(results)
+    let netfilter = rates.split_off(3);
+    let three = |rates: Vec<Vec<Rate>>| Three::try_from(rates).ok().context("three ways");
+    let (plain, netfilter) = (three(rates)?, three(netfilter)?);
+    Ok(Measured {
+        path: row.path.name(),
+        family: row.family,
+        what: row.what,
+        services: row.services,
+        netfilter_ratio: Ratio::of(&netfilter[0], &plain[0]),
+        plain: Compared::of(&plain),
+        netfilter: Compared::of(&netfilter),
+    })
 }
 
-/// One measurement of a path under the agent, or of one without.
+impl Compared {
+    fn of([none, straight, service]: &Three) -> Self {
+        Self {
+            none: Level::of(none),
+            straight: Level::of(straight),
+            service: Level::of(service),
+            straight_ratio: Ratio::of(straight, none),
+            service_ratio: Ratio::of(service, none),
+        }
+    }
+}
+
+/// One measurement from a namespace to an address.
 pub(super) fn once(
     field: &Field,
     netns: &Netns,
     ip: IpAddr,
     what: What,
     scale: Scale,
-) -> Result<f64> {
-    let cpu = field.cpu.to_string();
-    let (mut command, result) = match what {
-        What::Stream => {
-            let mut command = first(std::path::Path::new("iperf3"));
-            command.args(["--client", &ip.to_string(), "--port", &IPERF.to_string()]);
-            command.args(["--time", &scale.stream_secs.to_string(), "--json", "--affinity", &cpu]);
-            (command, "/end/sum_received/bits_per_second")
-        }
-        What::RoundTrips | What::Connects => {
-            let mut command = first(&field.traffic);
-            command.arg(if matches!(what, What::RoundTrips) { "rr" } else { "crr" });
-            command.arg(SocketAddr::new(ip, BYTES).to_string());
-            command.args([&scale.transactions.as_millis().to_string(), &cpu]);
-            (command, "/per_second")
-        }
-    };
-    let output: Value =
-        serde_json::from_str(&netns.output(&mut command)?).context("result of the client")?;
-    let rate = output.pointer(result).and_then(Value::as_f64).context("no result")?;
-    Ok(if matches!(what, What::Stream) { rate / 1e9 } else { rate })
+) -> Result<Rate> {
+    let port = if what.is_stream() { SINK } else { BYTES };
+    let mut command = first(&field.traffic);
+    command.args(["measure", what.word(), &SocketAddr::new(ip, port).to_string()]);
+    command.args([scale.duration.as_millis().to_string(), field.cpu.to_string()]);
+    serde_json::from_str(&netns.output(&mut command)?).context("result of the client")
 }
 
-fn summary(path: Path, what: What, services: usize, rounds: &[[f64; 3]]) -> Measured {
-    let column = |value: fn(&[f64; 3]) -> f64| median(rounds.iter().map(value).collect());
-    let ratios: Vec<f64> = rounds.iter().map(|[without, _, ip]| ip / without).collect();
-    Measured {
-        path: path.name(),
-        what: what.name(),
-        services,
-        without_agent: column(|[without, _, _]| *without),
-        straight: column(|[_, straight, _]| *straight),
-        service: column(|[_, _, ip]| *ip),
-        straight_ratio: column(|[without, straight, _]| straight / without),
-        service_ratio: median(ratios.clone()),
-        service_ratio_range: [
-            ratios.iter().copied().fold(f64::INFINITY, f64::min),
-            ratios.iter().copied().fold(0.0, f64::max),
-        ],
+#[cfg(test)]
+mod tests {
+    use super::rows;
+
+    #[test]
+    fn rows_cover_both_families_and_every_path() {
+        let all = rows(None);
+        assert_eq!(all.len(), 8 * 2 * 4 + 8);
+        assert_eq!(rows(Some("IPv6")).len(), 8 * 4);
+        assert_eq!(rows(Some("remote backend, IPv4, request/response")).len(), 2);
+        assert!(rows(Some("nothing like this")).is_empty());
     }
-}
-
-/// The middle value; 0 of none.
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

@@ -3,10 +3,12 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use testbed::measure::What;
 
 use super::{
     field::{Field, TARGET},
-    paths::{Path, Scale, What, median, once},
+    paths::{Family, Path, Scale, WHATS, once},
+    statistics::quartiles,
 };
 use crate::command::say;
 
@@ -41,12 +43,12 @@ pub(super) fn measure(field: &Field, n: usize, scale: Scale) -> Result<Vec<Polic
             let other = under(field, path, n - first, scale)?;
             rounds.push(if first == n { (one, other) } else { (other, one) });
         }
-        for (nth, what) in What::ALL.into_iter().enumerate() {
+        for (nth, what) in WHATS.into_iter().enumerate() {
             let ratios = |to: usize| {
                 let ratio = |(with, without): &(Vec<[f64; 2]>, Vec<[f64; 2]>)| {
                     Some(with.get(nth)?.get(to)? / without.get(nth)?.get(to)?)
                 };
-                quartiles(rounds.iter().filter_map(ratio).collect())
+                quartiles(&rounds.iter().filter_map(ratio).collect::<Vec<_>>())
             };
             measured.push(Policed {
                 path: path.name(),
@@ -64,19 +66,9 @@ pub(super) fn measure(field: &Field, n: usize, scale: Scale) -> Result<Vec<Polic
 fn under(field: &Field, path: Path, policies: usize, scale: Scale) -> Result<Vec<[f64; 2]>> {
     field.announce_policies(policies)?;
     let (client, server) = (path.client(&field.with), path.server(&field.with));
-    What::ALL
-        .into_iter()
-        .map(|what| {
-            let straight = once(field, client, server.v4.into(), what, scale)?;
-            Ok([straight, once(field, client, TARGET.into(), what, scale)?])
-        })
-        .collect()
-}
-
-/// The middle of the lower half, the middle, the middle of the upper half.
-fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let (low, high) = values.split_at(middle);
-    [median(low.to_vec()), median(values.clone()), median(high.to_vec())]
+    let each = |what: What| {
+        let straight = once(field, client, Family::V4.of(server), what, scale)?.per_second;
+        Ok([straight, once(field, client, TARGET.into(), what, scale)?.per_second])
+    };
+    WHATS.into_iter().map(each).collect()
 }

@@ -15,7 +15,8 @@ use testbed::{
 
 use super::{
     field::{Field, TARGET, answered, cluster_ip, unanswered},
-    paths::{Scale, median},
+    paths::Scale,
+    statistics::median,
 };
 
 /// Services programmed at once, besides the measured one.
@@ -67,11 +68,11 @@ pub(super) fn measure(field: &mut Field, scale: Scale) -> Result<Programming> {
     }
     Ok(Programming {
         services: SERVICES,
-        all_ms: median(all),
-        start_to_last_answer_ms: median(last),
-        restart_ms: median(restart),
+        all_ms: median(&all),
+        start_to_last_answer_ms: median(&last),
+        restart_ms: median(&restart),
         change_to_answer_ms: change_to_answer(field, scale)?,
-        resident_mib: median(resident),
+        resident_mib: median(&resident),
     })
 }
 
@@ -112,7 +113,7 @@ fn change_to_answer(field: &Field, scale: Scale) -> Result<f64> {
         times.push(millis(waited.with_context(|| format!("change {i}; drops:\n{}", drops()))?));
     }
     ensure!(!times.is_empty(), "no change measured");
-    Ok(median(times))
+    Ok(median(&times))
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -55,34 +55,8 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         "Measured on Linux {}, {}, client and server on one CPU.\n",
         machine.kernel, machine.cpu
     );
-    println!(
-        "| from a … | what | Services | without agent | straight | Service | straight ÷ without | Service ÷ without |"
-    );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|");
-    for row in paths {
-        let digits = if row.what.contains("Gbit") { 2 } else { 0 };
-        let [least, most] = row.service_ratio_range;
-        println!(
-            "| {} | {} | {} | {:.digits$} | {:.digits$} | {:.digits$} | {:.3} | **{:.3}** ({least:.3}–{most:.3}) |",
-            row.path,
-            row.what,
-            row.services,
-            row.without_agent,
-            row.straight,
-            row.service,
-            row.straight_ratio,
-            row.service_ratio
-        );
-    }
-    println!(
-        "\n| from, to | what | straight, policies ÷ none | through the Service, policies ÷ none |"
-    );
-    println!("|---|---|--:|--:|");
-    for row in policies {
-        let [straight, service] = [row.straight, row.service]
-            .map(|[low, middle, high]| format!("{middle:.3} ({low:.3}–{high:.3})"));
-        println!("| {} | {} | {straight} | {service} |", row.path, row.what);
-    }
+    print_paths(paths);
+    print_policies(policies);
     print_floods(floods);
     print_answers(answers);
     let Programming { services, all_ms, start_to_last_answer_ms, restart_ms, .. } = programming;
@@ -102,6 +76,53 @@ pub(super) fn print_markdown(results: &Results) -> Result<()> {
         println!("| {program} | {case} | {ns:.0} |");
     }
     Ok(())
+}
+
+/// Latency ratios first, rate ratios behind them: the latter scatter more.
+fn print_paths(paths: &[Measured]) {
+    if paths.is_empty() {
+        return;
+    }
+    println!(
+        "Each ratio is that of median latencies / that of rates, to no program on nodes of the same kind;"
+    );
+    println!("more than 1 is better than no program. netfilter: nodes with the kubelet's rule.\n");
+    println!(
+        "| from, to | family | what | Services | no program | netfilter ÷ without | direct | Service | direct, netfilter | Service, netfilter |"
+    );
+    println!("|---|---|---|--:|--:|--:|--:|--:|--:|--:|");
+    for row in paths {
+        let Measured { path, family, what, services, plain, netfilter, netfilter_ratio } = row;
+        let cells = [
+            netfilter_ratio,
+            &plain.straight_ratio,
+            &plain.service_ratio,
+            &netfilter.straight_ratio,
+            &netfilter.service_ratio,
+        ];
+        let cells = cells.map(|ratio| ratio.to_string()).join(" | ");
+        println!(
+            "| {path} | {} | {} | {services} | {} | {cells} |",
+            family.name(),
+            what.name(),
+            plain.none
+        );
+    }
+}
+
+fn print_policies(policies: &[Policed]) {
+    if policies.is_empty() {
+        return;
+    }
+    println!(
+        "\n| from, to | what | straight, policies ÷ none | through the Service, policies ÷ none |"
+    );
+    println!("|---|---|--:|--:|");
+    for row in policies {
+        let [straight, service] = [row.straight, row.service]
+            .map(|[low, middle, high]| format!("{middle:.3} ({low:.3}–{high:.3})"));
+        println!("| {} | {} | {straight} | {service} |", row.path, row.what);
+    }
 }
 
 fn print_floods(floods: &[Flooded]) {

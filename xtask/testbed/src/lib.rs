@@ -29,6 +29,8 @@ pub mod client;
 pub mod exchanges;
 pub mod load;
 pub mod measure;
+pub mod measured;
+pub mod series;
 pub mod server;
 pub mod wait;
 

@@ -95,13 +95,6 @@ pub fn serve_named(name: &str, port: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves bytes on TCP `port` in the calling process's own namespace until the process ends.
-pub fn serve_bytes(port: u16) -> io::Result<()> {
-    let tcp = listen(port)?;
-    echo_bytes(&tcp, &AtomicBool::new(false));
-    Ok(())
-}
-
 /// A listener on both families whose `accept` returns now and then, to look for the end.
 fn listen(port: u16) -> io::Result<TcpListener> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;

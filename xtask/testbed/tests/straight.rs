@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -10,7 +11,8 @@ use testbed::{
     Bed, Shape,
     client::{Transport, ask},
     load::Load,
-    measure,
+    measure::What,
+    series::Entry,
     server::Server,
 };
 
@@ -57,7 +59,6 @@ fn loads_and_measurements_count() {
     let a = bed.node("a", Shape::Routed).unwrap();
     let (client, server) = (a.pod("client").unwrap(), a.pod("server").unwrap());
     let named = Server::named(&server.netns, "server", 80).unwrap();
-    let _bytes = Server::bytes(&server.netns, 81).unwrap();
     let addr = SocketAddr::new(server.v4.into(), 80);
     let load = Load { keep_open: true, ..Load::new(Transport::Tcp, addr) };
     let running = load.start(&client.netns).unwrap();
@@ -73,11 +74,34 @@ fn loads_and_measurements_count() {
     let report = running.stop().unwrap();
     assert_eq!(report.failures.get("connection refused"), Some(&report.requests), "{report:?}");
 
-    let bytes = SocketAddr::new(server.v4.into(), 81);
-    let limit = Duration::from_millis(200);
-    let (rr, crr) = client
-        .netns
-        .enter(|| (measure::round_trips(bytes, limit), measure::connects(bytes, limit)))
-        .unwrap();
-    assert!(rr.unwrap().per_second > crr.unwrap().per_second);
+    let program = env!("CARGO_BIN_EXE_traffic");
+    let mut bytes = Command::new(program);
+    let mut bytes = server.netns.spawn(bytes.args(["bytes", "81", "last"])).unwrap();
+    let targets =
+        server.addresses().map(|ip| format!("{}={ip},81,81,82", if ip.is_ipv4() { 4 } else { 6 }));
+    let whats = What::ALL.map(What::word).join(",");
+    let mut series = Command::new(program);
+    series.args(["series", &whats, "2", "100", "last"]).args(&targets);
+    let output = client.netns.output(&mut series);
+    let mut series = Command::new(program);
+    series.args(["measure", "round-trips", "10.244.1.11:9", "100", "last"]);
+    let nothing = client.netns.output(&mut series);
+    bytes.kill().unwrap();
+    bytes.wait().unwrap();
+
+    let entries: Vec<Entry> =
+        output.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(entries.len(), What::ALL.len() * 2 * 2);
+    let rate = |what| {
+        let of = |entry: &&Entry| entry.what == what && entry.target == "4";
+        entries.iter().find(of).unwrap().rate
+    };
+    // A stream of 100 ms that counts no bytes, or all bytes twice, is far outside of this.
+    assert!((1e8..2e12).contains(&rate(What::Stream).per_second), "{entries:?}");
+    assert!((1e8..2e12).contains(&rate(What::Streams).per_second), "{entries:?}");
+    assert!(rate(What::RoundTrips).per_second > rate(What::Connects).per_second, "{entries:?}");
+    assert!(rate(What::RoundTrips).p50_ns < rate(What::Connects).p50_ns, "{entries:?}");
+    assert!(rate(What::Datagrams).per_second > 1e3 && rate(What::Datagrams).lost == 0);
+    let refused = nothing.unwrap_err().to_string();
+    assert!(refused.contains("refused"), "{refused}");
 }

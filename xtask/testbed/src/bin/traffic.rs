@@ -3,6 +3,7 @@
 //! It works in the network namespace it is started in, and always in bounds of time and number.
 
 use std::{
+    io::Write as _,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
     time::Duration,
@@ -13,16 +14,22 @@ use testbed::{
     client::{Transport, ask},
     exchanges::Exchanges,
     load::Load,
-    measure, server,
+    measure::{self, Closer, What},
+    measured,
+    series::{self, Target},
+    server,
 };
 
 const USAGE: &str = "usage:
   traffic serve NAME PORT                 answer NAME on TCP and UDP PORT
-  traffic bytes PORT [CPU]                answer each byte with a byte on TCP PORT, on one CPU
+  traffic bytes PORT [CPU]                send bytes back on TCP and UDP PORT, count streams on TCP PORT + 1
+  traffic idle                            wait for a day
   traffic ask tcp|udp ADDR:PORT [COUNT]   ask which server answers
-  traffic rr|crr ADDR:PORT MILLISECONDS CPU     round trips or connects to `bytes`, report as JSON
+  traffic measure WHAT ADDR:PORT MILLISECONDS CPU   measure against `bytes`, report as JSON
+  traffic series WHAT,… ROUNDS MILLISECONDS CPU NAME=ADDR,ECHO,DATAGRAMS,SINK…   several targets in turn
   traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP requests, each from its own port; report as JSON
-  traffic load tcp|udp ADDR:PORT RATE SECONDS   send RATE requests per second, report as JSON";
+  traffic load tcp|udp ADDR:PORT RATE SECONDS   send RATE requests per second, report as JSON
+  CPU is a number, `last` or `any`";
 
 /// Each server ends after a day, even if no caller ends it.
 const LIFETIME: Duration = Duration::from_secs(86_400);
@@ -48,9 +55,13 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
         ["bytes", port, cpu @ ..] => {
             end_after_lifetime();
             if let [cpu] = cpu {
-                measure::pin(number(cpu)?)?;
+                pin(cpu)?;
             }
-            server::serve_bytes(number(port)?).context("serve")
+            measured::serve(number(port)?).context("serve")
+        }
+        ["idle"] => {
+            std::thread::sleep(LIFETIME);
+            Ok(())
         }
         ["ask", transport, addr, count @ ..] => {
             let count: u32 = count.first().map_or(Ok(1), |count| number(count))?;
@@ -63,17 +74,26 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        [what @ ("rr" | "crr"), addr, millis, cpu] => {
+        ["measure", what, addr, millis, cpu] => {
             let (_, addr) = target("tcp", addr)?;
+            pin(cpu)?;
             let duration = Duration::from_millis(number(millis)?);
-            measure::pin(number(cpu)?)?;
-            let rate = match *what {
-                "rr" => measure::round_trips(addr, duration),
-                _ => measure::connects(addr, duration),
-            };
-            let rate = rate.context("transaction")?;
+            let rate =
+                What::parse(what)?.measure(addr, duration, Closer::Client).context("measure")?;
             println!("{}", serde_json::to_string(&rate).context("print the rate")?);
             Ok(())
+        }
+        ["series", whats, rounds, millis, cpu, targets @ ..] => {
+            let whats: Vec<What> = whats.split(',').map(What::parse).collect::<Result<_, _>>()?;
+            let targets: Vec<Target> =
+                targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+            pin(cpu)?;
+            let duration = Duration::from_millis(number(millis)?);
+            series::run(&targets, &whats, number(rounds)?, duration, |entry| {
+                let line = serde_json::to_string(&entry).context("print a result")?;
+                // The reader follows; if it has gone, this ends.
+                writeln!(std::io::stdout(), "{line}").context("print a result")
+            })
         }
         ["exchanges", addr, millis, sources @ ..] => {
             let (_, addr) = target("udp", addr)?;
@@ -102,6 +122,14 @@ fn end_after_lifetime() {
         std::thread::sleep(LIFETIME);
         std::process::exit(0);
     });
+}
+
+fn pin(cpu: &str) -> anyhow::Result<()> {
+    match cpu {
+        "any" => Ok(()),
+        "last" => measure::pin(measure::last_cpu()?),
+        cpu => measure::pin(number(cpu)?),
+    }
 }
 
 fn target(transport: &str, addr: &str) -> anyhow::Result<(Transport, SocketAddr)> {
