@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::conntrack::bits;
-use lb_common::endpoint::{Ident, ident_flags, link, mac_number};
+use lb_common::conntrack::CtFlags;
+use lb_common::endpoint::{Ident, IdentFlags, link, mac_number};
 use lb_common::flow::proto;
 use lb_testkit::bed::{Bed, addr};
 use lb_testkit::packet;
@@ -116,8 +116,8 @@ fn translated(bed: &mut Bed) -> Vec<Case> {
     ] {
         let pod_in = pod.replace(":4001", ":4002");
         for (from, to) in [(here, there), (there, here)] {
-            bed.track(pod, from, to, bits::FORWARD);
-            bed.track(&pod_in, from, to, bits::REPLY);
+            bed.track(pod, from, to, CtFlags::FORWARD);
+            bed.track(&pod_in, from, to, CtFlags::REPLY);
         }
         let out = packet::build(&format!("{pod} > {here} tcp A seq=2 ack=2 len=64"));
         let back = packet::build(&format!("{here} > {pod_in} tcp A seq=2 ack=2 len=64"));
@@ -176,7 +176,7 @@ fn judged() -> Bed {
         };
         bed.service(frontend, proto::TCP, &[backend]);
         sample::idents(&mut bed, v4);
-        let ident = Ident { ident: PEER.into(), flags: ident_flags::POD, ..Ident::ZERO };
+        let ident = Ident { ident: PEER.into(), flags: IdentFlags::POD, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, PEER, 8)).words().map(Be32::to_wire), ident);
     }
     SamplePolicy::new(EGRESS).allow(PEER, proto::TCP, 8080).put(&mut bed);

@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::be::Be16;
-use crate::pod;
+use crate::{flags, pod};
 
 pod! {
     /// The read-only global `CFG` of the kernel object, set at load time.
@@ -11,8 +11,8 @@ pod! {
         pub netns_cookie: u64,
         /// Kernel ticks a second (`CONFIG_HZ`).
         pub hz: u32,
-        /// `features::*`.
-        pub features: u32,
+        /// What the kernel can do.
+        pub features: Features,
         /// Stands for the client when a Pod reaches itself through a Service, IPv4.
         pub hairpin4: Addr,
         /// The same for IPv6.
@@ -40,8 +40,8 @@ pod! {
         pub node6: Addr,
         /// Number of [`Settings::service_cidrs`].
         pub n_service_cidrs: u32,
-        /// `setting_flags::*`.
-        pub flags: u32,
+        /// What is turned on.
+        pub flags: SettingFlags,
         /// Until this stamp ([`crate::conntrack::stamp`]) connections may be met in mid-flow: they may be older than the
         /// table `ct`.
         pub pickup_until: u32,
@@ -91,21 +91,25 @@ impl Cidr {
 /// of the host's own sockets (`net.ipv4.ip_local_port_range`, 32768-60999), so that none takes another's replies.
 pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = 10_000..=29_999;
 
-/// Bits of [`Settings::flags`].
-pub mod setting_flags {
-    /// Another proxy translates flows that are older than these programs. Mid-flow packets of flows without an entry are
-    /// left to it. Without this bit they are refused, since their backend cannot be found again.
-    pub const OTHER_PROXY: u32 = 1 << 0;
-    /// While there is any policy, a Pod may send only from its own addresses. Without this bit it may send from any
-    /// address that does not belong to another Pod, node or Service.
-    pub const STRICT_SOURCE: u32 = 1 << 1;
+flags! {
+    /// Bits of [`Settings::flags`].
+    pub struct SettingFlags: u32 {
+        /// Another proxy translates flows that are older than these programs. Mid-flow packets of flows without an entry are
+        /// left to it. Without this bit they are refused, since their backend cannot be found again.
+        OTHER_PROXY = 1 << 0;
+        /// While there is any policy, a Pod may send only from its own addresses. Without this bit it may send from any
+        /// address that does not belong to another Pod, node or Service.
+        STRICT_SOURCE = 1 << 1;
+    }
 }
 
-/// Bits of [`Config::features`].
-pub mod features {
-    /// The kernel knows `BPF_F_IPV6` in `bpf_l4_csum_replace` (6.16): without it, IPv6 translation of packets with
-    /// `CHECKSUM_COMPLETE` breaks their sum.
-    pub const CSUM_IPV6: u32 = 1 << 0;
+flags! {
+    /// Bits of [`Config::features`].
+    pub struct Features: u32 {
+        /// The kernel knows `BPF_F_IPV6` in `bpf_l4_csum_replace` (6.16): without it, IPv6 translation of packets with
+        /// `CHECKSUM_COMPLETE` breaks their sum.
+        CSUM_IPV6 = 1 << 0;
+    }
 }
 
 /// Default of [`Config::hairpin4`]: link-local (RFC 3927), so it is never routed and never a Pod's.

@@ -16,7 +16,7 @@
 use crate::addr::Addr;
 use crate::be::Be16;
 use crate::flow::{proto, tcp};
-use crate::pod;
+use crate::{flags, pod};
 
 pod! {
     /// Key of the map `ct`.
@@ -77,56 +77,67 @@ pod! {
         /// its veth: the `veth` of the Pod's entry. Reply entry of a masqueraded flow: the low 32 bits of the kernel's
         /// ticks when it was opened.
         pub epoch: u32,
-        /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; 16 and up: `bits::*`. Bits 7 and 15, in masqueraded
-        /// flows: packets that are neither of the handshake nor resets.
-        pub flags: u32,
+        /// What it is, and what was seen of the flow.
+        pub flags: CtFlags,
     }
 }
 
-/// Bits 16 and up of [`CtEntry::flags`].
-pub mod bits {
-    /// Forward entry: packets leaving the Pod get `nat_addr:nat_port` as destination.
-    pub const FORWARD: u32 = 1 << 16;
-    /// Reply entry: packets entering the Pod get `nat_addr:nat_port` as source.
-    pub const REPLY: u32 = 1 << 17;
-    /// Both ends of the flow are the same Pod: both rewrites happen as the packet leaves it.
-    pub const HAIRPIN: u32 = 1 << 18;
-    /// The first packet entered the Pod.
-    pub const INBOUND: u32 = 1 << 19;
-    /// Taken over in mid-flow: the handshake was not seen.
-    pub const PICKED_UP: u32 = 1 << 20;
-    /// The source port towards the backend differs from the Pod's.
-    pub const PORT_MAPPED: u32 = 1 << 21;
-    /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
-    /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
-    pub const SAME_BRIDGE: u32 = 1 << 24;
-    /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
-    /// Pod: they get `nat_addr:nat_port` as source, and go to the client past the IP stack, which would take the
-    /// node's own address as a source for a forgery.
-    pub const EXTERNAL: u32 = 1 << 25;
-    /// Forward entry of an external flow: the client is replaced by `aux_addr:aux_port`, an address of this node.
-    pub const MASQUERADED: u32 = 1 << 26;
-    /// Forward entry of an external flow: the backend is a process of this host.
-    pub const TO_HOST: u32 = 1 << 27;
-    /// Counted in the map `loads` under its backend.
-    pub const COUNTED: u32 = 1 << 28;
-    /// Two bits, of other protocols than TCP: in how many stamps packets were seen after the first one, one more for a
-    /// masqueraded client that spoke again when it had been answered. 3 for more, and for a packet that came two
-    /// seconds after another one of an answered flow: this is a stream.
-    pub const TIMES: u32 = 3 << 29;
-    /// Packets were seen in both directions (other protocols than TCP).
-    pub const SEEN_OUT: u32 = 1 << 22;
-    /// See `SEEN_OUT`.
-    pub const SEEN_IN: u32 = 1 << 23;
-    /// With `INBOUND`: the first packet was made by this host, whose traffic to its Pods no policy concerns.
-    pub const FROM_HOST: u32 = 1 << 31;
+flags! {
+    /// Flags of a [`CtEntry`].
+    ///
+    /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; the others are named. Bits 7 and 15, in masqueraded
+    /// flows: packets that are neither of the handshake nor resets.
+    pub struct CtFlags: u32 {
+        /// Forward entry: packets leaving the Pod get `nat_addr:nat_port` as destination.
+        FORWARD = 1 << 16;
+        /// Reply entry: packets entering the Pod get `nat_addr:nat_port` as source.
+        REPLY = 1 << 17, "reply";
+        /// Both ends of the flow are the same Pod: both rewrites happen as the packet leaves it.
+        HAIRPIN = 1 << 18, "hairpin";
+        /// The first packet entered the Pod.
+        INBOUND = 1 << 19, "inbound";
+        /// Taken over in mid-flow: the handshake was not seen.
+        PICKED_UP = 1 << 20, "picked-up";
+        /// The source port towards the backend differs from the Pod's.
+        PORT_MAPPED = 1 << 21, "port-mapped";
+        /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
+        /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
+        SAME_BRIDGE = 1 << 24;
+        /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
+        /// Pod: they get `nat_addr:nat_port` as source, and go to the client past the IP stack, which would take the
+        /// node's own address as a source for a forgery.
+        EXTERNAL = 1 << 25;
+        /// Forward entry of an external flow: the client is replaced by `aux_addr:aux_port`, an address of this node.
+        MASQUERADED = 1 << 26, "masqueraded";
+        /// Forward entry of an external flow: the backend is a process of this host.
+        TO_HOST = 1 << 27, "to-host";
+        /// Counted in the map `loads` under its backend.
+        COUNTED = 1 << 28;
+        /// Two bits, of other protocols than TCP: in how many stamps packets were seen after the first one, one more for a
+        /// masqueraded client that spoke again when it had been answered. 3 for more, and for a packet that came two
+        /// seconds after another one of an answered flow: this is a stream.
+        TIMES = 3 << 29;
+        /// Packets were seen in both directions (other protocols than TCP).
+        SEEN_OUT = 1 << 22;
+        /// See `SEEN_OUT`.
+        SEEN_IN = 1 << 23;
+        /// With `INBOUND`: the first packet was made by this host, whose traffic to its Pods no policy concerns.
+        FROM_HOST = 1 << 31;
+    }
+}
+
+impl CtFlags {
+    /// The TCP flags seen leaving the Pod, and entering it.
+    pub const fn tcp(sent: u8, received: u8) -> Self {
+        Self::from_bits(sent as u32 | (received as u32) << 8)
+    }
 }
 
 /// Key of the other entry of a translated flow; `None` for a flow without translation.
 pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
     let CtEntry { nat_addr, nat_port, aux_addr, aux_port, flags, .. } = *entry;
     if key.scope == scope::EXTERNAL {
-        let kept = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
+        let kept = !flags.intersects(CtFlags::MASQUERADED.with(CtFlags::TO_HOST));
         return Some(CtKey {
             local: nat_addr,
             remote: aux_addr,
@@ -137,7 +148,7 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
             veth: if kept { entry.epoch as u16 } else { 0 },
         });
     }
-    if key.scope == scope::EXTERNAL_REPLY || flags & bits::EXTERNAL != 0 {
+    if key.scope == scope::EXTERNAL_REPLY || flags.contains(CtFlags::EXTERNAL) {
         return Some(CtKey {
             local: nat_addr,
             remote: aux_addr,
@@ -148,9 +159,9 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
             veth: 0,
         });
     }
-    if flags & bits::FORWARD != 0 {
+    if flags.contains(CtFlags::FORWARD) {
         let key = CtKey { scope: scope::POD, ..*key };
-        if flags & bits::HAIRPIN == 0 {
+        if !flags.contains(CtFlags::HAIRPIN) {
             return Some(CtKey {
                 remote: nat_addr,
                 remote_port: nat_port,
@@ -167,7 +178,7 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
             ..key
         });
     }
-    if flags & bits::REPLY != 0 {
+    if flags.contains(CtFlags::REPLY) {
         let straight = nat_addr == key.remote && nat_port == key.remote_port;
         return Some(CtKey {
             local: aux_addr,
@@ -197,53 +208,57 @@ const LAST: u8 = tcp::FIN | tcp::RST;
 /// Beside the TCP flags that are remembered of a side of a masqueraded flow: it has sent something other than a part of the
 /// handshake or a reset. (The bit is that of CWR, which is not remembered.)
 const SPOKE: u8 = 0x80;
-pub(crate) const BOTH_WAYS: u32 = bits::SEEN_OUT | bits::SEEN_IN;
+/// TCP flags of both sides.
+const TCP: CtFlags = CtFlags::tcp(0xff, 0xff);
+/// Either side sends no more.
+const ENDS: CtFlags = CtFlags::tcp(LAST, LAST);
+pub(crate) const BOTH_WAYS: CtFlags = CtFlags::SEEN_OUT.with(CtFlags::SEEN_IN);
 
 /// TCP flags seen leaving the Pod.
-const fn sent(flags: u32) -> u8 {
-    flags as u8
+const fn sent(flags: CtFlags) -> u8 {
+    flags.bits() as u8
 }
 
 /// TCP flags seen entering it.
-const fn received(flags: u32) -> u8 {
-    (flags >> 8) as u8
+const fn received(flags: CtFlags) -> u8 {
+    (flags.bits() >> 8) as u8
 }
 
 /// What a packet leaves in the flags of its entry, which are `flags`.
-const fn marks(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+const fn marks(flags: CtFlags, direction: Direction, tcp_flags: u8) -> CtFlags {
     const SPEAKS: u8 = tcp::SYN | tcp::RST | tcp::ACK;
-    let mut tcp = (tcp_flags & REMEMBERED) as u32;
-    if flags & bits::MASQUERADED != 0 && tcp_flags & SPEAKS == tcp::ACK {
-        tcp |= SPOKE as u32;
+    let mut tcp = tcp_flags & REMEMBERED;
+    if flags.contains(CtFlags::MASQUERADED) && tcp_flags & SPEAKS == tcp::ACK {
+        tcp |= SPOKE;
     }
     match direction {
-        Direction::Egress => tcp | bits::SEEN_OUT,
-        Direction::Ingress => tcp << 8 | bits::SEEN_IN,
+        Direction::Egress => CtFlags::tcp(tcp, 0).with(CtFlags::SEEN_OUT),
+        Direction::Ingress => CtFlags::tcp(0, tcp).with(CtFlags::SEEN_IN),
     }
 }
 
 /// Whether a packet may change the flags of its entry, which [`seen`] then says: what established flows pay for.
-pub const fn is_news(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
+pub const fn is_news(flags: CtFlags, direction: Direction, tcp_flags: u8) -> bool {
     let marks = marks(flags, direction, tcp_flags);
-    flags & marks != marks || tcp_flags & tcp::SYN != 0
+    !flags.contains(marks) || tcp_flags & tcp::SYN != 0
 }
 
 /// The direction of what the side that opened the flow sends.
-const fn opener(flags: u32) -> Direction {
-    const ITSELF: u32 = bits::REPLY | bits::HAIRPIN;
-    if flags & (bits::INBOUND | bits::EXTERNAL) != 0 || flags & ITSELF == ITSELF {
+const fn opener(flags: CtFlags) -> Direction {
+    const ITSELF: CtFlags = CtFlags::REPLY.with(CtFlags::HAIRPIN);
+    if flags.intersects(CtFlags::INBOUND.with(CtFlags::EXTERNAL)) || flags.contains(ITSELF) {
         Direction::Ingress
     } else {
         Direction::Egress
     }
 }
 
-const fn is_opener(flags: u32, direction: Direction) -> bool {
+const fn is_opener(flags: CtFlags, direction: Direction) -> bool {
     direction as u8 == opener(flags) as u8
 }
 
 /// TCP flags of the side that opened the flow, then of the other.
-const fn sides(flags: u32) -> (u8, u8) {
+const fn sides(flags: CtFlags) -> (u8, u8) {
     match opener(flags) {
         Direction::Egress => (sent(flags), received(flags)),
         Direction::Ingress => (received(flags), sent(flags)),
@@ -255,66 +270,72 @@ const fn sides(flags: u32) -> (u8, u8) {
 /// The opener's ACK counts only after a SYN of the other side: then it is the last packet of the handshake, and the
 /// connection is established. A SYN-ACK on a connection that one side had closed starts it again: its endpoint accepted a
 /// SYN that was forwarded to it.
-pub const fn seen(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
+pub const fn seen(flags: CtFlags, direction: Direction, tcp_flags: u8) -> CtFlags {
     const ANSWER: u8 = tcp::SYN | tcp::ACK;
     let mut flags = flags;
     let mut tcp_flags = tcp_flags;
     if is_opener(flags, direction) {
         let (_, other) = sides(flags);
-        if flags & bits::PICKED_UP == 0 && other & tcp::SYN == 0 {
+        if !flags.contains(CtFlags::PICKED_UP) && other & tcp::SYN == 0 {
             tcp_flags &= !tcp::ACK;
         }
     } else {
         if tcp_flags & ANSWER == ANSWER && !is_over(flags) {
-            flags &= !(LAST as u32 | (LAST as u32) << 8);
+            flags = flags.without(ENDS);
         }
-        if flags & bits::REPLY != 0 {
+        if flags.contains(CtFlags::REPLY) {
             // The entry was made by a packet of the other direction.
-            flags |= BOTH_WAYS;
+            flags = flags.with(BOTH_WAYS);
         }
     }
-    flags | marks(flags, direction, tcp_flags)
+    flags.with(marks(flags, direction, tcp_flags))
 }
 
 /// Flags of a flow whose first packet this is: as [`seen`] makes them, without a branch.
-pub const fn opened(flags: u32, direction: Direction, tcp_flags: u8) -> u32 {
-    flags | marks(flags, direction, tcp_flags & !tcp::ACK)
+pub const fn opened(flags: CtFlags, direction: Direction, tcp_flags: u8) -> CtFlags {
+    flags.with(marks(flags, direction, tcp_flags & !tcp::ACK))
 }
 
 /// What the other entry of a translated flow is to know of `flags`, as [`seen`] made them of `before`: `other` are its
 /// own. The entries of a hairpin see both directions themselves.
-pub const fn carried(before: u32, flags: u32, other: u32) -> u32 {
-    const ENDS: u32 = LAST as u32 | (LAST as u32) << 8;
-    if flags & bits::HAIRPIN != 0 {
+pub const fn carried(before: CtFlags, flags: CtFlags, other: CtFlags) -> CtFlags {
+    if flags.contains(CtFlags::HAIRPIN) {
         return other;
     }
-    let begun_again = before & ENDS & !flags;
-    let answered = if flags & BOTH_WAYS == BOTH_WAYS { BOTH_WAYS } else { 0 };
-    other & !begun_again | flags & 0xffff | answered
+    let begun_again = before.only(ENDS).without(flags);
+    let answered = BOTH_WAYS.when(flags.contains(BOTH_WAYS));
+    other.without(begun_again).with(flags.only(TCP)).with(answered)
 }
 
 /// What two entries of one flow know together, as the first has it.
-pub const fn together(flags: u32, partner: u32) -> u32 {
-    if flags & bits::HAIRPIN != 0 {
+pub const fn together(flags: CtFlags, partner: CtFlags) -> CtFlags {
+    if flags.contains(CtFlags::HAIRPIN) {
         return flags;
     }
-    flags | partner & (0xffff | BOTH_WAYS)
+    flags.with(partner.only(TCP.with(BOTH_WAYS)))
+}
+
+/// Whether both sides have sent a FIN.
+pub const fn has_both_fins(flags: CtFlags) -> bool {
+    sent(flags) & received(flags) & tcp::FIN != 0
 }
 
 /// Whether a FIN or RST was seen: the connection is closing or closed, unless it was forged.
-pub const fn is_closing(flags: u32) -> bool {
+pub const fn is_closing(flags: CtFlags) -> bool {
     (sent(flags) | received(flags)) & LAST != 0
 }
 
 /// Returns whether the connection has ended: both sides closed it, or one certainly reset it. A reset from the network may be
 /// forged, and its receiver ignores it if its sequence number does not fit. A reset that leaves a Pod (or this host) through
 /// its own device is authentic.
-pub const fn is_closed(flags: u32) -> bool {
-    let own = match flags & (bits::MASQUERADED | bits::HAIRPIN) {
-        0 => sent(flags),
-        bits::HAIRPIN => sent(flags) | received(flags),
+pub const fn is_closed(flags: CtFlags) -> bool {
+    let own = if flags.contains(CtFlags::MASQUERADED) {
         // Both sides are elsewhere.
-        _ => 0,
+        0
+    } else if flags.contains(CtFlags::HAIRPIN) {
+        sent(flags) | received(flags)
+    } else {
+        sent(flags)
     };
     own & tcp::RST != 0 || sent(flags) & LAST != 0 && received(flags) & LAST != 0
 }
@@ -323,20 +344,20 @@ pub const fn is_closed(flags: u32) -> bool {
 /// That is what a host does when the last packet of the handshake does not fit (RFC 9293 §3.10.7.4): the client never got
 /// the one before, and sent its own blindly, in the name of another address. When the reset was forged instead, the
 /// backend's next packet says so.
-const fn is_refused(flags: u32) -> bool {
+const fn is_refused(flags: CtFlags) -> bool {
     let (_, backend) = sides(flags);
-    flags & bits::MASQUERADED != 0 && backend & (tcp::RST | SPOKE) == tcp::RST
+    flags.contains(CtFlags::MASQUERADED) && backend & (tcp::RST | SPOKE) == tcp::RST
 }
 
 /// Whether nothing of the connection is left, as far as can be known.
-pub const fn is_over(flags: u32) -> bool {
+pub const fn is_over(flags: CtFlags) -> bool {
     is_closed(flags) || is_refused(flags)
 }
 
 /// Whether a TCP handshake was completed, or never seen.
-pub const fn is_established(flags: u32) -> bool {
+pub const fn is_established(flags: CtFlags) -> bool {
     let (opener, _) = sides(flags);
-    opener & tcp::ACK != 0 || flags & bits::PICKED_UP != 0
+    opener & tcp::ACK != 0 || flags.contains(CtFlags::PICKED_UP)
 }
 
 /// Returns whether a packet in this direction with these flags opens a new connection although an entry exists.
@@ -344,54 +365,65 @@ pub const fn is_established(flags: u32) -> bool {
 /// A living translated connection keeps its backend when a SYN arrives. If the endpoint knows the connection, it answers with
 /// a challenge (RFC 5961 §4), which a restarted client resets; if not, it accepts a new connection. Without a translation a
 /// SYN never reuses an earlier verdict: it is judged again, unless it repeats the SYN of an unanswered handshake.
-pub const fn reopens(flags: u32, direction: Direction, tcp_flags: u8) -> bool {
+pub const fn reopens(flags: CtFlags, direction: Direction, tcp_flags: u8) -> bool {
     if tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
         return false;
     }
-    let plain = flags & (bits::FORWARD | bits::REPLY) == 0;
+    let plain = !flags.intersects(CtFlags::FORWARD.with(CtFlags::REPLY));
     is_over(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
 }
 
 /// Returns whether an entry without translation stays when a SYN was judged again and allowed: a living connection does not
 /// become half open because of a forged SYN.
-pub const fn survives(flags: u32, direction: Direction) -> bool {
-    const NEVER: u32 = bits::FORWARD | bits::REPLY | bits::PICKED_UP;
-    flags & NEVER == 0 && is_opener(flags, direction) && is_established(flags) && !is_closed(flags)
+pub const fn survives(flags: CtFlags, direction: Direction) -> bool {
+    const NEVER: CtFlags = CtFlags::FORWARD.with(CtFlags::REPLY).with(CtFlags::PICKED_UP);
+    !flags.intersects(NEVER)
+        && is_opener(flags, direction)
+        && is_established(flags)
+        && !is_closed(flags)
 }
 
 /// `flags` after a packet in another stamp than the one before.
-pub const fn again(flags: u32) -> u32 {
-    if flags & bits::TIMES == bits::TIMES { flags } else { flags + (1 << 29) }
+pub const fn again(flags: CtFlags) -> CtFlags {
+    if flags.contains(CtFlags::TIMES) {
+        flags
+    } else {
+        CtFlags::from_bits(flags.bits() + (1 << 29))
+    }
 }
 
 /// The same of a packet that came `silence` stamps after the one before, when the flags were `before`.
-pub const fn again_after(flags: u32, before: u32, silence: u32, hz: u32) -> u32 {
-    if before & BOTH_WAYS == BOTH_WAYS && silence >= stamps(2, hz) {
-        return flags | bits::TIMES;
+pub const fn again_after(flags: CtFlags, before: CtFlags, silence: u32, hz: u32) -> CtFlags {
+    if before.contains(BOTH_WAYS) && silence >= stamps(2, hz) {
+        return flags.with(CtFlags::TIMES);
     }
     again(flags)
 }
 
 /// Returns `flags` of the forward entry of a masqueraded flow when its client sends. If the flow was answered before, it is
 /// more than one question and answer.
-pub const fn spoken(flags: u32) -> u32 {
-    if flags & (BOTH_WAYS | bits::TIMES) == BOTH_WAYS { again(flags) } else { flags }
+pub const fn spoken(flags: CtFlags) -> CtFlags {
+    if flags.contains(BOTH_WAYS) && !flags.intersects(CtFlags::TIMES) {
+        again(flags)
+    } else {
+        flags
+    }
 }
 
 /// Returns whether the entries of a translated flow are also kept in the map `kept`, where other flows cannot evict them:
 /// both ends have sent packets, and the flow has lasted for some time. Clients outside can forge their addresses. Of their
 /// flows only connections are kept, while neither side has ended them. A backend ends a connection whose client address was
 /// forged, because the real host resets it.
-pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
-    if flags & (bits::FORWARD | bits::REPLY) == 0 {
+pub const fn is_worth_keeping(protocol: u8, flags: CtFlags) -> bool {
+    if !flags.intersects(CtFlags::FORWARD.with(CtFlags::REPLY)) {
         return false;
     }
-    let outside = flags & bits::EXTERNAL != 0;
+    let outside = flags.contains(CtFlags::EXTERNAL);
     match protocol {
         proto::TCP if outside && is_closing(flags) => false,
         proto::TCP => is_established(flags) && !is_closed(flags),
         _ if outside => false,
-        _ => flags & bits::TIMES == bits::TIMES && flags & BOTH_WAYS == BOTH_WAYS,
+        _ => flags.contains(CtFlags::TIMES.with(BOTH_WAYS)),
     }
 }
 
@@ -403,10 +435,10 @@ pub const fn is_worth_keeping(protocol: u8, flags: u32) -> bool {
 /// will be met again.
 /// UDP: 30 s unanswered, and after one question and answer; 120 s for a stream (nf_conntrack's own figures). ICMP 10 s,
 /// everything else 600 s.
-pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
+pub const fn timeout_secs(protocol: u8, flags: CtFlags) -> u32 {
     match protocol {
         proto::TCP if is_over(flags) => 70,
-        proto::TCP if flags & bits::PICKED_UP != 0 && flags & BOTH_WAYS != BOTH_WAYS => {
+        proto::TCP if flags.contains(CtFlags::PICKED_UP) && !flags.contains(BOTH_WAYS) => {
             if is_closing(flags) {
                 70
             } else {
@@ -416,7 +448,7 @@ pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
         proto::TCP if !is_established(flags) => 60,
         proto::TCP if is_closing(flags) => 3600,
         proto::TCP => 24 * 3600,
-        proto::UDP if flags & (BOTH_WAYS | bits::TIMES) == BOTH_WAYS | bits::TIMES => 120,
+        proto::UDP if flags.contains(BOTH_WAYS.with(CtFlags::TIMES)) => 120,
         proto::UDP => 30,
         proto::ICMP | proto::ICMP6 => 10,
         _ => 600,
@@ -426,7 +458,7 @@ pub const fn timeout_secs(protocol: u8, flags: u32) -> u32 {
 /// Whether a flow of this node's own that was last seen then is over: nf_conntrack's figures, by which its answers would
 /// find the way to who has sent it.
 pub const fn is_own_flow_over(protocol: u8, last_seen: u32, now: u32, hz: u32) -> bool {
-    is_expired(protocol, BOTH_WAYS | bits::TIMES, last_seen, now, hz)
+    is_expired(protocol, BOTH_WAYS.with(CtFlags::TIMES), last_seen, now, hz)
 }
 
 /// Stamps since an entry was last seen; 0 for one from the future (another CPU's later tick).
@@ -447,7 +479,7 @@ pub const fn stamp(jiffies: u64) -> u32 {
 
 /// Returns whether an entry last seen at `last_seen` has expired at `now`, both as returned by [`stamp`], with `hz` ticks a
 /// second. Stamps count modulo 2^32. One stamp of tolerance is added, since they are coarse.
-pub const fn is_expired(protocol: u8, flags: u32, last_seen: u32, now: u32, hz: u32) -> bool {
+pub const fn is_expired(protocol: u8, flags: CtFlags, last_seen: u32, now: u32, hz: u32) -> bool {
     age(last_seen, now) > stamps(timeout_secs(protocol, flags), hz)
 }
 
@@ -456,7 +488,7 @@ mod tests {
     use std::vec::Vec;
 
     use super::{
-        CtEntry, CtKey, Direction, bits, carried, is_closed, is_closing, is_established,
+        CtEntry, CtFlags, CtKey, Direction, TCP, carried, is_closed, is_closing, is_established,
         is_expired, is_news, partner, reopens, scope, seen, stamp, survives, timeout_secs,
     };
     use crate::addr::Addr;
@@ -470,12 +502,12 @@ mod tests {
     /// What the Pod opens.
     const OPEN: [(Direction, u8); 3] = [(Egress, tcp::SYN), (Ingress, SYN_ACK), (Egress, tcp::ACK)];
 
-    fn of(kind: u32, steps: Sent<'_>) -> u32 {
+    fn of(kind: CtFlags, steps: Sent<'_>) -> CtFlags {
         steps.iter().fold(kind, |flags, (direction, tcp_flags)| seen(flags, *direction, *tcp_flags))
     }
 
-    fn after(steps: Sent<'_>) -> u32 {
-        of(0, steps)
+    fn after(steps: Sent<'_>) -> CtFlags {
+        of(CtFlags::NONE, steps)
     }
 
     fn then(steps: Sent<'_>) -> Vec<(Direction, u8)> {
@@ -507,28 +539,40 @@ mod tests {
         for (name, steps, want) in cases {
             assert_eq!(is_established(after(steps)), want, "{name}");
             let turned = turned(steps);
-            for kind in
-                [bits::INBOUND, bits::EXTERNAL | bits::REPLY, bits::EXTERNAL | bits::FORWARD]
-            {
-                assert_eq!(is_established(of(kind, &turned)), want, "{name}: {kind:x}");
+            for kind in [
+                CtFlags::INBOUND,
+                CtFlags::EXTERNAL | CtFlags::REPLY,
+                CtFlags::EXTERNAL | CtFlags::FORWARD,
+            ] {
+                assert_eq!(is_established(of(kind, &turned)), want, "{name}: {kind:?}");
             }
         }
         // The backend of a hairpin is the client itself.
-        assert!(is_established(of(bits::REPLY | bits::HAIRPIN, &turned(&OPEN))));
-        assert!(!is_established(of(bits::REPLY | bits::HAIRPIN, &turned(&OPEN[..2]))));
+        assert!(is_established(of(CtFlags::REPLY | CtFlags::HAIRPIN, &turned(&OPEN))));
+        assert!(!is_established(of(CtFlags::REPLY | CtFlags::HAIRPIN, &turned(&OPEN[..2]))));
     }
 
     #[test]
     fn one_forged_packet_closes_nothing() {
         let (fin, rst) = (FIN_ACK, tcp::RST);
-        let masqueraded = bits::EXTERNAL | bits::MASQUERADED | bits::FORWARD;
-        let cases: [(&str, u32, Sent<'_>, bool); 8] = [
-            ("a FIN", 0, &[(Ingress, fin)], false),
-            ("both FINs", 0, &[(Ingress, fin), (Egress, fin)], true),
-            ("a reset from outside", 0, &[(Ingress, rst)], false),
-            ("the Pod's own", 0, &[(Egress, rst)], true),
-            ("a reset of a client outside", bits::EXTERNAL | bits::REPLY, &[(Ingress, rst)], false),
-            ("of its backend, a Pod here", bits::EXTERNAL | bits::REPLY, &[(Egress, rst)], true),
+        let masqueraded = CtFlags::EXTERNAL | CtFlags::MASQUERADED | CtFlags::FORWARD;
+        let cases: [(&str, CtFlags, Sent<'_>, bool); 8] = [
+            ("a FIN", CtFlags::NONE, &[(Ingress, fin)], false),
+            ("both FINs", CtFlags::NONE, &[(Ingress, fin), (Egress, fin)], true),
+            ("a reset from outside", CtFlags::NONE, &[(Ingress, rst)], false),
+            ("the Pod's own", CtFlags::NONE, &[(Egress, rst)], true),
+            (
+                "a reset of a client outside",
+                CtFlags::EXTERNAL | CtFlags::REPLY,
+                &[(Ingress, rst)],
+                false,
+            ),
+            (
+                "of its backend, a Pod here",
+                CtFlags::EXTERNAL | CtFlags::REPLY,
+                &[(Egress, rst)],
+                true,
+            ),
             (
                 "of a backend on another node",
                 masqueraded,
@@ -538,7 +582,7 @@ mod tests {
             ("of both ends", masqueraded, &[(Egress, rst), (Ingress, fin)], true),
         ];
         for (name, kind, steps, want) in cases {
-            let external = kind & bits::EXTERNAL != 0;
+            let external = kind.contains(CtFlags::EXTERNAL);
             let open = if external { turned(&OPEN) } else { OPEN.to_vec() };
             let flags = of(kind, &[&open, steps].concat());
             assert_eq!(is_closed(flags), want, "{name}");
@@ -552,7 +596,7 @@ mod tests {
     #[test]
     fn a_connection_that_was_completed_blindly_is_over() {
         use super::is_over;
-        let masqueraded = bits::EXTERNAL | bits::MASQUERADED;
+        let masqueraded = CtFlags::EXTERNAL | CtFlags::MASQUERADED;
         let (rst, data) = ((Egress, tcp::RST), (Egress, tcp::ACK | tcp::PSH));
         let (syn, again) = ((Ingress, tcp::SYN), (Egress, SYN_ACK));
         let cases: [(&str, Sent<'_>, bool); 7] = [
@@ -565,13 +609,13 @@ mod tests {
             ("left by its client before", &[(Ingress, FIN_ACK)], false),
         ];
         for (name, steps, want) in cases {
-            let flags = of(masqueraded | bits::REPLY, &[&turned(&OPEN), steps].concat());
+            let flags = of(masqueraded | CtFlags::REPLY, &[&turned(&OPEN), steps].concat());
             assert_eq!(is_over(flags), want, "{name}");
             assert_eq!(reopens(flags, syn.0, syn.1), want, "{name}");
             assert_eq!(timeout_secs(proto::TCP, flags) == 70, want, "{name}");
         }
         let here = of(
-            bits::EXTERNAL | bits::REPLY,
+            CtFlags::EXTERNAL | CtFlags::REPLY,
             &[&turned(&OPEN), &[(Ingress, tcp::RST)][..]].concat(),
         );
         assert!(!is_over(here), "a reset from a client may be forged");
@@ -584,16 +628,16 @@ mod tests {
         let over = then(&[(Egress, fin), (Ingress, fin)]);
         let half = then(&[(Egress, fin)]);
         let forged = then(&[(Ingress, rst)]);
-        let plain = 0;
-        let to = bits::FORWARD;
+        let plain = CtFlags::NONE;
+        let to = CtFlags::FORWARD;
         let (syn, syn_fin) = (tcp::SYN, tcp::SYN | tcp::FIN);
-        let cases: [(&str, u32, Sent<'_>, Packet, bool); 15] = [
+        let cases: [(&str, CtFlags, Sent<'_>, Packet, bool); 15] = [
             ("a repeated SYN keeps its verdict", plain, &OPEN[..1], (Egress, syn), false),
             ("one from the other side", plain, &OPEN[..1], (Ingress, syn), true),
             ("after the handshake it is judged again", plain, &OPEN, (Egress, syn), true),
             ("with a FIN as well", plain, &OPEN, (Egress, syn_fin), true),
             ("with a reset as well", plain, &OPEN, (Ingress, tcp::SYN | rst), true),
-            ("on a flow met in mid-flow", bits::PICKED_UP, &[], (Egress, syn), true),
+            ("on a flow met in mid-flow", CtFlags::PICKED_UP, &[], (Egress, syn), true),
             ("a SYN-ACK never opens", plain, &OPEN, (Ingress, SYN_ACK), false),
             ("data never opens", plain, &OPEN, (Egress, tcp::ACK), false),
             ("a repeated SYN keeps its backend", to, &OPEN[..1], (Egress, syn), false),
@@ -617,7 +661,7 @@ mod tests {
             ("opened by the other side", after(&OPEN), Ingress, false),
             ("never answered", after(&OPEN[..2]), Egress, false),
             ("over", after(&then(&[(Egress, tcp::RST)])), Egress, false),
-            ("met in mid-flow", bits::PICKED_UP, Egress, false),
+            ("met in mid-flow", CtFlags::PICKED_UP, Egress, false),
         ];
         for (name, flags, direction, want) in cases {
             assert_eq!(survives(flags, direction), want, "{name}");
@@ -656,7 +700,7 @@ mod tests {
     fn both_entries_of_a_flow_know_of_both_sides() {
         let steps = then(&[(Ingress, FIN_ACK), (Egress, tcp::SYN), (Ingress, SYN_ACK)]);
         let steps = [&steps[..], &[(Egress, FIN_ACK), (Ingress, FIN_ACK)]].concat();
-        let (mut forward, mut reply, mut one) = (bits::FORWARD, bits::REPLY, 0);
+        let (mut forward, mut reply, mut one) = (CtFlags::FORWARD, CtFlags::REPLY, CtFlags::NONE);
         for (direction, packet) in steps {
             one = seen(one, direction, packet);
             let (own, other) = match direction {
@@ -666,8 +710,8 @@ mod tests {
             let before = *own;
             *own = seen(before, direction, packet);
             *other = carried(before, *own, *other);
-            assert_eq!(forward & 0xffff, one & 0xffff, "{direction:?} {packet:x}");
-            assert_eq!(reply & 0xffff, one & 0xffff, "{direction:?} {packet:x}");
+            assert_eq!(forward.only(TCP), one.only(TCP), "{direction:?} {packet:x}");
+            assert_eq!(reply.only(TCP), one.only(TCP), "{direction:?} {packet:x}");
         }
         assert!(is_closed(forward) && is_closed(reply));
     }
@@ -675,21 +719,27 @@ mod tests {
     #[test]
     fn translated_flows_that_last_are_kept() {
         use super::{again, is_worth_keeping};
-        let both = bits::FORWARD | bits::SEEN_OUT | bits::SEEN_IN;
+        let both = CtFlags::FORWARD | CtFlags::SEEN_OUT | CtFlags::SEEN_IN;
         let closed = then(&[(Egress, tcp::RST)]);
-        const EXTERNAL: u32 = bits::EXTERNAL | bits::MASQUERADED | bits::FORWARD;
+        const EXTERNAL: CtFlags =
+            CtFlags::EXTERNAL.with(CtFlags::MASQUERADED).with(CtFlags::FORWARD);
         const RST: Sent<'_> = &[(Egress, tcp::RST)];
         let cases = [
             ("plain", proto::TCP, after(&OPEN), false),
-            ("half open", proto::TCP, of(bits::FORWARD, &OPEN[..2]), false),
-            ("established", proto::TCP, of(bits::FORWARD, &OPEN), true),
-            ("over", proto::TCP, of(bits::FORWARD, &closed), false),
+            ("half open", proto::TCP, of(CtFlags::FORWARD, &OPEN[..2]), false),
+            ("established", proto::TCP, of(CtFlags::FORWARD, &OPEN), true),
+            ("over", proto::TCP, of(CtFlags::FORWARD, &closed), false),
             ("UDP, a question and its answer", proto::UDP, both, false),
             ("in three stamps", proto::UDP, again(again(both)), false),
             ("in four", proto::UDP, again(again(again(both))), true),
             ("in many", proto::UDP, again(again(again(again(again(both))))), true),
-            ("unanswered", proto::UDP, bits::FORWARD | bits::TIMES | bits::SEEN_OUT, false),
-            ("from outside", proto::UDP, bits::EXTERNAL | again(again(again(both))), false),
+            (
+                "unanswered",
+                proto::UDP,
+                CtFlags::FORWARD | CtFlags::TIMES | CtFlags::SEEN_OUT,
+                false,
+            ),
+            ("from outside", proto::UDP, CtFlags::EXTERNAL | again(again(again(both))), false),
             ("a connection from outside", proto::TCP, of(EXTERNAL, &turned(&OPEN)), true),
             (
                 "its backend resets it",
@@ -708,7 +758,7 @@ mod tests {
         use super::{again_after, spoken};
         let hz = 256;
         let (asked, answered) = (after(&[(Egress, 0)]), after(&[(Egress, 0), (Ingress, 0)]));
-        let times = |flags: u32| (flags & bits::TIMES) >> 29;
+        let times = |flags: CtFlags| flags.only(CtFlags::TIMES).bits() >> 29;
         let cases = [
             ("the first answer, late", answered, asked, 9, 1),
             ("an answer in the next stamp", answered, asked, 1, 1),
@@ -734,23 +784,25 @@ mod tests {
         assert_eq!(timeout_secs(proto::TCP, after(&then(&[fin]))), 3600);
         assert_eq!(timeout_secs(proto::TCP, after(&then(&[fin, (Egress, FIN_ACK)]))), 70);
         assert_eq!(timeout_secs(proto::TCP, after(&[OPEN[0], fin])), 60, "never open");
-        let met = of(bits::PICKED_UP, &[(Egress, tcp::ACK)]);
+        let met = of(CtFlags::PICKED_UP, &[(Egress, tcp::ACK)]);
         assert_eq!(timeout_secs(proto::TCP, met), 600);
         assert_eq!(timeout_secs(proto::TCP, seen(met, Egress, FIN_ACK)), 70);
         assert_eq!(timeout_secs(proto::TCP, seen(met, Ingress, tcp::ACK)), 86400);
         let answered = after(&[(Egress, 0), (Ingress, 0)]);
-        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)]) | bits::TIMES), 30);
+        assert_eq!(timeout_secs(proto::UDP, after(&[(Egress, 0)]) | CtFlags::TIMES), 30);
         assert_eq!(timeout_secs(proto::UDP, answered), 30);
         assert_eq!(timeout_secs(proto::UDP, again(again(answered))), 30);
-        assert_eq!(timeout_secs(proto::UDP, answered | bits::TIMES), 120);
-        assert_eq!(timeout_secs(proto::ICMP6, 0), 10);
-        assert_eq!(timeout_secs(proto::SCTP, 0), 600);
+        assert_eq!(timeout_secs(proto::UDP, answered | CtFlags::TIMES), 120);
+        assert_eq!(timeout_secs(proto::ICMP6, CtFlags::NONE), 10);
+        assert_eq!(timeout_secs(proto::SCTP, CtFlags::NONE), 600);
     }
 
     #[test]
     fn expiry_survives_the_wrap_of_the_stamp() {
         let hz = 250;
-        let udp = |age: u32, now: u32| is_expired(proto::UDP, 0, now.wrapping_sub(age), now, hz);
+        let udp = |age: u32, now: u32| {
+            is_expired(proto::UDP, CtFlags::NONE, now.wrapping_sub(age), now, hz)
+        };
         for now in [1_000_000, 5, 0, u32::MAX] {
             assert!(!udp(0, now));
             assert!(!udp(30, now), "30 s are 29.3 stamps at 250 Hz");
@@ -785,27 +837,27 @@ mod tests {
                 "to a backend elsewhere, with another source port",
                 key((pod, 4000), ("10.96.0.1", 80)),
                 key((pod, 5000), ("10.1.0.9", 8080)),
-                0,
+                CtFlags::NONE,
                 Addr::NONE,
             ),
             (
                 "straight to a backend, on a port of its own",
                 CtKey { scope: scope::STRAIGHT, ..key((pod, 4000), ("10.1.0.9", 8080)) },
                 key((pod, 5000), ("10.1.0.9", 8080)),
-                0,
+                CtFlags::NONE,
                 Addr::NONE,
             ),
             (
                 "to itself",
                 key((pod, 4000), ("10.96.0.1", 80)),
                 key((pod, 8080), (stand_in, 5000)),
-                bits::HAIRPIN,
+                CtFlags::HAIRPIN,
                 addr(stand_in),
             ),
         ];
         for (name, forward_key, reply_key, hairpin, aux_addr) in cases {
             let (nat_addr, nat_port) = match hairpin {
-                0 => (reply_key.remote, reply_key.remote_port),
+                CtFlags::NONE => (reply_key.remote, reply_key.remote_port),
                 _ => (addr(pod), reply_key.local_port),
             };
             let forward = CtEntry {
@@ -813,7 +865,7 @@ mod tests {
                 nat_port,
                 aux_addr,
                 aux_port: Be16::new(5000),
-                flags: bits::FORWARD | hairpin,
+                flags: CtFlags::FORWARD | hairpin,
                 ..CtEntry::ZERO
             };
             let reply = CtEntry {
@@ -821,7 +873,7 @@ mod tests {
                 nat_port: forward_key.remote_port,
                 aux_addr: addr(pod),
                 aux_port: Be16::new(4000),
-                flags: bits::REPLY | hairpin,
+                flags: CtFlags::REPLY | hairpin,
                 ..CtEntry::ZERO
             };
             assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
@@ -835,9 +887,9 @@ mod tests {
         let (frontend, client) = (("198.51.100.1", 80), ("203.0.113.5", 4000));
         let (backend, node) = (("10.1.0.2", 8080), ("192.0.2.1", 12345));
         let cases = [
-            ("a Pod of this node", 0, client, scope::POD, 7),
-            ("a process of this host", bits::TO_HOST, client, scope::EXTERNAL_REPLY, 0),
-            ("another node", bits::MASQUERADED, node, scope::EXTERNAL_REPLY, 0),
+            ("a Pod of this node", CtFlags::NONE, client, scope::POD, 7),
+            ("a process of this host", CtFlags::TO_HOST, client, scope::EXTERNAL_REPLY, 0),
+            ("another node", CtFlags::MASQUERADED, node, scope::EXTERNAL_REPLY, 0),
         ];
         for (name, flag, seen_as, reply_scope, veth) in cases {
             let forward_key = CtKey { scope: scope::EXTERNAL, veth: 0, ..key(frontend, client) };
@@ -847,7 +899,7 @@ mod tests {
                 aux_addr: addr(seen_as.0),
                 aux_port: Be16::new(seen_as.1),
                 epoch: u32::from(veth),
-                flags: bits::FORWARD | bits::EXTERNAL | flag,
+                flags: CtFlags::FORWARD | CtFlags::EXTERNAL | flag,
                 ..CtEntry::ZERO
             };
             let reply_key = CtKey { scope: reply_scope, veth, ..key(backend, seen_as) };
@@ -856,7 +908,7 @@ mod tests {
                 nat_port: Be16::new(frontend.1),
                 aux_addr: addr(client.0),
                 aux_port: Be16::new(client.1),
-                flags: bits::REPLY | bits::EXTERNAL,
+                flags: CtFlags::REPLY | CtFlags::EXTERNAL,
                 ..CtEntry::ZERO
             };
             assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");

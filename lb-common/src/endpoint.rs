@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::limits;
-use crate::pod;
+use crate::{flags, pod};
 
 pod! {
     /// Value of the map `pods`, keyed by the ifindex of the Pod's veth in the host namespace (`u32`, host order).
@@ -11,8 +11,8 @@ pod! {
         pub ip4: Addr,
         /// The Pod's IPv6 address, or `::`.
         pub ip6: Addr,
-        /// `flags::*`.
-        pub flags: u32,
+        /// What is special about it.
+        pub flags: PodFlags,
         /// MAC address of the Pod's end.
         pub mac: [u8; 6],
         /// Zero.
@@ -41,12 +41,14 @@ pod! {
     }
 }
 
-/// Bits of [`PodEntry::flags`].
-pub mod flags {
-    /// The veth is a port of a bridge.
-    pub const BRIDGED: u32 = 1 << 0;
-    /// The map `pod_sources` has prefixes that the Pod may send from beside its own addresses.
-    pub const MORE_SOURCES: u32 = 1 << 1;
+flags! {
+    /// Bits of [`PodEntry::flags`].
+    pub struct PodFlags: u32 {
+        /// The veth is a port of a bridge.
+        BRIDGED = 1 << 0;
+        /// The map `pod_sources` has prefixes that the Pod may send from beside its own addresses.
+        MORE_SOURCES = 1 << 1;
+    }
 }
 
 /// A link-layer address as a number: key of the map `macs`. Its first byte is the lowest, and the two highest are 0.
@@ -77,8 +79,8 @@ pod! {
     pub struct Ident: 16 {
         /// Identity for policies; 0 = no rule has it as a peer.
         pub ident: u32,
-        /// `ident_flags::*`.
-        pub flags: u32,
+        /// Who has it.
+        pub flags: IdentFlags,
         /// ifindex of the veth of the Pod of this node that has the address; else 0.
         pub ifindex: u32,
         /// Zero.
@@ -86,16 +88,18 @@ pod! {
     }
 }
 
-/// Bits of [`Ident::flags`].
-pub mod ident_flags {
-    /// An address of this node: the IP stack delivers packets to it here.
-    pub const LOCAL_NODE: u32 = 1 << 0;
-    /// An address of a Pod, on whatever node.
-    pub const POD: u32 = 1 << 1;
-    /// An address of another node.
-    pub const NODE: u32 = 1 << 2;
-    /// With `POD`: the Pod is on this node. Until its device is known, any device may be its.
-    pub const HERE: u32 = 1 << 3;
+flags! {
+    /// Bits of [`Ident::flags`].
+    pub struct IdentFlags: u32 {
+        /// An address of this node: the IP stack delivers packets to it here.
+        LOCAL_NODE = 1 << 0;
+        /// An address of a Pod, on whatever node.
+        POD = 1 << 1;
+        /// An address of another node.
+        NODE = 1 << 2;
+        /// With `POD`: the Pod is on this node. Until its device is known, any device may be its.
+        HERE = 1 << 3;
+    }
 }
 
 pod! {
@@ -107,14 +111,16 @@ pod! {
         pub masquerade6: Addr,
         /// Largest IP packet in bytes.
         pub mtu: u32,
-        /// `dev_flags::*`.
-        pub flags: u32,
+        /// What is special about it.
+        pub flags: DevFlags,
     }
 }
 
-/// Bits of [`Dev::flags`].
-pub mod dev_flags {
-    /// Pods of this node are behind the device, too: a bridge whose ports are Pods' veths. Elsewhere a packet that
-    /// comes in with an address of such a Pod is a forgery, unless the route to the Pod leads to that device.
-    pub const PODS: u32 = 1 << 0;
+flags! {
+    /// Bits of [`Dev::flags`].
+    pub struct DevFlags: u32 {
+        /// Pods of this node are behind the device, too: a bridge whose ports are Pods' veths. Elsewhere a packet that
+        /// comes in with an address of such a Pod is a forgery, unless the route to the Pod leads to that device.
+        PODS = 1 << 0;
+    }
 }

@@ -37,6 +37,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod flags;
 pub mod pod;
 
 pub mod addr;

@@ -10,8 +10,8 @@
 
 use crate::addr::Addr;
 use crate::be::Be16;
-use crate::endpoint::{Ident, ident_flags};
-use crate::pod;
+use crate::endpoint::{Ident, IdentFlags};
+use crate::{flags, pod};
 
 /// 64-bit words of a [`Group`].
 pub const WORDS: usize = 4;
@@ -33,8 +33,8 @@ pod! {
         pub deny: [u64; WORDS],
         /// `tier::*` of each word.
         pub tiers: [u8; WORDS],
-        /// `group_flags::*`; those of the first group of a chain hold for all of it.
-        pub flags: u32,
+        /// Those of the first group of a chain hold for all of it.
+        pub flags: GroupFlags,
         /// The group with the rules that follow; 0 = none.
         pub next: u32,
         /// Number of the first rule of this group in its chain.
@@ -54,17 +54,19 @@ pub mod tier {
     pub const BASELINE: u8 = 3;
 }
 
-/// Bits of [`Group::flags`].
-pub mod group_flags {
-    /// Some `NetworkPolicy` selects the Pod in this direction: what none allows is denied.
-    pub const ISOLATED: u32 = 1 << 0;
-    /// The Pod behind the device is not known yet, and may be one that a policy isolates.
-    pub const PENDING: u32 = 1 << 1;
-    /// The tables could not take all of it: everything is denied.
-    pub const OVERFLOW: u32 = 1 << 2;
-    /// Some rule about some ports does not accept, so that `port_bits` has elements for the guesses, too. In other groups a
-    /// packet without a port is judged with port 0, which no rule about some ports has.
-    pub const SOME_PORTS: u32 = 1 << 3;
+flags! {
+    /// Bits of [`Group::flags`].
+    pub struct GroupFlags: u32 {
+        /// Some `NetworkPolicy` selects the Pod in this direction: what none allows is denied.
+        ISOLATED = 1 << 0;
+        /// The Pod behind the device is not known yet, and may be one that a policy isolates.
+        PENDING = 1 << 1;
+        /// The tables could not take all of it: everything is denied.
+        OVERFLOW = 1 << 2;
+        /// Some rule about some ports does not accept, so that `port_bits` has elements for the guesses, too. In other groups a
+        /// packet without a port is judged with port 0, which no rule about some ports has.
+        SOME_PORTS = 1 << 3;
+    }
 }
 
 pod! {
@@ -143,8 +145,8 @@ pod! {
         /// Number of the state of all policy tables, raised after each change; 0 while there is no policy. A flow that
         /// was judged under another number is judged again at its next packet.
         pub epoch: u32,
-        /// `state_flags::*`.
-        pub flags: u32,
+        /// What is turned on.
+        pub flags: PolicyFlags,
         /// Group of what enters a Pod whose device has no entry in `pods` yet; 0 = everything is allowed.
         pub pending_ingress: u32,
         /// Group of what leaves such a Pod.
@@ -152,10 +154,12 @@ pod! {
     }
 }
 
-/// Bits of [`PolicyState::flags`].
-pub mod state_flags {
-    /// Report new flows that are allowed, too: a client follows them.
-    pub const REPORT_ALLOWED: u32 = 1 << 0;
+flags! {
+    /// Bits of [`PolicyState::flags`].
+    pub struct PolicyFlags: u32 {
+        /// Report new flows that are allowed, too: a client follows them.
+        REPORT_ALLOWED = 1 << 0;
+    }
 }
 
 /// What the evaluator reads. In the kernel these are maps, in user space the same maps, pinned, or tables in a test.
@@ -231,7 +235,7 @@ pub fn identity(tables: &impl PolicyLookup, peer: &Addr) -> u32 {
 #[inline(always)]
 pub fn identify(tables: &impl PolicyLookup, peer: &Addr) -> Option<u32> {
     match tables.ident(peer) {
-        Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => None,
+        Some(known) if known.flags.contains(IdentFlags::LOCAL_NODE) => None,
         Some(known) => Some(known.ident),
         None => Some(tables.cidr(peer)),
     }
@@ -274,17 +278,17 @@ pub fn judge(tables: &impl PolicyLookup, question: &Question) -> Judgement {
 pub fn judge_as(tables: &impl PolicyLookup, question: &Question, guess: u8) -> Judgement {
     let &Question { group: mut index, ident, proto, port, own, port_unknown: _ } = question;
     let mut guess = guess;
-    let mut flags = group_flags::ISOLATED;
+    let mut flags = GroupFlags::ISOLATED;
     let mut passed = false;
     let mut link = 0;
     while link < CHAIN {
         let Some(group) = tables.group(index) else { return Judgement::ISOLATED };
         if link == 0 {
             flags = group.flags;
-            if flags & group_flags::SOME_PORTS == 0 {
+            if !flags.contains(GroupFlags::SOME_PORTS) {
                 guess = guess::NONE;
             }
-            if flags & (group_flags::PENDING | group_flags::OVERFLOW) != 0 {
+            if flags.intersects(GroupFlags::PENDING | GroupFlags::OVERFLOW) {
                 return Judgement::ISOLATED;
             }
         }
@@ -308,7 +312,7 @@ pub fn judge_as(tables: &impl PolicyLookup, question: &Question, guess: u8) -> J
         }
         link += 1;
     }
-    if flags & group_flags::ISOLATED != 0 && !own {
+    if flags.contains(GroupFlags::ISOLATED) && !own {
         Judgement::ISOLATED
     } else {
         Judgement::ALLOWED
@@ -342,14 +346,14 @@ fn decide(
     group: &Group,
     word: usize,
     applies: u64,
-    flags: u32,
+    flags: GroupFlags,
     passed: &mut bool,
 ) -> JudgementStep {
     let tier = group.tiers.get(word).copied().unwrap_or_default();
     match tier {
         tier::ADMIN if *passed => return JudgementStep::GO_ON,
         // `NetworkPolicy` is final for the Pods that one selects.
-        tier::BASELINE if flags & group_flags::ISOLATED != 0 => return JudgementStep::GO_ON,
+        tier::BASELINE if flags.contains(GroupFlags::ISOLATED) => return JudgementStep::GO_ON,
         _ => {}
     }
     let bit = applies.trailing_zeros();
@@ -373,12 +377,12 @@ mod tests {
     use std::vec::Vec;
 
     use super::{
-        Bits, Group, Judgement, PeerKey, PolicyLookup, PortKey, Question, WORDS, group_flags,
+        Bits, Group, GroupFlags, Judgement, PeerKey, PolicyLookup, PortKey, Question, WORDS,
         identify, judge, tier,
     };
     use crate::addr::Addr;
     use crate::be::Be16;
-    use crate::endpoint::{Ident, ident_flags};
+    use crate::endpoint::{Ident, IdentFlags};
 
     /// Groups by index, peers by identity; every rule is for every port.
     #[derive(Default)]
@@ -419,10 +423,10 @@ mod tests {
     }
 
     /// Name, flags, rules; and the judgement: denied, tier, rule.
-    type Case<'a> = (&'a str, u32, &'a [(u8, Action)], bool, u8, Option<u32>);
+    type Case<'a> = (&'a str, GroupFlags, &'a [(u8, Action)], bool, u8, Option<u32>);
 
     /// A chain of one group: each rule a word of its own, for identity 7.
-    fn sample(flags: u32, rules: &[(u8, Action)]) -> Sample {
+    fn sample(flags: GroupFlags, rules: &[(u8, Action)]) -> Sample {
         let mut group = Group { flags, ..Group::ZERO };
         let mut bits = Bits::ZERO;
         for (word, (tier, action)) in rules.iter().enumerate() {
@@ -452,10 +456,10 @@ mod tests {
     #[test]
     fn tiers_in_their_order() {
         use Action::{Accept, Deny, Pass};
-        use group_flags::ISOLATED;
+        const ISOLATED: GroupFlags = GroupFlags::ISOLATED;
         use tier::{ADMIN, BASELINE, NETWORK_POLICY as NP};
         let cases: [Case<'_>; 12] = [
-            ("nothing applies", 0, &[], false, 0, None),
+            ("nothing applies", GroupFlags::NONE, &[], false, 0, None),
             ("isolated, nothing applies", ISOLATED, &[], true, NP, None),
             ("allowed by NetworkPolicy", ISOLATED, &[(NP, Accept)], false, NP, Some(3)),
             ("Admin accepts first", ISOLATED, &[(ADMIN, Accept)], false, ADMIN, Some(3)),
@@ -485,18 +489,25 @@ mod tests {
             ),
             (
                 "Admin passes to Baseline",
-                0,
+                GroupFlags::NONE,
                 &[(ADMIN, Pass), (ADMIN, Accept), (BASELINE, Deny)],
                 true,
                 BASELINE,
                 Some(133),
             ),
-            ("Baseline denies", 0, &[(BASELINE, Deny)], true, BASELINE, Some(3)),
+            ("Baseline denies", GroupFlags::NONE, &[(BASELINE, Deny)], true, BASELINE, Some(3)),
             ("Baseline is not for the isolated", ISOLATED, &[(BASELINE, Accept)], true, NP, None),
-            ("Baseline passes", 0, &[(BASELINE, Pass), (BASELINE, Deny)], false, 0, None),
+            (
+                "Baseline passes",
+                GroupFlags::NONE,
+                &[(BASELINE, Pass), (BASELINE, Deny)],
+                false,
+                0,
+                None,
+            ),
             (
                 "Baseline accepts",
-                0,
+                GroupFlags::NONE,
                 &[(BASELINE, Accept), (BASELINE, Deny)],
                 false,
                 BASELINE,
@@ -514,10 +525,10 @@ mod tests {
     fn which_flows_policies_concern() {
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let of = |ident, flags| Ident { ident, flags, ..Ident::ZERO };
-        let mut sample = sample(0, &[]);
-        sample.idents.insert(addr("192.0.2.1"), of(3, ident_flags::LOCAL_NODE));
-        sample.idents.insert(addr("192.0.2.2"), of(4, ident_flags::NODE));
-        sample.idents.insert(addr("10.1.0.2"), of(0, ident_flags::POD));
+        let mut sample = sample(GroupFlags::NONE, &[]);
+        sample.idents.insert(addr("192.0.2.1"), of(3, IdentFlags::LOCAL_NODE));
+        sample.idents.insert(addr("192.0.2.2"), of(4, IdentFlags::NODE));
+        sample.idents.insert(addr("10.1.0.2"), of(0, IdentFlags::POD));
         assert_eq!(identify(&sample, &addr("192.0.2.1")), None, "this node");
         assert_eq!(identify(&sample, &addr("192.0.2.2")), Some(4), "another node");
         assert_eq!(identify(&sample, &addr("10.1.0.2")), Some(0), "a Pod, not a range it is in");
@@ -528,16 +539,16 @@ mod tests {
     fn the_pod_itself_as_peer() {
         use Action::{Accept, Deny};
         use tier::{ADMIN, BASELINE};
-        let isolated = group_flags::ISOLATED;
+        let isolated = GroupFlags::ISOLATED;
         assert!(!ask(&sample(isolated, &[]), 9, true).denied(), "NetworkPolicy allows it");
         assert!(ask(&sample(isolated, &[(ADMIN, Deny)]), 7, true).denied());
-        assert!(ask(&sample(0, &[(BASELINE, Deny)]), 7, true).denied());
+        assert!(ask(&sample(GroupFlags::NONE, &[(BASELINE, Deny)]), 7, true).denied());
         assert!(!ask(&sample(isolated, &[(BASELINE, Accept)]), 7, true).denied());
     }
 
     #[test]
     fn pending_and_overflow_deny_everything() {
-        for flag in [group_flags::PENDING, group_flags::OVERFLOW] {
+        for flag in [GroupFlags::PENDING, GroupFlags::OVERFLOW] {
             let sample = sample(flag, &[(tier::ADMIN, Action::Accept)]);
             assert_eq!(ask(&sample, 7, false), Judgement::ISOLATED);
         }
@@ -545,7 +556,7 @@ mod tests {
 
     #[test]
     fn rules_without_peers_and_chained_groups() {
-        let mut sample = sample(group_flags::ISOLATED, &[]);
+        let mut sample = sample(GroupFlags::ISOLATED, &[]);
         let mut second = Group { first: 256, tiers: [tier::NETWORK_POLICY; 4], ..Group::ZERO };
         second.any[3] = 1 << 63;
         second.accept[3] = 1 << 63;

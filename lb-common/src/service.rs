@@ -10,7 +10,7 @@
 
 use crate::addr::Addr;
 use crate::be::Be16;
-use crate::pod;
+use crate::{flags, pod};
 
 pod! {
     /// Key of the map `frontends`: what a client dials.
@@ -51,8 +51,8 @@ pod! {
     pub struct Frontend: 40 {
         /// Id of the service port, the agent's own numbering; 0 in a wildcard.
         pub service_id: u32,
-        /// `frontend_flags::*`.
-        pub flags: u32,
+        /// What its Service asks for.
+        pub flags: FrontendFlags,
         /// First slot of the backends for clients in the cluster, and for all others unless `EXTERNAL_LOCAL` is set.
         pub base: u32,
         /// Number of those slots; 0 = refuse, or with `ELSEWHERE` drop.
@@ -72,24 +72,26 @@ pod! {
     }
 }
 
-/// Bits of [`Frontend::flags`].
-pub mod frontend_flags {
-    /// An address for clients outside the cluster: of a node, a load balancer, `spec.externalIPs`.
-    pub const EXTERNAL: u32 = 1 << 0;
-    /// `externalTrafficPolicy: Local`: clients outside the cluster get the backends of this node only.
-    pub const EXTERNAL_LOCAL: u32 = 1 << 1;
-    /// The traffic policy left no backend, but the Service has some on other nodes: drop instead of refusing, so that
-    /// whoever balances over the nodes tries another one (as kube-proxy).
-    pub const ELSEWHERE: u32 = 1 << 2;
-    /// `spec.loadBalancerSourceRanges`: only clients in the map `source_ranges` may pass.
-    pub const SOURCE_RANGES: u32 = 1 << 3;
-    /// Of two random backends the one with fewer live flows is taken.
-    pub const LEAST_CONNECTIONS: u32 = 1 << 4;
-    /// A loopback address: for sockets of the host only. A packet to it is never ours (CVE-2020-8558).
-    pub const SOCKET_ONLY: u32 = 1 << 5;
-    /// A wildcard that only says that some Service has the address (of a load balancer, `spec.externalIPs`): no Pod may
-    /// send from it. Packets to its other ports are not refused, unlike those to a ClusterIP.
-    pub const ADDRESS_ONLY: u32 = 1 << 6;
+flags! {
+    /// Bits of [`Frontend::flags`].
+    pub struct FrontendFlags: u32 {
+        /// An address for clients outside the cluster: of a node, a load balancer, `spec.externalIPs`.
+        EXTERNAL = 1 << 0;
+        /// `externalTrafficPolicy: Local`: clients outside the cluster get the backends of this node only.
+        EXTERNAL_LOCAL = 1 << 1;
+        /// The traffic policy left no backend, but the Service has some on other nodes: drop instead of refusing, so that
+        /// whoever balances over the nodes tries another one (as kube-proxy).
+        ELSEWHERE = 1 << 2;
+        /// `spec.loadBalancerSourceRanges`: only clients in the map `source_ranges` may pass.
+        SOURCE_RANGES = 1 << 3;
+        /// Of two random backends the one with fewer live flows is taken.
+        LEAST_CONNECTIONS = 1 << 4;
+        /// A loopback address: for sockets of the host only. A packet to it is never ours (CVE-2020-8558).
+        SOCKET_ONLY = 1 << 5;
+        /// A wildcard that only says that some Service has the address (of a load balancer, `spec.externalIPs`): no Pod may
+        /// send from it. Packets to its other ports are not refused, unlike those to a ClusterIP.
+        ADDRESS_ONLY = 1 << 6;
+    }
 }
 
 pod! {
@@ -106,22 +108,24 @@ pod! {
         /// Generation: bumped whenever the id gets another meaning or the backend dies, so that a flow that
         /// remembers `(id, gen)` notices.
         pub generation: u32,
-        /// `backend_flags::*`.
-        pub flags: u32,
+        /// Where it is listed, and what it is.
+        pub flags: BackendFlags,
         /// Zero.
         pub reserved: u32,
     }
 }
 
-/// Bits of [`Backend::flags`]: in which lists of its Service the backend is, and what it is. Session affinity sends a client
-/// to a backend only if the list for this client contains the backend.
-pub mod backend_flags {
-    /// In the slots from [`super::Frontend::base`].
-    pub const CLUSTER: u32 = 1 << 0;
-    /// In the slots from [`super::Frontend::local_base`].
-    pub const LOCAL: u32 = 1 << 1;
-    /// Not a Pod's: nothing tells when it ends, so its connections last as long as they will. For the agent.
-    pub const NO_POD: u32 = 1 << 2;
+flags! {
+    /// Bits of [`Backend::flags`]: in which lists of its Service the backend is, and what it is. Session affinity sends a client
+    /// to a backend only if the list for this client contains the backend.
+    pub struct BackendFlags: u32 {
+        /// In the slots from [`super::Frontend::base`].
+        CLUSTER = 1 << 0;
+        /// In the slots from [`super::Frontend::local_base`].
+        LOCAL = 1 << 1;
+        /// Not a Pod's: nothing tells when it ends, so its connections last as long as they will. For the agent.
+        NO_POD = 1 << 2;
+    }
 }
 
 pod! {

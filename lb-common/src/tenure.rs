@@ -12,7 +12,7 @@
 //! Within a rank the port goes that has been idle for the longest time.
 
 use crate::conntrack::{
-    BOTH_WAYS, bits, is_closing, is_established, is_over, stamps, timeout_secs, together,
+    BOTH_WAYS, CtFlags, is_closing, is_established, is_over, stamps, timeout_secs, together,
 };
 use crate::flow::proto;
 
@@ -45,9 +45,9 @@ pub struct Holder {
     /// IP protocol number.
     pub protocol: u8,
     /// Flags of its reply entry.
-    pub reply: u32,
+    pub reply: CtFlags,
     /// Flags of its forward entry; 0 when that is gone.
-    pub forward: u32,
+    pub forward: CtFlags,
     /// Stamps since the last packet of either direction.
     pub idle: u32,
     /// Ticks since it was opened.
@@ -72,7 +72,7 @@ pub const fn readiness(holder: &Holder) -> u32 {
     } else {
         let patience = match protocol {
             proto::TCP if is_closing(flags) => LEFT_SECS,
-            proto::UDP if flags & bits::TIMES == bits::TIMES => QUIET_SECS,
+            proto::UDP if flags.contains(CtFlags::TIMES) => QUIET_SECS,
             proto::UDP => PAUSED_SECS,
             _ => return KEEPS,
         };
@@ -93,36 +93,36 @@ const fn idle_ticks(stamps: u32) -> u32 {
     stamps.saturating_mul(256)
 }
 
-const fn is_unanswered(protocol: u8, flags: u32) -> bool {
+const fn is_unanswered(protocol: u8, flags: CtFlags) -> bool {
     match protocol {
         proto::TCP => !is_established(flags),
-        _ => flags & BOTH_WAYS != BOTH_WAYS,
+        _ => !flags.contains(BOTH_WAYS),
     }
 }
 
 /// Whether the client has not spoken again since it was answered, and no stream of packets came since.
-const fn is_one_exchange(flags: u32, forward: u32) -> bool {
-    forward & bits::TIMES == 0 && flags & bits::TIMES != bits::TIMES
+const fn is_one_exchange(flags: CtFlags, forward: CtFlags) -> bool {
+    !forward.intersects(CtFlags::TIMES) && !flags.contains(CtFlags::TIMES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::{DONE, Holder, KEEPS, OPENING, OVER, QUIET, rank, readiness};
-    use crate::conntrack::{BOTH_WAYS, Direction, again, bits, carried, seen};
+    use crate::conntrack::{BOTH_WAYS, CtFlags, Direction, again, carried, seen};
     use crate::flow::{proto, tcp};
 
     use Direction::{Egress, Ingress};
 
     const HZ: u32 = 256;
-    const FORWARD: u32 = bits::FORWARD | bits::EXTERNAL | bits::MASQUERADED;
-    const REPLY: u32 = bits::REPLY | bits::EXTERNAL | bits::MASQUERADED;
+    const FORWARD: CtFlags = CtFlags::FORWARD.with(CtFlags::EXTERNAL).with(CtFlags::MASQUERADED);
+    const REPLY: CtFlags = CtFlags::REPLY.with(CtFlags::EXTERNAL).with(CtFlags::MASQUERADED);
     const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
     const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
     const OPEN: [(Direction, u8); 3] =
         [(Ingress, tcp::SYN), (Egress, SYN_ACK), (Ingress, tcp::ACK)];
 
     /// Flags of both entries after packets, each of which one entry sees and the other hears of.
-    fn after(steps: &[(Direction, u8)]) -> (u32, u32) {
+    fn after(steps: &[(Direction, u8)]) -> (CtFlags, CtFlags) {
         let (mut reply, mut forward) = (REPLY, FORWARD);
         for (direction, flags) in steps {
             let (own, other) = match direction {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     /// One second is one stamp here.
-    fn of(protocol: u8, (reply, forward): (u32, u32), idle: u32, age: u32) -> u32 {
+    fn of(protocol: u8, (reply, forward): (CtFlags, CtFlags), idle: u32, age: u32) -> u32 {
         readiness(&Holder { protocol, reply, forward, idle, age: age * HZ, hz: HZ })
     }
 
@@ -148,7 +148,7 @@ mod tests {
         let asked = after(&[(Ingress, 0)]);
         let answered = after(&[(Ingress, 0), (Egress, 0)]);
         let talks = (answered.0, again(answered.1));
-        let times = bits::TIMES;
+        let times = CtFlags::TIMES;
         let cases = [
             ("a SYN just now", proto::TCP, after(&OPEN[..1]), 0, 0, OPENING),
             ("answered, not completed", proto::TCP, after(&OPEN[..2]), 1, 1, OPENING),
@@ -197,8 +197,8 @@ mod tests {
                 200,
                 OVER,
             ),
-            ("its client's entry is gone", proto::UDP, (answered.0, 0), 3, 3, DONE),
-            ("a connection without one", proto::TCP, (tcp_of(&[]).0, 0), 99, 99, KEEPS),
+            ("its client's entry is gone", proto::UDP, (answered.0, CtFlags::NONE), 3, 3, DONE),
+            ("a connection without one", proto::TCP, (tcp_of(&[]).0, CtFlags::NONE), 99, 99, KEEPS),
             ("SCTP", proto::SCTP, answered, 300, 300, KEEPS),
             ("SCTP, unanswered", proto::SCTP, asked, 3, 3, DONE),
         ];
@@ -235,6 +235,6 @@ mod tests {
         };
         assert!(ticks(4) < ticks(5), "flows of a flood are distinguished by ticks");
         assert_eq!(of(proto::UDP, asked, 0, u32::MAX / HZ) >> 16, 0, "16 bits");
-        assert_eq!(asked.1 & BOTH_WAYS, bits::SEEN_IN);
+        assert_eq!(asked.1.only(BOTH_WAYS), CtFlags::SEEN_IN);
     }
 }

@@ -1,7 +1,7 @@
 //! The stages around the map `ct`: keys, new entries, and finding a free tuple for a translated flow.
 
 use lb_common::be::Be16;
-use lb_common::conntrack::{self, CtEntry, CtKey, Direction, bits, scope};
+use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, Direction, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::hash;
 use lb_common::verdict::Counter;
@@ -52,7 +52,7 @@ pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, direction: Direction,
 #[inline(always)]
 fn is_expired(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
     let proto = u32::from(parsed.flow.proto);
-    ct_life(proto, entry.flags(), entry.last_seen(), now) == EXPIRED
+    ct_life(proto, entry.flags().bits(), entry.last_seen(), now) == EXPIRED
 }
 
 const ALIVE: u32 = 0;
@@ -64,7 +64,7 @@ const EXPIRED: u32 = 2;
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u32 {
-    let protocol = protocol as u8;
+    let (protocol, flags) = (protocol as u8, CtFlags::from_bits(flags));
     if conntrack::is_expired(protocol, flags, last_seen, now, kernel::hz()) {
         EXPIRED
     } else if protocol == proto::TCP && conntrack::is_closed(flags) {
@@ -95,7 +95,7 @@ pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, 
 /// entries of a translated flow, of which the other does not see this direction. A flow may turn out to be a stream, which
 /// both are to know, and copies of them are kept. `before` are the flags that the packet found.
 #[inline(never)]
-fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) {
+fn come_again(scratch: &mut Scratch, entry: Tracked, before: CtFlags, silence: u32) {
     let flags = entry.flags();
     let after = conntrack::again_after(flags, before, silence, kernel::hz());
     if after != flags {
@@ -114,7 +114,7 @@ fn come_again(scratch: &mut Scratch, entry: Tracked, before: u32, silence: u32) 
     }
     tracked::keep(key, other);
     if let Some(twin) = twin {
-        twin.set_flags(twin.flags() | bits::TIMES);
+        twin.set_flags(twin.flags() | CtFlags::TIMES);
         *other = twin.entry();
         tracked::keep(partner, other);
     }
@@ -138,7 +138,7 @@ fn restore(scratch: &mut Scratch) -> Option<Tracked> {
     let Scratch { key, other, .. } = scratch;
     let kept = tracked::kept(key)?;
     let (flags, last_seen) = (kept.flags(), kept.last_seen());
-    if ct_life(u32::from(key.proto), flags, last_seen, kernel::now()) != ALIVE {
+    if ct_life(u32::from(key.proto), flags.bits(), last_seen, kernel::now()) != ALIVE {
         return None;
     }
     *other = kept.entry();
@@ -157,7 +157,7 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     let before = entry.flags();
     let after = conntrack::seen(before, direction, parsed.tcp_flags);
     entry.set_flags(leave_load(entry, after));
-    if before & (bits::FORWARD | bits::REPLY) == 0 {
+    if !before.intersects(CtFlags::FORWARD | CtFlags::REPLY) {
         return;
     }
     *other = entry.entry();
@@ -194,12 +194,12 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
 
 /// A connection that begins to close leaves the load of its backend.
 #[inline(always)]
-fn leave_load(entry: Tracked, flags: u32) -> u32 {
-    if flags & bits::COUNTED == 0 || !conntrack::is_closing(flags) {
+fn leave_load(entry: Tracked, flags: CtFlags) -> CtFlags {
+    if !flags.contains(CtFlags::COUNTED) || !conntrack::is_closing(flags) {
         return flags;
     }
     maps::change_load(entry.backend_id(), false);
-    flags & !bits::COUNTED
+    flags.without(CtFlags::COUNTED)
 }
 
 /// Notes the packet on the entry of a flow without translation. The last packet of a connection that both ends have
@@ -207,9 +207,10 @@ fn leave_load(entry: Tracked, flags: u32) -> u32 {
 /// comes late makes an entry of its own, and a short-lived one.
 #[inline(always)]
 pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
-    const BOTH: u32 = (tcp::FIN as u32) << 8 | tcp::FIN as u32;
     let Scratch { parsed, key, .. } = scratch;
-    if entry.flags() & BOTH == BOTH && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
+    if conntrack::has_both_fins(entry.flags())
+        && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+    {
         if tracked::delete(key) {
             maps::count(Counter::PlainClosed);
         }
@@ -226,12 +227,12 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
 #[inline(always)]
 pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) -> bool {
     let opened = match direction {
-        Direction::Ingress if scratch.ingress_ifindex == 0 => bits::INBOUND | bits::FROM_HOST,
-        Direction::Ingress => bits::INBOUND,
-        Direction::Egress => 0,
+        Direction::Ingress if scratch.ingress_ifindex == 0 => CtFlags::INBOUND | CtFlags::FROM_HOST,
+        Direction::Ingress => CtFlags::INBOUND,
+        Direction::Egress => CtFlags::NONE,
     };
     // The node reaches its Pods, whoever else floods them.
-    if opened & bits::FROM_HOST == 0
+    if !opened.contains(CtFlags::FROM_HOST)
         && ct_over_budget((direction == Direction::Ingress) as u32) != 0
     {
         return !crate::policy::concerns_somehow(scratch.ifindex);
@@ -258,15 +259,15 @@ pub(crate) fn commit_met(scratch: &mut Scratch, direction: Direction, from: Dire
         Direction::Egress => crate::origin::is_this_node(&scratch.parsed.flow.dst),
     };
     let opened = match from {
-        Direction::Ingress if host => bits::INBOUND | bits::FROM_HOST,
-        Direction::Ingress => bits::INBOUND,
-        Direction::Egress => 0,
+        Direction::Ingress if host => CtFlags::INBOUND | CtFlags::FROM_HOST,
+        Direction::Ingress => CtFlags::INBOUND,
+        Direction::Egress => CtFlags::NONE,
     };
-    put_plain(scratch, direction, opened | bits::PICKED_UP, now);
+    put_plain(scratch, direction, opened | CtFlags::PICKED_UP, now);
 }
 
 #[inline(never)]
-fn put_plain(scratch: &mut Scratch, direction: Direction, opened: u32, now: u32) {
+fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: u32) {
     let Scratch { parsed, key, entry, epoch, .. } = scratch;
     if parsed.tcp_flags & tcp::RST != 0 {
         return;
@@ -288,7 +289,7 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: u32, now: u32)
     };
     if !written {
         maps::count(Counter::Untracked);
-    } else if flags & bits::PICKED_UP != 0 {
+    } else if flags.contains(CtFlags::PICKED_UP) {
         maps::count(Counter::FlowPickedUp);
     } else {
         maps::count(Counter::FlowPlain);
@@ -315,9 +316,9 @@ pub(crate) enum Claim {
 pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
     let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
     let flow = &parsed.flow;
-    nat.port = if nat.flags & bits::PORT_MAPPED == 0 { flow.sport } else { other_port() };
+    nat.port = if !nat.flags.contains(CtFlags::PORT_MAPPED) { flow.sport } else { other_port() };
     let Target { addr, port, id, generation } = nat.target;
-    let (remote, local_port, remote_port) = if nat.flags & bits::HAIRPIN == 0 {
+    let (remote, local_port, remote_port) = if !nat.flags.contains(CtFlags::HAIRPIN) {
         (addr, nat.port, port)
     } else {
         // The Pod answers as backend: its local port is the backend's.
@@ -341,7 +342,7 @@ pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
         backend_gen: generation,
         last_seen: now,
         epoch: *epoch,
-        flags: bits::REPLY | nat.flags & (bits::HAIRPIN | bits::PORT_MAPPED),
+        flags: CtFlags::REPLY | nat.flags.only(CtFlags::HAIRPIN | CtFlags::PORT_MAPPED),
     };
     claim_tuple(key, entry, flow, now)
 }
@@ -399,9 +400,9 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
         return None;
     }
     count_load(nat);
-    let hairpin = nat.flags & bits::HAIRPIN != 0;
+    let hairpin = nat.flags.contains(CtFlags::HAIRPIN);
     maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
-    if nat.flags & bits::PORT_MAPPED != 0 {
+    if nat.flags.contains(CtFlags::PORT_MAPPED) {
         maps::count(Counter::PortMapped);
     }
     Some(Tracked::written(entry))
@@ -410,7 +411,7 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
 /// A new flow adds to the load of its backend, if its Service wants to know.
 #[inline(always)]
 pub(crate) fn count_load(nat: &Nat) {
-    if nat.flags & bits::COUNTED != 0 {
+    if nat.flags.contains(CtFlags::COUNTED) {
         maps::change_load(nat.target.id, true);
     }
 }
@@ -419,12 +420,12 @@ pub(crate) fn count_load(nat: &Nat) {
 #[inline(always)]
 fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
     let flags = old.flags();
-    let same = flags & bits::REPLY != 0
+    let same = flags.contains(CtFlags::REPLY)
         && old.nat_addr() == flow.dst
         && old.nat_port() == flow.dport
         && old.aux_port() == flow.sport
         && old.aux_addr() == flow.src;
-    same || ct_life(u32::from(flow.proto), flags, old.last_seen(), now) != ALIVE
+    same || ct_life(u32::from(flow.proto), flags.bits(), old.last_seen(), now) != ALIVE
 }
 
 /// TCP, and not the SYN that opens a connection.

@@ -16,12 +16,12 @@
 //! The direction of an entry is the one that the backend sees: what the client sends goes *in* (`Direction::Ingress`).
 
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, Direction, bits, scope};
-use lb_common::endpoint::ident_flags;
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, Direction, scope};
+use lb_common::endpoint::IdentFlags;
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::fragment::hook;
 use lb_common::hash;
-use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
@@ -227,7 +227,7 @@ fn note_reply(scratch: &mut Scratch, entry: Tracked, now: u32) {
 #[inline(always)]
 fn note_client(scratch: &mut Scratch, entry: Tracked, now: u32) {
     let flags = entry.flags();
-    if scratch.parsed.flow.proto != proto::TCP && flags & bits::MASQUERADED != 0 {
+    if scratch.parsed.flow.proto != proto::TCP && flags.contains(CtFlags::MASQUERADED) {
         let spoken = lb_common::conntrack::spoken(flags);
         if spoken != flags {
             entry.set_flags(spoken);
@@ -243,7 +243,7 @@ fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
         return false;
     }
     let flags = entry.flags();
-    if flags & (bits::MASQUERADED | bits::PORT_MAPPED) == 0 {
+    if !flags.intersects(CtFlags::MASQUERADED | CtFlags::PORT_MAPPED) {
         return true;
     }
     rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port()).is_ok()
@@ -268,7 +268,7 @@ fn too_big_reply(scratch: &mut Scratch, entry: Tracked, mtu: u16) -> Verdict {
 fn show_frontend(scratch: &mut Scratch, entry: Tracked) {
     let Scratch { parsed, to, .. } = scratch;
     *to = Flow { src: entry.nat_addr(), sport: entry.nat_port(), ..parsed.flow };
-    if entry.flags() & (bits::MASQUERADED | bits::PORT_MAPPED) != 0 {
+    if entry.flags().intersects(CtFlags::MASQUERADED | CtFlags::PORT_MAPPED) {
         to.dst = entry.aux_addr();
         to.dport = entry.aux_port();
     }
@@ -286,7 +286,7 @@ fn onward(packet: Packet, scratch: &mut Scratch) -> Verdict {
 /// A backend on another node answers: back to the client.
 #[inline(never)]
 fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
-    if entry.flags() & bits::MASQUERADED == 0 {
+    if !entry.flags().contains(CtFlags::MASQUERADED) {
         return Verdict::Pass;
     }
     let Scratch { parsed, fib, .. } = scratch;
@@ -310,7 +310,7 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let Flow { dst, dport, proto, .. } = parsed.flow;
     let frontend = maps::frontend(&FrontendKey::new(dst, dport, proto));
     match frontend {
-        Some(frontend) if frontend.flags & frontend_flags::SOCKET_ONLY != 0 => {
+        Some(frontend) if frontend.flags.contains(FrontendFlags::SOCKET_ONLY) => {
             return Verdict::Pass;
         }
         Some(_) => {}
@@ -369,7 +369,7 @@ fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
         return Verdict::Pass;
     }
     match maps::frontend(&FrontendKey::wildcard(dst)) {
-        Some(wildcard) if wildcard.flags & frontend_flags::ADDRESS_ONLY != 0 => Verdict::Pass,
+        Some(wildcard) if wildcard.flags.contains(FrontendFlags::ADDRESS_ONLY) => Verdict::Pass,
         Some(_) => refuse(packet, scratch, DropReason::UndefinedPort, 0),
         None => drop(DropReason::UnallocatedIp, 0),
     }
@@ -382,7 +382,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     let parsed = &scratch.parsed;
-    let outside = frontend.flags & frontend_flags::EXTERNAL != 0;
+    let outside = frontend.flags.contains(FrontendFlags::EXTERNAL);
     let src = &parsed.flow.src;
     if parsed.later || maps::ident(src).is_some_and(|own| is_here(own.flags, own.ifindex)) {
         // A fragment alone opens nothing. An address of this node or its Pods does not come from outside: forged, and
@@ -422,12 +422,12 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
         trace::chosen();
         let nat = &mut scratch.nat;
         nat.service_id = service_id;
-        nat.flags = bits::FORWARD | bits::EXTERNAL;
+        nat.flags = CtFlags::FORWARD | CtFlags::EXTERNAL;
         if attempt > OWN_PORT_TRIES {
-            nat.flags |= bits::PORT_MAPPED;
+            nat.flags |= CtFlags::PORT_MAPPED;
         }
-        if frontend.flags & frontend_flags::LEAST_CONNECTIONS != 0 {
-            nat.flags |= bits::COUNTED;
+        if frontend.flags.contains(FrontendFlags::LEAST_CONNECTIONS) {
+            nat.flags |= CtFlags::COUNTED;
         }
         if !place(packet, scratch) {
             return drop(DropReason::NoRoute, service_id);
@@ -438,7 +438,7 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
             Claim::Done => return commit(packet, scratch, now),
         }
     }
-    let reason = if scratch.nat.flags & bits::MASQUERADED != 0 {
+    let reason = if scratch.nat.flags.contains(CtFlags::MASQUERADED) {
         DropReason::MasqueradeExhausted
     } else {
         DropReason::TupleExhausted
@@ -455,14 +455,14 @@ fn maglev_hash(parsed: &Parsed, affinity: bool) -> u32 {
 }
 
 #[inline(always)]
-fn is_here(flags: u32, ifindex: u32) -> bool {
-    ifindex != 0 || flags & ident_flags::LOCAL_NODE != 0
+fn is_here(flags: IdentFlags, ifindex: u32) -> bool {
+    ifindex != 0 || flags.contains(IdentFlags::LOCAL_NODE)
 }
 
 /// A frontend without a backend for this client.
 #[inline(always)]
 fn no_backend(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Verdict {
-    let elsewhere = frontend.n != 0 || frontend.flags & frontend_flags::ELSEWHERE != 0;
+    let elsewhere = frontend.n != 0 || frontend.flags.contains(FrontendFlags::ELSEWHERE);
     if elsewhere {
         return drop(DropReason::NoLocalEndpoints, frontend.service_id);
     }
@@ -483,8 +483,8 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
             nat.veth = ident.ifindex as u16;
             return true;
         }
-        if ident.flags & ident_flags::LOCAL_NODE != 0 {
-            nat.flags |= bits::TO_HOST;
+        if ident.flags.contains(IdentFlags::LOCAL_NODE) {
+            nat.flags |= CtFlags::TO_HOST;
             return true;
         }
     }
@@ -493,7 +493,7 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     let Some(ifindex) = route::device(packet, scratch, &src, &target) else { return false };
     let Some(dev) = maps::dev(ifindex) else { return false };
     let nat = &mut scratch.nat;
-    nat.flags |= bits::MASQUERADED;
+    nat.flags |= CtFlags::MASQUERADED;
     nat.stand_in = if v4 { dev.masquerade4 } else { dev.masquerade6 };
     nat.stand_in != lb_common::addr::Addr::NONE
 }
@@ -521,9 +521,9 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         return drop(DropReason::ConntrackFull, service_id);
     };
     conntrack::count_load(nat);
-    maps::count(if nat.flags & bits::MASQUERADED != 0 {
+    maps::count(if nat.flags.contains(CtFlags::MASQUERADED) {
         Counter::FlowMasqueraded
-    } else if nat.flags & bits::TO_HOST != 0 {
+    } else if nat.flags.contains(CtFlags::TO_HOST) {
         Counter::FlowToHost
     } else {
         Counter::FlowExternal
@@ -534,7 +534,7 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 /// Sends a packet of a flow from outside on to its backend.
 #[inline(never)]
 fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
-    if entry.flags() & bits::TO_HOST != 0 {
+    if entry.flags().contains(CtFlags::TO_HOST) {
         return into_the_stack(packet, scratch, entry);
     }
     let Scratch { parsed, fib, to, .. } = scratch;
@@ -588,7 +588,7 @@ pub(crate) fn too_big_out(packet: Packet, scratch: &mut Scratch, mtu: u16) -> Ve
 fn into_the_stack(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     let parsed = &scratch.parsed;
     let mut done = rewrite::destination(packet, parsed, &entry.nat_addr(), entry.nat_port());
-    if entry.flags() & bits::PORT_MAPPED != 0 {
+    if entry.flags().contains(CtFlags::PORT_MAPPED) {
         done = done
             .and_then(|()| rewrite::source(packet, parsed, &entry.aux_addr(), entry.aux_port()));
     }

@@ -16,9 +16,9 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtKey, Direction, bits, scope};
+use lb_common::conntrack::{CtFlags, CtKey, Direction, scope};
 use lb_common::csum;
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::IdentFlags;
 
 use crate::packet::{ChecksumKind, HelperError, Packet};
 use crate::parsed::Parsed;
@@ -61,7 +61,7 @@ fn is_plausible(scratch: &mut Scratch, direction: Direction, translated: Addr) -
     src == dst
         || src == translated
         || maps::ident(&src)
-            .is_none_or(|known| known.flags & ident_flags::POD == 0 && known.ifindex == 0)
+            .is_none_or(|known| !known.flags.contains(IdentFlags::POD) && known.ifindex == 0)
 }
 
 /// Translates an error at a Pod's veth if the flow it is about is translated.
@@ -77,11 +77,11 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
     let want = match direction {
         Direction::Ingress => {
             *key = conntrack::key_out(&quoted.flow, packet.ifindex());
-            bits::REPLY
+            CtFlags::REPLY
         }
         Direction::Egress => {
             *key = conntrack::key_in(&quoted.flow, packet.ifindex());
-            bits::FORWARD
+            CtFlags::FORWARD
         }
     };
     // One that the policies have not been asked about since they changed may be one that they deny.
@@ -91,13 +91,13 @@ pub(crate) fn translate(packet: Packet, scratch: &mut Scratch, direction: Direct
         return Onward::FORGED;
     }
     let Scratch { parsed, quoted, .. } = scratch;
-    if entry.flags() & bits::EXTERNAL != 0 {
+    if entry.flags().contains(CtFlags::EXTERNAL) {
         return match direction {
             Direction::Egress => to_outside(packet, scratch, entry),
             Direction::Ingress => Onward::STACK,
         };
     }
-    if entry.flags() & (want | bits::HAIRPIN) != want {
+    if entry.flags().only(want | CtFlags::HAIRPIN) != want {
         return Onward::STACK;
     }
     Onward::STACK.when(at_pod(packet, parsed, quoted, direction, entry))
@@ -119,7 +119,7 @@ fn at_pod(
     entry: Tracked,
 ) -> Result<(), HelperError> {
     let nat = (entry.nat_addr(), entry.nat_port());
-    let mapped = entry.flags() & bits::PORT_MAPPED != 0;
+    let mapped = entry.flags().contains(CtFlags::PORT_MAPPED);
     match direction {
         Direction::Ingress => {
             end(packet, parsed, quoted, End::Destination, nat)?;
@@ -178,7 +178,7 @@ fn from_backend(
 ) -> Result<(), HelperError> {
     let frontend = (reply.nat_addr(), reply.nat_port());
     end(packet, parsed, quoted, End::Destination, frontend)?;
-    if reply.flags() & bits::PORT_MAPPED != 0 {
+    if reply.flags().contains(CtFlags::PORT_MAPPED) {
         end(packet, parsed, quoted, End::Source, (quoted.flow.src, reply.aux_port()))?;
     }
     if parsed.flow.src == quoted.flow.dst {
@@ -236,7 +236,7 @@ pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
     }
     *key = CtKey { scope: scope::EXTERNAL_REPLY, ..conntrack::key_in(&quoted.flow, 0) };
     match tracked::get(key) {
-        Some(reply) if reply.flags() & bits::MASQUERADED != 0 => {
+        Some(reply) if reply.flags().contains(CtFlags::MASQUERADED) => {
             about_request(packet, scratch, reply)
         }
         _ => Onward::STACK,
@@ -248,7 +248,7 @@ pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
 fn about_reply(packet: Packet, scratch: &mut Scratch, forward: Tracked) -> Onward {
     let backend = (forward.nat_addr(), forward.nat_port());
     let client = (forward.aux_addr(), forward.aux_port());
-    let onward = if forward.flags() & bits::TO_HOST != 0 {
+    let onward = if forward.flags().contains(CtFlags::TO_HOST) {
         Onward::STACK
     } else {
         onward(packet, scratch, &backend.0)

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use lb_common::addr::Addr;
-use lb_common::config::Config;
+use lb_common::config::{Config, Features};
 use lb_common::conntrack;
 
 /// Written by the loader before the programs are loaded; constant for the verifier.
@@ -17,7 +17,7 @@ macro_rules! config_field {
 }
 
 #[inline(always)]
-pub(crate) fn features() -> u32 {
+pub(crate) fn features() -> Features {
     config_field!(features)
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::budget::{self, Budget};
-use lb_common::config::{Settings, setting_flags};
+use lb_common::config::{SettingFlags, Settings};
 use lb_common::conntrack::CtKey;
 use lb_common::endpoint::{self, Dev, Ident, PodEntry, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
@@ -237,7 +237,7 @@ pub(crate) fn policy_state() -> Option<&'static PolicyState> {
 /// Whether flows that are older than these programs are another proxy's.
 #[inline(always)]
 pub(crate) fn is_beside_another_proxy() -> bool {
-    settings().is_some_and(|settings| settings.flags & setting_flags::OTHER_PROXY != 0)
+    settings().is_some_and(|settings| settings.flags.contains(SettingFlags::OTHER_PROXY))
 }
 
 #[inline(always)]

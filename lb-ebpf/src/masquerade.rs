@@ -2,7 +2,7 @@
 //! be unique for that backend, since it identifies the answer.
 
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, age, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, age, scope};
 use lb_common::hash;
 use lb_common::tenure::{self, Holder, OVER};
 use lb_common::verdict::Counter;
@@ -50,8 +50,8 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
     let Scratch { parsed, key, entry, nat, .. } = scratch;
     let flow = &parsed.flow;
     let flags = nat.flags;
-    let masqueraded = flags & bits::MASQUERADED != 0;
-    let to_pod = flags & (bits::MASQUERADED | bits::TO_HOST) == 0;
+    let masqueraded = flags.contains(CtFlags::MASQUERADED);
+    let to_pod = !flags.intersects(CtFlags::MASQUERADED | CtFlags::TO_HOST);
     let to = CtKey {
         local: nat.target.addr,
         remote: nat.stand_in,
@@ -71,10 +71,11 @@ fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
         backend_gen: nat.target.generation,
         last_seen: now,
         epoch: if masqueraded { kernel::ticks() as u32 } else { 0 },
-        flags: bits::REPLY | flags & (bits::EXTERNAL | bits::MASQUERADED | bits::PORT_MAPPED),
+        flags: CtFlags::REPLY
+            | flags.only(CtFlags::EXTERNAL | CtFlags::MASQUERADED | CtFlags::PORT_MAPPED),
     };
     if !masqueraded {
-        if flags & bits::PORT_MAPPED != 0 {
+        if flags.contains(CtFlags::PORT_MAPPED) {
             key.remote_port = conntrack::other_port();
         }
         nat.port = key.remote_port;
@@ -141,7 +142,7 @@ extern "C" fn masquerade_holder(now: u32) -> u32 {
         return OVER << (16 + tenure::TIME_BITS) | port;
     }
     let mut idle = age(other.last_seen, now);
-    let mut forward = 0;
+    let mut forward = CtFlags::NONE;
     if let Some(entry) = forward_of(key, other, partner) {
         forward = entry.flags();
         let silent = age(entry.last_seen(), now);
@@ -202,7 +203,7 @@ fn take_over(scratch: &mut Scratch) -> Claim {
     if let Some(reply) = held(key) {
         *other = reply.entry();
         if let Some(forward) = forward_of(key, other, partner) {
-            if forward.flags() & bits::COUNTED != 0 {
+            if forward.flags().contains(CtFlags::COUNTED) {
                 maps::change_load(forward.backend_id(), false);
             }
             tracked::delete(partner);

@@ -7,9 +7,9 @@
 //! But of each frame that a Pod sends the link-layer source is looked at: a bridge learns from each.
 
 use lb_common::addr::Addr;
-use lb_common::config::setting_flags;
+use lb_common::config::SettingFlags;
 use lb_common::conntrack::Direction;
-use lb_common::endpoint::{PodEntry, dev_flags, flags, ident_flags};
+use lb_common::endpoint::{DevFlags, IdentFlags, PodEntry, PodFlags};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::service::FrontendKey;
 use lb_common::verdict::DropReason;
@@ -44,7 +44,7 @@ fn is_mac_of_another(ifindex: u32, mac: u64) -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn origin_mac_is_anothers(ifindex: u32, mac: u64) -> u32 {
     let Some(holder) = maps::mac(mac) else { return 0 };
-    let bridged = maps::pod(ifindex).is_none_or(|pod| pod.flags & flags::BRIDGED != 0);
+    let bridged = maps::pod(ifindex).is_none_or(|pod| pod.flags.contains(PodFlags::BRIDGED));
     (bridged && holder != ifindex) as u32
 }
 
@@ -116,11 +116,11 @@ fn is_another_s((ifindex, pod): (u32, Option<&PodEntry>), src: &Addr, strict: bo
     }
     strict
         && maps::settings()
-            .is_some_and(|settings| settings.flags & setting_flags::STRICT_SOURCE != 0)
+            .is_some_and(|settings| settings.flags.contains(SettingFlags::STRICT_SOURCE))
 }
 
 /// Marks of an address that a Pod or a node has.
-const POD_OR_NODE: u32 = ident_flags::LOCAL_NODE | ident_flags::POD | ident_flags::NODE;
+const POD_OR_NODE: IdentFlags = IdentFlags::LOCAL_NODE.with(IdentFlags::POD).with(IdentFlags::NODE);
 
 const UNSPECIFIED4: Addr = Addr::v4(lb_common::be::Be32::new(0));
 
@@ -145,10 +145,10 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
         return Ownership::Other;
     }
     // A Pod of this node whose device is not known yet may be behind any that is not known either.
-    if known.flags & ident_flags::HERE != 0 && pod.is_none() {
+    if known.flags.contains(IdentFlags::HERE) && pod.is_none() {
         return Ownership::Unowned;
     }
-    if known.flags & POD_OR_NODE != 0 { Ownership::Other } else { Ownership::Unowned }
+    if known.flags.intersects(POD_OR_NODE) { Ownership::Other } else { Ownership::Unowned }
 }
 
 /// Returns whether the Pod may use an address that no known Pod, node or Service has: one that it configured itself, or one
@@ -156,7 +156,7 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
 #[inline(always)]
 fn is_admitted(pod: &PodEntry, ifindex: u32, addr: &Addr) -> bool {
     is_link_local(addr)
-        || pod.flags & flags::MORE_SOURCES != 0 && maps::is_admitted_source(ifindex, addr)
+        || pod.flags.contains(PodFlags::MORE_SOURCES) && maps::is_admitted_source(ifindex, addr)
 }
 
 /// Link-local (RFC 3927, RFC 4291 §2.5.6): each host configures its own, and no router forwards them.
@@ -180,7 +180,7 @@ fn is_beyond_link(flow: &Flow, pod: Option<&PodEntry>) -> bool {
         && !is_link_local(dst)
         && !pod.is_some_and(|pod| pod.ip4 == *src)
         && maps::ident(dst)
-            .is_some_and(|known| known.ifindex != 0 || known.flags & POD_OR_NODE != 0)
+            .is_some_and(|known| known.ifindex != 0 || known.flags.intersects(POD_OR_NODE))
 }
 
 /// Whether a node would take another packet out of this one and treat it as its own.
@@ -194,7 +194,7 @@ fn is_encapsulated(flow: &Flow) -> bool {
     };
     tunnel
         && maps::ident(&flow.dst)
-            .is_some_and(|known| known.flags & (ident_flags::LOCAL_NODE | ident_flags::NODE) != 0)
+            .is_some_and(|known| known.flags.intersects(IdentFlags::LOCAL_NODE | IdentFlags::NODE))
 }
 
 /// Whether the Pod may say this to its neighbors: an ARP packet.
@@ -292,15 +292,15 @@ fn is_on_link(addr: &Addr, ifindex: u32) -> bool {
         return true;
     }
     let Some(known) = maps::ident(addr) else { return false };
-    known.flags & ident_flags::LOCAL_NODE != 0
+    known.flags.contains(IdentFlags::LOCAL_NODE)
         || known.ifindex != 0
-            && maps::pod(ifindex).is_some_and(|pod| pod.flags & flags::BRIDGED != 0)
+            && maps::pod(ifindex).is_some_and(|pod| pod.flags.contains(PodFlags::BRIDGED))
 }
 
 /// Whether an address is this node's.
 #[inline(always)]
 pub(crate) fn is_this_node(addr: &Addr) -> bool {
-    maps::ident(addr).is_some_and(|known| known.flags & ident_flags::LOCAL_NODE != 0)
+    maps::ident(addr).is_some_and(|known| known.flags.contains(IdentFlags::LOCAL_NODE))
 }
 
 /// The destination of a packet that enters a Pod.
@@ -390,7 +390,7 @@ pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
         return false;
     }
     match maps::ident(src) {
-        Some(known) if known.flags & ident_flags::LOCAL_NODE != 0 => true,
+        Some(known) if known.flags.contains(IdentFlags::LOCAL_NODE) => true,
         Some(known) if known.ifindex != 0 => is_astray(packet, scratch),
         _ => *src == kernel::hairpin_addr(src.is_v4()),
     }
@@ -401,7 +401,7 @@ pub(crate) fn is_forged_here(packet: Packet, scratch: &mut Scratch) -> bool {
 #[inline(never)]
 fn is_astray(packet: Packet, scratch: &mut Scratch) -> bool {
     let ifindex = scratch.ifindex;
-    if maps::dev(ifindex).is_some_and(|dev| dev.flags & dev_flags::PODS != 0) {
+    if maps::dev(ifindex).is_some_and(|dev| dev.flags.contains(DevFlags::PODS)) {
         return false;
     }
     let Scratch { parsed, fib, .. } = scratch;

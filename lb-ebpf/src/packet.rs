@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{
     bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
-use lb_common::config::features;
+use lb_common::config::Features;
 
 use crate::kernel;
 use crate::scratch::{self, ANSWER_WORDS, PIECE, Scratch, Tuple};
@@ -450,7 +450,7 @@ impl ChecksumKind {
     /// whole packet changes; the helper knows since 6.16 (commit ead7f9b8de65).
     #[inline(always)]
     fn flags(self) -> u64 {
-        let v6 = self.v6 && kernel::features() & features::CSUM_IPV6 != 0;
+        let v6 = self.v6 && kernel::features().contains(Features::CSUM_IPV6);
         self.mangled() | if v6 { u64::from(BPF_F_IPV6) } else { 0 }
     }
 }

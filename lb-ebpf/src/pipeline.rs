@@ -4,10 +4,10 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{Direction, bits, scope};
+use lb_common::conntrack::{CtFlags, Direction, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::fragment::hook;
-use lb_common::service::{Frontend, frontend_flags};
+use lb_common::service::{Frontend, FrontendFlags};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
@@ -15,7 +15,7 @@ use crate::origin::{self, Addressee};
 use crate::packet::{Packet, Tag};
 use crate::parsed::{self, Kind, Parsed};
 use crate::policy::{self, Met};
-use crate::scratch::{Nat, Scratch, Target, how};
+use crate::scratch::{How, Nat, Scratch, Target};
 use crate::service::{self, Client, Destination, Health};
 use crate::trace::Program;
 use crate::tracked::Tracked;
@@ -44,12 +44,12 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
             }
         }
         Kind::ICMP_ERROR => return icmp_error(packet, scratch, Direction::Egress),
-        Kind::UNTRACKED => return untracked(scratch, how::SENT),
+        Kind::UNTRACKED => return untracked(scratch, How::SENT),
         Kind::ARP => return checked(origin::check_arp(packet, scratch)),
         Kind::NEIGHBOR => {
             return match origin::check_neighbor(packet, scratch) {
                 Ok(true) => Verdict::Pass,
-                Ok(false) => untracked(scratch, how::SENT),
+                Ok(false) => untracked(scratch, How::SENT),
                 Err(reported) => Verdict::Drop(reported),
             };
         }
@@ -71,21 +71,21 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     }
     let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
-    if flags & bits::FORWARD != 0 {
+    if flags.contains(CtFlags::FORWARD) {
         return forward(packet, scratch, entry, now);
     }
-    if flags & bits::EXTERNAL != 0 {
+    if flags.contains(CtFlags::EXTERNAL) {
         return match external::reply_out(packet, scratch, entry, now) {
             Verdict::TooBig(mtu) => external::too_big_out(packet, scratch, mtu as u16),
             verdict => verdict,
         };
     }
-    if flags & bits::REPLY != 0 {
+    if flags.contains(CtFlags::REPLY) {
         return reply_out(packet, scratch, entry, now);
     }
     // A flow without an answer may have begun before its destination became a Service.
     let flow = &parsed.flow;
-    if flags & (bits::SEEN_IN | bits::PICKED_UP) == 0
+    if !flags.intersects(CtFlags::SEEN_IN | CtFlags::PICKED_UP)
         && !matches!(service::lookup(flow.dst, flow.dport, flow.proto), Destination::Plain)
     {
         return open_out(packet, scratch, now);
@@ -109,11 +109,11 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         Kind::FIRST_FRAGMENT => fragment::remember(packet, scratch, hook::POD_IN),
         Kind::LATER_FRAGMENT => {
             if !fragment::recall(packet, scratch, hook::POD_IN) {
-                return untracked(scratch, how::INGRESS);
+                return untracked(scratch, How::INGRESS);
             }
         }
         Kind::ICMP_ERROR => return icmp_error(packet, scratch, Direction::Ingress),
-        Kind::UNTRACKED => return untracked(scratch, how::INGRESS),
+        Kind::UNTRACKED => return untracked(scratch, How::INGRESS),
         Kind::ARP | Kind::NEIGHBOR => return Verdict::Pass,
         // Unreadable, opaque, no IP, bad addresses.
         _ => return not_understood(scratch, kind, Direction::Ingress),
@@ -125,12 +125,13 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     let flags = entry.flags();
     // Nothing answers by the address that the Pod dialed: the programs put that on, and only what the Pod sent comes back
     // with it: to itself, or as a refusal.
-    if flags & bits::FORWARD != 0 && !is_back(scratch) {
+    if flags.contains(CtFlags::FORWARD) && !is_back(scratch) {
         return Verdict::Drop(verdict::report(DropReason::SpoofedSource, true, 0));
     }
     // `dev_in` made the entry of a flow from outside before its first packet arrived here. A packet that opens a flow
     // belongs to another one, directly to the Pod, from a port that its client had used through a Service.
-    let plain = flags & (bits::FORWARD | bits::REPLY) == 0 || flags & bits::EXTERNAL != 0;
+    let plain =
+        !flags.intersects(CtFlags::FORWARD | CtFlags::REPLY) || flags.contains(CtFlags::EXTERNAL);
     if plain && conntrack::starts_over(entry, &scratch.parsed, Direction::Ingress, now) {
         return open_in(packet, scratch, now);
     }
@@ -139,12 +140,12 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     {
         return Verdict::Drop(reported);
     }
-    if flags & (bits::FORWARD | bits::REPLY) == 0 {
+    if !flags.intersects(CtFlags::FORWARD | CtFlags::REPLY) {
         conntrack::note_plain(scratch, entry, Direction::Ingress, now);
         return Verdict::Pass;
     }
     conntrack::note(scratch, entry, Direction::Ingress, now);
-    if flags & (bits::REPLY | bits::HAIRPIN | bits::EXTERNAL) == bits::REPLY {
+    if flags.only(CtFlags::REPLY | CtFlags::HAIRPIN | CtFlags::EXTERNAL) == CtFlags::REPLY {
         return reply_in(packet, scratch, entry);
     }
     Verdict::Pass
@@ -167,7 +168,7 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             meet(packet, scratch, Direction::Ingress, now)
         };
     }
-    if let Err(reported) = policy::admit(scratch, peer, how::INGRESS) {
+    if let Err(reported) = policy::admit(scratch, peer, How::INGRESS) {
         return Verdict::Drop(reported);
     }
     // A packet for an unknown host leaves no entry: it would let an answer pass from an address that is not the Pod's.
@@ -247,14 +248,14 @@ fn opaque(scratch: &mut Scratch, ingress: bool) -> Verdict {
     Verdict::Drop(verdict::report(DropReason::Unreadable, ingress, 0))
 }
 
-/// A packet of no flow. Policies judge each by itself; `how` is of `scratch::how`.
+/// A packet of no flow. Policies judge each by itself.
 #[inline(never)]
-fn untracked(scratch: &mut Scratch, how: u32) -> Verdict {
-    if how & how::INGRESS != 0 && origin::addressee() == Addressee::OTHER {
+fn untracked(scratch: &mut Scratch, how: How) -> Verdict {
+    if how.contains(How::INGRESS) && origin::addressee() == Addressee::OTHER {
         return not_for_pod();
     }
     let flow = &scratch.parsed.flow;
-    let peer = if how & how::INGRESS != 0 { flow.src } else { flow.dst };
+    let peer = if how.contains(How::INGRESS) { flow.src } else { flow.dst };
     match policy::admit(scratch, (peer, flow.dport), how) {
         Ok(()) => Verdict::Pass,
         Err(reported) => Verdict::Drop(reported),
@@ -280,17 +281,17 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
     let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
     let mut rewritten = rewrite::destination(packet, parsed, &entry.nat_addr(), entry.nat_port());
-    if flags & (bits::HAIRPIN | bits::PORT_MAPPED) != 0 {
+    if flags.intersects(CtFlags::HAIRPIN | CtFlags::PORT_MAPPED) {
         rewritten = rewritten.and_then(|()| rewrite_client(packet, parsed, entry));
     }
-    if rewritten.is_ok() && flags & bits::SAME_BRIDGE != 0 {
+    if rewritten.is_ok() && flags.contains(CtFlags::SAME_BRIDGE) {
         let bridge = bridge::of(packet, scratch.parsed.v4);
         // Netfilter may have been turned on for the bridge since.
         if bridge != 0 {
             return Verdict::Neighbour(bridge);
         }
     }
-    finish(packet, rewritten.is_ok(), flags & bits::HAIRPIN != 0)
+    finish(packet, rewritten.is_ok(), flags.contains(CtFlags::HAIRPIN))
 }
 
 /// The client's side of a flow towards its backend, where it changes: the stand-in of a hairpin, a mapped port.
@@ -300,7 +301,7 @@ fn rewrite_client(
     parsed: &Parsed,
     entry: Tracked,
 ) -> Result<(), crate::packet::HelperError> {
-    let hairpin = entry.flags() & bits::HAIRPIN != 0;
+    let hairpin = entry.flags().contains(CtFlags::HAIRPIN);
     let src = if hairpin { entry.aux_addr() } else { parsed.flow.src };
     rewrite::source(packet, parsed, &src, entry.aux_port())
 }
@@ -318,7 +319,7 @@ fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 /// A packet that leaves the Pod on the tuple of a reply entry.
 #[inline(never)]
 fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
-    if entry.flags() & bits::HAIRPIN != 0 {
+    if entry.flags().contains(CtFlags::HAIRPIN) {
         // The Pod answers itself: both ends go back to what the Pod as client sees.
         conntrack::note(scratch, entry, Direction::Egress, now);
         let Scratch { parsed, .. } = scratch;
@@ -359,7 +360,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         };
     }
     let peer = (parsed.flow.dst, parsed.flow.dport);
-    if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
+    if let Err(reported) = policy::admit(scratch, peer, How::SENT) {
         return Verdict::Drop(reported);
     }
     if conntrack::ct_over_budget(0) != 0 {
@@ -368,7 +369,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let Scratch { parsed, .. } = scratch;
     let Flow { dst: addr, dport: port, .. } = parsed.flow;
     let target = Target { addr, port, id: 0, generation: 0 };
-    let flags = bits::FORWARD | bits::PORT_MAPPED;
+    let flags = CtFlags::FORWARD | CtFlags::PORT_MAPPED;
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
@@ -396,7 +397,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 fn reply_in(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     let Scratch { parsed, .. } = scratch;
     let mut rewritten = rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port());
-    if entry.flags() & bits::PORT_MAPPED != 0 {
+    if entry.flags().contains(CtFlags::PORT_MAPPED) {
         rewritten = rewritten.and_then(|()| {
             rewrite::destination(packet, parsed, &parsed.flow.dst, entry.aux_port())
         });
@@ -413,12 +414,12 @@ fn open_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
         Destination::Frontend(frontend) | Destination::Empty(frontend)
-            if frontend.flags & frontend_flags::SOCKET_ONLY != 0 =>
+            if frontend.flags.contains(FrontendFlags::SOCKET_ONLY) =>
         {
             Verdict::Pass
         }
         Destination::Frontend(frontend) => translate(packet, scratch, frontend, now),
-        Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
+        Destination::Empty(frontend) if frontend.flags.contains(FrontendFlags::ELSEWHERE) => {
             drop_out(DropReason::NoLocalEndpoints, frontend.service_id)
         }
         Destination::Empty(frontend) => refuse::refused(
@@ -443,7 +444,7 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     }
     let flow = &scratch.parsed.flow;
     let peer = (flow.dst, flow.dport);
-    if let Err(reported) = policy::admit(scratch, peer, how::SENT) {
+    if let Err(reported) = policy::admit(scratch, peer, How::SENT) {
         return Verdict::Drop(reported);
     }
     if !conntrack::commit_plain(scratch, Direction::Egress, now) {
@@ -484,24 +485,24 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
             continue;
         }
         trace::chosen();
-        nat.flags = bits::FORWARD;
+        nat.flags = CtFlags::FORWARD;
         nat.stand_in = Addr::NONE;
         if nat.target.addr == parsed.flow.src {
-            nat.flags |= bits::HAIRPIN;
+            nat.flags |= CtFlags::HAIRPIN;
             nat.stand_in = kernel::hairpin_addr(parsed.v4);
         }
         if attempt > OWN_PORT_TRIES {
-            nat.flags |= bits::PORT_MAPPED;
+            nat.flags |= CtFlags::PORT_MAPPED;
         }
-        if frontend.flags & frontend_flags::LEAST_CONNECTIONS != 0 {
-            nat.flags |= bits::COUNTED;
+        if frontend.flags.contains(FrontendFlags::LEAST_CONNECTIONS) {
+            nat.flags |= CtFlags::COUNTED;
         }
         nat.scope = scope::POD;
         nat.veth = 0;
         nat.service_id = service_id;
-        let own = if nat.flags & bits::HAIRPIN != 0 { how::OWN } else { 0 };
+        let own = How::OWN.when(nat.flags.contains(CtFlags::HAIRPIN));
         let backend = (nat.target.addr, nat.target.port);
-        if let Err(reported) = policy::admit(scratch, backend, own | how::SENT) {
+        if let Err(reported) = policy::admit(scratch, backend, own | How::SENT) {
             return Verdict::Drop(reported);
         }
         match conntrack::claim(packet, scratch, now) {
@@ -517,7 +518,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
 #[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if bridge::leads_to_target(packet, scratch) {
-        scratch.nat.flags |= bits::SAME_BRIDGE;
+        scratch.nat.flags |= CtFlags::SAME_BRIDGE;
     }
     match conntrack::commit(packet, scratch, now) {
         Some(entry) => rewrite_forward(packet, scratch, entry),
@@ -564,7 +565,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
     }
     if onward == icmp::Onward::UNKNOWN {
         scratch.parsed.flow.dport = Be16::new(0);
-        return untracked(scratch, if ingress { how::INGRESS } else { how::SENT });
+        return untracked(scratch, if ingress { How::INGRESS } else { How::SENT });
     }
     if onward != icmp::Onward::FAILED {
         return Verdict::Pass;
@@ -577,7 +578,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
 fn fragment_out(scratch: &mut Scratch) -> Verdict {
     let flow = &scratch.parsed.flow;
     match service::lookup(flow.dst, flow.dport, flow.proto) {
-        Destination::Plain => untracked(scratch, how::SENT),
+        Destination::Plain => untracked(scratch, How::SENT),
         Destination::UndefinedPort
         | Destination::Unallocated
         | Destination::Empty(_)

@@ -8,18 +8,18 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{Direction, bits};
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
+use lb_common::conntrack::{CtFlags, Direction};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::event::outcome;
 use lb_common::policy::{
-    Bits, Group, HitKey, Judgement, PeerKey, PolicyLookup, PortKey, Question, group_flags, guess,
-    judge_as, state_flags,
+    Bits, Group, GroupFlags, HitKey, Judgement, PeerKey, PolicyFlags, PolicyLookup, PortKey,
+    Question, guess, judge_as,
 };
 use lb_common::verdict::{DropReason, Outcome, judged_index};
 
 use crate::packet::Packet;
 use crate::parsed::Parsed;
-use crate::scratch::{self, Asked, Scratch, how};
+use crate::scratch::{self, Asked, How, Scratch};
 use crate::tracked::Tracked;
 use crate::verdict::{self, Reported};
 use crate::{kernel, maps, origin, trace};
@@ -65,9 +65,9 @@ pub(crate) fn is_stale(scratch: &Scratch, entry: Tracked) -> bool {
 pub(crate) fn admit(
     scratch: &mut Scratch,
     (peer, port): (Addr, Be16),
-    how: u32,
+    how: How,
 ) -> Result<(), Reported> {
-    if how & how::SENT != 0 {
+    if how.contains(How::SENT) {
         origin::check()?;
     }
     if scratch.epoch == 0 {
@@ -79,7 +79,7 @@ pub(crate) fn admit(
 
 /// Puts a question for [`policy_ask`].
 #[inline(always)]
-fn put(asked: &mut Asked, (peer, port, how): (Addr, Be16, u32)) {
+fn put(asked: &mut Asked, (peer, port, how): (Addr, Be16, How)) {
     scratch::hand_over(&mut asked.peer, peer);
     scratch::hand_over(&mut asked.port, port);
     scratch::hand_over(&mut asked.how, how);
@@ -152,12 +152,12 @@ fn ask_met(scratch: &mut Scratch, direction: Direction, from: Direction) {
         Direction::Ingress => (flow.src, flow.dport, flow.sport),
     };
     let question = match from {
-        Direction::Egress => (peer, other, 0),
+        Direction::Egress => (peer, other, How::NONE),
         // Towards the node it is not known which end opened the connection. The node may always reach its Pods.
         Direction::Ingress if direction == Direction::Egress => {
-            (peer, own, how::INGRESS | how::FROM_HOST)
+            (peer, own, How::INGRESS | How::FROM_HOST)
         }
-        Direction::Ingress => (peer, own, how::INGRESS),
+        Direction::Ingress => (peer, own, How::INGRESS),
     };
     put(asked, question);
 }
@@ -199,23 +199,23 @@ pub(crate) fn readmit(
 #[inline(always)]
 fn readmit_by(scratch: &mut Scratch, entry: Tracked, direction: Direction) -> Result<(), Reported> {
     let flags = entry.flags();
-    let hairpin = flags & bits::HAIRPIN != 0;
+    let hairpin = flags.contains(CtFlags::HAIRPIN);
     let key = &scratch.key;
-    if flags & (bits::FORWARD | bits::REPLY) != 0 && flags & bits::EXTERNAL == 0 {
-        let backend = if flags & bits::FORWARD != 0 {
+    if flags.intersects(CtFlags::FORWARD | CtFlags::REPLY) && !flags.contains(CtFlags::EXTERNAL) {
+        let backend = if flags.contains(CtFlags::FORWARD) {
             (entry.nat_addr(), entry.nat_port())
         } else if hairpin {
             (key.local, key.local_port)
         } else {
             (key.remote, key.remote_port)
         };
-        let own = if hairpin { how::OWN } else { 0 };
+        let own = How::OWN.when(hairpin);
         return admit(scratch, backend, own | sent(direction));
     }
-    if flags & (bits::INBOUND | bits::EXTERNAL) != 0 {
+    if flags.intersects(CtFlags::INBOUND | CtFlags::EXTERNAL) {
         let peer = (key.remote, key.local_port);
-        let host = if flags & bits::FROM_HOST != 0 { how::FROM_HOST } else { 0 };
-        return admit(scratch, peer, how::INGRESS | host);
+        let host = How::FROM_HOST.when(flags.contains(CtFlags::FROM_HOST));
+        return admit(scratch, peer, How::INGRESS | host);
     }
     let peer = (key.remote, key.remote_port);
     admit(scratch, peer, sent(direction))
@@ -223,8 +223,8 @@ fn readmit_by(scratch: &mut Scratch, entry: Tracked, direction: Direction) -> Re
 
 /// A flow may have been opened from a forged source before there was a policy.
 #[inline(always)]
-fn sent(direction: Direction) -> u32 {
-    if direction == Direction::Egress { how::SENT } else { 0 }
+fn sent(direction: Direction) -> How {
+    How::SENT.when(direction == Direction::Egress)
 }
 
 /// Not a number of a [`DropReason`].
@@ -237,7 +237,7 @@ const ALLOWED: u32 = 0;
 extern "C" fn policy_ask() -> u32 {
     let Some(scratch) = scratch::get() else { return ALLOWED };
     let Scratch { parsed, asked, hand, ifindex, ingress_ifindex, .. } = scratch;
-    let ingress = asked.how & how::INGRESS != 0;
+    let ingress = asked.how.contains(How::INGRESS);
     let (group, shadow) = groups(hand.get(*ifindex), ingress);
     (asked.group, asked.ident, asked.judgement, asked.shadow) = (group, 0, 0, 0);
     asked.hit = HitKey { group, ingress: ingress as u8, ..HitKey::ZERO };
@@ -245,15 +245,15 @@ extern "C" fn policy_ask() -> u32 {
         return ALLOWED;
     }
     let known = maps::ident(&asked.peer);
-    if known.is_some_and(|known| known.flags & ident_flags::LOCAL_NODE != 0)
-        && (!ingress || asked.how & how::FROM_HOST != 0 || *ingress_ifindex == 0)
+    if known.is_some_and(|known| known.flags.contains(IdentFlags::LOCAL_NODE))
+        && (!ingress || asked.how.contains(How::FROM_HOST) || *ingress_ifindex == 0)
     {
         return ALLOWED;
     }
     let ident = known.map_or_else(|| maps::cidr(&asked.peer), |known| known.ident);
     asked.ident = ident;
     let what = what(parsed, asked.port);
-    let own = asked.how & how::OWN;
+    let own = u32::from(asked.how.contains(How::OWN));
     let mut judgement = Judgement::from_number(policy_judge(group, ident, what, own));
     if parsed.port_unknown && !judgement.denied() {
         let passes = u32::from(guess::PASSES) << 24 | what & 0xff_ffff;
@@ -315,9 +315,9 @@ fn reason(group: u32, judgement: Judgement) -> u32 {
     let reason = if judgement.rule().is_some() {
         DropReason::PolicyDenied
     } else {
-        match maps::group(group).map_or(0, |group| group.flags) {
-            flags if flags & group_flags::OVERFLOW != 0 => DropReason::PolicyOverflow,
-            flags if flags & group_flags::PENDING != 0 => DropReason::PolicyPending,
+        match maps::group(group).map_or(GroupFlags::NONE, |group| group.flags) {
+            flags if flags.contains(GroupFlags::OVERFLOW) => DropReason::PolicyOverflow,
+            flags if flags.contains(GroupFlags::PENDING) => DropReason::PolicyPending,
             _ => DropReason::PolicyIsolated,
         }
     };
@@ -351,7 +351,7 @@ fn settle(reason: u32) -> Result<(), Reported> {
     trace::judged(reason);
     let Some(scratch) = scratch::get() else { return Ok(()) };
     let asked = &scratch.asked;
-    let ingress = asked.how & how::INGRESS != 0;
+    let ingress = asked.how.contains(How::INGRESS);
     let tier = Judgement::from_number(asked.judgement).tier();
     let what = match asked.shadow as u8 {
         outcome::WOULD_DENY => Outcome::WouldDeny,
@@ -366,7 +366,7 @@ fn settle(reason: u32) -> Result<(), Reported> {
     }
     let asked = &scratch.asked;
     let follow =
-        maps::policy_state().is_some_and(|state| state.flags & state_flags::REPORT_ALLOWED != 0);
+        maps::policy_state().is_some_and(|state| state.flags.contains(PolicyFlags::REPORT_ALLOWED));
     if follow || asked.shadow != 0 {
         verdict::report_allowed();
     }

@@ -5,9 +5,10 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::endpoint::PodEntry;
 use lb_common::event::FlowEvent;
+use lb_common::flags;
 use lb_common::flow::Flow;
 use lb_common::fragment::FragmentKey;
 use lb_common::policy::HitKey;
@@ -123,7 +124,7 @@ pub(crate) struct Nat {
     /// Source port towards the target.
     pub(crate) port: Be16,
     /// Of the forward entry.
-    pub(crate) flags: u32,
+    pub(crate) flags: CtFlags,
     /// Of the forward entry's key.
     pub(crate) scope: u8,
     /// Low 16 bits of the ifindex of the target's veth, of a flow from outside to a Pod of this node; else 0.
@@ -140,8 +141,8 @@ pub(crate) struct Asked {
     pub(crate) peer: Addr,
     /// Destination port.
     pub(crate) port: Be16,
-    /// `how::*`.
-    pub(crate) how: u32,
+    /// How the packet relates to the Pod.
+    pub(crate) how: How,
     /// Group that judged.
     pub(crate) group: u32,
     /// Identity of the peer.
@@ -154,16 +155,18 @@ pub(crate) struct Asked {
     pub(crate) hit: HitKey,
 }
 
-/// Bits of [`Asked::how`].
-pub(crate) mod how {
-    /// The flow enters the Pod.
-    pub(crate) const INGRESS: u32 = 1;
-    /// The peer is the Pod itself, through a Service.
-    pub(crate) const OWN: u32 = 2;
-    /// The packet leaves the Pod and is the first of its flow: its source is to be checked.
-    pub(crate) const SENT: u32 = 4;
-    /// The flow was opened by this host.
-    pub(crate) const FROM_HOST: u32 = 8;
+flags! {
+    /// How a packet that policies judge relates to the Pod.
+    pub(crate) struct How: u32 {
+        /// The flow enters the Pod.
+        INGRESS = 1 << 0;
+        /// The peer is the Pod itself, through a Service.
+        OWN = 1 << 1;
+        /// The packet leaves the Pod and is the first of its flow: its source is to be checked.
+        SENT = 1 << 2;
+        /// The flow was opened by this host.
+        FROM_HOST = 1 << 3;
+    }
 }
 
 /// The ends of a TCP connection: the source is elsewhere, the destination is a Pod's. IPv4: two addresses and the ports

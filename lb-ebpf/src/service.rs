@@ -4,8 +4,8 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::hash;
 use lb_common::service::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, affinity_is_over, backend_flags,
-    frontend_flags, state,
+    Affinity, AffinityKey, Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey,
+    affinity_is_over, state,
 };
 use lb_common::verdict::Counter;
 
@@ -37,7 +37,9 @@ pub(crate) fn lookup(addr: Addr, port: Be16, proto: u8) -> Destination {
         };
     }
     match maps::frontend(&FrontendKey::wildcard(addr)) {
-        Some(wildcard) if wildcard.flags & frontend_flags::ADDRESS_ONLY != 0 => Destination::Plain,
+        Some(wildcard) if wildcard.flags.contains(FrontendFlags::ADDRESS_ONLY) => {
+            Destination::Plain
+        }
         Some(_) => Destination::UndefinedPort,
         None if is_cluster_ip(&addr) => Destination::Unallocated,
         None => Destination::Plain,
@@ -71,7 +73,7 @@ pub(crate) struct Client {
 /// Whether the client gets the backends of this node only.
 #[inline(always)]
 pub(crate) fn is_local(frontend: &Frontend, outside: bool) -> bool {
-    outside && frontend.flags & frontend_flags::EXTERNAL_LOCAL != 0
+    outside && frontend.flags.contains(FrontendFlags::EXTERNAL_LOCAL)
 }
 
 /// Chooses a backend: the one the client had before, if it has affinity, else by the Service's algorithm. False only
@@ -104,10 +106,10 @@ fn former(key: &AffinityKey, secs: u32, now: u64, local: bool, target: &mut Targ
     if affinity_is_over(affinity.tick(), now, secs, kernel::hz()) {
         return false;
     }
-    let list = if local { backend_flags::LOCAL } else { backend_flags::CLUSTER };
+    let list = if local { BackendFlags::LOCAL } else { BackendFlags::CLUSTER };
     let Some(backend) = maps::backend(affinity.backend_id) else { return false };
     let same = backend.generation == affinity.backend_gen && backend.state == state::ACTIVE;
-    same && backend.flags & list != 0 && usable(affinity.backend_id, target)
+    same && backend.flags.contains(list) && usable(affinity.backend_id, target)
 }
 
 /// The id of a backend in the client's list, by the Service's algorithm; 0 for none.
@@ -119,7 +121,7 @@ fn pick(frontend: &Frontend, client: &Client, local: bool) -> u32 {
     let (base, n) =
         if local { (frontend.local_base, frontend.local_n) } else { (frontend.base, frontend.n) };
     let first = slot(base, n, kernel::random());
-    if frontend.flags & frontend_flags::LEAST_CONNECTIONS == 0 {
+    if !frontend.flags.contains(FrontendFlags::LEAST_CONNECTIONS) {
         return first;
     }
     // The power of two choices (Mitzenmacher 2001): nearly as even as the least loaded of all, for two looks.
@@ -144,7 +146,7 @@ fn usable(id: u32, target: &mut Target) -> bool {
 /// Whether the client may use the frontend (`spec.loadBalancerSourceRanges`).
 #[inline(always)]
 pub(crate) fn admits(frontend: &Frontend, client: &Addr) -> bool {
-    frontend.flags & frontend_flags::SOURCE_RANGES == 0
+    !frontend.flags.contains(FrontendFlags::SOURCE_RANGES)
         || maps::is_in_source_range(frontend.service_id, client)
 }
 

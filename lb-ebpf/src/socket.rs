@@ -15,7 +15,7 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::flow::proto;
-use lb_common::service::frontend_flags;
+use lb_common::service::FrontendFlags;
 use lb_common::socket::{END_BACKEND, END_FRONTEND, SkMoreKey, SkNat, SkNatRing};
 use lb_common::verdict::Counter;
 
@@ -65,7 +65,7 @@ pub(crate) fn dial(ctx: &SockAddrContext, family: Family, how: Dial) -> i32 {
     let (addr, port) = read(sock, family);
     let frontend = match service::lookup(addr, port, proto) {
         Destination::Plain => return PROCEED,
-        Destination::Empty(frontend) if frontend.flags & frontend_flags::ELSEWHERE != 0 => {
+        Destination::Empty(frontend) if frontend.flags.contains(FrontendFlags::ELSEWHERE) => {
             return refuse(EHOSTUNREACH);
         }
         Destination::Unallocated => return refuse(EHOSTUNREACH),

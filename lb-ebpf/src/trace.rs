@@ -29,7 +29,7 @@ pub(crate) fn parsed(program: Program, kind: Kind) {
 #[cfg_attr(not(feature = "trace"), expect(unused_variables, reason = "nothing is logged"))]
 pub(crate) fn found(entry: Option<&Tracked>) {
     #[cfg(feature = "trace")]
-    log::trace_found(u32::from(entry.is_some()), entry.map_or(0, |entry| entry.flags()));
+    log::trace_found(u32::from(entry.is_some()), entry.map_or(0, |entry| entry.flags().bits()));
 }
 
 /// A backend was chosen: the target in the scratch memory.
@@ -70,7 +70,7 @@ mod log {
     use crate::scratch;
     use aya_log_ebpf::info;
     use lb_common::addr::Addr;
-    use lb_common::conntrack::bits;
+    use lb_common::conntrack::CtFlags;
     use lb_common::verdict::DropReason;
 
     /// What aya-log asks for and does not use.
@@ -130,11 +130,12 @@ mod log {
     #[inline(never)]
     #[unsafe(no_mangle)]
     pub(super) extern "C" fn trace_found(found: u32, flags: u32) -> u32 {
+        let kind = CtFlags::from_bits(flags);
         if found == 0 {
             info!(CTX, "  conntrack: no entry");
-        } else if flags & bits::FORWARD != 0 {
+        } else if kind.contains(CtFlags::FORWARD) {
             info!(CTX, "  conntrack: the entry of a translated flow, flags {:x}", flags);
-        } else if flags & bits::REPLY != 0 {
+        } else if kind.contains(CtFlags::REPLY) {
             info!(CTX, "  conntrack: the entry of a translated flow's answers, flags {:x}", flags);
         } else {
             info!(

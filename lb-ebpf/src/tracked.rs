@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::limits;
 
 #[btf_map(name = "ct")]
@@ -49,7 +49,7 @@ impl Tracked {
         backend_gen: u32,
         last_seen: u32,
         epoch: u32,
-        flags: u32
+        flags: CtFlags
     );
 
     /// Writes the number of the policies that allow the flow.
@@ -68,7 +68,7 @@ impl Tracked {
 
     /// Writes the flags.
     #[inline(always)]
-    pub(crate) fn set_flags(self, flags: u32) {
+    pub(crate) fn set_flags(self, flags: CtFlags) {
         // SAFETY: as in the readers; aligned 32-bit store.
         unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
     }

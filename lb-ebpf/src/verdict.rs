@@ -4,7 +4,7 @@ use lb_common::event::{FlowEvent, outcome};
 use lb_common::verdict::{DropReason, drop_index};
 
 use crate::packet::Packet;
-use crate::scratch::{self, Scratch, how};
+use crate::scratch::{self, How, Scratch};
 use crate::{event, maps, trace};
 
 /// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
@@ -68,7 +68,7 @@ pub(crate) fn report_index(index: u32, service_id: u32) -> Reported {
 /// Counts a packet that policies refuse, as `scratch.asked` has it; `reason` is the number of a [`DropReason`].
 #[inline(always)]
 pub(crate) fn report_judged(scratch: &Scratch, reason: u32) -> Reported {
-    let ingress = scratch.asked.how & how::INGRESS;
+    let ingress = u32::from(scratch.asked.how.contains(How::INGRESS));
     trace::dropped(reason * 2 + ingress);
     maps::count_index(reason * 2 + ingress);
     verdict_tell(reason);
@@ -88,9 +88,9 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
     let Some(scratch) = scratch::get() else { return 0 };
     let Scratch { parsed, asked, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
-    let ingress = asked.how & how::INGRESS;
+    let ingress = asked.how.contains(How::INGRESS);
     // Behind a Service the backend, not what the packet still shows.
-    let (dst, dport) = if ingress != 0 { (flow.dst, flow.dport) } else { (asked.peer, asked.port) };
+    let (dst, dport) = if ingress { (flow.dst, flow.dport) } else { (asked.peer, asked.port) };
     let shown = match asked.shadow {
         0 if reason == 0 => outcome::ALLOWED,
         0 => outcome::DROPPED,
@@ -103,7 +103,7 @@ extern "C" fn verdict_tell(reason: u32) -> u32 {
         dport,
         proto: flow.proto,
         reason: reason as u8,
-        ingress: ingress as u8,
+        ingress: u8::from(ingress),
         outcome: shown,
         ifindex: *ifindex,
         group: asked.group,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::service::{Backend, frontend_flags};
+use lb_common::service::{Backend, FrontendFlags};
 use serde::Serialize;
 
 use crate::columns::{Cell, Column, Row};
@@ -118,7 +118,7 @@ fn is_wanted(view: &View<'_>, id: u32, backend: &Backend, selection: &Selection)
 
 fn counts_loads(view: &View<'_>, service_id: u32) -> bool {
     let frontends = view.frontends_of(service_id);
-    frontends.iter().any(|frontend| frontend.has(frontend_flags::LEAST_CONNECTIONS))
+    frontends.iter().any(|frontend| frontend.has(FrontendFlags::LEAST_CONNECTIONS))
 }
 
 /// The row of one backend.

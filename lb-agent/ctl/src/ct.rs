@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::{Flow, proto};
 use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
@@ -202,7 +202,7 @@ pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) 
 /// Returns the open flows whose backend was removed, each pair of addresses once.
 pub fn stale(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now) -> Vec<Stale> {
     let flows = flows(entries, now).into_iter().filter(|(key, entry)| {
-        entry.flags & bits::FORWARD != 0 && state_of(view, key, entry, now) == FlowState::Gone
+        entry.flags.contains(CtFlags::FORWARD) && state_of(view, key, entry, now) == FlowState::Gone
     });
     let stale = flows.map(|(key, entry)| {
         let [_, (addr, port)] = ends(key, &entry);
@@ -219,12 +219,12 @@ fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
     let opened: HashSet<Flow> =
         entries.iter().filter_map(|(key, entry)| on_wire(key, entry)).collect();
     let is_first = |key: &CtKey, entry: &CtEntry| {
-        let is_reply = entry.flags & bits::REPLY != 0;
-        let is_twin = entry.flags & bits::INBOUND != 0 && opened.contains(&inbound(key));
+        let is_reply = entry.flags.contains(CtFlags::REPLY);
+        let is_twin = entry.flags.contains(CtFlags::INBOUND) && opened.contains(&inbound(key));
         !is_reply && !is_twin
     };
     let whole = |key: &CtKey, entry: &CtEntry| {
-        let is_opening = entry.flags & bits::FORWARD != 0;
+        let is_opening = entry.flags.contains(CtFlags::FORWARD);
         let reply = conntrack::partner(key, entry).filter(|_| is_opening);
         let reply = reply.and_then(|key| by_key.get(&key).copied());
         reply.map_or(*entry, |reply| together(entry, reply, now))
@@ -237,18 +237,18 @@ fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
 fn ends(key: &CtKey, entry: &CtEntry) -> [(Addr, Be16); 2] {
     let local = (key.local, key.local_port);
     let remote = (key.remote, key.remote_port);
-    let comes_in = entry.flags & bits::INBOUND != 0 || is_external(key, entry);
+    let comes_in = entry.flags.contains(CtFlags::INBOUND) || is_external(key, entry);
     if comes_in { [remote, local] } else { [local, remote] }
 }
 
 /// The packet of an opening half as it leaves its Pod for the other side.
 fn on_wire(key: &CtKey, entry: &CtEntry) -> Option<Flow> {
-    if entry.flags & (bits::REPLY | bits::INBOUND) != 0 || is_external(key, entry) {
+    if entry.flags.intersects(CtFlags::REPLY | CtFlags::INBOUND) || is_external(key, entry) {
         return None;
     }
     let (src, sport) = (key.local, key.local_port);
     let flow = Flow { src, dst: key.remote, sport, dport: key.remote_port, proto: key.proto };
-    if entry.flags & bits::FORWARD == 0 {
+    if !entry.flags.contains(CtFlags::FORWARD) {
         return Some(flow);
     }
     Some(Flow { dst: entry.nat_addr, dport: entry.nat_port, sport: entry.aux_port, ..flow })
@@ -268,7 +268,7 @@ fn inbound(key: &CtKey) -> Flow {
 /// Whether the client is outside the cluster and came to a frontend.
 fn is_external(key: &CtKey, entry: &CtEntry) -> bool {
     matches!(key.scope, scope::EXTERNAL | scope::EXTERNAL_REPLY)
-        || entry.flags & bits::EXTERNAL != 0
+        || entry.flags.contains(CtFlags::EXTERNAL)
 }
 
 /// The opening half with what the reply half has seen: each half sees one direction only, and they live and die
@@ -281,9 +281,11 @@ fn together(entry: &CtEntry, reply: &CtEntry, now: Now) -> CtEntry {
 
 fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
     let [src, dst] = ends(key, entry);
-    let masquerade = (entry.flags & bits::MASQUERADED != 0 && entry.flags & bits::FORWARD != 0)
-        .then_some((entry.aux_addr, entry.aux_port));
-    let backend = (entry.flags & bits::FORWARD != 0).then_some((entry.nat_addr, entry.nat_port));
+    let masquerade = (entry.flags.contains(CtFlags::MASQUERADED)
+        && entry.flags.contains(CtFlags::FORWARD))
+    .then_some((entry.aux_addr, entry.aux_port));
+    let backend =
+        (entry.flags.contains(CtFlags::FORWARD)).then_some((entry.nat_addr, entry.nat_port));
     let idle = now.idle_secs(entry);
     let timeout = u64::from(conntrack::timeout_secs(key.proto, entry.flags));
     let host = |(addr, port): (Addr, Be16)| view.directory.host(addr.to_ip(), port.get());
@@ -312,7 +314,7 @@ fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
     if entry.backend_id == 0 {
         return None;
     }
-    let (addr, port) = match (entry.flags & bits::REPLY != 0, key.scope) {
+    let (addr, port) = match (entry.flags.contains(CtFlags::REPLY), key.scope) {
         (true, _) => (entry.nat_addr, entry.nat_port),
         (false, scope::EXTERNAL) => (key.local, key.local_port),
         (false, _) => (key.remote, key.remote_port),
@@ -327,33 +329,20 @@ fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> FlowStat
         let backend = view.snapshot.backends.get(&entry.backend_id);
         backend.is_none_or(|b| b.state == state::DEAD || b.generation != entry.backend_gen)
     };
-    let both_ways = bits::SEEN_IN | bits::SEEN_OUT;
+    let both_ways = CtFlags::SEEN_IN | CtFlags::SEEN_OUT;
     match key.proto {
         _ if now.is_expired(key, entry) => FlowState::Expired,
         _ if entry.backend_id != 0 && is_gone() => FlowState::Gone,
         proto::TCP if conntrack::is_closing(flags) => FlowState::Closing,
         proto::TCP if conntrack::is_established(flags) => FlowState::Established,
         proto::TCP => FlowState::New,
-        _ if flags & both_ways == both_ways => FlowState::Established,
+        _ if flags.contains(both_ways) => FlowState::Established,
         _ => FlowState::New,
     }
 }
 
 fn words(key: &CtKey, entry: &CtEntry) -> Vec<&'static str> {
-    let flags = entry.flags;
-    [
-        (is_external(key, entry), "external"),
-        (flags & bits::REPLY != 0, "reply"),
-        (flags & bits::HAIRPIN != 0, "hairpin"),
-        (flags & bits::INBOUND != 0, "inbound"),
-        (flags & bits::PICKED_UP != 0, "picked-up"),
-        (flags & bits::PORT_MAPPED != 0, "port-mapped"),
-        (flags & bits::MASQUERADED != 0, "masqueraded"),
-        (flags & bits::TO_HOST != 0, "to-host"),
-        (key.scope == scope::STRAIGHT, "straight"),
-    ]
-    .into_iter()
-    .filter(|(is_so, _)| *is_so)
-    .map(|(_, word)| word)
-    .collect()
+    let external = is_external(key, entry).then_some("external");
+    let straight = (key.scope == scope::STRAIGHT).then_some("straight");
+    external.into_iter().chain(entry.flags.names()).chain(straight).collect()
 }

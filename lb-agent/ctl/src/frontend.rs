@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 
 use crate::network::socket;
 use lb_core::cluster::Algorithm;
@@ -33,18 +33,18 @@ impl FrontendSlots {
     }
 
     /// Whether all these flags are set.
-    pub fn has(&self, flags: u32) -> bool {
-        self.frontend.flags & flags == flags
+    pub fn has(&self, flags: FrontendFlags) -> bool {
+        self.frontend.flags.contains(flags)
     }
 
     /// Whether it is for clients outside the cluster.
     pub fn is_external(&self) -> bool {
-        self.has(frontend_flags::EXTERNAL)
+        self.has(FrontendFlags::EXTERNAL)
     }
 
     /// Whether it is a NodePort at localhost.
     pub fn is_localhost(&self) -> bool {
-        self.has(frontend_flags::SOCKET_ONLY)
+        self.has(FrontendFlags::SOCKET_ONLY)
     }
 
     /// What its address is, as far as the maps tell: not which of the external ones.
@@ -64,12 +64,12 @@ impl FrontendSlots {
             return Some(CLUSTER);
         }
         if self.is_external() {
-            let is_local = self.has(frontend_flags::EXTERNAL_LOCAL);
+            let is_local = self.has(FrontendFlags::EXTERNAL_LOCAL);
             return Some(if is_local { LOCAL } else { CLUSTER });
         }
         let Frontend { base, n, local_base, local_n, .. } = self.frontend;
         // Only the policy can empty the list of a ClusterIP.
-        let is_emptied = self.has(frontend_flags::ELSEWHERE);
+        let is_emptied = self.has(FrontendFlags::ELSEWHERE);
         match n {
             0 => is_emptied.then_some(LOCAL),
             _ if (base, n) == (local_base, local_n) => Some(LOCAL),
@@ -81,7 +81,7 @@ impl FrontendSlots {
     pub fn algorithm(&self) -> Algorithm {
         if self.frontend.maglev_n != 0 {
             Algorithm::Maglev
-        } else if self.has(frontend_flags::LEAST_CONNECTIONS) {
+        } else if self.has(FrontendFlags::LEAST_CONNECTIONS) {
             Algorithm::LeastConnections
         } else {
             Algorithm::Random
@@ -123,11 +123,11 @@ impl FrontendSlots {
         let [all, outside] =
             fate.map(
                 |[refused, dropped]| {
-                    if self.has(frontend_flags::ELSEWHERE) { dropped } else { refused }
+                    if self.has(FrontendFlags::ELSEWHERE) { dropped } else { refused }
                 },
             );
         let Frontend { n, local_n, .. } = self.frontend;
-        let is_local = self.has(frontend_flags::EXTERNAL_LOCAL);
+        let is_local = self.has(FrontendFlags::EXTERNAL_LOCAL);
         match (n, local_n) {
             (0, 0) => Some(all),
             (_, 0) if is_local && !self.is_localhost() => Some(outside),
@@ -138,7 +138,7 @@ impl FrontendSlots {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::service::{Frontend, FrontendKey, frontend_flags as flag};
+    use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 
     use super::FrontendSlots;
 
@@ -171,30 +171,45 @@ mod tests {
         };
         let none = (0, 0);
         let cases = [
-            (value(0, (4, 2), none), "ClusterIP Cluster random -"),
-            (value(0, (4, 2), (4, 2)), "ClusterIP Local random -"),
-            (value(0, none, none), "ClusterIP - random new=refused"),
-            (value(flag::ELSEWHERE, none, none), "ClusterIP Local random new=dropped"),
-            (value(flag::LEAST_CONNECTIONS, (4, 2), none), "ClusterIP Cluster least-connections -"),
-            (value(flag::EXTERNAL, (4, 2), none), "External Cluster random -"),
+            (value(FrontendFlags::NONE, (4, 2), none), "ClusterIP Cluster random -"),
+            (value(FrontendFlags::NONE, (4, 2), (4, 2)), "ClusterIP Local random -"),
+            (value(FrontendFlags::NONE, none, none), "ClusterIP - random new=refused"),
+            (value(FrontendFlags::ELSEWHERE, none, none), "ClusterIP Local random new=dropped"),
             (
-                value(flag::EXTERNAL | flag::EXTERNAL_LOCAL, (4, 2), (5, 1)),
+                value(FrontendFlags::LEAST_CONNECTIONS, (4, 2), none),
+                "ClusterIP Cluster least-connections -",
+            ),
+            (value(FrontendFlags::EXTERNAL, (4, 2), none), "External Cluster random -"),
+            (
+                value(FrontendFlags::EXTERNAL | FrontendFlags::EXTERNAL_LOCAL, (4, 2), (5, 1)),
                 "External Local random -",
             ),
             (
-                value(flag::EXTERNAL | flag::EXTERNAL_LOCAL | flag::ELSEWHERE, (4, 2), none),
+                value(
+                    FrontendFlags::EXTERNAL
+                        | FrontendFlags::EXTERNAL_LOCAL
+                        | FrontendFlags::ELSEWHERE,
+                    (4, 2),
+                    none,
+                ),
                 "External Local random outside=dropped",
             ),
             (
-                value(flag::EXTERNAL | flag::EXTERNAL_LOCAL, none, none),
+                value(FrontendFlags::EXTERNAL | FrontendFlags::EXTERNAL_LOCAL, none, none),
                 "External Local random new=refused",
             ),
             (
-                value(flag::SOCKET_ONLY | flag::EXTERNAL_LOCAL | flag::ELSEWHERE, (4, 2), none),
+                value(
+                    FrontendFlags::SOCKET_ONLY
+                        | FrontendFlags::EXTERNAL_LOCAL
+                        | FrontendFlags::ELSEWHERE,
+                    (4, 2),
+                    none,
+                ),
                 "Localhost Cluster random -",
             ),
             (
-                Frontend { maglev_n: 1021, ..value(flag::EXTERNAL, (4, 2), none) },
+                Frontend { maglev_n: 1021, ..value(FrontendFlags::EXTERNAL, (4, 2), none) },
                 "External Cluster maglev -",
             ),
         ];

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::endpoint::{PodEntry, flags};
+use lb_common::endpoint::{PodEntry, PodFlags};
 use serde::Serialize;
 
 use crate::attribution::PolicyNames;
@@ -119,7 +119,7 @@ fn row(view: &View<'_>, policies: &PolicyNames, ifindex: u32, pod: &PodEntry) ->
         egress: policies.about(pod.egress, pod.shadow_egress),
         hooks: view.snapshot.hooks.get(&ifindex).cloned().unwrap_or_default(),
         mac: if pod.mac == [0; 6] { String::new() } else { mac },
-        bridged: pod.flags & flags::BRIDGED != 0,
+        bridged: pod.flags.contains(PodFlags::BRIDGED),
         age: name.and_then(|name| view.since(name.created)),
     }
 }

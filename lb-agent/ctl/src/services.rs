@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::service::frontend_flags;
+use lb_common::service::FrontendFlags;
 use serde::Serialize;
 
 use crate::columns::{Cell, Column, Row};
@@ -251,7 +251,7 @@ fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) ->
     }
     let (dropped, refused): (Vec<_>, Vec<_>) = (view.frontends_of(service.id).iter())
         .filter(|frontend| frontend.frontend.n == 0)
-        .partition(|frontend| frontend.has(frontend_flags::ELSEWHERE));
+        .partition(|frontend| frontend.has(FrontendFlags::ELSEWHERE));
     let sockets = |frontends: &[&&FrontendSlots]| {
         frontends.iter().map(|f| f.socket().to_string()).collect::<Vec<_>>().join(",")
     };

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use lb_common::addr::Addr;
-use lb_common::conntrack::{self, CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
 use lb_common::service::{Affinity, Backend, state};
@@ -96,7 +96,7 @@ impl Now {
 ///
 /// Only opening halves count, so that a flow counts once.
 pub fn count_flow(flows: &mut HashMap<u32, FlowCount>, key: &CtKey, entry: &CtEntry, now: Now) {
-    if entry.flags & bits::FORWARD == 0 || now.is_expired(key, entry) {
+    if !entry.flags.contains(CtFlags::FORWARD) || now.is_expired(key, entry) {
         return;
     }
     let count = flows.entry(entry.backend_id).or_default();

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-use lb_common::service::frontend_flags;
+use lb_common::service::FrontendFlags;
 use serde::Serialize;
 
 use crate::backends::{self, BackendRow};
@@ -107,7 +107,7 @@ fn branch(view: &View<'_>, frontend: &FrontendSlots) -> Branch {
         .map(|rejected| self::rejected(view, rejected))
         .collect();
     rejected.sort_by_key(|rejected| rejected.address);
-    let is_gated = frontend.has(frontend_flags::SOURCE_RANGES);
+    let is_gated = frontend.has(FrontendFlags::SOURCE_RANGES);
     Branch {
         protocol: protocol_name(frontend.key.proto),
         frontend: frontend.socket(),

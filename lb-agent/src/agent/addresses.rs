@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Dev, Ident, dev_flags, ident_flags};
+use lb_common::endpoint::{Dev, DevFlags, Ident, IdentFlags};
 
 use lb_core::plan::Actual;
 use lb_kernel::devices::Devices;
 use lb_kernel::devices::addresses::AddressPair as OfDevice;
 
-const LOCAL_NODE: Ident = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+const LOCAL_NODE: Ident = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
 
 /// What the two maps should say of this node.
 pub(super) struct NodeAddresses {
@@ -63,7 +63,7 @@ impl NodeAddresses {
 
 /// What an element of `ident` says of a device of this node.
 fn of_device(known: &Ident) -> Ident {
-    let flags = known.flags & ident_flags::LOCAL_NODE;
+    let flags = known.flags.only(IdentFlags::LOCAL_NODE);
     Ident { flags, ifindex: known.ifindex, ..Ident::ZERO }
 }
 
@@ -103,7 +103,7 @@ fn first<'a>(addresses: impl Iterator<Item = &'a Addr>) -> OfDevice {
 
 fn dev(source: OfDevice, mtu: u32, of_pods: bool) -> Dev {
     let addr = |ip: Option<IpAddr>| ip.map_or(Addr::NONE, Addr::from_ip);
-    let flags = if of_pods { dev_flags::PODS } else { 0 };
+    let flags = DevFlags::PODS.when(of_pods);
     Dev { masquerade4: addr(source.ip4), masquerade6: addr(source.ip6), mtu, flags }
 }
 
@@ -111,7 +111,7 @@ fn dev(source: OfDevice, mtu: u32, of_pods: bool) -> Dev {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Addr, Ident, LOCAL_NODE, OfDevice, dev, dev_flags, first, idents};
+    use super::{Addr, DevFlags, Ident, LOCAL_NODE, OfDevice, dev, first, idents};
 
     fn addr(text: &str) -> Addr {
         Addr::from_ip(text.parse().unwrap())
@@ -159,7 +159,7 @@ mod tests {
         let got = dev(OfDevice::default().or(first(node.iter())), 1450, true);
         assert_eq!(
             (got.masquerade4, got.mtu, got.flags),
-            (addr("192.0.2.1"), 1450, dev_flags::PODS)
+            (addr("192.0.2.1"), 1450, DevFlags::PODS)
         );
         assert_eq!(dev(OfDevice::default(), 9, false).masquerade4, Addr::NONE);
     }

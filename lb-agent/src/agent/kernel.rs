@@ -5,7 +5,7 @@ use std::io;
 
 use anyhow::{Context as _, anyhow};
 use lb_common::addr::Addr;
-use lb_common::config::{self, Config as ProgramConfig, features};
+use lb_common::config::{self, Config as ProgramConfig, Features};
 use lb_common::limits::MAP_CT;
 use tracing::info;
 
@@ -113,7 +113,7 @@ fn program_config(
     Ok(ProgramConfig {
         netns_cookie,
         hz: clock.hz,
-        features: if csum_ipv6 { features::CSUM_IPV6 } else { 0 },
+        features: Features::CSUM_IPV6.when(csum_ipv6),
         hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
         masquerade_base: u32::from(*cfg.masquerade_ports.start()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::config;
-use lb_common::endpoint::{PodEntry, ident_flags};
+use lb_common::endpoint::{IdentFlags, PodEntry};
 use tracing::{debug, error, info, warn};
 
 use crate::agent::attacher::Attached;
@@ -28,8 +28,8 @@ use lb_kernel::devices::{self, Devices, Veth};
 /// All devices are asked for again so often, in case a message was missed.
 const RESYNC: Duration = Duration::from_secs(30);
 
-/// `ident_flags::*` of addresses that only their owner may send from.
-const OTHERS: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::LOCAL_NODE;
+/// `IdentFlags::*` of addresses that only their owner may send from.
+const OTHERS: IdentFlags = IdentFlags::POD.with(IdentFlags::NODE).with(IdentFlags::LOCAL_NODE);
 
 impl Agent {
     /// Attaches the programs for packets that leave the node, or removes them. Returns when they are in place, but waits half
@@ -113,18 +113,18 @@ impl Agent {
         let Self { bindings, devices, cluster, policies, addresses, planner, .. } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
-            Some(desired) => desired.addrs.get(addr).map_or(0, |known| known.flags),
-            None => planner.actual().ident.get(addr).map_or(0, |known| known.flags),
+            Some(desired) => desired.addrs.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
+            None => planner.actual().ident.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
         };
         let is_others = |addr: &Addr| {
             is_unowned(addr)
-                || holder(addr) & OTHERS != 0
+                || holder(addr).intersects(OTHERS)
                 || cluster.pod_at(addr).is_some()
                 || cluster.host_addrs().contains(addr)
                 || cluster.is_of_service(addr)
         };
         let is_elsewhere =
-            |addr: &Addr| holder(addr) & (ident_flags::POD | ident_flags::HERE) == ident_flags::POD;
+            |addr: &Addr| holder(addr).only(IdentFlags::POD | IdentFlags::HERE) == IdentFlags::POD;
         let view = BindingFacts {
             cluster,
             is_others: &is_others,

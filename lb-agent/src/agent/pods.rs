@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{PodEntry, flags};
+use lb_common::endpoint::{PodEntry, PodFlags};
 
 use lb_kernel::devices::Veth;
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -18,7 +18,7 @@ pub(super) fn face(
     PodEntry {
         ip4,
         ip6,
-        flags: if veth.bridge != 0 { flags::BRIDGED } else { 0 },
+        flags: PodFlags::BRIDGED.when(veth.bridge != 0),
         bridge4: past(netfilter.v4),
         bridge6: past(netfilter.v6),
         mac,
@@ -29,7 +29,7 @@ pub(super) fn face(
 
 #[cfg(test)]
 mod tests {
-    use lb_common::endpoint::flags;
+    use lb_common::endpoint::PodFlags;
     use lb_kernel::devices::Veth;
     use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -55,10 +55,10 @@ mod tests {
         assert_eq!((bridged.bridge4, bridged.bridge6), (0, 9), "past netfilter in IPv6 only");
         assert_eq!(
             (bridged.flags, bridged.nsid, bridged.ip4.to_string().as_str(), bridged.mac),
-            (flags::BRIDGED, 3, "10.1.0.2", [2; 6])
+            (PodFlags::BRIDGED, 3, "10.1.0.2", [2; 6])
         );
         veth.bridge = 0;
         let routed = face(&veth, known, netfilter);
-        assert_eq!((routed.flags, routed.bridge4, routed.bridge6), (0, 0, 0));
+        assert_eq!((routed.flags, routed.bridge4, routed.bridge6), (PodFlags::NONE, 0, 0));
     }
 }

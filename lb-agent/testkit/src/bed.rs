@@ -9,11 +9,11 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Config};
-use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::proto;
 use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
-use lb_common::service::{Backend, Frontend, FrontendKey, SourceRange, backend_flags, state};
+use lb_common::service::{Backend, BackendFlags, Frontend, FrontendKey, SourceRange, state};
 use lb_common::verdict::{Counter, DropReason, Outcome, drop_index, judged_index};
 
 use crate::packet;
@@ -120,7 +120,7 @@ impl Bed {
             proto: protocol,
             state: state::ACTIVE,
             generation: 1,
-            flags: backend_flags::CLUSTER,
+            flags: BackendFlags::CLUSTER,
             ..Backend::ZERO
         };
         self.set("backends", id, backend);
@@ -404,7 +404,7 @@ impl Bed {
     }
 
     /// Writes one half of a translated TCP connection: `local`'s packets to (or from) `remote` get `nat` instead.
-    pub fn track(&mut self, local: &str, remote: &str, nat: &str, kind: u32) {
+    pub fn track(&mut self, local: &str, remote: &str, nat: &str, kind: CtFlags) {
         let id = self.backend(nat, proto::TCP);
         let parse = |text: &str| {
             let addr: SocketAddr = text.parse().unwrap();
@@ -415,14 +415,14 @@ impl Bed {
         let veth = 1;
         let proto = proto::TCP;
         let key = CtKey { local, remote, local_port, remote_port, proto, scope: 0, veth };
-        let ack = u32::from(lb_common::flow::tcp::ACK);
+        let ack = lb_common::flow::tcp::ACK;
         let entry = CtEntry {
             nat_addr,
             nat_port,
             aux_port: local_port,
             backend_id: id,
             backend_gen: 1,
-            flags: kind | ack | ack << 8 | bits::SEEN_OUT | bits::SEEN_IN,
+            flags: kind | CtFlags::tcp(ack, ack) | CtFlags::SEEN_OUT | CtFlags::SEEN_IN,
             ..CtEntry::ZERO
         };
         let mut ct: HashMap<_, CtKey, CtEntry> =

@@ -8,9 +8,9 @@ use std::process::Command;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{Cidr, Settings};
-use lb_common::endpoint::{Dev, Ident, ident_flags};
+use lb_common::endpoint::{Dev, Ident, IdentFlags};
 use lb_common::limits::port_bit;
-use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags};
+use lb_common::service::{Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::bed::Bed;
@@ -88,7 +88,7 @@ pub fn sh(script: &str) {
 #[derive(Default)]
 pub struct Way {
     /// Flags besides `EXTERNAL`.
-    pub flags: u32,
+    pub flags: FrontendFlags,
     /// Ids of the backends on this node.
     pub local: Vec<u32>,
     /// Ids of backends, as the Maglev table has them.
@@ -153,7 +153,7 @@ impl Bed {
             bed.put("devs", ifindex, Dev { masquerade4, masquerade6, ..Dev::ZERO });
         }
         for family in &FAMILIES {
-            let own = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+            let own = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
             bed.put("ident", words(family.node), own);
             for pod in [family.pod, family.other_pod] {
                 bed.put("ident", words(pod), Ident { ifindex: LOOPBACK, ..Ident::ZERO });
@@ -168,7 +168,7 @@ impl Bed {
         let service_id = self.service_id();
         let frontend = Frontend {
             service_id,
-            flags: frontend_flags::EXTERNAL | way.flags,
+            flags: FrontendFlags::EXTERNAL | way.flags,
             base: self.slots(ids),
             n: ids.len() as u32,
             local_base: self.slots(&way.local),
@@ -182,7 +182,7 @@ impl Bed {
         self.put("frontends", key, frontend);
         for id in &way.local {
             let backend: Backend = self.at("backends", *id);
-            let flags = backend.flags | backend_flags::LOCAL;
+            let flags = backend.flags | BackendFlags::LOCAL;
             self.set("backends", *id, Backend { flags, ..backend });
         }
         self.add_port("frontend_ports", at.port());

@@ -2,8 +2,8 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
-use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey, group_flags, tier};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
+use lb_common::policy::{Bits, Group, GroupFlags, PeerKey, PolicyState, PortKey, tier};
 
 use crate::bed::{Bed, addr};
 
@@ -83,7 +83,7 @@ impl SamplePolicy {
 
     /// Writes it as this group; each rule a word of its own.
     pub fn put_as(&self, bed: &mut Bed, index: u32) {
-        let mut group = Group { flags: group_flags::ISOLATED, ..Group::ZERO };
+        let mut group = Group { flags: GroupFlags::ISOLATED, ..Group::ZERO };
         for (word, rule) in self.rules.iter().enumerate() {
             group.tiers[word] = rule.tier;
             let actions = if rule.denies { &mut group.deny } else { &mut group.accept };
@@ -109,7 +109,7 @@ impl SamplePolicy {
 pub fn idents(bed: &mut Bed, v4: bool) {
     for net in [POD, PEER, OTHER] {
         let ifindex = u32::from(net == POD);
-        let ident = Ident { ident: net.into(), flags: ident_flags::POD, ifindex, reserved: 0 };
+        let ident = Ident { ident: net.into(), flags: IdentFlags::POD, ifindex, reserved: 0 };
         let words = Addr::from_ip(addr(v4, net, 1)).words().map(|word| word.to_wire());
         bed.put("ident", words, ident);
     }

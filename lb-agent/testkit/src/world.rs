@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::endpoint::{Ident, PodEntry as Element, ident_flags};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry as Element};
 use lb_common::policy::{Judgement, Question, identify, judge};
 use lb_core::cluster::{
     Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, Policy, Tier,
@@ -97,7 +97,7 @@ impl World {
             }
         }
         for addr in self.nodes.get(NODE).into_iter().flat_map(|(addrs, _)| addrs) {
-            let flags = ident_flags::LOCAL_NODE;
+            let flags = IdentFlags::LOCAL_NODE;
             devices.insert(*addr, Ident { flags, ..Ident::ZERO });
         }
         devices

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::limits::port_bit;
-use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, frontend_flags, state};
+use lb_common::service::{Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey, state};
 use lb_core::plan::{Actual, Capacity, MapError, MapStore, Write};
 
 /// The maps. Each write fails the test when it breaks one of the laws in [`FakeMaps::check`].
@@ -65,10 +65,10 @@ impl FakeMaps {
         lists.iter_mut().for_each(|list| list.sort());
         // Its order matters, since it must be the same on all nodes.
         let table = list(frontend.maglev_base, frontend.maglev_n);
-        let gated = frontend.flags & frontend_flags::SOURCE_RANGES != 0;
+        let gated = frontend.flags.contains(FrontendFlags::SOURCE_RANGES);
         let ranges = if gated { self.ranges(frontend.service_id) } else { Vec::new() };
         let Frontend { flags, affinity_secs, .. } = frontend;
-        format!("{lists:?} {table:?} {flags:#x} {affinity_secs} {ranges:?}")
+        format!("{lists:?} {table:?} {:#x} {affinity_secs} {ranges:?}", flags.bits())
     }
 
     /// The clients of a service port's gated frontends.
@@ -83,7 +83,7 @@ impl FakeMaps {
         let mut ids: BTreeSet<u32> =
             self.actual.source_ranges.iter().map(|key| key.service_id).collect();
         for frontend in self.actual.frontends.values() {
-            if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
+            if frontend.flags.contains(FrontendFlags::SOURCE_RANGES) {
                 ids.remove(&frontend.service_id);
             }
         }
@@ -134,8 +134,8 @@ impl FakeMaps {
     fn endpoint(&self, slot: u32) -> String {
         let backend = self.backend(self.id_at(slot));
         let mut text = endpoint_text(&backend.addr, backend.port.get());
-        for (flag, letter) in [(backend_flags::CLUSTER, " C"), (backend_flags::LOCAL, " L")] {
-            if backend.flags & flag != 0 {
+        for (flag, letter) in [(BackendFlags::CLUSTER, " C"), (BackendFlags::LOCAL, " L")] {
+            if backend.flags.contains(flag) {
                 text.push_str(letter);
             }
         }
@@ -202,15 +202,15 @@ impl FakeMaps {
 
     /// A backend says in which lists it is: affinity must not send a client to another.
     fn check_lists(&self, frontend: &Frontend) {
-        let local = frontend.flags & frontend_flags::EXTERNAL_LOCAL != 0;
+        let local = frontend.flags.contains(FrontendFlags::EXTERNAL_LOCAL);
         let lists = [
-            (frontend.local_base, frontend.local_n, backend_flags::LOCAL, true),
-            (frontend.base, frontend.n, backend_flags::CLUSTER, local),
+            (frontend.local_base, frontend.local_n, BackendFlags::LOCAL, true),
+            (frontend.base, frontend.n, BackendFlags::CLUSTER, local),
         ];
         for (base, n, flag, _) in lists.into_iter().filter(|(.., checked)| *checked) {
             for slot in base..base + n {
                 let backend = self.backend(self.id_at(slot));
-                assert_ne!(backend.flags & flag, 0, "{backend:?} does not say it is in a list");
+                assert!(backend.flags.contains(flag), "{backend:?} does not say it is in a list");
             }
         }
     }
@@ -346,7 +346,7 @@ fn put<T: Copy>(array: &mut Vec<T>, index: u32, element: T, empty: T) {
 
 /// Whether packets to the frontend must be looked for on the node's devices.
 fn needs_port(key: &FrontendKey, frontend: &Frontend) -> bool {
-    !key.is_wildcard() && frontend.flags & frontend_flags::SOCKET_ONLY == 0
+    !key.is_wildcard() && !frontend.flags.contains(FrontendFlags::SOCKET_ONLY)
 }
 
 fn has_port(words: &[u64], port: u16) -> bool {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::config::Settings;
-use lb_common::service::{Frontend, frontend_flags, state};
+use lb_common::service::{Frontend, FrontendFlags, state};
 use lb_core::cluster::{Event, Kind};
 use lb_core::plan::Capacity;
 use lb_kube::manifests::ManifestDirectory;
@@ -237,21 +237,21 @@ impl Story {
 
 /// What a frontend does with a client.
 fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
-    let has = |flag: u32| frontend.flags & flag != 0;
+    let has = |flag| frontend.flags.contains(flag);
     let mut text = String::new();
-    if has(frontend_flags::ADDRESS_ONLY) {
+    if has(FrontendFlags::ADDRESS_ONLY) {
         return " is a Service's".to_owned();
     }
     for (flag, word) in [
-        (frontend_flags::EXTERNAL, " external"),
-        (frontend_flags::SOCKET_ONLY, " socket"),
-        (frontend_flags::LEAST_CONNECTIONS, " least"),
+        (FrontendFlags::EXTERNAL, " external"),
+        (FrontendFlags::SOCKET_ONLY, " socket"),
+        (FrontendFlags::LEAST_CONNECTIONS, " least"),
     ] {
         if has(flag) {
             text.push_str(word);
         }
     }
-    let without = if has(frontend_flags::ELSEWHERE) { "drop" } else { "refuse" };
+    let without = if has(FrontendFlags::ELSEWHERE) { "drop" } else { "refuse" };
     let list = |base: u32, n: u32| {
         let ids = (base..base + n).map(|slot| maps.id_at(slot)).map(|id| {
             let backend = maps.backend(id);
@@ -260,7 +260,7 @@ fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
         if n == 0 { without.to_owned() } else { ids.collect::<Vec<_>>().join(", ") }
     };
     write!(text, " -> {}", list(frontend.base, frontend.n)).unwrap();
-    if has(frontend_flags::EXTERNAL_LOCAL) {
+    if has(FrontendFlags::EXTERNAL_LOCAL) {
         write!(text, "; outside {}", list(frontend.local_base, frontend.local_n)).unwrap();
     }
     let mut table = BTreeMap::new();
@@ -271,7 +271,7 @@ fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
         let shares = table.iter().map(|(id, n)| format!("{n} of #{id}"));
         write!(text, "; table {}", shares.collect::<Vec<_>>().join(", ")).unwrap();
     }
-    if has(frontend_flags::SOURCE_RANGES) {
+    if has(FrontendFlags::SOURCE_RANGES) {
         write!(text, "; only for {:?}", maps.ranges(frontend.service_id)).unwrap();
     }
     if frontend.affinity_secs > 0 {

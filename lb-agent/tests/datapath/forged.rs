@@ -3,11 +3,11 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
-use lb_common::config::{self, Settings, setting_flags};
-use lb_common::endpoint::{Ident, PodEntry, PodSource, flags, ident_flags, link, mac_number};
+use lb_common::config::{self, SettingFlags, Settings};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry, PodFlags, PodSource, link, mac_number};
 use lb_common::flow::proto;
-use lb_common::policy::{Bits, Group, PortKey, group_flags, guess, tier};
-use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use lb_common::policy::{Bits, Group, GroupFlags, PortKey, guess, tier};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 use lb_testkit::bed::{Bed, Verdict, addr};
 use lb_testkit::packet;
 use lb_testkit::sample;
@@ -33,7 +33,7 @@ fn isolated(v4: bool) -> Bed {
         SamplePolicy::new(direction).allow_all(PEER).put(&mut bed);
     }
     sample::pod(&mut bed, v4);
-    let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    let node = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
     bed.put("ident", words(of(v4, NODE)), node);
     sample::epoch(&mut bed, 1);
     bed.reasons();
@@ -313,13 +313,13 @@ fn asks_for(dst: u8) -> Vec<u8> {
 #[test]
 fn neighbors_are_on_the_link() {
     let mut bed = isolated(false);
-    let other = Ident { flags: ident_flags::POD, ifindex: 7, ..Ident::ZERO };
+    let other = Ident { flags: IdentFlags::POD, ifindex: 7, ..Ident::ZERO };
     bed.put("ident", words(of(false, OTHER)), other);
     let bridged = bed.get::<_, PodEntry>("pods", 1_u32).unwrap();
     assert_eq!(bed.leave_bytes(&asks_for(NODE)).0, Verdict::Next, "this node");
     assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Drop, "a Pod behind a route");
     assert_eq!(bed.reasons(), "POLICY_ISOLATED/out+1");
-    bed.put("pods", 1_u32, PodEntry { flags: flags::BRIDGED, ..bridged });
+    bed.put("pods", 1_u32, PodEntry { flags: PodFlags::BRIDGED, ..bridged });
     assert_eq!(bed.leave_bytes(&asks_for(OTHER)).0, Verdict::Next, "a Pod on the same bridge");
 }
 
@@ -338,7 +338,7 @@ fn where_the_port_is_not_known_a_deny_with_ports_matches_and_an_accept_does_not(
             let mut bed = isolated(v4);
             let group = INGRESS.group();
             let mut element = Group {
-                flags: group_flags::ISOLATED | group_flags::SOME_PORTS,
+                flags: GroupFlags::ISOLATED | GroupFlags::SOME_PORTS,
                 tiers: [tier; 4],
                 ..Group::ZERO
             };
@@ -376,7 +376,7 @@ fn where_the_port_is_not_known_a_deny_with_ports_matches_and_an_accept_does_not(
 /// A bed whose source check is strict.
 fn strict(v4: bool) -> Bed {
     let mut bed = free(v4);
-    let settings = Settings { flags: setting_flags::STRICT_SOURCE, ..Settings::ZERO };
+    let settings = Settings { flags: SettingFlags::STRICT_SOURCE, ..Settings::ZERO };
     bed.set("settings", 0, settings);
     bed
 }
@@ -389,10 +389,10 @@ fn a_pod_sends_from_its_own_addresses() {
         // Bound in the Pod; a Service's; a load balancer's; what an annotation admits.
         bed.put("ident", words(other_ip(20)), Ident { ifindex: 1, ..Ident::ZERO });
         bed.put("frontends", FrontendKey::wildcard(other_ip(21)), Frontend::ZERO);
-        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        let only = Frontend { flags: FrontendFlags::ADDRESS_ONLY, ..Frontend::ZERO };
         bed.put("frontends", FrontendKey::wildcard(other_ip(22)), only);
         // The tunnel device of another node, within the network of the Pods; even if an annotation admits it.
-        let tunnel = Ident { flags: ident_flags::NODE, ..Ident::ZERO };
+        let tunnel = Ident { flags: IdentFlags::NODE, ..Ident::ZERO };
         bed.put("ident", words(other_ip(24)), tunnel);
         let source = PodSource { ifindex: 1, addr: other_ip(24) };
         bed.put_prefix("pod_sources", 160, source, 1_u32);
@@ -401,7 +401,7 @@ fn a_pod_sends_from_its_own_addresses() {
         let pod = PodEntry {
             ip4: of(true, POD),
             ip6: of(false, POD),
-            flags: flags::MORE_SOURCES,
+            flags: PodFlags::MORE_SOURCES,
             ..PodEntry::ZERO
         };
         bed.put("pods", 1_u32, pod);
@@ -424,10 +424,14 @@ fn a_pod_sends_from_its_own_addresses() {
             ("a load balancer's", source(22), false, false),
             ("the stand-in of hairpins", stand_in, false, false),
         ];
-        for (policies, flags) in [(true, setting_flags::STRICT_SOURCE), (true, 0), (false, 0)] {
+        for (policies, flags) in [
+            (true, SettingFlags::STRICT_SOURCE),
+            (true, SettingFlags::NONE),
+            (false, SettingFlags::NONE),
+        ] {
             bed.set("settings", 0, Settings { flags, ..Settings::ZERO });
             sample::epoch(&mut bed, u32::from(policies));
-            let strict = policies && flags != 0;
+            let strict = policies && flags != SettingFlags::NONE;
             for (name, ip, always, lenient) in cases {
                 let passes = if strict { always } else { lenient };
                 let from = std::net::SocketAddr::new(ip, 4000);
@@ -464,7 +468,7 @@ const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 9];
 /// A Pod on a bridge, or not, and whose the link-layer addresses are there; `at_home` is that known of the Pod itself.
 fn on_bridge(v4: bool, bridged: bool, at_home: [u8; 6]) -> Bed {
     let mut bed = free(v4);
-    let flags = if bridged { flags::BRIDGED } else { 0 };
+    let flags = PodFlags::BRIDGED.when(bridged);
     bed.put(
         "pods",
         1_u32,
@@ -673,7 +677,7 @@ fn tunnels_to_the_node_are_not_for_pods() {
         settings.tunnel_ports[0] = Be16::new(8472);
         settings.tunnel_ports[1] = Be16::new(4789);
         bed.set("settings", 0, settings);
-        let node2 = Ident { flags: ident_flags::NODE, ..Ident::ZERO };
+        let node2 = Ident { flags: IdentFlags::NODE, ..Ident::ZERO };
         bed.put("ident", words(of(v4, 4)), node2);
         for (net, port, passes) in
             [(NODE, 8472, false), (4, 4789, false), (NODE, 53, true), (77, 8472, true)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::conntrack::CtKey;
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::flow::proto;
 use lb_common::policy::Bits;
 use lb_common::verdict::DropReason;
@@ -106,7 +106,7 @@ impl Field {
             .collect();
         let devices: BTreeMap<Addr, Ident> = objects::node_ips(&objects.nodes[0])
             .into_iter()
-            .map(|ip| (Addr::from_ip(ip), Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO }))
+            .map(|ip| (Addr::from_ip(ip), Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO }))
             .chain(locals(objects).flat_map(|pod| {
                 let ident = Ident { ifindex: ifindex(pod), ..Ident::ZERO };
                 ips(pod).map(|ip| (Addr::from_ip(ip), ident))

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use lb_common::flow::proto;
 use lb_common::service::{
-    Affinity, AffinityKey, Frontend, FrontendKey, MAGLEV_SLOTS, frontend_flags, state,
+    Affinity, AffinityKey, Frontend, FrontendFlags, FrontendKey, MAGLEV_SLOTS, state,
 };
 use lb_testkit::bed::{Bed, Verdict, protocol, told};
 use lb_testkit::node::{Addrs, FAMILIES, FAR_MTU, Way};
@@ -218,7 +218,7 @@ fn a_straight_connection_from_a_port_in_use_through_a_service_disturbs_no_other(
 
 #[test]
 fn s02_external_local_without_an_endpoint_here_drops_and_without_any_refuses() {
-    let local = frontend_flags::EXTERNAL_LOCAL;
+    let local = FrontendFlags::EXTERNAL_LOCAL;
     for family in &FAMILIES {
         let mut bed = Bed::node();
         let client = family.at(family.client, 4000);
@@ -227,7 +227,7 @@ fn s02_external_local_without_an_endpoint_here_drops_and_without_any_refuses() {
         let id = bed.backend(&family.at(family.far_pod, 8080), proto::TCP);
         bed.outside(&elsewhere, proto::TCP, &[id], &Way { flags: local, ..Way::default() });
         bed.outside(&nowhere, proto::TCP, &[], &Way { flags: local, ..Way::default() });
-        let flags = frontend_flags::ELSEWHERE;
+        let flags = FrontendFlags::ELSEWHERE;
         bed.outside(&gone, proto::TCP, &[], &Way { flags, ..Way::default() });
         assert_eq!(bed.arrive(&format!("{client} > {elsewhere} tcp S")), "drop");
         assert_eq!(bed.arrive(&format!("{client} > {gone} tcp S")), "drop");
@@ -251,7 +251,7 @@ fn s04_external_local_uses_the_local_list_only() {
         let frontend = family.at(family.node, 30080);
         let far = bed.backend(&family.at(family.far_pod, 8080), proto::TCP);
         let near = bed.backend(&family.at(family.pod, 8080), proto::TCP);
-        let flags = frontend_flags::EXTERNAL_LOCAL;
+        let flags = FrontendFlags::EXTERNAL_LOCAL;
         let way = Way { flags, local: vec![near], ..Way::default() };
         bed.outside(&frontend, proto::TCP, &[far, near], &way);
         for port in 4000..4040 {
@@ -268,7 +268,7 @@ fn s27_source_ranges_gate_clients_of_every_kind() {
         let mut bed = Bed::node();
         let frontend = family.at(family.lb, 80);
         let id = bed.backend(&family.at(family.pod, 8080), proto::TCP);
-        let flags = frontend_flags::SOURCE_RANGES;
+        let flags = FrontendFlags::SOURCE_RANGES;
         let service = bed.outside(&frontend, proto::TCP, &[id], &Way { flags, ..Way::default() });
         let syn = |client: &str| format!("{} > {frontend} tcp S", family.at(client, 4000));
         assert_eq!(bed.arrive(&syn(family.client)), "drop");
@@ -322,7 +322,7 @@ fn s25_addresses_of_the_service_range() {
             format!("redirect back {undefined} > {client} tcp RA seq=0 ack=2 len=0")
         );
         // An external address in the range: packets to its other ports pass.
-        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        let only = Frontend { flags: FrontendFlags::ADDRESS_ONLY, ..Frontend::ZERO };
         let lb: std::net::SocketAddr = unallocated.parse().unwrap();
         bed.put("frontends", FrontendKey::wildcard(lb.ip().into()), only);
         for packet in
@@ -410,7 +410,7 @@ fn s13_affinity_under_external_local_stays_local() {
         let frontend = family.at(family.node, 30080);
         let far = bed.backend(&family.at(family.far_pod, 8080), proto::TCP);
         let near = bed.backend(&family.at(family.pod, 8080), proto::TCP);
-        let flags = frontend_flags::EXTERNAL_LOCAL;
+        let flags = FrontendFlags::EXTERNAL_LOCAL;
         let way = Way { flags, local: vec![near], affinity_secs: 100, ..Way::default() };
         let service_id = bed.outside(&frontend, proto::TCP, &[far, near], &way);
         let key = AffinityKey { client: addr(family.client), service_id };
@@ -452,7 +452,7 @@ fn least_connections_prefers_the_idle_backend_and_notices_the_end_of_connections
     let frontend = family.at(family.node, 30080);
     let [busy, idle] =
         [8080, 8081].map(|port| bed.backend(&family.at(family.far_pod, port), proto::TCP));
-    let flags = frontend_flags::LEAST_CONNECTIONS;
+    let flags = FrontendFlags::LEAST_CONNECTIONS;
     bed.outside(&frontend, proto::TCP, &[busy, idle], &Way { flags, ..Way::default() });
     bed.set("loads", busy, 1000_u32);
     let n = 40;
@@ -578,7 +578,7 @@ fn forged_sources_and_loopback_go_nowhere() {
         hidden[if family.v4() { 23 } else { 20 }] = 50;
         assert_eq!(bed.run("dev_in", &hidden).0, Verdict::Next);
         let loopback = family.at(if family.v4() { "127.0.0.1" } else { "::1" }, 30080);
-        let flags = frontend_flags::SOCKET_ONLY;
+        let flags = FrontendFlags::SOCKET_ONLY;
         bed.outside(&loopback, proto::TCP, &[id], &Way { flags, ..Way::default() });
         let syn = "tcp S seq=1 ack=0 len=0";
         for packet in [

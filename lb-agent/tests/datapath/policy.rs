@@ -4,10 +4,10 @@
 
 use etherparse::{IpNumber, PacketBuilder};
 use lb_common::addr::Addr;
-use lb_common::conntrack::{CtEntry, CtKey, bits};
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
+use lb_common::endpoint::{Ident, IdentFlags};
 use lb_common::flow::proto;
-use lb_common::policy::{Group, group_flags, tier};
+use lb_common::policy::{Group, GroupFlags, tier};
 use lb_testkit::bed::{Bed, Verdict, addr, protocol};
 use lb_testkit::packet;
 use lb_testkit::sample;
@@ -169,9 +169,9 @@ fn s44_a_flow_not_seen_opening_passes_if_both_ends_could_open_it() {
 fn s45_the_own_node_is_always_let_through() {
     for v4 in [true, false] {
         let mut bed = isolated(v4);
-        let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+        let node = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 3, 1)).words().map(|word| word.to_wire()), node);
-        let other = Ident { flags: ident_flags::NODE, ident: OTHER.into(), ..Ident::ZERO };
+        let other = Ident { flags: IdentFlags::NODE, ident: OTHER.into(), ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 3, 2)).words().map(|word| word.to_wire()), other);
         for (host, allowed) in [(1, true), (2, false)] {
             let node = std::net::SocketAddr::new(addr(v4, 3, host), 10250);
@@ -208,7 +208,7 @@ fn s47_a_pod_reaches_itself_unless_a_cluster_policy_says_no() {
 #[test]
 fn s49_neighbors_are_found_under_a_default_deny() {
     let mut bed = isolated(false);
-    let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    let node = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
     bed.put("ident", Addr::from_ip(addr(false, 3, 1)).words().map(|word| word.to_wire()), node);
     bed.reasons();
     let own: std::net::Ipv6Addr = "fd00:1::1".parse().unwrap();
@@ -368,10 +368,10 @@ fn a_pod_sends_from_its_own_addresses_only() {
         // No policy selects this Pod; there are some elsewhere.
         sample::pod(&mut bed, v4);
         sample::epoch(&mut bed, 1);
-        let node = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+        let node = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 3, 1)).words().map(|word| word.to_wire()), node);
         // A Pod of this node whose device is not known yet: it is not this one, whose Pod is known.
-        let here = Ident { flags: ident_flags::POD | ident_flags::HERE, ident: 5, ..Ident::ZERO };
+        let here = Ident { flags: IdentFlags::POD | IdentFlags::HERE, ident: 5, ..Ident::ZERO };
         bed.put("ident", Addr::from_ip(addr(v4, 5, 1)).words().map(|word| word.to_wire()), here);
         bed.counted();
         let to = at(v4, PEER, 80);
@@ -389,7 +389,7 @@ fn a_pod_sends_from_its_own_addresses_only() {
 fn a_device_whose_pod_is_not_known_is_pending() {
     for v4 in [true, false] {
         let mut bed = Bed::new();
-        let pending = Group { flags: group_flags::PENDING, ..Group::ZERO };
+        let pending = Group { flags: GroupFlags::PENDING, ..Group::ZERO };
         bed.set("groups", INGRESS.group(), pending);
         bed.set("groups", EGRESS.group(), pending);
         sample::idents(&mut bed, v4);
@@ -427,7 +427,7 @@ fn a_client_outside_is_judged_by_its_own_address() {
                 scope: 0,
                 veth: 1,
             };
-            let flags = bits::REPLY | bits::EXTERNAL;
+            let flags = CtFlags::REPLY | CtFlags::EXTERNAL;
             bed.put("ct", key, CtEntry { flags, last_seen: u32::MAX / 2, ..CtEntry::ZERO });
             let told = bed.enter(&format!("{} > {} tcp S", at(v4, net, 4000), at(v4, POD, 80)));
             assert_eq!(told != "drop", allowed, "{told}");

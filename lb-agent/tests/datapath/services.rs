@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::config::{self, Settings, setting_flags};
+use lb_common::config::{self, SettingFlags, Settings};
 use lb_common::flow::proto;
-use lb_common::service::{Frontend, FrontendKey, frontend_flags, state};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey, state};
 use lb_testkit::bed::{Bed, Verdict, addr, protocol};
 use lb_testkit::packet;
 
@@ -54,7 +54,7 @@ fn beside_another_proxy_flows_in_mid_flow_are_left_to_it() {
         let mut bed = Bed::new();
         let (pod, vip) = (at(v4, 1, 1, 4000), at(v4, 96, 1, 80));
         bed.service(&vip, proto::TCP, &[&at(v4, 2, 9, 8080)]);
-        let settings = Settings { flags: setting_flags::OTHER_PROXY, ..Settings::ZERO };
+        let settings = Settings { flags: SettingFlags::OTHER_PROXY, ..Settings::ZERO };
         bed.set("settings", 0, settings);
         let data = format!("{pod} > {vip} tcp A");
         assert_eq!(bed.leave(&data).split(" tcp").next(), data.split(" tcp").next(), "as it came");
@@ -165,7 +165,7 @@ fn other_ports_of_an_external_address_are_left_alone() {
         let (known, other) = (at(v4, 9, 1, 80), at(v4, 9, 1, 81));
         let mut bed = Bed::new();
         bed.service(&known, proto::TCP, &[&at(v4, 2, 9, 8080)]);
-        let only = Frontend { flags: frontend_flags::ADDRESS_ONLY, ..Frontend::ZERO };
+        let only = Frontend { flags: FrontendFlags::ADDRESS_ONLY, ..Frontend::ZERO };
         bed.put(
             "frontends",
             FrontendKey::wildcard(known.parse::<SocketAddr>().unwrap().ip().into()),

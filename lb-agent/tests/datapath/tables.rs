@@ -5,7 +5,7 @@ use lb_common::be::Be16;
 use lb_common::config::{Config, Settings};
 use lb_common::flow::proto;
 use lb_common::service::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, frontend_flags, state,
+    Affinity, AffinityKey, Backend, Frontend, FrontendFlags, FrontendKey, state,
 };
 use lb_core::plan::{MapStore as _, RangeKey, Write};
 use lb_kernel::bpf::load::{self, LoadOptions};
@@ -33,7 +33,7 @@ fn what_was_written_is_read_after_a_restart() {
         ..Backend::ZERO
     };
     let key = FrontendKey::new(addr("203.0.113.1"), Be16::new(80), proto::TCP);
-    let flags = frontend_flags::EXTERNAL | frontend_flags::SOURCE_RANGES;
+    let flags = FrontendFlags::EXTERNAL | FrontendFlags::SOURCE_RANGES;
     let frontend = Frontend { service_id: 7, flags, base: 5, n: 1, ..Frontend::ZERO };
     let settings = Settings { node4: addr("172.31.0.1"), n_service_cidrs: 1, ..Settings::ZERO };
     let ranges = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "2001:db8::1/128"];

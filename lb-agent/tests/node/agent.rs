@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lb_common::addr::Addr;
-use lb_common::config::setting_flags;
-use lb_common::endpoint::{Ident, dev_flags, flags, ident_flags};
+use lb_common::config::SettingFlags;
+use lb_common::endpoint::{DevFlags, Ident, IdentFlags, PodFlags};
 use lb_core::names::{self, Names, State};
 use lb_core::plan::Actual;
 use lb_kernel::bpf::clock::Clock;
@@ -348,7 +348,7 @@ fn addresses_and_devices_of_the_node_are_followed_over_a_death() {
         let [eth0, tun0] = ["eth0", "tun0"].map(|name| node.ifindex(name));
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let ident = |contents: &Actual, ip: &str| contents.ident.get(&addr(ip)).copied();
-        let host = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+        let host = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
         let dev = |contents: &Actual, ifindex: u32| {
             let dev = contents.devs.get(&ifindex)?;
             Some((dev.masquerade4.to_string(), dev.mtu))
@@ -443,7 +443,7 @@ fn times_and_numbers_of_pods_outlive_the_agent() {
         let first = bed.start();
         ready(&first);
         let (flags, pickup_until, pods) = now();
-        assert_ne!(flags & setting_flags::STRICT_SOURCE, 0, "the default");
+        assert!(flags.contains(SettingFlags::STRICT_SOURCE), "the default");
         let stamp = Clock::detect().unwrap().stamp().unwrap();
         assert!(pickup_until > stamp, "the conntrack table is new: {pickup_until}, now {stamp}");
         let mut ids = pods.map(|pod| pod.id);
@@ -451,7 +451,7 @@ fn times_and_numbers_of_pods_outlive_the_agent() {
         assert_eq!(ids, [1, 2]);
         let contents = Maps::open(&node.pins()).unwrap().load().unwrap();
         let [br0, lo] = ["br0", "lo"].map(|name| node.ifindex(name));
-        assert_eq!(contents.devs[&br0].flags, dev_flags::PODS);
+        assert_eq!(contents.devs[&br0].flags, DevFlags::PODS);
         assert_eq!(contents.devs.get(&lo), None);
 
         // Known without a policy, then under one: connections may be older.
@@ -471,7 +471,7 @@ fn times_and_numbers_of_pods_outlive_the_agent() {
         let tables = Tables::open(&node.pins()).unwrap();
         assert_eq!(tables.pods.get(&veth1, 0).unwrap(), before.2[0]);
         let settings = tables.settings.get(&0, 0).unwrap();
-        assert_eq!(settings.flags & setting_flags::STRICT_SOURCE, 0);
+        assert!(!settings.flags.contains(SettingFlags::STRICT_SOURCE));
         assert_eq!(settings.pickup_until, before.1, "the table is that of before");
         assert!(tables.pods.get(&veth2, 0).is_err());
         let (code, log) = end(second, Signal::SIGTERM);
@@ -514,12 +514,12 @@ fn who_changes_addresses_inside_stays_who_he_is() {
         // Whose addresses are whose is known while there is no policy.
         let first = bed.start();
         bed.names("first", |names| names.agent.pid == first.id() && known(names) == all);
-        const OF_POD: u32 = ident_flags::POD | ident_flags::HERE;
+        const OF_POD: IdentFlags = IdentFlags::POD.with(IdentFlags::HERE);
         let whose = [
             ("10.9.0.2", Some((veth_eve, OF_POD))),
             ("10.9.0.3", Some((veth_vic, OF_POD))),
             ("10.9.0.4", Some((veth_vm, OF_POD))),
-            ("10.9.1.9", Some((0, ident_flags::POD))),
+            ("10.9.1.9", Some((0, IdentFlags::POD))),
         ];
         for (ip, want) in whose {
             assert_eq!(here(ip), want, "{ip}");
@@ -602,7 +602,9 @@ fn an_annotation_admits_sources_of_its_pod_alone() {
         let now = || {
             let maps = Maps::open(&node.pins()).unwrap().load().unwrap();
             let more = [veth, veth_other].map(|ifindex| {
-                maps.pods.get(&ifindex).is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+                maps.pods
+                    .get(&ifindex)
+                    .is_some_and(|pod| pod.flags.contains(PodFlags::MORE_SOURCES))
             });
             let sources = maps.pod_sources.iter();
             let sources: Vec<_> = sources.map(|key| (key.ifindex, key.range.to_string())).collect();

@@ -12,7 +12,7 @@ use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
-use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
@@ -572,13 +572,13 @@ fn silent_flows_expire_and_pairs_together() {
         let clock = Clock::detect().unwrap();
         let now = clock.stamp().unwrap();
         let stamps = |secs: u32| secs * clock.hz / 256;
-        let ack = u32::from(tcp::ACK);
+        let ack = CtFlags::tcp(tcp::ACK, 0);
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let frontend = "10.96.0.1";
-        let mut put = |key: CtKey, age: u32, flags: u32, backend_gen: u32| {
-            let forward = flags & bits::FORWARD != 0;
+        let mut put = |key: CtKey, age: u32, flags: CtFlags, backend_gen: u32| {
+            let forward = flags.contains(CtFlags::FORWARD);
             let (nat, nat_port) = if forward { ("10.9.0.7", 8080) } else { (frontend, 80) };
-            let translated = flags & (bits::FORWARD | bits::REPLY) != 0;
+            let translated = flags.intersects(CtFlags::FORWARD | CtFlags::REPLY);
             let entry = CtEntry {
                 last_seen: now.wrapping_sub(stamps(age)),
                 flags,
@@ -592,18 +592,33 @@ fn silent_flows_expire_and_pairs_together() {
             ct.insert(&key, &entry, 0).unwrap();
         };
         // A plain flow each, live and dead.
-        put(ct_key(1, "10.9.9.9", 53, proto::UDP), 100, 0, 0);
-        put(ct_key(2, "10.9.9.9", 53, proto::UDP), 5, 0, 0);
+        put(ct_key(1, "10.9.9.9", 53, proto::UDP), 100, CtFlags::NONE, 0);
+        put(ct_key(2, "10.9.9.9", 53, proto::UDP), 5, CtFlags::NONE, 0);
         // A translated flow whose client is silent and whose backend still sends.
-        put(ct_key(3, frontend, 80, proto::TCP), 90_000, bits::FORWARD | ack, 2);
-        put(ct_key(3, "10.9.0.7", 8080, proto::TCP), 5, bits::REPLY | ack << 8, 2);
+        put(ct_key(3, frontend, 80, proto::TCP), 90_000, CtFlags::FORWARD | ack, 2);
+        put(
+            ct_key(3, "10.9.0.7", 8080, proto::TCP),
+            5,
+            CtFlags::REPLY | CtFlags::tcp(0, tcp::ACK),
+            2,
+        );
         // One that both sides have left, to a backend that has died since.
-        put(ct_key(4, frontend, 80, proto::TCP), 90_000, bits::FORWARD | ack, 1);
-        put(ct_key(4, "10.9.0.7", 8080, proto::TCP), 90_100, bits::REPLY | ack << 8, 1);
+        put(ct_key(4, frontend, 80, proto::TCP), 90_000, CtFlags::FORWARD | ack, 1);
+        put(
+            ct_key(4, "10.9.0.7", 8080, proto::TCP),
+            90_100,
+            CtFlags::REPLY | CtFlags::tcp(0, tcp::ACK),
+            1,
+        );
         // Reset by the client: only its side has seen that.
-        let reset = bits::FORWARD | ack | u32::from(tcp::RST);
+        let reset = CtFlags::FORWARD | CtFlags::tcp(tcp::ACK | tcp::RST, 0);
         put(ct_key(5, frontend, 80, proto::TCP), 90, reset, 2);
-        put(ct_key(5, "10.9.0.7", 8080, proto::TCP), 91, bits::REPLY | ack << 8, 2);
+        put(
+            ct_key(5, "10.9.0.7", 8080, proto::TCP),
+            91,
+            CtFlags::REPLY | CtFlags::tcp(0, tcp::ACK),
+            2,
+        );
 
         let mut gc = Gc::open(&node.pins(), clock).unwrap();
         let pass = gc.pass().unwrap();
@@ -624,7 +639,7 @@ fn silent_flows_expire_and_pairs_together() {
 fn from_outside(
     (scope, local, remote): (u8, &str, &str),
     (nat, aux): (&str, &str),
-    (flags, age): (u32, u32),
+    (flags, age): (CtFlags, u32),
 ) -> (CtKey, CtEntry) {
     let at = |text: &str| text.parse::<SocketAddr>().unwrap();
     let (local, remote, nat, aux) = (at(local), at(remote), at(nat), at(aux));
@@ -650,7 +665,7 @@ fn from_outside(
         backend_gen: 2,
         last_seen: clock.stamp().unwrap().wrapping_sub(age * clock.hz / 256),
         epoch: 3,
-        flags: flags | bits::EXTERNAL | u32::from(tcp::ACK),
+        flags: flags | CtFlags::EXTERNAL | CtFlags::tcp(tcp::ACK, 0),
     };
     (key, entry)
 }
@@ -666,8 +681,8 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
         }
         maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(PodEntry::ZERO) }).unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
-        let (forward, reply) = (bits::FORWARD | bits::COUNTED, bits::REPLY);
-        let to_node = forward | bits::MASQUERADED;
+        let (forward, reply) = (CtFlags::FORWARD | CtFlags::COUNTED, CtFlags::REPLY);
+        let to_node = forward | CtFlags::MASQUERADED;
         let (vip, pod, far) = ("198.51.100.1:80", "10.9.0.2:8080", "10.9.1.2:8080");
         let (out, back) = (scope::EXTERNAL, scope::EXTERNAL_REPLY);
         let (long, short) = (22_000, 5);
@@ -693,7 +708,7 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
             from_outside(
                 (out, vip, &client(7)),
                 ("192.0.2.1:6443", &client(7)),
-                (bits::FORWARD | bits::TO_HOST, short),
+                (CtFlags::FORWARD | CtFlags::TO_HOST, short),
             ),
             from_outside((back, "192.0.2.1:6443", &client(7)), (vip, &client(7)), (reply, short)),
         ];
@@ -745,7 +760,7 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
         let mut kept = maps::open_kept(&node.pins()).unwrap();
         let flow = |frontend: &str, age: u32| {
             let to = ("10.9.0.2:8080", "203.0.113.5:1");
-            from_outside((scope::EXTERNAL, frontend, "203.0.113.5:1"), to, (bits::FORWARD, age))
+            from_outside((scope::EXTERNAL, frontend, "203.0.113.5:1"), to, (CtFlags::FORWARD, age))
         };
         let in_table = [
             ("the frontend is there", flow("198.51.100.1:80", 5)),
@@ -780,19 +795,18 @@ fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let mut kept = maps::open_kept(&node.pins()).unwrap();
-        let ack = u32::from(tcp::ACK);
         let entry = |flags| CtEntry {
             last_seen: clock.stamp().unwrap(),
-            flags: flags | ack | ack << 8,
+            flags: flags | CtFlags::tcp(tcp::ACK, tcp::ACK),
             ..CtEntry::ZERO
         };
         let key = |port, veth| CtKey { veth, ..ct_key(port, "10.9.9.9", 80, proto::TCP) };
         for veth in [3, 4] {
-            ct.insert(&key(1, veth), &entry(0), 0).unwrap();
-            ct.insert(&key(2, veth), &entry(bits::FORWARD), 0).unwrap();
-            kept.insert(&key(2, veth), &entry(bits::FORWARD), 0).unwrap();
+            ct.insert(&key(1, veth), &entry(CtFlags::NONE), 0).unwrap();
+            ct.insert(&key(2, veth), &entry(CtFlags::FORWARD), 0).unwrap();
+            kept.insert(&key(2, veth), &entry(CtFlags::FORWARD), 0).unwrap();
             // Others have evicted its entry.
-            kept.insert(&key(3, veth), &entry(bits::FORWARD), 0).unwrap();
+            kept.insert(&key(3, veth), &entry(CtFlags::FORWARD), 0).unwrap();
         }
         let mut gc = Gc::open(&node.pins(), clock).unwrap();
         let found = [(); 3].map(|()| gc.pass().unwrap());
@@ -814,8 +828,8 @@ fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_o
         let mut ct = maps::open_ct(&node.pins()).unwrap();
         let share = maps::pinned_capacity(&node.pins().map(&MAP_CT)).unwrap() / 4;
         let now = clock.stamp().unwrap();
-        let syn = u32::from(tcp::SYN);
-        let ack = u32::from(tcp::ACK);
+        let syn = CtFlags::tcp(tcp::SYN, 0);
+        let ack = CtFlags::tcp(tcp::ACK, 0);
         let entry = |age: u32, flags| CtEntry {
             last_seen: now.wrapping_sub(age * clock.hz / 256),
             flags,
@@ -830,9 +844,9 @@ fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_o
             ct.insert(&key(i, "10.9.9.9", 3), &entry(2, ack), 0).unwrap();
         }
         for i in 0..20 {
-            let live = entry(50, bits::FORWARD | ack | ack << 8);
+            let live = entry(50, CtFlags::FORWARD | CtFlags::tcp(tcp::ACK, tcp::ACK));
             ct.insert(&key(i, "10.96.0.1", 3), &live, 0).unwrap();
-            ct.insert(&key(i, "10.96.0.2", 3), &entry(40, bits::FORWARD | syn), 0).unwrap();
+            ct.insert(&key(i, "10.96.0.2", 3), &entry(40, CtFlags::FORWARD | syn), 0).unwrap();
             ct.insert(&key(i, "10.9.9.8", 3), &entry(40, ack), 0).unwrap();
             ct.insert(&key(i, "10.9.9.8", 4), &entry(40, ack), 0).unwrap();
         }

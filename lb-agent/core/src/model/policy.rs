@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::IdentFlags;
 
 use self::atom::Atoms;
 use self::charges::{Asked, PolicyHalf};
@@ -89,8 +89,8 @@ pub struct LocalPod {
 pub struct AddressIdentity {
     /// Index in [`DesiredPolicies::idents`].
     pub ident: u32,
-    /// `ident_flags::*`.
-    pub flags: u32,
+    /// What it is.
+    pub flags: IdentFlags,
 }
 
 /// A policy, for lists.
@@ -207,12 +207,12 @@ impl Compiler {
             let class = members.class_of_node(&node.labels);
             for addr in node.addresses.iter().filter(|addr| owners.is_nodes(name, addr)) {
                 let ident = members.ident((class, blocks.find(addr)), &blocks, &mut self.atoms);
-                addrs.insert(*addr, AddressIdentity { ident, flags: ident_flags::NODE });
+                addrs.insert(*addr, AddressIdentity { ident, flags: IdentFlags::NODE });
             }
         }
         blocks.name(|atoms| members.intern(atoms));
         for addr in others::in_pod_network(cluster) {
-            let known = AddressIdentity { ident: blocks.find(&addr), flags: ident_flags::NODE };
+            let known = AddressIdentity { ident: blocks.find(&addr), flags: IdentFlags::NODE };
             addrs.entry(addr).or_insert(known);
         }
         let (idents, named) = members.finish();

@@ -8,7 +8,7 @@ use lb_common::config::Settings;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::proto;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyLookup, PolicyState, PortKey};
-use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags};
+use lb_common::service::{Backend, Frontend, FrontendFlags, FrontendKey};
 
 use super::cidrs::Cidrs;
 use super::policy::port_key::port_prefix;
@@ -134,7 +134,7 @@ impl Actual {
     /// since the addresses of the host are not in it.
     pub fn may_watch_departures(&self) -> bool {
         let from_outside = |(key, value): (&FrontendKey, &Frontend)| {
-            key.proto != proto::TCP && value.flags & frontend_flags::EXTERNAL != 0
+            key.proto != proto::TCP && value.flags.contains(FrontendFlags::EXTERNAL)
         };
         self.host_ports.iter().any(|ports| *ports != 0) || self.frontends.iter().any(from_outside)
     }

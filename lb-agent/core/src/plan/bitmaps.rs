@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
-use lb_common::service::{Backend, Frontend, FrontendKey, frontend_flags, state};
+use lb_common::service::{Backend, Frontend, FrontendFlags, FrontendKey, state};
 
 use super::actual::Actual;
 use super::flows::Flows;
@@ -105,7 +105,7 @@ impl Bitmaps {
     /// Not for TCP: its flags show which packets are answers.
     fn is_at_host(&self, key: &FrontendKey, value: &Frontend) -> bool {
         key.proto != proto::TCP
-            && value.flags & frontend_flags::EXTERNAL != 0
+            && value.flags.contains(FrontendFlags::EXTERNAL)
             && frontend_port(key, value).is_some()
             && self.host_addrs.binary_search(&key.addr).is_ok()
     }
@@ -212,7 +212,7 @@ impl Bitmaps {
 /// The port that packets to this frontend have; `None` where it is not to be looked for in packets: a wildcard is for
 /// clients that the programs see anyway, a loopback address for sockets.
 fn frontend_port(key: &FrontendKey, value: &Frontend) -> Option<u16> {
-    let none = key.is_wildcard() || value.flags & frontend_flags::SOCKET_ONLY != 0;
+    let none = key.is_wildcard() || value.flags.contains(FrontendFlags::SOCKET_ONLY);
     (!none).then(|| key.port.get())
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use lb_common::be::Be16;
-use lb_common::config::{Settings, setting_flags};
+use lb_common::config::{SettingFlags, Settings};
 
 use crate::model::DesiredNode;
 
@@ -19,8 +19,8 @@ impl Given {
     /// The settings with this in them.
     #[must_use]
     pub fn within(self, settings: Settings) -> Settings {
-        let strict = if self.strict_source { setting_flags::STRICT_SOURCE } else { 0 };
-        let flags = settings.flags & !setting_flags::STRICT_SOURCE | strict;
+        let strict = SettingFlags::STRICT_SOURCE;
+        let flags = settings.flags.without(strict) | strict.when(self.strict_source);
         Settings { flags, pickup_until: self.pickup_until, ..settings }
     }
 }
@@ -29,7 +29,7 @@ pub(super) fn settings(node: &DesiredNode, given: Given) -> Box<Settings> {
     let (node4, node6) = (node.node4, node.node6);
     let mut settings = Box::new(given.within(Settings { node4, node6, ..Settings::ZERO }));
     if node.other_proxy {
-        settings.flags |= setting_flags::OTHER_PROXY;
+        settings.flags |= SettingFlags::OTHER_PROXY;
     }
     for (place, prefix) in settings.service_cidrs.iter_mut().zip(&node.service_cidrs) {
         *place = prefix.cidr();

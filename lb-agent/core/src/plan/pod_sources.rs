@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lb_common::endpoint::{PodEntry, flags};
+use lb_common::endpoint::{PodEntry, PodFlags};
 
 use super::actual::Actual;
 use super::retry::Backlog;
@@ -84,7 +84,7 @@ impl PodSources {
 }
 
 fn has_mark(pod: &PodEntry) -> bool {
-    pod.flags & flags::MORE_SOURCES != 0
+    pod.flags.contains(PodFlags::MORE_SOURCES)
 }
 
 #[cfg(test)]
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn new_ranges_come_before_old_ones_go_and_what_another_device_left_goes_first() {
-        let marked = PodEntry { flags: flags::MORE_SOURCES, ..PodEntry::ZERO };
+        let marked = PodEntry { flags: PodFlags::MORE_SOURCES, ..PodEntry::ZERO };
         let [wide, narrow, left, stays] = [
             key(5, "10.0.0.0/8"),
             key(5, "10.0.0.0/16"),

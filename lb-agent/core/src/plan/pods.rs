@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use lb_common::endpoint::{PodEntry, flags};
+use lb_common::endpoint::{PodEntry, PodFlags};
 use lb_common::limits;
 
 use super::actual::Actual;
@@ -64,7 +64,7 @@ impl Pods {
         until: u32,
     ) -> PodEntry {
         let more = self.sources.is_marked(actual, ifindex);
-        let flags = face.flags | if more { flags::MORE_SOURCES } else { 0 };
+        let flags = face.flags | PodFlags::MORE_SOURCES.when(more);
         let [ingress, egress, shadow_ingress, shadow_egress] = groups;
         let before = actual.pods.get(&ifindex).unwrap_or(&PodEntry::ZERO);
         let first = (before.ingress, before.egress) == (0, 0) && (ingress, egress) != (0, 0);
@@ -135,14 +135,14 @@ impl Ids {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::endpoint::{PodEntry, flags};
+    use lb_common::endpoint::{PodEntry, PodFlags};
 
     use super::{Actual, Ids, Pods, groups};
     use crate::cluster::Name;
     use crate::plan::source_key::SourceKey;
 
     const FACE: PodEntry =
-        PodEntry { bridge6: 9, nsid: 3, flags: flags::BRIDGED, ..PodEntry::ZERO };
+        PodEntry { bridge6: 9, nsid: 3, flags: PodFlags::BRIDGED, ..PodEntry::ZERO };
 
     #[test]
     fn an_element_is_what_the_device_and_the_policies_say() {
@@ -158,7 +158,7 @@ mod tests {
         for write in pods.sources.plan(&actual, [(key, Name::new("default", "web"))].into()) {
             actual.record(&write);
         }
-        let flags = flags::BRIDGED | flags::MORE_SOURCES;
+        let flags = PodFlags::BRIDGED | PodFlags::MORE_SOURCES;
         let marked = pods.element((5, &FACE), &actual, [1, 2, 3, 4], 7);
         assert_eq!(marked, PodEntry { flags, ..full });
     }

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::limits;
-use lb_common::policy::{Group, PeerKey, PolicyState, group_flags};
+use lb_common::policy::{Group, GroupFlags, PeerKey, PolicyState};
 
 use self::assigned::{Assigned, Whose};
 use self::failures::group_issues;
@@ -279,8 +279,8 @@ impl PolicyPlanner {
             new.insert(head);
         }
         let full = actual.groups.get(&FULL).map(|group| group.flags);
-        if !assigned.groups.is_empty() && full != Some(group_flags::OVERFLOW) {
-            let group = Group { flags: group_flags::OVERFLOW, ..Group::ZERO };
+        if !assigned.groups.is_empty() && full != Some(GroupFlags::OVERFLOW) {
+            let group = Group { flags: GroupFlags::OVERFLOW, ..Group::ZERO };
             writes.push(Write::PutGroup { id: FULL, group: Box::new(group) });
         }
         new
@@ -470,13 +470,13 @@ impl PolicyPlanner {
 
 /// Before anything is known of policies: numbers stay, devices come and go.
 fn follow_devices(actual: &Actual, devices: &BTreeMap<Addr, Ident>, writes: &mut Vec<Write>) {
-    const OF_CLUSTER: u32 = ident_flags::POD | ident_flags::NODE | ident_flags::HERE;
+    const OF_CLUSTER: IdentFlags = IdentFlags::POD.with(IdentFlags::NODE).with(IdentFlags::HERE);
     for (addr, device) in devices {
         let known = actual.ident.get(addr);
         let mut ident = *device;
         ident.ident = actual.ident_of(addr);
-        if device.flags & ident_flags::LOCAL_NODE == 0 {
-            ident.flags |= known.map_or(0, |known| known.flags & OF_CLUSTER);
+        if !device.flags.contains(IdentFlags::LOCAL_NODE) {
+            ident.flags |= known.map_or(IdentFlags::NONE, |known| known.flags.only(OF_CLUSTER));
         }
         if known != Some(&ident) {
             writes.push(Write::PutIdent { addr: *addr, ident });
@@ -486,7 +486,7 @@ fn follow_devices(actual: &Actual, devices: &BTreeMap<Addr, Ident>, writes: &mut
         if devices.contains_key(addr) {
             continue;
         }
-        if known.flags & OF_CLUSTER == 0 {
+        if !known.flags.intersects(OF_CLUSTER) {
             writes.push(Write::DeleteIdent { addr: *addr });
         } else if known.ifindex != 0 {
             let ident = Ident { ifindex: 0, ..*known };

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::service::{Frontend, FrontendKey, frontend_flags};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 
 use super::admission::Refused;
 use super::delta;
@@ -114,7 +114,7 @@ fn wildcards(
     let mut held: Vec<Addr> = wanted.iter().map(|wildcard| wildcard.addr).collect();
     for Wildcard { addr, external } in wanted {
         let key = FrontendKey::wildcard(*addr);
-        let flags = if *external { frontend_flags::ADDRESS_ONLY } else { 0 };
+        let flags = FrontendFlags::ADDRESS_ONLY.when(*external);
         let frontend = Frontend { flags, ..Frontend::ZERO };
         match tables.frontend(&key) {
             Some(known) if *known == frontend => continue,

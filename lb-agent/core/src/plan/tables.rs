@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::service::{Backend, Frontend, FrontendKey, backend_flags, state};
+use lb_common::service::{Backend, BackendFlags, Frontend, FrontendKey, state};
 
 use super::actual::Actual;
 use super::bitmaps::Bitmaps;
@@ -247,7 +247,7 @@ impl ServiceTables {
 /// Whether the endpoint may serve its connections still, although no Service has it: the end of an endpoint that is not a Pod is
 /// not seen.
 fn may_live(backend: &Backend, alive: &dyn Fn(&Addr) -> bool) -> bool {
-    backend.flags & backend_flags::NO_POD != 0 || alive(&backend.addr)
+    backend.flags.contains(BackendFlags::NO_POD) || alive(&backend.addr)
 }
 
 /// Draining backends by namespace, and how many of them it may keep.

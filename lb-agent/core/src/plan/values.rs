@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use lb_common::be::Be16;
-use lb_common::service::{Frontend, FrontendKey, backend_flags, frontend_flags};
+use lb_common::service::{BackendFlags, Frontend, FrontendFlags, FrontendKey};
 
 use super::maglev::{self, Member};
 use super::slots::SlotRange;
@@ -106,15 +106,15 @@ pub(super) fn n_slots(want: &DesiredPort) -> u32 {
 }
 
 /// `Backend::flags` of one. A port that has no cluster list counts its only one as that, too: every client gets it.
-pub(super) fn backend_flags(want: &DesiredPort, backend: &DesiredBackend) -> u32 {
-    let kind = if backend.is_pod { 0 } else { backend_flags::NO_POD };
+pub(super) fn backend_flags(want: &DesiredPort, backend: &DesiredBackend) -> BackendFlags {
+    let kind = BackendFlags::NO_POD.when(!backend.is_pod);
     let own = kind
         | match backend.class {
-            Class::Cluster => backend_flags::CLUSTER,
-            Class::Both => backend_flags::CLUSTER | backend_flags::LOCAL,
-            Class::Local => backend_flags::LOCAL,
+            Class::Cluster => BackendFlags::CLUSTER,
+            Class::Both => BackendFlags::CLUSTER | BackendFlags::LOCAL,
+            Class::Local => BackendFlags::LOCAL,
         };
-    if want.lists().cluster { own } else { own | backend_flags::CLUSTER }
+    if want.lists().cluster { own } else { own | BackendFlags::CLUSTER }
 }
 
 /// What all frontends of a port depend on.
@@ -132,37 +132,37 @@ impl Values<'_> {
             true => (self.layout.local, self.layout.local),
             false => (self.layout.cluster, SlotPart::default()),
         };
-        self.value(cluster, local, 0)
+        self.value(cluster, local, FrontendFlags::NONE)
     }
 
     fn external(&self, extra: &PortExtra, scope: Scope) -> Frontend {
         let mut flags = match scope {
-            Scope::Localhost => frontend_flags::SOCKET_ONLY,
-            Scope::LoadBalancer | Scope::ExternalIp | Scope::NodePort => frontend_flags::EXTERNAL,
+            Scope::Localhost => FrontendFlags::SOCKET_ONLY,
+            Scope::LoadBalancer | Scope::ExternalIp | Scope::NodePort => FrontendFlags::EXTERNAL,
         };
         let mut local = SlotPart::default();
         if extra.external_local {
-            flags |= frontend_flags::EXTERNAL_LOCAL;
+            flags |= FrontendFlags::EXTERNAL_LOCAL;
             local = self.layout.local;
             if local.n == 0 && self.want.anywhere {
-                flags |= frontend_flags::ELSEWHERE;
+                flags |= FrontendFlags::ELSEWHERE;
             }
         }
         if scope.is_gated() && extra.source_ranges.is_some() {
-            flags |= frontend_flags::SOURCE_RANGES;
+            flags |= FrontendFlags::SOURCE_RANGES;
         }
         let (maglev_base, maglev_n) = self.place(self.layout.maglev);
         Frontend { maglev_base, maglev_n, ..self.value(self.layout.cluster, local, flags) }
     }
 
-    fn value(&self, cluster: SlotPart, local: SlotPart, mut flags: u32) -> Frontend {
+    fn value(&self, cluster: SlotPart, local: SlotPart, mut flags: FrontendFlags) -> Frontend {
         let extra = self.want.extra.as_deref();
         let algorithm = extra.map_or(Algorithm::Random, |extra| extra.algorithm);
         if algorithm == Algorithm::LeastConnections {
-            flags |= frontend_flags::LEAST_CONNECTIONS;
+            flags |= FrontendFlags::LEAST_CONNECTIONS;
         }
         if cluster.n == 0 && self.want.anywhere {
-            flags |= frontend_flags::ELSEWHERE;
+            flags |= FrontendFlags::ELSEWHERE;
         }
         let (base, n) = self.place(cluster);
         let (local_base, local_n) = self.place(local);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::PodEntry;
+use lb_common::endpoint::{IdentFlags, PodEntry};
 use lb_common::policy::PolicyLookup;
 
 use crate::attribution::PolicyNames;
@@ -73,8 +73,8 @@ impl<'a, T: PolicyLookup> Facts<'a, T> {
     }
 
     /// Whether the maps know the address as one of these: a Pod's, on any node, or a node's.
-    pub(super) fn has_flags(&self, ip: IpAddr, flags: u32) -> bool {
+    pub(super) fn has_flags(&self, ip: IpAddr, flags: IdentFlags) -> bool {
         let known = self.tables.ident(&Addr::from_ip(ip));
-        known.is_some_and(|known| known.flags & flags != 0)
+        known.is_some_and(|known| known.flags.intersects(flags))
     }
 }

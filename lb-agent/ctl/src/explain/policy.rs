@@ -7,7 +7,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::endpoint::PodEntry;
 use lb_common::policy::{
-    Judgement, PolicyLookup, Question, group_flags, identify, judge as evaluate,
+    GroupFlags, Judgement, PolicyLookup, Question, identify, judge as evaluate,
 };
 
 use crate::attribution::{DecidedBy, PolicyId, RuleAt, RuleId};
@@ -116,12 +116,13 @@ impl<T: PolicyLookup> ExplainedJudgement<'_, T> {
 
     fn denial(&self) -> Denial {
         let rule = self.judgement.rule();
-        let flags = self.facts.tables.group(self.group).map_or(0, |group| group.flags);
+        let flags =
+            self.facts.tables.group(self.group).map_or(GroupFlags::NONE, |group| group.flags);
         let cause = if rule.is_some() {
             Cause::ClusterPolicy
-        } else if flags & group_flags::OVERFLOW != 0 {
+        } else if flags.contains(GroupFlags::OVERFLOW) {
             Cause::NoRoom
-        } else if flags & group_flags::PENDING != 0 {
+        } else if flags.contains(GroupFlags::PENDING) {
             Cause::Pending
         } else {
             self.isolated()

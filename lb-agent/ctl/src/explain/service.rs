@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::policy::PolicyLookup;
-use lb_common::service::{FrontendKey, frontend_flags};
+use lb_common::service::{FrontendFlags, FrontendKey};
 
 use crate::explain::facts::Facts;
 use crate::explain::trace::{BackendEvidence, Excluded, ServiceHop, Unserved, Who};
@@ -74,7 +74,7 @@ pub(super) fn route<T: PolicyLookup>(facts: &Facts<'_, T>) -> Route {
     let Some(frontend) = dialed.iter().find_map(frontend_at) else {
         return unserved::without_frontend(facts, &dialed).map_or(Route::Plain, Route::Unserved);
     };
-    let local = outside && frontend.has(frontend_flags::EXTERNAL_LOCAL);
+    let local = outside && frontend.has(FrontendFlags::EXTERNAL_LOCAL);
     let ids = if local { &frontend.local_ids } else { &frontend.backend_ids };
     let ids: BTreeSet<u32> = ids.iter().copied().collect();
     let targets: Vec<Target> = ids.iter().filter_map(|id| target(facts, frontend, *id)).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 use lb_common::policy::PolicyLookup;
-use lb_common::service::{FrontendKey, frontend_flags};
+use lb_common::service::{FrontendFlags, FrontendKey};
 
 use crate::explain::facts::Facts;
 use crate::explain::trace::{NoEndpoints, Unserved, Why};
@@ -53,7 +53,7 @@ fn is_claimed<T: PolicyLookup>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> b
     dialed.iter().any(|at| {
         let key = FrontendKey::wildcard(Addr::from_ip(at.ip()));
         let mut found = frontends.iter().filter(|known| known.key == key);
-        found.any(|known| !known.has(frontend_flags::ADDRESS_ONLY))
+        found.any(|known| !known.has(FrontendFlags::ADDRESS_ONLY))
     })
 }
 
@@ -62,7 +62,7 @@ pub(super) fn source_range<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     frontend: &FrontendSlots,
 ) -> Option<Why> {
-    if !frontend.has(frontend_flags::SOURCE_RANGES) {
+    if !frontend.has(FrontendFlags::SOURCE_RANGES) {
         return None;
     }
     let ranges = facts.view.snapshot.fields.source_ranges.get(&frontend.frontend.service_id);
@@ -81,7 +81,7 @@ pub(super) fn without_backend<T: PolicyLookup>(
 ) -> Why {
     let service = facts.context.service.as_ref();
     let at = frontend.socket();
-    if !frontend.has(frontend_flags::ELSEWHERE) {
+    if !frontend.has(FrontendFlags::ELSEWHERE) {
         // The records of an agent alone tell why.
         let records = service.filter(|_| facts.context.agent);
         let cause = records.map_or(NoEndpoints::Unknown, no_endpoints);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::IdentFlags;
 use lb_common::flow::proto;
 use lb_common::policy::PolicyLookup;
 
@@ -181,10 +181,10 @@ impl<T: PolicyLookup> Walk<'_, T> {
             let side = Side { direction, subject, pod, peer };
             return self.push(Hop::Policy(policy::judge(facts, side, target)));
         }
-        if facts.has_flags(at, ident_flags::NODE | ident_flags::LOCAL_NODE) {
+        if facts.has_flags(at, IdentFlags::NODE | IdentFlags::LOCAL_NODE) {
             return self.verdict(direction, subject, PolicyVerdict::ToHost);
         }
-        if target.backend.pod.is_some() || facts.has_flags(at, ident_flags::POD) {
+        if target.backend.pod.is_some() || facts.has_flags(at, IdentFlags::POD) {
             let node = target.backend.node.as_ref();
             let verdict = policy::elsewhere(facts, direction, &subject, node);
             self.verdict(direction, subject, verdict);

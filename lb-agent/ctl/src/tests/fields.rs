@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use expect_test::{Expect, expect};
 use lb_common::flow::proto;
-use lb_common::service::{Affinity, AffinityKey, Frontend, frontend_flags as flag, state};
+use lb_common::service::{Affinity, AffinityKey, Frontend, FrontendFlags, state};
 
 use super::sample::{addr, backend, frontend};
 use crate::columns::{self, Format};
@@ -25,8 +25,8 @@ const API: u32 = 2;
 
 /// Service shop/edge: of a load balancer, traffic policy Local, affinity, Maglev, source ranges. Its backends have the
 /// slots `1 1 2` for clients in the cluster and `1 1` for those outside; 3 drains.
-fn edge(at: &str, flags: u32, maglev_n: u32) -> FrontendSlots {
-    let is_local = flags & flag::EXTERNAL_LOCAL != 0;
+fn edge(at: &str, flags: FrontendFlags, maglev_n: u32) -> FrontendSlots {
+    let is_local = flags.contains(FrontendFlags::EXTERNAL_LOCAL);
     let (local_base, local_n) = if is_local { (12, 2) } else { (0, 0) };
     let plain = frontend(at, proto::TCP, EDGE, &[2, 1, 1]);
     let value = Frontend {
@@ -47,9 +47,9 @@ fn api(at: &str, id: u32, on_this_node: bool) -> FrontendSlots {
     let ids: &[u32] = if on_this_node { &[4] } else { &[] };
     let plain = frontend(at, proto::TCP, id, ids);
     let base = if on_this_node { 20 } else { 0 };
-    let policy = if on_this_node { 0 } else { flag::ELSEWHERE };
+    let policy = FrontendFlags::ELSEWHERE.when(!on_this_node);
     let value = Frontend {
-        flags: flag::LEAST_CONNECTIONS | policy,
+        flags: FrontendFlags::LEAST_CONNECTIONS | policy,
         base,
         local_base: base,
         local_n: plain.frontend.n,
@@ -65,15 +65,19 @@ fn client(ip: &str, service_id: u32, backend_id: u32, secs_ago: u32) -> (Affinit
 }
 
 pub(super) fn snapshot() -> TableSnapshot {
-    let outside = flag::EXTERNAL | flag::EXTERNAL_LOCAL;
+    let outside = FrontendFlags::EXTERNAL | FrontendFlags::EXTERNAL_LOCAL;
     let ranges = ["10.0.0.0/8", "192.0.2.0/24"].map(|range| range.parse().unwrap());
     TableSnapshot {
         frontends: vec![
-            edge("10.96.0.20:80", 0, 0),
+            edge("10.96.0.20:80", FrontendFlags::NONE, 0),
             edge("192.0.2.1:30080", outside, 1021),
-            edge("198.51.100.1:80", outside | flag::SOURCE_RANGES, 1021),
+            edge("198.51.100.1:80", outside | FrontendFlags::SOURCE_RANGES, 1021),
             edge("203.0.113.1:80", outside, 1021),
-            edge("127.0.0.1:30080", flag::SOCKET_ONLY | flag::EXTERNAL_LOCAL, 1021),
+            edge(
+                "127.0.0.1:30080",
+                FrontendFlags::SOCKET_ONLY | FrontendFlags::EXTERNAL_LOCAL,
+                1021,
+            ),
             api("10.96.0.30:443", API, true),
             api("[fd96::30]:443", API + 1, false),
         ],

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use expect_test::expect;
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::{proto, tcp};
 
 use super::sample::{addr, names, snapshot};
@@ -32,7 +32,7 @@ fn key(local: &str, remote: &str, protocol: u8, veth: u16) -> CtKey {
 }
 
 /// `nat` and `aux` as `address:port`; last packet `idle` seconds ago.
-fn entry(nat: &str, aux: &str, backend_id: u32, flags: u32, idle: u32) -> CtEntry {
+fn entry(nat: &str, aux: &str, backend_id: u32, flags: CtFlags, idle: u32) -> CtEntry {
     let nat: SocketAddr = nat.parse().unwrap();
     let aux: SocketAddr = aux.parse().unwrap();
     CtEntry {
@@ -52,27 +52,33 @@ fn entry(nat: &str, aux: &str, backend_id: u32, flags: u32, idle: u32) -> CtEntr
 const STAMPS: Now = Now { stamp: 1_000_000, hz: 256 };
 
 fn flows() -> Vec<(CtKey, CtEntry)> {
-    let (syn, ack, fin) = (u32::from(tcp::SYN), u32::from(tcp::ACK), u32::from(tcp::FIN));
-    let both = (syn | ack) << 8 | syn | ack;
+    let open = tcp::SYN | tcp::ACK;
+    let both = CtFlags::tcp(open, open);
     let none = "[::]:0";
     vec![
         // client → web, to web-1 on this node: three entries, one flow.
         (
             key("10.1.0.2:40000", "10.96.0.10:80", proto::TCP, 11),
-            entry("10.1.0.3:8080", "[::]:40000", 1, bits::FORWARD | both, 9),
+            entry("10.1.0.3:8080", "[::]:40000", 1, CtFlags::FORWARD | both, 9),
         ),
         (
             key("10.1.0.2:40000", "10.1.0.3:8080", proto::TCP, 11),
-            entry("10.96.0.10:80", "10.1.0.2:40000", 1, bits::REPLY | both, 4),
+            entry("10.96.0.10:80", "10.1.0.2:40000", 1, CtFlags::REPLY | both, 4),
         ),
         (
             key("10.1.0.3:8080", "10.1.0.2:40000", proto::TCP, 12),
-            entry(none, none, 0, bits::INBOUND | both, 4),
+            entry(none, none, 0, CtFlags::INBOUND | both, 4),
         ),
         // Closing, to the draining backend.
         (
             key("10.1.0.2:40001", "10.96.0.10:80", proto::TCP, 11),
-            entry("10.1.1.4:8080", "[::]:40001", 4, bits::FORWARD | syn | ack | fin, 10),
+            entry(
+                "10.1.1.4:8080",
+                "[::]:40001",
+                4,
+                CtFlags::FORWARD | CtFlags::tcp(open | tcp::FIN, 0),
+                10,
+            ),
         ),
         // web-1 to itself.
         (
@@ -81,33 +87,45 @@ fn flows() -> Vec<(CtKey, CtEntry)> {
                 "10.1.0.3:8080",
                 "169.254.42.1:50000",
                 1,
-                bits::FORWARD | bits::HAIRPIN | both,
+                CtFlags::FORWARD | CtFlags::HAIRPIN | both,
                 2,
             ),
         ),
         (
             key("10.1.0.3:8080", "169.254.42.1:50000", proto::TCP, 12),
-            entry("10.96.0.10:80", "10.1.0.3:50000", 1, bits::REPLY | bits::HAIRPIN | both, 2),
+            entry(
+                "10.96.0.10:80",
+                "10.1.0.3:50000",
+                1,
+                CtFlags::REPLY | CtFlags::HAIRPIN | both,
+                2,
+            ),
         ),
         // Without translation, both ways; one way; from outside.
         (
             key("10.1.0.2:5353", "8.8.8.8:53", proto::UDP, 11),
-            entry(none, none, 0, bits::SEEN_OUT | bits::SEEN_IN | bits::TIMES, 100),
+            entry(none, none, 0, CtFlags::SEEN_OUT | CtFlags::SEEN_IN | CtFlags::TIMES, 100),
         ),
         (
             key("10.1.0.2:5354", "8.8.8.8:53", proto::UDP, 11),
-            entry(none, none, 0, bits::SEEN_OUT, 90),
+            entry(none, none, 0, CtFlags::SEEN_OUT, 90),
         ),
         (
             key("10.1.0.3:8080", "192.0.2.7:555", proto::TCP, 12),
-            entry(none, none, 0, bits::INBOUND | syn << 8, 1),
+            entry(none, none, 0, CtFlags::INBOUND | CtFlags::tcp(0, tcp::SYN), 1),
         ),
         // Its backend has another generation now.
         (
             key("10.1.0.2:40002", "10.96.0.10:80", proto::TCP, 11),
             CtEntry {
                 backend_gen: 0,
-                ..entry("10.1.1.3:8080", "[::]:40002", 2, bits::FORWARD | syn | ack, 60)
+                ..entry(
+                    "10.1.1.3:8080",
+                    "[::]:40002",
+                    2,
+                    CtFlags::FORWARD | CtFlags::tcp(open, 0),
+                    60,
+                )
             },
         ),
     ]
@@ -237,14 +255,14 @@ fn only_opening_halves_count_as_flows() {
 
 /// From outside to web: to web-1 on this node, to web-2 on another one, to a process of this host.
 fn external_flows() -> Vec<(CtKey, CtEntry)> {
-    let (syn, ack) = (u32::from(tcp::SYN), u32::from(tcp::ACK));
-    let both = (syn | ack) << 8 | syn | ack;
+    let (syn, open) = (CtFlags::tcp(tcp::SYN, 0), tcp::SYN | tcp::ACK);
+    let both = CtFlags::tcp(open, open);
     let scoped = |scope, local: &str, remote: &str, veth| CtKey {
         scope,
         ..key(local, remote, proto::TCP, veth)
     };
-    let forward = bits::FORWARD | bits::EXTERNAL;
-    let reply = bits::REPLY | bits::EXTERNAL;
+    let forward = CtFlags::FORWARD | CtFlags::EXTERNAL;
+    let reply = CtFlags::REPLY | CtFlags::EXTERNAL;
     let (web, client) = ("10.96.0.10:80", "203.0.113.5:4000");
     let (web_1, web_2, host) = ("10.1.0.3:8080", "10.1.1.3:8080", "192.0.2.1:6443");
     let masquerade = "192.0.2.1:61000";
@@ -256,15 +274,15 @@ fn external_flows() -> Vec<(CtKey, CtEntry)> {
         (scoped(scope::POD, web_1, client, 12), entry(web, client, 1, reply | both, 3)),
         (
             scoped(scope::EXTERNAL, web, "203.0.113.6:4001", 0),
-            entry(web_2, masquerade, 2, forward | bits::MASQUERADED | both, 9),
+            entry(web_2, masquerade, 2, forward | CtFlags::MASQUERADED | both, 9),
         ),
         (
             scoped(scope::EXTERNAL_REPLY, web_2, masquerade, 0),
-            entry(web, "203.0.113.6:4001", 2, reply | bits::MASQUERADED | both, 5),
+            entry(web, "203.0.113.6:4001", 2, reply | CtFlags::MASQUERADED | both, 5),
         ),
         (
             scoped(scope::EXTERNAL, "10.96.0.99:443", client, 0),
-            entry(host, client, 5, forward | bits::TO_HOST | syn, 2),
+            entry(host, client, 5, forward | CtFlags::TO_HOST | syn, 2),
         ),
         (
             scoped(scope::EXTERNAL_REPLY, host, client, 0),

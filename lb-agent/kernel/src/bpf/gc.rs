@@ -24,7 +24,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{
-    CtEntry, CtKey, age, bits, is_closing, is_expired, is_worth_keeping, partner, scope, stamps,
+    CtEntry, CtFlags, CtKey, age, is_closing, is_expired, is_worth_keeping, partner, scope, stamps,
     together,
 };
 use lb_common::endpoint::PodEntry;
@@ -128,7 +128,7 @@ pub struct ByKind {
 
 impl ByKind {
     fn count(&mut self, entry: &CtEntry) {
-        let translated = entry.flags & (bits::FORWARD | bits::REPLY) != 0;
+        let translated = entry.flags.intersects(CtFlags::FORWARD | CtFlags::REPLY);
         *if translated { &mut self.translated } else { &mut self.plain } += 1;
     }
 
@@ -221,10 +221,10 @@ impl Seen {
         if key.scope == scope::EXTERNAL && self.is_former_port(key.local_port.get()) {
             self.dialed.insert(FrontendKey::new(key.local, key.local_port, key.proto));
         }
-        if entry.flags & bits::COUNTED != 0 && !is_closing(entry.flags) {
+        if entry.flags.contains(CtFlags::COUNTED) && !is_closing(entry.flags) {
             *self.loads.entry(entry.backend_id).or_default() += 1;
         }
-        if key.scope == scope::EXTERNAL && entry.flags & bits::MASQUERADED != 0 {
+        if key.scope == scope::EXTERNAL && entry.flags.contains(CtFlags::MASQUERADED) {
             let to = (entry.nat_addr, entry.nat_port, key.proto, entry.aux_addr);
             let (all, held) = self.masqueraded.entry(to).or_default();
             *all += 1;
@@ -247,7 +247,7 @@ impl Seen {
 
     /// An entry of a flow that was live, and was removed.
     fn removed(&mut self, entry: &CtEntry) {
-        if entry.flags & bits::COUNTED != 0
+        if entry.flags.contains(CtFlags::COUNTED)
             && !is_closing(entry.flags)
             && let Some(load) = self.loads.get_mut(&entry.backend_id)
         {
@@ -617,7 +617,7 @@ impl Gc {
 }
 
 /// Whether a flow, by the flags of its forward entry, keeps its port from a new one, for now or for good.
-fn holds_its_port(protocol: u8, flags: u32) -> bool {
+fn holds_its_port(protocol: u8, flags: CtFlags) -> bool {
     let holder = Holder { protocol, reply: flags, forward: flags, idle: 0, age: 0, hz: 0 };
     tenure::rank(tenure::readiness(&holder)) <= tenure::QUIET
 }
@@ -644,7 +644,7 @@ impl PassTime {
 mod tests {
     use lb_common::addr::Addr;
     use lb_common::be::Be16;
-    use lb_common::conntrack::{CtEntry, CtKey};
+    use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
     use lb_common::flow::{proto, tcp};
 
     use super::PassTime;
@@ -669,8 +669,11 @@ mod tests {
     fn a_pair_is_judged_as_one() {
         let hz = 256;
         let now = PassTime { stamp: 1_000_000, hz };
-        let seen =
-            |ago: u32, flags: u32| CtEntry { last_seen: now.stamp - ago, flags, ..CtEntry::ZERO };
+        let seen = |ago: u32, flags: u32| CtEntry {
+            last_seen: now.stamp - ago,
+            flags: CtFlags::from_bits(flags),
+            ..CtEntry::ZERO
+        };
         let ack = u32::from(tcp::ACK);
         let rst = u32::from(tcp::RST);
         let fin = u32::from(tcp::FIN);

@@ -10,7 +10,7 @@ use lb_common::be::Be32;
 use lb_common::limits::{
     MAP_CIDRS, MAP_GROUPS, MAP_HITS, MAP_PEER_BITS, MAP_POLICY, MAP_PORT_BITS, MapSpec,
 };
-use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey, state_flags};
+use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyFlags, PolicyState, PortKey};
 
 use crate::bpf::maps::{self, MapsError, failed};
 use crate::bpf::pins::Pins;
@@ -115,7 +115,7 @@ impl PolicyTables {
 
     /// Writes the state, but for its flags: they belong to the clients that follow events.
     pub(super) fn put_state(&mut self, state: PolicyState) -> Result<(), AyaError> {
-        let flags = self.state.get(&0, 0).map_or(0, |state| state.flags);
+        let flags = self.state.get(&0, 0).map_or(PolicyFlags::NONE, |state| state.flags);
         self.state.set(0, &PolicyState { flags, ..state }, 0)
     }
 
@@ -125,8 +125,8 @@ impl PolicyTables {
     /// When the kernel refuses.
     pub fn report_allowed(&mut self, wanted: bool) -> Result<(), MapError> {
         let old = self.state.get(&0, 0).map_err(|e| failed(MAP_POLICY.name, e))?;
-        let others = old.flags & !state_flags::REPORT_ALLOWED;
-        let flags = others | if wanted { state_flags::REPORT_ALLOWED } else { 0 };
+        let report = PolicyFlags::REPORT_ALLOWED;
+        let flags = old.flags.without(report) | report.when(wanted);
         if flags == old.flags {
             return Ok(());
         }

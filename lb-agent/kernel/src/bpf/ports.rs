@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::limits::{MAP_CT, MAP_KEPT};
 
 use crate::bpf::pins::Pins;
@@ -37,7 +37,7 @@ fn add(pin: &Path, found: &mut Option<RangeInclusive<u16>>) -> io::Result<()> {
         .and_then(HashMap::try_from)
         .map_err(io::Error::other)?;
     syscall::for_each(&table, |key: &CtKey, entry: &CtEntry| {
-        if key.scope == scope::EXTERNAL_REPLY && entry.flags & bits::MASQUERADED != 0 {
+        if key.scope == scope::EXTERNAL_REPLY && entry.flags.contains(CtFlags::MASQUERADED) {
             let port = key.remote_port.get();
             *found = Some(match found.take() {
                 None => port..=port,

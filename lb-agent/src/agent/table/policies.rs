@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use lb_common::addr::Addr;
-use lb_common::policy::group_flags;
+use lb_common::policy::GroupFlags;
 
 use crate::agent::hits::Hits;
 use lb_core::cluster::{Cluster, Name, Owners, Tier};
@@ -64,7 +64,7 @@ pub(in crate::agent) fn group(id: u32, group: &RuleSet) -> GroupName<'_> {
         name: Cow::Owned(name.name.to_string()),
         tier: Cow::Borrowed(tier.name()),
     };
-    let no_room = group.flags & group_flags::OVERFLOW != 0;
+    let no_room = group.flags.contains(GroupFlags::OVERFLOW);
     let policies = policies.iter().map(reference).collect();
     GroupName { id, policies, rules, alike, isolating, no_room }
 }

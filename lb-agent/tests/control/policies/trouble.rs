@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
-use lb_common::policy::group_flags;
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
+use lb_common::policy::GroupFlags;
 use lb_core::cluster::{Peer, Policy};
 use lb_core::model::policy::{DesiredPolicies, PolicyDirection, compile};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
@@ -139,9 +139,9 @@ fn unknown_pods_are_under_what_the_strictest_may_be() {
     let desired = compile(&world.cluster());
     let stranger = PodDevice { ifindex: 77, behind: Behind::Unknown(0), face: PodEntry::ZERO };
     for (strict, met, want) in [
-        (false, 1, [group_flags::PENDING, 0]),
-        (false, 2, [0, 0]),
-        (true, 2, [group_flags::PENDING, group_flags::PENDING]),
+        (false, 1, [GroupFlags::PENDING, GroupFlags::NONE]),
+        (false, 2, [GroupFlags::NONE, GroupFlags::NONE]),
+        (true, 2, [GroupFlags::PENDING, GroupFlags::PENDING]),
     ] {
         let mut node = Running::default();
         let mut veths: Vec<PodDevice> = world.veths().into_iter().take(met).collect();
@@ -161,7 +161,7 @@ fn unknown_pods_are_under_what_the_strictest_may_be() {
         let plan = node.planner.plan_policies(&wanted, Duration::ZERO);
         node.write(plan);
         let tables = node.planner.actual();
-        let flags = |id: u32| tables.groups.get(&id).map_or(0, |group| group.flags);
+        let flags = |id: u32| tables.groups.get(&id).map_or(GroupFlags::NONE, |group| group.flags);
         let [ingress, egress, ..] = groups(&tables.pods[&77]);
         assert_eq!([flags(ingress), flags(egress)], want, "{strict} {met}");
         let state = tables.policy;
@@ -216,8 +216,8 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
         node.write(plan);
         let tables = node.planner.actual();
         let [ingress, ..] = groups(&tables.pods[&77]);
-        let flags = tables.groups.get(&ingress).map_or(0, |group| group.flags);
-        assert_eq!(flags & group_flags::PENDING != 0, want, "{what}");
+        let flags = tables.groups.get(&ingress).map_or(GroupFlags::NONE, |group| group.flags);
+        assert_eq!(flags.contains(GroupFlags::PENDING), want, "{what}");
     }
 }
 
@@ -245,7 +245,7 @@ fn before_policies_are_known_devices_are_followed_and_the_rest_stays() {
     node.write(plan);
     let mut want = before;
     let gone = want.ident.get_mut(&addr("10.1.0.2")).unwrap();
-    assert_eq!(gone.flags, ident_flags::POD | ident_flags::HERE);
+    assert_eq!(gone.flags, IdentFlags::POD | IdentFlags::HERE);
     gone.ifindex = 0;
     want.ident.remove(&addr("192.0.2.1"));
     want.ident.insert(addr("10.1.0.77"), Ident { ifindex: 9, ..Ident::ZERO });
@@ -259,7 +259,7 @@ fn without_policies_the_maps_say_whose_addresses_are_whose() {
     let tables = world.tables();
     let mut want = world.devices();
     for known in want.values_mut().filter(|known| known.ifindex != 0) {
-        known.flags = ident_flags::POD | ident_flags::HERE;
+        known.flags = IdentFlags::POD | IdentFlags::HERE;
     }
     assert_eq!(tables.ident.into_iter().collect::<std::collections::BTreeMap<_, _>>(), want);
     assert_eq!((tables.groups.len(), tables.policy.epoch), (0, 0));
@@ -275,7 +275,7 @@ fn this_nodes_own_addresses_have_the_identity_that_others_see() {
     let mut node = Running::default();
     node.follow(&world, &desired);
     let own = node.store.ident[&addr("192.0.2.1")];
-    assert_eq!(own.flags, ident_flags::LOCAL_NODE);
+    assert_eq!(own.flags, IdentFlags::LOCAL_NODE);
     let atoms =
         node.planner.policies().idents().find(|(id, _)| *id == own.ident).map(|(_, atoms)| atoms);
     let want = &desired.idents[desired.ident_of(&addr("192.0.2.1")) as usize];

@@ -14,13 +14,13 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
-use lb_common::conntrack::{CtEntry, CtKey, bits, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{proto, tcp};
 use lb_common::limits::{MAP_COUNTERS, MAP_LOADS};
-use lb_common::policy::{Bits, Group, PolicyState, PortKey, group_flags, tier};
+use lb_common::policy::{Bits, Group, GroupFlags, PolicyState, PortKey, tier};
 use lb_common::service::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags, state,
+    Affinity, AffinityKey, Backend, Frontend, FrontendFlags, FrontendKey, SourceRange, state,
 };
 use lb_common::verdict::{DropReason, drop_index};
 use lb_core::names::{
@@ -101,7 +101,7 @@ impl Node {
             any: [1, 0, 0, 0],
             accept: [1, 0, 0, 0],
             tiers: [tier::NETWORK_POLICY, 0, 0, 0],
-            flags: group_flags::ISOLATED,
+            flags: GroupFlags::ISOLATED,
             ..Group::ZERO
         };
         let key = PortKey { group: 1, guess: 0, proto: proto::UDP, port: Be16::new(53) };
@@ -221,10 +221,10 @@ impl Node {
         let key = FrontendKey::new(Addr::from_ip(lb.ip()), Be16::new(lb.port()), proto::TCP);
         let frontend = Frontend {
             service_id: 1,
-            flags: frontend_flags::EXTERNAL
-                | frontend_flags::EXTERNAL_LOCAL
-                | frontend_flags::LEAST_CONNECTIONS
-                | frontend_flags::SOURCE_RANGES,
+            flags: FrontendFlags::EXTERNAL
+                | FrontendFlags::EXTERNAL_LOCAL
+                | FrontendFlags::LEAST_CONNECTIONS
+                | FrontendFlags::SOURCE_RANGES,
             base: 10,
             n: 2,
             local_base: 10,
@@ -341,23 +341,23 @@ fn fill_ct(pins: &Pins) {
         backend_id: 2,
         backend_gen: 7,
         last_seen,
-        flags: flags | u32::from(tcp::SYN),
+        flags: flags | CtFlags::tcp(tcp::SYN, 0),
         ..CtEntry::ZERO
     };
     let mut ct: HashMap<MapData, CtKey, CtEntry> = maps::open_ct(pins).unwrap();
-    let ack = u32::from(tcp::ACK);
+    let ack = CtFlags::tcp(tcp::ACK, 0);
     let entries = [
         (
             key("10.96.0.1:80", 40_000, proto::TCP),
-            nat("10.1.1.2:8080", bits::FORWARD | ack, ago(65)),
+            nat("10.1.1.2:8080", CtFlags::FORWARD | ack, ago(65)),
         ),
         (
             key("10.1.1.2:8080", 40_000, proto::TCP),
-            nat("10.96.0.1:80", bits::REPLY | ack << 8, ago(90)),
+            nat("10.96.0.1:80", CtFlags::REPLY | CtFlags::tcp(0, tcp::ACK), ago(90)),
         ),
         (
             key("10.0.0.10:53", 5353, proto::UDP),
-            CtEntry { last_seen: ago(20), flags: bits::SEEN_OUT, ..CtEntry::ZERO },
+            CtEntry { last_seen: ago(20), flags: CtFlags::SEEN_OUT, ..CtEntry::ZERO },
         ),
     ];
     for (key, entry) in entries {
@@ -390,17 +390,17 @@ fn fill_external(pins: &Pins) {
         last_seen,
         // Both ends have spoken.
         flags: flags
-            | bits::EXTERNAL
-            | bits::MASQUERADED
-            | (u32::from(tcp::SYN | tcp::ACK) * 0x101),
+            | CtFlags::EXTERNAL
+            | CtFlags::MASQUERADED
+            | CtFlags::tcp(tcp::SYN | tcp::ACK, tcp::SYN | tcp::ACK),
         ..CtEntry::ZERO
     };
     let lb = at(LOAD_BALANCER);
     let mut ct = maps::open_ct(pins).unwrap();
     let forward = key(lb, client, scope::EXTERNAL);
-    ct.insert(&forward, &entry(backend, node, bits::FORWARD), 0).unwrap();
+    ct.insert(&forward, &entry(backend, node, CtFlags::FORWARD), 0).unwrap();
     let reply = key(backend, node, scope::EXTERNAL_REPLY);
-    ct.insert(&reply, &entry(lb, client, bits::REPLY), 0).unwrap();
+    ct.insert(&reply, &entry(lb, client, CtFlags::REPLY), 0).unwrap();
 }
 
 fn count_drops(pins: &Pins) {

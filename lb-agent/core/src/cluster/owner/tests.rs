@@ -3,7 +3,7 @@
 use std::num::NonZeroI64;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::IdentFlags;
 use proptest::prelude::*;
 
 use super::{Owner, Owners};
@@ -137,12 +137,12 @@ fn answers(cluster: &Cluster) -> Vec<String> {
     for at in ADDRS.map(addr) {
         let owner = cluster.owner(&at);
         assert_eq!(shown(owner), shown(all.get(&at)));
-        let flags = compiled.addrs.get(&at).map_or(0, |known| known.flags);
-        let here = |pod: &Pod| if cluster.is_own(pod) { ident_flags::HERE } else { 0 };
+        let flags = compiled.addrs.get(&at).map_or(IdentFlags::NONE, |known| known.flags);
+        let here = |pod: &Pod| IdentFlags::HERE.when(cluster.is_own(pod));
         let want = match owner {
-            Some(Owner::Pod(_, pod)) => ident_flags::POD | here(pod),
-            Some(Owner::Node(..)) => ident_flags::NODE,
-            None => 0,
+            Some(Owner::Pod(_, pod)) => IdentFlags::POD | here(pod),
+            Some(Owner::Node(..)) => IdentFlags::NODE,
+            None => IdentFlags::NONE,
         };
         assert_eq!(flags, want, "{at}: {owner:?}");
         if let Some(Owner::Pod(name, pod)) = owner

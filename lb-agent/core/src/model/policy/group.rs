@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lb_common::policy::{self, Bits, CHAIN, RULES, WORDS, group_flags};
+use lb_common::policy::{self, Bits, CHAIN, GroupFlags, RULES, WORDS};
 use serde::{Deserialize, Serialize};
 
 use super::ports::{self, PortEntry, set};
@@ -18,8 +18,8 @@ const PER_LINK: u32 = RULES as u32;
 /// The rules of one direction of a Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RuleSet {
-    /// `group_flags::*`.
-    pub flags: u32,
+    /// What the programs must know of it.
+    pub flags: GroupFlags,
     /// The rules with their numbers, ascending.
     pub rules: Box<[(u32, Arc<BitRule>)]>,
     /// The `NetworkPolicy` objects that select the Pod.
@@ -130,21 +130,21 @@ impl RuleSet {
             next += 1;
         }
         of_atom.sort_unstable();
-        let mut flags = if isolating.is_empty() { 0 } else { group_flags::ISOLATED };
+        let mut flags = GroupFlags::ISOLATED.when(!isolating.is_empty());
         if rules.iter().any(|rule| ports::is_guessed(guessed_as(rule), rule.ports.as_deref())) {
-            flags |= group_flags::SOME_PORTS;
+            flags |= GroupFlags::SOME_PORTS;
         }
         Ok(Self { flags, rules: placed.into(), isolating, of_atom: of_atom.into() })
     }
 
     /// The group of a Pod that is not known yet.
     pub fn pending() -> Self {
-        Self { flags: group_flags::PENDING, ..Self::default() }
+        Self { flags: GroupFlags::PENDING, ..Self::default() }
     }
 
     /// A group that denies everything, since its rules are too many.
     pub(super) fn overflow(isolating: Box<[Name]>) -> Self {
-        Self { flags: group_flags::OVERFLOW, isolating, ..Self::default() }
+        Self { flags: GroupFlags::OVERFLOW, isolating, ..Self::default() }
     }
 
     /// Elements of the map `groups` that it takes.
@@ -191,7 +191,7 @@ impl RuleSet {
             }
             let rules = here()
                 .map(|(number, rule)| (number % PER_LINK, guessed_as(rule), rule.ports.as_deref()));
-            let guesses = self.flags & group_flags::SOME_PORTS != 0;
+            let guesses = self.flags.contains(GroupFlags::SOME_PORTS);
             GroupLink { element, ports: ports::entries(rules, guesses) }
         });
         links.collect()

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::endpoint::ident_flags;
+use lb_common::endpoint::IdentFlags;
 
 use super::AddressIdentity;
 use crate::cluster::{Owners, Pod, Prefix, Snapshot};
@@ -22,7 +22,7 @@ pub(super) fn holders(cluster: &Snapshot) -> HashMap<Addr, AddressIdentity> {
         let own = pod.ips.iter().filter(|addr| owners.is_pods(name, addr));
         addrs.extend(own.map(|addr| (*addr, AddressIdentity { ident: 0, flags })));
     }
-    let node = AddressIdentity { ident: 0, flags: ident_flags::NODE };
+    let node = AddressIdentity { ident: 0, flags: IdentFlags::NODE };
     for (name, of) in cluster.nodes() {
         let own = of.addresses.iter().filter(|addr| owners.is_nodes(name, addr));
         addrs.extend(own.map(|addr| (*addr, node)));
@@ -34,8 +34,8 @@ pub(super) fn holders(cluster: &Snapshot) -> HashMap<Addr, AddressIdentity> {
 }
 
 /// What `ident` says of a Pod's addresses.
-pub(super) fn flags(cluster: &Snapshot, pod: &Pod) -> u32 {
-    ident_flags::POD | if cluster.is_own(pod) { ident_flags::HERE } else { 0 }
+pub(super) fn flags(cluster: &Snapshot, pod: &Pod) -> IdentFlags {
+    IdentFlags::POD | IdentFlags::HERE.when(cluster.is_own(pod))
 }
 
 /// The addresses that nodes have within the network of the Pods.
@@ -55,7 +55,7 @@ fn first(range: &Prefix) -> impl Iterator<Item = Addr> + use<> {
 #[cfg(test)]
 mod tests {
     use lb_common::addr::Addr;
-    use lb_common::endpoint::ident_flags;
+    use lb_common::endpoint::IdentFlags;
 
     use super::super::compile;
     use crate::cluster::{Change, Cluster, Event, Name, Node};
@@ -74,7 +74,7 @@ mod tests {
         };
         cluster.apply(Event::Node(Change::Applied(Name::new("", "n2"), node)));
         let addrs = compile(&cluster).addrs;
-        assert!(addrs.values().all(|known| known.flags == ident_flags::NODE));
+        assert!(addrs.values().all(|known| known.flags == IdentFlags::NODE));
         let mut of_nodes: Vec<String> = addrs.keys().map(Addr::to_string).collect();
         of_nodes.sort();
         let v4 = ["10.244.2.0", "10.244.2.1", "10.245.9.64", "192.0.2.2"];

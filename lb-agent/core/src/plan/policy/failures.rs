@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lb_common::policy::{Group, PeerKey, PolicyState, PortKey, group_flags};
+use lb_common::policy::{Group, GroupFlags, PeerKey, PolicyState, PortKey};
 
 use super::PolicyPlanner;
 use crate::issue::Issue;
@@ -33,7 +33,7 @@ impl PolicyPlanner {
         if let Write::PutGroup { id, group } = write
             && self.incomplete.contains(&self.head_of(*id))
         {
-            group.flags |= group_flags::OVERFLOW;
+            group.flags |= GroupFlags::OVERFLOW;
         }
     }
 
@@ -93,8 +93,8 @@ impl PolicyPlanner {
         for id in heads {
             self.incomplete.insert(id);
             let Some(group) = actual.groups.get(&id) else { continue };
-            if group.flags & group_flags::OVERFLOW == 0 {
-                let group = Group { flags: group.flags | group_flags::OVERFLOW, ..*group };
+            if !group.flags.contains(GroupFlags::OVERFLOW) {
+                let group = Group { flags: group.flags | GroupFlags::OVERFLOW, ..*group };
                 writes.push(Write::PutGroup { id, group: Box::new(group) });
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, ident_flags};
+use lb_common::endpoint::{Ident, IdentFlags};
 use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::Assigned;
@@ -79,7 +79,7 @@ impl<'a> Switch<'a> {
         let desired = self.desired;
         for (addr, known) in &desired.addrs {
             let device = wanted.devices.get(addr);
-            if let Some(local) = device.filter(|of| of.flags & ident_flags::LOCAL_NODE != 0) {
+            if let Some(local) = device.filter(|of| of.flags.contains(IdentFlags::LOCAL_NODE)) {
                 // As other nodes see it: for packets that only claim to be this node's.
                 self.put(addr, known.ident, *local);
                 continue;

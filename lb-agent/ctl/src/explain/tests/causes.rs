@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lb_common::policy::group_flags;
+use lb_common::policy::GroupFlags;
 
 use super::world::{World, pod, policy, service};
 use super::{TO_WEB, base};
@@ -199,8 +199,8 @@ fn isolation_without_rules_and_without_an_agent() {
 fn groups_that_wait_and_groups_without_room() {
     let spec = "{podSelector: {matchLabels: {app: web}}, ingress: [{}]}";
     for (flag, cause, code) in [
-        (group_flags::PENDING, Cause::Pending, Code::PolicyPending),
-        (group_flags::OVERFLOW, Cause::NoRoom, Code::PolicyOverflow),
+        (GroupFlags::PENDING, Cause::Pending, Code::PolicyPending),
+        (GroupFlags::OVERFLOW, Cause::NoRoom, Code::PolicyOverflow),
     ] {
         let mut world = world(&[policy("default/all", spec)]);
         assert_eq!(world.trace(TO_WEB.0, TO_WEB.1).outcome(), TraceOutcome::Delivered);

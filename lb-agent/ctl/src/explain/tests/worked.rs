@@ -220,7 +220,7 @@ fn policy_write(op: &Write) -> String {
     match op {
         Write::PutGroup { id, group } => format!(
             "groups[{id}] = flags {:#x}, any {}, accept {}, deny {}",
-            group.flags,
+            group.flags.bits(),
             bits(&group.any),
             bits(&group.accept),
             bits(&group.deny)
@@ -245,7 +245,7 @@ fn policy_write(op: &Write) -> String {
             key.port.get()
         ),
         Write::PutIdent { addr, ident } => {
-            format!("ident[{addr}] = identity {}, flags {:#x}", ident.ident, ident.flags)
+            format!("ident[{addr}] = identity {}, flags {:#x}", ident.ident, ident.flags.bits())
         }
         Write::PutPod { ifindex, pod } => {
             format!("pods[{ifindex}] = ingress {}, egress {}", pod.ingress, pod.egress)

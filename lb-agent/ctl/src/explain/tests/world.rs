@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::endpoint::{Ident, PodEntry, ident_flags};
-use lb_common::policy::group_flags;
+use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
+use lb_common::policy::GroupFlags;
 use lb_common::service::state;
 
 use crate::attribution::{GroupPolicies, PolicyNames, RuleAt};
@@ -94,7 +94,7 @@ spec: {spec}
 
 /// What the devices of node n1 say: its own address.
 pub(super) fn devices() -> BTreeMap<Addr, Ident> {
-    let local = Ident { flags: ident_flags::LOCAL_NODE, ..Ident::ZERO };
+    let local = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
     BTreeMap::from([(Addr::from_ip("10.0.0.1".parse().unwrap()), local)])
 }
 
@@ -274,7 +274,7 @@ impl World {
                 policies: group.policies().iter().map(|(name, _)| (*name).clone()).collect(),
                 isolating: group.isolating.to_vec(),
                 rules: rules.collect(),
-                no_room: group.flags & group_flags::OVERFLOW != 0,
+                no_room: group.flags.contains(GroupFlags::OVERFLOW),
             };
             (id, group)
         }));
