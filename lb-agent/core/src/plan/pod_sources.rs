@@ -89,7 +89,7 @@ fn has_mark(pod: &PodEntry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Actual, Name, PodEntry, PodSources, SourceKey, Write, flags};
+    use super::{Actual, Name, PodEntry, PodFlags, PodSources, SourceKey, Write};
 
     fn key(ifindex: u32, range: &str) -> SourceKey {
         SourceKey { ifindex, range: range.parse().unwrap() }

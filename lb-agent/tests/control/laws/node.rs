@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_common::endpoint::{self, Dev, PodEntry, flags};
+use lb_common::endpoint::{self, Dev, PodEntry, PodFlags};
 use lb_core::cluster::{Name, Prefix};
 use lb_core::model::policy::{Compiler, DesiredPolicies};
 use lb_core::plan::policy::{DesiredTables, PodDevice};
@@ -41,7 +41,7 @@ impl Maps {
             assert_eq!((*index, *element), only, "another device can send from {mac:x}, too");
         }
         let is_marked = |key: &&SourceKey| {
-            pods.get(&key.ifindex).is_some_and(|pod| pod.flags & flags::MORE_SOURCES != 0)
+            pods.get(&key.ifindex).is_some_and(|pod| pod.flags.contains(PodFlags::MORE_SOURCES))
         };
         for key in pod_sources.iter().filter(is_marked) {
             assert!(self.admitted.contains(key), "{key:?} is in no annotation");
@@ -184,7 +184,8 @@ impl Node {
         assert_eq!((&tables.macs, &tables.links), (&macs, &links));
         let sources: BTreeSet<SourceKey> = sources(world).into_keys().collect();
         assert_eq!(tables.pod_sources, sources);
-        let marked = tables.pods.iter().filter(|(_, pod)| pod.flags & flags::MORE_SOURCES != 0);
+        let marked =
+            tables.pods.iter().filter(|(_, pod)| pod.flags.contains(PodFlags::MORE_SOURCES));
         let wanting: BTreeSet<u32> = sources.iter().map(|key| key.ifindex).collect();
         assert_eq!(marked.map(|(ifindex, _)| *ifindex).collect::<BTreeSet<_>>(), wanting);
         let found: BTreeMap<u32, PodEntry> =
