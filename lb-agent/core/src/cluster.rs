@@ -304,16 +304,7 @@ impl Cluster {
 
     /// Whether this kind has been listed completely once.
     pub fn is_synced(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Service => self.services.is_synced(),
-            Kind::EndpointSlice => self.slices.is_synced(),
-            Kind::Pod => self.pods.is_synced(),
-            Kind::Namespace => self.namespaces.is_synced(),
-            Kind::Node => self.nodes.is_synced(),
-            Kind::ServiceCidr => self.service_cidrs.is_synced(),
-            Kind::NetworkPolicy => self.network_policies.is_synced(),
-            Kind::ClusterNetworkPolicy => self.cluster_network_policies.is_synced(),
-        }
+        self.table(kind).is_synced()
     }
 
     /// Name of this node.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lb_common::addr::Addr;
 
+use super::table::Listing;
 use super::{
     Cluster, Dirty, EndpointSlice, Kind, Name, Namespace, Node, Pod, Policy, Service, ServiceCidr,
 };
@@ -338,71 +339,64 @@ impl Cluster {
         }
     }
 
-    pub(super) fn restarted(&mut self, kind: Kind) {
+    /// The table of a kind.
+    pub(super) fn table(&self, kind: Kind) -> &dyn Listing {
         match kind {
-            Kind::Service => self.services.restarted(),
-            Kind::EndpointSlice => self.slices.restarted(),
-            Kind::Pod => self.pods.restarted(),
-            Kind::Namespace => self.namespaces.restarted(),
-            Kind::Node => self.nodes.restarted(),
-            Kind::ServiceCidr => self.service_cidrs.restarted(),
-            Kind::NetworkPolicy => self.network_policies.restarted(),
-            Kind::ClusterNetworkPolicy => self.cluster_network_policies.restarted(),
+            Kind::Service => &self.services,
+            Kind::EndpointSlice => &self.slices,
+            Kind::Pod => &self.pods,
+            Kind::Namespace => &self.namespaces,
+            Kind::Node => &self.nodes,
+            Kind::ServiceCidr => &self.service_cidrs,
+            Kind::NetworkPolicy => &self.network_policies,
+            Kind::ClusterNetworkPolicy => &self.cluster_network_policies,
         }
+    }
+
+    fn table_mut(&mut self, kind: Kind) -> &mut dyn Listing {
+        match kind {
+            Kind::Service => &mut self.services,
+            Kind::EndpointSlice => &mut self.slices,
+            Kind::Pod => &mut self.pods,
+            Kind::Namespace => &mut self.namespaces,
+            Kind::Node => &mut self.nodes,
+            Kind::ServiceCidr => &mut self.service_cidrs,
+            Kind::NetworkPolicy => &mut self.network_policies,
+            Kind::ClusterNetworkPolicy => &mut self.cluster_network_policies,
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &Name, dirty: &mut Dirty) {
+        match kind {
+            Kind::Service => self.remove_service(name, dirty),
+            Kind::EndpointSlice => self.remove_slice(name, dirty),
+            Kind::Pod => self.remove_pod(name, dirty),
+            Kind::Namespace => self.remove_namespace(name, dirty),
+            Kind::Node => self.remove_node(name, dirty),
+            Kind::ServiceCidr => self.remove_service_cidr(name, dirty),
+            Kind::NetworkPolicy => self.remove_network_policy(name, dirty),
+            Kind::ClusterNetworkPolicy => self.remove_cluster_network_policy(name, dirty),
+        }
+    }
+
+    pub(super) fn restarted(&mut self, kind: Kind) {
+        self.table_mut(kind).restarted();
         let objects = self.issues.keys().filter(|object| object.kind == kind.name());
         self.stale_issues.extend(objects.cloned());
     }
 
     pub(super) fn synced_kind(&mut self, kind: Kind, dirty: &mut Dirty) {
-        match kind {
-            Kind::Service => {
-                for name in self.services.synced() {
-                    self.remove_service(&name, dirty);
-                }
-                self.services.pack();
-                self.claims.pack();
-            }
-            Kind::EndpointSlice => {
-                for name in self.slices.synced() {
-                    self.remove_slice(&name, dirty);
-                }
-                self.slices.pack();
-                self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
-            }
-            Kind::Pod => {
-                for name in self.pods.synced() {
-                    self.remove_pod(&name, dirty);
-                }
-                self.pods.pack();
-            }
-            Kind::Namespace => {
-                for name in self.namespaces.synced() {
-                    self.remove_namespace(&name, dirty);
-                }
-                let there = |name: &str| self.namespaces.get(&Name::new("", name)).is_some();
-                dirty.policies |= self.retained.retain(there);
-            }
-            Kind::Node => {
-                for name in self.nodes.synced() {
-                    self.remove_node(&name, dirty);
-                }
-            }
-            Kind::ServiceCidr => {
-                for name in self.service_cidrs.synced() {
-                    self.remove_service_cidr(&name, dirty);
-                }
-            }
-            Kind::NetworkPolicy => {
-                for name in self.network_policies.synced() {
-                    self.remove_network_policy(&name, dirty);
-                }
-                self.network_policies.pack();
-            }
-            Kind::ClusterNetworkPolicy => {
-                for name in self.cluster_network_policies.synced() {
-                    self.remove_cluster_network_policy(&name, dirty);
-                }
-            }
+        for name in self.table_mut(kind).synced() {
+            self.remove(kind, &name, dirty);
+        }
+        self.table_mut(kind).pack();
+        if kind == Kind::Service {
+            self.claims.pack();
+        } else if kind == Kind::EndpointSlice {
+            self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
+        } else if kind == Kind::Namespace {
+            let there = |name: &str| self.namespaces.get(&Name::new("", name)).is_some();
+            dirty.policies |= self.retained.retain(there);
         }
         let stale = std::mem::take(&mut self.stale_issues);
         for object in stale {

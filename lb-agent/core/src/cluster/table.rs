@@ -10,6 +10,21 @@ use super::Name;
 /// name) when they change before those are done.
 pub(super) type Objects<T> = Arc<BTreeMap<Name, Arc<T>>>;
 
+/// What the tables of all kinds have in common: the list that fills them.
+pub(super) trait Listing {
+    /// A list begins: everything known waits to be repeated.
+    fn restarted(&mut self);
+
+    /// The list is complete: returns the names that it did not repeat, for the caller to remove.
+    fn synced(&mut self) -> BTreeSet<Name>;
+
+    /// Whether a list has ever been complete.
+    fn is_synced(&self) -> bool;
+
+    /// Packs a tree that has grown in order, as one that is made of a list does, and is little more than half full.
+    fn pack(&mut self);
+}
+
 /// The objects of one kind by name.
 #[derive(Debug)]
 pub(super) struct ObjectTable<T> {
@@ -66,32 +81,30 @@ impl<T> ObjectTable<T> {
         self.objects.iter().map(|(name, object)| (name, &**object))
     }
 
-    /// A list begins: everything known waits to be repeated.
-    pub(super) fn restarted(&mut self) {
+    /// Returns whether a list is in progress that may still contain this object.
+    pub(super) fn waits_for(&self, name: &Name) -> bool {
+        self.listing && (self.stale.contains(name) || !self.objects.contains_key(name))
+    }
+}
+
+impl<T> Listing for ObjectTable<T> {
+    fn restarted(&mut self) {
         self.stale = self.objects.keys().cloned().collect();
         self.listing = true;
     }
 
-    /// Packs a tree that has grown in order, as one that is made of a list does, and is little more than half full.
-    pub(super) fn pack(&mut self) {
-        let packed = self.objects.iter().map(|(name, object)| (name.clone(), Arc::clone(object)));
-        self.objects = Arc::new(packed.collect());
-    }
-
-    /// The list is complete: returns the names that it did not repeat, for the caller to remove.
-    pub(super) fn synced(&mut self) -> BTreeSet<Name> {
+    fn synced(&mut self) -> BTreeSet<Name> {
         self.synced = true;
         self.listing = false;
         std::mem::take(&mut self.stale)
     }
 
-    /// Returns whether a list is in progress that may still contain this object.
-    pub(super) fn waits_for(&self, name: &Name) -> bool {
-        self.listing && (self.stale.contains(name) || !self.objects.contains_key(name))
+    fn is_synced(&self) -> bool {
+        self.synced
     }
 
-    /// Whether a list has ever been complete.
-    pub(super) fn is_synced(&self) -> bool {
-        self.synced
+    fn pack(&mut self) {
+        let packed = self.objects.iter().map(|(name, object)| (name.clone(), Arc::clone(object)));
+        self.objects = Arc::new(packed.collect());
     }
 }
