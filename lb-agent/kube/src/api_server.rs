@@ -1,7 +1,7 @@
 //! The Kubernetes source: a watch for each kind, whose objects become records at once.
 //!
 //! Nothing is kept here but the names of objects that had issues. The server's own selectors leave out what is not
-//! ours: Pods that have finished, headless Services, other proxies' Services.
+//! ours ([`Watched::narrow`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -11,21 +11,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use futures_util::future::{self, BoxFuture};
+use futures_util::{FutureExt as _, StreamExt as _};
 use kube::Api;
 use kube::runtime::watcher;
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::pod::PodObject;
-use super::policy::{ClusterNetworkPolicy, NetworkPolicy};
-use super::service::ServiceObject;
-use super::service_cidr::ServiceCidrObject;
-use super::{Counters, Received, Watched, field, read};
+use super::kinds::{self, Visitor};
+use super::watched::{Watched, read};
+use super::{Counters, Received};
 use lb_core::cluster::{Change, Event, Version};
 use lb_core::issue::ObjectRef;
 
@@ -53,8 +49,6 @@ const GIVE_UP: Duration = Duration::from_secs(20);
 const ABSENT: Duration = Duration::from_secs(30);
 /// The server has said its version by then.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Pods whose containers have ended for good are none of our concern.
-const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Connects and watches until the receiver of `tx` is gone.
 pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
@@ -112,21 +106,8 @@ fn number(text: &str) -> Option<u32> {
 
 /// Watches through this client until nothing works any more, or the receiver of `tx` is gone.
 pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
-    let ours = format!("!{},!{}", field::LABEL_PROXY_NAME, field::LABEL_HEADLESS);
-    let all = watcher::Config::default().timeout(WATCH_SECS);
-    let ours = all.clone().labels(&ours);
-    let unfinished = all.clone().fields(UNFINISHED);
     let source = WatchContext { client, tx, counters, absent: ABSENT };
-    tokio::select! {
-        () = source.watch::<ServiceObject>(ours.clone()) => {}
-        () = source.watch::<EndpointSlice>(ours) => {}
-        () = source.watch::<PodObject>(unfinished) => {}
-        () = source.watch::<Namespace>(all.clone()) => {}
-        () = source.watch::<Node>(all.clone()) => {}
-        () = source.watch::<ServiceCidrObject>(all.clone()) => {}
-        () = source.watch::<NetworkPolicy>(all.clone()) => {}
-        () = source.watch::<ClusterNetworkPolicy>(all) => {}
-    }
+    future::select_all(kinds::visit(&&source)).await;
 }
 
 /// What the watches share.
@@ -148,12 +129,19 @@ enum StreamEnd {
     Closed,
 }
 
+/// Watches a kind.
+impl<'a> Visitor for &'a WatchContext {
+    type Output = BoxFuture<'a, ()>;
+
+    fn visit<K: Watched>(&self) -> Self::Output {
+        let source: &'a WatchContext = self;
+        source.watch::<K>(K::narrow(watcher::Config::default().timeout(WATCH_SECS))).boxed()
+    }
+}
+
 impl WatchContext {
     /// Watches one kind until it has failed for too long.
-    async fn watch<K>(&self, config: watcher::Config)
-    where
-        K: Watched + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
-    {
+    async fn watch<K: Watched>(&self, config: watcher::Config) {
         let streaming = config.clone().streaming_lists();
         if let StreamEnd::NoStreaming = self.stream::<K>(streaming, true).await {
             info!(kind = K::KIND.name(), "the server has no streaming lists, listing in pages");
@@ -161,10 +149,7 @@ impl WatchContext {
         }
     }
 
-    async fn stream<K>(&self, config: watcher::Config, streaming: bool) -> StreamEnd
-    where
-        K: Watched + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
-    {
+    async fn stream<K: Watched>(&self, config: watcher::Config, streaming: bool) -> StreamEnd {
         let counters = self.counters.of(K::KIND);
         let mut stream = pin!(watcher(Api::<K>::all(self.client.clone()), config));
         let mut with_issues = BTreeSet::new();

@@ -21,6 +21,11 @@ pub(super) const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-n
 /// Services and slices with this label are headless.
 pub(super) const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
+/// The label selector of Services and slices that may have frontends here.
+pub(super) fn ours() -> String {
+    format!("!{LABEL_PROXY_NAME},!{LABEL_HEADLESS}")
+}
+
 /// Labels or annotations of an object.
 pub(super) type StringMap = BTreeMap<String, String>;
 

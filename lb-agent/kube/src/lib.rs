@@ -1,20 +1,17 @@
 //! The two sources of facts behind one interface: a stream of [`Received`] events.
 //!
 //! `api_server` watches an API server, `manifests` a directory. Each kind has one file that turns its objects into
-//! records at once, so that nothing of Kubernetes' types is kept.
+//! records at once, so that nothing of Kubernetes' types is kept, and one line in `kinds`.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use ::kube::Resource;
-
-use self::field::Findings;
-use lb_core::cluster::{Change, Event, Kind, Name};
-use lb_core::issue::Issue;
+use lb_core::cluster::{Event, Kind};
 
 mod field;
+mod kinds;
 mod meta;
 mod namespace;
 mod node;
@@ -24,37 +21,13 @@ mod policy;
 mod service;
 mod service_cidr;
 mod slice;
+mod watched;
 
 pub mod api_server;
 pub mod manifests;
 
 #[cfg(test)]
 mod tests;
-
-/// A kind of object that is watched: how it becomes a record.
-trait Watched: Resource<DynamicType = ()> {
-    /// Its kind.
-    const KIND: Kind;
-    /// Status codes of a server without it: then there are no objects of this kind.
-    const ABSENT: &'static [u16] = &[];
-    /// What is kept of it.
-    type Record;
-
-    /// What is kept of this one; `None` when it is not of our concern.
-    fn record(&self, findings: &mut Findings) -> Option<Self::Record>;
-
-    /// The event of such a change.
-    fn event(change: Change<Self::Record>) -> Event;
-
-    /// Its name.
-    fn name(&self) -> Name {
-        let meta = self.meta();
-        Name::new(
-            meta.namespace.as_deref().unwrap_or_default(),
-            meta.name.as_deref().unwrap_or_default(),
-        )
-    }
-}
 
 /// An event and when it arrived.
 #[derive(Clone, Debug)]
@@ -94,18 +67,9 @@ impl Counters {
 
     /// Those of one kind.
     pub fn of(&self, kind: Kind) -> &KindCounters {
-        let [service, slice, pod, namespace, node, service_cidr, network_policy, cluster_policy] =
-            &self.kinds;
-        match kind {
-            Kind::Service => service,
-            Kind::EndpointSlice => slice,
-            Kind::Pod => pod,
-            Kind::Namespace => namespace,
-            Kind::Node => node,
-            Kind::ServiceCidr => service_cidr,
-            Kind::NetworkPolicy => network_policy,
-            Kind::ClusterNetworkPolicy => cluster_policy,
-        }
+        let [first, ..] = &self.kinds;
+        // There is one for each.
+        self.kinds.get(kind as usize).unwrap_or(first)
     }
 }
 
@@ -137,14 +101,4 @@ impl KindCounters {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_event_secs.store(now.as_secs(), Ordering::Relaxed);
     }
-}
-
-/// The event that this object of this name means, and what is wrong with it.
-fn read<K: Watched>(object: &K, name: Name) -> (Event, Vec<Issue>) {
-    let mut findings = Findings::new(K::KIND, &name);
-    let change = match object.record(&mut findings) {
-        Some(record) => Change::Applied(name, record),
-        None => Change::Deleted(name),
-    };
-    (K::event(change), findings.finish())
 }

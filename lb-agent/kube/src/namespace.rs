@@ -3,8 +3,8 @@
 
 use k8s_openapi::api::core::v1;
 
-use super::Watched;
 use super::field::{self, Findings};
+use super::watched::Watched;
 use lb_core::cluster::{Change, Event, Kind, Namespace};
 
 impl Watched for v1::Namespace {

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1;
 use lb_common::addr::Addr;
 
 use super::field::{self, Findings};
-use super::{Watched, notation};
+use super::notation;
+use super::watched::Watched;
 use lb_core::cluster::{Change, Event, Kind, Node, Prefix};
 
 /// Label with the node's zone.

@@ -4,16 +4,18 @@
 #![forbid(unsafe_code)]
 
 use std::num::NonZeroI64;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher;
 use lb_common::addr::Addr;
 use serde::Deserialize;
 
-use super::Watched;
 use super::field::{self, Findings};
 use super::meta::{self, object};
+use super::watched::Watched;
 use lb_core::cluster::{Change, Event, Kind, NamedPort, Pod, Prefix};
 
 /// Ranges of `lb-agent.io/allowed-sources`.
@@ -111,6 +113,18 @@ impl Watched for PodObject {
 
     fn event(change: Change<Pod>) -> Event {
         Event::Pod(change)
+    }
+
+    /// Pods whose containers have ended for good are not of our concern.
+    fn narrow(all: watcher::Config) -> watcher::Config {
+        all.fields("status.phase!=Succeeded,status.phase!=Failed")
+    }
+
+    /// A Pod without a node is one of this node: there is no scheduler that would give it to another.
+    fn complete(pod: &mut Pod, node: &Arc<str>) {
+        if pod.node.is_empty() {
+            pod.node = Arc::clone(node);
+        }
     }
 }
 

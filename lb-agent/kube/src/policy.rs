@@ -23,14 +23,12 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::Watched;
 use super::field::{self, Findings};
-use super::meta::{self, object};
-use lb_core::cluster::{Action, Change, Event, Kind, Name, Policy, Rule};
+use lb_core::cluster::{Action, Rule};
+
+pub(super) use self::cluster::ClusterNetworkPolicy;
+pub(super) use self::network::NetworkPolicy;
 
 mod cluster;
 mod network;
@@ -41,68 +39,6 @@ mod value;
 
 /// `shadow`: what the policy would do is counted and shown, not done. `enforce` is the default.
 const MODE: &str = "lb-agent.io/mode";
-
-/// A NetworkPolicy of networking.k8s.io/v1.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct NetworkPolicy {
-    #[serde(default, deserialize_with = "meta::read")]
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: Value,
-}
-
-/// A ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct ClusterNetworkPolicy {
-    #[serde(default, deserialize_with = "meta::read")]
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: Value,
-}
-
-object!(
-    NetworkPolicy: "NetworkPolicy", "networkpolicies",
-    "networking.k8s.io/v1" = ("networking.k8s.io", "v1"), NamespaceResourceScope
-);
-object!(
-    ClusterNetworkPolicy: "ClusterNetworkPolicy", "clusternetworkpolicies",
-    "policy.networking.k8s.io/v1alpha2" = ("policy.networking.k8s.io", "v1alpha2"), ClusterResourceScope
-);
-
-impl Watched for NetworkPolicy {
-    const KIND: Kind = Kind::NetworkPolicy;
-    type Record = Policy;
-
-    fn record(&self, findings: &mut Findings) -> Option<Policy> {
-        Some(network::policy(&self.spec, head(&self.metadata, findings), findings))
-    }
-
-    fn event(change: Change<Policy>) -> Event {
-        Event::NetworkPolicy(change)
-    }
-}
-
-impl Watched for ClusterNetworkPolicy {
-    const KIND: Kind = Kind::ClusterNetworkPolicy;
-    /// The kind is an extension (a CustomResourceDefinition) that may be installed at any time.
-    ///
-    /// A 403 does not mean that the kind is absent: its policies would silently not be enforced.
-    const ABSENT: &'static [u16] = &[404];
-    type Record = Policy;
-
-    fn record(&self, findings: &mut Findings) -> Option<Policy> {
-        Some(cluster::policy(&self.spec, head(&self.metadata, findings), findings))
-    }
-
-    fn event(change: Change<Policy>) -> Event {
-        Event::ClusterNetworkPolicy(change)
-    }
-
-    /// Without a namespace, whatever a manifest says.
-    fn name(&self) -> Name {
-        Name::new("", self.metadata.name.as_deref().unwrap_or_default())
-    }
-}
 
 /// What the metadata say of a policy.
 #[derive(Clone, Copy, Debug)]

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher;
 use lb_common::addr::Addr;
 use serde::Deserialize;
 
-use super::Watched;
 use super::field::{self, Findings};
 use super::meta::{self, object};
+use super::watched::Watched;
 use lb_core::cluster::{
     Change, Event, Family, Kind, Service, ServicePort, ServiceType, TrafficPolicy,
 };
@@ -85,6 +86,10 @@ impl Watched for ServiceObject {
 
     fn event(change: Change<Service>) -> Event {
         Event::Service(change)
+    }
+
+    fn narrow(all: watcher::Config) -> watcher::Config {
+        all.labels(&field::ours())
     }
 }
 

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::field::Findings;
 use super::meta::{self, object};
-use super::{Watched, notation};
+use super::notation;
+use super::watched::Watched;
 use lb_core::cluster::{Change, Event, Kind, ServiceCidr};
 
 /// A ServiceCIDR: the fields that are used.

@@ -3,9 +3,10 @@
 
 use k8s_openapi::api::discovery::v1;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::watcher;
 
-use super::Watched;
 use super::field::{self, Findings};
+use super::watched::Watched;
 use lb_core::cluster::{
     Change, Conditions, Endpoint, EndpointSlice, Event, Family, Hints, Kind, SlicePort,
 };
@@ -51,6 +52,10 @@ impl Watched for v1::EndpointSlice {
 
     fn event(change: Change<EndpointSlice>) -> Event {
         Event::Slice(change)
+    }
+
+    fn narrow(all: watcher::Config) -> watcher::Config {
+        all.labels(&field::ours())
     }
 }
 

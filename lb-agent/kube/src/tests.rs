@@ -8,22 +8,23 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_common::addr::Addr;
 use serde_json::{Value, json};
 
+use super::Counters;
 use super::pod::PodObject;
 use super::service::ServiceObject;
 use super::service_cidr::ServiceCidrObject;
-use super::{Watched, read};
+use super::watched::{Watched, read};
 use lb_core::cluster::{
-    self, Algorithm, Change, Conditions, Event, Extra, Hints, Labels, Name, NamedPort,
+    self, Algorithm, Change, Conditions, Event, Extra, Hints, Kind, Labels, Name, NamedPort,
     TrafficPolicy, Weighted,
 };
 
 /// Issues as one text each.
-fn issues<K: Watched + serde::de::DeserializeOwned>(object: Value) -> Vec<String> {
+fn issues<K: Watched>(object: Value) -> Vec<String> {
     let object: K = serde_json::from_value(object).unwrap();
     read(&object, object.name()).1.iter().map(ToString::to_string).collect()
 }
 
-fn event<K: Watched + serde::de::DeserializeOwned>(object: Value) -> Event {
+fn event<K: Watched>(object: Value) -> Event {
     let object: K = serde_json::from_value(object).unwrap();
     let (event, issues) = read(&object, object.name());
     assert_eq!(issues, []);
@@ -371,7 +372,7 @@ fn hints_of_endpoints_are_kept() {
 }
 
 /// What an object with `old` addresses says is what the one with `new` ones does.
-fn alike<K: Watched + serde::de::DeserializeOwned>(object: impl Fn(&str, &str, &str) -> Value) {
+fn alike<K: Watched>(object: impl Fn(&str, &str, &str) -> Value) {
     let old = event::<K>(object("010.096.000.010", "010.244.001.003/032", "fd00::00010"));
     let new = event::<K>(object("10.96.0.10", "10.244.1.3/32", "fd00::10"));
     assert_eq!(format!("{old:?}"), format!("{new:?}"));
@@ -421,7 +422,7 @@ fn old_notations_of_addresses_are_read_in_every_field() {
 /// The API server accepts a condition without a time, and one object that cannot be read stops the watch of all.
 #[test]
 fn conditions_without_a_time_cost_no_object() {
-    fn check<K: Watched + serde::de::DeserializeOwned>(mut object: Value) {
+    fn check<K: Watched>(mut object: Value) {
         let want = event::<K>(object.clone());
         let condition = json!({"type": "A", "status": "True", "lastTransitionTime": null});
         object["status"]["conditions"] = json!([condition, {"type": "B", "status": "True"}]);
@@ -438,4 +439,14 @@ fn conditions_without_a_time_cost_no_object() {
     let status = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]});
     check::<Node>(json!({"metadata": {"name": "n"}, "status": status}));
     check::<Namespace>(json!({"metadata": {"name": "ns"}}));
+}
+
+#[test]
+fn each_kind_has_its_own_counters() {
+    let counters = Counters::shared();
+    for (i, kind) in (1..).zip(Kind::ALL) {
+        (0..i).for_each(|_| counters.of(kind).count_restart());
+    }
+    let counts = Kind::ALL.map(|kind| counters.of(kind).restarts());
+    assert_eq!(counts.to_vec(), (1..=counts.len() as u64).collect::<Vec<_>>());
 }

@@ -11,6 +11,7 @@
 //!   that lacks it does not serve that port.
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use lb_common::addr::Addr;
 use crate::field::{self, Findings};
 use crate::pod::PodObject;
 use crate::service::ServiceObject;
-use crate::{Watched, node, pod, slice};
+use crate::watched::Watched;
+use crate::{node, pod, slice};
 use lb_core::cluster::{
     Change, Conditions, Endpoint, EndpointSlice, Event, Family, Kind, Name, NamedPort, SlicePort,
 };
@@ -83,7 +85,34 @@ struct PodEndpoint {
 }
 
 impl Derive {
-    pub(super) fn put_service(&mut self, service: &ServiceObject, name: &Name) {
+    /// Takes note of an object, if slices are derived from its kind.
+    pub(super) fn put(&mut self, object: &dyn Any, name: &Name) {
+        if let Some(service) = object.downcast_ref() {
+            self.put_service(service, name);
+        } else if let Some(slice) = object.downcast_ref() {
+            self.put_slice(slice, name);
+        } else if let Some(pod) = object.downcast_ref() {
+            self.put_pod(pod, name);
+        } else if let Some(node) = object.downcast_ref() {
+            self.put_node(node, name);
+        }
+    }
+
+    /// Takes note that an object is gone.
+    pub(super) fn remove(&mut self, kind: Kind, name: &Name) {
+        if kind == Kind::Service {
+            self.services.remove(name);
+            self.dirty.insert(name.clone());
+        } else if kind == Kind::EndpointSlice {
+            self.forget_slice(name);
+        } else if kind == Kind::Pod {
+            self.forget_pod(name);
+        } else if kind == Kind::Node && self.zones.remove(&name.name).is_some() {
+            self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
+    fn put_service(&mut self, service: &ServiceObject, name: &Name) {
         let before = match wanted(service) {
             Some(wanted) => self.services.insert(name.clone(), wanted),
             None => self.services.remove(name),
@@ -93,7 +122,7 @@ impl Derive {
         }
     }
 
-    pub(super) fn put_slice(&mut self, slice: &v1::EndpointSlice, name: &Name) {
+    fn put_slice(&mut self, slice: &v1::EndpointSlice, name: &Name) {
         self.forget_slice(name);
         let labels = slice.metadata.labels.as_ref();
         let Some(service) = field::value(labels, slice::LABEL_SERVICE) else { return };
@@ -103,7 +132,7 @@ impl Derive {
         self.given.insert(name.clone(), service);
     }
 
-    pub(super) fn put_pod(&mut self, pod: &PodObject, name: &Name) {
+    fn put_pod(&mut self, pod: &PodObject, name: &Name) {
         self.forget_pod(name);
         if pod::has_finished(pod) {
             return;
@@ -113,33 +142,13 @@ impl Derive {
         self.pods.insert(name.clone(), candidate);
     }
 
-    pub(super) fn put_node(&mut self, node: &Node, name: &Name) {
+    fn put_node(&mut self, node: &Node, name: &Name) {
         let before = match node::zone(node) {
             Some(zone) => self.zones.insert(Arc::clone(&name.name), zone.into()),
             None => self.zones.remove(&name.name),
         };
         if before.as_deref() != node::zone(node) {
             self.dirty.extend(self.services.keys().cloned());
-        }
-    }
-
-    pub(super) fn remove(&mut self, kind: Kind, name: &Name) {
-        match kind {
-            Kind::Service => {
-                self.services.remove(name);
-                self.dirty.insert(name.clone());
-            }
-            Kind::EndpointSlice => self.forget_slice(name),
-            Kind::Pod => self.forget_pod(name),
-            Kind::Node => {
-                if self.zones.remove(&name.name).is_some() {
-                    self.dirty.extend(self.services.keys().cloned());
-                }
-            }
-            Kind::Namespace
-            | Kind::ServiceCidr
-            | Kind::NetworkPolicy
-            | Kind::ClusterNetworkPolicy => {}
         }
     }
 

@@ -15,8 +15,7 @@ use std::sync::Arc;
 
 use super::derive::Derive;
 use super::document::{self, DocumentError, Object, ParsedObject};
-use crate::read;
-use lb_core::cluster::{Change, Event, Kind, Name};
+use lb_core::cluster::{Event, Kind, Name};
 use lb_core::issue::{Issue, ObjectRef};
 
 /// The directory as it was last read.
@@ -175,9 +174,9 @@ impl ManifestDirectory {
         let mut duplicates = Vec::new();
         let mut faults = match text {
             Ok(text) => document::parse(text, &mut |found| {
-                let name = self.name(&found.object);
+                let name = self.name(&*found.object);
                 match self.claim(&file, &found, name.clone(), outcome) {
-                    Ownership::Changed => self.put_object(&found.object, name, outcome.tell),
+                    Ownership::Changed => self.put_object(&*found.object, name, outcome.tell),
                     Ownership::Same => {}
                     Ownership::Of(owner) => duplicates.push(duplicate(&found, &owner)),
                 }
@@ -193,7 +192,7 @@ impl ManifestDirectory {
     }
 
     /// The name of an object; the namespace is one string for all of them, and the name one for all that keep it.
-    fn name(&mut self, object: &Object) -> Name {
+    fn name(&mut self, object: &dyn Object) -> Name {
         let mut name = object.name();
         match self.namespaces.get(&name.namespace) {
             Some(known) => name.namespace = Arc::clone(known),
@@ -264,36 +263,10 @@ impl ManifestDirectory {
         }
     }
 
-    fn put_object(&mut self, object: &Object, name: Name, tell: &mut dyn FnMut(Event)) {
+    fn put_object(&mut self, object: &dyn Object, name: Name, tell: &mut dyn FnMut(Event)) {
         let about = ObjectRef::new(object.kind().name(), &name);
-        let (event, issues) = match object {
-            Object::Service(service) => {
-                self.derive.put_service(service, &name);
-                read(service.as_ref(), name)
-            }
-            Object::Slice(slice) => {
-                self.derive.put_slice(slice, &name);
-                read(slice.as_ref(), name)
-            }
-            Object::Pod(pod) => {
-                self.derive.put_pod(pod, &name);
-                let (mut event, issues) = read(pod.as_ref(), name);
-                if let Event::Pod(Change::Applied(_, pod)) = &mut event
-                    && pod.node.is_empty()
-                {
-                    pod.node = Arc::clone(&self.node);
-                }
-                (event, issues)
-            }
-            Object::Namespace(namespace) => read(namespace.as_ref(), name),
-            Object::Node(node) => {
-                self.derive.put_node(node, &name);
-                read(node.as_ref(), name)
-            }
-            Object::ServiceCidr(cidr) => read(cidr.as_ref(), name),
-            Object::NetworkPolicy(policy) => read(policy.as_ref(), name),
-            Object::ClusterNetworkPolicy(policy) => read(policy.as_ref(), name),
-        };
+        self.derive.put(object, &name);
+        let (event, issues) = object.read(name, &self.node);
         tell(event);
         let changed = if issues.is_empty() {
             self.with_issues.remove(&about)
@@ -308,17 +281,7 @@ impl ManifestDirectory {
 
     fn remove_object(&mut self, (kind, name): &ObjectKey, tell: &mut dyn FnMut(Event)) {
         self.derive.remove(*kind, name);
-        let deleted = name.clone();
-        tell(match kind {
-            Kind::Service => Event::Service(Change::Deleted(deleted)),
-            Kind::EndpointSlice => Event::Slice(Change::Deleted(deleted)),
-            Kind::Pod => Event::Pod(Change::Deleted(deleted)),
-            Kind::Namespace => Event::Namespace(Change::Deleted(deleted)),
-            Kind::Node => Event::Node(Change::Deleted(deleted)),
-            Kind::ServiceCidr => Event::ServiceCidr(Change::Deleted(deleted)),
-            Kind::NetworkPolicy => Event::NetworkPolicy(Change::Deleted(deleted)),
-            Kind::ClusterNetworkPolicy => Event::ClusterNetworkPolicy(Change::Deleted(deleted)),
-        });
+        document::deletion(*kind, name).into_iter().for_each(&mut *tell);
         let object = ObjectRef::new(kind.name(), name);
         if self.with_issues.remove(&object) {
             tell(Event::Issues(object, Vec::new()));

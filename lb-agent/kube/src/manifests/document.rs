@@ -1,68 +1,94 @@
 //! The text of a file → its objects, each with its line, and what is wrong with the rest.
 #![forbid(unsafe_code)]
 
-use k8s_openapi::api::core::v1::{Namespace, Node};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::any::Any;
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::Watched;
-use crate::pod::PodObject;
-use crate::policy::{ClusterNetworkPolicy, NetworkPolicy};
-use crate::service::ServiceObject;
-use crate::service_cidr::ServiceCidrObject;
-use lb_core::cluster::{Kind, Name};
+use crate::kinds::{self, Visitor};
+use crate::watched::{ObjectScope, Watched, read_manifest};
+use lb_core::cluster::{Change, Event, Kind, Name};
+use lb_core::issue::Issue;
 
-/// Version of the ClusterNetworkPolicies that are read.
-const POLICY_V1ALPHA2: &str = "policy.networking.k8s.io/v1alpha2";
+/// An object of a kind that is watched.
+pub(super) trait Object: Any {
+    fn kind(&self) -> Kind;
 
-/// An object of a kind that we use.
-#[derive(Debug)]
-pub(super) enum Object {
-    Service(Box<ServiceObject>),
-    Slice(Box<EndpointSlice>),
-    Pod(Box<PodObject>),
-    Namespace(Box<Namespace>),
-    Node(Box<Node>),
-    ServiceCidr(Box<ServiceCidrObject>),
-    NetworkPolicy(Box<NetworkPolicy>),
-    ClusterNetworkPolicy(Box<ClusterNetworkPolicy>),
+    fn name(&self) -> Name;
+
+    /// The event that it means under this name, and what is wrong with it.
+    fn read(&self, name: Name, node: &Arc<str>) -> (Event, Vec<Issue>);
 }
 
-impl Object {
-    pub(super) fn kind(&self) -> Kind {
-        match self {
-            Self::Service(_) => Kind::Service,
-            Self::Slice(_) => Kind::EndpointSlice,
-            Self::Pod(_) => Kind::Pod,
-            Self::Namespace(_) => Kind::Namespace,
-            Self::Node(_) => Kind::Node,
-            Self::ServiceCidr(_) => Kind::ServiceCidr,
-            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
-            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
-        }
+impl<K: Watched> Object for K {
+    fn kind(&self) -> Kind {
+        K::KIND
     }
 
-    pub(super) fn name(&self) -> Name {
-        match self {
-            Self::Service(object) => object.name(),
-            Self::Slice(object) => object.name(),
-            Self::Pod(object) => object.name(),
-            Self::Namespace(object) => object.name(),
-            Self::Node(object) => object.name(),
-            Self::ServiceCidr(object) => object.name(),
-            Self::NetworkPolicy(object) => object.name(),
-            Self::ClusterNetworkPolicy(object) => object.name(),
+    fn name(&self) -> Name {
+        Watched::name(self)
+    }
+
+    fn read(&self, name: Name, node: &Arc<str>) -> (Event, Vec<Issue>) {
+        read_manifest(self, name, node)
+    }
+}
+
+/// A kind as manifests have it.
+struct ManifestKind {
+    /// `kind` of its manifests.
+    name: String,
+    /// `apiVersion` of its manifests.
+    api_version: String,
+    /// Whether each object is in a namespace.
+    namespaced: bool,
+    /// Makes an object of a value.
+    object: fn(Value) -> Result<Box<dyn Object>, serde_json::Error>,
+    /// What is wrong with a document that is not such an object.
+    mismatch: fn(&str) -> Result<(), serde_saphyr::Error>,
+}
+
+/// Says how manifests of a kind are read.
+struct Manifests;
+
+impl Visitor for Manifests {
+    type Output = ManifestKind;
+
+    fn visit<K: Watched>(&self) -> ManifestKind {
+        ManifestKind {
+            name: K::kind(&()).into_owned(),
+            api_version: K::api_version(&()).into_owned(),
+            namespaced: <K::Scope as ObjectScope>::NAMESPACED,
+            object: |value| Ok(Box::new(serde_json::from_value::<K>(value)?)),
+            mismatch: |text| yaml::<K>(text).map(drop),
         }
     }
+}
+
+/// Says that an object is gone, if it is of the visited kind.
+struct Deletion<'a>(Kind, &'a Name);
+
+impl Visitor for Deletion<'_> {
+    type Output = Option<Event>;
+
+    fn visit<K: Watched>(&self) -> Option<Event> {
+        let Self(kind, name) = self;
+        (*kind == K::KIND).then(|| K::event(Change::Deleted((*name).clone())))
+    }
+}
+
+/// The event that an object is gone.
+pub(super) fn deletion(kind: Kind, name: &Name) -> Option<Event> {
+    kinds::visit(&Deletion(kind, name)).into_iter().flatten().next()
 }
 
 /// An object, where it stands, and a hash of what it says.
-#[derive(Debug)]
 pub(super) struct ParsedObject {
     pub(super) line: u64,
     pub(super) hash: u64,
-    pub(super) object: Object,
+    pub(super) object: Box<dyn Object>,
 }
 
 /// A document that is not an object, and its position.
@@ -78,7 +104,7 @@ pub(super) struct DocumentError {
 /// Reads YAML, of which JSON is a part. Each object is handed over as soon as it is read: those of a large file would
 /// take many times the file's size together.
 pub(super) fn parse(text: &str, found: &mut dyn FnMut(ParsedObject)) -> Vec<DocumentError> {
-    let mut content = FileContent { found, faults: Vec::new() };
+    let mut content = FileContent { kinds: &kinds::visit(&Manifests), found, faults: Vec::new() };
     for (line, document) in documents(text) {
         match yaml::<Value>(document) {
             Ok(Value::Null) => {}
@@ -94,6 +120,7 @@ pub(super) fn parse(text: &str, found: &mut dyn FnMut(ParsedObject)) -> Vec<Docu
 
 /// What is made of a file's content.
 struct FileContent<'a> {
+    kinds: &'a [ManifestKind],
     found: &'a mut dyn FnMut(ParsedObject),
     faults: Vec<DocumentError>,
 }
@@ -112,24 +139,14 @@ impl FileContent<'_> {
         let text =
             |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
+        let kinds = self.kinds;
+        let mut of_version = kinds.iter().filter(|it| it.api_version == api_version).peekable();
+        let is_used = api_version == "v1" || of_version.peek().is_some();
+        if let Some(kind) = of_version.find(|it| it.name == kind) {
+            return self.object(value, place, kind);
+        }
         match (api_version.as_str(), kind.as_str()) {
-            ("v1", "Service") => self.object(value, place, Object::Service),
-            ("discovery.k8s.io/v1", "EndpointSlice") => self.object(value, place, Object::Slice),
-            ("v1", "Pod") => self.object(value, place, Object::Pod),
-            ("v1", "Namespace") => self.object(value, place, Object::Namespace),
-            ("v1", "Node") => self.object(value, place, Object::Node),
-            ("networking.k8s.io/v1", "ServiceCIDR") => {
-                self.object(value, place, Object::ServiceCidr);
-            }
-            ("networking.k8s.io/v1", "NetworkPolicy") => {
-                self.object(value, place, Object::NetworkPolicy);
-            }
-            (POLICY_V1ALPHA2, "ClusterNetworkPolicy") => {
-                self.object(value, place, Object::ClusterNetworkPolicy);
-            }
-            ("v1" | "discovery.k8s.io/v1" | "networking.k8s.io/v1" | POLICY_V1ALPHA2, list)
-                if list.ends_with("List") =>
-            {
+            (_, list) if is_used && list.ends_with("List") => {
                 let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
                     return self.fault(place, "items", "is not a list", true);
                 };
@@ -153,33 +170,28 @@ impl FileContent<'_> {
         }
     }
 
-    fn object<K: Watched + DeserializeOwned>(
-        &mut self,
-        mut value: Value,
-        place: &Location<'_>,
-        wrap: impl FnOnce(Box<K>) -> Object,
-    ) {
+    fn object(&mut self, mut value: Value, place: &Location<'_>, kind: &ManifestKind) {
         let hash = hash(&value);
         if let Some(Value::Object(meta)) = value.get_mut("metadata")
-            && has_namespace(K::KIND)
+            && kind.namespaced
         {
             meta.entry("namespace").or_insert_with(|| "default".into());
         }
-        let object: K = match serde_json::from_value(value) {
+        let object = match (kind.object)(value) {
             Ok(object) => object,
-            Err(err) => return self.mismatch::<K>(place, &err),
+            Err(err) => return self.mismatch(place, kind, &err),
         };
         if object.name().name.is_empty() {
             return self.fault(place, "metadata.name", "is missing: skipped", true);
         }
-        (self.found)(ParsedObject { line: place.line, hash, object: wrap(Box::new(object)) });
+        (self.found)(ParsedObject { line: place.line, hash, object });
     }
 
     /// The value is well-formed, but a field has the wrong type: reads the document again to learn the line.
-    fn mismatch<K: DeserializeOwned>(&mut self, place: &Location<'_>, err: &serde_json::Error) {
-        match place.document.map(yaml::<K>) {
+    fn mismatch(&mut self, place: &Location<'_>, kind: &ManifestKind, err: &serde_json::Error) {
+        match place.document.map(kind.mismatch) {
             Some(Err(err)) => self.faults.push(broken(place.line, &err)),
-            Some(Ok(_)) | None => self.fault(place, "", &err.to_string(), true),
+            Some(Ok(())) | None => self.fault(place, "", &err.to_string(), true),
         }
     }
 
@@ -241,13 +253,6 @@ fn skip_empty_lines(mut line: u64, mut document: &str) -> (u64, &str) {
         (line, document) = (line + 1, rest);
     }
     (line, document)
-}
-
-fn has_namespace(kind: Kind) -> bool {
-    match kind {
-        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::NetworkPolicy => true,
-        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::ClusterNetworkPolicy => false,
-    }
 }
 
 fn hash(value: &Value) -> u64 {

@@ -1,23 +1,65 @@
-//! `spec` of a ClusterNetworkPolicy → [`Policy`].
+//! ClusterNetworkPolicy → [`Policy`].
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
+use k8s_openapi::ClusterResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::flow::proto;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, deny_everything, selector};
 use crate::field::Findings;
+use crate::meta::{self, object};
+use crate::watched::Watched;
 use lb_core::cluster::{
-    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec, Rule, Selector, Tier,
+    Action, Change, Event, Kind, Name, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec,
+    Rule, Selector, Tier,
 };
 
 /// The greatest priority.
 const LAST: u16 = 1000;
 
+/// A ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ClusterNetworkPolicy {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+object!(
+    ClusterNetworkPolicy: "ClusterNetworkPolicy", "clusternetworkpolicies",
+    "policy.networking.k8s.io/v1alpha2" = ("policy.networking.k8s.io", "v1alpha2"), ClusterResourceScope
+);
+
+impl Watched for ClusterNetworkPolicy {
+    const KIND: Kind = Kind::ClusterNetworkPolicy;
+    /// The kind is an extension (a CustomResourceDefinition) that may be installed at any time.
+    ///
+    /// A 403 does not mean that the kind is absent: its policies would silently not be enforced.
+    const ABSENT: &'static [u16] = &[404];
+    type Record = Policy;
+
+    fn record(&self, findings: &mut Findings) -> Option<Policy> {
+        Some(policy(&self.spec, super::head(&self.metadata, findings), findings))
+    }
+
+    fn event(change: Change<Policy>) -> Event {
+        Event::ClusterNetworkPolicy(change)
+    }
+
+    /// Without a namespace, whatever a manifest says.
+    fn name(&self) -> Name {
+        Name::new("", self.metadata.name.as_deref().unwrap_or_default())
+    }
+}
+
 /// Without a specification it has no rules, and does nothing.
-pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Policy {
+fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Policy {
     let spec = At::new(spec, "spec");
     match spec.fields() {
         Ok(fields) => {

@@ -1,20 +1,53 @@
-//! `spec` of a NetworkPolicy → [`Policy`].
+//! NetworkPolicy → [`Policy`].
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::flow::proto;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::value::{At, InvalidValue};
 use super::{Head, accept_nothing, selector};
 use crate::field::Findings;
+use crate::meta::{self, object};
+use crate::watched::Watched;
 use lb_core::cluster::{
-    Action, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec, Rule, Selector, Tier,
+    Action, Change, Event, Kind, Namespaces, Peer, PodSelector, Policy, PortMatch, PortSpec, Rule,
+    Selector, Tier,
 };
 
+/// A NetworkPolicy of networking.k8s.io/v1.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NetworkPolicy {
+    #[serde(default, deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+
+object!(
+    NetworkPolicy: "NetworkPolicy", "networkpolicies",
+    "networking.k8s.io/v1" = ("networking.k8s.io", "v1"), NamespaceResourceScope
+);
+
+impl Watched for NetworkPolicy {
+    const KIND: Kind = Kind::NetworkPolicy;
+    type Record = Policy;
+
+    fn record(&self, findings: &mut Findings) -> Option<Policy> {
+        Some(policy(&self.spec, super::head(&self.metadata, findings), findings))
+    }
+
+    fn event(change: Change<Policy>) -> Event {
+        Event::NetworkPolicy(change)
+    }
+}
+
 /// Without a specification it isolates all Pods of the namespace, as the API server would fill in.
-pub(super) fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Policy {
+fn policy(spec: &Value, head: Head, findings: &mut Findings) -> Policy {
     let fields = Value::Object(serde_json::Map::new());
     let spec = At::new(if spec.is_null() { &fields } else { spec }, "spec");
     let known = ["podSelector", "policyTypes", "ingress", "egress"];

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{ClusterNetworkPolicy, NetworkPolicy};
-use crate::{Watched, read};
+use crate::watched::{Watched, read};
 use lb_core::cluster::{
     Action, Change, Event, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, PortSpec,
     Requirement, Rule, Selector, Tier,
@@ -77,7 +77,7 @@ fn text_of(policy: &Policy) -> String {
 }
 
 /// Policy and issues of an object, the issues without its name.
-fn policy<K: Watched + serde::de::DeserializeOwned>(object: Value) -> (Policy, Vec<String>) {
+fn policy<K: Watched>(object: Value) -> (Policy, Vec<String>) {
     let object: K = serde_json::from_value(object).unwrap();
     let (event, issues) = read(&object, object.name());
     let policy = match event {
