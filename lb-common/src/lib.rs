@@ -38,6 +38,7 @@
 extern crate std;
 
 pub mod flags;
+pub mod listed;
 pub mod pod;
 
 pub mod addr;

@@ -101,22 +101,67 @@ impl Scraper {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
+    use lb_testkit::document::CheckedDocument;
     use prometheus_client::encoding::text;
 
     use crate::observe::metrics::Metrics;
 
-    #[test]
-    fn series_are_few_and_there_from_the_start() {
+    /// All metrics as they are served, with what the loop adds later.
+    fn body() -> String {
         let (metrics, registry) = Metrics::register("6.1.0");
-        // What the loop adds later.
         for map in lb_common::limits::MAPS {
             drop(metrics.ours.map_entries.get_or_create(&[("map", map.name)]));
             drop(metrics.ours.map_capacity.get_or_create(&[("map", map.name)]));
         }
+        drop(metrics.ours.flows_active.get_or_create(&[("scope", "pod"), ("proto", "TCP")]));
+        drop(metrics.outside.external_ips.get_or_create(&[("reason", "")]));
+        let policy = ["namespace", "policy", "direction", "outcome"];
+        let policy = policy.map(|label| (label, String::new()));
+        drop(metrics.policy.by_policy.get_or_create(&policy));
         let mut body = String::new();
         text::encode(&mut body, &registry).unwrap();
+        body
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let body = body();
+        let comment = |what: &'static str| {
+            let lines = body.lines().filter_map(move |line| line.strip_prefix(what));
+            lines.filter_map(|line| line.split_once(' ')).collect::<BTreeMap<_, _>>()
+        };
+        let help = comment("# HELP ");
+        let rows = comment("# TYPE ").into_iter().map(|(name, kind)| {
+            let samples = body.lines().filter_map(|line| line.strip_prefix(name)).filter(|rest| {
+                ["{", " ", "_total{", "_bucket{", "_info{"]
+                    .iter()
+                    .any(|next| rest.starts_with(next))
+            });
+            let labels = samples.filter_map(|rest| rest.split_once('{')?.1.split_once('}'));
+            let labels: BTreeSet<&str> = labels
+                .flat_map(|(labels, _)| labels.split("\","))
+                .filter_map(|label| Some(label.split_once('=')?.0))
+                .filter(|label| *label != "le")
+                .collect();
+            let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let help = help[name].trim_end_matches('.');
+            [format!("`{name}{suffix}`"), kind.to_owned(), labels.join(", "), help.to_owned()]
+        });
+        let mut chapter = CheckedDocument::read("docs/src/metrics.md");
+        chapter.compare_list("metrics", rows);
+        chapter.finish();
+    }
+
+    #[test]
+    fn series_are_few_and_there_from_the_start() {
+        let body = body();
         let mut by_name = BTreeMap::<&str, usize>::new();
         for line in body.lines().filter(|line| !line.starts_with('#')) {
             let end = line.find(['{', ' ']).unwrap();

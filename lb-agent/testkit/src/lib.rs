@@ -11,6 +11,7 @@
     reason = "a test's helper panics like the test"
 )]
 
+pub mod document;
 pub mod packet;
 
 pub mod bed;

@@ -1,137 +1,98 @@
-//! The stable codes of causes. Each has a row in docs/src/explain.md; a code never changes its meaning.
+//! The stable codes of causes, with the rows of docs/src/explain.md. A code never changes its meaning.
 
+use lb_common::listed;
 use serde::{Serialize, Serializer};
 
-/// A cause, or something worth knowing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// The Service's selector selects no Pod.
-    NoEndpointsSelector,
-    /// The Service has endpoints, none of them ready.
-    NoEndpointsNotReady,
-    /// The Service has no endpoint, for a reason that is not known here.
-    NoEndpoints,
-    /// No container of the Pod declares the port's name.
-    NamedPortUnresolved,
-    /// Traffic policy Local, and no endpoint on this node.
-    NoLocalEndpoint,
-    /// A LoadBalancer without an address.
-    LbNoAddress,
-    /// The Service has no such port.
-    UndefinedPort,
-    /// The Service is not for clients outside the cluster.
-    NoFrontend,
-    /// The client is not in `loadBalancerSourceRanges`.
-    SourceRange,
-    /// The tables do not match the objects yet.
-    NotProgrammed,
-    /// No process listens on the port.
-    BackendRefuses,
-    /// A process listens, but only on a loopback address.
-    ListensOnLoopback,
-    /// Egress is isolated, and nothing allows name lookups.
-    DenyEgressDns,
-    /// No ingress rule has the client as a peer.
-    DenyIngressPeer,
-    /// No egress rule has the server as a peer.
-    DenyEgressPeer,
-    /// The peer's namespace lacks a label.
-    DenyNsLabel,
-    /// The rule is for another port.
-    DenyPort,
-    /// The rule is for the Service's port, not the Pod's.
-    DenyPortPreNat,
-    /// The rule is for the Service's address, not the Pod's.
-    DenyIpblockNat,
-    /// A rule of a `ClusterNetworkPolicy` denies it.
-    DenyCnp,
-    /// The Pod is isolated, and no rule covers the flow.
-    DefaultDeny,
-    /// The Pod is not identified yet.
-    PolicyPending,
-    /// The policies did not fit the tables.
-    PolicyOverflow,
-    /// Allowed, perhaps by mistake: two peers in a list are combined with OR.
-    HintPeerOr,
-    /// A flow is still pinned to a removed backend.
-    StaleFlow,
-    /// A table recently had no room for new flows.
-    TableFull,
-    /// A setting of the node prevents delivery.
-    HostSetup,
-    /// NetworkPolicy never applies to traffic of nodes.
-    HostNotSelectable,
-    /// Another node decides.
-    OtherNode,
-}
-
-impl Code {
-    /// All of them.
-    pub const ALL: [Self; 29] = [
-        Self::NoEndpointsSelector,
-        Self::NoEndpointsNotReady,
-        Self::NoEndpoints,
-        Self::NamedPortUnresolved,
-        Self::NoLocalEndpoint,
-        Self::LbNoAddress,
-        Self::UndefinedPort,
-        Self::NoFrontend,
-        Self::SourceRange,
-        Self::NotProgrammed,
-        Self::BackendRefuses,
-        Self::ListensOnLoopback,
-        Self::DenyEgressDns,
-        Self::DenyIngressPeer,
-        Self::DenyEgressPeer,
-        Self::DenyNsLabel,
-        Self::DenyPort,
-        Self::DenyPortPreNat,
-        Self::DenyIpblockNat,
-        Self::DenyCnp,
-        Self::DefaultDeny,
-        Self::PolicyPending,
-        Self::PolicyOverflow,
-        Self::HintPeerOr,
-        Self::StaleFlow,
-        Self::TableFull,
-        Self::HostSetup,
-        Self::HostNotSelectable,
-        Self::OtherNode,
-    ];
-
-    /// The code as it is printed.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NoEndpointsSelector => "NO_ENDPOINTS_SELECTOR",
-            Self::NoEndpointsNotReady => "NO_ENDPOINTS_NOT_READY",
-            Self::NoEndpoints => "NO_ENDPOINTS",
-            Self::NamedPortUnresolved => "NAMED_PORT_UNRESOLVED",
-            Self::NoLocalEndpoint => "NO_LOCAL_ENDPOINT",
-            Self::LbNoAddress => "LB_NO_ADDRESS",
-            Self::UndefinedPort => "UNDEFINED_PORT",
-            Self::NoFrontend => "NO_FRONTEND",
-            Self::SourceRange => "SOURCE_RANGE",
-            Self::NotProgrammed => "NOT_PROGRAMMED",
-            Self::BackendRefuses => "BACKEND_REFUSES",
-            Self::ListensOnLoopback => "LISTENS_ON_LOOPBACK",
-            Self::DenyEgressDns => "DENY_EGRESS_DNS",
-            Self::DenyIngressPeer => "DENY_INGRESS_PEER",
-            Self::DenyEgressPeer => "DENY_EGRESS_PEER",
-            Self::DenyNsLabel => "DENY_NS_LABEL",
-            Self::DenyPort => "DENY_PORT",
-            Self::DenyPortPreNat => "DENY_PORT_PRE_NAT",
-            Self::DenyIpblockNat => "DENY_IPBLOCK_NAT",
-            Self::DenyCnp => "DENY_CNP",
-            Self::DefaultDeny => "DEFAULT_DENY",
-            Self::PolicyPending => "POLICY_PENDING",
-            Self::PolicyOverflow => "POLICY_OVERFLOW",
-            Self::HintPeerOr => "HINT_PEER_OR",
-            Self::StaleFlow => "STALE_FLOW",
-            Self::TableFull => "TABLE_FULL",
-            Self::HostSetup => "HOST_SETUP",
-            Self::HostNotSelectable => "HOST_NOT_SELECTABLE",
-            Self::OtherNode => "OTHER_NODE",
-        }
+listed! {
+    /// A cause, or something worth knowing.
+    pub enum Code {
+        NoEndpointsSelector: "NO_ENDPOINTS_SELECTOR",
+            "The Service's selector selects no Pod. Pods with similar labels are named.",
+            "Make selector and labels agree.";
+        NoEndpointsNotReady: "NO_ENDPOINTS_NOT_READY",
+            "The Service has endpoints, but none is ready.",
+            "Check the readiness probes and events of the Pods.";
+        NoEndpoints: "NO_ENDPOINTS",
+            "The Service has no endpoints, for a reason that is unknown here.",
+            "Check its selector. Without a selector, create an EndpointSlice.";
+        NamedPortUnresolved: "NAMED_PORT_UNRESOLVED",
+            "A container of the Pod must declare the port's name, and none does.",
+            "Declare the name in a container, or use the number.";
+        NoLocalEndpoint: "NO_LOCAL_ENDPOINT",
+            "The traffic policy is Local, and all endpoints are on other nodes.",
+            "Use one of those nodes, or set the policy to Cluster.";
+        LbNoAddress: "LB_NO_ADDRESS",
+            "The LoadBalancer has no address.",
+            "Install a controller that assigns addresses, or use the NodePort.";
+        UndefinedPort: "UNDEFINED_PORT",
+            "The Service does not have this port.",
+            "Use one of its ports.";
+        NoFrontend: "NO_FRONTEND",
+            "The Service does not accept external clients.",
+            "Give it type NodePort or LoadBalancer.";
+        SourceRange: "SOURCE_RANGE",
+            "The client is not in `loadBalancerSourceRanges`.",
+            "Add its range.";
+        NotProgrammed: "NOT_PROGRAMMED",
+            "The tables do not yet match the objects.",
+            "Check `lbctl status`.";
+        BackendRefuses: "BACKEND_REFUSES",
+            "No process listens on the port.",
+            "Correct targetPort, or make the process listen there.";
+        ListensOnLoopback: "LISTENS_ON_LOOPBACK",
+            "The process listens only on 127.0.0.1 or ::1.",
+            "Make it listen on all addresses.";
+        DenyEgressDns: "DENY_EGRESS_DNS",
+            "Egress is isolated, and no rule allows name lookups.",
+            "Allow UDP and TCP port 53 to kube-system.";
+        DenyIngressPeer: "DENY_INGRESS_PEER",
+            "No ingress rule has the client as a peer. The closest rule is named.",
+            "Change the label that differs, or the rule.";
+        DenyEgressPeer: "DENY_EGRESS_PEER",
+            "No egress rule has the server as a peer. The closest rule is named.",
+            "Change the label that differs, or the rule.";
+        DenyNsLabel: "DENY_NS_LABEL",
+            "The peer's namespace lacks a label that the rule requires.",
+            "Label the namespace.";
+        DenyPort: "DENY_PORT",
+            "The closest rule is for other ports.",
+            "Add the port.";
+        DenyPortPreNat: "DENY_PORT_PRE_NAT",
+            "The rule names the Service's port.",
+            "Allow the Pod's port: policies see packets after translation.";
+        DenyIpblockNat: "DENY_IPBLOCK_NAT",
+            "The rule names the Service's address.",
+            "Allow the Pods behind it by their labels.";
+        DenyCnp: "DENY_CNP",
+            "A rule of a ClusterNetworkPolicy denies the flow.",
+            "Contact its owner: a NetworkPolicy cannot override it.";
+        DefaultDeny: "DEFAULT_DENY",
+            "Policies isolate the Pod, and none of their rules covers this flow. The policies are named.",
+            "Add a rule.";
+        PolicyPending: "POLICY_PENDING",
+            "The Pod behind the device is not identified yet.",
+            "Wait a moment; then check `lbctl pods`.";
+        PolicyOverflow: "POLICY_OVERFLOW",
+            "The policies of the Pod did not fit into the tables.",
+            "Check `lbctl status`. Use fewer or wider rules.";
+        HintPeerOr: "HINT_PEER_OR",
+            "Allowed, perhaps by mistake: two entries of `from` or `to` are combined with OR.",
+            "Put both selectors into one entry.";
+        StaleFlow: "STALE_FLOW",
+            "An open flow is bound to a backend that was removed.",
+            "Make the client reconnect.";
+        TableFull: "TABLE_FULL",
+            "A table on this node had no room for new flows in the last minutes.",
+            "Follow the advice of `lbctl drops`.";
+        HostSetup: "HOST_SETUP",
+            "A setting of the node prevents delivery. It is named with its value.",
+            "Change the setting as shown.";
+        HostNotSelectable: "HOST_NOT_SELECTABLE",
+            "The source is a node. No NetworkPolicy selects a node's traffic.",
+            "Nothing, or use a ClusterNetworkPolicy at the other end.";
+        OtherNode: "OTHER_NODE",
+            "Another node decides.",
+            "Run `lbctl explain` there.";
     }
 }
 

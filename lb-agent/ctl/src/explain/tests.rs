@@ -124,15 +124,3 @@ fn the_document_has_stable_keys() {
         }"#]].assert_eq(&text);
     assert_eq!(explanation.outcome.exit(), 3);
 }
-
-#[test]
-fn every_code_is_documented_once() {
-    let documented = include_str!("../../../../docs/src/explain.md");
-    let mut names: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
-    for name in &names {
-        assert_eq!(documented.matches(&format!("| `{name}` |")).count(), 1, "{name}");
-    }
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), Code::ALL.len());
-}

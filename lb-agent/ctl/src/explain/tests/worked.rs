@@ -2,7 +2,6 @@
 //! and explain, and the blocks after `<!-- example: NAME -->` are compared. `UPDATE_EXPECT=1` writes them.
 
 use std::fmt::{Display, Write as _};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
@@ -13,73 +12,32 @@ use lb_common::policy::{
 };
 use lb_common::service::FrontendKey;
 
+use lb_testkit::document::CheckedDocument;
+
 use super::world::{World, devices, policy, text};
 use super::{TO_WEB, base};
 use lb_core::model::policy::Compiler;
 use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Actual, Capacity, Planner, Write};
 
-/// A document with blocks.
-struct Document {
-    path: PathBuf,
-    text: String,
-    wrong: Vec<String>,
-}
-
-impl Document {
-    fn read(path: &str) -> Self {
-        let crate_root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = crate_root.ancestors().find(|dir| dir.join("docs/book.toml").exists()).unwrap();
-        let path = root.join(path);
-        let text = std::fs::read_to_string(&path).unwrap();
-        Self { path, text, wrong: Vec::new() }
-    }
-
-    /// Returns the range of a block's text.
-    fn at(&self, name: &str) -> std::ops::Range<usize> {
-        let marker = format!("<!-- example: {name} -->\n\n```");
-        let start = self.text.find(&marker).unwrap_or_else(|| panic!("no block {name}"));
-        let start = start + marker.len();
-        let start = start + self.text[start..].find('\n').unwrap() + 1;
-        start..start + self.text[start..].find("```\n").unwrap()
-    }
-
-    fn block(&self, name: &str) -> &str {
-        &self.text[self.at(name)]
-    }
-
-    fn compare(&mut self, name: &str, found: &str) {
-        let at = self.at(name);
-        if self.text[at.clone()] != *found {
-            self.wrong.push(format!("{name}: found\n{found}"));
-            self.text.replace_range(at, found);
-        }
-    }
-
-    fn finish(self) {
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            std::fs::write(&self.path, &self.text).unwrap();
-        } else {
-            assert!(self.wrong.is_empty(), "{}: {}", self.path.display(), self.wrong.join("\n"));
-        }
-    }
-}
-
 #[test]
 fn the_worked_example_is_true() {
-    let mut chapter = Document::read("docs/src/worked-example.md");
-    let world = World::new(&format!("---\n{}", chapter.block("yaml")));
-    chapter.compare("records", &records(&world));
-    chapter.compare("desired", &desired(&world));
-    chapter.compare("service writes", &lines(world.writes.iter().map(service_write)));
-    chapter.compare("policy writes", &lines(sorted(&world.policy_writes).iter().map(policy_write)));
-    chapter.compare("packet of api", &packet(&world, "shop/api", "10.96.0.10"));
-    chapter.compare("packet of batch", &packet(&world, "shop/batch", "10.96.0.10"));
+    let mut chapter = CheckedDocument::read("docs/src/worked-example.md");
+    let world = World::new(&format!("---\n{}", chapter.example("yaml")));
+    chapter.compare_example("records", &records(&world));
+    chapter.compare_example("desired", &desired(&world));
+    chapter.compare_example("service writes", &lines(world.writes.iter().map(service_write)));
+    chapter.compare_example(
+        "policy writes",
+        &lines(sorted(&world.policy_writes).iter().map(policy_write)),
+    );
+    chapter.compare_example("packet of api", &packet(&world, "shop/api", "10.96.0.10"));
+    chapter.compare_example("packet of batch", &packet(&world, "shop/batch", "10.96.0.10"));
     let trace = world.trace("shop/batch", "svc:shop/web");
     assert_eq!(trace.outcome().exit(), 3);
-    chapter.compare("explain", &text(&trace));
+    chapter.compare_example("explain", &text(&trace));
     let switched = (0..1000).map(|_| switch(&chapter)).find(|text| is_in_order(text)).unwrap();
-    chapter.compare("switch", &switched);
+    chapter.compare_example("switch", &switched);
     chapter.finish();
 }
 
@@ -90,14 +48,14 @@ fn the_example_of_explain_is_true() {
     let world = World::new(&format!("{}{}", base(), policy("default/access", spec)));
     let text = text(&world.trace(TO_WEB.0, TO_WEB.1));
     let text = format!("$ lbctl explain default/client svc:default/web\n{text}");
-    let mut chapter = Document::read("docs/src/explain.md");
-    chapter.compare("explain", &text);
+    let mut chapter = CheckedDocument::read("docs/src/explain.md");
+    chapter.compare_example("explain", &text);
     chapter.finish();
     // README has the most important lines of the same.
-    let mut readme = Document::read("README.md");
+    let mut readme = CheckedDocument::read("README.md");
     let is_short = |line: &&str| !line.starts_with(' ');
     let short: Vec<String> = text.lines().filter(is_short).map(cut).collect();
-    readme.compare("explain", &lines(short));
+    readme.compare_example("explain", &lines(short));
     readme.finish();
 }
 
@@ -338,8 +296,8 @@ fn said(judgement: Judgement) -> String {
 }
 
 /// Returns the writes when the policy admits another Pod, with the verdicts for both Pods after each.
-fn switch(chapter: &Document) -> String {
-    let yaml = chapter.block("yaml");
+fn switch(chapter: &CheckedDocument) -> String {
+    let yaml = chapter.example("yaml");
     let worlds = [
         yaml.to_owned(),
         yaml.replace("{matchLabels: {role: api}}", "{matchLabels: {role: batch}}"),
