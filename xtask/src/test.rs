@@ -54,14 +54,19 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
     pure(targets, theirs)?;
     let privileged = targets.iter().filter(|target| target.privileged).cloned();
     let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == "agents");
-    let mut skip = theirs.to_vec();
+    let mut words = theirs.to_vec();
+    // They wait half of the time: for agents, timers, and what must not arrive.
+    if !words.iter().any(|word| word.starts_with("--test-threads")) {
+        let cpus = std::thread::available_parallelism().context("count the CPUs")?;
+        words.push(format!("--test-threads={}", 2 * cpus.get()));
+    }
     let missing = missing_modules();
     if missing.is_some() {
-        skip.extend(["--skip", MODULES].map(str::to_owned));
+        words.extend(["--skip", MODULES].map(str::to_owned));
     }
     // One after the other: beside each other, tests that give real agents and real traffic a time run out of it.
     let here = command::run(&mut ring_command(&others, theirs)?);
-    let there = command::run(&mut ring_command(&agents, &skip)?);
+    let there = command::run(&mut ring_command(&agents, &words)?);
     if let Some(missing) = missing {
         say(&format!(
             "not run here: agents::{MODULES} (this kernel has no {missing}); `cargo xtask verifier --wrap` runs it on another \

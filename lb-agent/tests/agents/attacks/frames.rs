@@ -8,7 +8,7 @@ use testbed::{
     frame::{Ip, PRIORITY_TAG as Q, SERVICE_TAG as AD, Tag, Tcp, flags},
 };
 
-use super::lab::{At, FAMILIES, ISOLATED, Lab, Shot, Station};
+use super::lab::{At, FAMILIES, Lab, Shared, Shot, Station};
 
 const SYN: Tcp = Tcp::flags(flags::SYN);
 
@@ -19,8 +19,8 @@ fn closed_ways(lab: &Lab) -> [(&Station, &Station); 3] {
 
 /// Stacked priority tags: the kernel takes one off before the programs and one after them. Other tags, MPLS and whatever
 /// is neither IP nor ARP cross a bridge as they are.
-fn tags(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn tags(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let vlan_5 = Tag { ethertype: 0x8100, vlan: 5 };
     let stacks: [&[Tag]; 10] = [
         &[Q, Q],
@@ -93,18 +93,18 @@ fn tags(shape: Shape, prefix: &str) {
 
 #[test]
 fn stacked_tags_switch_nothing_off_on_a_routed_node() {
-    tags(Shape::Routed, "tagroute");
+    tags(Shape::Routed);
 }
 
 #[test]
 fn stacked_tags_switch_nothing_off_behind_a_bridge() {
-    tags(Shape::Bridge, "tagbridge");
+    tags(Shape::Bridge);
 }
 
 /// An IPv6 packet with an IPv4-mapped address belongs to no Pod, also not to the one with that IPv4 address; nor are
 /// loopback, unspecified and multicast sources.
-fn mapped(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn mapped(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let mapped = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => IpAddr::from(ip.to_ipv6_mapped()),
         IpAddr::V6(ip) => IpAddr::from(ip),
@@ -156,12 +156,12 @@ fn mapped(shape: Shape, prefix: &str) {
 
 #[test]
 fn mapped_addresses_belong_to_no_pod_on_a_routed_node() {
-    mapped(Shape::Routed, "maproute");
+    mapped(Shape::Routed);
 }
 
 #[test]
 fn mapped_addresses_belong_to_no_pod_behind_a_bridge() {
-    mapped(Shape::Bridge, "mapbridge");
+    mapped(Shape::Bridge);
 }
 
 /// All clients reach web except its port 8080.

@@ -10,6 +10,7 @@
 use std::{
     cell::Cell,
     net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -97,6 +98,39 @@ pub(crate) struct Lab {
     pub(crate) client: Station,
     marks: Cell<u32>,
     pub(crate) stage: Stage,
+}
+
+/// The laboratory of each shape under [`ISOLATED`], for one test after the other.
+static ROUTED: Mutex<Option<Lab>> = Mutex::new(None);
+static BRIDGED: Mutex<Option<Lab>> = Mutex::new(None);
+
+/// A laboratory that tests share. A test that changes policies, Pods or agents makes its own.
+pub(crate) struct Shared(MutexGuard<'static, Option<Lab>>);
+
+impl Shared {
+    /// Waits for the laboratory of this shape. A test that failed may have left anything in it: then it is built again.
+    pub(crate) fn isolated(shape: Shape) -> Self {
+        let (place, prefix) = match shape {
+            Shape::Routed => (&ROUTED, "atkroute"),
+            Shape::Bridge => (&BRIDGED, "atkbridge"),
+        };
+        let mut lab = place.lock().unwrap_or_else(|poisoned| {
+            place.clear_poison();
+            let mut lab = PoisonError::into_inner(poisoned);
+            *lab = None;
+            lab
+        });
+        lab.get_or_insert_with(|| Lab::new(prefix, shape, ISOLATED));
+        Self(lab)
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        self.0.as_ref().expect("it was made when it was taken")
+    }
 }
 
 impl Lab {

@@ -13,7 +13,7 @@ use testbed::{
     wait,
 };
 
-use super::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station};
+use super::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shared, Shot, Station};
 
 const SEGMENTS: [(&str, u8); 10] = [
     ("ACK", flags::ACK),
@@ -44,8 +44,8 @@ fn segments(lab: &Lab, (from, to, family): (&Station, &Station, usize), dport: u
 
 /// A segment that begins no connection opens nothing: neither outwards for a Pod that may send nothing, nor inwards to a Pod
 /// without allowed clients, where a FIN would show which ports are open.
-fn mid_flow(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn mid_flow(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let ways = [
         (&lab.mallory, &lab.far),
         (&lab.mallory, &lab.client),
@@ -67,12 +67,12 @@ fn mid_flow(shape: Shape, prefix: &str) {
 
 #[test]
 fn segments_of_no_connection_open_nothing_on_a_routed_node() {
-    mid_flow(Shape::Routed, "midroute");
+    mid_flow(Shape::Routed);
 }
 
 #[test]
 fn segments_of_no_connection_open_nothing_behind_a_bridge() {
-    mid_flow(Shape::Bridge, "midbridge");
+    mid_flow(Shape::Bridge);
 }
 
 /// A connection that a policy has closed stays closed when the table forgets it, here with its pin; one that
@@ -135,8 +135,8 @@ fn a_closed_connection_stays_closed_when_it_is_forgotten() {
 }
 
 /// ICMP errors go to the sender of the quoted packet, and are not longer than real ones.
-fn errors(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn errors(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let from = &lab.mallory;
     for family in FAMILIES {
         // A flow that mallory has: far asked it, or it asked far at the open port.
@@ -192,17 +192,17 @@ fn errors(shape: Shape, prefix: &str) {
 
 #[test]
 fn errors_go_to_the_end_they_are_about_on_a_routed_node() {
-    errors(Shape::Routed, "errroute");
+    errors(Shape::Routed);
 }
 
 #[test]
 fn errors_go_to_the_end_they_are_about_behind_a_bridge() {
-    errors(Shape::Bridge, "errbridge");
+    errors(Shape::Bridge);
 }
 
 /// Neighbour discovery and multicast listeners' reports stay on their link, and carry nothing else.
-fn discovery(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn discovery(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let v6 = 1;
     let messages = |from: &Station, to: &Station| -> Vec<Shot> {
         let link = lab.link(from, to);
@@ -265,12 +265,12 @@ fn discovery(shape: Shape, prefix: &str) {
 
 #[test]
 fn discovery_stays_on_its_link_on_a_routed_node() {
-    discovery(Shape::Routed, "disroute");
+    discovery(Shape::Routed);
 }
 
 #[test]
 fn discovery_stays_on_its_link_behind_a_bridge() {
-    discovery(Shape::Bridge, "disbridge");
+    discovery(Shape::Bridge);
 }
 
 /// Dropped, with the reason that says so.

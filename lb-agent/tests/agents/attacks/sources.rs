@@ -17,7 +17,7 @@ use testbed::{
 };
 
 use crate::{
-    attacks::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shot, Station, WEB},
+    attacks::lab::{At, FAMILIES, ISOLATED, Lab, PATIENCE, Shared, Shot, Station, WEB},
     stage::TRANSPORTS,
 };
 
@@ -34,8 +34,8 @@ fn to_web(lab: &Lab, from: &Station, family: usize, sources: &[IpAddr]) -> Vec<S
 }
 
 /// The own node may reach a Pod. Senders that use its address may not: outside, on another node, or a Pod beside.
-fn own_node(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn own_node(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let gateways = ["10.244.1.1", "fd44:0:0:1::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
     let nodes = [IpAddr::from(lab.stage.a.v4), lab.stage.a.v6.into()];
     for family in FAMILIES {
@@ -55,12 +55,12 @@ fn own_node(shape: Shape, prefix: &str) {
 
 #[test]
 fn the_own_node_is_who_it_is_on_a_routed_node() {
-    own_node(Shape::Routed, "ownroute");
+    own_node(Shape::Routed);
 }
 
 #[test]
 fn the_own_node_is_who_it_is_behind_a_bridge() {
-    own_node(Shape::Bridge, "ownbridge");
+    own_node(Shape::Bridge);
 }
 
 /// A Pod cannot send from the address of another on its node, with or without policies; with policies only from its own.
@@ -132,8 +132,8 @@ fn no_pod_sends_with_another_s_address_behind_a_bridge() {
 }
 
 /// Router advertisements, redirects, and ARP and neighbour advertisements in another's name, leave no Pod; its own do.
-fn neighbours(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn neighbours(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let gateways = (Ipv4Addr::new(10, 244, 1, 1), "fd44:0:0:1::1".parse::<Ipv6Addr>().unwrap());
     let (IpAddr::V4(friend4), IpAddr::V6(friend6)) = (lab.friend.ips[0], lab.friend.ips[1]) else {
         panic!("one of each family")
@@ -202,12 +202,12 @@ fn neighbours(shape: Shape, prefix: &str) {
 
 #[test]
 fn forged_neighbours_leave_no_pod_on_a_routed_node() {
-    neighbours(Shape::Routed, "neiroute");
+    neighbours(Shape::Routed);
 }
 
 #[test]
 fn forged_neighbours_leave_no_pod_behind_a_bridge() {
-    neighbours(Shape::Bridge, "neibridge");
+    neighbours(Shape::Bridge);
 }
 
 /// A bridge learns from any frame: whoever sends honest ones, but for their link-layer source, from that of another Pod or

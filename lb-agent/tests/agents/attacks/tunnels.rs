@@ -10,13 +10,13 @@ use testbed::{
     wait,
 };
 
-use super::lab::{At, ISOLATED, Lab, PATIENCE, Shot};
+use super::lab::{At, PATIENCE, Shared, Shot};
 
 const VXLAN: u16 = 8472;
 
 /// A tunnel device, as flannel has it; packets out of it are not checked against routes.
-fn tunnelled(shape: Shape, prefix: &str) {
-    let lab = Lab::new(prefix, shape, ISOLATED);
+fn tunnelled(shape: Shape) {
+    let lab = Shared::isolated(shape);
     let node = &lab.stage.a;
     node.netns
         .ip(&format!(
@@ -93,10 +93,10 @@ fn tunnelled(shape: Shape, prefix: &str) {
 
 #[test]
 fn nothing_of_a_pod_is_unpacked_on_a_routed_node() {
-    tunnelled(Shape::Routed, "tunroute");
+    tunnelled(Shape::Routed);
 }
 
 #[test]
 fn nothing_of_a_pod_is_unpacked_behind_a_bridge() {
-    tunnelled(Shape::Bridge, "tunbridge");
+    tunnelled(Shape::Bridge);
 }
