@@ -26,10 +26,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
+use libc::{RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use self::addresses::{Address, AddressPair, HostAddresses, RTM_DELADDR, RTM_NEWADDR};
-use self::link::{Link, RTM_DELLINK, RTM_NEWLINK};
+use self::addresses::{Address, AddressPair, HostAddresses};
+use self::link::Link;
 use self::netlink::{Monitor, NetlinkClient};
 use self::polls::Polls;
 use self::uplinks::{Layer, Uplink, Uplinks};

@@ -10,16 +10,14 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::chains::{self, Jump};
 use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text};
 
-/// `NFNL_SUBSYS_NFTABLES << 8`.
-const NFTABLES: u16 = 10 << 8;
-const GETTABLE: u16 = NFTABLES | 1;
-const DELTABLE: u16 = NFTABLES | 2;
-const GETCHAIN: u16 = NFTABLES | 4;
-const DELCHAIN: u16 = NFTABLES | 5;
-const GETRULE: u16 = NFTABLES | 7;
-const DELRULE: u16 = NFTABLES | 8;
-/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
-const BATCH: (u16, u16) = (0x10, 0x11);
+const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
+const GETTABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
+const DELTABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
+const GETCHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
+const DELCHAIN: u16 = NFTABLES | libc::NFT_MSG_DELCHAIN as u16;
+const GETRULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
+const DELRULE: u16 = NFTABLES | libc::NFT_MSG_DELRULE as u16;
+const BATCH: (u16, u16) = (libc::NFNL_MSG_BATCH_BEGIN as u16, libc::NFNL_MSG_BATCH_END as u16);
 /// Length of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 const NFTA_TABLE_NAME: u16 = 1;
@@ -36,8 +34,9 @@ const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CHAIN: u16 = 2;
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, as `nft` calls them.
-pub(super) const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (10, "ip6")];
+/// Families, as `nft` calls them.
+pub(super) const FAMILIES: [(u8, &str); 2] =
+    [(libc::NFPROTO_IPV4 as u8, "ip"), (libc::NFPROTO_IPV6 as u8, "ip6")];
 /// The table of kube-proxy's nftables mode.
 const OWN_TABLE: &str = "kube-proxy";
 /// Tables of iptables-nft.

@@ -5,33 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
+use libc::{
+    IFA_ADDRESS, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_SECONDARY, IFA_FLAGS, IFA_LOCAL,
+    RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTM_GETADDR,
+};
 use netlink_packet_core::parse_ip;
 
 use super::link::number;
 use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, word32};
 
-/// `RTM_NEWADDR` (include/uapi/linux/rtnetlink.h).
-pub const RTM_NEWADDR: u16 = 20;
-/// `RTM_DELADDR`.
-pub const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
 /// Length of `struct ifaddrmsg`.
 const IFADDRMSG: usize = 8;
 
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_FLAGS: u16 = 8;
+/// Of include/uapi/linux/if_addr.h; libc lacks it.
 const IFA_TARGET_NETNSID: u16 = 10;
 
 /// `IFA_F_SECONDARY` (for IPv6 `IFA_F_TEMPORARY`) and `IFA_F_DADFAILED`: not the address that others know a Pod by.
-const NOT_THE_MAIN_ADDRESS: u32 = 0x01 | IFA_F_DADFAILED;
-const IFA_F_DADFAILED: u32 = 0x08;
-/// `IFA_F_DEPRECATED`: not for new connections.
-const IFA_F_DEPRECATED: u32 = 0x20;
-/// `RT_SCOPE_UNIVERSE`.
-const SCOPE_GLOBAL: u8 = 0;
-/// `RT_SCOPE_LINK`; above it those of the host.
-const SCOPE_LINK: u8 = 253;
+const NOT_THE_MAIN_ADDRESS: u32 = IFA_F_SECONDARY | IFA_F_DADFAILED;
 /// Addresses of a Pod's namespace that are looked at.
 const MOST_INSIDE: usize = 256;
 
@@ -70,11 +60,11 @@ impl Address {
 
     /// Whether others know the device by it: global, primary (of IPv6: permanent) and not a duplicate.
     fn is_main(&self) -> bool {
-        self.scope == SCOPE_GLOBAL && self.flags & NOT_THE_MAIN_ADDRESS == 0
+        self.scope == RT_SCOPE_UNIVERSE && self.flags & NOT_THE_MAIN_ADDRESS == 0
     }
 
     fn inside(&self) -> Option<PodAddress> {
-        let is_known = self.flags & IFA_F_DADFAILED == 0 && self.scope < SCOPE_LINK;
+        let is_known = self.flags & IFA_F_DADFAILED == 0 && self.scope < RT_SCOPE_LINK;
         let Self { ifindex: device, ip, .. } = *self;
         is_known.then(|| PodAddress { device, ip, main: self.is_main() })
     }
@@ -82,7 +72,7 @@ impl Address {
     /// Whether it stands for a network, as the addresses of the node's uplinks do.
     fn has_network(&self) -> bool {
         let host = if self.ip.is_ipv4() { 32 } else { 128 };
-        self.scope == SCOPE_GLOBAL && self.prefix < host
+        self.scope == RT_SCOPE_UNIVERSE && self.prefix < host
     }
 }
 

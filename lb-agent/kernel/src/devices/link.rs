@@ -3,19 +3,15 @@
 
 use std::io;
 
+use libc::RTM_GETLINK;
 use netlink_packet_core::{parse_mac, parse_u16, parse_u16_be, parse_u32};
 
 use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text, word32};
 
-/// `RTM_NEWLINK` (include/uapi/linux/rtnetlink.h).
-pub const RTM_NEWLINK: u16 = 16;
-/// `RTM_DELLINK`.
-pub const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-
 /// Length of `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 
+/// Of include/uapi/linux/if_link.h; libc has them for Android only.
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;

@@ -16,9 +16,9 @@ use tokio::io::unix::AsyncFd;
 use crate::syscall;
 
 /// Answer: an error code, 0 = acknowledged.
-const NLMSG_ERROR: u16 = 2;
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 /// The last message of a dump.
-const NLMSG_DONE: u16 = 3;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 /// Large enough for every datagram: the kernel fills at most 32 KiB for a reader that offers as much.
 const BUFFER: usize = 64 * 1024;
 /// Room for notifications while the agent is busy; a node with 250 Pods sends about 1 KiB a device change.

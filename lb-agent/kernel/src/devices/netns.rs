@@ -11,14 +11,13 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use libc::RTM_GETNSID;
 use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns};
 
 use crate::devices::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, word32};
 
-/// `RTM_GETNSID` (include/uapi/linux/rtnetlink.h).
-const RTM_GETNSID: u16 = 90;
 /// `NETNSA_NSID` and `NETNSA_FD` (include/uapi/linux/net_namespace.h).
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;

@@ -3,16 +3,14 @@
 
 use std::io;
 
+use libc::{RTM_DELQDISC, RTM_GETQDISC, RTM_GETTFILTER, TCA_KIND};
 use netlink_packet_core::parse_u32;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text, word32};
 
-const RTM_DELQDISC: u16 = 37;
-const RTM_GETQDISC: u16 = 38;
-const RTM_GETTFILTER: u16 = 46;
+/// Length of `struct tcmsg`.
 const TCMSG: usize = 20;
-const TCA_KIND: u16 = 1;
 /// `TC_H_CLSACT`, also `TC_H_INGRESS`: parent of both qdiscs.
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 /// Handle of both qdiscs.

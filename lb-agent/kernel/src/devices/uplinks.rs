@@ -11,21 +11,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use libc::{
+    ARPHRD_ETHER, ARPHRD_IPGRE, ARPHRD_LOOPBACK, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_SIT,
+    ARPHRD_TUNNEL, ARPHRD_TUNNEL6,
+};
+
 use super::link::Link;
 
-/// `ARPHRD_*` of include/uapi/linux/if_arp.h.
-mod arphrd {
-    pub(super) const ETHER: u16 = 1;
-    pub(super) const PPP: u16 = 512;
-    pub(super) const RAWIP: u16 = 519;
-    pub(super) const TUNNEL: u16 = 768;
-    pub(super) const TUNNEL6: u16 = 769;
-    pub(super) const LOOPBACK: u16 = 772;
-    pub(super) const SIT: u16 = 776;
-    pub(super) const IPGRE: u16 = 778;
-    pub(super) const IP6GRE: u16 = 823;
-    pub(super) const NONE: u16 = 0xfffe;
-}
+/// Of include/uapi/linux/if_arp.h; libc lacks them.
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_IP6GRE: u16 = 823;
 
 /// Where the IP header of a packet begins at the tc hooks of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +35,9 @@ impl Layer {
     /// That of a hardware type (`ARPHRD_*`); `None` for those whose packets the programs cannot read.
     const fn of(header_type: u16) -> Option<Self> {
         match header_type {
-            arphrd::ETHER => Some(Self::Ethernet),
-            arphrd::NONE
-            | arphrd::PPP
-            | arphrd::RAWIP
-            | arphrd::TUNNEL
-            | arphrd::TUNNEL6
-            | arphrd::SIT
-            | arphrd::IPGRE
-            | arphrd::IP6GRE => Some(Self::Ip),
+            ARPHRD_ETHER => Some(Self::Ethernet),
+            ARPHRD_NONE | ARPHRD_PPP | ARPHRD_RAWIP | ARPHRD_TUNNEL | ARPHRD_TUNNEL6
+            | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_IP6GRE => Some(Self::Ip),
             _ => None,
         }
     }
@@ -79,7 +68,7 @@ pub(super) struct Uplinks {
 impl Uplinks {
     /// Records a device that does not belong to a Pod. Returns `true` if it is new or has changed.
     pub(super) fn put(&mut self, link: &Link) -> bool {
-        if link.header_type == arphrd::LOOPBACK || is_workload(link) {
+        if link.header_type == ARPHRD_LOOPBACK || is_workload(link) {
             return self.remove(link.ifindex);
         }
         let uplink = Uplink {
@@ -162,7 +151,12 @@ fn is_workload(link: &Link) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Layer, Link, Uplinks, arphrd};
+    use libc::{
+        ARPHRD_ETHER, ARPHRD_IPGRE, ARPHRD_LOOPBACK, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_SIT,
+        ARPHRD_TUNNEL, ARPHRD_TUNNEL6,
+    };
+
+    use super::{Layer, Link, Uplinks};
 
     fn link(ifindex: u32, kind: &str, header_type: u16) -> Link {
         Link { ifindex, kind: kind.to_owned(), header_type, ..Link::default() }
@@ -180,22 +174,22 @@ mod tests {
     fn every_kind_of_device() {
         let ethernet = Some(Layer::Ethernet);
         let cases = [
-            ("hardware", link(2, "", arphrd::ETHER), ethernet),
-            ("lo", link(1, "", arphrd::LOOPBACK), None),
-            ("a VLAN", link(3, "vlan", arphrd::ETHER), ethernet),
-            ("a bond", link(4, "bond", arphrd::ETHER), ethernet),
-            ("a port of a bond", port(link(5, "", arphrd::ETHER), 4), None),
-            ("VXLAN", link(6, "vxlan", arphrd::ETHER), ethernet),
-            ("a veth with both ends here", link(7, "veth", arphrd::ETHER), ethernet),
-            ("a bridge", link(8, "bridge", arphrd::ETHER), ethernet),
-            ("WireGuard", link(9, "wireguard", arphrd::NONE), Some(Layer::Ip)),
-            ("ipip", link(10, "ipip", arphrd::TUNNEL), Some(Layer::Ip)),
-            ("sit", link(11, "sit", arphrd::SIT), Some(Layer::Ip)),
-            ("ip6tnl", link(12, "ip6tnl", arphrd::TUNNEL6), Some(Layer::Ip)),
-            ("gre", link(13, "gre", arphrd::IPGRE), Some(Layer::Ip)),
-            ("PPP", link(14, "ppp", arphrd::PPP), Some(Layer::Ip)),
+            ("hardware", link(2, "", ARPHRD_ETHER), ethernet),
+            ("lo", link(1, "", ARPHRD_LOOPBACK), None),
+            ("a VLAN", link(3, "vlan", ARPHRD_ETHER), ethernet),
+            ("a bond", link(4, "bond", ARPHRD_ETHER), ethernet),
+            ("a port of a bond", port(link(5, "", ARPHRD_ETHER), 4), None),
+            ("VXLAN", link(6, "vxlan", ARPHRD_ETHER), ethernet),
+            ("a veth with both ends here", link(7, "veth", ARPHRD_ETHER), ethernet),
+            ("a bridge", link(8, "bridge", ARPHRD_ETHER), ethernet),
+            ("WireGuard", link(9, "wireguard", ARPHRD_NONE), Some(Layer::Ip)),
+            ("ipip", link(10, "ipip", ARPHRD_TUNNEL), Some(Layer::Ip)),
+            ("sit", link(11, "sit", ARPHRD_SIT), Some(Layer::Ip)),
+            ("ip6tnl", link(12, "ip6tnl", ARPHRD_TUNNEL6), Some(Layer::Ip)),
+            ("gre", link(13, "gre", ARPHRD_IPGRE), Some(Layer::Ip)),
+            ("PPP", link(14, "ppp", ARPHRD_PPP), Some(Layer::Ip)),
             ("InfiniBand", link(15, "", 32), None),
-            ("netkit of a Pod", Link { nsid: Some(1), ..link(16, "netkit", arphrd::ETHER) }, None),
+            ("netkit of a Pod", Link { nsid: Some(1), ..link(16, "netkit", ARPHRD_ETHER) }, None),
         ];
         for (name, link, want) in cases {
             let mut uplinks = Uplinks::default();
@@ -210,13 +204,13 @@ mod tests {
     #[test]
     fn a_bridge_of_pods_leaves_its_place_to_its_other_ports() {
         let mut uplinks = Uplinks::default();
-        uplinks.put(&link(8, "bridge", arphrd::ETHER));
-        uplinks.put(&port(link(2, "", arphrd::ETHER), 8));
+        uplinks.put(&link(8, "bridge", ARPHRD_ETHER));
+        uplinks.put(&port(link(2, "", ARPHRD_ETHER), 8));
         assert_eq!(changes(&mut uplinks, &[]), [(8, Some(Layer::Ethernet))]);
         assert_eq!(changes(&mut uplinks, &[8]), [(8, None), (2, Some(Layer::Ethernet))]);
         assert_eq!(uplinks.routed().map(|(ifindex, _)| ifindex).collect::<Vec<_>>(), [8]);
-        uplinks.put(&link(3, "dummy", arphrd::ETHER));
-        uplinks.put(&link(9, "", arphrd::ETHER));
+        uplinks.put(&link(3, "dummy", ARPHRD_ETHER));
+        uplinks.put(&link(9, "", ARPHRD_ETHER));
         assert_eq!(uplinks.standing_for_node().collect::<Vec<_>>(), [9, 8]);
         uplinks.remove(3);
         uplinks.remove(9);
@@ -226,7 +220,7 @@ mod tests {
     #[test]
     fn devices_change_their_master_and_go() {
         let mut uplinks = Uplinks::default();
-        let eth = link(2, "", arphrd::ETHER);
+        let eth = link(2, "", ARPHRD_ETHER);
         assert!(uplinks.put(&eth));
         assert!(!uplinks.put(&eth), "said again");
         assert_eq!(changes(&mut uplinks, &[]), [(2, Some(Layer::Ethernet))]);

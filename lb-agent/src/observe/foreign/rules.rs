@@ -15,15 +15,14 @@ use lb_core::cluster::Family;
 use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want};
 use lb_kernel::syscall;
 
-/// `NFNL_SUBSYS_NFTABLES << 8`.
-const NFTABLES: u16 = 10 << 8;
-const NFT_MSG_GETTABLE: u16 = NFTABLES | 1;
-const NFT_MSG_GETCHAIN: u16 = NFTABLES | 4;
+const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
+const NFT_MSG_GETTABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
+const NFT_MSG_GETCHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+const NFPROTO_IPV4: u8 = libc::NFPROTO_IPV4 as u8;
+const NFPROTO_IPV6: u8 = libc::NFPROTO_IPV6 as u8;
 /// The device of its IPVS mode.
 pub(crate) const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
 /// In each of its legacy tables; a chain's name ends with a zero.
