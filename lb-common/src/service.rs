@@ -141,7 +141,7 @@ pod! {
 pod! {
     /// Value of the map `affinity`.
     pub struct Affinity: 16 {
-        /// Backend id.
+        /// Index in the map `backends`.
         pub backend_id: u32,
         /// Generation of the backend when it was chosen.
         pub backend_gen: u32,

@@ -19,7 +19,7 @@ pod! {
         pub frontend_port: Be16,
         /// Port of the backend.
         pub backend_port: Be16,
-        /// Backend id.
+        /// Index in the map `backends`.
         pub backend_id: u32,
         /// Generation of the backend when it was chosen.
         pub backend_gen: u32,

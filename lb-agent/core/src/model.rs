@@ -196,7 +196,7 @@ pub struct DesiredBackend {
     pub class: Class,
     /// Its address.
     pub addr: Addr,
-    /// Its port.
+    /// Port number, in host byte order.
     pub port: u16,
     /// Ready, or only chosen because no endpoint is.
     pub state: EndpointState,

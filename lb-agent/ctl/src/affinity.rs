@@ -30,7 +30,7 @@ pub struct AffinityRow {
     pub expires: u64,
     /// Whether the next flow goes there, too.
     pub state: AffinityState,
-    /// Its address.
+    /// IP address of the client.
     pub client_address: String,
     /// `address:port` of the backend, empty when that has left.
     pub backend_address: String,

@@ -18,7 +18,7 @@ use crate::view::View;
 pub struct BackendRow {
     /// Address and target port.
     pub address: SocketAddr,
-    /// Protocol.
+    /// Name of the IP protocol (`TCP`), or its IANA number.
     pub protocol: String,
     /// `namespace/name` of the Pod, empty when not known.
     pub pod: String,
@@ -40,7 +40,7 @@ pub struct BackendRow {
     pub load: Option<u32>,
     /// Backend id in the maps.
     pub id: u32,
-    /// Its generation.
+    /// Raised when the backend dies and when its id goes to another one: older flows have lost their backend.
     pub generation: u32,
     /// ifindex of the Pod's veth, 0 when it is not on this node.
     pub ifindex: u32,

@@ -24,7 +24,7 @@ use crate::view::View;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CtRow {
-    /// Protocol.
+    /// Name of the IP protocol (`TCP`), or its IANA number.
     pub protocol: String,
     /// Who opened it: `pod:port` or `address:port`.
     pub src: String,

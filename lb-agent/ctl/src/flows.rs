@@ -182,7 +182,7 @@ pub struct FlowRow {
     pub dst: End,
     /// `namespace/name:port` of the Service, or empty.
     pub via: String,
-    /// Protocol.
+    /// Name of the IP protocol (`TCP`), or its IANA number.
     pub protocol: String,
     /// Why it was dropped, or empty.
     pub reason: &'static str,

@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub port_name: String,
     /// Port, `None` when not known.
     pub port: Option<u16>,
-    /// Protocol.
+    /// Name of the IP protocol (`TCP`), or its IANA number.
     pub protocol: String,
     /// `spec.type`, empty when not known.
     pub r#type: String,

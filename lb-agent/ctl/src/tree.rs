@@ -22,7 +22,7 @@ use lb_core::names::RejectedName;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Branch {
-    /// Protocol.
+    /// Name of the IP protocol (`TCP`), or its IANA number.
     pub protocol: String,
     /// `address:port`.
     pub frontend: SocketAddr,

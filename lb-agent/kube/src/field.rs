@@ -49,7 +49,6 @@ impl Findings {
         Self { kind, name: name.clone(), issues: Vec::new(), more: 0 }
     }
 
-    /// The object.
     pub(super) fn object(&self) -> ObjectRef {
         ObjectRef::new(self.kind.name(), &self.name)
     }

@@ -23,7 +23,6 @@ pub(super) trait Watched:
     + Sync
     + 'static
 {
-    /// Its kind.
     const KIND: Kind;
     /// HTTP status codes of an API server that lacks the kind: then there are no objects of it.
     const ABSENT: &'static [u16] = &[];
@@ -44,7 +43,6 @@ pub(super) trait Watched:
     /// Adds what an API server would have set to the record of a manifest; `node` is this node.
     fn complete(_: &mut Self::Record, _node: &Arc<str>) {}
 
-    /// Its name.
     fn name(&self) -> Name {
         let meta = self.meta();
         Name::new(

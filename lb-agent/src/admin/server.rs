@@ -40,7 +40,6 @@ const BATCH: usize = 64;
 /// A request that waits for the loop.
 #[derive(Debug)]
 pub(crate) struct PendingRequest {
-    /// The request.
     pub request: Request,
     /// Where the response goes.
     pub response: oneshot::Sender<Response>,

@@ -25,7 +25,6 @@ const REQUESTS: usize = 4;
 
 /// What the servers tell the loop.
 pub(super) struct Servers {
-    /// The metrics.
     pub metrics: Metrics,
     /// Dropped packets.
     pub examples: watch::Receiver<Examples>,

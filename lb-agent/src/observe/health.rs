@@ -49,7 +49,6 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// Now.
     pub(crate) fn now() -> Self {
         Self { instant: Instant::now(), time: SystemTime::now() }
     }

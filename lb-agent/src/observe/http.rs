@@ -36,7 +36,6 @@ pub(crate) struct Answer {
     pub status: StatusCode,
     /// `Content-Type`.
     pub content_type: &'static str,
-    /// Body.
     pub body: String,
     /// `X-Load-Balancing-Endpoint-Weight`: for load balancers that weigh the nodes.
     pub weight: Option<usize>,

@@ -31,7 +31,6 @@ type Histograms<const N: usize> = Family<MetricLabels<N>, Histogram>;
 /// What a change was about, in `lb_programming_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ChangeKind {
-    /// A Service.
     Service,
     /// An EndpointSlice.
     Endpoints,
@@ -92,7 +91,6 @@ pub(crate) struct KubeProxyMetrics {
     pub livez: Family<MetricLabels<1>, Counter>,
 }
 
-/// Ours.
 #[derive(Clone, Debug)]
 pub(crate) struct Ours {
     /// From the arrival of an event to the maps.
@@ -119,7 +117,6 @@ pub(crate) struct Ours {
     pub issues: Family<MetricLabels<1>, Gauge>,
     /// Dropped packets.
     pub drops: Family<MetricLabels<2>, Counter>,
-    /// The slow path.
     pub slow_path: Family<MetricLabels<1>, Counter>,
     /// Events of dropped packets by outcome.
     pub events: Family<MetricLabels<1>, Counter>,
@@ -146,7 +143,6 @@ pub(crate) struct Ours {
     pub ct_over_share: Counter,
     /// Writes to the maps that failed.
     pub sync_failures: Counter,
-    /// Writes to the maps.
     pub map_writes: Counter,
     /// 1 when kube-proxy runs beside us.
     pub foreign_proxy: Gauge,
@@ -156,16 +152,13 @@ pub(crate) struct Ours {
     pub programs_wanted: Family<MetricLabels<1>, Gauge>,
 }
 
-/// The process'.
 #[derive(Clone, Debug)]
 pub(crate) struct OfProcess {
-    /// Memory.
     pub resident_memory: Gauge,
     /// Processor time.
     pub cpu_seconds: Counter<f64, AtomicU64>,
     /// Open descriptors.
     pub open_fds: Gauge,
-    /// Its start.
     pub start_time: GaugeF64,
 }
 
@@ -174,13 +167,11 @@ pub(crate) struct OfProcess {
 pub(crate) struct Metrics {
     /// kube-proxy's.
     pub kube_proxy: KubeProxyMetrics,
-    /// Ours.
     pub ours: Ours,
     /// Ours about traffic from outside.
     pub outside: OutsideMetrics,
     /// Ours about policies.
     pub policy: OfPolicies,
-    /// The process'.
     pub process: OfProcess,
 }
 

@@ -33,7 +33,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// What one port answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceHealth {
-    /// The Service.
     pub service: Name,
     /// `spec.healthCheckNodePort`.
     pub port: u16,
@@ -41,7 +40,6 @@ pub(crate) struct ServiceHealth {
     pub endpoints: usize,
 }
 
-/// All ports.
 pub(crate) struct HealthPorts {
     ports: BTreeMap<u16, HealthPort>,
     /// Services whose port another one has.

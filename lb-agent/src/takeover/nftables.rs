@@ -58,7 +58,6 @@ pub(super) struct NftablesRules {
     pub is_own: bool,
     /// Rules in others' chains.
     pub jumps: Vec<RuleHandle>,
-    /// Its chains.
     pub chains: Vec<String>,
     /// Its chains that stay, since other rules use them.
     pub kept: Vec<String>,
@@ -166,7 +165,6 @@ fn tables(client: &mut NetlinkClient, family: u8) -> io::Result<Vec<String>> {
     Ok(tables)
 }
 
-/// What is in a table.
 #[derive(Debug, Default)]
 struct TableContents {
     /// Name, and whether the kernel itself calls it.

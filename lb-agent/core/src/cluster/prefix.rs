@@ -49,7 +49,7 @@ impl Prefix {
         self.addr
     }
 
-    /// Its family.
+    /// IPv4 or IPv6; an IPv4-mapped address is IPv4.
     pub const fn family(&self) -> Family {
         Family::of(&self.addr)
     }

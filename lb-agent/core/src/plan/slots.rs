@@ -41,7 +41,6 @@ impl SlotRange {
         self.base.saturating_add(self.len)
     }
 
-    /// The slots.
     pub(super) fn slots(self) -> std::ops::Range<u32> {
         self.base..self.end()
     }

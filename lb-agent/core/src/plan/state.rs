@@ -15,7 +15,6 @@ use crate::cluster::Family;
 use crate::issue::Issue;
 use crate::model::{DesiredPort, DesiredService};
 
-/// One Service.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
     /// Tells Services apart that claim the same wildcard one after the other.

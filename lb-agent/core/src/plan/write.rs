@@ -39,24 +39,24 @@ pub enum Write {
     },
     /// Adds or replaces an element of `frontends`.
     PutFrontend {
-        /// Key.
+        /// What clients dial: address, port, protocol.
         key: FrontendKey,
         /// Value.
         frontend: Frontend,
     },
     /// Removes an element of `frontends`.
     DeleteFrontend {
-        /// Key.
+        /// What clients dial: address, port, protocol.
         key: FrontendKey,
     },
     /// Adds an element of `source_ranges`.
     PutSourceRange {
-        /// Key.
+        /// Service port and range of its clients.
         key: RangeKey,
     },
     /// Removes an element of `source_ranges`.
     DeleteSourceRange {
-        /// Key.
+        /// Service port and range of its clients.
         key: RangeKey,
     },
     /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
@@ -96,21 +96,21 @@ pub enum Write {
     },
     /// Adds or replaces an element of `peer_bits`.
     PutPeerBits {
-        /// Key.
+        /// Group of rules and identity of the peer.
         key: PeerKey,
         /// Value.
         bits: Bits,
     },
     /// Removes an element of `peer_bits`.
     DeletePeerBits {
-        /// Key.
+        /// Group of rules and identity of the peer.
         key: PeerKey,
     },
     /// Adds or replaces an element of `port_bits`.
     PutPortBits {
         /// Length of the prefix.
         len: u32,
-        /// Key.
+        /// Group of rules, protocol and port, of which `len` bits count.
         key: PortKey,
         /// Value.
         bits: Bits,
@@ -119,7 +119,7 @@ pub enum Write {
     DeletePortBits {
         /// Length of the prefix.
         len: u32,
-        /// Key.
+        /// Group of rules, protocol and port, of which `len` bits count.
         key: PortKey,
     },
     /// Adds or replaces an element of `cidrs`.
@@ -193,12 +193,12 @@ pub enum Write {
     },
     /// Adds an element of `pod_sources`.
     PutPodSource {
-        /// Key.
+        /// Device of the Pod, and range of addresses.
         key: SourceKey,
     },
     /// Removes an element of `pod_sources`.
     DeletePodSource {
-        /// Key.
+        /// Device of the Pod, and range of addresses.
         key: SourceKey,
     },
 }

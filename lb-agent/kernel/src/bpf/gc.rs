@@ -622,7 +622,6 @@ fn holds_its_port(protocol: u8, flags: CtFlags) -> bool {
     tenure::rank(tenure::readiness(&holder)) <= tenure::QUIET
 }
 
-/// The time of a pass.
 #[derive(Clone, Copy, Debug)]
 struct PassTime {
     stamp: u32,

@@ -119,7 +119,6 @@ fn parse(payload: &[u8]) -> Option<(Connected, Destination)> {
     parse_end(payload, SocketEnd::Peer)
 }
 
-/// Which end of a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SocketEnd {
     Own,

@@ -34,7 +34,7 @@ const TUNNELS: [(&str, u16); 3] = [("vxlan", 15), ("geneve", 5), ("bareudp", 1)]
 pub struct Link {
     /// Its number, always positive.
     pub ifindex: u32,
-    /// Its name.
+    /// Interface name, such as `eth0`: at most 15 bytes, and it can change.
     pub name: String,
     /// `IFLA_INFO_KIND`: `veth`, `bridge`, ...; empty for hardware.
     pub kind: String,

@@ -46,7 +46,7 @@ impl Layer {
 /// A device that does not belong to a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// Its name.
+    /// Interface name, such as `eth0`: at most 15 bytes, and it can change.
     pub name: String,
     /// Largest IP packet in bytes.
     pub mtu: u32,

@@ -54,7 +54,6 @@ impl<'a> At<'a> {
         self.get(key).ok_or_else(absent)
     }
 
-    /// All fields.
     pub(super) fn fields(&self) -> Result<impl Iterator<Item = (&'a str, Self)>, InvalidValue> {
         let Value::Object(fields) = self.value else { return Err(self.fault("is not an object")) };
         let path = self.path.clone();

@@ -16,7 +16,6 @@ use lb_core::plan::Actual;
 /// Pods that are named for an identity.
 const EXAMPLES: usize = 3;
 
-/// All policies.
 pub(in crate::agent) fn policies<'a>(
     desired: &'a DesiredPolicies,
     hits: &Hits,
@@ -41,7 +40,6 @@ pub(in crate::agent) fn policies<'a>(
     desired.policies.iter().map(name).collect()
 }
 
-/// A group.
 pub(in crate::agent) fn group(id: u32, group: &RuleSet) -> GroupName<'_> {
     let policies = group.policies();
     let position = |name: &Name, tier: Tier| {

@@ -24,7 +24,6 @@ pub(crate) type ByPolicy = [(&'static str, String); 4];
 pub(crate) struct OfPolicies {
     /// One compilation.
     pub compile: Histogram,
-    /// The last one.
     pub last_compile: Gauge<f64, AtomicU64>,
     /// From the arrival of an event to the maps.
     pub enforcement: Histogram,

@@ -13,7 +13,6 @@ use crate::cluster::{
 };
 use crate::model::policy::PolicyDirection;
 
-/// The other end.
 pub(super) struct OtherEnd<'a> {
     pub(super) addr: Addr,
     pub(super) holder: &'a OwnerRecord<'a>,

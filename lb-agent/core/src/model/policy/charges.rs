@@ -87,7 +87,6 @@ struct Share {
     groups: Vec<usize>,
 }
 
-/// All charges.
 pub(super) struct Charges {
     accounts: Vec<Account>,
     /// By tenant.

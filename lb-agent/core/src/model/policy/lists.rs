@@ -26,7 +26,6 @@ pub(super) struct Read<'p> {
 pub(super) struct RuleLine<'p> {
     /// Where it is written: the first of them.
     pub(super) index: u32,
-    /// The others.
     pub(super) others: Arc<[u32]>,
     pub(super) rule: Cow<'p, Rule>,
 }
