@@ -2,6 +2,7 @@
 //!
 //! Numbers are stable: they are in the maps, in metrics and in tickets. New ones are appended, none is reused.
 
+use crate::conntrack::CtFlags;
 use crate::listed;
 
 listed! {
@@ -160,6 +161,21 @@ listed! {
 }
 
 impl Counter {
+    /// Where a new translated flow is counted.
+    pub const fn of_opened(flags: CtFlags) -> Self {
+        if flags.contains(CtFlags::MASQUERADED) {
+            Self::FlowMasqueraded
+        } else if flags.contains(CtFlags::TO_HOST) {
+            Self::FlowToHost
+        } else if flags.contains(CtFlags::EXTERNAL) {
+            Self::FlowExternal
+        } else if flags.contains(CtFlags::HAIRPIN) {
+            Self::FlowHairpin
+        } else {
+            Self::FlowService
+        }
+    }
+
     /// Index into the map `counters`.
     pub const fn index(self) -> u32 {
         128 + self as u32

@@ -6,9 +6,8 @@ use lb_common::flow::{Flow, proto, tcp};
 use lb_common::hash;
 use lb_common::verdict::Counter;
 
-use crate::packet::Packet;
 use crate::parsed::Parsed;
-use crate::scratch::{self, Nat, Scratch, Target};
+use crate::scratch::{self, Scratch};
 use crate::tracked::{self, Inserted, Tracked};
 use crate::{kernel, maps, trace};
 
@@ -296,60 +295,91 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: 
     }
 }
 
-/// Outcome of [`claim`].
+/// Outcome of [`claim`], with numbers for functions that can return nothing else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// The reply entry stands, and [`Nat::port`] is the source port towards the target.
-    Done,
+    /// The reply entry stands, and `scratch.nat.port` is the source port towards the target.
+    Done = 0,
     /// The tuple belongs to another live flow.
-    Taken,
+    Taken = 1,
     /// The map could not take the entry.
-    Full,
+    Full = 2,
 }
 
-/// Writes the reply entry of a flow towards its target, from the client's own port or, when the flags say
-/// `PORT_MAPPED`, another one.
+impl Claim {
+    /// The outcome of this number.
+    #[inline(always)]
+    pub(crate) const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::Taken,
+            _ => Self::Full,
+        }
+    }
+}
+
+/// Writes the reply entry of the flow in `scratch.nat` towards its target, from the client's own port or, when the flags
+/// say `PORT_MAPPED`, another one.
 ///
-/// Two frontends may share a backend, and a Pod may use one port towards both, or towards the backend itself: the
+/// Two frontends may share a backend, and a client may use one port towards both, or towards the backend itself: the
 /// tuples behind the translation would be equal, so the second flow must differ in its port.
+#[inline(always)]
+pub(crate) fn claim(now: u32) -> Claim {
+    Claim::of(ct_claim(now))
+}
+
+/// Exported, and with a number as the result, so that the verifier checks it once by itself and not for each backend that
+/// is tried: what it needs is in the scratch memory, and so is what it leaves.
 #[inline(never)]
-pub(crate) fn claim(packet: Packet, scratch: &mut Scratch, now: u32) -> Claim {
-    let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
+#[unsafe(no_mangle)]
+extern "C" fn ct_claim(now: u32) -> u32 {
+    let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
+    let Scratch { parsed, nat, .. } = scratch;
+    let mapped = nat.flags.contains(CtFlags::PORT_MAPPED);
+    scratch::hand_over(&mut nat.port, if mapped { other_port() } else { parsed.flow.sport });
+    fill_reply(scratch, now);
+    let Scratch { parsed, key, entry, .. } = scratch;
+    claim_tuple(key, entry, &parsed.flow, now) as u32
+}
+
+/// Makes the reply entry of the flow in `scratch.nat` from its port, and the key of that entry.
+#[inline(always)]
+pub(crate) fn fill_reply(scratch: &mut Scratch, now: u32) {
+    let Scratch { parsed, key, entry, nat, epoch, ifindex, .. } = scratch;
     let flow = &parsed.flow;
-    nat.port = if !nat.flags.contains(CtFlags::PORT_MAPPED) { flow.sport } else { other_port() };
-    let Target { addr, port, id, generation } = nat.target;
-    let (remote, local_port, remote_port) = if !nat.flags.contains(CtFlags::HAIRPIN) {
-        (addr, nat.port, port)
+    let external = nat.flags.contains(CtFlags::EXTERNAL);
+    // A Pod's entry shows its flow as its own device does: from the client, unless it answers itself.
+    if external || nat.flags.contains(CtFlags::HAIRPIN) {
+        (key.local, key.local_port) = (nat.target.addr, nat.target.port);
+        (key.remote, key.remote_port) = (nat.stand_in, nat.port);
     } else {
-        // The Pod answers as backend: its local port is the backend's.
-        (nat.stand_in, port, nat.port)
-    };
-    *key = CtKey {
-        local: flow.src,
-        remote,
-        local_port,
-        remote_port,
-        proto: flow.proto,
-        scope: scope::POD,
-        veth: packet.ifindex() as u16,
-    };
+        (key.local, key.local_port) = (flow.src, nat.port);
+        (key.remote, key.remote_port) = (nat.target.addr, nat.target.port);
+    }
+    let elsewhere = nat.flags.intersects(CtFlags::MASQUERADED | CtFlags::TO_HOST);
+    key.proto = flow.proto;
+    key.scope = if elsewhere { scope::EXTERNAL_REPLY } else { scope::POD };
+    key.veth = if external { nat.veth } else { *ifindex as u16 };
     *entry = CtEntry {
         nat_addr: flow.dst,
         aux_addr: flow.src,
         nat_port: flow.dport,
         aux_port: flow.sport,
-        backend_id: id,
-        backend_gen: generation,
+        backend_id: nat.target.id,
+        backend_gen: nat.target.generation,
         last_seen: now,
-        epoch: *epoch,
-        flags: CtFlags::REPLY | nat.flags.only(CtFlags::HAIRPIN | CtFlags::PORT_MAPPED),
+        epoch: if external { 0 } else { *epoch },
+        flags: CtFlags::REPLY | nat.flags.only(OF_BOTH),
     };
-    claim_tuple(key, entry, flow, now)
 }
+
+/// Flags that both entries of a translated flow have.
+const OF_BOTH: CtFlags =
+    CtFlags::HAIRPIN.with(CtFlags::EXTERNAL).with(CtFlags::MASQUERADED).with(CtFlags::PORT_MAPPED);
 
 /// Writes a reply entry where nothing is, or only a remnant.
 #[inline(never)]
-pub(crate) fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -> Claim {
+fn claim_tuple(key: &CtKey, entry: &CtEntry, flow: &Flow, now: u32) -> Claim {
     // The tuple of a flow that lives, and whose entry was evicted.
     if let Some(kept) = tracked::kept(key)
         && !is_ours_or_dead(kept, flow, now)
@@ -378,12 +408,16 @@ pub(crate) fn other_port() -> Be16 {
     Be16::new((1024 + hash::scale(kernel::random(), 64512)) as u16)
 }
 
-/// Writes the forward entry of a flow whose tuple is claimed, and gives it as it was written. When that fails, the reply
-/// entry stays behind alone and is found to be ours by the next try.
+/// Writes the forward entry of a flow whose tuple is claimed, as the packet that opens it in `direction` shows it, and
+/// returns it as it was written. When that fails, the reply entry stays behind alone and is found to be ours by the next
+/// try.
 #[inline(never)]
-pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<Tracked> {
-    let Scratch { parsed, key, entry, nat, epoch, .. } = scratch;
-    *key = key_out(&parsed.flow, packet.ifindex());
+pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> Option<Tracked> {
+    let Scratch { parsed, key, entry, nat, epoch, ifindex, .. } = scratch;
+    *key = match direction {
+        Direction::Egress => key_out(&parsed.flow, *ifindex),
+        Direction::Ingress => key_in(&parsed.flow, 0),
+    };
     key.scope = nat.scope;
     *entry = CtEntry {
         nat_addr: nat.target.addr,
@@ -393,27 +427,23 @@ pub(crate) fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Option<
         backend_id: nat.target.id,
         backend_gen: nat.target.generation,
         last_seen: now,
-        epoch: *epoch,
-        flags: conntrack::opened(nat.flags, Direction::Egress, parsed.tcp_flags),
+        epoch: match direction {
+            Direction::Egress => *epoch,
+            Direction::Ingress => u32::from(nat.veth),
+        },
+        flags: conntrack::opened(nat.flags, direction, parsed.tcp_flags),
     };
     if !tracked::put(key, entry) {
         return None;
     }
-    count_load(nat);
-    let hairpin = nat.flags.contains(CtFlags::HAIRPIN);
-    maps::count(if hairpin { Counter::FlowHairpin } else { Counter::FlowService });
-    if nat.flags.contains(CtFlags::PORT_MAPPED) {
-        maps::count(Counter::PortMapped);
-    }
-    Some(Tracked::written(entry))
-}
-
-/// A new flow adds to the load of its backend, if its Service wants to know.
-#[inline(always)]
-pub(crate) fn count_load(nat: &Nat) {
     if nat.flags.contains(CtFlags::COUNTED) {
         maps::change_load(nat.target.id, true);
     }
+    maps::count(Counter::of_opened(nat.flags));
+    if direction == Direction::Egress && nat.flags.contains(CtFlags::PORT_MAPPED) {
+        maps::count(Counter::PortMapped);
+    }
+    Some(Tracked::written(entry))
 }
 
 /// Whether an entry in our way is a remnant: of this very flow, or of one that is over.

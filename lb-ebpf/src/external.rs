@@ -16,7 +16,7 @@
 //! The direction of an entry is the one that the backend sees: what the client sends goes *in* (`Direction::Ingress`).
 
 use lb_common::be::Be16;
-use lb_common::conntrack::{CtEntry, CtFlags, CtKey, Direction, scope};
+use lb_common::conntrack::{CtFlags, CtKey, Direction, scope};
 use lb_common::endpoint::IdentFlags;
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::fragment::hook;
@@ -26,6 +26,7 @@ use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
 use crate::icmp::{self, Onward};
+use crate::open::{self, Opener};
 use crate::packet::{Packet, Tag};
 use crate::parsed::{Kind, L3, Parsed};
 use crate::refuse::{self, Obstacle};
@@ -33,7 +34,7 @@ use crate::route::{self, Way};
 use crate::scratch::{self, Scratch};
 use crate::service::{self, Client, Health};
 use crate::trace::Program;
-use crate::tracked::{self, Tracked};
+use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
 use crate::{cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace};
 
@@ -375,11 +376,9 @@ fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     }
 }
 
-/// The first packet of a flow from outside: chooses a backend, claims a tuple, commits both entries, sends it on.
+/// The first packet of a flow from outside.
 #[inline(never)]
 fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) -> Verdict {
-    const TRIES: u32 = 6;
-    const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     let parsed = &scratch.parsed;
     let outside = frontend.flags.contains(FrontendFlags::EXTERNAL);
@@ -413,37 +412,38 @@ fn open(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) ->
     let hash =
         if frontend.maglev_n == 0 { 0 } else { maglev_hash(parsed, frontend.affinity_secs != 0) };
     let client = Client { addr: parsed.flow.src, outside, hash };
-    let mut attempt = 0;
-    while attempt < TRIES {
-        attempt += 1;
-        if !service::choose(frontend, &client, &mut scratch.nat.target) {
-            continue;
+    let kind = CtFlags::FORWARD | CtFlags::EXTERNAL;
+    match open::to_backend::<Outside>(packet, scratch, (frontend, &client), kind, now) {
+        Ok(()) => commit(packet, scratch, now),
+        Err(verdict) => verdict,
+    }
+}
+
+/// A client outside opens a flow to a Service.
+struct Outside;
+
+impl Opener for Outside {
+    #[inline(always)]
+    fn place(packet: Packet, scratch: &mut Scratch) -> Result<(), Verdict> {
+        if place(packet, scratch) {
+            return Ok(());
         }
-        trace::chosen();
-        let nat = &mut scratch.nat;
-        nat.service_id = service_id;
-        nat.flags = CtFlags::FORWARD | CtFlags::EXTERNAL;
-        if attempt > OWN_PORT_TRIES {
-            nat.flags |= CtFlags::PORT_MAPPED;
-        }
-        if frontend.flags.contains(FrontendFlags::LEAST_CONNECTIONS) {
-            nat.flags |= CtFlags::COUNTED;
-        }
-        if !place(packet, scratch) {
-            return drop(DropReason::NoRoute, service_id);
-        }
-        match masquerade::claim(now) {
-            Claim::Taken => {}
-            Claim::Full => return drop(DropReason::ConntrackFull, service_id),
-            Claim::Done => return commit(packet, scratch, now),
+        Err(drop(DropReason::NoRoute, scratch.nat.service_id))
+    }
+
+    #[inline(always)]
+    fn claim(scratch: &Scratch, now: u32) -> Claim {
+        if scratch.nat.flags.contains(CtFlags::MASQUERADED) {
+            masquerade::claim(now)
+        } else {
+            conntrack::claim(now)
         }
     }
-    let reason = if scratch.nat.flags.contains(CtFlags::MASQUERADED) {
-        DropReason::MasqueradeExhausted
-    } else {
-        DropReason::TupleExhausted
-    };
-    drop(reason, service_id)
+
+    #[inline(always)]
+    fn drop(reason: DropReason, service_id: u32) -> Verdict {
+        drop(reason, service_id)
+    }
 }
 
 /// Hash of the flow that Maglev tables are read with: of one with affinity the same for all flows of its client, whichever
@@ -476,6 +476,7 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     let Scratch { parsed, nat, .. } = scratch;
     nat.stand_in = parsed.flow.src;
     nat.port = parsed.flow.sport;
+    nat.scope = scope::EXTERNAL;
     nat.veth = 0;
     let target = nat.target.addr;
     if let Some(ident) = maps::ident(&target) {
@@ -498,37 +499,13 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     nat.stand_in != lb_common::addr::Addr::NONE
 }
 
-/// Writes the forward entry of a flow whose tuple is claimed, and sends its first packet on.
-#[inline(never)]
+/// Commits the flow and sends its first packet on.
+#[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
-    let Scratch { parsed, key, entry, nat, .. } = scratch;
-    *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_in(&parsed.flow, 0) };
-    *entry = CtEntry {
-        nat_addr: nat.target.addr,
-        aux_addr: nat.stand_in,
-        nat_port: nat.target.port,
-        aux_port: nat.port,
-        backend_id: nat.target.id,
-        backend_gen: nat.target.generation,
-        last_seen: now,
-        epoch: u32::from(nat.veth),
-        flags: lb_common::conntrack::opened(nat.flags, Direction::Ingress, parsed.tcp_flags),
-    };
-    let service_id = nat.service_id;
-    let written = tracked::put(key, entry);
-    let tracked = if written { tracked::get(key) } else { None };
-    let Some(tracked) = tracked else {
-        return drop(DropReason::ConntrackFull, service_id);
-    };
-    conntrack::count_load(nat);
-    maps::count(if nat.flags.contains(CtFlags::MASQUERADED) {
-        Counter::FlowMasqueraded
-    } else if nat.flags.contains(CtFlags::TO_HOST) {
-        Counter::FlowToHost
-    } else {
-        Counter::FlowExternal
-    });
-    deliver(packet, scratch, tracked)
+    match conntrack::commit(scratch, Direction::Ingress, now) {
+        Some(entry) => deliver(packet, scratch, entry),
+        None => drop(DropReason::ConntrackFull, scratch.nat.service_id),
+    }
 }
 
 /// Sends a packet of a flow from outside on to its backend.

@@ -23,6 +23,7 @@ mod icmp;
 mod kernel;
 mod maps;
 mod masquerade;
+mod open;
 mod origin;
 mod packet;
 mod parse;

@@ -1,5 +1,5 @@
-//! The tuple of a flow from outside towards its backend: for one on another node a source port of this node, which must
-//! be unique for that backend, since it identifies the answer.
+//! The source port of this node that a flow from outside gets towards its backend on another node. It must be unique for
+//! that backend, since it identifies the answer.
 
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, age, scope};
@@ -15,72 +15,31 @@ use crate::{kernel, maps};
 /// The rank of a port that no flow has, beyond those of `lb_common::tenure`.
 const FREE: u32 = OVER + 1;
 
-/// Writes the reply entry of a flow from outside, from a free source port where that may change. When none of the ports
-/// of this node that were tried is free, the flow gets the port of the one that needs it least (`lb_common::tenure`):
-/// neither questions that were answered nor connections that their clients never complete shut out those of others.
+/// Writes the reply entry of a masqueraded flow, from a free source port. When none of those that were tried is free, the
+/// flow gets the port of the one that needs it least (`lb_common::tenure`): neither questions that were answered nor
+/// connections that their clients never complete shut out those of others.
 #[inline(always)]
 pub(crate) fn claim(now: u32) -> Claim {
-    match masquerade_claim(now) {
-        DONE => Claim::Done,
-        TAKEN => Claim::Taken,
-        _ => Claim::Full,
-    }
+    Claim::of(masquerade_claim(now))
 }
 
-const DONE: u32 = 0;
-const TAKEN: u32 = 1;
-const FULL: u32 = 2;
-
-/// Exported, and with numbers for results, so that the verifier checks it once by itself and not for each backend that
-/// is tried: what it needs is in the scratch memory, and so is what it leaves.
+/// Exported, as [`conntrack::claim`] has it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn masquerade_claim(now: u32) -> u32 {
-    let Some(scratch) = scratch::get() else { return FULL };
-    match claim_tuple(scratch, now) {
-        Claim::Done => DONE,
-        Claim::Taken => TAKEN,
-        Claim::Full => FULL,
-    }
+    let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
+    claim_port(scratch, now) as u32
 }
 
 #[inline(always)]
-fn claim_tuple(scratch: &mut Scratch, now: u32) -> Claim {
+fn claim_port(scratch: &mut Scratch, now: u32) -> Claim {
     const PORT_TRIES: u32 = 16;
-    let Scratch { parsed, key, entry, nat, .. } = scratch;
-    let flow = &parsed.flow;
-    let flags = nat.flags;
-    let masqueraded = flags.contains(CtFlags::MASQUERADED);
-    let to_pod = !flags.intersects(CtFlags::MASQUERADED | CtFlags::TO_HOST);
-    let to = CtKey {
-        local: nat.target.addr,
-        remote: nat.stand_in,
-        local_port: nat.target.port,
-        remote_port: nat.port,
-        proto: flow.proto,
-        scope: if to_pod { scope::POD } else { scope::EXTERNAL_REPLY },
-        veth: nat.veth,
-    };
-    scratch::hand_over(key, to);
-    *entry = CtEntry {
-        nat_addr: flow.dst,
-        aux_addr: flow.src,
-        nat_port: flow.dport,
-        aux_port: flow.sport,
-        backend_id: nat.target.id,
-        backend_gen: nat.target.generation,
-        last_seen: now,
-        epoch: if masqueraded { kernel::ticks() as u32 } else { 0 },
-        flags: CtFlags::REPLY
-            | flags.only(CtFlags::EXTERNAL | CtFlags::MASQUERADED | CtFlags::PORT_MAPPED),
-    };
-    if !masqueraded {
-        if flags.contains(CtFlags::PORT_MAPPED) {
-            key.remote_port = conntrack::other_port();
-        }
-        nat.port = key.remote_port;
-        return conntrack::claim_tuple(key, entry, flow, now);
-    }
+    conntrack::fill_reply(scratch, now);
+    let Scratch { key, entry, nat, .. } = scratch;
+    // For `masquerade_holder`, which looks it up.
+    let claimed_key = *key;
+    scratch::hand_over(key, claimed_key);
+    entry.epoch = kernel::ticks() as u32;
     let mut tries = PORT_TRIES;
     // In the scratch memory, where the verifier does not distinguish the results of each iteration.
     nat.readiest = 0;

@@ -11,6 +11,7 @@ use lb_common::service::{Frontend, FrontendFlags};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::conntrack::{self, Claim};
+use crate::open::{self, Opener};
 use crate::origin::{self, Addressee};
 use crate::packet::{Packet, Tag};
 use crate::parsed::{self, Kind, Parsed};
@@ -383,7 +384,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             service_id: 0,
             readiest: 0,
         };
-        match conntrack::claim(packet, scratch, now) {
+        match conntrack::claim(now) {
             Claim::Taken => {}
             Claim::Full => return drop_out(DropReason::ConntrackFull, 0),
             Claim::Done => return commit(packet, scratch, now),
@@ -453,11 +454,9 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     Verdict::Pass
 }
 
-/// The first packet of a flow to a Service: chooses a backend, claims a tuple, commits both entries, rewrites.
+/// The first packet of a flow to a Service.
 #[inline(always)]
 fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u32) -> Verdict {
-    const TRIES: u32 = 6;
-    const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
     if conntrack::is_mid_flow(&scratch.parsed) {
         if maps::is_beside_another_proxy() {
@@ -477,41 +476,40 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     if !service::admits(frontend, &client.addr) {
         return drop_out(DropReason::SourceRange, service_id);
     }
-    let mut attempt = 0;
-    while attempt < TRIES {
-        attempt += 1;
+    match open::to_backend::<Pod>(packet, scratch, (frontend, &client), CtFlags::FORWARD, now) {
+        Ok(()) => commit(packet, scratch, now),
+        Err(verdict) => verdict,
+    }
+}
+
+/// A Pod opens a flow to a Service.
+struct Pod;
+
+impl Opener for Pod {
+    #[inline(always)]
+    fn place(_: Packet, scratch: &mut Scratch) -> Result<(), Verdict> {
         let Scratch { parsed, nat, .. } = scratch;
-        if !service::choose(frontend, &client, &mut nat.target) {
-            continue;
-        }
-        trace::chosen();
-        nat.flags = CtFlags::FORWARD;
         nat.stand_in = Addr::NONE;
         if nat.target.addr == parsed.flow.src {
             nat.flags |= CtFlags::HAIRPIN;
             nat.stand_in = kernel::hairpin_addr(parsed.v4);
         }
-        if attempt > OWN_PORT_TRIES {
-            nat.flags |= CtFlags::PORT_MAPPED;
-        }
-        if frontend.flags.contains(FrontendFlags::LEAST_CONNECTIONS) {
-            nat.flags |= CtFlags::COUNTED;
-        }
         nat.scope = scope::POD;
         nat.veth = 0;
-        nat.service_id = service_id;
         let own = How::OWN.when(nat.flags.contains(CtFlags::HAIRPIN));
         let backend = (nat.target.addr, nat.target.port);
-        if let Err(reported) = policy::admit(scratch, backend, own | How::SENT) {
-            return Verdict::Drop(reported);
-        }
-        match conntrack::claim(packet, scratch, now) {
-            Claim::Taken => {}
-            Claim::Full => return drop_out(DropReason::ConntrackFull, service_id),
-            Claim::Done => return commit(packet, scratch, now),
-        }
+        policy::admit(scratch, backend, own | How::SENT).map_err(Verdict::Drop)
     }
-    drop_out(DropReason::TupleExhausted, service_id)
+
+    #[inline(always)]
+    fn claim(_: &Scratch, now: u32) -> Claim {
+        conntrack::claim(now)
+    }
+
+    #[inline(always)]
+    fn drop(reason: DropReason, service_id: u32) -> Verdict {
+        drop_out(reason, service_id)
+    }
 }
 
 /// Commits the flow and sends its first packet on.
@@ -520,7 +518,7 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if bridge::leads_to_target(packet, scratch) {
         scratch.nat.flags |= CtFlags::SAME_BRIDGE;
     }
-    match conntrack::commit(packet, scratch, now) {
+    match conntrack::commit(scratch, Direction::Egress, now) {
         Some(entry) => rewrite_forward(packet, scratch, entry),
         None => {
             let service_id = scratch.nat.service_id;
