@@ -5,6 +5,7 @@
 //! in turn; what floods do to others; and how many questions a second are answered through a node port.
 
 mod answers;
+mod cluster;
 mod field;
 mod floods;
 mod nanos;
@@ -18,16 +19,34 @@ mod statistics;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
     binaries::{self, Binaries},
     command::say,
+    setup::Need,
 };
 
 /// Options of the task.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    elsewhere: Option<Elsewhere>,
+    #[command(flatten)]
+    here: Here,
+}
+
+/// Where else to measure.
+#[derive(Subcommand)]
+enum Elsewhere {
+    /// Measure what Services cost on the cluster of $KUBECONFIG, with whatever serves them there, or compare earlier results
+    Cluster(cluster::Options),
+}
+
+/// Options of the bench on this machine.
+#[derive(Args)]
+struct Here {
     /// Print JSON instead of Markdown tables
     #[arg(long)]
     json: bool,
@@ -50,6 +69,17 @@ pub(crate) struct Options {
     nanos_binary: Option<PathBuf>,
 }
 
+impl Options {
+    /// What the machine must have.
+    pub(crate) const fn needs(&self) -> &'static [Need] {
+        match self.elsewhere {
+            // What loads its image is asked for where it is built.
+            Some(Elsewhere::Cluster(_)) => &[],
+            None => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Nft],
+        }
+    }
+}
+
 /// A part of the bench.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -65,12 +95,20 @@ enum Part {
     Answers,
 }
 
-/// Builds in release mode, measures, prints.
+/// Measures here or on a cluster.
 ///
 /// # Errors
 /// When a bed cannot be set, or a measurement fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let Options { json, quick, rounds, part, .. } = *options;
+    match &options.elsewhere {
+        Some(Elsewhere::Cluster(options)) => cluster::run(options),
+        None => on_this_machine(&options.here),
+    }
+}
+
+/// Builds in release mode, measures, prints.
+fn on_this_machine(options: &Here) -> Result<()> {
+    let Here { json, quick, rounds, part, .. } = *options;
     let nanos = match &options.nanos_binary {
         Some(nanos) if options.stage.built => nanos.clone(),
         _ => {

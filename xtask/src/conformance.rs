@@ -18,12 +18,11 @@ mod takeover;
 use anyhow::Result;
 use clap::Args;
 
-use crate::setup::{self, Need};
+use crate::kubectl::KUBECTL;
 
 use self::{bed::Bed, cluster::Cluster, report::Report};
 
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
-const KUBECTL: &str = "kubectl";
 
 /// Options of the task.
 #[derive(Args)]
@@ -67,9 +66,6 @@ pub(crate) struct Options {
 /// # Errors
 /// When the cluster cannot be prepared, or a check failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if options.kubectl == KUBECTL {
-        setup::ensure(&[Need::Kubectl])?;
-    }
     let cluster = Cluster::new(options)?;
     let mut report = Report::new(options.only.clone());
     let outcome = match options.takeover {

@@ -1,5 +1,7 @@
-//! `cargo xtask image`: the two static binaries on an empty base, as an OCI image layout in one tar. Written here
+//! `cargo xtask image`: static binaries on an empty base, as an OCI image layout in one tar. Written here
 //! rather than by a container tool, so that building needs none; equal binaries give an equal archive.
+
+mod archive;
 
 use std::{
     io::Write as _,
@@ -10,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
+use self::archive::{Archive, bytes, digest, header, with};
 use crate::{
     binaries::TRACE,
     command::{self, say, target_dir},
@@ -24,22 +26,78 @@ pub(crate) struct Options {
     /// Target architecture [default: this machine's]. Repeat it for a multi-architecture image
     #[arg(long, value_name = "ARCH")]
     arch: Vec<Arch>,
-    /// Name of the image [default: lb-agent:dev, with --trace lb-agent:trace]
+    /// Name of the image [default: lb-agent:dev, with --trace lb-agent:trace, with --bench lb-bench:dev]
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
     /// Build programs that log each stage of each packet, and write target/lb-agent-trace.tar
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bench")]
     trace: bool,
+    /// Build the image of `bench cluster` instead, and write target/lb-bench.tar
+    #[arg(long)]
+    bench: bool,
 }
+
+impl Options {
+    /// The options for the image of `bench cluster`.
+    pub(crate) fn of_bench() -> Self {
+        Self { bench: true, ..Self::default() }
+    }
+
+    /// What the machine must have before the build; the targets and compilers of the architectures come later.
+    pub(crate) fn needs(&self) -> &'static [Need] {
+        match self.bench {
+            true => &[Need::Rust],
+            false => &[Need::Rust, Need::BpfLinker],
+        }
+    }
+
+    fn kind(&self) -> &'static Kind {
+        match (self.bench, self.trace) {
+            (true, _) => &BENCH,
+            (false, true) => &TRACED,
+            (false, false) => &AGENT,
+        }
+    }
+}
+
+/// An image: what is in it, and where it goes.
+struct Kind {
+    archive: &'static str,
+    tag: &'static str,
+    package: &'static str,
+    /// More words for cargo.
+    features: &'static [&'static str],
+    /// The first one is the entry point.
+    binaries: &'static [&'static str],
+    /// Arguments of the entry point.
+    arguments: &'static [&'static str],
+}
+
+const AGENT: Kind = Kind {
+    archive: ARCHIVE,
+    // `deploy/` refers to it.
+    tag: "lb-agent:dev",
+    package: "lb-agent",
+    features: &[],
+    binaries: &["lb-agent", "lbctl"],
+    arguments: &["run"],
+};
+const TRACED: Kind =
+    Kind { archive: "lb-agent-trace.tar", tag: "lb-agent:trace", features: &TRACE, ..AGENT };
+const BENCH: Kind = Kind {
+    archive: BENCH_ARCHIVE,
+    tag: BENCH_TAG,
+    package: "testbed",
+    features: &[],
+    binaries: &["traffic"],
+    arguments: &["idle"],
+};
 
 /// The archive, in the target directory.
 pub(crate) const ARCHIVE: &str = "lb-agent.tar";
-/// The same with programs that log each stage of each packet.
-const TRACE_ARCHIVE: &str = "lb-agent-trace.tar";
-/// The tag that `deploy/` refers to.
-const TAG: &str = "lb-agent:dev";
-const TRACE_TAG: &str = "lb-agent:trace";
-const BINARIES: [&str; 2] = ["lb-agent", "lbctl"];
+/// The archive with the traffic of `bench cluster`, and its tag.
+pub(crate) const BENCH_ARCHIVE: &str = "lb-bench.tar";
+pub(crate) const BENCH_TAG: &str = "lb-bench:dev";
 const BYTES_MAX: u64 = 20 << 20;
 
 /// An architecture, as OCI names it.
@@ -84,9 +142,9 @@ impl Arch {
 /// # Errors
 /// When something is missing, does not build, or the image is larger than it may be.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (path, tag) = if options.trace { (TRACE_ARCHIVE, TRACE_TAG) } else { (ARCHIVE, TAG) };
-    let path = target_dir().join(path);
-    let tag = options.tag.as_deref().unwrap_or(tag);
+    let kind = options.kind();
+    let path = target_dir().join(kind.archive);
+    let tag = options.tag.as_deref().unwrap_or(kind.tag);
     let archs = match &options.arch[..] {
         [] => vec![Arch::of_this_machine()?],
         archs => archs.to_vec(),
@@ -94,7 +152,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut archive = Archive::create(&path)?;
     let mut manifests = Vec::new();
     for arch in &archs {
-        manifests.push(add_arch(&mut archive, *arch, options.trace)?);
+        manifests.push(add_arch(&mut archive, *arch, kind)?);
     }
     let size = archive.finish(manifests, tag)?;
     say(&format!("wrote {} ({tag}, {:.1} MB)", path.display(), size as f64 / 1e6));
@@ -105,16 +163,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Builds for one architecture and adds its layer, config and manifest; returns the manifest's descriptor.
-fn add_arch(archive: &mut Archive, arch: Arch, trace: bool) -> Result<Value> {
-    let binaries = build(arch, trace)?;
+fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
+    let binaries = build(arch, kind)?;
     let layer = layer(&binaries)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&layer).context("compress the layer")?;
     let zipped = gzip.finish().context("compress the layer")?;
+    let entry: Vec<String> =
+        kind.binaries.iter().take(1).map(|name| format!("/bin/{name}")).collect();
     let config = json!({
         "architecture": arch.oci(),
         "os": "linux",
-        "config": { "Entrypoint": ["/bin/lb-agent"], "Cmd": ["run"], "Env": ["PATH=/bin"] },
+        "config": { "Entrypoint": entry, "Cmd": kind.arguments, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     });
     let layer = archive.blob("application/vnd.oci.image.layer.v1.tar+gzip", &zipped)?;
@@ -129,16 +189,14 @@ fn add_arch(archive: &mut Archive, arch: Arch, trace: bool) -> Result<Value> {
 }
 
 /// Static release binaries of one architecture.
-fn build(arch: Arch, trace: bool) -> Result<Vec<PathBuf>> {
+fn build(arch: Arch, kind: &Kind) -> Result<Vec<PathBuf>> {
     let native = arch.rust() == std::env::consts::ARCH;
     let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc()) };
     setup::ensure(&[Need::Musl(arch.rust()), gcc])?;
     let target = format!("{}-unknown-linux-musl", arch.rust());
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "lb-agent", "--bins", "--target", &target]);
-    if trace {
-        build.args(TRACE);
-    }
+    build.args(["build", "--release", "--package", kind.package, "--target", &target]);
+    build.args(kind.binaries.iter().flat_map(|name| ["--bin", name])).args(kind.features);
     if !native {
         // Debian has no cross musl-gcc. The C in ring calls nothing of a libc, and the linker is rustup's own.
         let upper = target.to_uppercase().replace('-', "_");
@@ -148,7 +206,7 @@ fn build(arch: Arch, trace: bool) -> Result<Vec<PathBuf>> {
     }
     command::run(&mut build)?;
     let dir = target_dir().join(&target).join("release");
-    let binaries: Vec<_> = BINARIES.iter().map(|name| dir.join(name)).collect();
+    let binaries: Vec<_> = kind.binaries.iter().map(|name| dir.join(name)).collect();
     for binary in &binaries {
         if has_interpreter(
             &std::fs::read(binary).with_context(|| format!("read {}", binary.display()))?,
@@ -185,120 +243,4 @@ fn layer(binaries: &[PathBuf]) -> Result<Vec<u8>> {
         tar.append_data(&mut header, Path::new("bin").join(name), &content[..])?;
     }
     tar.into_inner().context("write the layer")
-}
-
-fn header(size: u64, mode: u32) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(size);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header
-}
-
-/// The archive being written: an OCI image layout (opencontainers image-spec, image-layout.md).
-struct Archive {
-    path: PathBuf,
-    tar: tar::Builder<std::fs::File>,
-}
-
-impl Archive {
-    fn create(path: &Path) -> Result<Self> {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        }
-        let file =
-            std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
-        let mut archive = Self { path: path.to_owned(), tar: tar::Builder::new(file) };
-        archive.file("oci-layout", &bytes(&json!({ "imageLayoutVersion": "1.0.0" }))?)?;
-        Ok(archive)
-    }
-
-    fn file(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        let mut header = header(content.len() as u64, 0o644);
-        self.tar.append_data(&mut header, name, content).with_context(|| format!("write {name}"))
-    }
-
-    /// Adds a blob; returns its descriptor.
-    fn blob(&mut self, media_type: &str, content: &[u8]) -> Result<Value> {
-        let digest = digest(content);
-        self.file(&format!("blobs/{}", digest.replace(':', "/")), content)?;
-        Ok(json!({ "mediaType": media_type, "digest": digest, "size": content.len() }))
-    }
-
-    /// Writes the index; returns the archive's size. Several architectures are one image: an index in the index.
-    fn finish(mut self, mut manifests: Vec<Value>, tag: &str) -> Result<u64> {
-        let index_type = "application/vnd.oci.image.index.v1+json";
-        let image = match manifests.len() {
-            1 => manifests.remove(0),
-            _ => {
-                let index =
-                    json!({ "schemaVersion": 2, "mediaType": index_type, "manifests": manifests });
-                self.blob(index_type, &bytes(&index)?)?
-            }
-        };
-        let annotations = json!({
-            "io.containerd.image.name": full_name(tag),
-            "org.opencontainers.image.ref.name": tag.rsplit_once(':').map_or("latest", |(_, tag)| tag),
-        });
-        let image = with(image, "annotations", annotations);
-        let index = json!({ "schemaVersion": 2, "mediaType": index_type, "manifests": [image] });
-        self.file("index.json", &bytes(&index)?)?;
-        self.tar.finish().context("finish the archive")?;
-        let meta = std::fs::metadata(&self.path);
-        Ok(meta.with_context(|| format!("stat {}", self.path.display()))?.len())
-    }
-}
-
-/// The name a container runtime gives to an unqualified one, as the kubelet will ask for it.
-fn full_name(tag: &str) -> String {
-    match tag.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => tag.to_owned(),
-        Some(_) => format!("docker.io/{tag}"),
-        None => format!("docker.io/library/{tag}"),
-    }
-}
-
-/// An object with one member more.
-fn with(mut object: Value, name: &str, value: Value) -> Value {
-    if let Some(members) = object.as_object_mut() {
-        members.insert(name.to_owned(), value);
-    }
-    object
-}
-
-fn digest(content: &[u8]) -> String {
-    let mut hex = String::from("sha256:");
-    for byte in Sha256::digest(content) {
-        hex += &format!("{byte:02x}");
-    }
-    hex
-}
-
-fn bytes(value: &Value) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).context("serialize")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{digest, full_name};
-
-    #[test]
-    fn names_are_qualified_as_the_kubelet_does() {
-        for (tag, want) in [
-            ("lb-agent:dev", "docker.io/library/lb-agent:dev"),
-            ("me/lb-agent:1", "docker.io/me/lb-agent:1"),
-            ("localhost:5000/lb-agent:1", "localhost:5000/lb-agent:1"),
-            ("registry.example.com/lb/agent:1", "registry.example.com/lb/agent:1"),
-        ] {
-            assert_eq!(full_name(tag), want);
-        }
-    }
-
-    #[test]
-    fn digest_of_nothing_is_the_known_one() {
-        let want = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(digest(b""), want);
-    }
 }

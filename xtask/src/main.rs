@@ -20,6 +20,7 @@ mod docs;
 
 mod conformance;
 mod image;
+mod kubectl;
 
 use std::process::ExitCode;
 
@@ -90,8 +91,9 @@ impl Task {
         match self {
             Self::Setup => setup::ALL,
             Self::Demo(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Iperf3],
-            Self::Bench(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Nft],
-            Self::Check(_) | Self::Image(_) => &[Need::Rust, Need::BpfLinker],
+            Self::Bench(options) => options.needs(),
+            Self::Check(_) => &[Need::Rust, Need::BpfLinker],
+            Self::Image(options) => options.needs(),
             Self::Test(_) => &[
                 Need::Rust,
                 Need::BpfLinker,
@@ -248,10 +250,13 @@ mod tests {
             return 0;
         }
         let task = commands.find_subcommand(name);
-        let task = task.unwrap_or_else(|| panic!("{path}: no task {name:?} in {line:?}"));
+        let mut task = task.unwrap_or_else(|| panic!("{path}: no task {name:?} in {line:?}"));
         let mut found = 1;
         for word in words.take_while(|word| *word != "--") {
-            let Some(option) = word.strip_prefix("--") else { continue };
+            let Some(option) = word.strip_prefix("--") else {
+                task = task.find_subcommand(word).unwrap_or(task);
+                continue;
+            };
             let option = option.split('=').next().unwrap_or_default();
             let known = task.get_arguments().any(|arg| arg.get_long() == Some(option));
             assert!(known || option == "help", "{path}: {name} has no --{option}: {line:?}");

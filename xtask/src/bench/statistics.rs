@@ -26,6 +26,15 @@ impl Ratio {
         let latency = (!latencies.is_empty()).then(|| quartiles(&latencies));
         Self { rate: quartiles(&rates), latency }
     }
+
+    /// The median that says most: of latencies, of streams that of rates.
+    pub(super) const fn main(&self) -> f64 {
+        let [_, median, _] = match self.latency {
+            Some(latency) => latency,
+            None => self.rate,
+        };
+        median
+    }
 }
 
 impl Display for Ratio {
@@ -63,6 +72,17 @@ impl Level {
             p99_us: micros(|rate| rate.p99_ns as f64 / 1e3),
             lost: rounds.iter().map(|rate| rate.lost).sum(),
         }
+    }
+}
+
+impl Level {
+    /// Compares the medians of two runs, which have no rounds in common.
+    pub(super) fn against(&self, base: &Self) -> Ratio {
+        let latency = match (self.p50_us, base.p50_us) {
+            (Some(this), Some(base)) => Some([base / this; 3]),
+            _ => None,
+        };
+        Ratio { rate: [self.per_second / base.per_second; 3], latency }
     }
 }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::command::{output, say};
+use crate::{
+    command::{output, say},
+    kubectl::cluster_ips,
+};
 
 use super::{
     cluster::{Cluster, NAMESPACE, text},
@@ -85,10 +88,7 @@ impl<'a> Bed<'a> {
     /// When it has none.
     pub(crate) fn addresses(&self, service: &str) -> Result<Vec<String>> {
         let object = self.cluster.json(&["get", "--namespace", NAMESPACE, "service", service])?;
-        let list = object.pointer("/spec/clusterIPs").and_then(Value::as_array);
-        let mut addresses: Vec<_> =
-            list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-        addresses.sort_by_key(|address| address.contains(':'));
+        let addresses = cluster_ips(&object);
         if addresses.is_empty() {
             bail!("Service {service} has no ClusterIP: {:?}", text(&object, "/spec/clusterIP"));
         }

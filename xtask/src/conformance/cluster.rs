@@ -1,15 +1,13 @@
 //! How to reach the cluster: kubectl, a shell in a Pod, a shell on a node. Each may be a command prefix of the
 //! caller's, and everything that could hang runs under a timeout.
 
-use std::{
-    io::Write as _,
-    process::{Command, Stdio},
-};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::command::{command, line, output};
+use crate::kubectl::{Kubectl, node_addresses, ready_nodes, shell};
+pub(crate) use crate::kubectl::{items, text};
 
 use super::Options;
 
@@ -18,7 +16,7 @@ pub(crate) const NAMESPACE: &str = "lb-conformance";
 
 /// A cluster, and a node's shell in it.
 pub(crate) struct Cluster {
-    kubectl: String,
+    kubectl: Kubectl,
     node_exec: Option<String>,
     outside_exec: Option<String>,
     /// Names of the nodes that are ready, in order.
@@ -32,30 +30,21 @@ impl Cluster {
     /// When it cannot be reached or has no ready node.
     pub(crate) fn new(options: &Options) -> Result<Self> {
         let mut cluster = Self {
-            kubectl: options.kubectl.clone(),
+            kubectl: Kubectl::new(&options.kubectl)?,
             node_exec: options.node_exec.clone(),
             outside_exec: options.outside_exec.clone(),
             nodes: Vec::new(),
         };
-        let list = cluster.json(&["get", "nodes"])?;
-        for node in items(&list) {
-            let mut conditions =
-                node.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-            let ready =
-                |c: &Value| text(c, "/type") == Some("Ready") && text(c, "/status") == Some("True");
-            if conditions.any(ready) {
-                cluster.nodes.extend(text(node, "/metadata/name").map(str::to_owned));
-            }
-        }
+        cluster.nodes = ready_nodes(&cluster.json(&["get", "nodes"])?);
         if cluster.nodes.is_empty() {
             bail!("the cluster has no ready node");
         }
         Ok(cluster)
     }
 
-    /// A kubectl command. The prefix is shell text, so that it may quote and set variables.
+    /// A kubectl command.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Command {
-        shell(&self.kubectl, args)
+        self.kubectl.command(args)
     }
 
     /// kubectl's output.
@@ -63,8 +52,7 @@ impl Cluster {
     /// # Errors
     /// When it fails; with what it said.
     pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
-        output(&mut self.kubectl(args))
-            .map_err(|err| err.context(format!("kubectl {}", args.join(" "))))
+        self.kubectl.run(args)
     }
 
     /// kubectl's output as JSON.
@@ -72,9 +60,7 @@ impl Cluster {
     /// # Errors
     /// When it fails, or its output is not JSON.
     pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
-        let text = self.run(&[args, &["--output", "json"]].concat())?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("kubectl {}: invalid JSON", args.join(" ")))
+        self.kubectl.json(args)
     }
 
     /// Creates or updates objects.
@@ -82,22 +68,7 @@ impl Cluster {
     /// # Errors
     /// When the API refuses one.
     pub(crate) fn apply(&self, objects: &[Value]) -> Result<()> {
-        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
-        let mut apply = self.kubectl(&["apply", "--filename", "-"]);
-        let mut child = apply
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start `{}`", line(&apply)))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(list.to_string().as_bytes()).context("write to kubectl apply")?;
-        }
-        let out = child.wait_with_output().context("wait for kubectl apply")?;
-        if !out.status.success() {
-            bail!("kubectl apply: {}", String::from_utf8_lossy(&out.stderr).trim());
-        }
-        Ok(())
+        self.kubectl.send("apply", objects)
     }
 
     /// A shell script in a Pod of the checks.
@@ -135,31 +106,10 @@ impl Cluster {
     /// # Errors
     /// When it has none, or the API does not answer.
     pub(crate) fn addresses(&self, node: &str) -> Result<Vec<String>> {
-        let object = self.json(&["get", "node", node])?;
-        let all = object.pointer("/status/addresses").and_then(Value::as_array);
-        let internal = all.into_iter().flatten().filter(|a| text(a, "/type") == Some("InternalIP"));
-        let mut addresses: Vec<_> =
-            internal.filter_map(|a| text(a, "/address").map(str::to_owned)).collect();
-        addresses.sort_by_key(|address| address.contains(':'));
+        let addresses = node_addresses(&self.json(&["get", "node", node])?);
         if addresses.is_empty() {
             bail!("{node} has no InternalIP");
         }
         Ok(addresses)
     }
-}
-
-fn shell(prefix: &str, args: &[&str]) -> Command {
-    let mut shell = command("sh");
-    shell.args(["-c", &format!("{prefix} \"$@\""), "sh"]).args(args);
-    shell
-}
-
-/// The items of a list.
-pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.get("items").and_then(Value::as_array).into_iter().flatten()
-}
-
-/// The text at a JSON pointer.
-pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
-    value.pointer(pointer).and_then(Value::as_str)
 }

@@ -12,22 +12,28 @@ pub(crate) const CLOSE: u8 = b'c';
 /// Bytes that are read or written at once by streams, as iperf3 does.
 pub(crate) const CHUNK: usize = 128 << 10;
 
-/// Serves in the calling process's own namespace until the process ends: TCP and UDP `port` send bytes back, and TCP
-/// `port + 1` counts the bytes of streams.
-pub fn serve(port: u16) -> io::Result<()> {
-    let echo = TcpListener::bind(&any(port)[..])?;
-    let datagrams = UdpSocket::bind(&any(port)[..])?;
-    let sink = TcpListener::bind(&any(port + 1)[..])?;
-    thread::spawn(move || send_datagrams_back(&datagrams));
-    thread::spawn(move || {
-        for stream in sink.incoming().flatten() {
-            // The client notices a failure.
-            thread::spawn(move || drop(count(stream)));
-        }
-    });
-    for stream in echo.incoming().flatten() {
-        drop(send_bytes_back(stream));
+/// Serves in the calling process's own namespace until the process ends: TCP and UDP `port` of each of these send bytes back,
+/// and TCP `port + 1` counts the bytes of streams.
+pub fn serve(ports: &[u16]) -> io::Result<()> {
+    let mut threads = Vec::new();
+    for &port in ports {
+        let echo = TcpListener::bind(&any(port)[..])?;
+        let datagrams = UdpSocket::bind(&any(port)[..])?;
+        let sink = TcpListener::bind(&any(port + 1)[..])?;
+        thread::spawn(move || send_datagrams_back(&datagrams));
+        thread::spawn(move || {
+            for stream in sink.incoming().flatten() {
+                // The client notices a failure.
+                thread::spawn(move || drop(count(stream)));
+            }
+        });
+        threads.push(thread::spawn(move || {
+            for stream in echo.incoming().flatten() {
+                drop(send_bytes_back(stream));
+            }
+        }));
     }
+    threads.into_iter().for_each(|thread| drop(thread.join()));
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use testbed::{
 
 const USAGE: &str = "usage:
   traffic serve NAME PORT                 answer NAME on TCP and UDP PORT
-  traffic bytes PORT [CPU]                send bytes back on TCP and UDP PORT, count streams on TCP PORT + 1
+  traffic bytes PORT,… [CPU]              send bytes back on TCP and UDP PORT, count streams on TCP PORT + 1
   traffic idle                            wait for a day
   traffic ask tcp|udp ADDR:PORT [COUNT]   ask which server answers
   traffic measure WHAT ADDR:PORT MILLISECONDS CPU   measure against `bytes`, report as JSON
@@ -52,12 +52,13 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
             end_after_lifetime();
             server::serve_named(name, number(port)?).context("serve")
         }
-        ["bytes", port, cpu @ ..] => {
+        ["bytes", ports, cpu @ ..] => {
             end_after_lifetime();
             if let [cpu] = cpu {
                 pin(cpu)?;
             }
-            measured::serve(number(port)?).context("serve")
+            let ports: Vec<u16> = ports.split(',').map(number).collect::<Result<_, _>>()?;
+            measured::serve(&ports).context("serve")
         }
         ["idle"] => {
             std::thread::sleep(LIFETIME);
