@@ -188,8 +188,6 @@ struct Agent {
     departures: bool,
     mechanism: Option<Mechanism>,
     queue: Queue,
-    /// Whether writes failed for another reason than a full map, so that something really waits.
-    stalled: bool,
     metrics: Metrics,
     status: watch::Sender<Arc<Status>>,
     housekeeping: Housekeeping,
@@ -263,7 +261,6 @@ impl Agent {
             departures: false,
             mechanism: None,
             queue: Queue::default(),
-            stalled: false,
             housekeeping: Housekeeping::new(&cfg, facts, examples, kernel.ct_entries),
             metrics,
             status,
@@ -375,8 +372,6 @@ impl Agent {
         self.serve_health();
         self.compile_policies();
         self.follow_node();
-        // Where a map is full, there is nothing to wait for.
-        self.stalled = applied.failed.iter().any(|(_, err)| !err.full);
         self.housekeeping.touch();
     }
 
@@ -395,7 +390,7 @@ impl Agent {
         if !self.planned {
             return;
         }
-        if self.stalled {
+        if self.planner.is_stalled() {
             self.queue.stall();
         } else {
             let now = Instant::now();

@@ -270,9 +270,10 @@ impl Planner {
         self.backlogs().into_iter().filter_map(Backlog::next_wakeup).min()
     }
 
-    /// What could not be written to `devs`, `macs`, `links` and `pod_sources`.
-    pub fn device_issues(&self) -> impl Iterator<Item = &Issue> {
-        self.backlogs().into_iter().flat_map(Backlog::issues)
+    /// Writes that failed and do not belong to one Service or policy: those to `devs`, `macs`, `links` and `pod_sources`, and
+    /// those that enforce policies.
+    pub fn node_issues(&self) -> impl Iterator<Item = &Issue> {
+        self.backlogs().into_iter().flat_map(Backlog::issues).chain(self.policies.unwritten())
     }
 
     fn backlogs(&self) -> [&Backlog; 3] {
@@ -306,6 +307,14 @@ impl Planner {
         let troubles =
             self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
         troubles.flat_map(|trouble| &trouble.issues).chain(self.admission.issues())
+    }
+
+    /// Whether writes for Services have failed and are still to be repeated. A full map is not waited for: the Service has an
+    /// issue.
+    pub fn is_stalled(&self) -> bool {
+        let mut troubles =
+            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
+        troubles.any(|trouble| trouble.refused) || self.settings_differ()
     }
 
     /// Services that have something left to do; one more when the settings are not written.

@@ -179,7 +179,7 @@ impl Agent {
             self.desired.node_ports(),
         );
         let all = all
-            .chain(self.planner.device_issues())
+            .chain(self.planner.node_issues())
             .chain(self.bindings.issues())
             .chain(self.sources.issues())
             .chain(self.links.issues())

@@ -19,6 +19,8 @@ pub(super) struct Waiting {
     pub at: Instant,
     /// For endpoints: the family, and when the change happened in the API, in milliseconds since 1970.
     pub trigger: Option<(Family, u64)>,
+    /// Whether a write failed meanwhile: then its time says nothing about this agent.
+    pub stalled: bool,
 }
 
 /// What is being waited for.
@@ -53,7 +55,7 @@ impl Queue {
         };
         self.oldest = Some(self.oldest.map_or(received.at, |oldest| oldest.min(received.at)));
         if self.waiting.len() < REMEMBERED {
-            self.waiting.push(Waiting { subject, at: received.at, trigger });
+            self.waiting.push(Waiting { subject, at: received.at, trigger, stalled: false });
         }
         Some(subject)
     }
@@ -68,15 +70,15 @@ impl Queue {
         self.oldest
     }
 
-    /// Everything is in the maps.
+    /// Everything is in the maps. Returns the changes during which no write failed.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Waiting> {
         self.oldest = None;
-        self.waiting.drain(..)
+        self.waiting.drain(..).filter(|waiting| !waiting.stalled)
     }
 
-    /// A write failed: what waits goes on waiting, but its time says nothing about us any more.
+    /// A write failed, and all changes keep waiting.
     pub(super) fn stall(&mut self) {
-        self.waiting.clear();
+        self.waiting.iter_mut().for_each(|waiting| waiting.stalled = true);
     }
 }
 
@@ -107,7 +109,9 @@ mod tests {
         assert_eq!(queue.oldest(), Some(at + Duration::from_secs(1)));
         queue.stall();
         assert_eq!(queue.oldest(), Some(at + Duration::from_secs(1)), "still pending");
-        assert_eq!(queue.drain().count(), 0);
+        assert_eq!((queue.count(ChangeKind::Service), queue.count(ChangeKind::Endpoints)), (1, 1));
+        queue.push(&Received { event: Event::Service(gone()), at });
+        assert_eq!(queue.drain().count(), 1, "the time of what waited for a retry is not measured");
         assert_eq!(queue.oldest(), None);
     }
 }

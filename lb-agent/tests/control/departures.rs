@@ -11,14 +11,15 @@ use crate::pipeline::Pipeline;
 const HOST: &str = "192.0.2.1";
 
 /// A Service with one endpoint.
-fn events(name: &str, cluster_ip: &str, backend: Addr) -> [Event; 2] {
+pub(crate) fn events(name: &str, cluster_ip: &str, backend: Addr) -> [Event; 2] {
     let of = Name::new("default", name);
     let service = service(addr(cluster_ip), [("http", 80)]);
     let slice = slice(name, [("http", 80)], [endpoint(backend)]);
     [Event::Service(Change::Applied(of.clone(), service)), Event::Slice(Change::Applied(of, slice))]
 }
 
-fn pipeline() -> Pipeline {
+/// Pods behind one Service, all written.
+pub(crate) fn pipeline() -> Pipeline {
     let mut pipeline = Pipeline::new("here", Capacity::default());
     pipeline.tell(Kind::ALL.map(Event::Synced));
     let node = Node { addresses: [addr(HOST)].into(), ..Node::default() };
@@ -38,6 +39,7 @@ fn departures_are_watched_while_the_write_of_a_host_backend_fails() {
     pipeline.round();
     for retry in 0..10 {
         assert!(pipeline.planner.watches_departures(), "retry {retry}");
+        assert!(pipeline.planner.is_stalled(), "retry {retry}");
         assert!(pipeline.maps.actual.host_ports.iter().all(|ports| *ports == 0), "not written");
         // A change of another Service, while the next try is still to come.
         pipeline.tell(events("pods", "10.96.0.1", addr(&format!("10.244.0.{}", 2 + retry))));

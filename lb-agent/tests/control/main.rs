@@ -15,5 +15,6 @@ mod laws;
 mod memory;
 mod parser;
 mod policies;
+mod retries;
 mod scale;
 mod scenarios;

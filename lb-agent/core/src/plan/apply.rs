@@ -40,11 +40,11 @@ pub(super) enum WriteOwner {
     Policies,
     /// One Pod, which the next plan of policies comes to as well.
     Pod,
-    /// The node's devices: the next plan has what they lack, as those of the following.
+    /// The node's devices: the next plan has what they lack.
     Devs,
-    /// MAC addresses on the node's bridges.
+    /// MAC addresses on the node's bridges, likewise.
     Links,
-    /// Sources of Pods.
+    /// Sources of Pods, likewise.
     PodSources,
 }
 
@@ -155,7 +155,9 @@ impl Planner {
                 self.timer_failed(write);
             }
             WriteOwner::Policies | WriteOwner::Pod => {
-                for write in self.policies.failed(&self.tables.actual, write, now) {
+                for write in
+                    self.policies.failed(&self.tables.actual, (write, err), &self.node, now)
+                {
                     // Should that fail, too, the retry comes here again.
                     drop(self.write(&write, maps));
                 }

@@ -110,6 +110,8 @@ pub struct PolicyPlanner {
     resting: Vec<(Duration, Resting)>,
     /// Groups whose tables lack something, by the first element: they deny everything.
     incomplete: BTreeSet<u32>,
+    /// The first write of those that failed and are still to be repeated.
+    unwritten: Option<Issue>,
     /// Groups that there was no room for at all.
     roomless: Vec<Arc<model::RuleSet>>,
     retry: Option<Retry>,
@@ -217,6 +219,11 @@ impl PolicyPlanner {
         issues.sort_unstable();
         issues.dedup();
         issues
+    }
+
+    /// A write that failed and is still to be repeated: the first of them.
+    pub fn unwritten(&self) -> Option<&Issue> {
+        self.unwritten.as_ref()
     }
 
     /// Groups whose tables could not be written, and which therefore deny everything.

@@ -7,7 +7,7 @@ use super::write::MapError;
 use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
 
-/// How soon a write is tried again after its first failure, and how long the delay becomes at most.
+/// The delay after a write's first failure, and the longest one.
 pub(super) type Delays = (Duration, Duration);
 
 /// The next try.
@@ -31,7 +31,14 @@ impl Retry {
     }
 }
 
-/// How soon the writes of a [`Backlog`] are tried again: what is wanted is computed from the devices each time.
+/// An issue of the node: this write failed, with this effect until it is repeated.
+pub(super) fn issue_on(node: &str, err: &MapError, effect: &str) -> Issue {
+    let what = if err.full { "no room left" } else { "write refused" };
+    let node = ObjectRef::new("Node", &Name::new("", node));
+    Issue::new(node, format!("map {}", err.map), format!("{what} ({err}): {effect}"))
+}
+
+/// The first and the longest delay before the writes of a [`Backlog`] are repeated.
 const DELAYS: Delays = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What failed of the last plan for a few maps; the next plan has it again.
@@ -55,11 +62,7 @@ impl Backlog {
 
     /// The same for a write that concerns the node as a whole: only the first is reported.
     pub(super) fn failed_on(&mut self, node: &str, err: &MapError, effect: &str, now: Duration) {
-        let what = if err.full { "no room left" } else { "write refused" };
-        let issue = self.issues.is_empty().then(|| {
-            let node = ObjectRef::new("Node", &Name::new("", node));
-            Issue::new(node, format!("map {}", err.map), format!("{what} ({err}): {effect}"))
-        });
+        let issue = self.issues.is_empty().then(|| issue_on(node, err, effect));
         self.failed(issue, now);
     }
 

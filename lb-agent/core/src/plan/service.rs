@@ -71,7 +71,7 @@ pub(super) fn plan(
     if incomplete || service.trouble.is_some() {
         let last = service.trouble.as_ref().map(|trouble| trouble.retry);
         let retry = Retry::after(last, DELAYS, context.now);
-        service.trouble = Some(Box::new(Trouble { issues, incomplete, retry }));
+        service.trouble = Some(Box::new(Trouble { issues, incomplete, refused: false, retry }));
     }
     stages.append_to(writes);
 }
@@ -87,10 +87,10 @@ pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, no
         let message = format!("not completely programmed, retrying: {err}");
         Issue::new(ObjectRef::new("Service", name), "", message)
     };
-    let trouble = service
-        .trouble
-        .get_or_insert_with(|| Box::new(Trouble { issues: Vec::new(), incomplete: false, retry }));
+    let none = || Trouble { issues: Vec::new(), incomplete: false, refused: false, retry };
+    let trouble = service.trouble.get_or_insert_with(|| Box::new(none()));
     trouble.retry = retry;
+    trouble.refused |= !err.full;
     if !trouble.issues.contains(&issue) {
         trouble.issues.push(issue);
     }

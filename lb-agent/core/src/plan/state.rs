@@ -36,6 +36,8 @@ pub(super) struct Trouble {
     pub(super) issues: Vec<Issue>,
     /// Whether the last plan left something out, as opposed to a write that failed.
     pub(super) incomplete: bool,
+    /// Whether a write failed although its map has room.
+    pub(super) refused: bool,
     /// When it is tried again.
     pub(super) retry: Retry,
 }

@@ -197,7 +197,7 @@ impl Node {
         ids.dedup();
         assert_eq!((ids.len(), ids.contains(&0)), (tables.pods.len(), false), "numbers of Pods");
         assert_eq!(self.planner.policies().issues(), []);
-        assert_eq!(self.planner.device_issues().count(), 0);
+        assert_eq!(self.planner.node_issues().count(), 0);
     }
 }
 

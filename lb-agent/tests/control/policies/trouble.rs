@@ -307,11 +307,13 @@ fn whatever_is_refused_once_comes_again() {
             planner.policies().next_wakeup().is_some_and(|at| at > Duration::from_secs(1)),
             "{i}"
         );
+        assert_eq!(planner.node_issues().count(), 1, "{i}: the first of the writes that failed");
         store.refuse = |_| false;
         for now in [5, 10, 15] {
             follow(&mut planner, &mut store, &world, &desired, now);
         }
         assert_eq!(planner.policies().next_wakeup(), None, "{i}");
+        assert_eq!(planner.node_issues().next(), None, "{i}");
         assert_eq!(planner.actual(), &store.tables, "{i}");
         for a in 0..4 {
             for b in 0..4 {

@@ -10,10 +10,10 @@ use crate::issue::Issue;
 use crate::model::policy::{self as model, PolicyDirection, object};
 use crate::plan::actual::Actual;
 use crate::plan::pods;
-use crate::plan::retry::{Delays, Retry};
-use crate::plan::write::Write;
+use crate::plan::retry::{Delays, Retry, issue_on};
+use crate::plan::write::{MapError, Write};
 
-/// Failed writes are tried again so soon, and so rarely at most.
+/// The first and the longest delay before failed writes are repeated.
 const DELAYS: Delays = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl PolicyPlanner {
@@ -42,10 +42,18 @@ impl PolicyPlanner {
     pub(in crate::plan) fn failed(
         &mut self,
         actual: &Actual,
-        write: &Write,
+        (write, err): (&Write, &MapError),
+        node: &str,
         now: Duration,
     ) -> Vec<Write> {
         self.retry = Some(Retry::after_failure(self.retry, DELAYS, now));
+        self.unwritten.get_or_insert_with(|| {
+            issue_on(
+                node,
+                err,
+                "until it is repeated, policies may be enforced as they were before",
+            )
+        });
         match write {
             Write::PutPeerBits { key: PeerKey { group, .. }, .. }
             | Write::PutPortBits { key: PortKey { group, .. }, .. } => {
@@ -70,6 +78,7 @@ impl PolicyPlanner {
 
     /// All writes of a plan happened.
     pub(in crate::plan) fn settle(&mut self, now: Duration) {
+        self.unwritten = None;
         // Groups without room wait for others to go; that makes a plan.
         let again = |retry: Retry| {
             if retry.at > now { retry } else { Retry { at: now + retry.delay, ..retry } }
@@ -116,7 +125,7 @@ pub(in crate::plan) fn lacks(actual: &Actual, write: &Write) -> Option<&'static 
 
 /// That a group does not do what it should.
 pub(super) fn group_issues(group: &model::RuleSet) -> Vec<Issue> {
-    let message = "it does not fit in the maps: all traffic in this direction of the Pods it selects is denied";
+    let message = "the maps lack a part of it: all traffic in this direction of the Pods it selects is denied";
     let direction = group.rules.first().map(|(_, rule)| rule.source.direction);
     let field = direction.map_or("spec", |direction| match direction {
         PolicyDirection::Ingress => "spec.ingress",

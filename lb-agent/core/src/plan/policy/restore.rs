@@ -51,6 +51,7 @@ pub(super) fn planner(actual: &Actual) -> PolicyPlanner {
         next_group,
         resting: Vec::new(),
         incomplete: BTreeSet::new(),
+        unwritten: None,
         roomless: Vec::new(),
         retry: None,
         begun: false,
