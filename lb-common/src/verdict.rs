@@ -154,7 +154,7 @@ listed! {
         OverBudget = 19: "over_budget",
             "New flows of Pods whose budget was used up: passed without an entry where nothing depends on it, else dropped.";
         PortTakenOver = 20: "port_taken_over",
-            "Masqueraded flows that got the port of an earlier one, which was done or unanswered, since none that was tried was free.";
+            "Masqueraded flows that took over the port of a finished or unanswered flow because all tried ports were in use.";
         PacketCut = 21: "packet_cut",
             "IPv4 packets from outside, and answers to them, cut into smaller ones: bigger than the MTU on the way, and their sender allows it. A packet of four pieces is cut three times.";
     }

@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Clippy for the kernel side, built the way `lb-agent/build.rs` builds it. In a target directory of its own: the
+/// Clippy for the kernel side, built the way `lb-agent/kernel/build.rs` builds it. In a target directory of its own: the
 /// variables below would otherwise make cargo rebuild half of the host's dependencies.
 fn clippy_object(features: &[&str]) -> Result<()> {
     let arch = std::env::consts::ARCH;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::{self, as_root, command, found, output, say};
 
-/// The toolchain of everything but xtask; the same constant as in `lb-agent/build.rs` (tidy compares them).
+/// The toolchain of everything but xtask; the same constant as in `lb-agent/kernel/build.rs` (tidy compares them).
 pub(crate) const TOOLCHAIN: &str = "1.98.0";
 /// The major version of the toolchain's LLVM, which bpf-linker must share to read its bitcode.
 const LLVM: &str = "22";

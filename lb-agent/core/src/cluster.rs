@@ -1,12 +1,13 @@
 //! What the API server or the manifests say: events in, plain records out, and which services they touch.
 //!
-//! Knows nothing of Kubernetes' types (`watch` has parsed them away) nor of frontends and backends (`model`).
+//! Knows nothing of Kubernetes' types (`lb-kube` has parsed them) nor of frontends and backends (`model`).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+use lb_common::listed;
 
 use self::claims::Claims;
 use self::retained::Retained;
@@ -37,52 +38,17 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-/// Kinds of objects that are watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Services.
-    Service,
-    /// EndpointSlices.
-    EndpointSlice,
-    /// Pods.
-    Pod,
-    /// Namespaces.
-    Namespace,
-    /// Nodes.
-    Node,
-    /// ServiceCIDRs.
-    ServiceCidr,
-    /// NetworkPolicies.
-    NetworkPolicy,
-    /// ClusterNetworkPolicies.
-    ClusterNetworkPolicy,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 8] = [
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Pod,
-        Self::Namespace,
-        Self::Node,
-        Self::ServiceCidr,
-        Self::NetworkPolicy,
-        Self::ClusterNetworkPolicy,
-    ];
-
-    /// The kind as in a manifest.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Pod => "Pod",
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::ServiceCidr => "ServiceCIDR",
-            Self::NetworkPolicy => "NetworkPolicy",
-            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
-        }
+listed! {
+    /// Kinds of objects that are watched, with their names as in a manifest.
+    pub enum Kind {
+        Service: "Service", "Services.";
+        EndpointSlice: "EndpointSlice", "EndpointSlices.";
+        Pod: "Pod", "Pods.";
+        Namespace: "Namespace", "Namespaces.";
+        Node: "Node", "Nodes.";
+        ServiceCidr: "ServiceCIDR", "ServiceCIDRs.";
+        NetworkPolicy: "NetworkPolicy", "NetworkPolicies.";
+        ClusterNetworkPolicy: "ClusterNetworkPolicy", "ClusterNetworkPolicies.";
     }
 }
 
@@ -110,7 +76,8 @@ pub enum Event {
     Host(Box<[Addr]>),
     /// The UDP ports at which this node takes packets out of tunnels, sorted. Replaces those told before.
     Tunnels(Box<[u16]>),
-    /// Another proxy's rules are on this node: flows that are older than ours are its, until we end.
+    /// Another proxy's rules are on this node: flows that began before the agent belong to the other proxy until the agent
+    /// ends.
     OtherProxy,
     /// The API server's version: it decides what is on by default.
     Server(Version),

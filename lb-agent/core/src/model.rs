@@ -148,7 +148,7 @@ impl DesiredPort {
     }
 }
 
-/// What few service ports have.
+/// Settings that few service ports have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortExtra {
     /// Whether clients outside the cluster get the backends on this node only (`externalTrafficPolicy: Local`).

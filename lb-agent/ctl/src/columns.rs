@@ -191,6 +191,10 @@ pub fn print<R: Row>(
 
 /// The words of the columns that are shown, line by line.
 fn words<R: Row>(rows: &[&R], wide: bool, headers: bool) -> Vec<Vec<String>> {
+    debug_assert!(
+        rows.iter().all(|row| row.cells().len() == R::COLUMNS.len()),
+        "one cell a column"
+    );
     let shown = |i: usize| R::COLUMNS.get(i).is_some_and(|column| wide || !column.wide);
     let mut lines = Vec::new();
     if headers {

@@ -63,7 +63,7 @@ impl Row for CtRow {
         Column::new("BACKEND"),
         Column::new("MASQUERADE"),
         Column::new("STATE"),
-        Column::new("AGE"),
+        Column::new("IDLE"),
         Column::new("EXPIRES"),
         Column::wide("SRC-ADDRESS"),
         Column::wide("DST-ADDRESS"),

@@ -99,7 +99,7 @@ impl FlowFilter {
     /// Names as they stand in rows, so that they compare equal: `web` is `default/web`.
     ///
     /// # Errors
-    /// When a reason is none.
+    /// When a drop reason is unknown.
     pub fn complete(mut self) -> anyhow::Result<Self> {
         let namespace = self.namespace.clone();
         let full = |name: String| {

@@ -29,7 +29,7 @@ pub(super) trait Watched:
     /// What is kept of an object.
     type Record;
 
-    /// What is kept of this one; `None` when it is not of our concern.
+    /// What is kept of this object; `None` if nothing here depends on it.
     fn record(&self, findings: &mut Findings) -> Option<Self::Record>;
 
     /// The event of such a change.

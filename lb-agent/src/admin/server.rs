@@ -32,7 +32,7 @@ const CLIENTS: usize = 16;
 const REQUEST: Duration = Duration::from_secs(5);
 /// The loop must respond within this time.
 const RESPOND: Duration = Duration::from_secs(10);
-/// A client that reads nothing for so long is left.
+/// After this time without a read the client is disconnected.
 const READ: Duration = Duration::from_secs(30);
 /// Flows that are written at a time.
 const BATCH: usize = 64;

@@ -1,10 +1,12 @@
-//! Who is behind which veth: Pods of the API server and what lies in their namespaces → one Pod for a device, for good.
+//! Which Pod is behind which veth: Pods of the API server and the addresses in their network namespaces → one Pod for a
+//! device, permanently.
 //!
-//! The first match holds until the device or the Pod is gone: whoever may change addresses inside his namespace must not
-//! choose whose policies are his by that. It outlives the agent in a file of the state directory. What shows that a match
-//! was made by a status that was old is in `revision`; which devices are those of no Pod in `alien`.
+//! The first match holds until the device or the Pod is gone. A workload that changes addresses in its own network namespace
+//! must not be able to select which Pod's policies apply to it. The matches are kept in a file of the state directory and
+//! survive the agent. `revision` recognizes a match that was made with an outdated status, `alien` the devices that belong to
+//! no Pod.
 //!
-//! Pure bookkeeping but for that file.
+//! Nothing here does I/O except for that file.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -318,7 +320,7 @@ impl Bindings {
     }
 
     /// The first address in each family that the Pod behind a device is known by, and its MAC address.
-    pub(super) fn face(&self, veth: &Veth) -> ([Addr; 2], [u8; 6]) {
+    pub(super) fn device_part(&self, veth: &Veth) -> ([Addr; 2], [u8; 6]) {
         let device = self.devices.get(&veth.ifindex);
         let first = |list: &[Addr]| {
             let of = |v4: bool| list.iter().find(|addr| addr.is_v4() == v4).copied();
@@ -337,7 +339,7 @@ impl Bindings {
 
     /// The far end of a device, with the link-layer address that its Pod is known by.
     pub(super) fn far_end<'a>(&'a self, veth: &Veth) -> FarEnd<'a> {
-        let (_, mac) = self.face(veth);
+        let (_, mac) = self.device_part(veth);
         let since = self.devices.get(&veth.ifindex).map(|device| device.since);
         let pod = self.name(veth.ifindex).zip(since);
         FarEnd { ifindex: veth.ifindex, bridged: veth.bridge != 0, mac, pod }

@@ -31,11 +31,11 @@ use lb_kernel::bpf::gc::Pass;
 use lb_kernel::preflight::Machine;
 use lb_kube::api_server::{ApiEvents, StartupTaint};
 
-/// The table is written at most so often.
+/// The shortest time between two writes of the name table.
 const AT_MOST: Duration = Duration::from_secs(1);
-/// And at least so often: it says that the agent is well.
+/// The longest one: a table that is recent shows that the agent runs.
 const AT_LEAST: Duration = Duration::from_secs(10);
-/// A write that takes long is followed by a pause that is longer by so much.
+/// After a write follows a pause that is this many times as long as the write took.
 const PAUSE: u32 = 50;
 
 /// State of what may wait.

@@ -25,7 +25,7 @@ use lb_kernel::bpf::attach::{AttachError, Role};
 use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 use lb_kernel::devices::{self, Devices, Veth};
 
-/// All devices are asked for again so often, in case a message was missed.
+/// Time between two lists of all devices, in case a message was missed.
 const RESYNC: Duration = Duration::from_secs(30);
 
 /// `IdentFlags::*` of addresses that only their owner may send from.
@@ -193,7 +193,7 @@ impl Agent {
         let name = veth.name.clone();
         let applied = self.write(plan);
         match applied.failed.first() {
-            None => debug!(ifindex, device = name, pod = ?known.face, "pod entry written"),
+            None => debug!(ifindex, device = name, pod = ?known.device_part, "pod entry written"),
             Some((_, err)) => warn!(ifindex, device = name, %err, "cannot write the pod entry"),
         }
     }
@@ -274,8 +274,8 @@ pub(super) fn known(
     strict: bool,
 ) -> Known {
     let ifindex = veth.ifindex;
-    let face = pods::face(veth, bindings.face(veth), netfilter);
-    Known { ifindex, behind: bindings.behind(ifindex, now, strict), face }
+    let device_part = pods::device_part(veth, bindings.device_part(veth), netfilter);
+    Known { ifindex, behind: bindings.behind(ifindex, now, strict), device_part }
 }
 
 /// Seconds since 1970.

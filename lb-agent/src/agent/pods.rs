@@ -9,7 +9,7 @@ use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
 /// The element, without what the planner knows: number, groups, further sources. The Pod is known by the first address
 /// in each family and the MAC address.
-pub(super) fn face(
+pub(super) fn device_part(
     veth: &Veth,
     ([ip4, ip6], mac): ([Addr; 2], [u8; 6]),
     netfilter: BridgeNetfilter,
@@ -34,7 +34,7 @@ mod tests {
     use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
 
-    use super::{Addr, face};
+    use super::{Addr, device_part};
 
     #[test]
     fn a_bridged_device_says_where_packets_pass_netfilter_by() {
@@ -51,14 +51,14 @@ mod tests {
         };
         let netfilter = BridgeNetfilter { v4: true, v6: false };
         let known = ([Addr::from_ip("10.1.0.2".parse().unwrap()), Addr::NONE], [2; 6]);
-        let bridged = face(&veth, known, netfilter);
+        let bridged = device_part(&veth, known, netfilter);
         assert_eq!((bridged.bridge4, bridged.bridge6), (0, 9), "past netfilter in IPv6 only");
         assert_eq!(
             (bridged.flags, bridged.nsid, bridged.ip4.to_string().as_str(), bridged.mac),
             (PodFlags::BRIDGED, 3, "10.1.0.2", [2; 6])
         );
         veth.bridge = 0;
-        let routed = face(&veth, known, netfilter);
+        let routed = device_part(&veth, known, netfilter);
         assert_eq!((routed.flags, routed.bridge4, routed.bridge6), (PodFlags::NONE, 0, 0));
     }
 }

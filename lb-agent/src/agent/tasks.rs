@@ -1,5 +1,5 @@
-//! The work of the loop that is due at a time, each kind once: what says when it is due and what runs it are two arms of the
-//! same list, so that none can be served without waking the loop for it.
+//! The loop's timed tasks. Each task has an arm in `due`, which says when it runs, and one in `run`; the compiler rejects a
+//! task that lacks either, and the loop wakes up for the earliest of them.
 #![forbid(unsafe_code)]
 
 use std::time::Instant;

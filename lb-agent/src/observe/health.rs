@@ -1,6 +1,7 @@
 //! `/healthz` and `/livez` as kube-proxy answers them, since load balancers and probes know that answer.
 //!
-//! Healthy is who has nothing pending for too long; a start without news from the API server is healthy. `/healthz`
+//! The agent is healthy if no change has been pending for longer than `STALE`. A start without news from the API server is
+//! healthy. `/healthz`
 //! also fails on a node that the autoscaler is about to remove (KEP-3836), so that no new traffic comes; `/livez`
 //! does not, since a restart would not help. `/readyz` is ours: whether the tables have once been brought to what the
 //! API server says. Its loss afterwards changes none of the three, or all nodes would fail at once.

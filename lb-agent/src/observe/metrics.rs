@@ -22,7 +22,7 @@ pub(crate) use self::policy::OfPolicies;
 use lb_core::cluster::{Family as IpFamily, Kind};
 use lb_core::counts::Counts;
 
-/// MetricLabels: names and values that are known beforehand.
+/// Labels whose names and values are known beforehand.
 pub(crate) type MetricLabels<const N: usize> = [(&'static str, &'static str); N];
 /// A gauge of a floating-point number.
 pub(crate) type GaugeF64 = Gauge<f64, AtomicU64>;

@@ -119,7 +119,7 @@ impl World {
             PodDevice {
                 ifindex: ifindex(at),
                 behind: Behind::Pod(name, pod.uid),
-                face: Element::ZERO,
+                device_part: Element::ZERO,
             }
         };
         pods.map(veth).collect()

@@ -100,7 +100,7 @@ impl Field {
                 PodDevice {
                     ifindex: ifindex(pod),
                     behind: Behind::Pod(name, 0),
-                    face: PodEntry::ZERO,
+                    device_part: PodEntry::ZERO,
                 }
             })
             .collect();

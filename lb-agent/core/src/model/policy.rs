@@ -45,7 +45,7 @@ pub use self::blocks::Blocks;
 pub use self::group::{BitRule, GroupLink, PolicyDirection, RuleSet, RuleSource, Span};
 pub use self::ports::PortEntry;
 pub use self::range::{CidrRange, number};
-pub use self::set::Atomic;
+pub use self::set::AtomSet;
 pub use self::shares::Room;
 
 /// What the policy tables should say, by content.
@@ -58,7 +58,7 @@ pub struct DesiredPolicies {
     /// The Pods of this node that have addresses of their own.
     pub pods: BTreeMap<Name, LocalPod>,
     /// The identities in use, each once; the first is that of no atom.
-    pub idents: Vec<Atomic>,
+    pub idents: Vec<AtomSet>,
     /// Addresses of Pods and nodes, also while there is no policy.
     pub addrs: HashMap<Addr, AddressIdentity>,
     /// Which identity all other addresses have.
@@ -140,7 +140,7 @@ impl Compiler {
         let mut policies: Vec<(&Name, &Arc<Policy>)> = cluster.policies().collect();
         if policies.is_empty() {
             *self = Self::new(self.room);
-            let idents = vec![Atomic::default()];
+            let idents = vec![AtomSet::default()];
             // No Pod may send from the address of another, with or without policies.
             return DesiredPolicies {
                 idents,

@@ -54,17 +54,17 @@ impl Pods {
         self.ids.release(ifindex);
     }
 
-    /// The element of a device. `face` is what the device itself says. `until` is the stamp until which connections may be
+    /// The element of a device. `device_part` is what the device itself says. `until` is the stamp until which connections may be
     /// met in mid-flow that are older than the first policy of their Pod, should this be it.
     pub(super) fn element(
         &self,
-        (ifindex, face): (u32, &PodEntry),
+        (ifindex, device_part): (u32, &PodEntry),
         actual: &Actual,
         groups: GroupIds,
         until: u32,
     ) -> PodEntry {
         let more = self.sources.is_marked(actual, ifindex);
-        let flags = face.flags | PodFlags::MORE_SOURCES.when(more);
+        let flags = device_part.flags | PodFlags::MORE_SOURCES.when(more);
         let [ingress, egress, shadow_ingress, shadow_egress] = groups;
         let before = actual.pods.get(&ifindex).unwrap_or(&PodEntry::ZERO);
         let first = (before.ingress, before.egress) == (0, 0) && (ingress, egress) != (0, 0);
@@ -80,7 +80,7 @@ impl Pods {
             shadow_ingress,
             shadow_egress,
             pickup_until,
-            ..*face
+            ..*device_part
         }
     }
 }

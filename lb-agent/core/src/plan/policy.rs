@@ -31,7 +31,7 @@ use super::retry::Retry;
 use super::write::Write;
 use crate::cluster::Name;
 use crate::issue::Issue;
-use crate::model::policy::{self as model, Atomic, DesiredPolicies, RuleSource};
+use crate::model::policy::{self as model, AtomSet, DesiredPolicies, RuleSource};
 
 mod assigned;
 pub(super) mod failures;
@@ -51,7 +51,7 @@ pub struct PodDevice {
     /// Who is behind it.
     pub behind: Behind,
     /// What the device says of its element of `pods`: all but its number, groups and further sources.
-    pub face: PodEntry,
+    pub device_part: PodEntry,
 }
 
 /// Who is behind a device.
@@ -98,9 +98,9 @@ pub struct PolicyPlanner {
     live: BTreeMap<u32, Live>,
     by_content: HashMap<Arc<model::RuleSet>, u32>,
     /// The identities that the tables have, but for 0 and those found in the maps and not understood.
-    idents: BTreeMap<u32, Atomic>,
+    idents: BTreeMap<u32, AtomSet>,
     /// The number to be given to addresses that get an identity.
-    by_atoms: HashMap<Atomic, u32>,
+    by_atoms: HashMap<AtomSet, u32>,
     /// Identities found in the maps and not understood.
     strangers: BTreeSet<u32>,
     next_ident: u32,
@@ -237,7 +237,7 @@ impl PolicyPlanner {
     }
 
     /// The identities that the tables have.
-    pub fn idents(&self) -> impl Iterator<Item = (u32, &Atomic)> {
+    pub fn idents(&self) -> impl Iterator<Item = (u32, &AtomSet)> {
         self.idents.iter().map(|(id, atoms)| (*id, atoms))
     }
 
@@ -315,7 +315,7 @@ impl PolicyPlanner {
         &self,
         actual: &Actual,
         (new, retrying): (&BTreeSet<u32>, &BTreeSet<u32>),
-        in_use: &BTreeMap<u32, Atomic>,
+        in_use: &BTreeMap<u32, AtomSet>,
         writes: &mut Vec<Write>,
     ) {
         let mut of_namespace: BTreeMap<&str, Vec<Write>> = BTreeMap::new();
@@ -340,7 +340,7 @@ impl PolicyPlanner {
         &self,
         actual: &Actual,
         head: u32,
-        in_use: &BTreeMap<u32, Atomic>,
+        in_use: &BTreeMap<u32, AtomSet>,
         writes: &mut Vec<Write>,
     ) {
         let Some(Live { content: Some(content), ids }) = self.live.get(&head) else { return };
@@ -510,7 +510,7 @@ fn put_pod(
     pickup_until: u32,
 ) -> Option<Write> {
     let ifindex = veth.ifindex;
-    let pod = pods.element((ifindex, &veth.face), actual, groups, pickup_until);
+    let pod = pods.element((ifindex, &veth.device_part), actual, groups, pickup_until);
     (actual.pods.get(&ifindex) != Some(&pod)).then(|| Write::PutPod { ifindex, pod: Box::new(pod) })
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// The range is free [`RELEASE`] after the next [`Timers::stamp`]; so long its namespace holds it.
+    /// The range is free [`RELEASE`] after the next [`Timers::stamp`]. Until then it counts against its namespace.
     pub(super) fn release(&mut self, range: SlotRange, tenant: u32) {
         if range.len > 0 {
             self.unstamped_ranges.push((range, tenant));

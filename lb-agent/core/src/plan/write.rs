@@ -22,26 +22,16 @@ use crate::model::policy::CidrRange;
 
 /// One write. Removing an element that is not there is not an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "lb-common describes the keys and values of each map")]
 pub enum Write {
     /// Writes an element of `backends`.
-    PutBackend {
-        /// Backend id.
-        id: u32,
-        /// The element.
-        backend: Backend,
-    },
+    PutBackend { id: u32, backend: Backend },
     /// Writes an element of `slots`.
-    PutSlot {
-        /// Index.
-        slot: u32,
-        /// The element.
-        backend_id: u32,
-    },
+    PutSlot { slot: u32, backend_id: u32 },
     /// Adds or replaces an element of `frontends`.
     PutFrontend {
         /// What clients dial: address, port, protocol.
         key: FrontendKey,
-        /// Value.
         frontend: Frontend,
     },
     /// Removes an element of `frontends`.
@@ -60,45 +50,21 @@ pub enum Write {
         key: RangeKey,
     },
     /// Removes all elements of `affinity` of a service port: they must not come to life again with its affinity.
-    ClearAffinity {
-        /// Service port.
-        service_id: u32,
-    },
+    ClearAffinity { service_id: u32 },
     /// Writes a word of `frontend_ports`.
-    PutFrontendPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
+    PutFrontendPorts { word: u32, bits: u64 },
     /// Writes a word of `host_ports`.
-    PutHostPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
+    PutHostPorts { word: u32, bits: u64 },
     /// Writes a word of `former_ports`.
-    PutFormerPorts {
-        /// Index.
-        word: u32,
-        /// The element.
-        bits: u64,
-    },
+    PutFormerPorts { word: u32, bits: u64 },
     /// Writes the element of `settings`. Boxed: it is rare, and many times as large as the others.
     PutSettings(Box<Settings>),
     /// Writes an element of `groups`. Boxed: it is large.
-    PutGroup {
-        /// Index.
-        id: u32,
-        /// The element.
-        group: Box<Group>,
-    },
+    PutGroup { id: u32, group: Box<Group> },
     /// Adds or replaces an element of `peer_bits`.
     PutPeerBits {
         /// Group of rules and identity of the peer.
         key: PeerKey,
-        /// Value.
         bits: Bits,
     },
     /// Removes an element of `peer_bits`.
@@ -112,7 +78,6 @@ pub enum Write {
         len: u32,
         /// Group of rules, protocol and port, of which `len` bits count.
         key: PortKey,
-        /// Value.
         bits: Bits,
     },
     /// Removes an element of `port_bits`.
@@ -123,55 +88,23 @@ pub enum Write {
         key: PortKey,
     },
     /// Adds or replaces an element of `cidrs`.
-    PutCidr {
-        /// Key.
-        range: CidrRange,
-        /// Value.
-        ident: u32,
-    },
+    PutCidr { range: CidrRange, ident: u32 },
     /// Removes an element of `cidrs`.
-    DeleteCidr {
-        /// Key.
-        range: CidrRange,
-    },
+    DeleteCidr { range: CidrRange },
     /// Writes the element of `policy`, but for its flags: they belong to the clients that follow flows.
     PutPolicyState(PolicyState),
     /// Adds or replaces an element of `ident`.
-    PutIdent {
-        /// Key.
-        addr: Addr,
-        /// Value.
-        ident: Ident,
-    },
+    PutIdent { addr: Addr, ident: Ident },
     /// Removes an element of `ident`.
-    DeleteIdent {
-        /// Key.
-        addr: Addr,
-    },
+    DeleteIdent { addr: Addr },
     /// Adds or replaces an element of `pods`. Boxed: it is large.
-    PutPod {
-        /// Key.
-        ifindex: u32,
-        /// Value.
-        pod: Box<PodEntry>,
-    },
+    PutPod { ifindex: u32, pod: Box<PodEntry> },
     /// Removes an element of `pods`.
-    DeletePod {
-        /// Key.
-        ifindex: u32,
-    },
+    DeletePod { ifindex: u32 },
     /// Adds or replaces an element of `devs`.
-    PutDev {
-        /// Key.
-        ifindex: u32,
-        /// Value.
-        dev: Dev,
-    },
+    PutDev { ifindex: u32, dev: Dev },
     /// Removes an element of `devs`.
-    DeleteDev {
-        /// Key.
-        ifindex: u32,
-    },
+    DeleteDev { ifindex: u32 },
     /// Adds or replaces an element of `macs`.
     PutMac {
         /// Key: [`lb_common::endpoint::mac_number`].

@@ -18,9 +18,9 @@ use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 use lb_core::counts::Counts;
 use lb_core::names::Names;
 
-/// What is known of addresses is asked for again after so long: an address may get another owner.
+/// How long what is known of an address is used: it may get another owner.
 const OWNERS: Duration = Duration::from_secs(10);
-/// The name table is read again at most so often.
+/// The shortest time between two reads of the name table.
 const NAMES: Duration = Duration::from_secs(1);
 /// Addresses of one request.
 const ADDRESSES: usize = 200;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_millis(1);
 /// Longest time between looks.
 const SLOWEST: Duration = Duration::from_secs(1);
-/// A device that has no address for so long is left to the periodic resync.
+/// After this time a device that still has no address is left to the periodic resync.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After the first address was seen, the one of the other family is awaited so long.
+/// How long the address of the other family is awaited after the first one was seen.
 const SECOND_FAMILY: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug)]

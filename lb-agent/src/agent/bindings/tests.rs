@@ -110,7 +110,7 @@ fn changed_addresses_change_no_identity() {
         ["5=eve:7@10.1.0.2", "6=vic:8@10.1.0.3"]
     );
     assert!(world.issues().is_empty());
-    let face = world.bindings.face(&veth(5, &["2/10.1.0.2"]));
+    let device_part = world.bindings.device_part(&veth(5, &["2/10.1.0.2"]));
     for inside in [
         &["2/10.1.0.3", "2/10.1.0.2"][..],
         &["2/10.1.0.3"],
@@ -124,7 +124,7 @@ fn changed_addresses_change_no_identity() {
             ([9; 6], 77, if inside.len() == 1 { 9 } else { 2 });
         let got = world.look(&[changed.clone(), vic()]);
         assert_eq!(got, ["5=eve:7@10.1.0.2", "6=vic:8@10.1.0.3"], "{inside:?}");
-        assert_eq!(world.bindings.face(&changed), face);
+        assert_eq!(world.bindings.device_part(&changed), device_part);
         let is_said = world
             .issues()
             .iter()
@@ -140,7 +140,7 @@ fn a_restart_comes_to_the_same_result() {
     let mut world = World::new(&[("eve", pod("10.1.0.2", 7)), ("vic", pod("10.1.0.3", 8))]);
     world.look(&[veth(5, &["2/10.1.0.2"]), veth(6, &[]), veth(7, &["2/10.1.0.3"])]);
     world.bindings.save(&dir).unwrap();
-    let face = world.bindings.face(&veth(5, &[]));
+    let device_part = world.bindings.device_part(&veth(5, &[]));
 
     // While no agent runs: all of the addresses change, the victim's device goes, another gets a known number.
     let mut other = veth(6, &[]);
@@ -157,7 +157,7 @@ fn a_restart_comes_to_the_same_result() {
     }
     again.cluster.apply(Event::Synced(Kind::Pod));
     assert_eq!(again.look(&now), ["5=eve:7@10.1.0.2", "6=Unknown(2000)@"]);
-    assert_eq!(again.bindings.face(&now[0]), face);
+    assert_eq!(again.bindings.device_part(&now[0]), device_part);
 
     // After a reboot, and of a file that is damaged, nothing is believed.
     let text = std::fs::read_to_string(dir.join(super::file::FILE)).unwrap();
@@ -254,10 +254,10 @@ fn who_has_been_a_pod_becomes_no_other() {
     // A status without addresses, for a while: it keeps those that it had, until another has them.
     let mut world = World::new(&[("web", pod("10.1.0.2", 7))]);
     assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=web:7@10.1.0.2"]);
-    let face = world.bindings.face(&veth(5, &[]));
+    let device_part = world.bindings.device_part(&veth(5, &[]));
     world.put("web", Pod { ips: Box::default(), ..pod("10.1.0.2", 7) });
     assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=web:7@10.1.0.2"]);
-    assert_eq!(world.bindings.face(&veth(5, &[])), face);
+    assert_eq!(world.bindings.device_part(&veth(5, &[])), device_part);
     // From manifests, without a UID, a Pod may be called otherwise.
     let mut world = World::new(&[("a", pod("10.1.0.2", 0))]);
     assert_eq!(world.look(&[veth(5, &["2/10.1.0.2"])]), ["5=a:0@10.1.0.2"]);

@@ -189,8 +189,8 @@ impl Node {
         let wanting: BTreeSet<u32> = sources.iter().map(|key| key.ifindex).collect();
         assert_eq!(marked.map(|(ifindex, _)| *ifindex).collect::<BTreeSet<_>>(), wanting);
         let found: BTreeMap<u32, PodEntry> =
-            tables.pods.iter().map(|(ifindex, pod)| (*ifindex, face(pod))).collect();
-        let want = veths(world).into_iter().map(|veth| (veth.ifindex, veth.face));
+            tables.pods.iter().map(|(ifindex, pod)| (*ifindex, device_part(pod))).collect();
+        let want = veths(world).into_iter().map(|veth| (veth.ifindex, veth.device_part));
         assert_eq!(found, want.collect());
         let mut ids: Vec<u32> = tables.pods.values().map(|pod| pod.id).collect();
         ids.sort_unstable();
@@ -204,12 +204,12 @@ impl Node {
 /// The devices of this node's Pods; what they say changes with the world.
 fn veths(world: &World) -> Vec<PodDevice> {
     let nsid = u32::try_from(world.policies.len()).unwrap() % 3;
-    let face = PodEntry { nsid, ..PodEntry::ZERO };
-    world.veths().into_iter().map(|veth| PodDevice { face, ..veth }).collect()
+    let device_part = PodEntry { nsid, ..PodEntry::ZERO };
+    world.veths().into_iter().map(|veth| PodDevice { device_part, ..veth }).collect()
 }
 
 /// What a device itself says of its element.
-fn face(pod: &PodEntry) -> PodEntry {
+fn device_part(pod: &PodEntry) -> PodEntry {
     PodEntry { nsid: pod.nsid, ..PodEntry::ZERO }
 }
 

@@ -137,7 +137,8 @@ fn an_address_that_keeps_an_old_identity_closes_those_who_mind() {
 fn unknown_pods_are_under_what_the_strictest_may_be() {
     let world = world(2);
     let desired = compile(&world.cluster());
-    let stranger = PodDevice { ifindex: 77, behind: Behind::Unknown(0), face: PodEntry::ZERO };
+    let stranger =
+        PodDevice { ifindex: 77, behind: Behind::Unknown(0), device_part: PodEntry::ZERO };
     for (strict, met, want) in [
         (false, 1, [GroupFlags::PENDING, GroupFlags::NONE]),
         (false, 2, [GroupFlags::NONE, GroupFlags::NONE]),
@@ -199,7 +200,7 @@ fn only_a_device_that_may_be_an_awaited_pods_is_cut_off() {
         let mut node = Running::default();
         let mut veths = world.veths();
         veths.truncate(if awaited { 1 } else { 2 });
-        veths.push(PodDevice { ifindex: 77, behind, face: PodEntry::ZERO });
+        veths.push(PodDevice { ifindex: 77, behind, device_part: PodEntry::ZERO });
         for veth in &veths {
             let plan = node.planner.plan_pod(Some(&desired), veth, 0);
             node.write(plan);

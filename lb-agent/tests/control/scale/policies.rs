@@ -122,9 +122,9 @@ fn cluster() -> Cluster {
 /// The devices of this node's Pods.
 fn veths() -> Vec<PodDevice> {
     let behind = |i: u32| Behind::Pod(name(i), 0);
-    let face = lb_common::endpoint::PodEntry::ZERO;
+    let device_part = lb_common::endpoint::PodEntry::ZERO;
     let here = (0..PODS).filter(|i| i % NODES == 1);
-    here.map(|i| PodDevice { ifindex: i, behind: behind(i), face }).collect()
+    here.map(|i| PodDevice { ifindex: i, behind: behind(i), device_part }).collect()
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn cost(shape: Shape, n: u32, start: u64) -> Cost {
         .map(|(i, (name, pod))| PodDevice {
             ifindex: i as u32 + 1,
             behind: Behind::Pod(name.clone(), pod.uid),
-            face: lb_common::endpoint::PodEntry::ZERO,
+            device_part: lb_common::endpoint::PodEntry::ZERO,
         })
         .collect();
     let mut compiler = Compiler::default();

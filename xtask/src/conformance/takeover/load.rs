@@ -19,7 +19,7 @@ use super::super::{
 const STOP: &str = "/tmp/lb-conformance-takeover-stop";
 /// New connections a second of each client.
 const RATE: usize = 5;
-/// An answer may take so long: loading programs takes seconds of a busy machine's time, and a connection that is lost
+/// How long an answer may take: loading programs takes seconds of a busy machine's time, and a connection that is lost
 /// is never answered.
 const PATIENCE: usize = 20;
 /// Requests over a connection that stays open, at most: four a second.

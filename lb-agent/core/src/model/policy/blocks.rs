@@ -11,7 +11,7 @@ use lb_common::addr::Addr;
 use super::area::Edge;
 use super::range::{CidrRange, number};
 use super::set::Pool;
-use super::{AtomId, Atomic};
+use super::{AtomId, AtomSet};
 use crate::cluster::Family;
 
 /// The disjoint ranges. An address is of the longest that it is in.
@@ -20,7 +20,7 @@ pub struct Blocks {
     /// Sorted, so that what covers a range stands before it.
     nodes: Vec<BlockNode>,
     /// The distinct sets, the first empty.
-    sets: Vec<Atomic>,
+    sets: Vec<AtomSet>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Blocks {
         changes.sort_unstable();
         let mut sets = Sets::new();
         let mut nodes: Vec<BlockNode> = Vec::new();
-        let mut current: Vec<(CidrRange, Family, Atomic, Option<u32>)> = Vec::new();
+        let mut current: Vec<(CidrRange, Family, AtomSet, Option<u32>)> = Vec::new();
         for same in changes.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let Some(&(range, family, _)) = same.first() else { continue };
             while current.last().is_some_and(|(outer, ..)| !outer.covers(&range)) {
@@ -58,8 +58,8 @@ impl Blocks {
             let (mut set, parent) = match current.last() {
                 Some((_, outer, set, node)) if *outer == family => (set.clone(), *node),
                 // What covers IPv4 in IPv6 says nothing of it.
-                Some((.., node)) => (Atomic::default(), *node),
-                None => (Atomic::default(), None),
+                Some((.., node)) => (AtomSet::default(), *node),
+                None => (AtomSet::default(), None),
             };
             for (atom, inside) in same.iter().filter_map(|(.., change)| *change) {
                 set = if inside { pool.with(&set, atom) } else { pool.without(&set, atom) };
@@ -92,12 +92,12 @@ impl Blocks {
     }
 
     /// A set's atoms.
-    pub(super) fn set(&self, number: u32) -> Atomic {
+    pub(super) fn set(&self, number: u32) -> AtomSet {
         self.sets.get(number as usize).cloned().unwrap_or_default()
     }
 
     /// Replaces the numbers of sets by those that others know them by.
-    pub(super) fn name(&mut self, mut name: impl FnMut(&Atomic) -> u32) {
+    pub(super) fn name(&mut self, mut name: impl FnMut(&AtomSet) -> u32) {
         let names: Vec<u32> = std::mem::take(&mut self.sets).iter().map(&mut name).collect();
         for node in &mut self.nodes {
             node.set = names.get(node.set as usize).copied().unwrap_or_default();
@@ -125,16 +125,16 @@ type AtomChange = (CidrRange, Family, Option<(AtomId, bool)>);
 
 /// Distinct sets.
 struct Sets {
-    numbers: HashMap<Atomic, u32>,
-    list: Vec<Atomic>,
+    numbers: HashMap<AtomSet, u32>,
+    list: Vec<AtomSet>,
 }
 
 impl Sets {
     fn new() -> Self {
-        Self { numbers: HashMap::from([(Atomic::default(), 0)]), list: vec![Atomic::default()] }
+        Self { numbers: HashMap::from([(AtomSet::default(), 0)]), list: vec![AtomSet::default()] }
     }
 
-    fn number(&mut self, set: &Atomic) -> u32 {
+    fn number(&mut self, set: &AtomSet) -> u32 {
         if let Some(number) = self.numbers.get(set) {
             return *number;
         }

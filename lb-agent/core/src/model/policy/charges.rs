@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{AtomId, Atomic, PolicyDirection, RuleSet};
+use super::{AtomId, AtomSet, PolicyDirection, RuleSet};
 use crate::cluster::{Name, Policy, Tier};
 
 /// Elements of `groups`, of `port_bits` and of `peer_bits`.
@@ -36,7 +36,7 @@ pub(super) struct Asked<'a> {
     pub(super) groups: &'a [Arc<RuleSet>],
     /// The policies of each group, by their indices.
     pub(super) under: &'a [(PolicyDirection, Vec<u32>)],
-    pub(super) idents: &'a [Atomic],
+    pub(super) idents: &'a [AtomSet],
 }
 
 impl Asked<'_> {
@@ -130,7 +130,7 @@ impl Charges {
     }
 
     /// Charges the elements of `peer_bits`.
-    fn meet(&mut self, groups: &[&RuleSet], idents: &[Atomic], payers: &[Option<(Tenant, u64)>]) {
+    fn meet(&mut self, groups: &[&RuleSet], idents: &[AtomSet], payers: &[Option<(Tenant, u64)>]) {
         for (account, group) in self.accounts.iter_mut().zip(groups) {
             let n_groups = self.holders.get(account.tenant).map_or(0, |holder| holder.n_groups);
             let links = group.atoms();
@@ -261,7 +261,7 @@ impl Tenants {
 
 /// For each identity the tenant whose peers distinguish it, and the number of identities that the peers of this tenant
 /// distinguish.
-fn payers(idents: &[Atomic], peers: Vec<BTreeSet<AtomId>>) -> Vec<Option<(Tenant, u64)>> {
+fn payers(idents: &[AtomSet], peers: Vec<BTreeSet<AtomId>>) -> Vec<Option<(Tenant, u64)>> {
     let mut tenants: Vec<(Tenant, BTreeSet<AtomId>)> = peers.into_iter().enumerate().collect();
     // Each peer belongs to one tenant; those of cluster policies belong to none.
     tenants.sort_by_key(|(tenant, peers)| (*tenant != CLUSTER, Reverse(peers.len()), *tenant));
@@ -279,7 +279,7 @@ fn payers(idents: &[Atomic], peers: Vec<BTreeSet<AtomId>>) -> Vec<Option<(Tenant
         }
     }
     owners.sort_by_key(|(n, tenant, _)| (Reverse(*n), *tenant));
-    let payer = |ident: &Atomic| {
+    let payer = |ident: &AtomSet| {
         let (n, tenant, _) = owners.iter().find(|(.., own)| ident.meets(own))?;
         Some((*tenant, *n))
     };

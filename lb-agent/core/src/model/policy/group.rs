@@ -9,7 +9,7 @@ use lb_common::policy::{self, Bits, CHAIN, GroupFlags, RULES, WORDS};
 use serde::{Deserialize, Serialize};
 
 use super::ports::{self, PortEntry, set};
-use super::{AtomId, Atomic};
+use super::{AtomId, AtomSet};
 use crate::cluster::{Action, Name, Tier};
 
 /// Rules of one element of the map `groups`.
@@ -198,7 +198,7 @@ impl RuleSet {
     }
 
     /// The rules that have an address of this identity as a peer: of each element that has some.
-    pub fn column(&self, ident: &Atomic) -> BTreeMap<u32, Bits> {
+    pub fn column(&self, ident: &AtomSet) -> BTreeMap<u32, Bits> {
         let mut found = BTreeMap::new();
         ident.join(&self.of_atom, &mut |number: u32| {
             let bits = found.entry(number / PER_LINK).or_insert(Bits::ZERO);

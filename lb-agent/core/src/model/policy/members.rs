@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::atom::{Atom, Atoms, NamedPortMeaning, NamespaceScope};
 use super::blocks::Blocks;
 use super::set::Pool;
-use super::{AtomId, Atomic};
+use super::{AtomId, AtomSet};
 use crate::cluster::{Labels, Name, NamedPort, Pod, Selector, Snapshot};
 
 /// The peers (`None` = any Pod) of which egress rules want to know what a port's name means, by name.
@@ -34,8 +34,8 @@ pub(super) struct Members<'a> {
     spaces: HashMap<Arc<str>, Space>,
     classes: Vec<PodClass>,
     idents: HashMap<(u32, u32), u32>,
-    numbers: HashMap<Atomic, u32>,
-    list: Vec<Atomic>,
+    numbers: HashMap<AtomSet, u32>,
+    list: Vec<AtomSet>,
     meanings: Meanings,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Members<'a> {
             list: Vec::new(),
             meanings: Meanings::new(),
         };
-        members.intern(&Atomic::default());
+        members.intern(&AtomSet::default());
         for (atom, id) in atoms.iter() {
             match atom {
                 Atom::Pods(NamespaceScope::One(namespace), pods) => {
@@ -166,7 +166,7 @@ impl<'a> Members<'a> {
     }
 
     /// The number of an identity.
-    pub(super) fn intern(&mut self, atoms: &Atomic) -> u32 {
+    pub(super) fn intern(&mut self, atoms: &AtomSet) -> u32 {
         if let Some(number) = self.numbers.get(atoms) {
             return *number;
         }
@@ -177,7 +177,7 @@ impl<'a> Members<'a> {
     }
 
     /// All identities, and what ports' names mean.
-    pub(super) fn finish(self) -> (Vec<Atomic>, Meanings) {
+    pub(super) fn finish(self) -> (Vec<AtomSet>, Meanings) {
         (self.list, self.meanings)
     }
 }

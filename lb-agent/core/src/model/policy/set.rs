@@ -13,7 +13,7 @@ use super::AtomId;
 
 /// A set of atoms: what an address satisfies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Atomic(Option<Arc<Tree>>);
+pub struct AtomSet(Option<Arc<Tree>>);
 
 /// The nodes, each once.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ enum TreeNode {
     Fork { at: u32, bit: u32, left: Arc<Tree>, right: Arc<Tree> },
 }
 
-impl Atomic {
+impl AtomSet {
     /// Whether it has no atom.
     pub const fn is_empty(&self) -> bool {
         self.0.is_none()
@@ -164,17 +164,17 @@ fn halves<T>(list: ByAtom<'_, T>, middle: u32) -> (ByAtom<'_, T>, ByAtom<'_, T>)
 
 impl Pool {
     /// The set with another atom.
-    pub(super) fn with(&mut self, set: &Atomic, atom: AtomId) -> Atomic {
+    pub(super) fn with(&mut self, set: &AtomSet, atom: AtomId) -> AtomSet {
         let (at, bit) = split(atom);
-        Atomic(Some(match &set.0 {
+        AtomSet(Some(match &set.0 {
             None => self.leaf(at, bit),
             Some(tree) => self.insert(tree, (at, bit)),
         }))
     }
 
     /// The set without an atom.
-    pub(super) fn without(&mut self, set: &Atomic, atom: AtomId) -> Atomic {
-        Atomic(set.0.as_ref().and_then(|tree| self.remove(tree, split(atom))))
+    pub(super) fn without(&mut self, set: &AtomSet, atom: AtomId) -> AtomSet {
+        AtomSet(set.0.as_ref().and_then(|tree| self.remove(tree, split(atom))))
     }
 
     /// Forgets what no set has.
@@ -310,10 +310,10 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Atomic, Pool};
+    use super::{AtomSet, Pool};
 
-    fn make(pool: &mut Pool, atoms: &BTreeSet<u32>) -> Atomic {
-        atoms.iter().fold(Atomic::default(), |set, atom| pool.with(&set, *atom))
+    fn make(pool: &mut Pool, atoms: &BTreeSet<u32>) -> AtomSet {
+        atoms.iter().fold(AtomSet::default(), |set, atom| pool.with(&set, *atom))
     }
 
     proptest! {
@@ -322,7 +322,7 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), prop_oneof![0..200u32, any::<u32>()]), 0..200),
         ) {
             let mut pool = Pool::default();
-            let (mut set, mut want) = (Atomic::default(), BTreeSet::new());
+            let (mut set, mut want) = (AtomSet::default(), BTreeSet::new());
             for (put, atom) in steps {
                 set = if put { pool.with(&set, atom) } else { pool.without(&set, atom) };
                 if put { want.insert(atom); } else { want.remove(&atom); }

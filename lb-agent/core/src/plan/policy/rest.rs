@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::PolicyPlanner;
 use super::assigned::Assigned;
-use crate::model::policy::Atomic;
+use crate::model::policy::AtomSet;
 use crate::plan::actual::Actual;
 use crate::plan::write::Write;
 
@@ -63,7 +63,7 @@ impl PolicyPlanner {
         &mut self,
         actual: &Actual,
         assigned: &Assigned,
-        in_use: &BTreeMap<u32, Atomic>,
+        in_use: &BTreeMap<u32, AtomSet>,
         now: Duration,
     ) {
         let mut resting = Resting::default();

@@ -8,7 +8,7 @@ use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::{Assigned, Whose};
 use super::{DesiredTables, FULL, Live, PolicyPlanner, port_key, render};
-use crate::model::policy::{self as model, Atomic, DesiredPolicies};
+use crate::model::policy::{self as model, AtomSet, DesiredPolicies};
 use crate::plan::actual::Actual;
 use crate::plan::pods;
 
@@ -88,7 +88,7 @@ fn identities(
     actual: &Actual,
     desired: &DesiredPolicies,
     wanted: &DesiredTables<'_>,
-) -> BTreeMap<u32, Atomic> {
+) -> BTreeMap<u32, AtomSet> {
     let addrs = desired.addrs.keys().chain(wanted.devices.keys());
     let addrs = addrs.map(|addr| (actual.ident_of(addr), desired.ident_of(addr)));
     let ranges = desired.ranges.iter();
@@ -147,7 +147,7 @@ fn is_so(
     actual: &Actual,
     live: &Live,
     content: &model::RuleSet,
-    idents: &BTreeMap<u32, Atomic>,
+    idents: &BTreeMap<u32, AtomSet>,
     ports: &PortBits,
 ) -> bool {
     let elements = render(live);

@@ -10,7 +10,7 @@ use lb_common::policy::{Bits, PeerKey};
 
 use super::assigned::Assigned;
 use super::{DesiredTables, PolicyPlanner};
-use crate::model::policy::{Atomic, CidrRange, DesiredPolicies};
+use crate::model::policy::{AtomSet, CidrRange, DesiredPolicies};
 use crate::plan::actual::Actual;
 use crate::plan::cidrs::Cidrs;
 use crate::plan::write::Write;
@@ -22,7 +22,7 @@ type IdentityBits = Arc<[(u32, Bits)]>;
 #[derive(Debug)]
 pub(super) struct Minted {
     /// What it is.
-    pub(super) atoms: Atomic,
+    pub(super) atoms: AtomSet,
     /// What it is in the groups that are about to go: what its addresses were before.
     pub(super) as_before: IdentityBits,
 }
@@ -33,7 +33,7 @@ pub(super) struct Switched {
     /// New identities.
     pub(super) minted: BTreeMap<u32, Minted>,
     /// All identities that addresses have afterwards, but for 0.
-    pub(super) in_use: BTreeMap<u32, Atomic>,
+    pub(super) in_use: BTreeMap<u32, AtomSet>,
     /// Before the Pods get their new groups.
     pub(super) before: Vec<Write>,
     /// After that.
@@ -127,8 +127,8 @@ impl<'a> Switch<'a> {
         }
     }
 
-    /// Ranges, old and new ones. A new one within another is there before that changes; one that goes has got what
-    /// covers it before it does. Returns the ranges as they are before that.
+    /// Plans the ranges. Writes nested ranges before the ranges around them, and deletes a range only after the range around
+    /// it has its final identity. Returns the ranges as they are before that.
     fn cidrs(&mut self) -> Cidrs {
         let wanted: BTreeMap<CidrRange, u32> = self.desired.ranges.iter().collect();
         let mut all: BTreeMap<CidrRange, (Option<u32>, Option<u32>)> = BTreeMap::new();
@@ -179,7 +179,7 @@ impl<'a> Switch<'a> {
         ident
     }
 
-    fn find(&mut self, have: u32, want: u32, atoms: &Atomic) -> u32 {
+    fn find(&mut self, have: u32, want: u32, atoms: &AtomSet) -> u32 {
         let planner = self.planner;
         let canonical =
             if atoms.is_empty() { Some(0) } else { planner.by_atoms.get(atoms).copied() };

@@ -227,7 +227,7 @@ impl World {
         let veth = |(ifindex, name, pod)| PodDevice {
             ifindex,
             behind: behind(name, pod),
-            face: PodEntry::ZERO,
+            device_part: PodEntry::ZERO,
         };
         self.local_pods().into_iter().map(veth).collect()
     }
