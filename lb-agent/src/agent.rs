@@ -74,13 +74,13 @@ use lb_kernel::preflight::Machine;
 use lb_kube::{Counters, Received, api_server, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
-const TOLD: usize = 4096;
+const EVENTS: usize = 4096;
 
 /// What can happen.
 #[derive(Debug)]
 enum LoopEvent {
-    /// The source told something.
-    Told(Received),
+    /// An event of the API server, or of the manifests.
+    Received(Received),
     /// Something happened to devices or addresses.
     Devices(Vec<devices::DeviceEvent>),
     /// An attachment came to an end.
@@ -128,7 +128,7 @@ pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
                 LoopEvent::Compiled(Box::new(compiled.context(ended)?))
             }
             Some(news) = inbox.background.recv() => LoopEvent::Background(news),
-            Some(received) = inbox.told.recv() => LoopEvent::Told(received),
+            Some(received) = inbox.received.recv() => LoopEvent::Received(received),
             Some(pending) = inbox.requests.recv() => LoopEvent::Admin(pending),
             Ok(()) = inbox.followers.changed() => {
                 LoopEvent::Followers(*inbox.followers.borrow_and_update())
@@ -144,8 +144,8 @@ pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
             return Ok(());
         }
         agent.handle(event);
-        while let Ok(received) = inbox.told.try_recv() {
-            agent.handle(LoopEvent::Told(received));
+        while let Ok(received) = inbox.received.try_recv() {
+            agent.handle(LoopEvent::Received(received));
         }
         agent.run_due()?;
     }
@@ -153,7 +153,7 @@ pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
 
 /// Where messages come from.
 struct Inbox {
-    told: mpsc::Receiver<Received>,
+    received: mpsc::Receiver<Received>,
     attached: mpsc::UnboundedReceiver<Attached>,
     background: mpsc::Receiver<News>,
     compiled: mpsc::UnboundedReceiver<CompiledTables>,
@@ -231,7 +231,7 @@ impl Agent {
         let (done, attached) = mpsc::unbounded_channel();
         let attacher = Attacher::spawn(kernel.hooks, done)?;
         let counters = Counters::shared();
-        let (tx, told) = mpsc::channel(TOLD);
+        let (tx, received) = mpsc::channel(EVENTS);
         let source = spawn_source(&cfg, tx, Arc::clone(&counters));
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let Servers { metrics, examples, requests, followers } =
@@ -278,12 +278,12 @@ impl Agent {
         }
         // Whoever followed them has gone with the agent before.
         agent.report_allowed(false);
-        Ok((Inbox { told, attached, background, compiled, requests, followers, source }, agent))
+        Ok((Inbox { received, attached, background, compiled, requests, followers, source }, agent))
     }
 
     fn handle(&mut self, event: LoopEvent) {
         match event {
-            LoopEvent::Told(received) => self.told(received),
+            LoopEvent::Received(received) => self.receive(received),
             LoopEvent::Devices(events) => {
                 for event in events {
                     self.device(event);
@@ -316,7 +316,7 @@ impl Agent {
         }
     }
 
-    fn told(&mut self, received: Received) {
+    fn receive(&mut self, received: Received) {
         // Of the initial lists, only their end says how fast we are.
         if self.planned
             && let Some(subject) = self.queue.push(&received)

@@ -88,14 +88,14 @@ pub(crate) fn show(dirs: &Dirs, out: &mut dyn Write) -> anyhow::Result<()> {
 /// When kube-proxy, or no agent, is at work here after `patience`, or something of kube-proxy's stays or comes back.
 pub(crate) fn run(dirs: &Dirs, patience: Duration, out: &mut dyn Write) -> anyhow::Result<()> {
     let deadline = Instant::now() + patience;
-    let mut told = false;
+    let mut was_reported = false;
     while let Some(obstacle) = obstacle::find(&dirs.state) {
         if Instant::now() >= deadline {
             bail!(obstacle);
         }
-        if !told {
+        if !was_reported {
             writeln!(out, "waiting: {obstacle}").context("write")?;
-            told = true;
+            was_reported = true;
         }
         thread::sleep(PAUSE);
     }

@@ -189,7 +189,7 @@ fn judged() -> Bed {
 /// only, with cold caches; a low quantile of many runs stands against the empty program's, taken in the same way.
 fn single_runs(bed: &Bed, judged: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
     const RUNS: u16 = 20_000;
-    let mut told = Vec::new();
+    let mut outcome = Vec::new();
     for (names, pod, frontend, backend) in [
         (
             ["new-service", "new-plain", "new-service-policy", "new-plain-policy"],
@@ -221,8 +221,8 @@ fn single_runs(bed: &Bed, judged: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &
         };
         let floor = low(floor);
         for (name, runs) in names.into_iter().zip(runs) {
-            told.push(("pod_out", name, low(runs).saturating_sub(floor)));
+            outcome.push(("pod_out", name, low(runs).saturating_sub(floor)));
         }
     }
-    told
+    outcome
 }

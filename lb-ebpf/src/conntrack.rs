@@ -164,9 +164,9 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     *partner = found;
     let twin = tracked::get(partner);
     if let Some(twin) = twin {
-        let told = conntrack::carried(before, after, twin.flags());
-        if told != twin.flags() {
-            twin.set_flags(leave_load(twin, told));
+        let carried = conntrack::carried(before, after, twin.flags());
+        if carried != twin.flags() {
+            twin.set_flags(leave_load(twin, carried));
         }
     }
     if parsed.flow.proto != proto::TCP {

@@ -72,9 +72,9 @@ pub enum Event {
     /// A ClusterNetworkPolicy.
     ClusterNetworkPolicy(Change<Policy>),
     /// The addresses of this node's own network namespace, without loopback and link-local ones, those that others
-    /// reach it by first. Replaces those told before.
+    /// reach it by first. Replaces the ones before.
     Host(Box<[Addr]>),
-    /// The UDP ports at which this node takes packets out of tunnels, sorted. Replaces those told before.
+    /// The UDP ports at which this node takes packets out of tunnels, sorted. Replaces the ones before.
     Tunnels(Box<[u16]>),
     /// Another proxy's rules are on this node: flows that began before the agent belong to the other proxy until the agent
     /// ends.
@@ -127,7 +127,7 @@ impl Dirty {
     }
 }
 
-/// Everything we were told.
+/// Everything that the sources have sent.
 #[derive(Debug)]
 pub struct Cluster {
     node: Arc<str>,
@@ -371,8 +371,8 @@ impl Cluster {
     /// All policies in force, in no order: NetworkPolicies by namespace and name, those included that are gone and
     /// hold until their namespace is, too (CVE-2024-7598); ClusterNetworkPolicies by their name alone.
     pub fn policies(&self) -> impl Iterator<Item = (&Name, &Policy)> {
-        let told = self.cluster_network_policies.iter().chain(self.network_policies.iter());
-        told.chain(self.retained.iter())
+        let policies = self.cluster_network_policies.iter().chain(self.network_policies.iter());
+        policies.chain(self.retained.iter())
     }
 
     /// A while has passed, several seconds at least: policies that were gone before the last one are forgotten.

@@ -216,12 +216,12 @@ impl Devices {
                 return self.resync();
             }
             Some(Err(e)) => return Err(e),
-            Some(Ok(())) => self.told(news, &mut events)?,
+            Some(Ok(())) => self.process(news, &mut events)?,
         }
         Ok(events)
     }
 
-    fn told(&mut self, news: Vec<Message>, events: &mut Vec<DeviceEvent>) -> io::Result<()> {
+    fn process(&mut self, news: Vec<Message>, events: &mut Vec<DeviceEvent>) -> io::Result<()> {
         let at = Instant::now();
         let mut host_changed = false;
         // Devices whose addresses changed: that may make an uplink of what looked like a Pod's veth.

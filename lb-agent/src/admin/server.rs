@@ -179,12 +179,12 @@ async fn flows(
         (covers(&recent), recent.oldest(), recent.next())
     };
     write(&mut writer, &line(&Response::Covers(covers))).await?;
-    let mut told = false;
+    let mut was_reported = false;
     let mut more = [0];
     loop {
-        if !told && from >= past {
+        if !was_reported && from >= past {
             write(&mut writer, &line(&Response::Now)).await?;
-            told = true;
+            was_reported = true;
             if !wanted.follow {
                 return Ok(());
             }
@@ -202,7 +202,7 @@ async fn flows(
         if !lines.is_empty() {
             write(&mut writer, &lines).await?;
         }
-        if batch.flows.is_empty() && told {
+        if batch.flows.is_empty() && was_reported {
             tokio::select! {
                 changed = recent.changed() => if changed.is_err() { return Ok(()) },
                 // A client has nothing more to say: it has gone.

@@ -239,7 +239,7 @@ impl Bindings {
 
     /// Whose the other addresses are that are bound in the namespaces. Who had one before keeps it.
     fn share_out(&mut self, veths: &[&Veth], view: &BindingFacts<'_>) {
-        let told = view.cluster.is_synced(Kind::Pod);
+        let pods_synced = view.cluster.is_synced(Kind::Pod);
         let ranges: Vec<_> = view.cluster.pod_ranges().copied().collect();
         let in_ranges = |addr: &Addr| ranges.is_empty() || ranges.iter().any(|r| r.contains(addr));
         let peers: HashSet<(u32, u32)> = veths.iter().map(|veth| (veth.nsid, veth.peer)).collect();
@@ -261,7 +261,7 @@ impl Bindings {
                     foreign = foreign.or(Some(inside.ip));
                 }
                 let takes = match device.standing {
-                    Standing::Pod => told && in_ranges(&addr),
+                    Standing::Pod => pods_synced && in_ranges(&addr),
                     Standing::Unknown | Standing::Second => true,
                     Standing::Impostor => false,
                 };
@@ -294,14 +294,14 @@ impl Bindings {
 
     /// Which addresses of its Pod each device still has: not those that another Pod has by now.
     fn keep_own(&mut self, view: &BindingFacts<'_>) {
-        let told = view.cluster.is_synced(Kind::Pod);
+        let pods_synced = view.cluster.is_synced(Kind::Pod);
         for device in self.devices.values_mut() {
             let Some(bound) = &device.bound else {
                 device.own = Box::default();
                 continue;
             };
             let is_its = |addr: &&Addr| {
-                let owner = view.cluster.pod_at(addr).filter(|_| told);
+                let owner = view.cluster.pod_at(addr).filter(|_| pods_synced);
                 !(view.is_elsewhere)(addr) && owner.is_none_or(|owner| *owner == bound.pod)
             };
             device.own = bound.ips.iter().filter(is_its).copied().collect();
@@ -312,11 +312,11 @@ impl Bindings {
     /// Pods have been told.
     pub(super) fn addresses(&self, veth: &Veth, view: &BindingFacts<'_>) -> (Vec<Addr>, bool) {
         let Some(device) = self.devices.get(&veth.ifindex) else { return (Vec::new(), true) };
-        let told = view.cluster.is_synced(Kind::Pod);
+        let pods_synced = view.cluster.is_synced(Kind::Pod);
         if device.standing == Standing::Impostor {
             return (Vec::new(), false);
         }
-        (device.own.iter().chain(&device.more).copied().collect(), !told)
+        (device.own.iter().chain(&device.more).copied().collect(), !pods_synced)
     }
 
     /// The first address in each family that the Pod behind a device is known by, and its MAC address.

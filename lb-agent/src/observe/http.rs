@@ -116,19 +116,19 @@ impl Drop for AbortOnDrop {
 }
 
 async fn listen(name: &'static str, address: SocketAddr) -> TcpListener {
-    let mut told = false;
+    let mut was_reported = false;
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 info!(server = name, %address, "listening");
                 return listener;
             }
-            Err(e) if told => {
+            Err(e) if was_reported => {
                 debug!(server = name, %address, err = %e, "address still in use, retrying")
             }
             Err(e) => {
                 warn!(server = name, %address, err = %e, "cannot listen, retrying; does kube-proxy run on this node?");
-                told = true;
+                was_reported = true;
             }
         }
         tokio::time::sleep(RETRY).await;

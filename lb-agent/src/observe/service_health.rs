@@ -273,13 +273,13 @@ mod tests {
         let (taken, port) = free_port().await;
         drop(taken);
         let now = Instant::now();
-        let told = |code: &str| Some((code.to_owned(), true));
+        let answer = |code: &str| Some((code.to_owned(), true));
         ports.update([health("web", port, 1)], now);
-        assert_eq!(ask(port, "web").await, told("200"));
+        assert_eq!(ask(port, "web").await, answer("200"));
         ports.update([health("web", port, 0)], now);
-        assert_eq!(ask(port, "web").await, told("503"), "only terminating endpoints");
+        assert_eq!(ask(port, "web").await, answer("503"), "only terminating endpoints");
         ports.update([health("api", port, 3)], now);
-        assert_eq!(ask(port, "api").await, told("200"), "another Service got the port");
+        assert_eq!(ask(port, "api").await, answer("200"), "another Service got the port");
         assert_eq!(TcpStream::connect(("::1", port)).await.map(drop).ok(), Some(()), "IPv6");
 
         // This agent no longer does its work.
@@ -287,7 +287,7 @@ mod tests {
         let late =
             Status { pending_since: Some(stuck), updated: SystemTime::now(), ..**status.borrow() };
         status.send_replace(Arc::new(late));
-        assert_eq!(ask(port, "api").await, told("503"));
+        assert_eq!(ask(port, "api").await, answer("503"));
 
         ports.update([], now);
         tokio::task::yield_now().await;

@@ -376,31 +376,31 @@ impl Bed {
     pub fn enter_from(&self, ingress_ifindex: u32, text: &str) -> String {
         let bytes = packet::build(text);
         let (verdict, bytes) = self.try_run_from("pod_in", ingress_ifindex, &bytes).unwrap();
-        told(verdict, &bytes)
+        outcome(verdict, &bytes)
     }
 
     /// A packet leaves the Pod: `verdict packet`.
     pub fn leave(&self, text: &str) -> String {
         let (verdict, bytes) = self.leave_bytes(&packet::build(text));
-        told(verdict, &bytes)
+        outcome(verdict, &bytes)
     }
 
     /// A packet enters the Pod.
     pub fn enter(&self, text: &str) -> String {
         let (verdict, bytes) = self.enter_bytes(&packet::build(text));
-        told(verdict, &bytes)
+        outcome(verdict, &bytes)
     }
 
     /// A packet enters the node.
     pub fn arrive(&self, text: &str) -> String {
         let (verdict, bytes) = self.run("dev_in", &packet::build(text));
-        told(verdict, &bytes)
+        outcome(verdict, &bytes)
     }
 
     /// A packet leaves the node.
     pub fn depart(&self, text: &str) -> String {
         let (verdict, bytes) = self.run("dev_out", &packet::build(text));
-        told(verdict, &bytes)
+        outcome(verdict, &bytes)
     }
 
     /// Writes one half of a translated TCP connection: `local`'s packets to (or from) `remote` get `nat` instead.
@@ -506,7 +506,7 @@ impl Bed {
 }
 
 /// A verdict and its packet as text.
-pub fn told(verdict: Verdict, bytes: &[u8]) -> String {
+pub fn outcome(verdict: Verdict, bytes: &[u8]) -> String {
     match verdict {
         Verdict::Next => packet::show(bytes),
         Verdict::Drop => "drop".to_owned(),

@@ -58,14 +58,14 @@ fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
 /// Runs it until it ends so, and says all of these.
 fn expect(stage: &Stage, agent: &Agent, args: &[&str], status: i32, words: &[&str]) {
     let what = format!("lbctl {args:?}: {status} {words:?}");
-    let told = wait::until(&what, PATIENCE, || {
+    let outcome = wait::until(&what, PATIENCE, || {
         let (code, text) = run(agent, args);
         anyhow::ensure!(code == Some(status), "{code:?}: {text}");
         let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
         anyhow::ensure!(missing.is_empty(), "no {missing:?} in: {text}");
         Ok(())
     });
-    if let Err(err) = told {
+    if let Err(err) = outcome {
         panic!("{err:#}\n{}", stage.logs());
     }
 }
@@ -151,13 +151,13 @@ fn lbctl_says_what_happens_to_flows_and_what_did_it() {
     let args = ["flows", "-f", "--verdict", "allowed", "-o", "json"];
     let mut follow = a.netns.spawn(&mut lbctl(here, &args)).unwrap();
     let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
-    let told = wait::until("the programs report allowed flows", SOON, || {
+    let outcome = wait::until("the programs report allowed flows", SOON, || {
         let (_, seen) = run(here, &["flows", "--verdict", "allowed"]);
         anyhow::ensure!(asked(&friend).is_ok());
         anyhow::ensure!(seen.contains("default/friend:"), "{seen}");
         Ok(())
     });
-    if let Err(err) = told {
+    if let Err(err) = outcome {
         panic!("{err:#}\n{}", stage.logs());
     }
     let line = lines.next().unwrap().unwrap();

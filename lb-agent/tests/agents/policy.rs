@@ -80,12 +80,12 @@ impl Cast {
         for client in clients {
             for addr in self.addresses() {
                 for transport in TRANSPORTS {
-                    let told = wait::until(what, SOON, || {
+                    let outcome = wait::until(what, SOON, || {
                         let answer = client.netns.enter(|| ask(transport, addr, DENIED))?;
                         anyhow::ensure!(answer.is_ok() == answered(client), "{answer:?}");
                         Ok(())
                     });
-                    if let Err(err) = told {
+                    if let Err(err) = outcome {
                         panic!(
                             "{}: {transport:?} {addr}: {err:#}\n{}",
                             client.name,

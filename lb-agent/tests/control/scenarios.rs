@@ -49,7 +49,7 @@ fn scenarios() {
 fn tell(path: &Path) -> bool {
     let text = std::fs::read_to_string(path).unwrap();
     let (title, sections) = sections(&text);
-    let mut told = title.to_owned();
+    let mut outcome = title.to_owned();
     let mut obeying = Story::new(title, 0);
     let mut failing = Story::new(title, 10);
     let mut same = true;
@@ -68,10 +68,10 @@ fn tell(path: &Path) -> bool {
             failing.step(header, body);
             body.to_owned()
         };
-        write!(told, "-- {header} --\n{body}").unwrap();
+        write!(outcome, "-- {header} --\n{body}").unwrap();
     }
     if !same && std::env::var_os("UPDATE_EXPECT").is_some() {
-        std::fs::write(path, told).unwrap();
+        std::fs::write(path, outcome).unwrap();
         return true;
     }
     same

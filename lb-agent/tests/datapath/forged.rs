@@ -287,8 +287,8 @@ fn what_hides_its_contents_passes_where_no_policy_is() {
 fn a_link_local_source_reaches_no_pod_beyond_the_link() {
     let mut bed = strict(true);
     for (net, passes) in [(PEER, false), (NODE, false), (77, true)] {
-        let told = bed.leave(&format!("169.254.169.254:53 > {} udp", at(true, net, 4000)));
-        assert_eq!(told != "drop", passes, "{net}");
+        let outcome = bed.leave(&format!("169.254.169.254:53 > {} udp", at(true, net, 4000)));
+        assert_eq!(outcome != "drop", passes, "{net}");
         assert_eq!(bed.reasons() == "SPOOFED_SOURCE/out+1", !passes, "{net}");
     }
     assert_ne!(bed.leave("169.254.7.7:53 > 169.254.7.8:53 udp"), "drop");
@@ -436,8 +436,8 @@ fn a_pod_sends_from_its_own_addresses() {
                 let passes = if strict { always } else { lenient };
                 let from = std::net::SocketAddr::new(ip, 4000);
                 for kind in ["tcp S", "tcp A", "udp", "echo"] {
-                    let told = bed.leave(&format!("{from} > {} {kind}", at(v4, PEER, 80)));
-                    assert_eq!(told != "drop", passes, "{name} {kind}, strict: {strict}");
+                    let outcome = bed.leave(&format!("{from} > {} {kind}", at(v4, PEER, 80)));
+                    assert_eq!(outcome != "drop", passes, "{name} {kind}, strict: {strict}");
                     let counted = bed.reasons();
                     assert_eq!(counted == "SPOOFED_SOURCE/out+1", !passes, "{name}: {counted}");
                 }
@@ -657,9 +657,9 @@ fn what_is_for_another_pod_does_not_enter() {
         for (net, passes, entries) in
             [(POD, true, 1), (OTHER, false, 0), (NODE, false, 0), (77, true, 0)]
         {
-            let told = bed
+            let outcome = bed
                 .enter_from(ELSEWHERE, &format!("{} > {} udp", at(v4, PEER, 9), at(v4, net, 80)));
-            assert_eq!(told != "drop", passes, "{net}");
+            assert_eq!(outcome != "drop", passes, "{net}");
             assert_eq!(bed.reasons() == "NOT_FOR_POD/in+1", !passes, "{net}");
             assert_eq!(bed.conntrack().len(), entries, "{net}");
             for (key, _) in bed.conntrack() {
@@ -682,8 +682,8 @@ fn tunnels_to_the_node_are_not_for_pods() {
         for (net, port, passes) in
             [(NODE, 8472, false), (4, 4789, false), (NODE, 53, true), (77, 8472, true)]
         {
-            let told = bed.leave(&format!("{} > {} udp", at(v4, POD, 9), at(v4, net, port)));
-            assert_eq!(told != "drop", passes, "{net} {port}");
+            let outcome = bed.leave(&format!("{} > {} udp", at(v4, POD, 9), at(v4, net, port)));
+            assert_eq!(outcome != "drop", passes, "{net} {port}");
             assert_eq!(bed.reasons() == "ENCAPSULATED/out+1", !passes);
         }
         for protocol in [4, 41, 47, 97, 137] {
@@ -797,9 +797,9 @@ fn a_pod_that_floods_uses_up_its_own_budget() {
         assert!(bed.conntrack().len() <= entries + 1);
         // What enters is counted by itself, and the node is always let in.
         for i in 0..40 {
-            let told =
+            let outcome =
                 bed.enter(&format!("{} > {} tcp S", at(v4, PEER, 6000 + i), at(v4, POD, 22)));
-            assert_ne!(told, "drop", "this host's");
+            assert_ne!(outcome, "drop", "this host's");
         }
         SamplePolicy::new(INGRESS).allow_all(PEER).put(&mut bed);
         let ingress = INGRESS.group();

@@ -244,7 +244,7 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 /// What the API says of a packet that looks so: `Err` with all the reasons that a drop may have.
-fn told(objects: &Objects, flow: &Flow<'_>, look: Look) -> Result<(), &'static [&'static str]> {
+fn outcome(objects: &Objects, flow: &Flow<'_>, look: Look) -> Result<(), &'static [&'static str]> {
     const JUDGED: [&str; 2] = ["POLICY_ISOLATED", "POLICY_DENIED"];
     let look = match look {
         // A protocol without ports has nothing behind the chain that must be parsed.
@@ -306,7 +306,7 @@ fn every_verdict_is_that_of_the_text() {
             let from_host = ingress && here && from_host;
             let flow = Flow { pod, ingress, peer, protocol, port, hidden, from_host };
             for flow in [Some(flow.clone()), other_end(&objects, &flow)].into_iter().flatten() {
-                let (want, got) = (told(&objects, &flow, look), field.asks(&flow, look));
+                let (want, got) = (outcome(&objects, &flow, look), field.asks(&flow, look));
                 let agree = match (want, got) {
                     (Ok(()), Ok(())) => true,
                     // With the node's address from elsewhere: it has no identity, whatever range contains it.

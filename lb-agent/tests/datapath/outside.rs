@@ -12,7 +12,7 @@ use lb_common::flow::proto;
 use lb_common::service::{
     Affinity, AffinityKey, Frontend, FrontendFlags, FrontendKey, MAGLEV_SLOTS, state,
 };
-use lb_testkit::bed::{Bed, Verdict, protocol, told};
+use lb_testkit::bed::{Bed, Verdict, outcome, protocol};
 use lb_testkit::node::{Addrs, FAMILIES, FAR_MTU, Way};
 use lb_testkit::objects::addr;
 use lb_testkit::packet;
@@ -44,7 +44,7 @@ fn a_pod_of_this_node_sees_the_client_itself() {
             bed.outside(&frontend, protocol(name), &[id], &Way::default());
             let request = packet::build(&format!("{client} > {frontend} {name}{syn}"));
             let (verdict, out) = bed.run("dev_in", &request);
-            assert_eq!(told(verdict, &out), format!("redirect {client} > {pod} {name}{syn}"));
+            assert_eq!(outcome(verdict, &out), format!("redirect {client} > {pod} {name}{syn}"));
             assert_eq!(ttl(&out), 63, "we are a router");
             assert_eq!(bed.counted(), "flow_external+1");
             // Through the Pod's veth as it is.
@@ -54,7 +54,10 @@ fn a_pod_of_this_node_sees_the_client_itself() {
             );
             let answer = packet::build(&format!("{pod} > {client} {name}{ack}"));
             let (verdict, out) = bed.leave_bytes(&answer);
-            assert_eq!(told(verdict, &out), format!("redirect {frontend} > {client} {name}{ack}"));
+            assert_eq!(
+                outcome(verdict, &out),
+                format!("redirect {frontend} > {client} {name}{ack}")
+            );
             assert_eq!(ttl(&out), 63);
             assert_eq!(bed.counted(), "");
             assert_eq!(bed.conntrack().len(), 2, "a forward and a reply entry");
@@ -172,8 +175,8 @@ fn a_straight_connection_from_a_port_that_went_through_a_service_before() {
         {
             assert!(through(&bed, flags).starts_with("redirect"));
             bed.enter(&format!("{straight} {flags}"));
-            let told = bed.leave(&format!("{pod} > {client} tcp {back}"));
-            assert!(told.starts_with(&format!("redirect {frontend}")), "{told}");
+            let outcome = bed.leave(&format!("{pod} > {client} tcp {back}"));
+            assert!(outcome.starts_with(&format!("redirect {frontend}")), "{outcome}");
         }
         let syn = format!("{straight} S seq=1 ack=0 len=0");
         assert_eq!(bed.enter(&syn), syn);
@@ -201,7 +204,10 @@ fn a_straight_connection_from_a_port_in_use_through_a_service_disturbs_no_other(
             assert_eq!(seen, format!("redirect {request} {flags}"));
             bed.enter(&format!("{request} {flags}"));
             let (verdict, out) = bed.leave_bytes(&packet::build(&format!("{answer} {flags}")));
-            assert_eq!(told(verdict, &out), format!("redirect {frontend} > {client} tcp {flags}"));
+            assert_eq!(
+                outcome(verdict, &out),
+                format!("redirect {frontend} > {client} tcp {flags}")
+            );
         };
         goes_on(&mut bed, "S seq=1 ack=0 len=0");
         goes_on(&mut bed, "A seq=2 ack=6 len=0");
@@ -239,8 +245,8 @@ fn s02_external_local_without_an_endpoint_here_drops_and_without_any_refuses() {
         assert_eq!(bed.counted(), "NO_ENDPOINTS/in+1");
         // s03: in the cluster all endpoints are used, whatever the external policy.
         let pod = family.at(family.pod, 4000);
-        let told = bed.leave(&format!("{pod} > {elsewhere} tcp S"));
-        assert!(told.contains(family.far_pod), "{told}");
+        let outcome = bed.leave(&format!("{pod} > {elsewhere} tcp S"));
+        assert!(outcome.contains(family.far_pod), "{outcome}");
     }
 }
 
@@ -255,9 +261,9 @@ fn s04_external_local_uses_the_local_list_only() {
         let way = Way { flags, local: vec![near], ..Way::default() };
         bed.outside(&frontend, proto::TCP, &[far, near], &way);
         for port in 4000..4040 {
-            let told =
+            let outcome =
                 bed.arrive(&format!("{} > {frontend} tcp S", family.at(family.client, port)));
-            assert!(told.contains(family.pod), "{told}");
+            assert!(outcome.contains(family.pod), "{outcome}");
         }
     }
 }
@@ -332,8 +338,10 @@ fn s25_addresses_of_the_service_range() {
             assert_eq!(if arrives { bed.arrive(&packet) } else { bed.leave(&packet) }, packet);
         }
         // From outside a ClusterIP works like any frontend with the cluster's endpoints.
-        let told = bed.arrive(&format!("{client} > {} tcp S", family.at(vip, 80)));
-        assert!(told.starts_with(&format!("redirect {client} > {}", family.at(family.pod, 8080))));
+        let outcome = bed.arrive(&format!("{client} > {} tcp S", family.at(vip, 80)));
+        assert!(
+            outcome.starts_with(&format!("redirect {client} > {}", family.at(family.pod, 8080)))
+        );
     }
 }
 
@@ -352,7 +360,7 @@ fn s11_s12_affinity_holds_until_its_time_is_over_or_its_backend_leaves() {
             port += 1;
             let syn = packet::build(&format!("{} > {frontend} tcp S", family.at(client, port)));
             let (verdict, out) = bed.run(program, &syn);
-            let text = told(verdict, &out);
+            let text = outcome(verdict, &out);
             text.split(" > ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
         };
         let first = target(&mut bed, &frontends[0], "dev_in", family.client);
@@ -434,9 +442,9 @@ fn maglev_gives_every_node_the_same_backend_for_a_flow() {
             let maglev = (0..MAGLEV_SLOTS as usize).map(|i| ids[i * 7 % 5]).collect();
             bed.outside(&frontend, proto::UDP, &ids, &Way { maglev, ..Way::default() });
             let to = |port| {
-                let told =
+                let outcome =
                     bed.arrive(&format!("{} > {frontend} udp", family.at(family.client, port)));
-                told.split(" > ").nth(1).unwrap().to_owned()
+                outcome.split(" > ").nth(1).unwrap().to_owned()
             };
             (5000..5040).map(to).collect::<Vec<_>>()
         });
@@ -457,9 +465,9 @@ fn least_connections_prefers_the_idle_backend_and_notices_the_end_of_connections
     bed.set("loads", busy, 1000_u32);
     let n = 40;
     let chosen = (0..n).filter(|i| {
-        let told =
+        let outcome =
             bed.arrive(&format!("{} > {frontend} tcp S", family.at(family.client, 4000 + i)));
-        told.contains(":8081 ")
+        outcome.contains(":8081 ")
     });
     let chosen = chosen.count();
     // Of two looks both meet the busy one in a quarter of the cases.
@@ -605,7 +613,10 @@ fn too_big_and_expired_packets_are_answered() {
         let headers = if family.v4() { 28 } else { 48 };
         let packet = |len| packet::build(&format!("{client} > {frontend} udp len={len}"));
         let (verdict, out) = bed.run("dev_in", &packet(usize::from(FAR_MTU) - headers + 1));
-        assert_eq!(told(verdict, &out), format!("redirect back {from} > {to} icmp {big} {quote}"));
+        assert_eq!(
+            outcome(verdict, &out),
+            format!("redirect back {from} > {to} icmp {big} {quote}")
+        );
         let mtu = if family.v4() { &out[14 + 26..14 + 28] } else { &out[14 + 46..14 + 48] };
         assert_eq!(mtu, FAR_MTU.to_be_bytes());
         assert!(
@@ -624,7 +635,7 @@ fn too_big_and_expired_packets_are_answered() {
 
 fn error_after(bed: &Bed, bytes: &[u8]) -> String {
     let (verdict, out) = bed.run("dev_in", bytes);
-    told(verdict, &out)
+    outcome(verdict, &out)
 }
 
 fn set_ttl(bytes: &mut [u8], ttl: u8) {
@@ -681,13 +692,13 @@ fn s33_errors_about_flows_from_outside_are_translated_on_every_path() {
             &packet::too_big(ip(router), ip(node), &format!("{near} > {client_at} udp len=20")),
         );
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("redirect {router} > {pod} {kind} [{} > {client_at} udp]", family.at(pod, 53))
         );
         let quote = format!("{client_at} > {} udp len=20", family.at(pod, 53));
         let (verdict, out) = bed.leave_bytes(&packet::too_big(ip(pod), ip(client), &quote));
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("redirect {node} > {client} {kind} [{client_at} > {near} udp]")
         );
 
@@ -699,12 +710,12 @@ fn s33_errors_about_flows_from_outside_are_translated_on_every_path() {
         let quote = format!("{own} > {} udp len=20", family.at(far_pod, 53));
         let (verdict, out) = bed.run("dev_in", &packet::too_big(ip(router), own.ip(), &quote));
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("redirect {router} > {client} {kind} [{client_at} > {far} udp]")
         );
         let (verdict, out) = bed.run("dev_in", &packet::too_big(ip(far_pod), own.ip(), &quote));
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("redirect {} > {client} {kind} [{client_at} > {far} udp]", family.lb),
             "the backend itself is the frontend to the client"
         );
@@ -713,7 +724,7 @@ fn s33_errors_about_flows_from_outside_are_translated_on_every_path() {
             &packet::too_big(ip(router), ip(family.lb), &format!("{far} > {client_at} udp len=20")),
         );
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!(
                 "redirect {router} > {far_pod} {kind} [{} > {own} udp]",
                 family.at(far_pod, 53)
@@ -736,7 +747,7 @@ fn s33_errors_about_flows_from_outside_are_translated_on_every_path() {
             ),
         );
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("{router} > {node} {kind} [{host} > {client_at} udp]")
         );
         let (verdict, out) = bed.run(
@@ -744,7 +755,7 @@ fn s33_errors_about_flows_from_outside_are_translated_on_every_path() {
             &packet::too_big(ip(node), ip(client), &format!("{client_at} > {host} udp len=20")),
         );
         assert_eq!(
-            told(verdict, &out),
+            outcome(verdict, &out),
             format!("{} > {client} {kind} [{client_at} > {frontend} udp]", family.lb)
         );
     }
@@ -864,8 +875,8 @@ fn connections_that_are_never_completed_do_not_take_the_masquerade_from_others()
     let id = bed.backend(&pod, proto::TCP);
     bed.outside(&frontend, proto::TCP, &[id], &Way::default());
     let answers = |bed: &Bed, client: &str, own: std::net::SocketAddr| {
-        let told = bed.arrive(&format!("{pod} > {own} tcp SA seq=7 ack=2 len=0"));
-        assert_eq!(told, format!("redirect {frontend} > {client} tcp SA seq=7 ack=2 len=0"));
+        let outcome = bed.arrive(&format!("{pod} > {own} tcp SA seq=7 ack=2 len=0"));
+        assert_eq!(outcome, format!("redirect {frontend} > {client} tcp SA seq=7 ack=2 len=0"));
     };
     let opens = |bed: &Bed, client: &str| {
         let own = source(&bed.arrive(&format!("{client} > {frontend} tcp S seq=1 ack=0 len=0")));
@@ -926,8 +937,8 @@ fn a_forged_syn_or_reset_does_not_end_a_connection_from_outside() {
             // Every new connection goes elsewhere.
             bed.outside(&frontend, proto::TCP, &ids[1..], &Way::default());
             for forged in ["S seq=900", "R seq=5", "SR seq=5", "S seq=901", "FA seq=6 ack=7"] {
-                let told = says(&bed, forged);
-                assert!(told.contains(&pods[0]), "{forged} is passed on: {told}");
+                let outcome = says(&bed, forged);
+                assert!(outcome.contains(&pods[0]), "{forged} is passed on: {outcome}");
                 bed.age(1800);
                 assert!(says(&bed, "A seq=2 ack=8").contains(&pods[0]), "after {forged}");
                 assert!(back(&bed, "A seq=8 ack=2").contains(&client), "after {forged}");
@@ -955,15 +966,18 @@ fn a_flood_of_flows_does_not_end_a_connection_from_outside() {
             let id = bed.backend(&pod, proto::TCP);
             bed.outside(&frontend, proto::TCP, &[id], &Way::default());
             let says = |bed: &Bed, flags: &str| {
-                let told = bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
-                assert!(told.contains(&pod), "{told}");
-                told
+                let outcome = bed.arrive(&format!("{client} > {frontend} tcp {flags}"));
+                assert!(outcome.contains(&pod), "{outcome}");
+                outcome
             };
             let own = source(&says(&bed, "S seq=1"));
             let back = |bed: &Bed, flags: &str| {
                 let answer = format!("{pod} > {own} tcp {flags}");
-                let told = if far { bed.arrive(&answer) } else { bed.leave(&answer) };
-                assert!(told.starts_with(&format!("redirect {frontend} > {client}")), "{told}");
+                let outcome = if far { bed.arrive(&answer) } else { bed.leave(&answer) };
+                assert!(
+                    outcome.starts_with(&format!("redirect {frontend} > {client}")),
+                    "{outcome}"
+                );
             };
             back(&bed, "SA seq=7 ack=2");
             says(&bed, "A seq=2 ack=8");

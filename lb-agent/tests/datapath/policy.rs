@@ -65,8 +65,8 @@ fn s42_egress_is_judged_after_translation() {
             let mut bed = isolated(v4);
             let vip = SERVICE(v4, vip_port);
             bed.service(&vip, proto::TCP, &[&at(v4, PEER, backend_port)]);
-            let told = bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, 4000)));
-            assert_eq!(verdict(&told) == Verdict::Next, allowed, "{vip_port} -> {backend_port}");
+            let outcome = bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, 4000)));
+            assert_eq!(verdict(&outcome) == Verdict::Next, allowed, "{vip_port} -> {backend_port}");
             assert_eq!(bed.conntrack().len(), if allowed { 2 } else { 0 });
         }
     }
@@ -199,8 +199,8 @@ fn s47_a_pod_reaches_itself_unless_a_cluster_policy_says_no() {
             }
             let vip = SERVICE(v4, 80);
             bed.service(&vip, proto::TCP, &[&at(v4, POD, 8080)]);
-            let told = bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, 4000)));
-            assert_eq!(told == "drop", denied, "{told}");
+            let outcome = bed.leave(&format!("{} > {vip} tcp S", at(v4, POD, 4000)));
+            assert_eq!(outcome == "drop", denied, "{outcome}");
         }
     }
 }
@@ -377,8 +377,8 @@ fn a_pod_sends_from_its_own_addresses_only() {
         let to = at(v4, PEER, 80);
         for (net, spoofed) in [(POD, false), (OTHER, true), (3, true), (77, false), (5, true)] {
             let from = at(v4, net, 4000);
-            let told = bed.leave(&format!("{from} > {to} tcp S"));
-            assert_eq!(told == "drop", spoofed, "{from}");
+            let outcome = bed.leave(&format!("{from} > {to} tcp S"));
+            assert_eq!(outcome == "drop", spoofed, "{from}");
             let counted = if spoofed { "SPOOFED_SOURCE/out+1" } else { "flow_plain+1" };
             assert_eq!(bed.counted(), counted, "{from}");
         }
@@ -429,8 +429,8 @@ fn a_client_outside_is_judged_by_its_own_address() {
             };
             let flags = CtFlags::REPLY | CtFlags::EXTERNAL;
             bed.put("ct", key, CtEntry { flags, last_seen: u32::MAX / 2, ..CtEntry::ZERO });
-            let told = bed.enter(&format!("{} > {} tcp S", at(v4, net, 4000), at(v4, POD, 80)));
-            assert_eq!(told != "drop", allowed, "{told}");
+            let outcome = bed.enter(&format!("{} > {} tcp S", at(v4, net, 4000), at(v4, POD, 80)));
+            assert_eq!(outcome != "drop", allowed, "{outcome}");
         }
     }
 }
@@ -451,8 +451,8 @@ fn shadow_groups_tell_and_change_nothing() {
         shadow.put_as(&mut bed, 9);
         sample::shadowed(&mut bed, denied, 9);
         sample::epoch(&mut bed, 1);
-        let told = bed.leave(&format!("{} > {} tcp S", at(true, POD, 4000), at(true, PEER, 80)));
-        assert_eq!(told == "drop", denied, "{name}");
+        let outcome = bed.leave(&format!("{} > {} tcp S", at(true, POD, 4000), at(true, PEER, 80)));
+        assert_eq!(outcome == "drop", denied, "{name}");
         assert_eq!(bed.judged(), [want], "{name}");
     }
 }
@@ -521,9 +521,9 @@ fn a_noisy_peer_does_not_hide_what_is_denied_to_others() {
                 syn(&bed, quiet, port);
             }
         }
-        let told = bed.events();
-        assert_eq!(told.iter().filter(|src| **src == quiet).count(), 5);
-        let n = told.iter().filter(|src| **src == noisy).count();
+        let outcome = bed.events();
+        assert_eq!(outcome.iter().filter(|src| **src == quiet).count(), 5);
+        let n = outcome.iter().filter(|src| **src == noisy).count();
         assert!((1..400).contains(&n), "{n} of the noisy one");
     }
 }

@@ -241,13 +241,13 @@ fn s22_a_syn_on_an_old_tuple_is_a_new_flow() {
         assert_eq!(bed.leave(&format!("{flow} S")), format!("{old} S seq=1 ack=0 len=0"));
         for step in steps {
             let (direction, flags) = step.split_once(' ').unwrap();
-            let told = if direction == ">" {
+            let outcome = if direction == ">" {
                 bed.leave(&format!("{flow} {flags}")).starts_with(old)
             } else {
                 let back = "10.96.0.1:80 > 10.1.0.1:4000 tcp";
                 bed.enter(&format!("10.2.0.1:8080 > 10.1.0.1:4000 tcp {flags}")).starts_with(back)
             };
-            assert!(told, "{name}: {step}");
+            assert!(outcome, "{name}: {step}");
         }
         let replacement = bed.backend("10.2.0.2:8080", proto::TCP);
         bed.frontend("10.96.0.1:80", proto::TCP, &[replacement]);
@@ -336,11 +336,11 @@ fn s20_one_backend_behind_two_addresses() {
         assert_ne!(port, 4000, "the tuple of the first flow is taken");
         assert!(!packet::show(&bytes).contains("BADSUM"));
         assert_eq!(bed.counted(), "flow_service+1 port_mapped+1");
-        let told = bed.enter(&format!("10.2.0.9:8080 > 10.1.0.1:{port} {name}{second}"));
-        assert!(told.starts_with(&format!("10.96.0.2:80 > 10.1.0.1:4000 {name}")), "{told}");
-        assert!(!told.contains("BADSUM"), "{told}");
-        let told = bed.enter(&format!("10.2.0.9:8080 > 10.1.0.1:4000 {name}{second}"));
-        assert!(told.starts_with(&format!("10.96.0.1:80 > 10.1.0.1:4000 {name}")), "{told}");
+        let outcome = bed.enter(&format!("10.2.0.9:8080 > 10.1.0.1:{port} {name}{second}"));
+        assert!(outcome.starts_with(&format!("10.96.0.2:80 > 10.1.0.1:4000 {name}")), "{outcome}");
+        assert!(!outcome.contains("BADSUM"), "{outcome}");
+        let outcome = bed.enter(&format!("10.2.0.9:8080 > 10.1.0.1:4000 {name}{second}"));
+        assert!(outcome.starts_with(&format!("10.96.0.1:80 > 10.1.0.1:4000 {name}")), "{outcome}");
     }
 }
 
@@ -580,8 +580,8 @@ fn backends_are_chosen_evenly() {
     bed.service("10.96.0.1:80", proto::TCP, &["10.2.0.1:80", "10.2.0.2:80", "10.2.0.3:80"]);
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     for port in 1024..4024 {
-        let told = bed.leave(&format!("10.1.0.1:{port} > 10.96.0.1:80 tcp S"));
-        let backend = told.split_whitespace().nth(2).unwrap().to_owned();
+        let outcome = bed.leave(&format!("10.1.0.1:{port} > 10.96.0.1:80 tcp S"));
+        let backend = outcome.split_whitespace().nth(2).unwrap().to_owned();
         *counts.entry(backend).or_default() += 1;
     }
     assert_eq!(counts.len(), 3);
@@ -638,12 +638,12 @@ fn a_flood_of_flows_does_not_end_a_translated_connection() {
         let mut bed = Bed::small();
         bed.service(&vip, proto::TCP, &[&backend]);
         let out = |bed: &Bed, flags: &str| {
-            let told = bed.leave(&format!("{pod} > {vip} tcp {flags}"));
-            assert!(told.starts_with(&format!("{pod} > {backend}")), "{told}");
+            let outcome = bed.leave(&format!("{pod} > {vip} tcp {flags}"));
+            assert!(outcome.starts_with(&format!("{pod} > {backend}")), "{outcome}");
         };
         let back = |bed: &Bed, flags: &str| {
-            let told = bed.enter(&format!("{backend} > {pod} tcp {flags}"));
-            assert!(told.starts_with(&format!("{vip} > {pod}")), "{told}");
+            let outcome = bed.enter(&format!("{backend} > {pod} tcp {flags}"));
+            assert!(outcome.starts_with(&format!("{vip} > {pod}")), "{outcome}");
         };
         out(&bed, "S");
         back(&bed, "SA seq=7 ack=2");
@@ -664,11 +664,11 @@ fn a_flood_of_flows_does_not_end_a_translated_connection() {
         out(&bed, "FA seq=2 ack=8");
         back(&bed, "FA seq=8 ack=3");
         bed.flood();
-        let told = bed.leave(&format!("{pod} > {vip} tcp A seq=3 ack=9"));
-        assert!(told.starts_with("redirect back"), "reset as unknown: {told}");
+        let outcome = bed.leave(&format!("{pod} > {vip} tcp A seq=3 ack=9"));
+        assert!(outcome.starts_with("redirect back"), "reset as unknown: {outcome}");
         // A connection that was never completed is not kept.
-        let told = bed.leave(&format!("{} > {vip} tcp S", at(v4, 1, 1, 4001)));
-        assert!(told.contains(&at(v4, 2, 10, 8080)), "{told}");
+        let outcome = bed.leave(&format!("{} > {vip} tcp S", at(v4, 1, 1, 4001)));
+        assert!(outcome.contains(&at(v4, 2, 10, 8080)), "{outcome}");
         bed.flood();
         bed.counted();
         bed.enter(&format!("{} > {} tcp SA", at(v4, 2, 10, 8080), at(v4, 1, 1, 4001)));
@@ -692,8 +692,8 @@ fn a_flood_of_flows_does_not_move_an_exchange_of_datagrams_that_lasts() {
             }
             bed.flood();
             assert!(!knows(&bed, port), "its entries were evicted");
-            let told = bed.enter(&format!("{backend} > {pod} udp len=3"));
-            assert_eq!(told.starts_with(&vip), stays, "{told}");
+            let outcome = bed.enter(&format!("{backend} > {pod} udp len=3"));
+            assert_eq!(outcome.starts_with(&vip), stays, "{outcome}");
         }
     }
 }

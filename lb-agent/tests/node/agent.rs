@@ -284,17 +284,17 @@ fn s23_ranges_of_ports_that_overlap_are_named_while_they_do() {
         bed.write("node.yaml", &this_node(""));
         // Left to itself it would take other ones.
         let agent = bed.start_with(&["--masquerade-ports", "10000-29999"]);
-        let told = |names: &Names<'_>| {
+        let outcome = |names: &Names<'_>| {
             let ours = names.issues.iter().filter(|issue| issue.field == "--masquerade-ports");
             ours.map(|issue| format!("{} {}", issue.object, issue.message)).collect::<Vec<_>>()
         };
-        let both = told(&bed.names("both", |names| told(names).len() == 2)).join("\n");
+        let both = outcome(&bed.names("both", |names| outcome(names).len() == 2)).join("\n");
         for wanted in ["Node n1 10000-29999 overlaps", "20000-40000", "20080-20080"] {
             assert!(both.contains(wanted), "{wanted}: {both}");
         }
         host("32768 60999");
         bed.write("web.yaml", &service.replace("port: 80,", "port: 80, nodePort: 30080,"));
-        bed.names("apart", |names| told(names).is_empty());
+        bed.names("apart", |names| outcome(names).is_empty());
         let (code, log) = end(agent, Signal::SIGTERM);
         assert_eq!(code, Some(0), "{log}");
     });

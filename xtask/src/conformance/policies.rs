@@ -158,7 +158,7 @@ fn no_room(tenants: &Tenants<'_>, selected: Pod) -> Result<String> {
     let name = "too-many";
     let found = tenants.with(&[policy(selected.0, name, &spec)], &|_, to| to != selected)?;
     let node = tenants.nodes.get(&selected).context("node")?;
-    let told = within(SOON, || {
+    let outcome = within(SOON, || {
         let field = format!("involvedObject.name={name},reason=NotProgrammed");
         let get = ["get", "events", "--namespace", selected.0, "--field-selector", &field];
         let events = tenants.cluster.json(&get)?;
@@ -168,7 +168,7 @@ fn no_room(tenants: &Tenants<'_>, selected: Pod) -> Result<String> {
     })?;
     tenants.clear()?;
     tenants.expect(&|_, _| true)?;
-    Ok(format!("{found}; {told}"))
+    Ok(format!("{found}; {outcome}"))
 }
 
 /// Agents that cannot reach the API server enforce what those before them did.
@@ -201,9 +201,9 @@ fn found_by_explain(tenants: &Tenants<'_>, report: &mut Report) {
     report.check("explain: a policy that blocks everything by mistake", || {
         let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
         tenants.cluster.apply(&[policy(SHOP, "oops", &spec)])?;
-        let told = within(SOON, || tenants.explain(shop_api, shop_web, HTTP, "oops"))?;
+        let outcome = within(SOON, || tenants.explain(shop_api, shop_web, HTTP, "oops"))?;
         tenants.clear()?;
-        Ok(told)
+        Ok(outcome)
     });
     report.check("explain: a Pod without the label", || {
         let spec = json!({
@@ -214,9 +214,9 @@ fn found_by_explain(tenants: &Tenants<'_>, report: &mut Report) {
             }],
         });
         tenants.cluster.apply(&[policy(SHOP, "db-access", &spec)])?;
-        let told = within(SOON, || tenants.explain(shop_api, shop_db, DATABASE, "app=backend"))?;
+        let outcome = within(SOON, || tenants.explain(shop_api, shop_db, DATABASE, "app=backend"))?;
         tenants.clear()?;
-        Ok(told)
+        Ok(outcome)
     });
     report.check("explain: a Service whose selector matches nothing", || {
         let service = json!({

@@ -197,12 +197,12 @@ fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
 fn explain(scene: &Scene, paper: &mut Paper, verdict: &str, because: &str) -> Result<()> {
     let words = "policy explain --from client --to web-1 --port 80/tcp";
     // The names of policies follow them within a second.
-    let (told, _) = wait::until("an explanation with names", SOON, || {
-        let told = scene.agents[0].lbctl(&words.split(' ').collect::<Vec<_>>())?;
-        ensure!(told.starts_with(verdict) && told.contains(because), "{told}");
-        Ok(told)
+    let (outcome, _) = wait::until("an explanation with names", SOON, || {
+        let outcome = scene.agents[0].lbctl(&words.split(' ').collect::<Vec<_>>())?;
+        ensure!(outcome.starts_with(verdict) && outcome.contains(because), "{outcome}");
+        Ok(outcome)
     })?;
-    paper.show(&format!("lbctl {words}"), &told);
+    paper.show(&format!("lbctl {words}"), &outcome);
     Ok(())
 }
 

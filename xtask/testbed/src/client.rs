@@ -57,8 +57,8 @@ pub fn seen_as(
             name_in(answer.get(..n).unwrap_or_default())
         }
     };
-    let told = answer.trim_end().parse();
-    told.map_err(|err| io::Error::other(format!("{addr} answered {answer:?}: {err}")))
+    let answered = answer.trim_end().parse();
+    answered.map_err(|err| io::Error::other(format!("{addr} answered {answer:?}: {err}")))
 }
 
 /// An open TCP connection to a server.

@@ -229,7 +229,7 @@ fn targets<'a>(
 /// The labels of a namespace; each has its name as one.
 fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
     const NAME: &str = "kubernetes.io/metadata.name";
-    let told = cluster.namespace(name).map(|namespace| &namespace.labels);
+    let labels = cluster.namespace(name).map(|namespace| &namespace.labels);
     let own = (Arc::from(NAME), Arc::clone(name));
-    Labels::new([own].into_iter().chain(told.into_iter().flat_map(Labels::iter).cloned()))
+    Labels::new([own].into_iter().chain(labels.into_iter().flat_map(Labels::iter).cloned()))
 }

@@ -71,11 +71,11 @@ fn check<R: Row>(
     };
     let evil = evil(&names);
     for output in [Format::Table, Format::Wide] {
-        let (plain, told) = (print(&names, output), print(&evil, output));
-        assert_eq!(plain.lines().count(), told.lines().count(), "{what}: {told}");
-        assert!(told.lines().count() > 1, "{what}");
-        is_plain(&told);
-        assert!(output == Format::Table || told.contains(SHOWN), "{what}: {told}");
+        let (plain, printed) = (print(&names, output), print(&evil, output));
+        assert_eq!(plain.lines().count(), printed.lines().count(), "{what}: {printed}");
+        assert!(printed.lines().count() > 1, "{what}");
+        is_plain(&printed);
+        assert!(output == Format::Table || printed.contains(SHOWN), "{what}: {printed}");
     }
     let json: Value = serde_json::from_str(&print(&evil, Format::Json)).unwrap();
     let mut texts = Vec::new();
@@ -117,10 +117,10 @@ fn the_tree_and_the_status() {
         status::print(&mut out, &status::report(&found), true, true).unwrap();
         String::from_utf8(out).unwrap()
     };
-    let (plain, told) = (print(&names()), print(&evil(&names())));
-    assert_eq!(plain.lines().count(), told.lines().count(), "{told}");
-    is_plain(&told);
-    assert!(!told.lines().any(|line| line.starts_with("OK")), "{told}");
+    let (plain, printed) = (print(&names()), print(&evil(&names())));
+    assert_eq!(plain.lines().count(), printed.lines().count(), "{printed}");
+    is_plain(&printed);
+    assert!(!printed.lines().any(|line| line.starts_with("OK")), "{printed}");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn records_of_the_agent() {
     let mut out = Vec::new();
     policies::print(&mut out, &policy).unwrap();
     explain::print(&mut out, &explanation).unwrap();
-    let told = String::from_utf8(out).unwrap();
-    is_plain(&told);
-    assert_eq!(told.lines().count(), 10 + 6, "{told}");
+    let printed = String::from_utf8(out).unwrap();
+    is_plain(&printed);
+    assert_eq!(printed.lines().count(), 10 + 6, "{printed}");
 }

@@ -182,13 +182,13 @@ fn a_flow_between_two_pods_here_is_told_once() {
     let (client, web) = ("10.1.0.2:40000", "10.1.0.3:8080");
     let egress = FlowRecord { ingress: false, ..flow(client, web, None, (0, 0, outcome::ALLOWED)) };
     assert!(flows::is_told_better(&joined, &egress));
-    for told in [
+    for judged in [
         FlowRecord { ingress: true, ..egress },
         FlowRecord { group: 7, ..egress },
         FlowRecord { outcome: outcome::DROPPED, ..egress },
         FlowRecord { dst: "10.1.1.3:8080".parse().unwrap(), ..egress },
     ] {
-        assert!(!flows::is_told_better(&joined, &told), "{told:?}");
+        assert!(!flows::is_told_better(&joined, &judged), "{judged:?}");
     }
 }
 

@@ -160,7 +160,7 @@ pub fn all(client: &mut NetlinkClient) -> io::Result<Vec<Address>> {
 pub struct HostAddresses {
     /// By device, address and prefix; with the order in which the kernel told them.
     list: BTreeMap<(u32, IpAddr, u8), (u64, Address)>,
-    told: u64,
+    arrived: u64,
 }
 
 impl HostAddresses {
@@ -172,8 +172,8 @@ impl HostAddresses {
             *known = address;
             return news;
         }
-        self.told += 1;
-        self.list.insert(key, (self.told, address));
+        self.arrived += 1;
+        self.list.insert(key, (self.arrived, address));
         true
     }
 
@@ -185,7 +185,7 @@ impl HostAddresses {
     /// These are all addresses. Returns the devices whose addresses are others than before.
     pub(super) fn replace(&mut self, all: Vec<Address>) -> BTreeSet<u32> {
         let former = std::mem::take(&mut self.list);
-        self.told = 0;
+        self.arrived = 0;
         for address in all {
             self.put(address);
         }
@@ -209,9 +209,9 @@ impl HostAddresses {
     /// lowest, since the kernel has no order of its own there, and not a deprecated one if there is another.
     pub fn main(&self, ifindex: u32) -> AddressPair {
         let mut main: Vec<_> = self.of(ifindex).filter(|(_, address)| address.is_main()).collect();
-        main.sort_by_key(|(told, address)| {
-            let told = if address.ip.is_ipv4() { *told } else { 0 };
-            (address.flags & IFA_F_DEPRECATED, told, address.ip)
+        main.sort_by_key(|(arrived, address)| {
+            let arrived = if address.ip.is_ipv4() { *arrived } else { 0 };
+            (address.flags & IFA_F_DEPRECATED, arrived, address.ip)
         });
         let mut found = AddressPair::default();
         for (_, address) in main {

@@ -23,11 +23,11 @@ pub struct StartupTaint {
 impl StartupTaint {
     /// Waits in a task of its own, which tries until the API server has done it.
     pub fn spawn(options: ConnectOptions, node: &str, key: &str) -> Self {
-        let (ready, told) = oneshot::channel();
+        let (ready, is_ready) = oneshot::channel();
         let (node, key) = (node.to_owned(), key.to_owned());
         tokio::spawn(async move {
             // The agent ends without being ready: the taint stays.
-            if told.await.is_err() {
+            if is_ready.await.is_err() {
                 return;
             }
             let mut backoff = Backoff::default();

@@ -161,34 +161,34 @@ async fn events(behaviour: Behaviour) -> (Vec<String>, Vec<Kind>, Arc<Counters>)
     let (tx, mut rx) = mpsc::channel::<Received>(16);
     let counters = Counters::shared();
     tokio::spawn(run(client, tx, Arc::clone(&counters)));
-    let (mut told, mut synced, mut done) = (Vec::new(), Vec::new(), false);
+    let (mut seen, mut synced, mut done) = (Vec::new(), Vec::new(), false);
     while !done || synced.len() < Kind::ALL.len() {
         let received = timeout(Duration::from_secs(20), rx.recv()).await;
         match received.expect("an event in time").expect("an open channel").event {
-            Event::Restarted(Kind::Service) => told.push("restarted".to_owned()),
+            Event::Restarted(Kind::Service) => seen.push("restarted".to_owned()),
             Event::Synced(kind) => {
                 if kind == Kind::Service {
-                    told.push("synced".to_owned());
+                    seen.push("synced".to_owned());
                 }
                 synced.push(kind);
             }
             Event::Service(Change::Applied(name, service)) => {
                 let ports: Vec<_> = service.ports.iter().map(|port| port.port).collect();
-                told.push(format!("{name} {ports:?}"));
+                seen.push(format!("{name} {ports:?}"));
             }
             Event::Service(Change::Deleted(name)) => {
                 assert_eq!(name, Name::new("ns", "web"));
-                told.push("deleted".to_owned());
+                seen.push("deleted".to_owned());
                 done = true;
             }
             Event::Issues(object, issues) => {
-                told.push(format!("{} issues with {object}", issues.len()))
+                seen.push(format!("{} issues with {object}", issues.len()))
             }
             _ => {}
         }
     }
     synced.sort();
-    (told, synced, counters)
+    (seen, synced, counters)
 }
 
 const STORY: [&str; 8] = [
@@ -204,8 +204,8 @@ const STORY: [&str; 8] = [
 
 #[tokio::test]
 async fn streaming_lists() {
-    let (told, synced, counters) = events(Behaviour::Streams).await;
-    assert_eq!(told, STORY);
+    let (seen, synced, counters) = events(Behaviour::Streams).await;
+    assert_eq!(seen, STORY);
     assert_eq!(synced, Kind::ALL);
     assert_eq!(counters.of(Kind::Service).restarts(), 1);
     assert_eq!(counters.of(Kind::Service).errors(), 0);
@@ -214,24 +214,24 @@ async fn streaming_lists() {
 
 #[tokio::test]
 async fn a_server_without_streaming_lists() {
-    let (told, synced, counters) = events(Behaviour::Refuses).await;
-    assert_eq!(told, STORY);
+    let (seen, synced, counters) = events(Behaviour::Refuses).await;
+    assert_eq!(seen, STORY);
     assert_eq!(synced, Kind::ALL);
     assert_eq!(counters.of(Kind::Service).errors(), 0, "not an error");
 }
 
 #[tokio::test]
 async fn a_server_that_fails_is_tried_again() {
-    let (told, synced, counters) = events(Behaviour::Fails).await;
-    assert_eq!(told, STORY);
+    let (seen, synced, counters) = events(Behaviour::Fails).await;
+    assert_eq!(seen, STORY);
     assert_eq!(synced, Kind::ALL);
     assert!(Kind::ALL.iter().map(|kind| counters.of(*kind).errors()).sum::<u64>() >= 1);
 }
 
 #[tokio::test]
 async fn a_server_without_a_kind_has_none_of_it() {
-    let (told, synced, counters) = events(Behaviour::IsOld).await;
-    assert_eq!(told, STORY);
+    let (seen, synced, counters) = events(Behaviour::IsOld).await;
+    assert_eq!(seen, STORY);
     assert_eq!(synced, Kind::ALL);
     assert_eq!(counters.of(Kind::ServiceCidr).errors(), 0, "not an error");
     assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 0, "not an error");
@@ -251,10 +251,10 @@ async fn a_kind_that_is_installed_and_removed_while_we_watch() {
         source.watch::<ClusterNetworkPolicy>(watcher::Config::default()).await;
     };
     tokio::spawn(watch);
-    let mut told = Vec::new();
+    let mut seen = Vec::new();
     for _ in 0..7 {
         let received = timeout(Duration::from_secs(10), rx.recv()).await;
-        told.push(match received.expect("an event within ten seconds").unwrap().event {
+        seen.push(match received.expect("an event within ten seconds").unwrap().event {
             Event::Restarted(Kind::ClusterNetworkPolicy) => "restarted",
             Event::Synced(Kind::ClusterNetworkPolicy) => "synced",
             Event::ClusterNetworkPolicy(Change::Applied(..)) => "there",
@@ -262,6 +262,6 @@ async fn a_kind_that_is_installed_and_removed_while_we_watch() {
         });
     }
     let list = ["restarted", "there", "synced"];
-    assert_eq!(told, [&["restarted", "synced"][..], &list, &["restarted", "synced"]].concat());
+    assert_eq!(seen, [&["restarted", "synced"][..], &list, &["restarted", "synced"]].concat());
     assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 1, "it is asked twice");
 }

@@ -42,7 +42,7 @@ pub(super) struct Derive {
     /// Number of given slices by Service.
     n_given: BTreeMap<Name, u32>,
     /// The slices told for each Service, with a hash of each.
-    told: BTreeMap<Name, Vec<(Name, u64)>>,
+    emitted: BTreeMap<Name, Vec<(Name, u64)>>,
     /// Services to derive again.
     dirty: BTreeSet<Name>,
     /// Namespace and labels of Pods that changed.
@@ -156,7 +156,7 @@ impl Derive {
     pub(super) fn flush(&mut self, tell: &mut dyn FnMut(Event)) {
         self.touch();
         let dirty = std::mem::take(&mut self.dirty);
-        let mut told = std::mem::take(&mut self.told);
+        let mut emitted = std::mem::take(&mut self.emitted);
         let members = self.members(&dirty);
         for name in &dirty {
             let pods = members.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -164,7 +164,7 @@ impl Derive {
                 Some(wanted) if !self.n_given.contains_key(name) => self.slices(name, wanted, pods),
                 Some(_) | None => Vec::new(),
             };
-            let before = told.remove(name).unwrap_or_default();
+            let before = emitted.remove(name).unwrap_or_default();
             for (old, _) in &before {
                 if !slices.iter().any(|(slice, _)| slice == old) {
                     tell(Event::Slice(Change::Deleted(old.clone())));
@@ -179,10 +179,10 @@ impl Derive {
                 now.push(entry);
             }
             if !now.is_empty() {
-                told.insert(name.clone(), now);
+                emitted.insert(name.clone(), now);
             }
         }
-        self.told = told;
+        self.emitted = emitted;
     }
 
     fn forget_slice(&mut self, name: &Name) {

@@ -302,8 +302,8 @@ impl ManifestDirectory {
             issues.entry(object).or_default().push(issue);
         }
         let file = self.files.entry(name.clone()).or_default();
-        let told = std::mem::replace(&mut file.issues, issues.keys().cloned().collect());
-        for object in told.difference(&file.issues) {
+        let reported = std::mem::replace(&mut file.issues, issues.keys().cloned().collect());
+        for object in reported.difference(&file.issues) {
             tell(Event::Issues(object.clone(), Vec::new()));
         }
         issues.into_iter().for_each(|(object, issues)| tell(Event::Issues(object, issues)));

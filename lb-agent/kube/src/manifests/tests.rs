@@ -128,21 +128,21 @@ async fn pods_of_all_nodes_and_policies_are_told() {
     let path = scratch.0.join("a.yaml");
     fs::write(&path, pods.map(pod).concat() + policies).unwrap();
     let mut rx = start(&scratch.0);
-    let mut told = Vec::new();
-    while told.len() < 7 {
+    let mut seen = Vec::new();
+    while seen.len() < 7 {
         let received = timeout(Duration::from_secs(10), rx.recv()).await;
         match received.expect("an event within ten seconds").expect("an open channel").event {
-            Event::Pod(Change::Applied(name, pod)) => told.push(format!("{name} on {}", pod.node)),
-            Event::NetworkPolicy(Change::Applied(name, _)) => told.push(format!("{name}")),
-            Event::ClusterNetworkPolicy(Change::Applied(name, _)) => told.push(format!("{name}")),
-            Event::NetworkPolicy(Change::Deleted(name)) => told.push(format!("no {name}")),
-            Event::ClusterNetworkPolicy(Change::Deleted(name)) => told.push(format!("no {name}")),
+            Event::Pod(Change::Applied(name, pod)) => seen.push(format!("{name} on {}", pod.node)),
+            Event::NetworkPolicy(Change::Applied(name, _)) => seen.push(format!("{name}")),
+            Event::ClusterNetworkPolicy(Change::Applied(name, _)) => seen.push(format!("{name}")),
+            Event::NetworkPolicy(Change::Deleted(name)) => seen.push(format!("no {name}")),
+            Event::ClusterNetworkPolicy(Change::Deleted(name)) => seen.push(format!("no {name}")),
             Event::Synced(Kind::Node) => fs::write(&path, pods.map(pod).concat()).unwrap(),
             Event::Issues(_, issues) => assert_eq!(issues, []),
             _ => {}
         }
     }
-    told[5..].sort();
+    seen[5..].sort();
     let pods = ["default/a on n1", "default/b on n1", "default/c on n2"];
-    assert_eq!(told, [&pods[..], &["default/p", "c", "no c", "no default/p"]].concat());
+    assert_eq!(seen, [&pods[..], &["default/p", "c", "no c", "no default/p"]].concat());
 }

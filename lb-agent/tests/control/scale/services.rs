@@ -63,7 +63,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
             for event in events {
                 dirty.merge(cluster.apply(event));
             }
-            let told = at.elapsed();
+            let outcome = at.elapsed();
             let changed = desired.update(&cluster, &dirty);
             let modelled = at.elapsed();
             let plan = planner.plan(&desired, &changed, &|addr| cluster.is_alive(addr), now);
@@ -71,7 +71,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
             let planned = at.elapsed();
             let applied = planner.apply(plan, &mut Sink, &mut || now);
             assert_eq!(applied.failed.len(), 0);
-            (ops, [told, modelled - told, planned - modelled, at.elapsed() - planned])
+            (ops, [outcome, modelled - outcome, planned - modelled, at.elapsed() - planned])
         };
 
         let all = (0..SERVICES).flat_map(|i| [service_event(i), slice_event(i, 2)]);

@@ -7,7 +7,7 @@ use lb_common::flow::proto;
 use lb_common::limits;
 use lb_common::service::{Frontend, FrontendKey, state};
 
-use lb_testkit::bed::{Bed, Verdict, told};
+use lb_testkit::bed::{Bed, Verdict, outcome};
 use lb_testkit::node::{Addrs, FAMILIES, Way};
 use lb_testkit::packet;
 
@@ -94,10 +94,14 @@ impl Open {
     /// A packet of each side reaches the other.
     fn lives(&self, answer: &str, request: &str) {
         let Self { client, frontend, backend, seen, protocol, .. } = self;
-        let told = self.place.answers(&self.bed, &format!("{backend} > {seen} {protocol}{answer}"));
-        assert!(told.contains(&format!("{frontend} > {client} {protocol}{answer}")), "{told}");
-        let told = self.request(request);
-        assert!(told.contains(&format!("{seen} > {backend} {protocol}{request}")), "{told}");
+        let outcome =
+            self.place.answers(&self.bed, &format!("{backend} > {seen} {protocol}{answer}"));
+        assert!(
+            outcome.contains(&format!("{frontend} > {client} {protocol}{answer}")),
+            "{outcome}"
+        );
+        let outcome = self.request(request);
+        assert!(outcome.contains(&format!("{seen} > {backend} {protocol}{request}")), "{outcome}");
     }
 
     /// The client sends.
@@ -239,8 +243,11 @@ fn s52_errors_about_a_connection_whose_frontend_is_gone_arrive() {
             let quote = format!("{frontend} > {client} tcp A seq=8 ack=2 len=20");
             let error = packet::too_big(ip(router), ip(family.lb), &quote);
             let (verdict, out) = open.bed.run("dev_in", &error);
-            let told = told(verdict, &out);
-            assert!(told.contains(&format!("{kind} [{backend} > {seen} tcp")), "{place:?}: {told}");
+            let outcome = outcome(verdict, &out);
+            assert!(
+                outcome.contains(&format!("{kind} [{backend} > {seen} tcp")),
+                "{place:?}: {outcome}"
+            );
             bed = open.end();
         }
     }

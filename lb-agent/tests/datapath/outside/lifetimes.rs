@@ -76,8 +76,8 @@ const PATHS: [Path; 9] = [
         let (client, pod) = (family.at(family.client, 4000), family.at(family.pod, 8083));
         let (request, _) = ends(client.clone(), exposed(bed, family, 83, &pod));
         let arrives = |bed: &Bed, text: &str| {
-            let told = bed.arrive(text);
-            bed.enter_from(9, told.strip_prefix("redirect ").unwrap())
+            let outcome = bed.arrive(text);
+            bed.enter_from(9, outcome.strip_prefix("redirect ").unwrap())
         };
         let (answer, _) = ends(pod, client);
         (said(arrives, request), said(Bed::leave, answer))
@@ -109,10 +109,10 @@ fn said(say: impl Fn(&Bed, &str) -> String + 'static, text: String) -> Say {
 
 /// A Pod sends something to itself: what leaves comes back at once, and enters from its own device.
 fn back(bed: &Bed, text: &str) -> String {
-    let told = bed.leave(text);
-    let told = told.strip_prefix("redirect back ").unwrap_or_else(|| panic!("{told}"));
-    bed.enter_from(1, told);
-    told.to_owned()
+    let outcome = bed.leave(text);
+    let outcome = outcome.strip_prefix("redirect back ").unwrap_or_else(|| panic!("{outcome}"));
+    bed.enter_from(1, outcome);
+    outcome.to_owned()
 }
 
 /// A frontend for clients outside, with this backend.

@@ -3,7 +3,7 @@
 use lb_common::flow::proto;
 use testbed::raw::Port;
 
-use lb_testkit::bed::{Bed, Verdict, protocol, told};
+use lb_testkit::bed::{Bed, Verdict, outcome, protocol};
 use lb_testkit::node::{FAMILIES, FAR_MTU, Way, sh};
 use lb_testkit::packet;
 
@@ -191,7 +191,7 @@ fn packets_that_may_not_be_cut_are_not() {
     let error = format!("redirect back {} > {} icmp 3.4", family.node, family.client);
     for (bytes, want) in [(stubborn, error.as_str()), (first, &error), (later, "drop")] {
         let (verdict, out) = bed.run("dev_in", &bytes);
-        let said = told(verdict, &out);
+        let said = outcome(verdict, &out);
         assert!(said.starts_with(want), "{said}");
         assert!(loopback.received().unwrap().is_empty());
     }

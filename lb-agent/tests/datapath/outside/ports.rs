@@ -49,12 +49,12 @@ impl Lab {
     fn sends(&self, service: &Service, port: u16, flags: &str) -> Option<Flow> {
         let Service { transport, frontend, pod, client } = service;
         let client = SocketAddr::new(client.parse().unwrap(), port).to_string();
-        let told = self.bed.arrive(&format!("{client} > {frontend} {transport}{flags}"));
-        if told == "drop" {
+        let outcome = self.bed.arrive(&format!("{client} > {frontend} {transport}{flags}"));
+        if outcome == "drop" {
             return None;
         }
-        assert!(told.contains(&format!(" > {pod} ")), "{told}");
-        Some(Flow { client, own: source(&told) })
+        assert!(outcome.contains(&format!(" > {pod} ")), "{outcome}");
+        Some(Flow { client, own: source(&outcome) })
     }
 
     /// The first packet of a flow.
@@ -65,8 +65,8 @@ impl Lab {
     /// Whether an answer of the backend reaches the client of the flow.
     fn answers(&self, service: &Service, flow: &Flow, flags: &str) -> bool {
         let Service { transport, frontend, pod, .. } = service;
-        let told = self.bed.arrive(&format!("{pod} > {} {transport}{flags}", flow.own));
-        told.starts_with(&format!("redirect {frontend} > {} ", flow.client))
+        let outcome = self.bed.arrive(&format!("{pod} > {} {transport}{flags}", flow.own));
+        outcome.starts_with(&format!("redirect {frontend} > {} ", flow.client))
     }
 
     /// Whether the flow has its port still.

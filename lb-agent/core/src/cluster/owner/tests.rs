@@ -87,7 +87,7 @@ enum Told {
     Node(u8, Option<Node>),
 }
 
-fn told() -> impl Strategy<Value = Told> {
+fn step() -> impl Strategy<Value = Told> {
     let addrs = || prop::sample::subsequence(&ADDRS[..], 0..=3);
     let addrs = || addrs().prop_map(|all| all.into_iter().map(addr).collect::<Box<[Addr]>>());
     let pod = (addrs(), 0..3i64, any::<bool>(), 0..8u8, any::<bool>(), 0..5u8);
@@ -109,10 +109,10 @@ fn told() -> impl Strategy<Value = Told> {
     ]
 }
 
-fn event(told: &Told) -> Event {
+fn event(step: &Told) -> Event {
     let change_pod = |i: &u8| Name::new("ns", format!("p{i}"));
     let change_node = |i: &u8| Name::new("", format!("n{i}"));
-    match told {
+    match step {
         Told::Pod(i, Some(pod)) => Event::Pod(Change::Applied(change_pod(i), pod.clone())),
         Told::Pod(i, None) => Event::Pod(Change::Deleted(change_pod(i))),
         Told::Node(i, Some(node)) => Event::Node(Change::Applied(change_node(i), node.clone())),
@@ -160,21 +160,21 @@ proptest! {
     /// Whatever was told in whatever order, the same has an address as when only what is true now is told, in any order.
     #[test]
     fn the_order_of_arrival_decides_nothing(
-        history in prop::collection::vec(told(), 0..40),
+        history in prop::collection::vec(step(), 0..40),
         seed in any::<u64>(),
     ) {
         let lived = cluster(history.iter().map(event));
         let mut now = std::collections::BTreeMap::new();
-        for told in &history {
-            let key = match told {
+        for step in &history {
+            let key = match step {
                 Told::Pod(i, _) => (0, *i),
                 Told::Node(i, _) => (1, *i),
             };
-            now.insert(key, told);
+            now.insert(key, step);
         }
         let mut last: Vec<&Told> = now.into_values().collect();
-        last.sort_by_key(|told| {
-            let (kind, i) = match told {
+        last.sort_by_key(|step| {
+            let (kind, i) = match step {
                 Told::Pod(i, _) => (0u64, *i),
                 Told::Node(i, _) => (1, *i),
             };
