@@ -43,6 +43,27 @@ pub(super) fn table(records: &[Record]) -> String {
             ratios.join(" | ")
         );
     }
+    text + &against_straight(records, &labels)
+}
+
+/// A Markdown table of each run against its own straight way. It was measured in the same rounds, so what changed
+/// on the machine between the runs is not in it.
+fn against_straight(records: &[Record], labels: &[&str]) -> String {
+    let mut text = String::from(
+        "\nEach run against straight to the Pod in the same run: median latency straight ÷ this / rate ÷ straight.\n\n",
+    );
+    text += &format!("| from, to | what | way | {} |\n", labels.join(" | "));
+    text += &format!("|---|---|---|{}\n", "--:|".repeat(labels.len()));
+    for line in lines(records).iter().filter(|line| line.way != Way::Straight) {
+        let ratio = |record: &Record| {
+            let row = record.rows.iter().find(|row| row.is_like(line.row));
+            let ratio = row.and_then(|row| row.ratio(line.way));
+            ratio.map_or("—".to_owned(), |ratio| ratio.to_string())
+        };
+        let ratios: Vec<String> = records.iter().map(ratio).collect();
+        let (ends, what, way) = (line.row.ends(), line.row.what.name(), line.way.name());
+        text += &format!("| {ends} | {what} | {way} | {} |\n", ratios.join(" | "));
+    }
     text
 }
 
@@ -142,6 +163,7 @@ mod tests {
             "| from, to | what | way | kube-proxy | lb | lb ÷ kube-proxy |",
             "| Pod, same node | request/response | ClusterIP | 125.0 µs, 8000/s | 100.0 µs, 10000/s | 1.250 / 1.250 |",
             "| Pod, same node | stream | straight | 10.00 Gbit/s | 11.00 Gbit/s | 1.100 |",
+            "| Pod, same node | request/response | ClusterIP | 0.800 / 0.800 | 0.909 / 0.909 |",
         ] {
             assert!(text.contains(want), "no {want:?} in\n{text}");
         }

@@ -25,6 +25,7 @@ pub(super) struct Reaper {
 const SCRIPT: &str = "
 trap '' INT TERM HUP
 read -r word
+[ \"$word\" = keep ] && exit 0
 [ \"$word\" = remove ] || echo '→ removing the Namespace NAMESPACE' >&2
 KUBECTL >/dev/null || exit 1
 [ \"$word\" = remove ] || echo '→ removed' >&2
@@ -64,8 +65,24 @@ impl Reaper {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE, "labels": labels },
         });
-        kubectl.send("create", &[namespace])?;
-        Self::start(kubectl)
+        // First the process that removes it: an interruption in between leaves nothing behind.
+        let reaper = Self::start(kubectl)?;
+        match kubectl.send("create", &[namespace]) {
+            Ok(()) => Ok(reaper),
+            Err(err) => {
+                // It may be that of another run.
+                reaper.dismiss()?;
+                Err(err)
+            }
+        }
+    }
+
+    /// Leaves the Namespace alone.
+    fn dismiss(mut self) -> Result<()> {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            writeln!(stdin, "keep").context("end the process for the removal")?;
+        }
+        self.child.wait().context("end the process for the removal").map(drop)
     }
 
     fn start(kubectl: &Kubectl) -> Result<Self> {

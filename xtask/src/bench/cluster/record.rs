@@ -124,6 +124,15 @@ impl Row {
         }
     }
 
+    /// This way against straight, round by round.
+    pub(super) const fn ratio(&self, way: Way) -> Option<Ratio> {
+        match way {
+            Way::Straight => None,
+            Way::ClusterIp => Some(self.cluster_ip_ratio),
+            Way::NodePort => Some(self.node_port_ratio),
+        }
+    }
+
     /// The rows of a series: one for everything that was measured over all three ways.
     pub(super) fn all(client: Client, place: Place, entries: &[Entry]) -> Vec<Self> {
         let row = |what: What| {
