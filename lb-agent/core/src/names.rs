@@ -5,6 +5,7 @@
 //!
 //! With 10,000 Services it is rewritten often, so it is compact (short keys, defaults left out) and streams: no
 //! second copy of the tables in memory. Strings are `Cow`, so that the agent lends its own.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -162,7 +163,6 @@ pub struct IssueLine<'a> {
 pub struct ServiceName<'a> {
     /// `service_id` in the maps; 0 while it could not be programmed.
     pub id: u32,
-    /// Namespace.
     #[serde(rename = "ns")]
     pub namespace: Cow<'a, str>,
     /// Name of the Service.
@@ -317,7 +317,6 @@ pub struct BackendName<'a> {
     /// Place of the endpoint in [`Names::places`], counted from 1; 0 = not known.
     #[serde(rename = "at", skip_serializing_if = "is_zero_u32")]
     pub place: u32,
-    /// Its conditions.
     #[serde(rename = "is", skip_serializing_if = "EndpointConditions::is_ready")]
     pub conditions: EndpointConditions,
 }
@@ -337,7 +336,6 @@ pub struct RejectedName<'a> {
     /// Place of the endpoint in [`Names::places`], counted from 1; 0 = not known.
     #[serde(default, rename = "at", skip_serializing_if = "is_zero_u32")]
     pub place: u32,
-    /// Its conditions.
     #[serde(default, rename = "is", skip_serializing_if = "EndpointConditions::is_ready")]
     pub conditions: EndpointConditions,
     /// Why, in a few words.
@@ -366,7 +364,6 @@ pub struct PodName<'a> {
     /// Namespace; empty when no Pod is known by the address behind the veth.
     #[serde(rename = "ns")]
     pub namespace: Cow<'a, str>,
-    /// Name.
     pub name: Cow<'a, str>,
     /// `metadata.creationTimestamp`.
     #[serde(rename = "c", skip_serializing_if = "is_zero")]
@@ -407,7 +404,6 @@ pub enum NamesError {
     /// The file or its directory is not accessible.
     #[error("name table {path}: {source}", path = path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
@@ -415,7 +411,6 @@ pub enum NamesError {
     /// The file is not a name table.
     #[error("name table {path}: {source}", path = path.display())]
     Json {
-        /// The file.
         path: PathBuf,
         /// What is wrong, with line and column.
         source: serde_json::Error,
@@ -423,7 +418,6 @@ pub enum NamesError {
     /// The writer was an agent of another layout.
     #[error("name table {path} has layout {found}, this binary reads {LAYOUT}", path = path.display())]
     Layout {
-        /// The file.
         path: PathBuf,
         /// Layout found.
         found: u32,

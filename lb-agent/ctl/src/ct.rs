@@ -3,6 +3,7 @@
 //! A flow has up to four conntrack entries on a node: two at the client's veth (opening half and reply half, when it
 //! is translated) and likewise at a server that runs here. A flow from outside to a Service has two: one by frontend
 //! and client, one by who answers. They are shown as one line, from the client's side; `--all` shows every entry.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -36,7 +37,6 @@ pub struct CtRow {
     pub backend: String,
     /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
     pub masquerade: String,
-    /// Its state.
     pub state: FlowState,
     /// Seconds since the last packet.
     pub idle: u64,
@@ -133,13 +133,10 @@ impl Serialize for FlowState {
 pub enum CountBy {
     /// Service port.
     Service,
-    /// Backend.
     Backend,
     /// Who opened the flow.
     Src,
-    /// State.
     State,
-    /// Protocol.
     Protocol,
 }
 

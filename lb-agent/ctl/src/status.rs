@@ -1,4 +1,5 @@
 //! `lbctl status`: is everything as it should be, and if not, what is not?
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::io::{self, Write};
 
@@ -25,7 +26,6 @@ pub struct StatusFacts<'a> {
     pub view: &'a View<'a>,
     /// How full the maps are.
     pub maps: &'a [MapUse],
-    /// The counters.
     pub counts: &'a Counts,
     /// Whether an agent runs; `None` when that cannot be told.
     pub running: Option<bool>,
@@ -42,7 +42,6 @@ pub struct Report {
     pub because: String,
     /// This node's name, empty when not known.
     pub node: String,
-    /// The parts.
     pub subsystems: Vec<StatusLine>,
     /// What is wrong with objects.
     pub issues: Vec<StatusIssue>,
@@ -53,7 +52,6 @@ pub struct Report {
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StatusLine {
-    /// Its name.
     pub subsystem: String,
     /// How it is.
     pub state: State,
@@ -64,13 +62,11 @@ pub struct StatusLine {
 /// One thing that is wrong with one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StatusIssue {
-    /// The object.
     pub object: String,
     /// Seconds since it was first seen.
     pub since: Option<u64>,
     /// Field, may be empty.
     pub field: String,
-    /// What is wrong.
     pub message: String,
 }
 

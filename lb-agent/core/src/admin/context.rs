@@ -1,5 +1,6 @@
 //! What the agent's records say of the two ends of a flow and of the policies about them: names, reasons and what is
 //! missing, all of it as records. No verdict, which is up to the maps, and no words, which are up to lbctl.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,11 +16,9 @@ use crate::names::EndpointConditions;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Party {
-    /// A Pod.
     Pod(Name),
     /// A node and its processes.
     Node(Arc<str>),
-    /// A Service.
     Service(Name),
     /// An address, no matter what has it.
     Ip(IpAddr),
@@ -42,9 +41,7 @@ impl fmt::Display for Party {
 /// A flow to be explained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowQuery {
-    /// Its source.
     pub src: Party,
-    /// Its destination.
     pub dst: Party,
     /// IP protocol number.
     pub protocol: u8,
@@ -61,7 +58,6 @@ pub struct FlowContext {
     pub agent: bool,
     /// Whether the agent's records are complete.
     pub complete: bool,
-    /// The source.
     pub src: FlowEnd,
     /// The destination; for a Service, that Service.
     pub dst: FlowEnd,
@@ -79,9 +75,7 @@ pub enum EndKind {
     Pod,
     /// A Pod of the host network: its traffic is the node's.
     HostPod,
-    /// A node.
     Node,
-    /// A Service.
     Service,
     /// No object of the cluster, as far as is known.
     #[default]
@@ -93,13 +87,11 @@ pub enum EndKind {
 /// An end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowEnd {
-    /// What it is.
     pub kind: EndKind,
     /// The Pod or the node; `None` for a Service, for addresses outside, and where the name is not known.
     pub name: Option<Name>,
     /// The node where it runs, if known.
     pub node: Option<Arc<str>>,
-    /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// For a missing object: similar names.
     pub similar: Vec<Name>,
@@ -111,7 +103,6 @@ pub type Label = (Arc<str>, Arc<str>);
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceContext {
-    /// Its name.
     pub name: Name,
     /// `spec.type`.
     pub service_type: ServiceType,
@@ -119,7 +110,6 @@ pub struct ServiceContext {
     pub cluster_ips: Vec<IpAddr>,
     /// Addresses of its load balancer.
     pub lb_ips: Vec<IpAddr>,
-    /// Its ports.
     pub ports: Vec<ServicePortContext>,
     /// `spec.selector`; empty when it has none, or it is not known.
     pub selector: Labels,
@@ -159,7 +149,6 @@ pub struct EndpointContext {
     pub pod: Option<Name>,
     /// The node where it runs, if known.
     pub node: Option<Arc<str>>,
-    /// Its conditions.
     pub conditions: EndpointConditions,
 }
 
@@ -183,7 +172,6 @@ pub struct Leg {
 pub struct PolicyContext {
     /// Its name; without a namespace for a ClusterNetworkPolicy.
     pub name: Name,
-    /// Its tier.
     pub tier: Tier,
     /// Whether it is evaluated without being enforced.
     pub shadow: bool,
@@ -201,7 +189,6 @@ impl PolicyContext {
 /// A rule, compared with a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleContext {
-    /// What it does.
     pub action: Action,
     /// Its peers; `None` = all.
     pub peers: Option<Vec<PeerContext>>,
@@ -253,7 +240,6 @@ pub enum Miss {
 /// A requirement that labels do not satisfy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lacking {
-    /// The requirement.
     pub wants: Requirement,
     /// The value of its label; `None` = there is no such label.
     pub has: Option<Arc<str>>,

@@ -1,4 +1,5 @@
 //! What the numbers in the policy maps are called.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::borrow::Cow;
 
@@ -11,7 +12,6 @@ pub struct PolicyName<'a> {
     /// Namespace; empty of a `ClusterNetworkPolicy`.
     #[serde(rename = "ns", skip_serializing_if = "str::is_empty")]
     pub namespace: Cow<'a, str>,
-    /// Name.
     pub name: Cow<'a, str>,
     /// `Admin`, `NetworkPolicy` or `Baseline`.
     pub tier: Cow<'a, str>,
@@ -47,7 +47,6 @@ pub struct GroupName<'a> {
     pub id: u32,
     /// The policies in it.
     pub policies: Vec<PolicyRef<'a>>,
-    /// Its rules.
     pub rules: Vec<RuleName>,
     /// Of rules that stand for others, too: their numbers, and how many others.
     #[serde(rename = "others", skip_serializing_if = "Vec::is_empty")]
@@ -67,7 +66,6 @@ pub struct PolicyRef<'a> {
     /// Namespace; empty of a `ClusterNetworkPolicy`.
     #[serde(rename = "ns", skip_serializing_if = "str::is_empty")]
     pub namespace: Cow<'a, str>,
-    /// Name.
     pub name: Cow<'a, str>,
     /// `Admin`, `NetworkPolicy` or `Baseline`.
     pub tier: Cow<'a, str>,
@@ -103,7 +101,6 @@ impl From<RuleName> for (u32, u32, u8, u32) {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IdentName<'a> {
-    /// Its number.
     pub id: u32,
     /// `namespace/name` of Pods, a few.
     pub pods: Vec<Cow<'a, str>>,

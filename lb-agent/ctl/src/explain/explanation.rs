@@ -1,4 +1,5 @@
 //! The answer for people and scripts: words, and stable keys in JSON and YAML.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::io::{self, Write};
 
@@ -73,7 +74,6 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Nearest {
-    /// Its policy.
     pub policy: String,
     /// Its path in `spec`, down to the peer or port that does not match.
     pub path: String,
@@ -87,7 +87,6 @@ pub struct Nearest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// The stable code.
     pub code: Option<Code>,
     /// The object to look at: `NetworkPolicy db/access`.
     pub object: String,
@@ -111,9 +110,7 @@ pub struct Finding {
 pub struct Explanation {
     /// What happens to the flow.
     pub outcome: TraceOutcome,
-    /// The first line.
     pub verdict: String,
-    /// The path.
     pub steps: Vec<Step>,
     /// The first cause, or the first thing worth knowing.
     #[serde(flatten)]

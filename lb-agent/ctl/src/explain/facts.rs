@@ -1,4 +1,5 @@
 //! Everything that a trace is made from.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,15 +24,12 @@ pub enum Listening {
 /// A flow of the source whose backend was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stale {
-    /// What was dialed.
     pub dialed: SocketAddr,
-    /// The backend.
     pub backend: SocketAddr,
 }
 
 /// Everything that a trace is made from.
 pub struct Facts<'a, T> {
-    /// The flow.
     pub wanted: &'a FlowQuery,
     /// What the agent's records say.
     pub context: &'a FlowContext,

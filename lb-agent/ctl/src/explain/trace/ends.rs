@@ -1,4 +1,5 @@
 //! What was found at the ends of a flow: its source, the sockets of its destination, and what this node knows of both.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -21,9 +22,7 @@ pub enum Records {
 /// A Pod or node by its name, or whatever has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
-    /// An object.
     Object(Name),
-    /// An address.
     Address(IpAddr),
 }
 
@@ -59,7 +58,6 @@ impl fmt::Display for Who {
 /// The source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceEnd {
-    /// What it is.
     pub end: FlowEnd,
     /// Whether it is a Pod whose device is on this node.
     pub here: bool,
@@ -81,7 +79,6 @@ pub struct TableFull {
     pub ago: u64,
     /// Source of the packet.
     pub src: SocketAddr,
-    /// Its destination.
     pub dst: SocketAddr,
 }
 
@@ -90,20 +87,16 @@ pub struct TableFull {
 pub struct StaleFlow {
     /// The Service, as it is called.
     pub service: String,
-    /// What was dialed.
     pub dialed: SocketAddr,
-    /// The backend.
     pub backend: SocketAddr,
 }
 
 /// The sockets of a Pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket {
-    /// The Pod.
     pub pod: Who,
     /// The flow's destination there.
     pub at: SocketAddr,
-    /// What was found.
     pub found: Listener,
 }
 

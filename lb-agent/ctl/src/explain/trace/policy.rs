@@ -1,4 +1,5 @@
 //! What the policies of one Pod say of a flow, in one direction.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +18,6 @@ pub struct PolicyHop {
     pub direction: PolicyDirection,
     /// The Pod.
     pub subject: Who,
-    /// What they say.
     pub verdict: PolicyVerdict,
     /// What the policies in shadow mode would say, if that is different.
     pub shadow: Option<Shadow>,
@@ -77,13 +77,11 @@ pub enum Allowed {
 /// a single peer with both selectors would mean both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerOr {
-    /// The policy.
     pub policy: Name,
     /// Index of the rule.
     pub rule: u32,
     /// Index of the peer that matches.
     pub at: u32,
-    /// The other end.
     pub peer: Who,
     /// The peer that matches.
     pub matches: Peer,
@@ -109,7 +107,6 @@ pub struct Denial {
     pub rule: Option<u32>,
     /// The policies that decided.
     pub by: DecidedBy,
-    /// The other end.
     pub peer: Who,
     /// Where the flow goes, as policies see it.
     pub at: SocketAddr,
@@ -141,9 +138,7 @@ pub enum Cause {
 pub struct Closest {
     /// Its policy, a NetworkPolicy.
     pub policy: Name,
-    /// Its index.
     pub rule: u32,
-    /// What is missing.
     pub lacks: Lacks,
 }
 
@@ -172,14 +167,12 @@ pub enum PortLack {
     Unnamed {
         /// Index of the port.
         at: u32,
-        /// The name.
         name: Arc<str>,
     },
     /// The rule has the port of the Service.
     OfService {
         /// Index of the port.
         at: u32,
-        /// The port.
         wants: PortMatch,
         /// What is dialed.
         through: SocketAddr,

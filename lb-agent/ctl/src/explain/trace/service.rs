@@ -1,4 +1,5 @@
 //! What was found at a Service: its backends, or why there is none.
+#![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +14,6 @@ use lb_core::cluster::{Algorithm, Labels, Name, Prefix, ServiceType};
 pub struct ServiceHop {
     /// The service port, as it is called.
     pub port: String,
-    /// What is dialed.
     pub at: SocketAddr,
     /// How a backend is selected.
     pub algorithm: Algorithm,
@@ -45,7 +45,6 @@ pub struct BackendEvidence {
     pub pod: Option<Name>,
     /// The node where that runs, if known.
     pub node: Option<Arc<str>>,
-    /// Its state.
     pub state: BackendState,
 }
 
@@ -54,7 +53,6 @@ pub struct BackendEvidence {
 pub struct Reply {
     /// The backend, if there is only one.
     pub from: Option<SocketAddr>,
-    /// What was dialed.
     pub at: SocketAddr,
     /// Whether the client is a process of a node, whose socket translates.
     pub to_process: bool,
@@ -67,7 +65,6 @@ pub struct Unserved {
     pub port: Option<String>,
     /// The Service, as it is called; `None` when it is not known.
     pub service: Option<String>,
-    /// Why.
     pub why: Why,
 }
 
@@ -93,12 +90,10 @@ pub enum Why {
     SourceRange {
         /// The client's addresses.
         clients: Vec<IpAddr>,
-        /// The ranges.
         ranges: Vec<Prefix>,
     },
     /// The traffic policy is Local, and no endpoint is on this node.
     NoLocal {
-        /// The frontend.
         frontend: SocketAddr,
         /// Whether that is external, and the policy that for external clients.
         external: bool,
@@ -107,7 +102,6 @@ pub enum Why {
     },
     /// There is no endpoint that could be selected.
     NoEndpoints {
-        /// The frontend.
         frontend: SocketAddr,
         /// Why there is none.
         cause: NoEndpoints,
@@ -130,7 +124,6 @@ pub enum NoEndpoints {
     NoSelector,
     /// The selector selects no Pod.
     NoPod {
-        /// The selector.
         selector: Labels,
         /// Similar labels, and how many Pods have each.
         similar: Vec<(Label, u32)>,
