@@ -98,7 +98,18 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
 pub(crate) fn cargo() -> Command {
     let mut cargo = command("rustup");
     cargo.args(["run", TOOLCHAIN, "cargo"]);
+    // `cargo xtask` sets these to what they are for xtask. ring's build script asks to run again when they change, so all that
+    // depends on it would be built again after each command that is not a task, and after each task.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_package(&name.to_string_lossy()))
+    {
+        cargo.env_remove(name);
+    }
     cargo
+}
+
+/// Whether cargo sets this variable for the package that it runs.
+fn is_of_package(variable: &str) -> bool {
+    variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
 /// A package: what it is for, and its name in Debian and Ubuntu.
@@ -335,4 +346,19 @@ fn run_install(what: &str, args: &[&str], llvm: Option<&str>) -> Result<()> {
         cargo.env("LLVM_PREFIX", prefix);
     }
     command::run(&mut cargo).with_context(|| format!("install {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cargo;
+
+    #[test]
+    fn cargo_does_not_inherit_the_package_of_xtask() {
+        let cargo = cargo();
+        for name in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR"] {
+            // This test has them from the cargo that runs it.
+            assert!(std::env::var_os(name).is_some(), "{name}");
+            assert!(cargo.get_envs().any(|env| env == (name.as_ref(), None)), "{name}");
+        }
+    }
 }
