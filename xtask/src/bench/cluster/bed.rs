@@ -190,6 +190,8 @@ fn pod(name: &str, node: &str, options: &Options, on_host: bool) -> Value {
             "tolerations": [{ "operator": "Exists" }],
             "containers": [{
                 "name": "traffic", "image": options.image, "imagePullPolicy": policy, "args": ["idle"],
+                // A Pod without a request gets almost nothing of a CPU that others use.
+                "resources": { "requests": { "cpu": "100m" } },
             }],
         },
     })
