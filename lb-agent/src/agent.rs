@@ -20,6 +20,7 @@ mod links;
 pub(crate) mod lock;
 mod masquerade;
 mod node;
+mod past;
 mod pickup;
 mod pods;
 mod policy;
@@ -53,12 +54,13 @@ use crate::agent::kernel::Kernel;
 use crate::agent::kube_proxy::KubeProxy;
 use crate::agent::links::MacOwners;
 use crate::agent::lock::Lock;
+use crate::agent::past::Past;
 use crate::agent::pickup::Pickup;
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
-use crate::config::{AgentConfig, FactSource};
+use crate::config::{AgentConfig, FactSource, PastStack};
 use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
@@ -176,6 +178,8 @@ struct Agent {
     state_dir: PathBuf,
     sources: Sources,
     links: MacOwners,
+    /// Whose flows may go past the IP stack.
+    past: Past,
     pickup: Pickup,
     addresses: NodeAddresses,
     policies: Policies,
@@ -250,6 +254,7 @@ impl Agent {
             state_dir: cfg.dirs.state.clone(),
             sources: Sources::new(cfg.allowed_sources.clone()),
             links: MacOwners::default(),
+            past: Past::new(cfg.past_stack == PastStack::On),
             pickup,
             addresses,
             policies,

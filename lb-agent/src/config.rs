@@ -121,6 +121,10 @@ pub(crate) struct RunArgs {
     /// that belong to no other Pod, node or Service) [default: strict]
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
+    /// Whether flows between Pods of a node go past its IP stack and netfilter: on, off, or auto (as off, until the agent
+    /// can tell whether the node's firewall rules matter to them) [default: auto]
+    #[arg(long, env = "LB_PAST_STACK", value_name = "MODE")]
+    pub past_stack: Option<String>,
     /// CIDRs that Pods may claim with the annotation lb-agent.io/allowed-sources [default: none]
     #[arg(long, env = "LB_ALLOWED_SOURCE_CIDRS", value_name = "CIDRS")]
     pub allowed_source_cidrs: Option<String>,
@@ -226,6 +230,27 @@ impl SourceCheck {
     }
 }
 
+/// Whether flows between Pods of this node go past the IP stack and netfilter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PastStack {
+    /// Where no rule of the node matters to them. No rules are read yet, so: never.
+    #[default]
+    Auto,
+    /// Whatever rules the node has.
+    On,
+    /// Never.
+    Off,
+}
+
+impl PastStack {
+    fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false).map_err(|_unknown| {
+            anyhow::anyhow!("--past-stack: {text:?} is neither auto, on nor off")
+        })
+    }
+}
+
 /// When kube-proxy's rules are removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Takeover {
@@ -304,6 +329,8 @@ pub(crate) struct AgentConfig {
     pub startup_taint: Option<String>,
     /// Which sources Pods may send from.
     pub source_check: SourceCheck,
+    /// Whether flows between Pods of this node go past the IP stack.
+    pub past_stack: PastStack,
     /// What annotations of Pods may admit as sources.
     pub allowed_sources: Box<[Prefix]>,
     /// How long connections may be met in mid-flow.
@@ -354,6 +381,7 @@ impl AgentConfig {
             startup: Startup::resolve(args.startup)?,
             startup_taint: given(args.startup_taint).map(taint_key).transpose()?,
             source_check: SourceCheck::resolve(args.source_check)?,
+            past_stack: PastStack::resolve(args.past_stack)?,
             allowed_sources: prefixes("--allowed-source-cidrs", given(args.allowed_source_cidrs))?,
             pickup_grace: match given(args.pickup_grace) {
                 Some(text) => pickup_grace(&text)?,
@@ -634,13 +662,14 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 20] = [
+        let cases: [(&str, RunArgs); 21] = [
             ("--takeover: \"now\"", set(|args| args.takeover = Some("now".to_owned()))),
             (
                 "--probe-bind-address",
                 set(|args| args.probe_bind_address = Some("localhost:1".to_owned())),
             ),
             ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
+            ("--past-stack: \"yes\"", set(|args| args.past_stack = Some("yes".to_owned()))),
             ("--source-check: \"no\"", set(|args| args.source_check = Some("no".to_owned()))),
             (
                 "--allowed-source-cidrs: \"10.8.0.0\"",

@@ -100,6 +100,8 @@ flags! {
         /// While there is any policy, a Pod may send only from its own addresses. Without this bit it may send from any
         /// address that does not belong to another Pod, node or Service.
         STRICT_SOURCE = 1 << 1;
+        /// Flows between Pods of this node may go past the IP stack ([`crate::past`]).
+        LOCAL_PAST = 1 << 2;
     }
 }
 

@@ -60,7 +60,7 @@ pod! {
         /// Forward entry: the backend's address. Reply entry: the frontend's. Else `::`.
         pub nat_addr: Addr,
         /// Forward entry of a hairpin: the address that stands for the Pod as client; of a flow from
-        /// outside: the client as the backend sees it. Reply entry: the client's address. Else `::`.
+        /// outside: the client as the backend sees it. Reply entry: the client's address. With `PAST`: the way. Else `::`.
         pub aux_addr: Addr,
         /// Port belonging to `nat_addr`.
         pub nat_port: Be16,
@@ -73,7 +73,7 @@ pod! {
         pub backend_gen: u32,
         /// Last packet, in units of 256 kernel ticks (jiffies / 256), truncated to 32 bits.
         pub last_seen: u32,
-        /// Policy epoch at the last verdict. Forward entry of an external flow to a Pod of this node, which is judged at
+        /// Policy epoch at the last verdict; [`UNJUDGED`] before the first. Forward entry of an external flow to a Pod of this node, which is judged at
         /// its veth: the `veth` of the Pod's entry. Reply entry of a masqueraded flow: the low 32 bits of the kernel's
         /// ticks when it was opened.
         pub epoch: u32,
@@ -100,9 +100,10 @@ flags! {
         PICKED_UP = 1 << 20, "picked-up";
         /// The source port towards the backend differs from the Pod's.
         PORT_MAPPED = 1 << 21, "port-mapped";
-        /// Forward entry: the backend is behind the same bridge, and its replies come back over it past netfilter. The
-        /// packets towards it must go past netfilter, too, or it sees half a connection and calls it invalid.
-        SAME_BRIDGE = 1 << 24;
+        /// Packets that leave the Pod go past netfilter, in both directions of the flow: by the [`crate::past::PastWay`] in
+        /// `aux_addr`; or, where that is `::`, over the bridge that the backend is behind, too, and which its replies come
+        /// back over past netfilter. Otherwise netfilter sees half a connection and calls it invalid.
+        PAST = 1 << 24;
         /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
         /// Pod: they get `nat_addr:nat_port` as source, and go to the client past the IP stack, which would take the
         /// node's own address as a source for a forgery.
@@ -125,6 +126,9 @@ flags! {
         FROM_HOST = 1 << 31;
     }
 }
+
+/// An epoch that is never in force: the entry is judged at its next packet.
+pub const UNJUDGED: u32 = u32::MAX;
 
 impl CtFlags {
     /// The TCP flags seen leaving the Pod, and entering it.

@@ -28,6 +28,7 @@
 //! | `port_bits` | [`policy::PortKey`] prefix | [`policy::Bits`] | agent | programs, lbctl |
 //! | `cidrs` | [`addr::Addr`] prefix | identity | agent | programs, lbctl |
 //! | `policy` | 0 | [`policy::PolicyState`] | agent | programs, lbctl |
+//! | `locals` | number of a Pod | [`past::LocalEnd`] | agent | programs |
 //! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
@@ -49,6 +50,7 @@ pub mod flow;
 pub mod conntrack;
 pub mod endpoint;
 pub mod fragment;
+pub mod past;
 pub mod policy;
 pub mod service;
 pub mod socket;

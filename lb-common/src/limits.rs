@@ -147,8 +147,11 @@ pub const MAP_LINKS: MapSpec = MapSpec { name: "links", version: 1 };
 /// (`u32`); 0 = this node.
 pub const MAP_MACS: MapSpec = MapSpec { name: "macs", version: 1 };
 
+/// `locals`: [`crate::endpoint::PodEntry::id`] → [`crate::past::LocalEnd`].
+pub const MAP_LOCALS: MapSpec = MapSpec { name: "locals", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 32] = [
+pub const MAPS: [MapSpec; 33] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -181,6 +184,7 @@ pub const MAPS: [MapSpec; 32] = [
     MAP_BUDGETS,
     MAP_LINKS,
     MAP_MACS,
+    MAP_LOCALS,
 ];
 
 /// Word and bit of a port in `frontend_ports`, `host_ports` and `former_ports`.

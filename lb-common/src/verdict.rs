@@ -157,6 +157,8 @@ listed! {
             "Masqueraded flows that took over the port of a finished or unanswered flow because all tried ports were in use.";
         PacketCut = 21: "packet_cut",
             "IPv4 packets from outside, and answers to them, cut into smaller ones: bigger than the MTU on the way, and their sender allows it. A packet of four pieces is cut three times.";
+        FlowVeth = 22: "flow_veth",
+            "New flows between Pods of this node that go past the host's IP stack and netfilter.";
     }
 }
 

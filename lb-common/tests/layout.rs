@@ -4,7 +4,7 @@
 use expect_test::expect_file;
 use lb_common::pod::FieldLayout;
 use lb_common::{
-    budget, config, conntrack, endpoint, event, fragment, limits, policy, service, socket,
+    budget, config, conntrack, endpoint, event, fragment, limits, past, policy, service, socket,
 };
 
 fn dump(name: &str, size: usize, layout: &[FieldLayout]) -> String {
@@ -36,6 +36,7 @@ fn layout_is_the_golden_one() {
         service::Affinity,
         service::SourceRange,
         endpoint::PodEntry,
+        past::LocalEnd,
         endpoint::PodSource,
         endpoint::Ident,
         endpoint::Dev,

@@ -48,8 +48,14 @@ pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, direction: Direction,
     conntrack::reopens(entry.flags(), direction, parsed.tcp_flags) || is_expired(entry, parsed, now)
 }
 
+/// Whether the flow of an entry has neither ended nor expired.
 #[inline(always)]
-fn is_expired(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
+pub(crate) fn is_alive(parsed: &Parsed, entry: Tracked, now: u32) -> bool {
+    ct_life(u32::from(parsed.flow.proto), entry.flags().bits(), entry.last_seen(), now) == ALIVE
+}
+
+#[inline(always)]
+pub(crate) fn is_expired(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
     let proto = u32::from(parsed.flow.proto);
     ct_life(proto, entry.flags().bits(), entry.last_seen(), now) == EXPIRED
 }
@@ -220,11 +226,11 @@ pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direc
 
 /// Commits a flow without translation whose first packet is this one, under the key in the scratch memory. Nothing depends on
 /// its entry, so a full map only costs a counter. A reset opens nothing, and a SYN in the name of a connection that lives
-/// does not change that connection: its endpoint decides. If the budget of the Pod is used up, no entry is made. Returns
-/// `false` if the packet must be dropped then; without policies it continues.
+/// does not change that connection: its endpoint decides. If the budget of the Pod is used up, no entry is made, and the
+/// packet must be dropped, unless no policies concern the Pod.
 #[must_use]
 #[inline(always)]
-pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) -> bool {
+pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32) -> Committed {
     let opened = match direction {
         Direction::Ingress if scratch.ingress_ifindex == 0 => CtFlags::INBOUND | CtFlags::FROM_HOST,
         Direction::Ingress => CtFlags::INBOUND,
@@ -234,10 +240,24 @@ pub(crate) fn commit_plain(scratch: &mut Scratch, direction: Direction, now: u32
     if !opened.contains(CtFlags::FROM_HOST)
         && ct_over_budget((direction == Direction::Ingress) as u32) != 0
     {
-        return !crate::policy::concerns_somehow(scratch.ifindex);
+        return if crate::policy::concerns_somehow(scratch.ifindex) {
+            Committed::OverBudget
+        } else {
+            Committed::Not
+        };
     }
-    put_plain(scratch, direction, opened, now);
-    true
+    if put_plain(scratch, direction, opened, now) { Committed::New } else { Committed::Not }
+}
+
+/// Outcome of [`commit_plain`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// A new entry stands.
+    New,
+    /// The packet goes on without one, or with one that stood before.
+    Not,
+    /// The packet must be dropped.
+    OverBudget,
 }
 
 /// Whether the new flow in the scratch memory is more than its Pod's budget allows. Exported, so that the verifier checks it
@@ -265,11 +285,12 @@ pub(crate) fn commit_met(scratch: &mut Scratch, direction: Direction, from: Dire
     put_plain(scratch, direction, opened | CtFlags::PICKED_UP, now);
 }
 
+/// Whether a new entry stands.
 #[inline(never)]
-fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: u32) {
+fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: u32) -> bool {
     let Scratch { parsed, key, entry, epoch, .. } = scratch;
     if parsed.tcp_flags & tcp::RST != 0 {
-        return;
+        return false;
     }
     let flags = conntrack::seen(opened, direction, parsed.tcp_flags);
     *entry = CtEntry { last_seen: now, epoch: *epoch, flags, ..CtEntry::ZERO };
@@ -280,7 +301,7 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: 
                 if conntrack::survives(old.flags(), direction) && !is_expired(old, parsed, now) =>
             {
                 old.set_epoch(*epoch);
-                return;
+                return false;
             }
             _ => tracked::put(key, entry),
         },
@@ -293,6 +314,7 @@ fn put_plain(scratch: &mut Scratch, direction: Direction, opened: CtFlags, now: 
     } else {
         maps::count(Counter::FlowPlain);
     }
+    written
 }
 
 /// Outcome of [`claim`], with numbers for functions that can return nothing else.

@@ -28,6 +28,7 @@ mod origin;
 mod packet;
 mod parse;
 mod parsed;
+mod past;
 mod pipeline;
 mod policy;
 mod refuse;

@@ -12,6 +12,7 @@ use lb_common::conntrack::CtKey;
 use lb_common::endpoint::{self, Dev, Ident, PodEntry, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_common::verdict::Counter;
@@ -104,6 +105,9 @@ static LINKS: Array<u64, { limits::LINKS as usize }> = Array::new();
 
 #[btf_map(name = "macs")]
 static MACS: HashMap<u64, u32, { limits::MACS as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "locals")]
+static LOCALS: Array<LocalEnd, { limits::PODS as usize }> = Array::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<u64, { limits::COUNTERS as usize }> = PerCpuArray::new();
@@ -305,6 +309,12 @@ pub(crate) fn is_within_budget(pod: Option<&PodEntry>, ingress: bool) -> bool {
 pub(crate) fn pod(ifindex: u32) -> Option<&'static PodEntry> {
     // SAFETY: as in `frontend`.
     unsafe { PODS.get(&ifindex) }
+}
+
+/// The Pod of this number, as packets reach it past the IP stack. Elements are replaced as a whole.
+#[inline(always)]
+pub(crate) fn local(id: u32) -> Option<&'static LocalEnd> {
+    LOCALS.get(id)
 }
 
 /// When the flow was seen last, if this node has sent it.

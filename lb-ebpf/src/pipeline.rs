@@ -10,7 +10,7 @@ use lb_common::fragment::hook;
 use lb_common::service::{Frontend, FrontendFlags};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
-use crate::conntrack::{self, Claim};
+use crate::conntrack::{self, Claim, Committed};
 use crate::open::{self, Opener};
 use crate::origin::{self, Addressee};
 use crate::packet::{Packet, Tag};
@@ -19,9 +19,9 @@ use crate::policy::{self, Met};
 use crate::scratch::{How, Nat, Scratch, Target};
 use crate::service::{self, Client, Destination, Health};
 use crate::trace::Program;
-use crate::tracked::Tracked;
+use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
-use crate::{bridge, external, fragment, icmp, kernel, maps, parse, refuse, rewrite, trace};
+use crate::{bridge, external, fragment, icmp, kernel, maps, parse, past, refuse, rewrite, trace};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -70,6 +70,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     {
         return Verdict::Drop(reported);
     }
+    past::review(scratch, entry, now);
     let Scratch { parsed, .. } = scratch;
     let flags = entry.flags();
     if flags.contains(CtFlags::FORWARD) {
@@ -91,8 +92,12 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     {
         return open_out(packet, scratch, now);
     }
+    let way = past::way_of(entry);
     conntrack::note_plain(scratch, entry, Direction::Egress, now);
-    Verdict::Pass
+    match way {
+        Some(way) => past::send(packet, scratch, entry, way),
+        None => Verdict::Pass,
+    }
 }
 
 /// A packet enters the Pod.
@@ -173,7 +178,9 @@ fn open_in(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         return Verdict::Drop(reported);
     }
     // A packet for an unknown host leaves no entry: it would let an answer pass from an address that is not the Pod's.
-    if addressee == Addressee::POD && !conntrack::commit_plain(scratch, Direction::Ingress, now) {
+    if addressee == Addressee::POD
+        && conntrack::commit_plain(scratch, Direction::Ingress, now) == Committed::OverBudget
+    {
         return Verdict::Drop(verdict::report(DropReason::PodBudget, true, 0));
     }
     Verdict::Pass
@@ -285,14 +292,23 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
     if flags.intersects(CtFlags::HAIRPIN | CtFlags::PORT_MAPPED) {
         rewritten = rewritten.and_then(|()| rewrite_client(packet, parsed, entry));
     }
-    if rewritten.is_ok() && flags.contains(CtFlags::SAME_BRIDGE) {
-        let bridge = bridge::of(packet, scratch.parsed.v4);
-        // Netfilter may have been turned on for the bridge since.
-        if bridge != 0 {
-            return Verdict::Neighbour(bridge);
-        }
+    if rewritten.is_ok() && flags.only(CtFlags::PAST | CtFlags::HAIRPIN) == CtFlags::PAST {
+        return past_stack(packet, scratch, entry);
     }
     finish(packet, rewritten.is_ok(), flags.contains(CtFlags::HAIRPIN))
+}
+
+/// A translated packet of a flow that goes past netfilter.
+#[inline(never)]
+fn past_stack(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
+    if let Some(way) = past::way_of(entry) {
+        return past::send(packet, scratch, entry, way);
+    }
+    // Netfilter may have been turned on for the bridge since.
+    match bridge::of(packet, scratch.parsed.v4) {
+        0 => Verdict::Pass,
+        bridge => Verdict::Neighbour(bridge),
+    }
 }
 
 /// The client's side of a flow towards its backend, where it changes: the stand-in of a hairpin, a mapped port.
@@ -448,10 +464,14 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     if let Err(reported) = policy::admit(scratch, peer, How::SENT) {
         return Verdict::Drop(reported);
     }
-    if !conntrack::commit_plain(scratch, Direction::Egress, now) {
-        return drop_out(DropReason::PodBudget, 0);
+    match conntrack::commit_plain(scratch, Direction::Egress, now) {
+        Committed::OverBudget => drop_out(DropReason::PodBudget, 0),
+        Committed::Not => Verdict::Pass,
+        Committed::New => {
+            let to = scratch.parsed.flow;
+            if past::opens(scratch, to, now) { past::first(packet, scratch) } else { Verdict::Pass }
+        }
     }
-    Verdict::Pass
 }
 
 /// The first packet of a flow to a Service.
@@ -515,8 +535,16 @@ impl Opener for Pod {
 /// Commits the flow and sends its first packet on.
 #[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
-    if bridge::leads_to_target(packet, scratch) {
-        scratch.nat.flags |= CtFlags::SAME_BRIDGE;
+    if !scratch.nat.flags.contains(CtFlags::HAIRPIN) {
+        let Scratch { parsed, nat, .. } = scratch;
+        let Target { addr: dst, port: dport, .. } = nat.target;
+        let to = Flow { dst, dport, sport: nat.port, ..parsed.flow };
+        if past::opens(scratch, to, now) {
+            scratch.nat.flags |= CtFlags::PAST;
+            scratch.nat.stand_in = scratch.way;
+        } else if bridge::leads_to_target(packet, scratch) {
+            scratch.nat.flags |= CtFlags::PAST;
+        }
     }
     match conntrack::commit(scratch, Direction::Egress, now) {
         Some(entry) => rewrite_forward(packet, scratch, entry),
@@ -566,9 +594,20 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch, direction: Direction) -> Ve
         return untracked(scratch, if ingress { How::INGRESS } else { How::SENT });
     }
     if onward != icmp::Onward::FAILED {
-        return Verdict::Pass;
+        return if ingress { Verdict::Pass } else { error_out(packet, scratch) };
     }
     Verdict::Drop(verdict::report(DropReason::RewriteFailed, ingress, 0))
+}
+
+/// An ICMP error of a Pod about a known flow, whose key is in the scratch memory, goes where that flow goes: netfilter has not
+/// seen it.
+#[inline(always)]
+fn error_out(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let Some(entry) = tracked::get(&scratch.key) else { return Verdict::Pass };
+    match past::way_of(entry) {
+        Some(way) => past::send(packet, scratch, entry, way),
+        None => Verdict::Pass,
+    }
 }
 
 /// A later fragment that leaves the Pod, of a datagram whose first one was not seen: it cannot be translated.

@@ -40,6 +40,8 @@ pub(crate) struct Scratch {
     pub(crate) nat: Nat,
     /// The ends that the packet is to have when it goes on.
     pub(crate) to: Flow,
+    /// A way past the IP stack, as an entry has it.
+    pub(crate) way: Addr,
     /// The client and service port whose affinity is at hand.
     pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.

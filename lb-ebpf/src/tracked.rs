@@ -73,6 +73,13 @@ impl Tracked {
         unsafe { (&raw mut (*self.0.as_ptr()).flags).write(flags) };
     }
 
+    /// Writes the way past the IP stack.
+    #[inline(always)]
+    pub(crate) fn set_way(self, way: Addr) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).aux_addr).write(way) };
+    }
+
     /// Notes when the last packet came.
     #[inline(always)]
     pub(crate) fn stamp(self, now: u32) {

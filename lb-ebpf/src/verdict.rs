@@ -21,6 +21,8 @@ pub(crate) enum Verdict {
     Drop(Reported),
     /// Send it back to the Pod it came from: a hairpin.
     Back,
+    /// Send it out of this device, the host's end of another Pod's veth.
+    Local(u32),
     /// Hand it to a neighbour on this device, past the IP stack.
     Neighbour(u32),
     /// Hand it to the next hop that [`Packet::redirect_hop`] noted, whose return code this is.
@@ -43,6 +45,7 @@ impl Verdict {
             Self::NextHop(_) => 4,
             Self::TooBig(_) => 5,
             Self::Refuse(_) => 6,
+            Self::Local(_) => 7,
         }
     }
 }
@@ -124,6 +127,7 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
         Verdict::Drop(Reported(())) => SHOT,
         Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
         Verdict::NextHop(code) => code,
+        Verdict::Local(ifindex) => packet.redirect(ifindex),
         Verdict::Back | Verdict::Refuse(Reported(())) => packet.redirect(packet.ifindex()),
     }
 }

@@ -16,6 +16,7 @@ use self::admission::{Admission, Refused, TableDemand};
 use self::apply::WriteOwner;
 use self::devs::Devs;
 use self::links::Links;
+use self::locals::Locals;
 use self::pods::Pods;
 use self::policy::{DesiredTables, PodDevice};
 use self::retry::Backlog;
@@ -39,6 +40,7 @@ mod devs;
 mod flows;
 mod ids;
 mod links;
+mod locals;
 mod maglev;
 mod node;
 mod pod_sources;
@@ -66,6 +68,7 @@ pub use self::capacity::Capacity;
 pub use self::cidrs::Cidrs;
 pub use self::flows::Flows;
 pub use self::links::MacTables;
+pub use self::locals::{PodPath, StackReason};
 pub use self::node::Given;
 pub use self::pods::{GroupIds, groups};
 pub use self::range_key::RangeKey;
@@ -119,6 +122,7 @@ pub struct Planner {
     pods: Pods,
     devs: Devs,
     links: Links,
+    locals: Locals,
     /// Name of this node, for issues.
     node: String,
 }
@@ -239,8 +243,10 @@ impl Planner {
 
     /// A Pod's device is gone: the write that removes its element of `pods`.
     pub fn plan_gone(&mut self, ifindex: u32) -> Plan {
+        // From now on no packet goes to its device, whoever gets its number.
+        let ended = locals::ended(&self.tables.actual, self.pods.id(ifindex));
         self.pods.gone(ifindex);
-        Plan::of(WriteOwner::Pod, [Write::DeletePod { ifindex }])
+        Plan::of(WriteOwner::Pod, ended.into_iter().chain([Write::DeletePod { ifindex }]))
     }
 
     /// It is known which Pod is behind a device.
@@ -251,6 +257,12 @@ impl Planner {
     /// The writes that bring `devs` to what is wanted on this node.
     pub fn plan_devs(&mut self, wanted: &BTreeMap<u32, Dev>) -> Plan {
         Plan::of(WriteOwner::Devs, self.devs.plan(&self.tables.actual, wanted))
+    }
+
+    /// The writes that bring `locals` to what is wanted on this node, by ifindex.
+    pub fn plan_locals(&mut self, wanted: &BTreeMap<u32, PodPath>) -> Plan {
+        let maps = (&self.tables.actual, &self.pods);
+        Plan::of(WriteOwner::Locals, self.locals.plan(maps, wanted))
     }
 
     /// The writes that bring `macs` and `links` to what is wanted on this node.
@@ -276,8 +288,8 @@ impl Planner {
         self.backlogs().into_iter().flat_map(Backlog::issues).chain(self.policies.unwritten())
     }
 
-    fn backlogs(&self) -> [&Backlog; 3] {
-        [&self.devs.backlog, &self.links.backlog, &self.pods.sources.backlog]
+    fn backlogs(&self) -> [&Backlog; 4] {
+        [&self.devs.backlog, &self.links.backlog, &self.locals.backlog, &self.pods.sources.backlog]
     }
 
     /// The numbers of policies, and which of them are not programmed as they should be.

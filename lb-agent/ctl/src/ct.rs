@@ -11,6 +11,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::{Flow, proto};
+use lb_common::past::FlowPath;
 use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
 
@@ -37,6 +38,8 @@ pub struct CtRow {
     pub backend: String,
     /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
     pub masquerade: String,
+    /// Where its packets go: `stack`, or past it `veth`, `bridge`, `back`, `hop`.
+    pub path: &'static str,
     pub state: FlowState,
     /// Seconds since the last packet.
     pub idle: u64,
@@ -62,6 +65,7 @@ impl Row for CtRow {
         Column::new("VIA"),
         Column::new("BACKEND"),
         Column::new("MASQUERADE"),
+        Column::new("PATH"),
         Column::new("STATE"),
         Column::new("IDLE"),
         Column::new("EXPIRES"),
@@ -79,6 +83,7 @@ impl Row for CtRow {
             Cell::Text(self.via.clone()),
             Cell::Text(self.backend.clone()),
             Cell::Text(self.masquerade.clone()),
+            Cell::Text(self.path.to_owned()),
             Cell::Text(self.state.name().to_owned()),
             Cell::Age(self.idle),
             Cell::Age(self.expires),
@@ -296,6 +301,7 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
             .unwrap_or_default(),
         backend: backend.map(host).unwrap_or_default(),
         masquerade: masquerade.map(address).unwrap_or_default(),
+        path: FlowPath::of(entry).name(),
         state: state_of(view, key, entry, now),
         idle,
         expires: timeout.saturating_sub(idle),

@@ -316,6 +316,7 @@ fn status_of_a_healthy_node() {
             over_budget         0
             port_taken_over     0
             packet_cut          0
+            flow_veth           0
         "#]],
     );
 }

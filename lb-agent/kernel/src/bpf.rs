@@ -16,6 +16,8 @@ pub mod load;
 
 pub mod attach;
 
+pub mod neighbors;
+
 pub mod maps;
 
 pub mod read;

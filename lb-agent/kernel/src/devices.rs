@@ -35,7 +35,7 @@ use self::netlink::{Monitor, NetlinkClient};
 use self::polls::Polls;
 use self::uplinks::{Layer, Uplink, Uplinks};
 use self::veths::KnownVeths;
-pub use self::veths::Veth;
+pub use self::veths::{FarDevice, Veth};
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
 const GROUPS: [u32; 3] = [1, 5, 9];
@@ -327,11 +327,10 @@ impl Devices {
             .and_then(|link| Ok((link, addresses::inside(&mut self.client, nsid)?)));
         match seen {
             Ok((link, inside)) => {
-                let mac = link.map(|link| link.mac).unwrap_or_default();
                 if !inside.is_empty() {
                     self.polls.found(ifindex, Instant::now());
                 }
-                self.known.inside(ifindex, mac, inside)
+                self.known.inside(ifindex, &link.unwrap_or_default(), inside)
             }
             Err(e) => {
                 // The Pod may just be going; its device will tell. Polls and the next resync ask again.

@@ -3,7 +3,7 @@
 //! Pure bookkeeping; the loop does what it says.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lb_kernel::bpf::attach::Role;
@@ -126,6 +126,14 @@ impl Attachments {
         };
         let wanting = || self.devices.values().filter(wants);
         (wanting().count(), wanting().filter(|device| device.stage == Stage::Attached).count())
+    }
+
+    /// Pods' devices with all programs.
+    pub(super) fn attached_pods(&self) -> BTreeSet<u32> {
+        let is_attached =
+            |device: &AttachedDevice| device.role == Role::Pod && device.stage == Stage::Attached;
+        let attached = self.devices.iter().filter(|(_, device)| is_attached(device));
+        attached.map(|(ifindex, _)| *ifindex).collect()
     }
 
     /// Pods' devices, and those with all programs.

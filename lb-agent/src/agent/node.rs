@@ -163,6 +163,15 @@ impl Agent {
             let plan = self.planner.plan_pod_sources(sources);
             self.write(plan);
         }
+        self.write_locals();
+    }
+
+    /// Brings the map that leads packets to Pods past the IP stack to what it should say.
+    fn write_locals(&mut self) {
+        let veths: Vec<&Veth> = self.devices.veths().collect();
+        let paths = self.past.paths(&veths, &self.attachments.attached_pods());
+        let plan = self.planner.plan_locals(&paths);
+        self.write(plan);
     }
 
     fn attach(&mut self, attachment: Attachment) {
@@ -176,6 +185,7 @@ impl Agent {
             return;
         }
         self.attachments.gone(ifindex);
+        self.past.gone(ifindex);
         self.attacher.forget(ifindex);
         debug!(ifindex, "device removed");
     }
@@ -222,6 +232,10 @@ impl Agent {
         if let Some(gap) = self.attachments.attached((ifindex, role), result, Instant::now()) {
             self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
         }
+        if role == Role::Pod {
+            self.past.look(ifindex, self.mechanism);
+            self.write_locals();
+        }
     }
 
     /// Asks for all devices; writes the entries that are missing.
@@ -230,8 +244,11 @@ impl Agent {
         for event in self.devices.resync().context("list network devices")? {
             self.device(event);
         }
-        self.write_addresses();
         let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
+        for ifindex in &known {
+            self.past.look(*ifindex, self.mechanism);
+        }
+        self.write_addresses();
         for ifindex in known {
             self.put_pod(ifindex);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_common::config::Settings;
 use tracing::{info, warn};
 
-use crate::config::{AgentConfig, SourceCheck};
+use crate::config::{AgentConfig, PastStack, SourceCheck};
 use lb_core::plan::{Actual, Given, MapError, MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::store::Maps;
@@ -47,7 +47,11 @@ pub(super) fn given(
 ) -> Result<Given, MapError> {
     let before = actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
     let pickup_until = if ct_is_new { pickup.until() } else { before.pickup_until };
-    let given = Given { strict_source: cfg.source_check == SourceCheck::Strict, pickup_until };
+    let given = Given {
+        strict_source: cfg.source_check == SourceCheck::Strict,
+        local_past: cfg.past_stack == PastStack::On,
+        pickup_until,
+    };
     let settings = Box::new(given.within(before));
     if *settings != before {
         let write = Write::PutSettings(settings);

@@ -30,9 +30,9 @@ pub(super) fn device_part(
 #[cfg(test)]
 mod tests {
     use lb_common::endpoint::PodFlags;
-    use lb_kernel::devices::Veth;
     use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
+    use lb_kernel::devices::{FarDevice, Veth};
 
     use super::{Addr, device_part};
 
@@ -45,7 +45,9 @@ mod tests {
             nsid: 3,
             bridge: 9,
             own_mac: [6; 6],
+            mtu: 1500,
             mac: [2; 6],
+            far: FarDevice::default(),
             inside: Vec::new(),
             addresses: AddressPair::default(),
         };

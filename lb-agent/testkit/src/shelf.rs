@@ -15,6 +15,7 @@ use lb_common::endpoint::{Dev, Ident, PodEntry, PodSource};
 use lb_common::event::{SAMPLES, Sample};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_kernel::bpf::load::{self, LoadOptions};
@@ -114,6 +115,7 @@ fn empty(name: &str, map: &mut Map, written: &BTreeSet<(String, u32)>) {
         "frontend_ports" | "host_ports" | "former_ports" => array(map, 0_u64, of(name, written)),
         "groups" => array(map, Group::ZERO, of(name, written)),
         "links" => array(map, 0_u64, of(name, written)),
+        "locals" => array(map, LocalEnd::ZERO, of(name, written)),
         // The programs write these.
         "budgets" => array(map, Budget::ZERO, 0..limits::BUDGETS),
         "counters" => per_cpu(map, 0_u64, limits::COUNTERS),
@@ -211,6 +213,7 @@ fn holds(name: &str, map: &Map) -> bool {
         "policy" => any_value(map, PolicyState::ZERO),
         "frontend_ports" | "host_ports" | "former_ports" | "links" => any_value(map, 0_u64),
         "groups" => any_value(map, Group::ZERO),
+        "locals" => any_value(map, LocalEnd::ZERO),
         "budgets" => any_value(map, Budget::ZERO),
         "counters" => any_of_cpus(map, 0_u64),
         "samples" => any_of_cpus(map, Sample::ZERO),

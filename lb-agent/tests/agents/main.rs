@@ -25,6 +25,7 @@ mod input;
 mod modules;
 mod outside;
 mod overlay;
+mod past;
 mod policy;
 mod ports;
 mod refusal;

@@ -50,6 +50,16 @@ impl Stage {
 
     /// Like `new`; `prepare` sees the nodes before the agents start.
     pub(crate) fn prepared(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+        Self::with_arguments(prefix, shape, prepare, &[])
+    }
+
+    /// Like `prepared`, with more arguments for the agents.
+    pub(crate) fn with_arguments(
+        prefix: &str,
+        shape: Shape,
+        prepare: impl Fn(&Node),
+        arguments: &[&str],
+    ) -> Self {
         let bed = Bed::new(prefix).unwrap();
         let dir = bed.manifests().unwrap();
         let [a, b] = ["a", "b"].map(|name| bed.node(name, shape).unwrap());
@@ -57,6 +67,7 @@ impl Stage {
             node.netns.nft(DROP_INVALID).unwrap();
             prepare(node);
             let mut agent = Agent::new(node, Path::new(env!("CARGO_BIN_EXE_lb-agent")), &dir.path);
+            agent.arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
             agent.start().unwrap();
             agent
         });

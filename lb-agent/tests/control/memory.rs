@@ -9,6 +9,7 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, PodEntry, PodSource};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits;
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PortKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use lb_common::socket::{SkMoreKey, SkNat};
@@ -66,6 +67,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "cidrs" => trie(limits::CIDRS, addr, 4),
         "budgets" => array(limits::BUDGETS, size_of::<Budget>()),
         "links" => array(limits::LINKS, 8),
+        "locals" => array(limits::PODS, size_of::<LocalEnd>()),
         "macs" => hash(limits::MACS, 8, 4),
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,

@@ -15,6 +15,7 @@ mod forged;
 mod mutants;
 mod oracle;
 mod outside;
+mod past;
 mod policy;
 mod reuse;
 mod services;

@@ -81,9 +81,9 @@ fn flows_and_drops_with_names() {
         &["ct"],
         0,
         expect![[r#"
-            PROTO  SRC                DST           VIA            BACKEND          MASQUERADE  STATE        AGE  EXPIRES
-            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           <none>      NEW          ##s  ##s
-            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      ESTABLISHED  ##s  23h
+            PROTO  SRC                DST           VIA            BACKEND          MASQUERADE  PATH   STATE        IDLE  EXPIRES
+            UDP    shop/client:5353   10.0.0.10:53  <none>         <none>           <none>      stack  NEW          ##s   ##s
+            TCP    shop/client:40000  10.96.0.1:80  shop/web:http  shop/web-2:8080  <none>      stack  ESTABLISHED  ##s   23h
         "#]],
     );
     check(
@@ -168,12 +168,12 @@ fn tables_without_names() {
     );
     check(
         &node,
-        &["ct", "--sort-by", "age"],
+        &["ct", "--sort-by", "idle"],
         0,
         expect![[r#"
-            PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  STATE        AGE  EXPIRES
-            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      NEW          ##s  ##s
-            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      ESTABLISHED  ##s  23h
+            PROTO  SRC             DST           VIA     BACKEND        MASQUERADE  PATH   STATE        IDLE  EXPIRES
+            UDP    10.1.0.9:5353   10.0.0.10:53  <none>  <none>         <none>      stack  NEW          ##s   ##s
+            TCP    10.1.0.9:40000  10.96.0.1:80  #1      10.1.1.2:8080  <none>      stack  ESTABLISHED  ##s   23h
             lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
@@ -241,7 +241,7 @@ fn every_field_of_a_service() {
         &["ct", "--ip", "192.0.2.1", "--no-headers"],
         0,
         expect![[r#"
-            TCP  203.0.113.5:4000  198.51.100.1:80  shop/web:http  shop/web-2:8080  192.0.2.1:61000  ESTABLISHED  ##s  23h
+            TCP  203.0.113.5:4000  198.51.100.1:80  shop/web:http  shop/web-2:8080  192.0.2.1:61000  hop  ESTABLISHED  ##s  23h
         "#]],
     );
     check(
@@ -289,9 +289,9 @@ fn every_field_without_names() {
         &["ct", "--protocol", "tcp"],
         0,
         expect![[r#"
-            PROTO  SRC               DST              VIA  BACKEND        MASQUERADE       STATE        AGE  EXPIRES
-            TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           ESTABLISHED  ##s  23h
-            TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  ESTABLISHED  ##s  23h
+            PROTO  SRC               DST              VIA  BACKEND        MASQUERADE       PATH   STATE        IDLE  EXPIRES
+            TCP    10.1.0.9:40000    10.96.0.1:80     #1   10.1.1.2:8080  <none>           stack  ESTABLISHED  ##s   23h
+            TCP    203.0.113.5:4000  198.51.100.1:80  #1   10.1.1.2:8080  192.0.2.1:61000  hop    ESTABLISHED  ##s   23h
             lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
@@ -341,7 +341,8 @@ fn maps_are_real() {
         kept lru_hash 0 65536 ROOT/bpf/lb/kept_v1
         budgets array <none> 8192 ROOT/bpf/lb/budgets_v1
         links array <none> 16384 ROOT/bpf/lb/links_v1
-        macs hash 0 5120 ROOT/bpf/lb/macs_v1"#]]
+        macs hash 0 5120 ROOT/bpf/lb/macs_v1
+        locals array <none> 4096 ROOT/bpf/lb/locals_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 

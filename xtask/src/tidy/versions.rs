@@ -10,11 +10,12 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 29] = [
+const MAPS: [(&str, Option<&str>); 30] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
     ("endpoint::PodEntry", Some("pods")),
+    ("past::LocalEnd", Some("locals")),
     ("conntrack::CtKey", Some("ct")),
     ("conntrack::CtEntry", Some("ct")),
     ("fragment::FragmentKey", Some("fragments")),

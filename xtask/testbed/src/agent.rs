@@ -39,6 +39,8 @@ pub struct Agent {
     pub ct_entries: u32,
     /// Its `--masquerade-ports`, from the next start on; as the agent chooses when there are none.
     pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// More arguments, from the next start on.
+    pub arguments: Vec<String>,
     binary: PathBuf,
     manifests: PathBuf,
     child: Option<Child>,
@@ -55,6 +57,7 @@ impl Agent {
             log: dir.join(format!("{}.log", node.name)),
             ct_entries: 131_072,
             masquerade_ports: None,
+            arguments: Vec::new(),
             binary: binary.to_owned(),
             manifests: manifests.to_owned(),
             child: None,
@@ -102,6 +105,7 @@ impl Agent {
         if let Some(ports) = &self.masquerade_ports {
             command.args(["--masquerade-ports", &format!("{}-{}", ports.start(), ports.end())]);
         }
+        command.args(&self.arguments);
         Ok(command)
     }
 

@@ -7,6 +7,7 @@ use lb_common::addr::Addr;
 use lb_common::config::Settings;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::proto;
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyLookup, PolicyState, PortKey};
 use lb_common::service::{Backend, Frontend, FrontendFlags, FrontendKey};
 
@@ -49,6 +50,8 @@ pub struct Actual {
     pub ident: HashMap<Addr, Ident>,
     /// The map `pods`, by ifindex.
     pub pods: BTreeMap<u32, PodEntry>,
+    /// The array `locals`, but for elements that are zero.
+    pub locals: BTreeMap<u32, LocalEnd>,
     /// The map `devs`, by ifindex.
     pub devs: BTreeMap<u32, Dev>,
     /// The map `macs`.
@@ -77,6 +80,7 @@ impl Default for Actual {
             policy: PolicyState::ZERO,
             ident: HashMap::new(),
             pods: BTreeMap::new(),
+            locals: BTreeMap::new(),
             devs: BTreeMap::new(),
             macs: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -119,6 +123,7 @@ impl Actual {
             Write::DeleteIdent { addr } => drop(self.ident.remove(addr)),
             Write::PutPod { ifindex, pod } => drop(self.pods.insert(*ifindex, **pod)),
             Write::DeletePod { ifindex } => drop(self.pods.remove(ifindex)),
+            Write::PutLocal { id, local } => drop(self.locals.insert(*id, *local)),
             Write::PutDev { ifindex, dev } => drop(self.devs.insert(*ifindex, *dev)),
             Write::DeleteDev { ifindex } => drop(self.devs.remove(ifindex)),
             Write::PutMac { mac, holder } => drop(self.macs.insert(*mac, *holder)),

@@ -46,6 +46,8 @@ pub(super) enum WriteOwner {
     Links,
     /// Sources of Pods, likewise.
     PodSources,
+    /// How packets reach Pods past the IP stack.
+    Locals,
 }
 
 impl WriteOwner {
@@ -131,6 +133,7 @@ impl Planner {
             WriteOwner::Policies => self.policies.settle(clock()),
             WriteOwner::Devs => self.devs.backlog.settle(),
             WriteOwner::Links => self.links.backlog.settle(),
+            WriteOwner::Locals => self.locals.backlog.settle(),
             WriteOwner::PodSources => self.pods.sources.backlog.settle(),
             WriteOwner::Timer | WriteOwner::Pod => {}
         }
@@ -164,6 +167,7 @@ impl Planner {
             }
             WriteOwner::Devs => self.devs.failed(&self.node, err, now),
             WriteOwner::Links => self.links.failed(&self.node, err, now),
+            WriteOwner::Locals => self.locals.failed(&self.node, err, now),
             WriteOwner::PodSources => self.pods.sources.failed(write, err, now),
         }
     }

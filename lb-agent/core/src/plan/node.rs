@@ -11,6 +11,8 @@ use crate::model::DesiredNode;
 pub struct Given {
     /// Whether Pods send from their own addresses only, while there is any policy.
     pub strict_source: bool,
+    /// Whether flows between Pods of this node may go past the IP stack.
+    pub local_past: bool,
     /// Until this stamp connections may be older than the conntrack table.
     pub pickup_until: u32,
 }
@@ -19,8 +21,10 @@ impl Given {
     /// The settings with this in them.
     #[must_use]
     pub fn within(self, settings: Settings) -> Settings {
-        let strict = SettingFlags::STRICT_SOURCE;
-        let flags = settings.flags.without(strict) | strict.when(self.strict_source);
+        let (strict, past) = (SettingFlags::STRICT_SOURCE, SettingFlags::LOCAL_PAST);
+        let flags = settings.flags.without(strict | past)
+            | strict.when(self.strict_source)
+            | past.when(self.local_past);
         Settings { flags, pickup_until: self.pickup_until, ..settings }
     }
 }

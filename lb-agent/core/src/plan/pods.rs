@@ -54,6 +54,11 @@ impl Pods {
         self.ids.release(ifindex);
     }
 
+    /// The dense number of a device; 0 = none.
+    pub(super) fn id(&self, ifindex: u32) -> u32 {
+        self.ids.of(ifindex)
+    }
+
     /// The element of a device. `device_part` is what the device itself says. `until` is the stamp until which connections may be
     /// met in mid-flow that are older than the first policy of their Pod, should this be it.
     pub(super) fn element(

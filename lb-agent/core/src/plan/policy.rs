@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::conntrack::UNJUDGED;
 use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::limits;
 use lb_common::policy::{Group, GroupFlags, PeerKey, PolicyState};
@@ -452,7 +453,8 @@ impl PolicyPlanner {
         let mut state = PolicyState { pending_ingress, pending_egress, ..old };
         let begins = desired.any && old.epoch == 0;
         if begins || (old.epoch != 0 && (changed || state != old)) {
-            state.epoch = old.epoch.wrapping_add(1).max(1);
+            // Neither 0 nor `UNJUDGED`.
+            state.epoch = (old.epoch.wrapping_add(1) % UNJUDGED).max(1);
         }
         if state != old {
             writes.push(Write::PutPolicyState(state));

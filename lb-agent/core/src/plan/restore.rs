@@ -17,6 +17,7 @@ use super::admission::Admission;
 use super::capacity::Capacity;
 use super::devs::Devs;
 use super::links::Links;
+use super::locals::Locals;
 use super::pods::Pods;
 use super::slots::SlotRange;
 use super::state::{Left, PortState, ServiceState};
@@ -67,6 +68,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         pods,
         devs: Devs::default(),
         links: Links::default(),
+        locals: Locals::default(),
         node: String::new(),
     }
 }

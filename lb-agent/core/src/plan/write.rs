@@ -8,10 +8,11 @@ use lb_common::config::Settings;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_DEVS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_LINKS, MAP_MACS, MAP_PEER_BITS,
-    MAP_POD_SOURCES, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
+    MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_LINKS, MAP_LOCALS, MAP_MACS,
+    MAP_PEER_BITS, MAP_POD_SOURCES, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
     MAP_SOURCE_RANGES,
 };
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
 use lb_common::service::{Backend, Frontend, FrontendKey};
 use thiserror::Error as ThisError;
@@ -101,6 +102,8 @@ pub enum Write {
     PutPod { ifindex: u32, pod: Box<PodEntry> },
     /// Removes an element of `pods`.
     DeletePod { ifindex: u32 },
+    /// Writes an element of `locals`; `id` is the number of the Pod.
+    PutLocal { id: u32, local: LocalEnd },
     /// Adds or replaces an element of `devs`.
     PutDev { ifindex: u32, dev: Dev },
     /// Removes an element of `devs`.
@@ -156,6 +159,7 @@ impl Write {
             Self::PutPolicyState(_) => MAP_POLICY,
             Self::PutIdent { .. } | Self::DeleteIdent { .. } => MAP_IDENT,
             Self::PutPod { .. } | Self::DeletePod { .. } => MAP_PODS,
+            Self::PutLocal { .. } => MAP_LOCALS,
             Self::PutDev { .. } | Self::DeleteDev { .. } => MAP_DEVS,
             Self::PutMac { .. } | Self::DeleteMac { .. } => MAP_MACS,
             Self::PutLink { .. } => MAP_LINKS,

@@ -139,13 +139,13 @@ fn a_flow_is_one_line() {
         Format::Table,
         one,
         expect![[r#"
-            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        IDLE  EXPIRES
-            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s
-            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s
-            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  4s    23h
-            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m
-            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h
-            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  PATH   STATE        IDLE  EXPIRES
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      stack  NEW          1s    59s
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      stack  ESTABLISHED  100s  20s
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      stack  ESTABLISHED  4s    23h
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      stack  CLOSING      10s   59m
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      stack  GONE         60s   23h
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      back   ESTABLISHED  2s    23h
         "#]],
     );
     check(
@@ -153,13 +153,13 @@ fn a_flow_is_one_line() {
         Format::Table,
         one,
         expect![[r#"
-            PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  STATE        IDLE  EXPIRES
-            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      ESTABLISHED  100s  20s
-            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  4s    23h
-            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      CLOSING      10s   59m
-            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      GONE         60s   23h
-            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      ESTABLISHED  2s    23h
-            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      NEW          1s    59s
+            PROTO  SRC             DST            VIA     BACKEND        MASQUERADE  PATH   STATE        IDLE  EXPIRES
+            UDP    10.1.0.2:5353   8.8.8.8:53     <none>  <none>         <none>      stack  ESTABLISHED  100s  20s
+            TCP    10.1.0.2:40000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      stack  ESTABLISHED  4s    23h
+            TCP    10.1.0.2:40001  10.96.0.10:80  #1      10.1.1.4:8080  <none>      stack  CLOSING      10s   59m
+            TCP    10.1.0.2:40002  10.96.0.10:80  #1      10.1.1.3:8080  <none>      stack  GONE         60s   23h
+            TCP    10.1.0.3:50000  10.96.0.10:80  #1      10.1.0.3:8080  <none>      back   ESTABLISHED  2s    23h
+            TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      stack  NEW          1s    59s
         "#]],
     );
     let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
@@ -168,17 +168,17 @@ fn a_flow_is_one_line() {
         Format::Wide,
         every,
         expect![[r#"
-            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  STATE        IDLE  EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
-            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
-            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
-            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
-            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply
-            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
-            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
-            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
-            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
-            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      stack  NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      stack  ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
+            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      stack  EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      stack  ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
+            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply
+            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      stack  CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      stack  GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
+            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      back   ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      back   ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
         "#]],
     );
 }
@@ -298,10 +298,10 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         Format::Table,
         |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
         expect![[r#"
-            PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       STATE        IDLE  EXPIRES
-            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           ESTABLISHED  3s    23h
-            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           NEW          2s    58s
-            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  5s    23h
+            PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES
+            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           hop    ESTABLISHED  3s    23h
+            TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s
+            TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  hop    ESTABLISHED  5s    23h
         "#]],
     );
     check(
@@ -309,13 +309,13 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         Format::Wide,
         |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, true),
         expect![[r#"
-            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       STATE        IDLE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           ESTABLISHED  5s    23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
-            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
-            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           NEW          2s    58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
-            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           NEW          2s    58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
-            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           ESTABLISHED  3s    23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
-            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  ESTABLISHED  9s    23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
+            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
+            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  5s    23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           hop    ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
+            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
+            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           hop    NEW          2s    58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
+            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  3s    23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
+            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  hop    ESTABLISHED  9s    23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
         "#]],
     );
     let kept =

@@ -10,7 +10,10 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::endpoint::{Dev, Ident, PodSource};
-use lb_common::limits::{MAP_DEVS, MAP_IDENT, MAP_LINKS, MAP_MACS, MAP_POD_SOURCES, MapSpec};
+use lb_common::limits::{
+    MAP_DEVS, MAP_IDENT, MAP_LINKS, MAP_LOCALS, MAP_MACS, MAP_POD_SOURCES, MapSpec,
+};
+use lb_common::past::LocalEnd;
 
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
@@ -23,6 +26,8 @@ pub struct AddressTables {
     pub(super) ident: HashMap<MapData, [u32; 4], Ident>,
     /// By ifindex.
     pub(super) devs: HashMap<MapData, u32, Dev>,
+    /// How packets reach Pods past the IP stack, by the numbers of Pods.
+    pub(super) locals: Array<MapData, LocalEnd>,
     /// Holders of MAC addresses on bridges.
     pub(super) macs: HashMap<MapData, u64, u32>,
     /// MAC addresses of Pods' devices.
@@ -52,6 +57,7 @@ impl AddressTables {
         Ok(Self {
             ident: maps::typed(&MAP_IDENT, map(&MAP_IDENT)?)?,
             devs: maps::typed(&MAP_DEVS, map(&MAP_DEVS)?)?,
+            locals: maps::typed(&MAP_LOCALS, map(&MAP_LOCALS)?)?,
             macs: maps::typed(&MAP_MACS, map(&MAP_MACS)?)?,
             links: maps::typed(&MAP_LINKS, map(&MAP_LINKS)?)?,
             pod_sources: maps::typed(&MAP_POD_SOURCES, map(&MAP_POD_SOURCES)?)?,
@@ -72,6 +78,12 @@ impl AddressTables {
             actual.devs.insert(*ifindex, *value);
         })
         .map_err(failed(MAP_DEVS.name))?;
+        syscall::for_each(&self.locals, |id: &u32, local: &LocalEnd| {
+            if *local != LocalEnd::ZERO {
+                actual.locals.insert(*id, *local);
+            }
+        })
+        .map_err(failed(MAP_LOCALS.name))?;
         syscall::for_each(&self.macs, |mac: &u64, holder: &u32| {
             actual.macs.insert(*mac, *holder);
         })

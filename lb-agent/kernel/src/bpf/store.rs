@@ -103,6 +103,7 @@ impl MapStore for Maps {
             Write::DeleteIdent { addr } => gone(addresses.ident.remove(&words(addr))),
             Write::PutPod { ifindex, pod } => tables.pods.insert(ifindex, &**pod, 0),
             Write::DeletePod { ifindex } => gone(tables.pods.remove(ifindex)),
+            Write::PutLocal { id, local } => addresses.locals.set(*id, local, 0),
             Write::PutDev { ifindex, dev } => addresses.devs.insert(ifindex, dev, 0),
             Write::DeleteDev { ifindex } => gone(addresses.devs.remove(ifindex)),
             Write::PutMac { mac, holder } => addresses.macs.insert(mac, holder, 0),

@@ -23,12 +23,25 @@ pub struct Veth {
     pub bridge: u32,
     /// MAC address of the host's end: the Pod cannot change it.
     pub own_mac: [u8; 6],
+    /// Largest IP packet of the host's end in bytes.
+    pub mtu: u32,
     /// MAC address of the Pod's end; zero until known.
     pub mac: [u8; 6],
+    /// What else is known of the Pod's end.
+    pub far: FarDevice,
     /// The Pod's addresses, as far as known.
     pub addresses: AddressPair,
     /// All addresses in the Pod's namespace, of whatever device, as far as known.
     pub inside: Vec<PodAddress>,
+}
+
+/// The Pod's end of a veth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FarDevice {
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Whether another device of the Pod hands its packets on as its own (a bridge, bond or team).
+    pub is_port: bool,
 }
 
 /// Veths as known so far.
@@ -58,7 +71,9 @@ impl KnownVeths {
             nsid,
             bridge: link.bridge,
             own_mac: link.mac,
+            mtu: link.mtu,
             mac: [0; 6],
+            far: FarDevice::default(),
             addresses: AddressPair::default(),
             inside: Vec::new(),
         };
@@ -70,10 +85,12 @@ impl KnownVeths {
             *known = veth;
             return Some(DeviceEvent::Appeared { ifindex, at });
         }
-        if (known.bridge, known.own_mac, &known.name) == (veth.bridge, veth.own_mac, &veth.name) {
+        let before = (known.bridge, known.own_mac, known.mtu, &known.name);
+        if before == (veth.bridge, veth.own_mac, veth.mtu, &veth.name) {
             return None;
         }
-        (known.bridge, known.own_mac, known.name) = (veth.bridge, veth.own_mac, veth.name);
+        (known.bridge, known.own_mac) = (veth.bridge, veth.own_mac);
+        (known.mtu, known.name) = (veth.mtu, veth.name);
         Some(DeviceEvent::Changed(ifindex))
     }
 
@@ -91,11 +108,13 @@ impl KnownVeths {
     }
 
     /// What the far end looks like. `true` when that is news.
-    pub(super) fn inside(&mut self, ifindex: u32, mac: [u8; 6], inside: Vec<PodAddress>) -> bool {
+    pub(super) fn inside(&mut self, ifindex: u32, far: &Link, inside: Vec<PodAddress>) -> bool {
         let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
-        let news = (veth.mac, &veth.inside) != (mac, &inside);
+        let mac = far.mac;
+        let far = FarDevice { mtu: far.mtu, is_port: far.port_of != 0 };
+        let news = (veth.mac, veth.far, &veth.inside) != (mac, far, &inside);
         veth.addresses = AddressPair::of(veth.peer, &inside);
-        (veth.mac, veth.inside) = (mac, inside);
+        (veth.mac, veth.far, veth.inside) = (mac, far, inside);
         news
     }
 
@@ -154,13 +173,14 @@ mod tests {
     fn only_news_from_inside_counts() {
         let mut known = KnownVeths::default();
         known.link(veth(5, 2, Some(0)), Instant::now());
+        let far = Link { mac: [2; 6], ..Link::default() };
         let at = |device| PodAddress { device, ip: "10.1.0.2".parse().unwrap(), main: true };
-        assert!(known.inside(5, [2; 6], vec![at(2)]));
+        assert!(known.inside(5, &far, vec![at(2)]));
         assert_eq!(known.veths[&5].addresses.ip4, Some(at(2).ip));
-        assert!(!known.inside(5, [2; 6], vec![at(2)]));
-        assert!(known.inside(5, [2; 6], vec![at(3)]), "now on a bridge in it");
+        assert!(!known.inside(5, &far, vec![at(2)]));
+        assert!(known.inside(5, &far, vec![at(3)]), "now on a bridge in it");
         assert_eq!(known.veths[&5].addresses, AddressPair::default());
-        assert!(known.inside(5, [2; 6], vec![]));
-        assert!(!known.inside(6, [2; 6], vec![at(2)]), "not a Pod's");
+        assert!(known.inside(5, &far, vec![]));
+        assert!(!known.inside(6, &far, vec![at(2)]), "not a Pod's");
     }
 }

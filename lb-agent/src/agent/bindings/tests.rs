@@ -6,8 +6,8 @@ use lb_common::addr::Addr;
 
 use super::{Behind, BindingFacts, Bindings};
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
-use lb_kernel::devices::Veth;
 use lb_kernel::devices::addresses::{AddressPair, PodAddress};
+use lb_kernel::devices::{FarDevice, Veth};
 
 fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
@@ -27,7 +27,9 @@ fn veth(ifindex: u32, inside: &[&str]) -> Veth {
         nsid: ifindex,
         bridge: 0,
         own_mac: [2, 0, 0, 0, 1, ifindex as u8],
+        mtu: 1500,
         mac: [2, 0, 0, 0, 0, ifindex as u8],
+        far: FarDevice::default(),
         addresses: AddressPair::of(2, &inside),
         inside,
     }

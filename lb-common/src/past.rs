@@ -1,0 +1,196 @@
+//! Flows between Pods of one node that go past the host's IP stack and netfilter: their way, and whether it is open.
+//!
+//! Netfilter must see both directions of a flow or neither. So the way is chosen at the first packet, for both directions, and
+//! each packet asks the same predicate ([`is_open`]) of the same two elements. A flow may lose its way at any time, and goes
+//! through the stack from then on; it never gets one later.
+
+use crate::addr::Addr;
+use crate::be::Be32;
+use crate::config::SettingFlags;
+use crate::conntrack::{CtEntry, CtFlags};
+use crate::{flags, listed, pod};
+
+pod! {
+    /// Element of the array `locals`, by [`crate::endpoint::PodEntry::id`]: a Pod of this node as a packet reaches it past the
+    /// IP stack.
+    pub struct LocalEnd: 32 {
+        /// ifindex of the host's end of its veth; 0 = none has the number.
+        pub ifindex: u32,
+        /// Raised whenever the number gets another owner.
+        pub generation: u32,
+        /// Link-layer addresses of a frame for the Pod: the Pod's end, the host's end.
+        pub link: [[u8; 6]; 2],
+        /// Largest IP packet of the host's end in bytes.
+        pub mtu: u32,
+        /// What is allowed.
+        pub flags: LocalFlags,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+flags! {
+    /// Flags of a [`LocalEnd`].
+    pub struct LocalFlags: u32 {
+        /// Flows of the Pod may go past the IP stack.
+        PAST_OK = 1 << 0;
+    }
+}
+
+/// The path of a flow, to the Pod that its packets go to. A conntrack entry has it in place of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastWay {
+    /// The Pod that the packets go to: its number, and the generation of that.
+    pub to: (u32, u32),
+    /// The Pod that sends them.
+    pub from: (u32, u32),
+}
+
+impl PastWay {
+    /// As an entry has it. Numbers of Pods are never 0, so it is not `::`.
+    pub const fn to_addr(self) -> Addr {
+        Addr::v6([
+            Be32::from_wire(self.to.0),
+            Be32::from_wire(self.to.1),
+            Be32::from_wire(self.from.0),
+            Be32::from_wire(self.from.1),
+        ])
+    }
+
+    /// The way in an entry; `None` for `::`, which has another one.
+    pub const fn of_addr(addr: &Addr) -> Option<Self> {
+        let [to, to_generation, from, from_generation] = addr.words();
+        if to.to_wire() == 0 {
+            return None;
+        }
+        Some(Self {
+            to: (to.to_wire(), to_generation.to_wire()),
+            from: (from.to_wire(), from_generation.to_wire()),
+        })
+    }
+
+    /// The way in the other direction.
+    pub const fn back(self) -> Self {
+        Self { to: self.from, from: self.to }
+    }
+}
+
+listed! {
+    /// Where the packets of a flow go when they leave its Pod, or the program that translates them.
+    pub enum FlowPath {
+        Stack: "stack", "Through the host's IP stack and netfilter.";
+        Veth: "veth", "Past them, to another Pod of the node.";
+        Bridge: "bridge", "Past them, to a bridge that passes netfilter by.";
+        Back: "back", "Past them, back to the Pod that sent them.";
+        NextHop: "hop", "Past them, to the next hop or to the Pod behind an external address.";
+    }
+}
+
+impl FlowPath {
+    /// As the entry of the flow has it.
+    pub fn of(entry: &CtEntry) -> Self {
+        let is_past = entry.flags.contains(CtFlags::PAST);
+        if entry.flags.contains(CtFlags::HAIRPIN) {
+            return Self::Back;
+        }
+        if entry.flags.contains(CtFlags::EXTERNAL) {
+            if entry.flags.contains(CtFlags::TO_HOST) { Self::Stack } else { Self::NextHop }
+        } else if is_past && PastWay::of_addr(&entry.aux_addr).is_some() {
+            Self::Veth
+        } else if is_past {
+            Self::Bridge
+        } else {
+            Self::Stack
+        }
+    }
+}
+
+/// Whether new flows between two Pods of this node may go past the IP stack. Equal MTUs: nothing that one can send is too big
+/// for the other.
+pub const fn may_open(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> bool {
+    settings.contains(SettingFlags::LOCAL_PAST)
+        && to.flags.contains(LocalFlags::PAST_OK)
+        && from.flags.contains(LocalFlags::PAST_OK)
+        && to.ifindex != 0
+        && from.ifindex != 0
+        && to.ifindex != from.ifindex
+        && to.mtu == from.mtu
+}
+
+/// Whether a flow still has its way: allowed, and both numbers mean the same Pods.
+pub const fn is_open(
+    settings: SettingFlags,
+    way: &PastWay,
+    to: &LocalEnd,
+    from: &LocalEnd,
+) -> bool {
+    may_open(settings, to, from) && to.generation == way.to.1 && from.generation == way.from.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Addr, CtEntry, CtFlags, FlowPath, LocalEnd, LocalFlags, PastWay, SettingFlags, is_open,
+        may_open,
+    };
+
+    const OK: LocalEnd = LocalEnd {
+        ifindex: 5,
+        generation: 3,
+        mtu: 1500,
+        flags: LocalFlags::PAST_OK,
+        ..LocalEnd::ZERO
+    };
+    const OTHER: LocalEnd = LocalEnd { ifindex: 6, generation: 9, ..OK };
+    const WAY: PastWay = PastWay { to: (1, 3), from: (2, 9) };
+
+    #[test]
+    fn a_way_is_an_address_and_back() {
+        assert_eq!(PastWay::of_addr(&WAY.to_addr()), Some(WAY));
+        assert_eq!(PastWay::of_addr(&Addr::NONE), None);
+        assert_eq!(WAY.back().back(), WAY);
+        assert_ne!(WAY.back(), WAY);
+    }
+
+    #[test]
+    fn an_entry_says_which_path_its_flow_takes() {
+        let of = |flags, aux_addr| FlowPath::of(&CtEntry { flags, aux_addr, ..CtEntry::ZERO });
+        let past = CtFlags::PAST;
+        let external = CtFlags::EXTERNAL | CtFlags::FORWARD;
+        assert_eq!(of(CtFlags::NONE, Addr::NONE), FlowPath::Stack);
+        assert_eq!(of(CtFlags::FORWARD | past, WAY.to_addr()), FlowPath::Veth);
+        assert_eq!(of(CtFlags::FORWARD, WAY.to_addr()), FlowPath::Stack, "it was withdrawn");
+        assert_eq!(of(CtFlags::FORWARD | past, Addr::NONE), FlowPath::Bridge);
+        assert_eq!(of(CtFlags::HAIRPIN | CtFlags::FORWARD, WAY.to_addr()), FlowPath::Back);
+        assert_eq!(of(external | CtFlags::MASQUERADED, WAY.to_addr()), FlowPath::NextHop);
+        assert_eq!(of(external | CtFlags::TO_HOST, Addr::NONE), FlowPath::Stack);
+    }
+
+    #[test]
+    fn both_pods_and_the_node_must_allow_it() {
+        let on = SettingFlags::LOCAL_PAST;
+        let cases = [
+            ("both", on, OK, OTHER, true),
+            ("off", SettingFlags::NONE, OK, OTHER, false),
+            ("the receiver may not", on, LocalEnd { flags: LocalFlags::NONE, ..OK }, OTHER, false),
+            ("the sender may not", on, OK, LocalEnd { flags: LocalFlags::NONE, ..OTHER }, false),
+            ("the receiver is gone", on, LocalEnd { ifindex: 0, ..OK }, OTHER, false),
+            ("the Pod itself", on, OK, OK, false),
+            ("a smaller MTU", on, LocalEnd { mtu: 1400, ..OK }, OTHER, false),
+        ];
+        for (name, settings, to, from, want) in cases {
+            assert_eq!(may_open(settings, &to, &from), want, "{name}");
+            assert_eq!(may_open(settings, &from, &to), want, "{name}, back");
+            assert_eq!(is_open(settings, &WAY, &to, &from), want && to != from, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_means_another_pod_ends_the_way() {
+        let on = SettingFlags::LOCAL_PAST;
+        assert!(is_open(on, &WAY, &OK, &OTHER));
+        assert!(!is_open(on, &WAY, &LocalEnd { generation: 4, ..OK }, &OTHER));
+        assert!(!is_open(on, &WAY, &OK, &LocalEnd { generation: 10, ..OTHER }));
+        assert!(!is_open(on, &WAY.back(), &OK, &OTHER));
+    }
+}

@@ -1,0 +1,197 @@
+//! Flows between Pods of this node that go past the host's IP stack and netfilter, to the host's end of the receiver's veth:
+//! its `pod_in` judges, translates and counts as ever. Which flows may, and until when, is `lb_common::past`.
+//!
+//! The sender's hook writes the receiver's entry, with the way back, before the first packet gets there. It is not judged yet:
+//! the receiver's hook asks the policies at that packet, as after a change. A packet of a connection whose beginning was not
+//! seen never gets a way.
+
+use lb_common::conntrack::{CtEntry, CtFlags, Direction, UNJUDGED, opened, partner};
+use lb_common::endpoint::PodEntry;
+use lb_common::flow::{Flow, proto};
+use lb_common::past::{self, PastWay};
+use lb_common::verdict::Counter;
+
+use crate::packet::Packet;
+use crate::scratch::{self, Scratch};
+use crate::tracked::{self, Inserted, Tracked};
+use crate::verdict::Verdict;
+use crate::{conntrack, maps};
+
+/// Whether the new flow goes past the stack. `to` has its ends as the receiver will see them. Then the receiver's entry
+/// stands, and `scratch.way` is what the sender's entry gets.
+#[inline(always)]
+pub(crate) fn opens(scratch: &mut Scratch, to: Flow, now: u32) -> bool {
+    if !maps::settings().is_some_and(|settings| settings.flags.contains(PAST)) {
+        return false;
+    }
+    scratch::hand_over(&mut scratch.to, to);
+    past_open(now) != 0
+}
+
+const PAST: lb_common::config::SettingFlags = lb_common::config::SettingFlags::LOCAL_PAST;
+
+/// Exported, so that the verifier checks it once by itself, and by itself on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn past_open(now: u32) -> u32 {
+    let Some(scratch) = scratch::get() else { return 0 };
+    let Scratch { parsed, to, hand, ifindex, epoch, partner, other, way, .. } = scratch;
+    let Some(ident) = maps::ident(&to.dst) else { return 0 };
+    let receiver = ident.ifindex;
+    let (Some(sender), Some(pod)) = (hand.get(*ifindex), maps::pod(receiver)) else { return 0 };
+    if to.src != sender.ip4 && to.src != sender.ip6 {
+        return 0;
+    }
+    let Some(found) = way_between(pod, sender) else { return 0 };
+    *way = found.to_addr();
+    *partner = conntrack::key_in(to, receiver);
+    *other = CtEntry {
+        aux_addr: found.back().to_addr(),
+        last_seen: now,
+        epoch: if *epoch == 0 { 0 } else { UNJUDGED },
+        flags: opened(CtFlags::INBOUND | CtFlags::PAST, Direction::Ingress, parsed.tcp_flags),
+        ..CtEntry::ZERO
+    };
+    // What is over its budget is left to the receiver's hook, which passes or drops it.
+    if !maps::is_within_budget(Some(pod), true) {
+        return 0;
+    }
+    let written = match tracked::claim(partner, other) {
+        Inserted::Done => true,
+        Inserted::Failed => false,
+        Inserted::Taken => match tracked::get(partner) {
+            Some(old) if !conntrack::is_alive(parsed, old, now) => tracked::put(partner, other),
+            // Of this very flow, whose entry here was evicted.
+            Some(old)
+                if old.flags().contains(CtFlags::PAST) && old.aux_addr() == other.aux_addr =>
+            {
+                old.set_epoch(other.epoch);
+                true
+            }
+            _ => false,
+        },
+    };
+    if written {
+        maps::count(Counter::FlowVeth);
+    }
+    u32::from(written)
+}
+
+/// The way to `receiver` from `sender`, if flows between them may have one.
+#[inline(always)]
+fn way_between(receiver: &PodEntry, sender: &PodEntry) -> Option<PastWay> {
+    let settings = maps::settings()?;
+    let (to, from) = (maps::local(receiver.id)?, maps::local(sender.id)?);
+    let way = PastWay { to: (receiver.id, to.generation), from: (sender.id, from.generation) };
+    past::may_open(settings.flags, to, from).then_some(way)
+}
+
+/// Gives a new flow without translation its way, once its receiver's entry stands, and sends its first packet. Its own entry is
+/// under the key in the scratch memory.
+#[inline(always)]
+pub(crate) fn first(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let Some(entry) = tracked::get(&scratch.key) else { return Verdict::Pass };
+    let Some(way) = PastWay::of_addr(&scratch.way) else { return Verdict::Pass };
+    entry.set_way(scratch.way);
+    entry.set_flags(entry.flags() | CtFlags::PAST);
+    send(packet, scratch, entry, way)
+}
+
+/// The way in an entry, if there is one that leads to a Pod.
+#[inline(always)]
+pub(crate) fn way_of(entry: Tracked) -> Option<PastWay> {
+    if !entry.flags().contains(CtFlags::PAST) {
+        return None;
+    }
+    PastWay::of_addr(&entry.aux_addr())
+}
+
+/// Looks after an entry that has a way, now and then: at a packet that opens, and at the first one of a stamp. The flow loses its
+/// way if the receiver's entry is gone, since another one would have none.
+#[inline(always)]
+pub(crate) fn review(scratch: &mut Scratch, entry: Tracked, now: u32) {
+    if !entry.flags().contains(CtFlags::PAST) {
+        return;
+    }
+    let parsed = &scratch.parsed;
+    let opens = parsed.flow.proto == proto::TCP && !conntrack::is_mid_flow(parsed);
+    if opens || entry.last_seen() != now {
+        past_review(now);
+    }
+}
+
+/// As [`past_open`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn past_review(now: u32) -> u32 {
+    let Some(scratch) = scratch::get() else { return 0 };
+    let Some(entry) = tracked::get(&scratch.key) else { return 0 };
+    let Some(way) = PastWay::of_addr(&entry.aux_addr()) else { return 0 };
+    if !has_way_back(scratch, entry, way, now) {
+        withdraw(entry);
+    }
+    0
+}
+
+/// Whether the entry of the receiver, or of the client whose Service it answers, has the way back.
+#[inline(always)]
+fn has_way_back(scratch: &mut Scratch, entry: Tracked, way: PastWay, now: u32) -> bool {
+    let Scratch { parsed, key, partner: across, other, .. } = scratch;
+    let Some(to) = maps::local(way.to.0) else { return false };
+    *across = *key;
+    (across.local, across.local_port) = (key.remote, key.remote_port);
+    (across.remote, across.remote_port) = (key.local, key.local_port);
+    if entry.flags().contains(CtFlags::FORWARD) {
+        (across.local, across.local_port) = (entry.nat_addr(), entry.nat_port());
+        across.remote_port = entry.aux_port();
+    }
+    across.scope = lb_common::conntrack::scope::POD;
+    across.veth = to.ifindex as u16;
+    let Some(mut found) = tracked::get(across) else { return false };
+    if found.flags().contains(CtFlags::REPLY) {
+        *other = found.entry();
+        let Some(forward) = partner(across, other) else { return false };
+        *across = forward;
+        match tracked::get(across) {
+            Some(forward) => found = forward,
+            None => return false,
+        }
+    }
+    found.flags().contains(CtFlags::PAST)
+        && found.aux_addr() == way.back().to_addr()
+        && !conntrack::is_expired(found, parsed, now)
+}
+
+/// The flow goes through the stack from now on.
+#[inline(always)]
+pub(crate) fn withdraw(entry: Tracked) {
+    entry.set_flags(entry.flags().without(CtFlags::PAST));
+}
+
+/// Sends a packet on as the way in its entry says; through the stack, if it has lost that.
+#[inline(always)]
+pub(crate) fn send(packet: Packet, scratch: &mut Scratch, entry: Tracked, way: PastWay) -> Verdict {
+    scratch::hand_over(&mut scratch.way, way.to_addr());
+    let ifindex = past_send(packet.as_ptr());
+    if ifindex != 0 {
+        return Verdict::Local(ifindex);
+    }
+    withdraw(entry);
+    Verdict::Pass
+}
+
+/// Addresses the frame to the Pod that the way in the scratch memory leads to. Returns the ifindex of the host's end, or 0 if
+/// the way is not open any more. Exported, as [`past_open`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn past_send(skb: *mut aya_ebpf::bindings::__sk_buff) -> u32 {
+    let packet = Packet::from_ptr(skb);
+    let Some(scratch) = scratch::get() else { return 0 };
+    let Some(way) = PastWay::of_addr(&scratch.way) else { return 0 };
+    let Some(settings) = maps::settings() else { return 0 };
+    let (Some(to), Some(from)) = (maps::local(way.to.0), maps::local(way.from.0)) else { return 0 };
+    if !past::is_open(settings.flags, &way, to, from) || packet.store(0, &to.link).is_err() {
+        return 0;
+    }
+    to.ifindex
+}
