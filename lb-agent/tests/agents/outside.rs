@@ -434,9 +434,9 @@ fn s54_the_node_s_own_datagrams_from_a_node_port_are_answered_to_it() {
                     socket.set_read_timeout(Some(SOON))?;
                     ask_to(&socket, remote_at)
                 });
-                let answer = answer.unwrap();
+                let answer = answer.unwrap().map_err(|err| err.to_string());
                 let want = ("remote".to_owned(), remote_at);
-                assert_eq!(answer.ok(), Some(want), "{round} from {netns}\n{}", stage.logs());
+                assert_eq!(answer, Ok(want), "{round} from {netns}\n{}", stage.logs());
             }
             assert_eq!(datagrams(&remote) - before, 3, "questions and no more, from {netns}");
         }
