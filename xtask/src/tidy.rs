@@ -23,6 +23,16 @@ struct Source {
     text: String,
 }
 
+#[cfg(test)]
+impl Source {
+    /// Files of a test by path and text.
+    fn of(files: &[(&str, &str)]) -> Vec<Self> {
+        let source =
+            |(path, text): &(&str, &str)| Self { path: (*path).into(), text: (*text).into() };
+        files.iter().map(source).collect()
+    }
+}
+
 /// Beyond these, a file or a function usually has two reasons to change. A hint, never a failure.
 const FILE_LINES: usize = 300;
 

@@ -21,7 +21,7 @@ use self::pods::Pods;
 use self::policy::{DesiredTables, PodDevice};
 use self::retry::Backlog;
 use self::service::ServiceInputs;
-use self::state::{PortState, ServiceState};
+use self::state::{PortState, ServiceState, Trouble};
 use self::tables::ServiceTables;
 use self::timers::RECHECK;
 use crate::cluster::{Family, Name};
@@ -304,10 +304,8 @@ impl Planner {
 
     /// When [`Planner::plan`] has to be called again although nothing changed, on the clock of its `now`.
     pub fn next_wakeup(&self) -> Option<Duration> {
-        let retries =
-            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
         // What is free now may be what was lacking.
-        let retries = retries.map(|trouble| {
+        let retries = self.troubles().map(|trouble| {
             let at_once = self.tables.freed && trouble.incomplete;
             if at_once { Duration::ZERO } else { trouble.retry.at }
         });
@@ -316,17 +314,17 @@ impl Planner {
 
     /// Services that are not programmed completely, and why.
     pub fn issues(&self) -> impl Iterator<Item = &Issue> {
-        let troubles =
-            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
-        troubles.flat_map(|trouble| &trouble.issues).chain(self.admission.issues())
+        self.troubles().flat_map(|trouble| &trouble.issues).chain(self.admission.issues())
     }
 
     /// Whether writes for Services have failed and are still to be repeated. A full map is not waited for: the Service has an
     /// issue.
     pub fn is_stalled(&self) -> bool {
-        let mut troubles =
-            self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_ref());
-        troubles.any(|trouble| trouble.refused) || self.settings_differ()
+        self.troubles().any(|trouble| trouble.refused) || self.settings_differ()
+    }
+
+    fn troubles(&self) -> impl Iterator<Item = &Trouble> {
+        self.pending.iter().filter_map(|name| self.services.get(name)?.trouble.as_deref())
     }
 
     /// Services that have something left to do; one more when the settings are not written.

@@ -70,26 +70,14 @@ impl Past {
 #[cfg(test)]
 mod tests {
     use lb_core::plan::StackReason;
-    use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::{FarDevice, Veth};
 
     use super::Past;
+    use crate::agent::pods;
 
     #[test]
     fn each_doubt_sends_the_flows_of_a_pod_through_the_stack() {
-        let veth = Veth {
-            ifindex: 5,
-            name: "veth5".to_owned(),
-            peer: 2,
-            nsid: 3,
-            bridge: 9,
-            own_mac: [6; 6],
-            mtu: 1500,
-            mac: [2; 6],
-            far: FarDevice { mtu: 1500, is_port: false },
-            inside: Vec::new(),
-            addresses: AddressPair::default(),
-        };
+        let veth = Veth { far: FarDevice { mtu: 1500, is_port: false }, ..pods::tests::veth() };
         let alone = || Past { on: true, alone: [5].into() };
         let (attached, none) = ([5].into(), [].into());
         let unknown = Veth { mac: [0; 6], ..veth.clone() };

@@ -28,7 +28,7 @@ pub(super) fn device_part(
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::agent) mod tests {
     use lb_common::endpoint::PodFlags;
     use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
@@ -36,9 +36,9 @@ mod tests {
 
     use super::{Addr, device_part};
 
-    #[test]
-    fn a_bridged_device_says_where_packets_pass_netfilter_by() {
-        let mut veth = Veth {
+    /// A device behind a bridge.
+    pub(in crate::agent) fn veth() -> Veth {
+        Veth {
             ifindex: 5,
             name: "veth5".to_owned(),
             peer: 2,
@@ -50,7 +50,12 @@ mod tests {
             far: FarDevice::default(),
             inside: Vec::new(),
             addresses: AddressPair::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_bridged_device_says_where_packets_pass_netfilter_by() {
+        let mut veth = veth();
         let netfilter = BridgeNetfilter { v4: true, v6: false };
         let known = ([Addr::from_ip("10.1.0.2".parse().unwrap()), Addr::NONE], [2; 6]);
         let bridged = device_part(&veth, known, netfilter);

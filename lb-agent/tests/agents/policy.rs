@@ -15,7 +15,7 @@ use testbed::{
     wait,
 };
 
-use crate::stage::{SOON, Stage, TRANSPORTS, port_80, service};
+use crate::stage::{SOON, Stage, TRANSPORTS, port_80, service, ways_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 /// No answer within this time is none: answers take far less.
@@ -70,8 +70,7 @@ impl Cast {
 
     /// The server, straight and through its Service.
     fn addresses(&self) -> Vec<SocketAddr> {
-        let straight = self.web.addresses().map(|ip| SocketAddr::new(ip, 8080));
-        straight.into_iter().chain(WEB.map(port_80)).collect()
+        ways_to(&self.web, WEB)
     }
 
     /// Waits until exactly these clients are answered.

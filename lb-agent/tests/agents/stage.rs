@@ -145,6 +145,12 @@ pub(crate) fn service(name: &str, ips: [&str; 2]) -> testbed::manifest::Object {
         .ip(v6)
 }
 
+/// A server, straight and through its Service at these addresses.
+pub(crate) fn ways_to(server: &Pod, ips: [&str; 2]) -> Vec<SocketAddr> {
+    let straight = server.addresses().map(|ip| SocketAddr::new(ip, 8080));
+    straight.into_iter().chain(ips.map(port_80)).collect()
+}
+
 /// Port 80 at `ip`.
 pub(crate) fn port_80(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 80)

@@ -62,9 +62,7 @@ mod tests {
     use super::{Source, check};
 
     fn complaints(files: &[(&str, &str)]) -> Vec<String> {
-        let source =
-            |(path, text): &(&str, &str)| Source { path: (*path).into(), text: (*text).into() };
-        check(&files.iter().map(source).collect::<Vec<_>>())
+        check(&Source::of(files))
     }
 
     #[test]

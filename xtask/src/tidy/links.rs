@@ -150,10 +150,7 @@ mod tests {
     use super::{Source, anchors, check, resolve};
 
     fn complaints(documents: &[(&str, &str)]) -> Vec<String> {
-        let source =
-            |(path, text): &(&str, &str)| Source { path: (*path).into(), text: (*text).into() };
-        let documents: Vec<_> = documents.iter().map(source).collect();
-        check(&documents, |path| path == std::path::Path::new("LICENSE"))
+        check(&Source::of(documents), |path| path == std::path::Path::new("LICENSE"))
     }
 
     #[test]
