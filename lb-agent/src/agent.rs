@@ -55,12 +55,12 @@ use crate::agent::kube_proxy::KubeProxy;
 use crate::agent::links::MacOwners;
 use crate::agent::lock::Lock;
 use crate::agent::past::Past;
-use crate::agent::pickup::Pickup;
+use crate::agent::pickup::{Pickup, Start};
 use crate::agent::policy::Policies;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
-use crate::config::{AgentConfig, FactSource, PastStack};
+use crate::config::{AgentConfig, FactSource};
 use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
@@ -210,7 +210,9 @@ impl Agent {
         let mut actual = kernel.maps.load().context("read the pinned maps")?;
         info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
-        let given = pickup::given(&cfg, &pickup, &mut kernel.maps, &mut actual, kernel.ct_is_new)
+        let past = Past::new(cfg.past_stack);
+        let start = Start { past: past.settings(), ct_is_new: kernel.ct_is_new };
+        let given = pickup::given(&cfg, &pickup, &mut kernel.maps, &mut actual, &start)
             .context("write the settings")?;
         let mut devices = Devices::open().context("follow network devices by netlink")?;
         let existing = devices.resync().context("list network devices")?;
@@ -254,7 +256,7 @@ impl Agent {
             state_dir: cfg.dirs.state.clone(),
             sources: Sources::new(cfg.allowed_sources.clone()),
             links: MacOwners::default(),
-            past: Past::new(cfg.past_stack == PastStack::On),
+            past,
             pickup,
             addresses,
             policies,

@@ -92,7 +92,7 @@ impl Cidr {
 pub const MASQUERADE_PORTS: core::ops::RangeInclusive<u16> = 10_000..=29_999;
 
 flags! {
-    /// Bits of [`Settings::flags`].
+    /// Flags of [`Settings`].
     pub struct SettingFlags: u32 {
         /// Another proxy translates flows that are older than these programs. Mid-flow packets of flows without an entry are
         /// left to it. Without this bit they are refused, since their backend cannot be found again.
@@ -100,8 +100,11 @@ flags! {
         /// While there is any policy, a Pod may send only from its own addresses. Without this bit it may send from any
         /// address that does not belong to another Pod, node or Service.
         STRICT_SOURCE = 1 << 1;
-        /// Flows between Pods of this node may go past the IP stack ([`crate::past`]).
+        /// Flows between Pods of this node may go past the IP stack ([`crate::past`]). The bits from
+        /// [`crate::past::StackReason::FIRST_BIT`] on say why not.
         LOCAL_PAST = 1 << 2;
+        /// New flows go through the IP stack; those that have a way past it keep it.
+        KNOWN_PAST_ONLY = 1 << 4;
     }
 }
 

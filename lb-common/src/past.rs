@@ -30,10 +30,50 @@ pod! {
 }
 
 flags! {
-    /// Flags of a [`LocalEnd`].
+    /// Flags of a [`LocalEnd`]. The bits from [`StackReason::FIRST_BIT`] on say why not.
     pub struct LocalFlags: u32 {
         /// Flows of the Pod may go past the IP stack.
         PAST_OK = 1 << 0;
+    }
+}
+
+listed! {
+    /// Why flows go through the host's IP stack. Its bit is in the flags of the settings if it concerns all Pods of the node, and
+    /// in those of a [`LocalEnd`] if it concerns one.
+    pub enum StackReason {
+        Setting = 0: "setting", "`--past-stack off`.", "Nothing, if that is intended.";
+        RulesUnread = 1: "rules-unread", "The firewall rules of the node have not been compared with the addresses of its Pods yet.", "Wait; it takes less than a second.";
+        RulesUnknown = 2: "rules-unknown", "The firewall rules of the node cannot be read, or they are larger or different than the agent understands.", "See `lbctl status` for the rule. If no rule is about traffic between Pods, set `--past-stack on`.";
+        HostRule = 3: "host-rule", "A firewall rule of the node could drop, mark, log, count or change packets between its Pods.", "See `lbctl status` for the rule. If it may be passed by, set `--past-stack on`.";
+        PolicyEngine = 4: "policy-engine", "Another program enforces policies between Pods by firewall rules of the node.", "Remove it, if lb is to enforce all policies. `--past-stack on` has no effect on this reason.";
+        NotAttached = 5: "not-attached", "The programs are not attached to the device of the Pod yet.", "See `lbctl status`.";
+        UnknownMac = 6: "unknown-mac", "The link-layer address of the Pod's end of its veth is not known.", "See `lbctl status`.";
+        PortInside = 7: "port-inside", "The Pod's end of its veth is a port of a bridge in the Pod, as with a virtual machine.", "Nothing: frames would go to the bridge instead of the machine.";
+        UnequalMtu = 8: "unequal-mtu", "The two ends of the Pod's veth, or the two Pods, have different MTUs.", "Let the CNI plugin set one MTU.";
+        OtherPrograms = 9: "other-programs", "Other programs or filters on the Pod's device see what it sends, or it is attached by clsact.", "Nothing: they would no longer see the packets.";
+        IsolatedPort = 10: "isolated-port", "The Pod's device is an isolated port of its bridge.", "Nothing: the bridge must not connect it to other isolated ports.";
+        VlanBridge = 11: "vlan-bridge", "The Pod's device is a port of a bridge that filters VLANs.", "Nothing: the bridge decides which of its ports are connected.";
+        Annotation = 12: "annotation", "The annotation `lb-agent.io/path: stack` of the Pod or of the Service.", "Remove the annotation.";
+    }
+}
+
+impl StackReason {
+    /// The first of their bits in a word of flags.
+    pub const FIRST_BIT: u32 = 8;
+
+    /// Its bit in a word of flags.
+    pub const fn bit(self) -> u32 {
+        1 << (Self::FIRST_BIT + self as u32)
+    }
+
+    /// Whether a firewall rule of the node is the reason.
+    pub const fn is_of_a_rule(self) -> bool {
+        matches!(self, Self::RulesUnknown | Self::HostRule | Self::PolicyEngine)
+    }
+
+    /// The reasons whose bits are set, in the order of their declaration.
+    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
     }
 }
 
@@ -105,9 +145,14 @@ impl FlowPath {
     }
 }
 
-/// Whether new flows between two Pods of this node may go past the IP stack. Equal MTUs: nothing that one can send is too big
-/// for the other.
+/// Whether new flows between two Pods of this node may go past the IP stack.
 pub const fn may_open(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> bool {
+    !settings.contains(SettingFlags::KNOWN_PAST_ONLY) && may_go_on(settings, to, from)
+}
+
+/// Whether flows between two Pods of this node that have a way may keep it. Equal MTUs: nothing that one can send is too big for
+/// the other.
+const fn may_go_on(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> bool {
     settings.contains(SettingFlags::LOCAL_PAST)
         && to.flags.contains(LocalFlags::PAST_OK)
         && from.flags.contains(LocalFlags::PAST_OK)
@@ -124,14 +169,32 @@ pub const fn is_open(
     to: &LocalEnd,
     from: &LocalEnd,
 ) -> bool {
-    may_open(settings, to, from) && to.generation == way.to.1 && from.generation == way.from.1
+    may_go_on(settings, to, from) && to.generation == way.to.1 && from.generation == way.from.1
+}
+
+/// Why new flows between two different Pods of this node go through the IP stack: the first reason of the node, of the sender, of
+/// the receiver; `None` if they may go past it ([`may_open`]).
+pub fn obstacle(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> Option<StackReason> {
+    if may_open(settings, to, from) {
+        return None;
+    }
+    let is_usable = |end: &LocalEnd| end.ifindex != 0 && end.flags.contains(LocalFlags::PAST_OK);
+    let of_end = |end: &LocalEnd| {
+        let named = StackReason::among(end.flags.bits()).next();
+        named.or((!is_usable(end)).then_some(StackReason::NotAttached))
+    };
+    let of_node = StackReason::among(settings.bits()).next();
+    let is_on = settings.contains(SettingFlags::LOCAL_PAST)
+        && !settings.contains(SettingFlags::KNOWN_PAST_ONLY);
+    let of_node = of_node.or((!is_on).then_some(StackReason::RulesUnread));
+    of_node.or(of_end(from)).or(of_end(to)).or(Some(StackReason::UnequalMtu))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        Addr, CtEntry, CtFlags, FlowPath, LocalEnd, LocalFlags, PastWay, SettingFlags, is_open,
-        may_open,
+        Addr, CtEntry, CtFlags, FlowPath, LocalEnd, LocalFlags, PastWay, SettingFlags, StackReason,
+        is_open, may_open, obstacle,
     };
 
     const OK: LocalEnd = LocalEnd {
@@ -182,7 +245,38 @@ mod tests {
             assert_eq!(may_open(settings, &to, &from), want, "{name}");
             assert_eq!(may_open(settings, &from, &to), want, "{name}, back");
             assert_eq!(is_open(settings, &WAY, &to, &from), want && to != from, "{name}");
+            assert_eq!(obstacle(settings, &to, &from).is_none(), want, "{name}");
         }
+    }
+
+    #[test]
+    fn what_new_flows_may_not_use_known_ones_keep() {
+        let kept = SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY;
+        assert!(!may_open(kept, &OK, &OTHER));
+        assert!(is_open(kept, &WAY, &OK, &OTHER));
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_node_then_of_the_sender_then_of_the_receiver() {
+        let because = |reason: StackReason| LocalFlags::from_bits(reason.bit());
+        let node = |reason: StackReason| SettingFlags::from_bits(reason.bit());
+        let on = SettingFlags::LOCAL_PAST;
+        let not = |reason| LocalEnd { flags: because(reason), ..OK };
+        let (vm, other) = (not(StackReason::PortInside), not(StackReason::OtherPrograms));
+        let cases = [
+            (node(StackReason::HostRule), OTHER, vm, Some(StackReason::HostRule)),
+            (on, other, vm, Some(StackReason::PortInside)),
+            (on, vm, OTHER, Some(StackReason::PortInside)),
+            (on, LocalEnd::ZERO, OTHER, Some(StackReason::NotAttached)),
+            (on, LocalEnd { mtu: 1400, ..OK }, OTHER, Some(StackReason::UnequalMtu)),
+            (SettingFlags::NONE, OK, OTHER, Some(StackReason::RulesUnread)),
+            (on, OK, OTHER, None),
+        ];
+        for (settings, to, from, want) in cases {
+            assert_eq!(obstacle(settings, &to, &from), want);
+        }
+        let flags = LocalFlags::PAST_OK.bits() | SettingFlags::KNOWN_PAST_ONLY.bits();
+        assert_eq!(StackReason::among(flags).next(), None, "bits of their own");
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct Names<'a> {
     /// The first and last of `--masquerade-ports`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade_ports: Option<[u16; 2]>,
+    /// The firewall rule of the node for which flows between Pods go through the IP stack, or why rules cannot be read.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub host_rule: Cow<'a, str>,
     /// Lines of `lbctl status`, in the order to be shown.
     pub subsystems: Vec<Subsystem<'a>>,
     /// The issues of all objects at the last sync.

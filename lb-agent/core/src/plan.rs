@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
-use lb_common::config::Settings;
+use lb_common::config::{SettingFlags, Settings};
 use lb_common::endpoint::Dev;
 use lb_common::service::FrontendKey;
 
@@ -68,8 +68,8 @@ pub use self::capacity::Capacity;
 pub use self::cidrs::Cidrs;
 pub use self::flows::Flows;
 pub use self::links::MacTables;
-pub use self::locals::{PodPath, StackReason};
-pub use self::node::Given;
+pub use self::locals::PodPath;
+pub use self::node::{ABOUT_PAST, Given};
 pub use self::pods::{GroupIds, groups};
 pub use self::range_key::RangeKey;
 pub use self::source_key::SourceKey;
@@ -141,6 +141,16 @@ impl Planner {
     /// From now on the settings have this in them.
     pub fn give(&mut self, given: Given) {
         self.given = given;
+    }
+
+    /// The write after which these flows may go past the IP stack, and no others.
+    pub fn plan_past(&mut self, past: SettingFlags) -> Plan {
+        self.given.past = past;
+        let actual = self.tables.actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
+        let settings = self.given.within(actual);
+        self.settings.flags = self.settings.flags.without(ABOUT_PAST) | past;
+        let write = (settings != actual).then(|| Write::PutSettings(Box::new(settings)));
+        Plan::of(WriteOwner::Timer, write)
     }
 
     /// The writes for the changed Services, for earlier ones that failed, and for timers that are due.

@@ -17,6 +17,7 @@ pub mod fields;
 pub mod frontend;
 pub mod natural;
 pub mod network;
+pub mod past;
 #[cfg(feature = "node")]
 pub mod pinned;
 #[cfg(feature = "node")]

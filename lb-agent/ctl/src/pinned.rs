@@ -15,9 +15,10 @@ use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FORMER_PORTS,
     MAP_FRAGMENTS, MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS,
-    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_MACS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY, MAP_PORT_BITS,
-    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
+    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_LOCALS, MAP_MACS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY,
+    MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
+use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
@@ -32,12 +33,13 @@ use lb_kernel::bpf::pins::{Pin, Pins};
 use lb_kernel::bpf::usage::{self, Element, Usage};
 use lb_kernel::syscall;
 
-/// What [`Tables`] opens.
-const READ: [MapSpec; 10] = [
+/// What [`Pinned::snapshot`] opens.
+const READ: [MapSpec; 11] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
     MAP_PODS,
+    MAP_LOCALS,
     MAP_SOURCE_RANGES,
     MAP_AFFINITY,
     MAP_FRONTEND_PORTS,
@@ -97,6 +99,14 @@ impl Pinned {
             snapshot.pods.insert(*ifindex, *pod);
         })
         .context("read pods")?;
+        snapshot.past.settings = tables.settings.get(&0, 0).context("read settings")?.flags;
+        let locals = maps::open_locals(&self.pins).map_err(refused)?;
+        syscall::for_each(&locals, |id: &u32, end: &LocalEnd| {
+            if end.ifindex != 0 {
+                snapshot.past.ends.insert(*id, *end);
+            }
+        })
+        .context("read locals")?;
         if extent >= SnapshotExtent::Fields {
             self.check(&MAP_LOADS)?;
             snapshot.fields = fields::read(&self.pins, &tables)?;

@@ -35,6 +35,8 @@ pub struct PodRow {
     pub mac: String,
     /// Whether the veth is a port of a bridge.
     pub bridged: bool,
+    /// Why its flows go through the IP stack; empty = new flows to other such Pods of the node go past it.
+    pub path_reasons: Vec<&'static str>,
     /// Seconds since creation.
     pub age: Option<u64>,
 }
@@ -53,6 +55,7 @@ impl Row for PodRow {
         Column::wide("MAC"),
         Column::wide("BRIDGED"),
         Column::wide("HOOKS"),
+        Column::wide("PATH"),
     ];
 
     fn cells(&self) -> Vec<Cell> {
@@ -68,6 +71,10 @@ impl Row for PodRow {
             Cell::Text(self.mac.clone()),
             Cell::Text(self.bridged.to_string()),
             Cell::list(&self.hooks),
+            match self.path_reasons.as_slice() {
+                [] => Cell::Text("past".to_owned()),
+                reasons => Cell::list(reasons),
+            },
         ]
     }
 
@@ -120,6 +127,7 @@ fn row(view: &View<'_>, policies: &PolicyNames, ifindex: u32, pod: &PodEntry) ->
         hooks: view.snapshot.hooks.get(&ifindex).cloned().unwrap_or_default(),
         mac: if pod.mac == [0; 6] { String::new() } else { mac },
         bridged: pod.flags.contains(PodFlags::BRIDGED),
+        path_reasons: view.snapshot.past.reasons(pod).iter().map(|reason| reason.name()).collect(),
         age: name.and_then(|name| view.since(name.created)),
     }
 }

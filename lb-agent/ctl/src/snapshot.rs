@@ -10,6 +10,7 @@ use lb_common::service::{Affinity, Backend, state};
 
 use crate::fields::{AffinityState, Fields};
 use crate::frontend::FrontendSlots;
+use crate::past::PastTables;
 
 /// The load balancing tables, each entry as the kernel has it.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct TableSnapshot {
     pub n_slots: usize,
     /// What few Services use.
     pub fields: Fields,
+    /// Which flows go past the IP stack.
+    pub past: PastTables,
 }
 
 impl TableSnapshot {

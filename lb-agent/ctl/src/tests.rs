@@ -171,9 +171,9 @@ fn pods_of_this_node() {
         Format::Wide,
         all,
         expect![[r#"
-            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE   IFINDEX  MAC                BRIDGED  HOOKS
-            default    client  10.1.0.2,fd01::2  veth11  open     open    4d3h  11       02:00:00:00:00:02  false    pod_in,pod_out
-            default    web-1   10.1.0.3,fd01::3  veth12  open     open    4d3h  12       02:00:00:00:00:03  false    <none>
+            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE   IFINDEX  MAC                BRIDGED  HOOKS           PATH
+            default    client  10.1.0.2,fd01::2  veth11  open     open    4d3h  11       02:00:00:00:00:02  false    pod_in,pod_out  past
+            default    web-1   10.1.0.3,fd01::3  veth12  open     open    4d3h  12       02:00:00:00:00:03  false    <none>          other-programs
         "#]],
     );
     check(

@@ -3,9 +3,10 @@
 //! Pure bookkeeping; the loop does what it says.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::agent::past::Progress;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::pins::Hook;
 use lb_kernel::devices::uplinks::Layer;
@@ -128,12 +129,18 @@ impl Attachments {
         (wanting().count(), wanting().filter(|device| device.stage == Stage::Attached).count())
     }
 
-    /// Pods' devices with all programs.
-    pub(super) fn attached_pods(&self) -> BTreeSet<u32> {
-        let is_attached =
-            |device: &AttachedDevice| device.role == Role::Pod && device.stage == Stage::Attached;
-        let attached = self.devices.iter().filter(|(_, device)| is_attached(device));
-        attached.map(|(ifindex, _)| *ifindex).collect()
+    /// How far the programs of Pods' devices are.
+    pub(super) fn progress(&self) -> Progress {
+        let mut progress = Progress::default();
+        for (ifindex, device) in self.devices.iter().filter(|(_, device)| device.role == Role::Pod)
+        {
+            match device.stage {
+                Stage::Attached => drop(progress.attached.insert(*ifindex)),
+                Stage::Attaching => drop(progress.attaching.insert(*ifindex)),
+                Stage::Failed { .. } => {}
+            }
+        }
+        progress
     }
 
     /// Pods' devices, and those with all programs.

@@ -239,6 +239,7 @@ impl Agent {
         names.masquerade_ports = Some([*ports.start(), *ports.end()]);
         names.source = SourceName { kind: Cow::Borrowed(kind), place: Cow::Borrowed(place) };
         let kube_proxy = self.kube_proxy.signs(&self.cluster);
+        names.host_rule = Cow::Borrowed(self.past.host_rule());
         names.subsystems = report::lines(&report::ReportFacts {
             cluster: &self.cluster,
             source: kind,
@@ -249,6 +250,7 @@ impl Agent {
             attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
             planned: self.planned,
+            past: self.past_facts(),
             kube_proxy: &kube_proxy,
             external_ips: self.desired.rules().external_ips(&self.cluster),
             not_taken_over: self.kube_proxy.failure(),

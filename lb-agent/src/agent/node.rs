@@ -1,7 +1,7 @@
 //! What happens on this node itself: devices come, go and change their role, addresses are added and removed.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::config;
 use lb_common::endpoint::{IdentFlags, PodEntry};
+use lb_common::past::StackReason;
 use tracing::{debug, error, info, warn};
 
 use crate::agent::attacher::Attached;
@@ -16,6 +17,7 @@ use crate::agent::attachments::Attachment;
 use crate::agent::bindings::{BindingFacts, Bindings};
 use crate::agent::kernel::Kernel;
 use crate::agent::pods;
+use crate::agent::report::PastFacts;
 use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{self, Cluster, Name};
@@ -169,9 +171,25 @@ impl Agent {
     /// Brings the map that leads packets to Pods past the IP stack to what it should say.
     fn write_locals(&mut self) {
         let veths: Vec<&Veth> = self.devices.veths().collect();
-        let paths = self.past.paths(&veths, &self.attachments.attached_pods());
+        let paths = self.past.paths(&veths, &self.attachments.progress());
         let plan = self.planner.plan_locals(&paths);
         self.write(plan);
+    }
+
+    /// What `lbctl status` says about flows past the IP stack.
+    pub(super) fn past_facts(&self) -> PastFacts<'_> {
+        let actual = self.planner.actual();
+        let ends = actual.locals.values().filter(|end| end.ifindex != 0);
+        let mut by_reason = BTreeMap::new();
+        for reason in ends.filter_map(|end| StackReason::among(end.flags.bits()).next()) {
+            *by_reason.entry(reason).or_default() += 1;
+        }
+        PastFacts {
+            settings: self.past.settings(),
+            host_rule: self.past.host_rule(),
+            pods: actual.locals.values().filter(|end| end.ifindex != 0).count(),
+            by_reason,
+        }
     }
 
     fn attach(&mut self, attachment: Attachment) {

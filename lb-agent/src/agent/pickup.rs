@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use lb_common::config::Settings;
+use lb_common::config::{SettingFlags, Settings};
 use tracing::{info, warn};
 
-use crate::config::{AgentConfig, PastStack, SourceCheck};
+use crate::config::{AgentConfig, SourceCheck};
 use lb_core::plan::{Actual, Given, MapError, MapStore as _, Write};
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::store::Maps;
@@ -36,6 +36,15 @@ impl Pickup {
     }
 }
 
+/// What is known at the start.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    /// Which flows may go past the IP stack, or why not.
+    pub past: SettingFlags,
+    /// The conntrack table has no entry of earlier connections.
+    pub ct_is_new: bool,
+}
+
 /// What the settings say from the start on. It is written at once: policies of an earlier run are in force, and before
 /// the API server has told everything nothing else is written.
 pub(super) fn given(
@@ -43,15 +52,13 @@ pub(super) fn given(
     pickup: &Pickup,
     maps: &mut Maps,
     actual: &mut Actual,
-    ct_is_new: bool,
+    start: &Start,
 ) -> Result<Given, MapError> {
+    let Start { past, ct_is_new } = *start;
     let before = actual.settings.as_deref().copied().unwrap_or(Settings::ZERO);
     let pickup_until = if ct_is_new { pickup.until() } else { before.pickup_until };
-    let given = Given {
-        strict_source: cfg.source_check == SourceCheck::Strict,
-        local_past: cfg.past_stack == PastStack::On,
-        pickup_until,
-    };
+    let given =
+        Given { strict_source: cfg.source_check == SourceCheck::Strict, past, pickup_until };
     let settings = Box::new(given.within(before));
     if *settings != before {
         let write = Write::PutSettings(settings);

@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use lb_common::config::SettingFlags;
 use lb_common::flow::proto;
+use lb_common::past::StackReason;
 
 use crate::observe::foreign::{self, Sign};
 use crate::ports::Ports;
@@ -33,6 +36,8 @@ pub(super) struct ReportFacts<'a> {
     pub services: (usize, usize),
     /// Whether the first plan was applied.
     pub planned: bool,
+    /// Which flows go past the IP stack.
+    pub past: PastFacts<'a>,
     /// What is here of kube-proxy.
     pub kube_proxy: &'a [Sign],
     /// Why its rules could not be removed.
@@ -57,6 +62,19 @@ pub(super) struct ReportFacts<'a> {
     pub copies: (u64, u64),
 }
 
+/// What the line about flows past the IP stack is made from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PastFacts<'a> {
+    /// What the settings say.
+    pub settings: SettingFlags,
+    /// The firewall rule that is the reason, if one is.
+    pub host_rule: &'a str,
+    /// Pods of this node.
+    pub pods: usize,
+    /// Pods by the first reason why their flows go through the IP stack.
+    pub by_reason: BTreeMap<StackReason, usize>,
+}
+
 /// The lines, in the order to be shown.
 pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
     vec![
@@ -67,6 +85,7 @@ pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
         line("external-ips", State::Ok, facts.external_ips.to_string()),
         conntrack(facts),
         masquerade(facts),
+        past_stack(facts),
         kube_proxy(facts),
         kernel(facts),
     ]
@@ -192,6 +211,35 @@ fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         return line("masquerade", State::Degraded, format!("{held}: {cure}"));
     }
     line("masquerade", State::Ok, held)
+}
+
+/// Flows that go through the IP stack arrive, too, so this is never degraded.
+fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
+    let PastFacts { settings, host_rule, pods, by_reason } = &facts.past;
+    let of_node: Vec<StackReason> = StackReason::among(settings.bits()).collect();
+    if let Some(first) = of_node.first() {
+        let rule = if host_rule.is_empty() { "" } else { ": " };
+        let kept = if settings.contains(SettingFlags::KNOWN_PAST_ONLY) {
+            "; older flows stay past it, since nf_conntrack_tcp_loose is 0"
+        } else {
+            ""
+        };
+        let detail = format!(
+            "flows between Pods of this node go through its IP stack: {}{rule}{host_rule}{kept}",
+            first.name()
+        );
+        return line("past-stack", State::Ok, detail);
+    }
+    let through: usize = by_reason.values().sum();
+    let past = pods.saturating_sub(through);
+    let mut detail = format!(
+        "flows between {past} of {pods} Pods of this node go past its IP stack and netfilter"
+    );
+    if !by_reason.is_empty() {
+        let others = by_reason.iter().map(|(reason, n)| format!("{} {n}", reason.name()));
+        detail += &format!("; others: {}", others.collect::<Vec<_>>().join(", "));
+    }
+    line("past-stack", State::Ok, detail)
 }
 
 fn kube_proxy<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {

@@ -62,6 +62,7 @@ impl Serialize for NameTable<'_> {
             agent,
             source,
             masquerade_ports,
+            host_rule,
             subsystems,
             issues,
             services: _,
@@ -81,6 +82,9 @@ impl Serialize for NameTable<'_> {
         map.serialize_entry("source", source)?;
         if let Some(ports) = masquerade_ports {
             map.serialize_entry("masquerade_ports", ports)?;
+        }
+        if !host_rule.is_empty() {
+            map.serialize_entry("host_rule", host_rule)?;
         }
         map.serialize_entry("subsystems", subsystems)?;
         map.serialize_entry("issues", issues)?;

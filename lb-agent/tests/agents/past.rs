@@ -1,7 +1,13 @@
 //! Flows between Pods of one node past its IP stack and netfilter, with real agents: netfilter sees neither direction of them,
 //! policies are enforced as ever, and what is turned off goes through the stack again.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use testbed::{
     Netns, Node, Pod, Shape,
@@ -190,4 +196,28 @@ fn a_running_connection_goes_on_when_its_way_is_turned_off() {
     cast.wait_until(false);
     let straight = cast.addresses()[0];
     cast.stage.ask(&cast.friend.netns, Transport::Tcp, straight);
+}
+
+/// What an agent finds out again when it starts is what the one before it has found: no flow loses its way meanwhile.
+#[test]
+fn a_running_connection_keeps_its_way_when_the_agent_restarts() {
+    let mut cast = Neighbors::new("epastk", Shape::Routed, |_| ());
+    cast.wait_until(true);
+    let open = |addr| cast.friend.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let mut connections: Vec<Connection> = cast.addresses().into_iter().map(open).collect();
+    let over = AtomicBool::new(false);
+    let [agent, _] = &mut cast.stage.agents;
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                connections.iter_mut().for_each(|connection| drop(connection.ask().unwrap()));
+            }
+        });
+        agent.stop().unwrap();
+        agent.start().unwrap();
+        thread::sleep(Duration::from_secs(2));
+        over.store(true, Ordering::Relaxed);
+        asking.join().unwrap();
+    });
+    assert_eq!(forwarded(&cast.stage.a), 0, "{}", cast.stage.logs());
 }

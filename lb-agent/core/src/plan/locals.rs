@@ -1,35 +1,18 @@
 //! The writes to the map `locals`: how a packet reaches each Pod of this node past the IP stack, and whether it may.
 //!
 //! Why a Pod's flows go through the stack is a list of reasons, made from what is known of its device. It is empty if nothing
-//! speaks against the other way. More reasons, of Pods or of the node as a whole, belong into [`StackReason`].
+//! speaks against the other way. The element has the reasons, too, for those who read the maps.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_common::past::{LocalEnd, LocalFlags};
+use lb_common::past::{LocalEnd, LocalFlags, StackReason};
 
 use super::actual::Actual;
 use super::pods::Pods;
 use super::retry::Backlog;
 use super::write::{MapError, Write};
-
-/// Why flows of a Pod go through the host's IP stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StackReason {
-    /// The setting says so, for all Pods of the node.
-    Setting,
-    /// The programs are not attached to its device yet.
-    NotAttached,
-    /// The link-layer address of its end is not known.
-    UnknownMac,
-    /// Its end is a port of a device in its namespace: a bridge of a virtual machine has another address.
-    PortInside,
-    /// The ends of its veth have different MTUs.
-    UnequalMtu,
-    /// Other programs or filters see what it sends, behind ours.
-    OtherPrograms,
-}
 
 /// What is known of a Pod's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +23,8 @@ pub struct PodPath {
     pub mtu: u32,
     /// Why its flows go through the stack; empty = they need not.
     pub reasons: BTreeSet<StackReason>,
+    /// The reasons are only that something was not looked at yet: what an earlier run has found is good until then.
+    pub undecided: bool,
 }
 
 /// What is left to do.
@@ -89,12 +74,14 @@ pub(super) fn ended(actual: &Actual, id: u32) -> Option<Write> {
 fn element(actual: &Actual, id: u32, ifindex: u32, path: &PodPath) -> LocalEnd {
     let before = actual.locals.get(&id).copied().unwrap_or(LocalEnd::ZERO);
     let same = (before.ifindex, before.link) == (ifindex, path.link);
+    let reasons = path.reasons.iter().fold(0, |bits, reason| bits | reason.bit());
+    let flags = LocalFlags::PAST_OK.when(reasons == 0) | LocalFlags::from_bits(reasons);
     LocalEnd {
         ifindex,
         generation: if same { before.generation } else { before.generation.wrapping_add(1) },
         link: path.link,
         mtu: path.mtu,
-        flags: LocalFlags::PAST_OK.when(path.reasons.is_empty()),
+        flags: if same && path.undecided { before.flags } else { flags },
         ..LocalEnd::ZERO
     }
 }
@@ -103,13 +90,13 @@ fn element(actual: &Actual, id: u32, ifindex: u32, path: &PodPath) -> LocalEnd {
 mod tests {
     use std::collections::BTreeMap;
 
-    use lb_common::past::{LocalEnd, LocalFlags};
+    use lb_common::past::{LocalEnd, LocalFlags, StackReason};
 
-    use super::{Actual, Locals, PodPath, Pods, StackReason, Write};
+    use super::{Actual, Locals, PodPath, Pods, Write};
 
     fn path(mac: u8, reasons: &[StackReason]) -> PodPath {
         let reasons = reasons.iter().copied().collect();
-        PodPath { link: [[mac; 6], [9; 6]], mtu: 1500, reasons }
+        PodPath { link: [[mac; 6], [9; 6]], mtu: 1500, reasons, undecided: false }
     }
 
     /// Applies the plan and returns the elements that it wrote.
@@ -157,6 +144,25 @@ mod tests {
         assert_eq!(restored.id(8), 1, "in this test numbers are given away at once");
         let wanted = [(8, path(5, &[]))];
         assert_eq!(apply(&mut actual, &restored, &wanted), [(2, 0, 2, false), (1, 8, 4, true)]);
+    }
+
+    /// After a restart of the agent, flows keep their way.
+    #[test]
+    fn what_is_not_looked_at_again_yet_stays_as_it_was() {
+        let (mut actual, mut pods) = (Actual::default(), Pods::default());
+        pods.appeared(5);
+        assert_eq!(apply(&mut actual, &pods, &[(5, path(5, &[]))]), [(1, 5, 1, true)]);
+        let not_attached = path(5, &[StackReason::NotAttached]);
+        let undecided = PodPath { undecided: true, ..not_attached.clone() };
+        assert_eq!(apply(&mut actual, &pods, &[(5, undecided.clone())]), []);
+        let moved = PodPath { link: [[7; 6], [9; 6]], ..undecided };
+        assert_eq!(apply(&mut actual, &pods, &[(5, moved)]), [(1, 5, 2, false)]);
+        assert_eq!(apply(&mut actual, &pods, &[(5, not_attached)]), [(1, 5, 3, false)]);
+        let flags = actual.locals[&1].flags;
+        assert_eq!(
+            StackReason::among(flags.bits()).collect::<Vec<_>>(),
+            [StackReason::NotAttached]
+        );
     }
 
     #[test]

@@ -3,16 +3,22 @@
 
 use lb_common::be::Be16;
 use lb_common::config::{SettingFlags, Settings};
+use lb_common::past::StackReason;
 
 use crate::model::DesiredNode;
+
+/// The flags of the settings about flows past the IP stack, and those of the reasons against it.
+pub const ABOUT_PAST: SettingFlags = SettingFlags::LOCAL_PAST
+    .with(SettingFlags::KNOWN_PAST_ONLY)
+    .with(SettingFlags::from_bits(!0 << StackReason::FIRST_BIT));
 
 /// What the operator decided and what is known since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Given {
     /// Whether Pods send from their own addresses only, while there is any policy.
     pub strict_source: bool,
-    /// Whether flows between Pods of this node may go past the IP stack.
-    pub local_past: bool,
+    /// Which flows may go past the IP stack, and why others may not.
+    pub past: SettingFlags,
     /// Until this stamp connections may be older than the conntrack table.
     pub pickup_until: u32,
 }
@@ -21,10 +27,10 @@ impl Given {
     /// The settings with this in them.
     #[must_use]
     pub fn within(self, settings: Settings) -> Settings {
-        let (strict, past) = (SettingFlags::STRICT_SOURCE, SettingFlags::LOCAL_PAST);
-        let flags = settings.flags.without(strict | past)
+        let strict = SettingFlags::STRICT_SOURCE;
+        let flags = settings.flags.without(strict | ABOUT_PAST)
             | strict.when(self.strict_source)
-            | past.when(self.local_past);
+            | self.past.only(ABOUT_PAST);
         Settings { flags, pickup_until: self.pickup_until, ..settings }
     }
 }

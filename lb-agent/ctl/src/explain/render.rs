@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::explain::explanation::{Explanation, Finding, Step};
 use crate::explain::host::FORWARDING;
 use crate::explain::trace::{
-    Hop, PolicyHop, PolicyVerdict, Records, SourceEnd, StaleFlow, TableFull, Trace, TraceOutcome,
-    Unchecked, Who,
+    Hop, PathHop, PodRoute, PolicyHop, PolicyVerdict, Records, SourceEnd, StaleFlow, TableFull,
+    Trace, TraceOutcome, Unchecked, Who,
 };
 use crate::network::protocol_name;
 use lb_core::admin::context::{EndKind, Party};
@@ -87,6 +87,7 @@ fn step(trace: &Trace, hop: &Hop) -> Option<Step> {
         Hop::Backend(backend) => ("backend", service::backend(backend)),
         Hop::Unforwarded { v4 } => ("route", unforwarded(trace, *v4).headline),
         Hop::Policy(hop) => (policy::name(hop.direction), policy::step(trace, hop)),
+        Hop::Path(path) => ("path", path_step(path)),
         Hop::Socket(socket) => ("socket", socket::step(socket)),
         Hop::Reply(reply) => ("reply", service::reply(reply)),
         Hop::Records(_)
@@ -113,6 +114,7 @@ fn finding(trace: &Trace, hop: &Hop) -> Finding {
         | Hop::NoAddress
         | Hop::Loopback(_)
         | Hop::Backend(_)
+        | Hop::Path(_)
         | Hop::ClientHidden { .. }
         | Hop::Unchecked(_)
         | Hop::Reply(_) => Finding::default(),
@@ -154,6 +156,7 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
         | Hop::NoAddress
         | Hop::Loopback(_)
         | Hop::Backend(_)
+        | Hop::Path(_)
         | Hop::Unforwarded { .. }
         | Hop::Reply(_) => None,
     }
@@ -188,6 +191,21 @@ fn process(who: &Who, port: u16) -> String {
 /// Items with commas between.
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Where packets go between two Pods of this node.
+fn path_step(path: &PathHop) -> String {
+    let PathHop { to, route } = path;
+    match route {
+        PodRoute::Past => format!("goes past the host's IP stack and netfilter to {to}"),
+        PodRoute::Bridge => format!("goes over the bridge of both Pods, past netfilter, to {to}"),
+        PodRoute::Stack { reason, rule } if rule.is_empty() || !reason.is_of_a_rule() => {
+            format!("goes through the host's IP stack: {}", reason.name())
+        }
+        PodRoute::Stack { reason, rule } => {
+            format!("goes through the host's IP stack: {} ({rule})", reason.name())
+        }
+    }
 }
 
 /// Where the flow comes from.

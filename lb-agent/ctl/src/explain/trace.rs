@@ -11,7 +11,8 @@ mod policy;
 mod service;
 
 pub use self::ends::{
-    Listener, Records, Socket, SourceEnd, StaleFlow, TableFull, Unchecked, Unseen, Who,
+    Listener, PathHop, PodRoute, Records, Socket, SourceEnd, StaleFlow, TableFull, Unchecked,
+    Unseen, Who,
 };
 pub use self::policy::{
     Allowed, Cause, Closest, Denial, Lacks, PeerLack, PeerOr, PolicyHop, PolicyVerdict, PortLack,
@@ -58,6 +59,8 @@ pub enum Hop {
     },
     /// The policies of one Pod.
     Policy(PolicyHop),
+    /// Where packets go between two Pods of this node.
+    Path(PathHop),
     /// The other node sees this node instead of the external client.
     ClientHidden {
         /// The other node, if known.
@@ -117,6 +120,7 @@ impl Hop {
             | Self::Service(_)
             | Self::Loopback(_)
             | Self::Backend(_)
+            | Self::Path(_)
             | Self::Reply(_) => HopState::Ok,
             Self::Unserved(_) => HopState::Stop,
             Self::NoAddress | Self::Unforwarded { .. } => HopState::Unknown,
@@ -151,6 +155,7 @@ impl Hop {
             | Self::NoAddress
             | Self::Loopback(_)
             | Self::Backend(_)
+            | Self::Path(_)
             | Self::ClientHidden { .. }
             | Self::Unchecked(_)
             | Self::Reply(_) => None,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use lb_common::endpoint::IdentFlags;
+use lb_common::endpoint::{IdentFlags, PodEntry};
 use lb_common::flow::proto;
 use lb_common::policy::PolicyLookup;
 
@@ -10,8 +10,8 @@ use crate::explain::facts::{Facts, Listening};
 use crate::explain::policy::{self, Side};
 use crate::explain::service::{self, FrontendMatch, Route, Target};
 use crate::explain::trace::{
-    Hop, HopState, Listener, PolicyHop, PolicyVerdict, Records, Reply, Socket, SourceEnd,
-    StaleFlow, Trace, Unchecked, Who,
+    Hop, HopState, Listener, PathHop, PodRoute, PolicyHop, PolicyVerdict, Records, Reply, Socket,
+    SourceEnd, StaleFlow, Trace, Unchecked, Who,
 };
 use crate::explain::{host, socket};
 use lb_core::admin::context::{EndKind, FlowContext};
@@ -109,6 +109,9 @@ impl<T: PolicyLookup> Walk<'_, T> {
         }
         let new = self.trace.hops.get(first..).unwrap_or_default();
         let stopped = new.iter().any(|hop| hop.state() == Some(HopState::Stop));
+        if !stopped {
+            self.trace.hops.extend(self.path(target).map(Hop::Path));
+        }
         self.socket(target, stopped);
     }
 
@@ -192,6 +195,26 @@ impl<T: PolicyLookup> Walk<'_, T> {
                 self.push(Hop::ClientHidden { node: node.cloned() });
             }
         }
+    }
+
+    /// Where packets go between two Pods of this node.
+    fn path(&self, target: &Target) -> Option<PathHop> {
+        let facts = self.facts;
+        let at = target.backend.at.ip();
+        let (from, to) = (facts.local(&facts.context.src)?, facts.pod_at(at)?);
+        if std::ptr::eq(from, to) {
+            return None;
+        }
+        let bridge = |pod: &PodEntry| if at.is_ipv4() { pod.bridge4 } else { pod.bridge6 };
+        let route = match facts.view.snapshot.past.obstacle(to, from) {
+            None => PodRoute::Past,
+            Some(_) if bridge(from) != 0 && bridge(from) == bridge(to) => PodRoute::Bridge,
+            Some(reason) => {
+                let rule = facts.view.names.host_rule.to_string();
+                PodRoute::Stack { reason, rule }
+            }
+        };
+        Some(PathHop { to: target.who(), route })
     }
 
     /// Whether a process listens.

@@ -1,6 +1,7 @@
 //! The reference chapters of the book list what there is: drop reasons and causes with their advice, commands.
 
 use clap::CommandFactory as _;
+use lb_common::past::StackReason;
 use lb_common::verdict::{Counter, DropReason};
 use lb_testkit::document::CheckedDocument;
 
@@ -32,6 +33,16 @@ fn every_counter_is_documented() {
     let mut chapter = CheckedDocument::read("docs/src/metrics.md");
     let row = |counter: Counter| [format!("`{}`", counter.name()), counter.meaning().into()];
     chapter.compare_list("counters", Counter::ALL.map(row));
+    chapter.finish();
+}
+
+#[test]
+fn every_reason_of_the_ip_stack_is_documented() {
+    let mut chapter = CheckedDocument::read("docs/src/operations.md");
+    let row = |reason: StackReason| {
+        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+    };
+    chapter.compare_list("stack reasons", StackReason::ALL.map(row));
     chapter.finish();
 }
 

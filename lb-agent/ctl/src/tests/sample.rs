@@ -5,13 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use lb_common::config::SettingFlags;
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
+use lb_common::past::{LocalEnd, LocalFlags, StackReason};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_common::verdict::DropReason;
 
 use crate::fields::Fields;
 use crate::frontend::FrontendSlots;
+use crate::past::PastTables;
 use crate::snapshot::{FlowCount, TableSnapshot};
 use lb_core::names::{
     AgentInfo, BackendName, DropExample, EndpointConditions, IssueLine, LAYOUT, Names, Place,
@@ -66,8 +69,10 @@ pub(super) fn snapshot() -> TableSnapshot {
         ip4: addr(ip4),
         ip6: addr(ip6),
         mac: [2, 0, 0, 0, 0, last],
+        id: last.into(),
         ..PodEntry::ZERO
     };
+    let end = |ifindex, flags| LocalEnd { ifindex, mtu: 1500, flags, ..LocalEnd::ZERO };
     TableSnapshot {
         frontends: vec![
             wildcard,
@@ -94,6 +99,14 @@ pub(super) fn snapshot() -> TableSnapshot {
         .into(),
         n_slots: 4,
         fields: Fields::default(),
+        past: PastTables {
+            settings: SettingFlags::LOCAL_PAST,
+            ends: [
+                (2, end(11, LocalFlags::PAST_OK)),
+                (3, end(12, LocalFlags::from_bits(StackReason::OtherPrograms.bit()))),
+            ]
+            .into(),
+        },
     }
 }
 

@@ -11,9 +11,10 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::PodEntry;
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
-    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LOADS, MAP_PODS, MAP_SETTINGS,
-    MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LOADS, MAP_LOCALS, MAP_PODS,
+    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MapSpec,
 };
+use lb_common::past::LocalEnd;
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use libc::{E2BIG, ENOMEM, ENOSPC};
 
@@ -157,6 +158,14 @@ pub fn open_kept(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsEr
 /// When the pin is missing or has other sizes.
 pub fn open_pods(pins: &Pins) -> Result<HashMap<MapData, u32, PodEntry>, MapsError> {
     open(pins, &MAP_PODS)
+}
+
+/// The pinned ends of Pods of this node, for readers beside the loop.
+///
+/// # Errors
+/// When the pin is missing or has other sizes.
+pub fn open_locals(pins: &Pins) -> Result<Array<MapData, LocalEnd>, MapsError> {
+    open(pins, &MAP_LOCALS)
 }
 
 /// The pinned counters, for readers beside the loop.

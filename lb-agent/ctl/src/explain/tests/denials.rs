@@ -205,8 +205,9 @@ fn deny_port() {
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  allowed by default/access ingress[0]
-              6  ok  socket          a process listens on 0.0.0.0:8080
-              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter to default/web-1
+              7  ok  socket          a process listens on 0.0.0.0:8080
+              8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
         "#]],
     );
 }
@@ -348,8 +349,9 @@ fn hint_peer_or() {
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects front/shop in egress
               5  ok  ingress policy  allowed by default/access ingress[0]
-              6  ok  socket          a process listens on 0.0.0.0:8080
-              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter to default/web-1
+              7  ok  socket          a process listens on 0.0.0.0:8080
+              8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
             because: default/access ingress[0] lists two peers, and matching either is enough: front/shop matches all Pods of namespaces with kubernetes.io/metadata.name=front, but not Pods with app=api of namespace default
             to fix: if both must match, put podSelector and namespaceSelector into one entry of the list
             code: HINT_PEER_OR
@@ -404,8 +406,9 @@ fn policies_in_shadow_mode_are_told() {
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  no enforced policy selects default/web-1 in ingress
-              6  ok  socket          a process listens on 0.0.0.0:8080
-              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter to default/web-1
+              7  ok  socket          a process listens on 0.0.0.0:8080
+              8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
             assumed: shadow policies are not enforced; if they were, default/try default-deny would deny it
         "#]],
     );

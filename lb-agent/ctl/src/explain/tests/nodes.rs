@@ -1,12 +1,16 @@
 //! The wording of what is found at nodes: other nodes, hosts, sockets, full tables.
 
 use expect_test::expect;
+use lb_common::config::SettingFlags;
 use lb_common::flow::proto;
+use lb_common::past::{LocalFlags, StackReason};
 use lb_common::verdict::DropReason;
 
 use super::world::{World, pod, policy, service};
 use super::{TO_WEB, base, check, check_in};
 use crate::explain::code::Code;
+use crate::explain::explanation::Step;
+use crate::explain::render;
 use lb_core::names::DropExample;
 
 #[test]
@@ -24,7 +28,8 @@ fn sockets() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  ok    ingress policy  no policy selects default/web-1 in ingress
-              6  STOP  socket          default/web-1 listens on 127.0.0.1:8080 only
+              6  ok    path            goes past the host's IP stack and netfilter to default/web-1
+              7  STOP  socket          default/web-1 listens on 127.0.0.1:8080 only
             because: the process in default/web-1 listens on 127.0.0.1:8080, not on the Pod's address 10.1.0.3
             to fix: configure the process to listen on all addresses (0.0.0.0 or ::)
             code: LISTENS_ON_LOOPBACK
@@ -42,12 +47,45 @@ fn sockets() {
               3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok    egress policy   no policy selects default/client in egress
               5  ok    ingress policy  no policy selects default/web-1 in ingress
-              6  STOP  socket          no process listens on 10.1.0.3:8080 in default/web-1
+              6  ok    path            goes past the host's IP stack and netfilter to default/web-1
+              7  STOP  socket          no process listens on 10.1.0.3:8080 in default/web-1
             because: no process listens on port 8080 of default/web-1; it listens on 80, 9090
             to fix: set targetPort (or the destination port) to a port that the process listens on
             code: BACKEND_REFUSES
         "#]],
     );
+}
+
+#[test]
+fn the_path_between_two_pods_of_the_node() {
+    let mut world = World::new(&base());
+    let path = |world: &World| {
+        let steps = render(&world.trace(TO_WEB.0, TO_WEB.1)).steps;
+        let alone = render(&world.trace_alone(TO_WEB.0, TO_WEB.1)).steps;
+        let path =
+            |steps: Vec<Step>| steps.into_iter().find(|step| step.what == "path").unwrap().text;
+        let (asked, alone) = (path(steps), path(alone));
+        assert_eq!(asked, alone, "the maps say so, with an agent or without");
+        asked
+    };
+    assert_eq!(path(&world), "goes past the host's IP stack and netfilter to default/web-1");
+    let (ifindex, ..) =
+        world.local_pods().into_iter().find(|(_, name, _)| &*name.name == "web-1").unwrap();
+    let flags = LocalFlags::from_bits(StackReason::PortInside.bit());
+    world.snapshot.past.ends.get_mut(&ifindex).unwrap().flags = flags;
+    assert_eq!(path(&world), "goes through the host's IP stack: port-inside");
+    world.snapshot.past.settings = SettingFlags::from_bits(StackReason::HostRule.bit());
+    world.names.host_rule = "ip filter FORWARD: drop".into();
+    assert_eq!(
+        path(&world),
+        "goes through the host's IP stack: host-rule (ip filter FORWARD: drop)"
+    );
+    world.names.host_rule = "".into();
+    assert_eq!(path(&world), "goes through the host's IP stack: host-rule");
+    for (.., pod) in &mut world.snapshot.pods {
+        pod.bridge4 = 4;
+    }
+    assert_eq!(path(&world), "goes over the bridge of both Pods, past netfilter, to default/web-1");
 }
 
 #[test]
@@ -77,8 +115,9 @@ fn a_table_without_room() {
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  no policy selects default/web-1 in ingress
-              6  ok  socket          a process listens on 0.0.0.0:8080
-              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter to default/web-1
+              7  ok  socket          a process listens on 0.0.0.0:8080
+              8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
             because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on this node: CONNTRACK_FULL
             to fix: check `lbctl maps`; raise --ct-entries
             code: TABLE_FULL

@@ -217,8 +217,9 @@ fn stale_flow() {
               3  ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  no policy selects default/web-1 in ingress
-              6  ok  socket          a process listens on 0.0.0.0:8080
-              7  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter to default/web-1
+              7  ok  socket          a process listens on 0.0.0.0:8080
+              8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
             because: an open flow to 10.96.0.10:80 is pinned to 10.1.1.4:8080, which was removed: its next packet resets a TCP connection; other protocols get a new backend
             to fix: reconnect the client
             code: STALE_FLOW

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::config::SettingFlags;
 use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
+use lb_common::past::{LocalEnd, LocalFlags};
 use lb_common::policy::GroupFlags;
 use lb_common::service::state;
 
@@ -254,8 +256,12 @@ impl World {
         let applied = planner.apply(plan, &mut tables, &mut || Duration::ZERO);
         assert!(applied.failed.is_empty());
         self.tables = tables;
+        self.snapshot.past.settings = SettingFlags::LOCAL_PAST;
         for (ifindex, name, pod) in self.local_pods() {
-            let entry = PodEntry { ip4: pod.ips[0], ..self.tables.pods[&ifindex] };
+            let entry = PodEntry { ip4: pod.ips[0], id: ifindex, ..self.tables.pods[&ifindex] };
+            let flags = LocalFlags::PAST_OK;
+            let end = LocalEnd { ifindex, mtu: 1500, flags, ..LocalEnd::ZERO };
+            self.snapshot.past.ends.insert(entry.id, end);
             self.snapshot.pods.insert(ifindex, entry);
             self.names.pods.push(PodName {
                 ifindex,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use lb_common::past::StackReason;
 use lb_common::verdict::DropReason;
 
 use lb_core::admin::context::{EndKind, FlowEnd};
@@ -53,6 +54,24 @@ impl fmt::Display for Who {
             Self::Address(ip) => ip.fmt(f),
         }
     }
+}
+
+/// Where the packets of a flow between two Pods of this node go, in both directions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathHop {
+    pub to: Who,
+    pub route: PodRoute,
+}
+
+/// How the packets of a flow get from one Pod of this node to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodRoute {
+    /// Past the IP stack and netfilter.
+    Past,
+    /// By the bridge of both, which passes netfilter by.
+    Bridge,
+    /// Through the IP stack, and why. A firewall rule that is the reason is named, if its name is known.
+    Stack { reason: StackReason, rule: String },
 }
 
 /// The source.

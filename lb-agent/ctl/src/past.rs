@@ -1,0 +1,65 @@
+//! Whether flows between Pods of this node go past its IP stack, by the maps and the predicate of the programs.
+
+use std::collections::HashMap;
+
+use lb_common::config::SettingFlags;
+use lb_common::endpoint::PodEntry;
+use lb_common::past::{self, LocalEnd, StackReason};
+
+/// What the maps say about it.
+#[derive(Clone, Debug, Default)]
+pub struct PastTables {
+    /// Of the node.
+    pub settings: SettingFlags,
+    /// Pods, by their number in the maps.
+    pub ends: HashMap<u32, LocalEnd>,
+}
+
+impl PastTables {
+    /// Why flows of a Pod go through the IP stack, first the reasons of the node; none if new flows may go past it.
+    pub fn reasons(&self, pod: &PodEntry) -> Vec<StackReason> {
+        let end = self.end(pod);
+        let bits = self.settings.bits() | end.flags.bits();
+        let named: Vec<_> = StackReason::among(bits).collect();
+        if named.is_empty() {
+            // The same Pod at another device: nothing but its own and the node's reasons speak against it.
+            let other = LocalEnd { ifindex: end.ifindex.wrapping_add(1), ..end };
+            return past::obstacle(self.settings, &other, &end).into_iter().collect();
+        }
+        named
+    }
+
+    /// Why new flows from one Pod to another go through the IP stack; `None` if they go past it.
+    pub fn obstacle(&self, to: &PodEntry, from: &PodEntry) -> Option<StackReason> {
+        past::obstacle(self.settings, &self.end(to), &self.end(from))
+    }
+
+    fn end(&self, pod: &PodEntry) -> LocalEnd {
+        self.ends.get(&pod.id).filter(|_| pod.id != 0).copied().unwrap_or(LocalEnd::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::past::LocalFlags;
+
+    use super::{LocalEnd, PastTables, PodEntry, SettingFlags, StackReason};
+
+    #[test]
+    fn all_reasons_of_node_and_pod_are_listed() {
+        let end = |flags| LocalEnd { ifindex: 5, mtu: 1500, flags, ..LocalEnd::ZERO };
+        let port = LocalFlags::from_bits(StackReason::PortInside.bit());
+        let mut tables = PastTables {
+            settings: SettingFlags::LOCAL_PAST,
+            ends: [(1, end(LocalFlags::PAST_OK)), (2, end(port))].into(),
+        };
+        let pod = |id| PodEntry { id, ..PodEntry::ZERO };
+        assert_eq!(tables.reasons(&pod(1)), []);
+        assert_eq!(tables.reasons(&pod(2)), [StackReason::PortInside]);
+        assert_eq!(tables.reasons(&pod(0)), [StackReason::NotAttached]);
+        assert_eq!(tables.obstacle(&pod(1), &pod(2)), Some(StackReason::PortInside));
+        tables.settings = SettingFlags::from_bits(StackReason::HostRule.bit());
+        assert_eq!(tables.reasons(&pod(1)), [StackReason::HostRule]);
+        assert_eq!(tables.reasons(&pod(2)), [StackReason::HostRule, StackReason::PortInside]);
+    }
+}
