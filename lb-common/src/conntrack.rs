@@ -67,9 +67,11 @@ pod! {
         /// Forward entry: the source port used towards the backend (equal to the client's unless it was taken).
         /// Reply entry: the client's own port.
         pub aux_port: Be16,
-        /// Backend id; 0 when the destination is not translated.
+        /// Backend id; 0 when the destination is not translated, and in the reply entry of a TCP connection that one side
+        /// has left.
         pub backend_id: u32,
-        /// Generation of the backend when it was chosen.
+        /// Generation of the backend when it was chosen. Reply entry of a TCP connection that one side has left: the
+        /// sequence number behind the last FIN.
         pub backend_gen: u32,
         /// Last packet, in units of 256 kernel ticks (jiffies / 256), truncated to 32 bits.
         pub last_seen: u32,
@@ -86,7 +88,8 @@ flags! {
     /// Flags of a [`CtEntry`].
     ///
     /// Bits 0-7: TCP flags seen leaving the Pod; 8-15: entering it; the others are named. Bits 7 and 15, in masqueraded
-    /// flows: packets that are neither of the handshake nor resets.
+    /// flows: packets that are neither of the handshake nor resets. Bits 3 and 11: this side's FIN was the first. Bits 5 and
+    /// 13: and the other side's FIN acknowledged it.
     pub struct CtFlags: u32 {
         /// Forward entry: packets leaving the Pod get `nat_addr:nat_port` as destination.
         FORWARD = 1 << 16;
@@ -212,10 +215,16 @@ const LAST: u8 = tcp::FIN | tcp::RST;
 /// Beside the TCP flags that are remembered of a side of a masqueraded flow: it has sent something other than a part of the
 /// handshake or a reset. (The bit is that of CWR, which is not remembered.)
 const SPOKE: u8 = 0x80;
+/// Its FIN came before that of the other side. (The bit is that of PSH, which is not remembered.)
+const FIRST: u8 = 0x08;
+/// With `FIRST`: the other side's FIN acknowledged it. (The bit is that of URG.)
+const ANSWERED: u8 = 0x20;
 /// TCP flags of both sides.
 const TCP: CtFlags = CtFlags::tcp(0xff, 0xff);
+/// How a connection ends.
+const END: u8 = LAST | FIRST | ANSWERED;
 /// Either side sends no more.
-const ENDS: CtFlags = CtFlags::tcp(LAST, LAST);
+const ENDS: CtFlags = CtFlags::tcp(END, END);
 pub(crate) const BOTH_WAYS: CtFlags = CtFlags::SEEN_OUT.with(CtFlags::SEEN_IN);
 
 /// TCP flags seen leaving the Pod.
@@ -292,7 +301,53 @@ pub const fn seen(flags: CtFlags, direction: Direction, tcp_flags: u8) -> CtFlag
             flags = flags.with(BOTH_WAYS);
         }
     }
+    if tcp_flags & tcp::FIN != 0 && (sent(flags) | received(flags)) & tcp::FIN == 0 {
+        flags = flags.with(of_side(direction, FIRST));
+    }
     flags.with(marks(flags, direction, tcp_flags))
+}
+
+/// TCP flags of the side that sends in this direction.
+const fn of_side(direction: Direction, tcp_flags: u8) -> CtFlags {
+    match direction {
+        Direction::Egress => CtFlags::tcp(tcp_flags, 0),
+        Direction::Ingress => CtFlags::tcp(0, tcp_flags),
+    }
+}
+
+/// Whether a FIN in this direction is the opener's, and the first of the connection; `flags` are those before it.
+pub const fn leaves_first(flags: CtFlags, direction: Direction) -> bool {
+    is_opener(flags, direction) && (sent(flags) | received(flags)) & tcp::FIN == 0
+}
+
+/// Whether a FIN in this direction answers that of the opener; `flags` are those before it.
+pub const fn answers_fin(flags: CtFlags, direction: Direction) -> bool {
+    let (opener, other) = sides(flags);
+    !is_opener(flags, direction) && opener & FIRST != 0 && other & tcp::FIN == 0
+}
+
+/// `flags` after the other side's FIN, which acknowledged that of the opener: one acknowledgement is left.
+pub const fn answered(flags: CtFlags) -> CtFlags {
+    flags.with(of_side(opener(flags), ANSWERED))
+}
+
+/// Whether a packet with these TCP flags may be the last of a connection that the opener has left first: the acknowledgement
+/// of the other side's FIN. Of other protocols none is.
+pub const fn may_be_last(flags: CtFlags, direction: Direction, tcp_flags: u8) -> bool {
+    flags.contains(of_side(opener(flags), ANSWERED))
+        && is_opener(flags, direction)
+        && tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+}
+
+/// Whether the far end of a closed connection that the Pod opened may be in TIME_WAIT, since it was the first to leave: there
+/// it refuses a connection from the same address and port, if the numbers of its SYN do not fit (RFC 9293 §3.6.1, RFC 6191).
+/// They do not when the Pod dialed another destination, and the translation made the two one: its kernel chose them for that.
+pub const fn lingers(flags: CtFlags) -> bool {
+    let (opener, other) = sides(flags);
+    has_both_fins(flags)
+        && !flags.intersects(CtFlags::INBOUND.with(CtFlags::MASQUERADED))
+        && (opener | other) & tcp::RST == 0
+        && opener & FIRST == 0
 }
 
 /// Flags of a flow whose first packet this is: as [`seen`] makes them, without a branch.
@@ -375,6 +430,13 @@ pub const fn reopens(flags: CtFlags, direction: Direction, tcp_flags: u8) -> boo
     }
     let plain = !flags.intersects(CtFlags::FORWARD.with(CtFlags::REPLY));
     is_over(flags) || plain && (is_established(flags) || !is_opener(flags, direction))
+}
+
+/// Whether a packet that leaves the Pod on the tuple of a reply entry, and would open a connection, needs another port: the
+/// connection that had the tuple is over, and its far end may remember it.
+pub const fn needs_other_port(flags: CtFlags) -> bool {
+    const OTHERS: CtFlags = CtFlags::HAIRPIN.with(CtFlags::EXTERNAL);
+    flags.contains(CtFlags::REPLY) && !flags.intersects(OTHERS) && lingers(flags)
 }
 
 /// Returns whether an entry without translation stays when a SYN was judged again and allowed: a living connection does not
@@ -623,6 +685,34 @@ mod tests {
             &[&turned(&OPEN), &[(Ingress, tcp::RST)][..]].concat(),
         );
         assert!(!is_over(here), "a reset from a client may be forged");
+    }
+
+    #[test]
+    fn the_far_end_remembers_a_connection_that_it_left_first() {
+        use super::lingers;
+        let (own, far) = ((Egress, FIN_ACK), (Ingress, FIN_ACK));
+        let rst = (Ingress, tcp::RST);
+        let cases: [(&str, CtFlags, Sent<'_>, bool); 8] = [
+            ("it lives", CtFlags::NONE, &[far], false),
+            ("the far end first", CtFlags::NONE, &[far, own], true),
+            ("the Pod first", CtFlags::NONE, &[own, far], false),
+            ("again and again", CtFlags::NONE, &[far, far, own, far], true),
+            ("then reset", CtFlags::NONE, &[far, own, rst], false),
+            ("to a Service", CtFlags::FORWARD, &[far, own], true),
+            ("its reply entry", CtFlags::REPLY, &[far, own], true),
+            (
+                "begun again, and the Pod first",
+                CtFlags::NONE,
+                &[far, OPEN[0], OPEN[1], own, far],
+                false,
+            ),
+        ];
+        for (name, kind, steps, want) in cases {
+            assert_eq!(lingers(of(kind, &then(steps))), want, "{name}");
+        }
+        for kind in [CtFlags::INBOUND, CtFlags::EXTERNAL | CtFlags::MASQUERADED] {
+            assert!(!lingers(of(kind, &[&turned(&OPEN)[..], &[own, far]].concat())), "{kind:?}");
+        }
     }
 
     #[test]

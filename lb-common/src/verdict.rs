@@ -159,6 +159,8 @@ listed! {
             "IPv4 packets from outside, and answers to them, cut into smaller ones: bigger than the MTU on the way, and their sender allows it. A packet of four pieces is cut three times.";
         FlowVeth = 22: "flow_veth",
             "New flows between Pods of this node that go past the host's IP stack and netfilter.";
+        PairClosed = 23: "pair_closed",
+            "Translated connections whose two entries went with their last packet.";
     }
 }
 

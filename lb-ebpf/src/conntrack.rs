@@ -6,10 +6,11 @@ use lb_common::flow::{Flow, proto, tcp};
 use lb_common::hash;
 use lb_common::verdict::Counter;
 
+use crate::packet::Packet;
 use crate::parsed::Parsed;
 use crate::scratch::{self, Scratch};
 use crate::tracked::{self, Inserted, Tracked};
-use crate::{kernel, maps, trace};
+use crate::{closing, kernel, maps, trace};
 
 /// The key of a packet that leaves the Pod.
 #[inline(always)]
@@ -48,6 +49,13 @@ pub(crate) fn starts_over(entry: Tracked, parsed: &Parsed, direction: Direction,
     conntrack::reopens(entry.flags(), direction, parsed.tcp_flags) || is_expired(entry, parsed, now)
 }
 
+/// Whether the packet, which starts over on an entry, does not go to a Service, and needs another port than the connection that
+/// was there.
+#[inline(always)]
+pub(crate) fn needs_other_port(entry: Tracked, parsed: &Parsed, now: u32) -> bool {
+    conntrack::needs_other_port(entry.flags()) && !is_expired(entry, parsed, now)
+}
+
 /// Whether the flow of an entry has neither ended nor expired.
 #[inline(always)]
 pub(crate) fn is_alive(parsed: &Parsed, entry: Tracked, now: u32) -> bool {
@@ -81,10 +89,16 @@ extern "C" fn ct_life(protocol: u32, flags: u32, last_seen: u32, now: u32) -> u3
 
 /// Notes the packet on its entry, whose key is in the scratch memory.
 #[inline(always)]
-pub(crate) fn note(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
+pub(crate) fn note(
+    packet: Packet,
+    scratch: &mut Scratch,
+    entry: Tracked,
+    direction: Direction,
+    now: u32,
+) {
     let before = entry.flags();
     if conntrack::is_news(before, direction, scratch.parsed.tcp_flags) {
-        learn(scratch, entry, direction);
+        learn(packet, scratch, entry, direction);
     }
     let last = entry.last_seen();
     // An unchanged cache line is not taken from other CPUs.
@@ -157,7 +171,7 @@ fn restore(scratch: &mut Scratch) -> Option<Tracked> {
 /// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this
 /// direction.
 #[inline(never)]
-fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
+fn learn(packet: Packet, scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     let Scratch { parsed, key, partner, other, .. } = scratch;
     let before = entry.flags();
     let after = conntrack::seen(before, direction, parsed.tcp_flags);
@@ -177,6 +191,9 @@ fn learn(scratch: &mut Scratch, entry: Tracked, direction: Direction) {
     }
     if parsed.flow.proto != proto::TCP {
         return;
+    }
+    if parsed.tcp_flags & tcp::FIN != 0 {
+        closing::fin(packet, before, direction);
     }
     match (
         conntrack::is_worth_keeping(proto::TCP, before),
@@ -209,18 +226,27 @@ fn leave_load(entry: Tracked, flags: CtFlags) -> CtFlags {
 
 /// Notes the packet on the entry of a flow without translation. The last packet of a connection that both ends have
 /// closed takes the entry with it: the table reuses its element at once, instead of looking for one to evict. What
-/// comes late makes an entry of its own, and a short-lived one.
+/// comes late makes an entry of its own, and a short-lived one. The entry stays while the far end remembers the connection,
+/// so that no Service gives another one the same ends.
 #[inline(always)]
-pub(crate) fn note_plain(scratch: &mut Scratch, entry: Tracked, direction: Direction, now: u32) {
+pub(crate) fn note_plain(
+    packet: Packet,
+    scratch: &mut Scratch,
+    entry: Tracked,
+    direction: Direction,
+    now: u32,
+) {
     let Scratch { parsed, key, .. } = scratch;
-    if conntrack::has_both_fins(entry.flags())
+    let flags = entry.flags();
+    if conntrack::has_both_fins(flags)
+        && !conntrack::lingers(flags)
         && parsed.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
     {
         if tracked::delete(key) {
             maps::count(Counter::PlainClosed);
         }
     } else {
-        note(scratch, entry, direction, now);
+        note(packet, scratch, entry, direction, now);
     }
 }
 
@@ -468,7 +494,7 @@ pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> O
     Some(Tracked::written(entry))
 }
 
-/// Whether an entry in our way is a remnant: of this very flow, or of one that is over.
+/// Whether an entry in our way is a remnant: of this very flow, or of one that is over, for its far end as well.
 #[inline(always)]
 fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
     let flags = old.flags();
@@ -477,7 +503,11 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
         && old.nat_port() == flow.dport
         && old.aux_port() == flow.sport
         && old.aux_addr() == flow.src;
-    same || ct_life(u32::from(flow.proto), flags.bits(), old.last_seen(), now) != ALIVE
+    same || match ct_life(u32::from(flow.proto), flags.bits(), old.last_seen(), now) {
+        ALIVE => false,
+        CLOSED => !conntrack::lingers(flags),
+        _ => true,
+    }
 }
 
 /// TCP, and not the SYN that opens a connection.

@@ -36,7 +36,7 @@ use crate::service::{self, Client, Health};
 use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
-use crate::{cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace};
+use crate::{closing, cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -145,7 +145,7 @@ pub(crate) fn dev_out(packet: Packet, l3: usize) -> Verdict {
     let Scratch { parsed, key, .. } = scratch;
     *key = reply_key(&parsed.flow);
     let Some(entry) = conntrack::find(scratch) else { return Verdict::Pass };
-    note_reply(scratch, entry, kernel::now());
+    note_reply(packet, scratch, entry, kernel::now());
     if from_frontend(packet, &scratch.parsed, entry) {
         Verdict::Pass
     } else {
@@ -206,7 +206,7 @@ pub(crate) fn reply_out(
     route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &parsed.flow.dst);
     match route::answer(packet, scratch) {
         Way::Via(_) => {
-            note_reply(scratch, entry, now);
+            note_reply(packet, scratch, entry, now);
             forward_reply(packet, scratch, entry)
         }
         Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
@@ -221,12 +221,12 @@ fn reply_key(flow: &Flow) -> CtKey {
 }
 
 #[inline(always)]
-fn note_reply(scratch: &mut Scratch, entry: Tracked, now: u32) {
-    conntrack::note(scratch, entry, Direction::Egress, now);
+fn note_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) {
+    conntrack::note(packet, scratch, entry, Direction::Egress, now);
 }
 
 #[inline(always)]
-fn note_client(scratch: &mut Scratch, entry: Tracked, now: u32) {
+fn note_client(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) {
     let flags = entry.flags();
     if scratch.parsed.flow.proto != proto::TCP && flags.contains(CtFlags::MASQUERADED) {
         let spoken = lb_common::conntrack::spoken(flags);
@@ -234,7 +234,7 @@ fn note_client(scratch: &mut Scratch, entry: Tracked, now: u32) {
             entry.set_flags(spoken);
         }
     }
-    conntrack::note(scratch, entry, Direction::Ingress, now);
+    conntrack::note(packet, scratch, entry, Direction::Ingress, now);
 }
 
 /// Makes the frontend the source of an answer, and restores the client's port where it was mapped.
@@ -294,7 +294,7 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &entry.aux_addr());
     match route::answer(packet, scratch) {
         Way::Via(_) => {
-            note_reply(scratch, entry, kernel::now());
+            note_reply(packet, scratch, entry, kernel::now());
             forward_reply(packet, scratch, entry)
         }
         Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
@@ -342,8 +342,17 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
             return first(packet, scratch, frontend, now);
         }
     }
-    note_client(scratch, entry, now);
-    deliver(packet, scratch, entry)
+    note_client(packet, scratch, entry, now);
+    let may_be_last = lb_common::conntrack::may_be_last(
+        entry.flags(),
+        Direction::Ingress,
+        scratch.parsed.tcp_flags,
+    );
+    let verdict = deliver(packet, scratch, entry);
+    if may_be_last {
+        closing::last(packet);
+    }
+    verdict
 }
 
 /// A packet of no flow that goes on.

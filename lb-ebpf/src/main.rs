@@ -14,6 +14,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 mod bridge;
+mod closing;
 mod conntrack;
 mod cut;
 mod event;

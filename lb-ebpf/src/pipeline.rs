@@ -21,7 +21,9 @@ use crate::service::{self, Client, Destination, Health};
 use crate::trace::Program;
 use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
-use crate::{bridge, external, fragment, icmp, kernel, maps, parse, past, refuse, rewrite, trace};
+use crate::{
+    bridge, closing, external, fragment, icmp, kernel, maps, parse, past, refuse, rewrite, trace,
+};
 
 /// A packet leaves the Pod.
 #[inline(always)]
@@ -62,7 +64,9 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
     *key = conntrack::key_out(&parsed.flow, scratch.ifindex);
     let Some(entry) = conntrack::find(scratch) else { return open_out(packet, scratch, now) };
     let Scratch { parsed, .. } = scratch;
-    if conntrack::starts_over(entry, parsed, Direction::Egress, now) {
+    if conntrack::starts_over(entry, parsed, Direction::Egress, now)
+        && !conntrack::needs_other_port(entry, parsed, now)
+    {
         return open_out(packet, scratch, now);
     }
     if policy::is_stale(scratch, entry)
@@ -93,7 +97,7 @@ pub(crate) fn pod_out(packet: Packet) -> Verdict {
         return open_out(packet, scratch, now);
     }
     let way = past::way_of(entry);
-    conntrack::note_plain(scratch, entry, Direction::Egress, now);
+    conntrack::note_plain(packet, scratch, entry, Direction::Egress, now);
     match way {
         Some(way) => past::send(packet, scratch, entry, way),
         None => Verdict::Pass,
@@ -147,10 +151,10 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         return Verdict::Drop(reported);
     }
     if !flags.intersects(CtFlags::FORWARD | CtFlags::REPLY) {
-        conntrack::note_plain(scratch, entry, Direction::Ingress, now);
+        conntrack::note_plain(packet, scratch, entry, Direction::Ingress, now);
         return Verdict::Pass;
     }
-    conntrack::note(scratch, entry, Direction::Ingress, now);
+    conntrack::note(packet, scratch, entry, Direction::Ingress, now);
     if flags.only(CtFlags::REPLY | CtFlags::HAIRPIN | CtFlags::EXTERNAL) == CtFlags::REPLY {
         return reply_in(packet, scratch, entry);
     }
@@ -279,8 +283,17 @@ fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> V
         Health::Draining if parsed.flow.proto == proto::TCP => {}
         Health::Draining | Health::Gone => return moved(packet, scratch, now),
     }
-    conntrack::note(scratch, entry, Direction::Egress, now);
-    rewrite_forward(packet, scratch, entry)
+    conntrack::note(packet, scratch, entry, Direction::Egress, now);
+    let may_be_last = lb_common::conntrack::may_be_last(
+        entry.flags(),
+        Direction::Egress,
+        scratch.parsed.tcp_flags,
+    );
+    let verdict = rewrite_forward(packet, scratch, entry);
+    if may_be_last {
+        closing::last(packet);
+    }
+    verdict
 }
 
 /// Towards the backend.
@@ -338,7 +351,7 @@ fn moved(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
 fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
     if entry.flags().contains(CtFlags::HAIRPIN) {
         // The Pod answers itself: both ends go back to what the Pod as client sees.
-        conntrack::note(scratch, entry, Direction::Egress, now);
+        conntrack::note(packet, scratch, entry, Direction::Egress, now);
         let Scratch { parsed, .. } = scratch;
         let rewritten = rewrite::source(packet, parsed, &entry.nat_addr(), entry.nat_port())
             .and_then(|()| {
@@ -350,7 +363,7 @@ fn reply_out(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) ->
 }
 
 /// The Pod dials a backend itself, from a port that it uses to the same backend through a Service: the flow gets
-/// another port, or its replies would be taken for the Service's.
+/// another port, or its replies would be taken for the Service's. Or from one that it used so until now.
 #[inline(always)]
 fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
     const TRIES: u32 = 3;
@@ -367,7 +380,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         }
         // Not by `forward`: there is no backend that could leave, and without the way to `open_out` from here the stacks
         // of the calls stay within 512 bytes on kernels that round each up to 32.
-        conntrack::note(scratch, entry, Direction::Egress, now);
+        conntrack::note(packet, scratch, entry, Direction::Egress, now);
         return rewrite_forward(packet, scratch, entry);
     }
     if conntrack::is_mid_flow(parsed) {

@@ -80,6 +80,16 @@ impl Tracked {
         unsafe { (&raw mut (*self.0.as_ptr()).aux_addr).write(way) };
     }
 
+    /// Writes the sequence number behind a FIN, in a reply entry.
+    #[inline(always)]
+    pub(crate) fn set_fin_end(self, end: u32) {
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*self.0.as_ptr()).backend_id).write(0);
+            (&raw mut (*self.0.as_ptr()).backend_gen).write(end);
+        }
+    }
+
     /// Notes when the last packet came.
     #[inline(always)]
     pub(crate) fn stamp(self, now: u32) {

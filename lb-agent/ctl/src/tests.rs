@@ -317,6 +317,7 @@ fn status_of_a_healthy_node() {
             port_taken_over     0
             packet_cut          0
             flow_veth           0
+            pair_closed         0
         "#]],
     );
 }

@@ -11,6 +11,7 @@
     reason = "a test's helper panics like the test"
 )]
 
+mod closing;
 mod forged;
 mod mutants;
 mod oracle;

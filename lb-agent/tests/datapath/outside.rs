@@ -23,7 +23,7 @@ fn ttl(bytes: &[u8]) -> u8 {
 }
 
 /// The source of the packet that `text` shows, after `redirect`.
-fn source(text: &str) -> std::net::SocketAddr {
+pub(super) fn source(text: &str) -> std::net::SocketAddr {
     text.trim_start_matches("redirect ").split(' ').next().unwrap().parse().unwrap()
 }
 

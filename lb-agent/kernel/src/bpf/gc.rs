@@ -415,6 +415,7 @@ impl Gc {
             plain: plain.wrapping_sub(sum(Counter::PlainClosed)?),
             translated: pairs
                 .wrapping_sub(sum(Counter::PortTakenOver)?)
+                .wrapping_sub(sum(Counter::PairClosed)?)
                 .wrapping_mul(2)
                 .wrapping_add(sum(Counter::EntryRestored)?),
         })

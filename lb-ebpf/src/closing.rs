@@ -1,0 +1,104 @@
+//! The end of a translated connection: when both ends have acknowledged each other's FIN, nothing of it can come again, and its
+//! two entries go at once. The table stays small, so that what a new connection asks of it is in the caches.
+//!
+//! Exactly then, and only if the end that opened the connection was the first to leave it. An entry that went too early would
+//! take with it what is still to be sent again: a packet to a Service without an entry is reset. And the other end, if it was
+//! the first, remembers the tuple for a minute (`lb_common::conntrack::lingers`); so do we.
+//!
+//! The acknowledgements are compared with the sequence numbers behind the FINs. There is room for one in the reply entry, whose
+//! backend nothing asks for: that of the opener's FIN until the other side's FIN acknowledges it, then that of the latter.
+
+use aya_ebpf::bindings::__sk_buff;
+use lb_common::conntrack::{self, CtFlags, Direction};
+use lb_common::flow::tcp;
+use lb_common::verdict::Counter;
+
+use crate::maps;
+use crate::packet::{Packet, reread};
+use crate::parsed::Parsed;
+use crate::scratch::{self, Scratch};
+use crate::tracked;
+
+/// A FIN in this direction, on the entry under the key in the scratch memory, which had the flags `before`. The key of its
+/// partner is there, too.
+#[inline(always)]
+pub(crate) fn fin(packet: Packet, before: CtFlags, direction: Direction) {
+    const NEVER: CtFlags = CtFlags::HAIRPIN.with(CtFlags::MASQUERADED).with(CtFlags::PORT_MAPPED);
+    let leaves = conntrack::leaves_first(before, direction);
+    if !before.intersects(NEVER) && (leaves || conntrack::answers_fin(before, direction)) {
+        closing_fin(packet.as_ptr(), u32::from(leaves));
+    }
+}
+
+/// Exported, so that the verifier checks it once by itself, and by itself on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn closing_fin(skb: *mut __sk_buff, leaves_first: u32) -> u32 {
+    let packet = Packet::from_ptr(skb);
+    let Some(Scratch { parsed, key, partner, .. }) = scratch::get() else { return 0 };
+    let (Some(entry), Some(twin)) = (tracked::get(key), tracked::get(partner)) else { return 0 };
+    let reply = if entry.flags().contains(CtFlags::REPLY) { entry } else { twin };
+    let Some(numbers) = numbers(packet, parsed) else { return 0 };
+    if leaves_first != 0 {
+        reply.set_fin_end(numbers.end);
+    } else if numbers.ack == reply.backend_gen() {
+        reply.set_fin_end(numbers.end);
+        entry.set_flags(conntrack::answered(entry.flags()));
+        twin.set_flags(conntrack::answered(twin.flags()));
+    }
+    0
+}
+
+/// Removes the entry under the key in the scratch memory and its partner, if the packet acknowledges the other side's FIN. To
+/// be asked when the entry is not needed any more, and only if [`conntrack::may_be_last`] says so.
+#[inline(always)]
+pub(crate) fn last(packet: Packet) {
+    closing_last(packet.as_ptr());
+}
+
+/// Exported, so that the verifier checks it once by itself, and by itself on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn closing_last(skb: *mut __sk_buff) -> u32 {
+    let packet = Packet::from_ptr(skb);
+    let Some(scratch) = scratch::get() else { return 0 };
+    let Scratch { parsed, key, partner, other, .. } = scratch;
+    let Some(entry) = tracked::get(key) else { return 0 };
+    *other = entry.entry();
+    let Some(found) = conntrack::partner(key, other) else { return 0 };
+    *partner = found;
+    let Some(twin) = tracked::get(partner) else { return 0 };
+    let reply = if other.flags.contains(CtFlags::REPLY) { entry } else { twin };
+    let Some(numbers) = numbers(packet, parsed) else { return 0 };
+    if numbers.ack == reply.backend_gen() && tracked::delete(key) && tracked::delete(partner) {
+        maps::count(Counter::PairClosed);
+    }
+    0
+}
+
+/// Sequence numbers of a TCP packet.
+struct Numbers {
+    /// The one behind its payload and its FIN.
+    end: u32,
+    /// The one that it acknowledges.
+    ack: u32,
+}
+
+/// `None` if the packet does not say how long it is.
+#[inline(always)]
+fn numbers(packet: Packet, parsed: &Parsed) -> Option<Numbers> {
+    let [_, seq, ack, word3] = packet.load::<[u32; 4]>(reread(&parsed.l4))?;
+    // The length without a trailer of the frame.
+    let length = packet.load::<[u8; 2]>(parsed.l3 + if parsed.v4 { 2 } else { 4 })?;
+    let length = u32::from(u16::from_be_bytes(length));
+    if length == 0 {
+        return None;
+    }
+    let network = (parsed.l4 - parsed.l3) as u32;
+    let headers = if parsed.v4 { network } else { network - 40 } + (u32::from_be(word3) >> 28) * 4;
+    let fin = u32::from(parsed.tcp_flags & tcp::FIN != 0);
+    Some(Numbers {
+        end: u32::from_be(seq).wrapping_add(length.wrapping_sub(headers)).wrapping_add(fin),
+        ack: u32::from_be(ack),
+    })
+}
