@@ -199,6 +199,50 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
     None
 }
 
+/// Makes `entry` the forward entry of the flow that has this reply entry, as its first answer finds it: for a flow whose own could
+/// not be written. Written in place, since the stack of the programs is short.
+#[inline(always)]
+pub fn make_forward(entry: &mut CtEntry, key: &CtKey, reply: &CtEntry) {
+    const OF_BOTH: CtFlags = CtFlags::HAIRPIN
+        .with(CtFlags::EXTERNAL)
+        .with(CtFlags::MASQUERADED)
+        .with(CtFlags::PORT_MAPPED)
+        .with(BOTH_WAYS);
+    let flags = reply.flags;
+    let sides = if flags.contains(CtFlags::HAIRPIN) {
+        CtFlags::tcp(received(flags), sent(flags))
+    } else {
+        flags.only(TCP)
+    };
+    let to_host = key.scope == scope::EXTERNAL_REPLY && !flags.contains(CtFlags::MASQUERADED);
+    entry.flags =
+        CtFlags::FORWARD.with(flags.only(OF_BOTH)).with(sides).with(CtFlags::TO_HOST.when(to_host));
+    if key.proto == proto::TCP {
+        entry.flags = entry.flags.with(of_side(opener(entry.flags), tcp::SYN));
+    }
+    // Of a Pod's flow to another end the key has the Pod first, else the backend.
+    if flags.intersects(CtFlags::EXTERNAL.with(CtFlags::HAIRPIN)) {
+        entry.nat_addr = key.local;
+        entry.nat_port = key.local_port;
+        entry.aux_addr = key.remote;
+        entry.aux_port = key.remote_port;
+    } else {
+        entry.nat_addr = key.remote;
+        entry.nat_port = key.remote_port;
+        entry.aux_addr = Addr::NONE;
+        entry.aux_port = key.local_port;
+    }
+    entry.backend_id = reply.backend_id;
+    entry.backend_gen = reply.backend_gen;
+    entry.last_seen = reply.last_seen;
+    entry.epoch = if flags.contains(CtFlags::EXTERNAL) { key.veth as u32 } else { reply.epoch };
+}
+
+/// Whether the packet that found the reply entry with these flags is the first answer of its flow.
+pub const fn is_first_answer(before: CtFlags) -> bool {
+    before.contains(CtFlags::REPLY) && !before.contains(BOTH_WAYS)
+}
+
 /// Direction of a packet, always the Pod's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -555,7 +599,8 @@ mod tests {
 
     use super::{
         CtEntry, CtFlags, CtKey, Direction, TCP, carried, is_closed, is_closing, is_established,
-        is_expired, is_news, partner, reopens, scope, seen, stamp, survives, timeout_secs,
+        is_expired, is_news, make_forward, partner, reopens, scope, seen, stamp, survives,
+        timeout_secs,
     };
     use crate::addr::Addr;
     use crate::be::Be16;
@@ -910,6 +955,15 @@ mod tests {
         Addr::from_ip(text.parse().unwrap())
     }
 
+    fn forward_of(key: &CtKey, reply: &CtEntry) -> CtEntry {
+        let mut entry = CtEntry::ZERO;
+        make_forward(&mut entry, key, reply);
+        let syn = super::of_side(super::opener(entry.flags), tcp::SYN);
+        assert!(entry.flags.contains(syn));
+        entry.flags = entry.flags.without(syn);
+        entry
+    }
+
     fn key(local: (&str, u16), remote: (&str, u16)) -> CtKey {
         CtKey {
             local: addr(local.0),
@@ -972,6 +1026,7 @@ mod tests {
             };
             assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
             assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
+            assert_eq!(forward_of(&reply_key, &reply), forward, "{name}");
         }
         assert_eq!(partner(&key((pod, 1), (pod, 2)), &CtEntry::ZERO), None, "no translation");
     }
@@ -1002,11 +1057,12 @@ mod tests {
                 nat_port: Be16::new(frontend.1),
                 aux_addr: addr(client.0),
                 aux_port: Be16::new(client.1),
-                flags: CtFlags::REPLY | CtFlags::EXTERNAL,
+                flags: CtFlags::REPLY | CtFlags::EXTERNAL | flag.only(CtFlags::MASQUERADED),
                 ..CtEntry::ZERO
             };
             assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
             assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
+            assert_eq!(forward_of(&reply_key, &reply), forward, "{name}");
         }
     }
 }

@@ -182,6 +182,9 @@ fn learn(packet: Packet, scratch: &mut Scratch, entry: Tracked, direction: Direc
     *other = entry.entry();
     let Some(found) = conntrack::partner(key, other) else { return };
     *partner = found;
+    if conntrack::is_first_answer(before) {
+        ct_complete();
+    }
     let twin = tracked::get(partner);
     if let Some(twin) = twin {
         let carried = conntrack::carried(before, after, twin.flags());
@@ -212,6 +215,23 @@ fn learn(packet: Packet, scratch: &mut Scratch, entry: Tracked, direction: Direc
         }
         (true, true) | (false, false) => {}
     }
+}
+
+/// Writes the forward entry under the key in `scratch.partner` from the reply entry in `scratch.other`, if there is none. It could
+/// not be written as the flow began: a kernel before 6.15 refuses an insertion by a program that interrupts another one of the
+/// same processor, or a reader of the map. Exported, so that the verifier checks it once by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ct_complete() -> u32 {
+    let Some(Scratch { key, partner, other, entry, .. }) = scratch::get() else { return 0 };
+    if tracked::get(partner).is_some() || tracked::kept(partner).is_some() {
+        return 0;
+    }
+    conntrack::make_forward(entry, key, other);
+    if matches!(tracked::claim(partner, entry), Inserted::Done) {
+        maps::count(Counter::EntryRestored);
+    }
+    0
 }
 
 /// A connection that begins to close leaves the load of its backend.
@@ -457,10 +477,10 @@ pub(crate) fn other_port() -> Be16 {
 }
 
 /// Writes the forward entry of a flow whose tuple is claimed, as the packet that opens it in `direction` shows it, and
-/// returns it as it was written. When that fails, the reply entry stays behind alone and is found to be ours by the next
-/// try.
+/// returns it as it was written. When that fails, the packet goes on nevertheless: the first answer makes the entry
+/// ([`ct_complete`]), and before that a repeated packet finds the reply entry to be its own.
 #[inline(never)]
-pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> Option<Tracked> {
+pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> Tracked {
     let Scratch { parsed, key, entry, nat, epoch, ifindex, .. } = scratch;
     *key = match direction {
         Direction::Egress => key_out(&parsed.flow, *ifindex),
@@ -482,16 +502,15 @@ pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> O
         flags: conntrack::opened(nat.flags, direction, parsed.tcp_flags),
     };
     if !tracked::put(key, entry) {
-        return None;
-    }
-    if nat.flags.contains(CtFlags::COUNTED) {
+        maps::count(Counter::Untracked);
+    } else if nat.flags.contains(CtFlags::COUNTED) {
         maps::change_load(nat.target.id, true);
     }
     maps::count(Counter::of_opened(nat.flags));
     if direction == Direction::Egress && nat.flags.contains(CtFlags::PORT_MAPPED) {
         maps::count(Counter::PortMapped);
     }
-    Some(Tracked::written(entry))
+    Tracked::written(entry)
 }
 
 /// Whether an entry in our way is a remnant: of this very flow, or of one that is over, for its far end as well.

@@ -511,10 +511,8 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
 /// Commits the flow and sends its first packet on.
 #[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
-    match conntrack::commit(scratch, Direction::Ingress, now) {
-        Some(entry) => deliver(packet, scratch, entry),
-        None => drop(DropReason::ConntrackFull, scratch.nat.service_id),
-    }
+    let entry = conntrack::commit(scratch, Direction::Ingress, now);
+    deliver(packet, scratch, entry)
 }
 
 /// Sends a packet of a flow from outside on to its backend.

@@ -37,6 +37,7 @@ pub(crate) fn to_backend<O: Opener>(
     const TRIES: u32 = 6;
     const OWN_PORT_TRIES: u32 = 3;
     let service_id = frontend.service_id;
+    scratch.nat.full = false;
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
@@ -55,12 +56,18 @@ pub(crate) fn to_backend<O: Opener>(
         }
         O::place(packet, scratch)?;
         match O::claim(scratch, now) {
-            Claim::Taken => {}
-            Claim::Full => return Err(O::drop(DropReason::ConntrackFull, service_id)),
+            Claim::Taken => scratch.nat.full = false,
+            // A kernel before 6.15 may refuse some insertions, by their hash. With another port it takes this one.
+            Claim::Full => {
+                scratch.nat.full = true;
+                attempt = OWN_PORT_TRIES.max(attempt);
+            }
             Claim::Done => return Ok(()),
         }
     }
-    let reason = if scratch.nat.flags.contains(CtFlags::MASQUERADED) {
+    let reason = if scratch.nat.full {
+        DropReason::ConntrackFull
+    } else if scratch.nat.flags.contains(CtFlags::MASQUERADED) {
         DropReason::MasqueradeExhausted
     } else {
         DropReason::TupleExhausted

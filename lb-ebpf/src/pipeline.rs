@@ -412,14 +412,17 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             veth: 0,
             service_id: 0,
             readiest: 0,
+            full: false,
         };
         match conntrack::claim(now) {
             Claim::Taken => {}
-            Claim::Full => return drop_out(DropReason::ConntrackFull, 0),
+            Claim::Full => scratch.nat.full = true,
             Claim::Done => return commit(packet, scratch, now),
         }
     }
-    drop_out(DropReason::TupleExhausted, 0)
+    let reason =
+        if scratch.nat.full { DropReason::ConntrackFull } else { DropReason::TupleExhausted };
+    drop_out(reason, 0)
 }
 
 /// A reply of a backend: shows the frontend as its source.
@@ -559,13 +562,8 @@ fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
             scratch.nat.flags |= CtFlags::PAST;
         }
     }
-    match conntrack::commit(scratch, Direction::Egress, now) {
-        Some(entry) => rewrite_forward(packet, scratch, entry),
-        None => {
-            let service_id = scratch.nat.service_id;
-            drop_out(DropReason::ConntrackFull, service_id)
-        }
-    }
+    let entry = conntrack::commit(scratch, Direction::Egress, now);
+    rewrite_forward(packet, scratch, entry)
 }
 
 /// After a rewrite: on with the packet, or straight back to its Pod.

@@ -135,6 +135,8 @@ pub(crate) struct Nat {
     pub(crate) service_id: u32,
     /// The flow met that needs its tuple least: how ready it is to yield it, then its port; 0 = none.
     pub(crate) readiest: u32,
+    /// The map did not take the last entry that was tried.
+    pub(crate) full: bool,
 }
 
 /// A flow that policies judge, and the result. Lives in the scratch memory.

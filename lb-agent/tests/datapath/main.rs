@@ -11,11 +11,11 @@
     reason = "a test's helper panics like the test"
 )]
 
-mod closing;
 mod forged;
 mod mutants;
 mod oracle;
 mod outside;
+mod pairs;
 mod past;
 mod policy;
 mod reuse;

@@ -1,6 +1,7 @@
-//! How translated connections end: what their last packets leave in the table, and what that means for the next connection with
-//! the same ends.
+//! The two entries of a translated connection: one that could not be written, what its last packets leave in the table, and what
+//! that means for the next connection with the same ends.
 
+use lb_common::conntrack::{CtEntry, CtFlags};
 use lb_common::flow::proto;
 use lb_testkit::bed::Bed;
 use lb_testkit::node::{FAMILIES, Way};
@@ -260,6 +261,35 @@ fn a_port_that_the_far_end_remembers_is_not_used_for_another_destination() {
                     assert_eq!(source(&third).to_string(), pod, "{name}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn the_first_answer_makes_the_entry_that_could_not_be_written() {
+    for family in &FAMILIES {
+        for (path, ends, says) in PATHS {
+            let mut bed = Bed::node();
+            let ends = ends(&mut bed, family);
+            say(&bed, &ends, says, &OPEN[..1]);
+            let forward = |bed: &Bed| {
+                let mut entries = bed.conntrack().into_iter();
+                entries.find(|(_, entry)| entry.flags.contains(CtFlags::FORWARD))
+            };
+            let (key, written) = forward(&bed).unwrap();
+            bed.forget(key);
+            bed.counted();
+            say(&bed, &ends, says, &OPEN[1..2]);
+            assert_eq!(bed.counted(), "entry_restored+1", "{path}");
+            let (again, entry) = forward(&bed).unwrap();
+            assert_eq!(again, key, "{path}");
+            let (flags, last_seen) = (written.flags, written.last_seen);
+            assert_eq!(CtEntry { flags, last_seen, ..entry }, written, "{path}");
+            assert!(entry.flags.contains(written.flags), "{path}: {entry:?}");
+            say(&bed, &ends, says, &OPEN[2..]);
+            say(&bed, &ends, says, ENDINGS[ALL_ACKNOWLEDGED].1);
+            assert_eq!(bed.counted(), "pair_closed+1", "{path}");
+            assert!(bed.conntrack().is_empty(), "{path}");
         }
     }
 }
