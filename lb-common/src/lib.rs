@@ -29,6 +29,8 @@
 //! | `cidrs` | [`addr::Addr`] prefix | identity | agent | programs, lbctl |
 //! | `policy` | 0 | [`policy::PolicyState`] | agent | programs, lbctl |
 //! | `locals` | number of a Pod | [`past::LocalEnd`] | agent | programs |
+//! | `frontends_now`, `ranges_now`, `ident_now` | 0 | the map `frontends`, `source_ranges`, `ident` | agent | programs |
+//! | `slots_parts`, `backends_parts`, `loads_parts` | part | the map of that part | agent | programs |
 //! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.

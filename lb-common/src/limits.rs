@@ -5,12 +5,23 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/lb";
 /// Directory of the agent's small files: the name table, the lock. On a tmpfs, so that it dies with the maps.
 pub const STATE_DIR: &str = "/run/lb";
 
-/// Frontends, ClusterIP wildcards included.
+// Tables that grow with the cluster: what one has at first, and the most that it grows to. Arrays grow by parts of equal
+// size, which stay where they are. Hash tables and tries are replaced by larger ones.
+
+/// Frontends, ClusterIP wildcards included: at first.
 pub const FRONTENDS: u32 = 262_144;
-/// Slots: twice the backends, since a change writes a new range before the old one is released.
+/// Frontends, the most.
+pub const FRONTENDS_MAX: u32 = 1_048_576;
+/// Parts of `slots`, `backends` and `loads`, the most.
+pub const PARTS: u32 = 32;
+/// Slots of a part: twice the backends, since a change writes a new range before the old one is released. A power of two.
 pub const SLOTS: u32 = 131_072;
-/// Backends: endpoint × service port.
+/// Slots, the most.
+pub const SLOTS_MAX: u32 = PARTS * SLOTS;
+/// Backends of a part: endpoint × service port. A power of two.
 pub const BACKENDS: u32 = 65_536;
+/// Backends, the most.
+pub const BACKENDS_MAX: u32 = PARTS * BACKENDS;
 /// Pods of one node.
 pub const PODS: u32 = 4_096;
 /// Budgets: of each Pod one for each direction.
@@ -40,10 +51,14 @@ pub const OWN_FLOWS: u32 = 8_192;
 pub const SK_MORE: u32 = 16_384;
 /// Clients with session affinity.
 pub const AFFINITY: u32 = 65_536;
-/// Source ranges, each counted once for each service port and family.
+/// Source ranges, each counted once for each service port and family: at first.
 pub const SOURCE_RANGES: u32 = 16_384;
-/// Addresses of Pods and nodes.
+/// Source ranges, the most.
+pub const SOURCE_RANGES_MAX: u32 = 262_144;
+/// Addresses of Pods and nodes: at first.
 pub const IDENT: u32 = 524_288;
+/// Addresses of Pods and nodes, the most.
+pub const IDENT_MAX: u32 = 1_048_576;
 /// Devices that packets leave by.
 pub const DEVS: u32 = 1_024;
 /// 64-bit words of a set of ports.
@@ -150,8 +165,21 @@ pub const MAP_MACS: MapSpec = MapSpec { name: "macs", version: 1 };
 /// `locals`: [`crate::endpoint::PodEntry::id`] → [`crate::past::LocalEnd`].
 pub const MAP_LOCALS: MapSpec = MapSpec { name: "locals", version: 1 };
 
+/// `frontends_now`: 0 → the map `frontends` that the programs use.
+pub const MAP_FRONTENDS_NOW: MapSpec = MapSpec { name: "frontends_now", version: 1 };
+/// `ranges_now`: 0 → the map `source_ranges` that the programs use.
+pub const MAP_RANGES_NOW: MapSpec = MapSpec { name: "ranges_now", version: 1 };
+/// `ident_now`: 0 → the map `ident` that the programs use.
+pub const MAP_IDENT_NOW: MapSpec = MapSpec { name: "ident_now", version: 1 };
+/// `slots_parts`: part of [`slot_part`] → its map. The first is `slots`.
+pub const MAP_SLOTS_PARTS: MapSpec = MapSpec { name: "slots_parts", version: 1 };
+/// `backends_parts`: part of [`backend_part`] → its map. The first is `backends`.
+pub const MAP_BACKENDS_PARTS: MapSpec = MapSpec { name: "backends_parts", version: 1 };
+/// `loads_parts`: part of [`backend_part`] → its map. The first is `loads`.
+pub const MAP_LOADS_PARTS: MapSpec = MapSpec { name: "loads_parts", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 33] = [
+pub const MAPS: [MapSpec; 39] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -185,7 +213,23 @@ pub const MAPS: [MapSpec; 33] = [
     MAP_LINKS,
     MAP_MACS,
     MAP_LOCALS,
+    MAP_FRONTENDS_NOW,
+    MAP_RANGES_NOW,
+    MAP_IDENT_NOW,
+    MAP_SLOTS_PARTS,
+    MAP_BACKENDS_PARTS,
+    MAP_LOADS_PARTS,
 ];
+
+/// The part that a slot is in, and its index there.
+pub const fn slot_part(slot: u32) -> (u32, u32) {
+    (slot / SLOTS, slot % SLOTS)
+}
+
+/// The part that a backend is in, and its index there.
+pub const fn backend_part(id: u32) -> (u32, u32) {
+    (id / BACKENDS, id % BACKENDS)
+}
 
 /// Word and bit of a port in `frontend_ports`, `host_ports` and `former_ports`.
 pub const fn port_bit(port: u16) -> (u32, u64) {

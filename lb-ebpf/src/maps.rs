@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
@@ -21,15 +21,51 @@ use crate::kernel;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
+// Tables that grow with the cluster. The programs reach each of them through an array of maps, so that the agent can put a
+// larger map, or one part more, in place while packets come. The first map of each table is an ordinary map of the object.
+
+type Frontends = HashMap<FrontendKey, Frontend, { limits::FRONTENDS as usize }, NO_PREALLOC>;
+type Slots = Array<u32, { limits::SLOTS as usize }>;
+type Backends = Array<Backend, { limits::BACKENDS as usize }>;
+type Loads = Array<u32, { limits::BACKENDS as usize }>;
+type SourceRanges = LpmTrie<SourceRange, u32, { limits::SOURCE_RANGES as usize }, NO_PREALLOC>;
+type Idents = HashMap<Addr, Ident, { limits::IDENT as usize }, NO_PREALLOC>;
+
 #[btf_map(name = "frontends")]
-static FRONTENDS: HashMap<FrontendKey, Frontend, { limits::FRONTENDS as usize }, NO_PREALLOC> =
-    HashMap::new();
+static FRONTENDS: Frontends = Frontends::new();
+
+#[btf_map(name = "frontends_now")]
+static FRONTENDS_NOW: ArrayOfMaps<Frontends, 1> = ArrayOfMaps::new();
 
 #[btf_map(name = "slots")]
-static SLOTS: Array<u32, { limits::SLOTS as usize }> = Array::new();
+static SLOTS: Slots = Slots::new();
+
+#[btf_map(name = "slots_parts")]
+static SLOTS_PARTS: ArrayOfMaps<Slots, { limits::PARTS as usize }> = ArrayOfMaps::new();
 
 #[btf_map(name = "backends")]
-static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
+static BACKENDS: Backends = Backends::new();
+
+#[btf_map(name = "backends_parts")]
+static BACKENDS_PARTS: ArrayOfMaps<Backends, { limits::PARTS as usize }> = ArrayOfMaps::new();
+
+#[btf_map(name = "loads")]
+static LOADS: Loads = Loads::new();
+
+#[btf_map(name = "loads_parts")]
+static LOADS_PARTS: ArrayOfMaps<Loads, { limits::PARTS as usize }> = ArrayOfMaps::new();
+
+#[btf_map(name = "source_ranges")]
+static SOURCE_RANGES: SourceRanges = SourceRanges::new();
+
+#[btf_map(name = "ranges_now")]
+static RANGES_NOW: ArrayOfMaps<SourceRanges, 1> = ArrayOfMaps::new();
+
+#[btf_map(name = "ident")]
+static IDENT: Idents = Idents::new();
+
+#[btf_map(name = "ident_now")]
+static IDENT_NOW: ArrayOfMaps<Idents, 1> = ArrayOfMaps::new();
 
 /// Not read on the hot path: conntrack keys carry the device.
 #[btf_map(name = "pods")]
@@ -47,13 +83,6 @@ static FRAGMENT_PORTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENT
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { limits::AFFINITY as usize }> =
     LruHashMap::new();
 
-#[btf_map(name = "source_ranges")]
-static SOURCE_RANGES: LpmTrie<SourceRange, u32, { limits::SOURCE_RANGES as usize }, NO_PREALLOC> =
-    LpmTrie::new();
-
-#[btf_map(name = "ident")]
-static IDENT: HashMap<Addr, Ident, { limits::IDENT as usize }, NO_PREALLOC> = HashMap::new();
-
 #[btf_map(name = "devs")]
 static DEVS: HashMap<u32, Dev, { limits::DEVS as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -68,9 +97,6 @@ static HOST_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "former_ports")]
 static FORMER_PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
-
-#[btf_map(name = "loads")]
-static LOADS: Array<u32, { limits::BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "groups")]
 static GROUPS: Array<Group, { limits::GROUPS as usize }> = Array::new();
@@ -114,32 +140,41 @@ static COUNTERS: PerCpuArray<u64, { limits::COUNTERS as usize }> = PerCpuArray::
 
 #[inline(always)]
 pub(crate) fn frontend(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: values are replaced as a whole, and one found stays readable until the program ends (RCU).
-    unsafe { FRONTENDS.get(key) }
+    // SAFETY: values are replaced as a whole, and one found stays readable until the program ends (RCU), like the map
+    // that it is in.
+    unsafe { FRONTENDS_NOW.get(0)?.get(key) }
 }
 
 #[inline(always)]
 pub(crate) fn slot(index: u32) -> Option<u32> {
-    SLOTS.get(index).copied()
+    let (part, index) = limits::slot_part(index);
+    SLOTS_PARTS.get_value(part, &index).copied()
 }
 
 #[inline(always)]
 pub(crate) fn backend(id: u32) -> Option<&'static Backend> {
-    BACKENDS.get(id)
+    let (part, index) = limits::backend_part(id);
+    BACKENDS_PARTS.get_value(part, &index)
 }
 
 /// Live flows of a backend.
 #[inline(always)]
 pub(crate) fn load(id: u32) -> u32 {
     // SAFETY: a live map value; a stale number only makes for a worse choice.
-    LOADS.get_ptr(id).map_or(0, |load| unsafe { load.read_volatile() })
+    load_place(id).map_or(0, |load| unsafe { load.read_volatile() })
+}
+
+#[inline(always)]
+fn load_place(id: u32) -> Option<*mut u32> {
+    let (part, index) = limits::backend_part(id);
+    LOADS_PARTS.get_value_ptr_mut(part, &index)
 }
 
 /// A flow more, or one less, at a backend. Not atomic (the target has no atomic operations in Rust): what two CPUs lose
 /// at the same moment is put right by the agent, which counts the entries of `ct` now and then.
 #[inline(always)]
 pub(crate) fn change_load(id: u32, more: bool) {
-    let Some(load) = LOADS.get_ptr_mut(id) else { return };
+    let Some(load) = load_place(id) else { return };
     // SAFETY: a live, aligned map value.
     let now = unsafe { load.read_volatile() };
     let then = if more { now.saturating_add(1) } else { now.saturating_sub(1) };
@@ -167,7 +202,7 @@ pub(crate) fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
 pub(crate) fn is_in_source_range(service_id: u32, client: &Addr) -> bool {
     const BITS: u32 = size_of::<SourceRange>() as u32 * 8;
     let key = Key::new(BITS, SourceRange { service_id, client: *client });
-    SOURCE_RANGES.get(&key).is_some()
+    RANGES_NOW.get(0).is_some_and(|ranges| ranges.get(&key).is_some())
 }
 
 /// Whether an annotation of the Pod behind the device admits the source.
@@ -195,7 +230,7 @@ pub(crate) fn mac(mac: u64) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn ident(addr: &Addr) -> Option<&'static Ident> {
     // SAFETY: as in `frontend`.
-    unsafe { IDENT.get(addr) }
+    unsafe { IDENT_NOW.get(0)?.get(addr) }
 }
 
 /// A device that packets leave by.

@@ -14,9 +14,11 @@ pub struct MapRow {
     pub r#type: &'static str,
     /// Elements in use.
     pub used: Option<u64>,
-    /// Capacity in elements; bytes for a ring buffer.
+    /// Elements there is room for; bytes for a ring buffer.
+    pub size: Option<u64>,
+    /// The same at most: some maps grow.
     pub max: Option<u64>,
-    /// Share in use, in thousandths.
+    /// Share of the most that is in use, in thousandths.
     pub permille: Option<u64>,
     /// Memory in bytes.
     pub bytes: Option<u64>,
@@ -30,6 +32,7 @@ impl Row for MapRow {
         Column::new("MAP"),
         Column::new("TYPE"),
         Column::new("USED"),
+        Column::new("SIZE"),
         Column::new("MAX"),
         Column::new("%"),
         Column::new("BYTES"),
@@ -41,6 +44,7 @@ impl Row for MapRow {
             Cell::Text(self.map.to_owned()),
             Cell::Text(self.r#type.to_owned()),
             Cell::number(self.used),
+            Cell::number(self.size),
             Cell::number(self.max),
             self.permille.map_or(Cell::None, Cell::Permille),
             self.bytes.map_or(Cell::None, Cell::Bytes),
@@ -60,6 +64,7 @@ pub fn rows(maps: &[MapUse]) -> Vec<MapRow> {
             map: map.name,
             r#type: map.kind,
             used: map.used,
+            size: map.size,
             max: map.max,
             permille: permille(map),
             bytes: map.bytes,

@@ -34,10 +34,11 @@ use lb_kernel::bpf::usage::{self, Element, Usage};
 use lb_kernel::syscall;
 
 /// What [`Pinned::snapshot`] opens.
-const READ: [MapSpec; 11] = [
+const READ: [MapSpec; 12] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
+    MAP_LOADS,
     MAP_PODS,
     MAP_LOCALS,
     MAP_SOURCE_RANGES,
@@ -108,8 +109,7 @@ impl Pinned {
         })
         .context("read locals")?;
         if extent >= SnapshotExtent::Fields {
-            self.check(&MAP_LOADS)?;
-            snapshot.fields = fields::read(&self.pins, &tables)?;
+            snapshot.fields = fields::read(&tables)?;
         }
         if extent >= SnapshotExtent::Flows {
             let now = now()?;
@@ -167,7 +167,7 @@ impl Pinned {
 
     fn map_use(&self, spec: &MapSpec, snapshot: &TableSnapshot) -> anyhow::Result<MapUse> {
         self.check(spec)?;
-        let Usage { kind, max, bytes } = usage::usage(&self.pins, spec).map_err(refused)?;
+        let Usage { kind, size, max, bytes } = usage::usage(&self.pins, spec).map_err(refused)?;
         let used: Option<usize> = match *spec {
             MAP_FRONTENDS => Some(snapshot.frontends.len()),
             MAP_SLOTS => Some(snapshot.n_slots),
@@ -190,7 +190,7 @@ impl Pinned {
             MapSpec { .. } => None,
         };
         let pin = self.pins.map(spec).display().to_string();
-        Ok(MapUse { name: spec.name, kind, used: used.map(|n| n as u64), max, bytes, pin })
+        Ok(MapUse { name: spec.name, kind, used: used.map(|n| n as u64), size, max, bytes, pin })
     }
 
     fn n_elements<K: Element, V: Element>(&self, spec: &MapSpec) -> anyhow::Result<usize> {
@@ -213,7 +213,11 @@ impl Pinned {
                     hooks.entry(*ifindex).or_default().push(program.to_owned());
                 }
                 Pin::Qdisc(ifindex) => hooks.entry(*ifindex).or_default().push("clsact".to_owned()),
-                Pin::Map(..) | Pin::Aside(..) | Pin::SocketLink(_) => {}
+                Pin::Map(..)
+                | Pin::Aside(..)
+                | Pin::Next(..)
+                | Pin::Part(..)
+                | Pin::SocketLink(_) => {}
             }
         }
         for words in hooks.values_mut() {
@@ -228,6 +232,8 @@ impl Pinned {
             Pin::Map(name, version) if *name == spec.name => Some(*version),
             Pin::Map(..)
             | Pin::Aside(..)
+            | Pin::Next(..)
+            | Pin::Part(..)
             | Pin::DeviceLink(..)
             | Pin::SocketLink(_)
             | Pin::Qdisc(_) => None,
@@ -255,17 +261,17 @@ impl Pinned {
 /// The frontends, and the number of slots that they refer to: most of a Service's share theirs.
 fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
     let mut frontends = Vec::new();
-    syscall::for_each(&tables.frontends, |key: &FrontendKey, frontend: &Frontend| {
+    syscall::for_each(&*tables.frontends, |key: &FrontendKey, frontend: &Frontend| {
         frontends.push((*key, *frontend));
     })
     .context("read frontends")?;
     let mut slots = HashMap::new();
-    syscall::for_each(&tables.slots, |slot: &u32, backend_id: &u32| {
+    let read = tables.slots.for_each(|slot, backend_id| {
         if *backend_id != 0 {
-            slots.insert(*slot, *backend_id);
+            slots.insert(slot, *backend_id);
         }
-    })
-    .context("read slots")?;
+    });
+    read.context("read slots")?;
     let last = tables.slots.len();
     let range = |base: u32, n: u32| base..base.saturating_add(n).min(last);
     let ids = |base, n| range(base, n).filter_map(|slot| slots.get(&slot).copied()).collect();
@@ -284,12 +290,12 @@ fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
 
 fn backends(tables: &Tables) -> anyhow::Result<HashMap<u32, Backend>> {
     let mut backends = HashMap::new();
-    syscall::for_each(&tables.backends, |id: &u32, backend: &Backend| {
+    let read = tables.backends.for_each(|id, backend| {
         if backend.state != state::UNUSED {
-            backends.insert(*id, *backend);
+            backends.insert(id, *backend);
         }
-    })
-    .context("read backends")?;
+    });
+    read.context("read backends")?;
     Ok(backends)
 }
 

@@ -148,7 +148,9 @@ pub struct MapUse {
     pub kind: &'static str,
     /// Elements in use; `None` where the kernel does not tell.
     pub used: Option<u64>,
-    /// Capacity in elements (bytes for a ring buffer); `None` where there is none.
+    /// Elements there is room for (bytes for a ring buffer); `None` where there is no such number.
+    pub size: Option<u64>,
+    /// The same at most: some maps grow.
     pub max: Option<u64>,
     /// Memory in bytes, as the kernel accounts it.
     pub bytes: Option<u64>,

@@ -226,18 +226,20 @@ fn map(name: &'static str, kind: &'static str, used: Option<u64>, max: Option<u6
         name,
         kind,
         used,
+        size: max,
         max,
         bytes: Some(5_242_880),
         pin: format!("/sys/fs/bpf/lb/{name}_v1"),
     }
 }
 
-fn map_uses() -> [MapUse; 4] {
+fn map_uses() -> [MapUse; 5] {
     [
         map("fragments", "lru_hash", Some(8192), Some(8192)),
         map("ct", "lru_hash", Some(65_536), Some(CT.into())),
         map("sk_nat", "sk_storage", None, None),
         map("pods", "hash", Some(2), Some(4096)),
+        MapUse { size: Some(65_536), ..map("backends", "array", Some(60_000), Some(2_097_152)) },
     ]
 }
 
@@ -248,11 +250,12 @@ fn maps_and_their_fill() {
         Format::Table,
         |_| maps::rows(&map_uses()),
         expect![[r#"
-            MAP        TYPE        USED    MAX     %       BYTES  PIN
-            fragments  lru_hash    8192    8192    100.0   5.0Mi  /sys/fs/bpf/lb/fragments_v1
-            ct         lru_hash    65536   131072  50.0    5.0Mi  /sys/fs/bpf/lb/ct_v1
-            sk_nat     sk_storage  <none>  <none>  <none>  5.0Mi  /sys/fs/bpf/lb/sk_nat_v1
-            pods       hash        2       4096    0.0     5.0Mi  /sys/fs/bpf/lb/pods_v1
+            MAP        TYPE        USED    SIZE    MAX      %       BYTES  PIN
+            fragments  lru_hash    8192    8192    8192     100.0   5.0Mi  /sys/fs/bpf/lb/fragments_v1
+            ct         lru_hash    65536   131072  131072   50.0    5.0Mi  /sys/fs/bpf/lb/ct_v1
+            sk_nat     sk_storage  <none>  <none>  <none>   <none>  5.0Mi  /sys/fs/bpf/lb/sk_nat_v1
+            pods       hash        2       4096    4096     0.0     5.0Mi  /sys/fs/bpf/lb/pods_v1
+            backends   array       60000   65536   2097152  2.8     5.0Mi  /sys/fs/bpf/lb/backends_v1
         "#]],
     );
 }
@@ -291,7 +294,7 @@ fn status_of_a_healthy_node() {
             agent      OK     0.1.0 on n1, up 60m, synced 30s ago
             api        OK     https://10.0.0.1:6443, 5 kinds listed
             tables     OK     service ports 3, frontends 4, backends 5, pods 2
-            maps       OK     fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%)
+            maps       OK     fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%), backends 60000/2097152 (2%)
 
             COUNTER             COUNT
             flow_plain          0
@@ -360,7 +363,7 @@ fn status_without_names() {
             agent      FAILED  not running: traffic continues with the maps as they are
             names      FAILED  name table /run/lb/names.json: No such file or directory (os error 2)
             tables     OK      service ports 3, frontends 4, backends 5, pods 2
-            maps       OK      fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%)
+            maps       OK      fragments 8192/8192 (100%), ct 65536/131072 (50%), pods 2/4096 (0%), backends 60000/2097152 (2%)
         "#]],
     );
 }

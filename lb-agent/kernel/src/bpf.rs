@@ -3,6 +3,7 @@
 //! ```text
 //! pins → load → attach        programs and maps into the kernel, and onto their hooks
 //! read ← maps → store         tables out of the maps and into them
+//! growing                     tables that grow while packets come
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
 //! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
@@ -17,6 +18,10 @@ pub mod load;
 pub mod attach;
 
 pub mod neighbors;
+
+mod typed;
+
+pub mod growing;
 
 pub mod maps;
 

@@ -353,16 +353,16 @@ impl Agent {
         let actual = self.planner.actual();
         for (map, entries, capacity) in [
             ("affinity", self.housekeeping.pass.map_or(0, |pass| pass.affinity), limits::AFFINITY),
-            ("ident", actual.ident.len() as u64, limits::IDENT),
+            ("ident", actual.ident.len() as u64, limits::IDENT_MAX),
             ("groups", actual.groups.len() as u64, limits::GROUPS),
             ("peer_bits", actual.peer_bits.len() as u64, limits::PEER_BITS),
             ("port_bits", actual.port_bits.len() as u64, limits::PORT_BITS),
             ("hits", self.policies.hits().n_counted() as u64, limits::HITS),
             ("cidrs", actual.cidrs.len() as u64, limits::CIDRS),
             ("devs", actual.devs.len() as u64, limits::DEVS),
-            ("frontends", frontends as u64, limits::FRONTENDS),
-            ("slots", used.slots as u64, limits::SLOTS),
-            ("backends", used.backends as u64, limits::BACKENDS),
+            ("frontends", frontends as u64, limits::FRONTENDS_MAX),
+            ("slots", used.slots as u64, limits::SLOTS_MAX),
+            ("backends", used.backends as u64, limits::BACKENDS_MAX),
             ("pods", self.attachments.pods().0 as u64, limits::PODS),
             ("ct", ct, self.housekeeping.ct_capacity),
             (

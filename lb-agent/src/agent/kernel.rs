@@ -75,7 +75,7 @@ impl Kernel {
             let entries = resize.copy().context("copy the conntrack table")?;
             info!(ct_entries, entries, "conntrack table resized, entries copied");
         }
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf, Some(&pins))?;
         let traces = Traces::take(&mut ebpf)?;
         for path in pins.remove_other_versions()? {
             info!(pin = %path.display(), "removed a map of another version");

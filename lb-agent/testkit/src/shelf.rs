@@ -124,6 +124,9 @@ fn empty(name: &str, map: &mut Map, written: &BTreeSet<(String, u32)>) {
             let mut events = RingBuf::try_from(map).unwrap();
             while events.next().is_some() {}
         }
+        // They lead to the maps above.
+        "frontends_now" | "ranges_now" | "ident_now" | "slots_parts" | "backends_parts"
+        | "loads_parts" => {}
         // Sockets have none here, and the programs read nothing from the scratch room that they did not write.
         "sk_nat" | "sk_more" | "scratch" => {}
         constant if constant.starts_with(".rodata") => {}
@@ -219,6 +222,8 @@ fn holds(name: &str, map: &Map) -> bool {
         "samples" => any_of_cpus(map, Sample::ZERO),
         // Reading the ring takes from it.
         "events" | "sk_nat" | "sk_more" | "scratch" => false,
+        "frontends_now" | "ranges_now" | "ident_now" | "slots_parts" | "backends_parts"
+        | "loads_parts" => false,
         constant if constant.starts_with(".rodata") => false,
         other => panic!("map {other}: say in shelf.rs how it is read"),
     }

@@ -1,4 +1,4 @@
-//! The limit on memory in `deploy/daemonset.yaml` holds what the kernel charges to the agent: the maps, full, and the
+//! The limit on memory in `deploy/daemonset.yaml` holds what the kernel charges to the agent: the maps, grown and full, and the
 //! agent itself at the worst input.
 
 use std::mem::size_of;
@@ -47,9 +47,9 @@ fn the_limit_on_memory_holds_the_worst() {
     let addr = size_of::<Addr>();
     let bits = size_of::<Bits>();
     let size = |map: &str| match map {
-        "frontends" => hash(limits::FRONTENDS, size_of::<FrontendKey>(), size_of::<Frontend>()),
-        "slots" => array(limits::SLOTS, 4),
-        "backends" => array(limits::BACKENDS, size_of::<Backend>()),
+        "frontends" => hash(limits::FRONTENDS_MAX, size_of::<FrontendKey>(), size_of::<Frontend>()),
+        "slots" => array(limits::SLOTS_MAX, 4),
+        "backends" => array(limits::BACKENDS_MAX, size_of::<Backend>()),
         "pods" => hash(limits::PODS, 4, size_of::<PodEntry>()),
         "fragments" => {
             hash(limits::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentPorts>())
@@ -57,10 +57,10 @@ fn the_limit_on_memory_holds_the_worst() {
         "own_flows" => hash(limits::OWN_FLOWS, size_of::<CtKey>(), 4),
         "sk_more" => hash(limits::SK_MORE, size_of::<SkMoreKey>(), size_of::<SkNat>()),
         "affinity" => hash(limits::AFFINITY, size_of::<AffinityKey>(), size_of::<Affinity>()),
-        "source_ranges" => trie(limits::SOURCE_RANGES, size_of::<SourceRange>(), 4),
-        "ident" => hash(limits::IDENT, addr, size_of::<Ident>()),
+        "source_ranges" => trie(limits::SOURCE_RANGES_MAX, size_of::<SourceRange>(), 4),
+        "ident" => hash(limits::IDENT_MAX, addr, size_of::<Ident>()),
         "devs" => hash(limits::DEVS, 4, size_of::<Dev>()),
-        "loads" => array(limits::BACKENDS, 4),
+        "loads" => array(limits::BACKENDS_MAX, 4),
         "groups" => array(limits::GROUPS, size_of::<Group>()),
         "peer_bits" => hash(limits::PEER_BITS, size_of::<PeerKey>(), bits),
         "port_bits" => trie(limits::PORT_BITS, size_of::<PortKey>(), bits),
@@ -72,7 +72,8 @@ fn the_limit_on_memory_holds_the_worst() {
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,
         "counters" | "samples" | "sk_nat" | "events" | "settings" | "frontend_ports"
-        | "host_ports" | "former_ports" | "policy" => 4 * MIB,
+        | "host_ports" | "former_ports" | "policy" | "frontends_now" | "ranges_now"
+        | "ident_now" | "slots_parts" | "backends_parts" | "loads_parts" => 4 * MIB,
         // The conntrack table, and what is as large as that at most.
         _ => ct,
     };

@@ -14,7 +14,7 @@ use lb_testkit::objects::{addr, nth};
 
 fn maps() -> Maps {
     let options = LoadOptions { pin_dir: None, config: Config::ZERO, ct_entries: 131_072 };
-    Maps::take(&mut load::load(&options).unwrap()).unwrap()
+    Maps::take(&mut load::load(&options).unwrap(), None).unwrap()
 }
 
 fn range(service_id: u32, text: &str) -> RangeKey {

@@ -15,7 +15,7 @@ use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{self, BACKENDS, MAP_CT, MAP_LOADS, MAPS};
+use lb_common::limits::{self, BACKENDS_MAX, MAP_CT, MAP_LOADS, MAPS};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_core::plan::{Actual, Flows, MapStore as _, Write};
 use lb_kernel::bpf::attach::{self, Hooks, Mechanism, Role};
@@ -355,7 +355,7 @@ fn addresses_and_devices_are_written_and_read_back() {
     in_node(|node: &Node| {
         let addr = |text: &str| Addr::from_ip(text.parse().unwrap());
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         let before = maps.load().unwrap();
         assert!(before.ident.is_empty() && before.devs.is_empty() && before.pods.is_empty());
         let pod = Ident { ifindex: 7, ..Ident::ZERO };
@@ -390,7 +390,7 @@ fn connected_udp_sockets_to_a_backend_that_is_gone_are_closed() {
             (at("10.96.0.1:53"), at("10.9.0.2:5353"), at("10.9.0.3:5353"));
         node.ip("route add 10.0.0.0/8 dev lo");
         let mut ebpf = node.load();
-        let mut tables = Tables::take(&mut ebpf).unwrap();
+        let mut tables = Tables::take(&mut ebpf, Some(&node.pins())).unwrap();
         serve(&mut tables, frontend, gone);
         let cgroup = node.cgroup();
         let mut hooks = Hooks::new(ebpf, node.pins(), None);
@@ -442,9 +442,9 @@ fn serve(tables: &mut Tables, frontend: SocketAddr, backend: SocketAddr) {
         ..Backend::ZERO
     };
     let frontend = Frontend { service_id: 1, base: 1, n: 1, ..Frontend::ZERO };
-    tables.backends.set(1, &backend, 0).unwrap();
-    tables.slots.set(1, &1, 0).unwrap();
-    tables.frontends.insert(&key, &frontend, 0).unwrap();
+    tables.backends.set(1, &backend).unwrap();
+    tables.slots.set(1, &1).unwrap();
+    tables.frontends.put(&key, &frontend).unwrap();
 }
 
 /// This process in a cgroup; afterwards it is where it was.
@@ -513,7 +513,7 @@ fn a_pod_is_attached_within_milliseconds() {
 fn tables_are_read_back_as_they_were_written() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         let key = FrontendKey::new(Addr::from_ip("10.96.0.1".parse().unwrap()), Be16::new(80), 6);
         let frontend = Frontend { service_id: 3, base: 70_000, n: 1, ..Frontend::ZERO };
         let backend = Backend { state: state::ACTIVE, generation: 4, proto: 6, ..Backend::ZERO };
@@ -527,7 +527,7 @@ fn tables_are_read_back_as_they_were_written() {
         ] {
             maps.apply(&op).unwrap();
         }
-        let beyond = maps.apply(&Write::PutBackend { id: BACKENDS, backend }).unwrap_err();
+        let beyond = maps.apply(&Write::PutBackend { id: BACKENDS_MAX, backend }).unwrap_err();
         assert!(beyond.full, "{beyond}");
         // Another process opens the pins.
         drop((maps, ebpf));
@@ -565,7 +565,7 @@ fn ct_key(local_port: u16, remote: &str, remote_port: u16, protocol: u8) -> CtKe
 fn silent_flows_expire_and_pairs_together() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         let backend = Backend { state: state::DEAD, generation: 2, ..Backend::ZERO };
         maps.apply(&Write::PutBackend { id: 5, backend }).unwrap();
         maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(PodEntry::ZERO) }).unwrap();
@@ -674,7 +674,7 @@ fn from_outside(
 fn flows_from_outside_expire_in_pairs_and_are_counted() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         for (id, generation) in [(5, 2), (6, 9)] {
             let backend = Backend { state: state::ACTIVE, generation, ..Backend::ZERO };
             maps.apply(&Write::PutBackend { id, backend }).unwrap();
@@ -739,7 +739,7 @@ fn flows_from_outside_expire_in_pairs_and_are_counted() {
 fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         let backend = Backend { state: state::DRAINING, generation: 2, ..Backend::ZERO };
         maps.apply(&Write::PutBackend { id: 5, backend }).unwrap();
         let vip = |text: &str| {
@@ -790,7 +790,7 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
 fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         maps.apply(&Write::PutPod { ifindex: 0x1_0004, pod: Box::new(PodEntry::ZERO) }).unwrap();
         let clock = Clock::detect().unwrap();
         let mut ct = maps::open_ct(&node.pins()).unwrap();
@@ -820,7 +820,7 @@ fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
 fn a_pod_with_more_than_a_quarter_of_conntrack_loses_its_oldest_plain_and_half_open_flows() {
     in_node(|node: &Node| {
         let mut ebpf = node.load();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
         for ifindex in [3, 4] {
             maps.apply(&Write::PutPod { ifindex, pod: Box::new(PodEntry::ZERO) }).unwrap();
         }

@@ -225,7 +225,7 @@ fn every_field_of_a_service() {
         expect![[r#"
             CLIENT       SERVICE        BACKEND          AGE  EXPIRES  STATE    CLIENT-ADDRESS  BACKEND-ADDRESS
             203.0.113.5  shop/web:http  shop/web-1:8080  61m  #s       EXPIRED  203.0.113.5     10.1.0.2:8080
-            shop/client  shop/web:http  shop/web-2:8080  ##s  59m      VALID    10.1.0.9        10.1.1.2:8080
+            shop/client  shop/web:http  shop/web-2:8080  ##s  58m      VALID    10.1.0.9        10.1.1.2:8080
         "#]],
     );
     check(
@@ -305,14 +305,15 @@ fn maps_are_real() {
     let mut lines = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [map, kind, used, max, _, bytes, pin] = words[..] else { panic!("{line}") };
+        let [map, kind, used, size, max, _, bytes, pin] = words[..] else { panic!("{line}") };
         assert_ne!(bytes, "<none>", "{line}: the kernel accounts the memory");
-        lines.push(format!("{map} {kind} {used} {max} {}", node.anonymous(pin)));
+        let size = if size == max { size.to_owned() } else { format!("{size}..{max}") };
+        lines.push(format!("{map} {kind} {used} {size} {}", node.anonymous(pin)));
     }
     expect![[r#"
-        frontends hash 2 262144 ROOT/bpf/lb/frontends_v2
-        slots array 2 131072 ROOT/bpf/lb/slots_v1
-        backends array 2 65536 ROOT/bpf/lb/backends_v1
+        frontends hash 2 262144..1048576 ROOT/bpf/lb/frontends_v2
+        slots array 2 131072..4194304 ROOT/bpf/lb/slots_v1
+        backends array 2 65536..2097152 ROOT/bpf/lb/backends_v1
         pods hash 1 4096 ROOT/bpf/lb/pods_v4
         ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
@@ -322,15 +323,15 @@ fn maps_are_real() {
         samples percpu_array <none> 8192 ROOT/bpf/lb/samples_v2
         events ringbuf <none> 262144 ROOT/bpf/lb/events_v2
         affinity lru_hash 0 65536 ROOT/bpf/lb/affinity_v2
-        source_ranges lpm_trie <none> 16384 ROOT/bpf/lb/source_ranges_v1
-        ident hash 0 524288 ROOT/bpf/lb/ident_v1
+        source_ranges lpm_trie <none> 16384..262144 ROOT/bpf/lb/source_ranges_v1
+        ident hash 0 524288..1048576 ROOT/bpf/lb/ident_v1
         devs hash 0 1024 ROOT/bpf/lb/devs_v1
         settings array <none> 1 ROOT/bpf/lb/settings_v2
         frontend_ports array <none> 1024 ROOT/bpf/lb/frontend_ports_v1
         host_ports array <none> 1024 ROOT/bpf/lb/host_ports_v1
         former_ports array <none> 1024 ROOT/bpf/lb/former_ports_v1
         own_flows lru_hash <none> 8192 ROOT/bpf/lb/own_flows_v1
-        loads array <none> 65536 ROOT/bpf/lb/loads_v1
+        loads array <none> 65536..2097152 ROOT/bpf/lb/loads_v1
         groups array <none> 8192 ROOT/bpf/lb/groups_v1
         peer_bits hash 0 262144 ROOT/bpf/lb/peer_bits_v1
         port_bits lpm_trie <none> 65536 ROOT/bpf/lb/port_bits_v2
@@ -342,7 +343,13 @@ fn maps_are_real() {
         budgets array <none> 8192 ROOT/bpf/lb/budgets_v1
         links array <none> 16384 ROOT/bpf/lb/links_v1
         macs hash 0 5120 ROOT/bpf/lb/macs_v1
-        locals array <none> 4096 ROOT/bpf/lb/locals_v1"#]]
+        locals array <none> 4096 ROOT/bpf/lb/locals_v1
+        frontends_now array_of_maps <none> 1 ROOT/bpf/lb/frontends_now_v1
+        ranges_now array_of_maps <none> 1 ROOT/bpf/lb/ranges_now_v1
+        ident_now array_of_maps <none> 1 ROOT/bpf/lb/ident_now_v1
+        slots_parts array_of_maps <none> 32 ROOT/bpf/lb/slots_parts_v1
+        backends_parts array_of_maps <none> 32 ROOT/bpf/lb/backends_parts_v1
+        loads_parts array_of_maps <none> 32 ROOT/bpf/lb/loads_parts_v1"#]]
     .assert_eq(&lines.join("\n"));
 }
 
@@ -360,7 +367,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic continues with the maps as they are
             names      FAILED  name table ROOT/run/names.json: No such file or directory (os error 2)
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
+            maps       OK      frontends 2/1048576 (0%), slots 2/4194304 (0%), backends 2/2097152 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/1048576 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     node.write_names();
@@ -376,7 +383,7 @@ fn status_and_its_exit_status() {
             agent      OK     0.1.0 on n1, up 4d3h, synced 10m ago
             api        OK     5 kinds listed
             tables     OK     service ports 1, frontends 1, backends 2, pods 1
-            maps       OK     frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
+            maps       OK     frontends 2/1048576 (0%), slots 2/4194304 (0%), backends 2/2097152 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/1048576 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     check(
@@ -389,7 +396,7 @@ fn status_and_its_exit_status() {
             agent   OK  0.1.0 on n1, up 4d3h, synced 10m ago
             api     OK  5 kinds listed
             tables  OK  service ports 1, frontends 1, backends 2, pods 1
-            maps    OK  frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
+            maps    OK  frontends 2/1048576 (0%), slots 2/4194304 (0%), backends 2/2097152 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/1048576 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
     drop(lock);
@@ -404,7 +411,7 @@ fn status_and_its_exit_status() {
             agent      FAILED  not running: traffic continues with the maps written 10m ago; last was 0.1.0 on n1, synced 10m ago
             api        OK      last known: 5 kinds listed
             tables     OK      service ports 1, frontends 1, backends 2, pods 1
-            maps       OK      frontends 2/262144 (0%), slots 2/131072 (0%), backends 2/65536 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/524288 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
+            maps       OK      frontends 2/1048576 (0%), slots 2/4194304 (0%), backends 2/2097152 (0%), pods 1/4096 (0%), ct 3/131072 (0%), fragments 0/8192 (0%), affinity 0/65536 (0%), ident 0/1048576 (0%), devs 0/1024 (0%), peer_bits 0/262144 (0%), hits 0/16384 (0%), kept 0/65536 (0%), macs 0/5120 (0%)
         "#]],
     );
 }

@@ -14,4 +14,5 @@ mod node;
 
 mod agent;
 mod attach;
+mod growth;
 mod lbctl;

@@ -1,9 +1,9 @@
-//! How much the maps of Services hold.
+//! How much the maps of Services hold, when they have grown as far as they may.
 #![forbid(unsafe_code)]
 
 use lb_common::limits;
 
-/// How much the maps hold.
+/// How much the maps hold at most: they grow as they are written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Elements of `frontends`.
@@ -19,10 +19,10 @@ pub struct Capacity {
 impl Default for Capacity {
     fn default() -> Self {
         Self {
-            frontends: limits::FRONTENDS,
-            slots: limits::SLOTS,
-            backends: limits::BACKENDS,
-            source_ranges: limits::SOURCE_RANGES,
+            frontends: limits::FRONTENDS_MAX,
+            slots: limits::SLOTS_MAX,
+            backends: limits::BACKENDS_MAX,
+            source_ranges: limits::SOURCE_RANGES_MAX,
         }
     }
 }

@@ -82,7 +82,12 @@ pub(super) fn failed(name: &Name, service: &mut ServiceState, err: &MapError, no
     let planned = service.trouble.as_ref().map(|trouble| trouble.retry);
     let retry = Retry::after_failure(planned, DELAYS, now);
     let issue = if err.full {
-        full(name, "part of the Service", err.map)
+        // Memory for a table that would grow is such a reason, and comes back.
+        let message = format!(
+            "map {} is full ({}): part of the Service is not programmed, retrying",
+            err.map, err.source
+        );
+        Issue::new(ObjectRef::new("Service", name), "", message)
     } else {
         let message = format!("not completely programmed, retrying: {err}");
         Issue::new(ObjectRef::new("Service", name), "", message)

@@ -5,17 +5,15 @@ use std::collections::HashMap;
 use anyhow::Context as _;
 use lb_common::service::{Affinity, AffinityKey};
 
-use super::refused;
 use crate::fields::{Fields, Ticks};
 use lb_core::cluster::Prefix;
 use lb_core::plan::RangeKey;
 use lb_kernel::bpf::clock::Clock;
-use lb_kernel::bpf::maps::{self, Tables};
-use lb_kernel::bpf::pins::Pins;
+use lb_kernel::bpf::maps::Tables;
 use lb_kernel::syscall;
 
 /// Reads all of them.
-pub(super) fn read(pins: &Pins, tables: &Tables) -> anyhow::Result<Fields> {
+pub(super) fn read(tables: &Tables) -> anyhow::Result<Fields> {
     let clock = Clock::detect().context("find the kernel's tick rate")?;
     let mut clients = Vec::new();
     syscall::for_each(&tables.affinity, |key: &AffinityKey, value: &Affinity| {
@@ -27,7 +25,7 @@ pub(super) fn read(pins: &Pins, tables: &Tables) -> anyhow::Result<Fields> {
     Ok(Fields {
         clients,
         source_ranges: source_ranges(tables)?,
-        loads: loads(pins)?,
+        loads: loads(tables)?,
         ticks: Ticks { now, hz: clock.hz },
     })
 }
@@ -49,14 +47,13 @@ fn source_ranges(tables: &Tables) -> anyhow::Result<HashMap<u32, Vec<Prefix>>> {
     Ok(ranges)
 }
 
-fn loads(pins: &Pins) -> anyhow::Result<HashMap<u32, u32>> {
-    let map = maps::open_loads(pins).map_err(refused)?;
+fn loads(tables: &Tables) -> anyhow::Result<HashMap<u32, u32>> {
     let mut loads = HashMap::new();
-    syscall::for_each(&map, |id: &u32, load: &u32| {
+    let read = tables.loads.for_each(|id, load| {
         if *load != 0 {
-            loads.insert(*id, *load);
+            loads.insert(id, *load);
         }
-    })
-    .context("read loads")?;
+    });
+    read.context("read loads")?;
     Ok(loads)
 }

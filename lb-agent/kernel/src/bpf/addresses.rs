@@ -15,15 +15,17 @@ use lb_common::limits::{
 };
 use lb_common::past::LocalEnd;
 
-use crate::bpf::maps::{self, MapsError};
+use crate::bpf::growing::{self, GrowingMap};
+use crate::bpf::maps::MapsError;
 use crate::bpf::pins::Pins;
+use crate::bpf::typed;
 use crate::syscall;
 use lb_core::plan::{Actual, MapError, SourceKey};
 
 /// The maps.
 pub struct AddressTables {
     /// By the words of an address, in network order.
-    pub(super) ident: HashMap<MapData, [u32; 4], Ident>,
+    pub(super) ident: GrowingMap<HashMap<MapData, [u32; 4], Ident>>,
     /// By ifindex.
     pub(super) devs: HashMap<MapData, u32, Dev>,
     /// How packets reach Pods past the IP stack, by the numbers of Pods.
@@ -41,8 +43,9 @@ impl AddressTables {
     ///
     /// # Errors
     /// When the object lacks one or it has other sizes.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        Self::typed(|spec| maps::take(ebpf, spec))
+    pub fn take(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<Self, MapsError> {
+        let ident = GrowingMap::take(ebpf, growing::IDENT, pins)?;
+        Self::typed(ident, |spec| typed::take(ebpf, spec))
     }
 
     /// Opens the pinned maps.
@@ -50,17 +53,20 @@ impl AddressTables {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        Self::typed(|spec| maps::pinned(pins, spec))
+        Self::typed(GrowingMap::open(pins, growing::IDENT)?, |spec| typed::pinned(pins, spec))
     }
 
-    fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
+    fn typed(
+        ident: GrowingMap<HashMap<MapData, [u32; 4], Ident>>,
+        mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>,
+    ) -> Result<Self, MapsError> {
         Ok(Self {
-            ident: maps::typed(&MAP_IDENT, map(&MAP_IDENT)?)?,
-            devs: maps::typed(&MAP_DEVS, map(&MAP_DEVS)?)?,
-            locals: maps::typed(&MAP_LOCALS, map(&MAP_LOCALS)?)?,
-            macs: maps::typed(&MAP_MACS, map(&MAP_MACS)?)?,
-            links: maps::typed(&MAP_LINKS, map(&MAP_LINKS)?)?,
-            pod_sources: maps::typed(&MAP_POD_SOURCES, map(&MAP_POD_SOURCES)?)?,
+            ident,
+            devs: typed::typed(&MAP_DEVS, map(&MAP_DEVS)?)?,
+            locals: typed::typed(&MAP_LOCALS, map(&MAP_LOCALS)?)?,
+            macs: typed::typed(&MAP_MACS, map(&MAP_MACS)?)?,
+            links: typed::typed(&MAP_LINKS, map(&MAP_LINKS)?)?,
+            pod_sources: typed::typed(&MAP_POD_SOURCES, map(&MAP_POD_SOURCES)?)?,
         })
     }
 
@@ -70,7 +76,7 @@ impl AddressTables {
     /// When a map cannot be read.
     pub(super) fn load(&self, actual: &mut Actual) -> Result<(), MapError> {
         let failed = |map| move |e: io::Error| MapError { map, full: false, source: e.into() };
-        syscall::for_each(&self.ident, |words: &[u32; 4], value: &Ident| {
+        syscall::for_each(&*self.ident, |words: &[u32; 4], value: &Ident| {
             actual.ident.insert(Addr::v6(words.map(Be32::from_wire)), *value);
         })
         .map_err(failed(MAP_IDENT.name))?;

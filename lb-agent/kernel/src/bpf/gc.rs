@@ -29,10 +29,8 @@ use lb_common::conntrack::{
 };
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
-use lb_common::limits::{
-    MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, MAP_LOADS, MapSpec, PORT_WORDS, port_bit,
-};
-use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
+use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, MapSpec, PORT_WORDS, port_bit};
+use lb_common::service::{Affinity, AffinityKey, FrontendKey};
 use lb_common::tenure::{self, Holder};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
@@ -186,10 +184,9 @@ pub struct Gc {
     capacity: u32,
     /// Entries after the last pass, and what had been made until then.
     last: Option<(ByKind, ByKind)>,
-    backends: Array<MapData, Backend>,
-    frontends: HashMap<MapData, FrontendKey, Frontend>,
+    /// Where the tables are that grow: each pass opens them as they are then.
+    pins: Pins,
     former_ports: Array<MapData, u64>,
-    loads: Array<MapData, u32>,
     affinity: HashMap<MapData, AffinityKey, Affinity>,
     clock: Clock,
 }
@@ -279,11 +276,9 @@ impl Gc {
             ports: None,
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
             last: None,
-            backends: maps::open_backends(pins)?,
-            frontends: maps::open_frontends(pins)?,
+            pins: pins.clone(),
             former_ports: Array::try_from(pinned(&MAP_FORMER_PORTS)?)
                 .map_err(unusable(MAP_FORMER_PORTS.name))?,
-            loads: Array::try_from(pinned(&MAP_LOADS)?).map_err(unusable(MAP_LOADS.name))?,
             affinity: HashMap::try_from(pinned(&MAP_AFFINITY)?)
                 .map_err(unusable(MAP_AFFINITY.name))?,
             clock,
@@ -382,8 +377,9 @@ impl Gc {
     /// The flows seen, and which of their frontends are gone.
     fn flows_of(&self, seen: Seen) -> io::Result<Flows> {
         let mut flows = seen.flows;
+        let frontends = maps::open_frontends(&self.pins).map_err(io::Error::other)?;
         for key in seen.dialed {
-            match self.frontends.get(&key, 0) {
+            match frontends.get(&key, 0) {
                 Ok(_) => {}
                 Err(e) if maps::is_missing(&e) => drop(flows.former_ports.insert(key.port.get())),
                 Err(e) => return Err(io::Error::other(e)),
@@ -547,15 +543,16 @@ impl Gc {
 
     /// Writes the loads that are not as counted. Returns how many that were.
     fn correct_loads(&mut self, counted: &StdHashMap<u32, u32>) -> io::Result<u64> {
+        let mut loads = maps::open_loads(&self.pins).map_err(io::Error::other)?;
         let mut wrong = Vec::new();
-        syscall::for_each(&self.loads, |id: &u32, load: &u32| {
-            let count = counted.get(id).copied().unwrap_or_default();
+        loads.for_each(|id, load| {
+            let count = counted.get(&id).copied().unwrap_or_default();
             if *load != count {
-                wrong.push((*id, count));
+                wrong.push((id, count));
             }
         })?;
         for (id, count) in &wrong {
-            self.loads.set(*id, count, 0).map_err(io::Error::other)?;
+            loads.set(*id, count).map_err(io::Error::other)?;
         }
         Ok(wrong.len() as u64)
     }
@@ -608,9 +605,10 @@ impl Gc {
 
     fn generations(&self) -> io::Result<StdHashMap<u32, u32>> {
         let mut generations = StdHashMap::new();
-        syscall::for_each(&self.backends, |id: &u32, backend: &Backend| {
+        let backends = maps::open_backends(&self.pins).map_err(io::Error::other)?;
+        backends.for_each(|id, backend| {
             if backend.generation != 0 {
-                generations.insert(*id, backend.generation);
+                generations.insert(id, backend.generation);
             }
         })?;
         Ok(generations)

@@ -16,6 +16,7 @@ use lb_common::policy::{Bits, Group, PeerKey, PolicyLookup, PolicyState, PortKey
 
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
+use crate::bpf::typed;
 
 /// An address as a key: its words in network order.
 type Words = [u32; 4];
@@ -41,12 +42,12 @@ impl PinnedPolicies {
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
         Ok(Self {
-            ident: maps::open(pins, &MAP_IDENT)?,
-            cidrs: maps::open(pins, &MAP_CIDRS)?,
-            groups: maps::open(pins, &MAP_GROUPS)?,
-            peer_bits: maps::open(pins, &MAP_PEER_BITS)?,
-            port_bits: maps::open(pins, &MAP_PORT_BITS)?,
-            state: maps::open(pins, &MAP_POLICY)?,
+            ident: typed::open(pins, &MAP_IDENT)?,
+            cidrs: typed::open(pins, &MAP_CIDRS)?,
+            groups: typed::open(pins, &MAP_GROUPS)?,
+            peer_bits: typed::open(pins, &MAP_PEER_BITS)?,
+            port_bits: typed::open(pins, &MAP_PORT_BITS)?,
+            state: typed::open(pins, &MAP_POLICY)?,
             idents_read: Shelf::default(),
             groups_read: Shelf::default(),
             bits_read: Shelf::default(),

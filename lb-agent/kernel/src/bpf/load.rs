@@ -8,6 +8,9 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use lb_common::config::Config;
 use lb_common::limits;
 
+use crate::bpf::growing;
+use crate::bpf::maps::{self, MapsError};
+
 /// The kernel object, as built from `lb-ebpf`; empty when the build skipped it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
@@ -32,6 +35,9 @@ pub enum LoadError {
     /// Maps could not be made, or pinned ones have another layout.
     #[error("create or open the maps of the kernel object")]
     Maps(#[source] EbpfError),
+    /// Tables that grow cannot be linked.
+    #[error(transparent)]
+    Tables(#[from] MapsError),
     /// The object lacks a program.
     #[error("the kernel object has no program {0}")]
     NoProgram(&'static str),
@@ -86,7 +92,17 @@ pub fn open(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
             loader.map_pin_path(map.name, Cow::<Path>::Owned(map_path(pin_dir, map)));
         }
     }
-    loader.load(OBJECT).map_err(LoadError::Maps)
+    if let Some(pin_dir) = options.pin_dir {
+        // Larger than at first, if they have grown.
+        for table in growing::REPLACED {
+            if let Some(pinned) = maps::pinned_capacity(&map_path(pin_dir, table.map)) {
+                loader.map_max_entries(table.map.name, pinned);
+            }
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
+    growing::link(&mut ebpf)?;
+    Ok(ebpf)
 }
 
 /// Loads one of the programs for network devices.

@@ -3,6 +3,8 @@
 //! ```text
 //! <pin-dir>/<map>_v<version>       a map, with the version of its layout
 //! <pin-dir>/<map>_v<version>_old   a map that another one with another capacity takes the place of
+//! <pin-dir>/<map>_v<version>_next  a larger one that is being filled
+//! <pin-dir>/<map>_v<version>_<n>   a further part of a table, 1 and on
 //! <pin-dir>/l_<ifindex>_<in|out>   the link of a device (TCX)
 //! <pin-dir>/cg_<program>           the link of a socket program
 //! <pin-dir>/q_<ifindex>            a directory: the clsact qdisc of this device was added by us
@@ -79,6 +81,10 @@ pub enum Pin {
     Map(&'static str, u32),
     /// One whose place another one takes.
     Aside(&'static str, u32),
+    /// One that takes its place when it is filled.
+    Next(&'static str, u32),
+    /// A further part of a table.
+    Part(&'static str, u32, u32),
     /// The link at a hook of a device.
     DeviceLink(u32, Hook),
     /// The link of a socket program.
@@ -131,6 +137,19 @@ impl Pins {
         self.dir.join(format!("{}_v{}_old", map.name, map.version))
     }
 
+    /// Pin of a larger map that is being filled.
+    pub fn next(&self, map: &MapSpec) -> PathBuf {
+        self.dir.join(format!("{}_v{}_next", map.name, map.version))
+    }
+
+    /// Pin of a part of a table. The first part is the map itself.
+    pub fn part(&self, map: &MapSpec, part: u32) -> PathBuf {
+        match part {
+            0 => self.map(map),
+            part => self.dir.join(format!("{}_v{}_{part}", map.name, map.version)),
+        }
+    }
+
     /// Pin of the link at a hook of a device.
     pub fn device_link(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.dir.join(format!("l_{ifindex}_{}", hook.word()))
@@ -169,7 +188,10 @@ impl Pins {
     pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
         let mut removed = Vec::new();
         for (path, pin) in self.list()? {
-            if let Pin::Map(name, version) | Pin::Aside(name, version) = pin
+            if let Pin::Map(name, version)
+            | Pin::Aside(name, version)
+            | Pin::Next(name, version)
+            | Pin::Part(name, version, _) = pin
                 && MAPS.iter().any(|map| map.name == name && map.version != version)
             {
                 remove(&path)?;
@@ -239,9 +261,11 @@ fn parse(name: &str) -> Option<Pin> {
     }
     let (map, version) = name.rsplit_once("_v")?;
     let map = MAPS.iter().find(|spec| spec.name == map)?;
-    Some(match version.strip_suffix("_old") {
-        Some(version) => Pin::Aside(map.name, version.parse().ok()?),
+    Some(match version.split_once('_') {
         None => Pin::Map(map.name, version.parse().ok()?),
+        Some((version, "old")) => Pin::Aside(map.name, version.parse().ok()?),
+        Some((version, "next")) => Pin::Next(map.name, version.parse().ok()?),
+        Some((version, part)) => Pin::Part(map.name, version.parse().ok()?, part.parse().ok()?),
     })
 }
 
@@ -259,6 +283,9 @@ mod tests {
             (pins.map(&MAP_SK_NAT), Some(Pin::Map("sk_nat", 1))),
             (Path::new("/x/ct_v12").to_owned(), Some(Pin::Map("ct", 12))),
             (pins.aside(&MAP_SK_NAT), Some(Pin::Aside("sk_nat", 1))),
+            (pins.next(&MAP_SK_NAT), Some(Pin::Next("sk_nat", 1))),
+            (pins.part(&MAP_SK_NAT, 0), Some(Pin::Map("sk_nat", 1))),
+            (pins.part(&MAP_SK_NAT, 12), Some(Pin::Part("sk_nat", 1, 12))),
             (pins.device_link(7, Hook::Ingress), Some(Pin::DeviceLink(7, Hook::Ingress))),
             (pins.device_link(41, Hook::Egress), Some(Pin::DeviceLink(41, Hook::Egress))),
             (pins.socket_link("connect4"), Some(Pin::SocketLink("connect4".to_owned()))),

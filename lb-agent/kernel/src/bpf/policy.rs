@@ -12,8 +12,9 @@ use lb_common::limits::{
 };
 use lb_common::policy::{Bits, Group, HitKey, PeerKey, PolicyFlags, PolicyState, PortKey};
 
-use crate::bpf::maps::{self, MapsError, failed};
+use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
+use crate::bpf::typed::{self, failed};
 use crate::syscall;
 use lb_core::model::policy::{CidrRange, number};
 use lb_core::plan::{Actual, MapError};
@@ -36,7 +37,7 @@ impl PolicyTables {
     /// # Errors
     /// When the object lacks one or it has other sizes.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        Self::typed(|spec| maps::take(ebpf, spec))
+        Self::typed(|spec| typed::take(ebpf, spec))
     }
 
     /// Opens the pinned maps.
@@ -44,17 +45,17 @@ impl PolicyTables {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        Self::typed(|spec| maps::pinned(pins, spec))
+        Self::typed(|spec| typed::pinned(pins, spec))
     }
 
     fn typed(mut map: impl FnMut(&MapSpec) -> Result<Map, MapsError>) -> Result<Self, MapsError> {
         Ok(Self {
-            groups: maps::typed(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
-            peer_bits: maps::typed(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
-            port_bits: maps::typed(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
-            cidrs: maps::typed(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
-            state: maps::typed(&MAP_POLICY, map(&MAP_POLICY)?)?,
-            hits: maps::typed(&MAP_HITS, map(&MAP_HITS)?)?,
+            groups: typed::typed(&MAP_GROUPS, map(&MAP_GROUPS)?)?,
+            peer_bits: typed::typed(&MAP_PEER_BITS, map(&MAP_PEER_BITS)?)?,
+            port_bits: typed::typed(&MAP_PORT_BITS, map(&MAP_PORT_BITS)?)?,
+            cidrs: typed::typed(&MAP_CIDRS, map(&MAP_CIDRS)?)?,
+            state: typed::typed(&MAP_POLICY, map(&MAP_POLICY)?)?,
+            hits: typed::typed(&MAP_HITS, map(&MAP_HITS)?)?,
         })
     }
 

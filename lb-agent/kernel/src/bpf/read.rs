@@ -19,24 +19,24 @@ use lb_core::plan::{Actual, MapError, RangeKey};
 /// # Errors
 /// When a map cannot be read.
 pub(super) fn services(tables: &Tables, actual: &mut Actual) -> Result<(), MapError> {
-    syscall::for_each(&tables.frontends, |key: &FrontendKey, value: &Frontend| {
+    syscall::for_each(&*tables.frontends, |key: &FrontendKey, value: &Frontend| {
         actual.frontends.insert(*key, *value);
     })
     .map_err(|e| failed("frontends", e))?;
     // Both arrays are mostly empty: what lies beyond the last used element is left out.
-    syscall::for_each(&tables.slots, |slot: &u32, backend_id: &u32| {
+    let slots = tables.slots.for_each(|slot, backend_id| {
         if *backend_id != 0 {
-            put(&mut actual.slots, *slot, *backend_id, 0);
+            put(&mut actual.slots, slot, *backend_id, 0);
         }
-    })
-    .map_err(|e| failed("slots", e))?;
-    syscall::for_each(&tables.backends, |id: &u32, backend: &Backend| {
+    });
+    slots.map_err(|e| failed("slots", e))?;
+    let backends = tables.backends.for_each(|id, backend| {
         // An unused id keeps its generation: flows may still remember it.
         if backend.state != state::UNUSED || backend.generation != 0 {
-            put(&mut actual.backends, *id, *backend, Backend::ZERO);
+            put(&mut actual.backends, id, *backend, Backend::ZERO);
         }
-    })
-    .map_err(|e| failed("backends", e))?;
+    });
+    backends.map_err(|e| failed("backends", e))?;
     actual.source_ranges = source_ranges(tables)?;
     actual.frontend_ports =
         words(&tables.frontend_ports).map_err(|e| failed("frontend_ports", e))?;

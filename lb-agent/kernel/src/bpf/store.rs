@@ -6,13 +6,14 @@ use aya::maps::MapError as AyaError;
 use aya::maps::lpm_trie::Key;
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
-use lb_common::service::{Affinity, AffinityKey};
+use lb_common::service::{Affinity, AffinityKey, Backend};
 
 use crate::bpf::addresses::AddressTables;
-use crate::bpf::maps::{self, MapsError, Tables, failed};
+use crate::bpf::maps::{self, MapsError, Tables};
 use crate::bpf::pins::Pins;
 use crate::bpf::policy::PolicyTables;
 use crate::bpf::read;
+use crate::bpf::typed::failed;
 use crate::syscall;
 use lb_core::model::policy::CidrRange;
 use lb_core::plan::{Actual, MapError, MapStore, Write};
@@ -32,10 +33,10 @@ impl Maps {
     ///
     /// # Errors
     /// When the object lacks one or it has other sizes.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+    pub fn take(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<Self, MapsError> {
         Ok(Self {
-            tables: Tables::take(ebpf)?,
-            addresses: AddressTables::take(ebpf)?,
+            tables: Tables::take(ebpf, pins)?,
+            addresses: AddressTables::take(ebpf, pins)?,
             policies: PolicyTables::take(ebpf)?,
         })
     }
@@ -70,17 +71,17 @@ impl MapStore for Maps {
         let Self { tables, addresses, policies } = self;
         let map = write.map();
         let done = match write {
-            Write::PutBackend { id, backend } => tables.backends.set(*id, backend, 0),
-            Write::PutSlot { slot, backend_id } => tables.slots.set(*slot, backend_id, 0),
-            Write::PutFrontend { key, frontend } => tables.frontends.insert(key, frontend, 0),
-            Write::DeleteFrontend { key } => gone(tables.frontends.remove(key)),
+            Write::PutBackend { id, backend } => tables.put_backend(*id, backend),
+            Write::PutSlot { slot, backend_id } => tables.slots.set(*slot, backend_id),
+            Write::PutFrontend { key, frontend } => tables.frontends.put(key, frontend),
+            Write::DeleteFrontend { key } => gone(tables.frontends.delete(key)),
             Write::PutSourceRange { key } => {
                 let (bits, range) = key.to_map();
-                tables.source_ranges.insert(&Key::new(bits, range), &1, 0)
+                tables.source_ranges.put(&Key::new(bits, range), &1)
             }
             Write::DeleteSourceRange { key } => {
                 let (bits, range) = key.to_map();
-                gone(tables.source_ranges.remove(&Key::new(bits, range)))
+                gone(tables.source_ranges.delete(&Key::new(bits, range)))
             }
             Write::ClearAffinity { service_id } => tables.clear_affinity(*service_id),
             Write::PutFrontendPorts { word, bits } => tables.frontend_ports.set(*word, bits, 0),
@@ -99,8 +100,8 @@ impl MapStore for Maps {
             Write::PutCidr { range, ident } => policies.cidrs.insert(&prefix(range), ident, 0),
             Write::DeleteCidr { range } => gone(policies.cidrs.remove(&prefix(range))),
             Write::PutPolicyState(state) => policies.put_state(*state),
-            Write::PutIdent { addr, ident } => addresses.ident.insert(&words(addr), ident, 0),
-            Write::DeleteIdent { addr } => gone(addresses.ident.remove(&words(addr))),
+            Write::PutIdent { addr, ident } => addresses.ident.put(&words(addr), ident),
+            Write::DeleteIdent { addr } => gone(addresses.ident.delete(&words(addr))),
             Write::PutPod { ifindex, pod } => tables.pods.insert(ifindex, &**pod, 0),
             Write::DeletePod { ifindex } => gone(tables.pods.remove(ifindex)),
             Write::PutLocal { id, local } => addresses.locals.set(*id, local, 0),
@@ -140,6 +141,12 @@ fn gone(result: Result<(), AyaError>) -> Result<(), AyaError> {
 }
 
 impl Tables {
+    /// The programs count its flows, so its load is there first.
+    fn put_backend(&mut self, id: u32, backend: &Backend) -> Result<(), AyaError> {
+        self.loads.reach(id)?;
+        self.backends.set(id, backend)
+    }
+
     /// Reads the whole map: it is small, and that affinity is taken off a Service is rare.
     fn clear_affinity(&mut self, service_id: u32) -> Result<(), AyaError> {
         let mut keys = Vec::new();

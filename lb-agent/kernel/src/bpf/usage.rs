@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{HashMap, MapData, MapError as AyaError, MapType, PerCpuArray, PerCpuHashMap};
@@ -10,9 +11,11 @@ use lb_common::limits::{MAP_COUNTERS, MAP_HITS, MapSpec};
 use lb_common::pod::Field;
 use lb_common::policy::HitKey;
 
-use crate::bpf::maps::{self, MapsError};
+use crate::bpf::growing;
+use crate::bpf::maps::MapsError;
 use crate::bpf::pins::Pins;
 use crate::bpf::read;
+use crate::bpf::typed;
 use crate::syscall;
 use lb_core::counts::Counts;
 
@@ -21,7 +24,9 @@ use lb_core::counts::Counts;
 pub struct Usage {
     /// Name of the type, as bpftool prints it.
     pub kind: &'static str,
-    /// Capacity in elements (bytes for a ring buffer); `None` where there is none.
+    /// Elements it has room for (bytes for a ring buffer); `None` where there is no such number.
+    pub size: Option<u64>,
+    /// The same at most, if it grows.
     pub max: Option<u64>,
     /// Memory in bytes, as the kernel accounts it; `None` without /proc.
     pub bytes: Option<u64>,
@@ -32,11 +37,24 @@ pub struct Usage {
 /// # Errors
 /// When the pin is missing or may not be opened.
 pub fn usage(pins: &Pins, spec: &MapSpec) -> Result<Usage, MapsError> {
+    let mut all = one(&pins.map(spec), spec)?;
+    let further = (1..).map(|n| pins.part(spec, n)).take_while(|pin| pin.exists());
+    for pin in further {
+        let part = one(&pin, spec)?;
+        all.size = all.size.zip(part.size).map(|(all, part)| all + part);
+        all.bytes = all.bytes.zip(part.bytes).map(|(all, part)| all + part);
+    }
+    let table = growing::TABLES.iter().find(|table| table.map == *spec);
+    all.max = table.map_or(all.size, |table| Some(table.max.into()));
+    Ok(all)
+}
+
+fn one(pin: &Path, spec: &MapSpec) -> Result<Usage, MapsError> {
     let unusable = |source| MapsError::Unusable { map: spec.name, source };
-    let map = MapData::from_pin(pins.map(spec)).map_err(unusable)?;
+    let map = MapData::from_pin(pin).map_err(unusable)?;
     let info = map.info().map_err(unusable)?;
-    let max = u64::from(info.max_entries());
-    Ok(Usage { kind: kind(info.map_type()), max: (max != 0).then_some(max), bytes: memlock(&map) })
+    let size = Some(u64::from(info.max_entries())).filter(|size| *size != 0);
+    Ok(Usage { kind: kind(info.map_type()), size, max: size, bytes: memlock(&map) })
 }
 
 /// Reads the pinned counters.
@@ -45,7 +63,7 @@ pub fn usage(pins: &Pins, spec: &MapSpec) -> Result<Usage, MapsError> {
 /// When the pin is missing, may not be opened or is something else.
 pub fn counts(pins: &Pins) -> Result<Counts, MapsError> {
     let unusable = |source| MapsError::Unusable { map: MAP_COUNTERS.name, source };
-    let map: PerCpuArray<MapData, u64> = maps::open(pins, &MAP_COUNTERS)?;
+    let map: PerCpuArray<MapData, u64> = typed::open(pins, &MAP_COUNTERS)?;
     read::counts(&map).map_err(|error| unusable(AyaError::IoError(error)))
 }
 
@@ -60,7 +78,7 @@ impl<T: Pod + Field> Element for T {}
 /// When the pin is missing, may not be opened or is something else.
 pub fn n_elements<K: Element, V: Element>(pins: &Pins, spec: &MapSpec) -> Result<usize, MapsError> {
     let unusable = |source| MapsError::Unusable { map: spec.name, source };
-    let map: HashMap<MapData, K, V> = maps::open(pins, spec)?;
+    let map: HashMap<MapData, K, V> = typed::open(pins, spec)?;
     let mut n = 0;
     syscall::for_each(&map, |_: &K, _: &V| n += 1)
         .map_err(|error| unusable(AyaError::IoError(error)))?;
@@ -73,7 +91,7 @@ pub fn n_elements<K: Element, V: Element>(pins: &Pins, spec: &MapSpec) -> Result
 /// When the pin is missing, may not be opened or is something else.
 pub fn n_hits(pins: &Pins) -> Result<usize, MapsError> {
     let unusable = |source| MapsError::Unusable { map: MAP_HITS.name, source };
-    let map: PerCpuHashMap<MapData, HitKey, u64> = maps::open(pins, &MAP_HITS)?;
+    let map: PerCpuHashMap<MapData, HitKey, u64> = typed::open(pins, &MAP_HITS)?;
     map.keys().try_fold(0, |n, key| key.map(|_| n + 1)).map_err(unusable)
 }
 
@@ -94,6 +112,7 @@ fn kind(map_type: Result<MapType, AyaError>) -> &'static str {
         Ok(MapType::PerCpuHash) => "percpu_hash",
         Ok(MapType::RingBuf) => "ringbuf",
         Ok(MapType::SkStorage) => "sk_storage",
+        Ok(MapType::ArrayOfMaps) => "array_of_maps",
         Ok(_) | Err(_) => "other",
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::flow::proto;
+use lb_common::limits;
 use lb_common::service::{FrontendKey, MAGLEV_SLOTS, state};
 use lb_core::cluster::{
     Algorithm, Change, Cluster, Dirty, Event, Extra, Kind, Name, Node, Pod, ServiceType,
@@ -195,7 +196,7 @@ fn address(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
 }
 
-/// What fills tables of the size that they really have.
+/// What fills tables of the size that they have at first.
 fn attacks() -> [(&'static str, Vec<Wish>); 3] {
     // 128 tables of consistent hashing are all slots there are; then as many ports as it takes.
     let mut maglev: Vec<Wish> =
@@ -210,7 +211,7 @@ fn attacks() -> [(&'static str, Vec<Wish>); 3] {
 fn whoever_fills_the_tables_pays_for_it() {
     for (what, attack) in attacks() {
         for first in [true, false] {
-            let mut agent = Agent::new(Capacity::default());
+            let mut agent = Agent::new(FIRST);
             let old = wish("good", "old", 3, 20);
             if first {
                 agent.want(std::slice::from_ref(&old));
@@ -253,7 +254,7 @@ fn ports_go_before_tables_and_hashing_goes_on_without_them() {
     for wish in &mut attack {
         wish.endpoints = 5;
     }
-    let mut agent = Agent::new(Capacity::default());
+    let mut agent = Agent::new(FIRST);
     agent.want(&attack);
     agent.advance(Duration::from_secs(1));
     let tables: Vec<u32> = attack.iter().flat_map(|wish| agent.tables(wish)).collect();
@@ -275,7 +276,7 @@ fn ports_go_before_tables_and_hashing_goes_on_without_them() {
 
 #[test]
 fn ids_of_services_that_are_gone_are_not_kept_from_others_by_their_pods() {
-    let mut agent = Agent::new(Capacity::default());
+    let mut agent = Agent::new(FIRST);
     for i in 0..100 {
         let pod = Pod { ips: [pod_addr(i)].into(), node: "there".into(), ..Pod::default() };
         agent.tell([Event::Pod(Change::Applied(Name::new("evil", format!("p{i}")), pod))]);
@@ -298,6 +299,13 @@ fn ids_of_services_that_are_gone_are_not_kept_from_others_by_their_pods() {
 }
 
 /// Tables of a few elements.
+/// Tables as they are at first: of those that have grown as far as they may, much more would have to be wanted.
+const FIRST: Capacity = Capacity {
+    frontends: limits::FRONTENDS,
+    slots: limits::SLOTS,
+    backends: limits::BACKENDS,
+    source_ranges: limits::SOURCE_RANGES,
+};
 const SMALL: Capacity = Capacity { frontends: 400, slots: 200, backends: 121, source_ranges: 8 };
 
 fn random_wish() -> impl Strategy<Value = Wish> {

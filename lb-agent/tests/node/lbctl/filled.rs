@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::lpm_trie::Key as LpmKey;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{MAP_COUNTERS, MAP_LOADS};
+use lb_common::limits::MAP_COUNTERS;
 use lb_common::policy::{Bits, Group, GroupFlags, PolicyState, PortKey, tier};
 use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendFlags, FrontendKey, SourceRange, state,
@@ -232,9 +232,9 @@ impl Node {
             affinity_secs: 3600,
             ..Frontend::ZERO
         };
-        tables.frontends.insert(&key, &frontend, 0).unwrap();
+        tables.frontends.put(&key, &frontend).unwrap();
         let range = SourceRange { service_id: 1, client: ip("203.0.113.0") };
-        tables.source_ranges.insert(&LpmKey::new(32 + 96 + 24, range), &1, 0).unwrap();
+        tables.source_ranges.put(&LpmKey::new(32 + 96 + 24, range), &1).unwrap();
         let clock = Clock::detect().unwrap();
         for (client, backend_id, seconds) in [("10.1.0.9", 2, 60), ("203.0.113.5", 1, 3700)] {
             let last = clock.ticks().unwrap() - u64::from(seconds * clock.hz);
@@ -242,9 +242,7 @@ impl Node {
             let value = Affinity::new(backend_id, 7, last);
             tables.affinity.insert(&key, &value, 0).unwrap();
         }
-        let loads = MapData::from_pin(pins.map(&MAP_LOADS)).and_then(Map::from_map_data).unwrap();
-        let mut loads: Array<MapData, u32> = loads.try_into().unwrap();
-        loads.set(2, &5, 0).unwrap();
+        tables.loads.set(2, &5).unwrap();
         fill_external(&pins);
         let file = self.state_dir.join(names::FILE);
         let Ok(mut names) = names::read(&file) else { return };
@@ -281,17 +279,15 @@ impl Node {
                 generation: 7,
                 ..Backend::ZERO
             };
-            tables.backends.set(id, &backend, 0).unwrap();
-            tables.slots.set(9 + id, &id, 0).unwrap();
+            tables.backends.set(id, &backend).unwrap();
+            tables.slots.set(9 + id, &id).unwrap();
         }
         let cluster_ip: IpAddr = "10.96.0.1".parse().unwrap();
         let frontend = Frontend { service_id: 1, base: 10, n: 2, ..Frontend::ZERO };
         let web = FrontendKey::new(cluster_ip.into(), Be16::new(80), proto::TCP);
-        tables.frontends.insert(&web, &frontend, 0).unwrap();
-        tables
-            .frontends
-            .insert(&FrontendKey::wildcard(cluster_ip.into()), &Frontend::ZERO, 0)
-            .unwrap();
+        tables.frontends.put(&web, &frontend).unwrap();
+        let wildcard = FrontendKey::wildcard(cluster_ip.into());
+        tables.frontends.put(&wildcard, &Frontend::ZERO).unwrap();
         drop(tables);
         self.put_pod(LO, "10.1.0.9");
         fill_ct(&pins);

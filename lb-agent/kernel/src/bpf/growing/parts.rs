@@ -1,0 +1,137 @@
+//! An array that grows by parts.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+
+use aya::maps::{Array, IterableMap as _, Map, MapData, MapError as AyaError};
+use aya::{Ebpf, Pod};
+use lb_common::limits::MapSpec;
+use lb_common::pod::Field;
+use tracing::info;
+
+use super::{GrowingTable, Growth, errno};
+use crate::bpf::pins::Pins;
+use crate::bpf::typed::{self, MapsError};
+use crate::syscall;
+
+/// An array in parts.
+pub struct PartedArray<V: Pod> {
+    table: GrowingTable,
+    parts: Vec<Array<MapData, V>>,
+    /// `None` for those who only use what is there.
+    growth: Option<Growth<Array<MapData, V>>>,
+}
+
+impl<V: Pod + Field> PartedArray<V> {
+    /// Takes the array out of the loaded object, and links all parts that are pinned.
+    pub(in crate::bpf) fn take(
+        ebpf: &mut Ebpf,
+        table: GrowingTable,
+        pins: Option<&Pins>,
+    ) -> Result<Self, MapsError> {
+        let mut growth = Growth::take(ebpf, &table, pins)?;
+        let mut parts = vec![typed::typed(&table.map, typed::take(ebpf, &table.map)?)?];
+        let unusable = |source| MapsError::Unusable { map: table.directory.name, source };
+        if let Some(growth) = &mut growth {
+            for (n, part) in (1..).zip(further(&growth.pins, &table.map)?) {
+                growth.directory.set(n, &part, 0).map_err(unusable)?;
+                parts.push(part);
+            }
+        }
+        Ok(Self { table, parts, growth })
+    }
+
+    /// Opens the pinned parts.
+    pub(in crate::bpf) fn open(pins: &Pins, table: GrowingTable) -> Result<Self, MapsError> {
+        let mut parts = vec![typed::open(pins, &table.map)?];
+        parts.extend(further(pins, &table.map)?);
+        Ok(Self { table, parts, growth: None })
+    }
+
+    /// Number of elements there are, used or not.
+    pub fn len(&self) -> u32 {
+        self.parts.iter().map(Array::len).sum()
+    }
+
+    /// Whether it has no elements: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes an element. If there is no part for it yet, one is made.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set(&mut self, index: u32, value: &V) -> Result<(), AyaError> {
+        self.reach(index)?;
+        let (part, within) = self.place(index);
+        let max_entries = self.len();
+        let part = self.parts.get_mut(part).ok_or(AyaError::OutOfBounds { index, max_entries })?;
+        part.set(within, value, 0)
+    }
+
+    /// Reads an element.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn get(&self, index: u32) -> Result<V, AyaError> {
+        let (part, within) = self.place(index);
+        let max_entries = self.len();
+        let part = self.parts.get(part).ok_or(AyaError::OutOfBounds { index, max_entries })?;
+        part.get(&within, 0)
+    }
+
+    /// Sees to it that there is such an element.
+    pub(in crate::bpf) fn reach(&mut self, index: u32) -> Result<(), AyaError> {
+        while index >= self.len() {
+            let max_entries = self.len();
+            let refused = AyaError::OutOfBounds { index, max_entries };
+            let Some(growth) = self.growth.as_mut().filter(|_| index < self.table.max) else {
+                return Err(refused);
+            };
+            let n = self.parts.len() as u32;
+            let size = max_entries / n;
+            let part = growth.step(|growth| {
+                let part = Array::create(size, 0).map_err(errno)?;
+                let pin = growth.pins.part(&self.table.map, n);
+                part.map().pin(&pin).map_err(io::Error::other)?;
+                growth.directory.set(n, &part, 0).map_err(|error| {
+                    drop(fs::remove_file(&pin));
+                    errno(error)
+                })?;
+                Ok(part)
+            })?;
+            info!(map = self.table.map.name, elements = max_entries + size, "table has grown");
+            self.parts.push(part);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for every element.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn for_each(&self, mut each: impl FnMut(u32, &V)) -> io::Result<()> {
+        let mut first = 0;
+        for part in &self.parts {
+            syscall::for_each(part, |index: &u32, value: &V| each(first + index, value))?;
+            first += part.len();
+        }
+        Ok(())
+    }
+
+    /// Which part an element is in, and where.
+    fn place(&self, index: u32) -> (usize, u32) {
+        let size = self.parts.first().map_or(1, Array::len).max(1);
+        ((index / size) as usize, index % size)
+    }
+}
+
+/// The parts after the first.
+fn further<V: Pod>(pins: &Pins, spec: &MapSpec) -> Result<Vec<Array<MapData, V>>, MapsError> {
+    let unusable = |source| MapsError::Unusable { map: spec.name, source };
+    let pins = (1..).map(|n| pins.part(spec, n)).take_while(|pin| pin.exists());
+    let open = |pin| MapData::from_pin(pin).and_then(Map::from_map_data).map_err(unusable);
+    pins.map(|pin| typed::typed(spec, open(pin)?)).collect()
+}
