@@ -225,7 +225,7 @@ fn every_field_of_a_service() {
         expect![[r#"
             CLIENT       SERVICE        BACKEND          AGE  EXPIRES  STATE    CLIENT-ADDRESS  BACKEND-ADDRESS
             203.0.113.5  shop/web:http  shop/web-1:8080  61m  #s       EXPIRED  203.0.113.5     10.1.0.2:8080
-            shop/client  shop/web:http  shop/web-2:8080  ##s  58m      VALID    10.1.0.9        10.1.1.2:8080
+            shop/client  shop/web:http  shop/web-2:8080  ##s  59m      VALID    10.1.0.9        10.1.1.2:8080
         "#]],
     );
     check(
