@@ -12,6 +12,7 @@ pub(crate) mod bindings;
 mod compiler;
 mod disconnect;
 pub(crate) mod hits;
+mod host_rules;
 mod housekeeping;
 mod issues;
 mod kernel;
@@ -49,6 +50,7 @@ use crate::agent::background::News;
 use crate::agent::bindings::Bindings;
 use crate::agent::compiler::{CompiledTables, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
+use crate::agent::host_rules::HostRules;
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
 use crate::agent::kube_proxy::KubeProxy;
@@ -65,6 +67,7 @@ use crate::observe::Status;
 use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
+use lb_common::config::SettingFlags;
 use lb_core::cluster::{Cluster, Dirty, Family};
 use lb_core::model::Desired;
 use lb_core::plan::{Capacity, Plan, Planner, Write};
@@ -180,6 +183,7 @@ struct Agent {
     links: MacOwners,
     /// Whose flows may go past the IP stack.
     past: Past,
+    host_rules: HostRules,
     pickup: Pickup,
     addresses: NodeAddresses,
     policies: Policies,
@@ -210,7 +214,8 @@ impl Agent {
         let mut actual = kernel.maps.load().context("read the pinned maps")?;
         info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
-        let past = Past::new(cfg.past_stack);
+        let former = actual.settings.as_deref().map_or(SettingFlags::NONE, |given| given.flags);
+        let past = Past::new(cfg.past_stack, former);
         let start = Start { past: past.settings(), ct_is_new: kernel.ct_is_new };
         let given = pickup::given(&cfg, &pickup, &mut kernel.maps, &mut actual, &start)
             .context("write the settings")?;
@@ -232,6 +237,7 @@ impl Agent {
         let gc = Gc::open(&kernel.pins, kernel.clock)?;
         let (news, background) = mpsc::channel(4);
         background::spawn(gc, background::INTERVAL, news.clone())?;
+        let host_rules = HostRules::spawn(cfg.past_stack, news.clone())?;
         let kube_proxy = KubeProxy::spawn(cfg.takeover, news)?;
         background::spawn_resize(kernel.resize)?;
         let (done, attached) = mpsc::unbounded_channel();
@@ -257,6 +263,7 @@ impl Agent {
             sources: Sources::new(cfg.allowed_sources.clone()),
             links: MacOwners::default(),
             past,
+            host_rules,
             pickup,
             addresses,
             policies,
@@ -305,6 +312,7 @@ impl Agent {
             }
             LoopEvent::Background(News::Foreign(signs)) => self.searched(signs),
             LoopEvent::Background(News::TakenOver(removed)) => self.taken_over(removed),
+            LoopEvent::Background(News::HostRules(judged)) => self.judged(*judged),
             LoopEvent::Compiled(compiled) => self.compiled(*compiled),
             LoopEvent::Admin(pending) => self.respond(pending),
             LoopEvent::Followers(n) => self.report_allowed(n > 0),

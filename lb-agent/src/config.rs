@@ -121,8 +121,8 @@ pub(crate) struct RunArgs {
     /// that belong to no other Pod, node or Service) [default: strict]
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
-    /// Whether flows between Pods of a node go past its IP stack and netfilter: on, off, or auto (as off, until the agent
-    /// can tell whether the node's firewall rules matter to them) [default: auto]
+    /// Whether flows between Pods of a node go past its IP stack and netfilter: auto (unless one of the node's firewall
+    /// rules is about them), on, or off [default: auto]
     #[arg(long, env = "LB_PAST_STACK", value_name = "MODE")]
     pub past_stack: Option<String>,
     /// CIDRs that Pods may claim with the annotation lb-agent.io/allowed-sources [default: none]
@@ -233,10 +233,10 @@ impl SourceCheck {
 /// Whether flows between Pods of this node go past the IP stack and netfilter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PastStack {
-    /// Where no rule of the node matters to them. No rules are read yet, so: never.
+    /// Where no firewall rule of the node is about them.
     #[default]
     Auto,
-    /// Whatever rules the node has.
+    /// Whatever rules the node has, unless another program enforces policies by them.
     On,
     /// Never.
     Off,

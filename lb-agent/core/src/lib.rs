@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cluster;
 pub mod counts;
 pub mod escape;
+pub mod host_rules;
 pub mod issue;
 pub mod model;
 pub mod names;

@@ -3,5 +3,6 @@
 
 pub mod bpf;
 pub mod devices;
+pub mod netfilter;
 pub mod preflight;
 pub mod syscall;

@@ -65,12 +65,23 @@ const IPT_GET_ENTRIES: (usize, usize) = (32, 40);
 /// The table may grow between the two questions.
 const TRIES: usize = 8;
 
-/// A legacy table of iptables, in the kernel's own layout: what is in it stands there by name. Loads the table's
+/// A legacy table of iptables, in the kernel's own layout.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LegacyTable {
+    /// The hooks at which it is called, one bit each.
+    pub hooks: u32,
+    /// Offset of the first rule of each hook.
+    pub entry_points: [u32; 5],
+    /// All rules.
+    pub entries: Vec<u8>,
+}
+
+/// Returns a legacy table of iptables. Loads the table's
 /// module if it is not there: ask for tables in use only.
 ///
 /// # Errors
 /// When there is no such table; needs `CAP_NET_ADMIN`.
-pub fn legacy_table(family: Family, table: &str) -> io::Result<Vec<u8>> {
+pub fn legacy_table(family: Family, table: &str) -> io::Result<LegacyTable> {
     let (family, level) = match family {
         Family::V4 => (AddressFamily::Inet, libc::SOL_IP),
         Family::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
@@ -86,12 +97,18 @@ pub fn legacy_table(family: Family, table: &str) -> io::Result<Vec<u8>> {
     for _ in 0..TRIES {
         let mut answer = named(IPT_GETINFO);
         option(&socket, (level, info), &mut answer)?;
-        let size = answer.last_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let (words, _) = answer.as_chunks();
+        let word = |place: usize| words.get(place).map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let size = word(IPT_GETINFO / 4 - 1);
+        let (hooks, entry_points) = (word(8), std::array::from_fn(|hook| word(9 + hook)));
         let mut answer = named(entries_at + size as usize);
         answer.iter_mut().skip(size_at).zip(size.to_ne_bytes()).for_each(|(to, from)| *to = from);
         match option(&socket, (level, entries), &mut answer) {
             Err(err) if err.raw_os_error() == Some(libc::EAGAIN) => {}
-            other => return other.map(|()| answer),
+            other => {
+                let entries = answer.split_off(entries_at.min(answer.len()));
+                return other.map(|()| LegacyTable { hooks, entry_points, entries });
+            }
         }
     }
     Err(io::Error::from(io::ErrorKind::ResourceBusy))

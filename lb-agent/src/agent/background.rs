@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::agent::past::JudgedRules;
 use crate::observe::foreign::Sign;
 use lb_core::plan::Flows;
 use lb_kernel::bpf::gc::{self, Gc, Pass};
@@ -21,6 +22,8 @@ pub(super) enum News {
     Expired(Box<Pass>, Instant, Flows),
     /// What is here of kube-proxy.
     Foreign(Vec<Sign>),
+    /// What the firewall rules of the node mean to flows between its Pods.
+    HostRules(Box<JudgedRules>),
     /// The number of places where kube-proxy's rules were removed, or why they were not.
     TakenOver(Result<usize, String>),
 }

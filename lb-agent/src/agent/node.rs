@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
 use crate::agent::bindings::{BindingFacts, Bindings};
+use crate::agent::host_rules;
 use crate::agent::kernel::Kernel;
 use crate::agent::pods;
 use crate::agent::report::PastFacts;
@@ -112,7 +113,8 @@ impl Agent {
 
     /// Finds out which Pod is behind which device, and writes the results except for groups.
     pub(super) fn bind(&mut self) {
-        let Self { bindings, devices, cluster, policies, addresses, planner, .. } = self;
+        let Self { bindings, devices, cluster, policies, addresses, planner, host_rules, .. } =
+            self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
@@ -137,6 +139,7 @@ impl Agent {
         let behind: Vec<_> =
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
         addresses.claim(devices, &behind);
+        host_rules.follow(host_rules::traffic(&veths, addresses.idents(), devices));
         if !changed.is_empty() {
             // Before any map says so: a restart must not come to another result.
             if let Err(err) = bindings.save(&self.state_dir) {
@@ -169,9 +172,10 @@ impl Agent {
     }
 
     /// Brings the map that leads packets to Pods past the IP stack to what it should say.
-    fn write_locals(&mut self) {
+    pub(super) fn write_locals(&mut self) {
         let veths: Vec<&Veth> = self.devices.veths().collect();
-        let paths = self.past.paths(&veths, &self.attachments.progress());
+        let idents = self.addresses.idents();
+        let paths = self.past.paths(&veths, &self.attachments.progress(), idents);
         let plan = self.planner.plan_locals(&paths);
         self.write(plan);
     }

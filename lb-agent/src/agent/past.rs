@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_common::addr::Addr;
 use lb_common::config::SettingFlags;
+use lb_common::endpoint::Ident;
 use lb_common::past::StackReason;
-use lb_core::plan::PodPath;
+use lb_core::host_rules::{HostJudgement, PodTraffic};
+use lb_core::plan::{ABOUT_PAST, PodPath};
 use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::neighbors;
 use lb_kernel::devices::Veth;
@@ -18,8 +21,21 @@ use crate::config::PastStack;
 pub(super) struct Past {
     /// What the operator decided.
     mode: PastStack,
+    /// What the settings said at the start. It holds until the rules are judged: flows must not lose their way meanwhile.
+    former: SettingFlags,
+    /// What is known of the node's firewall rules.
+    judged: Option<JudgedRules>,
     /// Devices where ours is the only program that sees what the Pod sends.
     alone: BTreeSet<u32>,
+}
+
+/// What the rules mean to flows between these Pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct JudgedRules {
+    pub traffic: PodTraffic,
+    pub judgement: HostJudgement,
+    /// Whether a connection that netfilter sees from its middle on goes on (`nf_conntrack_tcp_loose`).
+    pub loose: bool,
 }
 
 /// Pods' devices by how far their programs are.
@@ -32,21 +48,65 @@ pub(super) struct Progress {
 }
 
 impl Past {
-    pub(super) fn new(mode: PastStack) -> Self {
-        Self { mode, alone: BTreeSet::new() }
+    /// `former` is what the settings say.
+    pub(super) fn new(mode: PastStack, former: SettingFlags) -> Self {
+        Self { mode, former: former.only(ABOUT_PAST), ..Self::default() }
+    }
+
+    /// The rules of the node were read.
+    pub(super) fn judged(&mut self, judged: JudgedRules) {
+        self.judged = Some(judged);
+    }
+
+    /// What is known of them.
+    pub(super) fn judgement(&self) -> Option<&HostJudgement> {
+        self.judged.as_ref().map(|judged| &judged.judgement)
     }
 
     /// What the settings say about it.
     pub(super) fn settings(&self) -> SettingFlags {
-        match self.mode {
-            PastStack::On => SettingFlags::LOCAL_PAST,
-            PastStack::Auto | PastStack::Off => SettingFlags::from_bits(StackReason::Setting.bit()),
-        }
+        let because = |reason: StackReason| SettingFlags::from_bits(reason.bit());
+        let auto = match self.mode {
+            PastStack::Off => return because(StackReason::Setting),
+            PastStack::Auto => true,
+            PastStack::On => false,
+        };
+        let Some(JudgedRules { judgement, loose, .. }) = &self.judged else {
+            let is_past = self.former.contains(SettingFlags::LOCAL_PAST);
+            return if is_past { self.former } else { because(StackReason::RulesUnread) };
+        };
+        let reason = match judgement {
+            HostJudgement::Rule(_) if auto => StackReason::HostRule,
+            HostJudgement::Unknown(_) if auto => StackReason::RulesUnknown,
+            HostJudgement::Engine(_) => StackReason::PolicyEngine,
+            HostJudgement::Harmless | HostJudgement::Rule(_) | HostJudgement::Unknown(_) => {
+                return SettingFlags::LOCAL_PAST;
+            }
+        };
+        // Where netfilter refuses connections that it has not seen begin, those that are past it stay there.
+        let kept = SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY;
+        because(reason) | kept.when(!loose)
     }
 
     /// The firewall rule because of which flows go through the stack, or empty.
     pub(super) fn host_rule(&self) -> &str {
-        ""
+        match self.judgement() {
+            Some(
+                HostJudgement::Rule(text)
+                | HostJudgement::Engine(text)
+                | HostJudgement::Unknown(text),
+            ) => text,
+            Some(HostJudgement::Harmless) | None => "",
+        }
+    }
+
+    /// Whether the rules were judged for all that a Pod sends.
+    fn is_covered(&self, veth: &Veth, idents: &BTreeMap<Addr, Ident>) -> bool {
+        let Some(JudgedRules { traffic, .. }) = &self.judged else { return false };
+        let own = idents.iter().filter(|(_, ident)| ident.ifindex == veth.ifindex);
+        let mut devices = traffic.routed.iter().chain(&traffic.ports);
+        own.clone().all(|(addr, _)| traffic.addresses.contains(addr))
+            && (own.count() == 0 || devices.any(|(index, _)| *index == veth.ifindex))
     }
 
     /// Asks the kernel which other programs a device has. A kernel that does not tell counts as one that has others.
@@ -68,14 +128,24 @@ impl Past {
     }
 
     /// How packets reach the Pods behind these devices.
-    pub(super) fn paths(&self, veths: &[&Veth], progress: &Progress) -> BTreeMap<u32, PodPath> {
-        veths.iter().map(|veth| (veth.ifindex, self.path(veth, progress))).collect()
+    pub(super) fn paths(
+        &self,
+        veths: &[&Veth],
+        progress: &Progress,
+        idents: &BTreeMap<Addr, Ident>,
+    ) -> BTreeMap<u32, PodPath> {
+        let path = |veth: &&Veth| {
+            let is_unread = self.mode != PastStack::Off && !self.is_covered(veth, idents);
+            (veth.ifindex, self.path(veth, progress, is_unread))
+        };
+        veths.iter().map(path).collect()
     }
 
-    fn path(&self, veth: &Veth, progress: &Progress) -> PodPath {
+    fn path(&self, veth: &Veth, progress: &Progress, is_unread: bool) -> PodPath {
         let ifindex = veth.ifindex;
         let is_attached = progress.attached.contains(&ifindex);
         let reasons = [
+            (is_unread, StackReason::RulesUnread),
             (!is_attached, StackReason::NotAttached),
             (veth.mac == [0; 6], StackReason::UnknownMac),
             (veth.far.is_port, StackReason::PortInside),
@@ -84,11 +154,15 @@ impl Past {
         ];
         let reasons = reasons.into_iter().filter(|(speaks, _)| *speaks);
         let reasons: BTreeSet<_> = reasons.map(|(_, reason)| reason).collect();
-        let is_attaching = progress.attaching.contains(&ifindex);
+        let is_open = |reason: &StackReason| match reason {
+            StackReason::RulesUnread => self.judged.is_none(),
+            StackReason::NotAttached => progress.attaching.contains(&ifindex),
+            _ => false,
+        };
         PodPath {
             link: [veth.mac, veth.own_mac],
             mtu: veth.mtu,
-            undecided: is_attaching && reasons.iter().eq(&[StackReason::NotAttached]),
+            undecided: !reasons.is_empty() && reasons.iter().all(is_open),
             reasons,
         }
     }
@@ -96,16 +170,20 @@ impl Past {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::addr::Addr;
+    use lb_common::config::SettingFlags;
+    use lb_common::endpoint::Ident;
     use lb_common::past::StackReason;
+    use lb_core::host_rules::{HostJudgement, PodTraffic};
     use lb_kernel::devices::{FarDevice, Veth};
 
-    use super::{Past, PastStack, Progress};
+    use super::{JudgedRules, Past, PastStack, Progress};
     use crate::agent::pods;
 
     #[test]
     fn each_doubt_sends_the_flows_of_a_pod_through_the_stack() {
         let veth = Veth { far: FarDevice { mtu: 1500, is_port: false }, ..pods::tests::veth() };
-        let alone = || Past { mode: PastStack::On, alone: [5].into() };
+        let alone = || Past { mode: PastStack::On, alone: [5].into(), ..Past::default() };
         let attached = Progress { attached: [5].into(), ..Progress::default() };
         let none = Progress::default();
         let attaching = Progress { attaching: [5].into(), ..Progress::default() };
@@ -122,10 +200,65 @@ mod tests {
             (Past::default(), &veth, &attached, Some(StackReason::OtherPrograms)),
         ];
         for (past, veth, progress, want) in cases {
-            let path = past.path(veth, progress);
+            let path = past.path(veth, progress, false);
             assert_eq!(path.reasons, want.into_iter().collect(), "{want:?}");
             assert_eq!(path.link, [veth.mac, [6; 6]]);
             assert_eq!(path.undecided, !progress.attaching.is_empty(), "{want:?}");
         }
+    }
+
+    fn judged(judgement: HostJudgement, loose: bool) -> JudgedRules {
+        JudgedRules { traffic: PodTraffic::default(), judgement, loose }
+    }
+
+    #[test]
+    fn the_mode_and_the_rules_of_the_node_decide_for_all_pods() {
+        let rule = || HostJudgement::Rule("ip filter FORWARD: policy drop".to_owned());
+        let engine = || HostJudgement::Engine("ip filter cali-FORWARD".to_owned());
+        let unknown = || HostJudgement::Unknown("permission denied".to_owned());
+        let on = SettingFlags::LOCAL_PAST;
+        let kept = on | SettingFlags::KNOWN_PAST_ONLY;
+        let because = |reason: StackReason| SettingFlags::from_bits(reason.bit());
+        let (auto, forced) = (PastStack::Auto, PastStack::On);
+        for (mode, former, found, want) in [
+            (auto, SettingFlags::NONE, None, because(StackReason::RulesUnread)),
+            (auto, on, None, on),
+            (forced, SettingFlags::NONE, None, because(StackReason::RulesUnread)),
+            (auto, on, Some(judged(HostJudgement::Harmless, true)), on),
+            (auto, on, Some(judged(rule(), true)), because(StackReason::HostRule)),
+            (auto, on, Some(judged(rule(), false)), because(StackReason::HostRule) | kept),
+            (auto, on, Some(judged(unknown(), true)), because(StackReason::RulesUnknown)),
+            (forced, on, Some(judged(rule(), true)), on),
+            (forced, on, Some(judged(unknown(), true)), on),
+            (forced, on, Some(judged(engine(), true)), because(StackReason::PolicyEngine)),
+            (PastStack::Off, on, Some(judged(rule(), true)), because(StackReason::Setting)),
+        ] {
+            let mut past = Past::new(mode, former);
+            past.judged = found;
+            assert_eq!(past.settings(), want, "{mode:?} {:?}", past.judged);
+        }
+    }
+
+    #[test]
+    fn a_pod_waits_until_the_rules_are_judged_for_its_addresses() {
+        let veth = Veth { far: FarDevice { mtu: 1500, is_port: false }, ..pods::tests::veth() };
+        let attached = Progress { attached: [5].into(), ..Progress::default() };
+        let addr = Addr::from_ip("10.1.0.5".parse().unwrap());
+        let idents = [(addr, Ident { ifindex: 5, ..Ident::ZERO })].into();
+        let mut past = Past { mode: PastStack::Auto, alone: [5].into(), ..Past::default() };
+        let unread = |past: &Past| {
+            let path = past.paths(&[&veth], &attached, &idents).remove(&5).unwrap();
+            (path.reasons.contains(&StackReason::RulesUnread), path.undecided)
+        };
+        assert_eq!(unread(&past), (true, true), "an earlier run has judged them");
+        past.judged = Some(judged(HostJudgement::Harmless, true));
+        assert_eq!(unread(&past), (true, false));
+        let traffic = PodTraffic {
+            addresses: [addr].into(),
+            routed: [(5, "veth5".to_owned())].into(),
+            ..PodTraffic::default()
+        };
+        past.judged = Some(JudgedRules { traffic, ..judged(HostJudgement::Harmless, true) });
+        assert_eq!(unread(&past), (false, false));
     }
 }

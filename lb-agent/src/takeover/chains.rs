@@ -1,28 +1,10 @@
-//! Which chains are kube-proxy's, by name (pkg/proxy/iptables and pkg/proxy/ipvs), and what has to go with them.
-//!
-//! Others use the prefix `KUBE-`, too: the kubelet (`KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`, `KUBE-MARK-DROP`),
-//! runtimes (`KUBE-HOSTPORTS`), kube-router (`KUBE-ROUTER-…`, `KUBE-POD-FW-…`). Theirs stay. Pure.
+//! Which chains go with kube-proxy's: all of its own, unless others need them. Pure.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 
-const NAMES: [&str; 13] = [
-    "KUBE-SERVICES",
-    "KUBE-EXTERNAL-SERVICES",
-    "KUBE-NODEPORTS",
-    POSTROUTING,
-    MARK_MASQ,
-    "KUBE-FORWARD",
-    "KUBE-PROXY-FIREWALL",
-    "KUBE-PROXY-CANARY",
-    "KUBE-LOAD-BALANCER",
-    "KUBE-NODE-PORT",
-    "KUBE-SOURCE-RANGES-FIREWALL",
-    "KUBE-IPVS-FILTER",
-    "KUBE-IPVS-OUT-FILTER",
-];
-const PREFIXES: [&str; 6] =
-    ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
+use lb_kernel::netfilter::is_of_kube_proxy;
+
 /// Marks packets that `KUBE-POSTROUTING` masquerades. Runtimes with host ports use it, too.
 const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 const POSTROUTING: &str = "KUBE-POSTROUTING";
@@ -56,9 +38,7 @@ pub(super) fn doomed<R>(
     chains: impl IntoIterator<Item = String>,
     jumps: Vec<Jump<R>>,
 ) -> Doomed<R> {
-    let ours = |name: &str| {
-        NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
+    let ours = is_of_kube_proxy;
     let mut all: BTreeSet<String> = chains.into_iter().filter(|name| ours(name)).collect();
     let mut kept = Vec::new();
     let marks_for_others =

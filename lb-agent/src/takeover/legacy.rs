@@ -9,8 +9,9 @@ use anyhow::{Context as _, bail};
 
 use super::chains::{self, Jump};
 use crate::observe::foreign::rules;
+use lb_kernel::netfilter::legacy::LISTS;
 
-/// The programs' names, in the order of [`rules::LEGACY`].
+/// The programs' names, in the order of [`LISTS`].
 const PROGRAMS: [(&str, &str); 2] = [
     ("iptables-legacy-save", "iptables-legacy-restore"),
     ("ip6tables-legacy-save", "ip6tables-legacy-restore"),
@@ -30,7 +31,7 @@ pub(super) struct LegacyRules {
 
 /// Looks for kube-proxy's rules. `Err` in an element: they are there, or may be, and cannot be read.
 pub(super) fn find() -> Vec<anyhow::Result<LegacyRules>> {
-    rules::LEGACY
+    LISTS
         .into_iter()
         .zip(PROGRAMS)
         .filter(|((family, names), _)| rules::in_legacy(*family, names) != Some(false))

@@ -9,31 +9,16 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::chains::{self, Jump};
 use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want, attributes, text};
+use lb_kernel::netfilter::nftables::{
+    GETCHAIN, GETRULE, NF_DROP, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE,
+    NFTA_TABLE_NAME, NFTABLES, fields, header, is_unsupported, name, tables, target,
+};
 
-const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-const GETTABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
 const DELTABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
-const GETCHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
 const DELCHAIN: u16 = NFTABLES | libc::NFT_MSG_DELCHAIN as u16;
-const GETRULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
 const DELRULE: u16 = NFTABLES | libc::NFT_MSG_DELRULE as u16;
 const BATCH: (u16, u16) = (libc::NFNL_MSG_BATCH_BEGIN as u16, libc::NFNL_MSG_BATCH_END as u16);
-/// Length of `struct nfgenmsg`.
-const NFGENMSG: usize = 4;
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_HANDLE: u16 = 3;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CHAIN: u16 = 2;
 /// Families, as `nft` calls them.
 pub(super) const FAMILIES: [(u8, &str); 2] =
     [(libc::NFPROTO_IPV4 as u8, "ip"), (libc::NFPROTO_IPV6 as u8, "ip6")];
@@ -74,7 +59,7 @@ pub(super) fn find() -> io::Result<Vec<NftablesRules>> {
     let mut found = Vec::new();
     for (family, word) in FAMILIES {
         let tables = match tables(&mut client, family) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => continue,
+            Err(e) if is_unsupported(&e) => continue,
             other => other?,
         };
         let mut contents = contents(&mut client, family)?;
@@ -156,15 +141,6 @@ pub(super) fn remove(found: &[NftablesRules]) -> io::Result<()> {
     Ok(())
 }
 
-fn tables(client: &mut NetlinkClient, family: u8) -> io::Result<Vec<String>> {
-    let mut tables = Vec::new();
-    client.call(&NetlinkRequest::new(GETTABLE, Want::Dump, &header(family)), |_, payload| {
-        let name = fields(payload).find(|(kind, _)| *kind == NFTA_TABLE_NAME);
-        tables.extend(name.map(|(_, value)| text(value)));
-    })?;
-    Ok(tables)
-}
-
 #[derive(Debug, Default)]
 struct TableContents {
     /// Name, and whether the kernel itself calls it.
@@ -182,8 +158,7 @@ fn contents(client: &mut NetlinkClient, family: u8) -> io::Result<BTreeMap<Strin
                 NFTA_CHAIN_TABLE => table = text(value),
                 NFTA_CHAIN_NAME => chain = text(value),
                 NFTA_CHAIN_HOOK => hook = true,
-                // NF_DROP
-                NFTA_CHAIN_POLICY => drops = value == [0; 4],
+                NFTA_CHAIN_POLICY => drops = value == NF_DROP,
                 _ => {}
             }
         }
@@ -215,36 +190,10 @@ fn jump(payload: &[u8]) -> Option<(String, Jump<RuleHandle>)> {
             NFTA_RULE_TABLE => table = Some(text(value)),
             NFTA_RULE_CHAIN => from = Some(text(value)),
             NFTA_RULE_HANDLE => handle = value.try_into().ok(),
-            NFTA_RULE_EXPRESSIONS => to = attributes(value).find_map(|(_, value)| verdict(value)),
+            NFTA_RULE_EXPRESSIONS => to = attributes(value).find_map(|(_, value)| target(value)),
             _ => {}
         }
     }
     let from = from?;
     Some((table?, Jump { rule: (from.clone(), handle?), from, from_hook: false, to: to? }))
-}
-
-/// The chain that an expression leads to.
-fn verdict(expression: &[u8]) -> Option<String> {
-    let nested = |bytes: &'_ [u8], wanted: u16| {
-        attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
-    };
-    if text(&nested(expression, NFTA_EXPR_NAME)?) != "immediate" {
-        return None;
-    }
-    let data = nested(&nested(expression, NFTA_EXPR_DATA)?, NFTA_IMMEDIATE_DATA)?;
-    let chain = nested(&nested(&data, NFTA_DATA_VERDICT)?, NFTA_VERDICT_CHAIN)?;
-    Some(text(&chain))
-}
-
-fn fields(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    attributes(payload.get(NFGENMSG..).unwrap_or_default())
-}
-
-/// `struct nfgenmsg`: family, version 0, resource id 0.
-fn header(family: u8) -> [u8; NFGENMSG] {
-    [family, 0, 0, 0]
-}
-
-fn name(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
 }

@@ -2,11 +2,13 @@
 //! policies are enforced as ever, and what is turned off goes through the stack again.
 
 use std::{
-    net::SocketAddr,
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use testbed::{
@@ -24,12 +26,11 @@ const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 /// No answer within this time is none: answers take far less.
 const DENIED: Duration = Duration::from_millis(400);
 
-/// Counts what netfilter sees of forwarded flows.
+/// Counts what netfilter sees of forwarded flows, for those who list the rule: a counter with a name would be a reason.
 const COUNT: &str = "table inet seen {
-  counter forwarded {}
   chain forward {
     type filter hook forward priority -10; policy accept;
-    meta l4proto { tcp, udp } counter name forwarded
+    meta l4proto { tcp, udp } counter
   }
 }";
 
@@ -43,12 +44,10 @@ spec:
   - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
 ";
 
-/// Packets that the node has forwarded since this was asked last.
+/// Packets that the node has forwarded.
 fn forwarded(node: &Node) -> u64 {
-    let text = node
-        .netns
-        .output(Command::new("nft").args(["reset", "counter", "inet", "seen", "forwarded"]))
-        .unwrap();
+    let list = ["list", "chain", "inet", "seen", "forward"];
+    let text = node.netns.output(Command::new("nft").args(list)).unwrap();
     let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);
     words.next().and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{text}"))
 }
@@ -59,15 +58,32 @@ struct Neighbors {
     web: Pod,
     friend: Pod,
     stranger: Pod,
+    forwarded_before: Cell<u64>,
 }
 
 impl Neighbors {
+    /// All flows go past the stack.
     fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+        Self::with(prefix, shape, prepare, &["--past-stack", "on"])
+    }
+
+    /// Those go past it that no rule of the node is about: it has the kubelet's, and one that drops invalid packets.
+    fn auto(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/rulesets/kubelet.rules");
+        let prepare = |node: &Node| {
+            let mut restore = Command::new("iptables-nft-restore");
+            node.netns.output(restore.arg(&rules)).unwrap();
+            prepare(node);
+        };
+        Self::with(prefix, shape, prepare, &[])
+    }
+
+    fn with(prefix: &str, shape: Shape, prepare: impl Fn(&Node), arguments: &[&str]) -> Self {
         let prepare = |node: &Node| {
             node.netns.nft(COUNT).unwrap();
             prepare(node);
         };
-        let mut stage = Stage::with_arguments(prefix, shape, prepare, &["--past-stack", "on"]);
+        let mut stage = Stage::with_arguments(prefix, shape, prepare, arguments);
         let a = stage.a.clone();
         let web = stage.server(&a, "web");
         let [friend, stranger] = ["friend", "stranger"].map(|name| a.pod(name).unwrap());
@@ -84,7 +100,7 @@ impl Neighbors {
                 stage.wait_for(&client.netns, port_80(ip), &["web"]);
             }
         }
-        Self { stage, web, friend, stranger }
+        Self { stage, web, friend, stranger, forwarded_before: Cell::new(0) }
     }
 
     /// The server, straight and through its Service.
@@ -94,13 +110,19 @@ impl Neighbors {
 
     /// What netfilter sees of a question to each address over both transports.
     fn seen(&self, client: &Netns) -> u64 {
-        forwarded(&self.stage.a);
+        self.forwarded();
         for addr in self.addresses() {
             for transport in TRANSPORTS {
                 self.stage.ask(client, transport, addr);
             }
         }
-        forwarded(&self.stage.a)
+        self.forwarded()
+    }
+
+    /// Packets that the node has forwarded since this was asked last.
+    fn forwarded(&self) -> u64 {
+        let now = forwarded(&self.stage.a);
+        now - self.forwarded_before.replace(now)
     }
 
     /// Waits until new flows go past the stack, or through it.
@@ -125,7 +147,7 @@ fn netfilter_sees_neither_direction(prefix: &str, shape: Shape, prepare: impl Fn
         let echoed = cast.friend.netns.enter(|| echo(addr, 600_000, SOON)).unwrap();
         assert!(echoed.is_ok(), "600 KB to {addr}: {echoed:?}\n{}", cast.stage.logs());
     }
-    assert_eq!(forwarded(&cast.stage.a), 0, "600 KB there and back");
+    assert_eq!(cast.forwarded(), 0, "600 KB there and back");
 }
 
 #[test]
@@ -173,7 +195,102 @@ fn policies_of_the_receiver_hold_past_the_stack() {
         connection.set_timeout(if is_friend { SOON } else { DENIED }).unwrap();
         assert_eq!(connection.ask().is_ok(), is_friend, "a connection that was open before");
     }
-    assert_eq!(forwarded(&cast.stage.a), 0);
+    assert_eq!(cast.forwarded(), 0);
+}
+
+/// What a test says of the node's rules.
+struct Refusal {
+    /// The setting `nf_conntrack_tcp_loose`.
+    loose: bool,
+    /// Whether connections that are open stay past the stack.
+    stay: bool,
+}
+
+/// A rule that drops what one Pod sends to another is obeyed by new flows soon, is named, and costs no connection that it is not
+/// about.
+fn a_rule_is_obeyed(prefix: &str, shape: Shape, Refusal { loose, stay }: Refusal) {
+    let cast = Neighbors::auto(prefix, shape, |node| {
+        let value = if loose { "1" } else { "0" };
+        node.netns.sysctl(&[("net/netfilter/nf_conntrack_tcp_loose", value)]).unwrap();
+    });
+    cast.wait_until(true);
+    assert_path(&cast, "past");
+    let open = |addr| cast.friend.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let mut connections: Vec<Connection> = cast.addresses().into_iter().map(open).collect();
+    let over = AtomicBool::new(false);
+    let (web, stranger) = (cast.web.clone(), cast.stranger.clone());
+    let families =
+        [("ip", web.v4.into(), stranger.v4.into()), ("ip6", web.v6.into(), stranger.v6.into())];
+    let rule = |(word, to, from): (&str, IpAddr, IpAddr)| {
+        format!("{word} saddr {from} {word} daddr {to} drop\n")
+    };
+    let rules: String = families.map(rule).concat();
+    let refusing = format!(
+        "table inet pairs {{\n chain forward {{\n type filter hook forward priority 0\n {rules} }}\n}}\n"
+    );
+    let addresses = cast.addresses();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                connections.iter_mut().for_each(|connection| drop(connection.ask().unwrap()));
+            }
+        });
+        cast.stage.a.netns.nft(&refusing).unwrap();
+        let since = Instant::now();
+        for addr in &addresses {
+            wait::until("the stranger is refused", Duration::from_secs(10), || {
+                let answer = cast.stranger.netns.enter(|| ask(Transport::Tcp, *addr, DENIED))?;
+                anyhow::ensure!(answer.is_err(), "{addr} answers");
+                Ok(())
+            })
+            .unwrap_or_else(|err| panic!("{err:#}\n{}", cast.stage.logs()));
+        }
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+        cast.forwarded();
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(cast.forwarded() == 0, stay, "connections that were open before");
+        over.store(true, Ordering::Relaxed);
+        asking.join().unwrap();
+    });
+    assert_path(&cast, "host-rule");
+    let said = wait::until("lbctl names the rule", SOON, || {
+        let status = cast.stage.agents[0].lbctl(&["status"])?;
+        let line = status.lines().find(|line| line.starts_with("past-stack")).unwrap_or(&status);
+        anyhow::ensure!(line.contains("host-rule: inet pairs forward: handle"), "{line}");
+        anyhow::ensure!(line.contains("older flows stay past it") == stay, "{line}");
+        Ok(())
+    });
+    said.unwrap_or_else(|err| panic!("{err:#}"));
+    cast.stage.a.netns.nft("delete table inet pairs\n").unwrap();
+    cast.wait_until(true);
+    cast.stage.ask(&cast.stranger.netns, Transport::Tcp, addresses[0]);
+}
+
+/// What `lbctl pods -o wide` says of all Pods of the node.
+fn assert_path(cast: &Neighbors, want: &str) {
+    let said = wait::until("lbctl shows the path", SOON, || {
+        let pods = cast.stage.agents[0].lbctl(&["pods", "-o", "wide"])?;
+        let rows: Vec<&str> = pods.lines().skip(1).collect();
+        anyhow::ensure!(rows.len() == 3 && rows.iter().all(|row| row.ends_with(want)), "{pods}");
+        Ok(())
+    });
+    said.unwrap_or_else(|err| panic!("{err:#}\n{}", cast.stage.logs()));
+}
+
+#[test]
+fn a_rule_is_obeyed_between_routed_pods_and_open_connections_go_on_through_the_stack() {
+    a_rule_is_obeyed("epasta", Shape::Routed, Refusal { loose: true, stay: false });
+}
+
+#[test]
+fn a_rule_is_obeyed_between_bridged_pods_and_open_connections_go_on_through_the_stack() {
+    a_rule_is_obeyed("epastc", Shape::Bridge, Refusal { loose: true, stay: false });
+}
+
+/// Netfilter would call them invalid.
+#[test]
+fn a_rule_is_obeyed_and_open_connections_stay_past_the_stack_where_they_could_not_go_on() {
+    a_rule_is_obeyed("epastl", Shape::Routed, Refusal { loose: false, stay: true });
 }
 
 /// A running connection goes on through the stack when the way past it is turned off, and stays there.
@@ -184,7 +301,7 @@ fn a_running_connection_goes_on_when_its_way_is_turned_off() {
     let open = |addr| cast.friend.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
     let mut connections: Vec<Connection> = cast.addresses().into_iter().map(open).collect();
     connections.iter_mut().for_each(|connection| drop(connection.ask().unwrap()));
-    assert_eq!(forwarded(&cast.stage.a), 0);
+    assert_eq!(cast.forwarded(), 0);
     let [agent, _] = &mut cast.stage.agents;
     agent.stop().unwrap();
     agent.arguments = ["--past-stack", "off"].map(str::to_owned).into();
@@ -192,7 +309,7 @@ fn a_running_connection_goes_on_when_its_way_is_turned_off() {
     for connection in &mut connections {
         connection.ask().unwrap();
     }
-    assert!(forwarded(&cast.stage.a) > 0);
+    assert!(cast.forwarded() > 0);
     cast.wait_until(false);
     let straight = cast.addresses()[0];
     cast.stage.ask(&cast.friend.netns, Transport::Tcp, straight);
@@ -219,5 +336,5 @@ fn a_running_connection_keeps_its_way_when_the_agent_restarts() {
         over.store(true, Ordering::Relaxed);
         asking.join().unwrap();
     });
-    assert_eq!(forwarded(&cast.stage.a), 0, "{}", cast.stage.logs());
+    assert_eq!(cast.forwarded(), 0, "{}", cast.stage.logs());
 }

@@ -15,4 +15,5 @@ mod node;
 mod agent;
 mod attach;
 mod growth;
+mod host_rules;
 mod lbctl;

@@ -13,25 +13,18 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::Sign;
 use lb_core::cluster::Family;
 use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want};
+use lb_kernel::netfilter::legacy::LISTS;
+use lb_kernel::netfilter::nftables::{
+    GETCHAIN, GETTABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_TABLE_NAME, exists, header,
+};
 use lb_kernel::syscall;
 
-const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-const NFT_MSG_GETTABLE: u16 = NFTABLES | libc::NFT_MSG_GETTABLE as u16;
-const NFT_MSG_GETCHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
 const NFPROTO_IPV4: u8 = libc::NFPROTO_IPV4 as u8;
 const NFPROTO_IPV6: u8 = libc::NFPROTO_IPV6 as u8;
 /// The device of its IPVS mode.
 pub(crate) const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
 /// In each of its legacy tables; a chain's name ends with a zero.
 const CHAIN: &[u8] = b"KUBE-SERVICES\0";
-/// The kernel's lists of legacy tables in use.
-pub(crate) const LEGACY: [(Family, &str); 2] = [
-    (Family::V4, "/proc/thread-self/net/ip_tables_names"),
-    (Family::V6, "/proc/thread-self/net/ip6_tables_names"),
-];
 
 /// Looks for them. What cannot be asked counts as absent.
 pub(crate) fn find() -> Vec<Sign> {
@@ -41,7 +34,7 @@ pub(crate) fn find() -> Vec<Sign> {
         // A kernel without nf_tables, or no CAP_NET_ADMIN.
         Err(e) => tracing::debug!(err = %e, "cannot read nftables"),
     }
-    let legacy = LEGACY.into_iter().any(|(family, names)| in_legacy(family, names) == Some(true));
+    let legacy = LISTS.into_iter().any(|(family, names)| in_legacy(family, names) == Some(true));
     signs.extend(legacy.then_some(Sign::Legacy));
     signs.extend(Path::new(IPVS_DEVICE).exists().then_some(Sign::Ipvs));
     signs
@@ -54,7 +47,9 @@ pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
     let mut found = false;
     for table in names.lines().filter(|name| matches!(*name, "nat" | "filter")) {
         match syscall::legacy_table(family, table) {
-            Ok(entries) => found |= entries.windows(CHAIN.len()).any(|bytes| bytes == CHAIN),
+            Ok(contents) => {
+                found |= contents.entries.windows(CHAIN.len()).any(|bytes| bytes == CHAIN)
+            }
             Err(err) => {
                 tracing::debug!(table, %err, "cannot read a legacy iptables table");
                 return None;
@@ -67,12 +62,12 @@ pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
 fn in_nftables() -> io::Result<Option<Sign>> {
     let mut client = NetlinkClient::open(NETLINK_NETFILTER)?;
     for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-        let table = NetlinkRequest::new(NFT_MSG_GETTABLE, Want::Object, &header(family))
+        let table = NetlinkRequest::new(GETTABLE, Want::Object, &header(family))
             .attr(NFTA_TABLE_NAME, b"kube-proxy\0");
         if exists(&mut client, &table)? {
             return Ok(Some(Sign::Nftables));
         }
-        let chain = NetlinkRequest::new(NFT_MSG_GETCHAIN, Want::Object, &header(family))
+        let chain = NetlinkRequest::new(GETCHAIN, Want::Object, &header(family))
             .attr(NFTA_CHAIN_TABLE, b"nat\0")
             .attr(NFTA_CHAIN_NAME, b"KUBE-SERVICES\0");
         if exists(&mut client, &chain)? {
@@ -80,17 +75,4 @@ fn in_nftables() -> io::Result<Option<Sign>> {
         }
     }
     Ok(None)
-}
-
-fn exists(client: &mut NetlinkClient, request: &NetlinkRequest) -> io::Result<bool> {
-    match client.call(request, |_, _| {}) {
-        Ok(()) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// `struct nfgenmsg`: family, version 0, resource id 0.
-fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
 }
