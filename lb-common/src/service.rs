@@ -91,6 +91,8 @@ flags! {
         /// A wildcard that only says that some Service has the address (of a load balancer, `spec.externalIPs`): no Pod may
         /// send from it. Packets to its other ports are not refused, unlike those to a ClusterIP.
         ADDRESS_ONLY = 1 << 6;
+        /// Flows of Pods to it go through the IP stack ([`crate::past`]).
+        BY_STACK = 1 << 7;
     }
 }
 

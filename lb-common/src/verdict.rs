@@ -161,6 +161,12 @@ listed! {
             "New flows between Pods of this node that go past the host's IP stack and netfilter.";
         PairClosed = 23: "pair_closed",
             "Translated connections whose two entries went with their last packet.";
+        FlowStackNode = 24: "flow_stack_node",
+            "New flows between Pods of this node that are left to the host's IP stack for a reason of the node: see `lbctl status`.";
+        FlowStackPod = 25: "flow_stack_pod",
+            "The same for a reason of one of the Pods: see `lbctl pods -o wide`.";
+        FlowStackService = 26: "flow_stack_service",
+            "The same for the annotation `lb-agent.io/path` of the Service.";
     }
 }
 

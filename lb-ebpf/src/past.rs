@@ -5,6 +5,7 @@
 //! the receiver's hook asks the policies at that packet, as after a change. A packet of a connection whose beginning was not
 //! seen never gets a way.
 
+use lb_common::config::SettingFlags;
 use lb_common::conntrack::{CtEntry, CtFlags, Direction, UNJUDGED, opened, partner};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{Flow, proto};
@@ -17,32 +18,37 @@ use crate::tracked::{self, Inserted, Tracked};
 use crate::verdict::Verdict;
 use crate::{conntrack, maps};
 
-/// Whether the new flow goes past the stack. `to` has its ends as the receiver will see them. Then the receiver's entry
+/// Whether the new flow goes past the stack. `to` has its ends as the receiver will see them; its Service may want it to go
+/// through the stack. Then the receiver's entry
 /// stands, and `scratch.way` is what the sender's entry gets.
 #[inline(always)]
-pub(crate) fn opens(scratch: &mut Scratch, to: Flow, now: u32) -> bool {
-    if !maps::settings().is_some_and(|settings| settings.flags.contains(PAST)) {
-        return false;
-    }
+pub(crate) fn opens(scratch: &mut Scratch, to: Flow, by_stack: bool, now: u32) -> bool {
     scratch::hand_over(&mut scratch.to, to);
+    scratch::hand_over(&mut scratch.by_stack, u32::from(by_stack));
     past_open(now) != 0
 }
-
-const PAST: lb_common::config::SettingFlags = lb_common::config::SettingFlags::LOCAL_PAST;
 
 /// Exported, so that the verifier checks it once by itself, and by itself on the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn past_open(now: u32) -> u32 {
     let Some(scratch) = scratch::get() else { return 0 };
-    let Scratch { parsed, to, hand, ifindex, epoch, partner, other, way, .. } = scratch;
+    let Scratch { parsed, to, hand, ifindex, epoch, partner, other, way, by_stack, .. } = scratch;
     let Some(ident) = maps::ident(&to.dst) else { return 0 };
     let receiver = ident.ifindex;
     let (Some(sender), Some(pod)) = (hand.get(*ifindex), maps::pod(receiver)) else { return 0 };
-    if to.src != sender.ip4 && to.src != sender.ip6 {
+    let is_own = to.src == sender.ip4 || to.src == sender.ip6;
+    let open = if is_own && *by_stack == 0 { way_between(pod, sender) } else { None };
+    let Some(found) = open else {
+        maps::count(if !is_on() {
+            Counter::FlowStackNode
+        } else if *by_stack != 0 {
+            Counter::FlowStackService
+        } else {
+            Counter::FlowStackPod
+        });
         return 0;
-    }
-    let Some(found) = way_between(pod, sender) else { return 0 };
+    };
     *way = found.to_addr();
     *partner = conntrack::key_in(to, receiver);
     *other = CtEntry {
@@ -75,6 +81,15 @@ extern "C" fn past_open(now: u32) -> u32 {
         maps::count(Counter::FlowVeth);
     }
     u32::from(written)
+}
+
+/// Whether the node allows it.
+#[inline(always)]
+fn is_on() -> bool {
+    maps::settings().is_some_and(|settings| {
+        settings.flags.only(SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY)
+            == SettingFlags::LOCAL_PAST
+    })
 }
 
 /// The way to `receiver` from `sender`, if flows between them may have one.

@@ -417,7 +417,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         match conntrack::claim(now) {
             Claim::Taken => {}
             Claim::Full => scratch.nat.full = true,
-            Claim::Done => return commit(packet, scratch, now),
+            Claim::Done => return commit(packet, scratch, false, now),
         }
     }
     let reason =
@@ -485,7 +485,11 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         Committed::Not => Verdict::Pass,
         Committed::New => {
             let to = scratch.parsed.flow;
-            if past::opens(scratch, to, now) { past::first(packet, scratch) } else { Verdict::Pass }
+            if past::opens(scratch, to, false, now) {
+                past::first(packet, scratch)
+            } else {
+                Verdict::Pass
+            }
         }
     }
 }
@@ -512,8 +516,9 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
     if !service::admits(frontend, &client.addr) {
         return drop_out(DropReason::SourceRange, service_id);
     }
+    let by_stack = frontend.flags.contains(FrontendFlags::BY_STACK);
     match open::to_backend::<Pod>(packet, scratch, (frontend, &client), CtFlags::FORWARD, now) {
-        Ok(()) => commit(packet, scratch, now),
+        Ok(()) => commit(packet, scratch, by_stack, now),
         Err(verdict) => verdict,
     }
 }
@@ -550,12 +555,12 @@ impl Opener for Pod {
 
 /// Commits the flow and sends its first packet on.
 #[inline(always)]
-fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+fn commit(packet: Packet, scratch: &mut Scratch, by_stack: bool, now: u32) -> Verdict {
     if !scratch.nat.flags.contains(CtFlags::HAIRPIN) {
         let Scratch { parsed, nat, .. } = scratch;
         let Target { addr: dst, port: dport, .. } = nat.target;
         let to = Flow { dst, dport, sport: nat.port, ..parsed.flow };
-        if past::opens(scratch, to, now) {
+        if past::opens(scratch, to, by_stack, now) {
             scratch.nat.flags |= CtFlags::PAST;
             scratch.nat.stand_in = scratch.way;
         } else if bridge::leads_to_target(packet, scratch) {

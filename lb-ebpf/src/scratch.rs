@@ -42,6 +42,8 @@ pub(crate) struct Scratch {
     pub(crate) to: Flow,
     /// A way past the IP stack, as an entry has it.
     pub(crate) way: Addr,
+    /// Whether its Service wants the flow to go through the IP stack; 0 = no.
+    pub(crate) by_stack: u32,
     /// The client and service port whose affinity is at hand.
     pub(crate) affinity: AffinityKey,
     /// A question to the routing table, and its answer.

@@ -159,6 +159,8 @@ pub struct PortExtra {
     pub affinity_secs: u32,
     /// How a backend is chosen.
     pub algorithm: Algorithm,
+    /// Whether flows of Pods to it go through the IP stack.
+    pub by_stack: bool,
     /// The clients of [`Scope::is_gated`] frontends, sorted; `None` = all clients.
     pub source_ranges: Option<Box<[Prefix]>>,
     /// Weights in the order of the backends; empty when all are 1.

@@ -321,6 +321,9 @@ fn status_of_a_healthy_node() {
             packet_cut          0
             flow_veth           0
             pair_closed         0
+            flow_stack_node     0
+            flow_stack_pod      0
+            flow_stack_service  0
         "#]],
     );
 }

@@ -35,7 +35,7 @@ use self::netlink::{Monitor, NetlinkClient};
 use self::polls::Polls;
 use self::uplinks::{Layer, Uplink, Uplinks};
 use self::veths::KnownVeths;
-pub use self::veths::{FarDevice, Veth};
+pub use self::veths::{BridgePort, FarDevice, Veth};
 
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
 const GROUPS: [u32; 3] = [1, 5, 9];

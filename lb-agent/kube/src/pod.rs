@@ -102,6 +102,7 @@ impl Watched for PodObject {
             created: created.and_then(|time| NonZeroI64::new(time.0.as_second().min(now()))),
             deleting: self.metadata.deletion_timestamp.is_some(),
             sources: sources(self, findings),
+            by_stack: field::by_stack(self.metadata.annotations.as_ref(), findings),
             ips: ips(self, findings),
             host_network: is_on_host_network(self),
             kube_proxy: is_kube_proxy(self),

@@ -177,7 +177,8 @@ fn what_policies_want_of_a_pod_is_kept() {
     let pod = json!({
         "metadata": {"namespace": "ns", "name": "p", "labels": {"app": "web"},
             "uid": "a", "creationTimestamp": "2023-12-31T23:59:59Z",
-            "annotations": {"lb-agent.io/allowed-sources": "fd00:8::1/64, 10.8.0.7, 10.8.0.7/32,10.9.0.0/33"},
+            "annotations": {"lb-agent.io/allowed-sources": "fd00:8::1/64, 10.8.0.7, 10.8.0.7/32,10.9.0.0/33",
+                            "lb-agent.io/path": " stack"},
             "deletionTimestamp": "2024-01-01T00:00:00Z",
             "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
         "spec": {
@@ -194,6 +195,7 @@ fn what_policies_want_of_a_pod_is_kept() {
         created: std::num::NonZeroI64::new(1_704_067_199),
         deleting: true,
         sources: Some(["10.8.0.7/32", "fd00:8::/64"].map(|text| text.parse().unwrap()).into()),
+        by_stack: true,
         node: "n2".into(),
         labels: Labels::new([("app".into(), "web".into())]),
         ports: ports
@@ -283,6 +285,7 @@ fn every_field_of_a_service_is_kept() {
     });
     let annotations = json!({
         "lb-agent.io/algorithm": "maglev", "lb-agent.io/weights": "web-0=100, 10.244.1.1=1,",
+        "lb-agent.io/path": "stack",
     });
     let ingress = json!([
         {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "VIP"},
@@ -297,11 +300,28 @@ fn every_field_of_a_service_is_kept() {
         affinity_secs: NonZeroU32::new(86_400),
         health_port: NonZeroU16::new(31_000),
         algorithm: Algorithm::Maglev,
+        by_stack: true,
         weights: [(Weighted::Addr(addr("10.244.1.1")), 1), (Weighted::Pod("web-0".into()), 100)]
             .into(),
     };
     let status = json!({"loadBalancer": {"ingress": ingress}});
     assert_eq!(extra(annotations, spec, status), (Some(want), vec![]));
+}
+
+#[test]
+fn a_path_that_is_not_known_is_an_issue_of_its_object() {
+    let annotations = json!({"lb-agent.io/path": "host"});
+    let want = "metadata.annotations[lb-agent.io/path]: `host` is not stack: ignored";
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let (found, issues) = extra(annotations.clone(), spec, json!({}));
+    assert_eq!((found, issues), (None, vec![format!("Service ns/web: {want}")]));
+    let pod = json!({"metadata": {"namespace": "ns", "name": "p", "annotations": annotations}});
+    let object: PodObject = serde_json::from_value(pod).unwrap();
+    let (_, issues) = read(&object, object.name());
+    assert_eq!(
+        issues.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [format!("Pod ns/p: {want}")]
+    );
 }
 
 #[test]

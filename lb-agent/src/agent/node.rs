@@ -175,7 +175,12 @@ impl Agent {
     pub(super) fn write_locals(&mut self) {
         let veths: Vec<&Veth> = self.devices.veths().collect();
         let idents = self.addresses.idents();
-        let paths = self.past.paths(&veths, &self.attachments.progress(), idents);
+        let is_annotated = |veth: &&&Veth| {
+            let name = self.bindings.name(veth.ifindex);
+            name.and_then(|name| self.cluster.pod(name)).is_some_and(|pod| pod.by_stack)
+        };
+        let annotated = veths.iter().filter(is_annotated).map(|veth| veth.ifindex).collect();
+        let paths = self.past.paths(&veths, &self.attachments.progress(), idents, &annotated);
         let plan = self.planner.plan_locals(&paths);
         self.write(plan);
     }

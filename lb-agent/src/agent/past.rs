@@ -47,6 +47,13 @@ pub(super) struct Progress {
     pub attaching: BTreeSet<u32>,
 }
 
+/// What is known of a Pod beside its device.
+#[derive(Clone, Copy, Debug, Default)]
+struct PodReasons {
+    is_unread: bool,
+    is_annotated: bool,
+}
+
 impl Past {
     /// `former` is what the settings say.
     pub(super) fn new(mode: PastStack, former: SettingFlags) -> Self {
@@ -133,19 +140,26 @@ impl Past {
         veths: &[&Veth],
         progress: &Progress,
         idents: &BTreeMap<Addr, Ident>,
+        annotated: &BTreeSet<u32>,
     ) -> BTreeMap<u32, PodPath> {
         let path = |veth: &&Veth| {
-            let is_unread = self.mode != PastStack::Off && !self.is_covered(veth, idents);
-            (veth.ifindex, self.path(veth, progress, is_unread))
+            let reasons = PodReasons {
+                is_unread: self.mode != PastStack::Off && !self.is_covered(veth, idents),
+                is_annotated: annotated.contains(&veth.ifindex),
+            };
+            (veth.ifindex, self.path(veth, progress, &reasons))
         };
         veths.iter().map(path).collect()
     }
 
-    fn path(&self, veth: &Veth, progress: &Progress, is_unread: bool) -> PodPath {
+    fn path(&self, veth: &Veth, progress: &Progress, of_pod: &PodReasons) -> PodPath {
         let ifindex = veth.ifindex;
         let is_attached = progress.attached.contains(&ifindex);
         let reasons = [
-            (is_unread, StackReason::RulesUnread),
+            (of_pod.is_unread, StackReason::RulesUnread),
+            (of_pod.is_annotated, StackReason::Annotation),
+            (veth.port.isolated, StackReason::IsolatedPort),
+            (veth.port.vlans, StackReason::VlanBridge),
             (!is_attached, StackReason::NotAttached),
             (veth.mac == [0; 6], StackReason::UnknownMac),
             (veth.far.is_port, StackReason::PortInside),
@@ -175,9 +189,9 @@ mod tests {
     use lb_common::endpoint::Ident;
     use lb_common::past::StackReason;
     use lb_core::host_rules::{HostJudgement, PodTraffic};
-    use lb_kernel::devices::{FarDevice, Veth};
+    use lb_kernel::devices::{BridgePort, FarDevice, Veth};
 
-    use super::{JudgedRules, Past, PastStack, Progress};
+    use super::{JudgedRules, Past, PastStack, PodReasons, Progress};
     use crate::agent::pods;
 
     #[test]
@@ -190,6 +204,9 @@ mod tests {
         let unknown = Veth { mac: [0; 6], ..veth.clone() };
         let port = Veth { far: FarDevice { is_port: true, ..veth.far }, ..veth.clone() };
         let small = Veth { mtu: 1400, ..veth.clone() };
+        let isolated = BridgePort { isolated: true, vlans: false };
+        let isolated = Veth { port: isolated, ..veth.clone() };
+        let vlans = Veth { port: BridgePort { isolated: false, vlans: true }, ..veth.clone() };
         let cases = [
             (alone(), &veth, &attached, None),
             (alone(), &veth, &none, Some(StackReason::NotAttached)),
@@ -197,10 +214,12 @@ mod tests {
             (alone(), &unknown, &attached, Some(StackReason::UnknownMac)),
             (alone(), &port, &attached, Some(StackReason::PortInside)),
             (alone(), &small, &attached, Some(StackReason::UnequalMtu)),
+            (alone(), &isolated, &attached, Some(StackReason::IsolatedPort)),
+            (alone(), &vlans, &attached, Some(StackReason::VlanBridge)),
             (Past::default(), &veth, &attached, Some(StackReason::OtherPrograms)),
         ];
         for (past, veth, progress, want) in cases {
-            let path = past.path(veth, progress, false);
+            let path = past.path(veth, progress, &PodReasons::default());
             assert_eq!(path.reasons, want.into_iter().collect(), "{want:?}");
             assert_eq!(path.link, [veth.mac, [6; 6]]);
             assert_eq!(path.undecided, !progress.attaching.is_empty(), "{want:?}");
@@ -247,7 +266,7 @@ mod tests {
         let idents = [(addr, Ident { ifindex: 5, ..Ident::ZERO })].into();
         let mut past = Past { mode: PastStack::Auto, alone: [5].into(), ..Past::default() };
         let unread = |past: &Past| {
-            let path = past.paths(&[&veth], &attached, &idents).remove(&5).unwrap();
+            let path = past.paths(&[&veth], &attached, &idents, &[].into()).remove(&5).unwrap();
             (path.reasons.contains(&StackReason::RulesUnread), path.undecided)
         };
         assert_eq!(unread(&past), (true, true), "an earlier run has judged them");
@@ -260,5 +279,7 @@ mod tests {
         };
         past.judged = Some(JudgedRules { traffic, ..judged(HostJudgement::Harmless, true) });
         assert_eq!(unread(&past), (false, false));
+        let paths = past.paths(&[&veth], &attached, &idents, &[5].into());
+        assert_eq!(paths[&5].reasons, [StackReason::Annotation].into());
     }
 }

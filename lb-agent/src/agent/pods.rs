@@ -32,7 +32,7 @@ pub(in crate::agent) mod tests {
     use lb_common::endpoint::PodFlags;
     use lb_kernel::devices::addresses::AddressPair;
     use lb_kernel::devices::bridge_netfilter::BridgeNetfilter;
-    use lb_kernel::devices::{FarDevice, Veth};
+    use lb_kernel::devices::{BridgePort, FarDevice, Veth};
 
     use super::{Addr, device_part};
 
@@ -44,6 +44,7 @@ pub(in crate::agent) mod tests {
             peer: 2,
             nsid: 3,
             bridge: 9,
+            port: BridgePort::default(),
             own_mac: [6; 6],
             mtu: 1500,
             mac: [2; 6],

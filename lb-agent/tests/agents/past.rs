@@ -338,3 +338,71 @@ fn a_running_connection_keeps_its_way_when_the_agent_restarts() {
     });
     assert_eq!(cast.forwarded(), 0, "{}", cast.stage.logs());
 }
+
+/// The annotation sends the flows of a Pod, or those to a Service, through the stack; others stay past it.
+#[test]
+fn an_annotation_sends_flows_through_the_stack() {
+    let cast = Neighbors::auto("epasty", Shape::Routed, |_| ());
+    cast.wait_until(true);
+    let [straight, .., through] = &cast.addresses()[..] else { panic!("too few addresses") };
+    let goes = |client: &Pod, addr: &SocketAddr, past: bool| {
+        let told = wait::until("it takes its way", SOON, || {
+            cast.forwarded();
+            cast.stage.ask(&client.netns, Transport::Tcp, *addr);
+            let seen = cast.forwarded();
+            anyhow::ensure!((seen == 0) == past, "{addr} from {}: {seen} packets", client.name);
+            Ok(())
+        });
+        told.unwrap_or_else(|err| panic!("{err:#}\n{}", cast.stage.logs()));
+    };
+    let annotate = |web: &str, friend: &str| {
+        let with = |object: testbed::manifest::Object, path: &str| match path {
+            "" => object,
+            path => object.annotation("lb-agent.io/path", path),
+        };
+        let objects = [
+            with(service("web", WEB), web),
+            pod_of(&cast.web).label("app", "web"),
+            with(pod_of(&cast.friend).label("friend", "yes"), friend),
+            pod_of(&cast.stranger).label("friend", "no"),
+        ];
+        cast.stage.dir.write("cast", &objects).unwrap();
+    };
+    annotate("stack", "");
+    goes(&cast.friend, through, false);
+    goes(&cast.friend, straight, true);
+    annotate("", "stack");
+    goes(&cast.friend, straight, false);
+    goes(&cast.stranger, through, true);
+    annotate("", "");
+    goes(&cast.friend, through, true);
+}
+
+/// What a bridge keeps apart stays apart.
+#[test]
+fn isolated_ports_of_a_bridge_are_not_joined_past_it() {
+    let cast = Neighbors::auto("epastv", Shape::Bridge, |_| ());
+    cast.wait_until(true);
+    let a = &cast.stage.a.netns;
+    let address = cast.addresses()[0];
+    let reached = |client: &Pod, want: bool| {
+        let told = wait::until("it is reached or not", SOON, || {
+            let answer = client.netns.enter(|| ask(Transport::Tcp, address, DENIED))?;
+            anyhow::ensure!(answer.is_ok() == want, "{}: {answer:?}", client.name);
+            Ok(())
+        });
+        told.unwrap_or_else(|err| panic!("{err:#}\n{}", cast.stage.logs()));
+    };
+    let isolate = |state: &str| {
+        for pod in [&cast.web, &cast.stranger] {
+            a.ip(&format!("link set dev {} type bridge_slave isolated {state}\n", pod.device))
+                .unwrap();
+        }
+    };
+    isolate("on");
+    reached(&cast.stranger, false);
+    reached(&cast.friend, true);
+    isolate("off");
+    reached(&cast.stranger, true);
+    cast.wait_until(true);
+}

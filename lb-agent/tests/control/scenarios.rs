@@ -246,6 +246,7 @@ fn treatment(maps: &FakeMaps, frontend: &Frontend) -> String {
         (FrontendFlags::EXTERNAL, " external"),
         (FrontendFlags::SOCKET_ONLY, " socket"),
         (FrontendFlags::LEAST_CONNECTIONS, " least"),
+        (FrontendFlags::BY_STACK, " by-stack"),
     ] {
         if has(flag) {
             text.push_str(word);

@@ -1,11 +1,13 @@
 //! Flows between two Pods of a node that go past the host's IP stack: each end by itself, packet by packet.
 
 use lb_common::addr::Addr;
+use lb_common::be::Be16;
 use lb_common::config::{SettingFlags, Settings};
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, UNJUDGED};
 use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::flow::proto;
 use lb_common::past::{LocalEnd, LocalFlags, PastWay};
+use lb_common::service::{Frontend, FrontendFlags, FrontendKey};
 use lb_testkit::bed::{Bed, Verdict, addr};
 use lb_testkit::packet;
 use lb_testkit::sample::{self, INGRESS, PEER, POD, SamplePolicy, at};
@@ -111,36 +113,42 @@ fn a_new_flow_goes_to_the_other_pod_whose_entry_stands_before() {
 #[test]
 fn what_may_not_go_past_the_stack_goes_through_it() {
     type Change = fn(&mut Bed, bool);
-    let cases: [(&str, Change); 8] = [
-        ("it is off", |bed, _| setting(bed, SettingFlags::NONE)),
-        ("the sender may not", |bed, _| {
+    let (node, pod, none) = (" flow_stack_node+1", " flow_stack_pod+1", "");
+    let cases: [(&str, &str, Change); 9] = [
+        ("it is off", node, |bed, _| setting(bed, SettingFlags::NONE)),
+        ("only what has a way keeps it", node, |bed, _| {
+            setting(bed, SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY);
+        }),
+        ("the sender may not", pod, |bed, _| {
             bed.set("locals", 1, LocalEnd { flags: LocalFlags::NONE, ..local(OWN, 3) });
         }),
-        ("the receiver may not", |bed, _| {
+        ("the receiver may not", pod, |bed, _| {
             bed.set("locals", 2, LocalEnd { flags: LocalFlags::NONE, ..local(THERE, 4) });
         }),
-        ("another MTU", |bed, _| {
+        ("another MTU", pod, |bed, _| {
             bed.set("locals", 2, LocalEnd { mtu: 1400, ..local(THERE, 4) });
         }),
-        ("the receiver has no number", |bed, _| bed.set("locals", 2, LocalEnd::ZERO)),
-        ("not a Pod of this node", |bed, v4| {
+        ("the receiver has no number", pod, |bed, _| bed.set("locals", 2, LocalEnd::ZERO)),
+        ("not a Pod of this node", none, |bed, v4| {
             let ident = Ident { ident: PEER.into(), flags: IdentFlags::POD, ..Ident::ZERO };
             bed.put("ident", of(v4, PEER).words().map(|word| word.to_wire()), ident);
         }),
-        ("the receiver's device is unknown", |bed, _| bed.remove::<u32, PodEntry>("pods", THERE)),
-        ("the source is not the Pod's own", |bed, v4| {
+        ("the receiver's device is unknown", none, |bed, _| {
+            bed.remove::<u32, PodEntry>("pods", THERE)
+        }),
+        ("the source is not the Pod's own", pod, |bed, v4| {
             let (ip4, ip6) = if v4 { (of(v4, 9), Addr::NONE) } else { (Addr::NONE, of(v4, 9)) };
             bed.put("pods", OWN, PodEntry { ip4, ip6, id: 1, ..PodEntry::ZERO });
         }),
     ];
     for v4 in [true, false] {
         let (own, peer) = (at(v4, POD, 4000), at(v4, PEER, 80));
-        for (name, change) in cases {
+        for (name, counted, change) in cases {
             let mut bed = bed(v4);
             change(&mut bed, v4);
             let text = format!("{own} > {peer} tcp S");
             assert_eq!(leave(&bed, &text), text, "{name}");
-            assert_eq!(bed.counted(), "flow_plain+1", "{name}");
+            assert_eq!(bed.counted(), format!("flow_plain+1{counted}"), "{name}");
             assert_eq!(at_peer(&bed), None, "{name}");
         }
         // The beginning of the connection was not seen.
@@ -148,6 +156,45 @@ fn what_may_not_go_past_the_stack_goes_through_it() {
         let text = format!("{own} > {peer} tcp A");
         assert_eq!(leave(&bed, &text), text);
         assert_eq!(at_peer(&bed), None);
+    }
+}
+
+/// The annotation of the Service.
+#[test]
+fn a_flow_to_a_service_that_wants_it_goes_through_the_stack() {
+    for v4 in [true, false] {
+        let mut bed = bed(v4);
+        let (dialed, target) = (vip(v4), at(v4, PEER, 80));
+        bed.service(&dialed, proto::TCP, &[&target]);
+        let ip = Addr::from_ip(addr(v4, 96, 1));
+        let key = FrontendKey::new(ip, Be16::new(80), proto::TCP);
+        let frontend: Frontend = bed.get("frontends", key).unwrap();
+        bed.put("frontends", key, Frontend { flags: FrontendFlags::BY_STACK, ..frontend });
+        bed.counted();
+        let own = at(v4, POD, 4000);
+        assert_eq!(
+            leave(&bed, &format!("{own} > {dialed} tcp S")),
+            format!("{own} > {target} tcp S")
+        );
+        assert_eq!(bed.counted(), "flow_service+1 flow_stack_service+1");
+        assert_eq!(at_peer(&bed), None);
+        // The same Pod by itself.
+        let text = format!("{} > {target} tcp S", at(v4, POD, 4001));
+        assert_eq!(leave(&bed, &text), format!("redirect {text}"));
+    }
+}
+
+/// Where netfilter would refuse what it has not seen begin.
+#[test]
+fn a_known_flow_keeps_its_way_when_new_ones_get_none() {
+    for v4 in [true, false] {
+        let mut bed = bed(v4);
+        let text =
+            |port, flags| format!("{} > {} tcp {flags}", at(v4, POD, port), at(v4, PEER, 80));
+        assert_eq!(leave(&bed, &text(4000, "S")), format!("redirect {}", text(4000, "S")));
+        setting(&mut bed, SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY);
+        assert_eq!(leave(&bed, &text(4000, "A")), format!("redirect {}", text(4000, "A")));
+        assert_eq!(leave(&bed, &text(4001, "S")), text(4001, "S"));
     }
 }
 
@@ -240,8 +287,8 @@ fn received(bed: &mut Bed, v4: bool, port: u16) {
     let key = CtKey {
         local: of(v4, POD),
         remote: of(v4, PEER),
-        local_port: lb_common::be::Be16::new(port),
-        remote_port: lb_common::be::Be16::new(4000),
+        local_port: Be16::new(port),
+        remote_port: Be16::new(4000),
         proto: proto::TCP,
         veth: OWN as u16,
         ..CtKey::ZERO

@@ -115,6 +115,8 @@ pub struct Extra {
     pub health_port: Option<NonZeroU16>,
     /// Annotation `lb-agent.io/algorithm`.
     pub algorithm: Algorithm,
+    /// Annotation `lb-agent.io/path: stack`: its flows go through the IP stack.
+    pub by_stack: bool,
     /// Annotation `lb-agent.io/weights`; an endpoint that is not named has weight 1.
     pub weights: Box<[(Weighted, u8)]>,
 }
@@ -256,6 +258,8 @@ pub struct Pod {
     pub sources: Option<Box<[Prefix]>>,
     /// `status.podIPs`.
     pub ips: Box<[Addr]>,
+    /// Annotation `lb-agent.io/path: stack`: its flows go through the IP stack.
+    pub by_stack: bool,
     /// `spec.hostNetwork`: its addresses are the node's.
     pub host_network: bool,
     /// Whether it is a kube-proxy.
@@ -271,6 +275,8 @@ pub struct Pod {
 impl Pod {
     /// The annotation of a Pod that admits more sources.
     pub const SOURCES: &str = "lb-agent.io/allowed-sources";
+    /// The annotation of a Pod or Service whose flows go through the IP stack.
+    pub const PATH: &str = "lb-agent.io/path";
 }
 
 /// A port of a container, by its name.

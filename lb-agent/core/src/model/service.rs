@@ -100,6 +100,7 @@ impl ServicePortInputs<'_> {
         if let Some(extra) = extra {
             own.affinity_secs = extra.affinity_secs.map_or(0, Into::into);
             own.algorithm = extra.algorithm;
+            own.by_stack = extra.by_stack;
             own.source_ranges = self.source_ranges(extra, &own.externals);
         }
         if own != PortExtra::default() {
@@ -248,6 +249,7 @@ impl Default for PortExtra {
             externals: Box::default(),
             affinity_secs: 0,
             algorithm: Algorithm::Random,
+            by_stack: false,
             source_ranges: None,
             weights: Box::default(),
         }

@@ -161,6 +161,9 @@ impl Values<'_> {
         if algorithm == Algorithm::LeastConnections {
             flags |= FrontendFlags::LEAST_CONNECTIONS;
         }
+        if extra.is_some_and(|extra| extra.by_stack) {
+            flags |= FrontendFlags::BY_STACK;
+        }
         if cluster.n == 0 && self.want.anywhere {
             flags |= FrontendFlags::ELSEWHERE;
         }

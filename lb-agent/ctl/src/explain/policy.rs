@@ -144,7 +144,7 @@ impl<T: PolicyLookup> ExplainedJudgement<'_, T> {
         if rules().any(|(_, _, rule)| rule.takes_peer() && rule.takes_port()) {
             return Cause::NotProgrammed;
         }
-        let Target { backend, through } = self.target;
+        let Target { backend, through, .. } = self.target;
         let flow =
             CandidateFlow { direction: self.side.direction, at: backend.at, through: *through };
         closest(&flow, rules()).map_or(Cause::NoRules, Cause::Closest)

@@ -46,6 +46,8 @@ pub(super) struct Target {
     pub(super) backend: BackendEvidence,
     /// The frontend by which the flow comes, if it does.
     pub(super) through: Option<SocketAddr>,
+    /// That frontend's flows go through the IP stack.
+    pub(super) by_stack: bool,
 }
 
 impl Target {
@@ -53,7 +55,8 @@ impl Target {
     pub(super) fn plain(at: SocketAddr, end: &FlowEnd) -> Self {
         let pod = end.name.clone().filter(|_| end.kind == EndKind::Pod);
         let state = BackendState::Endpoint(EndpointConditions::Ready);
-        Self { backend: BackendEvidence { at, pod, node: end.node.clone(), state }, through: None }
+        let backend = BackendEvidence { at, pod, node: end.node.clone(), state };
+        Self { backend, through: None, by_stack: false }
     }
 
     /// What it is called.
@@ -128,7 +131,8 @@ fn target<T: PolicyLookup>(
         node: node.map(Arc::from),
         state: view.state_of(id, backend),
     };
-    Some(Target { backend, through: Some(frontend.socket()) })
+    let by_stack = frontend.has(FrontendFlags::BY_STACK);
+    Some(Target { backend, through: Some(frontend.socket()), by_stack })
 }
 
 /// Reads a Pod of the name table; there it is empty if it is not known.

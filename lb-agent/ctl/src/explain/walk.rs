@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::endpoint::{IdentFlags, PodEntry};
 use lb_common::flow::proto;
+use lb_common::past::StackReason;
 use lb_common::policy::PolicyLookup;
 
 use crate::explain::facts::{Facts, Listening};
@@ -206,7 +207,8 @@ impl<T: PolicyLookup> Walk<'_, T> {
             return None;
         }
         let bridge = |pod: &PodEntry| if at.is_ipv4() { pod.bridge4 } else { pod.bridge6 };
-        let route = match facts.view.snapshot.past.obstacle(to, from) {
+        let of_service = target.by_stack.then_some(StackReason::Annotation);
+        let route = match facts.view.snapshot.past.obstacle(to, from).or(of_service) {
             None => PodRoute::Past,
             Some(_) if bridge(from) != 0 && bridge(from) == bridge(to) => PodRoute::Bridge,
             Some(reason) => {

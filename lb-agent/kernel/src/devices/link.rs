@@ -24,6 +24,9 @@ const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 
 /// The UDP port that devices of a kind listen at: kind, and attribute in `IFLA_INFO_DATA` (`IFLA_VXLAN_PORT`,
 /// `IFLA_GENEVE_PORT`, `IFLA_BAREUDP_PORT` of include/uapi/linux/if_link.h), in network order.
@@ -44,6 +47,10 @@ pub struct Link {
     pub nsid: Option<u32>,
     /// ifindex of the bridge that it is a port of, or 0.
     pub bridge: u32,
+    /// As a port of a bridge: whether it is isolated from other such ports.
+    pub isolated: bool,
+    /// As a bridge: whether it filters VLANs.
+    pub vlans: bool,
     /// MAC address, zero if it has none.
     pub mac: [u8; 6],
     /// ifindex of the device that hands its packets on as its own (a bridge, bond or team), or 0.
@@ -79,15 +86,22 @@ pub fn parse_link(payload: &[u8]) -> Option<Link> {
             // A negative id means that the kernel could not number the namespace.
             IFLA_LINK_NETNSID => link.nsid = number(value).filter(|id| *id <= i32::MAX as u32),
             IFLA_LINKINFO => {
-                let mut data: &[u8] = &[];
+                let (mut data, mut port_data): (&[u8], &[u8]) = (&[], &[]);
                 for (kind, value) in attributes(value) {
                     match kind {
                         IFLA_INFO_DATA => data = value,
                         IFLA_INFO_KIND => link.kind = text(value),
                         IFLA_INFO_SLAVE_KIND => port_kind = text(value),
+                        IFLA_INFO_SLAVE_DATA => port_data = value,
                         _ => {}
                     }
                 }
+                let is_set = |data, kind| {
+                    let value = attributes(data).find(|(attribute, _)| *attribute == kind);
+                    value.is_some_and(|(_, value)| value.first().is_some_and(|byte| *byte != 0))
+                };
+                link.isolated = port_kind == "bridge" && is_set(port_data, IFLA_BRPORT_ISOLATED);
+                link.vlans = link.kind == "bridge" && is_set(data, IFLA_BR_VLAN_FILTERING);
                 link.tunnel_port = tunnel_port(&link.kind, data);
             }
             _ => {}
@@ -184,7 +198,8 @@ mod tests {
 
     #[test]
     fn links() {
-        let info = [attr(1, b"veth\0"), attr(4, b"bridge\0")].concat();
+        let port = attr(5, &[attr(32, &[0]), attr(33, &[1])].concat());
+        let info = [attr(1, b"veth\0"), attr(4, b"bridge\0"), port].concat();
         let bridged = [
             attr(3, b"veth1\0"),
             attr(1, &[2, 0, 0, 0, 0, 1]),
@@ -201,6 +216,8 @@ mod tests {
             peer: 2,
             nsid: Some(0),
             bridge: 4,
+            isolated: true,
+            vlans: false,
             mac: [2, 0, 0, 0, 0, 1],
             port_of: 4,
             header_type: 1,
@@ -218,7 +235,15 @@ mod tests {
         let id = attr(1, &word32(7));
         let port = |kind: u16, port: u16| attr(kind, &port.to_be_bytes());
         let vxlan = [id.clone(), port(15, 4789)].concat();
-        let cases: [(&str, Vec<u8>, Option<Link>); 11] = [
+        let bridge = |vlans: u8| attr(2, &attr(7, &[vlans]));
+        let bridge = |vlans: u8| {
+            link_message(0, &[attr(18, &[attr(1, b"bridge\0"), bridge(vlans)].concat())])
+        };
+        let is_bridge =
+            |vlans: bool| Some(Link { kind: "bridge".to_owned(), vlans, ..device.clone() });
+        let cases: [(&str, Vec<u8>, Option<Link>); 13] = [
+            ("a bridge", bridge(0), is_bridge(false)),
+            ("a bridge that filters VLANs", bridge(1), is_bridge(true)),
             ("VXLAN", tunnel("vxlan\0", vxlan), with("vxlan", 4789)),
             ("Geneve", tunnel("geneve\0", port(5, 6081)), with("geneve", 6081)),
             ("MPLS in UDP", tunnel("bareudp\0", port(1, 6635)), with("bareudp", 6635)),

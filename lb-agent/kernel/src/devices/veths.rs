@@ -21,6 +21,8 @@ pub struct Veth {
     pub nsid: u32,
     /// ifindex of the bridge that the host's end is a port of, or 0.
     pub bridge: u32,
+    /// What the bridge does with frames of that port.
+    pub port: BridgePort,
     /// MAC address of the host's end: the Pod cannot change it.
     pub own_mac: [u8; 6],
     /// Largest IP packet of the host's end in bytes.
@@ -33,6 +35,15 @@ pub struct Veth {
     pub addresses: AddressPair,
     /// All addresses in the Pod's namespace, of whatever device, as far as known.
     pub inside: Vec<PodAddress>,
+}
+
+/// A port of a bridge, as far as it is kept from other ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BridgePort {
+    /// Isolated ports do not reach each other.
+    pub isolated: bool,
+    /// The bridge filters VLANs.
+    pub vlans: bool,
 }
 
 /// The Pod's end of a veth.
@@ -48,6 +59,8 @@ pub struct FarDevice {
 #[derive(Debug, Default)]
 pub(super) struct KnownVeths {
     pub(super) veths: BTreeMap<u32, Veth>,
+    /// Bridges that filter VLANs.
+    vlans: BTreeSet<u32>,
     /// Host's end → other end, of veths that have both ends here.
     inner: BTreeMap<u32, u32>,
 }
@@ -56,6 +69,9 @@ impl KnownVeths {
     /// A device exists as described.
     pub(super) fn link(&mut self, link: Link, at: Instant) -> Option<DeviceEvent> {
         let ifindex = link.ifindex;
+        if link.kind == "bridge" {
+            return self.bridge(ifindex, link.vlans);
+        }
         if link.kind != "veth" {
             return None;
         }
@@ -70,6 +86,7 @@ impl KnownVeths {
             peer: link.peer,
             nsid,
             bridge: link.bridge,
+            port: BridgePort { isolated: link.isolated, vlans: self.vlans.contains(&link.bridge) },
             own_mac: link.mac,
             mtu: link.mtu,
             mac: [0; 6],
@@ -85,19 +102,37 @@ impl KnownVeths {
             *known = veth;
             return Some(DeviceEvent::Appeared { ifindex, at });
         }
-        let before = (known.bridge, known.own_mac, known.mtu, &known.name);
-        if before == (veth.bridge, veth.own_mac, veth.mtu, &veth.name) {
+        let before = (known.bridge, known.port, known.own_mac, known.mtu, &known.name);
+        if before == (veth.bridge, veth.port, veth.own_mac, veth.mtu, &veth.name) {
             return None;
         }
-        (known.bridge, known.own_mac) = (veth.bridge, veth.own_mac);
+        (known.bridge, known.port, known.own_mac) = (veth.bridge, veth.port, veth.own_mac);
         (known.mtu, known.name) = (veth.mtu, veth.name);
         Some(DeviceEvent::Changed(ifindex))
+    }
+
+    /// A bridge exists as described. What its ports are changes with it; that is written with the event of any of them.
+    fn bridge(&mut self, ifindex: u32, vlans: bool) -> Option<DeviceEvent> {
+        let changed = match vlans {
+            true => self.vlans.insert(ifindex),
+            false => self.vlans.remove(&ifindex),
+        };
+        if !changed {
+            return None;
+        }
+        let mut port = None;
+        for veth in self.veths.values_mut().filter(|veth| veth.bridge == ifindex) {
+            veth.port.vlans = vlans;
+            port = Some(veth.ifindex);
+        }
+        port.map(DeviceEvent::Changed)
     }
 
     /// A device has left our namespace. Returns the veth whose other end it was, if that is still here: it is a
     /// Pod's now, and the kernel says nothing else about it.
     pub(super) fn gone(&mut self, ifindex: u32) -> (Option<DeviceEvent>, Option<u32>) {
         self.inner.remove(&ifindex);
+        self.vlans.remove(&ifindex);
         let other = self.inner.iter().find(|(_, peer)| **peer == ifindex).map(|(end, _)| *end);
         (self.veths.remove(&ifindex).map(|_| DeviceEvent::Gone(ifindex)), other)
     }
@@ -134,6 +169,23 @@ mod tests {
         Link { ifindex, peer, nsid, kind: "veth".to_owned(), ..Link::default() }
     }
 
+    fn bridge(ifindex: u32, vlans: bool) -> Link {
+        Link { ifindex, vlans, kind: "bridge".to_owned(), ..Link::default() }
+    }
+
+    #[test]
+    fn a_port_is_kept_from_others_as_its_bridge_and_itself_say() {
+        let mut known = KnownVeths::default();
+        let port = |known: &KnownVeths| (known.veths[&5].port.isolated, known.veths[&5].port.vlans);
+        known.link(bridge(9, true), Instant::now());
+        known.link(Link { bridge: 9, ..veth(5, 2, Some(0)) }, Instant::now());
+        assert_eq!(port(&known), (false, true), "its bridge was first");
+        known.link(bridge(9, false), Instant::now());
+        assert_eq!(port(&known), (false, false));
+        known.link(Link { bridge: 9, isolated: true, ..veth(5, 2, Some(0)) }, Instant::now());
+        assert_eq!(port(&known), (true, false));
+    }
+
     #[test]
     fn a_pods_veth_is_one_whose_other_end_is_elsewhere() {
         let at = Instant::now();
@@ -147,6 +199,15 @@ mod tests {
             ("said again", veth(5, 2, Some(0)), None),
             ("put into a bridge", bridged.clone(), Some(DeviceEvent::Changed(5))),
             ("said again", bridged, None),
+            ("a bridge that is not its", bridge(8, true), None),
+            ("its bridge filters VLANs", bridge(9, true), Some(DeviceEvent::Changed(5))),
+            ("said again", bridge(9, true), None),
+            ("it does no more", bridge(9, false), Some(DeviceEvent::Changed(5))),
+            (
+                "isolated",
+                Link { isolated: true, bridge: 9, ..veth(5, 2, Some(0)) },
+                Some(DeviceEvent::Changed(5)),
+            ),
             ("moved to another Pod", veth(5, 2, Some(1)), appeared(5)),
             ("its end came here", veth(5, 6, None), Some(DeviceEvent::Gone(5))),
         ];

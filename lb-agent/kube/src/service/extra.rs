@@ -43,6 +43,7 @@ pub(super) fn extra(
         affinity_secs: affinity(spec, findings),
         health_port: checked.then(|| health_port(spec, findings)).flatten(),
         algorithm: annotation::algorithm(annotations, findings),
+        by_stack: field::by_stack(annotations, findings),
         weights: annotation::weights(annotations, findings),
     };
     (extra != Extra::default()).then(|| Box::new(extra))

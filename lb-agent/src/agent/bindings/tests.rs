@@ -7,7 +7,7 @@ use lb_common::addr::Addr;
 use super::{Behind, BindingFacts, Bindings};
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
 use lb_kernel::devices::addresses::{AddressPair, PodAddress};
-use lb_kernel::devices::{FarDevice, Veth};
+use lb_kernel::devices::{BridgePort, FarDevice, Veth};
 
 fn addr(text: &str) -> Addr {
     Addr::from_ip(text.parse().unwrap())
@@ -29,6 +29,7 @@ fn veth(ifindex: u32, inside: &[&str]) -> Veth {
         own_mac: [2, 0, 0, 0, 1, ifindex as u8],
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, ifindex as u8],
+        port: BridgePort::default(),
         far: FarDevice::default(),
         addresses: AddressPair::of(2, &inside),
         inside,

@@ -179,10 +179,18 @@ fn extra() -> impl Strategy<Value = Extra> {
         prop::option::of(some(&ranges, 2)),
         prop::option::of(10u32..12),
         algorithms,
-        some(&weights, 2),
+        (some(&weights, 2), any::<bool>()),
     )
         .prop_map(
-            |(local, lb_ips, external_ips, source_ranges, affinity, algorithm, weights)| Extra {
+            |(
+                local,
+                lb_ips,
+                external_ips,
+                source_ranges,
+                affinity,
+                algorithm,
+                (weights, by_stack),
+            )| Extra {
                 external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
                 lb_ips,
                 proxied: false,
@@ -191,6 +199,7 @@ fn extra() -> impl Strategy<Value = Extra> {
                 affinity_secs: affinity.and_then(NonZeroU32::new),
                 health_port: None,
                 algorithm,
+                by_stack,
                 weights,
             },
         )

@@ -4,6 +4,7 @@ use expect_test::expect;
 use lb_common::config::SettingFlags;
 use lb_common::flow::proto;
 use lb_common::past::{LocalFlags, StackReason};
+use lb_common::service::FrontendFlags;
 use lb_common::verdict::DropReason;
 
 use super::world::{World, pod, policy, service};
@@ -69,6 +70,10 @@ fn the_path_between_two_pods_of_the_node() {
         asked
     };
     assert_eq!(path(&world), "goes past the host's IP stack and netfilter to default/web-1");
+    for frontend in &mut world.snapshot.frontends {
+        frontend.frontend.flags |= FrontendFlags::BY_STACK;
+    }
+    assert_eq!(path(&world), "goes through the host's IP stack: annotation");
     let (ifindex, ..) =
         world.local_pods().into_iter().find(|(_, name, _)| &*name.name == "web-1").unwrap();
     let flags = LocalFlags::from_bits(StackReason::PortInside.bit());
