@@ -215,7 +215,7 @@ impl Agent {
         info!(frontends = actual.frontends.len(), "restored state from pinned maps");
         let pickup = Pickup::new(kernel.clock, cfg.pickup_grace);
         let former = actual.settings.as_deref().map_or(SettingFlags::NONE, |given| given.flags);
-        let past = Past::new(cfg.past_stack, former);
+        let past = Past::new(cfg.past_stack, former, &facts.kernel);
         let start = Start { past: past.settings(), ct_is_new: kernel.ct_is_new };
         let given = pickup::given(&cfg, &pickup, &mut kernel.maps, &mut actual, &start)
             .context("write the settings")?;

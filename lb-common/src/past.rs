@@ -3,6 +3,9 @@
 //! Netfilter must see both directions of a flow or neither. So the way is chosen at the first packet, for both directions, and
 //! each packet asks the same predicate ([`is_open`]) of the same two elements. A flow may lose its way at any time, and goes
 //! through the stack from then on; it never gets one later.
+//!
+//! A packet that goes past the stack goes to the host's end of the receiver's veth, or, if nothing there needs to see it, to the
+//! Pod's end at once ([`goes_to_peer`]). That is asked of each packet again: the entries of the flow are the same.
 
 use crate::addr::Addr;
 use crate::be::Be32;
@@ -30,10 +33,12 @@ pod! {
 }
 
 flags! {
-    /// Flags of a [`LocalEnd`]. The bits from [`StackReason::FIRST_BIT`] on say why not.
+    /// Flags of a [`LocalEnd`]. The bits from [`StackReason::FIRST_BIT`] and from [`VethReason::FIRST_BIT`] on say why not.
     pub struct LocalFlags: u32 {
         /// Flows of the Pod may go past the IP stack.
         PAST_OK = 1 << 0;
+        /// What goes past the IP stack to the Pod may go past the host's end of its veth, too.
+        PEER_OK = 1 << 1;
     }
 }
 
@@ -69,6 +74,31 @@ impl StackReason {
     /// Whether a firewall rule of the node is the reason.
     pub const fn is_of_a_rule(self) -> bool {
         matches!(self, Self::RulesUnknown | Self::HostRule | Self::PolicyEngine)
+    }
+
+    /// The reasons whose bits are set, in the order of their declaration.
+    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
+    }
+}
+
+listed! {
+    /// Why what goes past the IP stack to a Pod goes by the host's end of its veth. Its bit is in the flags of its [`LocalEnd`].
+    pub enum VethReason {
+        OldKernel = 0: "old-kernel", "Before Linux 6.7 the Pod's device does not count what comes past the host's end.", "Update the kernel, if the few percent matter.";
+        Qdisc = 1: "qdisc", "The host's end has a queueing discipline, such as the bandwidth limit of a CNI plugin.", "Nothing: packets would not pass it.";
+        ProgramsThere = 2: "programs-there", "Other programs or filters at the host's end see what the Pod receives.", "Nothing: they would no longer see the packets.";
+        Xdp = 3: "xdp", "The Pod's end has an XDP program.", "Nothing: packets would not pass it.";
+    }
+}
+
+impl VethReason {
+    /// The first of their bits in a word of flags.
+    pub const FIRST_BIT: u32 = 28;
+
+    /// Its bit in a word of flags.
+    pub const fn bit(self) -> u32 {
+        1 << (Self::FIRST_BIT + self as u32)
     }
 
     /// The reasons whose bits are set, in the order of their declaration.
@@ -119,7 +149,8 @@ listed! {
     /// Where the packets of a flow go when they leave its Pod, or the program that translates them.
     pub enum FlowPath {
         Stack: "stack", "Through the host's IP stack and netfilter.";
-        Veth: "veth", "Past them, to another Pod of the node.";
+        Veth: "veth", "Past them, to the host's end of the veth of another Pod of the node.";
+        Peer: "peer", "Past them, to the other Pod's end of its veth.";
         Bridge: "bridge", "Past them, to a bridge that passes netfilter by.";
         Back: "back", "Past them, back to the Pod that sent them.";
         NextHop: "hop", "Past them, to the next hop or to the Pod behind an external address.";
@@ -127,16 +158,17 @@ listed! {
 }
 
 impl FlowPath {
-    /// As the entry of the flow has it.
-    pub fn of(entry: &CtEntry) -> Self {
+    /// As the entry of the flow has it; `end` finds a Pod by its number.
+    pub fn of(entry: &CtEntry, end: impl Fn(u32) -> Option<LocalEnd>) -> Self {
         let is_past = entry.flags.contains(CtFlags::PAST);
+        let way = PastWay::of_addr(&entry.aux_addr).filter(|_| is_past);
         if entry.flags.contains(CtFlags::HAIRPIN) {
             return Self::Back;
         }
         if entry.flags.contains(CtFlags::EXTERNAL) {
             if entry.flags.contains(CtFlags::TO_HOST) { Self::Stack } else { Self::NextHop }
-        } else if is_past && PastWay::of_addr(&entry.aux_addr).is_some() {
-            Self::Veth
+        } else if let Some(PastWay { to: (to, _), .. }) = way {
+            if end(to).is_some_and(|to| goes_to_peer(&to)) { Self::Peer } else { Self::Veth }
         } else if is_past {
             Self::Bridge
         } else {
@@ -172,6 +204,11 @@ pub const fn is_open(
     may_go_on(settings, to, from) && to.generation == way.to.1 && from.generation == way.from.1
 }
 
+/// Whether a packet of a flow whose way is open ([`is_open`]) needs not go by the host's end of the receiver's veth.
+pub const fn goes_to_peer(to: &LocalEnd) -> bool {
+    to.flags.contains(LocalFlags::PEER_OK)
+}
+
 /// Why new flows between two different Pods of this node go through the IP stack: the first reason of the node, of the sender, of
 /// the receiver; `None` if they may go past it ([`may_open`]).
 pub fn obstacle(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> Option<StackReason> {
@@ -194,7 +231,7 @@ pub fn obstacle(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> Optio
 mod tests {
     use super::{
         Addr, CtEntry, CtFlags, FlowPath, LocalEnd, LocalFlags, PastWay, SettingFlags, StackReason,
-        is_open, may_open, obstacle,
+        VethReason, is_open, may_open, obstacle,
     };
 
     const OK: LocalEnd = LocalEnd {
@@ -217,11 +254,20 @@ mod tests {
 
     #[test]
     fn an_entry_says_which_path_its_flow_takes() {
-        let of = |flags, aux_addr| FlowPath::of(&CtEntry { flags, aux_addr, ..CtEntry::ZERO });
+        let with = |flags, aux_addr, end| {
+            FlowPath::of(&CtEntry { flags, aux_addr, ..CtEntry::ZERO }, |id| {
+                (id == 1).then_some(end)
+            })
+        };
+        let of = |flags, aux_addr| with(flags, aux_addr, OK);
         let past = CtFlags::PAST;
         let external = CtFlags::EXTERNAL | CtFlags::FORWARD;
         assert_eq!(of(CtFlags::NONE, Addr::NONE), FlowPath::Stack);
         assert_eq!(of(CtFlags::FORWARD | past, WAY.to_addr()), FlowPath::Veth);
+        let peer = LocalEnd { flags: LocalFlags::PAST_OK | LocalFlags::PEER_OK, ..OK };
+        assert_eq!(with(CtFlags::FORWARD | past, WAY.to_addr(), peer), FlowPath::Peer);
+        assert_eq!(with(past, WAY.back().to_addr(), peer), FlowPath::Veth, "not that Pod");
+        assert_eq!(with(CtFlags::FORWARD, WAY.to_addr(), peer), FlowPath::Stack, "withdrawn");
         assert_eq!(of(CtFlags::FORWARD, WAY.to_addr()), FlowPath::Stack, "it was withdrawn");
         assert_eq!(of(CtFlags::FORWARD | past, Addr::NONE), FlowPath::Bridge);
         assert_eq!(of(CtFlags::HAIRPIN | CtFlags::FORWARD, WAY.to_addr()), FlowPath::Back);
@@ -277,6 +323,11 @@ mod tests {
         }
         let flags = LocalFlags::PAST_OK.bits() | SettingFlags::KNOWN_PAST_ONLY.bits();
         assert_eq!(StackReason::among(flags).next(), None, "bits of their own");
+        let of_stack = StackReason::ALL.into_iter().fold(flags, |bits, one| bits | one.bit());
+        assert_eq!(VethReason::among(of_stack | LocalFlags::PEER_OK.bits()).next(), None);
+        let of_veth = VethReason::ALL.into_iter().fold(0, |bits, one| bits | one.bit());
+        assert_eq!(VethReason::among(of_veth).count(), VethReason::ALL.len());
+        assert_eq!(of_veth & (of_stack | LocalFlags::PEER_OK.bits()), 0);
     }
 
     #[test]

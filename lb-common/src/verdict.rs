@@ -158,7 +158,7 @@ listed! {
         PacketCut = 21: "packet_cut",
             "IPv4 packets from outside, and answers to them, cut into smaller ones: bigger than the MTU on the way, and their sender allows it. A packet of four pieces is cut three times.";
         FlowVeth = 22: "flow_veth",
-            "New flows between Pods of this node that go past the host's IP stack and netfilter.";
+            "New flows between Pods of this node that go past the host's IP stack, to the host's end of the receiver's veth.";
         PairClosed = 23: "pair_closed",
             "Translated connections whose two entries went with their last packet.";
         FlowStackNode = 24: "flow_stack_node",
@@ -167,6 +167,8 @@ listed! {
             "The same for a reason of one of the Pods: see `lbctl pods -o wide`.";
         FlowStackService = 26: "flow_stack_service",
             "The same for the annotation `lb-agent.io/path` of the Service.";
+        FlowPeer = 27: "flow_peer",
+            "New flows between Pods of this node that go past the host's IP stack and the host's end of the receiver's veth.";
     }
 }
 

@@ -11,9 +11,10 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_csum_diff, bpf_fib_lookup as bpf_fib_lookup_helper,
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp,
-    bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_sk_lookup_tcp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::config::Features;
@@ -406,6 +407,21 @@ impl Packet {
     pub(crate) fn redirect(self, ifindex: u32) -> i32 {
         // SAFETY: the helper only stores the target for the return.
         (unsafe { bpf_redirect(ifindex, 0) }) as i32
+    }
+
+    /// Lets the packet come in at the other end of the veth `ifindex` when the program returns the result.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(self, ifindex: u32) -> i32 {
+        /// include/uapi/linux/if_packet.h.
+        const PACKET_HOST: u32 = 0;
+        // A port of a bridge got a frame for another host. Kernels before 6.15 do not change that.
+        // SAFETY: as in `ifindex`.
+        if unsafe { (&raw const (*self.skb).pkt_type).read_volatile() } != PACKET_HOST {
+            // SAFETY: valid context; both types are ones that the helper knows.
+            let _: i64 = unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
+        }
+        // SAFETY: as in `redirect`.
+        (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
     }
 }
 

@@ -1,5 +1,6 @@
 //! Flows between Pods of this node that go past the host's IP stack and netfilter, to the host's end of the receiver's veth:
-//! its `pod_in` judges, translates and counts as ever. Which flows may, and until when, is `lb_common::past`.
+//! its `pod_in` judges, translates and counts as ever. Or past that end, too: then `pod_out` does all that itself, as the
+//! receiver's hook. Which flows may, and until when, is `lb_common::past`.
 //!
 //! The sender's hook writes the receiver's entry, with the way back, before the first packet gets there. It is not judged yet:
 //! the receiver's hook asks the policies at that packet, as after a change. A packet of a connection whose beginning was not
@@ -13,6 +14,7 @@ use lb_common::past::{self, PastWay};
 use lb_common::verdict::Counter;
 
 use crate::packet::Packet;
+use crate::parsed::Kind;
 use crate::scratch::{self, Scratch};
 use crate::tracked::{self, Inserted, Tracked};
 use crate::verdict::Verdict;
@@ -39,7 +41,7 @@ extern "C" fn past_open(now: u32) -> u32 {
     let (Some(sender), Some(pod)) = (hand.get(*ifindex), maps::pod(receiver)) else { return 0 };
     let is_own = to.src == sender.ip4 || to.src == sender.ip6;
     let open = if is_own && *by_stack == 0 { way_between(pod, sender) } else { None };
-    let Some(found) = open else {
+    let Some((found, counter)) = open else {
         maps::count(if !is_on() {
             Counter::FlowStackNode
         } else if *by_stack != 0 {
@@ -78,7 +80,7 @@ extern "C" fn past_open(now: u32) -> u32 {
         },
     };
     if written {
-        maps::count(Counter::FlowVeth);
+        maps::count(counter);
     }
     u32::from(written)
 }
@@ -92,13 +94,17 @@ fn is_on() -> bool {
     })
 }
 
-/// The way to `receiver` from `sender`, if flows between them may have one.
+/// The way to `receiver` from `sender`, if flows between them may have one, and where it is counted.
 #[inline(always)]
-fn way_between(receiver: &PodEntry, sender: &PodEntry) -> Option<PastWay> {
+fn way_between(receiver: &PodEntry, sender: &PodEntry) -> Option<(PastWay, Counter)> {
     let settings = maps::settings()?;
     let (to, from) = (maps::local(receiver.id)?, maps::local(sender.id)?);
+    if !past::may_open(settings.flags, to, from) {
+        return None;
+    }
     let way = PastWay { to: (receiver.id, to.generation), from: (sender.id, from.generation) };
-    past::may_open(settings.flags, to, from).then_some(way)
+    let counter = if past::goes_to_peer(to) { Counter::FlowPeer } else { Counter::FlowVeth };
+    Some((way, counter))
 }
 
 /// Gives a new flow without translation its way, once its receiver's entry stands, and sends its first packet. Its own entry is
@@ -187,16 +193,20 @@ pub(crate) fn withdraw(entry: Tracked) {
 #[inline(always)]
 pub(crate) fn send(packet: Packet, scratch: &mut Scratch, entry: Tracked, way: PastWay) -> Verdict {
     scratch::hand_over(&mut scratch.way, way.to_addr());
-    let ifindex = past_send(packet.as_ptr());
-    if ifindex != 0 {
-        return Verdict::Local(ifindex);
+    match past_send(packet.as_ptr()) {
+        0 => {}
+        to if to & PEER != 0 => return Verdict::Peer(to & !PEER),
+        ifindex => return Verdict::Local(ifindex),
     }
     withdraw(entry);
     Verdict::Pass
 }
 
-/// Addresses the frame to the Pod that the way in the scratch memory leads to. Returns the ifindex of the host's end, or 0 if
-/// the way is not open any more. Exported, as [`past_open`].
+/// With the ifindex of the host's end of a veth: to the other end. An ifindex has no such bit.
+const PEER: u32 = 1 << 31;
+
+/// Addresses the frame to the Pod that the way in the scratch memory leads to. Returns the ifindex of the host's end, with
+/// [`PEER`] or without, or 0 if the way is not open any more. Exported, as [`past_open`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn past_send(skb: *mut aya_ebpf::bindings::__sk_buff) -> u32 {
@@ -208,5 +218,7 @@ extern "C" fn past_send(skb: *mut aya_ebpf::bindings::__sk_buff) -> u32 {
     if !past::is_open(settings.flags, &way, to, from) || packet.store(0, &to.link).is_err() {
         return 0;
     }
-    to.ifindex
+    // Pieces of datagrams and ICMP errors are for the receiver's own hook, which reads them in another way.
+    let to_peer = past::goes_to_peer(to) && scratch.parsed.kind == Kind::FLOW;
+    if to_peer { to.ifindex | PEER } else { to.ifindex }
 }

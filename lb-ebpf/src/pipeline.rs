@@ -16,7 +16,7 @@ use crate::origin::{self, Addressee};
 use crate::packet::{Packet, Tag};
 use crate::parsed::{self, Kind, Parsed};
 use crate::policy::{self, Met};
-use crate::scratch::{How, Nat, Scratch, Target};
+use crate::scratch::{self, How, Nat, Scratch, Target};
 use crate::service::{self, Client, Destination, Health};
 use crate::trace::Program;
 use crate::tracked::{self, Tracked};
@@ -28,6 +28,17 @@ use crate::{
 /// A packet leaves the Pod.
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
+    match leave(packet) {
+        // Here, where no more than this is on the stack.
+        Verdict::Peer(ifindex) => {
+            Verdict::to_peer(ifindex, pipeline_receive(packet.as_ptr(), ifindex))
+        }
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn leave(packet: Packet) -> Verdict {
     let Some(scratch) = packet.scratch() else { return Verdict::Pass };
     scratch.epoch = maps::epoch();
     // One for the priority alone changes nothing, and stays with the packet.
@@ -128,6 +139,23 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
         // Unreadable, opaque, no IP, bad addresses.
         _ => return not_understood(scratch, kind, Direction::Ingress),
     }
+    receive(packet, scratch)
+}
+
+/// What [`pod_in`] would do with a packet, at the hook of the Pod that sends it: the receiver is behind `ifindex`, and the scratch
+/// memory has the packet as it is now. Returns whether it was dropped. Exported, so that the verifier checks it once by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn pipeline_receive(skb: *mut aya_ebpf::bindings::__sk_buff, ifindex: u32) -> u32 {
+    let Some(scratch) = scratch::get() else { return 1 };
+    trace::parsed(Program::PodIn, Kind::FLOW);
+    scratch.cross(ifindex);
+    receive(Packet::from_ptr(skb), scratch).is_drop()
+}
+
+/// A packet of a flow enters the Pod.
+#[inline(always)]
+fn receive(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let now = kernel::now();
     let Scratch { parsed, key, .. } = scratch;
     *key = conntrack::key_in(&parsed.flow, scratch.ifindex);
@@ -315,6 +343,10 @@ fn rewrite_forward(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Ver
 #[inline(never)]
 fn past_stack(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     if let Some(way) = past::way_of(entry) {
+        // The receiver's half of the programs may follow.
+        let flow = &mut scratch.parsed.flow;
+        (flow.dst, flow.dport) = (entry.nat_addr(), entry.nat_port());
+        flow.sport = entry.aux_port();
         return past::send(packet, scratch, entry, way);
     }
     // Netfilter may have been turned on for the bridge since.

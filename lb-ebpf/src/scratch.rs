@@ -74,6 +74,17 @@ pub(crate) struct Scratch {
     pub(crate) piece: [u32; PIECE / 4],
 }
 
+impl Scratch {
+    /// The packet goes on from the device whose hook this is, as if the hook were that of the device `ifindex`.
+    #[inline(always)]
+    pub(crate) fn cross(&mut self, ifindex: u32) {
+        let from = self.ifindex;
+        hand_over(&mut self.ingress_ifindex, from);
+        hand_over(&mut self.ifindex, ifindex);
+        hand_over(&mut self.hand.state, UNREAD);
+    }
+}
+
 /// The Pod behind the device at hand, read from the map at most once a packet.
 pub(crate) struct AtHand {
     /// What is known: [`UNREAD`] or others of them.

@@ -202,6 +202,7 @@ mod log {
             4 => info!(CTX, "  verdict: to the next hop, past the stack"),
             5 => info!(CTX, "  verdict: pass; it does not fit the way past the stack"),
             7 => info!(CTX, "  verdict: to another Pod of this node, past the stack"),
+            8 => info!(CTX, "  verdict: to the other end of that Pod's veth, past the stack"),
             _ => info!(CTX, "  verdict: refused, the answer goes back"),
         }
         0

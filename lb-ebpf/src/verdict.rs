@@ -23,6 +23,8 @@ pub(crate) enum Verdict {
     Back,
     /// Send it out of this device, the host's end of another Pod's veth.
     Local(u32),
+    /// Let it come in at the other end of this device, the host's end of another Pod's veth, past `pod_in`.
+    Peer(u32),
     /// Hand it to a neighbour on this device, past the IP stack.
     Neighbour(u32),
     /// Hand it to the next hop that [`Packet::redirect_hop`] noted, whose return code this is.
@@ -34,6 +36,18 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
+    /// Whether the packet does not go on: the verdict of a Pod that receives it, for a function that can return no other type.
+    #[inline(always)]
+    pub(crate) const fn is_drop(&self) -> u32 {
+        !matches!(self, Self::Pass) as u32
+    }
+
+    /// The way to the Pod behind this device, unless it does not receive the packet ([`Self::is_drop`]), which was reported.
+    #[inline(always)]
+    pub(crate) const fn to_peer(ifindex: u32, dropped: u32) -> Self {
+        if dropped == 0 { Self::Peer(ifindex) } else { Self::Drop(Reported(())) }
+    }
+
     /// The number of the verdict in the log of a trace build.
     #[inline(always)]
     const fn number(&self) -> u32 {
@@ -46,6 +60,7 @@ impl Verdict {
             Self::TooBig(_) => 5,
             Self::Refuse(_) => 6,
             Self::Local(_) => 7,
+            Self::Peer(_) => 8,
         }
     }
 }
@@ -128,6 +143,7 @@ pub(crate) fn to_tc(packet: Packet, verdict: Verdict) -> i32 {
         Verdict::Neighbour(ifindex) => packet.redirect_neigh(ifindex),
         Verdict::NextHop(code) => code,
         Verdict::Local(ifindex) => packet.redirect(ifindex),
+        Verdict::Peer(ifindex) => packet.redirect_peer(ifindex),
         Verdict::Back | Verdict::Refuse(Reported(())) => packet.redirect(packet.ifindex()),
     }
 }

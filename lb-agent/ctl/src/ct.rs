@@ -38,7 +38,7 @@ pub struct CtRow {
     pub backend: String,
     /// `address:port` of this node that its backend sees instead of the client; empty when it sees the client.
     pub masquerade: String,
-    /// Where its packets go: `stack`, or past it `veth`, `bridge`, `back`, `hop`.
+    /// Where its packets go: `stack`, or past it `peer`, `veth`, `bridge`, `back`, `hop`.
     pub path: &'static str,
     pub state: FlowState,
     /// Seconds since the last packet.
@@ -301,7 +301,7 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
             .unwrap_or_default(),
         backend: backend.map(host).unwrap_or_default(),
         masquerade: masquerade.map(address).unwrap_or_default(),
-        path: FlowPath::of(entry).name(),
+        path: FlowPath::of(entry, |id| view.snapshot.past.ends.get(&id).copied()).name(),
         state: state_of(view, key, entry, now),
         idle,
         expires: timeout.saturating_sub(idle),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lb_common::config::SettingFlags;
 use lb_common::endpoint::PodEntry;
-use lb_common::past::{self, LocalEnd, StackReason};
+use lb_common::past::{self, LocalEnd, StackReason, VethReason};
 
 /// What the maps say about it.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,11 @@ impl PastTables {
         named
     }
 
+    /// Why what goes past the IP stack to a Pod goes by the host's end of its veth; none if it needs not.
+    pub fn by_veth(&self, pod: &PodEntry) -> Vec<VethReason> {
+        VethReason::among(self.end(pod).flags.bits()).collect()
+    }
+
     /// Why new flows from one Pod to another go through the IP stack; `None` if they go past it.
     pub fn obstacle(&self, to: &PodEntry, from: &PodEntry) -> Option<StackReason> {
         past::obstacle(self.settings, &self.end(to), &self.end(from))
@@ -43,18 +48,21 @@ impl PastTables {
 mod tests {
     use lb_common::past::LocalFlags;
 
-    use super::{LocalEnd, PastTables, PodEntry, SettingFlags, StackReason};
+    use super::{LocalEnd, PastTables, PodEntry, SettingFlags, StackReason, VethReason};
 
     #[test]
     fn all_reasons_of_node_and_pod_are_listed() {
         let end = |flags| LocalEnd { ifindex: 5, mtu: 1500, flags, ..LocalEnd::ZERO };
         let port = LocalFlags::from_bits(StackReason::PortInside.bit());
+        let limited = LocalFlags::from_bits(VethReason::Qdisc.bit());
         let mut tables = PastTables {
             settings: SettingFlags::LOCAL_PAST,
-            ends: [(1, end(LocalFlags::PAST_OK)), (2, end(port))].into(),
+            ends: [(1, end(LocalFlags::PAST_OK | limited)), (2, end(port))].into(),
         };
         let pod = |id| PodEntry { id, ..PodEntry::ZERO };
         assert_eq!(tables.reasons(&pod(1)), []);
+        assert_eq!(tables.by_veth(&pod(1)), [VethReason::Qdisc]);
+        assert_eq!(tables.by_veth(&pod(2)), []);
         assert_eq!(tables.reasons(&pod(2)), [StackReason::PortInside]);
         assert_eq!(tables.reasons(&pod(0)), [StackReason::NotAttached]);
         assert_eq!(tables.obstacle(&pod(1), &pod(2)), Some(StackReason::PortInside));

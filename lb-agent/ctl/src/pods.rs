@@ -37,6 +37,8 @@ pub struct PodRow {
     pub bridged: bool,
     /// Why its flows go through the IP stack; empty = new flows to other such Pods of the node go past it.
     pub path_reasons: Vec<&'static str>,
+    /// Why what goes past the IP stack to it goes by the host's end of its veth; empty = it goes to the Pod's end.
+    pub veth_reasons: Vec<&'static str>,
     /// Seconds since creation.
     pub age: Option<u64>,
 }
@@ -71,9 +73,10 @@ impl Row for PodRow {
             Cell::Text(self.mac.clone()),
             Cell::Text(self.bridged.to_string()),
             Cell::list(&self.hooks),
-            match self.path_reasons.as_slice() {
-                [] => Cell::Text("past".to_owned()),
-                reasons => Cell::list(reasons),
+            match (self.path_reasons.as_slice(), self.veth_reasons.as_slice()) {
+                ([], []) => Cell::Text("past".to_owned()),
+                ([], reasons) => Cell::Text(format!("past, by veth: {}", reasons.join(","))),
+                (reasons, _) => Cell::list(reasons),
             },
         ]
     }
@@ -128,6 +131,7 @@ fn row(view: &View<'_>, policies: &PolicyNames, ifindex: u32, pod: &PodEntry) ->
         mac: if pod.mac == [0; 6] { String::new() } else { mac },
         bridged: pod.flags.contains(PodFlags::BRIDGED),
         path_reasons: view.snapshot.past.reasons(pod).iter().map(|reason| reason.name()).collect(),
+        veth_reasons: view.snapshot.past.by_veth(pod).iter().map(|reason| reason.name()).collect(),
         age: name.and_then(|name| view.since(name.created)),
     }
 }

@@ -324,6 +324,7 @@ fn status_of_a_healthy_node() {
             flow_stack_node     0
             flow_stack_pod      0
             flow_stack_service  0
+            flow_peer           0
         "#]],
     );
 }

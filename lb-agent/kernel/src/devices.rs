@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
-use libc::{RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use libc::{RTM_DELADDR, RTM_DELLINK, RTM_DELQDISC, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWQDISC};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use self::addresses::{Address, AddressPair, HostAddresses};
@@ -37,8 +37,8 @@ use self::uplinks::{Layer, Uplink, Uplinks};
 use self::veths::KnownVeths;
 pub use self::veths::{BridgePort, FarDevice, Veth};
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// `RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
+const GROUPS: [u32; 4] = [1, 4, 5, 9];
 
 /// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub enum DeviceEvent {
     },
     /// Something else about a Pod's veth became known: addresses, the bridge.
     Changed(u32),
+    /// A Pod's veth got or lost a qdisc.
+    Qdisc(u32),
     /// A Pod's veth is gone, or no longer a Pod's.
     Gone(u32),
     /// A device that does not belong to a Pod must be attached to in another way.
@@ -71,6 +73,7 @@ pub enum DeviceEvent {
 enum Message {
     Link(u16, Link),
     Address(u16, Address),
+    Qdisc(u32),
 }
 
 /// Follows the devices of the network namespace it was opened in.
@@ -234,6 +237,10 @@ impl Devices {
                     host_changed |= self.tunnels.remove(&link.ifindex).is_some();
                     self.left(link.ifindex, at, events)?;
                 }
+                Message::Qdisc(ifindex) => {
+                    let is_pod = self.veth(ifindex).is_some();
+                    events.extend(is_pod.then_some(DeviceEvent::Qdisc(ifindex)));
+                }
                 Message::Address(message_type, address) => {
                     let news = match message_type {
                         RTM_NEWADDR => self.host.put(address),
@@ -356,6 +363,7 @@ fn read(message_type: u16, payload: &[u8]) -> Option<Message> {
         RTM_NEWADDR | RTM_DELADDR => {
             Address::parse(payload).map(|address| Message::Address(message_type, address))
         }
+        RTM_NEWQDISC | RTM_DELQDISC => qdisc::device(payload).map(Message::Qdisc),
         _ => None,
     }
 }

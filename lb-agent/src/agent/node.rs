@@ -64,6 +64,10 @@ impl Agent {
                 self.metrics.observe_programming(ChangeKind::Pod, at.elapsed());
             }
             devices::DeviceEvent::Changed(ifindex) => self.put_pod(ifindex),
+            devices::DeviceEvent::Qdisc(ifindex) => {
+                self.past.look(ifindex, self.mechanism);
+                self.write_locals();
+            }
             devices::DeviceEvent::Gone(ifindex) => {
                 self.bindings.gone(ifindex);
                 let plan = self.planner.plan_gone(ifindex);

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::addr::Addr;
 use lb_common::config::SettingFlags;
 use lb_common::endpoint::Ident;
-use lb_common::past::StackReason;
+use lb_common::past::{StackReason, VethReason};
 use lb_core::host_rules::{HostJudgement, PodTraffic};
 use lb_core::plan::{ABOUT_PAST, PodPath};
 use lb_kernel::bpf::attach::Mechanism;
-use lb_kernel::bpf::neighbors;
+use lb_kernel::bpf::neighbors::{self, Neighbors};
 use lb_kernel::devices::Veth;
+use lb_kernel::preflight;
 use tracing::warn;
 
 use crate::config::PastStack;
@@ -25,9 +26,14 @@ pub(super) struct Past {
     former: SettingFlags,
     /// What is known of the node's firewall rules.
     judged: Option<JudgedRules>,
-    /// Devices where ours is the only program that sees what the Pod sends.
-    alone: BTreeSet<u32>,
+    /// Whether the kernel counts what Pods receive past the host's ends of their veths.
+    counts: bool,
+    /// What devices have beside our programs.
+    neighbors: BTreeMap<u32, Neighbors>,
 }
+
+/// From this version on, the Pod's end of a veth counts what `bpf_redirect_peer` brings.
+const PEER_COUNTS_SINCE: (u32, u32) = (6, 7);
 
 /// What the rules mean to flows between these Pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +61,10 @@ struct PodReasons {
 }
 
 impl Past {
-    /// `former` is what the settings say.
-    pub(super) fn new(mode: PastStack, former: SettingFlags) -> Self {
-        Self { mode, former: former.only(ABOUT_PAST), ..Self::default() }
+    /// `former` is what the settings say, `kernel` the kernel's release.
+    pub(super) fn new(mode: PastStack, former: SettingFlags, kernel: &str) -> Self {
+        let counts = preflight::version(kernel).is_some_and(|v| v >= PEER_COUNTS_SINCE);
+        Self { mode, former: former.only(ABOUT_PAST), counts, ..Self::default() }
     }
 
     /// The rules of the node were read.
@@ -116,13 +123,12 @@ impl Past {
             && (own.count() == 0 || devices.any(|(index, _)| *index == veth.ifindex))
     }
 
-    /// Asks the kernel which other programs a device has. A kernel that does not tell counts as one that has others.
+    /// Asks the kernel what a device has beside our programs. A kernel that does not tell counts as one that has others.
     pub(super) fn look(&mut self, ifindex: u32, mechanism: Option<Mechanism>) {
-        self.alone.remove(&ifindex);
+        self.neighbors.remove(&ifindex);
         let Some(mechanism) = mechanism else { return };
-        match neighbors::is_alone_at_ingress(ifindex, mechanism) {
-            Ok(true) => drop(self.alone.insert(ifindex)),
-            Ok(false) => {}
+        match neighbors::look(ifindex, mechanism) {
+            Ok(found) => drop(self.neighbors.insert(ifindex, found)),
             Err(err) => {
                 warn!(ifindex, %err, "cannot list the programs of a device; the flows of its Pod go through the IP stack")
             }
@@ -131,7 +137,7 @@ impl Past {
 
     /// A device is gone.
     pub(super) fn gone(&mut self, ifindex: u32) {
-        self.alone.remove(&ifindex);
+        self.neighbors.remove(&ifindex);
     }
 
     /// How packets reach the Pods behind these devices.
@@ -155,6 +161,7 @@ impl Past {
     fn path(&self, veth: &Veth, progress: &Progress, of_pod: &PodReasons) -> PodPath {
         let ifindex = veth.ifindex;
         let is_attached = progress.attached.contains(&ifindex);
+        let others = self.neighbors.get(&ifindex).copied().unwrap_or(Neighbors::UNKNOWN);
         let reasons = [
             (of_pod.is_unread, StackReason::RulesUnread),
             (of_pod.is_annotated, StackReason::Annotation),
@@ -164,10 +171,15 @@ impl Past {
             (veth.mac == [0; 6], StackReason::UnknownMac),
             (veth.far.is_port, StackReason::PortInside),
             (veth.mtu != veth.far.mtu, StackReason::UnequalMtu),
-            (is_attached && !self.alone.contains(&ifindex), StackReason::OtherPrograms),
+            (is_attached && others.ingress, StackReason::OtherPrograms),
         ];
-        let reasons = reasons.into_iter().filter(|(speaks, _)| *speaks);
-        let reasons: BTreeSet<_> = reasons.map(|(_, reason)| reason).collect();
+        let by_veth = [
+            (!self.counts, VethReason::OldKernel),
+            (others.queue, VethReason::Qdisc),
+            (others.egress, VethReason::ProgramsThere),
+            (veth.far.xdp, VethReason::Xdp),
+        ];
+        let reasons: BTreeSet<_> = those_that_speak(reasons);
         let is_open = |reason: &StackReason| match reason {
             StackReason::RulesUnread => self.judged.is_none(),
             StackReason::NotAttached => progress.attaching.contains(&ifindex),
@@ -178,26 +190,73 @@ impl Past {
             mtu: veth.mtu,
             undecided: !reasons.is_empty() && reasons.iter().all(is_open),
             reasons,
+            by_veth: those_that_speak(by_veth),
         }
     }
 }
 
+fn those_that_speak<T: Ord, const N: usize>(reasons: [(bool, T); N]) -> BTreeSet<T> {
+    let reasons = reasons.into_iter().filter(|(speaks, _)| *speaks);
+    reasons.map(|(_, reason)| reason).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use lb_common::addr::Addr;
     use lb_common::config::SettingFlags;
     use lb_common::endpoint::Ident;
-    use lb_common::past::StackReason;
+    use lb_common::past::{StackReason, VethReason};
     use lb_core::host_rules::{HostJudgement, PodTraffic};
     use lb_kernel::devices::{BridgePort, FarDevice, Veth};
 
-    use super::{JudgedRules, Past, PastStack, PodReasons, Progress};
+    use super::{JudgedRules, Neighbors, Past, PastStack, PodReasons, Progress};
     use crate::agent::pods;
+
+    const NONE: Neighbors = Neighbors { ingress: false, egress: false, queue: false };
+
+    fn far() -> FarDevice {
+        FarDevice { mtu: 1500, ..FarDevice::default() }
+    }
+
+    fn beside(neighbors: Neighbors) -> Past {
+        let neighbors = [(5, neighbors)].into();
+        Past { mode: PastStack::On, counts: true, neighbors, ..Past::default() }
+    }
+
+    #[test]
+    fn each_doubt_sends_packets_by_the_hosts_end() {
+        let veth = Veth { far: far(), ..pods::tests::veth() };
+        let xdp = Veth { far: FarDevice { xdp: true, ..far() }, ..veth.clone() };
+        let cases: [(Past, &Veth, &[VethReason]); 6] = [
+            (beside(NONE), &veth, &[]),
+            (Past { counts: false, ..beside(NONE) }, &veth, &[VethReason::OldKernel]),
+            (beside(Neighbors { queue: true, ..NONE }), &veth, &[VethReason::Qdisc]),
+            (beside(Neighbors { egress: true, ..NONE }), &veth, &[VethReason::ProgramsThere]),
+            (beside(NONE), &xdp, &[VethReason::Xdp]),
+            (
+                Past::new(PastStack::On, SettingFlags::NONE, "6.7.0"),
+                &veth,
+                &[VethReason::Qdisc, VethReason::ProgramsThere],
+            ),
+        ];
+        let attached = Progress { attached: [5].into(), ..Progress::default() };
+        for (past, veth, want) in cases {
+            let found = past.path(veth, &attached, &PodReasons::default()).by_veth;
+            assert_eq!(found, want.iter().copied().collect::<BTreeSet<_>>());
+        }
+        let counts = |kernel| Past::new(PastStack::On, SettingFlags::NONE, kernel).counts;
+        assert_eq!(
+            ["6.1.0-56-cloud-amd64", "6.6.90", "6.7.1", "7.0.0", ""].map(counts),
+            [false, false, true, true, false]
+        );
+    }
 
     #[test]
     fn each_doubt_sends_the_flows_of_a_pod_through_the_stack() {
-        let veth = Veth { far: FarDevice { mtu: 1500, is_port: false }, ..pods::tests::veth() };
-        let alone = || Past { mode: PastStack::On, alone: [5].into(), ..Past::default() };
+        let veth = Veth { far: far(), ..pods::tests::veth() };
+        let alone = || beside(NONE);
         let attached = Progress { attached: [5].into(), ..Progress::default() };
         let none = Progress::default();
         let attaching = Progress { attaching: [5].into(), ..Progress::default() };
@@ -252,7 +311,7 @@ mod tests {
             (forced, on, Some(judged(engine(), true)), because(StackReason::PolicyEngine)),
             (PastStack::Off, on, Some(judged(rule(), true)), because(StackReason::Setting)),
         ] {
-            let mut past = Past::new(mode, former);
+            let mut past = Past::new(mode, former, "6.18.0");
             past.judged = found;
             assert_eq!(past.settings(), want, "{mode:?} {:?}", past.judged);
         }
@@ -260,11 +319,11 @@ mod tests {
 
     #[test]
     fn a_pod_waits_until_the_rules_are_judged_for_its_addresses() {
-        let veth = Veth { far: FarDevice { mtu: 1500, is_port: false }, ..pods::tests::veth() };
+        let veth = Veth { far: far(), ..pods::tests::veth() };
         let attached = Progress { attached: [5].into(), ..Progress::default() };
         let addr = Addr::from_ip("10.1.0.5".parse().unwrap());
         let idents = [(addr, Ident { ifindex: 5, ..Ident::ZERO })].into();
-        let mut past = Past { mode: PastStack::Auto, alone: [5].into(), ..Past::default() };
+        let mut past = Past { mode: PastStack::Auto, ..beside(NONE) };
         let unread = |past: &Past| {
             let path = past.paths(&[&veth], &attached, &idents, &[].into()).remove(&5).unwrap();
             (path.reasons.contains(&StackReason::RulesUnread), path.undecided)

@@ -10,6 +10,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::{self, Config};
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
+use lb_common::event::FlowEvent;
 use lb_common::flow::proto;
 use lb_common::limits;
 use lb_common::policy::{Bits, HitKey, Judgement, PeerKey};
@@ -450,13 +451,26 @@ impl Bed {
 
     /// Source addresses of the events since the last call, in their order.
     pub fn events(&mut self) -> Vec<IpAddr> {
-        let mut events: RingBuf<_> = self.ebpf.map_mut("events").unwrap().try_into().unwrap();
-        let mut sources = Vec::new();
-        while let Some(event) = events.next() {
+        let source = |event: &[u8]| {
             let source: [u8; 16] = event[..16].try_into().unwrap();
-            sources.push(IpAddr::from(source).to_canonical());
+            IpAddr::from(source).to_canonical()
+        };
+        self.take_events(source)
+    }
+
+    /// Their devices.
+    pub fn event_devices(&mut self) -> Vec<u32> {
+        const AT: usize = std::mem::offset_of!(FlowEvent, ifindex);
+        self.take_events(|event| u32::from_ne_bytes(event[AT..AT + 4].try_into().unwrap()))
+    }
+
+    fn take_events<T>(&mut self, read: impl Fn(&[u8]) -> T) -> Vec<T> {
+        let mut events: RingBuf<_> = self.ebpf.map_mut("events").unwrap().try_into().unwrap();
+        let mut all = Vec::new();
+        while let Some(event) = events.next() {
+            all.push(read(&event));
         }
-        sources
+        all
     }
 
     /// Names of the maps that hold anything, but for events.

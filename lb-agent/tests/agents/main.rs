@@ -26,6 +26,7 @@ mod modules;
 mod outside;
 mod overlay;
 mod past;
+mod peer;
 mod policy;
 mod ports;
 mod refusal;

@@ -53,17 +53,17 @@ fn forwarded(node: &Node) -> u64 {
 }
 
 /// A server and two clients on one node.
-struct Neighbors {
-    stage: Stage,
-    web: Pod,
-    friend: Pod,
+pub(crate) struct Neighbors {
+    pub(crate) stage: Stage,
+    pub(crate) web: Pod,
+    pub(crate) friend: Pod,
     stranger: Pod,
     forwarded_before: Cell<u64>,
 }
 
 impl Neighbors {
     /// All flows go past the stack.
-    fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+    pub(crate) fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
         Self::with(prefix, shape, prepare, &["--past-stack", "on"])
     }
 
@@ -104,7 +104,7 @@ impl Neighbors {
     }
 
     /// The server, straight and through its Service.
-    fn addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         ways_to(&self.web, WEB)
     }
 
@@ -120,13 +120,13 @@ impl Neighbors {
     }
 
     /// Packets that the node has forwarded since this was asked last.
-    fn forwarded(&self) -> u64 {
+    pub(crate) fn forwarded(&self) -> u64 {
         let now = forwarded(&self.stage.a);
         now - self.forwarded_before.replace(now)
     }
 
     /// Waits until new flows go past the stack, or through it.
-    fn wait_until(&self, past: bool) {
+    pub(crate) fn wait_until(&self, past: bool) {
         let told = wait::until("all flows take one way", SOON, || {
             let seen = self.seen(&self.friend.netns);
             anyhow::ensure!((seen == 0) == past, "{seen} packets forwarded");

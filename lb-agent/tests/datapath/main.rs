@@ -17,6 +17,7 @@ mod oracle;
 mod outside;
 mod pairs;
 mod past;
+mod peer;
 mod policy;
 mod reuse;
 mod services;

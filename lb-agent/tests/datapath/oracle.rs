@@ -2,7 +2,8 @@
 //! packets through the real programs. Each verdict must be the one that the API's text gives (`oracle/api.rs`, which
 //! shares no code with any of that). One cluster follows the other in the same maps, so the changes between them
 //! are tried, too. Some packets hide their port, cannot be read, have tags or addresses that no packet has
-//! (`oracle/looks.rs`); and where both ends are Pods of this node, both are asked.
+//! (`oracle/looks.rs`); and where both ends are Pods of this node, both are asked: each at its own hook, and both at the
+//! sender's, as for flows that go to the Pod's end of the receiver's veth.
 //!
 //! `LB_JUDGED=2000000 LB_SEED=7 cargo test … --test datapath oracle` asks more of them, or others.
 
@@ -16,9 +17,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lb_common::addr::Addr;
+use lb_common::config::{SettingFlags, Settings};
 use lb_common::conntrack::CtKey;
 use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
 use lb_common::flow::proto;
+use lb_common::past::{LocalEnd, LocalFlags};
 use lb_common::policy::Bits;
 use lb_common::verdict::DropReason;
 use lb_core::cluster::{Cluster, Event, Kind};
@@ -35,6 +38,9 @@ use serde_json::{Value, json};
 /// Questions asked of each cluster.
 const QUESTIONS: u64 = 50;
 const GRE: u8 = 47;
+
+/// Name of a reason to drop a packet, and whether it is one of the Pod that receives it.
+type Reason = (&'static str, bool);
 
 /// The agent's way from files to maps, with the kernel's maps of a [`Bed`] at its end.
 struct Field {
@@ -132,10 +138,49 @@ impl Field {
 
     /// What the programs say: whether the packet goes on, and if not, why.
     fn asks(&mut self, flow: &Flow<'_>, look: Look) -> Result<(), &'static str> {
+        let (verdict, reasons) = self.run(flow, look);
+        match (verdict, &reasons[..]) {
+            (Verdict::Next, []) => Ok(()),
+            (Verdict::Drop, [(reason, ingress)]) if *ingress == flow.ingress => Err(reason),
+            _ => panic!("{verdict:?} for {reasons:?}: {flow:?} {look:?}"),
+        }
+    }
+
+    /// What they say at the sender's hook for a packet to this Pod of the node, past the host's end of whose veth it goes: of
+    /// a drop also in whose direction. `None` if such a packet goes through the stack.
+    fn asks_both(
+        &mut self,
+        flow: &Flow<'_>,
+        receiver: &Value,
+        look: Look,
+    ) -> Option<Result<(), Reason>> {
+        const FLAGS: LocalFlags = LocalFlags::PAST_OK.with(LocalFlags::PEER_OK);
+        let ifindex = ifindex(receiver);
+        let entry: PodEntry = self.bed.get("pods", ifindex).unwrap_or(PodEntry::ZERO);
+        let [ip4, ip6] = ips(receiver).map(Addr::from_ip);
+        self.bed.put("pods", ifindex, PodEntry { id: 2, ip4, ip6, ..entry });
+        for (id, ifindex) in [(1, 1), (2, ifindex)] {
+            self.bed.set("locals", id, LocalEnd { ifindex, flags: FLAGS, ..LocalEnd::ZERO });
+        }
+        let flags = SettingFlags::LOCAL_PAST;
+        self.bed.set("settings", 0, Settings { flags, ..Settings::ZERO });
+        let (verdict, reasons) = self.run(flow, look);
+        self.bed.set("settings", 0, Settings::ZERO);
+        self.bed.put("pods", ifindex, entry);
+        match (verdict, &reasons[..]) {
+            (Verdict::Next, []) => None,
+            (Verdict::Redirect, []) => Some(Ok(())),
+            (Verdict::Drop, [reason]) => Some(Err(*reason)),
+            _ => panic!("{verdict:?} for {reasons:?}: {flow:?} {look:?}"),
+        }
+    }
+
+    /// Runs the packet at the hook of its Pod. Gives the verdict and the reasons that were counted.
+    fn run(&mut self, flow: &Flow<'_>, look: Look) -> (Verdict, Vec<Reason>) {
         let own = ips(flow.pod).into_iter().find(|ip| ip.is_ipv4() == flow.peer.is_ipv4()).unwrap();
         let of_pod: PodEntry = self.bed.get("pods", ifindex(flow.pod)).unwrap_or(PodEntry::ZERO);
         let [ip4, ip6] = ips(flow.pod).map(Addr::from_ip);
-        self.bed.put("pods", 1_u32, PodEntry { ip4, ip6, ..of_pod });
+        self.bed.put("pods", 1_u32, PodEntry { id: 1, ip4, ip6, ..of_pod });
         self.port = if self.port == u16::MAX { 1024 } else { self.port + 1 };
         let (src, dst) = if flow.ingress { (flow.peer, own) } else { (own, flow.peer) };
         let bytes = look.build((src, dst), flow.protocol, (self.port, flow.port));
@@ -145,16 +190,13 @@ impl Field {
         let came_by = u32::from(!flow.from_host);
         let verdict = self.bed.try_run_from(program, came_by, &bytes).unwrap().0;
         let counted = self.bed.counted();
-        let reasons: Vec<&'static str> = DropReason::ALL
-            .into_iter()
-            .map(DropReason::name)
-            .filter(|name| counted.split(' ').any(|n| n.starts_with(&format!("{name}/"))))
-            .collect();
-        match (verdict, &reasons[..]) {
-            (Verdict::Next, []) => Ok(()),
-            (Verdict::Drop, [reason]) => Err(reason),
-            _ => panic!("{verdict:?} for {counted}: {flow:?} {look:?}"),
-        }
+        let is_counted = |(name, ingress): &Reason| {
+            let counter = format!("{name}/{}+", if *ingress { "in" } else { "out" });
+            counted.split(' ').any(|word| word.starts_with(&counter))
+        };
+        let all = DropReason::ALL.into_iter().map(DropReason::name);
+        let all = all.flat_map(|name| [(name, false), (name, true)]);
+        (verdict, all.filter(is_counted).collect())
     }
 
     /// Makes the flow a new one, whoever had its tuple before.
@@ -277,11 +319,36 @@ fn other_end<'a>(objects: &'a Objects, flow: &Flow<'a>) -> Option<Flow<'a>> {
     Some(Flow { pod, ingress: !flow.ingress, peer, ..flow.clone() })
 }
 
+/// Asks both ends at the sender's hook: what each of them allows, if that is a way for the packet. A packet is dropped by the
+/// half that does not allow it, the sender's first.
+fn both_at_once(
+    field: &mut Field,
+    objects: &Objects,
+    flow: &Flow<'_>,
+    look: Look,
+) -> Option<(bool, bool)> {
+    let other = other_end(objects, flow)?;
+    let (sender, receiver) = if flow.ingress { (&other, flow) } else { (flow, &other) };
+    let got = field.asks_both(sender, receiver.pod, look)?;
+    let wants = [sender, receiver].map(|end| outcome(objects, end, look));
+    let first = wants.iter().position(Result::is_err);
+    let agree = match (first, got) {
+        (None, Ok(())) => true,
+        (Some(half), Err((reason, ingress))) => {
+            ingress == (half == 1) && wants[half].is_err_and(|all| all.contains(&reason))
+        }
+        _ => false,
+    };
+    assert!(agree, "{got:?}, not {wants:?}: {look:?} {sender:?}\n{}", objects.text());
+    Some((wants[0].is_ok(), wants[1].is_ok()))
+}
+
 #[test]
 fn every_verdict_is_that_of_the_text() {
     let (packets, seed) = (setting("LB_JUDGED", 20_000), setting("LB_SEED", 1));
     let mut field = Field::new();
     let mut judged = BTreeMap::<(bool, bool), u64>::new();
+    let mut together = BTreeMap::<(bool, bool), u64>::new();
     let mut looked = BTreeMap::<(&str, bool), u64>::new();
     for number in 0..packets.div_ceil(QUESTIONS) {
         let mut random = Random::new(seed.wrapping_mul(1_000_003).wrapping_add(number));
@@ -324,10 +391,18 @@ fn every_verdict_is_that_of_the_text() {
                 *judged.entry((flow.ingress, want.is_ok())).or_default() += 1;
                 *looked.entry((look.name(), want.is_ok())).or_default() += 1;
             }
+            if let Some(both) = both_at_once(&mut field, &objects, &flow, look) {
+                *together.entry(both).or_default() += 1;
+            }
         }
     }
     println!("{packets} packets of seed {seed}; (ingress, allowed): {judged:?}");
     println!("by look, allowed or not: {looked:?}");
+    println!("both halves at once, (sender, receiver) allow it: {together:?}");
+    assert!(
+        together.len() == 4 && together.values().all(|n| *n > packets / 1_000),
+        "a search that finds one answer only: {together:?}"
+    );
     assert!(
         judged.values().all(|n| *n > packets / 50),
         "a search that finds one answer only: {judged:?}"

@@ -13,28 +13,28 @@ use lb_testkit::packet;
 use lb_testkit::sample::{self, INGRESS, PEER, POD, SamplePolicy, at};
 
 /// The devices of the Pod and of its peer. Programs run at the first.
-const OWN: u32 = 1;
-const THERE: u32 = 6;
+pub(crate) const OWN: u32 = 1;
+pub(crate) const THERE: u32 = 6;
 /// What frames for the peer show.
-const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 6], [2, 0, 0, 0, 6, 6]];
+pub(crate) const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 6], [2, 0, 0, 0, 6, 6]];
 /// The way from the Pod to the peer, by numbers and generations.
-const WAY: PastWay = PastWay { to: (2, 4), from: (1, 3) };
+pub(crate) const WAY: PastWay = PastWay { to: (2, 4), from: (1, 3) };
 
-fn setting(bed: &mut Bed, flags: SettingFlags) {
+pub(crate) fn setting(bed: &mut Bed, flags: SettingFlags) {
     bed.set("settings", 0, Settings { flags, ..Settings::ZERO });
 }
 
-fn local(ifindex: u32, generation: u32) -> LocalEnd {
+pub(crate) fn local(ifindex: u32, generation: u32) -> LocalEnd {
     let flags = LocalFlags::PAST_OK;
     LocalEnd { ifindex, generation, link: LINK, mtu: 1500, flags, ..LocalEnd::ZERO }
 }
 
-fn of(v4: bool, net: u8) -> Addr {
+pub(crate) fn of(v4: bool, net: u8) -> Addr {
     Addr::from_ip(addr(v4, net, 1))
 }
 
 /// Two Pods of this node, whose flows may go past the stack.
-fn bed(v4: bool) -> Bed {
+pub(crate) fn bed(v4: bool) -> Bed {
     let mut bed = Bed::new();
     setting(&mut bed, SettingFlags::LOCAL_PAST);
     sample::idents(&mut bed, v4);
@@ -51,21 +51,21 @@ fn bed(v4: bool) -> Bed {
     bed
 }
 
-fn vip(v4: bool) -> String {
+pub(crate) fn vip(v4: bool) -> String {
     std::net::SocketAddr::new(addr(v4, 96, 1), 80).to_string()
 }
 
 /// What happens to a packet that leaves the Pod, without the numbers of TCP.
-fn leave(bed: &Bed, text: &str) -> String {
+pub(crate) fn leave(bed: &Bed, text: &str) -> String {
     short(&bed.leave(text))
 }
 
-fn short(told: &str) -> String {
+pub(crate) fn short(told: &str) -> String {
     told.split(" seq=").next().unwrap().to_owned()
 }
 
 /// The entry at the peer's device.
-fn at_peer(bed: &Bed) -> Option<(CtKey, CtEntry)> {
+pub(crate) fn at_peer(bed: &Bed) -> Option<(CtKey, CtEntry)> {
     bed.conntrack().into_iter().find(|(key, _)| key.veth == THERE as u16)
 }
 
@@ -198,6 +198,14 @@ fn a_known_flow_keeps_its_way_when_new_ones_get_none() {
     }
 }
 
+/// What goes to them may go to the Pods' ends of their veths.
+pub(crate) fn to_peers(bed: &mut Bed) {
+    for (id, end) in [(1, local(OWN, 3)), (2, local(THERE, 4))] {
+        let flags = LocalFlags::PAST_OK | LocalFlags::PEER_OK;
+        bed.set("locals", id, LocalEnd { flags, ..end });
+    }
+}
+
 /// A flow that has lost its way does not get it back: netfilter has seen a part of it.
 #[test]
 fn a_way_ends_at_once_and_does_not_come_back() {
@@ -213,9 +221,13 @@ fn a_way_ends_at_once_and_does_not_come_back() {
         ("its number is another Pod's", |bed| bed.set("locals", 2, local(7, 5))),
     ];
     for v4 in [true, false] {
-        for through_service in [false, true] {
+        for (through_service, peers) in [(false, false), (false, true), (true, false), (true, true)]
+        {
             for (name, change) in cases {
                 let mut bed = bed(v4);
+                if peers {
+                    to_peers(&mut bed);
+                }
                 let target = at(v4, PEER, 80);
                 let dialed = if through_service { vip(v4) } else { target.clone() };
                 if through_service {
@@ -283,7 +295,7 @@ fn an_entry_of_the_receiver_that_lives_is_not_replaced() {
 }
 
 /// The Pod as the receiver: both entries as the peer's hook has written them.
-fn received(bed: &mut Bed, v4: bool, port: u16) {
+pub(crate) fn received(bed: &mut Bed, v4: bool, port: u16) {
     let key = CtKey {
         local: of(v4, POD),
         remote: of(v4, PEER),

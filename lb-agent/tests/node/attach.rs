@@ -118,8 +118,8 @@ fn clsact_filters_survive_are_replaced_and_go() {
         }
         attach::detach_filters(&node.pins(), ours).unwrap();
         attach::detach_filters(&node.pins(), shared).unwrap();
-        assert_eq!(qdisc::ingress_kind(ours).unwrap(), None, "ours is gone");
-        assert_eq!(qdisc::ingress_kind(shared).unwrap().as_deref(), Some("clsact"));
+        assert_eq!(qdisc::of_device(ours).unwrap().ingress, None, "ours is gone");
+        assert_eq!(qdisc::of_device(shared).unwrap().ingress.as_deref(), Some("clsact"));
         assert!(!qdisc::has_filters(shared).unwrap());
 
         // A filter of another program keeps a qdisc that we added.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lb_common::past::{LocalEnd, LocalFlags, StackReason};
+use lb_common::past::{LocalEnd, LocalFlags, StackReason, VethReason};
 
 use super::actual::Actual;
 use super::pods::Pods;
@@ -23,6 +23,8 @@ pub struct PodPath {
     pub mtu: u32,
     /// Why its flows go through the stack; empty = they need not.
     pub reasons: BTreeSet<StackReason>,
+    /// Why what goes past the IP stack to it goes by the host's end of its veth; empty = it needs not.
+    pub by_veth: BTreeSet<VethReason>,
     /// The reasons are only that something was not looked at yet: what an earlier run has found is good until then.
     pub undecided: bool,
 }
@@ -75,7 +77,10 @@ fn element(actual: &Actual, id: u32, ifindex: u32, path: &PodPath) -> LocalEnd {
     let before = actual.locals.get(&id).copied().unwrap_or(LocalEnd::ZERO);
     let same = (before.ifindex, before.link) == (ifindex, path.link);
     let reasons = path.reasons.iter().fold(0, |bits, reason| bits | reason.bit());
-    let flags = LocalFlags::PAST_OK.when(reasons == 0) | LocalFlags::from_bits(reasons);
+    let by_veth = path.by_veth.iter().fold(0, |bits, reason| bits | reason.bit());
+    let flags = LocalFlags::PAST_OK.when(reasons == 0)
+        | LocalFlags::PEER_OK.when(by_veth == 0)
+        | LocalFlags::from_bits(reasons | by_veth);
     LocalEnd {
         ifindex,
         generation: if same { before.generation } else { before.generation.wrapping_add(1) },
@@ -88,15 +93,18 @@ fn element(actual: &Actual, id: u32, ifindex: u32, path: &PodPath) -> LocalEnd {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
-    use lb_common::past::{LocalEnd, LocalFlags, StackReason};
+    use lb_common::config::SettingFlags;
+    use lb_common::endpoint::PodEntry;
+    use lb_common::past::{self, LocalEnd, LocalFlags, PastWay, StackReason, VethReason};
 
     use super::{Actual, Locals, PodPath, Pods, Write};
 
     fn path(mac: u8, reasons: &[StackReason]) -> PodPath {
         let reasons = reasons.iter().copied().collect();
-        PodPath { link: [[mac; 6], [9; 6]], mtu: 1500, reasons, undecided: false }
+        let by_veth = BTreeSet::new();
+        PodPath { link: [[mac; 6], [9; 6]], mtu: 1500, reasons, by_veth, undecided: false }
     }
 
     /// Applies the plan and returns the elements that it wrote.
@@ -163,6 +171,75 @@ mod tests {
             StackReason::among(flags.bits()).collect::<Vec<_>>(),
             [StackReason::NotAttached]
         );
+    }
+
+    #[test]
+    fn what_speaks_against_the_pods_end_is_written() {
+        let (mut actual, mut pods) = (Actual::default(), Pods::default());
+        pods.appeared(5);
+        apply(&mut actual, &pods, &[(5, path(5, &[]))]);
+        assert_eq!(actual.locals[&1].flags, LocalFlags::PAST_OK | LocalFlags::PEER_OK);
+        let limited = PodPath { by_veth: [VethReason::Qdisc].into(), ..path(5, &[]) };
+        assert_eq!(apply(&mut actual, &pods, &[(5, limited)]), [(1, 5, 1, true)]);
+        let flags = actual.locals[&1].flags;
+        assert!(!flags.contains(LocalFlags::PEER_OK));
+        assert_eq!(VethReason::among(flags.bits()).collect::<Vec<_>>(), [VethReason::Qdisc]);
+    }
+
+    /// Numbers, devices and addresses come back in every combination: a way is open exactly as long as both Pods are those that
+    /// it was opened for.
+    #[test]
+    fn a_way_never_leads_to_another_pod() {
+        const NUMBERS: u32 = 6;
+        let mut state = 1_u64;
+        let mut below = |n: u32| {
+            // Knuth's generator (TAOCP 3.3.4), the upper half.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u32 % n
+        };
+        let (mut actual, mut locals) = (Actual::default(), Locals::default());
+        // Pods by their device and number, and by how many there were before.
+        let (mut here, mut born) = (BTreeMap::<u32, (u32, u32)>::new(), 0);
+        let mut ways: Vec<(PastWay, [u32; 2])> = Vec::new();
+        let (mut reused, mut kept, mut ended) = (0, 0, 0);
+        while reused < 10_000 {
+            let id = 1 + below(NUMBERS);
+            let ifindex = 100 + below(NUMBERS);
+            here.retain(|device, (number, _)| *device != ifindex && *number != id);
+            if below(4) != 0 {
+                born += 1;
+                reused += 1;
+                here.insert(ifindex, (id, born));
+            }
+            let numbered = |(number, _): &(u32, u32)| PodEntry { id: *number, ..PodEntry::ZERO };
+            let entries = here.iter().map(|(ifindex, pod)| (*ifindex, numbered(pod))).collect();
+            // The same link-layer addresses come back, too, but not at the same device with the same number at once.
+            let wanted =
+                here.iter().map(|(ifindex, (_, born))| (*ifindex, path((born % 200) as u8, &[])));
+            let wanted: BTreeMap<u32, PodPath> = wanted.collect();
+            let writes = locals.plan((&actual, &Pods::restore(&entries)), &wanted);
+            writes.iter().for_each(|write| actual.record(write));
+            let of =
+                |id: u32| here.values().find(|(number, _)| *number == id).map(|(_, born)| *born);
+            let end = |id: u32| actual.locals.get(&id).copied().unwrap_or(LocalEnd::ZERO);
+            for (way, pods) in &ways {
+                let (to, from) = (end(way.to.0), end(way.from.0));
+                let open = past::is_open(SettingFlags::LOCAL_PAST, way, &to, &from);
+                let same = [of(way.to.0), of(way.from.0)] == pods.map(Some);
+                assert_eq!(open, same, "{way:?} {to:?} {from:?}");
+                *(if open { &mut kept } else { &mut ended }) += 1;
+            }
+            // Those that have ended are asked again for a while.
+            ways.drain(..ways.len().saturating_sub(50));
+            if let (Some(to), Some(from)) = (of(id), of(1 + id % NUMBERS)) {
+                let way = PastWay {
+                    to: (id, end(id).generation),
+                    from: (1 + id % NUMBERS, end(1 + id % NUMBERS).generation),
+                };
+                ways.push((way, [to, from]));
+            }
+        }
+        assert!(kept > 1_000 && ended > 1_000, "{kept} {ended}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The reference chapters of the book list what there is: drop reasons and causes with their advice, commands.
 
 use clap::CommandFactory as _;
-use lb_common::past::StackReason;
+use lb_common::past::{StackReason, VethReason};
 use lb_common::verdict::{Counter, DropReason};
 use lb_testkit::document::CheckedDocument;
 
@@ -43,6 +43,10 @@ fn every_reason_of_the_ip_stack_is_documented() {
         [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
     };
     chapter.compare_list("stack reasons", StackReason::ALL.map(row));
+    let row = |reason: VethReason| {
+        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+    };
+    chapter.compare_list("veth reasons", VethReason::ALL.map(row));
     chapter.finish();
 }
 

@@ -290,9 +290,9 @@ impl Hooks {
             }
             Err(e) if tc_os_error(&e) == Some(EEXIST) => {
                 // An `ingress` qdisc sits at the same handle; at it, even a filter for egress would run on ingress.
-                let kind = qdisc::ingress_kind(ifindex)
+                let qdiscs = qdisc::of_device(ifindex)
                     .map_err(|source| AttachError::Qdisc { ifindex, source })?;
-                if kind.as_deref() == Some("ingress") {
+                if qdiscs.ingress.as_deref() == Some("ingress") {
                     return Err(AttachError::IngressQdisc { ifindex });
                 }
             }

@@ -1,5 +1,5 @@
-//! Which other programs see what a Pod sends: those that stand behind ours on its device. A packet that goes past the IP stack
-//! does not get to them.
+//! What else handles packets at the host's end of a Pod's veth: programs and filters behind ours, queues. What goes past the IP
+//! stack does not get to those at its ingress; what goes past the device, to none.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -8,20 +8,43 @@ use aya::programs::tc::TcAttachType;
 use aya::programs::{NetworkInterface, SchedClassifier};
 
 use crate::bpf::attach::Mechanism;
-use crate::devices::qdisc;
+use crate::devices::qdisc::{self, Qdiscs};
 
-/// Whether our program is the only one that sees what comes in by a device. With clsact, whose filters are not distinguished,
-/// it never is.
+/// What there is beside our programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbors {
+    /// Programs or filters that see what comes in by the device.
+    pub ingress: bool,
+    /// Programs or filters that see what leaves by it.
+    pub egress: bool,
+    /// A queue for what leaves by it.
+    pub queue: bool,
+}
+
+impl Neighbors {
+    /// What has to be assumed as long as nothing is known.
+    pub const UNKNOWN: Self = Self { ingress: true, egress: true, queue: true };
+}
+
+/// What a device has beside our programs. With clsact, whose filters are not distinguished, that is always others.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn is_alone_at_ingress(ifindex: u32, mechanism: Mechanism) -> io::Result<bool> {
+pub fn look(ifindex: u32, mechanism: Mechanism) -> io::Result<Neighbors> {
     if mechanism != Mechanism::Tcx {
-        return Ok(false);
+        return Ok(Neighbors::UNKNOWN);
     }
-    let device = NetworkInterface::Index(ifindex);
-    let (_, programs) =
-        SchedClassifier::query_tcx(device, TcAttachType::Ingress).map_err(io::Error::other)?;
+    let others = |hook| {
+        let device = NetworkInterface::Index(ifindex);
+        let (_, programs) = SchedClassifier::query_tcx(device, hook).map_err(io::Error::other)?;
+        io::Result::Ok(programs.len() != 1)
+    };
+    let Qdiscs { ingress, queues: queue } = qdisc::of_device(ifindex)?;
     // A qdisc there has filters, or is about to get some.
-    Ok(programs.len() == 1 && qdisc::ingress_kind(ifindex)?.is_none())
+    let filters = ingress.is_some();
+    Ok(Neighbors {
+        ingress: others(TcAttachType::Ingress)? || filters,
+        egress: others(TcAttachType::Egress)? || filters,
+        queue,
+    })
 }

@@ -20,6 +20,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// Also called `IFLA_IF_NETNSID`.
+const IFLA_XDP: u16 = 43;
 const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -27,6 +28,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_XDP_ATTACHED: u16 = 2;
 
 /// The UDP port that devices of a kind listen at: kind, and attribute in `IFLA_INFO_DATA` (`IFLA_VXLAN_PORT`,
 /// `IFLA_GENEVE_PORT`, `IFLA_BAREUDP_PORT` of include/uapi/linux/if_link.h), in network order.
@@ -61,6 +63,8 @@ pub struct Link {
     pub mtu: u32,
     /// The UDP port at which it takes packets out of a tunnel, or 0.
     pub tunnel_port: u16,
+    /// Whether it has an XDP program, in whichever mode.
+    pub xdp: bool,
 }
 
 /// Reads the payload of `RTM_NEWLINK` or `RTM_DELLINK`. `None` for messages about something else: a bridge tells
@@ -83,6 +87,10 @@ pub fn parse_link(payload: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = number(value)?,
             IFLA_LINK => link.peer = number(value)?,
             IFLA_MASTER => master = number(value)?,
+            IFLA_XDP => {
+                let mut modes = attributes(value).filter(|(kind, _)| *kind == IFLA_XDP_ATTACHED);
+                link.xdp = modes.any(|(_, mode)| mode.first().is_some_and(|mode| *mode != 0));
+            }
             // A negative id means that the kernel could not number the namespace.
             IFLA_LINK_NETNSID => link.nsid = number(value).filter(|id| *id <= i32::MAX as u32),
             IFLA_LINKINFO => {
@@ -223,6 +231,7 @@ mod tests {
             header_type: 1,
             mtu: 1450,
             tunnel_port: 0,
+            xdp: false,
         };
         let in_vrf = [attr(10, &word32(4)), attr(18, &attr(4, b"vrf\0"))];
         let device = Link { ifindex: 9, header_type: 1, ..Link::default() };
@@ -241,9 +250,12 @@ mod tests {
         };
         let is_bridge =
             |vlans: bool| Some(Link { kind: "bridge".to_owned(), vlans, ..device.clone() });
-        let cases: [(&str, Vec<u8>, Option<Link>); 13] = [
+        let xdp = |mode: u8| link_message(0, &[attr(43, &attr(2, &[mode]))]);
+        let cases: [(&str, Vec<u8>, Option<Link>); 15] = [
             ("a bridge", bridge(0), is_bridge(false)),
             ("a bridge that filters VLANs", bridge(1), is_bridge(true)),
+            ("an XDP program", xdp(1), Some(Link { xdp: true, ..device.clone() })),
+            ("none", xdp(0), Some(device.clone())),
             ("VXLAN", tunnel("vxlan\0", vxlan), with("vxlan", 4789)),
             ("Geneve", tunnel("geneve\0", port(5, 6081)), with("geneve", 6081)),
             ("MPLS in UDP", tunnel("bareudp\0", port(1, 6635)), with("bareudp", 6635)),

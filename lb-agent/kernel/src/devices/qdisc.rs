@@ -18,21 +18,53 @@ const HANDLE: u32 = 0xffff_0000;
 /// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` of it.
 const HOOKS: [u32; 2] = [0xffff_fff2, 0xffff_fff3];
 
-/// Kind of the qdisc at the ingress handle of a device: `clsact`, `ingress`, or none.
+/// The qdiscs of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Qdiscs {
+    /// Kind of the one at the ingress handle: `clsact`, `ingress`, or none.
+    pub ingress: Option<String>,
+    /// Whether packets that leave are queued, delayed or counted: any other than `noqueue`.
+    pub queues: bool,
+}
+
+impl Qdiscs {
+    /// One more, of this handle and kind.
+    fn add(&mut self, handle: u32, kind: String) {
+        if handle == HANDLE {
+            self.ingress = Some(kind);
+        } else {
+            self.queues |= kind != "noqueue";
+        }
+    }
+}
+
+/// The qdiscs of a device.
 ///
 /// # Errors
 /// When the kernel refuses the dump.
-pub fn ingress_kind(ifindex: u32) -> io::Result<Option<String>> {
-    let mut kind = None;
+pub fn of_device(ifindex: u32) -> io::Result<Qdiscs> {
+    let mut qdiscs = Qdiscs::default();
     let request = NetlinkRequest::new(RTM_GETQDISC, Want::Dump, &tcmsg(ifindex, 0, 0));
     NetlinkClient::open(NETLINK_ROUTE)?.call(&request, |_, payload| {
         let Some((header, rest)) = payload.split_at_checked(TCMSG) else { return };
-        let field = |at: usize| header.get(at..at + 4).and_then(|bytes| parse_u32(bytes).ok());
-        if field(4) == Some(ifindex) && field(8) == Some(HANDLE) {
-            kind = attributes(rest).find(|(kind, _)| *kind == TCA_KIND).map(|(_, v)| text(v));
+        let kind = attributes(rest).find(|(kind, _)| *kind == TCA_KIND).map(|(_, v)| text(v));
+        if device(header) == Some(ifindex)
+            && let (Some(handle), Some(kind)) = (word(header, 8), kind)
+        {
+            qdiscs.add(handle, kind);
         }
     })?;
-    Ok(kind)
+    Ok(qdiscs)
+}
+
+/// ifindex of the device that a message about a qdisc or filter is about.
+pub fn device(payload: &[u8]) -> Option<u32> {
+    word(payload, 4)
+}
+
+/// The word of a `struct tcmsg` at an offset.
+fn word(header: &[u8], at: usize) -> Option<u32> {
+    header.get(at..at + 4).and_then(|bytes| parse_u32(bytes).ok())
 }
 
 /// Whether any filter is left at the clsact qdisc of a device.
@@ -68,4 +100,23 @@ fn tcmsg(ifindex: u32, handle: u32, parent: u32) -> [u8; TCMSG] {
     header[8..12].copy_from_slice(&word32(handle));
     header[12..16].copy_from_slice(&word32(parent));
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HANDLE, Qdiscs};
+
+    #[test]
+    fn qdiscs_are_distinguished() {
+        let of = |all: &[(u32, &str)]| {
+            let mut qdiscs = Qdiscs::default();
+            all.iter().for_each(|(handle, kind)| qdiscs.add(*handle, (*kind).to_owned()));
+            (qdiscs.ingress, qdiscs.queues)
+        };
+        let ingress = |kind: &str| Some(kind.to_owned());
+        assert_eq!(of(&[(0, "noqueue")]), (None, false));
+        assert_eq!(of(&[(0, "noqueue"), (HANDLE, "clsact")]), (ingress("clsact"), false));
+        assert_eq!(of(&[(0x1_0000, "tbf")]), (None, true));
+        assert_eq!(of(&[(HANDLE, "ingress"), (0x1_0000, "tbf")]), (ingress("ingress"), true));
+    }
 }

@@ -53,6 +53,8 @@ pub struct FarDevice {
     pub mtu: u32,
     /// Whether another device of the Pod hands its packets on as its own (a bridge, bond or team).
     pub is_port: bool,
+    /// Whether it has an XDP program.
+    pub xdp: bool,
 }
 
 /// Veths as known so far.
@@ -146,7 +148,7 @@ impl KnownVeths {
     pub(super) fn inside(&mut self, ifindex: u32, far: &Link, inside: Vec<PodAddress>) -> bool {
         let Some(veth) = self.veths.get_mut(&ifindex) else { return false };
         let mac = far.mac;
-        let far = FarDevice { mtu: far.mtu, is_port: far.port_of != 0 };
+        let far = FarDevice { mtu: far.mtu, is_port: far.port_of != 0, xdp: far.xdp };
         let news = (veth.mac, veth.far, &veth.inside) != (mac, far, &inside);
         veth.addresses = AddressPair::of(veth.peer, &inside);
         (veth.mac, veth.far, veth.inside) = (mac, far, inside);
