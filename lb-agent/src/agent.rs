@@ -26,6 +26,7 @@ mod pickup;
 mod pods;
 mod policy;
 mod report;
+mod scope;
 mod servers;
 mod sources;
 mod table;
@@ -59,6 +60,7 @@ use crate::agent::lock::Lock;
 use crate::agent::past::Past;
 use crate::agent::pickup::{Pickup, Start};
 use crate::agent::policy::Policies;
+use crate::agent::scope::PodWatch;
 use crate::agent::servers::Servers;
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
@@ -68,7 +70,7 @@ use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use lb_common::config::SettingFlags;
-use lb_core::cluster::{Cluster, Dirty, Family};
+use lb_core::cluster::{Cluster, Dirty, Event, Family, Kind, PodScope};
 use lb_core::model::Desired;
 use lb_core::plan::{Capacity, Plan, Planner, Write};
 use lb_kernel::bpf::attach::Mechanism;
@@ -76,7 +78,8 @@ use lb_kernel::bpf::gc::Gc;
 use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::{self, Devices};
 use lb_kernel::preflight::Machine;
-use lb_kube::{Counters, Received, api_server, manifests};
+use lb_kube::api_server::{self, WatchedPods};
+use lb_kube::{Counters, Received, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
 const EVENTS: usize = 4096;
@@ -187,6 +190,8 @@ struct Agent {
     pickup: Pickup,
     addresses: NodeAddresses,
     policies: Policies,
+    /// Which Pods are watched.
+    scope: PodWatch,
     attachments: Attachments,
     attacher: Attacher,
     disconnecter: Disconnecter,
@@ -244,7 +249,8 @@ impl Agent {
         let attacher = Attacher::spawn(kernel.hooks, done)?;
         let counters = Counters::shared();
         let (tx, received) = mpsc::channel(EVENTS);
-        let source = spawn_source(&cfg, tx, Arc::clone(&counters));
+        let (scope, wanted) = PodWatch::new();
+        let source = spawn_source(&cfg, wanted, tx, Arc::clone(&counters));
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let Servers { metrics, examples, requests, followers } =
             servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
@@ -267,6 +273,7 @@ impl Agent {
             pickup,
             addresses,
             policies,
+            scope,
             attachments: Attachments::default(),
             attacher,
             disconnecter,
@@ -288,7 +295,7 @@ impl Agent {
         }
         // Before the first packet is judged; else the thread tells.
         if !foreign::rules::find().is_empty() {
-            agent.dirty.merge(agent.cluster.apply(lb_core::cluster::Event::OtherProxy));
+            agent.dirty.merge(agent.cluster.apply(Event::OtherProxy));
         }
         // Whoever followed them has gone with the agent before.
         agent.report_allowed(false);
@@ -314,7 +321,11 @@ impl Agent {
             LoopEvent::Background(News::TakenOver(removed)) => self.taken_over(removed),
             LoopEvent::Background(News::HostRules(judged)) => self.judged(*judged),
             LoopEvent::Compiled(compiled) => self.compiled(*compiled),
-            LoopEvent::Admin(pending) => self.respond(pending),
+            LoopEvent::Admin(pending) => {
+                if let Some(pending) = self.defer(pending) {
+                    self.respond(pending);
+                }
+            }
             LoopEvent::Followers(n) => self.report_allowed(n > 0),
             LoopEvent::Timer | LoopEvent::Stop(_) => {}
         }
@@ -343,6 +354,7 @@ impl Agent {
             };
         }
         let at = received.at;
+        let is_list_of_pods = received.event == Event::Synced(Kind::Pod);
         let dirty = self.cluster.apply(received.event);
         if dirty.policies {
             self.policies.heard(at);
@@ -350,6 +362,9 @@ impl Agent {
         if !dirty.is_empty() {
             self.housekeeping.queued = unix_now();
             self.dirty.merge(dirty);
+        }
+        if is_list_of_pods {
+            self.pods_listed();
         }
         self.housekeeping.touch();
     }
@@ -434,14 +449,16 @@ impl Agent {
 
 fn spawn_source(
     cfg: &AgentConfig,
+    scope: watch::Receiver<PodScope>,
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
 ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     match &cfg.source {
         FactSource::Kubernetes(options) => {
             let options = options.clone();
+            let pods = WatchedPods { node: cfg.node_name.as_str().into(), scope };
             tokio::spawn(async move {
-                api_server::source(options, tx, counters).await;
+                api_server::source(options, pods, tx, counters).await;
                 Ok(())
             })
         }

@@ -17,6 +17,7 @@
 //! | `affinity` | [`service::AffinityKey`] | [`service::Affinity`] | programs | programs, lbctl |
 //! | `source_ranges` | [`service::SourceRange`] prefix | 1 | agent | programs |
 //! | `ident` | [`addr::Addr`] | [`endpoint::Ident`] | agent | programs |
+//! | `pod_ranges` | [`addr::Addr`] prefix | 1 | agent | programs |
 //! | `devs` | ifindex | [`endpoint::Dev`] | agent | programs |
 //! | `settings` | 0 | [`config::Settings`] | agent | programs |
 //! | `frontend_ports`, `host_ports` | port / 64 | a bit for each port | agent | programs |

@@ -32,6 +32,8 @@ pub const LINKS: u32 = 16_384;
 pub const MACS: u32 = PODS + DEVS;
 /// Prefixes that annotations of Pods admit as sources.
 pub const POD_SOURCES: u32 = 4_096;
+/// Ranges of the Pods of other nodes.
+pub const POD_RANGES: u32 = 65_536;
 /// Conntrack entries, the least; the agent raises it with the node's memory.
 pub const CT: u32 = 131_072;
 /// Conntrack entries, the most.
@@ -149,6 +151,10 @@ pub const MAP_HITS: MapSpec = MapSpec { name: "hits", version: 1 };
 /// `pod_sources`: prefixes of [`crate::endpoint::PodSource`] → 1 (`u32`).
 pub const MAP_POD_SOURCES: MapSpec = MapSpec { name: "pod_sources", version: 1 };
 
+/// `pod_ranges`: prefixes of [`crate::addr::Addr`] that other nodes take their Pods' addresses from → 1 (`u32`). Empty while
+/// all Pods are in `ident`.
+pub const MAP_POD_RANGES: MapSpec = MapSpec { name: "pod_ranges", version: 1 };
+
 /// `kept`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`], of translated connections that live.
 pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
 
@@ -179,7 +185,7 @@ pub const MAP_BACKENDS_PARTS: MapSpec = MapSpec { name: "backends_parts", versio
 pub const MAP_LOADS_PARTS: MapSpec = MapSpec { name: "loads_parts", version: 1 };
 
 /// Every pinned map.
-pub const MAPS: [MapSpec; 39] = [
+pub const MAPS: [MapSpec; 40] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -208,6 +214,7 @@ pub const MAPS: [MapSpec; 39] = [
     MAP_POLICY,
     MAP_HITS,
     MAP_POD_SOURCES,
+    MAP_POD_RANGES,
     MAP_KEPT,
     MAP_BUDGETS,
     MAP_LINKS,

@@ -60,8 +60,10 @@ fn is_plausible(scratch: &mut Scratch, direction: Direction, translated: Addr) -
     }
     src == dst
         || src == translated
-        || maps::ident(&src)
-            .is_none_or(|known| !known.flags.contains(IdentFlags::POD) && known.ifindex == 0)
+        || maps::ident(&src).map_or_else(
+            || !maps::is_pods_elsewhere(&src),
+            |known| !known.flags.contains(IdentFlags::POD) && known.ifindex == 0,
+        )
 }
 
 /// Translates an error at a Pod's veth if the flow it is about is translated.

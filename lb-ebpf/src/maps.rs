@@ -123,6 +123,10 @@ static HITS: PerCpuHashMap<HitKey, u64, { limits::HITS as usize }, NO_PREALLOC> 
 static POD_SOURCES: LpmTrie<PodSource, u32, { limits::POD_SOURCES as usize }, NO_PREALLOC> =
     LpmTrie::new();
 
+#[btf_map(name = "pod_ranges")]
+static POD_RANGES: LpmTrie<Addr, u32, { limits::POD_RANGES as usize }, NO_PREALLOC> =
+    LpmTrie::new();
+
 #[btf_map(name = "budgets")]
 static BUDGETS: Array<Budget, { limits::BUDGETS as usize }> = Array::new();
 
@@ -231,6 +235,13 @@ pub(crate) fn mac(mac: u64) -> Option<u32> {
 pub(crate) fn ident(addr: &Addr) -> Option<&'static Ident> {
     // SAFETY: as in `frontend`.
     unsafe { IDENT_NOW.get(0)?.get(addr) }
+}
+
+/// Whether another node takes its Pods' addresses from a range that has this one. For addresses that `ident` lacks: it has
+/// the Pods of other nodes only if some policy needs them.
+#[inline(always)]
+pub(crate) fn is_pods_elsewhere(addr: &Addr) -> bool {
+    POD_RANGES.get(&Key::new(128, *addr)).is_some()
 }
 
 /// A device that packets leave by.

@@ -137,7 +137,9 @@ fn ownership(addr: &Addr, ifindex: u32, pod: Option<&PodEntry>) -> Ownership {
     if pod.is_some_and(|pod| pod.ip4 == *addr || pod.ip6 == *addr) {
         return Ownership::Own;
     }
-    let Some(known) = maps::ident(addr) else { return Ownership::Unowned };
+    let Some(known) = maps::ident(addr) else {
+        return if maps::is_pods_elsewhere(addr) { Ownership::Other } else { Ownership::Unowned };
+    };
     if known.ifindex == ifindex {
         return Ownership::Own;
     }
@@ -179,8 +181,10 @@ fn is_beyond_link(flow: &Flow, pod: Option<&PodEntry>) -> bool {
         && is_link_local(src)
         && !is_link_local(dst)
         && !pod.is_some_and(|pod| pod.ip4 == *src)
-        && maps::ident(dst)
-            .is_some_and(|known| known.ifindex != 0 || known.flags.intersects(POD_OR_NODE))
+        && maps::ident(dst).map_or_else(
+            || maps::is_pods_elsewhere(dst),
+            |known| known.ifindex != 0 || known.flags.intersects(POD_OR_NODE),
+        )
 }
 
 /// Whether a node would take another packet out of this one and treat it as its own.

@@ -10,6 +10,7 @@ use lb_common::addr::Addr;
 use lb_common::listed;
 
 use self::claims::Claims;
+use self::ended::Ended;
 use self::retained::Retained;
 use self::strings::Strings;
 use self::table::ObjectTable;
@@ -28,6 +29,7 @@ pub use crate::object::Name;
 
 mod changes;
 mod claims;
+mod ended;
 mod owner;
 mod prefix;
 mod record;
@@ -52,6 +54,15 @@ listed! {
     }
 }
 
+/// Which Pods a source tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodScope {
+    /// Those of this node.
+    Own,
+    /// Those of all nodes.
+    All,
+}
+
 /// What a source tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -59,7 +70,7 @@ pub enum Event {
     Service(Change<Service>),
     /// An EndpointSlice.
     Slice(Change<EndpointSlice>),
-    /// A Pod of any node.
+    /// A Pod, of whatever node.
     Pod(Change<Pod>),
     /// A namespace.
     Namespace(Change<Namespace>),
@@ -81,6 +92,8 @@ pub enum Event {
     OtherProxy,
     /// The API server's version: it decides what is on by default.
     Server(Version),
+    /// The list of Pods that begins next, and what follows it, is of these.
+    Pods(PodScope),
     /// A list of this kind begins: what it does not repeat until `Synced` is gone.
     Restarted(Kind),
     /// The list of this kind is complete.
@@ -153,6 +166,13 @@ pub struct Cluster {
     claims: Claims,
     /// Number of endpoints and Pods, of any node, with this address.
     uses: HashMap<Addr, u32>,
+    /// Which Pods are told.
+    scope: PodScope,
+    /// Whether the list of all of them has been complete.
+    lists_all: bool,
+    ended: Ended,
+    /// Whether a Pod behind an endpoint has an address outside of the ranges of its node.
+    has_strays: bool,
     /// Pods of this node with addresses of their own, by those; several where one is going.
     pod_at: HashMap<Addr, Vec<Name>>,
     /// Pods of this node that are kube-proxy.
@@ -185,6 +205,11 @@ impl Cluster {
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
             uses: HashMap::new(),
+            // A source that tells fewer says so first.
+            scope: PodScope::All,
+            lists_all: true,
+            ended: Ended::default(),
+            has_strays: false,
             pod_at: HashMap::new(),
             kube_proxies: BTreeSet::new(),
             issues: BTreeMap::new(),
@@ -250,6 +275,7 @@ impl Cluster {
                     self.touch_external(&mut dirty);
                 }
             }
+            Event::Pods(scope) => self.tell_pods(scope),
             Event::Restarted(kind) => self.restarted(kind),
             Event::Synced(kind) => self.synced_kind(kind, &mut dirty),
             Event::Issues(object, issues) => {
@@ -378,6 +404,7 @@ impl Cluster {
     /// A while has passed, several seconds at least: policies that were gone before the last one are forgotten.
     pub fn pass(&mut self) {
         self.retained.pass();
+        self.ended.pass();
     }
 
     /// The Pod of this node with this address, Pods of the host network excepted; of several the one that has it before
@@ -448,9 +475,22 @@ impl Cluster {
         slices.any(|(_, slice)| slice.endpoints.iter().any(|endpoint| endpoint.addr == *addr))
     }
 
-    /// Whether an endpoint (ready or not) or a Pod of any node has this address.
+    /// Whether an endpoint (ready or not) or a Pod of any node has this address. If the Pods of other nodes are not told: or
+    /// whether one of them may have it, since it has left its Services without having ended.
     pub fn is_alive(&self, addr: &Addr) -> bool {
         self.uses.contains_key(addr)
+            || !self.knows_all_pods() && self.is_elsewhere(addr) && !self.ended.contains(addr)
+    }
+
+    /// Whether the Pods of all nodes are known.
+    pub fn knows_all_pods(&self) -> bool {
+        self.scope == PodScope::All && self.lists_all
+    }
+
+    /// Whether another node has the address in a range of its Pods.
+    pub fn is_elsewhere(&self, addr: &Addr) -> bool {
+        let others = self.nodes().filter(|(name, _)| *name.name != *self.node);
+        others.flat_map(|(_, node)| &node.pod_cidrs).any(|range| range.contains(addr))
     }
 
     /// The issues found while reading objects.

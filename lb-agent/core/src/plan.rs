@@ -17,6 +17,7 @@ use self::apply::WriteOwner;
 use self::devs::Devs;
 use self::links::Links;
 use self::locals::Locals;
+use self::pod_ranges::OtherRanges;
 use self::pods::Pods;
 use self::policy::{DesiredTables, PodDevice};
 use self::retry::Backlog;
@@ -24,7 +25,7 @@ use self::service::ServiceInputs;
 use self::state::{PortState, ServiceState, Trouble};
 use self::tables::ServiceTables;
 use self::timers::RECHECK;
-use crate::cluster::{Family, Name};
+use crate::cluster::{Family, Name, Prefix};
 use crate::issue::Issue;
 use crate::model::policy::DesiredPolicies;
 use crate::model::{Changed, Desired, DesiredPort};
@@ -43,6 +44,7 @@ mod links;
 mod locals;
 mod maglev;
 mod node;
+mod pod_ranges;
 mod pod_sources;
 mod pods;
 pub mod policy;
@@ -123,6 +125,7 @@ pub struct Planner {
     devs: Devs,
     links: Links,
     locals: Locals,
+    pod_ranges: OtherRanges,
     /// Name of this node, for issues.
     node: String,
 }
@@ -269,6 +272,16 @@ impl Planner {
         Plan::of(WriteOwner::Devs, self.devs.plan(&self.tables.actual, wanted))
     }
 
+    /// The writes that add what `pod_ranges` lacks. Those that remove from it come after the Pods are in `ident`.
+    pub fn plan_pod_ranges(&mut self, wanted: &BTreeSet<Prefix>) -> Plan {
+        Plan::of(WriteOwner::OtherRanges, self.pod_ranges.add(&self.tables.actual, wanted))
+    }
+
+    /// The writes that remove from `pod_ranges` what is not wanted.
+    pub fn plan_former_ranges(&mut self, wanted: &BTreeSet<Prefix>) -> Plan {
+        Plan::of(WriteOwner::OtherRanges, OtherRanges::remove(&self.tables.actual, wanted))
+    }
+
     /// The writes that bring `locals` to what is wanted on this node, by ifindex.
     pub fn plan_locals(&mut self, wanted: &BTreeMap<u32, PodPath>) -> Plan {
         let maps = (&self.tables.actual, &self.pods);
@@ -298,8 +311,14 @@ impl Planner {
         self.backlogs().into_iter().flat_map(Backlog::issues).chain(self.policies.unwritten())
     }
 
-    fn backlogs(&self) -> [&Backlog; 4] {
-        [&self.devs.backlog, &self.links.backlog, &self.locals.backlog, &self.pods.sources.backlog]
+    fn backlogs(&self) -> [&Backlog; 5] {
+        [
+            &self.devs.backlog,
+            &self.links.backlog,
+            &self.locals.backlog,
+            &self.pod_ranges.backlog,
+            &self.pods.sources.backlog,
+        ]
     }
 
     /// The numbers of policies, and which of them are not programmed as they should be.

@@ -15,14 +15,14 @@ use futures_util::future::{self, BoxFuture};
 use futures_util::{FutureExt as _, StreamExt as _};
 use kube::Api;
 use kube::runtime::watcher;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::kinds::{self, Visitor};
 use super::watched::{Watched, read};
 use super::{Counters, Received};
-use lb_core::cluster::{Change, Event, Version};
+use lb_core::cluster::{Change, Event, Kind, PodScope, Version};
 use lb_core::issue::ObjectRef;
 
 mod connect;
@@ -50,8 +50,22 @@ const ABSENT: Duration = Duration::from_secs(30);
 /// The server has said its version by then.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Which Pods are watched: at first, those of one node.
+#[derive(Clone, Debug)]
+pub struct WatchedPods {
+    /// This node.
+    pub node: Arc<str>,
+    /// Which are wanted; may change at any time.
+    pub scope: watch::Receiver<PodScope>,
+}
+
 /// Connects and watches until the receiver of `tx` is gone.
-pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
+pub async fn source(
+    options: ConnectOptions,
+    pods: WatchedPods,
+    tx: mpsc::Sender<Received>,
+    counters: Arc<Counters>,
+) {
     let mut backoff = Backoff::default();
     while !tx.is_closed() {
         match connect(&options).await {
@@ -73,7 +87,7 @@ pub async fn source(options: ConnectOptions, tx: mpsc::Sender<Received>, counter
                     }
                 }
                 backoff = Backoff::default();
-                run(client, tx.clone(), Arc::clone(&counters)).await;
+                run(client, pods.clone(), tx.clone(), Arc::clone(&counters)).await;
             }
             Err(err) => {
                 warn!(err = format!("{err:#}"), "no API server answers, retrying");
@@ -105,14 +119,20 @@ fn number(text: &str) -> Option<u32> {
 }
 
 /// Watches through this client until nothing works any more, or the receiver of `tx` is gone.
-pub async fn run(client: kube::Client, tx: mpsc::Sender<Received>, counters: Arc<Counters>) {
-    let source = WatchContext { client, tx, counters, absent: ABSENT };
+pub async fn run(
+    client: kube::Client,
+    pods: WatchedPods,
+    tx: mpsc::Sender<Received>,
+    counters: Arc<Counters>,
+) {
+    let source = WatchContext { client, pods, tx, counters, absent: ABSENT };
     future::select_all(kinds::visit(&&source)).await;
 }
 
 /// What the watches share.
 struct WatchContext {
     client: kube::Client,
+    pods: WatchedPods,
     tx: mpsc::Sender<Received>,
     counters: Arc<Counters>,
     /// Pause between questions for a kind that the server lacks.
@@ -135,11 +155,35 @@ impl<'a> Visitor for &'a WatchContext {
 
     fn visit<K: Watched>(&self) -> Self::Output {
         let source: &'a WatchContext = self;
-        source.watch::<K>(K::narrow(watcher::Config::default().timeout(WATCH_SECS))).boxed()
+        let config = K::narrow(watcher::Config::default().timeout(WATCH_SECS));
+        match K::KIND {
+            Kind::Pod => source.watch_pods::<K>(config).boxed(),
+            _ => source.watch::<K>(config).boxed(),
+        }
     }
 }
 
 impl WatchContext {
+    /// Watches the Pods that are wanted, and from the beginning when others are.
+    async fn watch_pods<K: Watched>(&self, all: watcher::Config) {
+        let mut wanted = self.pods.scope.clone();
+        loop {
+            let scope = *wanted.borrow_and_update();
+            if self.tx.send(Received::now(Event::Pods(scope))).await.is_err() {
+                return;
+            }
+            info!(?scope, "watching Pods");
+            let config = match scope {
+                PodScope::All => all.clone(),
+                PodScope::Own => of_node(all.clone(), &self.pods.node),
+            };
+            tokio::select! {
+                () = self.watch::<K>(config) => return,
+                Ok(()) = wanted.changed() => {}
+            }
+        }
+    }
+
     /// Watches one kind until it has failed for too long.
     async fn watch<K: Watched>(&self, config: watcher::Config) {
         let streaming = config.clone().streaming_lists();
@@ -214,6 +258,13 @@ impl WatchContext {
             }
         }
     }
+}
+
+/// Only the Pods of this node.
+fn of_node(mut config: watcher::Config, node: &str) -> watcher::Config {
+    let more = config.field_selector.map(|fields| format!("{fields},")).unwrap_or_default();
+    config.field_selector = Some(format!("{more}spec.nodeName={node}"));
+    config
 }
 
 /// What an event of the watcher means. `with_issues` are the objects whose issues were told and must be cleared.

@@ -88,7 +88,8 @@ fn slices_keep_where_their_endpoints_are_and_when_they_changed() {
     assert_eq!((name, &*slice.service), (Name::new("ns", "a"), "web"));
     assert_eq!(slice.trigger_ms, Some(1_704_067_201_500));
     let endpoint = &slice.endpoints[0];
-    let place = [&endpoint.node, &endpoint.zone, &endpoint.pod].map(|s| s.as_deref().unwrap());
+    let place = [endpoint.node.as_deref(), endpoint.zone.as_deref(), endpoint.pod.as_deref()];
+    let place = place.map(Option::unwrap);
     assert_eq!(place, ["n1", "z", "web-1"]);
 }
 

@@ -1,7 +1,7 @@
 //! What happens on this node itself: devices come, go and change their role, addresses are added and removed.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::agent::pods;
 use crate::agent::report::PastFacts;
 use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::ChangeKind;
-use lb_core::cluster::{self, Cluster, Name};
+use lb_core::cluster::{self, Cluster, Name, Prefix};
 use lb_core::plan::policy::PodDevice as Known;
 use lb_core::plan::{Actual, MapStore as _, Write};
 use lb_kernel::bpf::attach::{AttachError, Role};
@@ -124,15 +124,21 @@ impl Agent {
             Some(desired) => desired.addrs.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
             None => planner.actual().ident.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
         };
+        // The Pods of other nodes, where only their ranges are known.
+        let ranges = policies.desired().map_or(&planner.actual().pod_ranges, |of| &of.pod_ranges);
+        let in_ranges = |addr: &Addr| is_in(ranges, addr);
         let is_others = |addr: &Addr| {
             is_unowned(addr)
                 || holder(addr).intersects(OTHERS)
+                || in_ranges(addr)
                 || cluster.pod_at(addr).is_some()
                 || cluster.host_addrs().contains(addr)
                 || cluster.is_of_service(addr)
         };
-        let is_elsewhere =
-            |addr: &Addr| holder(addr).only(IdentFlags::POD | IdentFlags::HERE) == IdentFlags::POD;
+        let is_elsewhere = |addr: &Addr| {
+            holder(addr).only(IdentFlags::POD | IdentFlags::HERE) == IdentFlags::POD
+                || holder(addr) == IdentFlags::NONE && in_ranges(addr)
+        };
         let view = BindingFacts {
             cluster,
             is_others: &is_others,
@@ -329,6 +335,11 @@ pub(super) fn known(
 /// Seconds since 1970.
 pub(super) fn now() -> i64 {
     i64::try_from(unix_now().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whether an address is in one of the ranges. Those of nodes do not overlap, so it is the last that begins before it.
+fn is_in(ranges: &BTreeSet<Prefix>, addr: &Addr) -> bool {
+    ranges.range(..=Prefix::host(*addr)).next_back().is_some_and(|range| range.contains(addr))
 }
 
 /// An address that no Pod is known by, whoever has bound it.

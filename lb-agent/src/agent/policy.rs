@@ -38,6 +38,8 @@ pub(super) struct Policies {
     strict: bool,
     /// Whether something has changed since the last compilation began.
     dirty: bool,
+    /// Whether the first compilation had to wait for Pods and can begin.
+    released: bool,
     /// When to compile next, at the soonest.
     not_before: Instant,
     /// When changes were told that no compilation has seen yet.
@@ -57,6 +59,7 @@ impl Policies {
             desired: None,
             strict: cfg.startup == Startup::Strict,
             dirty: true,
+            released: false,
             not_before: Instant::now(),
             waiting: Vec::new(),
             compiling: Vec::new(),
@@ -73,6 +76,12 @@ impl Policies {
         }
     }
 
+    /// What they have waited for is known.
+    pub(super) fn release(&mut self) {
+        self.dirty = true;
+        self.released = true;
+    }
+
     /// What the tables should say, once that is known.
     pub(super) fn desired(&self) -> Option<&DesiredPolicies> {
         self.desired.as_ref()
@@ -81,7 +90,8 @@ impl Policies {
     /// When changes are to be compiled.
     pub(super) fn next_compilation(&self) -> Option<Instant> {
         // One that runs wakes the loop at its end.
-        let waits = self.dirty && self.desired.is_some() && self.compiler.is_some();
+        let begun = self.desired.is_some() || self.released;
+        let waits = self.dirty && begun && self.compiler.is_some();
         waits.then_some(self.not_before)
     }
 
@@ -142,11 +152,15 @@ impl Agent {
     /// Has policies compiled if it is time to, once all lists are complete; changes that come meanwhile wait for the next
     /// time.
     pub(super) fn compile_policies(&mut self) {
-        let policies = &mut self.policies;
         // Before that, this is called where a write is tried again.
+        let policies = &self.policies;
         if !self.planned || !policies.dirty || Instant::now() < policies.not_before {
             return;
         }
+        if policies.compiler.is_none() || !self.has_pods_for_policies() {
+            return;
+        }
+        let policies = &mut self.policies;
         let Some(compiler) = policies.compiler.take() else { return };
         policies.dirty = false;
         policies.compiling = std::mem::take(&mut policies.waiting);
@@ -195,8 +209,17 @@ impl Agent {
             strict,
             pickup_until: self.pickup.until(),
         };
-        let plan = self.planner.plan_policies(&wanted, self.start.elapsed());
+        let now = self.start.elapsed();
+        // An address of another node's Pod is in one of the two maps at any time.
+        let ranges = wanted.desired.map(|desired| &desired.pod_ranges);
+        let more = ranges.map(|ranges| self.planner.plan_pod_ranges(ranges));
+        let plan = self.planner.plan_policies(&wanted, now);
+        let less = ranges.map(|ranges| self.planner.plan_former_ranges(ranges));
+        let is_complete = more.is_none_or(|plan| self.write(plan).failed.is_empty());
         let applied = self.write(plan);
+        if let Some(less) = less.filter(|_| is_complete) {
+            self.write(less);
+        }
         // Those found just now have been under their policies from their first moment.
         let found = veths.iter().filter(|veth| matches!(veth.behind, Behind::Pod(..)));
         found.for_each(|veth| self.planner.is_known(veth.ifindex));

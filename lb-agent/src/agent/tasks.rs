@@ -74,7 +74,9 @@ impl Agent {
             Task::Addresses => self.planner.next_devices().map(|at| self.start + at),
             Task::Policies => {
                 let written = self.planner.policies().next_wakeup().map(|at| self.start + at);
-                written.into_iter().chain(self.policies.next_compilation()).min()
+                let held = self.scope.holds_policies();
+                let next = self.policies.next_compilation().filter(|_| !held);
+                written.into_iter().chain(next).min()
             }
             Task::HealthPorts => self.health_ports.next_due(),
             Task::Devices => Some(self.next_resync),

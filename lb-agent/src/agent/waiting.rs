@@ -49,6 +49,7 @@ impl Queue {
             | Event::Tunnels(_)
             | Event::OtherProxy
             | Event::Server(_)
+            | Event::Pods(_)
             | Event::Restarted(_)
             | Event::Synced(_)
             | Event::Issues(..) => return None,

@@ -69,6 +69,7 @@ fn the_limit_on_memory_holds_the_worst() {
         "links" => array(limits::LINKS, 8),
         "locals" => array(limits::PODS, size_of::<LocalEnd>()),
         "macs" => hash(limits::MACS, 8, 4),
+        "pod_ranges" => trie(limits::POD_RANGES, addr, 4),
         "pod_sources" => trie(limits::POD_SOURCES, size_of::<PodSource>(), 4),
         "hits" => hash(limits::HITS, size_of::<HitKey>(), 8) + u64::from(limits::HITS) * 8 * CPUS,
         "counters" | "samples" | "sk_nat" | "events" | "settings" | "frontend_ports"

@@ -398,6 +398,9 @@ fn a_pod_sends_from_its_own_addresses() {
         bed.put_prefix("pod_sources", 160, source, 1_u32);
         let source = PodSource { ifindex: 1, addr: other_ip(23) };
         bed.put_prefix("pod_sources", 160, source, 1_u32);
+        // A Pod of another node, of which only the range is known.
+        let bits = if v4 { 96 + 16 } else { 64 };
+        bed.put_prefix("pod_ranges", bits, words(Addr::from_ip(addr(v4, 25, 0))), 1_u32);
         let pod = PodEntry {
             ip4: of(true, POD),
             ip6: of(false, POD),
@@ -418,6 +421,7 @@ fn a_pod_sends_from_its_own_addresses() {
             ("admitted", source(23), true, true),
             ("unknown", source(77), false, true),
             ("another Pod's", source(OTHER), false, false),
+            ("a Pod's of another node", source(25), false, false),
             ("the node's", source(NODE), false, false),
             ("another node's tunnel's", source(24), false, false),
             ("a Service's", source(21), false, false),
@@ -450,6 +454,7 @@ fn a_pod_sends_from_its_own_addresses() {
                 ([10, 20, 0, 9], true),
                 ([10, 7, 0, 1], false),
                 ([10, 3, 0, 1], false),
+                ([10, 25, 0, 9], false),
             ] {
                 let arp = packet::arp(sender, [10, 1, 0, 254]);
                 let want = if passes { Verdict::Next } else { Verdict::Drop };

@@ -7,6 +7,7 @@ use lb_common::flow::proto;
 use lb_common::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendFlags, FrontendKey, state,
 };
+use lb_core::cluster::Prefix;
 use lb_core::plan::{MapStore as _, RangeKey, Write};
 use lb_kernel::bpf::load::{self, LoadOptions};
 use lb_kernel::bpf::store::Maps;
@@ -36,6 +37,8 @@ fn what_was_written_is_read_after_a_restart() {
     let flags = FrontendFlags::EXTERNAL | FrontendFlags::SOURCE_RANGES;
     let frontend = Frontend { service_id: 7, flags, base: 5, n: 1, ..Frontend::ZERO };
     let settings = Settings { node4: addr("172.31.0.1"), n_service_cidrs: 1, ..Settings::ZERO };
+    let pod_ranges: [Prefix; 2] =
+        ["10.244.2.0/24", "fd44:0:0:2::/64"].map(|range| range.parse().unwrap());
     let ranges = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0", "2001:db8::1/128"];
     let ops = [
         Write::PutBackend { id: 3, backend },
@@ -48,7 +51,8 @@ fn what_was_written_is_read_after_a_restart() {
     ];
     let put = |range: &RangeKey| Write::PutSourceRange { key: *range };
     let ranges: Vec<_> = ranges.iter().map(|text| range(7, text)).collect();
-    for op in ranges.iter().map(put).chain(ops) {
+    let put_pods = |range: &Prefix| Write::PutPodRange { range: *range };
+    for op in ranges.iter().map(put).chain(pod_ranges.iter().map(put_pods)).chain(ops) {
         // Twice: a write that came through without our hearing of it is tried again.
         maps.apply(&op).unwrap();
         maps.apply(&op).unwrap();
@@ -58,6 +62,7 @@ fn what_was_written_is_read_after_a_restart() {
     assert_eq!(actual.slots, [0, 0, 0, 0, 0, 3]);
     assert_eq!(actual.backends.get(3), Some(&backend));
     assert_eq!(actual.source_ranges, ranges.iter().copied().collect());
+    assert_eq!(actual.pod_ranges, pod_ranges.into());
     assert_eq!(actual.frontend_ports, [0, 1 << 16]);
     assert_eq!((actual.host_ports.len(), actual.host_ports.last()), (1024, Some(&(1 << 63))));
     assert_eq!(actual.former_ports, [2]);
@@ -68,10 +73,15 @@ fn what_was_written_is_read_after_a_restart() {
         maps.apply(&op).unwrap();
         maps.apply(&op).unwrap();
     }
+    for range in pod_ranges {
+        maps.apply(&Write::DeletePodRange { range }).unwrap();
+        maps.apply(&Write::DeletePodRange { range }).unwrap();
+    }
     maps.apply(&Write::DeleteFrontend { key }).unwrap();
     maps.apply(&Write::PutFrontendPorts { word: 1, bits: 0 }).unwrap();
     let actual = maps.load().unwrap();
     assert!(actual.source_ranges.is_empty() && actual.frontends.is_empty());
+    assert!(actual.pod_ranges.is_empty());
     assert!(actual.frontend_ports.is_empty());
 }
 
@@ -90,7 +100,7 @@ fn the_longest_range_of_the_right_service_is_found() {
         (9, "10.1.2.3", false),
         (6, "10.1.2.3", false),
     ] {
-        let host = RangeKey { service_id, clients: lb_core::cluster::Prefix::host(addr(client)) };
+        let host = RangeKey { service_id, clients: Prefix::host(addr(client)) };
         let (bits, data) = host.to_map();
         let found = maps.tables.source_ranges.get(&aya::maps::lpm_trie::Key::new(bits, data), 0);
         assert_eq!(found.is_ok(), want, "{client} of {service_id}");

@@ -339,6 +339,7 @@ fn maps_are_real() {
         policy array <none> 1 ROOT/bpf/lb/policy_v1
         hits percpu_hash 0 16384 ROOT/bpf/lb/hits_v1
         pod_sources lpm_trie <none> 4096 ROOT/bpf/lb/pod_sources_v1
+        pod_ranges lpm_trie <none> 65536 ROOT/bpf/lb/pod_ranges_v1
         kept lru_hash 0 65536 ROOT/bpf/lb/kept_v1
         budgets array <none> 8192 ROOT/bpf/lb/budgets_v1
         links array <none> 16384 ROOT/bpf/lb/links_v1

@@ -17,3 +17,4 @@ mod attach;
 mod growth;
 mod host_rules;
 mod lbctl;
+mod watches;

@@ -7,7 +7,8 @@ use lb_common::addr::Addr;
 
 use super::table::Listing;
 use super::{
-    Cluster, Dirty, EndpointSlice, Kind, Name, Namespace, Node, Pod, Policy, Service, ServiceCidr,
+    Cluster, Dirty, EndpointSlice, Kind, Name, Namespace, Node, Pod, PodScope, Policy, Service,
+    ServiceCidr,
 };
 
 impl Cluster {
@@ -65,16 +66,34 @@ impl Cluster {
         slice.service = Arc::clone(&service.name);
         for endpoint in &slice.endpoints {
             *self.uses.entry(endpoint.addr).or_default() += 1;
+            self.ended.begins(&endpoint.addr);
         }
         if self.slices.get(&name).is_some_and(|old| old.service != slice.service) {
             self.remove_slice(&name, dirty);
         }
+        if self.nodes.is_synced() && self.has_stray(&slice) {
+            dirty.policies |= !self.has_strays;
+            self.has_strays = true;
+        }
         self.touch_if_api_server(&service, dirty);
         self.slices_of.insert((service.clone(), Arc::clone(&name.name)));
         if let Some(old) = self.slices.insert(name, slice) {
-            self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
+            self.release_endpoints(&old);
         }
         dirty.services.insert(service);
+    }
+
+    /// Whether a Pod of a node has an address outside of the ranges of that node: the CNI plugin takes it from elsewhere.
+    fn has_stray(&self, slice: &EndpointSlice) -> bool {
+        !self.knows_all_pods()
+            && slice.endpoints.iter().any(|endpoint| {
+                let named = endpoint.node.as_ref().filter(|_| endpoint.pod.is_some());
+                let name = named.map(|node| Name::new(Arc::clone(&self.empty), Arc::clone(node)));
+                let Some(node) = name.and_then(|name| self.nodes.get(&name)) else { return false };
+                // Those of the host network have the node's own.
+                !node.addresses.contains(&endpoint.addr)
+                    && !node.pod_cidrs.iter().any(|range| range.contains(&endpoint.addr))
+            })
     }
 
     /// The name of a Service with the strings that other records have already.
@@ -106,7 +125,7 @@ impl Cluster {
 
     pub(super) fn remove_slice(&mut self, name: &Name, dirty: &mut Dirty) {
         let Some(old) = self.slices.remove(name) else { return };
-        self.release(old.endpoints.iter().map(|endpoint| endpoint.addr));
+        self.release_endpoints(&old);
         let service = Name::new(Arc::clone(&name.namespace), Arc::clone(&old.service));
         self.slices_of.remove(&(service.clone(), Arc::clone(&name.name)));
         self.touch_if_api_server(&service, dirty);
@@ -328,6 +347,23 @@ impl Cluster {
         self.touch_external(dirty);
     }
 
+    fn release_endpoints(&mut self, slice: &EndpointSlice) {
+        self.release(slice.endpoints.iter().map(|endpoint| endpoint.addr));
+        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.terminating) {
+            if !self.uses.contains_key(&endpoint.addr) {
+                self.ended.note(endpoint.addr);
+            }
+        }
+    }
+
+    /// From the next list on, these Pods are told.
+    pub(super) fn tell_pods(&mut self, scope: PodScope) {
+        if self.scope != scope {
+            self.scope = scope;
+            self.lists_all = false;
+        }
+    }
+
     fn release(&mut self, addrs: impl Iterator<Item = Addr>) {
         for addr in addrs {
             if let Some(uses) = self.uses.get_mut(&addr) {
@@ -389,11 +425,18 @@ impl Cluster {
         for name in self.table_mut(kind).synced() {
             self.remove(kind, &name, dirty);
         }
+        if kind == Kind::Pod && self.scope == PodScope::All && !self.lists_all {
+            self.lists_all = true;
+            dirty.policies = true;
+        }
         self.table_mut(kind).pack();
         if kind == Kind::Service {
             self.claims.pack();
         } else if kind == Kind::EndpointSlice {
             self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
+        } else if kind == Kind::Node && !self.has_strays {
+            self.has_strays = self.slices.iter().any(|(_, slice)| self.has_stray(slice));
+            dirty.policies |= self.has_strays;
         } else if kind == Kind::Namespace {
             let there = |name: &str| self.namespaces.get(&Name::new("", name)).is_some();
             dirty.policies |= self.retained.retain(there);

@@ -10,6 +10,9 @@ use super::{Cluster, Name, Namespace, Node, Pod, Policy};
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     node: Arc<str>,
+    /// Whether the Pods of all nodes are among them.
+    knows_all_pods: bool,
+    has_strays: bool,
     empty: Arc<str>,
     pods: Objects<Pod>,
     namespaces: Objects<Namespace>,
@@ -23,6 +26,8 @@ impl Cluster {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             node: Arc::clone(&self.node),
+            knows_all_pods: self.knows_all_pods(),
+            has_strays: self.has_strays,
             empty: Arc::clone(&self.empty),
             pods: self.pods.snapshot(),
             namespaces: self.namespaces.snapshot(),
@@ -50,6 +55,21 @@ impl Snapshot {
     /// Whether a Pod is one of this node.
     pub fn is_own(&self, pod: &Pod) -> bool {
         *pod.node == *self.node
+    }
+
+    /// Whether the Pods of all nodes are known.
+    pub fn knows_all_pods(&self) -> bool {
+        self.knows_all_pods
+    }
+
+    /// Whether a Pod behind an endpoint has an address outside of the ranges of its node.
+    pub fn has_stray_endpoints(&self) -> bool {
+        self.has_strays
+    }
+
+    /// Whether this is the record of this node.
+    pub fn is_this_node(&self, name: &Name) -> bool {
+        *name.name == *self.node
     }
 
     /// All nodes.

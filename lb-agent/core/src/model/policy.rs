@@ -22,7 +22,7 @@ use self::members::Members;
 use self::rules::{Reading, Subjects};
 use self::set::Pool;
 use self::shares::Lost;
-use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Snapshot, Tier};
+use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Prefix, Snapshot, Tier};
 use crate::issue::{Issue, ObjectRef};
 
 mod area;
@@ -32,6 +32,7 @@ mod charges;
 mod group;
 mod lists;
 mod members;
+mod need;
 mod others;
 mod ports;
 mod range;
@@ -43,6 +44,7 @@ mod shares;
 pub use self::atom::AtomId;
 pub use self::blocks::Blocks;
 pub use self::group::{BitRule, GroupLink, PolicyDirection, RuleSet, RuleSource, Span};
+pub use self::need::needs_all_pods;
 pub use self::ports::PortEntry;
 pub use self::range::{CidrRange, number};
 pub use self::set::AtomSet;
@@ -61,6 +63,8 @@ pub struct DesiredPolicies {
     pub idents: Vec<AtomSet>,
     /// Addresses of Pods and nodes, also while there is no policy.
     pub addrs: HashMap<Addr, AddressIdentity>,
+    /// Where the Pods of other nodes are that `addrs` lacks, since only this node's are known.
+    pub pod_ranges: BTreeSet<Prefix>,
     /// Which identity all other addresses have.
     pub ranges: Blocks,
     /// All policies, in the order of evaluation.
@@ -145,6 +149,7 @@ impl Compiler {
             return DesiredPolicies {
                 idents,
                 addrs: others::holders(cluster),
+                pod_ranges: others::pod_ranges(cluster),
                 ..DesiredPolicies::default()
             };
         }
@@ -179,6 +184,7 @@ impl Compiler {
         desired.issues.extend(reading.issues);
         desired.issues.sort_unstable();
         desired.policies = subjects.infos(&policies);
+        desired.pod_ranges = others::pod_ranges(cluster);
         desired.remarks = reading.remarks;
         desired
     }

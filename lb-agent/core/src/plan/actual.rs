@@ -16,6 +16,7 @@ use super::policy::port_key::port_prefix;
 use super::range_key::RangeKey;
 use super::source_key::SourceKey;
 use super::write::{MapError, MapStore, Write};
+use crate::cluster::Prefix;
 
 /// What the maps say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Actual {
     pub macs: BTreeMap<u64, u32>,
     /// The array `links`, but for elements that are zero.
     pub links: BTreeMap<u32, u64>,
+    /// The map `pod_ranges`.
+    pub pod_ranges: BTreeSet<Prefix>,
     /// The map `pod_sources`.
     pub pod_sources: BTreeSet<SourceKey>,
 }
@@ -84,6 +87,7 @@ impl Default for Actual {
             devs: BTreeMap::new(),
             macs: BTreeMap::new(),
             links: BTreeMap::new(),
+            pod_ranges: BTreeSet::new(),
             pod_sources: BTreeSet::new(),
         }
     }
@@ -130,6 +134,8 @@ impl Actual {
             Write::DeleteMac { mac } => drop(self.macs.remove(mac)),
             Write::PutLink { index, element: 0 } => drop(self.links.remove(index)),
             Write::PutLink { index, element } => drop(self.links.insert(*index, *element)),
+            Write::PutPodRange { range } => drop(self.pod_ranges.insert(*range)),
+            Write::DeletePodRange { range } => drop(self.pod_ranges.remove(range)),
             Write::PutPodSource { key } => drop(self.pod_sources.insert(*key)),
             Write::DeletePodSource { key } => drop(self.pod_sources.remove(key)),
         }

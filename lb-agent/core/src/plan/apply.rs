@@ -48,6 +48,8 @@ pub(super) enum WriteOwner {
     PodSources,
     /// How packets reach Pods past the IP stack.
     Locals,
+    /// Ranges of other nodes' Pods, likewise.
+    OtherRanges,
 }
 
 impl WriteOwner {
@@ -134,6 +136,7 @@ impl Planner {
             WriteOwner::Devs => self.devs.backlog.settle(),
             WriteOwner::Links => self.links.backlog.settle(),
             WriteOwner::Locals => self.locals.backlog.settle(),
+            WriteOwner::OtherRanges => self.pod_ranges.backlog.settle(),
             WriteOwner::PodSources => self.pods.sources.backlog.settle(),
             WriteOwner::Timer | WriteOwner::Pod => {}
         }
@@ -168,6 +171,7 @@ impl Planner {
             WriteOwner::Devs => self.devs.failed(&self.node, err, now),
             WriteOwner::Links => self.links.failed(&self.node, err, now),
             WriteOwner::Locals => self.locals.failed(&self.node, err, now),
+            WriteOwner::OtherRanges => self.pod_ranges.failed(&self.node, err, now),
             WriteOwner::PodSources => self.pods.sources.failed(write, err, now),
         }
     }

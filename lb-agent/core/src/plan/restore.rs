@@ -18,6 +18,7 @@ use super::capacity::Capacity;
 use super::devs::Devs;
 use super::links::Links;
 use super::locals::Locals;
+use super::pod_ranges::OtherRanges;
 use super::pods::Pods;
 use super::slots::SlotRange;
 use super::state::{Left, PortState, ServiceState};
@@ -69,6 +70,7 @@ pub(super) fn planner(actual: Actual, capacity: Capacity) -> Planner {
         devs: Devs::default(),
         links: Links::default(),
         locals: Locals::default(),
+        pod_ranges: OtherRanges::default(),
         node: String::new(),
     }
 }

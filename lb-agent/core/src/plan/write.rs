@@ -9,8 +9,8 @@ use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::limits::{
     MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_DEVS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
     MAP_FRONTENDS, MAP_GROUPS, MAP_HOST_PORTS, MAP_IDENT, MAP_LINKS, MAP_LOCALS, MAP_MACS,
-    MAP_PEER_BITS, MAP_POD_SOURCES, MAP_PODS, MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS,
-    MAP_SOURCE_RANGES,
+    MAP_PEER_BITS, MAP_POD_RANGES, MAP_POD_SOURCES, MAP_PODS, MAP_POLICY, MAP_PORT_BITS,
+    MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES,
 };
 use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, Group, PeerKey, PolicyState, PortKey};
@@ -19,6 +19,7 @@ use thiserror::Error as ThisError;
 
 use super::range_key::RangeKey;
 use super::source_key::SourceKey;
+use crate::cluster::Prefix;
 use crate::model::policy::CidrRange;
 
 /// One write. Removing an element that is not there is not an error.
@@ -127,6 +128,10 @@ pub enum Write {
         /// The element in [`lb_common::endpoint::link`]; 0 = none.
         element: u64,
     },
+    /// Adds an element of `pod_ranges`.
+    PutPodRange { range: Prefix },
+    /// Removes an element of `pod_ranges`.
+    DeletePodRange { range: Prefix },
     /// Adds an element of `pod_sources`.
     PutPodSource {
         /// Device of the Pod, and range of addresses.
@@ -163,6 +168,7 @@ impl Write {
             Self::PutDev { .. } | Self::DeleteDev { .. } => MAP_DEVS,
             Self::PutMac { .. } | Self::DeleteMac { .. } => MAP_MACS,
             Self::PutLink { .. } => MAP_LINKS,
+            Self::PutPodRange { .. } | Self::DeletePodRange { .. } => MAP_POD_RANGES,
             Self::PutPodSource { .. } | Self::DeletePodSource { .. } => MAP_POD_SOURCES,
         };
         spec.name

@@ -11,7 +11,7 @@ use lb_common::addr::Addr;
 use lb_common::be::Be32;
 use lb_common::endpoint::{Dev, Ident, PodSource};
 use lb_common::limits::{
-    MAP_DEVS, MAP_IDENT, MAP_LINKS, MAP_LOCALS, MAP_MACS, MAP_POD_SOURCES, MapSpec,
+    MAP_DEVS, MAP_IDENT, MAP_LINKS, MAP_LOCALS, MAP_MACS, MAP_POD_RANGES, MAP_POD_SOURCES, MapSpec,
 };
 use lb_common::past::LocalEnd;
 
@@ -20,6 +20,7 @@ use crate::bpf::maps::MapsError;
 use crate::bpf::pins::Pins;
 use crate::bpf::typed;
 use crate::syscall;
+use lb_core::cluster::Prefix;
 use lb_core::plan::{Actual, MapError, SourceKey};
 
 /// The maps.
@@ -34,6 +35,8 @@ pub struct AddressTables {
     pub(super) macs: HashMap<MapData, u64, u32>,
     /// MAC addresses of Pods' devices.
     pub(super) links: Array<MapData, u64>,
+    /// Ranges of other nodes' Pods, by the words of an address.
+    pub(super) pod_ranges: LpmTrie<MapData, [u32; 4], u32>,
     /// Ranges that annotations of Pods admit as sources.
     pub(super) pod_sources: LpmTrie<MapData, PodSource, u32>,
 }
@@ -66,6 +69,7 @@ impl AddressTables {
             locals: typed::typed(&MAP_LOCALS, map(&MAP_LOCALS)?)?,
             macs: typed::typed(&MAP_MACS, map(&MAP_MACS)?)?,
             links: typed::typed(&MAP_LINKS, map(&MAP_LINKS)?)?,
+            pod_ranges: typed::typed(&MAP_POD_RANGES, map(&MAP_POD_RANGES)?)?,
             pod_sources: typed::typed(&MAP_POD_SOURCES, map(&MAP_POD_SOURCES)?)?,
         })
     }
@@ -100,6 +104,11 @@ impl AddressTables {
             }
         })
         .map_err(failed(MAP_LINKS.name))?;
+        for key in self.pod_ranges.keys() {
+            let key = key.map_err(|e| failed(MAP_POD_RANGES.name)(io::Error::other(e)))?;
+            let addr = Addr::v6(key.data().map(Be32::from_wire));
+            actual.pod_ranges.extend(Prefix::from_wide(addr, key.prefix_len()));
+        }
         for key in self.pod_sources.keys() {
             let key = key.map_err(|e| failed(MAP_POD_SOURCES.name)(io::Error::other(e)))?;
             actual.pod_sources.extend(SourceKey::from_map(key.prefix_len(), key.data()));

@@ -15,6 +15,7 @@ use crate::bpf::policy::PolicyTables;
 use crate::bpf::read;
 use crate::bpf::typed::failed;
 use crate::syscall;
+use lb_core::cluster::Prefix;
 use lb_core::model::policy::CidrRange;
 use lb_core::plan::{Actual, MapError, MapStore, Write};
 
@@ -110,6 +111,8 @@ impl MapStore for Maps {
             Write::PutMac { mac, holder } => addresses.macs.insert(mac, holder, 0),
             Write::DeleteMac { mac } => gone(addresses.macs.remove(mac)),
             Write::PutLink { index, element } => addresses.links.set(*index, element, 0),
+            Write::PutPodRange { range } => addresses.pod_ranges.insert(&pod_range(range), &1, 0),
+            Write::DeletePodRange { range } => gone(addresses.pod_ranges.remove(&pod_range(range))),
             Write::PutPodSource { key } => {
                 let (bits, source) = key.to_map();
                 addresses.pod_sources.insert(&Key::new(bits, source), &1, 0)
@@ -130,6 +133,10 @@ fn words(addr: &Addr) -> [u32; 4] {
 
 fn prefix(range: &CidrRange) -> Key<[u32; 4]> {
     Key::new(u32::from(range.len), words(&range.addr()))
+}
+
+fn pod_range(range: &Prefix) -> Key<[u32; 4]> {
+    Key::new(u32::from(range.wide_bits()), words(&range.addr()))
 }
 
 /// The result of a removal: that the element was not there is fine.

@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::{WatchContext, run, watcher};
+use super::{WatchContext, WatchedPods, run, watcher};
 use crate::policy::ClusterNetworkPolicy;
 use crate::{Counters, Received};
-use lb_core::cluster::{Change, Event, Kind, Name};
+use lb_core::cluster::{Change, Event, Kind, Name, PodScope};
 
 /// How the server behaves.
 #[derive(Clone, Copy, PartialEq)]
@@ -56,6 +56,21 @@ fn service(name: &str, port: u16, version: u16) -> Value {
     })
 }
 
+fn pod(name: &str) -> Value {
+    let node = if name == "own" { "n1" } else { "n2" };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "ns", "name": name, "resourceVersion": "4"},
+        "spec": {"nodeName": node, "containers": []},
+    })
+}
+
+/// The Pods of this node are watched; the other end changes that.
+fn watched_pods() -> (watch::Sender<PodScope>, WatchedPods) {
+    let (sender, scope) = watch::channel(PodScope::Own);
+    (sender, WatchedPods { node: "n1".into(), scope })
+}
+
 fn policy() -> Value {
     json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
@@ -94,8 +109,13 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
     let target = request.split(' ').nth(1).unwrap();
     let (path, query) = target.split_once('?').unwrap();
     let (_, api_version, kind) = *KINDS.iter().find(|(it, _, _)| *it == path).unwrap();
+    let mut pods = Vec::new();
     if kind == "Pod" {
         assert!(query.contains("fieldSelector=status.phase%21%3DSucceeded"), "{query}");
+        // One Pod of this node, and one of another for those who ask for all.
+        let own = query.contains("spec.nodeName%3Dn1");
+        let names = if own { &["own"][..] } else { &["own", "other"] };
+        pods = names.iter().map(|name| pod(name)).collect();
     }
     if matches!(kind, "Service" | "EndpointSlice") {
         assert!(query.contains("service-proxy-name"), "{query}");
@@ -104,6 +124,7 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour, failures: Arc<Atomi
     let initial = query.contains("sendInitialEvents=true");
     let items: Vec<Value> = match kind {
         "Service" => vec![service("web", 80, 4)],
+        "Pod" => pods,
         "ClusterNetworkPolicy" if behaviour == Behaviour::Extended => vec![policy()],
         _ => vec![],
     };
@@ -160,7 +181,8 @@ async fn events(behaviour: Behaviour) -> (Vec<String>, Vec<Kind>, Arc<Counters>)
     let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
     let (tx, mut rx) = mpsc::channel::<Received>(16);
     let counters = Counters::shared();
-    tokio::spawn(run(client, tx, Arc::clone(&counters)));
+    let (_sender, pods) = watched_pods();
+    tokio::spawn(run(client, pods, tx, Arc::clone(&counters)));
     let (mut seen, mut synced, mut done) = (Vec::new(), Vec::new(), false);
     while !done || synced.len() < Kind::ALL.len() {
         let received = timeout(Duration::from_secs(20), rx.recv()).await;
@@ -246,7 +268,8 @@ async fn a_kind_that_is_installed_and_removed_while_we_watch() {
     let (tx, mut rx) = mpsc::channel(16);
     let counters = Counters::shared();
     let absent = Duration::from_millis(10);
-    let source = WatchContext { client, tx, counters: Arc::clone(&counters), absent };
+    let (_sender, pods) = watched_pods();
+    let source = WatchContext { client, pods, tx, counters: Arc::clone(&counters), absent };
     let watch = async move {
         source.watch::<ClusterNetworkPolicy>(watcher::Config::default()).await;
     };
@@ -264,4 +287,31 @@ async fn a_kind_that_is_installed_and_removed_while_we_watch() {
     let list = ["restarted", "there", "synced"];
     assert_eq!(seen, [&["restarted", "synced"][..], &list, &["restarted", "synced"]].concat());
     assert_eq!(counters.of(Kind::ClusterNetworkPolicy).errors(), 1, "it is asked twice");
+}
+
+#[tokio::test]
+async fn pods_of_other_nodes_are_watched_when_they_are_wanted() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    tokio::spawn(serve(listener, Behaviour::Streams));
+    let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+    let (tx, mut rx) = mpsc::channel(16);
+    let (sender, pods) = watched_pods();
+    tokio::spawn(run(client, pods, tx, Counters::shared()));
+    let mut seen = Vec::new();
+    while seen.len() < 9 {
+        let received = timeout(Duration::from_secs(10), rx.recv()).await;
+        match received.expect("an event within ten seconds").unwrap().event {
+            Event::Pods(scope) => seen.push(format!("{scope:?}")),
+            Event::Restarted(Kind::Pod) => seen.push("restarted".to_owned()),
+            Event::Pod(Change::Applied(name, _)) => seen.push(name.to_string()),
+            Event::Synced(Kind::Pod) => {
+                seen.push("synced".to_owned());
+                sender.send(PodScope::All).unwrap();
+            }
+            _ => {}
+        }
+    }
+    let own = ["Own", "restarted", "ns/own", "synced"];
+    assert_eq!(seen, [&own[..], &["All", "restarted", "ns/own", "ns/other", "synced"]].concat());
 }

@@ -36,7 +36,7 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
                 pod: endpoint
                     .pod
                     .as_ref()
-                    .map(|pod| Name::new(Arc::clone(&name.namespace), Arc::clone(pod))),
+                    .map(|pod| Name::new(Arc::clone(&name.namespace), &**pod)),
                 node: endpoint.node.clone(),
                 conditions: endpoint.conditions.into(),
             };

@@ -1,7 +1,7 @@
 //! The owner of each address of the Pod network, whether or not policies distinguish it: no other Pod may send from it.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be32;
@@ -31,6 +31,15 @@ pub(super) fn holders(cluster: &Snapshot) -> HashMap<Addr, AddressIdentity> {
         addrs.entry(addr).or_insert(node);
     }
     addrs
+}
+
+/// The ranges that other nodes take their Pods' addresses from, if those Pods are not known.
+pub(super) fn pod_ranges(cluster: &Snapshot) -> BTreeSet<Prefix> {
+    if cluster.knows_all_pods() {
+        return BTreeSet::new();
+    }
+    let others = cluster.nodes().filter(|(name, _)| !cluster.is_this_node(name));
+    others.flat_map(|(_, node)| &node.pod_cidrs).copied().collect()
 }
 
 /// What `ident` says of a Pod's addresses.

@@ -72,6 +72,11 @@ impl<'a> Subjects<'a> {
         Self { pods, counts }
     }
 
+    /// Whether any of the policies selects some Pod.
+    pub(super) fn selects_any(&self) -> bool {
+        self.counts.iter().any(|count| *count > 0)
+    }
+
     /// The rules of the policies that select some Pod.
     pub(super) fn read<'p>(&self, policies: &[(&'p Name, &'p Arc<Policy>)]) -> Reading<'p> {
         let selecting = |(policy, count): (&(_, &'p Arc<Policy>), &u32)| {
