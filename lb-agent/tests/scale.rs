@@ -122,6 +122,7 @@ fn measure(services: u32, endpoints: u32) {
     let lists = round(&mut all.chain(Kind::ALL.map(Event::Synced)), Duration::ZERO);
     print("lists_ms", lists.as_millis());
     print("programmed_ms", (start.elapsed() - lists).as_millis());
+    print("cpu_ms", busy().as_millis());
     print("resident_kib", memory("RssAnon:").into());
     let (n, every) = CHANGES;
     let (before, mut times) = (busy(), Vec::new());

@@ -14,6 +14,7 @@ use self::ended::Ended;
 use self::retained::Retained;
 use self::strings::Strings;
 use self::table::ObjectTable;
+use self::uses::AddrUses;
 use crate::issue::{Issue, ObjectRef};
 
 pub use self::owner::{Owner, Owners};
@@ -39,6 +40,7 @@ mod strings;
 mod table;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 listed! {
     /// Kinds of objects that are watched, with their names as in a manifest.
@@ -165,7 +167,7 @@ pub struct Cluster {
     slices_of: BTreeSet<(Name, Arc<str>)>,
     claims: Claims,
     /// Number of endpoints and Pods, of any node, with this address.
-    uses: HashMap<Addr, u32>,
+    uses: AddrUses,
     /// Which Pods are told.
     scope: PodScope,
     /// Whether the list of all of them has been complete.
@@ -204,7 +206,7 @@ impl Cluster {
             server: None,
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
-            uses: HashMap::new(),
+            uses: AddrUses::default(),
             // A source that tells fewer says so first.
             scope: PodScope::All,
             lists_all: true,
@@ -478,7 +480,7 @@ impl Cluster {
     /// Whether an endpoint (ready or not) or a Pod of any node has this address. If the Pods of other nodes are not told: or
     /// whether one of them may have it, since it has left its Services without having ended.
     pub fn is_alive(&self, addr: &Addr) -> bool {
-        self.uses.contains_key(addr)
+        self.uses.has(addr)
             || !self.knows_all_pods() && self.is_elsewhere(addr) && !self.ended.contains(addr)
     }
 

@@ -96,7 +96,10 @@ fn endpoints(
             conditions: conditions(given.conditions.as_ref()),
             node: field::string(given.node_name.as_ref()),
             zone: field::string(given.zone.as_ref()),
-            pod: pod.and_then(|target| field::string(target.name.as_ref())),
+            pod: pod
+                .and_then(|target| target.name.as_deref())
+                .filter(|name| !name.is_empty())
+                .map(Box::from),
             hints: given.hints.as_ref().and_then(hints),
         })
     };

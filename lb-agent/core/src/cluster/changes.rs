@@ -65,7 +65,7 @@ impl Cluster {
         let service = self.known(service);
         slice.service = Arc::clone(&service.name);
         for endpoint in &slice.endpoints {
-            *self.uses.entry(endpoint.addr).or_default() += 1;
+            self.uses.add(&endpoint.addr);
             self.ended.begins(&endpoint.addr);
         }
         if self.slices.get(&name).is_some_and(|old| old.service != slice.service) {
@@ -155,7 +155,7 @@ impl Cluster {
         dirty.policies = true;
         let own = self.is_own(&pod);
         for addr in &pod.ips {
-            *self.uses.entry(*addr).or_default() += 1;
+            self.uses.add(addr);
             if own {
                 self.claims.touch_addr(addr, dirty);
             }
@@ -350,7 +350,7 @@ impl Cluster {
     fn release_endpoints(&mut self, slice: &EndpointSlice) {
         self.release(slice.endpoints.iter().map(|endpoint| endpoint.addr));
         for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.terminating) {
-            if !self.uses.contains_key(&endpoint.addr) {
+            if !self.uses.has(&endpoint.addr) {
                 self.ended.note(endpoint.addr);
             }
         }
@@ -365,14 +365,7 @@ impl Cluster {
     }
 
     fn release(&mut self, addrs: impl Iterator<Item = Addr>) {
-        for addr in addrs {
-            if let Some(uses) = self.uses.get_mut(&addr) {
-                *uses -= 1;
-                if *uses == 0 {
-                    self.uses.remove(&addr);
-                }
-            }
-        }
+        addrs.for_each(|addr| self.uses.remove(&addr));
     }
 
     /// The table of a kind.

@@ -207,8 +207,8 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// `zone`.
     pub zone: Option<Arc<str>>,
-    /// Name of the Pod in `targetRef`, in the slice's namespace.
-    pub pod: Option<Arc<str>>,
+    /// Name of the Pod in `targetRef`, in the slice's namespace. Few share it, and there may be a million.
+    pub pod: Option<Box<str>>,
     /// `hints`; `None` when there are none.
     pub hints: Option<Box<Hints>>,
 }

@@ -156,7 +156,7 @@ fn weights(
         let is_it = |whose: &Weighted| match whose {
             Weighted::Addr(addr) => *addr == backend.addr,
             Weighted::Pod(pod) => endpoints().any(|endpoint| {
-                endpoint.addr == backend.addr && endpoint.pod.as_ref() == Some(pod)
+                endpoint.addr == backend.addr && endpoint.pod.as_deref() == Some(&**pod)
             }),
         };
         extra.weights.iter().find(|(whose, _)| is_it(whose)).map_or(1, |(_, weight)| *weight)

@@ -273,7 +273,7 @@ impl Derive {
             conditions: Conditions { ready, serving: pod.serving, terminating: pod.terminating },
             node: pod.node.clone(),
             zone: pod.node.as_ref().and_then(|node| self.zones.get(node)).cloned(),
-            pod: Some(Arc::clone(&name.name)),
+            pod: Some((*name.name).into()),
             hints: None,
         }
     }

@@ -130,7 +130,7 @@ fn isolated(cluster: &Cluster) -> BTreeMap<&Name, Isolated<'_>> {
         let slices = cluster.slices_of(service);
         let pods = slices.flat_map(|(_, slice)| &slice.endpoints);
         for pod in pods.filter_map(|endpoint| endpoint.pod.as_ref()) {
-            let name = Name::new(Arc::clone(&service.namespace), Arc::clone(pod));
+            let name = Name::new(Arc::clone(&service.namespace), &**pod);
             let Some(pod) = cluster.pod(&name) else { continue };
             let judged = known
                 .entry(name.clone())
