@@ -13,6 +13,7 @@ mod paths;
 mod policies;
 mod programming;
 mod report;
+mod scale;
 mod side;
 mod statistics;
 
@@ -42,6 +43,8 @@ pub(crate) struct Options {
 enum Elsewhere {
     /// Measure what Services cost on the cluster of $KUBECONFIG, with whatever serves them there, or compare earlier results
     Cluster(cluster::Options),
+    /// Measure what Services cost by their number, up to a million endpoints: time and memory, without a cluster
+    Scale,
 }
 
 /// Options of the bench on this machine.
@@ -75,6 +78,7 @@ impl Options {
         match self.elsewhere {
             // What loads its image is asked for where it is built.
             Some(Elsewhere::Cluster(_)) => &[],
+            Some(Elsewhere::Scale) => &[Need::Rust, Need::BpfLinker],
             None => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Nft],
         }
     }
@@ -102,6 +106,7 @@ enum Part {
 pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.elsewhere {
         Some(Elsewhere::Cluster(options)) => cluster::run(options),
+        Some(Elsewhere::Scale) => scale::run(),
         None => on_this_machine(&options.here),
     }
 }

@@ -25,17 +25,23 @@ pub(super) struct Nanos {
 
 /// Builds the target and returns where it is.
 pub(super) fn build() -> Result<PathBuf> {
+    built("nanos", &[])
+}
+
+/// Builds a test target of the agent.
+pub(super) fn built(target: &str, more: &[&str]) -> Result<PathBuf> {
     let mut cargo = setup::cargo();
-    cargo.args(["test", "--package", "lb-agent", "--features", "privileged", "--test", "nanos"]);
+    cargo.args(["test", "--package", "lb-agent", "--features", "privileged", "--test", target]);
+    cargo.args(more);
     cargo.args(["--no-run", "--message-format", "json"]);
     let messages = output(&mut cargo)?;
     let executable = messages.lines().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
-        let ours = message.pointer("/target/name")? == "nanos";
+        let ours = message.pointer("/target/name")? == target;
         let executable = message.get("executable")?.as_str()?;
         ours.then(|| PathBuf::from(executable))
     });
-    executable.context("cargo built no test target nanos")
+    executable.with_context(|| format!("cargo built no test target {target}"))
 }
 
 /// Runs it.
