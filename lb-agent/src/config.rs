@@ -122,7 +122,7 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
     /// Whether flows between Pods of a node go past its IP stack and netfilter: auto (unless one of the node's firewall
-    /// rules is about them), on, or off [default: auto]
+    /// rules is about them), on (also flows to Pods of other nodes), or off [default: auto]
     #[arg(long, env = "LB_PAST_STACK", value_name = "MODE")]
     pub past_stack: Option<String>,
     /// CIDRs that Pods may claim with the annotation lb-agent.io/allowed-sources [default: none]

@@ -103,6 +103,8 @@ flags! {
         /// Flows between Pods of this node may go past the IP stack ([`crate::past`]). The bits from
         /// [`crate::past::StackReason::FIRST_BIT`] on say why not.
         LOCAL_PAST = 1 << 2;
+        /// The same for flows to and from Pods of other nodes ([`crate::hop`]).
+        HOP_PAST = 1 << 3;
         /// New flows go through the IP stack; those that have a way past it keep it.
         KNOWN_PAST_ONLY = 1 << 4;
     }

@@ -60,7 +60,8 @@ pod! {
         /// Forward entry: the backend's address. Reply entry: the frontend's. Else `::`.
         pub nat_addr: Addr,
         /// Forward entry of a hairpin: the address that stands for the Pod as client; of a flow from
-        /// outside: the client as the backend sees it. Reply entry: the client's address. With `PAST`: the way. Else `::`.
+        /// outside: the client as the backend sees it. Reply entry: the client's address. With `PAST`: the way, also of a
+        /// reply entry, whose client is the Pod. Else `::`.
         pub aux_addr: Addr,
         /// Port belonging to `nat_addr`.
         pub nat_port: Be16,
@@ -103,9 +104,10 @@ flags! {
         PICKED_UP = 1 << 20, "picked-up";
         /// The source port towards the backend differs from the Pod's.
         PORT_MAPPED = 1 << 21, "port-mapped";
-        /// Packets that leave the Pod go past netfilter, in both directions of the flow: by the [`crate::past::PastWay`] in
-        /// `aux_addr`; or, where that is `::`, over the bridge that the backend is behind, too, and which its replies come
-        /// back over past netfilter. Otherwise netfilter sees half a connection and calls it invalid.
+        /// Packets that leave the Pod go past netfilter, in both directions of the flow: by the [`crate::past::PastWay`] or
+        /// [`crate::hop::HopWay`] in `aux_addr`; or, where that is `::`, over the bridge that the backend is behind, too,
+        /// and which its replies come back over past netfilter. Otherwise netfilter sees half a connection and calls it
+        /// invalid. Reply entry: only if the packets that enter the Pod come past netfilter by a [`crate::hop::HopWay`].
         PAST = 1 << 24;
         /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
         /// Pod: they get `nat_addr:nat_port` as source, and go to the client past the IP stack, which would take the
@@ -187,8 +189,8 @@ pub fn partner(key: &CtKey, entry: &CtEntry) -> Option<CtKey> {
     }
     if flags.contains(CtFlags::REPLY) {
         let straight = nat_addr == key.remote && nat_port == key.remote_port;
+        // The client is the Pod itself.
         return Some(CtKey {
-            local: aux_addr,
             local_port: aux_port,
             remote: nat_addr,
             remote_port: nat_port,
@@ -207,6 +209,7 @@ pub fn make_forward(entry: &mut CtEntry, key: &CtKey, reply: &CtEntry) {
         .with(CtFlags::EXTERNAL)
         .with(CtFlags::MASQUERADED)
         .with(CtFlags::PORT_MAPPED)
+        .with(CtFlags::PAST)
         .with(BOTH_WAYS);
     let flags = reply.flags;
     let sides = if flags.contains(CtFlags::HAIRPIN) {
@@ -229,7 +232,7 @@ pub fn make_forward(entry: &mut CtEntry, key: &CtKey, reply: &CtEntry) {
     } else {
         entry.nat_addr = key.remote;
         entry.nat_port = key.remote_port;
-        entry.aux_addr = Addr::NONE;
+        entry.aux_addr = if flags.contains(CtFlags::PAST) { reply.aux_addr } else { Addr::NONE };
         entry.aux_port = key.local_port;
     }
     entry.backend_id = reply.backend_id;
@@ -545,6 +548,8 @@ pub const fn is_worth_keeping(protocol: u8, flags: CtFlags) -> bool {
 /// will be met again.
 /// UDP: 30 s unanswered, and after one question and answer; 120 s for a stream (nf_conntrack's own figures). ICMP 10 s,
 /// everything else 600 s.
+// A call less, since the stack of the programs is short.
+#[inline(always)]
 pub const fn timeout_secs(protocol: u8, flags: CtFlags) -> u32 {
     match protocol {
         proto::TCP if is_over(flags) => 70,
@@ -1027,6 +1032,16 @@ mod tests {
             assert_eq!(partner(&forward_key, &forward), Some(reply_key), "{name}: forward");
             assert_eq!(partner(&reply_key, &reply), Some(forward_key), "{name}: reply");
             assert_eq!(forward_of(&reply_key, &reply), forward, "{name}");
+            if hairpin == CtFlags::NONE {
+                // Past the IP stack to another node, both have the way.
+                let past = |entry: CtEntry| CtEntry {
+                    aux_addr: addr("2001:db8::5"),
+                    flags: entry.flags | CtFlags::PAST,
+                    ..entry
+                };
+                assert_eq!(partner(&reply_key, &past(reply)), Some(forward_key), "{name}");
+                assert_eq!(forward_of(&reply_key, &past(reply)), past(forward), "{name}");
+            }
         }
         assert_eq!(partner(&key((pod, 1), (pod, 2)), &CtEntry::ZERO), None, "no translation");
     }

@@ -122,5 +122,9 @@ flags! {
         /// Pods of this node are behind the device, too: a bridge whose ports are Pods' veths. Elsewhere a packet that
         /// comes in with an address of such a Pod is a forgery, unless the route to the Pod leads to that device.
         PODS = 1 << 0;
+        /// Flows between Pods of this node and of others may leave and come in by it past the IP stack ([`crate::hop`]).
+        HOP_OK = 1 << 1;
+        /// IPv4 packets come in only by the device that the route back to their source leads to (`rp_filter` = 1).
+        STRICT = 1 << 2;
     }
 }

@@ -53,6 +53,7 @@ pub mod flow;
 pub mod conntrack;
 pub mod endpoint;
 pub mod fragment;
+pub mod hop;
 pub mod past;
 pub mod policy;
 pub mod service;

@@ -127,10 +127,10 @@ impl PastWay {
         ])
     }
 
-    /// The way in an entry; `None` for `::`, which has another one.
+    /// The way in an entry; `None` for one that has another one.
     pub const fn of_addr(addr: &Addr) -> Option<Self> {
         let [to, to_generation, from, from_generation] = addr.words();
-        if to.to_wire() == 0 {
+        if to.to_wire() == 0 || to.to_wire() & ELSEWHERE != 0 {
             return None;
         }
         Some(Self {
@@ -145,6 +145,9 @@ impl PastWay {
     }
 }
 
+/// Marks the first word of a [`crate::hop::HopWay`]. Numbers of Pods are smaller.
+pub(crate) const ELSEWHERE: u32 = 1 << 31;
+
 listed! {
     /// Where the packets of a flow go when they leave its Pod, or the program that translates them.
     pub enum FlowPath {
@@ -153,7 +156,7 @@ listed! {
         Peer: "peer", "Past them, to the other Pod's end of its veth.";
         Bridge: "bridge", "Past them, to a bridge that passes netfilter by.";
         Back: "back", "Past them, back to the Pod that sent them.";
-        NextHop: "hop", "Past them, to the next hop or to the Pod behind an external address.";
+        Hop: "hop", "Past them, to the next hop: another node, or a client outside.";
     }
 }
 
@@ -165,14 +168,23 @@ impl FlowPath {
         if entry.flags.contains(CtFlags::HAIRPIN) {
             return Self::Back;
         }
+        let to_pod = CtFlags::FORWARD.with(CtFlags::MASQUERADED);
         if entry.flags.contains(CtFlags::EXTERNAL) {
-            if entry.flags.contains(CtFlags::TO_HOST) { Self::Stack } else { Self::NextHop }
+            if entry.flags.contains(CtFlags::TO_HOST) {
+                Self::Stack
+            } else if entry.flags.only(to_pod) == CtFlags::FORWARD {
+                Self::Veth
+            } else {
+                Self::Hop
+            }
         } else if let Some(PastWay { to: (to, _), .. }) = way {
             if end(to).is_some_and(|to| goes_to_peer(&to)) { Self::Peer } else { Self::Veth }
-        } else if is_past {
+        } else if !is_past {
+            Self::Stack
+        } else if entry.aux_addr == Addr::NONE {
             Self::Bridge
         } else {
-            Self::Stack
+            Self::Hop
         }
     }
 }
@@ -230,8 +242,8 @@ pub fn obstacle(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> Optio
 #[cfg(test)]
 mod tests {
     use super::{
-        Addr, CtEntry, CtFlags, FlowPath, LocalEnd, LocalFlags, PastWay, SettingFlags, StackReason,
-        VethReason, is_open, may_open, obstacle,
+        Addr, Be32, CtEntry, CtFlags, ELSEWHERE, FlowPath, LocalEnd, LocalFlags, PastWay,
+        SettingFlags, StackReason, VethReason, is_open, may_open, obstacle,
     };
 
     const OK: LocalEnd = LocalEnd {
@@ -271,7 +283,14 @@ mod tests {
         assert_eq!(of(CtFlags::FORWARD, WAY.to_addr()), FlowPath::Stack, "it was withdrawn");
         assert_eq!(of(CtFlags::FORWARD | past, Addr::NONE), FlowPath::Bridge);
         assert_eq!(of(CtFlags::HAIRPIN | CtFlags::FORWARD, WAY.to_addr()), FlowPath::Back);
-        assert_eq!(of(external | CtFlags::MASQUERADED, WAY.to_addr()), FlowPath::NextHop);
+        let [_, rest @ ..] = WAY.to_addr().words();
+        let [a, b, c] = rest;
+        let elsewhere = Addr::v6([Be32::from_wire(ELSEWHERE | 2), a, b, c]);
+        assert_eq!(of(CtFlags::FORWARD | past, elsewhere), FlowPath::Hop);
+        assert_eq!(of(CtFlags::REPLY | past, elsewhere), FlowPath::Hop);
+        assert_eq!(of(external | CtFlags::MASQUERADED, WAY.to_addr()), FlowPath::Hop);
+        assert_eq!(of(external, WAY.to_addr()), FlowPath::Veth, "a Pod of this node");
+        assert_eq!(of(CtFlags::EXTERNAL | CtFlags::REPLY, WAY.to_addr()), FlowPath::Hop);
         assert_eq!(of(external | CtFlags::TO_HOST, Addr::NONE), FlowPath::Stack);
     }
 

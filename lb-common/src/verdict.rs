@@ -169,6 +169,8 @@ listed! {
             "The same for the annotation `lb-agent.io/path` of the Service.";
         FlowPeer = 27: "flow_peer",
             "New flows between Pods of this node that go past the host's IP stack and the host's end of the receiver's veth.";
+        FlowHop = 28: "flow_hop",
+            "New flows between Pods of this node and Pods of other nodes that go past this host's IP stack and netfilter.";
     }
 }
 

@@ -430,7 +430,7 @@ pub(crate) fn fill_reply(scratch: &mut Scratch, now: u32) {
     key.veth = if external { nat.veth } else { *ifindex as u16 };
     *entry = CtEntry {
         nat_addr: flow.dst,
-        aux_addr: flow.src,
+        aux_addr: if nat.flags.contains(CtFlags::PAST) { nat.stand_in } else { flow.src },
         nat_port: flow.dport,
         aux_port: flow.sport,
         backend_id: nat.target.id,
@@ -441,9 +441,12 @@ pub(crate) fn fill_reply(scratch: &mut Scratch, now: u32) {
     };
 }
 
-/// Flags that both entries of a translated flow have.
-const OF_BOTH: CtFlags =
-    CtFlags::HAIRPIN.with(CtFlags::EXTERNAL).with(CtFlags::MASQUERADED).with(CtFlags::PORT_MAPPED);
+/// Flags that both entries of a translated flow have. `PAST`: as far as it is known before the tuple is claimed.
+const OF_BOTH: CtFlags = CtFlags::HAIRPIN
+    .with(CtFlags::EXTERNAL)
+    .with(CtFlags::MASQUERADED)
+    .with(CtFlags::PORT_MAPPED)
+    .with(CtFlags::PAST);
 
 /// Writes a reply entry where nothing is, or only a remnant.
 #[inline(never)]
@@ -521,7 +524,7 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
         && old.nat_addr() == flow.dst
         && old.nat_port() == flow.dport
         && old.aux_port() == flow.sport
-        && old.aux_addr() == flow.src;
+        && (flags.contains(CtFlags::PAST) || old.aux_addr() == flow.src);
     same || match ct_life(u32::from(flow.proto), flags.bits(), old.last_seen(), now) {
         ALIVE => false,
         CLOSED => !conntrack::lingers(flags),

@@ -36,7 +36,9 @@ use crate::service::{self, Client, Health};
 use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
-use crate::{closing, cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace};
+use crate::{
+    arrive, closing, cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace,
+};
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
 const MAGLEV_SEED: u32 = 0x6d61_676c;
@@ -85,7 +87,7 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let answer = kernel::is_answer_port(port);
     let request = maps::is_frontend_port(port);
     if !answer && !request {
-        return Verdict::Pass;
+        return straight(packet, scratch);
     }
     if kind == Kind::FIRST_FRAGMENT {
         fragment::remember(packet, scratch, hook::DEV_IN);
@@ -99,7 +101,20 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
             return masqueraded_reply(packet, scratch, entry);
         }
     }
-    if request { to_frontend(packet, scratch) } else { Verdict::Pass }
+    if request { to_frontend(packet, scratch) } else { straight(packet, scratch) }
+}
+
+/// A packet to no frontend: on to the Pod past the stack, if its flow goes so.
+#[inline(always)]
+fn straight(packet: Packet, scratch: &mut Scratch) -> Verdict {
+    let ifindex = arrive::past_stack(packet);
+    if ifindex == 0 {
+        return Verdict::Pass;
+    }
+    if scratch.parsed.kind == Kind::FIRST_FRAGMENT {
+        fragment::remember(packet, scratch, hook::DEV_IN);
+    }
+    Verdict::Local(ifindex)
 }
 
 /// Returns whether a packet on the tuple of a masqueraded flow answers another connection: the flow has ended, and a new
@@ -376,7 +391,7 @@ fn first(
 fn no_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let dst = scratch.parsed.flow.dst;
     if !service::is_cluster_ip(&dst) {
-        return Verdict::Pass;
+        return straight(packet, scratch);
     }
     match maps::frontend(&FrontendKey::wildcard(dst)) {
         Some(wildcard) if wildcard.flags.contains(FrontendFlags::ADDRESS_ONLY) => Verdict::Pass,
@@ -592,7 +607,10 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch) -> Verdict {
     match onward {
         Onward::NOWHERE => drop(DropReason::NoRoute, 0),
         Onward::FAILED => drop(DropReason::RewriteFailed, 0),
-        _ => Verdict::Pass,
+        _ => match arrive::error_past_stack(packet) {
+            0 => Verdict::Pass,
+            ifindex => Verdict::Local(ifindex),
+        },
     }
 }
 

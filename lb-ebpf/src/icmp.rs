@@ -230,6 +230,7 @@ impl Onward {
 pub(crate) fn arriving(packet: Packet, scratch: &mut Scratch) -> Onward {
     let Scratch { parsed, quoted, key, .. } = scratch;
     if quote(packet, parsed, quoted).is_none() {
+        quoted.flow = parse::NOTHING;
         return Onward::STACK;
     }
     *key = CtKey { scope: scope::EXTERNAL, ..conntrack::key_out(&quoted.flow, 0) };

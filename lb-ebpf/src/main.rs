@@ -13,6 +13,7 @@
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
+mod arrive;
 mod bridge;
 mod closing;
 mod conntrack;
@@ -20,6 +21,7 @@ mod cut;
 mod event;
 mod external;
 mod fragment;
+mod hop;
 mod icmp;
 mod kernel;
 mod maps;

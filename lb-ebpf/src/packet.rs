@@ -109,6 +109,15 @@ impl Packet {
         unsafe { (&raw const (*self.skb).ingress_ifindex).read_volatile() }
     }
 
+    /// Whether the frame is addressed to this host itself: neither to a group nor to another host.
+    #[inline(always)]
+    pub(crate) fn is_for_this_host(self) -> bool {
+        /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
+        const HOST: u32 = 0;
+        // SAFETY: as in `ifindex`.
+        unsafe { (&raw const (*self.skb).pkt_type).read_volatile() == HOST }
+    }
+
     /// The VLAN tag that was taken off the packet.
     #[inline(always)]
     pub(crate) fn tag(self) -> Tag {
@@ -402,6 +411,23 @@ impl Packet {
         (unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut hop, size, 0) }) as i32
     }
 
+    /// Hands the packet to the next hop with this IPv4 address on the device `ifindex`, past the IP stack; 0 = the kernel looks
+    /// it up.
+    #[inline(always)]
+    pub(crate) fn redirect_next(self, ifindex: u32, next4: u32) -> i32 {
+        const AF_INET: u32 = 2;
+        if next4 == 0 {
+            return self.redirect_neigh(ifindex);
+        }
+        let mut hop = bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next4, 0, 0, 0] },
+        };
+        let size = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: as in `redirect_hop`.
+        (unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size, 0) }) as i32
+    }
+
     /// Sends the packet out of the device `ifindex` when the program returns the result.
     #[inline(always)]
     pub(crate) fn redirect(self, ifindex: u32) -> i32 {
@@ -445,6 +471,13 @@ pub(crate) enum Route {
     TooBig(u16),
     /// Nowhere.
     None,
+}
+
+/// MTU and IPv4 address of the next hop in an answer of the routing table.
+#[inline(always)]
+pub(crate) fn mtu_and_hop(fib: &bpf_fib_lookup) -> (u16, u32) {
+    // SAFETY: unions of integers, which the question has set.
+    unsafe { (fib.__bindgen_anon_1.mtu_result, fib.__bindgen_anon_4.ipv4_dst) }
 }
 
 /// How the checksum of a protocol behaves.

@@ -6,19 +6,21 @@
 //! the receiver's hook asks the policies at that packet, as after a change. A packet of a connection whose beginning was not
 //! seen never gets a way.
 
+use lb_common::addr::Addr;
 use lb_common::config::SettingFlags;
 use lb_common::conntrack::{CtEntry, CtFlags, Direction, UNJUDGED, opened, partner};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{Flow, proto};
+use lb_common::hop::HopWay;
 use lb_common::past::{self, PastWay};
 use lb_common::verdict::Counter;
 
-use crate::packet::Packet;
+use crate::packet::{self, Packet};
 use crate::parsed::Kind;
 use crate::scratch::{self, Scratch};
 use crate::tracked::{self, Inserted, Tracked};
 use crate::verdict::Verdict;
-use crate::{conntrack, maps};
+use crate::{conntrack, hop, maps};
 
 /// Whether the new flow goes past the stack. `to` has its ends as the receiver will see them; its Service may want it to go
 /// through the stack. Then the receiver's entry
@@ -38,6 +40,9 @@ extern "C" fn past_open(now: u32) -> u32 {
     let Scratch { parsed, to, hand, ifindex, epoch, partner, other, way, by_stack, .. } = scratch;
     let Some(ident) = maps::ident(&to.dst) else { return 0 };
     let receiver = ident.ifindex;
+    if receiver == 0 {
+        return 0;
+    }
     let (Some(sender), Some(pod)) = (hand.get(*ifindex), maps::pod(receiver)) else { return 0 };
     let is_own = to.src == sender.ip4 || to.src == sender.ip6;
     let open = if is_own && *by_stack == 0 { way_between(pod, sender) } else { None };
@@ -112,19 +117,19 @@ fn way_between(receiver: &PodEntry, sender: &PodEntry) -> Option<(PastWay, Count
 #[inline(always)]
 pub(crate) fn first(packet: Packet, scratch: &mut Scratch) -> Verdict {
     let Some(entry) = tracked::get(&scratch.key) else { return Verdict::Pass };
-    let Some(way) = PastWay::of_addr(&scratch.way) else { return Verdict::Pass };
-    entry.set_way(scratch.way);
+    let way = packet::reread(&scratch.way);
+    entry.set_way(way);
     entry.set_flags(entry.flags() | CtFlags::PAST);
-    send(packet, scratch, entry, way)
+    go(packet, entry, &way)
 }
 
 /// The way in an entry, if there is one that leads to a Pod.
 #[inline(always)]
-pub(crate) fn way_of(entry: Tracked) -> Option<PastWay> {
+pub(crate) fn way_of(entry: Tracked) -> Option<Addr> {
     if !entry.flags().contains(CtFlags::PAST) {
         return None;
     }
-    PastWay::of_addr(&entry.aux_addr())
+    Some(entry.aux_addr()).filter(|way| *way != Addr::NONE)
 }
 
 /// Looks after an entry that has a way, now and then: at a packet that opens, and at the first one of a stamp. The flow loses its
@@ -191,8 +196,17 @@ pub(crate) fn withdraw(entry: Tracked) {
 
 /// Sends a packet on as the way in its entry says; through the stack, if it has lost that.
 #[inline(always)]
-pub(crate) fn send(packet: Packet, scratch: &mut Scratch, entry: Tracked, way: PastWay) -> Verdict {
-    scratch::hand_over(&mut scratch.way, way.to_addr());
+pub(crate) fn send(packet: Packet, scratch: &mut Scratch, entry: Tracked, way: Addr) -> Verdict {
+    scratch::hand_over(&mut scratch.way, way);
+    go(packet, entry, &way)
+}
+
+/// The same, with the way in the scratch memory.
+#[inline(always)]
+fn go(packet: Packet, entry: Tracked, way: &Addr) -> Verdict {
+    if let Some(way) = HopWay::of_addr(way) {
+        return hop::send(packet, &way, entry.last_seen());
+    }
     match past_send(packet.as_ptr()) {
         0 => {}
         to if to & PEER != 0 => return Verdict::Peer(to & !PEER),

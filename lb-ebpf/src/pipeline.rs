@@ -22,7 +22,8 @@ use crate::trace::Program;
 use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
 use crate::{
-    bridge, closing, external, fragment, icmp, kernel, maps, parse, past, refuse, rewrite, trace,
+    bridge, closing, external, fragment, hop, icmp, kernel, maps, parse, past, refuse, rewrite,
+    trace,
 };
 
 /// A packet leaves the Pod.
@@ -517,7 +518,7 @@ fn plain_out(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         Committed::Not => Verdict::Pass,
         Committed::New => {
             let to = scratch.parsed.flow;
-            if past::opens(scratch, to, false, now) {
+            if past::opens(scratch, to, false, now) || hop::opens(packet) {
                 past::first(packet, scratch)
             } else {
                 Verdict::Pass
@@ -549,6 +550,7 @@ fn translate(packet: Packet, scratch: &mut Scratch, frontend: &Frontend, now: u3
         return drop_out(DropReason::SourceRange, service_id);
     }
     let by_stack = frontend.flags.contains(FrontendFlags::BY_STACK);
+    scratch::hand_over(&mut scratch.by_stack, u32::from(by_stack));
     match open::to_backend::<Pod>(packet, scratch, (frontend, &client), CtFlags::FORWARD, now) {
         Ok(()) => commit(packet, scratch, by_stack, now),
         Err(verdict) => verdict,
@@ -560,9 +562,9 @@ struct Pod;
 
 impl Opener for Pod {
     #[inline(always)]
-    fn place(_: Packet, scratch: &mut Scratch) -> Result<(), Verdict> {
+    fn place(packet: Packet, scratch: &mut Scratch) -> Result<(), Verdict> {
         let Scratch { parsed, nat, .. } = scratch;
-        nat.stand_in = Addr::NONE;
+        scratch::hand_over(&mut nat.stand_in, Addr::NONE);
         if nat.target.addr == parsed.flow.src {
             nat.flags |= CtFlags::HAIRPIN;
             nat.stand_in = kernel::hairpin_addr(parsed.v4);
@@ -571,7 +573,11 @@ impl Opener for Pod {
         nat.veth = 0;
         let own = How::OWN.when(nat.flags.contains(CtFlags::HAIRPIN));
         let backend = (nat.target.addr, nat.target.port);
-        policy::admit(scratch, backend, own | How::SENT).map_err(Verdict::Drop)
+        policy::admit(scratch, backend, own | How::SENT).map_err(Verdict::Drop)?;
+        if own == How::NONE && hop::opens_to_target(packet) {
+            scratch.nat.flags |= CtFlags::PAST;
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -588,7 +594,7 @@ impl Opener for Pod {
 /// Commits the flow and sends its first packet on.
 #[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, by_stack: bool, now: u32) -> Verdict {
-    if !scratch.nat.flags.contains(CtFlags::HAIRPIN) {
+    if !scratch.nat.flags.intersects(CtFlags::HAIRPIN | CtFlags::PAST) {
         let Scratch { parsed, nat, .. } = scratch;
         let Target { addr: dst, port: dport, .. } = nat.target;
         let to = Flow { dst, dport, sport: nat.port, ..parsed.flow };

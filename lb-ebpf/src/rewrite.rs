@@ -96,16 +96,8 @@ pub(crate) fn forwarded(packet: Packet, parsed: &Parsed, to: &Flow) -> Result<()
     let from = &parsed.flow;
     let diff = csum::add(csum::diff(&from.src, &to.src), csum::diff(&from.dst, &to.dst));
     if parsed.v4 {
-        let Some([ttl, proto, c0, c1]) = packet.load::<[u8; 4]>(L3 + 8) else {
-            return Err(HelperError);
-        };
-        let less = ttl.wrapping_sub(1);
-        // TTL is one half of its checksummed word; the other does not change.
-        let hop = csum::add(word(!ttl, !0), word(less, 0));
-        let checksum = !u16::from_ne_bytes([c0, c1]);
-        let [c0, c1] =
-            (!csum::fold(csum::add(csum::add(diff, hop), u32::from(checksum)))).to_ne_bytes();
-        let head = u32::from_ne_bytes([less, proto, c0, c1]);
+        let Some(head) = packet.load::<[u8; 4]>(L3 + 8) else { return Err(HelperError) };
+        let head = ttl_word(head, diff);
         packet.store(L3 + 8, &[head, to.src.word3().to_wire(), to.dst.word3().to_wire()])?;
     } else {
         let Some(hops) = packet.load::<u8>(L3 + 7) else { return Err(HelperError) };
@@ -125,6 +117,31 @@ pub(crate) fn forwarded(packet: Packet, parsed: &Parsed, to: &Flow) -> Result<()
     let diff = ports(to).iter().fold(diff, |sum, port| csum::add(sum, u32::from(*port)));
     packet.l4_csum_ports(offset, diff, kind)?;
     packet.store(parsed.l4, &ports(to))
+}
+
+/// Makes the packet's hops one less: we are a router on its way. The caller has seen that more than one is left.
+#[inline(always)]
+pub(crate) fn one_hop_less(packet: Packet, v4: bool) -> Result<(), HelperError> {
+    if !v4 {
+        let Some(hops) = packet.load::<u8>(L3 + 7) else { return Err(HelperError) };
+        return packet.store(L3 + 7, &hops.wrapping_sub(1));
+    }
+    let Some([ttl, proto, c0, c1]) = packet.load::<[u8; 4]>(L3 + 8) else {
+        return Err(HelperError);
+    };
+    packet.store(L3 + 8, &ttl_word([ttl, proto, c0, c1], 0))
+}
+
+/// The word of an IPv4 header with TTL, protocol and checksum, as it is with one hop less and what `diff` says.
+#[inline(always)]
+fn ttl_word([ttl, proto, c0, c1]: [u8; 4], diff: u32) -> u32 {
+    let less = ttl.wrapping_sub(1);
+    // TTL is one half of its checksummed word; the other does not change.
+    let hop = csum::add(word(!ttl, !0), word(less, 0));
+    let checksum = !u16::from_ne_bytes([c0, c1]);
+    let sum = csum::add(csum::add(diff, hop), u32::from(checksum));
+    let [c0, c1] = (!csum::fold(sum)).to_ne_bytes();
+    u32::from_ne_bytes([less, proto, c0, c1])
 }
 
 /// Two bytes as a word of a checksum.

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::bpf_fib_lookup;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use crate::packet::{Packet, Route};
+use crate::packet::{self, Packet, Route};
 use crate::parsed::{L3, Parsed};
 use crate::scratch::Scratch;
 
@@ -61,15 +61,28 @@ pub(crate) fn device(packet: Packet, scratch: &mut Scratch, src: &Addr, dst: &Ad
     }
 }
 
+/// The answer to the question in `fib`, whatever the packet's size and hops: the device, the next hop's IPv4 address (0 = it is
+/// reached by IPv6), and the largest IP packet in bytes (0 = not known before the neighbor is).
+#[inline(always)]
+pub(crate) fn hop(packet: Packet, fib: &mut bpf_fib_lookup) -> Option<(u32, u32, u16)> {
+    /// The kernel tells the MTU only where it has a length to compare it with, and leaves that length where it does not.
+    const LEAST: u16 = 1;
+    fib.__bindgen_anon_1.tot_len = LEAST;
+    let Route::Via(device) = packet.route(fib) else { return None };
+    let (mtu, next4) = packet::mtu_and_hop(fib);
+    let next4 = if fib.family == AF_INET { next4 } else { 0 };
+    Some((device, next4, if mtu == LEAST { 0 } else { mtu }))
+}
+
 /// Hops that the packet has left (TTL, hop limit).
 #[inline(always)]
-fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
+pub(crate) fn ttl(packet: Packet, parsed: &Parsed) -> Option<u8> {
     packet.load::<u8>(if parsed.v4 { L3 + 8 } else { L3 + 7 })
 }
 
 /// Bytes of the IP packet, or of each that it will be cut into.
 #[inline(always)]
-fn length(packet: Packet, parsed: &Parsed) -> u16 {
+pub(crate) fn length(packet: Packet, parsed: &Parsed) -> u16 {
     let segment = packet.segment();
     let headers = (parsed.l4 - L3) as u32;
     let whole = match (segment, parsed.flow.proto) {

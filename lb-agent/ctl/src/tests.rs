@@ -325,6 +325,7 @@ fn status_of_a_healthy_node() {
             flow_stack_pod      0
             flow_stack_service  0
             flow_peer           0
+            flow_hop            0
         "#]],
     );
 }

@@ -19,6 +19,7 @@ pub mod netlink;
 pub mod netns;
 pub mod polls;
 pub mod qdisc;
+pub mod reverse_path;
 pub mod uplinks;
 mod veths;
 

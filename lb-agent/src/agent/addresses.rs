@@ -11,8 +11,8 @@ use lb_common::addr::Addr;
 use lb_common::endpoint::{Dev, DevFlags, Ident, IdentFlags};
 
 use lb_core::plan::Actual;
-use lb_kernel::devices::Devices;
 use lb_kernel::devices::addresses::AddressPair as OfDevice;
+use lb_kernel::devices::{Devices, reverse_path};
 
 const LOCAL_NODE: Ident = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
 
@@ -36,8 +36,14 @@ impl NodeAddresses {
         self.ident = idents(devices.host().reachable(), behind, &self.ident);
     }
 
-    /// What `devs` should say. `node` are the node's own addresses as Kubernetes knows them.
-    pub(super) fn devs(&mut self, devices: &Devices, node: &[Addr]) -> BTreeMap<u32, Dev> {
+    /// What `devs` should say. `node` are the node's own addresses as Kubernetes knows them; `past` says by which devices flows
+    /// to and from Pods of other nodes may go past the IP stack.
+    pub(super) fn devs(
+        &mut self,
+        devices: &Devices,
+        node: &[Addr],
+        past: impl Fn(u32) -> bool,
+    ) -> BTreeMap<u32, Dev> {
         self.named = node.into();
         let host: HashSet<Addr> = devices.host().reachable().map(Addr::from_ip).collect();
         let named = node.iter().filter(|addr| host.contains(addr));
@@ -45,7 +51,10 @@ impl NodeAddresses {
         let pod_bridges = devices.pod_bridges();
         let devs = devices.routed().map(|(ifindex, uplink)| {
             let main = devices.host().main(ifindex);
-            (ifindex, dev(main.or(standing), uplink.mtu, pod_bridges.contains(&ifindex)))
+            let flags = DevFlags::PODS.when(pod_bridges.contains(&ifindex))
+                | DevFlags::HOP_OK.when(past(ifindex))
+                | DevFlags::STRICT.when(reverse_path::is_strict(&uplink.name));
+            (ifindex, dev(main.or(standing), uplink.mtu, flags))
         });
         devs.collect()
     }
@@ -101,9 +110,8 @@ fn first<'a>(addresses: impl Iterator<Item = &'a Addr>) -> OfDevice {
     })
 }
 
-fn dev(source: OfDevice, mtu: u32, of_pods: bool) -> Dev {
+fn dev(source: OfDevice, mtu: u32, flags: DevFlags) -> Dev {
     let addr = |ip: Option<IpAddr>| ip.map_or(Addr::NONE, Addr::from_ip);
-    let flags = DevFlags::PODS.when(of_pods);
     Dev { masquerade4: addr(source.ip4), masquerade6: addr(source.ip6), mtu, flags }
 }
 
@@ -154,13 +162,13 @@ mod tests {
     fn the_source_of_masqueraded_flows() {
         let node = [addr("2001:db8::1"), addr("192.0.2.1"), addr("192.0.2.2")];
         let main = OfDevice { ip4: Some("198.51.100.1".parse().unwrap()), ip6: None };
-        let got = dev(main.or(first(node.iter())), 1450, false);
+        let got = dev(main.or(first(node.iter())), 1450, DevFlags::NONE);
         assert_eq!((got.masquerade4, got.masquerade6), (addr("198.51.100.1"), addr("2001:db8::1")));
-        let got = dev(OfDevice::default().or(first(node.iter())), 1450, true);
+        let got = dev(OfDevice::default().or(first(node.iter())), 1450, DevFlags::PODS);
         assert_eq!(
             (got.masquerade4, got.mtu, got.flags),
             (addr("192.0.2.1"), 1450, DevFlags::PODS)
         );
-        assert_eq!(dev(OfDevice::default(), 9, false).masquerade4, Addr::NONE);
+        assert_eq!(dev(OfDevice::default(), 9, DevFlags::NONE).masquerade4, Addr::NONE);
     }
 }

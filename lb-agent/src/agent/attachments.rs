@@ -131,9 +131,17 @@ impl Attachments {
 
     /// How far the programs of Pods' devices are.
     pub(super) fn progress(&self) -> Progress {
+        self.progress_of(|role| role == Role::Pod)
+    }
+
+    /// The same of the other devices whose frames they can read.
+    pub(super) fn uplink_progress(&self) -> Progress {
+        self.progress_of(|role| matches!(role, Role::Uplink { layer: Layer::Ethernet, .. }))
+    }
+
+    fn progress_of(&self, is_meant: impl Fn(Role) -> bool) -> Progress {
         let mut progress = Progress::default();
-        for (ifindex, device) in self.devices.iter().filter(|(_, device)| device.role == Role::Pod)
-        {
+        for (ifindex, device) in self.devices.iter().filter(|(_, device)| is_meant(device.role)) {
             match device.stage {
                 Stage::Attached => drop(progress.attached.insert(*ifindex)),
                 Stage::Attaching => drop(progress.attaching.insert(*ifindex)),
@@ -215,6 +223,14 @@ mod tests {
         assert_eq!((all.count("dev_in"), all.count("dev_out")), ((1, 1), (1, 1)));
         assert_eq!((all.pods(), all.n_uplinks()), ((2, 2), (1, 1)));
         assert_eq!(all.uplinks().collect::<Vec<_>>(), [(2, Layer::Ethernet)]);
+        let ip = Role::Uplink { layer: Layer::Ip, departures: false };
+        all.begin(Attachment { ifindex: 3, role: ip, since });
+        all.begin(Attachment { ifindex: 4, role: UPLINK, since });
+        all.attached((3, ip), Ok(()), since);
+        let progress = all.uplink_progress();
+        assert_eq!((progress.attached, progress.attaching), ([2].into(), [4].into()));
+        all.gone(3);
+        all.gone(4);
         all.gone(2);
         assert_eq!(all.n_uplinks(), (0, 0));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::config;
-use lb_common::endpoint::{IdentFlags, PodEntry};
+use lb_common::endpoint::{Dev, DevFlags, IdentFlags, PodEntry};
 use lb_common::past::StackReason;
 use tracing::{debug, error, info, warn};
 
@@ -108,11 +108,23 @@ impl Agent {
         self.dirty.merge(self.cluster.apply(event));
         let tunnels = self.devices.tunnel_ports().into_iter().collect();
         self.dirty.merge(self.cluster.apply(cluster::Event::Tunnels(tunnels)));
+        self.write_devs();
+        self.write_policies();
+    }
+
+    /// Brings the map about the devices that packets leave by to what it should say.
+    fn write_devs(&mut self) {
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
-        let devs = self.addresses.devs(&self.devices, node);
+        let written = &self.planner.actual().devs;
+        let had = |ifindex| {
+            let dev = written.get(&ifindex);
+            dev.is_some_and(|dev: &Dev| dev.flags.contains(DevFlags::HOP_OK))
+        };
+        let progress = self.attachments.uplink_progress();
+        let past = |ifindex| self.past.may_hop(ifindex, &progress, had(ifindex));
+        let devs = self.addresses.devs(&self.devices, node, past);
         let plan = self.planner.plan_devs(&devs);
         self.write(plan);
-        self.write_policies();
     }
 
     /// Finds out which Pod is behind which device, and writes the results except for groups.
@@ -203,11 +215,13 @@ impl Agent {
         for reason in ends.filter_map(|end| StackReason::among(end.flags.bits()).next()) {
             *by_reason.entry(reason).or_default() += 1;
         }
+        let devs = actual.devs.iter().filter(|(_, dev)| dev.flags.contains(DevFlags::HOP_OK));
         PastFacts {
             settings: self.past.settings(),
             host_rule: self.past.host_rule(),
             pods: actual.locals.values().filter(|end| end.ifindex != 0).count(),
             by_reason,
+            hops: devs.map(|(ifindex, _)| self.devices.name(*ifindex)).collect(),
         }
     }
 
@@ -269,9 +283,10 @@ impl Agent {
         if let Some(gap) = self.attachments.attached((ifindex, role), result, Instant::now()) {
             self.metrics.ours.attach_gap.inc_by(gap.as_secs_f64());
         }
-        if role == Role::Pod {
-            self.past.look(ifindex, self.mechanism);
-            self.write_locals();
+        self.past.look(ifindex, self.mechanism);
+        match role {
+            Role::Pod => self.write_locals(),
+            Role::Uplink { .. } => self.write_devs(),
         }
     }
 
@@ -282,7 +297,8 @@ impl Agent {
             self.device(event);
         }
         let known: Vec<u32> = self.devices.veths().map(|veth| veth.ifindex).collect();
-        for ifindex in &known {
+        let uplinks = self.attachments.uplink_progress().attached;
+        for ifindex in known.iter().chain(&uplinks) {
             self.past.look(*ifindex, self.mechanism);
         }
         self.write_addresses();

@@ -1,4 +1,5 @@
-//! What is known of a Pod's device → whether its flows may go past the IP stack.
+//! What is known of a Pod's device → whether its flows may go past the IP stack; and of other devices → whether flows to Pods of
+//! other nodes may leave and come in by them so.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +86,8 @@ impl Past {
             PastStack::Auto => true,
             PastStack::On => false,
         };
+        // The rules are judged for packets between the Pods of this node only.
+        let past = SettingFlags::LOCAL_PAST | SettingFlags::HOP_PAST.when(!auto);
         let Some(JudgedRules { judgement, loose, .. }) = &self.judged else {
             let is_past = self.former.contains(SettingFlags::LOCAL_PAST);
             return if is_past { self.former } else { because(StackReason::RulesUnread) };
@@ -94,11 +97,11 @@ impl Past {
             HostJudgement::Unknown(_) if auto => StackReason::RulesUnknown,
             HostJudgement::Engine(_) => StackReason::PolicyEngine,
             HostJudgement::Harmless | HostJudgement::Rule(_) | HostJudgement::Unknown(_) => {
-                return SettingFlags::LOCAL_PAST;
+                return past;
             }
         };
         // Where netfilter refuses connections that it has not seen begin, those that are past it stay there.
-        let kept = SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY;
+        let kept = past | SettingFlags::KNOWN_PAST_ONLY;
         because(reason) | kept.when(!loose)
     }
 
@@ -130,7 +133,7 @@ impl Past {
         match neighbors::look(ifindex, mechanism) {
             Ok(found) => drop(self.neighbors.insert(ifindex, found)),
             Err(err) => {
-                warn!(ifindex, %err, "cannot list the programs of a device; the flows of its Pod go through the IP stack")
+                warn!(ifindex, %err, "cannot list the programs of a device; its flows go through the IP stack")
             }
         }
     }
@@ -138,6 +141,15 @@ impl Past {
     /// A device is gone.
     pub(super) fn gone(&mut self, ifindex: u32) {
         self.neighbors.remove(&ifindex);
+    }
+
+    /// Whether flows to and from Pods of other nodes may leave and come in by a device, as far as it is about the device. `had`:
+    /// it was allowed before, which holds while its programs are being attached again.
+    pub(super) fn may_hop(&self, ifindex: u32, progress: &Progress, had: bool) -> bool {
+        if progress.attached.contains(&ifindex) {
+            return self.neighbors.get(&ifindex).is_some_and(|found| !found.ingress);
+        }
+        had && progress.attaching.contains(&ifindex)
     }
 
     /// How packets reach the Pods behind these devices.
@@ -254,6 +266,24 @@ mod tests {
     }
 
     #[test]
+    fn each_doubt_sends_the_flows_of_a_device_through_the_stack() {
+        let attached = Progress { attached: [5].into(), ..Progress::default() };
+        let attaching = Progress { attaching: [5].into(), ..Progress::default() };
+        let cases = [
+            ("alone", beside(NONE), &attached, [true, true]),
+            ("a queue there", beside(Neighbors { queue: true, ..NONE }), &attached, [true, true]),
+            ("others", beside(Neighbors { ingress: true, ..NONE }), &attached, [false, false]),
+            ("not known", Past::default(), &attached, [false, false]),
+            ("not attached, or no Ethernet", beside(NONE), &Progress::default(), [false, false]),
+            ("the agent has just started", Past::default(), &attaching, [false, true]),
+        ];
+        for (name, past, progress, want) in cases {
+            let may = [false, true].map(|had| past.may_hop(5, progress, had));
+            assert_eq!(may, want, "{name}");
+        }
+    }
+
+    #[test]
     fn each_doubt_sends_the_flows_of_a_pod_through_the_stack() {
         let veth = Veth { far: far(), ..pods::tests::veth() };
         let alone = || beside(NONE);
@@ -296,6 +326,8 @@ mod tests {
         let unknown = || HostJudgement::Unknown("permission denied".to_owned());
         let on = SettingFlags::LOCAL_PAST;
         let kept = on | SettingFlags::KNOWN_PAST_ONLY;
+        // Also between nodes.
+        let all = on | SettingFlags::HOP_PAST;
         let because = |reason: StackReason| SettingFlags::from_bits(reason.bit());
         let (auto, forced) = (PastStack::Auto, PastStack::On);
         for (mode, former, found, want) in [
@@ -306,8 +338,8 @@ mod tests {
             (auto, on, Some(judged(rule(), true)), because(StackReason::HostRule)),
             (auto, on, Some(judged(rule(), false)), because(StackReason::HostRule) | kept),
             (auto, on, Some(judged(unknown(), true)), because(StackReason::RulesUnknown)),
-            (forced, on, Some(judged(rule(), true)), on),
-            (forced, on, Some(judged(unknown(), true)), on),
+            (forced, on, Some(judged(rule(), true)), all),
+            (forced, on, Some(judged(unknown(), true)), all),
             (forced, on, Some(judged(engine(), true)), because(StackReason::PolicyEngine)),
             (PastStack::Off, on, Some(judged(rule(), true)), because(StackReason::Setting)),
         ] {

@@ -73,6 +73,8 @@ pub(super) struct PastFacts<'a> {
     pub pods: usize,
     /// Pods by the first reason why their flows go through the IP stack.
     pub by_reason: BTreeMap<StackReason, usize>,
+    /// Devices by which flows to and from Pods of other nodes may go past it.
+    pub hops: Vec<&'a str>,
 }
 
 /// The lines, in the order to be shown.
@@ -215,7 +217,7 @@ fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
 
 /// Flows that go through the IP stack arrive, too, so this is never degraded.
 fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
-    let PastFacts { settings, host_rule, pods, by_reason } = &facts.past;
+    let PastFacts { settings, host_rule, pods, by_reason, hops } = &facts.past;
     let of_node: Vec<StackReason> = StackReason::among(settings.bits()).collect();
     if let Some(first) = of_node.first() {
         let rule = if host_rule.is_empty() { "" } else { ": " };
@@ -239,6 +241,10 @@ fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         let others = by_reason.iter().map(|(reason, n)| format!("{} {n}", reason.name()));
         detail += &format!("; others: {}", others.collect::<Vec<_>>().join(", "));
     }
+    detail += &match hops[..] {
+        [] => "; no device for flows to other nodes".to_owned(),
+        _ => format!("; flows to other nodes by {}", hops.join(", ")),
+    };
     line("past-stack", State::Ok, detail)
 }
 

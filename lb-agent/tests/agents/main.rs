@@ -19,6 +19,7 @@ mod beside;
 mod churn;
 mod cluster_ip;
 mod explain;
+mod hop;
 mod host;
 mod identity;
 mod input;

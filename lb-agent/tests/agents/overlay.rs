@@ -24,7 +24,7 @@ const SIZES: [usize; 5] = [1_422, 1_423, 1_450, 1_472, 4_000];
 /// How long a datagram may take there and back.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn connect(node: &Node, mtu: u16) {
+pub(crate) fn connect(node: &Node, mtu: u16) {
     let (me, other) = if node.name == "a" { (1, 2) } else { (2, 1) };
     node.netns
         .ip(&format!(

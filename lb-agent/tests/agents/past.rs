@@ -27,10 +27,10 @@ const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const DENIED: Duration = Duration::from_millis(400);
 
 /// Counts what netfilter sees of forwarded flows, for those who list the rule: a counter with a name would be a reason.
-const COUNT: &str = "table inet seen {
+pub(crate) const COUNT: &str = "table inet seen {
   chain forward {
     type filter hook forward priority -10; policy accept;
-    meta l4proto { tcp, udp } counter
+    meta l4proto { tcp, udp, icmp, icmpv6 } counter
   }
 }";
 
@@ -45,7 +45,7 @@ spec:
 ";
 
 /// Packets that the node has forwarded.
-fn forwarded(node: &Node) -> u64 {
+pub(crate) fn forwarded(node: &Node) -> u64 {
     let list = ["list", "chain", "inet", "seen", "forward"];
     let text = node.netns.output(Command::new("nft").args(list)).unwrap();
     let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);

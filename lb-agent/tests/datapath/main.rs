@@ -12,6 +12,7 @@
 )]
 
 mod forged;
+mod hop;
 mod mutants;
 mod oracle;
 mod outside;

@@ -9,6 +9,7 @@ use crate::model::DesiredNode;
 
 /// The flags of the settings about flows past the IP stack, and those of the reasons against it.
 pub const ABOUT_PAST: SettingFlags = SettingFlags::LOCAL_PAST
+    .with(SettingFlags::HOP_PAST)
     .with(SettingFlags::KNOWN_PAST_ONLY)
     .with(SettingFlags::from_bits(!0 << StackReason::FIRST_BIT));
 

@@ -299,7 +299,7 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
         expect![[r#"
             PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES
-            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           hop    ESTABLISHED  3s    23h
+            TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           veth   ESTABLISHED  3s    23h
             TCP    203.0.113.5:4000  10.96.0.99:443  #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s
             TCP    203.0.113.6:4001  10.96.0.10:80   default/web:http  default/web-2:8080  192.0.2.1:61000  hop    ESTABLISHED  5s    23h
         "#]],
@@ -311,7 +311,7 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
         expect![[r#"
             PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
             TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  5s    23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
-            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           hop    ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           veth   ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
             TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
             TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           hop    NEW          2s    58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
             TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  3s    23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
