@@ -112,7 +112,7 @@ fn open(packet: Packet, scratch: &mut Scratch, veth: u32, now: u32) -> u32 {
     if conntrack::is_mid_flow(parsed)
         || parsed.later
         || parsed.tcp_flags & tcp::RST != 0
-        || !maps::ident(ends.2).is_some_and(ways::is_elsewhere)
+        || !hop::is_elsewhere(ends.2)
     {
         return 0;
     }

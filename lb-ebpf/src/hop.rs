@@ -58,7 +58,7 @@ extern "C" fn hop_open(skb: *mut __sk_buff, to_target: u32) -> u32 {
         0 => (&parsed.flow.dst, way),
         _ => (&nat.target.addr, &mut nat.stand_in),
     };
-    if !maps::ident(dst).is_some_and(hop::is_elsewhere) {
+    if !is_elsewhere(dst) {
         return 0;
     }
     let Some(sender) = hand.get(*ifindex) else { return 0 };
@@ -74,6 +74,12 @@ extern "C" fn hop_open(skb: *mut __sk_buff, to_target: u32) -> u32 {
     *place = found.to_addr();
     maps::count(Counter::FlowHop);
     1
+}
+
+/// Whether an address is that of a Pod of another node, or of the range that it takes its Pods' addresses from.
+#[inline(always)]
+pub(crate) fn is_elsewhere(addr: &Addr) -> bool {
+    maps::ident(addr).map_or_else(|| maps::is_pods_elsewhere(addr), hop::is_elsewhere)
 }
 
 /// The way that new flows of the Pod with this device and number have to another node, if they may have one.

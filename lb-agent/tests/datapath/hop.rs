@@ -600,3 +600,24 @@ fn pieces_of_a_datagram_go_one_way() {
         }
     }
 }
+
+#[test]
+fn a_pod_that_is_known_by_the_range_of_its_node_alone_is_one() {
+    for family in &FAMILIES {
+        for in_range in [true, false] {
+            let mut bed = receiving();
+            bed.remove::<_, Ident>("ident", key_of(family.far_pod));
+            if in_range {
+                let bits = if family.v4() { 96 + 24 } else { 64 };
+                bed.put_prefix("pod_ranges", bits, key_of(family.far_pod), 1_u32);
+            }
+            let (pod, far) = (family.at(family.pod, 4000), family.at(family.far_pod, 80));
+            let text = format!("{pod} > {far} tcp S");
+            let (verdict, _) = bed.leave_bytes(&packet::build(&text));
+            assert_eq!(verdict == Verdict::Redirect, in_range, "{text}");
+            let (pod, far) = (family.at(family.pod, 8080), family.at(family.far_pod, 4000));
+            let told = arrive(&bed, &format!("{far} > {pod} tcp S"));
+            assert_eq!(told.starts_with("redirect"), in_range, "{told}");
+        }
+    }
+}
