@@ -3,7 +3,8 @@
 //! `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) reads a whole map: two calls an entry (next key, value) would cost a fifth of
 //! a second for 131,072 conntrack entries; in batches of 4,096 it is a few milliseconds. `SO_NETNS_COOKIE` (Linux
 //! 5.14) tells which network namespace we are in, as the programs see it. `MADV_DONTNEED` gives back the pages of our
-//! own code that are not in use. `IPT_SO_GET_ENTRIES` reads a legacy table of iptables.
+//! own code that are not in use. `IPT_SO_GET_ENTRIES` reads a legacy table of iptables. `BPF_PROG_QUERY` counts the programs of a
+//! device.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -226,6 +227,51 @@ fn lookup<K: Pod, V: Pod>(
     };
     let n = attr.count as usize;
     if result < 0 { Err((Errno::last(), n)) } else { Ok(n) }
+}
+
+/// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+const BPF_PROG_QUERY: i64 = 16;
+
+/// The part `query` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// A hook of a device for TCX programs: its number in `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug)]
+pub enum TcxHook {
+    /// What comes in.
+    Ingress = 46,
+    /// What leaves.
+    Egress = 47,
+}
+
+/// Number of TCX programs at a hook. Aya tells more of them, for which it needs their descriptors and hence CAP_SYS_ADMIN.
+///
+/// # Errors
+/// When there is no such device, or the kernel has no TCX or refuses (CAP_NET_ADMIN is missing).
+pub fn count_tcx(ifindex: u32, hook: TcxHook) -> io::Result<u32> {
+    let mut attr =
+        QueryAttr { target_ifindex: ifindex, attach_type: hook as u32, ..QueryAttr::default() };
+    // SAFETY: `attr` has the layout of the kernel's union for this command and lives for the call. It has no pointers: without
+    // a place for ids the kernel writes their number alone.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of::<QueryAttr>())
+    };
+    Errno::result(result)?;
+    Ok(attr.count)
 }
 
 /// Cookie of this thread's network namespace.

@@ -88,8 +88,11 @@ impl Agent {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
-        let mut command = Command::new(&self.binary);
+        // What the DaemonSet gives it, and no more: the kernel allows more to a process with all capabilities.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--bounding-set", "-all,+net_admin,+perfmon,+bpf", "--inh-caps", "-all", "--"])
+            .arg(&self.binary)
             .arg("run")
             .args(["--node-name", &self.node.name])
             .arg("--manifests")

@@ -4,11 +4,9 @@
 
 use std::io;
 
-use aya::programs::tc::TcAttachType;
-use aya::programs::{NetworkInterface, SchedClassifier};
-
 use crate::bpf::attach::Mechanism;
 use crate::devices::qdisc::{self, Qdiscs};
+use crate::syscall::{self, TcxHook};
 
 /// What there is beside our programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,16 +33,15 @@ pub fn look(ifindex: u32, mechanism: Mechanism) -> io::Result<Neighbors> {
         return Ok(Neighbors::UNKNOWN);
     }
     let others = |hook| {
-        let device = NetworkInterface::Index(ifindex);
-        let (_, programs) = SchedClassifier::query_tcx(device, hook).map_err(io::Error::other)?;
-        io::Result::Ok(programs.len() != 1)
+        let programs = syscall::count_tcx(ifindex, hook)?;
+        io::Result::Ok(programs != 1)
     };
     let Qdiscs { ingress, queues: queue } = qdisc::of_device(ifindex)?;
     // A qdisc there has filters, or is about to get some.
     let filters = ingress.is_some();
     Ok(Neighbors {
-        ingress: others(TcAttachType::Ingress)? || filters,
-        egress: others(TcAttachType::Egress)? || filters,
+        ingress: others(TcxHook::Ingress)? || filters,
+        egress: others(TcxHook::Egress)? || filters,
         queue,
     })
 }
