@@ -1,4 +1,5 @@
-//! The firewall rules of the node as records, and whether they matter to packets between its Pods ([`judge`]).
+//! The firewall rules of the node as records, and whether they matter to packets between its Pods ([`judge`]), or between them and
+//! Pods of other nodes ([`judge_across`]).
 //!
 //! nf_tables and the legacy tables of iptables become the same records. A rule is a row of steps. What is not understood of a
 //! condition is a condition that may hold or not; what is not understood of an action is an action that matters.
@@ -7,11 +8,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+mod class;
 mod judge;
+pub mod routing;
 #[cfg(test)]
 mod tests;
 
-pub use self::judge::{HostJudgement, PodTraffic, judge};
+pub use self::class::PodTraffic;
+pub use self::judge::{HostJudgement, judge, judge_across};
 
 /// All tables with chains that forwarded packets pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +83,10 @@ pub enum ChainHook {
     Forward,
     /// Before it leaves.
     Postrouting,
+    /// When a bridge hands it to the node. Of bridges only: Pods' packets are for no address of the node.
+    Input,
+    /// When the node hands it to a bridge.
+    Output,
     /// When it comes in by a device.
     Ingress,
 }
@@ -186,22 +194,38 @@ impl RuleCondition {
         Self { field, ranges: vec![(value.clone(), value)], ..Self::UNKNOWN }
     }
 
-    /// Whether it holds for this value of its field.
-    fn holds(&self, value: &[u8]) -> bool {
-        let at = |bytes: &[u8], i: usize, default: u8| bytes.get(i).copied().unwrap_or(default);
-        let compared: Vec<u8> = value
-            .iter()
-            .enumerate()
-            .map(|(i, byte)| {
-                let mask = if self.mask.is_empty() { 0xff } else { at(&self.mask, i, 0) };
-                (byte & mask) ^ at(&self.flipped, i, 0)
-            })
-            .collect();
+    /// Whether it holds for all values of its field from the first to the last one of a range, whose bits are those of both or any,
+    /// or for none; `None` = for some, or it is not known.
+    fn holds(&self, (low, high): (&[u8], &[u8])) -> Option<bool> {
+        // Where bits are flipped, what lies between two values does not lie between them any more.
+        if low != high && !self.flipped.is_empty() {
+            return None;
+        }
+        let (low, high) = (self.compared(low), self.compared(high));
+        let begin = |value: &[u8], bound: &[u8]| value.get(..bound.len()).unwrap_or(value).to_vec();
         let is_in = |(first, last): &(Vec<u8>, Vec<u8>)| {
-            let begin = |bound: &[u8]| compared.get(..bound.len()).unwrap_or(&compared).to_vec();
-            begin(first) >= *first && begin(last) <= *last
+            begin(&low, first) >= *first && begin(&high, last) <= *last
         };
-        self.ranges.iter().any(is_in) != self.inverted
+        let is_out = |(first, last): &(Vec<u8>, Vec<u8>)| {
+            begin(&high, first) < *first || begin(&low, last) > *last
+        };
+        if self.ranges.iter().any(is_in) {
+            Some(!self.inverted)
+        } else if self.ranges.iter().all(is_out) {
+            Some(self.inverted)
+        } else {
+            None
+        }
+    }
+
+    /// The bits of a value that are compared.
+    fn compared(&self, value: &[u8]) -> Vec<u8> {
+        let at = |bytes: &[u8], i: usize, default: u8| bytes.get(i).copied().unwrap_or(default);
+        let bits = |(i, byte): (usize, &u8)| {
+            let mask = if self.mask.is_empty() { 0xff } else { at(&self.mask, i, 0) };
+            (byte & mask) ^ at(&self.flipped, i, 0)
+        };
+        value.iter().enumerate().map(bits).collect()
     }
 }
 

@@ -127,6 +127,13 @@ impl Devices {
         self.uplinks.routed()
     }
 
+    /// Those of them that lead to other machines: no bridge of Pods, and none without any port, as container runtimes make them.
+    pub fn outward(&self) -> impl Iterator<Item = (u32, &Uplink)> {
+        let pod_bridges = self.pod_bridges();
+        let is_outward = move |ifindex: &u32| !pod_bridges.contains(ifindex);
+        self.uplinks.leading_out().filter(move |(ifindex, _)| is_outward(ifindex))
+    }
+
     /// Bridges that have Pods' veths as ports.
     pub fn pod_bridges(&self) -> BTreeSet<u32> {
         self.known.bridges()

@@ -9,8 +9,9 @@ use std::{fs, io::Write as _};
 
 use expect_test::expect;
 use lb_common::addr::Addr;
-use lb_core::host_rules::{HostJudgement, PodTraffic, judge};
-use lb_kernel::netfilter;
+use lb_core::host_rules::routing::RoutingDoubt;
+use lb_core::host_rules::{HostJudgement, PodTraffic, judge, judge_across};
+use lb_kernel::{netfilter, routing};
 use testbed::Netns;
 
 /// A ruleset, and how the tools put it into the kernel.
@@ -32,7 +33,7 @@ const LOADED: [(&str, &[&str]); 14] = [
 ];
 const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy-restore"];
 
-/// Two Pods of 10.244.1.0/24 and their IPv6 addresses, behind veths of their own or behind one bridge.
+/// Two Pods of 10.244.1.0/24 and their IPv6 addresses, behind veths of their own or behind one bridge, and other nodes' Pods.
 fn traffic(bridged: bool) -> PodTraffic {
     let addresses = ["10.244.1.2", "10.244.1.3", "fd00:10::2", "fd00:10::3"];
     let addresses = addresses.map(|text| Addr::from_ip(text.parse().unwrap()));
@@ -40,7 +41,14 @@ fn traffic(bridged: bool) -> PodTraffic {
     let veths: BTreeSet<_> = [(11, "veth11"), (12, "veth12")].map(device).into();
     let bridge: BTreeSet<_> = [device((4, "cni0"))].into();
     let (routed, ports) = if bridged { (bridge, veths) } else { (veths, BTreeSet::new()) };
-    PodTraffic { addresses: addresses.into(), routed, ports }
+    let elsewhere = ["10.244.0.0/24", "10.244.2.0/24", "fd00:10:0:2::/64"];
+    PodTraffic {
+        addresses: addresses.into(),
+        routed,
+        ports,
+        outward: [device((2, "eth0")), device((3, "flannel.1"))].into(),
+        elsewhere: elsewhere.map(|text| text.parse().unwrap()).into(),
+    }
 }
 
 /// A namespace that goes with its owner.
@@ -77,9 +85,16 @@ fn word(judgement: HostJudgement) -> String {
     }
 }
 
-fn judged(netns: &Netns, bridged: bool) -> String {
-    let read = netns.enter(netfilter::read).unwrap();
-    word(judge(&read.unwrap(), &traffic(bridged)))
+/// For packets within the node, and for those between nodes.
+fn judged(netns: &Netns, bridged: bool) -> [String; 2] {
+    let read = netns.enter(netfilter::read).unwrap().unwrap();
+    let traffic = traffic(bridged);
+    [word(judge(&read, &traffic)), word(judge_across(&read, &traffic))]
+}
+
+/// Both, or one if it is as the other.
+fn line([within, across]: &[String; 2]) -> String {
+    if within == across { within.clone() } else { format!("{within}; between nodes {across}") }
 }
 
 #[test]
@@ -100,7 +115,7 @@ fn the_rules_of_real_tools_are_understood() {
             }
             let routed = judged(&netns.0, false);
             assert_eq!(routed, judged(&netns.0, true), "{name} is not about devices of Pods");
-            writeln!(found, "{name} by {program}: {routed}").unwrap();
+            writeln!(found, "{name} by {program}: {}", line(&routed)).unwrap();
         }
     }
     expect![[r#"
@@ -115,8 +130,8 @@ fn the_rules_of_real_tools_are_understood() {
         docker-flannel.rules by iptables-legacy-restore: past
         kube-proxy.rules by iptables-nft-restore: past
         kube-proxy.rules by iptables-legacy-restore: past
-        bridge-plugin.rules by iptables-nft-restore: past
-        bridge-plugin.rules by iptables-legacy-restore: past
+        bridge-plugin.rules by iptables-nft-restore: past; between nodes rule: ip nat CNI-5a3b9d4f2cbb93f8d7bf1: handle 5: MASQUERADE
+        bridge-plugin.rules by iptables-legacy-restore: past; between nodes rule: iptables-legacy nat CNI-5a3b9d4f2cbb93f8d7bf1: rule 2: MASQUERADE
         calico.rules by iptables-nft-restore: engine: ip filter cali-FORWARD
         calico.rules by iptables-legacy-restore: engine: iptables-legacy filter cali-FORWARD
         ufw.rules by iptables-nft-restore: rule: ip filter ufw-after-logging-forward: handle 17: LOG
@@ -163,6 +178,13 @@ fn a_rule_that_does_something_to_pods_is_named() {
         "table ip n { chain p { type nat hook postrouting priority srcnat; ip daddr != 10.244.0.0/16 masquerade; }\n}\n".to_owned(),
         "table ip n { chain p { type nat hook prerouting priority dstnat; tcp dport 80 redirect to :8080; }\n}\n".to_owned(),
         "table bridge b { chain f { type filter hook forward priority 0; drop; }\n}\n".to_owned(),
+        filter("forward", "oifname \"eth0\" drop"),
+        filter("forward", "iifname \"eth0\" oifname \"veth*\" drop"),
+        filter("forward", "ip saddr 10.244.2.0/25 drop"),
+        "table ip n { chain p { type nat hook postrouting priority srcnat; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; }\n}\n".to_owned(),
+        "table ip n { chain p { type nat hook postrouting priority srcnat; ip saddr 10.244.1.0/24 ip daddr != 10.244.1.0/24 masquerade; }\n}\n".to_owned(),
+        "table bridge b { chain i { type filter hook input priority 0; drop; }\n}\n".to_owned(),
+        "table netdev d { chain i { type filter hook ingress device \"lo\" priority 0; drop; }\n}\n".to_owned(),
         "table arp a { chain f { type filter hook input priority 0; drop; }\n}\n".to_owned(),
     ];
     let mut found = String::new();
@@ -171,10 +193,10 @@ fn a_rule_that_does_something_to_pods_is_named() {
         load(&netns.0, "nft", &case);
         let (routed, bridged) = (judged(&netns.0, false), judged(&netns.0, true));
         let rule = case.split("policy accept; ").last().unwrap();
-        writeln!(found, "{}\n  routed: {routed}", rule.trim_end_matches(['\n', ' ', '}', ';']))
-            .unwrap();
+        let rule = rule.trim_end_matches(['\n', ' ', '}', ';']);
+        writeln!(found, "{rule}\n  routed: {}", line(&routed)).unwrap();
         if routed != bridged {
-            writeln!(found, "  bridged: {bridged}").unwrap();
+            writeln!(found, "  bridged: {}", line(&bridged)).unwrap();
         }
     }
     expect![[r#"
@@ -185,7 +207,7 @@ fn a_rule_that_does_something_to_pods_is_named() {
         counter name c
           routed: rule: inet t x: handle 3: counts or limits by name
         ip saddr 10.244.1.2 ip daddr 10.244.1.3 drop
-          routed: rule: inet t x: handle 3: drop
+          routed: rule: inet t x: handle 3: drop; between nodes past
         ip saddr 10.244.1.7 drop
           routed: past
         ip6 daddr fd00:10::3 tcp dport 80 reject
@@ -203,7 +225,7 @@ fn a_rule_that_does_something_to_pods_is_named() {
           routed: past
           bridged: rule: inet t x: handle 3: drop
         iifname "eth*" drop
-          routed: past
+          routed: past; between nodes rule: inet t x: handle 3: drop
         iif lo drop
           routed: past
         meta mark set 7
@@ -229,7 +251,53 @@ fn a_rule_that_does_something_to_pods_is_named() {
         table bridge b { chain f { type filter hook forward priority 0; drop
           routed: past
           bridged: rule: bridge b f: handle 2: drop
+        oifname "eth0" drop
+          routed: past; between nodes rule: inet t x: handle 3: drop
+        iifname "eth0" oifname "veth*" drop
+          routed: past; between nodes rule: inet t x: handle 3: drop
+          bridged: past
+        ip saddr 10.244.2.0/25 drop
+          routed: past; between nodes rule: inet t x: handle 3: drop
+        table ip n { chain p { type nat hook postrouting priority srcnat; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+          routed: past
+        table ip n { chain p { type nat hook postrouting priority srcnat; ip saddr 10.244.1.0/24 ip daddr != 10.244.1.0/24 masquerade
+          routed: past; between nodes rule: ip n p: handle 2: masq
+        table bridge b { chain i { type filter hook input priority 0; drop
+          routed: past
+          bridged: past; between nodes rule: bridge b i: handle 2: drop
+        table netdev d { chain i { type filter hook ingress device "lo" priority 0; drop
+          routed: past
         table arp a { chain f { type filter hook input priority 0; drop
           routed: past
     "#]].assert_eq(&found);
+}
+
+/// Policies of IPsec and rules about routes, made by real `ip`.
+#[test]
+fn what_else_the_node_does_to_packets_is_read() {
+    let policy = "src 10.244.1.0/24 dst 10.244.2.0/24 dir out tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel";
+    let block = "xfrm policy setdefault fwd block";
+    let cases: [(&str, Option<RoutingDoubt>); 9] = [
+        ("", None),
+        ("rule add priority 100 from 10.244.1.0/24 lookup main", None),
+        ("rule add priority 100 from 172.20.0.0/16 lookup 77", None),
+        ("rule add priority 100 iif lo lookup 77", None),
+        ("rule add priority 100 from 10.244.1.2 lookup 77", Some(rule("ip rule 100"))),
+        ("rule add priority 100 fwmark 0x10/0xf0 lookup 77", Some(rule("ip rule 100"))),
+        ("-6 rule add priority 200 to fd00:10:0:2::/64 lookup 1000", Some(rule("ip -6 rule 200"))),
+        (&format!("xfrm policy add {policy}"), Some(RoutingDoubt::Ipsec)),
+        (block, Some(RoutingDoubt::Ipsec)),
+    ];
+    for (arguments, want) in cases {
+        let netns = Emptied::new("nroute");
+        if !arguments.is_empty() {
+            netns.0.output(Command::new("ip").args(arguments.split(' '))).unwrap();
+        }
+        let read = netns.0.enter(routing::read).unwrap().unwrap();
+        assert_eq!(read.doubt(&traffic(false)), want, "{arguments}: {read:?}");
+    }
+}
+
+fn rule(text: &str) -> RoutingDoubt {
+    RoutingDoubt::Rule(text.to_owned())
 }

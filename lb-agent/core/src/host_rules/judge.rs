@@ -1,31 +1,14 @@
-//! Follows the packets between Pods of this node through the firewall rules of the node: is there a rule that does something to
-//! them? If none does, a flow that goes past netfilter arrives as it would through it.
+//! Follows packets between Pods through the firewall rules of the node: is there a rule that does something to them? If none
+//! does, a flow that goes past netfilter arrives as it would through it.
 //!
-//! Packets are followed in classes: all Pods' packets of one family and one state of their connection together. A field has a
-//! set of values in a class. A condition holds for all of them, for none, or for some. Packets that the connection tracking
-//! calls invalid are in no class: `ct state invalid drop` is there for what it has not seen from the beginning.
+//! Packets are followed in classes ([`super::class`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use lb_common::addr::Addr;
+use super::class::{PacketClass, PodTraffic, TrafficLeg, Truth, classes};
+use super::{BaseChain, HostChain, HostRule, HostRuleset, HostTable, RuleStep, RuleVerdict};
 
-use super::{
-    BaseChain, ChainHook, HostChain, HostRule, HostRuleset, HostTable, PacketField, RuleCondition,
-    RuleStep, RuleVerdict, TableFamily, state,
-};
-
-/// What packets between Pods of this node look like.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodTraffic {
-    /// Addresses of the Pods, of both families.
-    pub addresses: BTreeSet<Addr>,
-    /// Devices by which routed packets come in and leave: veths, and bridges that Pods' veths are ports of.
-    pub routed: BTreeSet<(u32, String)>,
-    /// Pods' veths that are ports of bridges.
-    pub ports: BTreeSet<(u32, String)>,
-}
-
-/// What the rules of the node mean to flows between its Pods. Texts name the rule.
+/// What the rules of the node mean to flows between Pods. Texts name the rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostJudgement {
     /// No rule does anything to them.
@@ -48,13 +31,23 @@ const ENGINE_TABLES: [&str; 4] =
 /// Chains in chains that are followed.
 const DEPTH: usize = 32;
 
-/// Judges the rules for these packets.
+/// Judges the rules for packets between Pods of this node.
 pub fn judge(ruleset: &HostRuleset, traffic: &PodTraffic) -> HostJudgement {
+    judge_for(ruleset, traffic, &[TrafficLeg::Within])
+}
+
+/// Judges the rules for packets between Pods of this node and Pods of others, in both directions.
+pub fn judge_across(ruleset: &HostRuleset, traffic: &PodTraffic) -> HostJudgement {
+    judge_for(ruleset, traffic, &[TrafficLeg::Out, TrafficLeg::In])
+}
+
+fn judge_for(ruleset: &HostRuleset, traffic: &PodTraffic, legs: &[TrafficLeg]) -> HostJudgement {
     let mut findings = RuleFindings::default();
     for table in &ruleset.tables {
         for (name, chain) in &table.chains {
             let Some(base) = &chain.base else { continue };
-            for class in classes(table.family, base, traffic) {
+            let classes = legs.iter().flat_map(|leg| classes(*leg, table.family, base, traffic));
+            for class in classes {
                 let mut walk =
                     ChainWalk { table, class, findings: &mut findings, seen: BTreeMap::new() };
                 walk.base(name, chain, base);
@@ -73,131 +66,6 @@ pub fn judge(ruleset: &HostRuleset, traffic: &PodTraffic) -> HostJudgement {
 struct RuleFindings {
     rule: Option<String>,
     engine: Option<String>,
-}
-
-/// Packets that are followed together.
-#[derive(Clone, Copy)]
-struct PacketClass<'a> {
-    v4: bool,
-    state: u32,
-    addresses: &'a BTreeSet<Addr>,
-    devices: &'a BTreeSet<(u32, String)>,
-    hook: ChainHook,
-}
-
-/// The classes that get to a chain.
-fn classes<'a>(
-    family: TableFamily,
-    base: &BaseChain,
-    traffic: &'a PodTraffic,
-) -> Vec<PacketClass<'a>> {
-    let devices = match family {
-        TableFamily::Bridge => &traffic.ports,
-        TableFamily::V4 | TableFamily::V6 | TableFamily::Inet | TableFamily::Netdev => {
-            &traffic.routed
-        }
-    };
-    let is_here =
-        |name: &String| traffic.routed.iter().chain(&traffic.ports).any(|(_, known)| known == name);
-    if devices.is_empty() || !base.devices.is_empty() && !base.devices.iter().any(is_here) {
-        return Vec::new();
-    }
-    let states: &[u32] = match base.first_only {
-        true => &[state::NEW],
-        false => &[state::NEW, state::ESTABLISHED, state::RELATED],
-    };
-    let has = |v4: bool| traffic.addresses.iter().any(|addr| addr.is_v4() == v4);
-    let families = [
-        (true, !matches!(family, TableFamily::V6) && has(true)),
-        (false, !matches!(family, TableFamily::V4) && has(false)),
-    ];
-    let families = families.into_iter().filter(|(_, there)| *there);
-    let class = |v4: bool, state: u32| PacketClass {
-        v4,
-        state,
-        addresses: &traffic.addresses,
-        devices,
-        hook: base.hook,
-    };
-    families.flat_map(|(v4, _)| states.iter().map(move |state| class(v4, *state))).collect()
-}
-
-impl PacketClass<'_> {
-    /// The values that a field has in packets of the class; `None` = not known.
-    fn values(&self, field: PacketField) -> Option<Vec<Vec<u8>>> {
-        let number = |number: u32| Some(vec![number.to_ne_bytes().to_vec()]);
-        match field {
-            PacketField::Network { offset, length } => self.network(offset, length),
-            PacketField::InName => Some(self.names()),
-            PacketField::InIndex => Some(self.indexes()),
-            // Where it leaves is not known before it is routed, and a condition about it does not hold.
-            PacketField::OutName | PacketField::OutIndex
-                if matches!(self.hook, ChainHook::Prerouting | ChainHook::Ingress) =>
-            {
-                Some(Vec::new())
-            }
-            PacketField::OutName => Some(self.names()),
-            PacketField::OutIndex => Some(self.indexes()),
-            PacketField::State => number(self.state),
-            // A Pod cannot set it: the kernel clears it when a packet leaves its namespace.
-            PacketField::Mark => number(0),
-            PacketField::EtherType => {
-                Some(vec![if self.v4 { vec![0x08, 0x00] } else { vec![0x86, 0xdd] }])
-            }
-            // NFPROTO_IPV4, NFPROTO_IPV6.
-            PacketField::Family => Some(vec![vec![if self.v4 { 2 } else { 10 }]]),
-            // RTN_UNICAST
-            PacketField::SourceType | PacketField::DestinationType => number(1),
-            PacketField::Other => None,
-        }
-    }
-
-    fn names(&self) -> Vec<Vec<u8>> {
-        let padded = |name: &String| {
-            let mut bytes = name.as_bytes().to_vec();
-            bytes.resize(16, 0);
-            bytes
-        };
-        self.devices.iter().map(|(_, name)| padded(name)).collect()
-    }
-
-    fn indexes(&self) -> Vec<Vec<u8>> {
-        self.devices.iter().map(|(index, _)| index.to_ne_bytes().to_vec()).collect()
-    }
-
-    /// Bytes of the network header: those of one of the addresses are known.
-    fn network(&self, offset: u32, length: u32) -> Option<Vec<Vec<u8>>> {
-        let (size, places) = if self.v4 { (4, [12, 16]) } else { (16, [8, 24]) };
-        let end = offset.checked_add(length)?;
-        let place = places.into_iter().find(|at| offset >= *at && end <= at + size)?;
-        let (from, to) = ((offset - place) as usize, (end - place) as usize);
-        let of = |addr: &Addr| {
-            let bytes = match addr.to_ip() {
-                std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-                std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-            };
-            bytes.get(from..to).map(<[u8]>::to_vec)
-        };
-        self.addresses.iter().filter(|addr| addr.is_v4() == self.v4).map(of).collect()
-    }
-
-    fn truth(&self, condition: &RuleCondition) -> Truth {
-        let Some(values) = self.values(condition.field) else { return Truth::Maybe };
-        let held = values.iter().filter(|value| condition.holds(value)).count();
-        match held {
-            0 => Truth::Never,
-            n if n == values.len() => Truth::Always,
-            _ => Truth::Maybe,
-        }
-    }
-}
-
-/// For how many packets of a class something holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Truth {
-    Never,
-    Maybe,
-    Always,
 }
 
 /// What happens to the packets of a class in a chain.

@@ -4,18 +4,26 @@ use std::collections::BTreeMap;
 
 use lb_common::addr::Addr;
 
+use super::routing::{NodeRouting, RoutingDoubt, RoutingRule};
 use super::{
     BaseChain, ChainHook, HostChain, HostJudgement, HostRule, HostRuleset, HostTable, PacketField,
-    PodTraffic, RuleCondition, RuleStep, RuleVerdict, TableFamily, judge, state,
+    PodTraffic, RuleCondition, RuleStep, RuleVerdict, TableFamily, judge, judge_across, state,
 };
+use crate::cluster::Prefix;
 
 fn traffic() -> PodTraffic {
     let addresses = ["10.1.0.2", "10.1.0.3"].map(|text| Addr::from_ip(text.parse().unwrap()));
     PodTraffic {
         addresses: addresses.into(),
         routed: [(5, "veth5".to_owned()), (6, "veth6".to_owned())].into(),
-        ports: [].into(),
+        outward: [(2, "eth0".to_owned())].into(),
+        elsewhere: [prefix("10.1.1.0/24"), prefix("10.1.2.0/24")].into(),
+        ..PodTraffic::default()
     }
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
 }
 
 fn chain(drops: bool, rules: &[&[RuleStep]]) -> HostChain {
@@ -33,6 +41,10 @@ fn called(rules: &[&[RuleStep]]) -> HostChain {
 }
 
 fn judged(chains: &[(&str, HostChain)]) -> HostJudgement {
+    judge(&ruleset(chains), &traffic())
+}
+
+fn ruleset(chains: &[(&str, HostChain)]) -> HostRuleset {
     let chains: BTreeMap<_, _> =
         chains.iter().map(|(name, chain)| ((*name).to_owned(), chain.clone())).collect();
     let table = HostTable {
@@ -41,7 +53,7 @@ fn judged(chains: &[(&str, HostChain)]) -> HostJudgement {
         name: "t".to_owned(),
         chains,
     };
-    judge(&HostRuleset { tables: vec![table] }, &traffic())
+    HostRuleset { tables: vec![table] }
 }
 
 fn when(field: PacketField, value: &[u8]) -> RuleStep {
@@ -98,6 +110,144 @@ fn a_condition_holds_for_all_some_or_none_of_the_pods() {
     for (name, rules, want) in cases {
         assert_eq!(judged(&[("f", chain(false, rules))]), want, "{name}");
     }
+}
+
+fn target(value: &[u8]) -> RuleStep {
+    when(PacketField::Network { offset: 16, length: 4 }, value)
+}
+
+fn named(field: PacketField, name: &str) -> RuleStep {
+    let mut name = name.as_bytes().to_vec();
+    name.resize(16, 0);
+    when(field, &name)
+}
+
+#[test]
+fn packets_between_nodes_are_not_those_within() {
+    let in_by = |name| named(PacketField::InName, name);
+    let out_by = |name| named(PacketField::OutName, name);
+    let (first, second) = (rule("f: rule 1: drop"), rule("f: rule 2: drop"));
+    let harmless = HostJudgement::Harmless;
+    type Rules<'a> = &'a [&'a [RuleStep]];
+    let cases: [(&str, Rules<'_>, [&HostJudgement; 2]); 13] = [
+        ("out", &[&[out_by("eth0"), DROP]], [&harmless, &first]),
+        ("in", &[&[in_by("eth0"), DROP]], [&harmless, &first]),
+        (
+            "out of a Pod's device to a Pod's device",
+            &[&[in_by("veth5"), out_by("veth6"), DROP]],
+            [&first, &harmless],
+        ),
+        ("through", &[&[in_by("eth0"), out_by("eth0"), DROP]], [&harmless, &harmless]),
+        ("another device", &[&[in_by("eth1"), DROP]], [&harmless, &harmless]),
+        ("from a Pod elsewhere", &[&[source(&[10, 1, 2]), DROP]], [&harmless, &first]),
+        ("to one address elsewhere", &[&[target(&[10, 1, 2, 9]), DROP]], [&harmless, &first]),
+        ("from a Pod here", &[&[source(&[10, 1, 0, 2]), DROP]], [&first, &first]),
+        (
+            "from a Pod here to one",
+            &[&[source(&[10, 1, 0]), target(&[10, 1, 0]), DROP]],
+            [&first, &harmless],
+        ),
+        (
+            "between others",
+            &[&[source(&[10, 1, 1]), target(&[10, 1, 2]), DROP]],
+            [&harmless, &harmless],
+        ),
+        ("all accepted before", &[&[source(&[10, 1]), ACCEPT], &[DROP]], [&harmless, &harmless]),
+        (
+            "those here accepted before",
+            &[&[source(&[10, 1, 0]), ACCEPT], &[DROP]],
+            [&harmless, &second],
+        ),
+        (
+            "one elsewhere is not all",
+            &[&[source(&[10, 1, 1, 7]), ACCEPT], &[source(&[10, 1, 1]), DROP]],
+            [&harmless, &second],
+        ),
+    ];
+    for (name, rules, want) in cases {
+        let ruleset = ruleset(&[("f", chain(false, rules))]);
+        let got = [judge(&ruleset, &traffic()), judge_across(&ruleset, &traffic())];
+        assert_eq!(got.each_ref(), want, "{name}");
+    }
+    let drops = ruleset(&[("f", chain(true, &[]))]);
+    for none in [
+        PodTraffic { outward: [].into(), ..traffic() },
+        PodTraffic { elsewhere: [].into(), ..traffic() },
+        PodTraffic { addresses: [].into(), ..traffic() },
+    ] {
+        assert_eq!(judge_across(&drops, &none), HostJudgement::Harmless, "nothing to judge");
+    }
+    assert_eq!(judge_across(&drops, &traffic()), rule("f: policy drop"));
+}
+
+#[test]
+fn many_ranges_become_fewer_and_lose_nothing() {
+    let host = |i: u32| {
+        let [_, a, b, _] = i.to_be_bytes();
+        Prefix::host(Addr::from_ip([10, 128 + a, b, 7].into()))
+    };
+    for n in [1, 64, 65, 3_000, 20_000] {
+        let known: Vec<Prefix> = (0..n).map(|i| host(i << 8)).collect();
+        let ranges = PodTraffic::ranges(known.iter().copied());
+        assert!((1..=64).contains(&ranges.len()), "{n}: {}", ranges.len());
+        for one in &known {
+            assert!(ranges.iter().any(|range| range.covers(one)), "{one:?} of {n}");
+        }
+    }
+    let both = ["10.1.2.3/32", "10.1.2.0/25", "fd00:1::7/128"].map(prefix);
+    let ranges = PodTraffic::ranges(both.into_iter());
+    assert_eq!(ranges, ["10.1.2.0/24", "fd00:1::/64"].map(prefix).into());
+    let known = PodTraffic { elsewhere: ranges, ..PodTraffic::default() };
+    for (text, want) in [("10.1.2.9/32", true), ("10.1.3.0/24", false), ("10.0.0.0/8", false)] {
+        let now = PodTraffic { elsewhere: [prefix(text)].into(), ..PodTraffic::default() };
+        assert_eq!(now.is_elsewhere_within(&known), want, "{text}");
+    }
+}
+
+#[test]
+fn a_rule_about_routes_matters_if_pods_packets_get_to_it() {
+    let of = |table| RoutingRule { table, ..RoutingRule::default() };
+    let from = |text| Some(prefix(text));
+    let by = |name: &str| RoutingRule { in_by: name.to_owned(), ..of(100) };
+    let cases = [
+        ("main", of(254), false),
+        ("local", of(255), false),
+        ("default", of(253), false),
+        ("main for some", RoutingRule { source: from("10.1.0.2/32"), ..of(254) }, false),
+        ("another table for all, with or without a mark", of(100), true),
+        ("blackhole", of(0), true),
+        ("from a Pod here", RoutingRule { source: from("10.1.0.2/32"), ..of(100) }, true),
+        ("to Pods elsewhere", RoutingRule { destination: from("10.1.2.128/25"), ..of(100) }, true),
+        ("from all Pods", RoutingRule { source: from("10.0.0.0/8"), ..of(100) }, true),
+        ("from others", RoutingRule { source: from("10.2.0.0/16"), ..of(100) }, false),
+        (
+            "not from others",
+            RoutingRule { source: from("10.2.0.0/16"), inverted: true, ..of(100) },
+            true,
+        ),
+        (
+            "from a Pod to others",
+            RoutingRule {
+                source: from("10.1.0.0/16"),
+                destination: from("192.0.2.0/24"),
+                ..of(100)
+            },
+            false,
+        ),
+        ("in by a Pod's device", by("veth5"), true),
+        ("in by the device of other nodes", by("eth0"), true),
+        ("of the node itself", by("lo"), false),
+        ("of sockets", RoutingRule { bound_to: "eth0".to_owned(), ..of(100) }, false),
+        ("IPv6 without IPv6 Pods", RoutingRule { v6: true, ..of(100) }, false),
+    ];
+    for (name, rule, want) in cases {
+        let routing = NodeRouting { rules: vec![of(255), rule, of(254)], has_policies: false };
+        assert_eq!(routing.doubt(&traffic()).is_some(), want, "{name}");
+    }
+    let both = NodeRouting { rules: vec![of(100)], has_policies: true };
+    assert_eq!(both.doubt(&traffic()), Some(RoutingDoubt::Ipsec));
+    let rule = NodeRouting { rules: vec![of(100)], has_policies: false };
+    assert_eq!(rule.doubt(&traffic()), Some(RoutingDoubt::Rule("ip rule 0".to_owned())));
 }
 
 #[test]

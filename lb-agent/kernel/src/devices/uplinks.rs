@@ -131,6 +131,12 @@ impl Uplinks {
             .map(|(ifindex, link)| (*ifindex, link))
     }
 
+    /// Those of them except bridges without ports.
+    pub(super) fn leading_out(&self) -> impl Iterator<Item = (u32, &Uplink)> {
+        let has_port = |bridge: u32| self.links.values().any(|link| link.port_of == bridge);
+        self.routed().filter(move |(ifindex, link)| !link.is_bridge || has_port(*ifindex))
+    }
+
     /// The devices whose addresses may stand for the node, best first: not those of dummies, which serve something
     /// local, and those of bridges last.
     pub(super) fn standing_for_node(&self) -> impl Iterator<Item = u32> {

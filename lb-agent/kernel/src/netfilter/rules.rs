@@ -116,6 +116,8 @@ fn hook(family: TableFamily, bytes: &[u8]) -> Option<(ChainHook, Vec<String>)> {
         (TableFamily::Netdev, 0) | (TableFamily::Inet, 5) => ChainHook::Ingress,
         (TableFamily::Netdev, _) => return None,
         (_, 0) => ChainHook::Prerouting,
+        (TableFamily::Bridge, 1) => ChainHook::Input,
+        (TableFamily::Bridge, 3) => ChainHook::Output,
         (_, 2) => ChainHook::Forward,
         (_, 4) => ChainHook::Postrouting,
         _ => return None,
