@@ -121,8 +121,8 @@ pub(crate) struct RunArgs {
     /// that belong to no other Pod, node or Service) [default: strict]
     #[arg(long, env = "LB_SOURCE_CHECK", value_name = "MODE")]
     pub source_check: Option<String>,
-    /// Whether flows between Pods of a node go past its IP stack and netfilter: auto (unless one of the node's firewall
-    /// rules is about them), on (also flows to Pods of other nodes), or off [default: auto]
+    /// Whether flows between Pods, of one node or of several, go past the node's IP stack and netfilter: auto (unless one
+    /// of the node's firewall rules is about them), on, or off [default: auto]
     #[arg(long, env = "LB_PAST_STACK", value_name = "MODE")]
     pub past_stack: Option<String>,
     /// CIDRs that Pods may claim with the annotation lb-agent.io/allowed-sources [default: none]

@@ -103,10 +103,13 @@ flags! {
         /// Flows between Pods of this node may go past the IP stack ([`crate::past`]). The bits from
         /// [`crate::past::StackReason::FIRST_BIT`] on say why not.
         LOCAL_PAST = 1 << 2;
-        /// The same for flows to and from Pods of other nodes ([`crate::hop`]).
+        /// The same for flows to and from Pods of other nodes ([`crate::hop`]). The bits from
+        /// [`crate::hop::HopReason::FIRST_BIT`] on say why not.
         HOP_PAST = 1 << 3;
-        /// New flows go through the IP stack; those that have a way past it keep it.
+        /// New flows between Pods of this node go through the IP stack; those that have a way past it keep it.
         KNOWN_PAST_ONLY = 1 << 4;
+        /// The same for flows to and from Pods of other nodes.
+        KNOWN_HOP_ONLY = 1 << 5;
     }
 }
 

@@ -8,6 +8,7 @@ use crate::addr::Addr;
 use crate::be::Be32;
 use crate::config::SettingFlags;
 use crate::endpoint::{Dev, DevFlags, Ident, IdentFlags};
+use crate::listed;
 use crate::past::{ELSEWHERE, LocalEnd, LocalFlags};
 
 /// The path of a flow to a Pod of another node. A conntrack entry has it in place of an address.
@@ -68,6 +69,34 @@ impl HopWay {
     }
 }
 
+listed! {
+    /// Why flows between Pods of this node and Pods of others go through the IP stack of this node. Its bit is in the flags of the
+    /// settings.
+    pub enum HopReason {
+        RulesUnread = 0: "rules-unread", "The firewall rules of the node have not been compared with the addresses of other nodes' Pods yet.", "Wait; it takes about a second.";
+        RulesUnknown = 1: "rules-unknown", "The firewall rules of the node, its routing rules or its policies of IPsec cannot be read, or they are larger or different than the agent understands.", "See `lbctl status`. If no rule is about traffic between Pods, set `--past-stack on`.";
+        HostRule = 2: "host-rule", "A firewall rule of the node could drop, mark, log, count or change packets between its Pods and those of other nodes.", "See `lbctl status` for the rule. If it may be passed by, set `--past-stack on`.";
+        PolicyEngine = 3: "policy-engine", "Another program enforces policies between Pods by firewall rules of the node.", "Remove it, if lb is to enforce all policies. `--past-stack on` has no effect on this reason.";
+        Ipsec = 4: "xfrm", "The node has policies of IPsec (`ip xfrm policy`): packets past the IP stack would not be encrypted.", "Nothing, if that is intended. `--past-stack on` has no effect on this reason.";
+        PolicyRouting = 5: "policy-routing", "A rule of the node (`ip rule`) could route packets of Pods by another table than the main one.", "See `lbctl status` for its priority. `--past-stack on` has no effect on this reason.";
+    }
+}
+
+impl HopReason {
+    /// The first of their bits in the flags of the settings.
+    pub const FIRST_BIT: u32 = 26;
+
+    /// Its bit in the flags of the settings.
+    pub const fn bit(self) -> u32 {
+        1 << (Self::FIRST_BIT + self as u32)
+    }
+
+    /// The reasons whose bits are set, in the order of their declaration.
+    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
+    }
+}
+
 /// Whether an address is that of a Pod of another node.
 pub const fn is_elsewhere(known: &Ident) -> bool {
     const NOT: IdentFlags = IdentFlags::LOCAL_NODE.with(IdentFlags::NODE).with(IdentFlags::HERE);
@@ -76,7 +105,7 @@ pub const fn is_elsewhere(known: &Ident) -> bool {
 
 /// Whether new flows of a Pod of this node may leave and come in by the device past the IP stack.
 pub const fn may_open(settings: SettingFlags, pod: &LocalEnd, device: &Dev) -> bool {
-    !settings.contains(SettingFlags::KNOWN_PAST_ONLY) && may_go_on(settings, pod, device)
+    !settings.contains(SettingFlags::KNOWN_HOP_ONLY) && may_go_on(settings, pod, device)
 }
 
 /// Whether those that have a way may keep it.
@@ -95,10 +124,10 @@ pub const fn is_open(settings: SettingFlags, way: &HopWay, pod: &LocalEnd, devic
 #[cfg(test)]
 mod tests {
     use super::{
-        Addr, Be32, Dev, DevFlags, HopWay, Ident, IdentFlags, LocalEnd, LocalFlags, SettingFlags,
-        is_elsewhere, is_open, may_open,
+        Addr, Be32, Dev, DevFlags, HopReason, HopWay, Ident, IdentFlags, LocalEnd, LocalFlags,
+        SettingFlags, is_elsewhere, is_open, may_open,
     };
-    use crate::past::PastWay;
+    use crate::past::{PastWay, StackReason};
 
     const WAY: HopWay = HopWay {
         device: 0x0102_0304,
@@ -107,6 +136,16 @@ mod tests {
         mtu: 1450,
         asked: 0xfffe,
     };
+
+    #[test]
+    fn each_reason_has_a_bit_of_its_own() {
+        let of_stack = StackReason::ALL.into_iter().fold(0, |bits, one| bits | one.bit());
+        let of_hop = HopReason::ALL.into_iter().fold(0, |bits, one| bits | one.bit());
+        assert_eq!(of_hop & (of_stack | SettingFlags::KNOWN_HOP_ONLY.bits()), 0);
+        assert_eq!(HopReason::among(of_hop).count(), HopReason::ALL.len());
+        assert_eq!(HopReason::among(of_stack).next(), None);
+        assert_eq!(StackReason::among(of_hop).next(), None);
+    }
 
     #[test]
     fn a_way_is_an_address_and_not_one_to_a_pod_of_this_node() {
@@ -167,7 +206,7 @@ mod tests {
         }
         let other = LocalEnd { generation: 8, ..pod };
         assert!(may_open(on, &other, &device) && !is_open(on, &WAY, &other, &device));
-        let known_only = on | SettingFlags::KNOWN_PAST_ONLY;
+        let known_only = on | SettingFlags::KNOWN_HOP_ONLY;
         assert!(!may_open(known_only, &pod, &device) && is_open(known_only, &WAY, &pod, &device));
     }
 }

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::endpoint::Ident;
-use lb_core::host_rules::{HostJudgement, PodTraffic, judge};
+use lb_core::cluster::Prefix;
+use lb_core::host_rules::routing::RoutingDoubt;
+use lb_core::host_rules::{HostJudgement, PodTraffic, judge, judge_across};
 use lb_kernel::devices::{Devices, Veth};
 use lb_kernel::netfilter::{self, legacy, nftables};
+use lb_kernel::routing;
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, info};
 
@@ -24,7 +27,7 @@ use crate::config::PastStack;
 
 /// Between two looks at the number of nf_tables' ruleset.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Between two readings of legacy tables, which have no such number.
+/// Between two readings of what has no such number: legacy tables, routing rules, policies of IPsec.
 const LEGACY_INTERVAL: Duration = Duration::from_secs(8);
 /// After a reading the thread rests for this many times as long as it took.
 const REST: u32 = 10;
@@ -53,8 +56,8 @@ impl HostRules {
     }
 
     /// Packets between Pods look like this now.
-    pub(super) fn follow(&mut self, traffic: PodTraffic) {
-        if self.ordered.as_ref() == Some(&traffic) {
+    pub(super) fn follow(&mut self, traffic: &PodTraffic) {
+        if self.ordered.as_ref() == Some(traffic) {
             return;
         }
         if let Some(orders) = &self.orders
@@ -62,17 +65,24 @@ impl HostRules {
         {
             debug!("the thread that reads firewall rules has ended");
         }
-        self.ordered = Some(traffic);
+        self.ordered = Some(traffic.clone());
     }
 }
 
-/// What packets between the Pods behind these devices look like. A packet from a Pod on a bridge comes in by the bridge.
+/// What packets between the Pods behind these devices look like, and between them and Pods elsewhere. A packet from a Pod on a bridge
+/// comes in by the bridge.
 pub(super) fn traffic(
     veths: &[&Veth],
     idents: &BTreeMap<Addr, Ident>,
     devices: &Devices,
+    elsewhere: impl Iterator<Item = Prefix>,
 ) -> PodTraffic {
-    let mut traffic = PodTraffic::default();
+    let outward = devices.outward().map(|(ifindex, uplink)| (ifindex, uplink.name.clone()));
+    let mut traffic = PodTraffic {
+        outward: outward.collect(),
+        elsewhere: PodTraffic::ranges(elsewhere),
+        ..PodTraffic::default()
+    };
     for (addr, ident) in idents {
         let Some(veth) = veths.iter().find(|veth| veth.ifindex == ident.ifindex) else { continue };
         traffic.addresses.insert(*addr);
@@ -107,17 +117,22 @@ fn watch(news: &Sender<News>, orders: &Receiver<PodTraffic>) {
         let now = Instant::now();
         let current = nftables::generation().ok();
         let old = read_at.is_none_or(|at| now.duration_since(at) >= LEGACY_INTERVAL);
-        if !is_new && current.is_some() && current == generation && !(old && has_legacy(&last)) {
+        let is_known = !is_new && current.is_some() && current == generation;
+        if is_known && !old {
             continue;
         }
-        let judgement = match netfilter::read() {
-            Ok(ruleset) => judge(&ruleset, traffic),
-            Err(err) => HostJudgement::Unknown(err.to_string()),
+        let routing = match routing::read() {
+            Ok(found) => found.doubt(traffic),
+            Err(err) => Some(RoutingDoubt::Unknown(err.to_string())),
+        };
+        let judged = match &last {
+            Some(known) if is_known && !has_legacy(known) => {
+                JudgedRules { routing, ..known.clone() }
+            }
+            _ => judged(traffic, routing),
         };
         (generation, read_at) = (current, Some(now));
         pause = INTERVAL.max(now.elapsed() * REST);
-        let loose = netfilter::is_loose();
-        let judged = JudgedRules { traffic: traffic.clone(), judgement, loose };
         if last.as_ref() == Some(&judged) {
             continue;
         }
@@ -128,30 +143,67 @@ fn watch(news: &Sender<News>, orders: &Receiver<PodTraffic>) {
     }
 }
 
+/// Reads the firewall rules and judges them.
+fn judged(traffic: &PodTraffic, routing: Option<RoutingDoubt>) -> JudgedRules {
+    let (judgement, across) = match netfilter::read() {
+        Ok(ruleset) => (judge(&ruleset, traffic), judge_across(&ruleset, traffic)),
+        Err(err) => {
+            let unknown = HostJudgement::Unknown(err.to_string());
+            (unknown.clone(), unknown)
+        }
+    };
+    let loose = netfilter::is_loose();
+    JudgedRules { traffic: traffic.clone(), judgement, across, routing, loose }
+}
+
 /// Whether a legacy table is in use, or one was the reason of the last judgement.
-fn has_legacy(last: &Option<JudgedRules>) -> bool {
+fn has_legacy(last: &JudgedRules) -> bool {
     let is_listed = |path: &str| fs::read_to_string(path).is_ok_and(|names| !names.is_empty());
-    let is_blamed = |judged: &JudgedRules| judged.judgement != HostJudgement::Harmless;
-    legacy::LISTS.iter().any(|(_, path)| is_listed(path)) || last.as_ref().is_some_and(is_blamed)
+    let is_blamed = |judgement: &HostJudgement| *judgement != HostJudgement::Harmless;
+    legacy::LISTS.iter().any(|(_, path)| is_listed(path))
+        || is_blamed(&last.judgement)
+        || is_blamed(&last.across)
 }
 
 impl Agent {
     /// The rules of the node were read.
     pub(super) fn judged(&mut self, judged: JudgedRules) {
-        match &judged.judgement {
-            now if self.past.judgement() == Some(now) => {}
-            HostJudgement::Harmless => {
-                info!("no firewall rule of the node is about packets between its Pods")
-            }
-            HostJudgement::Rule(rule) | HostJudgement::Engine(rule) => {
-                info!(rule, "a firewall rule of the node is about packets between its Pods")
-            }
-            HostJudgement::Unknown(err) => info!(err, "cannot read the firewall rules of the node"),
+        let known = self.past.judged_rules();
+        if known.map(|known| &known.judgement) != Some(&judged.judgement) {
+            tell("between Pods of this node", &judged.judgement);
+        }
+        if known.map(|known| &known.across) != Some(&judged.across) {
+            tell("to and from Pods of other nodes", &judged.across);
+        }
+        if let Some(doubt) = &judged.routing
+            && known.and_then(|known| known.routing.as_ref()) != Some(doubt)
+        {
+            info!(?doubt, "flows to and from Pods of other nodes must go through the IP stack");
         }
         self.past.judged(judged);
+        self.write_past();
+        self.write_locals();
+        self.write_devs();
+        self.housekeeping.touch();
+    }
+
+    /// Brings what the settings say about flows past the IP stack to what is known.
+    pub(super) fn write_past(&mut self) {
         let plan = self.planner.plan_past(self.past.settings());
         self.write(plan);
-        self.write_locals();
-        self.housekeeping.touch();
+    }
+}
+
+fn tell(flows: &str, judgement: &HostJudgement) {
+    match judgement {
+        HostJudgement::Harmless => {
+            info!(flows, "no firewall rule of the node is about these flows")
+        }
+        HostJudgement::Rule(rule) | HostJudgement::Engine(rule) => {
+            info!(flows, rule, "a firewall rule of the node is about these flows")
+        }
+        HostJudgement::Unknown(err) => {
+            info!(flows, err, "cannot read the firewall rules of the node")
+        }
     }
 }

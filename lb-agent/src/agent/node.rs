@@ -113,7 +113,7 @@ impl Agent {
     }
 
     /// Brings the map about the devices that packets leave by to what it should say.
-    fn write_devs(&mut self) {
+    pub(super) fn write_devs(&mut self) {
         let node = self.cluster.this_node().map_or(&[][..], |node| &node.addresses);
         let written = &self.planner.actual().devs;
         let had = |ifindex| {
@@ -129,8 +129,7 @@ impl Agent {
 
     /// Finds out which Pod is behind which device, and writes the results except for groups.
     pub(super) fn bind(&mut self) {
-        let Self { bindings, devices, cluster, policies, addresses, planner, host_rules, .. } =
-            self;
+        let Self { bindings, devices, cluster, policies, addresses, planner, .. } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
@@ -161,7 +160,6 @@ impl Agent {
         let behind: Vec<_> =
             veths.iter().map(|veth| (veth.ifindex, bindings.addresses(veth, &view))).collect();
         addresses.claim(devices, &behind);
-        host_rules.follow(host_rules::traffic(&veths, addresses.idents(), devices));
         if !changed.is_empty() {
             // Before any map says so: a restart must not come to another result.
             if let Err(err) = bindings.save(&self.state_dir) {
@@ -169,10 +167,29 @@ impl Agent {
             }
             self.housekeeping.touch();
         }
+        self.follow_traffic();
         self.write_links();
         for ifindex in changed {
             self.put_pod(ifindex);
         }
+    }
+
+    /// Has the rules of the node judged for packets between Pods as they look now. Before any map says so.
+    fn follow_traffic(&mut self) {
+        let Self { devices, policies, addresses, planner, .. } = &*self;
+        let is_pod =
+            |flags: IdentFlags| flags.only(IdentFlags::POD | IdentFlags::HERE) == IdentFlags::POD;
+        let written = planner.actual().ident.iter().filter(|(_, known)| is_pod(known.flags));
+        let desired = policies.desired().into_iter().flat_map(|desired| &desired.addrs);
+        let desired = desired.filter(|(_, known)| is_pod(known.flags)).map(|(addr, _)| addr);
+        let known = written.map(|(addr, _)| addr).chain(desired).map(|addr| Prefix::host(*addr));
+        let ranges = policies.desired().into_iter().flat_map(|desired| &desired.pod_ranges);
+        let elsewhere = known.chain(ranges.chain(&planner.actual().pod_ranges).copied());
+        let veths: Vec<&Veth> = devices.veths().collect();
+        let traffic = host_rules::traffic(&veths, addresses.idents(), devices, elsewhere);
+        self.host_rules.follow(&traffic);
+        self.past.follow(traffic);
+        self.write_past();
     }
 
     /// Brings the maps about what Pods can send from to what they should say.
@@ -219,6 +236,7 @@ impl Agent {
         PastFacts {
             settings: self.past.settings(),
             host_rule: self.past.host_rule(),
+            hop_rule: self.past.hop_rule(),
             pods: actual.locals.values().filter(|end| end.ifindex != 0).count(),
             by_reason,
             hops: devs.map(|(ifindex, _)| self.devices.name(*ifindex)).collect(),

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::addr::Addr;
 use lb_common::config::SettingFlags;
 use lb_common::endpoint::Ident;
+use lb_common::hop::HopReason;
 use lb_common::past::{StackReason, VethReason};
+use lb_core::host_rules::routing::RoutingDoubt;
 use lb_core::host_rules::{HostJudgement, PodTraffic};
 use lb_core::plan::{ABOUT_PAST, PodPath};
 use lb_kernel::bpf::attach::Mechanism;
@@ -25,6 +27,8 @@ pub(super) struct Past {
     mode: PastStack,
     /// What the settings said at the start. It holds until the rules are judged: flows must not lose their way meanwhile.
     former: SettingFlags,
+    /// What packets between Pods look like now.
+    traffic: PodTraffic,
     /// What is known of the node's firewall rules.
     judged: Option<JudgedRules>,
     /// Whether the kernel counts what Pods receive past the host's ends of their veths.
@@ -40,7 +44,12 @@ const PEER_COUNTS_SINCE: (u32, u32) = (6, 7);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct JudgedRules {
     pub traffic: PodTraffic,
+    /// Between Pods of this node.
     pub judgement: HostJudgement,
+    /// Between them and Pods of other nodes.
+    pub across: HostJudgement,
+    /// What else speaks against flows between those.
+    pub routing: Option<RoutingDoubt>,
     /// Whether a connection that netfilter sees from its middle on goes on (`nf_conntrack_tcp_loose`).
     pub loose: bool,
 }
@@ -74,46 +83,94 @@ impl Past {
     }
 
     /// What is known of them.
-    pub(super) fn judgement(&self) -> Option<&HostJudgement> {
-        self.judged.as_ref().map(|judged| &judged.judgement)
+    pub(super) fn judged_rules(&self) -> Option<&JudgedRules> {
+        self.judged.as_ref()
+    }
+
+    /// Packets between Pods look like this now. Those to Pods of other nodes must not go past the stack before they are judged.
+    pub(super) fn follow(&mut self, traffic: PodTraffic) {
+        self.traffic = traffic;
     }
 
     /// What the settings say about it.
     pub(super) fn settings(&self) -> SettingFlags {
         let because = |reason: StackReason| SettingFlags::from_bits(reason.bit());
-        let auto = match self.mode {
-            PastStack::Off => return because(StackReason::Setting),
-            PastStack::Auto => true,
-            PastStack::On => false,
+        if self.mode == PastStack::Off {
+            return because(StackReason::Setting);
+        }
+        let Some(judged) = &self.judged else {
+            let past = SettingFlags::LOCAL_PAST | SettingFlags::HOP_PAST;
+            if self.former.intersects(past) {
+                return self.former;
+            }
+            let of_hop = SettingFlags::from_bits(HopReason::RulesUnread.bit());
+            return because(StackReason::RulesUnread) | of_hop;
         };
-        // The rules are judged for packets between the Pods of this node only.
-        let past = SettingFlags::LOCAL_PAST | SettingFlags::HOP_PAST.when(!auto);
-        let Some(JudgedRules { judgement, loose, .. }) = &self.judged else {
-            let is_past = self.former.contains(SettingFlags::LOCAL_PAST);
-            return if is_past { self.former } else { because(StackReason::RulesUnread) };
-        };
-        let reason = match judgement {
+        self.within(judged) | self.across(judged)
+    }
+
+    /// What they say about flows between Pods of this node.
+    fn within(&self, judged: &JudgedRules) -> SettingFlags {
+        let auto = self.mode == PastStack::Auto;
+        let reason = match judged.judgement {
             HostJudgement::Rule(_) if auto => StackReason::HostRule,
             HostJudgement::Unknown(_) if auto => StackReason::RulesUnknown,
             HostJudgement::Engine(_) => StackReason::PolicyEngine,
             HostJudgement::Harmless | HostJudgement::Rule(_) | HostJudgement::Unknown(_) => {
-                return past;
+                return SettingFlags::LOCAL_PAST;
             }
         };
         // Where netfilter refuses connections that it has not seen begin, those that are past it stay there.
-        let kept = past | SettingFlags::KNOWN_PAST_ONLY;
-        because(reason) | kept.when(!loose)
+        let kept = SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY;
+        SettingFlags::from_bits(reason.bit()) | kept.when(!judged.loose)
+    }
+
+    /// What they say about flows to and from Pods of other nodes.
+    fn across(&self, judged: &JudgedRules) -> SettingFlags {
+        let auto = self.mode == PastStack::Auto;
+        let because = |reason: HopReason| SettingFlags::from_bits(reason.bit());
+        match judged.routing {
+            // Also open ones would be in the clear, or take the wrong route.
+            Some(RoutingDoubt::Ipsec) => return because(HopReason::Ipsec),
+            Some(RoutingDoubt::Rule(_)) => return because(HopReason::PolicyRouting),
+            Some(RoutingDoubt::Unknown(_)) if auto => return because(HopReason::RulesUnknown),
+            Some(RoutingDoubt::Unknown(_)) | None => {}
+        }
+        let kept = SettingFlags::HOP_PAST | SettingFlags::KNOWN_HOP_ONLY;
+        let is_engine = matches!(judged.judgement, HostJudgement::Engine(_));
+        let reason = match judged.across {
+            HostJudgement::Engine(_) => HopReason::PolicyEngine,
+            _ if is_engine => HopReason::PolicyEngine,
+            HostJudgement::Rule(_) if auto => HopReason::HostRule,
+            HostJudgement::Unknown(_) if auto => HopReason::RulesUnknown,
+            HostJudgement::Harmless
+                if auto && !self.traffic.is_elsewhere_within(&judged.traffic) =>
+            {
+                return because(HopReason::RulesUnread) | kept;
+            }
+            HostJudgement::Harmless | HostJudgement::Rule(_) | HostJudgement::Unknown(_) => {
+                return SettingFlags::HOP_PAST;
+            }
+        };
+        because(reason) | kept.when(!judged.loose)
     }
 
     /// The firewall rule because of which flows go through the stack, or empty.
     pub(super) fn host_rule(&self) -> &str {
-        match self.judgement() {
-            Some(
-                HostJudgement::Rule(text)
-                | HostJudgement::Engine(text)
-                | HostJudgement::Unknown(text),
-            ) => text,
-            Some(HostJudgement::Harmless) | None => "",
+        self.judged.as_ref().map_or("", |judged| text(&judged.judgement))
+    }
+
+    /// The same for flows to and from Pods of other nodes: a firewall rule or a routing rule.
+    pub(super) fn hop_rule(&self) -> &str {
+        let Some(judged) = &self.judged else { return "" };
+        match (&judged.routing, &judged.across) {
+            (Some(RoutingDoubt::Ipsec), _) => "",
+            (Some(RoutingDoubt::Rule(text) | RoutingDoubt::Unknown(text)), _) => text,
+            (None, HostJudgement::Harmless) => match &judged.judgement {
+                HostJudgement::Engine(text) => text,
+                _ => "",
+            },
+            (None, across) => text(across),
         }
     }
 
@@ -146,10 +203,24 @@ impl Past {
     /// Whether flows to and from Pods of other nodes may leave and come in by a device, as far as it is about the device. `had`:
     /// it was allowed before, which holds while its programs are being attached again.
     pub(super) fn may_hop(&self, ifindex: u32, progress: &Progress, had: bool) -> bool {
+        if !self.is_outward(ifindex, had) {
+            return false;
+        }
         if progress.attached.contains(&ifindex) {
             return self.neighbors.get(&ifindex).is_some_and(|found| !found.ingress);
         }
         had && progress.attaching.contains(&ifindex)
+    }
+
+    /// Whether the rules were judged for flows to and from Pods of other nodes by a device.
+    fn is_outward(&self, ifindex: u32, had: bool) -> bool {
+        match (&self.judged, self.mode) {
+            (_, PastStack::On | PastStack::Off) => true,
+            (None, PastStack::Auto) => had,
+            (Some(JudgedRules { traffic, .. }), PastStack::Auto) => {
+                traffic.outward.iter().any(|(index, _)| *index == ifindex)
+            }
+        }
     }
 
     /// How packets reach the Pods behind these devices.
@@ -207,6 +278,16 @@ impl Past {
     }
 }
 
+/// The rule that a judgement is about, or empty.
+fn text(judgement: &HostJudgement) -> &str {
+    match judgement {
+        HostJudgement::Rule(text) | HostJudgement::Engine(text) | HostJudgement::Unknown(text) => {
+            text
+        }
+        HostJudgement::Harmless => "",
+    }
+}
+
 fn those_that_speak<T: Ord, const N: usize>(reasons: [(bool, T); N]) -> BTreeSet<T> {
     let reasons = reasons.into_iter().filter(|(speaks, _)| *speaks);
     reasons.map(|(_, reason)| reason).collect()
@@ -219,7 +300,9 @@ mod tests {
     use lb_common::addr::Addr;
     use lb_common::config::SettingFlags;
     use lb_common::endpoint::Ident;
+    use lb_common::hop::HopReason;
     use lb_common::past::{StackReason, VethReason};
+    use lb_core::host_rules::routing::RoutingDoubt;
     use lb_core::host_rules::{HostJudgement, PodTraffic};
     use lb_kernel::devices::{BridgePort, FarDevice, Veth};
 
@@ -316,7 +399,8 @@ mod tests {
     }
 
     fn judged(judgement: HostJudgement, loose: bool) -> JudgedRules {
-        JudgedRules { traffic: PodTraffic::default(), judgement, loose }
+        let across = judgement.clone();
+        JudgedRules { traffic: PodTraffic::default(), judgement, across, routing: None, loose }
     }
 
     #[test]
@@ -324,29 +408,85 @@ mod tests {
         let rule = || HostJudgement::Rule("ip filter FORWARD: policy drop".to_owned());
         let engine = || HostJudgement::Engine("ip filter cali-FORWARD".to_owned());
         let unknown = || HostJudgement::Unknown("permission denied".to_owned());
-        let on = SettingFlags::LOCAL_PAST;
-        let kept = on | SettingFlags::KNOWN_PAST_ONLY;
-        // Also between nodes.
-        let all = on | SettingFlags::HOP_PAST;
-        let because = |reason: StackReason| SettingFlags::from_bits(reason.bit());
+        let (on, none) = (SettingFlags::LOCAL_PAST | SettingFlags::HOP_PAST, SettingFlags::NONE);
+        let kept = on | SettingFlags::KNOWN_PAST_ONLY | SettingFlags::KNOWN_HOP_ONLY;
+        let because = |reason: StackReason, hop: HopReason| {
+            SettingFlags::from_bits(reason.bit()) | SettingFlags::from_bits(hop.bit())
+        };
+        let unread = because(StackReason::RulesUnread, HopReason::RulesUnread);
+        let ruled = because(StackReason::HostRule, HopReason::HostRule);
+        let unsure = because(StackReason::RulesUnknown, HopReason::RulesUnknown);
+        let other = because(StackReason::PolicyEngine, HopReason::PolicyEngine);
+        let off = SettingFlags::from_bits(StackReason::Setting.bit());
         let (auto, forced) = (PastStack::Auto, PastStack::On);
         for (mode, former, found, want) in [
-            (auto, SettingFlags::NONE, None, because(StackReason::RulesUnread)),
+            (auto, none, None, unread),
             (auto, on, None, on),
-            (forced, SettingFlags::NONE, None, because(StackReason::RulesUnread)),
+            (auto, SettingFlags::HOP_PAST, None, SettingFlags::HOP_PAST),
+            (forced, none, None, unread),
             (auto, on, Some(judged(HostJudgement::Harmless, true)), on),
-            (auto, on, Some(judged(rule(), true)), because(StackReason::HostRule)),
-            (auto, on, Some(judged(rule(), false)), because(StackReason::HostRule) | kept),
-            (auto, on, Some(judged(unknown(), true)), because(StackReason::RulesUnknown)),
-            (forced, on, Some(judged(rule(), true)), all),
-            (forced, on, Some(judged(unknown(), true)), all),
-            (forced, on, Some(judged(engine(), true)), because(StackReason::PolicyEngine)),
-            (PastStack::Off, on, Some(judged(rule(), true)), because(StackReason::Setting)),
+            (auto, on, Some(judged(rule(), true)), ruled),
+            (auto, on, Some(judged(rule(), false)), ruled | kept),
+            (auto, on, Some(judged(unknown(), true)), unsure),
+            (forced, on, Some(judged(rule(), true)), on),
+            (forced, on, Some(judged(unknown(), true)), on),
+            (forced, on, Some(judged(engine(), true)), other),
+            (PastStack::Off, on, Some(judged(rule(), true)), off),
         ] {
             let mut past = Past::new(mode, former, "6.18.0");
             past.judged = found;
             assert_eq!(past.settings(), want, "{mode:?} {:?}", past.judged);
         }
+    }
+
+    #[test]
+    fn flows_to_other_nodes_have_reasons_of_their_own() {
+        let rule = || HostJudgement::Rule("ip filter FORWARD: rule 1: drop".to_owned());
+        let harmless = || judged(HostJudgement::Harmless, true);
+        let local = SettingFlags::LOCAL_PAST;
+        let because = |hop: HopReason| local | SettingFlags::from_bits(hop.bit());
+        let kept = SettingFlags::HOP_PAST | SettingFlags::KNOWN_HOP_ONLY;
+        let doubted = |doubt| JudgedRules { routing: Some(doubt), loose: false, ..harmless() };
+        let by_rule = || doubted(RoutingDoubt::Rule("ip rule 100".to_owned()));
+        let unknown = || doubted(RoutingDoubt::Unknown("permission denied".to_owned()));
+        let across = |loose| JudgedRules { across: rule(), loose, ..harmless() };
+        let (auto, forced) = (PastStack::Auto, PastStack::On);
+        for (mode, found, want, text) in [
+            (auto, harmless(), local | SettingFlags::HOP_PAST, ""),
+            (auto, across(true), because(HopReason::HostRule), "ip filter FORWARD: rule 1: drop"),
+            (
+                auto,
+                across(false),
+                because(HopReason::HostRule) | kept,
+                "ip filter FORWARD: rule 1: drop",
+            ),
+            (auto, doubted(RoutingDoubt::Ipsec), because(HopReason::Ipsec), ""),
+            (auto, by_rule(), because(HopReason::PolicyRouting), "ip rule 100"),
+            (auto, unknown(), because(HopReason::RulesUnknown), "permission denied"),
+            (forced, doubted(RoutingDoubt::Ipsec), because(HopReason::Ipsec), ""),
+            (forced, by_rule(), because(HopReason::PolicyRouting), "ip rule 100"),
+            (forced, unknown(), local | SettingFlags::HOP_PAST, "permission denied"),
+        ] {
+            let past = Past { mode, judged: Some(found), ..Past::default() };
+            assert_eq!(past.settings(), want, "{mode:?} {:?}", past.judged);
+            assert_eq!(past.hop_rule(), text);
+        }
+        let mut past = Past { judged: Some(harmless()), ..beside(NONE) };
+        past.mode = auto;
+        past.follow(PodTraffic {
+            elsewhere: ["10.1.2.0/24".parse().unwrap()].into(),
+            ..PodTraffic::default()
+        });
+        assert_eq!(past.settings(), because(HopReason::RulesUnread) | kept, "not judged yet");
+        let attached = Progress { attached: [5].into(), ..Progress::default() };
+        assert!(!past.may_hop(5, &attached, true), "not judged for this device");
+        let traffic =
+            PodTraffic { outward: [(5, "eth0".to_owned())].into(), ..past.traffic.clone() };
+        past.judged = Some(JudgedRules { traffic, ..harmless() });
+        assert_eq!(past.settings(), local | SettingFlags::HOP_PAST);
+        assert!(past.may_hop(5, &attached, false));
+        past.judged = None;
+        assert_eq!([true, false].map(|had| past.may_hop(5, &attached, had)), [true, false]);
     }
 
     #[test]

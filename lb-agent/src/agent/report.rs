@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use lb_common::config::SettingFlags;
 use lb_common::flow::proto;
+use lb_common::hop::HopReason;
 use lb_common::past::StackReason;
 
 use crate::observe::foreign::{self, Sign};
@@ -69,6 +70,8 @@ pub(super) struct PastFacts<'a> {
     pub settings: SettingFlags,
     /// The firewall rule that is the reason, if one is.
     pub host_rule: &'a str,
+    /// The rule because of which flows to and from Pods of other nodes go through it, if one is.
+    pub hop_rule: &'a str,
     /// Pods of this node.
     pub pods: usize,
     /// Pods by the first reason why their flows go through the IP stack.
@@ -217,35 +220,52 @@ fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
 
 /// Flows that go through the IP stack arrive, too, so this is never degraded.
 fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
-    let PastFacts { settings, host_rule, pods, by_reason, hops } = &facts.past;
-    let of_node: Vec<StackReason> = StackReason::among(settings.bits()).collect();
-    if let Some(first) = of_node.first() {
-        let rule = if host_rule.is_empty() { "" } else { ": " };
-        let kept = if settings.contains(SettingFlags::KNOWN_PAST_ONLY) {
-            "; older flows stay past it, since nf_conntrack_tcp_loose is 0"
-        } else {
-            ""
-        };
-        let detail = format!(
-            "flows between Pods of this node go through its IP stack: {}{rule}{host_rule}{kept}",
-            first.name()
-        );
-        return line("past-stack", State::Ok, detail);
-    }
-    let through: usize = by_reason.values().sum();
-    let past = pods.saturating_sub(through);
-    let mut detail = format!(
-        "flows between {past} of {pods} Pods of this node go past its IP stack and netfilter"
-    );
-    if !by_reason.is_empty() {
+    let PastFacts { settings, host_rule, hop_rule: _, pods, by_reason, hops: _ } = &facts.past;
+    let mut detail = if let Some(first) = StackReason::among(settings.bits()).next() {
+        let why =
+            because(first.name(), host_rule, settings.contains(SettingFlags::KNOWN_PAST_ONLY));
+        format!("flows between Pods of this node go through its IP stack: {why}")
+    } else {
+        let through: usize = by_reason.values().sum();
+        let past = pods.saturating_sub(through);
+        format!(
+            "flows between {past} of {pods} Pods of this node go past its IP stack and netfilter"
+        )
+    };
+    if StackReason::among(settings.bits()).next().is_none() && !by_reason.is_empty() {
         let others = by_reason.iter().map(|(reason, n)| format!("{} {n}", reason.name()));
         detail += &format!("; others: {}", others.collect::<Vec<_>>().join(", "));
     }
-    detail += &match hops[..] {
+    detail += &past_stack_across(&facts.past);
+    line("past-stack", State::Ok, detail)
+}
+
+/// What it says about flows to and from Pods of other nodes.
+fn past_stack_across(facts: &PastFacts<'_>) -> String {
+    let PastFacts { settings, hop_rule, hops, .. } = facts;
+    if let Some(first) = HopReason::among(settings.bits()).next() {
+        let rule = if first == HopReason::RulesUnread { "" } else { *hop_rule };
+        let is_kept =
+            first != HopReason::RulesUnread && settings.contains(SettingFlags::KNOWN_HOP_ONLY);
+        return format!(
+            "; those to other nodes through it: {}",
+            because(first.name(), rule, is_kept)
+        );
+    }
+    match hops[..] {
+        _ if !settings.contains(SettingFlags::HOP_PAST) => String::new(),
         [] => "; no device for flows to other nodes".to_owned(),
         _ => format!("; flows to other nodes by {}", hops.join(", ")),
+    }
+}
+
+fn because(reason: &str, rule: &str, is_kept: bool) -> String {
+    let colon = if rule.is_empty() { "" } else { ": " };
+    let kept = match is_kept {
+        true => "; older flows stay past it, since nf_conntrack_tcp_loose is 0",
+        false => "",
     };
-    line("past-stack", State::Ok, detail)
+    format!("{reason}{colon}{rule}{kept}")
 }
 
 fn kube_proxy<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {

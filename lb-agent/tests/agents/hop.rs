@@ -6,6 +6,8 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,12 +37,17 @@ struct Far {
 }
 
 impl Far {
+    /// All flows go past the stacks.
     fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+        Self::with(prefix, shape, prepare, &["--past-stack", "on"])
+    }
+
+    fn with(prefix: &str, shape: Shape, prepare: impl Fn(&Node), arguments: &[&str]) -> Self {
         let prepare = |node: &Node| {
             node.netns.nft(COUNT).unwrap();
             prepare(node);
         };
-        let mut stage = Stage::with_arguments(prefix, shape, prepare, &["--past-stack", "on"]);
+        let mut stage = Stage::with_arguments(prefix, shape, prepare, arguments);
         let (a, b) = (stage.a.clone(), stage.b.clone());
         let web = stage.server(&b, "web");
         let client = a.pod("client").unwrap();
@@ -81,6 +88,33 @@ impl Far {
         if let Err(err) = told {
             panic!("{err:#}\n{}", self.stage.logs());
         }
+    }
+
+    /// Waits until new flows take this path at the client's node. What has no notice is read every eight seconds.
+    fn wait_for_path(&self, wanted: &str) {
+        let told = wait::until("new flows take the path", Duration::from_secs(11), || {
+            let paths = self.new_paths()?;
+            anyhow::ensure!(paths.iter().all(|path| path == wanted), "{paths:?}");
+            Ok(())
+        });
+        told.unwrap_or_else(|err| panic!("{wanted}: {err:#}\n{}", self.stage.logs()));
+    }
+
+    /// Which paths new flows to each address take there.
+    fn new_paths(&self) -> anyhow::Result<Vec<String>> {
+        let mut paths = Vec::new();
+        for addr in self.addresses() {
+            let before = self.hops()?;
+            self.client.netns.enter(|| ask(Transport::Tcp, addr, Duration::from_secs(1)))??;
+            let path = if self.hops()? > before { "hop" } else { "stack" };
+            paths.push(path.to_owned());
+        }
+        Ok(paths)
+    }
+
+    /// Flows that went past the stack of the client's node from their beginning.
+    fn hops(&self) -> anyhow::Result<f64> {
+        self.stage.agents[0].metric("lb_slow_path_total{path=\"flow_hop\"}")
     }
 
     fn open(&self, addr: SocketAddr) -> Connection {
@@ -272,7 +306,7 @@ fn a_changed_route_is_obeyed_while_no_agent_runs() {
             connection.ask().unwrap();
         }
         by_second = sent() - before;
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     assert!(by_second > 0, "nothing left by the new device");
     // The old way is not needed any more.
@@ -286,4 +320,96 @@ fn a_changed_route_is_obeyed_while_no_agent_runs() {
     let told =
         cast.client.netns.enter(|| ask(Transport::Tcp, SocketAddr::new(straight, 8080), SOON));
     told.unwrap().unwrap();
+}
+
+/// What a node does to packets to Pods of other nodes takes effect on new flows within ten seconds, is named, and costs no open
+/// connection; flows within the node stay past its stack.
+fn what_the_node_does_is_obeyed(
+    prefix: &str,
+    shape: Shape,
+    what: impl Fn(&Far, bool),
+    (said, loose): (&str, bool),
+) {
+    let prepare = |node: &Node| {
+        let value = if loose { "1" } else { "0" };
+        node.netns.sysctl(&[("net/netfilter/nf_conntrack_tcp_loose", value)]).unwrap();
+    };
+    let cast = Far::with(prefix, shape, prepare, &[]);
+    let _echo = Server::bytes(&cast.web.netns, 8081).unwrap();
+    cast.wait_until([true, true]);
+    let mut open: Vec<Connection> = cast.addresses().into_iter().map(|to| cast.open(to)).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                open.iter_mut().for_each(|connection| drop(connection.ask().unwrap()));
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        what(&cast, true);
+        let since = Instant::now();
+        cast.wait_for_path("stack");
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+        thread::sleep(Duration::from_millis(1_500));
+        cast.forwarded();
+        thread::sleep(Duration::from_millis(300));
+        let [of_client, of_server] = cast.forwarded();
+        assert_eq!(of_client == 0, !loose, "connections that were open before");
+        assert_eq!(of_server, 0, "the other node decides by itself");
+        over.store(true, Ordering::Relaxed);
+        asking.join().unwrap();
+    });
+    let told = wait::until("lbctl names the reason", SOON, || {
+        let status = cast.stage.agents[0].lbctl(&["status"])?;
+        let line = status.lines().find(|line| line.starts_with("past-stack")).unwrap_or(&status);
+        anyhow::ensure!(line.contains("Pods of this node go past its IP stack"), "{line}");
+        anyhow::ensure!(
+            line.contains(&format!("those to other nodes through it: {said}")),
+            "{line}"
+        );
+        Ok(())
+    });
+    told.unwrap_or_else(|err| panic!("{err:#}"));
+    what(&cast, false);
+    cast.wait_for_path("hop");
+    cast.wait_until([true, true]);
+}
+
+fn a_rule(cast: &Far, there: bool) {
+    let netns = &cast.stage.a.netns;
+    if !there {
+        return netns.nft("delete table inet pairs\n").unwrap();
+    }
+    let (to, from) = (&cast.web, &cast.client);
+    netns
+        .nft(&format!(
+            "table inet pairs {{\n chain forward {{\n type filter hook forward priority 0\n \
+             ip saddr {} ip daddr {} meta mark set 7\n \
+             ip6 saddr {} ip6 daddr {} meta mark set 7\n }}\n}}\n",
+            from.v4, to.v4, from.v6, to.v6
+        ))
+        .unwrap();
+}
+
+#[test]
+fn a_rule_about_other_nodes_is_obeyed_between_routed_pods() {
+    let said = ("host-rule: inet pairs forward: handle", true);
+    what_the_node_does_is_obeyed("ehopra", Shape::Routed, a_rule, said);
+}
+
+#[test]
+fn a_rule_about_other_nodes_is_obeyed_between_bridged_pods_and_open_connections_stay() {
+    let said = ("host-rule: inet pairs forward: handle", false);
+    what_the_node_does_is_obeyed("ehoprc", Shape::Bridge, a_rule, said);
+}
+
+#[test]
+fn a_routing_rule_about_pods_is_obeyed() {
+    let rule = |cast: &Far, there: bool| {
+        let word = if there { "add" } else { "del" };
+        let rule = format!("rule {word} priority 100 from {} lookup 77\n", cast.client.v4);
+        cast.stage.a.netns.ip(&rule).unwrap();
+    };
+    let said = ("policy-routing: ip rule 100", true);
+    what_the_node_does_is_obeyed("ehoprd", Shape::Routed, rule, said);
 }

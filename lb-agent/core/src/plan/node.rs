@@ -11,6 +11,7 @@ use crate::model::DesiredNode;
 pub const ABOUT_PAST: SettingFlags = SettingFlags::LOCAL_PAST
     .with(SettingFlags::HOP_PAST)
     .with(SettingFlags::KNOWN_PAST_ONLY)
+    .with(SettingFlags::KNOWN_HOP_ONLY)
     .with(SettingFlags::from_bits(!0 << StackReason::FIRST_BIT));
 
 /// What the operator decided and what is known since the start.

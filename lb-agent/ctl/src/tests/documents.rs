@@ -1,6 +1,7 @@
 //! The reference chapters of the book list what there is: drop reasons and causes with their advice, commands.
 
 use clap::CommandFactory as _;
+use lb_common::hop::HopReason;
 use lb_common::past::{StackReason, VethReason};
 use lb_common::verdict::{Counter, DropReason};
 use lb_testkit::document::CheckedDocument;
@@ -47,6 +48,10 @@ fn every_reason_of_the_ip_stack_is_documented() {
         [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
     };
     chapter.compare_list("veth reasons", VethReason::ALL.map(row));
+    let row = |reason: HopReason| {
+        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+    };
+    chapter.compare_list("hop reasons", HopReason::ALL.map(row));
     chapter.finish();
 }
 
