@@ -16,6 +16,7 @@ use lb_common::conntrack::CtFlags;
 use lb_common::endpoint::{Ident, IdentFlags, link, mac_number};
 use lb_common::flow::proto;
 use lb_testkit::bed::{Bed, addr};
+use lb_testkit::node::{FAMILIES, Way};
 use lb_testkit::packet;
 use lb_testkit::sample;
 use lb_testkit::sample::{EGRESS, PEER, SamplePolicy};
@@ -155,6 +156,9 @@ fn main() {
     for (program, name, ns) in single_runs(&bed, &judged, &empty) {
         println!("{program} {name} {ns}");
     }
+    for (program, name, ns) in masqueraded_runs(&empty) {
+        println!("{program} {name} {ns}");
+    }
 }
 
 /// A bed with a Pod whose link-layer address is known, like that of each Pod that the agent has seen.
@@ -222,6 +226,42 @@ fn single_runs(bed: &Bed, judged: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &
         let floor = low(floor);
         for (name, runs) in names.into_iter().zip(runs) {
             outcome.push(("pod_out", name, low(runs).saturating_sub(floor)));
+        }
+    }
+    outcome
+}
+
+/// Packets of established flows from outside to a backend on another node, and their answers. What leaves such a program is
+/// another packet, so each run is by itself, as in [`single_runs`].
+fn masqueraded_runs(empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
+    const RUNS: usize = 20_000;
+    let mut outcome = Vec::new();
+    for (family, names) in FAMILIES.iter().zip([
+        ["masqueraded-request", "masqueraded-answer"],
+        ["masqueraded6-request", "masqueraded6-answer"],
+    ]) {
+        let mut bed = Bed::node();
+        let (client, frontend) = (family.at(family.client, 4000), family.at(family.lb, 80));
+        let backend = family.at(family.far_pod, 8080);
+        let id = bed.backend(&backend, proto::TCP);
+        bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+        bed.add_port("frontend_ports", 80);
+        let seen = bed.arrive(&format!("{client} > {frontend} tcp S seq=1"));
+        let seen = seen.trim_start_matches("redirect ").split(' ').next().unwrap().to_owned();
+        bed.arrive(&format!("{backend} > {seen} tcp SA seq=1 ack=2"));
+        for (name, text) in names.into_iter().zip([
+            format!("{client} > {frontend} tcp A seq=2 ack=2 len=64"),
+            format!("{backend} > {seen} tcp A seq=2 ack=2 len=64"),
+        ]) {
+            let packet = packet::build(&text);
+            assert!(bed.arrive(&text).starts_with("redirect "), "{text}");
+            let low = |mut runs: Vec<u64>| {
+                runs.sort_unstable();
+                runs[runs.len() / 10]
+            };
+            let floor = low((0..RUNS).map(|_| empty_nanos(empty, &packet, 1)).collect());
+            let runs = low((0..RUNS).map(|_| bed.nanos("dev_in", &packet, 1)).collect());
+            outcome.push(("dev_in", name, runs.saturating_sub(floor)));
         }
     }
     outcome
