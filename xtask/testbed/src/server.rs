@@ -28,6 +28,8 @@ pub(crate) const SEEN_AS: &[u8] = b"seen as?\n";
 pub(crate) const ECHO: &[u8] = b"echo ";
 /// How often blocked servers look whether they shall stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
+/// For how many of these times a client may be silent that keeps the only thread of a server.
+const MOST_SILENCE: u32 = 30;
 
 /// A running server; dropping it closes its sockets.
 #[derive(Debug)]
@@ -168,12 +170,20 @@ fn seen_as(from: SocketAddr) -> Vec<u8> {
 fn echo_bytes(listener: &TcpListener, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((mut stream, _)) = listener.accept() else { continue };
-        // Accepted sockets inherit the listener's receive timeout: long enough between two bytes of a measurement.
+        // Accepted sockets inherit the listener's receive timeout. On a busy machine a client may be silent for longer.
         drop(stream.set_nodelay(true));
         let mut bytes = [0; 65_536];
-        while let Ok(n @ 1..) = stream.read(&mut bytes) {
-            if stream.write_all(bytes.get(..n).unwrap_or_default()).is_err() {
-                break;
+        let mut silent = 0;
+        while silent < MOST_SILENCE && !stop.load(Ordering::Relaxed) {
+            match stream.read(&mut bytes) {
+                Ok(n @ 1..) => {
+                    silent = 0;
+                    if stream.write_all(bytes.get(..n).unwrap_or_default()).is_err() {
+                        break;
+                    }
+                }
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => silent += 1,
+                Ok(_) | Err(_) => break,
             }
         }
     }
