@@ -272,7 +272,7 @@ fn a_changed_route_is_obeyed_while_no_agent_runs() {
             .unwrap();
     }
     cast.wait_until([true, true]);
-    wait::until("both devices are attached", SOON, || {
+    wait::until("both devices are attached", Duration::from_secs(20), || {
         for agent in &cast.stage.agents {
             let status = agent.lbctl(&["status"])?;
             anyhow::ensure!(status.contains("2 of 2 other devices"), "{status}");
@@ -359,7 +359,9 @@ fn what_the_node_does_is_obeyed(
         over.store(true, Ordering::Relaxed);
         asking.join().unwrap();
     });
-    let told = wait::until("lbctl names the reason", SOON, || {
+    // The agent writes what lbctl reads in pauses of 50 times what a write takes.
+    let patience = Duration::from_secs(20);
+    let told = wait::until("lbctl names the reason", patience, || {
         let status = cast.stage.agents[0].lbctl(&["status"])?;
         let line = status.lines().find(|line| line.starts_with("past-stack")).unwrap_or(&status);
         anyhow::ensure!(line.contains("Pods of this node go past its IP stack"), "{line}");

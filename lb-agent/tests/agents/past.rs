@@ -253,7 +253,9 @@ fn a_rule_is_obeyed(prefix: &str, shape: Shape, Refusal { loose, stay }: Refusal
         asking.join().unwrap();
     });
     assert_path(&cast, "host-rule");
-    let said = wait::until("lbctl names the rule", SOON, || {
+    // The agent writes what lbctl reads in pauses of 50 times what a write takes.
+    let patience = Duration::from_secs(20);
+    let said = wait::until("lbctl names the rule", patience, || {
         let status = cast.stage.agents[0].lbctl(&["status"])?;
         let line = status.lines().find(|line| line.starts_with("past-stack")).unwrap_or(&status);
         anyhow::ensure!(line.contains("host-rule: inet pairs forward: handle"), "{line}");
