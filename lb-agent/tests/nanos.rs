@@ -219,16 +219,18 @@ fn single_runs(bed: &Bed, judged: &Bed, empty: &OwnedFd) -> Vec<(&'static str, &
                 runs.push(bed.nanos("pod_out", packet, 1));
             }
         }
-        let low = |mut runs: Vec<u64>| {
-            runs.sort_unstable();
-            runs[runs.len() / 10]
-        };
         let floor = low(floor);
         for (name, runs) in names.into_iter().zip(runs) {
             outcome.push(("pod_out", name, low(runs).saturating_sub(floor)));
         }
     }
     outcome
+}
+
+/// A low quantile of single runs.
+fn low(mut runs: Vec<u64>) -> u64 {
+    runs.sort_unstable();
+    runs[runs.len() / 10]
 }
 
 /// Packets of established flows from outside to a backend on another node, and their answers. What leaves such a program is
@@ -255,10 +257,6 @@ fn masqueraded_runs(empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
         ]) {
             let packet = packet::build(&text);
             assert!(bed.arrive(&text).starts_with("redirect "), "{text}");
-            let low = |mut runs: Vec<u64>| {
-                runs.sort_unstable();
-                runs[runs.len() / 10]
-            };
             let floor = low((0..RUNS).map(|_| empty_nanos(empty, &packet, 1)).collect());
             let runs = low((0..RUNS).map(|_| bed.nanos("dev_in", &packet, 1)).collect());
             outcome.push(("dev_in", name, runs.saturating_sub(floor)));

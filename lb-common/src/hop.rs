@@ -8,8 +8,8 @@ use crate::addr::Addr;
 use crate::be::Be32;
 use crate::config::SettingFlags;
 use crate::endpoint::{Dev, DevFlags, Ident, IdentFlags};
-use crate::listed;
 use crate::past::{ELSEWHERE, LocalEnd, LocalFlags};
+use crate::{listed, listed_bits};
 
 /// The path of a flow to a Pod of another node. A conntrack entry has it in place of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,20 +82,7 @@ listed! {
     }
 }
 
-impl HopReason {
-    /// The first of their bits in the flags of the settings.
-    pub const FIRST_BIT: u32 = 26;
-
-    /// Its bit in the flags of the settings.
-    pub const fn bit(self) -> u32 {
-        1 << (Self::FIRST_BIT + self as u32)
-    }
-
-    /// The reasons whose bits are set, in the order of their declaration.
-    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
-    }
-}
+listed_bits! { HopReason from 26 }
 
 /// Whether an address is that of a Pod of another node.
 pub const fn is_elsewhere(known: &Ident) -> bool {

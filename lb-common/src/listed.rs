@@ -56,3 +56,27 @@ macro_rules! listed {
         }
     };
 }
+
+/// Gives the variants of an enum that [`listed!`] declares, which have numbers, a bit each in a word of flags: from this bit on, by
+/// their numbers.
+///
+/// Generates `FIRST_BIT`, `bit` and `among`.
+#[macro_export]
+macro_rules! listed_bits {
+    ($type:ident from $first:literal) => {
+        impl $type {
+            /// The first of their bits in a word of flags.
+            pub const FIRST_BIT: u32 = $first;
+
+            /// Its bit in a word of flags.
+            pub const fn bit(self) -> u32 {
+                1 << (Self::FIRST_BIT + self as u32)
+            }
+
+            /// Those whose bits are set, in the order of their declaration.
+            pub fn among(bits: u32) -> impl Iterator<Item = Self> {
+                Self::ALL.into_iter().filter(move |one| bits & one.bit() != 0)
+            }
+        }
+    };
+}

@@ -11,7 +11,7 @@ use crate::addr::Addr;
 use crate::be::Be32;
 use crate::config::SettingFlags;
 use crate::conntrack::{CtEntry, CtFlags};
-use crate::{flags, listed, pod};
+use crate::{flags, listed, listed_bits, pod};
 
 pod! {
     /// Element of the array `locals`, by [`crate::endpoint::PodEntry::id`]: a Pod of this node as a packet reaches it past the
@@ -62,23 +62,12 @@ listed! {
     }
 }
 
+listed_bits! { StackReason from 8 }
+
 impl StackReason {
-    /// The first of their bits in a word of flags.
-    pub const FIRST_BIT: u32 = 8;
-
-    /// Its bit in a word of flags.
-    pub const fn bit(self) -> u32 {
-        1 << (Self::FIRST_BIT + self as u32)
-    }
-
     /// Whether a firewall rule of the node is the reason.
     pub const fn is_of_a_rule(self) -> bool {
         matches!(self, Self::RulesUnknown | Self::HostRule | Self::PolicyEngine)
-    }
-
-    /// The reasons whose bits are set, in the order of their declaration.
-    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
     }
 }
 
@@ -92,20 +81,7 @@ listed! {
     }
 }
 
-impl VethReason {
-    /// The first of their bits in a word of flags.
-    pub const FIRST_BIT: u32 = 28;
-
-    /// Its bit in a word of flags.
-    pub const fn bit(self) -> u32 {
-        1 << (Self::FIRST_BIT + self as u32)
-    }
-
-    /// The reasons whose bits are set, in the order of their declaration.
-    pub fn among(bits: u32) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(move |reason| bits & reason.bit() != 0)
-    }
-}
+listed_bits! { VethReason from 28 }
 
 /// The path of a flow, to the Pod that its packets go to. A conntrack entry has it in place of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +167,13 @@ impl FlowPath {
 
 /// Whether new flows between two Pods of this node may go past the IP stack.
 pub const fn may_open(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> bool {
-    !settings.contains(SettingFlags::KNOWN_PAST_ONLY) && may_go_on(settings, to, from)
+    node_may_open(settings) && may_go_on(settings, to, from)
+}
+
+/// Whether the node allows it, whichever the Pods.
+pub const fn node_may_open(settings: SettingFlags) -> bool {
+    const ASKED: SettingFlags = SettingFlags::LOCAL_PAST.with(SettingFlags::KNOWN_PAST_ONLY);
+    settings.only(ASKED).bits() == SettingFlags::LOCAL_PAST.bits()
 }
 
 /// Whether flows between two Pods of this node that have a way may keep it. Equal MTUs: nothing that one can send is too big for
@@ -233,9 +215,7 @@ pub fn obstacle(settings: SettingFlags, to: &LocalEnd, from: &LocalEnd) -> Optio
         named.or((!is_usable(end)).then_some(StackReason::NotAttached))
     };
     let of_node = StackReason::among(settings.bits()).next();
-    let is_on = settings.contains(SettingFlags::LOCAL_PAST)
-        && !settings.contains(SettingFlags::KNOWN_PAST_ONLY);
-    let of_node = of_node.or((!is_on).then_some(StackReason::RulesUnread));
+    let of_node = of_node.or((!node_may_open(settings)).then_some(StackReason::RulesUnread));
     of_node.or(of_end(from)).or(of_end(to)).or(Some(StackReason::UnequalMtu))
 }
 

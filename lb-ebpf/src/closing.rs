@@ -17,7 +17,8 @@ use crate::maps;
 use crate::packet::{Packet, reread};
 use crate::parsed::Parsed;
 use crate::scratch::{self, Scratch};
-use crate::tracked;
+use crate::tracked::{self, Tracked};
+use crate::verdict::Verdict;
 
 /// A FIN in this direction, on the entry under the key in the scratch memory, which had the flags `before`. The key of its
 /// partner is there, too.
@@ -49,11 +50,22 @@ extern "C" fn closing_fin(skb: *mut __sk_buff, leaves_first: u32) -> u32 {
     0
 }
 
-/// Removes the entry under the key in the scratch memory and its partner, if the packet acknowledges the other side's FIN. To
-/// be asked when the entry is not needed any more, and only if [`conntrack::may_be_last`] says so.
+/// Sends a packet of a translated flow on, as `send` does it. Then the entry under the key in the scratch memory and its partner
+/// go, if the packet acknowledges the other side's FIN: not before, since `send` reads the entry.
 #[inline(always)]
-pub(crate) fn last(packet: Packet) {
-    closing_last(packet.as_ptr());
+pub(crate) fn after(
+    packet: Packet,
+    scratch: &mut Scratch,
+    entry: Tracked,
+    direction: Direction,
+    send: impl FnOnce(Packet, &mut Scratch, Tracked) -> Verdict,
+) -> Verdict {
+    let may_be_last = conntrack::may_be_last(entry.flags(), direction, scratch.parsed.tcp_flags);
+    let verdict = send(packet, scratch, entry);
+    if may_be_last {
+        closing_last(packet.as_ptr());
+    }
+    verdict
 }
 
 /// Exported, so that the verifier checks it once by itself, and by itself on the stack.

@@ -32,7 +32,7 @@ use crate::parsed::{Kind, L3, Parsed};
 use crate::refuse::{self, Obstacle};
 use crate::route::{self, Way};
 use crate::scratch::{self, Scratch};
-use crate::service::{self, Client, Health};
+use crate::service::{self, Client};
 use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
@@ -343,31 +343,18 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
     if conntrack::starts_over(entry, parsed, Direction::Ingress, now) {
         return first(packet, scratch, frontend, now);
     }
-    match service::health(entry.backend_id(), entry.backend_gen()) {
-        Health::Active => {}
-        Health::Draining if parsed.flow.proto == proto::TCP => {}
-        Health::Draining | Health::Gone => {
-            if conntrack::is_mid_flow(parsed) {
-                let service_id = frontend.map_or(0, |frontend| frontend.service_id);
-                return refuse(packet, scratch, DropReason::BackendGone, service_id);
-            }
-            if frontend.is_some() {
-                maps::count(Counter::FlowMoved);
-            }
-            return first(packet, scratch, frontend, now);
+    if !service::health(entry.backend_id(), entry.backend_gen()).keeps(parsed.flow.proto) {
+        if conntrack::is_mid_flow(parsed) {
+            let service_id = frontend.map_or(0, |frontend| frontend.service_id);
+            return refuse(packet, scratch, DropReason::BackendGone, service_id);
         }
+        if frontend.is_some() {
+            maps::count(Counter::FlowMoved);
+        }
+        return first(packet, scratch, frontend, now);
     }
     note_client(packet, scratch, entry, now);
-    let may_be_last = lb_common::conntrack::may_be_last(
-        entry.flags(),
-        Direction::Ingress,
-        scratch.parsed.tcp_flags,
-    );
-    let verdict = deliver(packet, scratch, entry);
-    if may_be_last {
-        closing::last(packet);
-    }
-    verdict
+    closing::after(packet, scratch, entry, Direction::Ingress, deliver)
 }
 
 /// A packet of no flow that goes on.

@@ -7,7 +7,6 @@
 //! seen never gets a way.
 
 use lb_common::addr::Addr;
-use lb_common::config::SettingFlags;
 use lb_common::conntrack::{CtEntry, CtFlags, Direction, UNJUDGED, opened, partner};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{Flow, proto};
@@ -22,9 +21,8 @@ use crate::tracked::{self, Inserted, Tracked};
 use crate::verdict::Verdict;
 use crate::{conntrack, hop, maps};
 
-/// Whether the new flow goes past the stack. `to` has its ends as the receiver will see them; its Service may want it to go
-/// through the stack. Then the receiver's entry
-/// stands, and `scratch.way` is what the sender's entry gets.
+/// Whether the new flow goes past the stack: then the receiver's entry stands, and `scratch.way` is what the sender's entry gets.
+/// `to` has its ends as the receiver will see them; with `by_stack` its Service wants it to go through the stack.
 #[inline(always)]
 pub(crate) fn opens(scratch: &mut Scratch, to: Flow, by_stack: bool, now: u32) -> bool {
     scratch::hand_over(&mut scratch.to, to);
@@ -93,10 +91,7 @@ extern "C" fn past_open(now: u32) -> u32 {
 /// Whether the node allows it.
 #[inline(always)]
 fn is_on() -> bool {
-    maps::settings().is_some_and(|settings| {
-        settings.flags.only(SettingFlags::LOCAL_PAST | SettingFlags::KNOWN_PAST_ONLY)
-            == SettingFlags::LOCAL_PAST
-    })
+    maps::settings().is_some_and(|settings| past::node_may_open(settings.flags))
 }
 
 /// The way to `receiver` from `sender`, if flows between them may have one, and where it is counted.

@@ -5,7 +5,7 @@
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtFlags, Direction, scope};
-use lb_common::flow::{Flow, proto, tcp};
+use lb_common::flow::{Flow, tcp};
 use lb_common::fragment::hook;
 use lb_common::service::{Frontend, FrontendFlags};
 use lb_common::verdict::{Counter, DropReason, drop_index};
@@ -17,7 +17,7 @@ use crate::packet::{Packet, Tag};
 use crate::parsed::{self, Kind, Parsed};
 use crate::policy::{self, Met};
 use crate::scratch::{self, How, Nat, Scratch, Target};
-use crate::service::{self, Client, Destination, Health};
+use crate::service::{self, Client, Destination};
 use crate::trace::Program;
 use crate::tracked::{self, Tracked};
 use crate::verdict::{self, Verdict};
@@ -307,22 +307,11 @@ fn untracked(scratch: &mut Scratch, how: How) -> Verdict {
 #[inline(always)]
 fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
     let Scratch { parsed, .. } = scratch;
-    match service::health(entry.backend_id(), entry.backend_gen()) {
-        Health::Active => {}
-        Health::Draining if parsed.flow.proto == proto::TCP => {}
-        Health::Draining | Health::Gone => return moved(packet, scratch, now),
+    if !service::health(entry.backend_id(), entry.backend_gen()).keeps(parsed.flow.proto) {
+        return moved(packet, scratch, now);
     }
     conntrack::note(packet, scratch, entry, Direction::Egress, now);
-    let may_be_last = lb_common::conntrack::may_be_last(
-        entry.flags(),
-        Direction::Egress,
-        scratch.parsed.tcp_flags,
-    );
-    let verdict = rewrite_forward(packet, scratch, entry);
-    if may_be_last {
-        closing::last(packet);
-    }
-    verdict
+    closing::after(packet, scratch, entry, Direction::Egress, rewrite_forward)
 }
 
 /// Towards the backend.

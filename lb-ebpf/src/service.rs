@@ -2,6 +2,7 @@
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use lb_common::flow::proto;
 use lb_common::hash;
 use lb_common::service::{
     Affinity, AffinityKey, Backend, BackendFlags, Frontend, FrontendFlags, FrontendKey,
@@ -159,6 +160,18 @@ pub(crate) enum Health {
     Draining,
     /// Gone, or its id means another endpoint now.
     Gone,
+}
+
+impl Health {
+    /// Whether it keeps a flow that it has.
+    #[inline(always)]
+    pub(crate) fn keeps(self, protocol: u8) -> bool {
+        match self {
+            Self::Active => true,
+            Self::Draining => protocol == proto::TCP,
+            Self::Gone => false,
+        }
+    }
 }
 
 /// Returns whether `id` still stands for the backend that it had in this generation. Id 0 stands for no backend.

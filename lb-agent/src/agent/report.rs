@@ -228,14 +228,13 @@ fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     } else {
         let through: usize = by_reason.values().sum();
         let past = pods.saturating_sub(through);
+        let others = by_reason.iter().map(|(reason, n)| format!("{} {n}", reason.name()));
+        let others = others.collect::<Vec<_>>().join(", ");
+        let colon = if others.is_empty() { "" } else { "; others: " };
         format!(
-            "flows between {past} of {pods} Pods of this node go past its IP stack and netfilter"
+            "flows between {past} of {pods} Pods of this node go past its IP stack and netfilter{colon}{others}"
         )
     };
-    if StackReason::among(settings.bits()).next().is_none() && !by_reason.is_empty() {
-        let others = by_reason.iter().map(|(reason, n)| format!("{} {n}", reason.name()));
-        detail += &format!("; others: {}", others.collect::<Vec<_>>().join(", "));
-    }
     detail += &past_stack_across(&facts.past);
     line("past-stack", State::Ok, detail)
 }

@@ -69,8 +69,18 @@ pub(crate) fn at_peer(bed: &Bed) -> Option<(CtKey, CtEntry)> {
     bed.conntrack().into_iter().find(|(key, _)| key.veth == THERE as u16)
 }
 
-#[test]
-fn a_new_flow_goes_to_the_other_pod_whose_entry_stands_before() {
+/// A flow whose first packet has left the Pod for the peer.
+pub(crate) struct NewFlow {
+    pub(crate) v4: bool,
+    /// That packet.
+    pub(crate) text: String,
+    pub(crate) through_service: bool,
+    /// Number of the policies in force.
+    pub(crate) policies: u32,
+}
+
+/// The first packet of each kind of flow leaves in a bed of its own, as `bed` makes it, and goes to the peer past the stack.
+pub(crate) fn each_new_flow(bed: fn(bool) -> Bed, check: impl Fn(&mut Bed, &NewFlow)) {
     for v4 in [true, false] {
         for (proto_name, flags, protocol) in [("tcp", " S", proto::TCP), ("udp", "", proto::UDP)] {
             for through_service in [false, true] {
@@ -89,25 +99,32 @@ fn a_new_flow_goes_to_the_other_pod_whose_entry_stands_before() {
                     assert_eq!(bytes[..12], LINK.concat()[..], "{text}");
                     let shown = format!("{} > {target} {proto_name}{flags}", at(v4, POD, 4000));
                     assert_eq!(short(&packet::show(&bytes)), shown);
-                    let counted = if through_service {
-                        "flow_service+1 flow_veth+1"
-                    } else {
-                        "flow_plain+1 flow_veth+1"
-                    };
-                    assert!(bed.counted().contains(counted), "{text}");
-                    let (key, entry) = at_peer(&bed).unwrap();
-                    assert_eq!((key.local, key.remote), (of(v4, PEER), of(v4, POD)));
-                    assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
-                    assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
-                    assert_eq!(entry.epoch, if policies == 0 { 0 } else { UNJUDGED });
-                    // What follows takes the same way.
-                    let text = text.replace(" S", " A");
-                    assert_eq!(bed.leave_bytes(&packet::build(&text)).0, Verdict::Redirect);
-                    assert_eq!(bed.counted(), "");
+                    check(&mut bed, &NewFlow { v4, text, through_service, policies });
                 }
             }
         }
     }
+}
+
+#[test]
+fn a_new_flow_goes_to_the_other_pod_whose_entry_stands_before() {
+    each_new_flow(bed, |bed, NewFlow { v4, text, through_service, policies }| {
+        let counted = if *through_service {
+            "flow_service+1 flow_veth+1"
+        } else {
+            "flow_plain+1 flow_veth+1"
+        };
+        assert!(bed.counted().contains(counted), "{text}");
+        let (key, entry) = at_peer(bed).unwrap();
+        assert_eq!((key.local, key.remote), (of(*v4, PEER), of(*v4, POD)));
+        assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
+        assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
+        assert_eq!(entry.epoch, if *policies == 0 { 0 } else { UNJUDGED });
+        // What follows takes the same way.
+        let text = text.replace(" S", " A");
+        assert_eq!(bed.leave_bytes(&packet::build(&text)).0, Verdict::Redirect);
+        assert_eq!(bed.counted(), "");
+    });
 }
 
 #[test]

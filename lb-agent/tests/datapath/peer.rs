@@ -11,7 +11,8 @@ use lb_testkit::packet;
 use lb_testkit::sample::{self, EGRESS, INGRESS, PEER, POD, SamplePolicy, at};
 
 use crate::past::{
-    LINK, OWN, THERE, WAY, at_peer, bed, leave, local, of, received, setting, short, to_peers, vip,
+    NewFlow, OWN, THERE, WAY, at_peer, bed, each_new_flow, leave, local, of, received, setting,
+    to_peers, vip,
 };
 
 /// The groups of the peer: into it, out of it, and the shadow of the first.
@@ -34,41 +35,14 @@ fn groups(bed: &mut Bed, v4: bool, [ingress, egress, shadow_ingress]: [u32; 3]) 
 
 #[test]
 fn a_packet_has_been_through_both_halves_when_it_goes_to_the_pods_end() {
-    for v4 in [true, false] {
-        for (proto_name, flags, protocol) in [("tcp", " S", proto::TCP), ("udp", "", proto::UDP)] {
-            for through_service in [false, true] {
-                for policies in [0, 7] {
-                    let mut bed = peers(v4);
-                    sample::epoch(&mut bed, policies);
-                    let target = at(v4, PEER, 80);
-                    let dialed = if through_service { vip(v4) } else { target.clone() };
-                    if through_service {
-                        bed.service(&dialed, protocol, &[&target]);
-                    }
-                    bed.counted();
-                    let text = format!("{} > {dialed} {proto_name}{flags}", at(v4, POD, 4000));
-                    let (verdict, bytes) = bed.leave_bytes(&packet::build(&text));
-                    assert_eq!(verdict, Verdict::Redirect, "{text}");
-                    assert_eq!(bytes[..12], LINK.concat()[..], "{text}");
-                    let shown = format!("{} > {target} {proto_name}{flags}", at(v4, POD, 4000));
-                    assert_eq!(short(&packet::show(&bytes)), shown);
-                    assert!(bed.counted().contains("flow_peer+1"), "{text}");
-                    let (_, entry) = at_peer(&bed).unwrap();
-                    assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
-                    assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
-                    assert_eq!(entry.epoch, policies, "judged");
-                    assert!(entry.flags.contains(CtFlags::SEEN_IN));
-                    // What follows is noted at both ends, and asks no policy.
-                    let text = text.replace(" S", " F");
-                    assert_eq!(bed.leave_bytes(&packet::build(&text)).0, Verdict::Redirect);
-                    assert_eq!(bed.counted(), "");
-                    let fin = CtFlags::tcp(0, tcp::FIN);
-                    let (_, entry) = at_peer(&bed).unwrap();
-                    assert_eq!(entry.flags.contains(fin), protocol == proto::TCP);
-                }
-            }
-        }
-    }
+    each_new_flow(peers, |bed, NewFlow { text, policies, .. }| {
+        assert!(bed.counted().contains("flow_peer+1"), "{text}");
+        let (_, entry) = at_peer(bed).unwrap();
+        assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
+        assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
+        assert_eq!(entry.epoch, *policies, "judged");
+        assert!(entry.flags.contains(CtFlags::SEEN_IN));
+    });
 }
 
 #[test]
@@ -188,12 +162,9 @@ fn a_change_of_policies_reaches_both_halves_whichever_end_speaks() {
     }
 }
 
-/// The entries of a flow of the peer through a Service to the Pod.
-fn served(bed: &mut Bed, v4: bool, port: u16) {
-    received(bed, v4, 80);
-    let now = bed.stamp();
-    let vip = packet_addr(&vip(v4));
-    let key = CtKey {
+/// Of a flow of the peer to the Pod, at the peer's device.
+fn key_at_peer(v4: bool) -> CtKey {
+    CtKey {
         local: of(v4, PEER),
         remote: of(v4, POD),
         local_port: Be16::new(4000),
@@ -201,7 +172,15 @@ fn served(bed: &mut Bed, v4: bool, port: u16) {
         proto: proto::TCP,
         veth: THERE as u16,
         ..CtKey::ZERO
-    };
+    }
+}
+
+/// The entries of a flow of the peer through a Service to the Pod.
+fn served(bed: &mut Bed, v4: bool, port: u16) {
+    received(bed, v4, 80);
+    let now = bed.stamp();
+    let vip = packet_addr(&vip(v4));
+    let key = key_at_peer(v4);
     let mapped = CtFlags::PORT_MAPPED.when(port != 4000);
     let both = CtFlags::SEEN_OUT | CtFlags::tcp(tcp::SYN, 0) | mapped;
     let entry = CtEntry {
@@ -261,15 +240,7 @@ fn no_pod_answers_in_the_name_of_a_service() {
     for v4 in [true, false] {
         let mut bed = peers(v4);
         // The peer has dialed the Pod's address as if it were a Service's, and the Pod answers by itself.
-        let key = CtKey {
-            local: of(v4, PEER),
-            remote: of(v4, POD),
-            local_port: Be16::new(4000),
-            remote_port: Be16::new(80),
-            proto: proto::TCP,
-            veth: THERE as u16,
-            ..CtKey::ZERO
-        };
+        let key = key_at_peer(v4);
         received(&mut bed, v4, 80);
         let last_seen = bed.stamp();
         let flags = CtFlags::FORWARD | CtFlags::SEEN_OUT;

@@ -20,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{
@@ -29,7 +29,7 @@ use lb_common::conntrack::{
 };
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
-use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, MapSpec, PORT_WORDS, port_bit};
+use lb_common::limits::{MAP_AFFINITY, MAP_CT, MAP_FORMER_PORTS, PORT_WORDS, port_bit};
 use lb_common::service::{Affinity, AffinityKey, FrontendKey};
 use lb_common::tenure::{self, Holder};
 use lb_common::verdict::{Counter, DropReason, drop_index};
@@ -38,6 +38,7 @@ use crate::bpf::clock::Clock;
 use crate::bpf::gc::devices::DeviceNumbers;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
+use crate::bpf::typed;
 use crate::syscall;
 use lb_core::plan::Flows;
 
@@ -259,12 +260,6 @@ impl Gc {
     /// # Errors
     /// When a pin is missing or has other sizes.
     pub fn open(pins: &Pins, clock: Clock) -> Result<Self, MapsError> {
-        let pinned = |spec: &MapSpec| {
-            MapData::from_pin(pins.map(spec))
-                .and_then(Map::from_map_data)
-                .map_err(|source| MapsError::Unusable { map: spec.name, source })
-        };
-        let unusable = |map| move |source| MapsError::Unusable { map, source };
         Ok(Self {
             ct: maps::open_ct(pins)?,
             kept: maps::open_kept(pins)?,
@@ -277,10 +272,8 @@ impl Gc {
             capacity: maps::pinned_capacity(&pins.map(&MAP_CT)).unwrap_or(u32::MAX),
             last: None,
             pins: pins.clone(),
-            former_ports: Array::try_from(pinned(&MAP_FORMER_PORTS)?)
-                .map_err(unusable(MAP_FORMER_PORTS.name))?,
-            affinity: HashMap::try_from(pinned(&MAP_AFFINITY)?)
-                .map_err(unusable(MAP_AFFINITY.name))?,
+            former_ports: typed::open(pins, &MAP_FORMER_PORTS)?,
+            affinity: typed::open(pins, &MAP_AFFINITY)?,
             clock,
         })
     }

@@ -15,8 +15,9 @@ use lb_common::conntrack::{CtEntry, CtKey, age};
 use lb_common::limits::{MAP_CT, MAP_KEPT, MapSpec, kept_entries};
 
 use crate::bpf::clock::Clock;
-use crate::bpf::maps::{self, MapsError};
+use crate::bpf::maps;
 use crate::bpf::pins::{self, Pins};
+use crate::bpf::typed;
 use crate::syscall;
 
 /// Only where there is no element (`BPF_NOEXIST`, include/uapi/linux/bpf.h).
@@ -138,10 +139,8 @@ impl Old {
 }
 
 fn open(pin: &std::path::Path, spec: MapSpec) -> io::Result<CtTable> {
-    MapData::from_pin(pin)
-        .and_then(aya::maps::Map::from_map_data)
-        .and_then(CtTable::try_from)
-        .map_err(|source| io::Error::other(MapsError::Unusable { map: spec.name, source }))
+    let map = typed::pinned_at(pin, &spec).map_err(io::Error::other)?;
+    typed::typed(&spec, map).map_err(io::Error::other)
 }
 
 fn capacity(table: &CtTable) -> io::Result<usize> {

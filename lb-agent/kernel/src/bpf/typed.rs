@@ -52,7 +52,12 @@ pub(super) fn take(ebpf: &mut Ebpf, spec: &MapSpec) -> Result<Map, MapsError> {
 
 /// A pinned map.
 pub(super) fn pinned(pins: &Pins, spec: &MapSpec) -> Result<Map, MapsError> {
-    MapData::from_pin(pins.map(spec))
+    pinned_at(&pins.map(spec), spec)
+}
+
+/// A map that is pinned under another name than its own.
+pub(super) fn pinned_at(pin: &Path, spec: &MapSpec) -> Result<Map, MapsError> {
+    MapData::from_pin(pin)
         .and_then(Map::from_map_data)
         .map_err(|source| MapsError::Unusable { map: spec.name, source })
 }

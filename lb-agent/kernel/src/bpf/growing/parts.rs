@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 
-use aya::maps::{Array, IterableMap as _, Map, MapData, MapError as AyaError};
+use aya::maps::{Array, IterableMap as _, MapData, MapError as AyaError};
 use aya::{Ebpf, Pod};
 use lb_common::limits::MapSpec;
 use lb_common::pod::Field;
@@ -130,8 +130,6 @@ impl<V: Pod + Field> PartedArray<V> {
 
 /// The parts after the first.
 fn further<V: Pod>(pins: &Pins, spec: &MapSpec) -> Result<Vec<Array<MapData, V>>, MapsError> {
-    let unusable = |source| MapsError::Unusable { map: spec.name, source };
     let pins = (1..).map(|n| pins.part(spec, n)).take_while(|pin| pin.exists());
-    let open = |pin| MapData::from_pin(pin).and_then(Map::from_map_data).map_err(unusable);
-    pins.map(|pin| typed::typed(spec, open(pin)?)).collect()
+    pins.map(|pin| typed::typed(spec, typed::pinned_at(&pin, spec)?)).collect()
 }
