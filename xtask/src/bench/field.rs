@@ -64,6 +64,10 @@ impl Field {
         let with = Side::set("benchwith", binaries, cpu)?;
         let manifests = with.bed.manifests()?;
         manifests.write("nodes", &[node_of(&with.node), node_of(&with.other)])?;
+        // What is no known Pod goes by the IP stack to another node.
+        let Side { client, near, far, .. } = &with;
+        let pods = [(client, "client"), (near, "server"), (far, "server")];
+        manifests.write("pods", &pods.map(|(pod, role)| pod_of(pod).label("role", role)))?;
         let agents = with.agents(binaries, &manifests)?;
         let traffic = binaries.traffic.clone();
         Ok(Self { with, without, agents, netfilter: None, manifests, cpu, traffic })
@@ -130,9 +134,6 @@ impl Field {
     /// Announces `n` policies on client and servers: two deny everything, one for each direction allows what is
     /// measured, the others allow other things.
     pub(super) fn announce_policies(&self, n: usize) -> Result<()> {
-        let Side { client, near, far, .. } = &self.with;
-        let pods = [(client, "client"), (near, "server"), (far, "server")];
-        self.manifests.write("pods", &pods.map(|(pod, role)| pod_of(pod).label("role", role)))?;
         let rule = |peers: &str, role: &str| {
             let peer = json!({"podSelector": {"matchLabels": {"role": role}}});
             let ports = [("TCP", NAME), ("TCP", BYTES), ("UDP", BYTES), ("TCP", SINK)]
