@@ -64,7 +64,7 @@ impl Field {
         let with = Side::set("benchwith", binaries, cpu)?;
         let manifests = with.bed.manifests()?;
         manifests.write("nodes", &[node_of(&with.node), node_of(&with.other)])?;
-        // What is no known Pod goes by the IP stack to another node.
+        // What is not a known Pod goes by the IP stack to another node.
         let Side { client, near, far, .. } = &with;
         let pods = [(client, "client"), (near, "server"), (far, "server")];
         manifests.write("pods", &pods.map(|(pod, role)| pod_of(pod).label("role", role)))?;
