@@ -70,7 +70,7 @@ use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use lb_common::config::SettingFlags;
-use lb_core::cluster::{Cluster, Dirty, Event, Family, Kind, PodScope};
+use lb_core::cluster::{Change, Cluster, Dirty, Event, Family, Kind, PodScope};
 use lb_core::model::Desired;
 use lb_core::plan::{Capacity, Plan, Planner, Write};
 use lb_kernel::bpf::attach::Mechanism;
@@ -355,6 +355,11 @@ impl Agent {
         }
         let at = received.at;
         let is_list_of_pods = received.event == Event::Synced(Kind::Pod);
+        if let Event::Pod(Change::Applied(_, pod)) = &received.event
+            && !self.cluster.is_own(pod)
+        {
+            self.scope.heard_of_pod(at);
+        }
         let dirty = self.cluster.apply(received.event);
         if dirty.policies {
             self.policies.heard(at);

@@ -27,6 +27,7 @@ use lb_core::issue::ObjectRef;
 
 mod connect;
 mod events;
+mod pods;
 mod taint;
 
 pub use self::connect::{ConnectOptions, connect};
@@ -130,6 +131,7 @@ pub async fn run(
 }
 
 /// What the watches share.
+#[derive(Clone)]
 struct WatchContext {
     client: kube::Client,
     pods: WatchedPods,
@@ -157,33 +159,13 @@ impl<'a> Visitor for &'a WatchContext {
         let source: &'a WatchContext = self;
         let config = K::narrow(watcher::Config::default().timeout(WATCH_SECS));
         match K::KIND {
-            Kind::Pod => source.watch_pods::<K>(config).boxed(),
+            Kind::Pod => pods::watch::<K>(source, config).boxed(),
             _ => source.watch::<K>(config).boxed(),
         }
     }
 }
 
 impl WatchContext {
-    /// Watches the Pods that are wanted, and from the beginning when others are.
-    async fn watch_pods<K: Watched>(&self, all: watcher::Config) {
-        let mut wanted = self.pods.scope.clone();
-        loop {
-            let scope = *wanted.borrow_and_update();
-            if self.tx.send(Received::now(Event::Pods(scope))).await.is_err() {
-                return;
-            }
-            info!(?scope, "watching Pods");
-            let config = match scope {
-                PodScope::All => all.clone(),
-                PodScope::Own => of_node(all.clone(), &self.pods.node),
-            };
-            tokio::select! {
-                () = self.watch::<K>(config) => return,
-                Ok(()) = wanted.changed() => {}
-            }
-        }
-    }
-
     /// Watches one kind until it has failed for too long.
     async fn watch<K: Watched>(&self, config: watcher::Config) {
         let streaming = config.clone().streaming_lists();
@@ -258,13 +240,6 @@ impl WatchContext {
             }
         }
     }
-}
-
-/// Only the Pods of this node.
-fn of_node(mut config: watcher::Config, node: &str) -> watcher::Config {
-    let more = config.field_selector.map(|fields| format!("{fields},")).unwrap_or_default();
-    config.field_selector = Some(format!("{more}spec.nodeName={node}"));
-    config
 }
 
 /// What an event of the watcher means. `with_issues` are the objects whose issues were told and must be cleared.

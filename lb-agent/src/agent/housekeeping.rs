@@ -172,6 +172,7 @@ impl Agent {
         let all = self.cluster.issues().chain(self.desired.issues()).chain(self.planner.issues());
         let ports = self.health_ports.issues();
         let policies = self.policy_issues();
+        let scope = self.scope.issue(&self.housekeeping.node);
         let masquerade = masquerade::issues(
             &self.housekeeping.node,
             &self.housekeeping.masquerade_ports,
@@ -185,6 +186,7 @@ impl Agent {
             .chain(self.links.issues())
             .chain(&ports)
             .chain(&masquerade)
+            .chain(&scope)
             .chain(&policies);
         let all = all.chain(self.policies.remarks());
         let new = self.housekeeping.issues.replace(all, now.as_secs());
@@ -341,6 +343,7 @@ impl Agent {
         let programmed = wanted.saturating_sub(troubled.len());
         Metrics::set_states(&metrics.policies, wanted, programmed, troubled.len());
         let planner = self.planner.policies();
+        metrics.lacks_pods.set(i64::from(self.scope.lacks_pods()));
         metrics.groups.set(gauge(planner.groups().count() as u64));
         metrics.identities.set(gauge(planner.idents().count() as u64));
         metrics.overflowing.set(gauge(planner.n_incomplete() as u64));

@@ -87,12 +87,12 @@ impl Policies {
         self.desired.as_ref()
     }
 
-    /// When changes are to be compiled.
-    pub(super) fn next_compilation(&self) -> Option<Instant> {
+    /// When changes are to be compiled. If they wait for Pods: until when, at most.
+    pub(super) fn next_compilation(&self, held_until: Option<Instant>) -> Option<Instant> {
         // One that runs wakes the loop at its end.
-        let begun = self.desired.is_some() || self.released;
+        let begun = self.desired.is_some() || self.released || held_until.is_some();
         let waits = self.dirty && begun && self.compiler.is_some();
-        waits.then_some(self.not_before)
+        waits.then(|| held_until.map_or(self.not_before, |until| until.max(self.not_before)))
     }
 
     /// Whether devices of unknown Pods are cut off as soon as there is any policy.

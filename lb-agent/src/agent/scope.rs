@@ -2,25 +2,64 @@
 //!
 //! Policies wait for the Pods that they need, and what is enforced stays until then. A request of lbctl waits, too. Once
 //! needed, all Pods are watched until the agent ends: a policy that comes and goes must not cause a list each time.
+//!
+//! A list that does not come must not leave a policy without effect. So the wait is limited, and then policies are
+//! compiled with the Pods that are known: a peer that is not known is denied what only the labels of a Pod can allow.
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::PendingRequest;
 use crate::agent::Agent;
 use lb_core::admin::Request;
-use lb_core::cluster::PodScope;
+use lb_core::cluster::{Name, PodScope};
+use lb_core::issue::{Issue, ObjectRef};
 use lb_core::model::policy::needs_all_pods;
+
+/// How long policies wait for Pods.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// After the last Pod that was listed.
+    silence: Duration,
+    /// In any case.
+    total: Duration,
+}
+
+/// If what is enforced is known: only policies that need more than before have no effect meanwhile.
+const PATIENCE: Patience =
+    Patience { silence: Duration::from_secs(10), total: Duration::from_secs(60) };
+/// After a restart. What the earlier run left may allow flows by the labels of Pods of other nodes, which would be denied.
+const PATIENCE_AFTER_RESTART: Patience =
+    Patience { silence: Duration::from_secs(60), total: Duration::from_secs(300) };
 
 /// What is wanted of the source, and who waits for it.
 pub(super) struct PodWatch {
     wanted: watch::Sender<PodScope>,
     requests: Vec<PendingRequest>,
-    /// Since when policies wait.
-    policies: Option<Instant>,
+    policies: Option<PolicyWait>,
+}
+
+/// Policies wait, or have waited for too long.
+#[derive(Debug)]
+struct PolicyWait {
+    since: Instant,
+    /// When the last Pod of another node was told.
+    last: Instant,
+    patience: Patience,
+    is_over: bool,
+}
+
+impl PolicyWait {
+    fn begin(now: Instant, patience: Patience) -> Self {
+        Self { since: now, last: now, patience, is_over: false }
+    }
+
+    fn deadline(&self) -> Instant {
+        (self.last + self.patience.silence).min(self.since + self.patience.total)
+    }
 }
 
 impl PodWatch {
@@ -41,9 +80,32 @@ impl PodWatch {
         }
     }
 
-    /// Whether policies wait for Pods.
-    pub(super) fn holds_policies(&self) -> bool {
-        self.policies.is_some()
+    /// Until when policies wait for Pods, if they do.
+    pub(super) fn holds_policies_until(&self) -> Option<Instant> {
+        self.policies.as_ref().filter(|wait| !wait.is_over).map(PolicyWait::deadline)
+    }
+
+    /// A Pod of another node was told: the list makes progress.
+    pub(super) fn heard_of_pod(&mut self, at: Instant) {
+        if let Some(wait) = &mut self.policies {
+            wait.last = wait.last.max(at);
+        }
+    }
+
+    /// Whether policies are enforced without the Pods that they need.
+    pub(super) fn lacks_pods(&self) -> bool {
+        self.policies.as_ref().is_some_and(|wait| wait.is_over)
+    }
+
+    /// That they are.
+    pub(super) fn issue(&self, node: &str) -> Option<Issue> {
+        self.lacks_pods().then(|| {
+            let node = ObjectRef::new("Node", &Name::new("", node));
+            let message = "the list of the Pods of all nodes is not available: policies are enforced \
+                           without the Pods of other nodes, and do not allow flows by their labels; the agent's log says \
+                           why the watch of Pods fails";
+            Issue::new(node, "", message)
+        })
     }
 }
 
@@ -51,11 +113,20 @@ impl Agent {
     /// Whether policies can be compiled with the Pods that are known. If not, they will be when all are.
     pub(super) fn has_pods_for_policies(&mut self) -> bool {
         if self.cluster.knows_all_pods() || !needs_all_pods(&self.cluster.snapshot()) {
+            self.scope.policies = None;
             return true;
         }
         self.scope.want_all("policies or addresses of Pods need them");
-        self.scope.policies.get_or_insert_with(Instant::now);
-        false
+        let is_restart =
+            self.policies.desired().is_none() && self.planner.actual().policy.epoch != 0;
+        let patience = if is_restart { PATIENCE_AFTER_RESTART } else { PATIENCE };
+        let now = Instant::now();
+        let wait = self.scope.policies.get_or_insert_with(|| PolicyWait::begin(now, patience));
+        if !wait.is_over && wait.deadline() <= now {
+            wait.is_over = true;
+            warn!(waited = ?wait.since.elapsed(), "enforcing policies without the Pods of other nodes, whose list is not available");
+        }
+        wait.is_over
     }
 
     /// Keeps a request that is about Pods of other nodes until those are known; returns any other.
@@ -83,9 +154,29 @@ impl Agent {
         for pending in std::mem::take(&mut self.scope.requests) {
             self.respond(pending);
         }
-        if let Some(since) = self.scope.policies.take() {
-            info!(waited = ?since.elapsed(), "the Pods of all nodes are known");
+        if let Some(wait) = self.scope.policies.take() {
+            info!(waited = ?wait.since.elapsed(), "the Pods of all nodes are known");
             self.policies.release();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{PATIENCE, PATIENCE_AFTER_RESTART, PolicyWait};
+
+    #[test]
+    fn a_list_is_awaited_while_it_makes_progress_but_not_without_limit() {
+        let start = Instant::now();
+        for patience in [PATIENCE, PATIENCE_AFTER_RESTART] {
+            let mut wait = PolicyWait::begin(start, patience);
+            assert_eq!(wait.deadline(), start + patience.silence);
+            wait.last = start + Duration::from_secs(7);
+            assert_eq!(wait.deadline(), wait.last + patience.silence);
+            wait.last = start + patience.total;
+            assert_eq!(wait.deadline(), start + patience.total);
         }
     }
 }

@@ -74,8 +74,7 @@ impl Agent {
             Task::Addresses => self.planner.next_devices().map(|at| self.start + at),
             Task::Policies => {
                 let written = self.planner.policies().next_wakeup().map(|at| self.start + at);
-                let held = self.scope.holds_policies();
-                let next = self.policies.next_compilation().filter(|_| !held);
+                let next = self.policies.next_compilation(self.scope.holds_policies_until());
                 written.into_iter().chain(next).min()
             }
             Task::HealthPorts => self.health_ports.next_due(),

@@ -8,7 +8,8 @@ use lb_common::be::Be16;
 use lb_common::endpoint::{Ident, IdentFlags, PodEntry as Element};
 use lb_common::policy::{Judgement, Question, identify, judge};
 use lb_core::cluster::{
-    Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, Policy, Tier,
+    Change, Cluster, Event, Kind, Labels, Name, Namespace, Node, Pod, PodScope, Policy, Prefix,
+    Tier,
 };
 use lb_core::model::policy::{DesiredPolicies, PolicyDirection};
 use lb_core::plan::policy::{Behind, DesiredTables, PodDevice};
@@ -28,6 +29,8 @@ pub struct World {
     pub namespaces: BTreeMap<String, Labels>,
     /// Addresses and labels of the nodes.
     pub nodes: BTreeMap<String, (Vec<Addr>, Labels)>,
+    /// The nodes' ranges of addresses for Pods.
+    pub pod_cidrs: BTreeMap<String, Vec<Prefix>>,
     /// Policies by namespace and name; those of the cluster have no namespace.
     pub policies: BTreeMap<(String, String), Policy>,
 }
@@ -60,7 +63,14 @@ impl World {
 
     /// The cluster, with everything listed.
     pub fn cluster(&self) -> Cluster {
+        self.listed(PodScope::All)
+    }
+
+    /// The cluster, with the Pods of all nodes listed or with those of this node.
+    pub fn listed(&self, scope: PodScope) -> Cluster {
         let mut cluster = Cluster::new(NODE);
+        cluster.apply(Event::Pods(scope));
+        let is_listed = |pod: &Pod| scope == PodScope::All || &*pod.node == NODE;
         let name = |(namespace, name): &(String, String)| Name::new(&**namespace, &**name);
         for (namespace, labels) in &self.namespaces {
             let namespace_of = Namespace { labels: labels.clone(), terminating: false };
@@ -69,10 +79,11 @@ impl World {
         }
         for (node, (addresses, labels)) in &self.nodes {
             let addresses = addresses.clone().into();
-            let of = Node { addresses, labels: labels.clone(), ..Node::default() };
+            let pod_cidrs = self.pod_cidrs.get(node).cloned().unwrap_or_default().into();
+            let of = Node { addresses, labels: labels.clone(), pod_cidrs, ..Node::default() };
             cluster.apply(Event::Node(Change::Applied(Name::new("", &**node), of)));
         }
-        for (at, pod) in &self.pods {
+        for (at, pod) in self.pods.iter().filter(|(_, pod)| is_listed(pod)) {
             cluster.apply(Event::Pod(Change::Applied(name(at), pod.clone())));
         }
         for (at, policy) in &self.policies {
@@ -127,8 +138,13 @@ impl World {
 
     /// The tables of an empty kernel, once all is written.
     pub fn tables(&self) -> Actual {
+        self.tables_with(PodScope::All)
+    }
+
+    /// The same with these Pods listed.
+    pub fn tables_with(&self, scope: PodScope) -> Actual {
         let mut node = Running::default();
-        node.follow(self, &lb_core::model::policy::compile(&self.cluster()));
+        node.follow(self, &lb_core::model::policy::compile(&self.listed(scope)));
         node.store
     }
 }

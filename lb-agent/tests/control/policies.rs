@@ -4,6 +4,7 @@ pub(crate) mod naive;
 pub(crate) mod random;
 mod shares;
 mod trouble;
+mod unknown;
 
 use lb_common::policy::tier;
 use lb_core::cluster::Action::{Accept, Deny, Pass};

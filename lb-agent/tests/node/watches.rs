@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::addr::Addr;
 use lb_common::endpoint::IdentFlags;
+use lb_core::names;
 use lb_core::plan::Actual;
 use lb_kernel::bpf::store::Maps;
 use serde_json::{Value, json};
@@ -32,11 +34,19 @@ const KINDS: [(&str, &str, &str); 8] = [
 const OWN: (&str, &str, &str) = ("web", "n1", "10.9.0.2");
 const OTHER: (&str, &str, &str) = ("client", "n2", "10.9.2.7");
 
-/// What the server was asked for Pods, and whether there is a policy.
+/// Another of this node, which starts later.
+const LATE: (&str, &str, &str) = ("late", "n1", "10.9.0.3");
+
+/// What the server was asked for Pods, and what it does.
 #[derive(Default)]
 struct Told {
     asked: Mutex<Vec<String>>,
+    /// Whether there is a policy.
     policy: AtomicBool,
+    /// Whether the Pods of all nodes must not be listed.
+    refuses: AtomicBool,
+    /// Whether the late Pod has started.
+    late: AtomicBool,
 }
 
 fn node_object(name: &str, number: u8) -> Value {
@@ -95,16 +105,25 @@ fn answer(stream: TcpStream, told: &Told) {
         return;
     };
     let there = || told.policy.load(Ordering::SeqCst);
+    let late = || told.late.load(Ordering::SeqCst);
+    let own = query.contains("spec.nodeName%3Dn1");
+    if *kind == "Pod" {
+        told.asked.lock().unwrap().push(query.to_owned());
+    }
+    if *kind == "Pod" && !own && told.refuses.load(Ordering::SeqCst) {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+        let status = status.to_string();
+        let length = status.len();
+        drop(write!(stream, "HTTP/1.1 403 X\r\n{head}content-length: {length}\r\n\r\n{status}"));
+        return;
+    }
     let objects = match *kind {
         "Node" => vec![node_object("n1", 1), node_object("n2", 2)],
-        "Pod" if query.contains("spec.nodeName%3Dn1") => vec![pod(OWN)],
+        "Pod" if own => vec![pod(OWN)],
         "Pod" => vec![pod(OWN), pod(OTHER)],
         "NetworkPolicy" if there() => vec![policy()],
         _ => Vec::new(),
     };
-    if *kind == "Pod" {
-        told.asked.lock().unwrap().push(query.to_owned());
-    }
     assert!(query.contains("sendInitialEvents=true"), "{target}");
     let listed = !objects.is_empty();
     let line = |how: &str, mut object: Value| {
@@ -123,6 +142,10 @@ fn answer(stream: TcpStream, told: &Told) {
         std::thread::sleep(Duration::from_millis(20));
         if *kind == "NetworkPolicy" && !listed && there() {
             drop(stream.write_all(line("ADDED", policy()).as_bytes()));
+            std::thread::sleep(Duration::from_secs(90));
+        }
+        if own && late() {
+            drop(stream.write_all(line("ADDED", pod(LATE)).as_bytes()));
             std::thread::sleep(Duration::from_secs(90));
         }
     }
@@ -157,43 +180,53 @@ fn stop(mut child: Child) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// The directory with the agent's state, and with a kubeconfig for this server.
+fn directory(node: &Node, server: SocketAddr) -> PathBuf {
+    let dir = std::env::temp_dir().join(node.pin_dir().file_name().unwrap());
+    fs::create_dir_all(&dir).unwrap();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "x", "cluster": {"server": format!("http://{server}")}}],
+        "users": [{"name": "x", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    });
+    fs::write(dir.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+    dir
+}
+
+/// Whether an address is known as a Pod's.
+fn there(actual: &Actual, ip: &str) -> bool {
+    let addr = Addr::from_ip(ip.parse().unwrap());
+    actual.ident.get(&addr).is_some_and(|known| known.flags.contains(IdentFlags::POD))
+}
+
+/// Waits until the maps say so.
+fn wait(node: &Node, agent: &mut Option<Child>, what: &str, so: &dyn Fn(&Actual) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let actual = Maps::open(&node.pins()).map(|maps| maps.load().unwrap());
+        match actual {
+            Ok(actual) if so(&actual) => return,
+            _ if Instant::now() < deadline => {}
+            other => panic!("{what}: {other:?}\n{}", agent.take().map(stop).unwrap()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn all_pods_are_watched_when_a_policy_needs_them_and_only_then() {
     in_node(|node: &Node| {
         let told = Arc::new(Told::default());
         let server = serve(&told);
-        let dir = std::env::temp_dir().join(node.pin_dir().file_name().unwrap());
-        fs::create_dir_all(&dir).unwrap();
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "x",
-            "clusters": [{"name": "x", "cluster": {"server": format!("http://{server}")}}],
-            "users": [{"name": "x", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-        });
-        fs::write(dir.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+        let dir = directory(node, server);
         let cgroup = node.cgroup();
         let mut agent = Some(start(node, &dir, &cgroup));
-        let addr = |ip: &str| Addr::from_ip(ip.parse().unwrap());
-        let there = |actual: &Actual, ip| {
-            actual.ident.get(&addr(ip)).is_some_and(|known| known.flags.contains(IdentFlags::POD))
-        };
-        let mut wait = |what: &str, so: &dyn Fn(&Actual) -> bool| {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            loop {
-                let actual = Maps::open(&node.pins()).map(|maps| maps.load().unwrap());
-                match actual {
-                    Ok(actual) if so(&actual) => return,
-                    _ if Instant::now() < deadline => {}
-                    other => panic!("{what}: {other:?}\n{}", agent.take().map(stop).unwrap()),
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        };
         let of_others = || {
             let asked = told.asked.lock().unwrap();
             asked.iter().filter(|query| !query.contains("spec.nodeName%3Dn1")).count()
         };
-        wait("the Pod of this node, the range of the other node", &|actual| {
+        wait(node, &mut agent, "the Pod of this node, the range of the other node", &|actual| {
             there(actual, OWN.2) && actual.pod_ranges == ["10.9.2.0/24".parse().unwrap()].into()
         });
         assert_eq!(of_others(), 0, "{:?}", told.asked.lock().unwrap());
@@ -201,7 +234,7 @@ fn all_pods_are_watched_when_a_policy_needs_them_and_only_then() {
         assert!(!there(&actual, OTHER.2) && actual.policy.epoch == 0);
 
         told.policy.store(true, Ordering::SeqCst);
-        wait("the policy with its Pod", &|actual| {
+        wait(node, &mut agent, "the policy with its Pod", &|actual| {
             assert!(actual.policy.epoch == 0 || there(actual, OTHER.2), "not without its Pod");
             actual.policy.epoch != 0 && actual.pod_ranges.is_empty()
         });
@@ -222,6 +255,54 @@ fn all_pods_are_watched_when_a_policy_needs_them_and_only_then() {
         std::thread::sleep(Duration::from_millis(500));
         let actual = Maps::open(&node.pins()).unwrap().load().unwrap();
         assert!(there(&actual, OTHER.2) && actual.policy.epoch != 0);
+        stop(agent.take().unwrap());
+        fs::remove_dir_all(&dir).unwrap();
+    });
+}
+
+#[test]
+fn a_policy_does_not_wait_without_limit_for_pods_that_are_not_listed() {
+    in_node(|node: &Node| {
+        let told = Arc::new(Told::default());
+        told.refuses.store(true, Ordering::SeqCst);
+        let dir = directory(node, serve(&told));
+        let mut agent = Some(start(node, &dir, &node.cgroup()));
+        wait(node, &mut agent, "the Pod of this node", &|actual| there(actual, OWN.2));
+        let issues = || {
+            let names = names::read(&dir.join("state").join(names::FILE)).unwrap();
+            let of_node = names.issues.iter().filter(|issue| issue.object == "Node n1");
+            of_node.map(|issue| issue.message.to_string()).collect::<Vec<_>>()
+        };
+
+        let begun = Instant::now();
+        told.policy.store(true, Ordering::SeqCst);
+        told.late.store(true, Ordering::SeqCst);
+        let is_isolated = |actual: &Actual| actual.policy.pending_ingress != 0;
+        wait(node, &mut agent, "the policy without the Pods of other nodes", &is_isolated);
+        let waited = begun.elapsed();
+        assert!(waited > Duration::from_secs(8), "the list may still come: {waited:?}");
+        assert!(waited < Duration::from_secs(20), "{waited:?}");
+        wait(node, &mut agent, "a Pod that has started meanwhile", &|actual| {
+            assert!(!there(actual, OTHER.2) && !actual.pod_ranges.is_empty());
+            there(actual, LATE.2)
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while issues().is_empty() {
+            assert!(Instant::now() < deadline, "no issue");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(issues()[0].contains("without the Pods of other nodes"), "{:?}", issues());
+
+        told.refuses.store(false, Ordering::SeqCst);
+        wait(node, &mut agent, "the Pods of other nodes", &|actual| {
+            assert!(is_isolated(actual));
+            there(actual, OTHER.2) && actual.pod_ranges.is_empty()
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !issues().is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", issues());
+            std::thread::sleep(Duration::from_millis(50));
+        }
         stop(agent.take().unwrap());
         fs::remove_dir_all(&dir).unwrap();
     });

@@ -29,6 +29,7 @@ mod area;
 mod atom;
 mod blocks;
 mod charges;
+mod doubt;
 mod group;
 mod lists;
 mod members;
@@ -156,6 +157,7 @@ impl Compiler {
         policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
         let subjects = Subjects::select(cluster, &policies);
         let mut reading = subjects.read(&policies);
+        reading.unknown = need::unknown(cluster);
         let mut refused: BTreeMap<PolicyHalf, Lost> = BTreeMap::new();
         let mut round = 0;
         self.atoms.begin();
@@ -216,11 +218,11 @@ impl Compiler {
                 addrs.insert(*addr, AddressIdentity { ident, flags: IdentFlags::NODE });
             }
         }
-        blocks.name(|atoms| members.intern(atoms));
         for addr in others::in_pod_network(cluster) {
-            let known = AddressIdentity { ident: blocks.find(&addr), flags: IdentFlags::NODE };
-            addrs.entry(addr).or_insert(known);
+            let ident = members.ident_of_node(blocks.find(&addr), &blocks);
+            addrs.entry(addr).or_insert(AddressIdentity { ident, flags: IdentFlags::NODE });
         }
+        blocks.name(|atoms| members.intern(atoms));
         let (idents, named) = members.finish();
         let grouped = compiled.group(subjects, &named);
         let asked =

@@ -33,6 +33,8 @@ pub(crate) struct OfPolicies {
     pub by_policy: Family<ByPolicy, Counter>,
     /// Policies by state.
     pub policies: Family<MetricLabels<1>, Gauge>,
+    /// Whether they are enforced without the Pods of other nodes, though they need those.
+    pub lacks_pods: Gauge,
     /// Groups in the tables.
     pub groups: Gauge,
     /// Identities in the tables.
@@ -73,6 +75,12 @@ impl OfPolicies {
                 Family::default(),
             ),
             policies: add(registry, "policies", "Policies", family()),
+            lacks_pods: add(
+                registry,
+                "policy_pods_missing",
+                "1 while policies are enforced without the Pods of other nodes, because their list is not available",
+                Gauge::default(),
+            ),
             groups: add(
                 registry,
                 "policy_groups",

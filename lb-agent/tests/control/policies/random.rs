@@ -144,7 +144,7 @@ fn policy() -> impl Strategy<Value = (String, Policy)> {
     prop_oneof![network, cluster]
 }
 
-fn world() -> impl Strategy<Value = World> {
+pub(crate) fn world() -> impl Strategy<Value = World> {
     let pod_of =
         (pick(&["", "x=1", "x=2", "x=1 y=1", "y=2"]), prop::option::of(0..3u8), 0..12u8, 0..8u8);
     let pods = prop::collection::btree_map((0..2u8, 0..4u8), pod_of, 0..6);

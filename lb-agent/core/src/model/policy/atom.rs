@@ -21,6 +21,8 @@ pub(super) enum Atom {
     Nodes(Selector),
     /// It is one of these.
     Within(Area),
+    /// It is one of these, and not known to be that of a Pod or a node.
+    Unknown(Area),
     /// It satisfies another atom, if one is given, and is that of a Pod where a port's name means this number.
     Named(NamedPortMeaning),
 }
@@ -107,7 +109,7 @@ impl Atoms {
     /// Sets of addresses.
     pub(super) fn areas(&self) -> impl Iterator<Item = (AtomId, &[Edge])> {
         self.iter().filter_map(|(atom, id)| match atom {
-            Atom::Within(area) => Some((id, area.edges())),
+            Atom::Within(area) | Atom::Unknown(area) => Some((id, area.edges())),
             Atom::Pods(..) | Atom::Nodes(_) | Atom::Named(_) => None,
         })
     }

@@ -29,6 +29,8 @@ pub(super) struct Members<'a> {
     /// Pod selectors for the namespaces with such labels.
     selected: Vec<(Arc<Selector>, PodAtom)>,
     nodes: Vec<PodAtom>,
+    /// The atom of addresses whose holders are not known.
+    unknown: Option<AtomId>,
     demands: &'a Demands,
     pool: &'a mut Pool,
     spaces: HashMap<Arc<str>, Space>,
@@ -66,6 +68,7 @@ impl<'a> Members<'a> {
             own: HashMap::new(),
             selected: Vec::new(),
             nodes: Vec::new(),
+            unknown: None,
             demands,
             pool,
             spaces: HashMap::new(),
@@ -87,6 +90,7 @@ impl<'a> Members<'a> {
                     members.selected.push((Arc::new(namespaces.clone()), pods));
                 }
                 Atom::Nodes(nodes) => members.nodes.push((id, Arc::new(nodes.clone()))),
+                Atom::Unknown(_) => members.unknown = Some(id),
                 Atom::Within(_) | Atom::Named(_) => {}
             }
         }
@@ -140,8 +144,8 @@ impl<'a> Members<'a> {
         if let Some(ident) = self.idents.get(&(class, set)) {
             return *ident;
         }
+        let mut all = self.known(blocks.set(set));
         let Some(found) = self.classes.get(class as usize) else { return 0 };
-        let mut all = blocks.set(set);
         for atom in &found.atoms {
             all = self.pool.with(&all, *atom);
         }
@@ -163,6 +167,19 @@ impl<'a> Members<'a> {
         let ident = self.intern(&all);
         self.idents.insert((class, set), ident);
         ident
+    }
+
+    /// The identity of an address in this set of blocks that a node has beside those by which it is known.
+    pub(super) fn ident_of_node(&mut self, set: u32, blocks: &Blocks) -> u32 {
+        let atoms = self.known(blocks.set(set));
+        self.intern(&atoms)
+    }
+
+    fn known(&mut self, atoms: AtomSet) -> AtomSet {
+        match self.unknown {
+            Some(unknown) => self.pool.without(&atoms, unknown),
+            None => atoms,
+        }
     }
 
     /// The number of an identity.

@@ -2,11 +2,17 @@
 //! goes would be told to each node.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::is_subject;
+use lb_common::addr::Addr;
+
+use super::area::Area;
+use super::doubt::{has_names, has_pods};
 use super::rules::Subjects;
-use crate::cluster::{Name, Peer, Policy, PortSpec, Rule, Snapshot};
+use super::{is_subject, others};
+use crate::cluster::{Name, Policy, Prefix, Snapshot};
 
 /// Returns whether a policy that selects a Pod of this node has rules about other Pods; or whether addresses alone do not
 /// tell which Pods are another node's, since the CNI plugin does not take them from `spec.podCIDRs`.
@@ -26,6 +32,23 @@ fn has_strays(cluster: &Snapshot) -> bool {
     ips.any(|ip| !ranges.iter().any(|range| range.contains(ip)))
 }
 
+/// Where Pods may be that are not known: in the ranges of other nodes, or anywhere. `None` if all Pods are known.
+pub(super) fn unknown(cluster: &Snapshot) -> Option<Area> {
+    if cluster.knows_all_pods() {
+        return None;
+    }
+    let ranges = match has_strays(cluster) {
+        true => everywhere(),
+        false => others::pod_ranges(cluster),
+    };
+    Some(Area::of(ranges.iter().map(|range| (range, &[][..]))))
+}
+
+fn everywhere() -> BTreeSet<Prefix> {
+    let [v4, v6] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()].map(Addr::from_ip);
+    [v4, v6].into_iter().filter_map(|addr| Prefix::new(addr, 0)).collect()
+}
+
 fn is_asked_by_policies(cluster: &Snapshot) -> bool {
     let policies: Vec<(&Name, &Arc<Policy>)> =
         cluster.policies().filter(|(_, policy)| is_about_pods(policy)).collect();
@@ -36,17 +59,6 @@ fn is_about_pods(policy: &Policy) -> bool {
     let [ingress, egress] =
         [&policy.ingress, &policy.egress].map(|rules| rules.as_deref().unwrap_or_default());
     ingress.iter().chain(egress).any(has_pods) || egress.iter().any(has_names)
-}
-
-fn has_pods(rule: &Rule) -> bool {
-    let peers = rule.peers.as_deref().unwrap_or_default();
-    peers.iter().any(|peer| matches!(peer, Peer::Pods(_)))
-}
-
-/// The name of a port means what the destination's containers call so.
-fn has_names(rule: &Rule) -> bool {
-    let ports = rule.ports.as_deref().unwrap_or_default();
-    ports.iter().any(|port| matches!(port.ports, PortSpec::Named(_)))
 }
 
 #[cfg(test)]

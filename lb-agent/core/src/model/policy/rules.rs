@@ -15,8 +15,8 @@ use super::members::{Demands, Meanings, namespace_labels};
 use super::room::{self, RangeDemand};
 use super::shares::Lost;
 use super::{
-    AtomId, BitRule, LocalPod, PolicyDirection, PolicyInfo, RuleSet, RuleSource, Span, is_subject,
-    object,
+    AtomId, BitRule, LocalPod, PolicyDirection, PolicyInfo, RuleSet, RuleSource, Span, doubt,
+    is_subject, object,
 };
 use crate::cluster::{
     Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, PortSpec, Rule,
@@ -117,7 +117,13 @@ impl<'a> Subjects<'a> {
                     None => {}
                 }
                 let rules = lines.iter().zip(areas);
-                let read = |(line, area): (_, &Area)| RuleParts::read(atoms, name, line, area);
+                let read = |(line, area): (&RuleLine<'_>, &Area)| {
+                    let mut parts = RuleParts::read(atoms, name, line, area);
+                    let unknown = reading.unknown.as_ref();
+                    let unknown = unknown.filter(|_| doubt::is_in_doubt(&line.rule, direction));
+                    parts.unknown = unknown.map(|area| atoms.intern(Atom::Unknown(area.clone())));
+                    parts
+                };
                 let rules: Vec<RuleParts> = rules.map(read).collect();
                 if direction == PolicyDirection::Egress {
                     rules.iter().for_each(|rule| rule.demand(&mut compiled.demands));
@@ -161,6 +167,8 @@ struct RuleParts {
     action: Action,
     peers: Option<BTreeSet<AtomId>>,
     ports: Option<PortParts>,
+    /// The atom of those that may be peers or not.
+    unknown: Option<AtomId>,
 }
 
 /// Its ports: numbers, and names with the protocol they are wanted of.
@@ -179,6 +187,7 @@ impl RuleParts {
             action: rule.action,
             peers: rule.peers.as_deref().map(|peers| atoms_of(atoms, policy, peers, area)),
             ports: rule.ports.as_deref().and_then(PortParts::read),
+            unknown: None,
         }
     }
 
@@ -209,6 +218,16 @@ impl RuleParts {
             }
         }
         found
+    }
+
+    /// What is denied because it is not known whether the rule matches: peers and ports. What the name of a port means is
+    /// not known either.
+    fn doubtful(&self) -> Option<PeersAndPorts> {
+        let unknown = self.unknown.filter(|_| !self.peers.as_ref().is_some_and(BTreeSet::is_empty));
+        let numbers = self.ports.as_ref().filter(|ports| ports.names.is_empty());
+        let ports: Option<Box<[Span]>> = numbers.map(|ports| ports.spans.iter().copied().collect());
+        let is_of_none = ports.as_ref().is_some_and(|spans| spans.is_empty());
+        unknown.filter(|_| !is_of_none).map(|unknown| (Some([unknown].into()), ports))
     }
 
     /// The peers and ports of the bits that stand for the rule on Pods with these ports.
@@ -247,6 +266,8 @@ impl RuleParts {
 /// The rules of all policies that select some Pod, as they are written.
 #[derive(Default)]
 pub(super) struct Reading<'p> {
+    /// Where Pods may be that are not known.
+    pub(super) unknown: Option<Area>,
     /// Ingress and egress of each policy.
     lists: Vec<[Option<Read<'p>>; 2]>,
     /// Those without room for their blocks.
@@ -536,9 +557,11 @@ impl CompiledRules<'_> {
                 Some(DirectionRules::Rules(_)) | None => {}
             }
             for rule in compiled.rules(key.direction) {
-                for (peers, ports) in rule.bits(&resolve) {
+                let bits = rule.bits(&resolve).into_iter().map(|bits| (rule.action, bits));
+                let doubtful = rule.doubtful().map(|bits| (Action::Deny, bits));
+                for (action, (peers, ports)) in bits.chain(doubtful) {
                     let source = source(rule.index, &rule.others);
-                    rules.push(Arc::new(BitRule { source, action: rule.action, peers, ports }));
+                    rules.push(Arc::new(BitRule { source, action, peers, ports }));
                 }
             }
         }
