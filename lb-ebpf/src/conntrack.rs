@@ -1,9 +1,11 @@
 //! The stages around the map `ct`: keys, new entries, and finding a free tuple for a translated flow.
 
+use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, Direction, scope};
 use lb_common::flow::{Flow, proto, tcp};
 use lb_common::hash;
+use lb_common::past::PastWay;
 use lb_common::verdict::Counter;
 
 use crate::packet::Packet;
@@ -223,15 +225,34 @@ fn learn(packet: Packet, scratch: &mut Scratch, entry: Tracked, direction: Direc
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn ct_complete() -> u32 {
-    let Some(Scratch { key, partner, other, entry, .. }) = scratch::get() else { return 0 };
+    let Some(Scratch { key, partner, across, other, entry, .. }) = scratch::get() else { return 0 };
     if tracked::get(partner).is_some() || tracked::kept(partner).is_some() {
         return 0;
     }
     conntrack::make_forward(entry, key, other);
+    if !other.flags.intersects(CtFlags::HAIRPIN | CtFlags::EXTERNAL | CtFlags::PAST)
+        && let Some(way) = way_to_backend(key, across)
+    {
+        entry.aux_addr = way;
+        entry.flags |= CtFlags::PAST;
+    }
     if matches!(tracked::claim(partner, entry), Inserted::Done) {
         maps::count(Counter::EntryRestored);
     }
     0
+}
+
+/// The way past the IP stack of the flow with the reply entry under `key`, whose client and backend are Pods of this node: the
+/// backend's entry, whose key is put at `across`, has the way back, which its answer has come by.
+#[inline(always)]
+fn way_to_backend(key: &CtKey, across: &mut CtKey) -> Option<Addr> {
+    let veth = maps::ident(&key.remote)?.ifindex;
+    *across = *key;
+    (across.local, across.local_port) = (key.remote, key.remote_port);
+    (across.remote, across.remote_port) = (key.local, key.local_port);
+    across.veth = veth as u16;
+    let back = tracked::get(across).filter(|entry| entry.flags().contains(CtFlags::PAST))?;
+    PastWay::of_addr(&back.aux_addr()).map(|way| way.back().to_addr())
 }
 
 /// A connection that begins to close leaves the load of its backend.

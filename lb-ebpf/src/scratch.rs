@@ -34,6 +34,8 @@ pub(crate) struct Scratch {
     pub(crate) entry: CtEntry,
     /// Key of the other entry of a translated flow.
     pub(crate) partner: CtKey,
+    /// Key of the entry that the Pod at the other end has of the flow.
+    pub(crate) across: CtKey,
     /// An entry that is in the map, for the time of a question about it.
     pub(crate) other: CtEntry,
     /// The translation of a new flow.

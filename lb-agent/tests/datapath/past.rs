@@ -285,6 +285,36 @@ fn a_flow_whose_receiver_has_no_entry_any_more_goes_through_the_stack() {
     }
 }
 
+/// Its answers come past the stack, so the questions must go on so.
+#[test]
+fn the_entry_that_the_first_answer_makes_leads_past_the_stack_as_the_lost_one_did() {
+    for v4 in [true, false] {
+        for (name, past) in [("past the stack", true), ("through it", false)] {
+            let mut bed = bed(v4);
+            let target = at(v4, PEER, 80);
+            bed.service(&vip(v4), proto::TCP, &[&target]);
+            if !past {
+                setting(&mut bed, SettingFlags::NONE);
+            }
+            let text = |flags| format!("{} > {} tcp {flags}", at(v4, POD, 4000), vip(v4));
+            leave(&bed, &text("S"));
+            let forward = |bed: &Bed| {
+                let mut entries = bed.conntrack().into_iter();
+                entries.find(|(_, entry)| entry.flags.contains(CtFlags::FORWARD))
+            };
+            let (key, written) = forward(&bed).unwrap();
+            bed.forget(key);
+            let answer = format!("{target} > {} tcp SA", at(v4, POD, 4000));
+            let shown = format!("{} > {} tcp SA", vip(v4), at(v4, POD, 4000));
+            assert_eq!(short(&bed.enter_from(THERE, &answer)), shown, "{name}");
+            let (again, entry) = forward(&bed).unwrap();
+            assert_eq!((again, entry.aux_addr), (key, written.aux_addr), "{name}");
+            assert_eq!(entry.flags.contains(CtFlags::PAST), past, "{name}");
+            assert_eq!(leave(&bed, &text("A")).starts_with("redirect"), past, "{name}");
+        }
+    }
+}
+
 /// An entry that the receiver has of another flow stays, and so does its way.
 #[test]
 fn an_entry_of_the_receiver_that_lives_is_not_replaced() {
