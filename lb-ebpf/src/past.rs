@@ -149,7 +149,7 @@ extern "C" fn past_review(now: u32) -> u32 {
     let Some(entry) = tracked::get(&scratch.key) else { return 0 };
     let Some(way) = PastWay::of_addr(&entry.aux_addr()) else { return 0 };
     if !has_way_back(scratch, entry, way, now) {
-        withdraw(entry);
+        past_withdraw();
     }
     0
 }
@@ -183,10 +183,17 @@ fn has_way_back(scratch: &mut Scratch, entry: Tracked, way: PastWay, now: u32) -
         && !conntrack::is_expired(found, parsed, now)
 }
 
-/// The flow goes through the stack from now on.
-#[inline(always)]
-pub(crate) fn withdraw(entry: Tracked) {
-    entry.set_flags(entry.flags().without(CtFlags::PAST));
+/// The flow goes through the stack from now on. Its entry is looked up again, by the key in the scratch memory: the last packet of
+/// a connection has taken it away, and its place in the map may be another flow's.
+/// Exported, as [`past_open`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn past_withdraw() -> u32 {
+    let entry = scratch::get().and_then(|scratch| tracked::get(&scratch.key));
+    if let Some(entry) = entry {
+        entry.set_flags(entry.flags().without(CtFlags::PAST));
+    }
+    0
 }
 
 /// Sends a packet on as the way in its entry says; through the stack, if it has lost that.
@@ -207,7 +214,7 @@ fn go(packet: Packet, entry: Tracked, way: &Addr) -> Verdict {
         to if to & PEER != 0 => return Verdict::Peer(to & !PEER),
         ifindex => return Verdict::Local(ifindex),
     }
-    withdraw(entry);
+    past_withdraw();
     Verdict::Pass
 }
 
