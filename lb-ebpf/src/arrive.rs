@@ -1,5 +1,6 @@
 //! Packets of Pods of other nodes for Pods of this node that go past the host's IP stack, as the answers to them do (`hop`): from
-//! the device that they come in by to the host's end of the Pod's veth, where `pod_in` judges and translates as ever.
+//! the device that they come in by to the host's end of the Pod's veth, where `pod_in` judges and translates as ever; or past that
+//! end, too: then `dev_in` does all that itself, as the Pod's hook (`past`).
 //!
 //! The first packet of a flow writes the Pod's entry, with the way back, before it gets there. As in `past`, it is not judged
 //! yet. A packet of a connection whose beginning was not seen never gets a way.
@@ -17,10 +18,10 @@ use crate::packet::Packet;
 use crate::parsed::Parsed;
 use crate::scratch::{self, Scratch};
 use crate::tracked::{self, Inserted};
-use crate::{conntrack, hop, kernel, maps, route};
+use crate::{conntrack, hop, kernel, maps, past, route};
 
-/// Addresses a packet to the Pod that it is for, if its flow goes past the stack. Returns the ifindex of the host's end of that
-/// Pod's veth, or 0.
+/// Addresses a packet to the Pod that it is for, if its flow goes past the stack. Returns the end of the Pod's veth that it goes
+/// to ([`past::end_of`]), or 0.
 #[inline(always)]
 pub(crate) fn past_stack(packet: Packet) -> u32 {
     if hop::is_on() { arrive_flow(packet.as_ptr()) } else { 0 }
@@ -173,11 +174,13 @@ fn deliver(
     if scratch.ifindex != way.device && strict && !leads_back(packet, scratch, veth) {
         return 0;
     }
-    let Scratch { parsed, .. } = scratch;
+    let Scratch { parsed, epoch, .. } = scratch;
     if u32::from(route::length(packet, parsed)) > pod.mtu || packet.store(0, &pod.link).is_err() {
         return 0;
     }
-    pod.ifindex
+    // The Pod may be asked next, at this hook.
+    scratch::hand_over(epoch, maps::epoch());
+    past::end_of(pod, parsed.kind)
 }
 
 /// Whether the route to the packet's source leads to the device that it came in by.

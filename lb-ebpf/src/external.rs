@@ -37,7 +37,7 @@ use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
 use crate::{
-    arrive, closing, cut, fragment, kernel, maps, masquerade, origin, parse, rewrite, trace,
+    arrive, closing, cut, fragment, kernel, maps, masquerade, origin, parse, past, rewrite, trace,
 };
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
@@ -107,14 +107,14 @@ fn enter(packet: Packet, scratch: &mut Scratch) -> Verdict {
 /// A packet to no frontend: on to the Pod past the stack, if its flow goes so.
 #[inline(always)]
 fn straight(packet: Packet, scratch: &mut Scratch) -> Verdict {
-    let ifindex = arrive::past_stack(packet);
-    if ifindex == 0 {
+    let end = arrive::past_stack(packet);
+    if end == 0 {
         return Verdict::Pass;
     }
     if scratch.parsed.kind == Kind::FIRST_FRAGMENT {
         fragment::remember(packet, scratch, hook::DEV_IN);
     }
-    Verdict::Local(ifindex)
+    past::to_end(end)
 }
 
 /// Returns whether a packet on the tuple of a masqueraded flow answers another connection: the flow has ended, and a new
@@ -596,7 +596,7 @@ fn icmp_error(packet: Packet, scratch: &mut Scratch) -> Verdict {
         Onward::FAILED => drop(DropReason::RewriteFailed, 0),
         _ => match arrive::error_past_stack(packet) {
             0 => Verdict::Pass,
-            ifindex => Verdict::Local(ifindex),
+            end => past::to_end(end),
         },
     }
 }

@@ -67,7 +67,7 @@ fn pod_in(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn dev_in(ctx: TcContext) -> i32 {
     let packet = packet::Packet::new(&ctx);
-    verdict::to_tc(packet, external::dev_in(packet))
+    verdict::to_tc(packet, pipeline::to_peer(packet, external::dev_in(packet)))
 }
 
 /// The same for a device without link layer: its packets get an Ethernet header, since they may go on by a device that
@@ -79,7 +79,7 @@ fn dev_in_l3(ctx: TcContext) -> i32 {
     if packet.push_ethernet().is_err() {
         return verdict::to_tc(packet, verdict::Verdict::Pass);
     }
-    verdict::to_tc(packet, external::dev_in(packet))
+    verdict::to_tc(packet, pipeline::to_peer(packet, external::dev_in(packet)))
 }
 
 /// A packet leaves the node by a device that does not belong to a Pod.

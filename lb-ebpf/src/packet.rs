@@ -435,7 +435,8 @@ impl Packet {
         (unsafe { bpf_redirect(ifindex, 0) }) as i32
     }
 
-    /// Lets the packet come in at the other end of the veth `ifindex` when the program returns the result.
+    /// Lets the packet come in at the other end of the veth `ifindex` when the program returns the result. Without the mark that
+    /// this host may have put on it, as when it goes through the veth.
     #[inline(always)]
     pub(crate) fn redirect_peer(self, ifindex: u32) -> i32 {
         /// include/uapi/linux/if_packet.h.
@@ -446,6 +447,8 @@ impl Packet {
             // SAFETY: valid context; both types are ones that the helper knows.
             let _: i64 = unsafe { bpf_skb_change_type(self.skb, PACKET_HOST) };
         }
+        // SAFETY: as in `ifindex`; the field is one that a program may write.
+        unsafe { (&raw mut (*self.skb).mark).write_volatile(0) };
         // SAFETY: as in `redirect`.
         (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
     }

@@ -11,7 +11,7 @@ use lb_common::conntrack::{CtEntry, CtFlags, Direction, UNJUDGED, opened, partne
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::{Flow, proto};
 use lb_common::hop::HopWay;
-use lb_common::past::{self, PastWay};
+use lb_common::past::{self, LocalEnd, PastWay};
 use lb_common::verdict::Counter;
 
 use crate::packet::{self, Packet};
@@ -184,8 +184,7 @@ fn has_way_back(scratch: &mut Scratch, entry: Tracked, way: PastWay, now: u32) -
 }
 
 /// The flow goes through the stack from now on. Its entry is looked up again, by the key in the scratch memory: the last packet of
-/// a connection has taken it away, and its place in the map may be another flow's.
-/// Exported, as [`past_open`].
+/// a connection has taken it away, and its place in the map may be another flow's. Exported, as [`past_open`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn past_withdraw() -> u32 {
@@ -209,10 +208,9 @@ fn go(packet: Packet, entry: Tracked, way: &Addr) -> Verdict {
     if let Some(way) = HopWay::of_addr(way) {
         return hop::send(packet, &way, entry.last_seen());
     }
-    match past_send(packet.as_ptr()) {
-        0 => {}
-        to if to & PEER != 0 => return Verdict::Peer(to & !PEER),
-        ifindex => return Verdict::Local(ifindex),
+    let end = past_send(packet.as_ptr());
+    if end != 0 {
+        return to_end(end);
     }
     past_withdraw();
     Verdict::Pass
@@ -221,8 +219,22 @@ fn go(packet: Packet, entry: Tracked, way: &Addr) -> Verdict {
 /// With the ifindex of the host's end of a veth: to the other end. An ifindex has no such bit.
 const PEER: u32 = 1 << 31;
 
-/// Addresses the frame to the Pod that the way in the scratch memory leads to. Returns the ifindex of the host's end, with
-/// [`PEER`] or without, or 0 if the way is not open any more. Exported, as [`past_open`].
+/// The end of the Pod's veth that the packet goes to: ifindex of the host's end, with [`PEER`] or without. Pieces of datagrams and
+/// ICMP errors are for the receiver's own hook, which reads them in another way.
+#[inline(always)]
+pub(crate) fn end_of(pod: &LocalEnd, kind: Kind) -> u32 {
+    let to_peer = past::goes_to_peer(pod) && kind == Kind::FLOW;
+    if to_peer { pod.ifindex | PEER } else { pod.ifindex }
+}
+
+/// Sends the packet to that end.
+#[inline(always)]
+pub(crate) fn to_end(end: u32) -> Verdict {
+    if end & PEER != 0 { Verdict::Peer(end & !PEER) } else { Verdict::Local(end) }
+}
+
+/// Addresses the frame to the Pod that the way in the scratch memory leads to. Returns the end that it goes to ([`end_of`]), or 0
+/// if the way is not open any more. Exported, as [`past_open`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn past_send(skb: *mut aya_ebpf::bindings::__sk_buff) -> u32 {
@@ -234,7 +246,5 @@ extern "C" fn past_send(skb: *mut aya_ebpf::bindings::__sk_buff) -> u32 {
     if !past::is_open(settings.flags, &way, to, from) || packet.store(0, &to.link).is_err() {
         return 0;
     }
-    // Pieces of datagrams and ICMP errors are for the receiver's own hook, which reads them in another way.
-    let to_peer = past::goes_to_peer(to) && scratch.parsed.kind == Kind::FLOW;
-    if to_peer { to.ifindex | PEER } else { to.ifindex }
+    end_of(to, scratch.parsed.kind)
 }

@@ -29,13 +29,7 @@ use crate::{
 /// A packet leaves the Pod.
 #[inline(always)]
 pub(crate) fn pod_out(packet: Packet) -> Verdict {
-    match leave(packet) {
-        // Here, where no more than this is on the stack.
-        Verdict::Peer(ifindex) => {
-            Verdict::to_peer(ifindex, pipeline_receive(packet.as_ptr(), ifindex))
-        }
-        verdict => verdict,
-    }
+    to_peer(packet, leave(packet))
 }
 
 #[inline(always)]
@@ -143,8 +137,20 @@ pub(crate) fn pod_in(packet: Packet) -> Verdict {
     receive(packet, scratch)
 }
 
-/// What [`pod_in`] would do with a packet, at the hook of the Pod that sends it: the receiver is behind `ifindex`, and the scratch
-/// memory has the packet as it is now. Returns whether it was dropped. Exported, so that the verifier checks it once by itself.
+/// The verdict on a packet, after the one of the hook that it came to: if it goes past the hook of the Pod that receives it, what
+/// [`pod_in`] would do is done here, where no more than this is on the stack. The scratch memory has the packet as it is now.
+#[inline(always)]
+pub(crate) fn to_peer(packet: Packet, verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Peer(ifindex) => {
+            Verdict::to_peer(ifindex, pipeline_receive(packet.as_ptr(), ifindex))
+        }
+        other => other,
+    }
+}
+
+/// A packet goes to the Pod behind `ifindex` past the Pod's hook. Returns whether the Pod does not receive it. Exported, so that
+/// the verifier checks it once by itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn pipeline_receive(skb: *mut aya_ebpf::bindings::__sk_buff, ifindex: u32) -> u32 {

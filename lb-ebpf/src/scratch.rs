@@ -60,7 +60,7 @@ pub(crate) struct Scratch {
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
-    /// Number of the policies in force when the program started; 0 = there are none.
+    /// Number of the policies in force when the Pod at hand was asked for first; 0 = there are none.
     pub(crate) epoch: u32,
     /// The device whose hook this is.
     pub(crate) ifindex: u32,

@@ -29,20 +29,25 @@ const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const SIZES: [usize; 2] = [100, 4_000];
 
 /// A server on one node and its client on the other.
-struct Far {
-    stage: Stage,
-    web: Pod,
-    client: Pod,
+pub(crate) struct Far {
+    pub(crate) stage: Stage,
+    pub(crate) web: Pod,
+    pub(crate) client: Pod,
     forwarded_before: Cell<[u64; 2]>,
 }
 
 impl Far {
     /// All flows go past the stacks.
-    fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
+    pub(crate) fn new(prefix: &str, shape: Shape, prepare: impl Fn(&Node)) -> Self {
         Self::with(prefix, shape, prepare, &["--past-stack", "on"])
     }
 
-    fn with(prefix: &str, shape: Shape, prepare: impl Fn(&Node), arguments: &[&str]) -> Self {
+    pub(crate) fn with(
+        prefix: &str,
+        shape: Shape,
+        prepare: impl Fn(&Node),
+        arguments: &[&str],
+    ) -> Self {
         let prepare = |node: &Node| {
             node.netns.nft(COUNT).unwrap();
             prepare(node);
@@ -61,19 +66,19 @@ impl Far {
     }
 
     /// The server, straight and through its Service.
-    fn addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         ways_to(&self.web, WEB)
     }
 
     /// What netfilter has forwarded on both nodes since this was asked last.
-    fn forwarded(&self) -> [u64; 2] {
+    pub(crate) fn forwarded(&self) -> [u64; 2] {
         let now = [forwarded(&self.stage.a), forwarded(&self.stage.b)];
         let before = self.forwarded_before.replace(now);
         [now[0] - before[0], now[1] - before[1]]
     }
 
     /// Waits until new flows go past the stacks of the nodes for which that is said.
-    fn wait_until(&self, past: [bool; 2]) {
+    pub(crate) fn wait_until(&self, past: [bool; 2]) {
         let told = wait::until("new flows take their way", SOON, || {
             self.forwarded();
             for addr in self.addresses() {
@@ -117,7 +122,7 @@ impl Far {
         self.stage.agents[0].metric("lb_slow_path_total{path=\"flow_hop\"}")
     }
 
-    fn open(&self, addr: SocketAddr) -> Connection {
+    pub(crate) fn open(&self, addr: SocketAddr) -> Connection {
         self.client.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap()
     }
 

@@ -14,6 +14,7 @@
 
 mod stage;
 
+mod arrivals;
 mod attacks;
 mod beside;
 mod churn;

@@ -20,14 +20,14 @@ use crate::past::Neighbors;
 use crate::stage::SOON;
 
 /// A limit of what a device sends, as the bandwidth plugin sets it.
-const LIMIT: &str = "rate 40mbit burst 32kb latency 50ms";
-const BYTES: usize = 2_000_000;
+pub(crate) const LIMIT: &str = "rate 40mbit burst 32kb latency 50ms";
+pub(crate) const BYTES: usize = 2_000_000;
 /// What [`BYTES`] need at least within the limit; less than 0.4 s, since a burst is free.
-const LIMITED: Duration = Duration::from_millis(300);
+pub(crate) const LIMITED: Duration = Duration::from_millis(300);
 /// Answers take far less.
 const QUICK: Duration = Duration::from_millis(300);
 
-fn tc(node: &Node, words: &str) {
+pub(crate) fn tc(node: &Node, words: &str) {
     node.netns.output(Command::new("tc").args(words.split_whitespace())).unwrap();
 }
 
@@ -59,7 +59,7 @@ fn wait_for_path(cast: &Neighbors, want: &str) {
 }
 
 /// Packets that a device has received (`rx`) or sent (`tx`).
-fn packets(netns: &Netns, device: &str, way: &str) -> u64 {
+pub(crate) fn packets(netns: &Netns, device: &str, way: &str) -> u64 {
     let mut command = Command::new("ip");
     let text = netns.output(command.args(["-json", "-stats", "link", "show", "dev", device]));
     let links: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();

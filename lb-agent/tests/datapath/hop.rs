@@ -19,12 +19,12 @@ use lb_testkit::sample::{self, INGRESS, SamplePolicy};
 /// The device that test runs come in by. It stands for the Pod's, and for the one that leads to the other node.
 const OWN: u32 = 1;
 /// Number and generation of the Pod.
-const POD: (u16, u16) = (1, 3);
+pub(crate) const POD: (u16, u16) = (1, 3);
 /// Identity of the Pod of another node.
-const FAR: u8 = 2;
+pub(crate) const FAR: u8 = 2;
 /// What frames for the Pod show.
-const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 6], [2, 0, 0, 0, 6, 6]];
-const VIP: [&str; 2] = ["10.96.0.1:80", "[fd00:96::1]:80"];
+pub(crate) const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 6], [2, 0, 0, 0, 6, 6]];
+pub(crate) const VIP: [&str; 2] = ["10.96.0.1:80", "[fd00:96::1]:80"];
 /// Offsets of TTL and hop limit in a frame.
 const HOPS: [usize; 2] = [14 + 8, 14 + 7];
 
@@ -32,16 +32,16 @@ fn ifindex(device: &str) -> u32 {
     nix::net::if_::if_nametoindex(device).unwrap()
 }
 
-fn key_of(text: &str) -> [u32; 4] {
+pub(crate) fn key_of(text: &str) -> [u32; 4] {
     addr(text).words().map(|word| word.to_wire())
 }
 
-fn set(bed: &mut Bed, on: bool) {
+pub(crate) fn set(bed: &mut Bed, on: bool) {
     let before: Settings = bed.at("settings", 0);
     bed.set("settings", 0, Settings { flags: SettingFlags::HOP_PAST.when(on), ..before });
 }
 
-fn allow(bed: &mut Bed, device: &str, flags: DevFlags) {
+pub(crate) fn allow(bed: &mut Bed, device: &str, flags: DevFlags) {
     bed.put("devs", ifindex(device), Dev { mtu: 1400, flags, ..Dev::ZERO });
 }
 
@@ -70,7 +70,7 @@ fn bed() -> Bed {
 }
 
 /// A node whose test device leads to the other node.
-fn receiving() -> Bed {
+pub(crate) fn receiving() -> Bed {
     let mut bed = bed();
     sh("ip route replace 10.2.0.0/24 dev lo
         ip -6 route replace fd00:2::/64 dev lo");
@@ -78,7 +78,7 @@ fn receiving() -> Bed {
     bed
 }
 
-fn short(told: &str) -> String {
+pub(crate) fn short(told: &str) -> String {
     told.split(" seq=").next().unwrap().to_owned()
 }
 
@@ -95,7 +95,7 @@ fn dialed(bed: &mut Bed, family: &Addrs, protocol: u8, service: bool) -> (String
 }
 
 /// The ways in the entries.
-fn ways(bed: &Bed) -> Vec<HopWay> {
+pub(crate) fn ways(bed: &Bed) -> Vec<HopWay> {
     let has = |(_, entry): &(CtKey, CtEntry)| entry.flags.contains(CtFlags::PAST);
     let entries = bed.conntrack().into_iter().filter(has);
     entries.filter_map(|(_, entry)| HopWay::of_addr(&entry.aux_addr)).collect()
@@ -112,11 +112,11 @@ fn outdate(bed: &mut Bed) {
 }
 
 /// What happens to a packet that enters the node, addressed to the test device.
-fn arrive(bed: &Bed, text: &str) -> String {
+pub(crate) fn arrive(bed: &Bed, text: &str) -> String {
     arrive_bytes(bed, packet::build(text))
 }
 
-fn arrive_bytes(bed: &Bed, mut bytes: Vec<u8>) -> String {
+pub(crate) fn arrive_bytes(bed: &Bed, mut bytes: Vec<u8>) -> String {
     bytes[..6].fill(0);
     let (verdict, bytes) = bed.run("dev_in", &bytes);
     if verdict == Verdict::Redirect {
