@@ -8,7 +8,7 @@ use crate::addr::Addr;
 use crate::be::Be32;
 use crate::config::SettingFlags;
 use crate::endpoint::{Dev, DevFlags, Ident, IdentFlags};
-use crate::past::{ELSEWHERE, LocalEnd, LocalFlags};
+use crate::past::{ELSEWHERE, LocalEnd, LocalFlags, StackReason};
 use crate::{listed, listed_bits};
 
 /// The path of a flow to a Pod of another node. A conntrack entry has it in place of an address.
@@ -95,6 +95,46 @@ pub const fn may_open(settings: SettingFlags, pod: &LocalEnd, device: &Dev) -> b
     !settings.contains(SettingFlags::KNOWN_HOP_ONLY) && may_go_on(settings, pod, device)
 }
 
+/// Why new flows between a Pod of this node and Pods of others go through the IP stack, whichever the device; `None` if they may
+/// go past it. The first reason of the node, then of the Pod.
+pub fn obstacle(settings: SettingFlags, pod: &LocalEnd) -> Option<HopObstacle> {
+    let device = Dev { flags: DevFlags::HOP_OK, ..Dev::ZERO };
+    if may_open(settings, pod, &device) {
+        return None;
+    }
+    let of_pod = |pod: &LocalEnd| StackReason::among(pod.flags.bits()).next();
+    let off = StackReason::Setting.bit();
+    Some(match HopReason::among(settings.bits()).next() {
+        Some(reason) => HopObstacle::Node(reason),
+        None if settings.bits() & off != 0 => HopObstacle::Either(StackReason::Setting),
+        None if !settings.contains(SettingFlags::HOP_PAST)
+            || settings.contains(SettingFlags::KNOWN_HOP_ONLY) =>
+        {
+            HopObstacle::Node(HopReason::RulesUnread)
+        }
+        None => HopObstacle::Either(of_pod(pod).unwrap_or(StackReason::NotAttached)),
+    })
+}
+
+/// See [`obstacle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HopObstacle {
+    /// The node, for flows to other nodes.
+    Node(HopReason),
+    /// The setting, or the Pod, for all its flows.
+    Either(StackReason),
+}
+
+impl HopObstacle {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Node(reason) => reason.name(),
+            Self::Either(reason) => reason.name(),
+        }
+    }
+}
+
 /// Whether those that have a way may keep it.
 const fn may_go_on(settings: SettingFlags, pod: &LocalEnd, device: &Dev) -> bool {
     settings.contains(SettingFlags::HOP_PAST)
@@ -111,10 +151,10 @@ pub const fn is_open(settings: SettingFlags, way: &HopWay, pod: &LocalEnd, devic
 #[cfg(test)]
 mod tests {
     use super::{
-        Addr, Be32, Dev, DevFlags, HopReason, HopWay, Ident, IdentFlags, LocalEnd, LocalFlags,
-        SettingFlags, is_elsewhere, is_open, may_open,
+        Addr, Be32, Dev, DevFlags, HopObstacle, HopReason, HopWay, Ident, IdentFlags, LocalEnd,
+        LocalFlags, SettingFlags, StackReason, is_elsewhere, is_open, may_open, obstacle,
     };
-    use crate::past::{PastWay, StackReason};
+    use crate::past::PastWay;
 
     const WAY: HopWay = HopWay {
         device: 0x0102_0304,
@@ -189,11 +229,35 @@ mod tests {
         ];
         for (name, settings, pod, device, want) in cases {
             assert_eq!(may_open(settings, &pod, &device), want, "{name}");
+            let of_device = device == Dev::ZERO;
+            assert_eq!(obstacle(settings, &pod).is_none(), want || of_device, "{name}");
             assert_eq!(is_open(settings, &WAY, &pod, &device), want, "{name}");
         }
         let other = LocalEnd { generation: 8, ..pod };
         assert!(may_open(on, &other, &device) && !is_open(on, &WAY, &other, &device));
         let known_only = on | SettingFlags::KNOWN_HOP_ONLY;
         assert!(!may_open(known_only, &pod, &device) && is_open(known_only, &WAY, &pod, &device));
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_node_then_of_the_pod() {
+        let on = SettingFlags::HOP_PAST;
+        let pod = LocalEnd { ifindex: 5, flags: LocalFlags::PAST_OK, ..LocalEnd::ZERO };
+        let vm = LocalEnd { flags: LocalFlags::from_bits(StackReason::PortInside.bit()), ..pod };
+        let ipsec = SettingFlags::from_bits(HopReason::Ipsec.bit());
+        let off = SettingFlags::from_bits(StackReason::Setting.bit());
+        let known_only = on | SettingFlags::KNOWN_HOP_ONLY;
+        let cases = [
+            (on, pod, None),
+            (ipsec, vm, Some(HopObstacle::Node(HopReason::Ipsec))),
+            (off, vm, Some(HopObstacle::Either(StackReason::Setting))),
+            (SettingFlags::NONE, pod, Some(HopObstacle::Node(HopReason::RulesUnread))),
+            (known_only, pod, Some(HopObstacle::Node(HopReason::RulesUnread))),
+            (on, vm, Some(HopObstacle::Either(StackReason::PortInside))),
+            (on, LocalEnd::ZERO, Some(HopObstacle::Either(StackReason::NotAttached))),
+        ];
+        for (settings, pod, want) in cases {
+            assert_eq!(obstacle(settings, &pod), want);
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use lb_common::config::SettingFlags;
 use lb_common::endpoint::PodEntry;
+use lb_common::hop::{self, HopObstacle};
 use lb_common::past::{self, LocalEnd, StackReason, VethReason};
 
 /// What the maps say about it.
@@ -39,6 +40,12 @@ impl PastTables {
         past::obstacle(self.settings, &self.end(to), &self.end(from))
     }
 
+    /// Why new flows between a Pod and Pods of other nodes go through the IP stack, unless the device by which they leave is the
+    /// reason; `None` if they go past it.
+    pub fn obstacle_across(&self, pod: &PodEntry) -> Option<HopObstacle> {
+        hop::obstacle(self.settings, &self.end(pod))
+    }
+
     fn end(&self, pod: &PodEntry) -> LocalEnd {
         self.ends.get(&pod.id).filter(|_| pod.id != 0).copied().unwrap_or(LocalEnd::ZERO)
     }
@@ -48,7 +55,9 @@ impl PastTables {
 mod tests {
     use lb_common::past::LocalFlags;
 
-    use super::{LocalEnd, PastTables, PodEntry, SettingFlags, StackReason, VethReason};
+    use super::{
+        HopObstacle, LocalEnd, PastTables, PodEntry, SettingFlags, StackReason, VethReason,
+    };
 
     #[test]
     fn all_reasons_of_node_and_pod_are_listed() {
@@ -66,6 +75,14 @@ mod tests {
         assert_eq!(tables.reasons(&pod(2)), [StackReason::PortInside]);
         assert_eq!(tables.reasons(&pod(0)), [StackReason::NotAttached]);
         assert_eq!(tables.obstacle(&pod(1), &pod(2)), Some(StackReason::PortInside));
+        assert_eq!(
+            tables.obstacle_across(&pod(1)).map(HopObstacle::name),
+            Some("rules-unread"),
+            "only those of the node may go past the stack"
+        );
+        tables.settings = tables.settings | SettingFlags::HOP_PAST;
+        assert_eq!(tables.obstacle_across(&pod(1)), None);
+        assert_eq!(tables.obstacle_across(&pod(2)).map(HopObstacle::name), Some("port-inside"));
         tables.settings = SettingFlags::from_bits(StackReason::HostRule.bit());
         assert_eq!(tables.reasons(&pod(1)), [StackReason::HostRule]);
         assert_eq!(tables.reasons(&pod(2)), [StackReason::HostRule, StackReason::PortInside]);

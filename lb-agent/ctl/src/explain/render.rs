@@ -193,11 +193,16 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Where packets go between two Pods of this node.
+/// Where packets go on this node, between two Pods.
 fn path_step(path: &PathHop) -> String {
     let PathHop { to, route } = path;
     match route {
         PodRoute::Past => format!("goes past the host's IP stack and netfilter to {to}"),
+        PodRoute::Hop { node } => {
+            let node = place(node.as_ref());
+            format!("goes past the host's IP stack and netfilter between here and {node}")
+        }
+        PodRoute::StackBetween { why } => format!("goes through the host's IP stack: {why}"),
         PodRoute::Bridge => format!("goes over the bridge of both Pods, past netfilter, to {to}"),
         PodRoute::Stack { reason, rule } if rule.is_empty() || !reason.is_of_a_rule() => {
             format!("goes through the host's IP stack: {}", reason.name())

@@ -59,7 +59,7 @@ pub enum Hop {
     },
     /// The policies of one Pod.
     Policy(PolicyHop),
-    /// Where packets go between two Pods of this node.
+    /// Where packets go on this node, between two Pods.
     Path(PathHop),
     /// The other node sees this node instead of the external client.
     ClientHidden {

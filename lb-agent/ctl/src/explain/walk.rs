@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::endpoint::{IdentFlags, PodEntry};
 use lb_common::flow::proto;
+use lb_common::hop::HopObstacle;
 use lb_common::past::StackReason;
 use lb_common::policy::PolicyLookup;
 
@@ -198,14 +199,16 @@ impl<T: PolicyLookup> Walk<'_, T> {
         }
     }
 
-    /// Where packets go between two Pods of this node.
+    /// Where packets go on this node, between two Pods.
     fn path(&self, target: &Target) -> Option<PathHop> {
         let facts = self.facts;
         let at = target.backend.at.ip();
-        let (from, to) = (facts.local(&facts.context.src)?, facts.pod_at(at)?);
-        if std::ptr::eq(from, to) {
-            return None;
-        }
+        let (from, to) = match (facts.local(&facts.context.src), facts.pod_at(at)) {
+            (Some(from), Some(to)) if std::ptr::eq(from, to) => return None,
+            (Some(from), Some(to)) => (from, to),
+            (None, None) => return None,
+            (Some(pod), None) | (None, Some(pod)) => return self.path_between(pod, target),
+        };
         let bridge = |pod: &PodEntry| if at.is_ipv4() { pod.bridge4 } else { pod.bridge6 };
         let of_service = target.by_stack.then_some(StackReason::Annotation);
         let route = match facts.view.snapshot.past.obstacle(to, from).or(of_service) {
@@ -215,6 +218,26 @@ impl<T: PolicyLookup> Walk<'_, T> {
                 let rule = facts.view.names.host_rule.to_string();
                 PodRoute::Stack { reason, rule }
             }
+        };
+        Some(PathHop { to: target.who(), route })
+    }
+
+    /// The same between a Pod of this node and one of another.
+    fn path_between(&self, pod: &PodEntry, target: &Target) -> Option<PathHop> {
+        let facts = self.facts;
+        let src = &facts.context.src;
+        let (is_pod, node) = match facts.local(src) {
+            Some(_) => (target.backend.pod.is_some(), target.backend.node.as_ref()),
+            None => (src.kind == EndKind::Pod, src.node.as_ref()),
+        };
+        if !is_pod || facts.is_here(node.map(|node| &**node)) {
+            return None;
+        }
+        let of_service = target.by_stack.then_some(StackReason::Annotation.name());
+        let obstacle = facts.view.snapshot.past.obstacle_across(pod).map(HopObstacle::name);
+        let route = match obstacle.or(of_service) {
+            None => PodRoute::Hop { node: node.cloned() },
+            Some(why) => PodRoute::StackBetween { why },
         };
         Some(PathHop { to: target.who(), route })
     }

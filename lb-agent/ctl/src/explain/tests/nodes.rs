@@ -3,6 +3,7 @@
 use expect_test::expect;
 use lb_common::config::SettingFlags;
 use lb_common::flow::proto;
+use lb_common::hop::HopReason;
 use lb_common::past::{LocalFlags, StackReason};
 use lb_common::service::FrontendFlags;
 use lb_common::verdict::DropReason;
@@ -94,6 +95,21 @@ fn the_path_between_two_pods_of_the_node() {
 }
 
 #[test]
+fn the_path_between_a_pod_of_the_node_and_one_of_another() {
+    let other = pod("default/web-2", "10.1.1.3", "n2", "app: web", true);
+    let mut world = World::new(&[base(), other].concat());
+    let flow = ("client", "default/web-2:8080");
+    let path = |world: &World| {
+        let steps = render(&world.trace(flow.0, flow.1)).steps;
+        steps.into_iter().find(|step| step.what == "path").unwrap().text
+    };
+    let past = "goes past the host's IP stack and netfilter between here and n2";
+    assert_eq!(path(&world), past);
+    world.snapshot.past.settings = SettingFlags::from_bits(HopReason::PolicyRouting.bit());
+    assert_eq!(path(&world), "goes through the host's IP stack: policy-routing");
+}
+
+#[test]
 fn a_table_without_room() {
     let mut world = World::new(&base());
     let drop = |reason: DropReason| DropExample {
@@ -145,6 +161,7 @@ fn a_node_that_does_not_forward() {
               2  ?   route           net.ipv4.ip_forward is 0: the node forwards no packets unless a device overrides it
               3  ok  egress policy   no policy selects default/client in egress
               4  ok  ingress policy  the cluster has no policies
+              5  ok  path            goes past the host's IP stack and netfilter between here and n2
             because: net.ipv4.ip_forward is 0: the kernel does not forward IPv4 packets between devices, and so not between a Pod and another node, unless the receiving device overrides the setting
             to fix: run `sysctl -w net.ipv4.ip_forward=1`, add it to /etc/sysctl.d, and find out what set it to 0
             assumed: a process in default/far listens on port 8080
@@ -172,6 +189,7 @@ fn another_node_decides() {
               1  ok  source          Pod default/client 10.1.0.2 on this node
               2  ok  egress policy   no policy selects default/client in egress
               3  ?   ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
+              4  ok  path            goes past the host's IP stack and netfilter between here and n2
             assumed:
               ingress policy of default/web-2: run `lbctl explain` on n2
               a process in default/web-2 listens on port 8080
@@ -187,7 +205,8 @@ fn another_node_decides() {
               1  ok  source          Pod default/web-2 10.1.1.3 on n2
               2  ?   egress policy   evaluated on n2, where default/web-2 runs; no policy selects it
               3  ok  ingress policy  no policy selects default/client in ingress
-              4  ok  socket          a process listens on 0.0.0.0:8080
+              4  ok  path            goes past the host's IP stack and netfilter between here and n2
+              5  ok  socket          a process listens on 0.0.0.0:8080
             assumed: egress policy of default/web-2: run `lbctl explain` on n2
             code: OTHER_NODE
         "#]],
@@ -208,7 +227,8 @@ fn another_node_decides() {
               7   ok    backend         10.1.1.3:8080 default/web-2 on n2, ready
               8   ok    egress policy   no policy selects default/client in egress
               9   ?     ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
-              10  ok    reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
+              10  ok    path            goes past the host's IP stack and netfilter between here and n2
+              11  ok    reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
             because: default/deny-all has no rule for ingress
             to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
             assumed:
@@ -240,7 +260,8 @@ fn hosts_and_oneself() {
               3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  NetworkPolicies never apply to a node or to a Pod on its host network
-              6  ok  reply           the source of replies is translated from 10.0.0.2:8080 back to 10.96.0.13:80; policies do not evaluate replies
+              6  ok  path            goes past the host's IP stack and netfilter between here and n2
+              7  ok  reply           the source of replies is translated from 10.0.0.2:8080 back to 10.96.0.13:80; policies do not evaluate replies
             assumed: a process in default/agent listens on port 8080
         "#]],
     );
@@ -284,11 +305,12 @@ fn without_policies_no_other_node_has_anything_to_say() {
               3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4   ok  egress policy   the cluster has no policies
               5   ok  ingress policy  no policy selects default/web-1 in ingress
-              6   ok  socket          a process listens on 0.0.0.0:8080
-              7   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
-              8   ok  egress policy   the cluster has no policies
-              9   ok  ingress policy  the cluster has no policies
-              10  ok  reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
+              6   ok  path            goes past the host's IP stack and netfilter between here and n2
+              7   ok  socket          a process listens on 0.0.0.0:8080
+              8   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
+              9   ok  egress policy   the cluster has no policies
+              10  ok  ingress policy  the cluster has no policies
+              11  ok  reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
             assumed:
               the maps of n2, where the Service is translated, match those of this node
               a process in default/web-2 listens on port 8080

@@ -256,7 +256,7 @@ impl World {
         let applied = planner.apply(plan, &mut tables, &mut || Duration::ZERO);
         assert!(applied.failed.is_empty());
         self.tables = tables;
-        self.snapshot.past.settings = SettingFlags::LOCAL_PAST;
+        self.snapshot.past.settings = SettingFlags::LOCAL_PAST | SettingFlags::HOP_PAST;
         for (ifindex, name, pod) in self.local_pods() {
             let entry = PodEntry { ip4: pod.ips[0], id: ifindex, ..self.tables.pods[&ifindex] };
             let flags = LocalFlags::PAST_OK;

@@ -56,18 +56,22 @@ impl fmt::Display for Who {
     }
 }
 
-/// Where the packets of a flow between two Pods of this node go, in both directions.
+/// Where the packets of a flow between two Pods go on this node, in both directions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathHop {
     pub to: Who,
     pub route: PodRoute,
 }
 
-/// How the packets of a flow get from one Pod of this node to another.
+/// How the packets of a flow get from a Pod of this node to another Pod, or from that to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodRoute {
     /// Past the IP stack and netfilter.
     Past,
+    /// Past them to the next hop of another node, whose name may not be known, or from there.
+    Hop { node: Option<Arc<str>> },
+    /// Through the IP stack to another node or from there, and why.
+    StackBetween { why: &'static str },
     /// By the bridge of both, which passes netfilter by.
     Bridge,
     /// Through the IP stack, and why. A firewall rule that is the reason is named, if its name is known.
