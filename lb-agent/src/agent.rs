@@ -337,9 +337,7 @@ impl Agent {
             rules: self.desired.rules(),
             hits: self.policies.hits(),
         };
-        if pending.response.send(state.respond(pending.request)).is_err() {
-            debug!("the client disconnected before the answer");
-        }
+        state.respond(pending);
     }
 
     fn receive(&mut self, received: Received) {

@@ -1,6 +1,10 @@
 //! Responses that need the loop's state: the records of the cluster and the counts of policies.
 #![forbid(unsafe_code)]
 
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use crate::admin::PendingRequest;
 use crate::agent::hits::Hits;
 use lb_core::admin::{Request, Response, query};
 use lb_core::cluster::Cluster;
@@ -17,13 +21,23 @@ pub(crate) struct HandlerState<'a> {
 }
 
 impl HandlerState<'_> {
-    /// Returns the response to a request.
-    pub(crate) fn respond(&self, request: Request) -> Response {
+    /// Responds to a request; to one about a flow when its policies have been compiled, beside the loop.
+    pub(crate) fn respond(&self, pending: PendingRequest) {
+        let PendingRequest { request, response } = pending;
+        if let Request::Explain(wanted) = request {
+            let (mut context, questions) = query::asked(self.cluster, &wanted);
+            tokio::task::spawn_blocking(move || {
+                questions.answer(&mut context);
+                reply(response, Response::Explain(Box::new(context)));
+            });
+        } else {
+            reply(response, self.response(request));
+        }
+    }
+
+    fn response(&self, request: Request) -> Response {
         match request {
             Request::Who(addrs) => Response::Who(query::who(self.cluster, &addrs)),
-            Request::Explain(wanted) => {
-                Response::Explain(Box::new(query::context(self.cluster, &wanted)))
-            }
             Request::Differences => {
                 Response::Differences(query::differences(self.cluster, self.rules))
             }
@@ -37,9 +51,15 @@ impl HandlerState<'_> {
             Request::KubeProxy => {
                 Response::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
             }
-            Request::Flows(_) => {
-                Response::Error("flows are not answered by the main loop".to_owned())
+            Request::Explain(_) | Request::Flows(_) => {
+                Response::Error("this is not answered by the main loop".to_owned())
             }
         }
+    }
+}
+
+fn reply(to: oneshot::Sender<Response>, response: Response) {
+    if to.send(response).is_err() {
+        debug!("the client disconnected before the answer");
     }
 }

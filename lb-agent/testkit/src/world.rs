@@ -68,7 +68,16 @@ impl World {
 
     /// The cluster, with the Pods of all nodes listed or with those of this node.
     pub fn listed(&self, scope: PodScope) -> Cluster {
-        let mut cluster = Cluster::new(NODE);
+        self.known(NODE, scope)
+    }
+
+    /// The cluster with all Pods, as the agent of the node with this name has it.
+    pub fn cluster_at(&self, node: &str) -> Cluster {
+        self.known(node, PodScope::All)
+    }
+
+    fn known(&self, node: &str, scope: PodScope) -> Cluster {
+        let mut cluster = Cluster::new(node);
         cluster.apply(Event::Pods(scope));
         let is_listed = |pod: &Pod| scope == PodScope::All || &*pod.node == NODE;
         let name = |(namespace, name): &(String, String)| Name::new(&**namespace, &**name);

@@ -111,8 +111,18 @@ fn lbctl_says_what_happens_to_flows_and_what_did_it() {
     expect(&stage, here, &flags, 3, &stopped);
     let allowed = ["DELIVERED", "allowed by default/only-friends ingress[0]"];
     expect(&stage, here, &["explain", "friend", "svc:web:80"], 0, &allowed);
-    let on_a = ["CANNOT TELL", "OTHER_NODE", "run `lbctl explain` on"];
-    expect(&stage, there, &["explain", "far", "svc:web:80"], 4, &on_a);
+    // The agent of the client's node judges for the server's, by its records, and the other way around.
+    let record = format!("(by record of {})", a.name);
+    let far_allowed = ["DELIVERED", "allowed by default/only-friends ingress[0]", &record];
+    expect(&stage, there, &["explain", "far", "svc:web:80"], 0, &far_allowed);
+    expect(
+        &stage,
+        there,
+        &["explain", "stranger", "svc:web:80"],
+        3,
+        &[&stopped[..], &[&record]].concat(),
+    );
+    expect(&stage, here, &["explain", "far", "svc:web:80"], 0, &allowed);
     expect(&stage, here, &["policy", "list"], 0, &["only-friends", "enforced"]);
     expect(
         &stage,

@@ -551,7 +551,8 @@ fn explanations_come_from_the_pins() {
               1  ok  source          Pod shop/web-2 10.1.1.2 on another node
               2  ?   egress policy   evaluated on another node, where shop/web-2 runs
               3  ok  ingress policy  no policy selects shop/client in ingress
-              4  ?   socket          the Pod's network namespace is not visible from here: run lbctl on the node itself
+              4  ok  path            goes through the host's IP stack: rules-unread
+              5  ?   socket          the Pod's network namespace is not visible from here: run lbctl on the node itself
             assumed:
               agent not reachable: using cached names; reasons may be missing
               egress policy of shop/web-2: run `lbctl explain` on another node

@@ -165,6 +165,36 @@ pub struct Leg {
     pub port: u16,
     /// Those that select the Pod, in the order of evaluation.
     pub policies: Vec<PolicyContext>,
+    /// What they say, if another node evaluates them and the records are complete.
+    pub by_record: Option<RecordVerdict>,
+}
+
+/// What the policies of a Pod of another node say of a flow: the evaluator of the programs on tables that the compiler makes of
+/// this agent's records, as the other agent makes its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordVerdict {
+    /// No policy selects the Pod in this direction.
+    NotSelected,
+    /// The other end is the Pod's own node.
+    FromOwnNode,
+    /// The policies in force, and those that are tried with them, if any are.
+    Judged(RecordJudgement, Option<RecordJudgement>),
+}
+
+/// One judgement.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordJudgement {
+    /// [`lb_common::policy::Judgement::number`].
+    pub number: u32,
+    /// Whether there are policies to be asked.
+    pub selected: bool,
+    /// Whether the policies do not fit, so that all is denied.
+    pub no_room: bool,
+    /// The policy whose rule decided; where none did, those that isolate the Pod.
+    pub policies: Vec<Name>,
+    /// In which list the rule is written, at which index, and how many identical ones share its number.
+    pub rule: Option<(PolicyDirection, u32, u32)>,
 }
 
 /// A policy, compared with a flow.

@@ -17,10 +17,12 @@ use crate::model::policy::PolicyDirection;
 
 pub use self::differences::differences;
 pub use self::policy::policy;
+pub use self::record::RecordQuestions;
 
 mod differences;
 mod leg;
 mod policy;
+mod record;
 mod service;
 mod similar;
 
@@ -43,8 +45,15 @@ pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<AddressOwner> {
     named.collect()
 }
 
-/// What is known of a flow.
+/// What is known of a flow, all of it.
 pub fn context(cluster: &Cluster, wanted: &FlowQuery) -> FlowContext {
+    let (mut context, questions) = asked(cluster, wanted);
+    questions.answer(&mut context);
+    context
+}
+
+/// What is known of a flow, and what is left to be judged of it.
+pub fn asked(cluster: &Cluster, wanted: &FlowQuery) -> (FlowContext, RecordQuestions) {
     let src = OwnerRecord::of(cluster, &wanted.src);
     let dst = OwnerRecord::of(cluster, &wanted.dst);
     let service = service::service(cluster, wanted);
@@ -79,7 +88,8 @@ pub fn context(cluster: &Cluster, wanted: &FlowQuery) -> FlowContext {
             ));
         }
     }
-    context
+    let questions = RecordQuestions::of(cluster, wanted.protocol, &context);
+    (context, questions)
 }
 
 /// Who has an address, with the record.

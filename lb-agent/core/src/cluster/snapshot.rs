@@ -1,6 +1,7 @@
 //! What policies depend on, as it was at one time, for those who compute for a while: shared with the records, not copied.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::table::Objects;
@@ -10,6 +11,8 @@ use super::{Cluster, Name, Namespace, Node, Pod, Policy};
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     node: Arc<str>,
+    /// The Pods that stand for those of this node, if it is about others.
+    subjects: Option<BTreeSet<Name>>,
     /// Whether the Pods of all nodes are among them.
     knows_all_pods: bool,
     has_strays: bool,
@@ -26,6 +29,7 @@ impl Cluster {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             node: Arc::clone(&self.node),
+            subjects: None,
             knows_all_pods: self.knows_all_pods(),
             has_strays: self.has_strays,
             empty: Arc::clone(&self.empty),
@@ -42,6 +46,11 @@ impl Cluster {
 }
 
 impl Snapshot {
+    /// The same with these Pods, of any nodes, in the place of those of this node.
+    pub fn about(self, subjects: BTreeSet<Name>) -> Self {
+        Self { subjects: Some(subjects), ..self }
+    }
+
     /// All policies in force, in no order, as [`Cluster::policies`] has them.
     pub fn policies(&self) -> impl Iterator<Item = (&Name, &Arc<Policy>)> {
         self.policies.iter().flat_map(|policies| policies.iter())
@@ -55,6 +64,16 @@ impl Snapshot {
     /// Whether a Pod is one of this node.
     pub fn is_own(&self, pod: &Pod) -> bool {
         *pod.node == *self.node
+    }
+
+    /// Whether a Pod has policies here: it runs on this node, or stands for one that does ([`Self::about`]), with addresses of its
+    /// own.
+    pub fn is_subject(&self, name: &Name, pod: &Pod) -> bool {
+        let is_here = match &self.subjects {
+            Some(subjects) => subjects.contains(name),
+            None => self.is_own(pod),
+        };
+        is_here && !pod.host_network
     }
 
     /// Whether the Pods of all nodes are known.

@@ -22,7 +22,7 @@ use self::members::Members;
 use self::rules::{Reading, Subjects};
 use self::set::Pool;
 use self::shares::Lost;
-use crate::cluster::{Cluster, Name, Owners, Pod, Policy, Prefix, Snapshot, Tier};
+use crate::cluster::{Cluster, Name, Owners, Policy, Prefix, Snapshot, Tier};
 use crate::issue::{Issue, ObjectRef};
 
 mod area;
@@ -262,11 +262,6 @@ struct Input<'a> {
 /// What the tables should say, from nothing.
 pub fn compile(cluster: &Cluster) -> DesiredPolicies {
     Compiler::default().compile(&cluster.snapshot())
-}
-
-/// Whether a Pod has policies on this node: it runs here, with addresses of its own.
-fn is_subject(cluster: &Snapshot, pod: &Pod) -> bool {
-    cluster.is_own(pod) && !pod.host_network
 }
 
 /// The kind of a policy's object.

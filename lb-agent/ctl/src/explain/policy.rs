@@ -1,4 +1,5 @@
-//! The policies of one Pod: judged by the programs' own evaluator on the maps, explained with the agent's records.
+//! The policies of one Pod: judged by the programs' own evaluator on the maps, or on those that the agent's records make of
+//! another node's; explained with the records.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,43 +18,39 @@ use crate::explain::service::Target;
 use crate::explain::trace::{
     Allowed, Cause, Denial, PeerOr, PolicyHop, PolicyVerdict, Shadow, Who,
 };
-use lb_core::admin::context::{Leg, PolicyContext};
+use lb_core::admin::context::{FlowContext, Leg, PolicyContext, RecordJudgement, RecordVerdict};
 use lb_core::cluster::{Namespaces, Peer, PodSelector};
 use lb_core::model::policy::PolicyDirection;
 
 /// One side of a flow, whose policies are evaluated.
-pub(super) struct Side<'a> {
+pub(super) struct Side {
     /// Whether the flow enters the Pod or leaves it.
     pub(super) direction: PolicyDirection,
     /// The Pod.
     pub(super) subject: Who,
-    /// Its entry in the maps.
-    pub(super) pod: &'a PodEntry,
     /// The other end: its address, and what it is.
     pub(super) peer: (IpAddr, Who),
 }
 
-/// Returns what the maps say of a Pod of this node.
+/// Returns what the maps say of a Pod of this node, which has this entry there.
 pub(super) fn judge<T: PolicyLookup>(
     facts: &Facts<'_, T>,
-    side: Side<'_>,
+    side: Side,
+    pod: &PodEntry,
     target: &Target,
 ) -> PolicyHop {
-    let Side { direction, pod, .. } = side;
-    let (group, shadow) = match direction {
+    let (group, shadow) = match side.direction {
         PolicyDirection::Ingress => (pod.ingress, pod.shadow_ingress),
         PolicyDirection::Egress => (pod.egress, pod.shadow_egress),
     };
     if facts.epoch == 0 || (group, shadow) == (0, 0) {
-        let verdict = PolicyVerdict::NotSelected;
-        return PolicyHop { direction, subject: side.subject, verdict, shadow: None };
+        return side.hop(PolicyVerdict::NotSelected);
     }
     let Some(ident) = identify(facts.tables, &Addr::from_ip(side.peer.0)) else {
-        let verdict = PolicyVerdict::FromOwnNode;
-        return PolicyHop { direction, subject: side.subject, verdict, shadow: None };
+        return side.hop(PolicyVerdict::FromOwnNode);
     };
     let at = target.backend.at;
-    let own = target.through.is_some() && facts.context.src.ips.contains(&at.ip());
+    let own = target.is_through_itself(facts);
     let ask = |group| {
         let question = Question {
             group,
@@ -66,63 +63,149 @@ pub(super) fn judge<T: PolicyLookup>(
         if group == 0 { Judgement::ALLOWED } else { evaluate(facts.tables, &question) }
     };
     let (judgement, other) = (ask(group), ask(shadow));
-    let found = ExplainedJudgement { facts, side: &side, target, group, own, judgement };
-    let verdict = if judgement.denied() {
-        PolicyVerdict::Denied(Box::new(found.denial()))
-    } else {
-        PolicyVerdict::Allowed(found.allowed())
+    let flags = facts.tables.group(group).map_or(GroupFlags::NONE, |group| group.flags);
+    let found = ExplainedJudgement {
+        context: facts.context,
+        side: &side,
+        target,
+        own,
+        judgement,
+        selected: group != 0,
+        group: (group != 0).then_some(group),
+        by: facts.policies.by(group, judgement),
+        no_room: flags.contains(GroupFlags::OVERFLOW),
+        pending: flags.contains(GroupFlags::PENDING),
     };
     let shadow = (shadow != 0 && other.denied() != judgement.denied())
         .then(|| Shadow { by: facts.policies.by(shadow, other), denies: other.denied() });
-    PolicyHop { direction, subject: side.subject, verdict, shadow }
+    PolicyHop { shadow, ..side.hop(found.verdict()) }
 }
 
-/// A judgement of the maps, to be explained.
-struct ExplainedJudgement<'a, T> {
-    facts: &'a Facts<'a, T>,
-    side: &'a Side<'a>,
-    target: &'a Target,
-    group: u32,
-    own: bool,
-    judgement: Judgement,
+/// Returns what is known of the policies of a Pod that another node evaluates: what they say by the agent's records, if those are
+/// complete.
+pub(super) fn elsewhere<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    side: Side,
+    node: Option<&Arc<str>>,
+    target: &Target,
+) -> PolicyHop {
+    if facts.epoch == 0 {
+        return side.hop(PolicyVerdict::NoPolicies);
+    }
+    if facts.is_here(node.map(|node| &**node)) {
+        return side.hop(PolicyVerdict::NoDevice);
+    }
+    let leg = side.leg(facts.context, target);
+    let by_record = node.cloned();
+    let (enforced, tried) = match leg.and_then(|leg| leg.by_record.as_ref()) {
+        None => {
+            let policies = leg.map(|leg| leg.policies.iter().filter(|one| !one.shadow).count());
+            return side.hop(PolicyVerdict::OtherNode { node: by_record, policies });
+        }
+        Some(RecordVerdict::NotSelected) => {
+            return PolicyHop { by_record, ..side.hop(PolicyVerdict::NotSelected) };
+        }
+        Some(RecordVerdict::FromOwnNode) => {
+            return PolicyHop { by_record, ..side.hop(PolicyVerdict::FromOwnNode) };
+        }
+        Some(RecordVerdict::Judged(enforced, tried)) => (enforced, tried),
+    };
+    let judgement = Judgement::from_number(enforced.number);
+    let found = ExplainedJudgement {
+        context: facts.context,
+        side: &side,
+        target,
+        own: target.is_through_itself(facts),
+        judgement,
+        selected: enforced.selected,
+        group: None,
+        by: by(enforced),
+        no_room: enforced.no_room,
+        pending: false,
+    };
+    let shadow = tried.as_ref().and_then(|tried| {
+        let denies = Judgement::from_number(tried.number).denied();
+        (denies != judgement.denied()).then(|| Shadow { by: by(tried), denies })
+    });
+    PolicyHop { shadow, by_record, ..side.hop(found.verdict()) }
 }
 
-impl<T: PolicyLookup> ExplainedJudgement<'_, T> {
-    fn by(&self) -> DecidedBy {
-        self.facts.policies.by(self.group, self.judgement)
+/// Who decided, as the agent's records have it.
+fn by(judgement: &RecordJudgement) -> DecidedBy {
+    let written = |(direction, index, others)| RuleId::Written(RuleAt { direction, index, others });
+    DecidedBy {
+        policies: judgement.policies.iter().cloned().map(PolicyId::Named).collect(),
+        rule: judgement.rule.map(written),
+    }
+}
+
+impl Side {
+    fn hop(&self, verdict: PolicyVerdict) -> PolicyHop {
+        let (direction, subject) = (self.direction, self.subject.clone());
+        PolicyHop { direction, subject, verdict, shadow: None, by_record: None }
     }
 
     /// What the records say of the policies of this side.
+    fn leg<'a>(&self, context: &'a FlowContext, target: &Target) -> Option<&'a Leg> {
+        let Who::Object(subject) = &self.subject else { return None };
+        let (peer, port) = (self.peer.0, target.backend.at.port());
+        let mut legs = context.legs.iter().filter(|leg| leg.subject == *subject);
+        legs.find(|leg| (leg.direction, leg.peer, leg.port) == (self.direction, peer, port))
+    }
+}
+
+/// A judgement of tables, to be explained.
+struct ExplainedJudgement<'a> {
+    context: &'a FlowContext,
+    side: &'a Side,
+    target: &'a Target,
+    /// Whether the Pod dials itself, through a Service.
+    own: bool,
+    judgement: Judgement,
+    /// Whether policies were asked.
+    selected: bool,
+    /// Where the rules are in the maps, if they are there.
+    group: Option<u32>,
+    by: DecidedBy,
+    /// Whether the policies did not fit.
+    no_room: bool,
+    /// Whether the Pod is not identified yet.
+    pending: bool,
+}
+
+impl ExplainedJudgement<'_> {
+    fn verdict(&self) -> PolicyVerdict {
+        if self.judgement.denied() {
+            PolicyVerdict::Denied(Box::new(self.denial()))
+        } else {
+            PolicyVerdict::Allowed(self.allowed())
+        }
+    }
+
     fn leg(&self) -> Option<&Leg> {
-        let Who::Object(subject) = &self.side.subject else { return None };
-        let (peer, port) = (self.side.peer.0, self.target.backend.at.port());
-        let mut legs = self.facts.context.legs.iter().filter(|leg| leg.subject == *subject);
-        legs.find(|leg| (leg.direction, leg.peer, leg.port) == (self.side.direction, peer, port))
+        self.side.leg(self.context, self.target)
     }
 
     fn allowed(&self) -> Allowed {
-        let by = self.by();
-        if !by.policies.is_empty() {
+        if !self.by.policies.is_empty() {
             let mistake =
-                self.leg().and_then(|leg| peer_or(leg, &by, &self.side.peer.1)).map(Box::new);
-            return Allowed::Rule { by, mistake };
+                self.leg().and_then(|leg| peer_or(leg, &self.by, &self.side.peer.1)).map(Box::new);
+            return Allowed::Rule { by: self.by.clone(), mistake };
         }
-        match (self.own, self.group) {
+        match (self.own, self.selected) {
             (true, _) => Allowed::Itself,
-            (false, 0) => Allowed::NotSelected,
-            (false, _) => Allowed::NotIsolated,
+            (false, false) => Allowed::NotSelected,
+            (false, true) => Allowed::NotIsolated,
         }
     }
 
     fn denial(&self) -> Denial {
         let rule = self.judgement.rule();
-        let flags =
-            self.facts.tables.group(self.group).map_or(GroupFlags::NONE, |group| group.flags);
         let cause = if rule.is_some() {
             Cause::ClusterPolicy
-        } else if flags.contains(GroupFlags::OVERFLOW) {
+        } else if self.no_room {
             Cause::NoRoom
-        } else if flags.contains(GroupFlags::PENDING) {
+        } else if self.pending {
             Cause::Pending
         } else {
             self.isolated()
@@ -130,7 +213,7 @@ impl<T: PolicyLookup> ExplainedJudgement<'_, T> {
         Denial {
             group: self.group,
             rule,
-            by: self.by(),
+            by: self.by.clone(),
             peer: self.side.peer.1.clone(),
             at: self.target.backend.at,
             cause,
@@ -155,25 +238,6 @@ type LocatedRule<'a> = (&'a PolicyContext, u32, &'a lb_core::admin::context::Rul
 
 fn rules_of(policy: &PolicyContext) -> impl Iterator<Item = LocatedRule<'_>> {
     (0..).zip(&policy.rules).map(move |(index, rule)| (policy, index, rule))
-}
-
-/// Returns what is known of the policies of a Pod that another node evaluates.
-pub(super) fn elsewhere<T: PolicyLookup>(
-    facts: &Facts<'_, T>,
-    direction: PolicyDirection,
-    subject: &Who,
-    node: Option<&Arc<str>>,
-) -> PolicyVerdict {
-    if facts.epoch == 0 {
-        return PolicyVerdict::NoPolicies;
-    }
-    if facts.is_here(node.map(|node| &**node)) {
-        return PolicyVerdict::NoDevice;
-    }
-    let mut legs = facts.context.legs.iter();
-    let leg = legs.find(|leg| leg.direction == direction && subject.is(&leg.subject));
-    let enforced = leg.map(|leg| leg.policies.iter().filter(|policy| !policy.shadow).count());
-    PolicyVerdict::OtherNode { node: node.cloned(), policies: enforced }
 }
 
 /// Returns the two peers of the rule that allows the flow of which the second was perhaps meant to limit the first.

@@ -139,7 +139,7 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
             place(node.as_ref()),
             place(Some(&trace.node).filter(|node| !node.is_empty()))
         )),
-        Hop::Policy(hop) => policy_assumption(hop),
+        Hop::Policy(hop) => policy_assumption(hop).or_else(|| record_assumption(hop)),
         Hop::Socket(socket) => socket::assumption(socket),
         Hop::Unchecked(unchecked) => Some(match unchecked {
             Unchecked::Pod(who, port) => process(who, *port),
@@ -177,6 +177,12 @@ fn policy_assumption(hop: &PolicyHop) -> Option<String> {
             format!("shadow policies are not enforced; if they were, {by} would {would} it")
         }),
     }
+}
+
+/// A judgement by record holds if the other node has the same.
+fn record_assumption(hop: &PolicyHop) -> Option<String> {
+    let node = hop.by_record.as_ref()?;
+    Some(format!("the agent of {node} has the same policies, Pods and namespaces as this one"))
 }
 
 /// A node, or the words for one whose name is not known.

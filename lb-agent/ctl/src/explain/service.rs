@@ -59,6 +59,11 @@ impl Target {
         Self { backend, through: None, by_stack: false }
     }
 
+    /// Whether a Pod gets back to itself, through a Service.
+    pub(super) fn is_through_itself<T: PolicyLookup>(&self, facts: &Facts<'_, T>) -> bool {
+        self.through.is_some() && facts.context.src.ips.contains(&self.backend.at.ip())
+    }
+
     /// What it is called.
     pub(super) fn who(&self) -> Who {
         Who::of(self.backend.pod.as_ref(), self.backend.at.ip())

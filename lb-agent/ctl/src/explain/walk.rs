@@ -140,7 +140,13 @@ impl<T: PolicyLookup> Walk<'_, T> {
     }
 
     fn verdict(&mut self, direction: PolicyDirection, subject: Who, verdict: PolicyVerdict) {
-        self.push(Hop::Policy(PolicyHop { direction, subject, verdict, shadow: None }));
+        self.push(Hop::Policy(PolicyHop {
+            direction,
+            subject,
+            verdict,
+            shadow: None,
+            by_record: None,
+        }));
     }
 
     fn egress(&mut self, target: &Target) {
@@ -149,15 +155,13 @@ impl<T: PolicyLookup> Walk<'_, T> {
         let first = src.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let subject = Who::of(src.name.as_ref(), first);
         match (src.kind, facts.local(src)) {
-            (EndKind::Pod, Some(pod)) => {
+            (EndKind::Pod, here) => {
                 let peer = (target.backend.at.ip(), target.who());
-                let side = Side { direction: PolicyDirection::Egress, subject, pod, peer };
-                self.push(Hop::Policy(policy::judge(facts, side, target)));
-            }
-            (EndKind::Pod, None) => {
-                let node = src.node.as_ref();
-                let verdict = policy::elsewhere(facts, PolicyDirection::Egress, &subject, node);
-                self.verdict(PolicyDirection::Egress, subject, verdict);
+                let side = Side { direction: PolicyDirection::Egress, subject, peer };
+                self.push(Hop::Policy(match here {
+                    Some(pod) => policy::judge(facts, side, pod, target),
+                    None => policy::elsewhere(facts, side, src.node.as_ref(), target),
+                }));
             }
             (EndKind::HostPod | EndKind::Node, _) => {
                 self.verdict(PolicyDirection::Egress, subject, PolicyVerdict::FromHost);
@@ -178,21 +182,21 @@ impl<T: PolicyLookup> Walk<'_, T> {
             }
             return;
         };
+        if target.through.is_some() && from == at && src.kind == EndKind::Pod {
+            return self.verdict(direction, subject, PolicyVerdict::FromItself);
+        }
+        let peer = (from, Who::of(src.name.as_ref(), from));
         if let Some(pod) = pod {
-            if target.through.is_some() && from == at {
-                return self.verdict(direction, subject, PolicyVerdict::FromItself);
-            }
-            let peer = (from, Who::of(src.name.as_ref(), from));
-            let side = Side { direction, subject, pod, peer };
-            return self.push(Hop::Policy(policy::judge(facts, side, target)));
+            let side = Side { direction, subject, peer };
+            return self.push(Hop::Policy(policy::judge(facts, side, pod, target)));
         }
         if facts.has_flags(at, IdentFlags::NODE | IdentFlags::LOCAL_NODE) {
             return self.verdict(direction, subject, PolicyVerdict::ToHost);
         }
         if target.backend.pod.is_some() || facts.has_flags(at, IdentFlags::POD) {
             let node = target.backend.node.as_ref();
-            let verdict = policy::elsewhere(facts, direction, &subject, node);
-            self.verdict(direction, subject, verdict);
+            let side = Side { direction, subject, peer };
+            self.push(Hop::Policy(policy::elsewhere(facts, side, node, target)));
             if facts.is_outside() && target.through.is_some() {
                 self.push(Hop::ClientHidden { node: node.cloned() });
             }
@@ -227,7 +231,10 @@ impl<T: PolicyLookup> Walk<'_, T> {
         let facts = self.facts;
         let src = &facts.context.src;
         let (is_pod, node) = match facts.local(src) {
-            Some(_) => (target.backend.pod.is_some(), target.backend.node.as_ref()),
+            Some(_) => {
+                let is_host = facts.has_flags(target.backend.at.ip(), IdentFlags::NODE);
+                (target.backend.pod.is_some() && !is_host, target.backend.node.as_ref())
+            }
             None => (src.kind == EndKind::Pod, src.node.as_ref()),
         };
         if !is_pod || facts.is_here(node.map(|node| &**node)) {

@@ -1,14 +1,17 @@
 //! Random clusters: the tables say what the objects say; and from one cluster to the next each write leaves each
 //! flow judged as before or as after.
 
-use lb_core::cluster::{Action, Peer, Policy, Rule, Tier};
+use lb_common::policy::Judgement;
+use lb_core::admin::context::{FlowQuery, Party, RecordVerdict};
+use lb_core::admin::query;
+use lb_core::cluster::{Action, Name, Peer, Policy, Rule, Tier};
 use lb_core::model::policy::{Compiler, DesiredPolicies, PolicyDirection};
 use lb_core::plan::policy::DesiredTables;
 use lb_core::plan::{Capacity, Planner, Write, groups};
 use lb_testkit::objects::{
     across, block, cluster_policy, network_policy, own, pod, port, selector,
 };
-use lb_testkit::world::{NODE, Running, World, WorldFlow};
+use lb_testkit::world::{NODE, Running, World, WorldFlow, ifindex};
 use proptest::prelude::*;
 
 use super::naive;
@@ -261,6 +264,43 @@ proptest! {
             for flow in flows(&[&world], shadow) {
                 let got = flow.judge(&tables).denied();
                 prop_assert_eq!(got, naive::denied(&world, &flow), "{:?}", flow);
+            }
+        }
+    }
+
+    /// What an agent says of the Pods of another node is what that node's tables say.
+    #[test]
+    fn records_say_what_the_tables_of_the_other_node_say(world in world(), from in any::<prop::sample::Index>()) {
+        let tables = world.tables();
+        let cluster = world.cluster_at("elsewhere");
+        let flows = flows(&[&world], false);
+        // Each question compiles the policies.
+        for flow in flows.iter().cycle().skip(from.index(flows.len().max(1))).step_by(7).take(flows.len().min(12)) {
+            let Some(((namespace, name), pod)) =
+                world.pods.iter().find(|(at, _)| ifindex(at) == flow.ifindex)
+            else { continue };
+            let subject = Name::new(&**namespace, &**name);
+            for ip in &pod.ips {
+                let ends = [Party::Ip(flow.peer.to_ip()), Party::Ip(ip.to_ip())];
+                let [src, dst] = match flow.direction {
+                    PolicyDirection::Ingress => ends,
+                    PolicyDirection::Egress => { let [peer, own] = ends; [own, peer] }
+                };
+                let wanted = FlowQuery { src, dst, protocol: flow.protocol, port: Some(flow.port) };
+                let context = query::context(&cluster, &wanted);
+                let legs = context.legs.iter().filter(|leg| {
+                    let of = (leg.direction, &leg.subject, leg.peer);
+                    of == (flow.direction, &subject, flow.peer.to_ip())
+                });
+                for leg in legs {
+                    let denied = match leg.by_record.as_ref().unwrap() {
+                        RecordVerdict::NotSelected | RecordVerdict::FromOwnNode => false,
+                        RecordVerdict::Judged(enforced, _) => {
+                            Judgement::from_number(enforced.number).denied()
+                        }
+                    };
+                    prop_assert_eq!(denied, flow.judge(&tables).denied(), "{:?} {:?}", flow, leg);
+                }
             }
         }
     }

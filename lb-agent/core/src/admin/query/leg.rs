@@ -54,6 +54,7 @@ pub(super) fn leg(
         peer: peer.addr.to_ip(),
         port: flow.port,
         policies: policies.collect(),
+        by_record: None,
     }
 }
 

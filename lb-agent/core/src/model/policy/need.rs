@@ -10,8 +10,8 @@ use lb_common::addr::Addr;
 
 use super::area::Area;
 use super::doubt::{has_names, has_pods};
+use super::others;
 use super::rules::Subjects;
-use super::{is_subject, others};
 use crate::cluster::{Name, Policy, Prefix, Snapshot};
 
 /// Returns whether a policy that selects a Pod of this node has rules about other Pods; or whether addresses alone do not
@@ -27,7 +27,7 @@ fn has_strays(cluster: &Snapshot) -> bool {
     }
     let this = cluster.nodes().find(|(name, _)| cluster.is_this_node(name));
     let ranges = this.map_or(&[][..], |(_, node)| &node.pod_cidrs);
-    let own = cluster.all_pods().filter(|(_, pod)| is_subject(cluster, pod));
+    let own = cluster.all_pods().filter(|(name, pod)| cluster.is_subject(name, pod));
     let mut ips = own.flat_map(|(_, pod)| &pod.ips);
     ips.any(|ip| !ranges.iter().any(|range| range.contains(ip)))
 }

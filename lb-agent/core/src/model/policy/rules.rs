@@ -16,7 +16,7 @@ use super::room::{self, RangeDemand};
 use super::shares::Lost;
 use super::{
     AtomId, BitRule, LocalPod, PolicyDirection, PolicyInfo, RuleSet, RuleSource, Span, doubt,
-    is_subject, object,
+    object,
 };
 use crate::cluster::{
     Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, PortSpec, Rule,
@@ -41,7 +41,7 @@ struct Subject<'a> {
 impl<'a> Subjects<'a> {
     pub(super) fn select(cluster: &'a Snapshot, policies: &[(&Name, &Arc<Policy>)]) -> Self {
         let subject = |(name, pod)| Subject { name, pod, policies: Vec::new() };
-        let pods = cluster.all_pods().filter(|(_, pod)| is_subject(cluster, pod));
+        let pods = cluster.all_pods().filter(|(name, pod)| cluster.is_subject(name, pod));
         let mut pods: Vec<Subject<'a>> = pods.map(subject).collect();
         let mut spaces: BTreeMap<Arc<str>, (Labels, Vec<usize>)> = BTreeMap::new();
         for (i, subject) in pods.iter().enumerate() {

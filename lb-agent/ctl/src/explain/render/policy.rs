@@ -18,6 +18,14 @@ pub(super) const fn name(direction: PolicyDirection) -> &'static str {
 }
 
 pub(super) fn step(trace: &Trace, hop: &PolicyHop) -> String {
+    let text = verdict(trace, hop);
+    match &hop.by_record {
+        Some(node) => format!("{text} (by record of {node})"),
+        None => text,
+    }
+}
+
+fn verdict(trace: &Trace, hop: &PolicyHop) -> String {
     let subject = &hop.subject;
     let direction = hop.direction.name();
     match &hop.verdict {
@@ -142,9 +150,10 @@ impl Denied<'_> {
 
     fn finding(&self) -> Finding {
         let Denial { group, rule, .. } = self.denial;
-        let evidence = match rule {
-            Some(rule) => format!("group {group}: rule {rule} denies"),
-            None => format!("group {group}: no rule applies"),
+        let evidence = match (group, rule) {
+            (Some(group), Some(rule)) => format!("group {group}: rule {rule} denies"),
+            (Some(group), None) => format!("group {group}: no rule applies"),
+            (None, _) => format!("by record of {}", place(self.hop.by_record.as_ref())),
         };
         let finding = match &self.denial.cause {
             Cause::ClusterPolicy => self.cluster_policy(),

@@ -308,16 +308,21 @@ fn branches_are_counted_by_what_stops_them() {
     ];
     let mut world = world(&more);
     let trace = world.trace(TO_WEB.0, TO_WEB.1);
-    assert_eq!(trace.tally(), Tally { all: 2, stopped: 1, unknown: 1 });
-    assert_eq!(trace.deciding(), [Some(&"n2".into())]);
+    assert_eq!(trace.tally(), Tally { all: 2, stopped: 2, unknown: 0 });
+    assert_eq!(trace.deciding(), []);
+    // Without the agent's records, nothing is known of the other node's policies.
+    let alone = world.trace_alone(TO_WEB.0, TO_WEB.1);
+    assert_eq!(alone.tally(), Tally { all: 2, stopped: 1, unknown: 1 });
+    assert_eq!(alone.deciding(), [Some(&"n2".into())]);
     // A socket that refuses stops the branch that a policy stops already.
     world.sockets = vec![at("127.0.0.1:8080")];
     let refused = world.trace(TO_WEB.0, TO_WEB.1);
     assert_eq!(refused.tally(), trace.tally());
     let found: Vec<_> = refused.findings().filter_map(Hop::code).collect();
-    assert_eq!(found, [Code::DefaultDeny, Code::ListensOnLoopback]);
+    assert_eq!(found, [Code::DefaultDeny, Code::ListensOnLoopback, Code::DefaultDeny]);
     let is_reply = |hop: &Hop| matches!(hop, Hop::Reply(_));
-    assert!(refused.hops.iter().any(is_reply), "by way of the other backend");
+    assert!(!refused.hops.iter().any(is_reply));
+    assert!(alone.hops.iter().any(is_reply), "by way of the other backend");
     // Sockets that cannot be seen leave nothing open.
     let unseen = Listening::Unknown(Unseen::Namespace);
     let trace = base_world().trace_on("client", "web-1:8080", &unseen);
@@ -338,6 +343,7 @@ fn policies_in_shadow_mode_are_beside_the_verdict() {
         subject: Who::Object(Name::parse("default/web-1")),
         verdict: PolicyVerdict::Allowed(Allowed::NotSelected),
         shadow: Some(Shadow { by, denies: true }),
+        by_record: None,
     };
     assert!(trace.hops.contains(&Hop::Policy(want)), "{trace:?}");
     assert_eq!((trace.outcome(), trace.code()), (TraceOutcome::Delivered, None));

@@ -174,7 +174,7 @@ fn a_node_that_does_not_forward() {
 }
 
 #[test]
-fn another_node_decides() {
+fn another_node_is_judged_by_record() {
     let more = [
         pod("default/web-2", "10.1.1.3", "n2", "app: web", true),
         policy("default/deny-all", "{podSelector: {matchLabels: {app: web}}}"),
@@ -183,32 +183,30 @@ fn another_node_decides() {
     check(
         &more,
         ("client", "default/web-2:8080"),
-        Some(Code::OtherNode),
+        Some(Code::DefaultDeny),
         expect![[r#"
-            CANNOT TELL: default/client to default/web-2:8080/TCP: n2 decides
-              1  ok  source          Pod default/client 10.1.0.2 on this node
-              2  ok  egress policy   no policy selects default/client in egress
-              3  ?   ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
-              4  ok  path            goes past the host's IP stack and netfilter between here and n2
-            assumed:
-              ingress policy of default/web-2: run `lbctl explain` on n2
-              a process in default/web-2 listens on port 8080
-            code: OTHER_NODE
+            STOPPED: default/client to default/web-2:8080/TCP: default/deny-all isolates default/web-2 in ingress, and no rule allows 8080/TCP from default/client
+              1  ok    source          Pod default/client 10.1.0.2 on this node
+              2  ok    egress policy   no policy selects default/client in egress
+              3  STOP  ingress policy  default/deny-all isolates default/web-2 in ingress, and no rule allows 8080/TCP from default/client (by record of n2)
+            because: default/deny-all has no rule for ingress
+            to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-2
+            assumed: the agent of n2 has the same policies, Pods and namespaces as this one
+            code: DEFAULT_DENY
         "#]],
     );
     check(
         &more,
         ("default/web-2", "default/client:8080"),
-        Some(Code::OtherNode),
+        None,
         expect![[r#"
-            CANNOT TELL: default/web-2 to default/client:8080/TCP: n2 decides
+            DELIVERED: default/web-2 to default/client:8080/TCP
               1  ok  source          Pod default/web-2 10.1.1.3 on n2
-              2  ?   egress policy   evaluated on n2, where default/web-2 runs; no policy selects it
+              2  ok  egress policy   no policy selects default/web-2 in egress (by record of n2)
               3  ok  ingress policy  no policy selects default/client in ingress
               4  ok  path            goes past the host's IP stack and netfilter between here and n2
               5  ok  socket          a process listens on 0.0.0.0:8080
-            assumed: egress policy of default/web-2: run `lbctl explain` on n2
-            code: OTHER_NODE
+            assumed: the agent of n2 has the same policies, Pods and namespaces as this one
         "#]],
     );
     // One backend here, denied, and one elsewhere.
@@ -217,23 +215,21 @@ fn another_node_decides() {
         TO_WEB,
         Some(Code::DefaultDeny),
         expect![[r#"
-            STOPPED: default/client to svc:default/web:80/TCP (for 1 of 2 backends): default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              1   ok    source          Pod default/client 10.1.0.2 on this node
-              2   ok    service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
-              3   ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
-              4   ok    egress policy   no policy selects default/client in egress
-              5   STOP  ingress policy  default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
-              6   ok    socket          a process listens on 0.0.0.0:8080
-              7   ok    backend         10.1.1.3:8080 default/web-2 on n2, ready
-              8   ok    egress policy   no policy selects default/client in egress
-              9   ?     ingress policy  evaluated on n2, where default/web-2 runs; 1 policy selects it
-              10  ok    path            goes past the host's IP stack and netfilter between here and n2
-              11  ok    reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
+            STOPPED: default/client to svc:default/web:80/TCP: default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
+              1  ok    source          Pod default/client 10.1.0.2 on this node
+              2  ok    service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
+              3  ok    backend         10.1.0.3:8080 default/web-1 on n1, ready
+              4  ok    egress policy   no policy selects default/client in egress
+              5  STOP  ingress policy  default/deny-all isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
+              6  ok    socket          a process listens on 0.0.0.0:8080
+              7  ok    backend         10.1.1.3:8080 default/web-2 on n2, ready
+              8  ok    egress policy   no policy selects default/client in egress
+              9  STOP  ingress policy  default/deny-all isolates default/web-2 in ingress, and no rule allows 8080/TCP from default/client (by record of n2)
             because: default/deny-all has no rule for ingress
-            to fix: add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
-            assumed:
-              ingress policy of default/web-2: run `lbctl explain` on n2
-              a process in default/web-2 listens on port 8080
+            to fix:
+              add a rule that allows 8080/TCP from default/client to a policy that selects default/web-1
+              add a rule that allows 8080/TCP from default/client to a policy that selects default/web-2
+            assumed: the agent of n2 has the same policies, Pods and namespaces as this one
             code: DEFAULT_DENY
         "#]],
     );
@@ -260,8 +256,7 @@ fn hosts_and_oneself() {
               3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
               4  ok  egress policy   no policy selects default/client in egress
               5  ok  ingress policy  NetworkPolicies never apply to a node or to a Pod on its host network
-              6  ok  path            goes past the host's IP stack and netfilter between here and n2
-              7  ok  reply           the source of replies is translated from 10.0.0.2:8080 back to 10.96.0.13:80; policies do not evaluate replies
+              6  ok  reply           the source of replies is translated from 10.0.0.2:8080 back to 10.96.0.13:80; policies do not evaluate replies
             assumed: a process in default/agent listens on port 8080
         "#]],
     );
@@ -309,7 +304,7 @@ fn without_policies_no_other_node_has_anything_to_say() {
               7   ok  socket          a process listens on 0.0.0.0:8080
               8   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
               9   ok  egress policy   the cluster has no policies
-              10  ok  ingress policy  the cluster has no policies
+              10  ok  ingress policy  traffic from a Pod to itself is checked on egress only
               11  ok  reply           the source of replies is translated from the backend back to 10.96.0.10:80; policies do not evaluate replies
             assumed:
               the maps of n2, where the Service is translated, match those of this node

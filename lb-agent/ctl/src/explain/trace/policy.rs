@@ -21,6 +21,8 @@ pub struct PolicyHop {
     pub verdict: PolicyVerdict,
     /// What the policies in shadow mode would say, if that is different.
     pub shadow: Option<Shadow>,
+    /// The other node that evaluates them, if this is what the agent's records say of it.
+    pub by_record: Option<Arc<str>>,
 }
 
 /// What the policies of a Pod say.
@@ -101,8 +103,8 @@ pub struct Shadow {
 /// Why policies deny a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// The group that denies it.
-    pub group: u32,
+    /// The group that denies it; `None` = it is in the maps of another node.
+    pub group: Option<u32>,
     /// The number of its rule that does; `None` = no rule applies.
     pub rule: Option<u32>,
     /// The policies that decided.
