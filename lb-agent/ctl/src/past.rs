@@ -80,7 +80,7 @@ mod tests {
             Some("rules-unread"),
             "only those of the node may go past the stack"
         );
-        tables.settings = tables.settings | SettingFlags::HOP_PAST;
+        tables.settings |= SettingFlags::HOP_PAST;
         assert_eq!(tables.obstacle_across(&pod(1)), None);
         assert_eq!(tables.obstacle_across(&pod(2)).map(HopObstacle::name), Some("port-inside"));
         tables.settings = SettingFlags::from_bits(StackReason::HostRule.bit());

@@ -113,15 +113,9 @@ fn lbctl_says_what_happens_to_flows_and_what_did_it() {
     expect(&stage, here, &["explain", "friend", "svc:web:80"], 0, &allowed);
     // The agent of the client's node judges for the server's, by its records, and the other way around.
     let record = format!("(by record of {})", a.name);
-    let far_allowed = ["DELIVERED", "allowed by default/only-friends ingress[0]", &record];
-    expect(&stage, there, &["explain", "far", "svc:web:80"], 0, &far_allowed);
-    expect(
-        &stage,
-        there,
-        &["explain", "stranger", "svc:web:80"],
-        3,
-        &[&stopped[..], &[&record]].concat(),
-    );
+    let [yes, no] = [&allowed[..], &stopped].map(|words| [words, &[&*record]].concat());
+    expect(&stage, there, &["explain", "far", "svc:web:80"], 0, &yes);
+    expect(&stage, there, &["explain", "stranger", "svc:web:80"], 3, &no);
     expect(&stage, here, &["explain", "far", "svc:web:80"], 0, &allowed);
     expect(&stage, here, &["policy", "list"], 0, &["only-friends", "enforced"]);
     expect(

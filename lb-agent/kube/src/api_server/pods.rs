@@ -18,14 +18,11 @@ const BUFFER: usize = 16;
 
 /// Watches the Pods that are wanted until a watch has failed for too long.
 pub(super) async fn watch<K: Watched>(context: &WatchContext, all: watcher::Config) {
-    // An error means that the receiver is gone.
-    drop(follow::<K>(context, all).await);
+    follow::<K>(context, all).await;
 }
 
-async fn follow<K: Watched>(
-    context: &WatchContext,
-    all: watcher::Config,
-) -> Result<(), mpsc::error::SendError<Received>> {
+/// Until one of the watches ends or the receiver is gone.
+async fn follow<K: Watched>(context: &WatchContext, all: watcher::Config) -> Option<()> {
     let mut wanted = context.pods.scope.clone();
     let (own_context, mut own_said) = apart(context);
     let mut own = own_context.watch::<K>(of_node(all.clone(), &context.pods.node)).boxed();
@@ -34,8 +31,8 @@ async fn follow<K: Watched>(
     }
     while *wanted.borrow() == PodScope::Own {
         tokio::select! {
-            () = &mut own => return Ok(()),
-            Some(said) = own_said.recv() => context.tx.send(said).await?,
+            () = &mut own => return None,
+            Some(said) = own_said.recv() => context.tx.send(said).await.ok()?,
             Ok(()) = wanted.changed() => {}
         }
     }
@@ -45,11 +42,11 @@ async fn follow<K: Watched>(
     let (mut restarted, mut is_listing) = (None, false);
     loop {
         tokio::select! {
-            () = &mut own => return Ok(()),
-            () = &mut all => return Ok(()),
+            () = &mut own => return None,
+            () = &mut all => return None,
             Some(said) = own_said.recv(), if !is_listing => {
                 if matches!(said.event, Event::Pod(_) | Event::Issues(..)) {
-                    context.tx.send(said).await?;
+                    context.tx.send(said).await.ok()?;
                 }
             }
             Some(said) = all_said.recv() => {
@@ -60,10 +57,10 @@ async fn follow<K: Watched>(
                     continue;
                 }
                 if let Some(restarted) = restarted.take() {
-                    context.tx.send(restarted).await?;
+                    context.tx.send(restarted).await.ok()?;
                 }
                 let is_complete = said.event == Event::Synced(Kind::Pod);
-                context.tx.send(said).await?;
+                context.tx.send(said).await.ok()?;
                 if is_complete {
                     break;
                 }
@@ -73,18 +70,15 @@ async fn follow<K: Watched>(
     drop(own);
     loop {
         tokio::select! {
-            () = &mut all => return Ok(()),
-            Some(said) = all_said.recv() => context.tx.send(said).await?,
+            () = &mut all => return None,
+            Some(said) = all_said.recv() => context.tx.send(said).await.ok()?,
         }
     }
 }
 
-async fn begin(
-    context: &WatchContext,
-    scope: PodScope,
-) -> Result<(), mpsc::error::SendError<Received>> {
+async fn begin(context: &WatchContext, scope: PodScope) -> Option<()> {
     info!(?scope, "watching Pods");
-    context.tx.send(Received::now(Event::Pods(scope))).await
+    context.tx.send(Received::now(Event::Pods(scope))).await.ok()
 }
 
 /// The same, but what its watches say has to be passed on.
