@@ -56,12 +56,11 @@ pub mod scope {
 
 pod! {
     /// Value of the map `ct`.
-    pub struct CtEntry: 56 {
+    pub struct CtEntry: 72 {
         /// Forward entry: the backend's address. Reply entry: the frontend's. Else `::`.
         pub nat_addr: Addr,
         /// Forward entry of a hairpin: the address that stands for the Pod as client; of a flow from
-        /// outside: the client as the backend sees it. Reply entry: the client's address. With `PAST`: the way, also of a
-        /// reply entry, whose client is the Pod. Else `::`.
+        /// outside: the client as the backend sees it. Reply entry: the client's address. Else `::`.
         pub aux_addr: Addr,
         /// Port belonging to `nat_addr`.
         pub nat_port: Be16,
@@ -82,6 +81,8 @@ pod! {
         pub epoch: u32,
         /// What it is, and what was seen of the flow.
         pub flags: CtFlags,
+        /// Where its packets go past the IP stack: a [`crate::past::PastWay`] or [`crate::hop::HopWay`]; `::` = not known.
+        pub way: Addr,
     }
 }
 
@@ -104,9 +105,8 @@ flags! {
         PICKED_UP = 1 << 20, "picked-up";
         /// The source port towards the backend differs from the Pod's.
         PORT_MAPPED = 1 << 21, "port-mapped";
-        /// Packets that leave the Pod go past netfilter, in both directions of the flow: by the [`crate::past::PastWay`] or
-        /// [`crate::hop::HopWay`] in `aux_addr`; or, where that is `::`, over the bridge that the backend is behind, too,
-        /// and which its replies come back over past netfilter. Otherwise netfilter sees half a connection and calls it
+        /// Packets that leave the Pod go past netfilter, in both directions of the flow: by the `way`; or, where that is `::`,
+        /// over the bridge that the backend is behind, too, and which its replies come back over past netfilter. Otherwise netfilter sees half a connection and calls it
         /// invalid. Reply entry: only if the packets that enter the Pod come past netfilter by a [`crate::hop::HopWay`].
         PAST = 1 << 24;
         /// The client is outside the cluster. Under scope `POD` a reply entry whose rewrite happens as packets *leave* the
@@ -232,9 +232,10 @@ pub fn make_forward(entry: &mut CtEntry, key: &CtKey, reply: &CtEntry) {
     } else {
         entry.nat_addr = key.remote;
         entry.nat_port = key.remote_port;
-        entry.aux_addr = if flags.contains(CtFlags::PAST) { reply.aux_addr } else { Addr::NONE };
+        entry.aux_addr = Addr::NONE;
         entry.aux_port = key.local_port;
     }
+    entry.way = if flags.contains(CtFlags::PAST) { reply.way } else { Addr::NONE };
     entry.backend_id = reply.backend_id;
     entry.backend_gen = reply.backend_gen;
     entry.last_seen = reply.last_seen;
@@ -1035,7 +1036,7 @@ mod tests {
             if hairpin == CtFlags::NONE {
                 // Past the IP stack to another node, both have the way.
                 let past = |entry: CtEntry| CtEntry {
-                    aux_addr: addr("2001:db8::5"),
+                    way: addr("2001:db8::5"),
                     flags: entry.flags | CtFlags::PAST,
                     ..entry
                 };

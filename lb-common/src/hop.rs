@@ -11,7 +11,7 @@ use crate::endpoint::{Dev, DevFlags, Ident, IdentFlags};
 use crate::past::{ELSEWHERE, LocalEnd, LocalFlags, StackReason};
 use crate::{listed, listed_bits};
 
-/// The path of a flow to a Pod of another node. A conntrack entry has it in place of an address.
+/// The path of a flow to a Pod of another node. A conntrack entry has it as four words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HopWay {
     /// ifindex of the device that the packets leave by, and that those of the other Pod come in by.

@@ -51,6 +51,7 @@ pub mod budget;
 pub mod flow;
 
 pub mod conntrack;
+pub mod earlier;
 pub mod endpoint;
 pub mod fragment;
 pub mod hop;

@@ -98,7 +98,7 @@ pub const MAP_BACKENDS: MapSpec = MapSpec { name: "backends", version: 1 };
 /// `pods`: ifindex (`u32`) → [`crate::endpoint::PodEntry`].
 pub const MAP_PODS: MapSpec = MapSpec { name: "pods", version: 4 };
 /// `ct`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`].
-pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 1 };
+pub const MAP_CT: MapSpec = MapSpec { name: "ct", version: 2 };
 /// `fragments`: [`crate::fragment::FragmentKey`] → [`crate::fragment::FragmentPorts`].
 pub const MAP_FRAGMENTS: MapSpec = MapSpec { name: "fragments", version: 2 };
 /// `sk_nat`: socket → [`crate::socket::SkNatRing`].
@@ -156,7 +156,7 @@ pub const MAP_POD_SOURCES: MapSpec = MapSpec { name: "pod_sources", version: 1 }
 pub const MAP_POD_RANGES: MapSpec = MapSpec { name: "pod_ranges", version: 1 };
 
 /// `kept`: [`crate::conntrack::CtKey`] → [`crate::conntrack::CtEntry`], of translated connections that live.
-pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 1 };
+pub const MAP_KEPT: MapSpec = MapSpec { name: "kept", version: 2 };
 
 /// `budgets`: [`crate::budget::place`] → [`crate::budget::Budget`].
 pub const MAP_BUDGETS: MapSpec = MapSpec { name: "budgets", version: 1 };

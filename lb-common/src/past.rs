@@ -83,7 +83,7 @@ listed! {
 
 listed_bits! { VethReason from 28 }
 
-/// The path of a flow, to the Pod that its packets go to. A conntrack entry has it in place of an address.
+/// The path of a flow, to the Pod that its packets go to. A conntrack entry has it as four words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PastWay {
     /// The Pod that the packets go to: its number, and the generation of that.
@@ -140,7 +140,7 @@ impl FlowPath {
     /// As the entry of the flow has it; `end` finds a Pod by its number.
     pub fn of(entry: &CtEntry, end: impl Fn(u32) -> Option<LocalEnd>) -> Self {
         let is_past = entry.flags.contains(CtFlags::PAST);
-        let way = PastWay::of_addr(&entry.aux_addr).filter(|_| is_past);
+        let way = PastWay::of_addr(&entry.way).filter(|_| is_past);
         if entry.flags.contains(CtFlags::HAIRPIN) {
             return Self::Back;
         }
@@ -157,7 +157,7 @@ impl FlowPath {
             if end(to).is_some_and(|to| goes_to_peer(&to)) { Self::Peer } else { Self::Veth }
         } else if !is_past {
             Self::Stack
-        } else if entry.aux_addr == Addr::NONE {
+        } else if entry.way == Addr::NONE {
             Self::Bridge
         } else {
             Self::Hop
@@ -246,12 +246,10 @@ mod tests {
 
     #[test]
     fn an_entry_says_which_path_its_flow_takes() {
-        let with = |flags, aux_addr, end| {
-            FlowPath::of(&CtEntry { flags, aux_addr, ..CtEntry::ZERO }, |id| {
-                (id == 1).then_some(end)
-            })
+        let with = |flags, way, end| {
+            FlowPath::of(&CtEntry { flags, way, ..CtEntry::ZERO }, |id| (id == 1).then_some(end))
         };
-        let of = |flags, aux_addr| with(flags, aux_addr, OK);
+        let of = |flags, way| with(flags, way, OK);
         let past = CtFlags::PAST;
         let external = CtFlags::EXTERNAL | CtFlags::FORWARD;
         assert_eq!(of(CtFlags::NONE, Addr::NONE), FlowPath::Stack);

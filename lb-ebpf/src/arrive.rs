@@ -128,7 +128,7 @@ fn open(packet: Packet, scratch: &mut Scratch, veth: u32, now: u32) -> u32 {
         return 0;
     }
     *other = CtEntry {
-        aux_addr: way.to_addr(),
+        way: way.to_addr(),
         last_seen: now,
         epoch: if maps::epoch() == 0 { 0 } else { UNJUDGED },
         flags: opened(CtFlags::INBOUND | CtFlags::PAST, Direction::Ingress, parsed.tcp_flags),

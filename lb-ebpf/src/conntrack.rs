@@ -233,7 +233,7 @@ extern "C" fn ct_complete() -> u32 {
     if !other.flags.intersects(CtFlags::HAIRPIN | CtFlags::EXTERNAL | CtFlags::PAST)
         && let Some(way) = way_to_backend(key, across)
     {
-        entry.aux_addr = way;
+        entry.way = way;
         entry.flags |= CtFlags::PAST;
     }
     if matches!(tracked::claim(partner, entry), Inserted::Done) {
@@ -252,7 +252,7 @@ fn way_to_backend(key: &CtKey, across: &mut CtKey) -> Option<Addr> {
     (across.remote, across.remote_port) = (key.local, key.local_port);
     across.veth = veth as u16;
     let back = tracked::get(across).filter(|entry| entry.flags().contains(CtFlags::PAST))?;
-    PastWay::of_addr(&back.aux_addr()).map(|way| way.back().to_addr())
+    PastWay::of_addr(&back.way()).map(|way| way.back().to_addr())
 }
 
 /// A connection that begins to close leaves the load of its backend.
@@ -451,7 +451,7 @@ pub(crate) fn fill_reply(scratch: &mut Scratch, now: u32) {
     key.veth = if external { nat.veth } else { *ifindex as u16 };
     *entry = CtEntry {
         nat_addr: flow.dst,
-        aux_addr: if nat.flags.contains(CtFlags::PAST) { nat.stand_in } else { flow.src },
+        aux_addr: flow.src,
         nat_port: flow.dport,
         aux_port: flow.sport,
         backend_id: nat.target.id,
@@ -459,6 +459,7 @@ pub(crate) fn fill_reply(scratch: &mut Scratch, now: u32) {
         last_seen: now,
         epoch: if external { 0 } else { *epoch },
         flags: CtFlags::REPLY | nat.flags.only(OF_BOTH),
+        way: nat.way,
     };
 }
 
@@ -524,6 +525,7 @@ pub(crate) fn commit(scratch: &mut Scratch, direction: Direction, now: u32) -> T
             Direction::Ingress => u32::from(nat.veth),
         },
         flags: conntrack::opened(nat.flags, direction, parsed.tcp_flags),
+        way: nat.way,
     };
     if !tracked::put(key, entry) {
         maps::count(Counter::Untracked);
@@ -545,7 +547,7 @@ fn is_ours_or_dead(old: Tracked, flow: &Flow, now: u32) -> bool {
         && old.nat_addr() == flow.dst
         && old.nat_port() == flow.dport
         && old.aux_port() == flow.sport
-        && (flags.contains(CtFlags::PAST) || old.aux_addr() == flow.src);
+        && old.aux_addr() == flow.src;
     same || match ct_life(u32::from(flow.proto), flags.bits(), old.last_seen(), now) {
         ALIVE => false,
         CLOSED => !conntrack::lingers(flags),

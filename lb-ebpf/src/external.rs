@@ -15,6 +15,7 @@
 //!
 //! The direction of an entry is the one that the backend sees: what the client sends goes *in* (`Direction::Ingress`).
 
+use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtFlags, CtKey, Direction, scope};
 use lb_common::endpoint::IdentFlags;
@@ -486,6 +487,7 @@ fn no_backend(packet: Packet, scratch: &mut Scratch, frontend: &Frontend) -> Ver
 fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     let Scratch { parsed, nat, .. } = scratch;
     nat.stand_in = parsed.flow.src;
+    nat.way = Addr::NONE;
     nat.port = parsed.flow.sport;
     nat.scope = scope::EXTERNAL;
     nat.veth = 0;
@@ -507,7 +509,7 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
     let nat = &mut scratch.nat;
     nat.flags |= CtFlags::MASQUERADED;
     nat.stand_in = if v4 { dev.masquerade4 } else { dev.masquerade6 };
-    nat.stand_in != lb_common::addr::Addr::NONE
+    nat.stand_in != Addr::NONE
 }
 
 /// Commits the flow and sends its first packet on.

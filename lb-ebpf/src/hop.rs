@@ -38,7 +38,7 @@ pub(crate) fn opens(packet: Packet) -> bool {
 }
 
 /// The same for one that goes to the target in `scratch.nat`, unless its Service wants it to go through the stack. Then
-/// `scratch.nat.stand_in` has its way.
+/// `scratch.nat.way` has it.
 #[inline(always)]
 pub(crate) fn opens_to_target(packet: Packet) -> bool {
     is_on() && hop_open(packet.as_ptr(), 1) != 0
@@ -56,7 +56,7 @@ extern "C" fn hop_open(skb: *mut __sk_buff, to_target: u32) -> u32 {
     }
     let (dst, place) = match to_target {
         0 => (&parsed.flow.dst, way),
-        _ => (&nat.target.addr, &mut nat.stand_in),
+        _ => (&nat.target.addr, &mut nat.way),
     };
     if !is_elsewhere(dst) {
         return 0;
@@ -194,7 +194,7 @@ extern "C" fn hop_ask(skb: *mut __sk_buff) -> u32 {
 /// The way in an entry, if it leads to another node.
 #[inline(always)]
 pub(crate) fn way_of(entry: Tracked) -> Option<HopWay> {
-    if entry.flags().contains(CtFlags::PAST) { HopWay::of_addr(&entry.aux_addr()) } else { None }
+    if entry.flags().contains(CtFlags::PAST) { HopWay::of_addr(&entry.way()) } else { None }
 }
 
 /// Sends the flow whose key is in the scratch memory through the stack from now on, in both directions.

@@ -57,7 +57,7 @@ extern "C" fn past_open(now: u32) -> u32 {
     *way = found.to_addr();
     *partner = conntrack::key_in(to, receiver);
     *other = CtEntry {
-        aux_addr: found.back().to_addr(),
+        way: found.back().to_addr(),
         last_seen: now,
         epoch: if *epoch == 0 { 0 } else { UNJUDGED },
         flags: opened(CtFlags::INBOUND | CtFlags::PAST, Direction::Ingress, parsed.tcp_flags),
@@ -73,9 +73,7 @@ extern "C" fn past_open(now: u32) -> u32 {
         Inserted::Taken => match tracked::get(partner) {
             Some(old) if !conntrack::is_alive(parsed, old, now) => tracked::put(partner, other),
             // Of this very flow, whose entry here was evicted.
-            Some(old)
-                if old.flags().contains(CtFlags::PAST) && old.aux_addr() == other.aux_addr =>
-            {
+            Some(old) if old.flags().contains(CtFlags::PAST) && old.way() == other.way => {
                 old.set_epoch(other.epoch);
                 true
             }
@@ -124,7 +122,7 @@ pub(crate) fn way_of(entry: Tracked) -> Option<Addr> {
     if !entry.flags().contains(CtFlags::PAST) {
         return None;
     }
-    Some(entry.aux_addr()).filter(|way| *way != Addr::NONE)
+    Some(entry.way()).filter(|way| *way != Addr::NONE)
 }
 
 /// Looks after an entry that has a way, now and then: at a packet that opens, and at the first one of a stamp. The flow loses its
@@ -147,7 +145,7 @@ pub(crate) fn review(scratch: &mut Scratch, entry: Tracked, now: u32) {
 extern "C" fn past_review(now: u32) -> u32 {
     let Some(scratch) = scratch::get() else { return 0 };
     let Some(entry) = tracked::get(&scratch.key) else { return 0 };
-    let Some(way) = PastWay::of_addr(&entry.aux_addr()) else { return 0 };
+    let Some(way) = PastWay::of_addr(&entry.way()) else { return 0 };
     if !has_way_back(scratch, entry, way, now) {
         past_withdraw();
     }
@@ -179,7 +177,7 @@ fn has_way_back(scratch: &mut Scratch, entry: Tracked, way: PastWay, now: u32) -
         }
     }
     found.flags().contains(CtFlags::PAST)
-        && found.aux_addr() == way.back().to_addr()
+        && found.way() == way.back().to_addr()
         && !conntrack::is_expired(found, parsed, now)
 }
 

@@ -434,6 +434,7 @@ fn straight(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
         scratch.nat = Nat {
             target,
             stand_in: Addr::NONE,
+            way: Addr::NONE,
             port,
             flags,
             scope: scope::STRAIGHT,
@@ -559,6 +560,7 @@ impl Opener for Pod {
     #[inline(always)]
     fn place(packet: Packet, scratch: &mut Scratch) -> Result<(), Verdict> {
         let Scratch { parsed, nat, .. } = scratch;
+        scratch::hand_over(&mut nat.way, Addr::NONE);
         scratch::hand_over(&mut nat.stand_in, Addr::NONE);
         if nat.target.addr == parsed.flow.src {
             nat.flags |= CtFlags::HAIRPIN;
@@ -595,7 +597,7 @@ fn commit(packet: Packet, scratch: &mut Scratch, by_stack: bool, now: u32) -> Ve
         let to = Flow { dst, dport, sport: nat.port, ..parsed.flow };
         if past::opens(scratch, to, by_stack, now) {
             scratch.nat.flags |= CtFlags::PAST;
-            scratch.nat.stand_in = scratch.way;
+            scratch.nat.way = scratch.way;
         } else if bridge::leads_to_target(packet, scratch) {
             scratch.nat.flags |= CtFlags::PAST;
         }

@@ -138,6 +138,8 @@ pub(crate) struct Nat {
     /// Stands for the Pod as client when the target is the Pod itself; of a flow from outside the client as the target
     /// sees it; else `::`.
     pub(crate) stand_in: Addr,
+    /// Past the IP stack; `::` = none.
+    pub(crate) way: Addr,
     /// Source port towards the target.
     pub(crate) port: Be16,
     /// Of the forward entry.

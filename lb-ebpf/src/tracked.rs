@@ -49,7 +49,8 @@ impl Tracked {
         backend_gen: u32,
         last_seen: u32,
         epoch: u32,
-        flags: CtFlags
+        flags: CtFlags,
+        way: Addr
     );
 
     /// Writes the number of the policies that allow the flow.
@@ -77,7 +78,7 @@ impl Tracked {
     #[inline(always)]
     pub(crate) fn set_way(self, way: Addr) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.0.as_ptr()).aux_addr).write(way) };
+        unsafe { (&raw mut (*self.0.as_ptr()).way).write(way) };
     }
 
     /// Writes the sequence number behind a FIN, in a reply entry.

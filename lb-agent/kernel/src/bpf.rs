@@ -7,7 +7,7 @@
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
 //! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
-//! resize                      another capacity for conntrack while connections go on
+//! conntrack, resize           conntrack tables as they are pinned; another capacity or layout while connections go on
 //! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
 
@@ -38,6 +38,8 @@ pub mod addresses;
 pub mod policy;
 
 pub mod clock;
+
+pub mod conntrack;
 
 pub mod gc;
 

@@ -15,8 +15,9 @@ use lb_core::names;
 use lb_kernel::bpf;
 use lb_kernel::bpf::attach::Hooks;
 use lb_kernel::bpf::clock::Clock;
+use lb_kernel::bpf::conntrack;
 use lb_kernel::bpf::load::{self, LoadOptions};
-use lb_kernel::bpf::maps::{self, Traces};
+use lb_kernel::bpf::maps::Traces;
 use lb_kernel::bpf::pins::Pins;
 use lb_kernel::bpf::refusal;
 use lb_kernel::bpf::resize::Resize;
@@ -43,7 +44,7 @@ pub(super) struct Kernel {
     pub ct_entries: u32,
     /// Whether the conntrack table was made just now: connections may be older.
     pub ct_is_new: bool,
-    /// Conntrack tables of another capacity, whose entries are being copied.
+    /// Conntrack tables of another capacity or layout, whose entries are being copied.
     pub resize: Resize,
 }
 
@@ -56,12 +57,11 @@ impl Kernel {
         let pins = Pins::create(&cfg.dirs.pins)?;
         let clock = Clock::detect().context("read the kernel's tick rate")?;
         let ct_entries = cfg.ct_entries;
-        let ct_is_new =
-            maps::pinned_capacity(&pins.map(&MAP_CT)).is_none() && !pins.aside(&MAP_CT).exists();
+        let ct_is_new = conntrack::pins_of(&pins, &MAP_CT).next().is_none();
         // Before anything is set aside.
         let answers = answer_ports(cfg, &pins).context("read masqueraded flows")?;
         let mut resize = Resize::set_aside(&pins, clock, ct_entries)
-            .context("set aside the conntrack table with a capacity other than --ct-entries")?;
+            .context("set aside the conntrack table with another capacity or layout")?;
         let program_config = program_config(cfg, clock, facts, &answers)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
@@ -73,11 +73,11 @@ impl Kernel {
         bpf::stages::spawn(&mut ebpf).context("read the programs' log")?;
         if !resize.is_empty() {
             let entries = resize.copy().context("copy the conntrack table")?;
-            info!(ct_entries, entries, "conntrack table resized, entries copied");
+            info!(ct_entries, entries, "conntrack table replaced, entries copied");
         }
         let maps = Maps::take(&mut ebpf, Some(&pins))?;
         let traces = Traces::take(&mut ebpf)?;
-        for path in pins.remove_other_versions()? {
+        for path in pins.remove_other_versions(&resize.needed())? {
             info!(pin = %path.display(), "removed a map of another version");
         }
         let mut hooks = Hooks::new(ebpf, pins.clone(), None);

@@ -217,14 +217,14 @@ fn conntrack_gets_another_capacity_and_keeps_connections() {
             (connection, name)
         })
         .collect();
-    assert_eq!(capacities(&stage), [("ct_v1".to_owned(), 131_072), ("kept_v1".to_owned(), 65_536)]);
+    assert_eq!(capacities(&stage), [("ct_v2".to_owned(), 131_072), ("kept_v2".to_owned(), 65_536)]);
     for (ct, kept) in [(300_000, 150_000), (131_072, 65_536), (262_144, 131_072)] {
         stage.agents[0].kill().unwrap();
         stage.agents[0].ct_entries = ct;
         stage.agents[0].start().unwrap();
         let now = capacities(&stage);
-        assert!(now.contains(&("ct_v1".to_owned(), ct)), "{now:?}");
-        assert!(now.contains(&("kept_v1".to_owned(), kept)), "{now:?}");
+        assert!(now.contains(&("ct_v2".to_owned(), ct)), "{now:?}");
+        assert!(now.contains(&("kept_v2".to_owned(), kept)), "{now:?}");
         for (connection, name) in &mut connections {
             let answer = connection.ask();
             assert_eq!(

@@ -192,9 +192,10 @@ fn dialed(bed: &mut Bed, family: &Addrs, port: u16) {
     let reply = CtEntry {
         nat_addr,
         nat_port,
-        aux_addr: way.to_addr(),
+        aux_addr: addr(family.pod),
         aux_port: Be16::new(4000),
         last_seen,
+        way: way.to_addr(),
         flags: flags | CtFlags::REPLY,
         ..CtEntry::ZERO
     };

@@ -98,14 +98,14 @@ fn dialed(bed: &mut Bed, family: &Addrs, protocol: u8, service: bool) -> (String
 pub(crate) fn ways(bed: &Bed) -> Vec<HopWay> {
     let has = |(_, entry): &(CtKey, CtEntry)| entry.flags.contains(CtFlags::PAST);
     let entries = bed.conntrack().into_iter().filter(has);
-    entries.filter_map(|(_, entry)| HopWay::of_addr(&entry.aux_addr)).collect()
+    entries.filter_map(|(_, entry)| HopWay::of_addr(&entry.way)).collect()
 }
 
 /// Lets the routing table be asked again at the next packet.
 fn outdate(bed: &mut Bed) {
     for (key, mut entry) in bed.conntrack() {
-        if let Some(way) = HopWay::of_addr(&entry.aux_addr) {
-            entry.aux_addr = HopWay { asked: way.asked.wrapping_sub(1), ..way }.to_addr();
+        if let Some(way) = HopWay::of_addr(&entry.way) {
+            entry.way = HopWay { asked: way.asked.wrapping_sub(1), ..way }.to_addr();
             bed.put("ct", key, entry);
         }
     }

@@ -118,7 +118,7 @@ fn a_new_flow_goes_to_the_other_pod_whose_entry_stands_before() {
         let (key, entry) = at_peer(bed).unwrap();
         assert_eq!((key.local, key.remote), (of(*v4, PEER), of(*v4, POD)));
         assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
-        assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
+        assert_eq!(PastWay::of_addr(&entry.way), Some(WAY.back()));
         assert_eq!(entry.epoch, if *policies == 0 { 0 } else { UNJUDGED });
         // What follows takes the same way.
         let text = text.replace(" S", " A");
@@ -308,7 +308,7 @@ fn the_entry_that_the_first_answer_makes_leads_past_the_stack_as_the_lost_one_di
             let shown = format!("{} > {} tcp SA", vip(v4), at(v4, POD, 4000));
             assert_eq!(short(&bed.enter_from(THERE, &answer)), shown, "{name}");
             let (again, entry) = forward(&bed).unwrap();
-            assert_eq!((again, entry.aux_addr), (key, written.aux_addr), "{name}");
+            assert_eq!((again, entry.way), (key, written.way), "{name}");
             assert_eq!(entry.flags.contains(CtFlags::PAST), past, "{name}");
             assert_eq!(leave(&bed, &text("A")).starts_with("redirect"), past, "{name}");
         }
@@ -330,13 +330,13 @@ fn an_entry_of_the_receiver_that_lives_is_not_replaced() {
                 CtEntry { flags: entry.flags.without(CtFlags::PAST), ..entry },
                 false,
             ),
-            ("of another Pod", CtEntry { aux_addr: WAY.to_addr(), ..entry }, false),
+            ("of another Pod", CtEntry { way: WAY.to_addr(), ..entry }, false),
         ] {
             let own: Vec<CtKey> = bed.conntrack().into_iter().map(|(key, _)| key).collect();
             own.into_iter().for_each(|key| bed.forget(key));
             bed.put("ct", key, old);
             assert_eq!(bed.leave(&text).starts_with("redirect"), redirected, "{name}");
-            assert_eq!(at_peer(&bed).unwrap().1.aux_addr, old.aux_addr, "{name}");
+            assert_eq!(at_peer(&bed).unwrap().1.way, old.way, "{name}");
         }
     }
 }
@@ -355,7 +355,7 @@ pub(crate) fn received(bed: &mut Bed, v4: bool, port: u16) {
     let syn = CtFlags::tcp(0, lb_common::flow::tcp::SYN);
     let stamp = bed.stamp();
     let entry = CtEntry {
-        aux_addr: WAY.to_addr(),
+        way: WAY.to_addr(),
         epoch: UNJUDGED,
         last_seen: stamp,
         flags: CtFlags::INBOUND | CtFlags::PAST | CtFlags::SEEN_IN | syn,
@@ -371,7 +371,7 @@ pub(crate) fn received(bed: &mut Bed, v4: bool, port: u16) {
         ..key
     };
     let flags = CtFlags::PAST | CtFlags::SEEN_OUT | CtFlags::tcp(lb_common::flow::tcp::SYN, 0);
-    bed.put("ct", peers, CtEntry { aux_addr: WAY.back().to_addr(), flags, ..entry });
+    bed.put("ct", peers, CtEntry { way: WAY.back().to_addr(), flags, ..entry });
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn a_packet_has_been_through_both_halves_when_it_goes_to_the_pods_end() {
         assert!(bed.counted().contains("flow_peer+1"), "{text}");
         let (_, entry) = at_peer(bed).unwrap();
         assert!(entry.flags.contains(CtFlags::INBOUND | CtFlags::PAST));
-        assert_eq!(PastWay::of_addr(&entry.aux_addr), Some(WAY.back()));
+        assert_eq!(PastWay::of_addr(&entry.way), Some(WAY.back()));
         assert_eq!(entry.epoch, *policies, "judged");
         assert!(entry.flags.contains(CtFlags::SEEN_IN));
     });
@@ -197,8 +197,9 @@ fn served(bed: &mut Bed, v4: bool, port: u16) {
     let entry = CtEntry {
         nat_addr: of(v4, POD),
         nat_port: Be16::new(80),
-        aux_addr: WAY.back().to_addr(),
+        aux_addr: lb_common::addr::Addr::NONE,
         aux_port: Be16::new(4000),
+        way: WAY.back().to_addr(),
         flags: both | CtFlags::FORWARD | CtFlags::PAST,
         ..entry
     };

@@ -13,9 +13,10 @@ use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
+use lb_common::earlier::EarlierCtEntry;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{self, BACKENDS_MAX, MAP_CT, MAP_LOADS, MAPS};
+use lb_common::limits::{self, BACKENDS_MAX, MAP_CT, MAP_LOADS, MAPS, MapSpec};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_core::plan::{Actual, Flows, MapStore as _, Write};
 use lb_kernel::bpf::attach::{self, Hooks, Mechanism, Role};
@@ -666,6 +667,7 @@ fn from_outside(
         last_seen: clock.stamp().unwrap().wrapping_sub(age * clock.hz / 256),
         epoch: 3,
         flags: flags | CtFlags::EXTERNAL | CtFlags::tcp(tcp::ACK, 0),
+        way: Addr::NONE,
     };
     (key, entry)
 }
@@ -920,7 +922,7 @@ fn cleanup_leaves_nothing() {
         let old = node.pins().dir().join("ct_v0");
         std::fs::rename(node.pins().map(&MAP_CT), &old).unwrap();
         drop(node.load());
-        assert_eq!(node.pins().remove_other_versions().unwrap(), [old]);
+        assert_eq!(node.pins().remove_other_versions(&[]).unwrap(), [old]);
         let maps = node.pins().list().unwrap();
         let n = maps.iter().filter(|(_, pin)| matches!(pin, Pin::Map(..))).count();
         assert_eq!(n, MAPS.len());
@@ -974,5 +976,71 @@ fn a_smaller_conntrack_table_keeps_the_newest_entries() {
         let want: HashSet<CtKey> =
             (0..u32::try_from(room).unwrap()).chain([OLD]).map(key).collect();
         assert!(left == want, "{} entries, wanted {}", left.len(), want.len());
+    });
+}
+
+/// The agent before this one had another layout of conntrack entries, and its programs still write them for a while.
+#[test]
+fn entries_with_the_layout_of_an_earlier_version_are_copied() {
+    in_node(|node: &Node| {
+        let (pins, clock) = (node.pins(), Clock::detect().unwrap());
+        let earlier = MapSpec { version: EarlierCtEntry::VERSION, ..MAP_CT };
+        let pin = pins.map(&earlier);
+        let (key_size, value_size) = (size_of::<CtKey>(), size_of::<EarlierCtEntry>());
+        let made = std::process::Command::new("bpftool")
+            .args(["map", "create", pin.to_str().unwrap(), "type", "lru_hash", "name", "ct"])
+            .args(["key", &key_size.to_string(), "value", &value_size.to_string()])
+            .args(["entries", &limits::CT.to_string()])
+            .status()
+            .expect("bpftool is needed");
+        assert!(made.success());
+        let mut old: HashMap<MapData, CtKey, EarlierCtEntry> =
+            Map::from_map_data(MapData::from_pin(&pin).unwrap()).unwrap().try_into().unwrap();
+        let addr = |ip: &str| Addr::from_ip(ip.parse().unwrap());
+        let key = |port: u16, scope: u8| CtKey {
+            local: addr("10.1.0.2"),
+            local_port: Be16::new(port),
+            proto: proto::TCP,
+            scope,
+            ..CtKey::ZERO
+        };
+        let stamp = || clock.stamp().unwrap();
+        let entry = |flags| EarlierCtEntry {
+            aux_addr: addr("192.0.2.1"),
+            last_seen: stamp(),
+            flags,
+            ..EarlierCtEntry::ZERO
+        };
+        let masqueraded =
+            CtKey { remote_port: Be16::new(50_000), ..key(8080, scope::EXTERNAL_REPLY) };
+        let cases = [
+            (key(80, scope::POD), entry(CtFlags::FORWARD | CtFlags::PAST)),
+            (masqueraded, entry(CtFlags::REPLY | CtFlags::MASQUERADED)),
+        ];
+        for (key, entry) in cases {
+            old.insert(&key, &entry, 0).unwrap();
+        }
+        let in_use = lb_kernel::bpf::ports::of_masqueraded_flows(&pins).unwrap();
+        assert_eq!(in_use, Some(50_000..=50_000));
+
+        let mut resize = Resize::set_aside(&pins, clock, limits::CT).unwrap();
+        let options =
+            LoadOptions { pin_dir: Some(pins.dir()), config: Config::ZERO, ct_entries: limits::CT };
+        drop(load::open(&options).unwrap());
+        assert_eq!(resize.copy().unwrap(), 2);
+        let copied = |key: &CtKey| maps::open_ct(&pins).unwrap().get(key, 0).unwrap();
+        for (key, entry) in &cases {
+            assert_eq!(copied(key), entry.today(key));
+        }
+        assert_eq!(copied(&cases[0].0).way, addr("192.0.2.1"));
+
+        // Through the old programs.
+        let late = (key(81, scope::POD), entry(CtFlags::NONE));
+        old.insert(&late.0, &late.1, 0).unwrap();
+        assert_eq!(pins.remove_other_versions(&resize.needed()).unwrap(), [] as [PathBuf; 0]);
+        assert_eq!(resize.copy().unwrap(), 1);
+        assert_eq!(copied(&late.0), late.1.today(&late.0));
+        resize.finish().unwrap();
+        assert!(!pin.exists() && pins.map(&MAP_CT).exists());
     });
 }

@@ -315,7 +315,7 @@ fn maps_are_real() {
         slots array 2 131072..4194304 ROOT/bpf/lb/slots_v1
         backends array 2 65536..2097152 ROOT/bpf/lb/backends_v1
         pods hash 1 4096 ROOT/bpf/lb/pods_v4
-        ct lru_hash 3 131072 ROOT/bpf/lb/ct_v1
+        ct lru_hash 3 131072 ROOT/bpf/lb/ct_v2
         fragments lru_hash 0 8192 ROOT/bpf/lb/fragments_v2
         sk_nat sk_storage <none> <none> ROOT/bpf/lb/sk_nat_v1
         sk_more lru_hash <none> 16384 ROOT/bpf/lb/sk_more_v1
@@ -340,7 +340,7 @@ fn maps_are_real() {
         hits percpu_hash 0 16384 ROOT/bpf/lb/hits_v1
         pod_sources lpm_trie <none> 4096 ROOT/bpf/lb/pod_sources_v1
         pod_ranges lpm_trie <none> 65536 ROOT/bpf/lb/pod_ranges_v1
-        kept lru_hash 0 65536 ROOT/bpf/lb/kept_v1
+        kept lru_hash 0 65536 ROOT/bpf/lb/kept_v2
         budgets array <none> 8192 ROOT/bpf/lb/budgets_v1
         links array <none> 16384 ROOT/bpf/lb/links_v1
         macs hash 0 5120 ROOT/bpf/lb/macs_v1

@@ -496,7 +496,10 @@ impl Gc {
                 }
                 Ok(Some(entry)) => {
                     let is_old = age(copy.last_seen, entry.last_seen) > stamps(OLD_SECS, now.hz);
-                    if is_old || (CtEntry { last_seen: entry.last_seen, ..*copy }) != entry {
+                    if is_old
+                        || (CtEntry { last_seen: entry.last_seen, way: entry.way, ..*copy })
+                            != entry
+                    {
                         changes.push((*key, Some(entry)));
                     }
                 }

@@ -181,11 +181,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Removes the maps of other layout versions, once the current ones are in place. Returns what was removed.
+    /// Removes the maps of other layout versions, once the current ones are in place, except those that are still `needed`. Returns
+    /// what was removed.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
+    pub fn remove_other_versions(&self, needed: &[PathBuf]) -> Result<Vec<PathBuf>, PinsError> {
         let mut removed = Vec::new();
         for (path, pin) in self.list()? {
             if let Pin::Map(name, version)
@@ -193,6 +194,7 @@ impl Pins {
             | Pin::Next(name, version)
             | Pin::Part(name, version, _) = pin
                 && MAPS.iter().any(|map| map.name == name && map.version != version)
+                && !needed.contains(&path)
             {
                 remove(&path)?;
                 removed.push(path);

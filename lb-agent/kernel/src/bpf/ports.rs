@@ -8,12 +8,11 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData};
-use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
+use lb_common::conntrack::{CtFlags, scope};
 use lb_common::limits::{MAP_CT, MAP_KEPT};
 
+use crate::bpf::conntrack::{self, PinnedCt};
 use crate::bpf::pins::Pins;
-use crate::syscall;
 
 /// The narrowest range that has all ports of masqueraded flows in it; `None` when there is no such flow.
 ///
@@ -22,21 +21,15 @@ use crate::syscall;
 pub fn of_masqueraded_flows(pins: &Pins) -> io::Result<Option<RangeInclusive<u16>>> {
     let mut found: Option<RangeInclusive<u16>> = None;
     for spec in [MAP_CT, MAP_KEPT] {
-        for pin in [pins.map(&spec), pins.aside(&spec)] {
-            if pin.exists() {
-                add(&pin, &mut found)?;
-            }
+        for pin in conntrack::pins_of(pins, &spec) {
+            add(&pin, &mut found)?;
         }
     }
     Ok(found)
 }
 
 fn add(pin: &Path, found: &mut Option<RangeInclusive<u16>>) -> io::Result<()> {
-    let table: HashMap<MapData, CtKey, CtEntry> = MapData::from_pin(pin)
-        .and_then(Map::from_map_data)
-        .and_then(HashMap::try_from)
-        .map_err(io::Error::other)?;
-    syscall::for_each(&table, |key: &CtKey, entry: &CtEntry| {
+    PinnedCt::open(pin)?.for_each(|key, entry| {
         if key.scope == scope::EXTERNAL_REPLY && entry.flags.contains(CtFlags::MASQUERADED) {
             let port = key.remote_port.get();
             *found = Some(match found.take() {
