@@ -55,6 +55,7 @@ pub mod earlier;
 pub mod endpoint;
 pub mod fragment;
 pub mod hop;
+pub mod listening;
 pub mod past;
 pub mod policy;
 pub mod service;

@@ -251,6 +251,8 @@ pub const POD_PROGRAMS: [(&str, bool); 2] = [("pod_out", true), ("pod_in", false
 /// kind itself.
 pub const DEV_PROGRAMS: [(&str, bool); 4] =
     [("dev_in", true), ("dev_in_l3", true), ("dev_out", false), ("dev_out_l3", false)];
+/// The program that says whether a process of a Pod listens ([`crate::listening`]); it is pinned, not attached.
+pub const LISTENING_PROGRAM: &str = "listening";
 /// Programs attached to the root of the cgroup v2 hierarchy.
 pub const SOCKET_PROGRAMS: [&str; 8] = [
     "connect4",

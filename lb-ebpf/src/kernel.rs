@@ -1,9 +1,14 @@
-//! The configuration of these programs, and the kernel's clock and random numbers.
+//! The configuration of these programs, and the kernel's clock, random numbers and sockets.
 
+use core::ptr;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use lb_common::addr::Addr;
 use lb_common::config::{Config, Features};
 use lb_common::conntrack;
+use lb_common::flow::proto;
 
 /// Written by the loader before the programs are loaded; constant for the verifier.
 #[unsafe(no_mangle)]
@@ -81,4 +86,29 @@ pub(crate) fn random() -> u32 {
 pub(crate) fn time_ns() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether a network namespace, by its number in that of the packet's device, has a socket for this protocol and these ends; the
+/// length of the ends says of which family they are. `None` for a protocol that cannot be asked for.
+#[inline(always)]
+pub(crate) fn has_socket(
+    skb: *mut __sk_buff,
+    protocol: u8,
+    (ends, len): (&mut bpf_sock_tuple, u32),
+    netns: u32,
+) -> Option<bool> {
+    let (skb, ends, netns) = (skb.cast(), ptr::from_mut(ends), u64::from(netns));
+    let socket = match protocol {
+        // SAFETY: the context of this program; the kernel checks the length.
+        proto::TCP => unsafe { bpf_sk_lookup_tcp(skb, ends, len, netns, 0) },
+        // SAFETY: as above.
+        proto::UDP => unsafe { bpf_sk_lookup_udp(skb, ends, len, netns, 0) },
+        _ => return None,
+    };
+    if socket.is_null() {
+        return Some(false);
+    }
+    // SAFETY: the socket was found just now. It is not used afterwards.
+    unsafe { bpf_sk_release(socket.cast()) };
+    Some(true)
 }

@@ -6,6 +6,7 @@
 //! | `pod_in` | tc egress of a Pod's host-side veth | packets that enter the Pod |
 //! | `dev_in`, `dev_in_l3` | tc ingress of every other device | packets that enter the node |
 //! | `dev_out`, `dev_out_l3` | tc egress of those, while a backend is a process of the host or a frontend has datagrams at its addresses | packets that leave it |
+//! | `listening` | none: run by `BPF_PROG_TEST_RUN` | questions of lbctl about the sockets of Pods |
 //! | `connect*`, `sendmsg*`, `recvmsg*`, `getpeername*` | cgroup v2 root | sockets of the host namespace |
 #![no_std]
 #![no_main]
@@ -24,6 +25,7 @@ mod fragment;
 mod hop;
 mod icmp;
 mod kernel;
+mod listening;
 mod maps;
 mod masquerade;
 mod open;
@@ -96,6 +98,13 @@ fn dev_out(ctx: TcContext) -> i32 {
 fn dev_out_l3(ctx: TcContext) -> i32 {
     let packet = packet::Packet::new(&ctx);
     verdict::to_tc(packet, external::dev_out(packet, 0))
+}
+
+/// Whether a process of a Pod listens.
+#[classifier]
+#[inline(always)]
+fn listening(ctx: TcContext) -> i32 {
+    listening::answer(packet::Packet::new(&ctx)) as i32
 }
 
 /// `connect(2)` of an IPv4 socket.

@@ -19,7 +19,7 @@ pub mod offline;
 mod policy;
 pub mod render;
 mod service;
-mod socket;
+pub mod socket;
 pub mod trace;
 mod unserved;
 pub mod walk;

@@ -28,6 +28,7 @@ use lb_core::counts::Counts;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::judge::PinnedPolicies;
+use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::maps::{self, MapsError, Tables};
 use lb_kernel::bpf::pins::{Pin, Pins};
 use lb_kernel::bpf::usage::{self, Element, Usage};
@@ -117,6 +118,14 @@ impl Pinned {
             self.each_flow(|key, entry| count_flow(flows, key, entry, now))?;
         }
         Ok(snapshot)
+    }
+
+    /// What asks for the sockets of Pods.
+    ///
+    /// # Errors
+    /// When the program is not pinned, or may not be opened.
+    pub fn listening(&self) -> anyhow::Result<ListeningProgram> {
+        ListeningProgram::open(&self.pins)
     }
 
     /// The conntrack entries that `filter` keeps, and when they were read.
@@ -217,7 +226,8 @@ impl Pinned {
                 | Pin::Aside(..)
                 | Pin::Next(..)
                 | Pin::Part(..)
-                | Pin::SocketLink(_) => {}
+                | Pin::SocketLink(_)
+                | Pin::Program(_) => {}
             }
         }
         for words in hooks.values_mut() {
@@ -236,6 +246,7 @@ impl Pinned {
             | Pin::Part(..)
             | Pin::DeviceLink(..)
             | Pin::SocketLink(_)
+            | Pin::Program(_)
             | Pin::Qdisc(_) => None,
         })
     }

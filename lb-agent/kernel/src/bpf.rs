@@ -54,6 +54,8 @@ pub mod ports;
 
 pub mod sockets;
 
+pub mod listening;
+
 pub mod flows;
 
 pub mod events;

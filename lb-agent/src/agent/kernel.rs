@@ -16,6 +16,7 @@ use lb_kernel::bpf;
 use lb_kernel::bpf::attach::Hooks;
 use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::conntrack;
+use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::load::{self, LoadOptions};
 use lb_kernel::bpf::maps::Traces;
 use lb_kernel::bpf::pins::Pins;
@@ -80,6 +81,7 @@ impl Kernel {
         for path in pins.remove_other_versions(&resize.needed())? {
             info!(pin = %path.display(), "removed a map of another version");
         }
+        ListeningProgram::pin(&mut ebpf, &pins).context("pin the program that asks for sockets")?;
         let mut hooks = Hooks::new(ebpf, pins.clone(), None);
         hooks.attach_sockets(&cfg.cgroup)?;
         info!(

@@ -10,6 +10,7 @@ use std::{
 
 use testbed::{
     Agent, Shape,
+    agent::as_in_container,
     client::{Transport, ask},
     manifest::{node_of, pod_of},
     wait,
@@ -34,9 +35,9 @@ spec:
     ports: [{port: 8080}]
 ";
 
-/// lbctl beside this agent.
+/// lbctl beside this agent, as in its container.
 fn lbctl(agent: &Agent, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    let mut command = as_in_container(env!("CARGO_BIN_EXE_lbctl"));
     command
         .args(args)
         .arg("--pin-dir")
@@ -177,4 +178,52 @@ fn lbctl_says_what_happens_to_flows_and_what_did_it() {
     let alone = ["STOPPED", "DEFAULT_DENY", "default/only-friends", "no agent answers"];
     expect(&stage, here, &["explain", "stranger", "svc:web:80"], 3, &alone);
     expect(&stage, here, &["flows"], 1, &["no agent answers at"]);
+}
+
+/// The kernel is asked for the sockets of Pods whose network namespaces lbctl may not enter.
+#[test]
+fn lbctl_knows_who_listens_without_entering_the_pod() {
+    let mut stage = Stage::new("listens", Shape::Routed);
+    let a = stage.a.clone();
+    let web = stage.server(&a, "web");
+    let client = a.pod("client").unwrap();
+    stage.dir.write("nodes", &[node_of(&a)]).unwrap();
+    let objects = [service("web", WEB), pod_of(&web).label("app", "web"), pod_of(&client)];
+    stage.dir.write("cast", &objects).unwrap();
+    stage.wait_for(&client.netns, port_80(WEB[0]), &["web"]);
+    let here = &stage.agents[0];
+    let sockets = web.netns.enter(|| {
+        let tcp = ["127.0.0.1:7001", "[::1]:7002", "[::]:7003"];
+        let udp = ["127.0.0.1:7001", "0.0.0.0:7004"];
+        let tcp = tcp.map(|at| std::net::TcpListener::bind(at).unwrap());
+        // What a client uses does not serve.
+        let connected = std::net::UdpSocket::bind("0.0.0.0:7005").unwrap();
+        connected.connect("127.0.0.1:9").unwrap();
+        (tcp, udp.map(|at| std::net::UdpSocket::bind(at).unwrap()), connected)
+    });
+    let v6 = |port: u16, protocol: &str| format!("[{}]:{port}/{protocol}", web.v6);
+    let (open, refused) = ("a process listens on", "BACKEND_REFUSES");
+    let loopback = "LISTENS_ON_LOOPBACK";
+    for (to, status, word) in [
+        ("svc:web:80".to_owned(), 0, open),
+        ("web:8080/tcp".to_owned(), 0, open),
+        (v6(8080, "tcp"), 0, open),
+        ("web:9/tcp".to_owned(), 3, refused),
+        ("web:9/udp".to_owned(), 3, refused),
+        (v6(9, "tcp"), 3, refused),
+        ("web:7001/tcp".to_owned(), 3, loopback),
+        ("web:7001/udp".to_owned(), 3, loopback),
+        (v6(7002, "tcp"), 3, loopback),
+        ("web:7003/tcp".to_owned(), 0, open),
+        (v6(7003, "tcp"), 0, open),
+        ("web:7004/udp".to_owned(), 0, open),
+        (v6(7004, "udp"), 3, refused),
+        ("web:7004/tcp".to_owned(), 3, refused),
+        ("web:7005/udp".to_owned(), 3, refused),
+    ] {
+        expect(&stage, here, &["explain", "client", &to], status, &[word]);
+    }
+    expect(&stage, here, &["explain", "client", "web:9/tcp"], 3, &["it listens on", "8080"]);
+    drop(sockets);
+    expect(&stage, here, &["explain", "client", "web:7003/tcp"], 3, &[refused]);
 }

@@ -1,6 +1,7 @@
 //! The agent of a node: the real binary, started in the node's namespace with pins and state of its own.
 
 use std::{
+    ffi::OsStr,
     fs::OpenOptions,
     net::{Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
@@ -46,6 +47,15 @@ pub struct Agent {
     child: Option<Child>,
 }
 
+/// A program with the capabilities that the DaemonSet gives it, and no more: the kernel allows more to a process with all of them.
+pub fn as_in_container(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--bounding-set", "-all,+net_admin,+perfmon,+bpf", "--inh-caps", "-all", "--"])
+        .arg(program);
+    command
+}
+
 impl Agent {
     /// An agent that does not run yet: the binary `lb-agent`, the directory of manifests.
     pub fn new(node: &Node, binary: &Path, manifests: &Path) -> Self {
@@ -88,11 +98,8 @@ impl Agent {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
-        // What the DaemonSet gives it, and no more: the kernel allows more to a process with all capabilities.
-        let mut command = Command::new("setpriv");
+        let mut command = as_in_container(&self.binary);
         command
-            .args(["--bounding-set", "-all,+net_admin,+perfmon,+bpf", "--inh-caps", "-all", "--"])
-            .arg(&self.binary)
             .arg("run")
             .args(["--node-name", &self.node.name])
             .arg("--manifests")

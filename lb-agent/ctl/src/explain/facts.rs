@@ -8,7 +8,7 @@ use lb_common::endpoint::{IdentFlags, PodEntry};
 use lb_common::policy::PolicyLookup;
 
 use crate::attribution::PolicyNames;
-use crate::explain::trace::Unseen;
+use crate::explain::trace::{Listener, Unseen};
 use crate::view::View;
 use lb_core::admin::context::{EndKind, FlowContext, FlowEnd, FlowQuery};
 
@@ -17,6 +17,8 @@ use lb_core::admin::context::{EndKind, FlowContext, FlowEnd, FlowQuery};
 pub enum Listening {
     /// These sockets.
     On(Vec<SocketAddr>),
+    /// This is what the kernel says of the address.
+    Asked(Listener),
     /// Its sockets cannot be listed.
     Unknown(Unseen),
 }
@@ -45,8 +47,8 @@ pub struct Facts<'a, T> {
     pub stale: &'a [Stale],
     /// Whether the kernel forwards packets: IPv4, IPv6.
     pub forwards: [bool; 2],
-    /// What a Pod listens on.
-    pub listening: &'a dyn Fn(&PodEntry, u8) -> Listening,
+    /// Which sockets of a Pod tell whether it takes what is sent to this address, by protocol.
+    pub listening: &'a dyn Fn(&PodEntry, u8, SocketAddr) -> Listening,
 }
 
 impl<'a, T: PolicyLookup> Facts<'a, T> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::explain::trace::Listener;
+use lb_kernel::bpf::listening::ListenAnswer;
 
 /// Returns which of a Pod's sockets accepts a flow to this address; if none, why.
 pub(super) fn accepting(sockets: &[SocketAddr], at: SocketAddr) -> Listener {
@@ -27,9 +28,38 @@ pub(super) fn accepting(sockets: &[SocketAddr], at: SocketAddr) -> Listener {
     Listener::OnPorts(ports.into_iter().collect())
 }
 
+/// The same from what the kernel says of the address.
+pub fn answered(answer: ListenAnswer, at: SocketAddr) -> Listener {
+    match answer {
+        ListenAnswer::Taken => Listener::Open(at),
+        ListenAnswer::Elsewhere(sockets) => match sockets.iter().find(|at| at.ip().is_loopback()) {
+            Some(socket) => Listener::OnLoopback(*socket),
+            None => Listener::OnOthers(sockets),
+        },
+        ListenAnswer::Refused(ports) => Listener::OnPorts(ports),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Listener, accepting};
+    use super::{ListenAnswer, Listener, accepting, answered};
+
+    #[test]
+    fn what_the_kernel_says() {
+        let at = |text: &str| text.parse().unwrap();
+        let dialed = at("10.0.0.1:80");
+        for (answer, want) in [
+            (ListenAnswer::Taken, Listener::Open(dialed)),
+            (
+                ListenAnswer::Elsewhere(vec![at("[::]:80"), at("127.0.0.1:80")]),
+                Listener::OnLoopback(at("127.0.0.1:80")),
+            ),
+            (ListenAnswer::Elsewhere(vec![at("[::]:80")]), Listener::OnOthers(vec![at("[::]:80")])),
+            (ListenAnswer::Refused(vec![7]), Listener::OnPorts(vec![7])),
+        ] {
+            assert_eq!(answered(answer, dialed), want);
+        }
+    }
 
     #[test]
     fn sockets_that_accept_a_flow() {

@@ -16,7 +16,7 @@ use crate::explain::trace::{
     SourceEnd, StaleFlow, Trace, Unchecked, Who,
 };
 use crate::explain::{host, socket};
-use lb_core::admin::context::{EndKind, FlowContext};
+use lb_core::admin::context::{EndKind, FlowContext, Party};
 use lb_core::model::policy::PolicyDirection;
 
 /// Returns the path of the flow.
@@ -91,9 +91,12 @@ impl<T: PolicyLookup> Walk<'_, T> {
         self.target(&Target::plain(at, dst));
     }
 
-    /// Returns the address to dial: IPv4, if the source has it.
+    /// Returns the address to dial: the one that was asked for; of an object IPv4, if the source has it.
     fn dialed(&self) -> Option<SocketAddr> {
         let FlowContext { src, dst, .. } = self.facts.context;
+        if let Party::Ip(ip) = self.facts.wanted.dst {
+            return Some(SocketAddr::new(ip, self.facts.wanted.port.unwrap_or_default()));
+        }
         let reaches = |ip: &&IpAddr| {
             src.ips.is_empty() || src.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
         };
@@ -263,8 +266,9 @@ impl<T: PolicyLookup> Walk<'_, T> {
             }
             return;
         };
-        let found = match (facts.listening)(pod, protocol) {
+        let found = match (facts.listening)(pod, protocol, at) {
             Listening::On(sockets) => socket::accepting(&sockets, at),
+            Listening::Asked(found) => found,
             Listening::Unknown(why) => Listener::Unknown(why),
         };
         self.push(Hop::Socket(Socket { pod: target.who(), at, found }));

@@ -14,7 +14,7 @@ use crate::attribution::PolicyNames;
 use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
 use crate::explain::trace::Unseen;
-use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, offline};
+use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, offline, socket};
 use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
@@ -26,6 +26,7 @@ use lb_core::admin::context::{
     EndKind, FlowContext, FlowEnd, FlowQuery, Party, ServicePortContext,
 };
 use lb_core::cluster::Name;
+use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::sockets;
 use lb_kernel::devices::netns;
 
@@ -136,6 +137,8 @@ fn explain(
         context = known(&wanted, !context.agent)?;
     }
     let stale = stale(&pinned, &view, &context)?;
+    // An older agent has not pinned it.
+    let program = pinned.listening().ok();
     let trace = explain::trace(&Facts {
         wanted: &wanted,
         context: &context,
@@ -145,7 +148,7 @@ fn explain(
         epoch: tables.state().epoch,
         stale: &stale,
         forwards: host::forwards(),
-        listening: &listening,
+        listening: &|pod, protocol, at| listening(program.as_ref(), pod, protocol, at),
     });
     if let Some(error) = tables.take_error() {
         bail!("cannot read the policy maps: {error}");
@@ -203,8 +206,14 @@ fn stale(pinned: &Pinned, view: &View<'_>, context: &FlowContext) -> anyhow::Res
     Ok(ct::stale(view, &entries, now))
 }
 
-/// What a Pod of this node listens on.
-fn listening(pod: &PodEntry, protocol: u8) -> Listening {
+/// Which sockets of a Pod of this node tell whether it takes what is sent to the address: all of them, if its network namespace can
+/// be entered, or those that the kernel finds for questions.
+fn listening(
+    program: Option<&ListeningProgram>,
+    pod: &PodEntry,
+    protocol: u8,
+    at: SocketAddr,
+) -> Listening {
     let look = || -> io::Result<Option<Vec<SocketAddr>>> {
         let Some(netns) = netns::find(pod.nsid)? else { return Ok(None) };
         let sockets = netns::within(&netns, || sockets::listening(protocol))?;
@@ -212,9 +221,12 @@ fn listening(pod: &PodEntry, protocol: u8) -> Listening {
             |(addr, port): &sockets::Destination| SocketAddr::new(addr.to_ip(), port.get());
         Ok(Some(sockets.iter().map(address).collect()))
     };
-    match look() {
-        Ok(Some(sockets)) => Listening::On(sockets),
-        Ok(None) => Listening::Unknown(Unseen::Namespace),
-        Err(error) => Listening::Unknown(Unseen::Error(error.to_string())),
+    if let Ok(Some(sockets)) = look() {
+        return Listening::On(sockets);
+    }
+    match program.map(|program| program.ask(pod.nsid, protocol, at)) {
+        Some(Ok(answer)) => Listening::Asked(socket::answered(answer, at)),
+        Some(Err(error)) => Listening::Unknown(Unseen::Error(error.to_string())),
+        None => Listening::Unknown(Unseen::Namespace),
     }
 }

@@ -66,6 +66,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     for (program, _) in limits::POD_PROGRAMS.into_iter().chain(limits::DEV_PROGRAMS) {
         load_tc(&mut ebpf, program)?;
     }
+    load_tc(&mut ebpf, limits::LISTENING_PROGRAM)?;
     for program in limits::SOCKET_PROGRAMS {
         let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
         <&mut CgroupSockAddr>::try_from(loaded)

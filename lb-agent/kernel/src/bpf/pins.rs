@@ -7,6 +7,7 @@
 //! <pin-dir>/<map>_v<version>_<n>   a further part of a table, 1 and on
 //! <pin-dir>/l_<ifindex>_<in|out>   the link of a device (TCX)
 //! <pin-dir>/cg_<program>           the link of a socket program
+//! <pin-dir>/p_<program>            a program that is attached nowhere
 //! <pin-dir>/q_<ifindex>            a directory: the clsact qdisc of this device was added by us
 //! ```
 //! It knows names and files only; what is behind a pin is the business of `maps` and `attach`.
@@ -89,6 +90,8 @@ pub enum Pin {
     DeviceLink(u32, Hook),
     /// The link of a socket program.
     SocketLink(String),
+    /// A program that is attached nowhere.
+    Program(String),
     /// The mark of a clsact qdisc that we added.
     Qdisc(u32),
 }
@@ -158,6 +161,11 @@ impl Pins {
     /// Pin of the link of a socket program.
     pub fn socket_link(&self, program: &str) -> PathBuf {
         self.dir.join(format!("cg_{program}"))
+    }
+
+    /// Pin of a program that is attached nowhere.
+    pub fn program(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("p_{program}"))
     }
 
     /// Mark of a clsact qdisc that we added.
@@ -254,6 +262,9 @@ fn parse(name: &str) -> Option<Pin> {
     if let Some(program) = name.strip_prefix("cg_") {
         return Some(Pin::SocketLink(program.to_owned()));
     }
+    if let Some(program) = name.strip_prefix("p_") {
+        return Some(Pin::Program(program.to_owned()));
+    }
     if let Some(ifindex) = name.strip_prefix("q_") {
         return Some(Pin::Qdisc(ifindex.parse().ok()?));
     }
@@ -291,6 +302,7 @@ mod tests {
             (pins.device_link(7, Hook::Ingress), Some(Pin::DeviceLink(7, Hook::Ingress))),
             (pins.device_link(41, Hook::Egress), Some(Pin::DeviceLink(41, Hook::Egress))),
             (pins.socket_link("connect4"), Some(Pin::SocketLink("connect4".to_owned()))),
+            (pins.program("listening"), Some(Pin::Program("listening".to_owned()))),
             (pins.qdisc(9), Some(Pin::Qdisc(9))),
             (Path::new("/x/l_7_sideways").to_owned(), None),
             (Path::new("/x/l_x_in").to_owned(), None),

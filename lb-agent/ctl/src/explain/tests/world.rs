@@ -322,7 +322,7 @@ impl World {
             epoch: self.tables.policy.epoch,
             stale: &self.stale,
             forwards: self.forwards,
-            listening: &|_, _| listening.clone(),
+            listening: &|_, _, _| listening.clone(),
         })
     }
 }
