@@ -81,7 +81,8 @@ pod! {
         pub epoch: u32,
         /// What it is, and what was seen of the flow.
         pub flags: CtFlags,
-        /// Where its packets go past the IP stack: a [`crate::past::PastWay`] or [`crate::hop::HopWay`]; `::` = not known.
+        /// Where its packets go past the IP stack: a [`crate::past::PastWay`] or [`crate::hop::HopWay`], or of a flow from
+        /// outside a [`crate::outside::OutsideWay`]; `::` = not known.
         pub way: Addr,
     }
 }

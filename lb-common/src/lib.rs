@@ -56,6 +56,7 @@ pub mod endpoint;
 pub mod fragment;
 pub mod hop;
 pub mod listening;
+pub mod outside;
 pub mod past;
 pub mod policy;
 pub mod service;

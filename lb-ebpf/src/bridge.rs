@@ -28,5 +28,5 @@ pub(crate) fn leads_to_target(packet: Packet, scratch: &mut Scratch) -> bool {
         return false;
     }
     route::ask(fib, bridge, parsed.v4, &parsed.flow.src, &nat.target.addr);
-    matches!(packet.route(fib), Route::Via(ifindex) if ifindex == bridge)
+    matches!(packet.route(fib), Route::Via(ifindex, _) if ifindex == bridge)
 }

@@ -218,14 +218,14 @@ pub(crate) fn reply_out(
     entry: Tracked,
     now: u32,
 ) -> Verdict {
-    let Scratch { parsed, fib, .. } = scratch;
-    route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &parsed.flow.dst);
-    match route::answer(packet, scratch) {
+    show_frontend(scratch, entry);
+    match route::remembered(packet, scratch, entry, now) {
         Way::Via(_) => {
             note_reply(packet, scratch, entry, now);
-            forward_reply(packet, scratch, entry)
+            onward(packet, scratch)
         }
-        Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
+        // The last piece of it that comes in again is noted on the entry, if there are any.
+        Way::TooBig(mtu) => Verdict::TooBig(u32::from(mtu)),
         Way::Expired | Way::None => Verdict::Pass,
     }
 }
@@ -266,20 +266,6 @@ fn from_frontend(packet: Packet, parsed: &Parsed, entry: Tracked) -> bool {
     rewrite::destination(packet, parsed, &entry.aux_addr(), entry.aux_port()).is_ok()
 }
 
-/// The same for an answer that goes on past the IP stack, by the way that was found.
-#[inline(always)]
-fn forward_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
-    show_frontend(scratch, entry);
-    onward(packet, scratch)
-}
-
-/// An answer that is too big. The last piece of it that comes in again is noted on the entry, if there are any.
-#[inline(always)]
-fn too_big_reply(scratch: &mut Scratch, entry: Tracked, mtu: u16) -> Verdict {
-    show_frontend(scratch, entry);
-    Verdict::TooBig(u32::from(mtu))
-}
-
 /// The ends that an answer is to have.
 #[inline(always)]
 fn show_frontend(scratch: &mut Scratch, entry: Tracked) {
@@ -294,7 +280,7 @@ fn show_frontend(scratch: &mut Scratch, entry: Tracked) {
 /// Sends the packet on past the IP stack, with the ends it is to have and by the way that was found.
 #[inline(always)]
 fn onward(packet: Packet, scratch: &mut Scratch) -> Verdict {
-    if rewrite::forwarded(packet, &scratch.parsed, &scratch.to).is_err() {
+    if rewrite::forwarded(packet, scratch).is_err() {
         return drop(DropReason::RewriteFailed, 0);
     }
     Verdict::NextHop(packet.redirect_hop(&scratch.fib))
@@ -306,14 +292,14 @@ fn masqueraded_reply(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> V
     if !entry.flags().contains(CtFlags::MASQUERADED) {
         return Verdict::Pass;
     }
-    let Scratch { parsed, fib, .. } = scratch;
-    route::ask(fib, scratch.ifindex, parsed.v4, &parsed.flow.src, &entry.aux_addr());
-    match route::answer(packet, scratch) {
+    let now = kernel::now();
+    show_frontend(scratch, entry);
+    match route::remembered(packet, scratch, entry, now) {
         Way::Via(_) => {
-            note_reply(packet, scratch, entry, kernel::now());
-            forward_reply(packet, scratch, entry)
+            note_reply(packet, scratch, entry, now);
+            onward(packet, scratch)
         }
-        Way::TooBig(mtu) => too_big_reply(scratch, entry, mtu),
+        Way::TooBig(mtu) => Verdict::TooBig(u32::from(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
         Way::None => drop(DropReason::NoRoute, 0),
     }
@@ -515,6 +501,9 @@ fn place(packet: Packet, scratch: &mut Scratch) -> bool {
 /// Commits the flow and sends its first packet on.
 #[inline(always)]
 fn commit(packet: Packet, scratch: &mut Scratch, now: u32) -> Verdict {
+    if !scratch.nat.flags.contains(CtFlags::TO_HOST) {
+        route::foresee(packet, scratch, now);
+    }
     let entry = conntrack::commit(scratch, Direction::Ingress, now);
     deliver(packet, scratch, entry)
 }
@@ -525,7 +514,7 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
     if entry.flags().contains(CtFlags::TO_HOST) {
         return into_the_stack(packet, scratch, entry);
     }
-    let Scratch { parsed, fib, to, .. } = scratch;
+    let Scratch { parsed, to, .. } = scratch;
     *to = Flow {
         src: entry.aux_addr(),
         dst: entry.nat_addr(),
@@ -533,8 +522,8 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
         dport: entry.nat_port(),
         proto: parsed.flow.proto,
     };
-    route::ask(fib, scratch.ifindex, parsed.v4, &to.src, &to.dst);
-    match route::answer(packet, scratch) {
+    // The entry was seen just now.
+    match route::remembered(packet, scratch, entry, entry.last_seen()) {
         Way::Via(_) => onward(packet, scratch),
         Way::TooBig(mtu) => Verdict::TooBig(u32::from(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),

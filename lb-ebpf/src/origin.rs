@@ -410,5 +410,5 @@ fn is_astray(packet: Packet, scratch: &mut Scratch) -> bool {
     }
     let Scratch { parsed, fib, .. } = scratch;
     route::ask(fib, ifindex, parsed.v4, &parsed.flow.dst, &parsed.flow.src);
-    matches!(packet.route(fib), Route::Via(way) if way != ifindex)
+    matches!(packet.route(fib), Route::Via(way, _) if way != ifindex)
 }

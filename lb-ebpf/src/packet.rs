@@ -348,8 +348,12 @@ impl Packet {
             bpf_fib_lookup_helper(self.skb.cast(), core::ptr::from_mut(fib).cast(), size, 0)
         };
         match ret as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => {
+                // SAFETY: the kernel has written the path's MTU there, if it was asked for the packet's length.
+                Route::Via(fib.ifindex, unsafe { fib.__bindgen_anon_1.mtu_result })
+            }
             // An unknown neighbor is resolved by the redirect.
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(fib.ifindex),
+            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(fib.ifindex, 0),
             BPF_FIB_LKUP_RET_FRAG_NEEDED => {
                 // SAFETY: the kernel has written the path's MTU there.
                 Route::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result })
@@ -468,19 +472,19 @@ pub(crate) enum Socket {
 /// An answer of the routing table.
 #[derive(Clone, Copy)]
 pub(crate) enum Route {
-    /// By the device with this ifindex.
-    Via(u32),
+    /// By the device with this ifindex, with this MTU in bytes on the way (0 = not told, as long as the neighbor is not known).
+    Via(u32, u16),
     /// The packet is bigger than this MTU in bytes.
     TooBig(u16),
     /// Nowhere.
     None,
 }
 
-/// MTU and IPv4 address of the next hop in an answer of the routing table.
+/// IPv4 address of the next hop in an answer of the routing table.
 #[inline(always)]
-pub(crate) fn mtu_and_hop(fib: &bpf_fib_lookup) -> (u16, u32) {
-    // SAFETY: unions of integers, which the question has set.
-    unsafe { (fib.__bindgen_anon_1.mtu_result, fib.__bindgen_anon_4.ipv4_dst) }
+pub(crate) fn next4(fib: &bpf_fib_lookup) -> u32 {
+    // SAFETY: a union of integers, which the question has set.
+    unsafe { fib.__bindgen_anon_4.ipv4_dst }
 }
 
 /// How the checksum of a protocol behaves.

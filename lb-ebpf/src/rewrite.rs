@@ -1,12 +1,13 @@
 //! Changes addresses and ports in a packet, with their checksums.
 
 use lb_common::addr::Addr;
-use lb_common::be::Be16;
+use lb_common::be::{Be16, Be32};
 use lb_common::csum;
 use lb_common::flow::{Flow, proto};
 
 use crate::packet::{ChecksumKind, HelperError, Packet};
 use crate::parsed::{L3, Parsed};
+use crate::scratch::Scratch;
 use crate::sctp;
 
 /// Makes the packet's source `addr:port`.
@@ -86,25 +87,36 @@ fn ported(
     packet.store(field, &to.to_wire())
 }
 
-/// Makes both ends of a packet those given, and its hops one less: we are a router on its way. The caller has seen
+/// Makes both ends of a packet those in `scratch.to`, and its hops one less: we are a router on its way. The caller has seen
 /// that more than one hop is left.
 ///
 /// All at once, since each call of a helper costs more than the sums: the IPv4 header's checksum is computed here and
 /// written with what it covers.
 #[inline(never)]
-pub(crate) fn forwarded(packet: Packet, parsed: &Parsed, to: &Flow) -> Result<(), HelperError> {
+pub(crate) fn forwarded(packet: Packet, scratch: &mut Scratch) -> Result<(), HelperError> {
+    let Scratch { parsed, to, piece, .. } = scratch;
     let from = &parsed.flow;
     let diff = csum::add(csum::diff(&from.src, &to.src), csum::diff(&from.dst, &to.dst));
-    if parsed.v4 {
+    let summed = checksum(parsed);
+    // The ports follow, unless there are options in between.
+    let ports_too = summed.is_some() && parsed.l4 == L3 + if parsed.v4 { 20 } else { 40 };
+    let [w0, w1, w2, w3, w4, w5, w6, w7, w8, ..] = piece;
+    let len = if parsed.v4 {
         let Some(head) = packet.load::<[u8; 4]>(L3 + 8) else { return Err(HelperError) };
-        let head = ttl_word(head, diff);
-        packet.store(L3 + 8, &[head, to.src.word3().to_wire(), to.dst.word3().to_wire()])?;
+        *w0 = ttl_word(head, diff);
+        (*w1, *w2) = (to.src.word3().to_wire(), to.dst.word3().to_wire());
+        *w3 = ports_word(to);
+        12
     } else {
         let Some(hops) = packet.load::<u8>(L3 + 7) else { return Err(HelperError) };
         packet.store(L3 + 7, &hops.wrapping_sub(1))?;
-        packet.store(L3 + 8, &[to.src, to.dst])?;
-    }
-    let Some((offset, kind)) = checksum(parsed) else {
+        [*w0, *w1, *w2, *w3] = to.src.words().map(Be32::to_wire);
+        [*w4, *w5, *w6, *w7] = to.dst.words().map(Be32::to_wire);
+        *w8 = ports_word(to);
+        32
+    };
+    packet.copy_from(L3 + 8, piece, if ports_too { len + 4 } else { len })?;
+    let Some((offset, kind)) = summed else {
         ported(packet, parsed, parsed.l4, from.sport, to.sport)?;
         return ported(packet, parsed, parsed.l4 + 2, from.dport, to.dport);
     };
@@ -116,7 +128,15 @@ pub(crate) fn forwarded(packet: Packet, parsed: &Parsed, to: &Flow) -> Result<()
     let diff = ports(from).iter().fold(0, |sum, port| csum::add(sum, !u32::from(*port)));
     let diff = ports(to).iter().fold(diff, |sum, port| csum::add(sum, u32::from(*port)));
     packet.l4_csum_ports(offset, diff, kind)?;
-    packet.store(parsed.l4, &ports(to))
+    if ports_too { Ok(()) } else { packet.store(parsed.l4, &ports(to)) }
+}
+
+/// Both ports as they follow each other in memory.
+#[inline(always)]
+fn ports_word(flow: &Flow) -> u32 {
+    let [a, b] = flow.sport.to_wire().to_ne_bytes();
+    let [c, d] = flow.dport.to_wire().to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// Makes the packet's hops one less: we are a router on its way. The caller has seen that more than one is left.

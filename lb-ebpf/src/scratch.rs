@@ -72,7 +72,8 @@ pub(crate) struct Scratch {
     pub(crate) event: FlowEvent,
     /// The packet of a refusal being built.
     pub(crate) answer: [u16; ANSWER_WORDS],
-    /// The payload of a packet's first piece, while the rest of it is sent back; and what a checksum is made from.
+    /// The payload of a packet's first piece, while the rest of it is sent back; and what a checksum is made from, or written to
+    /// a packet.
     pub(crate) piece: [u32; PIECE / 4],
 }
 

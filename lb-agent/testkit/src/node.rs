@@ -130,7 +130,11 @@ impl Bed {
             ip route add 10.1.0.0/24 dev pod0
             ip -6 route add fd00:1::/64 dev pod0
             ip route add 10.2.0.0/24 via 192.0.3.2
-            ip -6 route add fd00:2::/64 via 2001:db8:3::2"
+            ip -6 route add fd00:2::/64 via 2001:db8:3::2
+            neighbor() {{ ip neigh add $1 dev $2 lladdr 02:00:00:00:03:02; }}
+            neighbor 192.0.2.254 out0; neighbor 2001:db8::fe out0
+            neighbor 192.0.3.2 far0; neighbor 2001:db8:3::2 far0
+            for host in 2 3; do neighbor 10.1.0.$host pod0; neighbor fd00:1::$host pod0; done"
         ));
         for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{file}"), "1").unwrap();

@@ -49,11 +49,9 @@ fn local(flags: LocalFlags) -> LocalEnd {
     LocalEnd { ifindex: OWN, generation: 3, link: LINK, mtu: 1500, flags, ..LocalEnd::ZERO }
 }
 
-/// A node where flows between its Pod and Pods of others may go past the stack. Its neighbors are known.
+/// A node where flows between its Pod and Pods of others may go past the stack.
 fn bed() -> Bed {
     let mut bed = Bed::node();
-    sh("ip neigh add 192.0.3.2 lladdr 02:00:00:00:03:02 dev far0
-        ip neigh add 2001:db8:3::2 lladdr 02:00:00:00:03:02 dev far0");
     set(&mut bed, true);
     allow(&mut bed, "far0", DevFlags::HOP_OK);
     let [v4, v6] = &FAMILIES;

@@ -5,6 +5,7 @@ mod flows;
 mod lifetimes;
 mod pieces;
 mod ports;
+mod ways;
 
 use std::collections::BTreeSet;
 
