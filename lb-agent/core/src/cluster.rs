@@ -17,13 +17,14 @@ use self::table::ObjectTable;
 use self::uses::AddrUses;
 use crate::issue::{Issue, ObjectRef};
 
+pub use self::endpoints::{Endpoint, EndpointView, Endpoints, EndpointsIter};
 pub use self::owner::{Owner, Owners};
 pub use self::prefix::{NotPrefix, Prefix};
 pub use self::record::{
-    Action, Algorithm, Conditions, Endpoint, EndpointSlice, Extra, Family, Hints, Labels,
-    NamedPort, Namespace, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch,
-    PortSpec, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType,
-    SlicePort, Tier, TrafficPolicy, Weighted,
+    Action, Algorithm, Conditions, EndpointSlice, Extra, Family, Hints, Labels, NamedPort,
+    Namespace, Namespaces, Node, Operator, Peer, Pod, PodSelector, Policy, PortMatch, PortSpec,
+    Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, Tier,
+    TrafficPolicy, Weighted,
 };
 pub use self::snapshot::Snapshot;
 pub use crate::object::Name;
@@ -31,6 +32,7 @@ pub use crate::object::Name;
 mod changes;
 mod claims;
 mod ended;
+mod endpoints;
 mod owner;
 mod prefix;
 mod record;

@@ -8,7 +8,7 @@ use kube::runtime::watcher;
 use super::field::{self, Findings};
 use super::watched::Watched;
 use lb_core::cluster::{
-    Change, Conditions, Endpoint, EndpointSlice, Event, Family, Hints, Kind, SlicePort,
+    Change, Conditions, Endpoint, EndpointSlice, Endpoints, Event, Family, Hints, Kind, SlicePort,
 };
 
 /// Label with the name of the Service that a slice belongs to.
@@ -72,11 +72,7 @@ fn ports(slice: &v1::EndpointSlice, findings: &mut Findings) -> Box<[SlicePort]>
     slice.ports.iter().flatten().enumerate().filter_map(read).collect()
 }
 
-fn endpoints(
-    slice: &v1::EndpointSlice,
-    family: Family,
-    findings: &mut Findings,
-) -> Box<[Endpoint]> {
+fn endpoints(slice: &v1::EndpointSlice, family: Family, findings: &mut Findings) -> Endpoints {
     let read = |(i, given): (usize, &v1::Endpoint)| {
         let path = format!("endpoints[{i}].addresses[0]");
         let Some(text) = given.addresses.first() else {

@@ -11,7 +11,7 @@ use lb_common::be::Be16;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::agent::issues::Issues;
-use lb_core::cluster::{self, Cluster, Name};
+use lb_core::cluster::{self, Cluster, EndpointView, Name};
 use lb_core::model::{Desired, DesiredPort, EndpointState, External, Scope};
 use lb_core::names::{
     BackendName, DropExample, EndpointConditions, ExternalName, ExternalScope, IssueLine, Names,
@@ -276,7 +276,7 @@ fn backends_of<'a>(
             id,
             service_id: ids.service_id,
             pod: pod_of(service, found),
-            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
+            place: found.map_or(0, |found| places.of(found)),
             conditions: match state {
                 Some(EndpointState::Ready) => EndpointConditions::Ready,
                 Some(EndpointState::Terminating) => EndpointConditions::Serving,
@@ -295,23 +295,19 @@ fn backends_of<'a>(
 }
 
 /// `namespace/name` of an endpoint's Pod, or empty.
-fn pod_of(service: &Name, endpoint: Option<&cluster::Endpoint>) -> Cow<'static, str> {
-    let pod = endpoint.and_then(|endpoint| endpoint.pod.as_ref());
+fn pod_of(service: &Name, endpoint: Option<EndpointView<'_>>) -> Cow<'static, str> {
+    let pod = endpoint.and_then(|endpoint| endpoint.pod);
     pod.map_or(Cow::Borrowed(""), |pod| Cow::Owned(format!("{}/{pod}", service.namespace)))
 }
 
-fn endpoint<'a>(
-    cluster: &'a Cluster,
-    service: &'a Name,
-    addr: &Addr,
-) -> Option<&'a cluster::Endpoint> {
+fn endpoint<'a>(cluster: &'a Cluster, service: &'a Name, addr: &Addr) -> Option<EndpointView<'a>> {
     let all = cluster.slices_of(service).flat_map(|(_, slice)| &slice.endpoints);
     // Of two Pods the one whose conditions the backend has: the other one is going.
     let same = all.filter(|endpoint| endpoint.addr == *addr);
     same.reduce(|a, b| if b.conditions.rank() > a.conditions.rank() { b } else { a })
 }
 
-fn conditions(endpoint: &cluster::Endpoint) -> EndpointConditions {
+fn conditions(endpoint: EndpointView<'_>) -> EndpointConditions {
     endpoint.conditions.into()
 }
 
@@ -361,8 +357,10 @@ struct Places<'a> {
 
 impl<'a> Places<'a> {
     /// Its number, counted from 1; 0 when neither node nor zone is known.
-    fn of(&mut self, node: Option<&'a str>, zone: Option<&'a str>) -> u32 {
-        let key = (node.unwrap_or_default(), zone.unwrap_or_default());
+    fn of(&mut self, endpoint: EndpointView<'a>) -> u32 {
+        let [node, zone] =
+            [endpoint.node, endpoint.zone].map(|name| name.map_or("", |name| &**name));
+        let key = (node, zone);
         if key == ("", "") {
             return 0;
         }

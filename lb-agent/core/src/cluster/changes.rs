@@ -87,7 +87,7 @@ impl Cluster {
     fn has_stray(&self, slice: &EndpointSlice) -> bool {
         !self.knows_all_pods()
             && slice.endpoints.iter().any(|endpoint| {
-                let named = endpoint.node.as_ref().filter(|_| endpoint.pod.is_some());
+                let named = endpoint.node.filter(|_| endpoint.pod.is_some());
                 let name = named.map(|node| Name::new(Arc::clone(&self.empty), Arc::clone(node)));
                 let Some(node) = name.and_then(|name| self.nodes.get(&name)) else { return false };
                 // Those of the host network have the node's own.
@@ -113,13 +113,10 @@ impl Cluster {
         for port in &mut slice.ports {
             self.strings.share(&mut port.name);
         }
-        for endpoint in &mut slice.endpoints {
-            self.strings.share_some(&mut endpoint.node);
-            self.strings.share_some(&mut endpoint.zone);
-            if let Some(hints) = &mut endpoint.hints {
-                let names = hints.zones.iter_mut().chain(&mut hints.nodes);
-                names.for_each(|name| self.strings.share(name));
-            }
+        slice.endpoints.places_mut().for_each(|place| self.strings.share_place(place));
+        for hints in slice.endpoints.hints_mut() {
+            let names = hints.zones.iter_mut().chain(&mut hints.nodes);
+            names.for_each(|name| self.strings.share(name));
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use serde::{Deserialize, Serialize};
 
-use super::Prefix;
+use super::{Endpoints, Prefix};
 
 pub use self::policy::{
     Action, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, PortSpec, Requirement,
@@ -179,7 +179,7 @@ pub struct EndpointSlice {
     /// `ports`; those without a number are left out.
     pub ports: Box<[SlicePort]>,
     /// `endpoints` with a usable address of the family.
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Endpoints,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time` in milliseconds since 1970: the start of
     /// `kubeproxy_network_programming_duration_seconds`.
     pub trigger_ms: Option<u64>,
@@ -194,23 +194,6 @@ pub struct SlicePort {
     pub protocol: u8,
     /// The port the endpoints listen on; may differ from slice to slice for a named target port.
     pub port: u16,
-}
-
-/// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// `addresses[0]`; the others are interchangeable with it and unused, as in kube-proxy.
-    pub addr: Addr,
-    /// `conditions`, with the defaults of absent ones filled in.
-    pub conditions: Conditions,
-    /// `nodeName`.
-    pub node: Option<Arc<str>>,
-    /// `zone`.
-    pub zone: Option<Arc<str>>,
-    /// Name of the Pod in `targetRef`, in the slice's namespace. Few share it, and there may be a million.
-    pub pod: Option<Box<str>>,
-    /// `hints`; `None` when there are none.
-    pub hints: Option<Box<Hints>>,
 }
 
 /// For clients where an endpoint is meant (KEP-2433, KEP-4444).

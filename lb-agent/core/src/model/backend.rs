@@ -8,7 +8,7 @@ use lb_common::addr::Addr;
 
 use super::topology::{self, Candidate, Hint, Rejection};
 use super::{DesiredBackend, DesiredPort};
-use crate::cluster::{Cluster, Endpoint, EndpointSlice, Name};
+use crate::cluster::{Cluster, EndpointSlice, EndpointView, Name};
 
 /// The backends of a service port.
 pub(super) struct Chosen {
@@ -60,11 +60,11 @@ fn candidates(cluster: &Cluster, found: &Found<'_>) -> Vec<Candidate> {
         (names, Some(own)) if names.iter().any(|name| **name == *own) => Hint::Here,
         (_, _) => Hint::Elsewhere,
     };
-    let candidate = |endpoint: &&Endpoint| {
-        let hints = endpoint.hints.as_deref();
+    let candidate = |endpoint: &EndpointView<'_>| {
+        let hints = endpoint.hints;
         Candidate {
             conditions: endpoint.conditions,
-            local: endpoint.node.as_deref() == Some(cluster.node_name()),
+            local: endpoint.node.is_some_and(|node| **node == *cluster.node_name()),
             zones: hint(hints.map(|hints| &*hints.zones).unwrap_or_default(), zone),
             nodes: hint(
                 hints.map(|hints| &*hints.nodes).unwrap_or_default(),
@@ -76,7 +76,7 @@ fn candidates(cluster: &Cluster, found: &Found<'_>) -> Vec<Candidate> {
 }
 
 /// Endpoints by address and target port.
-type Found<'a> = BTreeMap<(Addr, u16), &'a Endpoint>;
+type Found<'a> = BTreeMap<(Addr, u16), EndpointView<'a>>;
 
 fn endpoints<'a>(slices: &'a [(Name, &EndpointSlice)], port: &DesiredPort) -> Found<'a> {
     let mut found = Found::new();

@@ -155,9 +155,8 @@ fn weights(
     let weight = |backend: &DesiredBackend| {
         let is_it = |whose: &Weighted| match whose {
             Weighted::Addr(addr) => *addr == backend.addr,
-            Weighted::Pod(pod) => endpoints().any(|endpoint| {
-                endpoint.addr == backend.addr && endpoint.pod.as_deref() == Some(&**pod)
-            }),
+            Weighted::Pod(pod) => endpoints()
+                .any(|endpoint| endpoint.addr == backend.addr && endpoint.pod == Some(&**pod)),
         };
         extra.weights.iter().find(|(whose, _)| is_it(whose)).map_or(1, |(_, weight)| *weight)
     };
@@ -224,7 +223,8 @@ fn health(
         let slices = slices.iter().map(|(_, slice)| slice);
         let slices = slices.filter(|slice| slice.family == family && !slice.ports.is_empty());
         let local = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| {
-            endpoint.conditions.ready && endpoint.node.as_deref() == Some(cluster.node_name())
+            let local = endpoint.node.is_some_and(|node| **node == *cluster.node_name());
+            endpoint.conditions.ready && local
         });
         local.map(|endpoint| endpoint.addr).collect::<BTreeSet<_>>().len()
     };

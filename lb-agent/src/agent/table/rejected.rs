@@ -31,7 +31,7 @@ pub(super) fn rejected_of<'a>(
             service_id,
             endpoint: SocketAddr::new(addr.to_ip(), number),
             pod: pod_of(service, found),
-            place: found.map_or(0, |found| places.of(found.node.as_deref(), found.zone.as_deref())),
+            place: found.map_or(0, |found| places.of(found)),
             conditions: found.map_or(EndpointConditions::Gone, conditions),
             why: Cow::Borrowed(why.name()),
         }

@@ -129,8 +129,8 @@ fn isolated(cluster: &Cluster) -> BTreeMap<&Name, Isolated<'_>> {
     for service in exposed {
         let slices = cluster.slices_of(service);
         let pods = slices.flat_map(|(_, slice)| &slice.endpoints);
-        for pod in pods.filter_map(|endpoint| endpoint.pod.as_ref()) {
-            let name = Name::new(Arc::clone(&service.namespace), &**pod);
+        for pod in pods.filter_map(|endpoint| endpoint.pod) {
+            let name = Name::new(Arc::clone(&service.namespace), pod);
             let Some(pod) = cluster.pod(&name) else { continue };
             let judged = known
                 .entry(name.clone())

@@ -33,11 +33,8 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
                 at: SocketAddr::new(endpoint.addr.to_ip(), port.port),
                 port_name: Arc::clone(&port.name),
                 protocol: port.protocol,
-                pod: endpoint
-                    .pod
-                    .as_ref()
-                    .map(|pod| Name::new(Arc::clone(&name.namespace), &**pod)),
-                node: endpoint.node.clone(),
+                pod: endpoint.pod.map(|pod| Name::new(Arc::clone(&name.namespace), pod)),
+                node: endpoint.node.cloned(),
                 conditions: endpoint.conditions.into(),
             };
             endpoints.extend(slice.ports.iter().map(of));
