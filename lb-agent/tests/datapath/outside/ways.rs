@@ -90,6 +90,12 @@ impl Talk {
         }
     }
 
+    /// As if the routing table had been asked just now: a stamp may have passed since.
+    fn renew(&mut self) {
+        let asked = self.bed.stamp() as u16;
+        self.change(|way| OutsideWay { asked, ..way });
+    }
+
     /// Lets the routing table be asked again at the next packet.
     fn outdate(&mut self) {
         self.change(|way| OutsideWay { asked: way.asked.wrapping_sub(1), ..way });
@@ -131,10 +137,11 @@ fn a_way_to_a_neighbor_that_is_not_known_is_not_remembered() {
 fn a_changed_route_is_obeyed_when_the_routing_table_is_asked_again() {
     for far in [false, true] {
         let mut talk = Talk::new(&FAMILIES[0], far);
-        let before = talk.ways();
         sh("ip route replace 10.2.0.0/24 via 192.0.2.254
             ip route replace 10.1.0.0/24 via 192.0.2.254
             ip route replace default via 192.0.3.2");
+        talk.renew();
+        let before = talk.ways();
         assert!(talk.goes_on() && talk.answers(8).starts_with("redirect"));
         assert_eq!(talk.ways(), before, "not asked yet");
         talk.outdate();
@@ -149,6 +156,7 @@ fn a_route_that_is_gone_stops_a_flow_within_a_stamp() {
     Talk::each(|mut talk| {
         talk.bed.counted();
         sh(UNREACHABLE);
+        talk.renew();
         // IPv6 asks for each packet.
         assert_eq!(talk.asks(8).starts_with("redirect"), talk.family.v4());
         talk.outdate();
