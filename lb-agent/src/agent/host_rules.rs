@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use lb_common::addr::Addr;
 use lb_common::endpoint::Ident;
-use lb_core::cluster::Prefix;
 use lb_core::host_rules::routing::RoutingDoubt;
 use lb_core::host_rules::{HostJudgement, PodTraffic, judge, judge_across};
 use lb_kernel::devices::{Devices, Veth};
@@ -69,20 +68,15 @@ impl HostRules {
     }
 }
 
-/// What packets between the Pods behind these devices look like, and between them and Pods elsewhere. A packet from a Pod on a bridge
-/// comes in by the bridge.
+/// What packets between the Pods behind these devices look like, and by which devices others come from elsewhere. A packet from a Pod
+/// on a bridge comes in by the bridge.
 pub(super) fn traffic(
     veths: &[&Veth],
     idents: &BTreeMap<Addr, Ident>,
     devices: &Devices,
-    elsewhere: impl Iterator<Item = Prefix>,
 ) -> PodTraffic {
     let outward = devices.outward().map(|(ifindex, uplink)| (ifindex, uplink.name.clone()));
-    let mut traffic = PodTraffic {
-        outward: outward.collect(),
-        elsewhere: PodTraffic::ranges(elsewhere),
-        ..PodTraffic::default()
-    };
+    let mut traffic = PodTraffic { outward: outward.collect(), ..PodTraffic::default() };
     for (addr, ident) in idents {
         let Some(veth) = veths.iter().find(|veth| veth.ifindex == ident.ifindex) else { continue };
         traffic.addresses.insert(*addr);

@@ -22,6 +22,7 @@ use crate::agent::report::PastFacts;
 use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{self, Cluster, Name, Prefix};
+use lb_core::host_rules::PodTraffic;
 use lb_core::plan::policy::PodDevice as Known;
 use lb_core::plan::{Actual, MapStore as _, Write};
 use lb_kernel::bpf::attach::{AttachError, Role};
@@ -186,7 +187,18 @@ impl Agent {
         let ranges = policies.desired().into_iter().flat_map(|desired| &desired.pod_ranges);
         let elsewhere = known.chain(ranges.chain(&planner.actual().pod_ranges).copied());
         let veths: Vec<&Veth> = devices.veths().collect();
-        let traffic = host_rules::traffic(&veths, addresses.idents(), devices, elsewhere);
+        let own = addresses.idents();
+        let written = planner.actual().ident.iter().map(|(addr, known)| (addr, known.flags));
+        let desired = policies.desired().into_iter().flat_map(|desired| &desired.addrs);
+        let known = written.chain(desired.map(|(addr, known)| (addr, known.flags)));
+        let is_node = |(addr, flags): &(&Addr, IdentFlags)| {
+            flags.contains(IdentFlags::NODE) && !own.contains_key(addr)
+        };
+        let traffic = PodTraffic {
+            elsewhere: PodTraffic::ranges(elsewhere),
+            nodes: known.filter(is_node).map(|(addr, _)| *addr).collect(),
+            ..host_rules::traffic(&veths, own, devices)
+        };
         self.host_rules.follow(&traffic);
         self.past.follow(traffic);
         self.write_past();

@@ -33,7 +33,8 @@ const LOADED: [(&str, &[&str]); 14] = [
 ];
 const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy-restore"];
 
-/// Two Pods of 10.244.1.0/24 and their IPv6 addresses, behind veths of their own or behind one bridge, and other nodes' Pods.
+/// Two Pods of 10.244.1.0/24 and their IPv6 addresses, behind veths of their own or behind one bridge, other nodes' Pods, and
+/// other nodes.
 fn traffic(bridged: bool) -> PodTraffic {
     let addresses = ["10.244.1.2", "10.244.1.3", "fd00:10::2", "fd00:10::3"];
     let addresses = addresses.map(|text| Addr::from_ip(text.parse().unwrap()));
@@ -42,12 +43,14 @@ fn traffic(bridged: bool) -> PodTraffic {
     let bridge: BTreeSet<_> = [device((4, "cni0"))].into();
     let (routed, ports) = if bridged { (bridge, veths) } else { (veths, BTreeSet::new()) };
     let elsewhere = ["10.244.0.0/24", "10.244.2.0/24", "fd00:10:0:2::/64"];
+    let nodes = ["172.18.0.3", "10.244.2.0", "2001:db8::3"];
     PodTraffic {
         addresses: addresses.into(),
         routed,
         ports,
         outward: [device((2, "eth0")), device((3, "flannel.1"))].into(),
         elsewhere: elsewhere.map(|text| text.parse().unwrap()).into(),
+        nodes: nodes.map(|text| Addr::from_ip(text.parse().unwrap())).into(),
     }
 }
 
@@ -141,7 +144,7 @@ fn the_rules_of_real_tools_are_understood() {
         kindnet.nft by nft: engine: inet kindnet-network-policies postrouting
         kube-proxy.nft by nft: past
         firewalld.nft by nft: rule: inet firewalld filter_FORWARD: handle 18: reject
-        other-devices.nft by nft: past
+        other-devices.nft by nft: past; between nodes rule: inet filter forward: policy drop
     "#]].assert_eq(&found);
 }
 

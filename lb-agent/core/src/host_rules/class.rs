@@ -25,6 +25,8 @@ pub struct PodTraffic {
     pub outward: BTreeSet<(u32, String)>,
     /// Ranges in which the addresses of these are, and perhaps other addresses.
     pub elsewhere: BTreeSet<Prefix>,
+    /// Addresses of other nodes, from which packets to Pods of this node come, their own and those of clients that they masquerade.
+    pub nodes: BTreeSet<Addr>,
 }
 
 /// Ranges of Pods of other nodes that are kept separate in each family: more make a judgement slow, so they become larger ones.
@@ -51,15 +53,26 @@ impl PodTraffic {
         family(true, BITS.0).into_iter().chain(family(false, BITS.1)).collect()
     }
 
-    /// Whether all Pods of other nodes were in the ranges of another one.
+    /// Whether all Pods of other nodes were in the ranges of another one, and it has all other nodes.
     pub fn is_elsewhere_within(&self, other: &Self) -> bool {
         let is_in = |range: &Prefix| other.elsewhere.iter().any(|wide| wide.covers(range));
-        self.elsewhere.iter().all(is_in)
+        self.elsewhere.iter().all(is_in) && self.nodes.is_subset(&other.nodes)
     }
 
     /// The addresses of this node's Pods of a family, each alone.
     pub(super) fn own(&self, v4: bool) -> Vec<Prefix> {
         self.addresses.iter().filter(|addr| addr.is_v4() == v4).map(|a| Prefix::host(*a)).collect()
+    }
+
+    /// Those of other nodes, each alone if there are few.
+    pub(super) fn of_nodes(&self, v4: bool) -> Vec<Prefix> {
+        let nodes = self.nodes.iter().filter(|addr| addr.is_v4() == v4);
+        let nodes: Vec<Prefix> = nodes.map(|addr| Prefix::host(*addr)).collect();
+        if nodes.len() <= RANGES {
+            nodes
+        } else {
+            Self::ranges(nodes.into_iter()).into_iter().collect()
+        }
     }
 
     /// Those of other nodes' Pods.
@@ -68,15 +81,47 @@ impl PodTraffic {
     }
 }
 
-/// Between which Pods packets go.
+/// Between which ends packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TrafficLeg {
-    /// Of this node.
+    /// Pods of this node.
     Within,
     /// From Pods of this node to those of others.
     Out,
     /// From Pods of other nodes to those of this one.
     In,
+    /// From other nodes to Pods of this one.
+    FromNodes,
+    /// The answers to these: what Pods begin with nodes does not go past the stack.
+    ToNodes,
+}
+
+/// In which direction a leg goes through the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heading {
+    Within,
+    Out,
+    In,
+}
+
+impl TrafficLeg {
+    const fn heading(self) -> Heading {
+        match self {
+            Self::Within => Heading::Within,
+            Self::Out | Self::ToNodes => Heading::Out,
+            Self::In | Self::FromNodes => Heading::In,
+        }
+    }
+
+    /// The states of connections that its packets have.
+    const fn states(self, first_only: bool) -> &'static [u32] {
+        match (self, first_only) {
+            (Self::ToNodes, true) => &[],
+            (Self::ToNodes, false) => &[state::ESTABLISHED, state::RELATED],
+            (_, true) => &[state::NEW],
+            (_, false) => &[state::NEW, state::ESTABLISHED, state::RELATED],
+        }
+    }
 }
 
 /// For how many packets of a class something holds.
@@ -111,34 +156,44 @@ pub(super) fn classes<'a>(
     base: &BaseChain,
     traffic: &'a PodTraffic,
 ) -> Vec<PacketClass<'a>> {
-    let Some((in_by, out_by)) = devices(leg, family, base, traffic) else { return Vec::new() };
-    let states: &[u32] = match base.first_only {
-        true => &[state::NEW],
-        false => &[state::NEW, state::ESTABLISHED, state::RELATED],
+    let Some((in_by, out_by)) = devices(leg.heading(), family, base, traffic) else {
+        return Vec::new();
     };
+    let states = leg.states(base.first_only);
     let families = [(true, TableFamily::V6), (false, TableFamily::V4)];
     let families = families.into_iter().filter(|(_, not)| family != *not);
     let mut classes = Vec::new();
     for (v4, _) in families {
-        let own = || traffic.own(v4);
-        let (source, destination) = match leg {
-            TrafficLeg::Within => (own(), own()),
-            TrafficLeg::Out => (own(), traffic.others(v4)),
-            TrafficLeg::In => (traffic.others(v4), own()),
-        };
-        if source.is_empty() || destination.is_empty() {
-            continue;
+        for (source, destination) in ends(leg, v4, traffic) {
+            if source.is_empty() || destination.is_empty() {
+                continue;
+            }
+            let hook = base.hook;
+            let class = PacketClass { v4, state: 0, source, destination, in_by, out_by, hook };
+            let in_state = |state: &u32| PacketClass { state: *state, ..class.clone() };
+            classes.extend(states.iter().map(in_state));
         }
-        let hook = base.hook;
-        let class = PacketClass { v4, state: 0, source, destination, in_by, out_by, hook };
-        classes.extend(states.iter().map(|state| PacketClass { state: *state, ..class.clone() }));
     }
     classes
 }
 
-/// By which devices packets of a leg come in and leave that get to a chain; `None` = none gets there.
+/// Sources and destinations of the classes of a leg. Each node has its own: some have addresses in the network of the Pods, too, of
+/// which rules say something else.
+fn ends(leg: TrafficLeg, v4: bool, traffic: &PodTraffic) -> Vec<(Vec<Prefix>, Vec<Prefix>)> {
+    let own = || traffic.own(v4);
+    let nodes = || traffic.of_nodes(v4).into_iter().map(|node| vec![node]);
+    match leg {
+        TrafficLeg::Within => vec![(own(), own())],
+        TrafficLeg::Out => vec![(own(), traffic.others(v4))],
+        TrafficLeg::In => vec![(traffic.others(v4), own())],
+        TrafficLeg::FromNodes => nodes().map(|node| (node, own())).collect(),
+        TrafficLeg::ToNodes => nodes().map(|node| (own(), node)).collect(),
+    }
+}
+
+/// By which devices packets that go in a direction come in and leave that get to a chain; `None` = none gets there.
 fn devices<'a>(
-    leg: TrafficLeg,
+    heading: Heading,
     family: TableFamily,
     base: &BaseChain,
     traffic: &'a PodTraffic,
@@ -146,13 +201,13 @@ fn devices<'a>(
     let PodTraffic { routed, ports, outward, .. } = traffic;
     let is_bridge = family == TableFamily::Bridge;
     let own = if is_bridge { ports } else { routed };
-    if own.is_empty() || leg != TrafficLeg::Within && outward.is_empty() {
+    if own.is_empty() || heading != Heading::Within && outward.is_empty() {
         return None;
     }
     // A chain for some devices sees what comes in by them.
-    let entries: &[&BTreeSet<(u32, String)>] = match leg {
-        TrafficLeg::Within | TrafficLeg::Out => &[routed, ports],
-        TrafficLeg::In => &[outward],
+    let entries: &[&BTreeSet<(u32, String)>] = match heading {
+        Heading::Within | Heading::Out => &[routed, ports],
+        Heading::In => &[outward],
     };
     let is_here =
         |name: &String| entries.iter().any(|set| set.iter().any(|(_, known)| known == name));
@@ -160,19 +215,19 @@ fn devices<'a>(
         return None;
     }
     let between_bridges = routed.len() > 1;
-    match (leg, base.hook) {
+    match (heading, base.hook) {
         // Between Pods of one bridge nothing is handed to the node.
-        (TrafficLeg::Within, ChainHook::Input | ChainHook::Output) if !between_bridges => None,
-        (TrafficLeg::Within, _) => Some((Some(own), Some(own))),
-        (TrafficLeg::Out, ChainHook::Ingress) => Some((None, None)),
-        (TrafficLeg::In, ChainHook::Ingress) => Some((None, None)),
+        (Heading::Within, ChainHook::Input | ChainHook::Output) if !between_bridges => None,
+        (Heading::Within, _) => Some((Some(own), Some(own))),
+        (Heading::Out, ChainHook::Ingress) => Some((None, None)),
+        (Heading::In, ChainHook::Ingress) => Some((None, None)),
         // A bridge sees what its Pods send before the node does, and what they receive after it.
-        (TrafficLeg::Out, ChainHook::Output | ChainHook::Postrouting) if is_bridge => None,
-        (TrafficLeg::In, ChainHook::Prerouting | ChainHook::Input) if is_bridge => None,
-        (TrafficLeg::Out, _) if is_bridge => Some((Some(ports), None)),
-        (TrafficLeg::In, _) if is_bridge => Some((None, Some(ports))),
-        (TrafficLeg::Out, _) => Some((Some(routed), Some(outward))),
-        (TrafficLeg::In, _) => Some((Some(outward), Some(routed))),
+        (Heading::Out, ChainHook::Output | ChainHook::Postrouting) if is_bridge => None,
+        (Heading::In, ChainHook::Prerouting | ChainHook::Input) if is_bridge => None,
+        (Heading::Out, _) if is_bridge => Some((Some(ports), None)),
+        (Heading::In, _) if is_bridge => Some((None, Some(ports))),
+        (Heading::Out, _) => Some((Some(routed), Some(outward))),
+        (Heading::In, _) => Some((Some(outward), Some(routed))),
     }
 }
 

@@ -36,9 +36,11 @@ pub fn judge(ruleset: &HostRuleset, traffic: &PodTraffic) -> HostJudgement {
     judge_for(ruleset, traffic, &[TrafficLeg::Within])
 }
 
-/// Judges the rules for packets between Pods of this node and Pods of others, in both directions.
+/// Judges the rules for packets between Pods of this node and Pods of others, in both directions, and for those of other nodes to
+/// Pods of this one and their answers.
 pub fn judge_across(ruleset: &HostRuleset, traffic: &PodTraffic) -> HostJudgement {
-    judge_for(ruleset, traffic, &[TrafficLeg::Out, TrafficLeg::In])
+    use TrafficLeg::{FromNodes, In, Out, ToNodes};
+    judge_for(ruleset, traffic, &[Out, In, FromNodes, ToNodes])
 }
 
 fn judge_for(ruleset: &HostRuleset, traffic: &PodTraffic, legs: &[TrafficLeg]) -> HostJudgement {

@@ -88,7 +88,8 @@ impl RoutingRule {
             let Some(wanted) = wanted else { return true };
             let meets = |end: Prefix| wanted.covers(&end) || end.covers(wanted);
             let own = traffic.addresses.iter().map(|addr| Prefix::host(*addr));
-            own.chain(traffic.elsewhere.iter().copied()).any(meets)
+            let nodes = traffic.nodes.iter().map(|addr| Prefix::host(*addr));
+            own.chain(nodes).chain(traffic.elsewhere.iter().copied()).any(meets)
         };
         // Forwarded packets are of no socket.
         self.bound_to.is_empty()

@@ -18,6 +18,7 @@ fn traffic() -> PodTraffic {
         routed: [(5, "veth5".to_owned()), (6, "veth6".to_owned())].into(),
         outward: [(2, "eth0".to_owned())].into(),
         elsewhere: [prefix("10.1.1.0/24"), prefix("10.1.2.0/24")].into(),
+        nodes: ["192.0.2.2", "192.0.2.3"].map(|text| Addr::from_ip(text.parse().unwrap())).into(),
         ..PodTraffic::default()
     }
 }
@@ -166,18 +167,89 @@ fn packets_between_nodes_are_not_those_within() {
     ];
     for (name, rules, want) in cases {
         let ruleset = ruleset(&[("f", chain(false, rules))]);
-        let got = [judge(&ruleset, &traffic()), judge_across(&ruleset, &traffic())];
+        let traffic = PodTraffic { nodes: [].into(), ..traffic() };
+        let got = [judge(&ruleset, &traffic), judge_across(&ruleset, &traffic)];
         assert_eq!(got.each_ref(), want, "{name}");
     }
     let drops = ruleset(&[("f", chain(true, &[]))]);
     for none in [
         PodTraffic { outward: [].into(), ..traffic() },
-        PodTraffic { elsewhere: [].into(), ..traffic() },
+        PodTraffic { elsewhere: [].into(), nodes: [].into(), ..traffic() },
         PodTraffic { addresses: [].into(), ..traffic() },
     ] {
         assert_eq!(judge_across(&drops, &none), HostJudgement::Harmless, "nothing to judge");
     }
     assert_eq!(judge_across(&drops, &traffic()), rule("f: policy drop"));
+}
+
+/// What other nodes send to Pods, masqueraded or not, and the answers.
+#[test]
+fn packets_of_nodes_and_their_answers_are_judged() {
+    let (first, harmless) = (rule("f: rule 1: drop"), HostJudgement::Harmless);
+    let node: &[u8] = &[192, 0, 2, 3];
+    let pod: &[u8] = &[10, 1, 0, 2];
+    type Rules<'a> = &'a [&'a [RuleStep]];
+    let cases: [(&str, Rules<'_>, &HostJudgement); 9] = [
+        ("from a node", &[&[source(node), DROP]], &first),
+        ("from this one or others", &[&[source(&[192, 0, 2, 1]), DROP]], &harmless),
+        ("from a node to Pods elsewhere", &[&[source(node), target(&[10, 1, 1]), DROP]], &harmless),
+        ("to a node: its answers", &[&[source(pod), target(node), DROP]], &first),
+        (
+            "to a node: what a Pod begins",
+            &[&[source(pod), target(node), in_state(state::NEW), DROP]],
+            &harmless,
+        ),
+        (
+            "accepted between Pods alone",
+            &[&[source(&[10, 1]), target(&[10, 1]), ACCEPT], &[target(node), DROP]],
+            &rule("f: rule 2: drop"),
+        ),
+        (
+            "accepted to and from Pods",
+            &[&[source(&[10, 1]), ACCEPT], &[target(&[10, 1]), ACCEPT], &[DROP]],
+            &harmless,
+        ),
+        (
+            "both nodes accepted one by one",
+            &[
+                &[source(node), ACCEPT],
+                &[source(&[192, 0, 2, 2]), ACCEPT],
+                &[source(&[10, 1]), ACCEPT],
+                &[DROP],
+            ],
+            &harmless,
+        ),
+        (
+            "one of both nodes accepted",
+            &[&[source(node), ACCEPT], &[source(&[10, 1]), ACCEPT], &[DROP]],
+            &rule("f: rule 3: drop"),
+        ),
+    ];
+    for (name, rules, want) in cases {
+        let ruleset = ruleset(&[("f", chain(false, rules))]);
+        assert_eq!(judge_across(&ruleset, &traffic()), *want, "{name}");
+    }
+    // What a Pod begins with a node is masqueraded, its answers are not.
+    let base = |first_only| {
+        let found = chain(false, &[&[source(&[10, 1]), target(node), DROP]]);
+        let base = found.base.map(|base| BaseChain { first_only, ..base });
+        HostChain { base, ..found }
+    };
+    let judged = |first_only| judge_across(&ruleset(&[("f", base(first_only))]), &traffic());
+    assert_eq!([true, false].map(judged), [harmless, first]);
+}
+
+#[test]
+fn a_node_more_is_not_judged_yet() {
+    let known = traffic();
+    let more = |text: &str| {
+        let mut traffic = traffic();
+        traffic.nodes.insert(Addr::from_ip(text.parse().unwrap()));
+        traffic
+    };
+    assert!(traffic().is_elsewhere_within(&known));
+    assert!(!more("192.0.2.4").is_elsewhere_within(&known));
+    assert!(known.is_elsewhere_within(&more("192.0.2.4")));
 }
 
 #[test]
@@ -218,6 +290,8 @@ fn a_rule_about_routes_matters_if_pods_packets_get_to_it() {
         ("blackhole", of(0), true),
         ("from a Pod here", RoutingRule { source: from("10.1.0.2/32"), ..of(100) }, true),
         ("to Pods elsewhere", RoutingRule { destination: from("10.1.2.128/25"), ..of(100) }, true),
+        ("to a node", RoutingRule { destination: from("192.0.2.2/32"), ..of(100) }, true),
+        ("to this node", RoutingRule { destination: from("192.0.2.1/32"), ..of(100) }, false),
         ("from all Pods", RoutingRule { source: from("10.0.0.0/8"), ..of(100) }, true),
         ("from others", RoutingRule { source: from("10.2.0.0/16"), ..of(100) }, false),
         (
@@ -229,7 +303,7 @@ fn a_rule_about_routes_matters_if_pods_packets_get_to_it() {
             "from a Pod to others",
             RoutingRule {
                 source: from("10.1.0.0/16"),
-                destination: from("192.0.2.0/24"),
+                destination: from("198.51.100.0/24"),
                 ..of(100)
             },
             false,
