@@ -3,6 +3,8 @@
 //!
 //! Each node decides by itself, for both directions, at the first packet that it sees of a flow. The other node may send the
 //! same flow through its stack. As in [`crate::past`], a flow may lose its way at any time and never gets one later.
+//!
+//! Flows that another node opens to a Pod of this node go so, too: its own, and those of clients that it masquerades.
 
 use crate::addr::Addr;
 use crate::be::Be32;
@@ -11,7 +13,7 @@ use crate::endpoint::{Dev, DevFlags, Ident, IdentFlags};
 use crate::past::{ELSEWHERE, LocalEnd, LocalFlags, StackReason};
 use crate::{listed, listed_bits};
 
-/// The path of a flow to a Pod of another node. A conntrack entry has it as four words.
+/// The path of a flow to a Pod of another node, or of one from another node. A conntrack entry has it as four words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HopWay {
     /// ifindex of the device that the packets leave by, and that those of the other Pod come in by.
@@ -73,9 +75,9 @@ listed! {
     /// Why flows between Pods of this node and Pods of others go through the IP stack of this node. Its bit is in the flags of the
     /// settings.
     pub enum HopReason {
-        RulesUnread = 0: "rules-unread", "The firewall rules of the node have not been compared with the addresses of other nodes' Pods yet.", "Wait; it takes about a second.";
+        RulesUnread = 0: "rules-unread", "The firewall rules of the node have not been compared with the addresses of other nodes and their Pods yet.", "Wait; it takes about a second.";
         RulesUnknown = 1: "rules-unknown", "The firewall rules of the node, its routing rules or its policies of IPsec cannot be read, or they are larger or different than the agent understands.", "See `lbctl status`. If no rule is about traffic between Pods, set `--past-stack on`.";
-        HostRule = 2: "host-rule", "A firewall rule of the node could drop, mark, log, count or change packets between its Pods and those of other nodes.", "See `lbctl status` for the rule. If it may be passed by, set `--past-stack on`.";
+        HostRule = 2: "host-rule", "A firewall rule of the node could drop, mark, log, count or change packets between its Pods and those of other nodes, or those that other nodes send to its Pods.", "See `lbctl status` for the rule. If it may be passed by, set `--past-stack on`.";
         PolicyEngine = 3: "policy-engine", "Another program enforces policies between Pods by firewall rules of the node.", "Remove it, if lb is to enforce all policies. `--past-stack on` has no effect on this reason.";
         Ipsec = 4: "xfrm", "The node has policies of IPsec (`ip xfrm policy`): packets past the IP stack would not be encrypted.", "Nothing, if that is intended. `--past-stack on` has no effect on this reason.";
         PolicyRouting = 5: "policy-routing", "A rule of the node (`ip rule`) could route packets of Pods by another table than the main one.", "See `lbctl status` for its priority. `--past-stack on` has no effect on this reason.";
@@ -88,6 +90,13 @@ listed_bits! { HopReason from 26 }
 pub const fn is_elsewhere(known: &Ident) -> bool {
     const NOT: IdentFlags = IdentFlags::LOCAL_NODE.with(IdentFlags::NODE).with(IdentFlags::HERE);
     known.flags.contains(IdentFlags::POD) && !known.flags.intersects(NOT) && known.ifindex == 0
+}
+
+/// Whether an address is that of another node: what comes from there may be of clients that the node masquerades.
+pub const fn is_other_node(known: &Ident) -> bool {
+    known.flags.only(IdentFlags::NODE.with(IdentFlags::LOCAL_NODE)).bits()
+        == IdentFlags::NODE.bits()
+        && known.ifindex == 0
 }
 
 /// Whether new flows of a Pod of this node may leave and come in by the device past the IP stack.
@@ -152,7 +161,8 @@ pub const fn is_open(settings: SettingFlags, way: &HopWay, pod: &LocalEnd, devic
 mod tests {
     use super::{
         Addr, Be32, Dev, DevFlags, HopObstacle, HopReason, HopWay, Ident, IdentFlags, LocalEnd,
-        LocalFlags, SettingFlags, StackReason, is_elsewhere, is_open, may_open, obstacle,
+        LocalFlags, SettingFlags, StackReason, is_elsewhere, is_open, is_other_node, may_open,
+        obstacle,
     };
     use crate::past::PastWay;
 
@@ -208,6 +218,16 @@ mod tests {
         }
         assert!(!is_elsewhere(&known(IdentFlags::NONE)));
         assert!(!is_elsewhere(&Ident { ifindex: 5, ..known(IdentFlags::POD) }));
+    }
+
+    #[test]
+    fn who_is_another_node() {
+        let known = |flags| Ident { flags, ..Ident::ZERO };
+        assert!(is_other_node(&known(IdentFlags::NODE)));
+        assert!(is_other_node(&known(IdentFlags::NODE | IdentFlags::POD)), "in the host's network");
+        assert!(!is_other_node(&known(IdentFlags::NODE | IdentFlags::LOCAL_NODE)));
+        assert!(!is_other_node(&known(IdentFlags::POD)));
+        assert!(!is_other_node(&Ident { ifindex: 5, ..known(IdentFlags::NODE) }));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Packets of Pods of other nodes for Pods of this node that go past the host's IP stack, as the answers to them do (`hop`): from
-//! the device that they come in by to the host's end of the Pod's veth, where `pod_in` judges and translates as ever; or past that
-//! end, too: then `dev_in` does all that itself, as the Pod's hook (`past`).
+//! Packets of Pods of other nodes, and of those nodes, for Pods of this node that go past the host's IP stack, as the answers to
+//! them do (`hop`): from the device that they come in by to the host's end of the Pod's veth, where `pod_in` judges and translates
+//! as ever; or past that end, too: then `dev_in` does all that itself, as the Pod's hook (`past`).
 //!
 //! The first packet of a flow writes the Pod's entry, with the way back, before it gets there. As in `past`, it is not judged
 //! yet. A packet of a connection whose beginning was not seen never gets a way.
@@ -14,6 +14,7 @@ use lb_common::flow::{proto, tcp};
 use lb_common::hop::{self as ways, HopWay};
 use lb_common::verdict::Counter;
 
+use crate::hop::Caller;
 use crate::packet::Packet;
 use crate::parsed::Parsed;
 use crate::scratch::{self, Scratch};
@@ -110,17 +111,14 @@ fn is_answered(protocol: u8, flags: CtFlags) -> bool {
 fn open(packet: Packet, scratch: &mut Scratch, veth: u32, now: u32) -> u32 {
     let Scratch { parsed, key, other, fib, .. } = scratch;
     let ends = (parsed.v4, &parsed.flow.dst, &parsed.flow.src);
-    if conntrack::is_mid_flow(parsed)
-        || parsed.later
-        || parsed.tcp_flags & tcp::RST != 0
-        || !hop::is_elsewhere(ends.2)
-    {
+    if conntrack::is_mid_flow(parsed) || parsed.later || parsed.tcp_flags & tcp::RST != 0 {
         return 0;
     }
+    let Some(caller) = hop::caller(ends.2) else { return 0 };
     let Some(pod) = maps::pod(veth) else { return 0 };
     let Some(way) = hop::find(packet, fib, (veth, pod.id), ends) else { return 0 };
     // From a device that does not lead back: the stack knows whether that may be.
-    if way.device != scratch.ifindex || !fits(packet, parsed, pod.id) {
+    if way.device != scratch.ifindex || !fits(packet, parsed, pod.id, (caller, &way)) {
         return 0;
     }
     // What is over its budget is left to pod_in, which passes or drops it.
@@ -146,10 +144,13 @@ fn open(packet: Packet, scratch: &mut Scratch, veth: u32, now: u32) -> u32 {
     deliver(packet, scratch, (veth, way), false)
 }
 
-/// Whether the packet is small enough for the Pod with this number.
+/// Whether the packet is small enough for the Pod with this number, and answers for their way: what is too big goes to the stack,
+/// where netfilter may masquerade it if it goes to a node.
 #[inline(always)]
-fn fits(packet: Packet, parsed: &Parsed, id: u32) -> bool {
-    maps::local(id).is_some_and(|pod| u32::from(route::length(packet, parsed)) <= pod.mtu)
+fn fits(packet: Packet, parsed: &Parsed, id: u32, (caller, way): (Caller, &HopWay)) -> bool {
+    let Some(pod) = maps::local(id) else { return false };
+    u32::from(route::length(packet, parsed)) <= pod.mtu
+        && (caller == Caller::Pod || pod.mtu <= u32::from(way.mtu))
 }
 
 /// Addresses the packet to the Pod, if its flow still has the way. `answered`: its packets went both ways.
@@ -165,7 +166,7 @@ fn deliver(
     let Some(device) = maps::dev(scratch.ifindex) else { return 0 };
     if !ways::is_open(settings.flags, &way, pod, device) || pod.ifindex != veth {
         // The stack has seen none of it. Once there are answers, one packet that comes in elsewhere must not change that.
-        if !answered {
+        if !answered || hop::is_other_node(&scratch.key.remote) {
             hop::end();
         }
         return 0;

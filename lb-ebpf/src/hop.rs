@@ -82,6 +82,33 @@ pub(crate) fn is_elsewhere(addr: &Addr) -> bool {
     maps::ident(addr).map_or_else(|| maps::is_pods_elsewhere(addr), hop::is_elsewhere)
 }
 
+/// Who is elsewhere and opens flows to Pods of this node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A Pod of another node.
+    Pod,
+    /// Another node, or a client that it masquerades.
+    Node,
+}
+
+/// Who opens a flow from an address, if it may go past the stack.
+#[inline(always)]
+pub(crate) fn caller(addr: &Addr) -> Option<Caller> {
+    match maps::ident(addr) {
+        Some(known) if hop::is_other_node(known) => Some(Caller::Node),
+        Some(known) => hop::is_elsewhere(known).then_some(Caller::Pod),
+        None => maps::is_pods_elsewhere(addr).then_some(Caller::Pod),
+    }
+}
+
+/// Whether an address is that of another node. To netfilter, an answer to it without a question before it is a new flow of the Pod,
+/// which it may masquerade. So such a flow loses its way at a packet that comes in through the stack, and not before: the answers
+/// go there after it.
+#[inline(always)]
+pub(crate) fn is_other_node(addr: &Addr) -> bool {
+    maps::ident(addr).is_some_and(hop::is_other_node)
+}
+
 /// The way that new flows of the Pod with this device and number have to another node, if they may have one.
 #[inline(always)]
 pub(crate) fn find(
@@ -148,7 +175,9 @@ extern "C" fn hop_send(skb: *mut __sk_buff) -> u32 {
     let Some(settings) = maps::settings() else { return LOST };
     let Some(pod) = maps::local(u32::from(way.pod.0)) else { return LOST };
     let Some(device) = maps::dev(way.device) else { return LOST };
-    if !hop::is_open(settings.flags, &way, pod, device) {
+    if !hop::is_open(settings.flags, &way, pod, device)
+        && !(pod.generation as u16 == way.pod.1 && is_other_node(&parsed.flow.dst))
+    {
         return LOST;
     }
     // A datagram in pieces goes one way as a whole: netfilter puts it together.
@@ -195,6 +224,15 @@ extern "C" fn hop_ask(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 pub(crate) fn way_of(entry: Tracked) -> Option<HopWay> {
     if entry.flags().contains(CtFlags::PAST) { HopWay::of_addr(&entry.way()) } else { None }
+}
+
+/// A packet of the flow whose key is in the scratch memory has come to its Pod, through the stack if the setting does not allow
+/// another way: the flow has none then.
+#[inline(always)]
+pub(crate) fn arrived(entry: Tracked) {
+    if !is_on() && way_of(entry).is_some() {
+        end();
+    }
 }
 
 /// Sends the flow whose key is in the scratch memory through the stack from now on, in both directions.

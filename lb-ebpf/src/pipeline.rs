@@ -186,6 +186,9 @@ fn receive(packet: Packet, scratch: &mut Scratch) -> Verdict {
         return Verdict::Drop(reported);
     }
     if !flags.intersects(CtFlags::FORWARD | CtFlags::REPLY) {
+        if flags.contains(CtFlags::PAST) {
+            hop::arrived(entry);
+        }
         conntrack::note_plain(packet, scratch, entry, Direction::Ingress, now);
         return Verdict::Pass;
     }

@@ -24,6 +24,7 @@ mod hop;
 mod host;
 mod identity;
 mod input;
+mod masqueraded;
 mod modules;
 mod outside;
 mod overlay;

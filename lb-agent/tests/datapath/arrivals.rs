@@ -4,18 +4,18 @@
 use lb_common::addr::Addr;
 use lb_common::be::{Be16, Be32};
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, UNJUDGED};
-use lb_common::endpoint::{Ident, IdentFlags, PodEntry};
+use lb_common::endpoint::{DevFlags, Ident, IdentFlags, PodEntry};
 use lb_common::flow::{proto, tcp};
 use lb_common::hop::HopWay;
 use lb_common::past::{LocalEnd, LocalFlags};
 use lb_common::policy::{Group, GroupFlags};
 use lb_testkit::bed::{Bed, Verdict};
-use lb_testkit::node::{Addrs, FAMILIES};
+use lb_testkit::node::{Addrs, FAMILIES, sh};
 use lb_testkit::objects::addr;
 use lb_testkit::packet;
 use lb_testkit::sample::{self, INGRESS, SamplePolicy};
 
-use crate::hop::{FAR, LINK, POD, VIP, arrive, arrive_bytes, key_of, receiving, set, ways};
+use crate::hop::{FAR, LINK, POD, VIP, allow, arrive, arrive_bytes, key_of, receiving, set, ways};
 
 /// The Pod's device, which test runs do not come in by, and the one that they do.
 const THERE: u32 = 6;
@@ -24,13 +24,15 @@ const BY: u32 = 1;
 const INTO: u32 = 21;
 const CHANGED: u32 = 22;
 const SHADOW: u32 = 23;
+/// Largest packet of the Pod and of the way to the other nodes.
+const MTU: u32 = 1400;
 /// Number of the policies in force.
 const POLICIES: u32 = 7;
 
 fn local(flags: LocalFlags) -> LocalEnd {
     let (_, generation) = POD;
     let generation = generation.into();
-    LocalEnd { ifindex: THERE, generation, link: LINK, mtu: 1500, flags, ..LocalEnd::ZERO }
+    LocalEnd { ifindex: THERE, generation, link: LINK, mtu: MTU, flags, ..LocalEnd::ZERO }
 }
 
 /// What comes for the Pod from other nodes may go to its end of its veth.
@@ -306,5 +308,116 @@ fn what_the_pod_would_refuse_is_refused_here() {
         sample::epoch(&mut bed, POLICIES);
         let reset = format!("{} tcp R", ends(family, 81));
         assert_eq!(arrive(&bed, &reset), reset, "no entry: the stack's");
+    }
+}
+
+/// The address of a node that the Pods of the other node are reached by is that node's, too.
+fn nodes(bed: &mut Bed, flags: IdentFlags) {
+    for family in &FAMILIES {
+        bed.put("ident", key_of(family.far_pod), Ident { ident: FAR.into(), flags, ..Ident::ZERO });
+    }
+}
+
+/// What a node masquerades comes from its address: the answers go where the question came from.
+#[test]
+fn what_another_node_sends_to_a_pod_is_judged_and_goes_past_the_stack() {
+    for family in &FAMILIES {
+        for (name, flags) in [("tcp", " S"), ("udp", "")] {
+            let mut bed = isolated();
+            nodes(&mut bed, IdentFlags::NODE);
+            let text = format!("{} {name}{flags}", ends(family, 80));
+            assert_eq!(arrive(&bed, &text), format!("redirect {text}"));
+            assert!(bed.counted().contains("flow_hop+1"));
+            let found = entry(&bed);
+            assert!(found.flags.contains(CtFlags::INBOUND | CtFlags::PAST | CtFlags::SEEN_IN));
+            assert!(!found.flags.contains(CtFlags::FROM_HOST), "it is not this node");
+            assert_eq!((found.epoch, ways(&bed).len()), (POLICIES, 1));
+            let text = format!("{} {name}{flags}", ends(family, 81));
+            assert_eq!(arrive(&bed, &text), "drop", "the policy does not name the node for this");
+            assert!(bed.counted().contains("POLICY_ISOLATED/in+1"));
+            assert_eq!(bed.event_devices(), [THERE]);
+        }
+    }
+}
+
+#[test]
+fn what_other_nodes_send_otherwise_is_left_to_the_stack() {
+    type Change = fn(&mut Bed);
+    let cases: [(&str, &str, Change); 6] = [
+        ("it is off", "S", |bed| set(bed, false)),
+        ("not a node", "S", |bed| nodes(bed, IdentFlags::NONE)),
+        ("the beginning was not seen", "A", |_| ()),
+        ("a reset", "R", |_| ()),
+        ("the way back leads elsewhere", "S", |_| {
+            sh("ip route replace 10.2.0.0/24 via 192.0.3.2
+                ip -6 route del fd00:2::/64 dev lo
+                ip -6 route add fd00:2::/64 via 2001:db8:3::2");
+        }),
+        ("the Pod's answers may be too big for their way", "S", |bed| {
+            let flags = LocalFlags::PAST_OK | LocalFlags::PEER_OK;
+            bed.set("locals", POD.0.into(), LocalEnd { mtu: MTU + 1, ..local(flags) });
+        }),
+    ];
+    for family in &FAMILIES {
+        for (name, flags, change) in cases {
+            let mut bed = bed();
+            nodes(&mut bed, IdentFlags::NODE);
+            change(&mut bed);
+            let text = format!("{} tcp {flags}", ends(family, 80));
+            assert_eq!(arrive(&bed, &text), text, "{name}");
+            assert_eq!(ways(&bed), [], "{name}");
+        }
+        // Only what may be masqueraded needs that.
+        let mut bed = bed();
+        let flags = LocalFlags::PAST_OK | LocalFlags::PEER_OK;
+        bed.set("locals", POD.0.into(), LocalEnd { mtu: MTU + 1, ..local(flags) });
+        assert!(arrive(&bed, &format!("{} tcp S", ends(family, 80))).starts_with("redirect"));
+        // A packet in the name of this node is forged.
+        nodes(&mut bed, IdentFlags::NODE | IdentFlags::LOCAL_NODE);
+        assert_eq!(arrive(&bed, &format!("{} tcp S", ends(family, 80))), "drop");
+    }
+}
+
+/// Netfilter may masquerade what it takes for the Pod's own flow. So the answers to a node go on past the stack until a question
+/// has gone through it.
+#[test]
+fn a_flow_of_a_node_loses_its_way_at_a_packet_that_comes_in() {
+    type Change = fn(&mut Bed, bool);
+    let changes: [(&str, Change); 3] = [
+        ("the setting", set),
+        ("the Pod", |bed, may| {
+            let flags = LocalFlags::PAST_OK.when(may);
+            bed.set("locals", POD.0.into(), LocalEnd { ifindex: BY, ..local(flags) });
+        }),
+        ("the device", |bed, may| allow(bed, "lo", DevFlags::HOP_OK.when(may))),
+    ];
+    for family in &FAMILIES {
+        for (node, (name, change)) in
+            [true, false].into_iter().flat_map(|node| changes.map(|change| (node, change)))
+        {
+            let mut bed = receiving();
+            bed.set("locals", POD.0.into(), LocalEnd { ifindex: BY, ..local(LocalFlags::PAST_OK) });
+            if node {
+                nodes(&mut bed, IdentFlags::NODE);
+            }
+            let (far, own) = (family.at(family.far_pod, 4000), family.at(family.pod, 80));
+            let question = |flags| format!("{far} > {own} tcp {flags}");
+            let answer = |flags| format!("{own} > {far} tcp {flags}");
+            let leave = |bed: &Bed, text: &str| crate::hop::short(&bed.leave(text));
+            assert_eq!(arrive(&bed, &question("S")), format!("redirect {}", question("S")));
+            assert_eq!(leave(&bed, &answer("SA")), format!("redirect {}", answer("SA")));
+            assert_eq!(arrive(&bed, &question("A")), format!("redirect {}", question("A")));
+            change(&mut bed, false);
+            let told = leave(&bed, &answer("A"));
+            assert_eq!(told.starts_with("redirect"), node, "{name}: {told}");
+            assert_eq!(ways(&bed).len(), usize::from(node), "{name}");
+            assert_eq!(arrive(&bed, &question("A")), question("A"), "{name}");
+            bed.enter_from(BY, &question("A"));
+            assert_eq!(ways(&bed), [], "{name}");
+            assert_eq!(leave(&bed, &answer("A")), answer("A"), "netfilter knows it now");
+            change(&mut bed, true);
+            assert_eq!(leave(&bed, &answer("A")), answer("A"));
+            assert_eq!(arrive(&bed, &question("A")), question("A"));
+        }
     }
 }
