@@ -101,7 +101,10 @@ impl Pinned {
             snapshot.pods.insert(*ifindex, *pod);
         })
         .context("read pods")?;
-        snapshot.past.settings = tables.settings.get(&0, 0).context("read settings")?.flags;
+        let settings = tables.settings.get(&0, 0).context("read settings")?;
+        snapshot.past.settings = settings.flags;
+        let cidrs = settings.service_cidrs.iter().take(settings.n_service_cidrs as usize);
+        snapshot.service_cidrs = cidrs.copied().collect();
         let locals = maps::open_locals(&self.pins).map_err(refused)?;
         syscall::for_each(&locals, |id: &u32, end: &LocalEnd| {
             if end.ifindex != 0 {

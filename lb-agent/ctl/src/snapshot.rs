@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use lb_common::addr::Addr;
+use lb_common::config::Cidr;
 use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, scope};
 use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
@@ -33,6 +34,8 @@ pub struct TableSnapshot {
     pub fields: Fields,
     /// Which flows go past the IP stack.
     pub past: PastTables,
+    /// Where ClusterIPs come from.
+    pub service_cidrs: Vec<Cidr>,
 }
 
 impl TableSnapshot {

@@ -27,6 +27,12 @@ listed! {
         UndefinedPort: "UNDEFINED_PORT",
             "The Service does not have this port.",
             "Use one of its ports.";
+        UnallocatedIp: "UNALLOCATED_IP",
+            "The address is in the range of ClusterIPs, and no Service has it.",
+            "Use the name of the Service, or its present address.";
+        AddressNotServed: "ADDRESS_NOT_SERVED",
+            "The Service has this address, and it is not served. The setting or the object that prevents it is named.",
+            "Change what is named.";
         NoFrontend: "NO_FRONTEND",
             "The Service does not accept external clients.",
             "Give it type NodePort or LoadBalancer.";

@@ -13,7 +13,7 @@ use crate::explain::trace::{NoEndpoints, Unserved, Why};
 use crate::frontend::FrontendSlots;
 use lb_core::admin::context::ServiceContext;
 use lb_core::cluster::ServiceType;
-use lb_core::names::EndpointConditions;
+use lb_core::names::{EndpointConditions, IssueLine};
 
 /// Endpoints that are named.
 const NAMED: usize = 3;
@@ -24,8 +24,11 @@ pub(super) fn without_frontend<T: PolicyLookup>(
     dialed: &[SocketAddr],
 ) -> Option<Unserved> {
     let Some(service) = &facts.context.service else {
-        let why = Why::UnknownPort;
-        return is_claimed(facts, dialed).then_some(Unserved { port: None, service: None, why });
+        let why = match is_claimed(facts, dialed) {
+            true => Some(Why::UnknownPort),
+            false => unallocated(facts, dialed).map(Why::Unallocated),
+        };
+        return why.map(|why| Unserved { port: None, service: None, why });
     };
     let protocol = facts.wanted.protocol;
     let has = |port: u16| {
@@ -39,12 +42,45 @@ pub(super) fn without_frontend<T: PolicyLookup>(
             let has = service.ports.iter().map(|port| (port.port, port.protocol)).collect();
             Why::NoSuchPort { port, has }
         }
+        None if let Some(why) = not_served(facts, service, dialed, outside) => why,
         None if outside && is_balanced && service.lb_ips.is_empty() => Why::NoLoadBalancerAddress,
         None if outside => Why::NotExternal(service.service_type),
         None => Why::NotProgrammed(dialed.to_vec()),
     };
     let name = service.name.to_string();
     Some(Unserved { port: Some(name.clone()), service: Some(name), why })
+}
+
+/// Which of the addresses is in the range of ClusterIPs, while no Service has any address there.
+fn unallocated<T: PolicyLookup>(facts: &Facts<'_, T>, dialed: &[SocketAddr]) -> Option<IpAddr> {
+    let snapshot = &facts.view.snapshot;
+    let is_free = |ip: &IpAddr| {
+        let addr = Addr::from_ip(*ip);
+        let key = FrontendKey::wildcard(addr);
+        snapshot.service_cidrs.iter().any(|cidr| cidr.contains(&addr))
+            && snapshot.frontends.iter().all(|known| known.key != key)
+    };
+    dialed.iter().map(SocketAddr::ip).find(is_free)
+}
+
+/// Why an address outside the cluster that the Service has is not served, as the agent says in its issues.
+fn not_served<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    service: &ServiceContext,
+    dialed: &[SocketAddr],
+    outside: bool,
+) -> Option<Why> {
+    let object = format!("Service {}", service.name);
+    let mut issues = facts.view.names.issues.iter().filter(|issue| issue.object == object);
+    let about = |issue: &&IssueLine<'_>| {
+        let is_external = ["spec.externalIPs", "status.loadBalancer"]
+            .iter()
+            .any(|of| issue.field.starts_with(of));
+        let names = |at: &SocketAddr| issue.message.starts_with(&format!("{} ", at.ip()));
+        is_external && (outside && dialed.is_empty() || dialed.iter().any(names))
+    };
+    let found = issues.find(about)?;
+    Some(Why::NotServed { field: found.field.to_string(), because: found.message.to_string() })
 }
 
 /// Whether a Service has one of the addresses.

@@ -74,6 +74,7 @@ pub(super) fn snapshot() -> TableSnapshot {
     };
     let end = |ifindex, flags| LocalEnd { ifindex, mtu: 1500, flags, ..LocalEnd::ZERO };
     TableSnapshot {
+        service_cidrs: Vec::new(),
         frontends: vec![
             wildcard,
             frontend("10.96.0.10:80", proto::TCP, 1, &[1, 2]),

@@ -59,6 +59,25 @@ pub(super) fn unserved(trace: &Trace, unserved: &Unserved) -> Finding {
             return Finding { headline: headline.to_owned(), ..Finding::default() };
         }
         Why::NoSuchPort { port, has } => no_such_port(trace, name, *port, has),
+        Why::Unallocated(ip) => {
+            return Finding {
+                headline: format!("no Service has the ClusterIP {ip}"),
+                because: vec![format!(
+                    "{ip} is in the range of ClusterIPs, and no Service has it: packets to it are dropped, and connections of host processes fail at once"
+                )],
+                to_fix: vec![
+                    "use the name of the Service, or its address in `kubectl get services -A`"
+                        .to_owned(),
+                ],
+                ..Finding::default()
+            };
+        }
+        Why::NotServed { field, because } => new(
+            field,
+            format!("{name} has this address, but it is not served"),
+            because.clone(),
+            "change what is named, or use another address of the Service",
+        ),
         Why::NoLoadBalancerAddress => new(
             "status.loadBalancer.ingress",
             format!("{name} has no external address"),

@@ -1,8 +1,10 @@
 //! Causes as data: what the hop that decides has found. The wording has tests of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use lb_common::addr::Addr;
+use lb_common::config::Cidr;
 use lb_common::policy::GroupFlags;
 
 use super::world::{World, pod, policy, service};
@@ -22,6 +24,7 @@ use lb_core::cluster::{
     Selector,
 };
 use lb_core::model::policy::PolicyDirection;
+use lb_core::names::IssueLine;
 
 fn world(more: &[String]) -> World {
     World::new(&format!("{}{}", base(), more.concat()))
@@ -76,6 +79,10 @@ fn block(prefix: &str, excepts: &[&str]) -> Peer {
 
 fn tcp(ports: PortSpec) -> PortMatch {
     PortMatch { protocol: Some(6), ports }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
 }
 
 fn at(text: &str) -> SocketAddr {
@@ -297,6 +304,48 @@ fn clients_outside_the_source_ranges() {
     assert_eq!(unserved(&trace).why, Why::SourceRange { clients, ranges });
     assert_eq!(trace.code(), Some(Code::SourceRange));
     assert_eq!(world.trace("198.51.100.7", "192.0.2.80:80").outcome(), TraceOutcome::Delivered);
+}
+
+#[test]
+fn cluster_ips_that_no_service_has() {
+    let mut world = base_world();
+    world.snapshot.service_cidrs = vec![Cidr::new(Addr::from_ip(ip("10.96.0.0")), 12).unwrap()];
+    for client in ["client", "node/n1"] {
+        let trace = world.trace(client, "10.96.0.77:80");
+        assert_eq!(unserved(&trace).why, Why::Unallocated(ip("10.96.0.77")));
+        assert_eq!(trace.code(), Some(Code::UnallocatedIp));
+        assert_eq!(trace.outcome(), TraceOutcome::Stopped);
+    }
+    assert_eq!(world.trace("client", "10.96.0.10:80").outcome(), TraceOutcome::Delivered);
+    assert_eq!(world.trace("client", "198.51.100.7:80").outcome(), TraceOutcome::Delivered);
+}
+
+#[test]
+fn addresses_of_a_service_that_are_not_served() {
+    let more = service(
+        "default/shop",
+        "10.96.0.11",
+        "port: 80, targetPort: 8080",
+        "app: web",
+        ", externalIPs: [192.0.2.5]",
+    );
+    let mut world = world(&[more]);
+    let because = "192.0.2.5 is not in --external-ip-cidrs: not served";
+    world.snapshot.frontends.retain(|known| known.socket().ip() != ip("192.0.2.5"));
+    world.names.issues.push(IssueLine {
+        object: "Service default/shop".into(),
+        field: "spec.externalIPs".into(),
+        message: because.into(),
+        ..IssueLine::default()
+    });
+    for (src, dst) in
+        [("client", "192.0.2.5:80"), ("world", "192.0.2.5:80"), ("world", "svc:shop:80")]
+    {
+        let trace = world.trace(src, dst);
+        let (field, because) = ("spec.externalIPs".to_owned(), because.to_owned());
+        assert_eq!(unserved(&trace).why, Why::NotServed { field, because }, "{src} {dst}");
+        assert_eq!(trace.code(), Some(Code::AddressNotServed));
+    }
 }
 
 /// A branch counts once, no matter how many of its hops stop the flow.

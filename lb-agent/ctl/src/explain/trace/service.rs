@@ -80,6 +80,10 @@ pub enum Why {
         /// Ports and protocols that it has.
         has: Vec<(u16, u8)>,
     },
+    /// In the range of ClusterIPs, and no Service's.
+    Unallocated(IpAddr),
+    /// An address outside the cluster that the Service names and that is not served: the field, and why.
+    NotServed { field: String, because: String },
     /// A LoadBalancer without an address.
     NoLoadBalancerAddress,
     /// A Service of this type is not for clients outside the cluster.
@@ -141,6 +145,8 @@ impl Why {
         match self {
             Self::UnknownPort | Self::NoSuchPort { .. } => Code::UndefinedPort,
             Self::NoLoadBalancerAddress => Code::LbNoAddress,
+            Self::Unallocated(_) => Code::UnallocatedIp,
+            Self::NotServed { .. } => Code::AddressNotServed,
             Self::NotExternal(_) => Code::NoFrontend,
             Self::NotProgrammed(_) => Code::NotProgrammed,
             Self::SourceRange { .. } => Code::SourceRange,
