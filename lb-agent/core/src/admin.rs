@@ -7,6 +7,7 @@
 pub mod context;
 pub mod policy;
 pub mod query;
+pub mod workload;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -300,10 +300,10 @@ pub struct PolicyShowArgs {
 /// Flags of `policy explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PolicyExplainArgs {
-    /// Source: NAMESPACE/POD, an address, node/NAME or world
+    /// Source: NAMESPACE/POD, deploy/NAME, an address, node/NAME or world
     #[arg(long, value_name = "SRC")]
     pub from: String,
-    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world
+    /// Destination: NAMESPACE/POD, deploy/NAME, svc:NAMESPACE/NAME, NAME.NAMESPACE.svc, an address, node/NAME or world
     #[arg(long, value_name = "DST")]
     pub to: String,
     /// Destination port, like 5432/tcp; optional for a Service with a single port
@@ -320,10 +320,10 @@ pub struct PolicyExplainArgs {
 /// Flags of `explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExplainArgs {
-    /// Source: NAMESPACE/POD, an address, node/NAME or world
+    /// Source: NAMESPACE/POD, deploy/NAME, an address, node/NAME or world
     #[arg(value_name = "SRC")]
     pub src: String,
-    /// Destination: NAMESPACE/POD, svc:NAMESPACE/NAME, an address, node/NAME or world; and the port
+    /// Destination: NAMESPACE/POD, deploy/NAME, svc:NAMESPACE/NAME, NAME.NAMESPACE.svc, an address, node/NAME or world; and the port, by its number or name
     #[arg(value_name = "DST[:PORT][/PROTOCOL]")]
     pub dst: String,
     /// Namespace of names that are given without one

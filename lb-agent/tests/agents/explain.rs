@@ -206,6 +206,7 @@ fn lbctl_knows_who_listens_without_entering_the_pod() {
     let loopback = "LISTENS_ON_LOOPBACK";
     for (to, status, word) in [
         ("svc:web:80".to_owned(), 0, open),
+        ("web.default.svc.cluster.local:tcp-80".to_owned(), 0, open),
         ("web:8080/tcp".to_owned(), 0, open),
         (v6(8080, "tcp"), 0, open),
         ("web:9/tcp".to_owned(), 3, refused),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::admin::workload::WorkloadKind;
 use crate::cluster::{self, Action, Labels, Name, Prefix, Requirement, ServiceType, Tier};
 use crate::model::policy::PolicyDirection;
 use crate::names::EndpointConditions;
@@ -20,6 +21,8 @@ pub enum Party {
     /// A node and its processes.
     Node(Arc<str>),
     Service(Name),
+    /// The first Pod of it, by name.
+    Workload(WorkloadKind, Name),
     /// An address, no matter what has it.
     Ip(IpAddr),
     /// A client or server outside the cluster.
@@ -32,6 +35,7 @@ impl fmt::Display for Party {
             Self::Pod(name) => name.fmt(f),
             Self::Node(name) => write!(f, "node/{name}"),
             Self::Service(name) => write!(f, "svc:{name}"),
+            Self::Workload(kind, name) => write!(f, "{}/{name}", kind.name()),
             Self::Ip(ip) => ip.fmt(f),
             Self::World => f.write_str("world"),
         }
@@ -47,6 +51,8 @@ pub struct FlowQuery {
     pub protocol: u8,
     /// Destination port; `None` = the only one that the Service has.
     pub port: Option<u16>,
+    /// The name of the port, where it has to be looked up in the destination.
+    pub port_name: Option<Arc<str>>,
 }
 
 /// What is known of it.
@@ -93,6 +99,8 @@ pub struct FlowEnd {
     /// The node where it runs, if known.
     pub node: Option<Arc<str>>,
     pub ips: Vec<IpAddr>,
+    /// Of a Pod: the ports of its containers that have names.
+    pub ports: Vec<cluster::NamedPort>,
     /// For a missing object: similar names.
     pub similar: Vec<Name>,
 }

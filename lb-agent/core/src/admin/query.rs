@@ -114,6 +114,17 @@ impl<'a> OwnerRecord<'a> {
                     |(name, pod)| Self::pod(cluster, name, pod),
                 )
             }
+            Party::Workload(kind, wanted) => {
+                let is_of = |name: &&Name| {
+                    name.namespace == wanted.namespace && kind.has_pod(&wanted.name, &name.name)
+                };
+                let pods = cluster.all_pods().filter(|(name, _)| is_of(name));
+                let names = || cluster.all_pods().map(|(name, _)| name);
+                pods.min_by_key(|(name, _)| *name).map_or_else(
+                    || Self::Missing(similar::names(&wanted.name, names())),
+                    |(name, pod)| Self::pod(cluster, name, pod),
+                )
+            }
             Party::Node(wanted) => {
                 let found = cluster.nodes().find(|(name, _)| name.name == *wanted);
                 let names = || cluster.nodes().map(|(name, _)| name);
@@ -175,6 +186,7 @@ impl<'a> OwnerRecord<'a> {
                 name: Some((*name).clone()),
                 node: Some(Arc::clone(&pod.node)).filter(|node| !node.is_empty()),
                 ips,
+                ports: pod.ports.to_vec(),
                 similar: Vec::new(),
             },
             Self::Node(name, ..) => FlowEnd {
@@ -187,6 +199,7 @@ impl<'a> OwnerRecord<'a> {
                 } else {
                     ips
                 },
+                ports: Vec::new(),
                 similar: Vec::new(),
             },
             Self::Outside(_) => FlowEnd { kind: EndKind::Outside, ips, ..FlowEnd::default() },

@@ -263,7 +263,7 @@ impl Pod {
 }
 
 /// A port of a container, by its name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamedPort {
     /// `name`.
     pub name: Arc<str>,

@@ -1,12 +1,14 @@
 //! The two ends and the port, from the command line.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use lb_common::flow::proto;
 
 use crate::network::protocol_number;
 use lb_core::admin::context::{FlowQuery, Party};
+use lb_core::admin::workload::WorkloadKind;
 use lb_core::cluster::Name;
 
 /// Namespace of a name that has none, as for kubectl.
@@ -24,8 +26,9 @@ pub fn flags(
 ) -> anyhow::Result<FlowQuery> {
     let src = party(from, namespace).context("--from")?;
     let dst = party(to, namespace).context("--to")?;
-    let (port, protocol) = port.map_or(Ok((None, proto::TCP)), ports).context("--port")?;
-    complete(FlowQuery { src, dst, protocol, port })
+    let none = (PortWord::None, proto::TCP);
+    let (port, protocol) = port.map_or(Ok(none), ports).context("--port")?;
+    complete(src, dst, protocol, port)
 }
 
 /// The flow from `SRC` and `DST[:PORT][/PROTO]`.
@@ -43,21 +46,46 @@ pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<Fl
             if rest.parse::<IpAddr>().is_err() && !port.contains('/') && host != "svc" =>
         {
             let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-            (host, Some(number(port)?))
+            (host, PortWord::of(port)?)
         }
-        _ => (rest, None),
+        _ => (rest, PortWord::None),
     };
-    let (src, dst) = (party(src, namespace)?, party(dst, namespace)?);
-    complete(FlowQuery { src, dst, protocol, port })
+    complete(party(src, namespace)?, party(dst, namespace)?, protocol, port)
 }
 
-fn complete(wanted: FlowQuery) -> anyhow::Result<FlowQuery> {
-    let has_ports = matches!(wanted.protocol, proto::TCP | proto::UDP | proto::SCTP);
-    match (&wanted.dst, wanted.port) {
-        (Party::Service(_), None) => {}
-        (_, None) if has_ports => bail!("no port given: use DST:PORT/PROTO, or --port PORT/PROTO"),
-        _ => {}
+/// A port as it is written.
+#[derive(Clone, Debug)]
+enum PortWord {
+    None,
+    Number(u16),
+    /// Of a Service's port or a container's.
+    Name(Arc<str>),
+}
+
+impl PortWord {
+    fn of(text: &str) -> anyhow::Result<Self> {
+        // The name of a port has a letter (IANA_SVC_NAME), so that it is not a number.
+        let is_name = text.bytes().any(|byte| byte.is_ascii_lowercase())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        match text.parse() {
+            Ok(number) => Ok(Self::Number(number)),
+            Err(_) if is_name => Ok(Self::Name(text.into())),
+            Err(_) => bail!("{text} is not a port, nor the name of one"),
+        }
     }
+}
+
+fn complete(src: Party, dst: Party, protocol: u8, port: PortWord) -> anyhow::Result<FlowQuery> {
+    let has_ports = matches!(protocol, proto::TCP | proto::UDP | proto::SCTP);
+    let (port, port_name) = match port {
+        PortWord::Number(port) => (Some(port), None),
+        PortWord::Name(name) => (None, Some(name)),
+        PortWord::None if has_ports && !matches!(dst, Party::Service(_)) => {
+            bail!("no port given: use DST:PORT/PROTO, or --port PORT/PROTO")
+        }
+        PortWord::None => (None, None),
+    };
+    let wanted = FlowQuery { src, dst, protocol, port, port_name };
     if wanted.src == Party::World && wanted.dst == Party::World {
         bail!("source and destination are both external; that traffic never passes this node");
     }
@@ -67,7 +95,8 @@ fn complete(wanted: FlowQuery) -> anyhow::Result<FlowQuery> {
     Ok(wanted)
 }
 
-/// `ns/pod`, `pod`, `pod/name`, an address, `node/name`, `svc:ns/name`, `svc/name`, `world`.
+/// `ns/pod`, `pod`, `pod/name`, `deploy/name`, an address, `node/name`, `svc:ns/name`, `svc/name`, `name.ns.svc` with a domain or
+/// without, `world`.
 fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
     let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
     if let Ok(ip) = text.parse::<IpAddr>() {
@@ -88,6 +117,14 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
             return Ok(Party::Service(full(name)?));
         }
     }
+    if let [name, own, "svc", ..] = text.split('.').collect::<Vec<_>>().as_slice() {
+        return Ok(Party::Service(full(&format!("{own}/{name}"))?));
+    }
+    if let Some((word, name)) = text.split_once('/')
+        && let Some(kind) = WorkloadKind::parse(word)
+    {
+        return Ok(Party::Workload(kind, full(name)?));
+    }
     match text.split_once('/') {
         Some(("node", name)) if !name.is_empty() => Ok(Party::Node(name.into())),
         Some(("pod" | "po", name)) => Ok(Party::Pod(full(name)?)),
@@ -95,17 +132,15 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
     }
 }
 
-/// `5432`, `5432/tcp`, `icmp`.
-fn ports(text: &str) -> anyhow::Result<(Option<u16>, u8)> {
+/// `5432`, `5432/tcp`, `http`, `icmp`.
+fn ports(text: &str) -> anyhow::Result<(PortWord, u8)> {
     match text.split_once('/') {
-        Some((port, word)) => Ok((Some(number(port)?), protocol(word)?)),
-        None if is_protocol(text) && text.parse::<u16>().is_err() => Ok((None, protocol(text)?)),
-        None => Ok((Some(number(text)?), proto::TCP)),
+        Some((port, word)) => Ok((PortWord::of(port)?, protocol(word)?)),
+        None if is_protocol(text) && text.parse::<u16>().is_err() => {
+            Ok((PortWord::None, protocol(text)?))
+        }
+        None => Ok((PortWord::of(text)?, proto::TCP)),
     }
-}
-
-fn number(text: &str) -> anyhow::Result<u16> {
-    text.parse().with_context(|| format!("{text} is not a port"))
 }
 
 fn is_protocol(text: &str) -> bool {
@@ -132,6 +167,9 @@ mod tests {
             ("10.1.0.2", "10.1.0.3:80", "10.1.0.2 10.1.0.3 Some(80) 6"),
             ("fd00::1", "[fd00::2]:80/tcp", "fd00::1 fd00::2 Some(80) 6"),
             ("b", "10.1.0.3:0/icmp", "default/b 10.1.0.3 Some(0) 1"),
+            ("b", "web.shop.svc.cluster.local:80", "default/b svc:shop/web Some(80) 6"),
+            ("b", "web.shop.svc", "default/b svc:shop/web None 6"),
+            ("deploy/b", "sts/c/d:80", "deploy/default/b sts/c/d Some(80) 6"),
         ];
         for (src, dst, want) in cases {
             let found = words(src, dst, None).unwrap();
@@ -141,13 +179,16 @@ mod tests {
         for (src, dst) in [
             ("b", "fd00::2"),
             ("b", "d"),
-            ("b", "d:http"),
+            ("b", "d:HTTP"),
+            ("b", "d:80a_"),
             ("svc:web", "d:80"),
             ("", "d:1"),
             ("a/b/c", "d:1"),
         ] {
             assert!(words(src, dst, None).is_err(), "{src} {dst}");
         }
+        let by_name = words("b", "c/d:http/udp", None).unwrap();
+        assert_eq!((by_name.port, by_name.port_name.as_deref()), (None, Some("http")));
         let named = flags("b", "d", Some("80/udp"), Some("shop")).unwrap();
         assert_eq!(
             (named.src.to_string(), named.port, named.protocol),

@@ -35,6 +35,16 @@ fn end(view: &View<'_>, party: &Party) -> FlowEnd {
             let kind = if ips.is_empty() { EndKind::Missing } else { EndKind::Pod };
             FlowEnd { ips, ..named(kind, name) }
         }
+        Party::Workload(kind, wanted) => {
+            let pods = view.names.pods.iter().filter(|pod| {
+                *pod.namespace == *wanted.namespace && kind.has_pod(&wanted.name, &pod.name)
+            });
+            let first = pods.map(|pod| Name::new(&*pod.namespace, &*pod.name)).min();
+            first.map_or_else(
+                || named(EndKind::Missing, wanted),
+                |name| end(view, &Party::Pod(name)),
+            )
+        }
         Party::Node(name) => {
             let node = Some(Arc::clone(name));
             FlowEnd { node, ..named(EndKind::Node, &Name::new("", Arc::clone(name))) }
@@ -65,7 +75,7 @@ fn service(view: &View<'_>, wanted: &FlowQuery) -> Option<ServiceContext> {
             let mut all = service.frontends.iter().chain(service.externals.iter().map(|e| &e.at));
             all.any(|at| at.ip() == *ip && at.port() == port)
         }
-        Party::Pod(_) | Party::Node(_) | Party::World => false,
+        Party::Pod(_) | Party::Workload(..) | Party::Node(_) | Party::World => false,
     };
     let ports: Vec<&ServiceName<'_>> = view.names.services.iter().filter(is).collect();
     let first = ports.first()?;

@@ -157,9 +157,8 @@ fn dialed<T: PolicyLookup>(facts: &Facts<'_, T>, outside: bool) -> Vec<SocketAdd
             all.sort_by_key(SocketAddr::is_ipv6);
             all
         }
-        (Party::Service(_), None) | (Party::Pod(_) | Party::Node(_) | Party::World, _) => {
-            Vec::new()
-        }
+        (Party::Service(_), None)
+        | (Party::Pod(_) | Party::Workload(..) | Party::Node(_) | Party::World, _) => Vec::new(),
     }
 }
 

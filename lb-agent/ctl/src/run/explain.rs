@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::bail;
 use lb_common::addr::Addr;
@@ -25,7 +26,7 @@ use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
 use lb_core::admin::context::{
     EndKind, FlowContext, FlowEnd, FlowQuery, Party, ServicePortContext,
 };
-use lb_core::cluster::Name;
+use lb_core::cluster::{Name, NamedPort};
 use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::sockets;
 use lb_kernel::devices::netns;
@@ -132,8 +133,9 @@ fn explain(
     };
     exists(&wanted.src.to_string(), &context.src)?;
     exists(&wanted.dst.to_string(), &context.dst)?;
-    if let Some(port) = the_only_port(&wanted, &context)? {
-        (wanted.port, wanted.protocol) = (Some(port.port), port.protocol);
+    if let Some((port, protocol)) = meant_port(&wanted, &context)? {
+        (wanted.port, wanted.protocol) = (Some(port), protocol);
+        wanted.port_name = None;
         context = known(&wanted, !context.agent)?;
     }
     let stale = stale(&pinned, &view, &context)?;
@@ -173,26 +175,40 @@ fn exists(name: &str, end: &FlowEnd) -> anyhow::Result<()> {
     }
 }
 
-/// The port of a Service that is meant when none is given.
-fn the_only_port(
-    wanted: &FlowQuery,
-    context: &FlowContext,
-) -> anyhow::Result<Option<ServicePortContext>> {
-    let (Party::Service(_), None, Some(service)) = (&wanted.dst, wanted.port, &context.service)
-    else {
-        return Ok(None);
+/// The port and protocol that are meant by a name, or, of a Service, when none is given.
+fn meant_port(wanted: &FlowQuery, context: &FlowContext) -> anyhow::Result<Option<(u16, u8)>> {
+    let known: Vec<NamedPort> = match (&wanted.dst, &context.service) {
+        (Party::Service(_), Some(service)) => service.ports.iter().map(named).collect(),
+        _ => context.dst.ports.clone(),
     };
-    match service.ports.as_slice() {
-        [port] => Ok(Some(port.clone())),
-        ports => {
-            let mut words: Vec<String> = ports
-                .iter()
-                .map(|port| format!("{}/{}", port.port, protocol_name(port.protocol)))
-                .collect();
-            words.dedup();
-            bail!("{}: no port given; it has {}", service.name, words.join(", "))
-        }
+    let list = |word: fn(&NamedPort) -> String| {
+        let mut words: Vec<String> = known.iter().map(word).collect();
+        words.dedup();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    };
+    if let Some(name) = &wanted.port_name {
+        let mut found: Vec<&NamedPort> = known.iter().filter(|port| port.name == *name).collect();
+        // A name may stand for one port of each protocol.
+        found.sort_by_key(|port| port.protocol != wanted.protocol);
+        let Some(port) = found.first() else {
+            let names = list(|port| port.name.to_string());
+            bail!("{}: it has no port with the name {name}; it has {names}", wanted.dst)
+        };
+        return Ok(Some((port.port, port.protocol)));
     }
+    match (&wanted.dst, wanted.port, known.as_slice()) {
+        (Party::Service(_), None, [port]) => Ok(Some((port.port, port.protocol))),
+        (Party::Service(name), None, _) if context.service.is_some() => {
+            let ports = list(|port| format!("{}/{}", port.port, protocol_name(port.protocol)));
+            bail!("{name}: no port given; it has {ports}")
+        }
+        _ => Ok(None),
+    }
+}
+
+fn named(port: &ServicePortContext) -> NamedPort {
+    let ServicePortContext { name, protocol, port, .. } = port;
+    NamedPort { name: Arc::clone(name), protocol: *protocol, port: *port }
 }
 
 /// Returns the open flows of the source whose backend was removed.

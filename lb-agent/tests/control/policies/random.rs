@@ -286,7 +286,7 @@ proptest! {
                     PolicyDirection::Ingress => ends,
                     PolicyDirection::Egress => { let [peer, own] = ends; [own, peer] }
                 };
-                let wanted = FlowQuery { src, dst, protocol: flow.protocol, port: Some(flow.port) };
+                let wanted = FlowQuery { src, dst, protocol: flow.protocol, port: Some(flow.port), port_name: None };
                 let context = query::context(&cluster, &wanted);
                 let legs = context.legs.iter().filter(|leg| {
                     let of = (leg.direction, &leg.subject, leg.peer);

@@ -21,7 +21,7 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
     let (name, service) = match &wanted.dst {
         Party::Service(name) => cluster.service(name)?,
         Party::Ip(ip) => at(cluster, Addr::from_ip(*ip), wanted)?,
-        Party::Pod(_) | Party::Node(_) | Party::World => return None,
+        Party::Pod(_) | Party::Workload(..) | Party::Node(_) | Party::World => return None,
     };
     let extra = service.extra.as_deref();
     let mut endpoints = Vec::new();
