@@ -16,6 +16,7 @@ mod report;
 mod scale;
 mod side;
 mod statistics;
+mod watches;
 
 use std::path::PathBuf;
 
@@ -45,6 +46,8 @@ enum Elsewhere {
     Cluster(cluster::Options),
     /// Measure what Services cost by their number, up to a million endpoints: time and memory, without a cluster
     Scale,
+    /// Measure what the watches of up to 1,000 agents ask of the API server of $KUBECONFIG, and those of kube-proxy
+    Watches(watches::Options),
 }
 
 /// Options of the bench on this machine.
@@ -78,7 +81,7 @@ impl Options {
         match self.elsewhere {
             // What loads its image is asked for where it is built.
             Some(Elsewhere::Cluster(_)) => &[],
-            Some(Elsewhere::Scale) => &[Need::Rust, Need::BpfLinker],
+            Some(Elsewhere::Scale | Elsewhere::Watches(_)) => &[Need::Rust, Need::BpfLinker],
             None => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter, Need::Nft],
         }
     }
@@ -107,6 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.elsewhere {
         Some(Elsewhere::Cluster(options)) => cluster::run(options),
         Some(Elsewhere::Scale) => scale::run(),
+        Some(Elsewhere::Watches(options)) => watches::run(options),
         None => on_this_machine(&options.here),
     }
 }
