@@ -117,6 +117,9 @@ pub struct StatusArgs {
     /// Also show the slow-path counters
     #[arg(long)]
     pub all: bool,
+    /// Also exit with 2 if only objects of users have issues
+    #[arg(long)]
+    pub strict: bool,
     /// Wait up to this long (60s, 5m) until healthy
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", require_equals = true, value_parser = duration)]
     pub wait: Option<Duration>,

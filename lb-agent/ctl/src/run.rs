@@ -74,7 +74,7 @@ impl TablePaths<'_> {
         let left = || args.wait.is_some_and(|wait| started.elapsed() < wait);
         let report = loop {
             match self.report() {
-                Ok(report) if report.is_ok() || !left() => break report,
+                Ok(report) if report.is_ok(args.strict) || !left() => break report,
                 Err(error) if !left() => return Err(error),
                 Ok(_) | Err(_) => std::thread::sleep(LOOK),
             }
@@ -86,7 +86,11 @@ impl TablePaths<'_> {
                 status::print(out, &report, args.all, !args.style.no_headers)?;
             }
         }
-        Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FOUND_PROBLEMS) })
+        Ok(if report.is_ok(args.strict) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(FOUND_PROBLEMS)
+        })
     }
 
     fn report(self) -> anyhow::Result<status::Report> {

@@ -16,6 +16,8 @@ use lb_core::names::{State, Subsystem};
 
 /// Share of a map's capacity, in thousandths, from which it needs attention.
 const FULL: u64 = 900;
+/// The line about the maps.
+const MAPS: &str = "maps";
 /// Seconds after which the maps and the name table agree.
 const SETTLED: u64 = 5;
 
@@ -36,7 +38,7 @@ pub struct StatusFacts<'a> {
 /// The whole report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// `OK` or `DEGRADED`.
+    /// `OK` or `DEGRADED`: how the node is. What is wrong with objects of users does not count.
     pub verdict: &'static str,
     /// What is degraded, one line; empty when nothing is.
     pub because: String,
@@ -80,9 +82,20 @@ pub struct Count {
 }
 
 impl Report {
-    /// Whether nothing needs attention.
-    pub fn is_ok(&self) -> bool {
-        self.because.is_empty()
+    /// Whether nothing of the node needs attention, or, if `strict`, nothing at all.
+    pub fn is_ok(&self, strict: bool) -> bool {
+        self.because.is_empty() && !(strict && !self.issues.is_empty())
+    }
+
+    /// The first line.
+    fn summary(&self) -> String {
+        let issues = match self.issues.len() {
+            0 => String::new(),
+            1 => ", 1 issue of an object".to_owned(),
+            n => format!(", {n} issues of objects"),
+        };
+        let colon = if self.because.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}{issues}", self.verdict, self.because)
     }
 }
 
@@ -94,7 +107,7 @@ pub fn report(found: &StatusFacts<'_>) -> Report {
         subsystems.push(line("names", State::Failed, error.to_owned()));
     }
     let is_ours =
-        |subsystem: &&Subsystem<'_>| ["agent", "maps", "tables"].contains(&&*subsystem.name);
+        |subsystem: &&Subsystem<'_>| ["agent", MAPS, "tables"].contains(&&*subsystem.name);
     // Of a dead agent, these are its last words.
     let last = if found.running == Some(true) { "" } else { "last known: " };
     subsystems.extend(view.names.subsystems.iter().filter(|s| !is_ours(s)).map(|subsystem| {
@@ -110,7 +123,7 @@ pub fn report(found: &StatusFacts<'_>) -> Report {
             message: issue.message.to_string(),
         })
         .collect();
-    let because = because(&subsystems, issues.len());
+    let because = because(&subsystems, found.maps);
     Report {
         verdict: if because.is_empty() { "OK" } else { "DEGRADED" },
         because,
@@ -192,27 +205,44 @@ fn tables_line(view: &View<'_>) -> StatusLine {
 }
 
 fn maps_line(maps: &[MapUse]) -> StatusLine {
-    // Fragments are never removed, only replaced by newer ones: that table is full in the long run, and well.
-    let judged = maps.iter().filter(|map| map.name != MAP_FRAGMENTS.name);
-    let is_full = judged.filter_map(permille).any(|share| share >= FULL);
+    let is_full = full(maps).next().is_some();
     let state = if is_full { State::Degraded } else { State::Ok };
     let shares = maps.iter().filter_map(|map| {
         Some(format!("{} {}/{} ({}%)", map.name, map.used?, map.max?, permille(map)? / 10))
     });
-    line("maps", state, shares.collect::<Vec<_>>().join(", "))
+    line(MAPS, state, shares.collect::<Vec<_>>().join(", "))
 }
 
-fn because(subsystems: &[StatusLine], n_issues: usize) -> String {
-    let bad = subsystems.iter().filter(|line| line.state != State::Ok);
-    let mut parts: Vec<String> = bad
-        .map(|line| format!("{} {}", line.subsystem, line.state.name().to_lowercase()))
-        .collect();
-    match n_issues {
-        0 => {}
-        1 => parts.push("1 issue".to_owned()),
-        n => parts.push(format!("{n} issues")),
+/// The maps that need attention, with their shares in thousandths.
+fn full(maps: &[MapUse]) -> impl Iterator<Item = (&'static str, u64)> {
+    // Fragments are never removed, only replaced by newer ones: that table is full in the long run, and well.
+    let judged = maps.iter().filter(|map| map.name != MAP_FRAGMENTS.name);
+    let shares = judged.filter_map(|map| Some((map.name, permille(map)?)));
+    shares.filter(|(_, share)| *share >= FULL)
+}
+
+/// What to do about a map without room.
+fn remedy(map: &str) -> &'static str {
+    match map {
+        "ct" | "kept" => "raise --ct-entries, or lower --pod-new-flows",
+        "groups" | "peer_bits" | "port_bits" | "cidrs" | "hits" | "ident" => {
+            "use fewer or broader rules of policies"
+        }
+        "frontends" | "slots" | "backends" | "affinity" | "source_ranges" => {
+            "use fewer Services, or fewer with Maglev, weights or affinity"
+        }
+        _ => "see `lbctl maps`",
     }
-    parts.join(", ")
+}
+
+fn because(subsystems: &[StatusLine], maps: &[MapUse]) -> String {
+    let bad = subsystems.iter().filter(|line| line.state != State::Ok);
+    let others = bad.filter(|line| line.subsystem != MAPS);
+    let others =
+        others.map(|line| format!("{} {}", line.subsystem, line.state.name().to_lowercase()));
+    let maps = full(maps)
+        .map(|(map, share)| format!("map {map} is {}% full ({})", share / 10, remedy(map)));
+    others.chain(maps).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the report for people; `all` adds the counters.
@@ -220,10 +250,7 @@ fn because(subsystems: &[StatusLine], n_issues: usize) -> String {
 /// # Errors
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, report: &Report, all: bool, headers: bool) -> io::Result<()> {
-    match report.because.as_str() {
-        "" => writeln!(out, "{}", report.verdict)?,
-        because => columns::line(out, format_args!("{}: {because}", report.verdict))?,
-    }
+    columns::line(out, report.summary())?;
     let header = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let mut section = |names: &[&str], lines: Vec<Vec<String>>| {
         if lines.is_empty() {

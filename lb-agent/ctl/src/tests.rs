@@ -339,7 +339,7 @@ fn status_with_the_agent_dead_and_a_full_map() {
         None,
         &full,
         expect![[r#"
-            DEGRADED: agent failed, tables degraded, maps degraded, 1 issue
+            DEGRADED: agent failed, tables degraded, map frontends is 95% full (use fewer Services, or fewer with Maglev, weights or affinity), 1 issue of an object
 
             SUBSYSTEM  STATE     DETAIL
             agent      FAILED    not running: traffic continues with the maps written 20s ago; last was 0.1.0 on n1, synced 30s ago

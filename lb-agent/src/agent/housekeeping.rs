@@ -251,6 +251,12 @@ impl Agent {
             tunnel_ports: &self.desired.node.tunnel_ports,
             attach_error: self.attachments.errors().next().map(|(.., error)| error.to_owned()),
             services: (self.desired.services.len(), incomplete),
+            policies: self
+                .policies
+                .desired()
+                .map(|desired| (desired.policies.len(), self.troubled_policies())),
+            overflowing: self.planner.policies().n_incomplete(),
+            lacks_pods: self.scope.lacks_pods(),
             planned: self.planned,
             past: self.past_facts(),
             kube_proxy: &kube_proxy,
@@ -335,13 +341,17 @@ impl Agent {
         }
     }
 
+    /// How many policies are not enforced as they are written.
+    fn troubled_policies(&self) -> usize {
+        let issues = self.policy_issues();
+        issues.iter().map(|issue| &issue.object).collect::<BTreeSet<_>>().len()
+    }
+
     fn set_policy_gauges(&self) {
         let metrics = &self.metrics.policy;
         let wanted = self.policies.desired().map_or(0, |desired| desired.policies.len());
-        let issues = self.policy_issues();
-        let troubled: BTreeSet<_> = issues.iter().map(|issue| &issue.object).collect();
-        let programmed = wanted.saturating_sub(troubled.len());
-        Metrics::set_states(&metrics.policies, wanted, programmed, troubled.len());
+        let troubled = self.troubled_policies();
+        Metrics::set_states(&metrics.policies, wanted, wanted.saturating_sub(troubled), troubled);
         let planner = self.planner.policies();
         metrics.lacks_pods.set(i64::from(self.scope.lacks_pods()));
         metrics.groups.set(gauge(planner.groups().count() as u64));

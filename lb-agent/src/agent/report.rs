@@ -35,6 +35,12 @@ pub(super) struct ReportFacts<'a> {
     pub attach_error: Option<String>,
     /// Services: all, and those that are not programmed completely.
     pub services: (usize, usize),
+    /// Policies: all, and those that are not enforced as they are written; `None` before the first compilation.
+    pub policies: Option<(usize, usize)>,
+    /// Groups of rules that deny everything for want of room.
+    pub overflowing: usize,
+    /// Whether policies are enforced without Pods that they need.
+    pub lacks_pods: bool,
     /// Whether the first plan was applied.
     pub planned: bool,
     /// Which flows go past the IP stack.
@@ -87,6 +93,7 @@ pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
         programs(facts),
         tunnels(facts),
         services(facts),
+        policies(facts),
         line("external-ips", State::Ok, facts.external_ips.to_string()),
         conntrack(facts),
         masquerade(facts),
@@ -151,6 +158,25 @@ fn services<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     }
     let detail = format!("{} of {all} programmed", all.saturating_sub(incomplete));
     line("services", if incomplete == 0 { State::Ok } else { State::Degraded }, detail)
+}
+
+fn policies<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
+    let Some((all, incomplete)) = facts.policies else {
+        return line("policies", State::Waiting, "using the maps as found until they are compiled");
+    };
+    let mut detail = format!("{} of {all} enforced", all.saturating_sub(incomplete));
+    if facts.lacks_pods {
+        detail += ", without the Pods of other nodes, which could not be listed: a peer that is not known is not allowed";
+    }
+    if facts.overflowing > 0 {
+        detail += &format!(
+            "; {} groups of rules have no room and deny everything: use fewer or broader rules",
+            facts.overflowing
+        );
+    }
+    // A mistake in a policy is an issue of that object, and the node does what it says.
+    let is_ok = !facts.lacks_pods && facts.overflowing == 0;
+    line("policies", if is_ok { State::Ok } else { State::Degraded }, detail)
 }
 
 fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {

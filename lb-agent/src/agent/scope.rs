@@ -1,6 +1,6 @@
 //! Which Pods are watched: those of this node, until something needs all.
 //!
-//! Policies wait for the Pods that they need, and what is enforced stays until then. A request of lbctl waits, too. Once
+//! Policies wait for the Pods that they need, and what is enforced stays until then. A request of lbctl waits a few seconds. Once
 //! needed, all Pods are watched until the agent ends: a policy that comes and goes must not cause a list each time.
 //!
 //! A list that does not come must not leave a policy without effect. So the wait is limited, and then policies are
@@ -35,10 +35,14 @@ const PATIENCE: Patience =
 const PATIENCE_AFTER_RESTART: Patience =
     Patience { silence: Duration::from_secs(60), total: Duration::from_secs(300) };
 
+/// How long a request of lbctl waits for Pods. Then it is answered from what is known.
+const PATIENCE_OF_REQUESTS: Duration = Duration::from_secs(3);
+
 /// What is wanted of the source, and who waits for it.
 pub(super) struct PodWatch {
     wanted: watch::Sender<PodScope>,
-    requests: Vec<PendingRequest>,
+    /// With the time until which they wait, in order.
+    requests: Vec<(Instant, PendingRequest)>,
     policies: Option<PolicyWait>,
 }
 
@@ -83,6 +87,11 @@ impl PodWatch {
     /// Until when policies wait for Pods, if they do.
     pub(super) fn holds_policies_until(&self) -> Option<Instant> {
         self.policies.as_ref().filter(|wait| !wait.is_over).map(PolicyWait::deadline)
+    }
+
+    /// Until when the first request waits for Pods, if one does.
+    pub(super) fn holds_requests_until(&self) -> Option<Instant> {
+        self.requests.first().map(|(until, _)| *until)
     }
 
     /// A Pod of another node was told: the list makes progress.
@@ -142,8 +151,17 @@ impl Agent {
             return Some(pending);
         }
         self.scope.want_all("lbctl asks about Pods");
-        self.scope.requests.push(pending);
+        self.scope.requests.push((Instant::now() + PATIENCE_OF_REQUESTS, pending));
         None
+    }
+
+    /// Answers the requests that have waited for too long.
+    pub(super) fn answer_overdue(&mut self, now: Instant) {
+        let n = self.scope.requests.iter().take_while(|(until, _)| *until <= now).count();
+        let overdue: Vec<_> = self.scope.requests.drain(..n).collect();
+        for (_, pending) in overdue {
+            self.respond(pending);
+        }
     }
 
     /// A list is complete: what has waited for all Pods goes on, if it was that of all Pods.
@@ -151,7 +169,7 @@ impl Agent {
         if !self.cluster.knows_all_pods() {
             return;
         }
-        for pending in std::mem::take(&mut self.scope.requests) {
+        for (_, pending) in std::mem::take(&mut self.scope.requests) {
             self.respond(pending);
         }
         if let Some(wait) = self.scope.policies.take() {

@@ -19,6 +19,8 @@ pub(super) enum Task {
     Addresses,
     /// Compile policies that changed, and write their maps.
     Policies,
+    /// Answer requests of `lbctl` that have waited for Pods.
+    Requests,
     /// Open health check ports again that were in use.
     HealthPorts,
     /// List all devices, in case a message of the kernel was missed.
@@ -29,11 +31,12 @@ pub(super) enum Task {
 
 impl Task {
     /// All of it, in the order in which it runs.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Services,
         Self::Attachments,
         Self::Addresses,
         Self::Policies,
+        Self::Requests,
         Self::HealthPorts,
         Self::Devices,
         Self::Housekeeping,
@@ -77,6 +80,7 @@ impl Agent {
                 let next = self.policies.next_compilation(self.scope.holds_policies_until());
                 written.into_iter().chain(next).min()
             }
+            Task::Requests => self.scope.holds_requests_until(),
             Task::HealthPorts => self.health_ports.next_due(),
             Task::Devices => Some(self.next_resync),
             Task::Housekeeping => Some(self.housekeeping.next_due()),
@@ -96,6 +100,7 @@ impl Agent {
                 self.compile_policies();
                 self.write_policies();
             }
+            Task::Requests => self.answer_overdue(now),
             Task::HealthPorts => {
                 self.health_ports.open_due(now);
                 self.housekeeping.touch();

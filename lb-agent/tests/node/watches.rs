@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use lb_common::addr::Addr;
 use lb_common::endpoint::IdentFlags;
+use lb_core::admin::context::{FlowQuery, Party};
 use lb_core::names;
 use lb_core::plan::Actual;
+use lb_ctl::admin::Client;
 use lb_kernel::bpf::store::Maps;
 use serde_json::{Value, json};
 
@@ -292,6 +294,13 @@ fn a_policy_does_not_wait_without_limit_for_pods_that_are_not_listed() {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert!(issues()[0].contains("without the Pods of other nodes"), "{:?}", issues());
+        // lbctl is told what is known, and that it is not all.
+        let [src, dst] = [OWN.2, OTHER.2].map(|ip| Party::Ip(ip.parse().unwrap()));
+        let wanted = FlowQuery { src, dst, protocol: 6, port: Some(80), port_name: None };
+        let asked = Instant::now();
+        let context = Client::new(&dir.join("state")).explain(&wanted).unwrap();
+        assert!(!context.complete && context.agent, "{context:?}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
 
         told.refuses.store(false, Ordering::SeqCst);
         wait(node, &mut agent, "the Pods of other nodes", &|actual| {

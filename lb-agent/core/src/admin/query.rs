@@ -60,7 +60,7 @@ pub fn asked(cluster: &Cluster, wanted: &FlowQuery) -> (FlowContext, RecordQuest
     let mut context = FlowContext {
         node: cluster.node_name().into(),
         agent: true,
-        complete: cluster.synced(),
+        complete: cluster.synced() && cluster.knows_all_pods(),
         src: src.end(cluster),
         dst: dst.end(cluster),
         service,
