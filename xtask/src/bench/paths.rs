@@ -310,9 +310,9 @@ mod tests {
     #[test]
     fn rows_cover_both_families_and_every_path() {
         let all = rows(None);
-        assert_eq!(all.len(), 8 * 2 * 4 + 8);
+        assert_eq!(all.len(), 8 * 2 * 4 + 3 * 8);
         assert_eq!(rows(Some("IPv6")).len(), 8 * 4);
-        assert_eq!(rows(Some("remote backend, IPv4, request/response")).len(), 2);
+        assert_eq!(rows(Some("remote backend, IPv4, request/response")).len(), 4);
         assert!(rows(Some("nothing like this")).is_empty());
     }
 }
