@@ -12,6 +12,9 @@ use crate::{
     setup::cargo,
 };
 
+/// A target that measures a cluster (`bench watches`).
+const NO_TEST: &str = "watches";
+
 /// Options of the task.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -52,7 +55,8 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
         test_command(targets).args(["--lib", "--bins"]).args(names(targets)).arg("--no-run"),
     )?;
     pure(targets, theirs)?;
-    let privileged = targets.iter().filter(|target| target.privileged).cloned();
+    let is_test = |target: &&Target| target.privileged && target.name != NO_TEST;
+    let privileged = targets.iter().filter(is_test).cloned();
     let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == "agents");
     let mut words = theirs.to_vec();
     // They wait half of the time: for agents, timers, and what must not arrive.

@@ -38,10 +38,8 @@ const MOST_TIME: Duration = Duration::from_secs(540);
 const QUIET: Duration = Duration::from_secs(3);
 
 fn main() -> Result<()> {
-    let clients: usize = match std::env::args().nth(1) {
-        Some(text) => text.parse().context("number of clients")?,
-        None => MOST_CLIENTS,
-    };
+    let clients = std::env::args().nth(1).context("run by `cargo xtask bench watches`")?;
+    let clients: usize = clients.parse().context("number of clients")?;
     ensure!((1..=MOST_CLIENTS).contains(&clients), "1 to {MOST_CLIENTS} clients");
     let (per_client, own) = CONNECTIONS;
     let files = per_client * clients as u64 + own;
