@@ -12,9 +12,6 @@ use crate::{
     setup::cargo,
 };
 
-/// A target that measures a cluster (`bench watches`).
-const NO_TEST: &str = "watches";
-
 /// Options of the task.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -55,8 +52,7 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
         test_command(targets).args(["--lib", "--bins"]).args(names(targets)).arg("--no-run"),
     )?;
     pure(targets, theirs)?;
-    let is_test = |target: &&Target| target.privileged && target.name != NO_TEST;
-    let privileged = targets.iter().filter(is_test).cloned();
+    let privileged = targets.iter().filter(|target| target.privileged).cloned();
     let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == "agents");
     let mut words = theirs.to_vec();
     // They wait half of the time: for agents, timers, and what must not arrive.
@@ -191,7 +187,9 @@ fn targets() -> Result<Vec<Target>> {
     let name = |value: &Value| value.get("name").and_then(Value::as_str).map(str::to_owned);
     for package in list(&metadata, "packages") {
         for target in list(&package, "targets") {
-            let test = list(&target, "kind").iter().any(|kind| kind == "test");
+            // `test = false` is for what only measures.
+            let is_run = target.get("test").and_then(Value::as_bool).unwrap_or_default();
+            let test = is_run && list(&target, "kind").iter().any(|kind| kind == "test");
             let privileged = list(&target, "required-features").iter().any(|f| f == FEATURE);
             if let (true, Some(package), Some(name)) = (test, name(&package), name(&target)) {
                 targets.push(Target { package, name, privileged });

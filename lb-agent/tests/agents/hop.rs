@@ -21,7 +21,7 @@ use testbed::{
 
 use crate::cluster_ip::without_bridge_netfilter;
 use crate::overlay;
-use crate::past::{COUNT, forwarded};
+use crate::past::{COUNT, forwarded, marks_forwarded};
 use crate::stage::{SOON, Stage, TRANSPORTS, port_80, service, ways_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
@@ -383,19 +383,8 @@ fn what_the_node_does_is_obeyed(
 }
 
 fn a_rule(cast: &Far, there: bool) {
-    let netns = &cast.stage.a.netns;
-    if !there {
-        return netns.nft("delete table inet pairs\n").unwrap();
-    }
-    let (to, from) = (&cast.web, &cast.client);
-    netns
-        .nft(&format!(
-            "table inet pairs {{\n chain forward {{\n type filter hook forward priority 0\n \
-             ip saddr {} ip daddr {} meta mark set 7\n \
-             ip6 saddr {} ip6 daddr {} meta mark set 7\n }}\n}}\n",
-            from.v4, to.v4, from.v6, to.v6
-        ))
-        .unwrap();
+    let ends = [&cast.client, &cast.web].map(|pod| (pod.v4, pod.v6));
+    marks_forwarded(&cast.stage.a, "pairs", ends, there);
 }
 
 #[test]

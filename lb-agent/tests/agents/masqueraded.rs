@@ -18,15 +18,12 @@ use testbed::{
     wait,
 };
 
-use crate::outside::{addresses, echo_600_kb, node_port, seen};
-use crate::past::{COUNT, forwarded};
+use crate::outside::{ECHO_NODE_PORT, NODE_PORT, addresses, echo_600_kb, remote_backend, seen};
+use crate::past::{COUNT, forwarded, marks_forwarded};
 use crate::peer::packets;
 use crate::stage::{SOON, Stage, TRANSPORTS};
 use crate::{cluster_ip, overlay};
 
-const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-const NODE_PORT: u16 = 30080;
-const ECHO_NODE_PORT: u16 = 30081;
 /// What Pods begin outside of their network shows their node's address, as most CNI plugins have it.
 const MASQUERADE: &str = "table inet cni {
   chain postrouting {
@@ -52,13 +49,7 @@ impl Remote {
             prepare(node);
         };
         let mut stage = Stage::with_arguments(prefix, shape, prepare, &["--past-stack", mode]);
-        let b = stage.b.clone();
-        let client = stage.outsider();
-        let web = stage.server(&b, "web");
-        stage.serve(node_port("web", WEB, NODE_PORT), &[&web]);
-        for addr in addresses(&stage.a, NODE_PORT) {
-            stage.wait_for(&client, addr, &["web"]);
-        }
+        let (client, web) = remote_backend(&mut stage);
         Self { stage, client, web, before: Cell::default() }
     }
 
@@ -161,19 +152,8 @@ fn masqueraded_clients_over_an_overlay_are_served_whatever_their_path() {
 }
 
 fn a_rule(cast: &Remote, there: bool) {
-    let netns = &cast.stage.b.netns;
-    if !there {
-        return netns.nft("delete table inet nodes\n").unwrap();
-    }
     let (a, web) = (&cast.stage.a, &cast.web);
-    netns
-        .nft(&format!(
-            "table inet nodes {{\n chain forward {{\n type filter hook forward priority 0\n \
-             ip saddr {} ip daddr {} meta mark set 7\n \
-             ip6 saddr {} ip6 daddr {} meta mark set 7\n }}\n}}\n",
-            a.v4, web.v4, a.v6, web.v6
-        ))
-        .unwrap();
+    marks_forwarded(&cast.stage.b, "nodes", [(a.v4, a.v6), (web.v4, web.v6)], there);
 }
 
 /// Open connections go on, whichever end speaks first after the change: netfilter masquerades none of their answers.

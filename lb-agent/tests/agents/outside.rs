@@ -17,8 +17,8 @@ use testbed::{
 
 use crate::stage::{SOON, Stage, TRANSPORTS, service};
 
-const NODE_PORT: u16 = 30080;
-const ECHO_NODE_PORT: u16 = 30081;
+pub(crate) const NODE_PORT: u16 = 30080;
+pub(crate) const ECHO_NODE_PORT: u16 = 30081;
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 /// Addresses of a load balancer that no device has.
 const LB: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
@@ -70,6 +70,18 @@ impl Stage {
 /// Both addresses of a node at a port.
 pub(crate) fn addresses(node: &testbed::Node, port: u16) -> [SocketAddr; 2] {
     [IpAddr::from(node.v4), IpAddr::from(node.v6)].map(|ip| SocketAddr::new(ip, port))
+}
+
+/// A client outside, and a backend on node b that it reaches by the node port of node a.
+pub(crate) fn remote_backend(stage: &mut Stage) -> (Netns, Pod) {
+    let b = stage.b.clone();
+    let client = stage.outsider();
+    let web = stage.server(&b, "web");
+    stage.serve(node_port("web", WEB, NODE_PORT), &[&web]);
+    for addr in addresses(&stage.a, NODE_PORT) {
+        stage.wait_for(&client, addr, &["web"]);
+    }
+    (client, web)
 }
 
 pub(crate) fn echo_600_kb(client: &Netns, addr: SocketAddr, stage: &Stage) {

@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -43,6 +43,25 @@ spec:
   ingress:
   - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
 ";
+
+/// Adds or removes the rule of a table of its own that marks what the node forwards from one end to the other.
+pub(crate) fn marks_forwarded(node: &Node, table: &str, ends: [Ends; 2], there: bool) {
+    if !there {
+        return node.netns.nft(&format!("delete table inet {table}\n")).unwrap();
+    }
+    let [from, to] = ends;
+    node.netns
+        .nft(&format!(
+            "table inet {table} {{\n chain forward {{\n type filter hook forward priority 0\n \
+             ip saddr {} ip daddr {} meta mark set 7\n \
+             ip6 saddr {} ip6 daddr {} meta mark set 7\n }}\n}}\n",
+            from.0, to.0, from.1, to.1
+        ))
+        .unwrap();
+}
+
+/// The addresses of a Pod or a node.
+pub(crate) type Ends = (Ipv4Addr, Ipv6Addr);
 
 /// Packets that the node has forwarded.
 pub(crate) fn forwarded(node: &Node) -> u64 {

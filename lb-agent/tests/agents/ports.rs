@@ -13,12 +13,9 @@ use testbed::{
 };
 
 use crate::{
-    outside::{addresses, node_port},
+    outside::{NODE_PORT, addresses, remote_backend},
     stage::{SOON, Stage, TRANSPORTS},
 };
-
-const NODE_PORT: u16 = 30080;
-const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 
 /// A backend on node b, and a client outside that asks node a, which has these ports only.
 fn far(prefix: &str, ports: std::ops::RangeInclusive<u16>) -> (Stage, Netns, Pod) {
@@ -27,13 +24,7 @@ fn far(prefix: &str, ports: std::ops::RangeInclusive<u16>) -> (Stage, Netns, Pod
     agent.stop().unwrap();
     agent.masquerade_ports = Some(ports);
     agent.start().unwrap();
-    let b = stage.b.clone();
-    let client = stage.outsider();
-    let web = stage.server(&b, "web");
-    stage.serve(node_port("web", WEB, NODE_PORT), &[&web]);
-    for addr in addresses(&stage.a, NODE_PORT) {
-        stage.wait_for(&client, addr, &["web"]);
-    }
+    let (client, web) = remote_backend(&mut stage);
     (stage, client, web)
 }
 
