@@ -41,7 +41,16 @@ pub(super) fn tell(scene: &mut Scene) -> Result<()> {
         ensure!(name == far.name, "answered by {name}");
         Ok(())
     })?;
-    for stage in ["pod_out at", "conntrack: no entry", "service: backend", "verdict: pass"] {
+    // Both directions go past the stack: to the backend's node, and to the client's end of its veth.
+    let stages = [
+        "pod_out at",
+        "conntrack: no entry",
+        "service: backend",
+        "verdict: to the next hop, past the stack",
+        "dev_in at",
+        "verdict: to the other end of that Pod's veth, past the stack",
+    ];
+    for stage in stages {
         ensure!(
             lines.iter().any(|line| line.contains(stage)),
             "no line with {stage:?}: {lines:#?}"
