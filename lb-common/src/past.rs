@@ -137,8 +137,13 @@ listed! {
 }
 
 impl FlowPath {
-    /// As the entry of the flow has it; `end` finds a Pod by its number.
-    pub fn of(entry: &CtEntry, end: impl Fn(u32) -> Option<LocalEnd>) -> Self {
+    /// As the entry of the flow has it; `end` finds a Pod by its number, `owner` one that takes packets from outside past the
+    /// IP stack by its address.
+    pub fn of(
+        entry: &CtEntry,
+        end: impl Fn(u32) -> Option<LocalEnd>,
+        owner: impl Fn(Addr) -> Option<LocalEnd>,
+    ) -> Self {
         let is_past = entry.flags.contains(CtFlags::PAST);
         let way = PastWay::of_addr(&entry.way).filter(|_| is_past);
         if entry.flags.contains(CtFlags::HAIRPIN) {
@@ -149,12 +154,12 @@ impl FlowPath {
             if entry.flags.contains(CtFlags::TO_HOST) {
                 Self::Stack
             } else if entry.flags.only(to_pod) == CtFlags::FORWARD {
-                Self::Veth
+                Self::to(owner(entry.nat_addr))
             } else {
                 Self::Hop
             }
         } else if let Some(PastWay { to: (to, _), .. }) = way {
-            if end(to).is_some_and(|to| goes_to_peer(&to)) { Self::Peer } else { Self::Veth }
+            Self::to(end(to))
         } else if !is_past {
             Self::Stack
         } else if entry.way == Addr::NONE {
@@ -162,6 +167,11 @@ impl FlowPath {
         } else {
             Self::Hop
         }
+    }
+
+    /// Past the stack to a Pod of the node.
+    fn to(end: Option<LocalEnd>) -> Self {
+        if end.is_some_and(|end| goes_to_peer(&end)) { Self::Peer } else { Self::Veth }
     }
 }
 
@@ -235,6 +245,7 @@ mod tests {
     };
     const OTHER: LocalEnd = LocalEnd { ifindex: 6, generation: 9, ..OK };
     const WAY: PastWay = PastWay { to: (1, 3), from: (2, 9) };
+    const POD: Addr = Addr::v4(Be32::new(0x0a01_0002));
 
     #[test]
     fn a_way_is_an_address_and_back() {
@@ -247,7 +258,10 @@ mod tests {
     #[test]
     fn an_entry_says_which_path_its_flow_takes() {
         let with = |flags, way, end| {
-            FlowPath::of(&CtEntry { flags, way, ..CtEntry::ZERO }, |id| (id == 1).then_some(end))
+            let nat_addr = POD;
+            let entry = CtEntry { flags, way, nat_addr, ..CtEntry::ZERO };
+            let owner = |addr| (addr == POD).then_some(end);
+            FlowPath::of(&entry, |id| (id == 1).then_some(end), owner)
         };
         let of = |flags, way| with(flags, way, OK);
         let past = CtFlags::PAST;
@@ -268,6 +282,7 @@ mod tests {
         assert_eq!(of(CtFlags::REPLY | past, elsewhere), FlowPath::Hop);
         assert_eq!(of(external | CtFlags::MASQUERADED, WAY.to_addr()), FlowPath::Hop);
         assert_eq!(of(external, WAY.to_addr()), FlowPath::Veth, "a Pod of this node");
+        assert_eq!(with(external, Addr::NONE, peer), FlowPath::Peer);
         assert_eq!(of(CtFlags::EXTERNAL | CtFlags::REPLY, WAY.to_addr()), FlowPath::Hop);
         assert_eq!(of(external | CtFlags::TO_HOST, Addr::NONE), FlowPath::Stack);
     }

@@ -2,7 +2,7 @@
 //! packets enter and leave the node.
 //!
 //! ```text
-//! client -> frontend   dev_in   -> Pod of this node      client kept, on past the IP stack to the veth
+//! client -> frontend   dev_in   -> Pod of this node      client kept, on past the IP stack to the veth, or to its other end
 //!                               -> process of this host  client kept, on into the IP stack
 //!                               -> another node          from a port of this node, on past the IP stack
 //! Pod -> client        pod_out  frontend as the source, on past the IP stack
@@ -38,7 +38,8 @@ use crate::trace::Program;
 use crate::tracked::Tracked;
 use crate::verdict::{self, Verdict};
 use crate::{
-    arrive, closing, cut, fragment, kernel, maps, masquerade, origin, parse, past, rewrite, trace,
+    arrive, closing, cut, fragment, hop, kernel, maps, masquerade, origin, parse, past, rewrite,
+    trace,
 };
 
 /// Seed of the hash that Maglev tables are read with: one for all nodes.
@@ -522,12 +523,53 @@ fn deliver(packet: Packet, scratch: &mut Scratch, entry: Tracked) -> Verdict {
         dport: entry.nat_port(),
         proto: parsed.flow.proto,
     };
+    let is_here = !entry.flags().contains(CtFlags::MASQUERADED);
     // The entry was seen just now.
     match route::remembered(packet, scratch, entry, entry.last_seen()) {
+        Way::Via(device) if is_here => to_pod(packet, scratch, device),
         Way::Via(_) => onward(packet, scratch),
         Way::TooBig(mtu) => Verdict::TooBig(u32::from(mtu)),
         Way::Expired => tell(packet, scratch, Obstacle::Expired),
         Way::None => drop(DropReason::NoRoute, 0),
+    }
+}
+
+/// Sends a packet on to a Pod of this node whose veth this may be: to the Pod's end, if nothing at the host's end needs to see it,
+/// and else as its way says.
+#[inline(always)]
+fn to_pod(packet: Packet, scratch: &mut Scratch, device: u32) -> Verdict {
+    let end = external_end(packet.as_ptr(), device);
+    if end == 0 {
+        return onward(packet, scratch);
+    }
+    if rewrite::forwarded(packet, scratch).is_err() {
+        return drop(DropReason::RewriteFailed, 0);
+    }
+    // The Pod is asked next, at this hook.
+    let Scratch { parsed, to, epoch, .. } = scratch;
+    scratch::hand_over(&mut parsed.flow, *to);
+    scratch::hand_over(epoch, maps::epoch());
+    past::to_end(end)
+}
+
+/// Addresses the frame to the Pod behind this device, if its packets may go to the Pod's end of the veth. Returns that end
+/// ([`past::end_of`]), or 0. Exported, as [`external_is_own`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn external_end(skb: *mut aya_ebpf::bindings::__sk_buff, device: u32) -> u32 {
+    let Some(Scratch { parsed, to, .. }) = scratch::get() else { return 0 };
+    if parsed.kind != Kind::FLOW || !hop::is_on() {
+        return 0;
+    }
+    let Some(pod) = maps::pod(device) else { return 0 };
+    let Some(end) = maps::local(pod.id) else { return 0 };
+    let is_own = to.dst == pod.ip4 || to.dst == pod.ip6;
+    if !is_own || end.ifindex != device || !lb_common::past::goes_to_peer(end) {
+        return 0;
+    }
+    match Packet::from_ptr(skb).store(0, &end.link) {
+        Ok(()) => past::end_of(end, parsed.kind),
+        Err(_) => 0,
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
+use lb_common::config::SettingFlags;
 use lb_common::conntrack::{self, CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::{Flow, proto};
 use lb_common::past::FlowPath;
@@ -19,6 +20,7 @@ use crate::columns::{Cell, Column, Row};
 use crate::explain::facts::Stale;
 use crate::natural;
 use crate::network::{protocol_name, socket};
+use crate::past::PastTables;
 use crate::snapshot::Now;
 use crate::view::View;
 
@@ -301,7 +303,7 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
             .unwrap_or_default(),
         backend: backend.map(host).unwrap_or_default(),
         masquerade: masquerade.map(address).unwrap_or_default(),
-        path: FlowPath::of(entry, |id| view.snapshot.past.ends.get(&id).copied()).name(),
+        path: path(view, entry).name(),
         state: state_of(view, key, entry, now),
         idle,
         expires: timeout.saturating_sub(idle),
@@ -310,6 +312,17 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
         backend_address: backend.map(address).unwrap_or_default(),
         flags: words(key, entry),
     }
+}
+
+/// Where the packets of the entry go.
+fn path(view: &View<'_>, entry: &CtEntry) -> FlowPath {
+    let PastTables { settings, ends } = &view.snapshot.past;
+    let owner = |addr| {
+        let mut pods = view.snapshot.pods.values();
+        let pod = pods.find(|pod| pod.ip4 == addr || pod.ip6 == addr)?;
+        ends.get(&pod.id).copied().filter(|_| settings.contains(SettingFlags::HOP_PAST))
+    };
+    FlowPath::of(entry, |id| ends.get(&id).copied(), owner)
 }
 
 /// The service port of a translated flow: the frontend's, or once that is gone the backend's.

@@ -16,8 +16,9 @@ use testbed::{
     wait,
 };
 
+use crate::outside::{ECHO_NODE_PORT, NODE_PORT, addresses, node_port};
 use crate::past::Neighbors;
-use crate::stage::SOON;
+use crate::stage::{SOON, Stage};
 
 /// A limit of what a device sends, as the bandwidth plugin sets it.
 pub(crate) const LIMIT: &str = "rate 40mbit burst 32kb latency 50ms";
@@ -120,6 +121,47 @@ fn a_bandwidth_limit_of_the_receiver_is_obeyed() {
     let fastest = cast.addresses().into_iter().map(transfer).min().unwrap();
     assert!(fastest < LIMITED, "without a limit: {fastest:?}");
     assert_eq!(cast.forwarded(), 0);
+}
+
+/// What clients outside send to a Pod of this node does not pass the host's end either, unless something there must see it.
+#[test]
+fn packets_from_outside_do_not_pass_the_hosts_end() {
+    let arguments = ["--past-stack", "on"];
+    let mut stage = Stage::with_arguments("epeero", Shape::Routed, |_| (), &arguments);
+    let a = stage.a.clone();
+    let client = stage.outsider();
+    let web = stage.server(&a, "web");
+    let _echo = Server::bytes(&web.netns, 8081).unwrap();
+    stage.serve(node_port("web", ["10.96.0.10", "fd96::10"], NODE_PORT), &[&web]);
+    for addr in addresses(&a, NODE_PORT) {
+        stage.wait_for(&client, addr, &["web"]);
+    }
+    let sent_for = |addr: SocketAddr| {
+        let sent = || packets(&a.netns, &web.device, "tx");
+        let before = sent();
+        let mut open = client.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+        (0..50).for_each(|_| assert_eq!(open.ask().unwrap(), "web"));
+        sent() - before
+    };
+    for addr in addresses(&a, NODE_PORT) {
+        // The Pod's device is known to need nothing a moment after the Pod is served.
+        let told = wait::until("packets pass the host's end by", SOON, || {
+            let sent = sent_for(addr);
+            anyhow::ensure!(sent < 20, "{addr}: {sent} packets");
+            Ok(())
+        });
+        assert!(told.is_ok(), "{told:?}\n{}", stage.logs());
+    }
+    tc(&a, &format!("qdisc add dev {} root tbf {LIMIT}", web.device));
+    for addr in addresses(&a, ECHO_NODE_PORT) {
+        let told = wait::until("the limit is obeyed", SOON, || {
+            let start = Instant::now();
+            client.enter(|| echo(addr, BYTES, SOON)).unwrap().unwrap();
+            anyhow::ensure!(start.elapsed() >= LIMITED, "{addr}: {:?}", start.elapsed());
+            Ok(())
+        });
+        assert!(told.is_ok(), "{told:?}\n{}", stage.logs());
+    }
 }
 
 /// Connections live without the agent, and one that comes back does not take their way.

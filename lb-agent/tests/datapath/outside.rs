@@ -3,6 +3,7 @@
 
 mod flows;
 mod lifetimes;
+mod peer;
 mod pieces;
 mod ports;
 mod ways;
