@@ -11,6 +11,7 @@ mod floods;
 mod nanos;
 mod paths;
 mod policies;
+mod profile;
 mod programming;
 mod report;
 mod scale;
@@ -68,6 +69,9 @@ struct Here {
     /// In the part `paths`, measure only rows whose name contains this text, for example "Pod, same node, IPv4"
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// In the part `paths`, also show what each program costs in a transaction of each row, as the kernel counts it
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     stage: binaries::Stage,
     /// The built test target that measures nanoseconds
@@ -138,7 +142,11 @@ fn on_this_machine(options: &Here) -> Result<()> {
     let mut field = field::Field::set(&binaries)?;
     if wanted(Part::Paths) {
         field.add_netfilter(&binaries)?;
-        results.paths = paths::measure(&field, options.only.as_deref(), scale)?;
+        let only = options.only.as_deref();
+        results.paths = paths::measure(&field, only, scale)?;
+        if options.profile {
+            results.profiles = profile::measure(&field, only, scale)?;
+        }
         field.netfilter = None;
     }
     if wanted(Part::Policies) {

@@ -38,6 +38,7 @@ pub mod flows;
 pub mod maps;
 pub mod pods;
 pub mod policies;
+pub mod programs;
 pub mod services;
 pub mod status;
 pub mod tree;
@@ -105,6 +106,9 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Show how full the pinned maps are and how much memory they use
     Maps(MapsArgs),
+    /// Show how often the eBPF programs ran and how long a run takes, while the kernel counts it (kernel.bpf_stats_enabled)
+    #[command(alias = "program")]
+    Programs(ProgramsArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Show the versions of lbctl, the agent and the maps
@@ -346,6 +350,14 @@ pub struct MapsArgs {
     /// Keep running and print changes
     #[arg(short, long)]
     pub watch: bool,
+}
+
+/// Flags of `programs`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ProgramsArgs {
+    /// How to print them
+    #[command(flatten)]
+    pub style: Style,
 }
 
 /// Flags of `completion`.

@@ -23,6 +23,7 @@ use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
 use crate::frontend::FrontendSlots;
+use crate::programs::ProgramRow;
 use crate::snapshot::{CtFilter, MapUse, Now, SnapshotExtent, TableSnapshot, count_flow};
 use lb_core::counts::Counts;
 use lb_kernel::bpf::attach::Role;
@@ -31,6 +32,7 @@ use lb_kernel::bpf::judge::PinnedPolicies;
 use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::maps::{self, MapsError, Tables};
 use lb_kernel::bpf::pins::{Pin, Pins};
+use lb_kernel::bpf::programs::{self, Runs};
 use lb_kernel::bpf::usage::{self, Element, Usage};
 use lb_kernel::syscall;
 
@@ -175,6 +177,24 @@ impl Pinned {
     pub fn map_uses(&self, snapshot: &TableSnapshot) -> anyhow::Result<Vec<MapUse>> {
         let is_pinned = |spec: &&MapSpec| self.versions(spec).next().is_some();
         MAPS.iter().filter(is_pinned).map(|spec| self.map_use(spec, snapshot)).collect()
+    }
+
+    /// How often each program ran, and for how long.
+    ///
+    /// # Errors
+    /// When the kernel does not list its programs.
+    pub fn program_rows(&self) -> anyhow::Result<Vec<ProgramRow>> {
+        let row = |runs: Runs| {
+            let time_ns = runs.time.as_nanos().try_into().unwrap_or(u64::MAX);
+            ProgramRow {
+                program: runs.program,
+                runs: runs.count,
+                time_ns,
+                ns_per_run: time_ns.checked_div(runs.count),
+                verified_instructions: runs.verified.map(u64::from),
+            }
+        };
+        Ok(programs::runs(&self.pins)?.into_iter().map(row).collect())
     }
 
     fn map_use(&self, spec: &MapSpec, snapshot: &TableSnapshot) -> anyhow::Result<MapUse> {

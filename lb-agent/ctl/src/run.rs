@@ -19,12 +19,13 @@ use crate::selection::Selection;
 use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
 use crate::{
-    AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ServicesArgs,
-    Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods, running, services,
-    status, tree, version,
+    AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ProgramsArgs,
+    ServicesArgs, Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods,
+    running, services, status, tree, version,
 };
 use lb_core::escape::Escaped;
 use lb_core::names::{self, Names};
+use lb_kernel::bpf::programs;
 
 /// Exit status of a check that found problems.
 const FOUND_PROBLEMS: u8 = 2;
@@ -49,6 +50,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => return explain::words(place, args, out),
         Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Maps(args) => place.maps(args, out)?,
+        Command::Programs(args) => place.programs(args, out)?,
         Command::Completion(args) => completion(args.shell, out)?,
         Command::Version(args) => place.version(args, out)?,
     }
@@ -175,6 +177,15 @@ impl TablePaths<'_> {
         let gather =
             |view: &View<'_>, tables: &Pinned| Ok(maps::rows(&tables.map_uses(view.snapshot)?));
         self.show(&args.style, args.watch, SnapshotExtent::Tables, gather, out)
+    }
+
+    fn programs(self, args: &ProgramsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        let gather = |_: &View<'_>, tables: &Pinned| tables.program_rows();
+        self.show(&args.style, false, SnapshotExtent::Tables, gather, out)?;
+        if !programs::are_counted() {
+            remark("the kernel does not count now: sysctl kernel.bpf_stats_enabled=1 makes it");
+        }
+        Ok(())
     }
 
     fn version(self, args: &VersionArgs, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@
 //! growing                     tables that grow while packets come
 //! addresses                   the tables that follow the node's own devices and addresses
 //! policy                      the tables of policies
-//! usage, judge                what pinned maps hold and cost, and what the policies say, for those who only look
+//! usage, programs, judge      what pinned maps hold and cost, how long programs run, and what the policies say, for those who only look
 //! conntrack, resize           conntrack tables as they are pinned; another capacity or layout while connections go on
 //! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
@@ -28,6 +28,8 @@ pub mod maps;
 pub mod read;
 
 pub mod usage;
+
+pub mod programs;
 
 pub mod judge;
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use expect_test::{Expect, expect};
 use filled::Node;
+use serde_json::Value;
 
 fn check(node: &Node, args: &[&str], status: i32, want: Expect) {
     let output = node.lbctl(args).output().unwrap();
@@ -295,6 +296,21 @@ fn every_field_without_names() {
             lbctl: showing ids instead of names: name table ROOT/run/names.json: No such file or directory (os error 2)
         "#]],
     );
+}
+
+#[test]
+fn programs_are_those_that_use_the_maps_of_the_directory() {
+    let node = Node::new();
+    let output = node.lbctl(&["programs", "-o", "json"]).output().unwrap();
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = listed["items"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["program"].as_str().unwrap()).collect();
+    assert_eq!(names[..3], ["pod_out", "pod_in", "dev_in"]);
+    // Nothing is loaded here, whatever other agents of this machine have loaded.
+    for row in rows {
+        assert_eq!((&row["runs"], &row["ns_per_run"]), (&0.into(), &Value::Null), "{row}");
+        assert_eq!(row["verified_instructions"], Value::Null, "{row}");
+    }
 }
 
 #[test]

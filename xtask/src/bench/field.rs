@@ -52,8 +52,8 @@ pub(super) struct Netfilter {
     pub(super) with: Side,
     /// Without.
     pub(super) without: Side,
-    /// Dropping an agent ends it.
-    _agents: [Agent; 2],
+    /// Agents of its nodes.
+    pub(super) agents: [Agent; 2],
 }
 
 impl Field {
@@ -80,7 +80,7 @@ impl Field {
         without.track_connections()?;
         with.track_connections()?;
         let agents = with.agents(binaries, &self.manifests)?;
-        self.netfilter = Some(Netfilter { with, without, _agents: agents });
+        self.netfilter = Some(Netfilter { with, without, agents });
         Ok(())
     }
 

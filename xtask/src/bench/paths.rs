@@ -36,6 +36,11 @@ impl Scale {
         let duration = Duration::from_millis(if quick { 100 } else { 200 });
         Self { rounds: rounds.unwrap_or(default).max(1), duration }
     }
+
+    /// Seconds of one measurement.
+    pub(super) const fn seconds(self) -> f64 {
+        self.duration.as_secs_f64()
+    }
 }
 
 /// What is measured over each path.
@@ -98,8 +103,13 @@ impl Path {
         }
     }
 
+    /// Whether packets pass a node that is neither the client's nor the Pod's.
+    pub(super) const fn has_hop(self) -> bool {
+        matches!(self, Self::OutsideFar)
+    }
+
     /// The Service's address that is dialled. A node port is that of the node of the client, or the first node.
-    fn frontend(self, side: &Side, family: Family) -> IpAddr {
+    pub(super) fn frontend(self, side: &Side, family: Family) -> IpAddr {
         match (self, family) {
             (Self::SameNode | Self::OtherNode | Self::HostNear | Self::HostFar, Family::V4) => {
                 TARGET.into()
@@ -173,22 +183,22 @@ pub(super) struct Compared {
 
 /// A row to measure.
 #[derive(Clone, Copy)]
-struct Row {
-    path: Path,
-    family: Family,
-    what: What,
-    services: usize,
+pub(super) struct Row {
+    pub(super) path: Path,
+    pub(super) family: Family,
+    pub(super) what: What,
+    pub(super) services: usize,
 }
 
 impl Row {
-    fn name(self) -> String {
+    pub(super) fn name(self) -> String {
         let Self { path, family, what, services } = self;
         format!("{}, {}, {}, {services} Services", path.name(), family.name(), what.name())
     }
 }
 
 /// Every path in both families with one Service, and the busiest ones among many; only rows whose name contains `only`.
-fn rows(only: Option<&str>) -> Vec<Row> {
+pub(super) fn rows(only: Option<&str>) -> Vec<Row> {
     let mut rows = Vec::new();
     for services in [1, 1_000, 10_000, 30_000] {
         for path in Path::ALL {

@@ -4,7 +4,12 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    answers::Answered, floods::Flooded, nanos::Nanos, paths::Measured, policies::Policed,
+    answers::Answered,
+    floods::Flooded,
+    nanos::Nanos,
+    paths::Measured,
+    policies::Policed,
+    profile::{self, Profile},
     programming::Programming,
 };
 
@@ -13,6 +18,7 @@ use super::{
 pub(super) struct Results {
     pub(super) machine: Machine,
     pub(super) paths: Vec<Measured>,
+    pub(super) profiles: Vec<Profile>,
     pub(super) policies: Vec<Policed>,
     pub(super) floods: Vec<Flooded>,
     pub(super) answers: Vec<Answered>,
@@ -50,12 +56,14 @@ pub(super) fn print_json(results: &Results) -> Result<()> {
 
 /// Prints tables for docs/src/performance.md.
 pub(super) fn print_markdown(results: &Results) -> Result<()> {
-    let Results { machine, paths, policies, floods, answers, programming, nanos } = results;
+    let Results { machine, paths, profiles, policies, floods, answers, programming, nanos } =
+        results;
     println!(
         "Measured on Linux {}, {}, client and server on one CPU.\n",
         machine.kernel, machine.cpu
     );
     print_paths(paths);
+    profile::print(profiles);
     print_policies(policies);
     print_floods(floods);
     print_answers(answers);

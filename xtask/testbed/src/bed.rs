@@ -1,7 +1,7 @@
 //! The bed: a fabric without a way out, and the nodes on it.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -92,13 +92,20 @@ impl Bed {
             "link add to-{name} type veth peer name eth0 netns {netns}\n\
              link set to-{name} master br0 up\n"
         ))?;
+        let (v4, v6) = Self::outsider_addrs(n);
         netns.ip(&format!(
             "link set eth0 up\n\
-             addr add 172.31.0.{}/24 dev eth0\n\
-             addr add fd31::20{n}/64 dev eth0\n",
-            200 + n
+             addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0\n"
         ))?;
         Ok(netns)
+    }
+
+    /// Addresses on the fabric of outsider number `n`, from 0 on.
+    pub const fn outsider_addrs(n: u8) -> (Ipv4Addr, Ipv6Addr) {
+        let last = 200 + n;
+        let v6 = Ipv6Addr::new(0xfd31, 0, 0, 0, 0, 0, 0, 0x200 + n as u16);
+        (Ipv4Addr::new(172, 31, 0, last), v6)
     }
 
     /// Leaves everything up; a later bed of the same prefix removes it.
