@@ -6,7 +6,7 @@ use std::fmt;
 
 use lb_common::policy::Judgement;
 use serde::ser::SerializeStruct as _;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use lb_core::cluster::Name;
 use lb_core::model::policy::PolicyDirection;
@@ -22,7 +22,7 @@ pub struct DecidedBy {
 }
 
 /// A policy, as far as it is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PolicyId {
     /// By its name.
     Named(Name),
@@ -31,7 +31,7 @@ pub enum PolicyId {
 }
 
 /// A rule, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RuleId {
     /// Where it is written.
     Written(RuleAt),
@@ -40,7 +40,7 @@ pub enum RuleId {
 }
 
 /// Where a rule is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleAt {
     /// In which list of `spec`.
     pub direction: PolicyDirection,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::service::{Backend, FrontendFlags};
 use serde::Serialize;
 
-use crate::columns::{Cell, Column, Row};
+use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::directory::service_name;
 use crate::natural;
 use crate::network::{protocol_name, socket};
@@ -48,6 +48,7 @@ pub struct BackendRow {
 
 impl Row for BackendRow {
     const NOUN: &'static str = "backends";
+    const SCOPE: RowScope = RowScope::Cluster;
     const COLUMNS: &'static [Column] = &[
         Column::new("ADDRESS"),
         Column::new("POD"),
@@ -55,14 +56,14 @@ impl Row for BackendRow {
         Column::new("ZONE"),
         Column::new("STATE"),
         Column::new("SERVICE"),
-        Column::new("FRONTENDS"),
-        Column::new("ACTIVE"),
-        Column::wide("INACTIVE"),
-        Column::wide("LOAD"),
+        Column::new("FRONTENDS").merged(MergeRule::Union),
+        Column::new("ACTIVE").merged(MergeRule::Sum),
+        Column::wide("INACTIVE").merged(MergeRule::Sum),
+        Column::wide("LOAD").merged(MergeRule::Sum),
         Column::wide("PROTO"),
-        Column::wide("ID"),
-        Column::wide("GENERATION"),
-        Column::wide("IFINDEX"),
+        Column::wide("ID").merged(MergeRule::Union),
+        Column::wide("GENERATION").merged(MergeRule::Union),
+        Column::wide("IFINDEX").merged(MergeRule::Union),
     ];
 
     fn cells(&self) -> Vec<Cell> {

@@ -16,7 +16,7 @@ use lb_common::past::FlowPath;
 use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
 
-use crate::columns::{Cell, Column, Row};
+use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::explain::facts::Stale;
 use crate::natural;
 use crate::network::{protocol_name, socket};
@@ -158,7 +158,9 @@ pub struct CountRow {
 
 impl Row for CountRow {
     const NOUN: &'static str = "flows";
-    const COLUMNS: &'static [Column] = &[Column::new("BY"), Column::new("COUNT")];
+    const SCOPE: RowScope = RowScope::Cluster;
+    const COLUMNS: &'static [Column] =
+        &[Column::new("BY"), Column::new("COUNT").merged(MergeRule::Sum)];
 
     fn cells(&self) -> Vec<Cell> {
         vec![Cell::Text(self.key.clone()), Cell::Number(self.count)]

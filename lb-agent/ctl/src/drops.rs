@@ -5,7 +5,7 @@ use lb_common::verdict::DropReason;
 use serde::Serialize;
 
 use crate::attribution::{DecidedBy, PolicyNames};
-use crate::columns::{Cell, Column, Row};
+use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::network::protocol_name;
 use crate::view::View;
 use lb_core::counts::Counts;
@@ -34,13 +34,14 @@ pub struct DropRow {
 
 impl Row for DropRow {
     const NOUN: &'static str = "drops";
+    const SCOPE: RowScope = RowScope::Cluster;
     const COLUMNS: &'static [Column] = &[
         Column::new("REASON"),
         Column::new("DIRECTION"),
-        Column::new("COUNT"),
-        Column::new("LAST"),
-        Column::new("EXAMPLE"),
-        Column::new("BY"),
+        Column::new("COUNT").merged(MergeRule::Sum),
+        Column::new("LAST").merged(MergeRule::Smallest),
+        Column::new("EXAMPLE").merged(MergeRule::Latest),
+        Column::new("BY").merged(MergeRule::Latest),
         Column::wide("NUMBER"),
         Column::new("WHAT-TO-DO"),
     ];

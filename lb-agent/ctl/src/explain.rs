@@ -12,9 +12,12 @@
 pub mod args;
 mod closest;
 pub mod code;
+#[cfg(feature = "cluster")]
+pub mod combine;
 pub mod explanation;
 pub mod facts;
 pub mod host;
+pub mod known;
 pub mod offline;
 mod policy;
 pub mod render;

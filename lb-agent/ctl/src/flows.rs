@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use lb_common::event::outcome;
 use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::attribution::{DecidedBy, PolicyId, PolicyNames};
-use crate::columns::{Cell, Column, Row, age};
+use crate::columns::{Cell, Column, Row, RowTable, age};
 use crate::directory::{port_word, service_name};
 use crate::network::protocol_name;
 use lb_core::admin::{Covers, FlowRecord};
@@ -60,6 +60,9 @@ impl FlowVerdict {
         }
     }
 }
+
+/// Flows of the past that `--follow` begins with.
+pub const BEFORE: usize = 10;
 
 /// Which flows.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -310,6 +313,45 @@ pub fn header(covers: &Covers, lost: Option<u64>) -> String {
         None => line.push_str(", lost count unavailable"),
     }
     line
+}
+
+/// A line of `flows -o rows`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowLine {
+    /// What the flows that follow are taken from.
+    Header(FlowsHeader),
+    /// Flows.
+    Rows(RowTable),
+    /// What follows happens now.
+    Now,
+}
+
+/// What flows are taken from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowsHeader {
+    /// What the agent kept.
+    pub covers: Covers,
+    /// Events lost in the ring buffer; `None` = not known.
+    pub lost: Option<u64>,
+}
+
+impl FlowsHeader {
+    /// The same of two nodes: the time is that which both cover.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let (a, b) = (&self.covers, &other.covers);
+        Self {
+            covers: Covers {
+                since_ms: a.since_ms.max(b.since_ms),
+                now_ms: a.now_ms.max(b.now_ms),
+                flows: a.flows + b.flows,
+                forgotten: a.forgotten + b.forgotten,
+                suppressed: a.suppressed + b.suppressed,
+            },
+            lost: self.lost.zip(other.lost).map(|(a, b)| a + b),
+        }
+    }
 }
 
 /// `2026-11-21T20:48:15.123Z`.

@@ -12,6 +12,7 @@
 #[cfg(feature = "node")]
 pub mod admin;
 pub mod attribution;
+pub mod cell;
 pub mod directory;
 pub mod fields;
 pub mod frontend;
@@ -28,9 +29,11 @@ pub mod view;
 pub mod words;
 
 pub mod columns;
+pub mod table;
 
 pub mod affinity;
 pub mod backends;
+pub mod completion;
 pub mod ct;
 pub mod drops;
 pub mod explain;
@@ -44,6 +47,9 @@ pub mod status;
 pub mod tree;
 pub mod version;
 
+pub mod entry;
+#[cfg(feature = "cluster")]
+pub mod fleet;
 #[cfg(feature = "node")]
 pub mod run;
 
@@ -58,6 +64,7 @@ use lb_common::limits;
 
 use crate::columns::{Format, Style};
 use crate::ct::CountBy;
+use crate::explain::known::KnownPod;
 use crate::network::protocol_number;
 use crate::selection::Selection;
 
@@ -319,6 +326,9 @@ pub struct PolicyExplainArgs {
     /// Namespace of names that are given without one
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
+    /// A Pod that the agent may not know, as NAMESPACE/NAME@NODE=IP,IP
+    #[arg(long, hide = true, value_name = "POD")]
+    pub known_pod: Vec<KnownPod>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
@@ -336,6 +346,9 @@ pub struct ExplainArgs {
     /// Namespace of names that are given without one
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
+    /// A Pod that the agent may not know, as NAMESPACE/NAME@NODE=IP,IP
+    #[arg(long, hide = true, value_name = "POD")]
+    pub known_pod: Vec<KnownPod>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::columns::{self, Cell, Column, Row};
+use crate::columns::{self, Cell, Column, MergeRule, Row, RowScope};
 use crate::view::View;
 use crate::words;
 use lb_core::admin::Remark;
@@ -45,19 +45,20 @@ pub struct PolicyRow {
 
 impl Row for PolicyRow {
     const NOUN: &'static str = "policies";
+    const SCOPE: RowScope = RowScope::Cluster;
     const COLUMNS: &'static [Column] = &[
         Column::new("NAMESPACE"),
         Column::new("NAME"),
         Column::new("TIER"),
         Column::new("PRIO"),
-        Column::new("SUBJECTS"),
-        Column::new("RULES"),
-        Column::new("HITS"),
-        Column::new("LAST-HIT"),
+        Column::new("SUBJECTS").merged(MergeRule::Sum),
+        Column::new("RULES").merged(MergeRule::Largest),
+        Column::new("HITS").merged(MergeRule::Sum),
+        Column::new("LAST-HIT").merged(MergeRule::Smallest),
         Column::new("STATE"),
         Column::new("GENERATION"),
-        Column::new("AGE"),
-        Column::wide("ISSUE"),
+        Column::new("AGE").merged(MergeRule::Largest),
+        Column::wide("ISSUE").merged(MergeRule::Union),
     ];
 
     fn cells(&self) -> Vec<Cell> {

@@ -4,12 +4,11 @@ mod explain;
 mod follow;
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use clap::CommandFactory as _;
 use lb_common::addr::Addr;
 
 use crate::columns::{self, Format, Row, Style};
@@ -20,7 +19,7 @@ use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
 use crate::{
     AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ProgramsArgs,
-    ServicesArgs, Shell, StatusArgs, VersionArgs, affinity, backends, ct, drops, maps, pods,
+    ServicesArgs, StatusArgs, VersionArgs, affinity, backends, completion, ct, drops, maps, pods,
     running, services, status, tree, version,
 };
 use lb_core::escape::Escaped;
@@ -51,7 +50,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Maps(args) => place.maps(args, out)?,
         Command::Programs(args) => place.programs(args, out)?,
-        Command::Completion(args) => completion(args.shell, out)?,
+        Command::Completion(args) => completion::script(args.shell, out)?,
         Command::Version(args) => place.version(args, out)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -83,7 +82,9 @@ impl TablePaths<'_> {
         };
         match args.style.output {
             Format::Json | Format::Yaml => columns::document(out, &report, args.style.output)?,
-            Format::Name => anyhow::bail!("status cannot be printed as names"),
+            Format::Name | Format::Rows => {
+                anyhow::bail!("status can only be printed as text, JSON or YAML")
+            }
             Format::Table | Format::Wide => {
                 status::print(out, &report, args.all, !args.style.no_headers)?;
             }
@@ -121,7 +122,9 @@ impl TablePaths<'_> {
         let branches = tree::branches(&view, &services::rows(&view, &selection));
         match args.style.output {
             Format::Json | Format::Yaml => columns::document(out, &branches, args.style.output)?,
-            Format::Name => anyhow::bail!("--tree cannot be printed as names"),
+            Format::Name | Format::Rows => {
+                anyhow::bail!("--tree can only be printed as text, JSON or YAML")
+            }
             Format::Table | Format::Wide => {
                 tree::print(out, &branches, !args.style.no_headers)?;
             }
@@ -193,7 +196,9 @@ impl TablePaths<'_> {
         let versions = version::versions(named.error.is_none().then_some(&named.names));
         match args.style.output {
             Format::Json | Format::Yaml => columns::document(out, &versions, args.style.output),
-            Format::Table | Format::Wide | Format::Name => Ok(version::print(out, &versions)?),
+            Format::Table | Format::Wide | Format::Name | Format::Rows => {
+                Ok(version::print(out, &versions)?)
+            }
         }
     }
 
@@ -207,29 +212,39 @@ impl TablePaths<'_> {
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {
         let mut style = style.clone();
-        let mut seen = HashSet::new();
-        let mut first = true;
+        if watch && style.output == Format::Rows {
+            end_with_input();
+        }
+        let mut seen: Option<HashSet<Vec<String>>> = None;
         loop {
             let tables = Pinned::open(self.pin_dir)?;
             let snapshot = tables.snapshot(extent)?;
-            let named = if first { self.names_or_remark() } else { self.names() };
-            first = false;
+            let named = if seen.is_none() { self.names_or_remark() } else { self.names() };
             let view = View::new(&snapshot, &named.names, unix_now());
             let mut rows = gather(&view, &tables)?;
             if !watch {
-                if rows.is_empty() {
+                if rows.is_empty() && style.output != Format::Rows {
                     remark(&format!("no {} found", R::NOUN));
                 }
                 return columns::print(out, &rows, view.directory.node, &style);
             }
-            let now_seen: HashSet<Vec<String>> = rows.iter().map(columns::lasting).collect();
-            rows.retain(|row| !seen.contains(&columns::lasting(row)));
-            if !rows.is_empty() {
+            let lasting = |row: &R| columns::lasting(&row.cells());
+            let now_seen: HashSet<Vec<String>> = rows.iter().map(lasting).collect();
+            let changed = match &seen {
+                // Who merges the rows of several nodes needs all of them, without those that are gone.
+                seen if style.output == Format::Rows => seen.as_ref() != Some(&now_seen),
+                seen => {
+                    let known = |row: &R| seen.as_ref().is_some_and(|s| s.contains(&lasting(row)));
+                    rows.retain(|row| !known(row));
+                    !rows.is_empty()
+                }
+            };
+            if changed {
                 columns::print(out, &rows, view.directory.node, &style)?;
                 out.flush()?;
                 style.no_headers = true;
             }
-            seen = now_seen;
+            seen = Some(now_seen);
             std::thread::sleep(LOOK);
         }
     }
@@ -268,17 +283,13 @@ fn ct_filter(view: &View<'_>, selection: &Selection, protocol: Option<u8>) -> Ct
     }
 }
 
-fn completion(shell: Shell, out: &mut dyn Write) -> std::io::Result<()> {
-    use clap_complete::Shell as Known;
-    let known = match shell {
-        Shell::Bash => Known::Bash,
-        Shell::Zsh => Known::Zsh,
-        Shell::Fish => Known::Fish,
-    };
-    // The generator panics when it cannot write, so it writes to memory.
-    let mut script = Vec::new();
-    clap_complete::generate(known, &mut Cli::command(), "lbctl", &mut script);
-    out.write_all(&script)
+/// Ends the process with its standard input, which is the connection of a laptop: nothing else shows that it is gone.
+fn end_with_input() {
+    std::thread::spawn(|| {
+        // Whether it ends or breaks, there is no one to print to.
+        drop(io::copy(&mut io::stdin().lock(), &mut io::sink()));
+        std::process::exit(0)
+    });
 }
 
 fn unix_now() -> u64 {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::service::FrontendFlags;
 use serde::Serialize;
 
-use crate::columns::{Cell, Column, Row};
+use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::directory::service_name;
 use crate::frontend::FrontendSlots;
 use crate::network::protocol_name;
@@ -60,22 +60,23 @@ pub struct ServiceRow {
 
 impl Row for ServiceRow {
     const NOUN: &'static str = "services";
+    const SCOPE: RowScope = RowScope::Cluster;
     const COLUMNS: &'static [Column] = &[
         Column::new("NAMESPACE"),
         Column::new("NAME"),
         Column::new("PORT"),
         Column::new("TYPE"),
-        Column::new("FRONTENDS"),
+        Column::new("FRONTENDS").merged(MergeRule::Union),
         Column::new("READY"),
-        Column::new("LOCAL"),
-        Column::new("FLOWS"),
-        Column::new("AGE"),
-        Column::wide("INTERNAL"),
-        Column::wide("EXTERNAL"),
-        Column::wide("ALGORITHM"),
+        Column::new("LOCAL").merged(MergeRule::Sum),
+        Column::new("FLOWS").merged(MergeRule::Sum),
+        Column::new("AGE").merged(MergeRule::Largest),
+        Column::wide("INTERNAL").merged(MergeRule::Union),
+        Column::wide("EXTERNAL").merged(MergeRule::Union),
+        Column::wide("ALGORITHM").merged(MergeRule::Union),
         Column::wide("AFFINITY"),
-        Column::wide("ID"),
-        Column::new("ISSUE"),
+        Column::wide("ID").merged(MergeRule::Union),
+        Column::new("ISSUE").merged(MergeRule::Union),
     ];
 
     fn cells(&self) -> Vec<Cell> {

@@ -1,10 +1,11 @@
 //! `lbctl status`: is everything as it should be, and if not, what is not?
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use lb_common::limits::MAP_FRAGMENTS;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::columns::{self, age, align};
 use crate::maps::permille;
@@ -36,10 +37,10 @@ pub struct StatusFacts<'a> {
 }
 
 /// The whole report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// `OK` or `DEGRADED`: how the node is. What is wrong with objects of users does not count.
-    pub verdict: &'static str,
+    pub verdict: Cow<'static, str>,
     /// What is degraded, one line; empty when nothing is.
     pub because: String,
     /// This node's name, empty when not known.
@@ -52,7 +53,7 @@ pub struct Report {
 }
 
 /// One part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusLine {
     pub subsystem: String,
     /// How it is.
@@ -62,7 +63,7 @@ pub struct StatusLine {
 }
 
 /// One thing that is wrong with one object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusIssue {
     pub object: String,
     /// Seconds since it was first seen.
@@ -73,10 +74,10 @@ pub struct StatusIssue {
 }
 
 /// One counter of the slow path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Its name in metrics.
-    pub counter: &'static str,
+    pub counter: Cow<'static, str>,
     /// All CPUs together.
     pub count: u64,
 }
@@ -125,13 +126,13 @@ pub fn report(found: &StatusFacts<'_>) -> Report {
         .collect();
     let because = because(&subsystems, found.maps);
     Report {
-        verdict: if because.is_empty() { "OK" } else { "DEGRADED" },
+        verdict: Cow::Borrowed(if because.is_empty() { "OK" } else { "DEGRADED" }),
         because,
         node: view.directory.node.to_owned(),
         subsystems,
         issues,
         counters: (found.counts.counters.iter())
-            .map(|(counter, count)| Count { counter: counter.name(), count: *count })
+            .map(|(counter, count)| Count { counter: counter.name().into(), count: *count })
             .collect(),
     }
 }
@@ -274,7 +275,7 @@ pub fn print(out: &mut dyn Write, report: &Report, all: bool, headers: bool) -> 
     };
     section(&["OBJECT", "SINCE", "ISSUE"], report.issues.iter().map(words).collect())?;
     if all {
-        let words = |count: &Count| vec![count.counter.to_owned(), count.count.to_string()];
+        let words = |count: &Count| vec![count.counter.to_string(), count.count.to_string()];
         section(&["COUNTER", "COUNT"], report.counters.iter().map(words).collect())?;
     }
     Ok(())

@@ -1,18 +1,19 @@
 //! `lbctl version`: this binary, the agent, and the layouts of the maps it reads.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use lb_common::limits::MAPS;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::columns::{self, NONE};
 use lb_core::names::Names;
 
 /// The versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
     /// This binary.
-    pub lbctl: &'static str,
+    pub lbctl: Cow<'static, str>,
     /// The agent that wrote the name table last; `None` when there is no table.
     pub agent: Option<String>,
     /// Maps with the versions of their layouts that this binary reads.
@@ -22,7 +23,7 @@ pub struct Versions {
 /// Collects them.
 pub fn versions(names: Option<&Names<'_>>) -> Versions {
     Versions {
-        lbctl: env!("CARGO_PKG_VERSION"),
+        lbctl: env!("CARGO_PKG_VERSION").into(),
         agent: names.map(|names| names.agent.version.to_string()),
         maps: MAPS.iter().map(|map| format!("{}_v{}", map.name, map.version)).collect(),
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use lb_common::service::{Backend, FrontendKey, state};
+use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
 use crate::fields::AffinityState;
@@ -32,7 +33,7 @@ pub struct View<'a> {
 }
 
 /// State of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackendState {
     /// It takes no new flows.
     Draining,

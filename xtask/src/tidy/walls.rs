@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 /// A crate, what it may not depend on, and why.
-const WALLS: [(&str, &[&str], &str); 5] = [
+const WALLS: [(&str, &[&str], &str); 6] = [
     (
         "lb-agent/core",
         &[
@@ -35,7 +35,12 @@ const WALLS: [(&str, &[&str], &str); 5] = [
     (
         "lb-agent/ctl",
         &["aya", "hyper", "k8s-openapi", "kube", "lb-kube", "tokio"],
-        "lbctl reads maps through lb-kernel and the cluster through the agent",
+        "lbctl reads maps through lb-kernel and the cluster through the agents, which lb-remote reaches",
+    ),
+    (
+        "lb-agent/remote",
+        &["aya", "lb-common", "lb-core", "lb-ctl", "lb-kernel", "lb-kube", "libc", "nix"],
+        "code that runs on a laptop knows the cluster's API, and neither the node nor what the commands mean",
     ),
     (
         "lb-agent",

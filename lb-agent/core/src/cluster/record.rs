@@ -122,7 +122,9 @@ pub struct Extra {
 }
 
 /// How a backend is chosen for a new flow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub enum Algorithm {
     /// At random.
     #[default]

@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::explain::code::Code;
 use lb_core::admin::context::FlowQuery;
 
 mod ends;
+mod names;
 mod policy;
 mod service;
 
@@ -21,7 +24,7 @@ pub use self::policy::{
 pub use self::service::{BackendEvidence, Excluded, NoEndpoints, Reply, ServiceHop, Unserved, Why};
 
 /// The path of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
     /// The flow.
     pub wanted: FlowQuery,
@@ -32,7 +35,7 @@ pub struct Trace {
 }
 
 /// One hop, or something that was found beside the path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hop {
     /// The agent's records, where they are incomplete.
     Records(Records),
@@ -170,11 +173,18 @@ impl Hop {
 
 impl Trace {
     /// The hops of each branch: one for each backend, or all of them where there is none.
-    fn branches(&self) -> impl Iterator<Item = &[Hop]> {
-        let is_backend = |hop: &Hop| matches!(hop, Hop::Backend(_));
-        let first = self.hops.iter().position(is_backend).unwrap_or_default();
-        let hops = self.hops.get(first..).unwrap_or_default();
+    pub(super) fn branches(&self) -> impl Iterator<Item = &[Hop]> {
+        let hops = self.hops.get(self.first_branch()..).unwrap_or_default();
         hops.chunk_by(move |_, next| !is_backend(next))
+    }
+
+    /// The hops that all branches have.
+    pub(super) fn before_branches(&self) -> &[Hop] {
+        self.hops.get(..self.first_branch()).unwrap_or_default()
+    }
+
+    fn first_branch(&self) -> usize {
+        self.hops.iter().position(is_backend).unwrap_or_default()
     }
 
     /// How many branches end how.
@@ -228,4 +238,8 @@ impl Trace {
         }
         nodes
     }
+}
+
+const fn is_backend(hop: &Hop) -> bool {
+    matches!(hop, Hop::Backend(_))
 }

@@ -247,7 +247,7 @@ impl<T: PolicyLookup> Walk<'_, T> {
         let obstacle = facts.view.snapshot.past.obstacle_across(pod).map(HopObstacle::name);
         let route = match obstacle.or(of_service) {
             None => PodRoute::Hop { node: node.cloned() },
-            Some(why) => PodRoute::StackBetween { why },
+            Some(why) => PodRoute::StackBetween { why: why.into() },
         };
         Some(PathHop { to: target.who(), route })
     }

@@ -14,6 +14,7 @@ use crate::admin::Client;
 use crate::attribution::PolicyNames;
 use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
+use crate::explain::known::{KnownPod, complete};
 use crate::explain::trace::Unseen;
 use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, offline, socket};
 use crate::network::protocol_name;
@@ -38,7 +39,7 @@ pub(super) fn words(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let wanted = flow_args::words(&args.src, &args.dst, args.namespace.as_deref())?;
-    explain(place, &wanted, args.output, out)
+    explain(place, &wanted, &args.known_pod, args.output, out)
 }
 
 /// `lbctl policy`.
@@ -56,9 +57,9 @@ pub(super) fn policy(
         }
         PolicyCommand::Show(args) => show(place, args, out),
         PolicyCommand::Explain(args) => {
-            let PolicyExplainArgs { from, to, port, namespace, output } = args;
+            let PolicyExplainArgs { from, to, port, namespace, known_pod, output } = args;
             let wanted = flow_args::flags(from, to, port.as_deref(), namespace.as_deref())?;
-            explain(place, &wanted, *output, out)
+            explain(place, &wanted, known_pod, *output, out)
         }
     }
 }
@@ -80,6 +81,7 @@ fn show(
             columns::document(out, &policies::document(&policy), args.output)?;
         }
         Format::Name => columns::line(out, &policy.name)?,
+        Format::Rows => columns::json_line(out, &policy)?,
         Format::Table | Format::Wide => policies::print(out, &policy)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -97,7 +99,8 @@ fn show_alone(
     let view = View::new(&snapshot, &names, unix_now());
     let mut rows = policies::rows(&view, None);
     rows.retain(|row| row.name().as_deref() == Some(&args.name));
-    if rows.is_empty() {
+    // Who merges the policies of several nodes takes the rules from those that have them.
+    if rows.is_empty() || args.output == Format::Rows {
         bail!("{error:#}");
     }
     remark(&format!("{error:#}: showing only what the name table has; the rules are unknown"));
@@ -109,6 +112,7 @@ fn show_alone(
 fn explain(
     place: TablePaths<'_>,
     wanted: &FlowQuery,
+    pods: &[KnownPod],
     output: Format,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
@@ -131,12 +135,14 @@ fn explain(
             known(&wanted, true)?
         }
     };
+    complete(&wanted, &mut context, pods);
     exists(&wanted.src.to_string(), &context.src)?;
     exists(&wanted.dst.to_string(), &context.dst)?;
     if let Some((port, protocol)) = meant_port(&wanted, &context)? {
         (wanted.port, wanted.protocol) = (Some(port), protocol);
         wanted.port_name = None;
         context = known(&wanted, !context.agent)?;
+        complete(&wanted, &mut context, pods);
     }
     let stale = stale(&pinned, &view, &context)?;
     // An older agent has not pinned it.
@@ -155,10 +161,14 @@ fn explain(
     if let Some(error) = tables.take_error() {
         bail!("cannot read the policy maps: {error}");
     }
+    if output == Format::Rows {
+        columns::json_line(out, &trace)?;
+        return Ok(ExitCode::from(trace.outcome().exit()));
+    }
     let explanation = explain::render(&trace);
     match output {
         Format::Json | Format::Yaml => columns::document(out, &explanation, output)?,
-        Format::Name => bail!("an explanation cannot be printed as names"),
+        Format::Name | Format::Rows => bail!("an explanation cannot be printed as names"),
         Format::Table | Format::Wide => explain::print(out, &explanation)?,
     }
     Ok(ExitCode::from(explanation.outcome.exit()))

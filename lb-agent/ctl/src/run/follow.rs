@@ -11,9 +11,9 @@ use crate::FlowsArgs;
 use crate::admin::{self, Client};
 use crate::attribution::PolicyNames;
 use crate::columns::{self, Format, RowStream};
-use crate::flows::{self, FlowFilter, FlowRow, Joined};
+use crate::flows::{self, BEFORE, FlowFilter, FlowLine, FlowRow, FlowsHeader, Joined};
 use crate::pinned::Pinned;
-use crate::run::{TablePaths, remark};
+use crate::run::{TablePaths, end_with_input, remark};
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 use lb_core::counts::Counts;
 use lb_core::names::Names;
@@ -24,8 +24,6 @@ const OWNERS: Duration = Duration::from_secs(10);
 const NAMES: Duration = Duration::from_secs(1);
 /// Addresses of one request.
 const ADDRESSES: usize = 200;
-/// Flows of the past that `--follow` begins with.
-const BEFORE: usize = 10;
 
 /// Prints the flows.
 pub(super) fn flows(
@@ -38,6 +36,9 @@ pub(super) fn flows(
         remark("allowed flows are only reported while a client follows them: add -f");
     }
     let mut stream = RowStream::new(&args.style)?;
+    if args.follow && args.style.output == Format::Rows {
+        end_with_input();
+    }
     let request = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
     let mut responses = Client::new(place.state_dir).flows(request)?;
     let mut past = Vec::new();
@@ -51,8 +52,13 @@ pub(super) fn flows(
             other => return Err(admin::unexpected(&other)),
         }
     }
-    let header = flows::header(&covers, lost_in_kernel(place));
-    if args.style.output == Format::Json || args.style.no_headers {
+    let lost_events = lost_in_kernel(place);
+    let header = flows::header(&covers, lost_events);
+    let for_laptop = args.style.output == Format::Rows;
+    if for_laptop {
+        let header = FlowsHeader { covers, lost: lost_events };
+        columns::json_line(out, &FlowLine::Header(header))?;
+    } else if args.style.output == Format::Json || args.style.no_headers {
         remark(&header);
     } else {
         columns::line(out, format_args!("# {header}"))?;
@@ -61,6 +67,10 @@ pub(super) fn flows(
     let mut rows = joiner.rows(&wanted, &past);
     let most = args.last.unwrap_or(if args.follow { BEFORE } else { usize::MAX });
     stream.print(out, &rows.split_off(rows.len().saturating_sub(most)))?;
+    if for_laptop {
+        columns::json_line(out, &FlowLine::Now)?;
+        out.flush()?;
+    }
     if !args.follow {
         return Ok(());
     }

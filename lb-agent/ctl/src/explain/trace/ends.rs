@@ -1,18 +1,21 @@
 //! What was found at the ends of a flow: its source, the sockets of its destination, and what this node knows of both.
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use lb_common::past::StackReason;
 use lb_common::verdict::DropReason;
+use serde::{Deserialize, Serialize};
 
+use super::names;
 use lb_core::admin::context::{EndKind, FlowEnd};
 use lb_core::cluster::Name;
 
 /// What is missing in the records of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Records {
     /// The agent has not read the whole cluster state yet.
     Incomplete,
@@ -21,7 +24,7 @@ pub enum Records {
 }
 
 /// A Pod or node by its name, or whatever has an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Who {
     Object(Name),
     Address(IpAddr),
@@ -57,29 +60,33 @@ impl fmt::Display for Who {
 }
 
 /// Where the packets of a flow between two Pods go on this node, in both directions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathHop {
     pub to: Who,
     pub route: PodRoute,
 }
 
 /// How the packets of a flow get from a Pod of this node to another Pod, or from that to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodRoute {
     /// Past the IP stack and netfilter.
     Past,
     /// Past them to the next hop of another node, whose name may not be known, or from there.
     Hop { node: Option<Arc<str>> },
     /// Through the IP stack to another node or from there, and why.
-    StackBetween { why: &'static str },
+    StackBetween { why: Cow<'static, str> },
     /// By the bridge of both, which passes netfilter by.
     Bridge,
     /// Through the IP stack, and why. A firewall rule that is the reason is named, if its name is known.
-    Stack { reason: StackReason, rule: String },
+    Stack {
+        #[serde(with = "names::stack_reason")]
+        reason: StackReason,
+        rule: String,
+    },
 }
 
 /// The source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceEnd {
     pub end: FlowEnd,
     /// Whether it is a Pod whose device is on this node.
@@ -94,9 +101,10 @@ impl SourceEnd {
 }
 
 /// A flow that had no room in a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableFull {
     /// Which table, as the reason of the drop.
+    #[serde(with = "names::drop_reason")]
     pub reason: DropReason,
     /// Seconds since then.
     pub ago: u64,
@@ -106,7 +114,7 @@ pub struct TableFull {
 }
 
 /// An open flow of the source whose backend was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StaleFlow {
     /// The Service, as it is called.
     pub service: String,
@@ -115,7 +123,7 @@ pub struct StaleFlow {
 }
 
 /// The sockets of a Pod of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Socket {
     pub pod: Who,
     /// The flow's destination there.
@@ -124,7 +132,7 @@ pub struct Socket {
 }
 
 /// Which of the sockets accepts the flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Listener {
     /// This one.
     Open(SocketAddr),
@@ -139,7 +147,7 @@ pub enum Listener {
 }
 
 /// Why the sockets of a Pod cannot be listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unseen {
     /// Its network namespace is not visible from here.
     Namespace,
@@ -148,7 +156,7 @@ pub enum Unseen {
 }
 
 /// What cannot be checked on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unchecked {
     /// Whether a process of this Pod listens on the port.
     Pod(Who, u16),

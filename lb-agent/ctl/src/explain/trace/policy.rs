@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{HopState, Who};
+use serde::{Deserialize, Serialize};
+
+use super::{HopState, Who, names};
 use crate::attribution::DecidedBy;
 use crate::explain::code::Code;
 use lb_core::admin::context::Lacking;
@@ -12,7 +14,7 @@ use lb_core::cluster::{Name, Peer, PortMatch, Prefix};
 use lb_core::model::policy::PolicyDirection;
 
 /// The policies of one Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyHop {
     /// Whether the flow enters the Pod or leaves it.
     pub direction: PolicyDirection,
@@ -26,7 +28,7 @@ pub struct PolicyHop {
 }
 
 /// What the policies of a Pod say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PolicyVerdict {
     /// There are no policies in the cluster.
     NoPolicies,
@@ -58,11 +60,12 @@ pub enum PolicyVerdict {
 }
 
 /// Why policies allow a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Allowed {
     /// A rule does.
     Rule {
         /// Which one.
+        #[serde(with = "names::decided_by")]
         by: DecidedBy,
         /// How it may have been written by mistake.
         mistake: Option<Box<PeerOr>>,
@@ -77,7 +80,7 @@ pub enum Allowed {
 
 /// Two peers of one rule, of which the flow matches only the one that is all Pods of namespaces. The list means either;
 /// a single peer with both selectors would mean both.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerOr {
     pub policy: Name,
     /// Index of the rule.
@@ -92,22 +95,24 @@ pub struct PeerOr {
 }
 
 /// What policies in shadow mode would say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shadow {
     /// Which of them.
+    #[serde(with = "names::decided_by")]
     pub by: DecidedBy,
     /// Whether they would deny the flow.
     pub denies: bool,
 }
 
 /// Why policies deny a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
     /// The group that denies it; `None` = it is in the maps of another node.
     pub group: Option<u32>,
     /// The number of its rule that does; `None` = no rule applies.
     pub rule: Option<u32>,
     /// The policies that decided.
+    #[serde(with = "names::decided_by")]
     pub by: DecidedBy,
     pub peer: Who,
     /// Where the flow goes, as policies see it.
@@ -117,7 +122,7 @@ pub struct Denial {
 }
 
 /// The cause of a denial.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// A rule of a ClusterNetworkPolicy.
     ClusterPolicy,
@@ -136,7 +141,7 @@ pub enum Cause {
 }
 
 /// The rule that comes closest to a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closest {
     /// Its policy, a NetworkPolicy.
     pub policy: Name,
@@ -145,7 +150,7 @@ pub struct Closest {
 }
 
 /// What a rule lacks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lacks {
     /// Another port.
     Port(PortLack),
@@ -163,7 +168,7 @@ pub enum Lacks {
 }
 
 /// Why the ports of a rule do not match.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PortLack {
     /// The destination declares no port with this name.
     Unnamed {
@@ -184,7 +189,7 @@ pub enum PortLack {
 }
 
 /// Why a peer of a rule does not match.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerLack {
     /// The range has the address of the Service.
     OfService(IpAddr),

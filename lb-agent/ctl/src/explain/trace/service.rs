@@ -4,13 +4,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::explain::code::Code;
 use crate::view::BackendState;
 use lb_core::admin::context::{EndpointContext, Label};
 use lb_core::cluster::{Algorithm, Labels, Name, Prefix, ServiceType};
 
 /// A Service with backends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceHop {
     /// The service port, as it is called.
     pub port: String,
@@ -26,7 +28,7 @@ pub struct ServiceHop {
 }
 
 /// An endpoint that serves no client on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Excluded {
     /// Its address and target port.
     pub at: SocketAddr,
@@ -37,7 +39,7 @@ pub struct Excluded {
 }
 
 /// A backend that the Service may select.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendEvidence {
     /// Its address and port.
     pub at: SocketAddr,
@@ -49,7 +51,7 @@ pub struct BackendEvidence {
 }
 
 /// The way back through a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// The backend, if there is only one.
     pub from: Option<SocketAddr>,
@@ -59,7 +61,7 @@ pub struct Reply {
 }
 
 /// A Service that leads nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unserved {
     /// The service port, as it is called; `None` when it is not known.
     pub port: Option<String>,
@@ -69,7 +71,7 @@ pub struct Unserved {
 }
 
 /// Why a Service leads nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
     /// The address is a Service's, and no frontend has the port.
     UnknownPort,
@@ -113,7 +115,7 @@ pub enum Why {
 }
 
 /// Why a Service has no endpoint that could be selected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoEndpoints {
     /// Only the agent knows.
     Unknown,

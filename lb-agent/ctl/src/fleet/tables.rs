@@ -1,0 +1,142 @@
+//! Commands that print rows: the tables of all nodes, merged, once or with their changes.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::columns::{self, Format, Style};
+use crate::fleet::ask::{FleetQuery, FromNode, NoAnswer, own_words, report};
+use crate::fleet::merge::{items, merge};
+use crate::fleet::remark::remark;
+use crate::table::RowTable;
+use lb_remote::{FollowEvent, FollowStep, RemoteCommand};
+
+/// Changes of several nodes within this time are printed together: a change of the cluster arrives everywhere.
+const TOGETHER: Duration = Duration::from_millis(300);
+
+/// What `-o json` and `-o yaml` print.
+#[derive(Serialize)]
+struct ClusterRows<'a> {
+    nodes: Vec<&'a str>,
+    items: Vec<Value>,
+}
+
+/// Prints the rows of the nodes, once.
+///
+/// # Errors
+/// When no node answers, `--sort-by` names no column, or the output cannot be written.
+pub fn once(
+    asked: &FleetQuery,
+    args: Vec<String>,
+    style: &Style,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let answers: Vec<FromNode<RowTable>> = asked.json_or_remark(args, None)?;
+    let tables: Vec<RowTable> = answers.into_iter().map(named).collect();
+    print(&tables, style, out)
+}
+
+/// The node's name is that of the object, also where its name table is missing.
+fn named(answer: FromNode<RowTable>) -> RowTable {
+    RowTable { node: answer.node, ..answer.answer }
+}
+
+/// Prints merged tables.
+///
+/// # Errors
+/// When `--sort-by` names no column, these rows have no names, or the output cannot be written.
+pub fn print(tables: &[RowTable], style: &Style, out: &mut dyn Write) -> anyhow::Result<()> {
+    let Some(mut merged) = merge(tables, style.output == Format::Wide) else { return Ok(()) };
+    if merged.rows.is_empty() {
+        remark(&format_args!("no {} found", merged.noun));
+    }
+    if let Some(wanted) = &style.sort_by {
+        merged.sort_by(wanted)?;
+    }
+    match style.output {
+        Format::Json | Format::Yaml => {
+            let nodes = tables.iter().map(|table| table.node.as_str()).collect();
+            columns::document(out, &ClusterRows { nodes, items: items(tables) }, style.output)
+        }
+        Format::Name => {
+            columns::names(out, &merged.noun, merged.rows.iter().map(|row| row.name.clone()))
+        }
+        Format::Rows => columns::json_line(out, &merged),
+        Format::Table | Format::Wide => columns::text(out, &merged, style),
+    }
+}
+
+/// Prints the rows, and those that change, until all nodes are gone.
+///
+/// # Errors
+/// When rows cannot be printed so as they come, or the output cannot be written.
+pub fn watch(
+    asked: &FleetQuery,
+    args: Vec<String>,
+    style: &Style,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    report(&asked.without_agent(), asked.agents.len());
+    let mut follow = asked.fleet.follow(&RemoteCommand { args, stdin: None }, &asked.agents);
+    let mut style = style.clone();
+    let mut tables: BTreeMap<String, RowTable> = BTreeMap::new();
+    let mut seen: HashSet<Vec<String>> = HashSet::new();
+    let mut changed = false;
+    loop {
+        match follow.next(TOGETHER) {
+            FollowStep::Event(FollowEvent::Line { node, line }) => {
+                match serde_json::from_str::<RowTable>(&line) {
+                    Ok(table) => {
+                        tables.insert(node.clone(), RowTable { node, ..table });
+                        changed = true;
+                    }
+                    Err(error) => remark(&format_args!("{node}: unexpected output: {error}")),
+                }
+            }
+            FollowStep::Event(FollowEvent::Remark { node, line }) => {
+                remark(&format_args!("{node}: {}", own_words(&line)));
+            }
+            FollowStep::Event(FollowEvent::Closed { node, why }) => {
+                tables.remove(&node);
+                report(&[NoAnswer { node, error: why }], asked.agents.len());
+            }
+            FollowStep::Silence if changed => {
+                changed = false;
+                let tables: Vec<RowTable> = tables.values().cloned().collect();
+                let Some(merged) = merge(&tables, style.output == Format::Wide) else { continue };
+                let lasting = |row: &crate::table::TableRow| columns::lasting(&row.cells);
+                let now_seen: HashSet<Vec<String>> = merged.rows.iter().map(lasting).collect();
+                let mut news = merged;
+                news.rows.retain(|row| !seen.contains(&lasting(row)));
+                if let Some(wanted) = &style.sort_by {
+                    news.sort_by(wanted)?;
+                }
+                if !news.rows.is_empty() {
+                    changes(&tables, &news, &style, out)?;
+                    out.flush()?;
+                    style.no_headers = true;
+                }
+                seen = now_seen;
+            }
+            FollowStep::Silence => {}
+            FollowStep::End => return Ok(()),
+        }
+    }
+}
+
+/// Prints what has changed; JSON and YAML are whole documents.
+fn changes(
+    tables: &[RowTable],
+    news: &RowTable,
+    style: &Style,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    match style.output {
+        Format::Table | Format::Wide => columns::text(out, news, style),
+        Format::Name => columns::names(out, &news.noun, news.rows.iter().map(|r| r.name.clone())),
+        Format::Json | Format::Yaml | Format::Rows => print(tables, style, out),
+    }
+}
