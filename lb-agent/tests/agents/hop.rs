@@ -409,3 +409,20 @@ fn a_routing_rule_about_pods_is_obeyed() {
     let said = ("policy-routing: ip rule 100", true);
     what_the_node_does_is_obeyed("ehoprd", Shape::Routed, rule, said);
 }
+
+/// Whatever the policies of IPsec select: packets past the stack would not be encrypted.
+#[test]
+fn a_policy_of_ipsec_is_obeyed() {
+    let policy = |cast: &Far, there: bool| {
+        let ends = "src 192.168.1.0/24 dst 192.168.2.0/24 dir out";
+        let template = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel";
+        let words = if there {
+            format!("policy add {ends} {template}")
+        } else {
+            format!("policy delete {ends}")
+        };
+        let mut ip = Command::new("ip");
+        cast.stage.a.netns.output(ip.arg("xfrm").args(words.split(' '))).unwrap();
+    };
+    what_the_node_does_is_obeyed("ehopri", Shape::Routed, policy, ("xfrm", true));
+}

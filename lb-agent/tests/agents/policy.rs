@@ -156,7 +156,7 @@ fn s44_open_connections_follow_the_policies() {
 }
 
 /// A hundred times the agent of the server's node is killed at some moment, and started again: nothing denied is
-/// answered, nothing allowed fails.
+/// answered, nothing allowed fails, past the stack.
 #[test]
 fn killed_a_hundred_times_no_verdict_changes() {
     const KILLS: u32 = 100;
@@ -212,6 +212,11 @@ fn killed_a_hundred_times_no_verdict_changes() {
     for (name, load) in loads {
         let report = load.stop().unwrap();
         assert_eq!(report.failed, 0, "{name}: {report:?}\n{}", cast.stage.logs());
+    }
+    // The flows of the friend beside the server, and of the one on the other node.
+    for path in ["flow_peer", "flow_hop"] {
+        let flows = cast.stage.agents[0].metric(&format!("lb_slow_path_total{{path=\"{path}\"}}"));
+        assert!(flows.unwrap() > 100.0, "{path}: the load did not go past the stack");
     }
     let (tried, answered) = (tried.into_inner(), answered.into_inner());
     assert!(tried > 400, "{tried} tries only");
