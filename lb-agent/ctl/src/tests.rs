@@ -4,6 +4,7 @@ mod documents;
 mod escapes;
 mod fields;
 mod flows;
+mod k9s;
 mod policies;
 mod sample;
 
