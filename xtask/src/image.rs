@@ -73,17 +73,21 @@ struct Kind {
     arguments: &'static [&'static str],
 }
 
+/// Without the live views of lbctl, which are for a laptop.
+const PLAIN: [&str; 1] = ["--no-default-features"];
+const TRACED_PLAIN: [&str; 3] = [PLAIN[0], TRACE[0], TRACE[1]];
+
 const AGENT: Kind = Kind {
     archive: ARCHIVE,
     // `deploy/` refers to it.
     tag: "lb-agent:dev",
     package: "lb-agent",
-    features: &[],
+    features: &PLAIN,
     binaries: &["lb-agent", "lbctl"],
     arguments: &["run"],
 };
 const TRACED: Kind =
-    Kind { archive: "lb-agent-trace.tar", tag: "lb-agent:trace", features: &TRACE, ..AGENT };
+    Kind { archive: "lb-agent-trace.tar", tag: "lb-agent:trace", features: &TRACED_PLAIN, ..AGENT };
 const BENCH: Kind = Kind {
     archive: BENCH_ARCHIVE,
     tag: BENCH_TAG,

@@ -11,6 +11,7 @@ mod tidy;
 mod abi;
 mod soak;
 mod test;
+mod ui;
 mod verifier;
 
 mod bench;
@@ -63,6 +64,8 @@ enum Task {
     Bench(bench::Options),
     /// Build the container image: static binaries in an OCI archive, target/lb-agent.tar
     Image(image::Options),
+    /// Test the page of `lbctl ui` in Chromium
+    Ui(ui::Options),
     /// Check the links of all documents and build the book in target/book
     Docs(docs::Options),
     /// Deploy to the cluster of $KUBECONFIG and check Services and policies there with real Pods
@@ -81,6 +84,7 @@ impl Task {
             Self::Abi(_) => "abi",
             Self::Bench(_) => "bench",
             Self::Image(_) => "image",
+            Self::Ui(_) => "ui",
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
         }
@@ -105,6 +109,7 @@ impl Task {
             Self::Soak(_) => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Nsenter],
             Self::Verifier(_) => &[Need::Rust, Need::BpfLinker, Need::Ip],
             Self::Abi(_) => &[Need::Rust],
+            Self::Ui(_) => &[Need::Rust, Need::Chromium],
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
             Self::Conformance(_) => &[],
         }
@@ -125,6 +130,7 @@ impl Task {
             Self::Abi(options) => abi::run(options),
             Self::Bench(options) => bench::run(options),
             Self::Image(options) => image::run(options),
+            Self::Ui(options) => ui::run(options),
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
         }

@@ -39,6 +39,8 @@ pub(crate) enum Need {
     Iptables,
     /// `bpftool`.
     Bpftool,
+    /// Chromium and a font, for the page of `lbctl ui`.
+    Chromium,
     /// `kubectl`, which is never installed from here.
     Kubectl,
     /// cargo-deny.
@@ -158,6 +160,14 @@ fn missing_packages(need: Need) -> Vec<Package> {
         Need::Ip => program("ip", "iproute2", "`ip`, for the test namespaces"),
         Need::Nsenter => program("nsenter", "util-linux", "`nsenter`, for the test namespaces"),
         Need::Iperf3 => program("iperf3", "iperf3", "`iperf3`, the load of the demo"),
+        Need::Chromium => {
+            let mut list =
+                program("chromium", "chromium", "Chromium, to test the page of lbctl ui");
+            if !list.is_empty() {
+                list.push(Package { name: "fonts-dejavu-core", gives: "a font for Chromium" });
+            }
+            list
+        }
         Need::Nft => program("nft", "nftables", "`nft`, for the netfilter of the bench"),
         Need::Bpftool => {
             program("bpftool", "bpftool", "`bpftool`, with which tests inspect the kernel")

@@ -10,6 +10,7 @@ pub mod args;
 pub mod ask;
 pub mod explain;
 pub mod flows;
+pub mod live;
 pub mod merge;
 pub mod policy;
 pub mod remark;

@@ -116,6 +116,12 @@ pub enum Command {
     /// Show how often the eBPF programs ran and how long a run takes, while the kernel counts it (kernel.bpf_stats_enabled)
     #[command(alias = "program")]
     Programs(ProgramsArgs),
+    /// Show one screen that follows services, drops and flows
+    #[cfg(feature = "live")]
+    Top(lb_live::top::TopArgs),
+    /// Serve a page on this machine: who calls what, flows, policies, explain
+    #[cfg(feature = "live")]
+    Ui(lb_live::ui::UiArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Show the versions of lbctl, the agent and the maps

@@ -2,6 +2,8 @@
 
 mod explain;
 mod follow;
+#[cfg(feature = "live")]
+mod live;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -49,6 +51,10 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => return explain::words(place, args, out),
         Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Maps(args) => place.maps(args, out)?,
+        #[cfg(feature = "live")]
+        Command::Top(args) => lb_live::top::run(args, "", live::lbctl(place)?, out)?,
+        #[cfg(feature = "live")]
+        Command::Ui(args) => lb_live::ui::run(args, live::lbctl(place)?, out)?,
         Command::Programs(args) => place.programs(args, out)?,
         Command::Completion(args) => completion::script(args.shell, out)?,
         Command::Version(args) => place.version(args, out)?,

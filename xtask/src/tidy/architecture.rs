@@ -4,7 +4,7 @@
 use super::Source;
 
 /// The crates with a section `### CRATE`, and where their modules are.
-const CRATES: [(&str, &str); 11] = [
+const CRATES: [(&str, &str); 12] = [
     ("lb-common", "lb-common/src/"),
     ("lb-ebpf", "lb-ebpf/src/"),
     ("lb-core", "lb-agent/core/src/"),
@@ -12,6 +12,7 @@ const CRATES: [(&str, &str); 11] = [
     ("lb-kernel", "lb-agent/kernel/src/"),
     ("lb-agent", "lb-agent/src/"),
     ("lb-ctl", "lb-agent/ctl/src/"),
+    ("lb-live", "lb-agent/live/src/"),
     ("lb-remote", "lb-agent/remote/src/"),
     ("lb-testkit", "lb-agent/testkit/src/"),
     ("xtask", "xtask/src/"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 /// A crate, what it may not depend on, and why.
-const WALLS: [(&str, &[&str], &str); 6] = [
+const WALLS: [(&str, &[&str], &str); 7] = [
     (
         "lb-agent/core",
         &[
@@ -41,6 +41,21 @@ const WALLS: [(&str, &[&str], &str); 6] = [
         "lb-agent/remote",
         &["aya", "lb-common", "lb-core", "lb-ctl", "lb-kernel", "lb-kube", "libc", "nix"],
         "code that runs on a laptop knows the cluster's API, and neither the node nor what the commands mean",
+    ),
+    (
+        "lb-agent/live",
+        &[
+            "aya",
+            "k8s-openapi",
+            "kube",
+            "lb-common",
+            "lb-core",
+            "lb-ctl",
+            "lb-kernel",
+            "lb-kube",
+            "nix",
+        ],
+        "the live views only know what lbctl prints",
     ),
     (
         "lb-agent",

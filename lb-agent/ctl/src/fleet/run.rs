@@ -8,7 +8,7 @@ use crate::columns::{self, Format, Style};
 use crate::explain::args;
 use crate::fleet::args::Parsed;
 use crate::fleet::ask::{FleetQuery, FromNode, no_answers};
-use crate::fleet::{explain, flows, policy, status, tables, tree, versions};
+use crate::fleet::{explain, flows, live, policy, status, tables, tree, versions};
 use crate::status::Report;
 use crate::{
     Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, StatusArgs, VersionArgs, completion,
@@ -31,6 +31,11 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// One sentence for the operator.
 pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let cli = &parsed.cli;
+    match &cli.command {
+        Command::Top(args) => return live::top(&cli.cluster, args, out),
+        Command::Ui(args) => return live::ui(&cli.cluster, args, out),
+        _ => {}
+    }
     // A mistake in the ends needs no cluster to be found, and the names of the context's namespace need one.
     flow(&cli.command, DEFAULT_NAMESPACE)?;
     let asked = FleetQuery::connect(&cli.cluster)?;
@@ -62,6 +67,8 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
         Command::Version(args) => question.version(args, out)?,
         Command::Completion(args) => completion::script(args.shell, out)?,
+        // They ask by commands of their own.
+        Command::Top(_) | Command::Ui(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
