@@ -80,7 +80,7 @@ impl Lbctl {
             Err(_) => bail!("lbctl {}: no answer within {PATIENCE:?}", words.join(" ")),
         };
         let text = String::from_utf8_lossy(&output.stderr);
-        let remarks = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned);
+        let remarks = text.lines().filter(|line| !line.trim().is_empty()).map(own_words);
         let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
         Ok(CommandOutput {
             code: output.status.code(),
@@ -125,7 +125,7 @@ impl Followed {
             tokio::select! {
                 biased;
                 line = self.remarks.next_line(), if self.has_remarks => match line? {
-                    Some(line) => return Ok(Some(FollowedLine::Remark(line))),
+                    Some(line) => return Ok(Some(FollowedLine::Remark(own_words(&line)))),
                     None => self.has_remarks = false,
                 },
                 line = self.rows.next_line(), if has_rows => match line? {
@@ -137,6 +137,13 @@ impl Followed {
         self.child.wait().await.context("wait for lbctl")?;
         Ok(None)
     }
+}
+
+/// What the program says, without its name before it.
+fn own_words(line: &str) -> String {
+    let prefixes = ["lbctl: ", "kubectl-lb: "];
+    let words = prefixes.iter().find_map(|prefix| line.strip_prefix(prefix));
+    words.unwrap_or(line).to_owned()
 }
 
 #[cfg(test)]
@@ -165,7 +172,7 @@ mod tests {
         let want = CommandOutput {
             code: Some(2),
             documents: vec![json!({"arg": "status"})],
-            remarks: vec!["lbctl: node b: no answer".to_owned()],
+            remarks: vec!["node b: no answer".to_owned()],
         };
         assert_eq!(got, want);
     }

@@ -99,8 +99,11 @@ function notice(kind, head, ...more) {
 function remarks(answer) {
   if (answer.remarks.length === 0) return null;
   const failed = answer.documents.length === 0;
-  const lines = answer.remarks.map((line) => line.replace(/^(lbctl|kubectl-lb): /, ''));
-  return failed ? notice('bad', lines[0], ...lines.slice(1)) : notice('warn', 'lbctl remarks', ...lines);
+  const [first, ...more] = answer.remarks;
+  if (/unexpected argument|unrecognized subcommand/.test(first)) {
+    return notice('warn', 'An lbctl that was asked is older than this page', first, 'Update the agents. Until then, the other views work.');
+  }
+  return failed ? notice('bad', first, ...more) : notice('warn', 'lbctl remarks', first, ...more);
 }
 
 /** A table. A column is [name, cell, class]; a cell is text or an element. The first column leads to `open(row)`. */
@@ -268,7 +271,7 @@ const matrix = {
               from && h('a', { href: link('matrix', [], { filter: route.query.filter }), 'data-back': true }, 'show all pairs')),
             pairTable(chosen))];
     return [
-      title('Who calls what', `${plural(sum(all, 'flows'), 'open flow')}, ${sum(all, 'denied').toLocaleString('en')} denied, ${sum(all, 'would').toLocaleString('en')} would be denied`, 'lbctl flows --by pair'),
+      title('Who calls what', answer.documents.length > 0 && `${plural(sum(all, 'flows'), 'open flow')}, ${sum(all, 'denied').toLocaleString('en')} denied, ${sum(all, 'would').toLocaleString('en')} would be denied`, 'lbctl flows --by pair'),
       remarks(answer),
       h('div', { class: 'tools' }, filterField('Filter', route.query.filter ?? '', (filter) => replaceQuery({ ...route.query, filter }))),
       h('div', { class: 'split' }, body),
@@ -703,7 +706,7 @@ function tryPanel() {
 
 function tryResult(answer) {
   if (answer.remarks.some((line) => line.includes('unrecognized subcommand'))) {
-    return [notice('warn', 'This lbctl cannot try policies', 'It has no command `policy try`: update lbctl and the agents. Until then, apply the policy in shadow mode and watch its would-be denials.')];
+    return [notice('warn', 'This lbctl cannot try policies', 'It has no command `policy try`: update the agents. Until then, apply the policy in shadow mode and watch its would-be denials.')];
   }
   const found = answer.documents.flat();
   if (found.length === 0) return [remarks(answer)];

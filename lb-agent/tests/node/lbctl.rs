@@ -2,6 +2,7 @@
 //! what it says when something is missing, and its exit status.
 
 mod filled;
+mod live;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};

@@ -62,10 +62,14 @@ fn head(state: &TopState) -> Vec<Line<'_>> {
         return vec![Line::from(vec![Span::styled("lb top  ", theme.head()), Span::raw(text)])];
     };
     let total = now.nodes.len();
+    let trouble = state.trouble.as_ref().or(now.remarks.first());
     let up = now.nodes.iter().filter(|node| node.verdict != "UNKNOWN").count();
     let ill: Vec<_> = now.nodes.iter().filter(|node| node.verdict != "OK").collect();
     let verdict = match ill.as_slice() {
-        [] if total == 0 => Span::styled("NO ANSWER", theme.bad()),
+        [] if total == 0 => {
+            let why = trouble.map_or(String::new(), |trouble| format!(": {trouble}"));
+            Span::styled(format!("NO ANSWER{why}"), theme.bad())
+        }
         [] => Span::styled("OK", theme.good()),
         [node, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" (+{})", rest.len()) };
@@ -113,7 +117,7 @@ fn head(state: &TopState) -> Vec<Line<'_>> {
             if dropped.is_some_and(|rate| rate > 0.0) { theme.bad() } else { theme.dim() },
         ),
     ];
-    if let Some(trouble) = state.trouble.as_ref().or(now.remarks.first()) {
+    if let Some(trouble) = trouble.filter(|_| total > 0) {
         second.push(Span::styled(format!("  {trouble}"), theme.warning()));
     }
     vec![Line::from(first), Line::from(second)]

@@ -210,6 +210,10 @@ impl TopState {
     /// Returns the change of a number per second, between the two samples.
     pub fn rate(&self, number: impl Fn(&TopSample) -> Option<u64>) -> Option<f64> {
         let (now, before) = (self.now.as_ref()?, self.before.as_ref()?);
+        // Without an answer, zero would be a claim.
+        if now.nodes.is_empty() || before.nodes.is_empty() {
+            return None;
+        }
         let seconds = now.at - before.at;
         let change = number(now)? as f64 - number(before)? as f64;
         (seconds > 0.0).then(|| change / seconds)

@@ -136,17 +136,30 @@ fn before_the_first_answer_the_screen_says_what_it_waits_for() {
 }
 
 #[test]
+fn without_an_answer_the_first_line_says_why_and_no_rate_is_claimed() {
+    let mut state = TopState::new(String::new(), Theme::new(false));
+    let remarks = vec!["no pinned maps".to_owned()];
+    state.sampled(TopSample { remarks: remarks.clone(), ..TopSample::default() });
+    state.sampled(TopSample { at: 2.0, remarks, ..TopSample::default() });
+    let screen = text(&state, 80, 24).unwrap();
+    assert!(
+        screen.starts_with("lb top  this node  nodes 0/0  no issues  NO ANSWER: no pinned maps\n")
+    );
+    assert!(screen.contains("new flows/s: Pods -, Services -, outside -  drops/s -"), "{screen}");
+}
+
+#[test]
 fn a_degraded_node_and_one_without_an_answer_are_in_the_first_line() {
     let mut state = state(true);
     let now = state.now.as_mut().unwrap();
     now.nodes[0].verdict = "UNKNOWN".to_owned();
     now.nodes[0].because = "no agent on it".to_owned();
     now.nodes[1].verdict = "DEGRADED".to_owned();
-    now.remarks = vec!["lbctl: a: no agent on it".to_owned()];
+    now.remarks = vec!["a: no agent on it".to_owned()];
     let screen = text(&state, 120, 24).unwrap();
     let first = screen.lines().next().unwrap();
     assert_eq!(first, "lb top  kind-lb  nodes 1/2  no issues  UNKNOWN a: no agent on it (+1)");
-    assert!(screen.lines().nth(1).unwrap().ends_with("lbctl: a: no agent on it"), "{screen}");
+    assert!(screen.lines().nth(1).unwrap().ends_with("  a: no agent on it"), "{screen}");
 }
 
 #[test]
