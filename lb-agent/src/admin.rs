@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod handler;
+mod recent;
 mod server;
 
 pub(crate) use self::handler::HandlerState;
+pub(crate) use self::recent::Recent;
 pub(crate) use self::server::{PendingRequest, Server, bind};

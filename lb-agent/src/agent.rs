@@ -10,7 +10,9 @@ mod attachments;
 mod background;
 pub(crate) mod bindings;
 mod compiler;
+mod denials;
 mod disconnect;
+mod flows;
 pub(crate) mod hits;
 mod host_rules;
 mod housekeeping;
@@ -51,6 +53,7 @@ use crate::agent::background::News;
 use crate::agent::bindings::Bindings;
 use crate::agent::compiler::{CompiledTables, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
+use crate::agent::flows::FlowNames;
 use crate::agent::host_rules::HostRules;
 use crate::agent::housekeeping::Housekeeping;
 use crate::agent::kernel::Kernel;
@@ -61,7 +64,7 @@ use crate::agent::past::Past;
 use crate::agent::pickup::{Pickup, Start};
 use crate::agent::policy::Policies;
 use crate::agent::scope::PodWatch;
-use crate::agent::servers::Servers;
+use crate::agent::servers::{ServerFacts, Servers};
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
 use crate::config::{AgentConfig, FactSource};
@@ -74,11 +77,12 @@ use lb_core::cluster::{Change, Cluster, Dirty, Event, Family, Kind, PodScope};
 use lb_core::model::Desired;
 use lb_core::plan::{Capacity, Plan, Planner, Write};
 use lb_kernel::bpf::attach::Mechanism;
+use lb_kernel::bpf::events::ObservedFlow;
 use lb_kernel::bpf::gc::Gc;
 use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::{self, Devices};
 use lb_kernel::preflight::Machine;
-use lb_kube::api_server::{self, WatchedPods};
+use lb_kube::api_server::{self, ApiEvents, WatchedPods};
 use lb_kube::{Counters, Received, manifests};
 
 /// Messages of the source that may wait: a full initial list must not fill memory before it is applied.
@@ -99,6 +103,8 @@ enum LoopEvent {
     Compiled(Box<CompiledTables>),
     /// A request of lbctl.
     Admin(PendingRequest),
+    /// The programs report flows.
+    Flows(Vec<ObservedFlow>),
     /// The number of clients that follow allowed flows changed.
     Followers(usize),
     /// A time was waited for: a retry, a release of slots, housekeeping.
@@ -136,6 +142,8 @@ pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
                 LoopEvent::Compiled(Box::new(compiled.context(ended)?))
             }
             Some(news) = inbox.background.recv() => LoopEvent::Background(news),
+            // Before what may take away their names.
+            Some(flows) = inbox.flows.recv() => LoopEvent::Flows(flows),
             Some(received) = inbox.received.recv() => LoopEvent::Received(received),
             Some(pending) = inbox.requests.recv() => LoopEvent::Admin(pending),
             Ok(()) = inbox.followers.changed() => {
@@ -166,6 +174,7 @@ struct Inbox {
     background: mpsc::Receiver<News>,
     compiled: mpsc::UnboundedReceiver<CompiledTables>,
     requests: mpsc::Receiver<PendingRequest>,
+    flows: mpsc::Receiver<Vec<ObservedFlow>>,
     followers: watch::Receiver<usize>,
     source: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -197,6 +206,7 @@ struct Agent {
     disconnecter: Disconnecter,
     health_ports: HealthPorts,
     kube_proxy: KubeProxy,
+    flows: FlowNames,
     /// Whether packets that leave the node are looked at.
     departures: bool,
     mechanism: Option<Mechanism>,
@@ -252,8 +262,16 @@ impl Agent {
         let (scope, wanted) = PodWatch::new();
         let source = spawn_source(&cfg, wanted, tx, Arc::clone(&counters));
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
-        let Servers { metrics, examples, requests, followers } =
-            servers::spawn(&cfg, facts, kernel.traces, counters, status_reader);
+        let api_events = api_events(&cfg);
+        let from = ServerFacts {
+            facts,
+            traces: kernel.traces,
+            source: counters,
+            status: status_reader,
+            api_events: api_events.clone(),
+        };
+        let Servers { metrics, examples, requests, followers, observed, flows } =
+            servers::spawn(&cfg, from)?;
         let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
         let mut agent = Self {
@@ -279,10 +297,11 @@ impl Agent {
             disconnecter,
             health_ports: HealthPorts::new(status.subscribe()),
             kube_proxy,
+            flows,
             departures: false,
             mechanism: None,
             queue: Queue::default(),
-            housekeeping: Housekeeping::new(&cfg, facts, examples, kernel.ct_entries),
+            housekeeping: Housekeeping::new(&cfg, facts, (examples, api_events), kernel.ct_entries),
             metrics,
             status,
             next_resync: now,
@@ -297,9 +316,18 @@ impl Agent {
         if !foreign::rules::find().is_empty() {
             agent.dirty.merge(agent.cluster.apply(Event::OtherProxy));
         }
-        // Whoever followed them has gone with the agent before.
-        agent.report_allowed(false);
-        Ok((Inbox { received, attached, background, compiled, requests, followers, source }, agent))
+        agent.begin_flows();
+        let inbox = Inbox {
+            received,
+            attached,
+            background,
+            compiled,
+            requests,
+            flows: observed,
+            followers,
+            source,
+        };
+        Ok((inbox, agent))
     }
 
     fn handle(&mut self, event: LoopEvent) {
@@ -326,7 +354,13 @@ impl Agent {
                     self.respond(pending);
                 }
             }
-            LoopEvent::Followers(n) => self.report_allowed(n > 0),
+            LoopEvent::Flows(flows) => self.observed(&flows),
+            LoopEvent::Followers(n) => {
+                self.report_allowed(n > 0 || self.flows.logs_allowed());
+                if n > 0 {
+                    self.scope.want_all("a client follows flows");
+                }
+            }
             LoopEvent::Timer | LoopEvent::Stop(_) => {}
         }
     }
@@ -358,6 +392,7 @@ impl Agent {
         {
             self.scope.heard_of_pod(at);
         }
+        self.flows.forget(&received.event);
         let dirty = self.cluster.apply(received.event);
         if dirty.policies {
             self.policies.heard(at);
@@ -386,6 +421,9 @@ impl Agent {
             self.watch_departures(true);
         }
         let applied = self.write(plan);
+        if !changed.services.is_empty() {
+            self.flows.services_changed();
+        }
         let took = begun.elapsed();
         self.disconnecter.send(turnover.after(&self.planner.actual().backends));
         self.watch_departures(self.planner.watches_departures());
@@ -447,6 +485,13 @@ impl Agent {
                 Arc::new(Status { synced: self.planned, updated, pending_since, node_eligible });
             true
         });
+    }
+}
+
+fn api_events(cfg: &AgentConfig) -> ApiEvents {
+    match &cfg.source {
+        FactSource::Kubernetes(options) => ApiEvents::spawn(options.clone(), &cfg.node_name),
+        FactSource::Manifests(_) => ApiEvents::none(),
     }
 }
 

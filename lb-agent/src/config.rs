@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::limits;
 
+use crate::flow_log::{FlowLogArgs, FlowLogConfig};
 use crate::ports::HostPorts;
 use lb_core::cluster::Prefix;
 use lb_core::model::rules::{NodePortAddresses, Rules};
@@ -136,6 +137,9 @@ pub(crate) struct RunArgs {
     /// 0 = unlimited [default: 20000]
     #[arg(long, env = "LB_POD_NEW_FLOWS", value_name = "N")]
     pub pod_new_flows: Option<String>,
+    /// Where flows are written for audit.
+    #[command(flatten)]
+    pub flow_log: FlowLogArgs,
     /// Format of log lines: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -337,6 +341,8 @@ pub(crate) struct AgentConfig {
     pub pickup_grace: Duration,
     /// New flows a second of a Pod, in each direction; 0 = any number.
     pub pod_new_flows: u32,
+    /// Where flows are written for audit, if anywhere.
+    pub flow_log: Option<FlowLogConfig>,
 }
 
 impl AgentConfig {
@@ -391,6 +397,7 @@ impl AgentConfig {
                 Some(text) => pod_new_flows(&text)?,
                 None => POD_NEW_FLOWS,
             },
+            flow_log: FlowLogConfig::resolve(args.flow_log)?,
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
                 localhost: switch("--localhost-node-ports", args.localhost_node_ports, true)?,

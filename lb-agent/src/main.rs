@@ -5,6 +5,7 @@ mod agent;
 mod bpffs;
 mod cleanup;
 mod config;
+mod flow_log;
 mod observe;
 mod ports;
 mod takeover;

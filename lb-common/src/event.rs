@@ -8,9 +8,9 @@ use crate::pod;
 pod! {
     /// One sampled packet: it was dropped, or it opened a flow while a client follows allowed flows.
     pub struct FlowEvent: 72 {
-        /// Source address of the packet.
+        /// Source address of the packet; where a policy judged it, of what opened the flow.
         pub src: Addr,
-        /// Destination address of the packet; where it is translated and a policy judged it, the backend's.
+        /// Destination address of the packet; where a policy judged it, of the flow: behind a Service the backend's.
         pub dst: Addr,
         /// Source port.
         pub sport: Be16,

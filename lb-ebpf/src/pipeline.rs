@@ -573,7 +573,7 @@ impl Opener for Pod {
         nat.veth = 0;
         let own = How::OWN.when(nat.flags.contains(CtFlags::HAIRPIN));
         let backend = (nat.target.addr, nat.target.port);
-        policy::admit(scratch, backend, own | How::SENT).map_err(Verdict::Drop)?;
+        policy::admit(scratch, backend, own | How::SENT | How::SERVICE).map_err(Verdict::Drop)?;
         if own == How::NONE && hop::opens_to_target(packet) {
             scratch.nat.flags |= CtFlags::PAST;
         }

@@ -210,15 +210,27 @@ fn readmit_by(scratch: &mut Scratch, entry: Tracked, direction: Direction) -> Re
             (key.remote, key.remote_port)
         };
         let own = How::OWN.when(hairpin);
-        return admit(scratch, backend, own | sent(direction));
+        // A Pod that is its own backend also sends the answers.
+        let opener = if hairpin && flags.contains(CtFlags::REPLY) {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        };
+        return admit(scratch, backend, own | sent(direction) | back(direction, opener));
     }
     if flags.intersects(CtFlags::INBOUND | CtFlags::EXTERNAL) {
         let peer = (key.remote, key.local_port);
         let host = How::FROM_HOST.when(flags.contains(CtFlags::FROM_HOST));
-        return admit(scratch, peer, How::INGRESS | host);
+        return admit(scratch, peer, How::INGRESS | host | back(direction, Direction::Ingress));
     }
     let peer = (key.remote, key.remote_port);
-    admit(scratch, peer, sent(direction))
+    admit(scratch, peer, sent(direction) | back(direction, Direction::Egress))
+}
+
+/// Whether a packet in this direction answers a flow whose opener sends in direction `opener`.
+#[inline(always)]
+fn back(direction: Direction, opener: Direction) -> How {
+    How::BACK.when(direction as u8 != opener as u8)
 }
 
 /// A flow may have been opened from a forged source before there was a policy.

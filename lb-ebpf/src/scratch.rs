@@ -188,6 +188,10 @@ flags! {
         SENT = 1 << 2;
         /// The flow was opened by this host.
         FROM_HOST = 1 << 3;
+        /// The packet answers the flow, which is judged again: its source is the flow's destination.
+        BACK = 1 << 4;
+        /// The flow is being opened to the Service of [`Nat::service_id`].
+        SERVICE = 1 << 5;
     }
 }
 

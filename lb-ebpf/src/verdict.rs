@@ -104,26 +104,37 @@ pub(crate) fn report_allowed() {
 #[unsafe(no_mangle)]
 extern "C" fn verdict_tell(reason: u32) -> u32 {
     let Some(scratch) = scratch::get() else { return 0 };
-    let Scratch { parsed, asked, event, ifindex, .. } = scratch;
+    let Scratch { parsed, asked, nat, event, ifindex, .. } = scratch;
     let flow = &parsed.flow;
     let ingress = asked.how.contains(How::INGRESS);
-    // Behind a Service the backend, not what the packet still shows.
-    let (dst, dport) = if ingress { (flow.dst, flow.dport) } else { (asked.peer, asked.port) };
+    let back = asked.how.contains(How::BACK);
+    // The source is what opened the flow, also where an answer is judged.
+    let (src, sport) = if back { (&flow.dst, flow.dport) } else { (&flow.src, flow.sport) };
+    // A Pod that is its own backend: the packets may show the address that stands for it as client.
+    let src = if asked.how.contains(How::OWN) { &asked.peer } else { src };
+    let (dst, dport) = match (ingress, back) {
+        (true, false) => (&flow.dst, flow.dport),
+        (true, true) => (&flow.src, flow.sport),
+        // Behind a Service the backend, not what the packet still shows.
+        (false, _) => (&asked.peer, asked.port),
+    };
+    let service_id = if asked.how.contains(How::SERVICE) { nat.service_id } else { 0 };
     let shown = match asked.shadow {
         0 if reason == 0 => outcome::ALLOWED,
         0 => outcome::DROPPED,
         shadow => shadow as u8,
     };
     *event = FlowEvent {
-        src: flow.src,
-        dst,
-        sport: flow.sport,
+        src: *src,
+        dst: *dst,
+        sport,
         dport,
         proto: flow.proto,
         reason: reason as u8,
         ingress: u8::from(ingress),
         outcome: shown,
         ifindex: *ifindex,
+        service_id,
         group: asked.group,
         judgement: asked.judgement,
         ident: asked.ident,

@@ -5,20 +5,24 @@
 //! the records say; the server and the client are in the crates of the agent and of lbctl.
 
 pub mod context;
+mod flow;
 pub mod policy;
 pub mod query;
+pub mod what_if;
 pub mod workload;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Name;
 
+pub use self::flow::{FlowDecision, FlowOwner, FlowRecord};
+
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "agent.sock";
-/// Largest request in bytes, its end of line included.
-pub const REQUEST_BYTES: u64 = 16 * 1024;
+/// Largest request in bytes, its end of line included: a question about [`what_if::FLOWS`] flows and a policy of 1.5 MB.
+pub const REQUEST_BYTES: u64 = 4 << 20;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,8 @@ pub enum Request {
     Policy(Name),
     /// Which Pods of this node are kube-proxy: [`Response::KubeProxy`].
     KubeProxy,
+    /// What a change of policies would do to flows: [`Response::WhatIf`].
+    WhatIf(what_if::WhatIf),
 }
 
 /// Which flows.
@@ -55,7 +61,7 @@ pub enum Response {
     /// What the list of flows covers.
     Covers(Covers),
     /// A flow.
-    Flow(FlowRecord),
+    Flow(Box<FlowRecord>),
     /// Number of flows that are missing here, because the client was too slow.
     Lost(u64),
     /// The flows so far are complete.
@@ -70,6 +76,8 @@ pub enum Response {
     Policy(Option<Box<policy::PolicyView>>),
     /// Pods that are kube-proxy, `namespace/name`.
     KubeProxy(Vec<String>),
+    /// What a change of policies would do.
+    WhatIf(what_if::WhatIfAnswer),
     /// Why there is no other response, one sentence.
     Error(String),
 }
@@ -87,38 +95,6 @@ pub struct Covers {
     pub forgotten: u64,
     /// Packets since then that the sampling left out.
     pub suppressed: u64,
-}
-
-/// A flow as the programs report it, in numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlowRecord {
-    /// When, in milliseconds since 1970.
-    pub at_ms: u64,
-    /// Source of the packet.
-    pub src: SocketAddr,
-    /// Destination of the packet; behind a Service the backend, when a policy judged it.
-    pub dst: SocketAddr,
-    /// IP protocol number.
-    #[serde(rename = "proto")]
-    pub protocol: u8,
-    /// Number of the [`lb_common::verdict::DropReason`], 0 when it went on.
-    pub reason: u8,
-    /// Whether the packet was entering the Pod.
-    pub ingress: bool,
-    /// `lb_common::event::outcome::*`.
-    pub outcome: u8,
-    /// ifindex of the Pod's veth.
-    pub ifindex: u32,
-    /// Id of the service port, 0 when none is involved.
-    pub service_id: u32,
-    /// Packets of this reason that the sampling left out before it.
-    pub suppressed: u32,
-    /// Group of the policies that judged it, 0 when none did.
-    pub group: u32,
-    /// Number of the [`lb_common::policy::Judgement`].
-    pub judgement: u32,
-    /// Identity of the peer, when policies judged it.
-    pub ident: u32,
 }
 
 /// Who has an address.

@@ -436,6 +436,13 @@ impl Cluster {
         self.nodes.get(&Name::new(Arc::clone(&self.empty), Arc::clone(&self.node)))
     }
 
+    /// Whether this is the first of all nodes by name that are heard of: what concerns all nodes alike is written to the API
+    /// server by this one.
+    pub fn is_first_node(&self) -> bool {
+        let alive = self.nodes().filter(|(_, node)| !node.lost);
+        alive.map(|(name, _)| &*name.name).min() == Some(&*self.node)
+    }
+
     /// The addresses of this node's network namespace, as far as they were told.
     pub fn host_addrs(&self) -> &[Addr] {
         &self.host

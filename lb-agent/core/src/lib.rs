@@ -15,3 +15,4 @@ pub mod model;
 pub mod names;
 mod object;
 pub mod plan;
+pub mod uid;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow, bail};
 
 use lb_core::admin::context::{FlowContext, FlowQuery};
 use lb_core::admin::policy::PolicyView;
+use lb_core::admin::what_if::{WhatIf, WhatIfAnswer};
 use lb_core::admin::{AddressOwner, FlowsWanted, Remark, Request, Response, SOCKET};
 use lb_core::cluster::Name;
 
@@ -85,6 +86,17 @@ impl Client {
     pub fn kube_proxy(&self) -> anyhow::Result<Vec<String>> {
         match self.one(&Request::KubeProxy)? {
             Response::KubeProxy(names) => Ok(names),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns what a change of policies would do.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn what_if(&self, wanted: WhatIf) -> anyhow::Result<WhatIfAnswer> {
+        match self.one(&Request::WhatIf(wanted))? {
+            Response::WhatIf(answer) => Ok(answer),
             other => Err(unexpected(&other)),
         }
     }

@@ -219,7 +219,7 @@ pub fn stale(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now) -> Vec<Sta
 }
 
 /// One entry a flow: of two twins the client's, and the opening half with what the reply half has seen.
-fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
+pub(crate) fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
     let by_key: HashMap<&CtKey, &CtEntry> =
         entries.iter().map(|(key, entry)| (key, entry)).collect();
     let opened: HashSet<Flow> =
@@ -240,7 +240,7 @@ fn flows(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<(&CtKey, CtEntry)> {
 }
 
 /// Source and destination as the source sees them.
-fn ends(key: &CtKey, entry: &CtEntry) -> [(Addr, Be16); 2] {
+pub(crate) fn ends(key: &CtKey, entry: &CtEntry) -> [(Addr, Be16); 2] {
     let local = (key.local, key.local_port);
     let remote = (key.remote, key.remote_port);
     let comes_in = entry.flags.contains(CtFlags::INBOUND) || is_external(key, entry);
@@ -328,7 +328,7 @@ fn path(view: &View<'_>, entry: &CtEntry) -> FlowPath {
 }
 
 /// The service port of a translated flow: the frontend's, or once that is gone the backend's.
-fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
+pub(crate) fn service_id(view: &View<'_>, key: &CtKey, entry: &CtEntry) -> Option<u32> {
     if entry.backend_id == 0 {
         return None;
     }

@@ -18,4 +18,5 @@ pub mod run;
 pub mod status;
 pub mod tables;
 pub mod tree;
+pub mod trial;
 pub mod versions;

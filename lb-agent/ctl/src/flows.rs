@@ -1,7 +1,6 @@
 //! `lbctl flows`: recently denied flows, what policies in shadow mode would do, and, while flows are followed, allowed
 //! ones. One flow, one line.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
@@ -10,13 +9,11 @@ use lb_common::policy::Judgement;
 use lb_common::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 
-use crate::attribution::{DecidedBy, PolicyId, PolicyNames};
+use crate::attribution::{DecidedBy, PolicyId, RuleAt, RuleId};
 use crate::columns::{Cell, Column, Row, RowTable, age};
-use crate::directory::{port_word, service_name};
 use crate::network::protocol_name;
-use lb_core::admin::{Covers, FlowRecord};
+use lb_core::admin::{Covers, FlowOwner, FlowRecord};
 use lb_core::cluster::Name;
-use lb_core::names::{Names, PodName};
 
 /// What happened to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -32,7 +29,8 @@ pub enum FlowVerdict {
 }
 
 impl FlowVerdict {
-    const fn of(record: &FlowRecord) -> Self {
+    /// What happened to this flow.
+    pub const fn of(record: &FlowRecord) -> Self {
         match record.outcome {
             outcome::WOULD_DENY => Self::WouldDeny,
             outcome::WOULD_ALLOW => Self::WouldAllow,
@@ -51,7 +49,7 @@ impl FlowVerdict {
     }
 
     /// The word in tables.
-    const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Dropped => "dropped",
             Self::Allowed => "allowed",
@@ -124,23 +122,34 @@ impl FlowFilter {
         Ok(self)
     }
 
-    /// Whether the flow is wanted.
-    pub fn takes(&self, row: &FlowRow) -> bool {
-        let is = |end: &End, who: &Option<String>| {
-            who.as_ref().is_none_or(|who| end.name == *who || end.address.ip().to_string() == *who)
+    /// Whether flows between these ends, each an address and its owner, are wanted.
+    pub fn takes_pair(
+        &self,
+        ends: [&(IpAddr, String); 2],
+        port: u16,
+        verdict: FlowVerdict,
+    ) -> bool {
+        let is = |(ip, name): &(IpAddr, String), who: &Option<String>| {
+            who.as_ref().is_none_or(|who| name == who || ip.to_string() == *who)
         };
-        let in_namespace = |end: &End| {
+        let in_namespace = |(_, name): &(IpAddr, String)| {
             let namespace = self.namespace.as_deref();
-            end.name.split_once('/').is_some_and(|(ns, _)| Some(ns) == namespace)
+            name.split_once('/').is_some_and(|(ns, _)| Some(ns) == namespace)
         };
-        let ends = [&row.src, &row.dst];
-        is(&row.src, &self.from)
-            && is(&row.dst, &self.to)
+        let [src, dst] = ends;
+        is(src, &self.from)
+            && is(dst, &self.to)
             && ends.iter().any(|end| is(end, &self.pod))
             && (self.namespace.is_none() || ends.iter().any(|end| in_namespace(end)))
-            && self.port.is_none_or(|port| row.dst.address.port() == port)
-            && (self.verdict.is_empty()
-                || self.verdict.iter().any(|wanted| wanted.covers(row.outcome)))
+            && self.port.is_none_or(|wanted| wanted == port)
+            && (self.verdict.is_empty() || self.verdict.iter().any(|it| it.covers(verdict)))
+    }
+
+    /// Whether the flow is wanted.
+    pub fn takes(&self, row: &FlowRow) -> bool {
+        let end = |end: &End| (end.address.ip(), end.name.clone());
+        let ends = [&end(&row.src), &end(&row.dst)];
+        self.takes_pair(ends, row.dst.address.port(), row.outcome)
             && (self.reason.is_empty() || self.reason.iter().any(|reason| reason == row.reason))
             && self.policy.as_ref().is_none_or(|policy| {
                 row.by.policies.contains(&PolicyId::Named(Name::parse(policy)))
@@ -154,8 +163,10 @@ impl FlowFilter {
 pub struct End {
     /// Address and port.
     pub address: SocketAddr,
-    /// `namespace/name` of the Pod, `node/name`, or empty.
+    /// `namespace/name` of the Pod that had the address then, `node/name`, or empty.
     pub name: String,
+    /// `metadata.uid` of the Pod, or empty.
+    pub uid: String,
 }
 
 impl End {
@@ -199,6 +210,24 @@ pub struct FlowRow {
     pub suppressed: u32,
 }
 
+impl FlowRow {
+    /// Names of the fields in JSON.
+    pub const FIELDS: [&'static str; 12] = [
+        "time",
+        "verdict",
+        "direction",
+        "src",
+        "dst",
+        "via",
+        "protocol",
+        "reason",
+        "by",
+        "ident",
+        "ifindex",
+        "suppressed",
+    ];
+}
+
 impl Row for FlowRow {
     const NOUN: &'static str = "flows";
     const COLUMNS: &'static [Column] = &[
@@ -215,6 +244,8 @@ impl Row for FlowRow {
         Column::wide("DST-ADDRESS"),
         Column::wide("IFINDEX"),
         Column::wide("IDENTITY"),
+        Column::wide("SRC-UID"),
+        Column::wide("DST-UID"),
     ];
 
     fn cells(&self) -> Vec<Cell> {
@@ -235,6 +266,8 @@ impl Row for FlowRow {
             Cell::Text(self.dst.address.to_string()),
             Cell::Number(self.ifindex.into()),
             Cell::Number(self.ident.into()),
+            text(&self.src.uid),
+            text(&self.dst.uid),
         ]
     }
 
@@ -243,41 +276,12 @@ impl Row for FlowRow {
     }
 }
 
-/// What the numbers in flows are called.
-pub struct Joined<'a> {
-    /// The name table.
-    pub names: &'a Names<'static>,
-    /// Which rule is whose.
-    pub policies: &'a PolicyNames,
-    /// Returns the owner of an address; empty = none.
-    pub owners: &'a HashMap<IpAddr, String>,
-}
-
-/// Whether another record tells more of the same flow: of one between two Pods of this node, which is allowed without
-/// any policy where it leaves, that of where it enters.
-pub fn is_told_better(joined: &Joined<'_>, record: &FlowRecord) -> bool {
-    let dst = joined.owners.get(&record.dst.ip()).map(String::as_str).unwrap_or_default();
-    let is_own = |pod: &PodName<'_>| {
-        dst.split_once('/').is_some_and(|(ns, name)| pod.namespace == ns && pod.name == name)
-    };
-    record.outcome == outcome::ALLOWED
-        && !record.ingress
-        && record.group == 0
-        && joined.names.pods.iter().any(is_own)
-}
-
-/// The row of a flow.
-pub fn row(joined: &Joined<'_>, record: &FlowRecord) -> FlowRow {
-    let end = |address: SocketAddr| End {
+/// The row of a flow: what it was called then.
+pub fn row(record: &FlowRecord) -> FlowRow {
+    let end = |address: SocketAddr, owner: &FlowOwner| End {
         address,
-        name: joined.owners.get(&address.ip()).cloned().unwrap_or_default(),
-    };
-    let service = |id: u32| {
-        let known = joined.names.services.iter().find(|service| service.id == id);
-        known.map_or_else(
-            || format!("#{id}"),
-            |service| format!("{}:{}", service_name(service), port_word(service)),
-        )
+        name: owner.to_string(),
+        uid: owner.uid(),
     };
     let verdict = FlowVerdict::of(record);
     FlowRow {
@@ -285,15 +289,34 @@ pub fn row(joined: &Joined<'_>, record: &FlowRecord) -> FlowRow {
         verdict: verdict.name(),
         outcome: verdict,
         direction: if record.ingress { "ingress" } else { "egress" },
-        src: end(record.src),
-        dst: end(record.dst),
-        via: if record.service_id == 0 { String::new() } else { service(record.service_id) },
+        src: end(record.src, &record.src_owner),
+        dst: end(record.dst, &record.dst_owner),
+        via: record.via.to_string(),
         protocol: protocol_name(record.protocol),
         reason: DropReason::from_number(record.reason).map_or("", DropReason::name),
-        by: joined.policies.by(record.group, Judgement::from_number(record.judgement)),
+        by: by(record),
         ident: record.ident,
         ifindex: record.ifindex,
         suppressed: record.suppressed,
+    }
+}
+
+/// Who decided; numbers where the agent did not know the names.
+fn by(record: &FlowRecord) -> DecidedBy {
+    let judgement = Judgement::from_number(record.judgement);
+    match &record.decision {
+        Some(decision) => DecidedBy {
+            policies: decision.policies.iter().cloned().map(PolicyId::Named).collect(),
+            rule: decision.rule.map(|(direction, index, others)| {
+                RuleId::Written(RuleAt { direction, index, others })
+            }),
+        },
+        None if record.group == 0 => DecidedBy::default(),
+        None if judgement.rule().is_none() && !judgement.denied() => DecidedBy::default(),
+        None => DecidedBy {
+            policies: vec![PolicyId::InGroup(record.group)],
+            rule: judgement.rule().map(RuleId::Number),
+        },
     }
 }
 

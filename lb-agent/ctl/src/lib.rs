@@ -39,12 +39,15 @@ pub mod drops;
 pub mod explain;
 pub mod flows;
 pub mod maps;
+pub mod pairs;
 pub mod pods;
 pub mod policies;
 pub mod programs;
 pub mod services;
+pub mod shadow;
 pub mod status;
 pub mod tree;
+pub mod trial;
 pub mod version;
 
 pub mod entry;
@@ -109,6 +112,9 @@ pub enum Command {
     /// Show network policies: which are enforced, what they select, how they decide a flow
     #[command(subcommand, visible_aliases = ["netpol", "policies"])]
     Policy(PolicyCommand),
+    /// Show what policies in shadow mode would do
+    #[command(subcommand)]
+    Shadow(ShadowCommand),
     /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
     Explain(ExplainArgs),
     /// Show how full the pinned maps are and how much memory they use
@@ -271,6 +277,9 @@ pub struct FlowsArgs {
     /// Keep running and print new flows as they occur
     #[arg(short, long)]
     pub follow: bool,
+    /// Count live flows by their ends instead: all flows of conntrack, and the denied ones that the agent keeps
+    #[arg(long, value_enum, conflicts_with = "follow", value_name = "WHAT")]
+    pub by: Option<pairs::PairBy>,
     /// Only the last N flows [default: all that the agent keeps; with -f the last 10]
     #[arg(long, value_name = "N")]
     pub last: Option<usize>,
@@ -290,6 +299,47 @@ pub enum PolicyCommand {
     Show(PolicyShowArgs),
     /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
     Explain(PolicyExplainArgs),
+    /// Show what applying or deleting policies would do to the live flows of this node; changes nothing; exits 2 if a
+    /// live flow would be denied
+    Try(PolicyTryArgs),
+}
+
+/// The commands of `lbctl shadow`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ShadowCommand {
+    /// Show what would change if the policies in shadow mode were enforced
+    Report(ShadowReportArgs),
+}
+
+/// Flags of `policy try`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyTryArgs {
+    /// File with NetworkPolicies and ClusterNetworkPolicies, or - for standard input; they replace those of the same name
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
+    /// Try without this policy: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
+    #[arg(long, value_name = "POLICY")]
+    pub delete: Vec<String>,
+    /// Try policies in shadow mode as if they were enforced
+    #[arg(long)]
+    pub enforce: bool,
+    /// How to print it
+    #[command(flatten)]
+    pub style: Style,
+}
+
+/// Flags of `shadow report`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ShadowReportArgs {
+    /// Only flows with an end in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Only what this policy would decide: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<String>,
+    /// How to print it
+    #[command(flatten)]
+    pub style: Style,
 }
 
 /// Flags of `policy list`.

@@ -1,9 +1,11 @@
 //! From the flags to the output: opens what a command needs, makes its rows and prints them.
 
+mod evidence;
 mod explain;
 mod follow;
 #[cfg(feature = "live")]
 mod live;
+mod what_if;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -21,8 +23,8 @@ use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
 use crate::{
     AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ProgramsArgs,
-    ServicesArgs, StatusArgs, VersionArgs, affinity, backends, completion, ct, drops, maps, pods,
-    running, services, status, tree, version,
+    ServicesArgs, ShadowCommand, StatusArgs, VersionArgs, affinity, backends, completion, ct,
+    drops, maps, pods, running, services, status, tree, version,
 };
 use lb_core::escape::Escaped;
 use lb_core::names::{self, Names};
@@ -48,6 +50,9 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Affinity(args) => place.affinity(args, out)?,
         Command::Drops(args) => place.drops(args, out)?,
         Command::Policy(command) => return explain::policy(place, command, out),
+        Command::Shadow(ShadowCommand::Report(args)) => {
+            what_if::shadow_report(place, args, out)?;
+        }
         Command::Explain(args) => return explain::words(place, args, out),
         Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Maps(args) => place.maps(args, out)?,

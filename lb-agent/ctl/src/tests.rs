@@ -7,6 +7,7 @@ mod flows;
 mod k9s;
 mod policies;
 mod sample;
+mod trials;
 
 use expect_test::{Expect, expect};
 use lb_common::limits::CT;

@@ -8,7 +8,7 @@
 //! policy                      the tables of policies
 //! usage, programs, judge      what pinned maps hold and cost, how long programs run, and what the policies say, for those who only look
 //! conntrack, resize           conntrack tables as they are pinned; another capacity or layout while connections go on
-//! gc, sockets, events, flows  what is left behind: dead conntrack entries, connected sockets, dropped packets
+//! gc, sockets, events, dialed  what is left behind: dead conntrack entries, connected sockets, dropped packets
 //! ```
 
 pub mod pins;
@@ -58,6 +58,6 @@ pub mod sockets;
 
 pub mod listening;
 
-pub mod flows;
+pub mod dialed;
 
 pub mod events;

@@ -31,7 +31,7 @@ mod pods;
 mod taint;
 
 pub use self::connect::{ConnectOptions, connect};
-pub use self::events::ApiEvents;
+pub use self::events::{ApiEvents, PodEvent};
 pub use self::taint::StartupTaint;
 
 /// Pauses between tries: at first, and at most.

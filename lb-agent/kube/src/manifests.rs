@@ -23,10 +23,12 @@ use super::{Counters, Received};
 use lb_core::cluster::{Event, Kind};
 
 pub use self::directory::ManifestDirectory;
+pub use self::text::{ManifestFault, ReadManifests, ReadObject, read};
 
 mod derive;
 mod directory;
 mod document;
+mod text;
 
 /// Several writes that follow each other within this time are read together.
 const QUIET: Duration = Duration::from_millis(2);

@@ -17,6 +17,7 @@ use super::field::{self, Findings};
 use super::meta::{self, object};
 use super::watched::Watched;
 use lb_core::cluster::{Change, Event, Kind, NamedPort, Pod, Prefix};
+use lb_core::uid::Uid;
 
 /// Ranges of `lb-agent.io/allowed-sources`.
 const MOST_SOURCES: usize = 16;
@@ -99,6 +100,7 @@ impl Watched for PodObject {
         let created = self.metadata.creation_timestamp.as_ref();
         Some(Pod {
             uid: self.metadata.uid.as_deref().map_or(0, number),
+            uuid: self.metadata.uid.as_deref().map(Uid::parse).unwrap_or_default(),
             created: created.and_then(|time| NonZeroI64::new(time.0.as_second().min(now()))),
             deleting: self.metadata.deletion_timestamp.is_some(),
             sources: sources(self, findings),

@@ -30,6 +30,11 @@ impl HandlerState<'_> {
                 questions.answer(&mut context);
                 reply(response, Response::Explain(Box::new(context)));
             });
+        } else if let Request::WhatIf(asked) = request {
+            let trial = query::TrialQuestion::of(self.cluster, asked);
+            tokio::task::spawn_blocking(move || {
+                reply(response, Response::WhatIf(trial.answer()));
+            });
         } else {
             reply(response, self.response(request));
         }
@@ -51,7 +56,7 @@ impl HandlerState<'_> {
             Request::KubeProxy => {
                 Response::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
             }
-            Request::Explain(_) | Request::Flows(_) => {
+            Request::Explain(_) | Request::WhatIf(_) | Request::Flows(_) => {
                 Response::Error("this is not answered by the main loop".to_owned())
             }
         }

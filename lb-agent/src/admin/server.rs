@@ -7,14 +7,11 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lb_common::addr::Addr;
-use lb_common::be::Be16;
 use lb_common::event::outcome;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,8 +20,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use lb_core::admin::{Covers, FlowRecord, FlowsWanted, REQUEST_BYTES, Request, Response, SOCKET};
-use lb_kernel::bpf::flows::{ObservedFlow, Recent};
+use crate::admin::Recent;
+use lb_core::admin::{Covers, FlowsWanted, REQUEST_BYTES, Request, Response, SOCKET};
 
 /// Clients at a time.
 const CLIENTS: usize = 16;
@@ -195,8 +192,8 @@ async fn flows(
             lines.extend(line(&Response::Lost(batch.lost)));
         }
         for flow in &batch.flows {
-            if wanted.allowed || flow.event.outcome != outcome::ALLOWED {
-                lines.extend(line(&Response::Flow(record(flow))));
+            if wanted.allowed || flow.outcome != outcome::ALLOWED {
+                lines.extend(line(&Response::Flow(Box::new((**flow).clone()))));
             }
         }
         if !lines.is_empty() {
@@ -230,27 +227,7 @@ fn covers(recent: &Recent) -> Covers {
         now_ms,
         flows: recent.next() - recent.oldest(),
         forgotten: recent.oldest(),
-        suppressed: recent.iter().map(|flow| u64::from(flow.event.suppressed)).sum(),
-    }
-}
-
-fn record(flow: &ObservedFlow) -> FlowRecord {
-    let event = &flow.event;
-    let socket = |addr: Addr, port: Be16| SocketAddr::new(addr.to_ip(), port.get());
-    FlowRecord {
-        at_ms: flow.at_ms,
-        src: socket(event.src, event.sport),
-        dst: socket(event.dst, event.dport),
-        protocol: event.proto,
-        reason: event.reason,
-        ingress: event.ingress != 0,
-        outcome: event.outcome,
-        ifindex: event.ifindex,
-        service_id: event.service_id,
-        suppressed: event.suppressed,
-        group: event.group,
-        judgement: event.judgement,
-        ident: event.ident,
+        suppressed: recent.iter().map(|flow| u64::from(flow.suppressed)).sum(),
     }
 }
 

@@ -69,7 +69,7 @@ impl Housekeeping {
     pub(super) fn new(
         cfg: &AgentConfig,
         facts: &Machine,
-        examples: watch::Receiver<Examples>,
+        (examples, api_events): (watch::Receiver<Examples>, ApiEvents),
         ct_capacity: u32,
     ) -> Self {
         let now = Instant::now();
@@ -92,12 +92,7 @@ impl Housekeeping {
             masquerade_ports: cfg.masquerade_ports.clone(),
             examples,
             issues: Issues::default(),
-            api_events: match &cfg.source {
-                FactSource::Kubernetes(options) => {
-                    ApiEvents::spawn(options.clone(), &cfg.node_name)
-                }
-                FactSource::Manifests(_) => ApiEvents::none(),
-            },
+            api_events,
             startup_taint: match (&cfg.source, &cfg.startup_taint) {
                 (FactSource::Kubernetes(options), Some(key)) => {
                     StartupTaint::spawn(options.clone(), &cfg.node_name, key)
@@ -191,8 +186,15 @@ impl Agent {
         let all = all.chain(self.policies.remarks());
         let new = self.housekeeping.issues.replace(all, now.as_secs());
         let roomless: BTreeSet<&Issue> = self.planner.issues().chain(&policies).collect();
-        for issue in new.into_iter().filter(|issue| roomless.contains(issue)) {
-            self.housekeeping.api_events.tell(issue);
+        // A field that cannot be read is the same for all nodes: one of them writes the Event.
+        let writes = self.cluster.is_first_node();
+        let unread: BTreeSet<&Issue> = self.cluster.issues().filter(|_| writes).collect();
+        for issue in new {
+            if roomless.contains(issue) {
+                self.housekeeping.api_events.tell(issue);
+            } else if unread.contains(issue) {
+                self.housekeeping.api_events.tell_field(issue);
+            }
         }
         self.set_gauges(incomplete);
         self.policies.note_names(self.planner.policies(), begun);

@@ -110,6 +110,11 @@ impl Policies {
         self.named.iter().map(|(id, (group, _))| (*id, &**group))
     }
 
+    /// The group with this number, also if it is gone since a short time.
+    pub(super) fn named_group(&self, id: u32) -> Option<&RuleSet> {
+        self.named.get(&id).map(|(group, _)| &**group)
+    }
+
     /// What policies decided.
     pub(super) fn hits(&self) -> &Hits {
         &self.hits

@@ -73,7 +73,7 @@ impl PodWatch {
         (Self { wanted, requests: Vec::new(), policies: None }, scope)
     }
 
-    fn want_all(&self, why: &str) {
+    pub(super) fn want_all(&self, why: &str) {
         let changed = self.wanted.send_if_modified(|scope| {
             let changed = *scope != PodScope::All;
             *scope = PodScope::All;
@@ -141,9 +141,11 @@ impl Agent {
     /// Keeps a request that is about Pods of other nodes until those are known; returns any other.
     pub(super) fn defer(&mut self, pending: PendingRequest) -> Option<PendingRequest> {
         let is_about_pods = match pending.request {
-            Request::Who(_) | Request::Explain(_) | Request::Differences | Request::Policy(_) => {
-                true
-            }
+            Request::Who(_)
+            | Request::Explain(_)
+            | Request::Differences
+            | Request::Policy(_)
+            | Request::WhatIf(_) => true,
             Request::Flows(_) | Request::KubeProxy => false,
         };
         // Before the first lists are complete, the answer says so.

@@ -6,22 +6,28 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
-use crate::admin::{self, PendingRequest, Server};
+use crate::admin::{self, PendingRequest, Recent, Server};
+use crate::agent::denials::DenialEvents;
+use crate::agent::flows::{FlowNames, FlowSinks};
 use crate::agent::unix_now;
 use crate::config::AgentConfig;
+use crate::flow_log::FlowLog;
 use crate::observe::Status;
 use crate::observe::health::{self, Moment, Probe};
 use crate::observe::http::{self, Answer};
 use crate::observe::metrics::Metrics;
 use crate::observe::scrape::Scraper;
-use lb_kernel::bpf::events::{self, Examples, Sinks};
-use lb_kernel::bpf::flows::Recent;
+use lb_kernel::bpf::dialed::DialedFrontends;
+use lb_kernel::bpf::events::{self, Examples, ObservedFlow, Sinks};
 use lb_kernel::bpf::maps::Traces;
 use lb_kernel::preflight::Machine;
 use lb_kube::Counters;
+use lb_kube::api_server::ApiEvents;
 
 /// Requests that may wait for the loop.
 const REQUESTS: usize = 4;
+/// Batches of flows that may wait for the loop; more of them wait in the ring buffer.
+const BATCHES: usize = 16;
 
 /// What the servers tell the loop.
 pub(super) struct Servers {
@@ -32,23 +38,39 @@ pub(super) struct Servers {
     pub requests: mpsc::Receiver<PendingRequest>,
     /// Clients that follow allowed flows.
     pub followers: watch::Receiver<usize>,
+    /// Flows as the programs report them.
+    pub observed: mpsc::Receiver<Vec<ObservedFlow>>,
+    /// Where they go once they have names.
+    pub flows: FlowNames,
+}
+
+/// What they read, and where they write.
+pub(super) struct ServerFacts<'a> {
+    pub facts: &'a Machine,
+    pub traces: Traces,
+    pub source: Arc<Counters>,
+    pub status: watch::Receiver<Arc<Status>>,
+    pub api_events: ApiEvents,
 }
 
 /// Starts them; they end with the runtime.
-pub(super) fn spawn(
-    cfg: &AgentConfig,
-    facts: &Machine,
-    traces: Traces,
-    source: Arc<Counters>,
-    status: watch::Receiver<Arc<Status>>,
-) -> Servers {
+///
+/// # Errors
+/// When the flow log cannot be opened.
+pub(super) fn spawn(cfg: &AgentConfig, from: ServerFacts<'_>) -> anyhow::Result<Servers> {
+    let ServerFacts { facts, traces, source, status, api_events } = from;
     let (metrics, registry) = Metrics::register(&facts.kernel);
     metrics.process.start_time.set(unix_now().as_secs_f64());
     let (publish, examples) = watch::channel(Examples::default());
     let (recent, flows) = watch::channel(Recent::default());
-    let Traces { ct: _, counters, events } = traces;
+    let Traces { ct, counters, events } = traces;
+    let log = |log| FlowLog::spawn(log, &cfg.node_name, metrics.flow_log.clone());
+    let log = cfg.flow_log.as_ref().map(log).transpose()?;
+    let denials = DenialEvents::spawn(api_events);
+    let names = FlowNames::new(DialedFrontends::new(ct), FlowSinks { recent, log, denials });
+    let (to_names, observed) = mpsc::channel(BATCHES);
     tokio::spawn(async move {
-        if let Err(err) = events::run(events, Sinks { examples: publish, recent }).await {
+        if let Err(err) = events::run(events, Sinks { examples: publish, flows: to_names }).await {
             error!(%err, "events of dropped packets and flows are no longer read");
         }
     });
@@ -76,7 +98,7 @@ pub(super) fn spawn(
             warn!(%err, "cannot create the agent socket: `lbctl flows` and detailed `lbctl explain` will not work")
         }
     }
-    Servers { metrics, examples, requests, followers }
+    Ok(Servers { metrics, examples, requests, followers, observed, flows: names })
 }
 
 fn probe(path: &str, status: &watch::Receiver<Arc<Status>>, counted: &Metrics) -> Answer {

@@ -8,6 +8,7 @@ pub(crate) mod policy;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::flow_log::FlowLogCounts;
 use lb_common::limits::{DEV_PROGRAMS, MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
 use lb_common::verdict::{Counter as PathCounter, DropReason};
 use prometheus_client::metrics::counter::Counter;
@@ -172,6 +173,8 @@ pub(crate) struct Metrics {
     pub outside: OutsideMetrics,
     /// Ours about policies.
     pub policy: OfPolicies,
+    /// The flow log's.
+    pub flow_log: FlowLogCounts,
     pub process: OfProcess,
 }
 
@@ -185,6 +188,7 @@ impl Metrics {
             ours: ours(&mut registry),
             outside: OutsideMetrics::register(&mut registry),
             policy: OfPolicies::register(&mut registry),
+            flow_log: flow_log(&mut registry),
             process: process(&mut registry),
         };
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
@@ -229,7 +233,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, outside: _, policy: _, process: _ } = self;
+        let Self { kube_proxy, ours, outside: _, policy: _, flow_log: _, process: _ } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -426,6 +430,24 @@ fn process(root: &mut Registry) -> OfProcess {
         GaugeF64::default(),
     );
     OfProcess { resident_memory, cpu_seconds, open_fds, start_time }
+}
+
+fn flow_log(root: &mut Registry) -> FlowLogCounts {
+    let registry = root.sub_registry_with_prefix("lb");
+    FlowLogCounts {
+        written: add(
+            registry,
+            "flow_log_records",
+            "Records that were written to the flow log",
+            counter(),
+        ),
+        lost: add(
+            registry,
+            "flow_log_lost",
+            "Records of the flow log that were lost: too many at a time, or an error of the file",
+            counter(),
+        ),
+    }
 }
 
 fn ours(root: &mut Registry) -> Ours {

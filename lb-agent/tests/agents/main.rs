@@ -20,6 +20,7 @@ mod beside;
 mod churn;
 mod cluster_ip;
 mod explain;
+mod flows;
 mod hop;
 mod host;
 mod identity;

@@ -3,6 +3,7 @@
 pub(crate) mod naive;
 pub(crate) mod random;
 mod shares;
+mod trial;
 mod trouble;
 mod unknown;
 

@@ -34,8 +34,8 @@ const WALLS: [(&str, &[&str], &str); 7] = [
     ),
     (
         "lb-agent/ctl",
-        &["aya", "hyper", "k8s-openapi", "kube", "lb-kube", "tokio"],
-        "lbctl reads maps through lb-kernel and the cluster through the agents, which lb-remote reaches",
+        &["aya", "hyper", "k8s-openapi", "kube", "tokio"],
+        "lbctl reads maps through lb-kernel, manifests through lb-kube, and the cluster through the agents, which lb-remote reaches",
     ),
     (
         "lb-agent/remote",

@@ -18,6 +18,7 @@ use crate::model::policy::PolicyDirection;
 pub use self::differences::differences;
 pub use self::policy::policy;
 pub use self::record::RecordQuestions;
+pub use self::what_if::TrialQuestion;
 
 mod differences;
 mod leg;
@@ -25,6 +26,8 @@ mod policy;
 mod record;
 mod service;
 mod similar;
+mod tables;
+mod what_if;
 
 /// Pods and endpoints that an answer lists.
 const MOST: usize = 64;

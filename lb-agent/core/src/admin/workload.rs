@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Length of a suffix.
 const SUFFIX: usize = 5;
-/// Longest hash of a ReplicaSet.
+/// Longest hash of a ReplicaSet, and the shortest that is taken for one in a Pod's name: a word may be shorter.
 const HASH: usize = 10;
+const HASH_LEAST: usize = 6;
 
 /// What makes Pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +69,21 @@ impl WorkloadKind {
     }
 }
 
+/// Name of what makes the Pod with this name, as far as the name shows it; the Pod's own if no controller made it.
+pub fn of_pod(pod: &str) -> &str {
+    let Some((rest, last)) = pod.rsplit_once('-') else { return pod };
+    if is_number(last) {
+        return rest;
+    }
+    if !is_suffix(last) {
+        return pod;
+    }
+    match rest.rsplit_once('-') {
+        Some((name, hash)) if is_random(hash, HASH_LEAST..=HASH) => name,
+        Some(_) | None => rest,
+    }
+}
+
 fn is_suffix(text: &str) -> bool {
     is_random(text, SUFFIX..=SUFFIX)
 }
@@ -82,7 +98,22 @@ fn is_number(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::WorkloadKind;
+    use super::{WorkloadKind, of_pod};
+
+    #[test]
+    fn names_of_pods_show_what_makes_them() {
+        for (pod, want) in [
+            ("web-7d4b9c6f5d-x2x7k", "web"),
+            ("web-api-7d4b9c6f5d-x2x7k", "web-api"),
+            ("db-0", "db"),
+            ("agent-x2x7k", "agent"),
+            ("web-db-x2x7k", "web-db"),
+            ("web", "web"),
+            ("web-api", "web-api"),
+        ] {
+            assert_eq!(of_pod(pod), want);
+        }
+    }
 
     #[test]
     fn pods_are_named_after_what_makes_them() {

@@ -10,6 +10,7 @@ use lb_common::addr::Addr;
 use serde::{Deserialize, Serialize};
 
 use super::{Endpoints, Prefix};
+use crate::uid::Uid;
 
 pub use self::policy::{
     Action, Namespaces, Operator, Peer, PodSelector, Policy, PortMatch, PortSpec, Requirement,
@@ -235,6 +236,8 @@ pub struct Pod {
     /// A number for `metadata.uid`; 0 when it has none, as in manifests. One that is made again under the same name is
     /// another Pod.
     pub uid: u64,
+    /// `metadata.uid` itself, for records of evidence.
+    pub uuid: Uid,
     /// `metadata.creationTimestamp` in seconds since 1970.
     pub created: Option<NonZeroI64>,
     /// Whether it has a `metadata.deletionTimestamp`.

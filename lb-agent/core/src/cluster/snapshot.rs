@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::table::Objects;
-use super::{Cluster, Name, Namespace, Node, Pod, Policy};
+use super::{Cluster, Name, Namespace, Node, Pod, Policy, Tier};
 
 /// Policies, Pods, namespaces and nodes.
 #[derive(Clone, Debug)]
@@ -49,6 +49,27 @@ impl Snapshot {
     /// The same with these Pods, of any nodes, in the place of those of this node.
     pub fn about(self, subjects: BTreeSet<Name>) -> Self {
         Self { subjects: Some(subjects), ..self }
+    }
+
+    /// The same with these policies in addition, or in the place of those with the same name, and without others: those of the
+    /// cluster have no namespace.
+    pub fn with_policies(mut self, put: &[(Name, Policy)], delete: &[Name]) -> Self {
+        for name in delete {
+            for policies in &mut self.policies {
+                Arc::make_mut(policies).remove(name);
+            }
+        }
+        let [of_cluster, of_namespaces, gone] = &mut self.policies;
+        for (name, policy) in put {
+            let policies = match policy.tier {
+                Tier::NetworkPolicy => &mut *of_namespaces,
+                Tier::Admin | Tier::Baseline => &mut *of_cluster,
+            };
+            Arc::make_mut(policies).insert(name.clone(), Arc::new(policy.clone()));
+            // One that is made again no longer holds in its former form.
+            Arc::make_mut(gone).remove(name);
+        }
+        self
     }
 
     /// All policies in force, in no order, as [`Cluster::policies`] has them.

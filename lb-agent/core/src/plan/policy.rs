@@ -237,6 +237,11 @@ impl PolicyPlanner {
         self.live.iter().filter_map(|(head, live)| Some((*head, live.content.as_ref()?)))
     }
 
+    /// The content of the group with this first element.
+    pub fn group(&self, head: u32) -> Option<&Arc<model::RuleSet>> {
+        self.live.get(&head)?.content.as_ref()
+    }
+
     /// The identities that the tables have.
     pub fn idents(&self) -> impl Iterator<Item = (u32, &AtomSet)> {
         self.idents.iter().map(|(id, atoms)| (*id, atoms))
@@ -244,7 +249,7 @@ impl PolicyPlanner {
 
     /// Where the rule with this number is written.
     pub fn source(&self, head: u32, rule: u32) -> Option<&RuleSource> {
-        self.live.get(&head)?.content.as_ref()?.source(rule)
+        self.group(head)?.source(rule)
     }
 
     /// The first element of the chain that this one is in.

@@ -8,10 +8,11 @@ use crate::columns::{self, Format, Style};
 use crate::explain::args;
 use crate::fleet::args::Parsed;
 use crate::fleet::ask::{FleetQuery, FromNode, no_answers};
-use crate::fleet::{explain, flows, live, policy, status, tables, tree, versions};
+use crate::fleet::{explain, flows, live, policy, status, tables, tree, trial, versions};
 use crate::status::Report;
 use crate::{
-    Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, StatusArgs, VersionArgs, completion,
+    Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, ShadowCommand, StatusArgs, VersionArgs,
+    completion,
 };
 use lb_core::admin::context::FlowQuery;
 
@@ -64,6 +65,11 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
                 return explain::explain(&asked, &wanted, *output, out);
             }
         }
+        Command::Flows(args) if args.by.is_some() => rows(&args.style, false, out)?,
+        Command::Policy(PolicyCommand::Try(args)) => {
+            return trial::try_policies(&asked, args, out);
+        }
+        Command::Shadow(ShadowCommand::Report(args)) => rows(&args.style, false, out)?,
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
         Command::Version(args) => question.version(args, out)?,
         Command::Completion(args) => completion::script(args.shell, out)?,

@@ -20,7 +20,7 @@ use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, off
 use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
-use crate::run::{TablePaths, remark, unix_now};
+use crate::run::{TablePaths, remark, unix_now, what_if};
 use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
@@ -56,6 +56,7 @@ pub(super) fn policy(
             Ok(ExitCode::SUCCESS)
         }
         PolicyCommand::Show(args) => show(place, args, out),
+        PolicyCommand::Try(args) => what_if::try_policies(place, args, out),
         PolicyCommand::Explain(args) => {
             let PolicyExplainArgs { from, to, port, namespace, known_pod, output } = args;
             let wanted = flow_args::flags(from, to, port.as_deref(), namespace.as_deref())?;

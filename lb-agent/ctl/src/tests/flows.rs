@@ -1,7 +1,7 @@
 //! What `lbctl ct` makes of conntrack entries.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use expect_test::expect;
 use lb_common::be::Be16;
@@ -13,6 +13,8 @@ use super::{NOW, check};
 use crate::columns::Format;
 use crate::ct::{self, CountBy};
 use crate::explain::Stale;
+use crate::flows::FlowFilter;
+use crate::pairs::{self, PairBy, PairFacts};
 use crate::snapshot::{CtFilter, FlowCount, Now, count_flow};
 use crate::view::View;
 use lb_core::names::Names;
@@ -226,6 +228,90 @@ fn flows_are_counted() {
         GONE         1
         NEW          1
     "#]],
+    );
+}
+
+#[test]
+fn pairs_count_live_flows_by_their_ends() {
+    let owner = |ip: IpAddr| match ip.to_string().as_str() {
+        "10.1.0.2" => "default/client-7d4b9c6f5d-x2x7k".to_owned(),
+        "10.1.0.3" => "default/web-1".to_owned(),
+        "10.1.1.3" => "default/web-2".to_owned(),
+        "10.1.1.4" => "default/web-3".to_owned(),
+        _ => String::new(),
+    };
+    let rows = |view: &View<'_>, by: PairBy, wanted: &FlowFilter| {
+        let entries: Vec<_> = flows().into_iter().chain(external_flows()).collect();
+        let live = pairs::live(view, &entries, STAMPS);
+        let denied = super::policies::rows_of_sample();
+        let now_ms = 1_795_294_095_123 + 90_000;
+        let facts = PairFacts { live: &live, sample: &denied, owner: &owner, now_ms };
+        pairs::rows(&facts, wanted, by)
+    };
+    let all = FlowFilter::default();
+    check(
+        &names(),
+        Format::Table,
+        |view: &View<'_>| rows(view, PairBy::Pair, &all),
+        expect![[r#"
+            SRC             DST          PORT  PROTO  VIA                 VERDICT     COUNT  LAST  BY
+            default/client  default/web  8080  TCP    default/web:http    allowed     3      4s    <none>
+            192.0.2.7       default/web  8080  TCP    <none>              allowed     1      1s    <none>
+            192.0.2.7       default/web  8080  TCP    <none>              dropped     1      90s   fence ingress[4]
+            203.0.113.5     default/web  8080  TCP    default/web:http    allowed     1      3s    <none>
+            203.0.113.6     default/web  8080  TCP    default/web:http    allowed     1      5s    <none>
+            default/client  8.8.8.8      53    UDP    <none>              allowed     1      100s  <none>
+            default/client  10.96.0.53   53    TCP    kube-system/dns:53  dropped     1      90s   NO_ENDPOINTS
+            default/client  default/web  8080  TCP    <none>              dropped     1      90s   default/access default-deny
+            default/client  default/web  8080  TCP    <none>              would-deny  1      90s   default/access,default/try default-deny
+            default/web     default/web  8080  TCP    default/web:http    allowed     1      2s    <none>
+        "#]],
+    );
+    let to_web_1 = FlowFilter { to: Some("default/web-1".to_owned()), ..FlowFilter::default() };
+    check(
+        &names(),
+        Format::Wide,
+        |view: &View<'_>| rows(view, PairBy::Pod, &to_web_1),
+        expect![[r#"
+            SRC                              DST            PORT  PROTO  VIA               VERDICT     COUNT  LAST  BY                                       SRC-ADDRESS  DST-ADDRESS
+            192.0.2.7                        default/web-1  8080  TCP    <none>            allowed     1      1s    <none>                                   192.0.2.7    10.1.0.3
+            192.0.2.7                        default/web-1  8080  TCP    <none>            dropped     1      90s   fence ingress[4]                         192.0.2.7    10.1.0.3
+            203.0.113.5                      default/web-1  8080  TCP    default/web:http  allowed     1      3s    <none>                                   203.0.113.5  10.1.0.3
+            default/client                   default/web-1  8080  TCP    <none>            dropped     1      90s   default/access default-deny              10.1.0.2     10.1.0.3
+            default/client                   default/web-1  8080  TCP    <none>            would-deny  1      90s   default/access,default/try default-deny  10.1.0.2     10.1.0.3
+            default/client-7d4b9c6f5d-x2x7k  default/web-1  8080  TCP    default/web:http  allowed     1      4s    <none>                                   10.1.0.2     10.1.0.3
+            default/web-1                    default/web-1  8080  TCP    default/web:http  allowed     1      2s    <none>                                   10.1.0.3     10.1.0.3
+        "#]],
+    );
+    let by_policy = FlowFilter { policy: Some("fence".to_owned()), ..FlowFilter::default() };
+    check(
+        &names(),
+        Format::Json,
+        |view: &View<'_>| rows(view, PairBy::Pair, &by_policy),
+        expect![[r#"
+            {
+              "node": "n1",
+              "items": [
+                {
+                  "src": {
+                    "name": "192.0.2.7",
+                    "address": "192.0.2.7"
+                  },
+                  "dst": {
+                    "name": "default/web",
+                    "address": ""
+                  },
+                  "port": 8080,
+                  "protocol": "TCP",
+                  "via": "",
+                  "verdict": "dropped",
+                  "count": 1,
+                  "idle": 90,
+                  "by": "fence ingress[4]"
+                }
+              ]
+            }
+        "#]],
     );
 }
 

@@ -1,5 +1,5 @@
 //! The ring buffer of dropped packets and of flows that clients follow: the programs send a sample, the agent keeps
-//! the last drop of each kind, and the last flows of all kinds.
+//! the last drop of each kind and gets all flows in batches.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -11,10 +11,21 @@ use lb_common::be::{Be16, Be32};
 use lb_common::event::FlowEvent;
 use lb_common::verdict::DropReason;
 use nix::time::{ClockId, clock_gettime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::bpf::flows::{ObservedFlow, Recent};
 use crate::syscall;
+
+/// Flows of a batch, at most.
+const BATCH: usize = 256;
+
+/// A flow that was denied, or an allowed one while a client follows allowed flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedFlow {
+    /// What the program sent.
+    pub event: FlowEvent,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+}
 
 /// A dropped packet and when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,33 +77,40 @@ impl Examples {
 pub struct Sinks {
     /// Of drops, the last of each kind.
     pub examples: watch::Sender<Examples>,
-    /// Of everything, the last.
-    pub recent: watch::Sender<Recent>,
+    /// Of everything, in batches, in the order of the events.
+    pub flows: mpsc::Sender<Vec<ObservedFlow>>,
 }
 
-/// Reads and publishes after each burst. Ends when the receivers of examples are gone.
+/// Reads and publishes after each burst. While a batch waits for its receiver nothing is read: what then finds no room in
+/// the ring buffer, the programs count as lost. Ends when a receiver is gone.
 ///
 /// # Errors
 /// When the ring buffer cannot be waited for.
 pub async fn run(events: RingBuf<MapData>, sinks: Sinks) -> io::Result<()> {
     let mut events = syscall::readable(events)?;
-    let Sinks { examples, recent } = sinks;
+    let Sinks { examples, flows } = sinks;
     loop {
         let mut ready = tokio::select! {
             ready = events.readable_mut() => ready?,
             () = examples.closed() => return Ok(()),
         };
         let clock = ClockPair::read();
+        let mut batch = Vec::new();
         examples.send_modify(|examples| {
-            recent.send_modify(|recent| {
-                while let Some(record) = ready.get_inner_mut().next() {
-                    if let Some(event) = examples.add(&record, clock.unix_ms / 1000) {
-                        recent.push(ObservedFlow { event, at_ms: clock.unix_ms_of(event.time_ns) });
-                    }
+            while batch.len() < BATCH {
+                let Some(record) = ready.get_inner_mut().next() else {
+                    ready.clear_ready();
+                    break;
+                };
+                if let Some(event) = examples.add(&record, clock.unix_ms / 1000) {
+                    batch.push(ObservedFlow { event, at_ms: clock.unix_ms_of(event.time_ns) });
                 }
-            });
+            }
         });
-        ready.clear_ready();
+        drop(ready);
+        if !batch.is_empty() && flows.send(batch).await.is_err() {
+            return Ok(());
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lb_common::event::{FlowEvent, outcome};
+use lb_common::event::outcome;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{CLIENTS, PendingRequest, Server, bind};
+use crate::admin::recent::{CAPACITY, Recent, tests::flow};
 use lb_core::admin::{Request, Response, SOCKET};
-use lb_kernel::bpf::flows::{CAPACITY, ObservedFlow, Recent};
 
 /// A server, and its other ends.
 struct Bed {
@@ -50,9 +50,7 @@ impl Bed {
     fn push(&self, flows: u64, outcome: u8) {
         self.recent.send_modify(|recent| {
             for _ in 0..flows {
-                let at_ms = recent.next();
-                recent
-                    .push(ObservedFlow { event: FlowEvent { outcome, ..FlowEvent::ZERO }, at_ms });
+                recent.push(flow(recent.next(), outcome));
             }
         });
     }

@@ -128,7 +128,7 @@ fn rules(actions: &'static [Action]) -> impl Strategy<Value = Option<Box<[Rule]>
     prop::option::of(rules.prop_map(Vec::into_boxed_slice))
 }
 
-fn policy() -> impl Strategy<Value = (String, Policy)> {
+pub(crate) fn policy() -> impl Strategy<Value = (String, Policy)> {
     const ALL: [Action; 3] = [Action::Accept, Action::Deny, Action::Pass];
     let network =
         (0..2u8, 0..3u8, pick(&SELECTORS), rules(&ALL[..1]), rules(&ALL[..1]), any::<bool>());

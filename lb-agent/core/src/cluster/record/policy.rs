@@ -43,7 +43,7 @@ impl Tier {
 }
 
 /// A policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Its tier, which also tells the kind of the object.
     pub tier: Tier,
@@ -200,7 +200,7 @@ impl Action {
 }
 
 /// One entry of `spec.ingress` or `spec.egress`, at the same index as in the object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// `name`, empty when it has none.
     pub name: Arc<str>,

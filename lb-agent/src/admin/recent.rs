@@ -1,44 +1,36 @@
-//! The last flows that the programs reported, for readers at their own speed.
+//! The last flows that the programs reported, with the names that were theirs, for readers at their own speed.
 //!
 //! Writing never waits. A reader that is too slow loses records, and learns how many.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use lb_common::event::FlowEvent;
+use lb_core::admin::FlowRecord;
 
 /// Records that are kept.
-pub const CAPACITY: usize = 4096;
-
-/// A flow that was denied, or an allowed one while a client follows allowed flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObservedFlow {
-    /// What the program sent.
-    pub event: FlowEvent,
-    /// When, in milliseconds since 1970.
-    pub at_ms: u64,
-}
+pub(crate) const CAPACITY: usize = 4096;
 
 /// The last of them, in the order of their numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Recent {
-    flows: VecDeque<ObservedFlow>,
+pub(crate) struct Recent {
+    flows: VecDeque<Arc<FlowRecord>>,
     /// Number of the next one; they count from 0.
     next: u64,
 }
 
 /// Some records from a place on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FlowBatch {
+pub(crate) struct FlowBatch {
     /// The records.
-    pub flows: Vec<ObservedFlow>,
+    pub(crate) flows: Vec<Arc<FlowRecord>>,
     /// Records before them that are gone.
-    pub lost: u64,
+    pub(crate) lost: u64,
 }
 
 impl Recent {
     /// Adds a record, in place of the oldest one when there is no room.
-    pub fn push(&mut self, flow: ObservedFlow) {
+    pub(crate) fn push(&mut self, flow: Arc<FlowRecord>) {
         if self.flows.len() >= CAPACITY {
             self.flows.pop_front();
         }
@@ -47,41 +39,63 @@ impl Recent {
     }
 
     /// Number of the oldest one that is kept.
-    pub fn oldest(&self) -> u64 {
+    pub(crate) fn oldest(&self) -> u64 {
         self.next - self.flows.len() as u64
     }
 
     /// Number of the next one to come.
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// Those that are kept.
-    pub fn iter(&self) -> impl Iterator<Item = &ObservedFlow> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<FlowRecord>> {
         self.flows.iter()
     }
 
     /// At most `most` records from number `from` on, which is moved behind them.
-    pub fn take(&self, from: &mut u64, most: usize) -> FlowBatch {
+    pub(crate) fn take(&self, from: &mut u64, most: usize) -> FlowBatch {
         let start = self.oldest().max(*from);
         let lost = start - *from;
         let skip = usize::try_from(start - self.oldest()).unwrap_or(usize::MAX);
-        let flows: Vec<ObservedFlow> = self.flows.iter().skip(skip).take(most).copied().collect();
+        let flows: Vec<Arc<FlowRecord>> =
+            self.flows.iter().skip(skip).take(most).cloned().collect();
         *from = start + flows.len() as u64;
         FlowBatch { flows, lost }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use lb_common::event::FlowEvent;
+pub(super) mod tests {
+    use super::{Arc, CAPACITY, FlowRecord, Recent};
+    use lb_core::admin::FlowOwner;
 
-    use super::{CAPACITY, ObservedFlow, Recent};
+    /// A flow that only has a time and an outcome.
+    pub(crate) fn flow(at_ms: u64, outcome: u8) -> Arc<FlowRecord> {
+        let nowhere = "[::]:0".parse().unwrap();
+        Arc::new(FlowRecord {
+            at_ms,
+            src: nowhere,
+            dst: nowhere,
+            protocol: 0,
+            reason: 0,
+            ingress: false,
+            outcome,
+            ifindex: 0,
+            suppressed: 0,
+            group: 0,
+            judgement: 0,
+            ident: 0,
+            src_owner: FlowOwner::Unknown,
+            dst_owner: FlowOwner::Unknown,
+            via: "".into(),
+            decision: None,
+        })
+    }
 
     fn push(recent: &mut Recent, n: u64) {
         for _ in 0..n {
-            let at_ms = recent.next();
-            recent.push(ObservedFlow { event: FlowEvent::ZERO, at_ms });
+            recent.push(flow(recent.next(), 0));
         }
     }
 

@@ -1,0 +1,337 @@
+//! Flows as evidence, with real agents and sockets: names stay those of the moment, VIA and ends are right, the flow log has all of
+//! it; and what a trial of a policy says is what applying the policy does.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use testbed::{
+    Agent, Pod, Shape,
+    agent::as_in_container,
+    client::{Connection, Transport, ask},
+    manifest::{node_of, pod_of},
+    wait,
+};
+
+use crate::stage::{SOON, Stage, port_80, service};
+
+const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
+/// No answer within this time is none.
+const DENIED: Duration = Duration::from_millis(400);
+const UID: &str = "0f0e1d2c-3b4a-4958-8677-a0b1c2d3e4f5";
+
+const ONLY_FRIENDS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: only-friends, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
+    ports: [{port: 8080}]
+";
+
+/// lbctl beside this agent, as in its container.
+fn lbctl(agent: &Agent, args: &[&str]) -> Command {
+    let mut command = as_in_container(env!("CARGO_BIN_EXE_lbctl"));
+    command
+        .args(args)
+        .arg("--pin-dir")
+        .arg(&agent.pin_dir)
+        .arg("--state-dir")
+        .arg(&agent.state_dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end: exit status and what it printed.
+fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
+    let child = agent.node.netns.spawn(&mut lbctl(agent, args)).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// The flows that the agent keeps and that this filter takes.
+fn flows(agent: &Agent, filter: &[&str]) -> Vec<Value> {
+    let args = [&["flows", "-o", "json"], filter].concat();
+    let child = agent.node.netns.spawn(&mut lbctl(agent, &args)).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn until<T>(stage: &Stage, what: &str, look: impl FnMut() -> anyhow::Result<T>) -> T {
+    match wait::until(what, 4 * SOON, look) {
+        Ok((found, _)) => found,
+        Err(err) => panic!("{err:#}\n{}", stage.logs()),
+    }
+}
+
+fn asked(pod: &Pod, addr: SocketAddr) -> bool {
+    pod.netns.enter(|| ask(Transport::Tcp, addr, DENIED)).unwrap().is_ok()
+}
+
+/// A server on node a; a friend and a stranger beside it.
+struct Cast {
+    stage: Stage,
+    web: Pod,
+    friend: Pod,
+    stranger: Pod,
+}
+
+impl Cast {
+    fn new(prefix: &str, arguments: &[&str]) -> Self {
+        let mut stage = Stage::with_arguments(prefix, Shape::Routed, |_| (), arguments);
+        let (a, b) = (stage.a.clone(), stage.b.clone());
+        let web = stage.server(&a, "web");
+        let [friend, stranger] = ["friend", "stranger"].map(|name| a.pod(name).unwrap());
+        stage.dir.write("nodes", &[&a, &b].map(node_of)).unwrap();
+        stage.dir.write("web", &[service("web", WEB), pod_of(&web).label("app", "web")]).unwrap();
+        stage.dir.write("friend", &[pod_of(&friend).label("friend", "yes")]).unwrap();
+        let uid = Value::from(UID);
+        let manifest = pod_of(&stranger).label("friend", "no").set(&["metadata", "uid"], uid);
+        stage.dir.write("stranger", &[manifest]).unwrap();
+        for client in [&friend, &stranger] {
+            stage.wait_for(&client.netns, port_80(WEB[0]), &["web"]);
+        }
+        Self { stage, web, friend, stranger }
+    }
+}
+
+/// What is deleted is still named, and what gets its address is not.
+#[test]
+fn flows_keep_the_names_of_their_moment() {
+    let cast = Cast::new("evidence", &[]);
+    let Cast { stage, friend, stranger, .. } = &cast;
+    let here = &stage.agents[0];
+    stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
+    until(stage, "the stranger is denied", || {
+        anyhow::ensure!(!asked(stranger, port_80(WEB[0])));
+        anyhow::ensure!(asked(friend, port_80(WEB[0])));
+        Ok(())
+    });
+    let denied = |name: &str| {
+        let all = flows(here, &["--from", name, "--verdict", "dropped"]);
+        all.into_iter().find(|flow| flow["reason"] == "POLICY_ISOLATED")
+    };
+    let before = until(stage, "the denial is shown", || {
+        denied("default/stranger").ok_or_else(|| anyhow::anyhow!("no flow"))
+    });
+    assert_eq!(before["src"]["uid"], UID, "{before}");
+    assert_eq!(before["dst"]["name"], "default/web", "{before}");
+    assert_eq!(before["via"], "default/web:tcp-80", "{before}");
+    assert_eq!(before["by"]["policies"][0], "default/only-friends", "{before}");
+
+    // Everything goes, and another Pod gets the address.
+    for name in ["policy", "web", "stranger"] {
+        stage.dir.remove(name).unwrap();
+    }
+    let mut successor = pod_of(stranger).label("friend", "yes");
+    successor = successor.set(&["metadata", "name"], Value::from("successor"));
+    stage.dir.write("successor", &[successor]).unwrap();
+    let mut successor_is_known = || {
+        let (code, text) = run(here, &["explain", "successor", "friend:1"]);
+        anyhow::ensure!(code != Some(1), "{text}");
+        Ok(())
+    };
+    until(stage, "the successor is known", &mut successor_is_known);
+    let after = denied("default/stranger").unwrap();
+    assert_eq!(after, before, "a record is what it was");
+    let by_policy = ["--from", "default/successor", "--policy", "default/only-friends"];
+    assert!(flows(here, &by_policy).is_empty());
+}
+
+/// The policies change while connections are open: each is judged again at its next packet, which may be an answer.
+#[test]
+fn allowed_flows_have_their_service_and_two_ends() {
+    let cast = Cast::new("via", &[]);
+    let Cast { stage, web, friend, .. } = &cast;
+    let here = &stage.agents[0];
+    let through = port_80(WEB[0]);
+    let open = |addr| friend.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let egress = "
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: out, namespace: default}
+spec: {podSelector: {matchLabels: {friend: \"yes\"}}, policyTypes: [Egress], egress: [{}]}
+";
+    stage.dir.write_text("policy", &format!("{ONLY_FRIENDS}{egress}")).unwrap();
+    let args = ["flows", "-f", "--verdict", "allowed", "-o", "json"];
+    let mut follow = here.node.netns.spawn(&mut lbctl(here, &args)).unwrap();
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let (told, seen) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let flow: Value = serde_json::from_str(&line).unwrap();
+            if told.send(flow).is_err() {
+                return;
+            }
+        }
+    });
+    let mut open_flows = [through, SocketAddr::new(web.v4.into(), 8080)].map(open);
+    let mut all: Vec<Value> = Vec::new();
+    let mut round = 0;
+    until(stage, "the ends of both directions are reported with their Service", || {
+        // Another epoch each time: the open connections are judged again, at a packet of either end.
+        round += 1;
+        let more = ONLY_FRIENDS.replace("only-friends", &format!("again-{round}"));
+        stage.dir.write_text("more", &more).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        for connection in &mut open_flows {
+            connection.ask().unwrap();
+        }
+        assert!(asked(friend, port_80(WEB[0])));
+        all.extend(seen.try_iter());
+        let is = |flow: &Value, direction: &str| {
+            flow["direction"] == direction
+                && flow["src"]["name"] == "default/friend"
+                && flow["dst"]["name"] == "default/web"
+                && flow["via"] == "default/web:tcp-80"
+        };
+        for direction in ["ingress", "egress"] {
+            anyhow::ensure!(all.iter().any(|flow| is(flow, direction)), "no {direction}: {all:?}");
+        }
+        anyhow::ensure!(round >= 5);
+        Ok(())
+    });
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    reader.join().unwrap();
+    for flow in &all {
+        assert_ne!(flow["src"]["address"], flow["dst"]["address"], "{flow}");
+        // The server opened nothing.
+        assert_ne!(flow["src"]["name"], "default/web", "{flow}");
+    }
+}
+
+/// The stream for audit has the same records, on the disk.
+#[test]
+fn the_flow_log_has_every_record_with_its_names() {
+    let path = std::env::temp_dir().join(format!("lb-flow-log-e2e-{}.jsonl", std::process::id()));
+    let flag = format!("file:{}", path.display());
+    let cast = Cast::new("flowlog", &["--flow-log", &flag]);
+    let Cast { stage, stranger, .. } = &cast;
+    stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
+    let line = until(stage, "the denial is in the flow log", || {
+        asked(stranger, port_80(WEB[0]));
+        let text = std::fs::read_to_string(&path)?;
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut denied = lines.filter(|line| line["reason"] == "POLICY_ISOLATED");
+        denied.next().ok_or_else(|| anyhow::anyhow!("{text}"))
+    });
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(line["node"], stage.a.name.as_str(), "{line}");
+    assert_eq!(
+        (&line["src"]["name"], &line["src"]["uid"]),
+        (&"default/stranger".into(), &UID.into())
+    );
+    assert_eq!(line["verdict"], "dropped", "{line}");
+}
+
+/// A policy is tried twice, then applied: what it would deny is denied, and no more.
+#[test]
+fn a_trial_says_what_applying_the_policy_does() {
+    let cast = Cast::new("trial", &[]);
+    let Cast { stage, web, friend, stranger } = &cast;
+    let here = &stage.agents[0];
+    let straight = SocketAddr::new(web.v4.into(), 8080);
+    let through = port_80(WEB[0]);
+    let open = |pod: &Pod, addr| pod.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let mut kept = [straight, through].map(|addr| open(friend, addr));
+    let mut lost = [straight, through, through].map(|addr| open(stranger, addr));
+    let dir = std::env::temp_dir().join(format!("lb-trial-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("policy.yaml");
+    std::fs::write(&file, ONLY_FRIENDS).unwrap();
+    let file = file.to_str().unwrap();
+    let trial = |args: &[&str]| {
+        let all = [&["policy", "try", "-o", "json"], args].concat();
+        let child = here.node.netns.spawn(&mut lbctl(here, &all)).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        let trial: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{error}"));
+        (output.status.code(), trial)
+    };
+    // Beside the three that are open: questions of the stage, over connections that are closed and not forgotten yet; and by UDP,
+    // which the policy does not allow friends either.
+    let strangers = |trial: &Value, protocol: &str| -> u64 {
+        let rows = trial["items"].as_array().unwrap().iter();
+        let counts = rows.map(|row| {
+            let is_friend = row["src"]["name"] == "default/friend" && row["protocol"] == "UDP";
+            assert!(is_friend || row["src"]["name"] == "default/stranger", "{row}");
+            assert_eq!(row["dst"]["name"], "default/web", "{row}");
+            assert_eq!((&row["change"], &row["port"]), (&"denied".into(), &8080.into()), "{row}");
+            assert_eq!(row["by"]["policies"][0], "default/only-friends", "{row}");
+            if row["protocol"] == protocol && !is_friend {
+                row["count"].as_u64().unwrap()
+            } else {
+                0
+            }
+        });
+        counts.sum()
+    };
+    for _ in 0..2 {
+        let (code, tried) = trial(&["-f", file]);
+        assert!(code == Some(2) && strangers(&tried, "TCP") >= 3, "{code:?} {tried}");
+        assert!(tried["flows"].as_u64().unwrap() >= 5, "{tried}");
+        assert_eq!(tried["complete"], true);
+    }
+    for connection in kept.iter_mut().chain(&mut lost) {
+        // Nothing is applied.
+        connection.ask().unwrap();
+    }
+    let (code, text) = run(here, &["policy", "try", "-f", file]);
+    assert!(
+        code == Some(2) && text.contains("live flows on ") && text.contains("denied"),
+        "{text}"
+    );
+
+    stage.dir.write_text("policy", ONLY_FRIENDS).unwrap();
+    until(stage, "the policy is applied", || {
+        anyhow::ensure!(!asked(stranger, straight));
+        Ok(())
+    });
+    for connection in &mut kept {
+        connection.ask().unwrap();
+    }
+    for connection in &mut lost {
+        connection.set_timeout(DENIED).unwrap();
+        connection.ask().unwrap_err();
+    }
+    // What was denied since then would be allowed without the policy; nothing that is live would break.
+    let (code, tried) = trial(&["--delete", "default/only-friends"]);
+    assert_eq!((code, &tried["denied"]), (Some(0), &0.into()), "{tried}");
+    assert!(tried["allowed"].as_u64().unwrap() > 0, "{tried}");
+    let (code, text) = run(here, &["policy", "try", "--delete", "default/only-fiends"]);
+    assert!(code == Some(1) && text.contains("no such policy"), "{text}");
+
+    // In shadow mode it is only reported what it would do.
+    let shadow = ONLY_FRIENDS.replace(
+        "namespace: default}",
+        "namespace: default, annotations: {lb-agent.io/mode: shadow}}",
+    );
+    stage.dir.write_text("policy", &shadow).unwrap();
+    let _open = open(stranger, through);
+    until(stage, "the shadow report has the stranger", || {
+        assert!(asked(stranger, straight));
+        let (_, text) = run(here, &["shadow", "report"]);
+        for word in ["default/stranger", "8080", "allowed", "denied", "default/only-friends"] {
+            anyhow::ensure!(text.contains(word), "{text}");
+        }
+        let friends = text.lines().filter(|line| line.contains("default/friend"));
+        anyhow::ensure!(friends.into_iter().all(|line| line.contains("UDP")), "{text}");
+        Ok(())
+    });
+    let (_, text) = run(here, &["flows", "--by", "pair", "--port", "8080"]);
+    for word in ["default/friend", "default/stranger", "default/web:tcp-80", "allowed"] {
+        assert!(text.contains(word), "{text}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
