@@ -106,7 +106,6 @@ impl Stage {
             // The sandbox of Chromium does not work as root; the only page is our own.
             .no_sandbox()
             .new_headless_mode()
-            .chrome_executable("/usr/bin/chromium")
             .user_data_dir(&profile)
             .viewport(None)
             .build()

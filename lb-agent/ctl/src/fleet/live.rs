@@ -11,14 +11,15 @@ use lb_live::top::{self, TopArgs};
 use lb_live::ui::{self, UiArgs};
 
 use crate::fleet::args::ClusterArgs;
+use crate::fleet::ask::FleetQuery;
 
 /// Follows the cluster on one screen.
 ///
 /// # Errors
 /// One sentence for the operator.
 pub fn top(cluster: &ClusterArgs, args: &TopArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let context = cluster.context.as_deref().unwrap_or("current context");
-    top::run(args, context, lbctl(cluster)?, out)?;
+    let asked = FleetQuery::connect(cluster)?;
+    top::run(args, asked.fleet.context(), lbctl(cluster)?, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -27,6 +28,8 @@ pub fn top(cluster: &ClusterArgs, args: &TopArgs, out: &mut dyn Write) -> anyhow
 /// # Errors
 /// One sentence for the operator.
 pub fn ui(cluster: &ClusterArgs, args: &UiArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    // A cluster that cannot be reached is an error here, and not only in the page.
+    FleetQuery::connect(cluster)?;
     ui::run(args, lbctl(cluster)?, out)?;
     Ok(ExitCode::SUCCESS)
 }
