@@ -15,6 +15,7 @@ pub mod merge;
 pub mod policy;
 pub mod remark;
 pub mod run;
+pub mod shell;
 pub mod status;
 pub mod tables;
 pub mod tree;

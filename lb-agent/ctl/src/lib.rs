@@ -446,6 +446,8 @@ pub enum Shell {
     Zsh,
     /// `lbctl completion fish | source`
     Fish,
+    /// `kubectl lb completion kubectl`: the program kubectl_complete-lb, which kubectl's own completion runs
+    Kubectl,
 }
 
 /// Flags of `version`.

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::CommandFactory as _;
 use lb_common::addr::Addr;
 
 use crate::columns::{self, Format, Row, Style};
@@ -61,7 +62,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "live")]
         Command::Ui(args) => lb_live::ui::run(args, live::lbctl(place)?, out)?,
         Command::Programs(args) => place.programs(args, out)?,
-        Command::Completion(args) => completion::script(args.shell, out)?,
+        Command::Completion(args) => completion::script(args.shell, Cli::command(), "lbctl", out)?,
         Command::Version(args) => place.version(args, out)?,
     }
     Ok(ExitCode::SUCCESS)

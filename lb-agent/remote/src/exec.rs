@@ -131,20 +131,14 @@ pub(crate) async fn start(
 /// Why a command could not be started.
 fn refused(place: &AgentApi, agent: &NodeAgent, error: kube::Error) -> anyhow::Error {
     let (namespace, pod) = (&place.namespace, &agent.pod);
-    if let kube::Error::UpgradeConnection(error) = &error {
-        let text = error.to_string();
-        // The response has a body with the reason, which the client does not read.
-        if text.contains("403") {
-            return anyhow!(
-                "exec in Pod {namespace}/{pod} is forbidden: you need the verbs get and create of pods/exec in {namespace}"
-            );
-        }
-        if text.contains("404") {
-            return anyhow!("Pod {namespace}/{pod} is gone");
-        }
-        return anyhow!("exec in Pod {namespace}/{pod}: {text}");
+    match error {
+        // The same for all nodes, so that it is said once.
+        kube::Error::Api(status) if status.code == 403 => anyhow!(
+            "exec in the agents is forbidden: you need the verbs get and create of pods/exec in namespace {namespace}"
+        ),
+        kube::Error::Api(status) if status.code == 404 => anyhow!("Pod {namespace}/{pod} is gone"),
+        error => explained(error).context(format!("exec in Pod {namespace}/{pod}")),
     }
-    explained(error).context(format!("exec in Pod {namespace}/{pod}"))
 }
 
 /// Returns the exit status that the kubelet reports (`metav1.Status` of the channel `error`).

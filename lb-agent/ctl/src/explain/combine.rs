@@ -9,10 +9,11 @@
 //!
 //! From outside the cluster, the flow takes the node that is dialed, so each node's path is a possible one.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::explain::trace::{Hop, HopState, PolicyHop, PolicyVerdict, Trace, TraceOutcome};
+use crate::explain::trace::{
+    BackendEvidence, Hop, HopState, PolicyHop, PolicyVerdict, Trace, TraceOutcome,
+};
 use lb_core::admin::context::EndKind;
 use lb_core::model::policy::PolicyDirection;
 
@@ -74,38 +75,47 @@ fn complete(base: &Trace, traces: &[Trace]) -> Trace {
 
 /// The branch to the same destination as the node has it where that runs.
 fn owner<'a>(base: &Trace, branch: &[Hop], traces: &'a [Trace]) -> Option<&'a [Hop]> {
-    let at = address(branch);
+    let backend = backend(branch);
     let others = traces.iter().filter(|one| one.node != base.node);
-    let mut branches = others.flat_map(Trace::branches);
-    branches.find(|other| address(other) == at && other.iter().any(is_fact_of_destination))
+    let mut branches = others.flat_map(|one| one.branches().map(move |branch| (one, branch)));
+    let is_owners = |(one, other): &(&Trace, &[Hop])| {
+        let is_there = match backend.and_then(|backend| backend.node.as_ref()) {
+            Some(node) => *node == one.node,
+            None => other.iter().any(is_of_own_pod),
+        };
+        is_there && self::backend(other).map(|own| own.at) == backend.map(|own| own.at)
+    };
+    branches.find(is_owners).map(|(_, branch)| branch)
 }
 
-fn address(branch: &[Hop]) -> Option<SocketAddr> {
+fn backend(branch: &[Hop]) -> Option<&BackendEvidence> {
     branch.iter().find_map(|hop| match hop {
-        Hop::Backend(backend) => Some(backend.at),
+        Hop::Backend(backend) => Some(backend),
         _ => None,
     })
 }
 
-/// Whether a node says it of a Pod of its own.
-fn is_fact_of_destination(hop: &Hop) -> bool {
+/// Whether only the node says it that has the destination.
+fn is_of_own_pod(hop: &Hop) -> bool {
     match hop {
         Hop::Socket(_) => true,
-        Hop::Policy(policy) => is_ingress(policy) && is_fact(policy),
+        Hop::Policy(policy) => is_of_destination(policy) && is_known_by_one(&policy.verdict),
         _ => false,
     }
 }
 
-fn is_ingress(policy: &PolicyHop) -> bool {
-    policy.direction == PolicyDirection::Ingress
+/// Whether it is the destination's, as its node has it in its tables.
+fn is_of_destination(policy: &PolicyHop) -> bool {
+    policy.direction == PolicyDirection::Ingress && policy.by_record.is_none()
 }
 
-fn is_fact(policy: &PolicyHop) -> bool {
-    let is_known = match &policy.verdict {
-        // Without policies, any node says so of any Pod.
-        PolicyVerdict::NoPolicies | PolicyVerdict::OtherNode { .. } => false,
-        // Of a process of the node: not of one of its Pods.
-        PolicyVerdict::ToHost | PolicyVerdict::NoAddress => false,
+/// Whether it is said of one's own Pods only, if it is not by record.
+fn is_known_by_one(verdict: &PolicyVerdict) -> bool {
+    match verdict {
+        PolicyVerdict::NoPolicies
+        | PolicyVerdict::OtherNode { .. }
+        | PolicyVerdict::ToHost
+        | PolicyVerdict::NoAddress => false,
         PolicyVerdict::NotSelected
         | PolicyVerdict::FromHost
         | PolicyVerdict::FromOwnNode
@@ -113,47 +123,34 @@ fn is_fact(policy: &PolicyHop) -> bool {
         | PolicyVerdict::NoDevice
         | PolicyVerdict::Allowed(_)
         | PolicyVerdict::Denied(_) => true,
-    };
-    is_known && policy.by_record.is_none()
+    }
 }
 
-/// The branch with the facts of the other one.
+/// The branch with what the destination's node has in its place.
 fn replaced(branch: &[Hop], owner: &[Hop]) -> Vec<Hop> {
-    let is_owners = |hop: &&Hop| match hop {
-        Hop::Policy(policy) => is_ingress(policy) && is_fact(policy),
-        Hop::Socket(_) | Hop::Unforwarded { .. } => true,
-        _ => false,
-    };
-    let is_asked_there = |hop: &Hop| match hop {
-        Hop::Policy(policy) => is_ingress(policy) && !is_fact(policy),
-        Hop::Unchecked(_) => true,
-        _ => false,
-    };
-    let facts: Vec<&Hop> = owner.iter().filter(is_owners).collect();
-    let has_verdict = facts.iter().any(|hop| matches!(hop, Hop::Policy(_)));
-    let has_socket = facts.iter().any(|hop| matches!(hop, Hop::Socket(_)));
-    let mut hops: Vec<Hop> = Vec::new();
-    let mut reply = Vec::new();
-    for hop in branch {
-        match hop {
-            Hop::Reply(_) => reply.push(hop.clone()),
-            Hop::Policy(_) if is_asked_there(hop) && has_verdict => {
-                hops.extend(facts.iter().filter(|f| matches!(f, Hop::Policy(_))).copied().cloned());
-            }
-            Hop::Unchecked(_) if has_socket => {}
-            _ => hops.push(hop.clone()),
+    let verdict =
+        owner.iter().find(|hop| matches!(hop, Hop::Policy(one) if is_of_destination(one)));
+    let sockets = || owner.iter().filter(|hop| matches!(hop, Hop::Socket(_)));
+    let unforwarded = owner.iter().filter(|hop| matches!(hop, Hop::Unforwarded { .. }));
+    let is_ingress =
+        |hop: &Hop| matches!(hop, Hop::Policy(one) if one.direction == PolicyDirection::Ingress);
+    let mut hops: Vec<Hop> = unforwarded.filter(|hop| !branch.contains(hop)).cloned().collect();
+    let (replies, path): (Vec<&Hop>, Vec<&Hop>) =
+        branch.iter().partition(|hop| matches!(hop, Hop::Reply(_)));
+    for hop in path {
+        match (hop, verdict) {
+            (hop, Some(verdict)) if is_ingress(hop) => hops.push(verdict.clone()),
+            (Hop::Unchecked(_), _) if sockets().next().is_some() => {}
+            (hop, _) => hops.push(hop.clone()),
         }
     }
-    let is_new = |hop: &&&Hop| match hop {
-        Hop::Policy(_) => false,
-        other => !branch.contains(other),
-    };
-    hops.extend(facts.iter().filter(is_new).copied().cloned());
-    // A path is for packets that arrive.
-    if hops.iter().any(|hop| hop.state() == Some(HopState::Stop)) {
+    hops.extend(sockets().filter(|hop| !branch.contains(hop)).cloned());
+    // A path is for packets that policies let through, and a process for those that arrive.
+    let stops = |hop: &Hop| hop.state() == Some(HopState::Stop);
+    if hops.iter().any(|hop| stops(hop) && !matches!(hop, Hop::Socket(_))) {
         hops.retain(|hop| !matches!(hop, Hop::Path(_) | Hop::Unchecked(_)));
     }
-    hops.extend(reply);
+    hops.extend(replies.into_iter().cloned());
     hops
 }
 

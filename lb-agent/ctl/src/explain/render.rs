@@ -87,7 +87,7 @@ fn step(trace: &Trace, hop: &Hop) -> Option<Step> {
         Hop::Backend(backend) => ("backend", service::backend(backend)),
         Hop::Unforwarded { v4 } => ("route", unforwarded(trace, *v4).headline),
         Hop::Policy(hop) => (policy::name(hop.direction), policy::step(trace, hop)),
-        Hop::Path(path) => ("path", path_step(path)),
+        Hop::Path(path) => ("path", path_step(trace, path)),
         Hop::Socket(socket) => ("socket", socket::step(socket)),
         Hop::Reply(reply) => ("reply", service::reply(reply)),
         Hop::Records(_)
@@ -103,7 +103,7 @@ fn step(trace: &Trace, hop: &Hop) -> Option<Step> {
 fn finding(trace: &Trace, hop: &Hop) -> Finding {
     let finding = match hop {
         Hop::Source(found) => host_source(found),
-        Hop::TableFull(full) => table_full(full),
+        Hop::TableFull(full) => table_full(trace, full),
         Hop::Unserved(unserved) => service::unserved(trace, unserved),
         Hop::StaleFlow(stale) => stale_flow(stale),
         Hop::Unforwarded { v4 } => unforwarded(trace, *v4),
@@ -137,7 +137,7 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
         Hop::ClientHidden { node } => Some(format!(
             "{} sees an address of {} instead of the client's: ipBlock rules for the client do not match there (externalTrafficPolicy: Local preserves the client's address)",
             place(node.as_ref()),
-            place(Some(&trace.node).filter(|node| !node.is_empty()))
+            own(trace)
         )),
         Hop::Policy(hop) => policy_assumption(hop).or_else(|| record_assumption(hop)),
         Hop::Socket(socket) => socket::assumption(socket),
@@ -190,6 +190,11 @@ fn place(node: Option<&Arc<str>>) -> &str {
     node.map_or("another node", |node| node)
 }
 
+/// The node whose trace it is.
+fn own(trace: &Trace) -> &str {
+    place(Some(&trace.node).filter(|node| !node.is_empty()))
+}
+
 fn process(who: &Who, port: u16) -> String {
     format!("a process in {who} listens on port {port}")
 }
@@ -200,13 +205,13 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 /// Where packets go on this node, between two Pods.
-fn path_step(path: &PathHop) -> String {
+fn path_step(trace: &Trace, path: &PathHop) -> String {
     let PathHop { to, route } = path;
     match route {
         PodRoute::Past => format!("goes past the host's IP stack and netfilter to {to}"),
         PodRoute::Hop { node } => {
-            let node = place(node.as_ref());
-            format!("goes past the host's IP stack and netfilter between here and {node}")
+            let (here, there) = (own(trace), place(node.as_ref()));
+            format!("goes past the host's IP stack and netfilter between {here} and {there}")
         }
         PodRoute::StackBetween { why } => format!("goes through the host's IP stack: {why}"),
         PodRoute::Bridge => format!("goes over the bridge of both Pods, past netfilter, to {to}"),
@@ -253,13 +258,14 @@ fn host_source(source: &SourceEnd) -> Finding {
     }
 }
 
-fn table_full(full: &TableFull) -> Finding {
+fn table_full(trace: &Trace, full: &TableFull) -> Finding {
     let TableFull { reason, ago, src, dst } = full;
     let name = reason.name();
     Finding {
         headline: "a table was recently too full for new flows".to_owned(),
         because: vec![format!(
-            "{ago} s ago a flow from {src} to {dst} was dropped on this node: {name}"
+            "{ago} s ago a flow from {src} to {dst} was dropped on {}: {name}",
+            own(trace)
         )],
         to_fix: vec![reason.what_to_do().to_owned()],
         evidence: vec![format!("lbctl drops: {name}")],

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::explain::trace::Listener;
+#[cfg(feature = "node")]
 use lb_kernel::bpf::listening::ListenAnswer;
 
 /// Returns which of a Pod's sockets accepts a flow to this address; if none, why.
@@ -29,6 +30,7 @@ pub(super) fn accepting(sockets: &[SocketAddr], at: SocketAddr) -> Listener {
 }
 
 /// The same from what the kernel says of the address.
+#[cfg(feature = "node")]
 pub fn answered(answer: ListenAnswer, at: SocketAddr) -> Listener {
     match answer {
         ListenAnswer::Taken => Listener::Open(at),

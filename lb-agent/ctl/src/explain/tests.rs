@@ -6,6 +6,8 @@ use self::world::{World, pod, policy, service, text};
 use crate::explain::{Code, render};
 
 mod causes;
+#[cfg(feature = "cluster")]
+mod combine;
 mod denials;
 mod nodes;
 mod services;

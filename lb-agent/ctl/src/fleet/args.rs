@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{
     Arg, ArgAction, ArgMatches, Args as _, CommandFactory as _, FromArgMatches as _, Parser,
+    Subcommand,
 };
 
 use crate::Command;
@@ -22,7 +23,37 @@ pub struct FleetCli {
     pub namespace: Option<String>,
     /// The command to run
     #[command(subcommand)]
-    pub command: Command,
+    pub command: FleetCommand,
+}
+
+/// The commands of `kubectl lb`: those of the nodes, and some for the laptop.
+#[derive(Clone, Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them")]
+pub enum FleetCommand {
+    /// What a node has.
+    #[command(flatten)]
+    Node(Command),
+    /// Write the man pages into a directory
+    Man(ManArgs),
+    /// Complete the last of these words, as kubectl asks for it
+    #[command(name = "__complete", hide = true)]
+    Complete(CompleteArgs),
+}
+
+/// Flags of `man`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ManArgs {
+    /// The directory
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Flags of `__complete`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CompleteArgs {
+    /// The words after `kubectl lb`
+    #[arg(last = true, value_name = "WORDS")]
+    pub words: Vec<OsString>,
 }
 
 /// Which cluster, and which of its nodes.

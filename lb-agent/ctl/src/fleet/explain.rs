@@ -55,7 +55,7 @@ pub fn explain(
         return Err(no_answers(&round.failed));
     };
     report(&round.failed, asked.agents.len());
-    let mut explanation = explain::render(&trace);
+    let mut explanation = explain::render(&from_here(trace.clone()));
     if !stopped_at.is_empty() {
         let node = &trace.node;
         let others = stopped_at.join(", ");
@@ -64,6 +64,16 @@ pub fn explain(
         ));
     }
     print(&explanation, trace.outcome(), output, out)
+}
+
+/// The same path in words for a reader who is on none of the nodes.
+fn from_here(mut trace: Trace) -> Trace {
+    for hop in &mut trace.hops {
+        if let Hop::Source(source) = hop {
+            source.here = false;
+        }
+    }
+    trace
 }
 
 fn print(

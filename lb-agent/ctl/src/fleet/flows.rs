@@ -1,5 +1,6 @@
 //! `kubectl lb flows`: the streams of all nodes, merged by time.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,9 @@ pub fn flows(
     report(&asked.without_agent(), asked.agents.len());
     let wide = wanted.style.output == Format::Wide;
     let total = asked.agents.len();
-    let mut merged = Merged { follow, stream, wide, total, closed: Vec::new() };
+    let pending = asked.agents.iter().map(|agent| agent.node.clone()).collect();
+    let (closed, is_followed) = (Vec::new(), wanted.follow);
+    let mut merged = Merged { follow, stream, wide, total, is_followed, pending, closed };
     merged.past(wanted, out)?;
     if wanted.follow { merged.live(out) } else { Ok(()) }
 }
@@ -46,6 +49,10 @@ struct Merged {
     stream: RowStream,
     wide: bool,
     total: usize,
+    is_followed: bool,
+    /// Nodes whose past is not complete.
+    pending: BTreeSet<String>,
+    /// Nodes whose streams have ended too early.
     closed: Vec<NoAnswer>,
 }
 
@@ -61,11 +68,12 @@ impl Merged {
     /// Prints what has happened before, with the header.
     fn past(&mut self, wanted: &FlowsArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         let started = Instant::now();
-        let (mut tables, mut header, mut ready) = (Vec::new(), None::<FlowsHeader>, 0);
-        while ready + self.closed.len() < self.total {
+        let (mut tables, mut header) = (Vec::new(), None::<FlowsHeader>);
+        while !self.pending.is_empty() {
             let left = PAST.saturating_sub(started.elapsed());
             if left.is_zero() {
-                remark(&"not all nodes have answered yet");
+                let silent: Vec<&str> = self.pending.iter().map(String::as_str).collect();
+                remark(&format_args!("no answer yet from {}", silent.join(", ")));
                 break;
             }
             match self.next(left) {
@@ -78,7 +86,9 @@ impl Merged {
                         None => one,
                     });
                 }
-                StreamNews::Line(_, FlowLine::Now) => ready += 1,
+                StreamNews::Line(node, FlowLine::Now) => {
+                    self.pending.remove(&node);
+                }
                 StreamNews::End => break,
                 StreamNews::Other | StreamNews::Silence => {}
             }
@@ -138,7 +148,10 @@ impl Merged {
                 StreamNews::Other
             }
             FollowStep::Event(FollowEvent::Closed { node, why }) => {
-                self.closed.push(NoAnswer { node, error: why });
+                // Without -f, a complete answer ends.
+                if self.pending.remove(&node) || self.is_followed {
+                    self.closed.push(NoAnswer { node, error: why });
+                }
                 StreamNews::Other
             }
             FollowStep::Silence => StreamNews::Silence,

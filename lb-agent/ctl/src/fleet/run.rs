@@ -4,11 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::CommandFactory as _;
+
 use crate::columns::{self, Format, Style};
 use crate::explain::args;
-use crate::fleet::args::Parsed;
+use crate::fleet::args::{FleetCli, FleetCommand, Parsed};
 use crate::fleet::ask::{FleetQuery, FromNode, no_answers};
-use crate::fleet::{explain, flows, live, policy, status, tables, tree, trial, versions};
+use crate::fleet::{explain, flows, live, policy, shell, status, tables, tree, trial, versions};
 use crate::status::Report;
 use crate::{
     Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, ShadowCommand, StatusArgs, VersionArgs,
@@ -32,17 +34,29 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// One sentence for the operator.
 pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let cli = &parsed.cli;
-    match &cli.command {
-        Command::Top(args) => return live::top(&cli.cluster, args, out),
-        Command::Ui(args) => return live::ui(&cli.cluster, args, out),
-        _ => {}
-    }
+    let command = match &cli.command {
+        FleetCommand::Node(Command::Completion(args)) => {
+            completion::script(args.shell, FleetCli::command(), "kubectl-lb", out)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        FleetCommand::Man(args) => {
+            shell::man(&args.dir)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        FleetCommand::Complete(args) => {
+            shell::complete(&args.words, out)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        FleetCommand::Node(Command::Top(args)) => return live::top(&cli.cluster, args, out),
+        FleetCommand::Node(Command::Ui(args)) => return live::ui(&cli.cluster, args, out),
+        FleetCommand::Node(command) => command,
+    };
     // A mistake in the ends needs no cluster to be found, and the names of the context's namespace need one.
-    flow(&cli.command, DEFAULT_NAMESPACE)?;
+    flow(command, DEFAULT_NAMESPACE)?;
     let asked = FleetQuery::connect(&cli.cluster)?;
-    let question = FleetCommand { asked: &asked, parsed };
+    let question = AskedCommand { asked: &asked, parsed };
     let rows = |style: &Style, watch: bool, out: &mut dyn Write| question.rows(style, watch, out);
-    match &cli.command {
+    match command {
         Command::Status(args) => return question.status(args, out),
         Command::Services(args) if args.tree => {
             tree::print(&asked, |more| question.args(more), &args.style, out)?;
@@ -61,7 +75,7 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         }
         Command::Policy(PolicyCommand::Explain(PolicyExplainArgs { output, .. }))
         | Command::Explain(ExplainArgs { output, .. }) => {
-            if let Some(wanted) = flow(&cli.command, question.namespace())? {
+            if let Some(wanted) = flow(command, question.namespace())? {
                 return explain::explain(&asked, &wanted, *output, out);
             }
         }
@@ -72,9 +86,8 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Shadow(ShadowCommand::Report(args)) => rows(&args.style, false, out)?,
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
         Command::Version(args) => question.version(args, out)?,
-        Command::Completion(args) => completion::script(args.shell, out)?,
-        // They ask by commands of their own.
-        Command::Top(_) | Command::Ui(_) => {}
+        // They were answered above, or ask by commands of their own.
+        Command::Completion(_) | Command::Top(_) | Command::Ui(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,12 +106,12 @@ fn flow(command: &Command, namespace: &str) -> anyhow::Result<Option<FlowQuery>>
 }
 
 /// A command and the agents that it asks.
-struct FleetCommand<'a> {
+struct AskedCommand<'a> {
     asked: &'a FleetQuery,
     parsed: &'a Parsed,
 }
 
-impl FleetCommand<'_> {
+impl AskedCommand<'_> {
     /// The namespace of names that have none.
     fn namespace(&self) -> &str {
         let given = self.parsed.cli.namespace.as_deref();

@@ -14,8 +14,9 @@ use crate::fleet::remark::remark;
 use crate::table::RowTable;
 use lb_remote::{FollowEvent, FollowStep, RemoteCommand};
 
-/// Changes of several nodes within this time are printed together: a change of the cluster arrives everywhere.
-const TOGETHER: Duration = Duration::from_millis(300);
+/// Changes of several nodes within this time are printed together: a change of the cluster arrives everywhere, and each
+/// node looks once a second.
+const TOGETHER: Duration = Duration::from_millis(1200);
 
 /// What `-o json` and `-o yaml` print.
 #[derive(Serialize)]

@@ -103,7 +103,7 @@ fn the_path_between_a_pod_of_the_node_and_one_of_another() {
         let steps = render(&world.trace(flow.0, flow.1)).steps;
         steps.into_iter().find(|step| step.what == "path").unwrap().text
     };
-    let past = "goes past the host's IP stack and netfilter between here and n2";
+    let past = "goes past the host's IP stack and netfilter between n1 and n2";
     assert_eq!(path(&world), past);
     world.snapshot.past.settings = SettingFlags::from_bits(HopReason::PolicyRouting.bit());
     assert_eq!(path(&world), "goes through the host's IP stack: policy-routing");
@@ -139,7 +139,7 @@ fn a_table_without_room() {
               6  ok  path            goes past the host's IP stack and netfilter to default/web-1
               7  ok  socket          a process listens on 0.0.0.0:8080
               8  ok  reply           the source of replies is translated from 10.1.0.3:8080 back to 10.96.0.10:80; policies do not evaluate replies
-            because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on this node: CONNTRACK_FULL
+            because: 0 s ago a flow from 10.1.0.9:4000 to 10.96.0.10:80 was dropped on n1: CONNTRACK_FULL
             to fix: check `lbctl maps`; raise --ct-entries
             code: TABLE_FULL
         "#]],
@@ -161,7 +161,7 @@ fn a_node_that_does_not_forward() {
               2  ?   route           net.ipv4.ip_forward is 0: the node forwards no packets unless a device overrides it
               3  ok  egress policy   no policy selects default/client in egress
               4  ok  ingress policy  the cluster has no policies
-              5  ok  path            goes past the host's IP stack and netfilter between here and n2
+              5  ok  path            goes past the host's IP stack and netfilter between n1 and n2
             because: net.ipv4.ip_forward is 0: the kernel does not forward IPv4 packets between devices, and so not between a Pod and another node, unless the receiving device overrides the setting
             to fix: run `sysctl -w net.ipv4.ip_forward=1`, add it to /etc/sysctl.d, and find out what set it to 0
             assumed: a process in default/far listens on port 8080
@@ -204,7 +204,7 @@ fn another_node_is_judged_by_record() {
               1  ok  source          Pod default/web-2 10.1.1.3 on n2
               2  ok  egress policy   no policy selects default/web-2 in egress (by record of n2)
               3  ok  ingress policy  no policy selects default/client in ingress
-              4  ok  path            goes past the host's IP stack and netfilter between here and n2
+              4  ok  path            goes past the host's IP stack and netfilter between n1 and n2
               5  ok  socket          a process listens on 0.0.0.0:8080
             assumed: the agent of n2 has the same policies, Pods and namespaces as this one
         "#]],
@@ -300,7 +300,7 @@ fn without_policies_no_other_node_has_anything_to_say() {
               3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
               4   ok  egress policy   the cluster has no policies
               5   ok  ingress policy  no policy selects default/web-1 in ingress
-              6   ok  path            goes past the host's IP stack and netfilter between here and n2
+              6   ok  path            goes past the host's IP stack and netfilter between n1 and n2
               7   ok  socket          a process listens on 0.0.0.0:8080
               8   ok  backend         10.1.1.3:8080 default/web-2 on n2, ready
               9   ok  egress policy   the cluster has no policies

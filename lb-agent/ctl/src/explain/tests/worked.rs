@@ -313,7 +313,7 @@ fn switch(chapter: &CheckedDocument) -> String {
     for round in 0..10 {
         let world = &worlds[round.min(1)];
         let desired = compiler.compile(&world.cluster.snapshot());
-        let (devices, veths) = (devices(), world.veths());
+        let (devices, veths) = (devices("n1"), world.veths());
         let wanted = DesiredTables {
             desired: Some(&desired),
             devices: &devices,

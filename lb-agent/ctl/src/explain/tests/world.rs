@@ -94,10 +94,11 @@ spec: {spec}
     )
 }
 
-/// What the devices of node n1 say: its own address.
-pub(super) fn devices() -> BTreeMap<Addr, Ident> {
+/// What the devices of a node say: its own address.
+pub(super) fn devices(node: &str) -> BTreeMap<Addr, Ident> {
     let local = Ident { flags: IdentFlags::LOCAL_NODE, ..Ident::ZERO };
-    BTreeMap::from([(Addr::from_ip("10.0.0.1".parse().unwrap()), local)])
+    let ip = if node == "n1" { "10.0.0.1" } else { "10.0.0.2" };
+    BTreeMap::from([(Addr::from_ip(ip.parse().unwrap()), local)])
 }
 
 /// The node, as lbctl finds it.
@@ -123,16 +124,21 @@ pub(super) struct World {
 impl World {
     /// Node n1 with these manifests.
     pub(super) fn new(manifests: &str) -> Self {
+        Self::on("n1", manifests)
+    }
+
+    /// This node with these manifests.
+    pub(super) fn on(node: &str, manifests: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("lb-explain-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("all.yaml"), format!("{BASE}{manifests}")).unwrap();
         let mut events = Vec::new();
-        let mut directory = ManifestDirectory::new(&path, "n1");
+        let mut directory = ManifestDirectory::new(&path, node);
         directory.refresh(&BTreeSet::new(), &mut |event| events.push(event)).unwrap();
         std::fs::remove_dir_all(&path).unwrap();
-        let mut cluster = Cluster::new("n1");
+        let mut cluster = Cluster::new(node);
         let mut dirty = Dirty::default();
         for event in events.into_iter().chain(Kind::ALL.map(Event::Synced)) {
             dirty.merge(cluster.apply(event));
@@ -144,7 +150,7 @@ impl World {
             writes: Vec::new(),
             policy_writes: Vec::new(),
             snapshot: TableSnapshot::default(),
-            names: Names { node: "n1".into(), ..Names::default() },
+            names: Names { node: node.to_owned().into(), ..Names::default() },
             policies: PolicyNames::default(),
             tables: Actual::default(),
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
@@ -235,7 +241,7 @@ impl World {
     }
 
     fn write_policies(&mut self) {
-        let devices = devices();
+        let devices = devices(self.cluster.node_name());
         let veths = self.veths();
         let desired = compile(&self.cluster);
         let mut planner = Planner::restore(Actual::default(), Capacity::default());
