@@ -8,6 +8,7 @@ mod choice;
 mod cluster;
 mod deploy;
 mod faults;
+mod laptop;
 mod latency;
 mod outside;
 mod policies;
@@ -37,6 +38,9 @@ pub(crate) struct Options {
     /// The kubectl command. By default it uses $KUBECONFIG
     #[arg(long, value_name = "COMMAND", default_value = KUBECTL)]
     kubectl: String,
+    /// Run kubectl-lb with this command. By default it uses $KUBECONFIG; without it and with another kubectl, its checks are left out
+    #[arg(long, value_name = "COMMAND {kubectl-lb}")]
+    kubectl_lb: Option<String>,
     /// Run host processes of a node with this command. By default they run in a privileged Pod
     #[arg(long, value_name = "COMMAND {node}")]
     node_exec: Option<String>,
@@ -92,6 +96,7 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
         None => eprintln!("not run without --outside-exec: the checks with an external client"),
     }
     policies::check(&bed, report, !options.skip_deploy);
+    laptop::check(&bed, report, options, !options.skip_deploy);
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run with --skip-deploy: the checks that stop the agent");
