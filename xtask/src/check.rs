@@ -29,6 +29,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .args(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"])
             .args(["--features", "lb-agent/privileged", "--", "--deny", "warnings"]),
     )?;
+    // As it is built for laptops, which have none of what a node has.
+    command::run(cargo().args([
+        "clippy",
+        "--quiet",
+        "--package",
+        "lb-ctl",
+        "--no-default-features",
+        "--features",
+        "cluster",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
     clippy_object(&[])?;
     clippy_object(&["--features", "trace"])?;
     if options.deny {

@@ -9,15 +9,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
-use self::archive::{Archive, bytes, digest, header, with};
+pub(crate) use self::archive::header;
+use self::archive::{Archive, bytes, digest, with};
 use crate::{
     binaries::TRACE,
-    command::{self, say, target_dir},
-    setup::{self, Need, cargo},
+    command::{say, target_dir},
+    setup::Need,
+    statics::{self, Arch},
 };
 
 /// Options of the task.
@@ -104,43 +106,6 @@ pub(crate) const BENCH_ARCHIVE: &str = "lb-bench.tar";
 pub(crate) const BENCH_TAG: &str = "lb-bench:dev";
 const BYTES_MAX: u64 = 20 << 20;
 
-/// An architecture, as OCI names it.
-#[derive(Clone, Copy, ValueEnum)]
-enum Arch {
-    #[value(alias = "x86_64")]
-    Amd64,
-    #[value(alias = "aarch64")]
-    Arm64,
-}
-
-impl Arch {
-    fn of_this_machine() -> Result<Self> {
-        let this = Self::value_variants().iter().find(|arch| arch.rust() == std::env::consts::ARCH);
-        this.copied().context("this machine is neither amd64 nor arm64: set --arch")
-    }
-
-    const fn oci(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    const fn rust(self) -> &'static str {
-        match self {
-            Self::Amd64 => "x86_64",
-            Self::Arm64 => "aarch64",
-        }
-    }
-
-    const fn gcc(self) -> &'static str {
-        match self {
-            Self::Amd64 => "x86_64-linux-gnu-gcc",
-            Self::Arm64 => "aarch64-linux-gnu-gcc",
-        }
-    }
-}
-
 /// Builds the binaries and writes the archive.
 ///
 /// # Errors
@@ -168,7 +133,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Builds for one architecture and adds its layer, config and manifest; returns the manifest's descriptor.
 fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
-    let binaries = build(arch, kind)?;
+    let binaries = statics::build(arch, kind.package, kind.binaries, kind.features)?;
     let layer = layer(&binaries)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&layer).context("compress the layer")?;
@@ -190,47 +155,6 @@ fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
     let manifest = archive.blob(manifest_type, &bytes(&manifest)?)?;
     let platform = json!({ "architecture": arch.oci(), "os": "linux" });
     Ok(with(manifest, "platform", platform))
-}
-
-/// Static release binaries of one architecture.
-fn build(arch: Arch, kind: &Kind) -> Result<Vec<PathBuf>> {
-    let native = arch.rust() == std::env::consts::ARCH;
-    let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc()) };
-    setup::ensure(&[Need::Musl(arch.rust()), gcc])?;
-    let target = format!("{}-unknown-linux-musl", arch.rust());
-    let mut build = cargo();
-    build.args(["build", "--release", "--package", kind.package, "--target", &target]);
-    build.args(kind.binaries.iter().flat_map(|name| ["--bin", name])).args(kind.features);
-    if !native {
-        // Debian has no cross musl-gcc. The C in ring calls nothing of a libc, and the linker is rustup's own.
-        let upper = target.to_uppercase().replace('-', "_");
-        build.env(format!("CC_{}", target.replace('-', "_")), arch.gcc());
-        build.env(format!("CARGO_TARGET_{upper}_LINKER"), "rust-lld");
-        build.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-Clink-self-contained=yes");
-    }
-    command::run(&mut build)?;
-    let dir = target_dir().join(&target).join("release");
-    let binaries: Vec<_> = kind.binaries.iter().map(|name| dir.join(name)).collect();
-    for binary in &binaries {
-        if has_interpreter(
-            &std::fs::read(binary).with_context(|| format!("read {}", binary.display()))?,
-        ) {
-            bail!("{} is not static: it requires an interpreter", binary.display());
-        }
-    }
-    Ok(binaries)
-}
-
-/// Whether a 64-bit little-endian ELF has a `PT_INTERP` program header, that is: wants a dynamic loader, which an
-/// empty base does not have.
-fn has_interpreter(elf: &[u8]) -> bool {
-    let u16_at = |at: usize| elf.get(at..at + 2).map_or(0, le_usize);
-    let (start, size, n) = (elf.get(32..40).map_or(0, le_usize), u16_at(54), u16_at(56));
-    (0..n).any(|i| elf.get(start + i * size..start + i * size + 4) == Some(&[3, 0, 0, 0]))
-}
-
-fn le_usize(bytes: &[u8]) -> usize {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte))
 }
 
 /// The root file system: `/bin` with the binaries, owned by root, without times.

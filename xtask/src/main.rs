@@ -22,6 +22,8 @@ mod docs;
 mod conformance;
 mod image;
 mod kubectl;
+mod laptop;
+mod statics;
 
 use std::process::ExitCode;
 
@@ -64,6 +66,8 @@ enum Task {
     Bench(bench::Options),
     /// Build the container image: static binaries in an OCI archive, target/lb-agent.tar
     Image(image::Options),
+    /// Build `kubectl lb` for laptops: archives with man pages, and krew's manifest, in target/laptop
+    Laptop(laptop::Options),
     /// Test the page of `lbctl ui` in Chromium
     Ui(ui::Options),
     /// Check the links of all documents and build the book in target/book
@@ -84,6 +88,7 @@ impl Task {
             Self::Abi(_) => "abi",
             Self::Bench(_) => "bench",
             Self::Image(_) => "image",
+            Self::Laptop(_) => "laptop",
             Self::Ui(_) => "ui",
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
@@ -98,6 +103,7 @@ impl Task {
             Self::Bench(options) => options.needs(),
             Self::Check(_) => &[Need::Rust, Need::BpfLinker],
             Self::Image(options) => options.needs(),
+            Self::Laptop(_) => laptop::NEEDS,
             Self::Test(_) => &[
                 Need::Rust,
                 Need::BpfLinker,
@@ -130,6 +136,7 @@ impl Task {
             Self::Abi(options) => abi::run(options),
             Self::Bench(options) => bench::run(options),
             Self::Image(options) => image::run(options),
+            Self::Laptop(options) => laptop::run(options),
             Self::Ui(options) => ui::run(options),
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),

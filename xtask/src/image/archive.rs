@@ -90,7 +90,7 @@ pub(super) fn bytes(value: &Value) -> Result<Vec<u8>> {
 }
 
 /// An entry that is the same on every machine: owned by root, without a time.
-pub(super) fn header(size: u64, mode: u32) -> tar::Header {
+pub(crate) fn header(size: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_size(size);
     header.set_mode(mode);
