@@ -469,7 +469,9 @@ function drawMap(namespace, list) {
     s('path', { d: 'M0,0 L8,4 L0,8 z' }));
   const svg = s('svg', { class: 'map', viewBox: `0 0 ${size.x} ${size.y}`, role: 'img', 'aria-label': `Map of ${namespace}: the table below has the same pairs` },
     s('defs', {}, arrow), lines, shapes);
+  // Never larger than drawn, and on phones readable instead of small.
   svg.style.setProperty('max-width', `${size.x}px`);
+  svg.style.setProperty('min-width', `${Math.min(size.x, 620)}px`);
   return svg;
 }
 
