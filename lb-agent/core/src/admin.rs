@@ -6,6 +6,7 @@
 
 pub mod context;
 mod flow;
+pub mod peers;
 pub mod policy;
 pub mod query;
 pub mod what_if;
@@ -42,6 +43,8 @@ pub enum Request {
     KubeProxy,
     /// What a change of policies would do to flows: [`Response::WhatIf`].
     WhatIf(what_if::WhatIf),
+    /// The Pods at the ends of flows, with their labels: [`Response::Peers`].
+    Peers(peers::PeersWanted),
 }
 
 /// Which flows.
@@ -78,6 +81,8 @@ pub enum Response {
     KubeProxy(Vec<String>),
     /// What a change of policies would do.
     WhatIf(what_if::WhatIfAnswer),
+    /// The Pods at the ends of flows.
+    Peers(peers::KnownPeers),
     /// Why there is no other response, one sentence.
     Error(String),
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 
 use lb_core::admin::context::{FlowContext, FlowQuery};
+use lb_core::admin::peers::{KnownPeers, PeersWanted};
 use lb_core::admin::policy::PolicyView;
 use lb_core::admin::what_if::{WhatIf, WhatIfAnswer};
 use lb_core::admin::{AddressOwner, FlowsWanted, Remark, Request, Response, SOCKET};
@@ -86,6 +87,17 @@ impl Client {
     pub fn kube_proxy(&self) -> anyhow::Result<Vec<String>> {
         match self.one(&Request::KubeProxy)? {
             Response::KubeProxy(names) => Ok(names),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns the Pods at the ends of flows, with their labels.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn peers(&self, wanted: PeersWanted) -> anyhow::Result<KnownPeers> {
+        match self.one(&Request::Peers(wanted))? {
+            Response::Peers(peers) => Ok(peers),
             other => Err(unexpected(&other)),
         }
     }

@@ -17,6 +17,7 @@ pub mod remark;
 pub mod run;
 pub mod shell;
 pub mod status;
+pub mod suggest;
 pub mod tables;
 pub mod tree;
 pub mod trial;

@@ -32,6 +32,8 @@ pub mod columns;
 pub mod table;
 
 pub mod affinity;
+#[cfg(feature = "manifests")]
+pub mod analyze;
 pub mod backends;
 pub mod completion;
 pub mod ct;
@@ -46,6 +48,7 @@ pub mod programs;
 pub mod services;
 pub mod shadow;
 pub mod status;
+pub mod suggest;
 pub mod tree;
 pub mod trial;
 pub mod version;
@@ -117,6 +120,9 @@ pub enum Command {
     Shadow(ShadowCommand),
     /// Trace a flow step by step and explain the result; exits 0 if delivered, 3 if stopped, 4 if unknown
     Explain(ExplainArgs),
+    /// Check manifests without a cluster, for CI: exits 2 if there are findings
+    #[cfg(feature = "manifests")]
+    Analyze(analyze::AnalyzeArgs),
     /// Show how full the pinned maps are and how much memory they use
     Maps(MapsArgs),
     /// Show how often the eBPF programs ran and how long a run takes, while the kernel counts it (kernel.bpf_stats_enabled)
@@ -302,6 +308,8 @@ pub enum PolicyCommand {
     /// Show what applying or deleting policies would do to the live flows of this node; changes nothing; exits 2 if a
     /// live flow would be denied
     Try(PolicyTryArgs),
+    /// Print policies that allow what was seen of the Pods of a namespace, in shadow mode, to be applied
+    Suggest(PolicySuggestArgs),
 }
 
 /// The commands of `lbctl shadow`.
@@ -326,6 +334,20 @@ pub struct PolicyTryArgs {
     /// How to print it
     #[command(flatten)]
     pub style: Style,
+}
+
+/// Flags of `policy suggest`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicySuggestArgs {
+    /// The namespace
+    #[arg(value_name = "NAMESPACE")]
+    pub namespace: String,
+    /// Print policies that are enforced when they are applied
+    #[arg(long)]
+    pub enforce: bool,
+    /// Print what the policies are made from, as JSON
+    #[arg(long, hide = true)]
+    pub evidence: bool,
 }
 
 /// Flags of `shadow report`.

@@ -5,6 +5,7 @@ mod explain;
 mod follow;
 #[cfg(feature = "live")]
 mod live;
+mod suggest;
 mod what_if;
 
 use std::collections::HashSet;
@@ -24,8 +25,8 @@ use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
 use crate::{
     AffinityArgs, BackendsArgs, Cli, Command, CtArgs, DropsArgs, MapsArgs, PodsArgs, ProgramsArgs,
-    ServicesArgs, ShadowCommand, StatusArgs, VersionArgs, affinity, backends, completion, ct,
-    drops, maps, pods, running, services, status, tree, version,
+    ServicesArgs, ShadowCommand, StatusArgs, VersionArgs, affinity, analyze, backends, completion,
+    ct, drops, maps, pods, running, services, status, tree, version,
 };
 use lb_core::escape::Escaped;
 use lb_core::names::{self, Names};
@@ -56,6 +57,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         }
         Command::Explain(args) => return explain::words(place, args, out),
         Command::Flows(args) => follow::flows(place, args, out)?,
+        Command::Analyze(args) => return analyze::run(args, out),
         Command::Maps(args) => place.maps(args, out)?,
         #[cfg(feature = "live")]
         Command::Top(args) => lb_live::top::run(args, "", live::lbctl(place)?, out)?,

@@ -22,9 +22,11 @@ use tracing::{info, warn};
 use super::{Counters, Received};
 use lb_core::cluster::{Event, Kind};
 
+pub use self::collect::{CollectedManifests, ManifestPlace, collect};
 pub use self::directory::ManifestDirectory;
 pub use self::text::{ManifestFault, ReadManifests, ReadObject, read};
 
+mod collect;
 mod derive;
 mod directory;
 mod document;

@@ -53,6 +53,7 @@ impl HandlerState<'_> {
                     Box::new(view)
                 }))
             }
+            Request::Peers(wanted) => Response::Peers(query::peers(self.cluster, &wanted)),
             Request::KubeProxy => {
                 Response::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
             }

@@ -145,7 +145,8 @@ impl Agent {
             | Request::Explain(_)
             | Request::Differences
             | Request::Policy(_)
-            | Request::WhatIf(_) => true,
+            | Request::WhatIf(_)
+            | Request::Peers(_) => true,
             Request::Flows(_) | Request::KubeProxy => false,
         };
         // Before the first lists are complete, the answer says so.

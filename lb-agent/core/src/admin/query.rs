@@ -16,12 +16,16 @@ use crate::cluster::{self, Cluster, Family, Labels, Name, Owners, Pod};
 use crate::model::policy::PolicyDirection;
 
 pub use self::differences::differences;
+pub use self::peers::peers;
 pub use self::policy::policy;
+pub(crate) use self::policy::selects;
 pub use self::record::RecordQuestions;
+pub(crate) use self::tables::{AskedFlow, RecordTables};
 pub use self::what_if::TrialQuestion;
 
 mod differences;
 mod leg;
+mod peers;
 mod policy;
 mod record;
 mod service;
@@ -32,7 +36,7 @@ mod what_if;
 /// Pods and endpoints that an answer lists.
 const MOST: usize = 64;
 /// Addresses that stand for all hosts outside: those for documentation (RFC 5737, RFC 3849).
-const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
+pub(crate) const WORLD: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
 /// Who has these addresses. Pods of the host network have none of their own.
 pub fn who(cluster: &Cluster, addrs: &[IpAddr]) -> Vec<AddressOwner> {

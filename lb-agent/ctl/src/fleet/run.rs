@@ -10,7 +10,9 @@ use crate::columns::{self, Format, Style};
 use crate::explain::args;
 use crate::fleet::args::{FleetCli, FleetCommand, Parsed};
 use crate::fleet::ask::{FleetQuery, FromNode, no_answers};
-use crate::fleet::{explain, flows, live, policy, shell, status, tables, tree, trial, versions};
+use crate::fleet::{
+    explain, flows, live, policy, shell, status, suggest, tables, tree, trial, versions,
+};
 use crate::status::Report;
 use crate::{
     Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, ShadowCommand, StatusArgs, VersionArgs,
@@ -49,6 +51,8 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         }
         FleetCommand::Node(Command::Top(args)) => return live::top(&cli.cluster, args, out),
         FleetCommand::Node(Command::Ui(args)) => return live::ui(&cli.cluster, args, out),
+        #[cfg(feature = "manifests")]
+        FleetCommand::Node(Command::Analyze(args)) => return crate::analyze::run(args, out),
         FleetCommand::Node(command) => command,
     };
     // A mistake in the ends needs no cluster to be found, and the names of the context's namespace need one.
@@ -83,11 +87,14 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Policy(PolicyCommand::Try(args)) => {
             return trial::try_policies(&asked, args, out);
         }
+        Command::Policy(PolicyCommand::Suggest(args)) => suggest::suggest(&asked, args, out)?,
         Command::Shadow(ShadowCommand::Report(args)) => rows(&args.style, false, out)?,
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
         Command::Version(args) => question.version(args, out)?,
         // They were answered above, or ask by commands of their own.
         Command::Completion(_) | Command::Top(_) | Command::Ui(_) => {}
+        #[cfg(feature = "manifests")]
+        Command::Analyze(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

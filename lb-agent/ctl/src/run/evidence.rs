@@ -5,6 +5,8 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use lb_common::flow::proto;
+
 use crate::FlowsArgs;
 use crate::admin::{self, Client};
 use crate::columns::{self, Format, Row as _};
@@ -14,6 +16,7 @@ use crate::pinned::Pinned;
 use crate::run::{TablePaths, remark, unix_now};
 use crate::snapshot::{CtFilter, SnapshotExtent};
 use crate::view::View;
+use lb_core::admin::what_if::SeenFlow;
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 
 /// Addresses of one request.
@@ -82,6 +85,18 @@ fn sample(place: TablePaths<'_>) -> anyhow::Result<(Covers, Vec<FlowRecord>)> {
         }
     }
     Ok((covers, sample))
+}
+
+/// The ends of a flow of the sample.
+pub(super) fn seen(record: &FlowRecord) -> SeenFlow {
+    let has_ports = matches!(record.protocol, proto::TCP | proto::UDP | proto::SCTP);
+    SeenFlow {
+        src: record.src.ip(),
+        dst: record.dst.ip(),
+        protocol: record.protocol,
+        port: if has_ports { record.dst.port() } else { 0 },
+        from_host: false,
+    }
 }
 
 /// `lbctl flows --by`.

@@ -20,7 +20,7 @@ use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, off
 use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
-use crate::run::{TablePaths, remark, unix_now, what_if};
+use crate::run::{TablePaths, remark, suggest, unix_now, what_if};
 use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use crate::{ExplainArgs, PolicyCommand, PolicyExplainArgs, PolicyShowArgs};
@@ -57,6 +57,10 @@ pub(super) fn policy(
         }
         PolicyCommand::Show(args) => show(place, args, out),
         PolicyCommand::Try(args) => what_if::try_policies(place, args, out),
+        PolicyCommand::Suggest(args) => {
+            suggest::suggest(place, args, out)?;
+            Ok(ExitCode::SUCCESS)
+        }
         PolicyCommand::Explain(args) => {
             let PolicyExplainArgs { from, to, port, namespace, known_pod, output } = args;
             let wanted = flow_args::flags(from, to, port.as_deref(), namespace.as_deref())?;

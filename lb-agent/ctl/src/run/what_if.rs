@@ -8,12 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use lb_common::event::outcome;
-use lb_common::flow::proto;
 
 use crate::admin::Client;
 use crate::columns::{self, Format};
 use crate::pairs::LivePair;
-use crate::run::evidence::FlowEvidence;
+use crate::run::evidence::{FlowEvidence, seen};
 use crate::run::{FOUND_PROBLEMS, TablePaths, remark};
 use crate::trial::{self, TrialAnswer, TrialFacts};
 use crate::{PolicyTryArgs, ShadowReportArgs, shadow};
@@ -172,18 +171,6 @@ fn is_denied(record: &FlowRecord) -> bool {
     record.group != 0
         && record.reason != 0
         && matches!(record.outcome, outcome::DROPPED | outcome::WOULD_ALLOW)
-}
-
-/// The ends of a flow of the sample.
-pub(super) fn seen(record: &FlowRecord) -> SeenFlow {
-    let has_ports = matches!(record.protocol, proto::TCP | proto::UDP | proto::SCTP);
-    SeenFlow {
-        src: record.src.ip(),
-        dst: record.dst.ip(),
-        protocol: record.protocol,
-        port: if has_ports { record.dst.port() } else { 0 },
-        from_host: false,
-    }
 }
 
 /// Who had the addresses of the sample when they were seen last.

@@ -4,6 +4,7 @@ use clap::CommandFactory as _;
 use lb_common::hop::HopReason;
 use lb_common::past::{StackReason, VethReason};
 use lb_common::verdict::{Counter, DropReason};
+use lb_core::analyze::Lint;
 use lb_testkit::document::CheckedDocument;
 
 use crate::Cli;
@@ -52,6 +53,14 @@ fn every_reason_of_the_ip_stack_is_documented() {
         [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
     };
     chapter.compare_list("hop reasons", HopReason::ALL.map(row));
+    chapter.finish();
+}
+
+#[test]
+fn every_lint_is_documented() {
+    let mut chapter = CheckedDocument::read("docs/src/analyze.md");
+    let row = |lint: Lint| [format!("`{}`", lint.name()), format!("{}.", lint.meaning())];
+    chapter.compare_list("lints", Lint::ALL.map(row));
     chapter.finish();
 }
 

@@ -118,6 +118,12 @@ pub(super) fn parse(text: &str, found: &mut dyn FnMut(ParsedObject)) -> Vec<Docu
     content.faults
 }
 
+/// The documents that are YAML, whatever they are, and the line each begins at.
+pub(super) fn values(text: &str) -> impl Iterator<Item = (u64, Value)> {
+    let values = documents(text).into_iter();
+    values.filter_map(|(line, document)| Some((line, yaml(document).ok()?)))
+}
+
 /// What is made of a file's content.
 struct FileContent<'a> {
     kinds: &'a [ManifestKind],

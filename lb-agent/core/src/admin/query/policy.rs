@@ -95,7 +95,7 @@ fn selected<'a>(found: impl Iterator<Item = &'a Name>) -> Selected {
 }
 
 /// Whether a selector of this policy selects the Pod.
-pub(super) fn selects(
+pub(crate) fn selects(
     cluster: &Cluster,
     policy: &Name,
     selector: &PodSelector,

@@ -18,7 +18,7 @@ use crate::plan::policy::{Behind, DesiredTables, PodDevice};
 use crate::plan::{Actual, Capacity, Planner, groups};
 
 /// Tables of a node that all subjects of a snapshot would run on.
-pub(super) struct RecordTables {
+pub(crate) struct RecordTables {
     planner: Planner,
     /// ifindex of each.
     pods: BTreeMap<Name, u32>,
@@ -26,18 +26,18 @@ pub(super) struct RecordTables {
 }
 
 /// A flow at one Pod.
-pub(super) struct AskedFlow {
+pub(crate) struct AskedFlow {
     /// The other end as the Pod's node sees it.
-    pub(super) peer: Addr,
-    pub(super) protocol: u8,
+    pub(crate) peer: Addr,
+    pub(crate) protocol: u8,
     /// Destination port; 0 for protocols without ports.
-    pub(super) port: u16,
+    pub(crate) port: u16,
     /// Whether it is the Pod itself, through a Service.
-    pub(super) own: bool,
+    pub(crate) own: bool,
 }
 
 impl RecordTables {
-    pub(super) fn of(cluster: &Snapshot) -> Self {
+    pub(crate) fn of(cluster: &Snapshot) -> Self {
         let desired = Compiler::default().compile(cluster);
         let veths: Vec<PodDevice> = (1..)
             .zip(&desired.pods)
@@ -68,12 +68,12 @@ impl RecordTables {
     }
 
     /// What could not be compiled, or has no room.
-    pub(super) fn issues(&self) -> &[Issue] {
+    pub(crate) fn issues(&self) -> &[Issue] {
         &self.issues
     }
 
     /// The groups of a Pod in a direction: what is enforced, and that with what is tried; 0 = none. `None` without either.
-    pub(super) fn groups(&self, subject: &Name, direction: PolicyDirection) -> Option<(u32, u32)> {
+    pub(crate) fn groups(&self, subject: &Name, direction: PolicyDirection) -> Option<(u32, u32)> {
         let tables = self.planner.actual();
         let pod = self.pods.get(subject).and_then(|ifindex| tables.pods.get(ifindex));
         let [ingress, egress, shadow_ingress, shadow_egress] = pod.map_or([0; 4], groups);
@@ -85,7 +85,7 @@ impl RecordTables {
     }
 
     /// What the policies of a group say; `None` for flows of the Pod's own node, which none are about.
-    pub(super) fn judge(&self, group: u32, flow: &AskedFlow) -> Option<RecordJudgement> {
+    pub(crate) fn judge(&self, group: u32, flow: &AskedFlow) -> Option<RecordJudgement> {
         let tables = self.planner.actual();
         let ident = identify(tables, &flow.peer)?;
         if group == 0 {
