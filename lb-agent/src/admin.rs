@@ -5,6 +5,6 @@ mod handler;
 mod recent;
 mod server;
 
-pub(crate) use self::handler::HandlerState;
+pub(crate) use self::handler::{HandlerState, reply};
 pub(crate) use self::recent::Recent;
 pub(crate) use self::server::{PendingRequest, Server, bind};

@@ -7,6 +7,7 @@
 mod addresses;
 mod attacher;
 mod attachments;
+mod audit;
 mod background;
 pub(crate) mod bindings;
 mod compiler;
@@ -30,6 +31,7 @@ mod policy;
 mod report;
 mod scope;
 mod servers;
+mod settings;
 mod sources;
 mod table;
 mod tasks;
@@ -69,10 +71,10 @@ use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
 use crate::config::{AgentConfig, FactSource};
 use crate::observe::Status;
-use crate::observe::foreign;
 use crate::observe::metrics::{ChangeKind, Metrics};
 use crate::observe::service_health::{HealthPorts, ServiceHealth};
 use lb_common::config::SettingFlags;
+use lb_core::admin::query::LoopProgress;
 use lb_core::cluster::{Change, Cluster, Dirty, Event, Family, Kind, PodScope};
 use lb_core::model::Desired;
 use lb_core::plan::{Capacity, Plan, Planner, Write};
@@ -81,6 +83,7 @@ use lb_kernel::bpf::events::ObservedFlow;
 use lb_kernel::bpf::gc::Gc;
 use lb_kernel::bpf::store::Maps;
 use lb_kernel::devices::{self, Devices};
+use lb_kernel::foreign;
 use lb_kernel::preflight::Machine;
 use lb_kube::api_server::{self, ApiEvents, WatchedPods};
 use lb_kube::{Counters, Received, manifests};
@@ -349,11 +352,14 @@ impl Agent {
             LoopEvent::Background(News::TakenOver(removed)) => self.taken_over(removed),
             LoopEvent::Background(News::HostRules(judged)) => self.judged(*judged),
             LoopEvent::Compiled(compiled) => self.compiled(*compiled),
-            LoopEvent::Admin(pending) => {
-                if let Some(pending) = self.defer(pending) {
-                    self.respond(pending);
+            LoopEvent::Admin(pending) => match self.audit_request(&pending.request) {
+                Some(response) => admin::reply(pending.response, response),
+                None => {
+                    if let Some(pending) = self.defer(pending) {
+                        self.respond(pending);
+                    }
                 }
-            }
+            },
             LoopEvent::Flows(flows) => self.observed(&flows),
             LoopEvent::Followers(n) => {
                 self.report_allowed(n > 0 || self.flows.logs_allowed());
@@ -370,8 +376,28 @@ impl Agent {
             cluster: &self.cluster,
             rules: self.desired.rules(),
             hits: self.policies.hits(),
+            progress: &|| self.progress(),
         };
         state.respond(pending);
+    }
+
+    /// What is left to do for objects.
+    fn progress(&self) -> LoopProgress {
+        let is_idle = self.planned && self.dirty.is_empty();
+        LoopProgress {
+            services_written: is_idle
+                && self.queue.oldest().is_none()
+                && !self.planner.is_stalled(),
+            policies_written: is_idle
+                && self.policies.is_compiled()
+                && self.planner.policies().unwritten().is_none(),
+            pods: self.attachments.pods(),
+            issues: (self.cluster.issues().chain(self.desired.issues()))
+                .chain(self.planner.issues())
+                .cloned()
+                .chain(self.policy_issues())
+                .collect(),
+        }
     }
 
     fn receive(&mut self, received: Received) {

@@ -14,9 +14,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::limits;
 
 use crate::flow_log::{FlowLogArgs, FlowLogConfig};
-use crate::ports::HostPorts;
 use lb_core::cluster::Prefix;
 use lb_core::model::rules::{NodePortAddresses, Rules};
+use lb_kernel::host_ports::HostPorts;
 use lb_kube::api_server::ConnectOptions;
 
 /// Where the kubelet keeps the address of the API server.
@@ -78,6 +78,9 @@ pub(crate) struct RunArgs {
     /// The directories that the agent shares with lbctl.
     #[command(flatten)]
     pub dirs: DirArgs,
+    /// Directory where the ConfigMap with the settings is mounted, to report settings that are not in force [default: none]
+    #[arg(long, env = "LB_SETTINGS_DIR", value_name = "DIR")]
+    pub settings_dir: Option<String>,
     /// Root of the cgroup v2 hierarchy [default: found in /proc/mounts]
     #[arg(long, env = "LB_CGROUP", value_name = "DIR")]
     pub cgroup: Option<String>,
@@ -311,6 +314,8 @@ pub(crate) struct AgentConfig {
     pub source: FactSource,
     /// Pins and state.
     pub dirs: Dirs,
+    /// Where the ConfigMap is mounted.
+    pub settings_dir: Option<PathBuf>,
     /// Root of the cgroup v2 hierarchy.
     pub cgroup: PathBuf,
     /// Address of /healthz, /livez and /readyz.
@@ -368,6 +373,7 @@ impl AgentConfig {
                 }),
             },
             dirs: Dirs::resolve(args.dirs)?,
+            settings_dir: given(args.settings_dir).map(PathBuf::from),
             cgroup: match given(args.cgroup) {
                 Some(dir) => cgroup_root(&dir)?,
                 None => find_cgroup(&fs::read_to_string("/proc/mounts").unwrap_or_default())?,

@@ -7,7 +7,6 @@ mod cleanup;
 mod config;
 mod flow_log;
 mod observe;
-mod ports;
 mod takeover;
 
 use std::io::IsTerminal as _;

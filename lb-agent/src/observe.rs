@@ -1,7 +1,6 @@
 //! The state of the agent: published by its loop, read by the servers for health and metrics. None of them waits for another.
 #![forbid(unsafe_code)]
 
-pub(crate) mod foreign;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod metrics;
@@ -10,9 +9,6 @@ pub(crate) mod scrape;
 pub(crate) mod service_health;
 
 use std::time::{Instant, SystemTime};
-
-/// What `/proxyMode` says, where kube-proxy says `iptables` or `nftables`.
-pub(crate) const MODE: &str = "ebpf";
 
 /// What the loop publishes after each sync.
 #[derive(Clone, Copy, Debug, PartialEq)]

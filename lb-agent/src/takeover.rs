@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 
 use self::differences::Differences;
 use crate::config::Dirs;
-use crate::observe::foreign::{self, rules};
+use lb_kernel::foreign::{self, rules};
 
 /// Between two looks at what is waited for.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -462,6 +462,16 @@ pub const fn is_over(flags: CtFlags) -> bool {
     is_closed(flags) || is_refused(flags)
 }
 
+/// Whether the side that was dialed has accepted a TCP connection (SYN-ACK), or refused it (a reset instead); `None` if
+/// neither was seen.
+pub const fn is_accepted(flags: CtFlags) -> Option<bool> {
+    let (_, other) = sides(flags);
+    if flags.contains(CtFlags::PICKED_UP) || other & (tcp::SYN | tcp::RST) == 0 {
+        return None;
+    }
+    Some(other & tcp::SYN != 0)
+}
+
 /// Whether a TCP handshake was completed, or never seen.
 pub const fn is_established(flags: CtFlags) -> bool {
     let (opener, _) = sides(flags);

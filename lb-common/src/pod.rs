@@ -72,6 +72,20 @@ macro_rules! pod {
             ];
         }
 
+        #[cfg(not(target_arch = "bpf"))]
+        impl $name {
+            /// Reports each field that differs, by its name, with both values.
+            pub fn each_difference(
+                &self,
+                other: &Self,
+                report: &mut dyn FnMut(&'static str, &dyn core::fmt::Debug, &dyn core::fmt::Debug),
+            ) {
+                $(if self.$field != other.$field {
+                    report(stringify!($field), &self.$field, &other.$field);
+                })+
+            }
+        }
+
         impl $crate::pod::Field for $name {
             const ZERO: Self = $name::ZERO;
         }

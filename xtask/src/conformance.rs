@@ -7,6 +7,7 @@ mod bed;
 mod choice;
 mod cluster;
 mod deploy;
+mod explain;
 mod faults;
 mod laptop;
 mod latency;
@@ -97,6 +98,7 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
     }
     policies::check(&bed, report, !options.skip_deploy);
     laptop::check(&bed, report, options, !options.skip_deploy);
+    explain::check(&bed, report);
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run with --skip-deploy: the checks that stop the agent");

@@ -1,13 +1,15 @@
 //! The local admin protocol between lbctl and the agent, on the socket `<state-dir>/agent.sock`.
 //!
 //! A connection carries one request, a JSON line. The responses are JSON lines, too, and the end of the stream follows
-//! the last of them. Requests change nothing. Unlike the name table, this requires a running agent. [`query`] finds what
+//! the last of them. [`Request::Audit`] with `repair` is the only request that changes something. Unlike the name table, this requires a running agent. [`query`] finds what
 //! the records say; the server and the client are in the crates of the agent and of lbctl.
 
+pub mod audit;
 pub mod context;
 mod flow;
 pub mod peers;
 pub mod policy;
+pub mod progress;
 pub mod query;
 pub mod what_if;
 pub mod workload;
@@ -45,6 +47,13 @@ pub enum Request {
     WhatIf(what_if::WhatIf),
     /// The Pods at the ends of flows, with their labels: [`Response::Peers`].
     Peers(peers::PeersWanted),
+    /// Whether the maps say what was written there: [`Response::Audit`].
+    Audit {
+        /// Whether to write what differs again. The only request that changes something.
+        repair: bool,
+    },
+    /// Whether the maps say what an object says: [`Response::Progress`].
+    Progress(progress::AwaitedObject),
 }
 
 /// Which flows.
@@ -83,6 +92,10 @@ pub enum Response {
     WhatIf(what_if::WhatIfAnswer),
     /// The Pods at the ends of flows.
     Peers(peers::KnownPeers),
+    /// What an audit of the maps found.
+    Audit(audit::AuditReport),
+    /// How far the agent is with the object.
+    Progress(progress::ObjectProgress),
     /// Why there is no other response, one sentence.
     Error(String),
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 
+use lb_core::admin::audit::AuditReport;
 use lb_core::admin::context::{FlowContext, FlowQuery};
 use lb_core::admin::peers::{KnownPeers, PeersWanted};
 use lb_core::admin::policy::PolicyView;
+use lb_core::admin::progress::{AwaitedObject, ObjectProgress};
 use lb_core::admin::what_if::{WhatIf, WhatIfAnswer};
 use lb_core::admin::{AddressOwner, FlowsWanted, Remark, Request, Response, SOCKET};
 use lb_core::cluster::Name;
@@ -109,6 +111,28 @@ impl Client {
     pub fn what_if(&self, wanted: WhatIf) -> anyhow::Result<WhatIfAnswer> {
         match self.one(&Request::WhatIf(wanted))? {
             Response::WhatIf(answer) => Ok(answer),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Returns whether the maps say what an object says.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn progress(&self, wanted: &AwaitedObject) -> anyhow::Result<ObjectProgress> {
+        match self.one(&Request::Progress(wanted.clone()))? {
+            Response::Progress(progress) => Ok(progress),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the agent compare its maps with what it wrote, and write again what differs if wanted.
+    ///
+    /// # Errors
+    /// As for [`Self::who`].
+    pub fn audit(&self, repair: bool) -> anyhow::Result<AuditReport> {
+        match self.one(&Request::Audit { repair })? {
+            Response::Audit(report) => Ok(report),
             other => Err(unexpected(&other)),
         }
     }

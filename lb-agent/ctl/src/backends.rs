@@ -96,7 +96,9 @@ pub fn rows(view: &View<'_>, selection: &Selection) -> Vec<BackendRow> {
     let wanted = all.filter(|(id, backend)| is_wanted(view, **id, backend, selection));
     let mut rows: Vec<BackendRow> = wanted.map(|(id, backend)| row(view, *id, backend)).collect();
     rows.sort_by(|a, b| {
-        natural::compare(&a.service, &b.service)
+        // Those that drain and have no name any more come last.
+        (a.service.is_empty().cmp(&b.service.is_empty()))
+            .then_with(|| natural::compare(&a.service, &b.service))
             .then_with(|| (a.address, a.id).cmp(&(b.address, b.id)))
     });
     rows

@@ -6,6 +6,7 @@
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
@@ -17,7 +18,7 @@ use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
 
 use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
-use crate::explain::facts::Stale;
+use crate::explain::facts::{Answered, Stale};
 use crate::natural;
 use crate::network::{protocol_name, socket};
 use crate::past::PastTables;
@@ -216,6 +217,50 @@ pub fn stale(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now) -> Vec<Sta
         Stale { dialed: socket(addr, port), backend }
     });
     stale.collect::<BTreeSet<Stale>>().into_iter().collect()
+}
+
+/// Addresses of flows that have no name yet, each once.
+pub fn strangers(view: &View<'_>, entries: &[(CtKey, CtEntry)]) -> Vec<IpAddr> {
+    let ends = |(key, entry): &(CtKey, CtEntry)| [key.local, key.remote, entry.nat_addr];
+    let addrs: BTreeSet<IpAddr> = (entries.iter().flat_map(ends))
+        .filter(|addr| *addr != Addr::NONE)
+        .map(|addr| addr.to_ip())
+        .filter(|ip| view.directory.pod_at(*ip).is_none())
+        .collect();
+    addrs.into_iter().collect()
+}
+
+/// Seconds for which the answer to a connection says something about the next one.
+const ANSWERS: u64 = 60;
+
+/// Returns how addresses answered TCP connections in the last minute, each once. One whose last answers differ within the second that the
+/// stamps are exact to is left out.
+pub fn answers(entries: &[(CtKey, CtEntry)], now: Now) -> Vec<Answered> {
+    let mut found: HashMap<SocketAddr, (u64, BTreeSet<bool>)> = HashMap::new();
+    for (key, entry) in flows(entries, now) {
+        let accepted = (key.proto == proto::TCP).then(|| conntrack::is_accepted(entry.flags));
+        let (Some(accepted), ago) = (accepted.flatten(), now.idle_secs(&entry)) else { continue };
+        let [_, (addr, port)] = ends(key, &entry);
+        let at = match entry.flags.contains(CtFlags::FORWARD) {
+            true => socket(entry.nat_addr, entry.nat_port),
+            false => socket(addr, port),
+        };
+        let (last, how) = found.entry(at).or_insert((u64::MAX, BTreeSet::new()));
+        if ago < *last {
+            (*last, *how) = (ago, BTreeSet::new());
+        }
+        if ago == *last {
+            how.insert(accepted);
+        }
+    }
+    let mut answers: Vec<Answered> = (found.into_iter())
+        .filter_map(|(at, (ago, how))| {
+            let accepted = how.first().copied().filter(|_| how.len() == 1)?;
+            (ago <= ANSWERS).then_some(Answered { at, accepted, ago })
+        })
+        .collect();
+    answers.sort();
+    answers
 }
 
 /// One entry a flow: of two twins the client's, and the opening half with what the reply half has seen.

@@ -63,6 +63,13 @@ impl<'n> Directory<'n> {
         directory
     }
 
+    /// Learns who has addresses that are not in the maps, such as Pods of other nodes.
+    pub fn learn(&mut self, owners: impl IntoIterator<Item = (IpAddr, String)>) {
+        for (addr, name) in owners {
+            self.by_ip.entry(addr).or_insert(name);
+        }
+    }
+
     /// The service port with this id.
     pub fn service(&self, id: u32) -> Option<&'n ServiceName<'static>> {
         self.services.get(&id).copied().filter(|_| id != 0)

@@ -88,7 +88,10 @@ fn row(
         let src = view.directory.host(example.src.ip(), example.src.port());
         let protocol = protocol_name(example.protocol);
         match example.service_id {
-            0 => format!("{protocol} {src} -> {}", example.dst),
+            0 => {
+                let dst = view.directory.host(example.dst.ip(), example.dst.port());
+                format!("{protocol} {src} -> {dst}")
+            }
             id => {
                 let service = view.directory.service_port(id);
                 format!("{protocol} {src} -> {} ({service})", example.dst)

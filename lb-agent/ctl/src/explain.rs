@@ -18,6 +18,7 @@ pub mod explanation;
 pub mod facts;
 pub mod host;
 pub mod known;
+pub mod lookup;
 pub mod offline;
 mod policy;
 pub mod render;
@@ -32,7 +33,7 @@ mod tests;
 
 pub use self::code::Code;
 pub use self::explanation::{Explanation, Finding, Nearest, Step, print};
-pub use self::facts::{Facts, Listening, Stale};
+pub use self::facts::{Answered, Facts, Listening, Stale};
 pub use self::render::render;
-pub use self::trace::{HopState, TraceOutcome};
+pub use self::trace::{HopState, Tally, TraceOutcome};
 pub use self::walk::trace;

@@ -4,7 +4,7 @@
 //! arguments ─► ask (the nodes' own lbctl, by exec) ─► merge (pure) ─► the same text, JSON and YAML
 //! ```
 //! A node prints its rows with their cells and JSON (`-o rows`), so that merging knows columns and not what the rows are
-//! about. It only asks: nothing is changed in the cluster.
+//! about. It only asks: nothing is changed in the cluster, except by `diff --repair`.
 
 pub mod args;
 pub mod ask;
@@ -18,7 +18,9 @@ pub mod run;
 pub mod shell;
 pub mod status;
 pub mod suggest;
+pub mod sysdump;
 pub mod tables;
 pub mod tree;
 pub mod trial;
 pub mod versions;
+pub mod wait;

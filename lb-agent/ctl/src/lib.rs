@@ -6,7 +6,7 @@
 //! names (the agent's file)   ┘
 //! ```
 //! What is not in pinned maps (flows, the records behind an explanation) is requested from a running agent (`admin`).
-//! lbctl changes nothing on the node. Output keeps kubectl's habits. A command is a file; this one only has the flags
+//! lbctl changes nothing on the node, except by `diff --repair`. Output keeps kubectl's habits. A command is a file; this one only has the flags
 //! and leads from them to the output.
 
 #[cfg(feature = "node")]
@@ -35,8 +35,11 @@ pub mod affinity;
 #[cfg(feature = "manifests")]
 pub mod analyze;
 pub mod backends;
+pub mod check;
+pub mod command_line;
 pub mod completion;
 pub mod ct;
+pub mod diff;
 pub mod drops;
 pub mod explain;
 pub mod flows;
@@ -45,13 +48,16 @@ pub mod pairs;
 pub mod pods;
 pub mod policies;
 pub mod programs;
+pub mod redact;
 pub mod services;
 pub mod shadow;
 pub mod status;
 pub mod suggest;
+pub mod sysdump;
 pub mod tree;
 pub mod trial;
 pub mod version;
+pub mod wait;
 
 pub mod entry;
 #[cfg(feature = "cluster")]
@@ -123,6 +129,14 @@ pub enum Command {
     /// Check manifests without a cluster, for CI: exits 2 if there are findings
     #[cfg(feature = "manifests")]
     Analyze(analyze::AnalyzeArgs),
+    /// Wait until this node has programmed a Service or enforces a policy; exits 1 with the reason if it does not
+    Wait(wait::WaitArgs),
+    /// Compare the maps with what the agent wrote; exits 2 if they differ. Only --repair changes something
+    Diff(diff::DiffArgs),
+    /// Check what keeps the agent from working on this node, before the installation (--pre) or after; exits 2 on errors
+    Check(check::CheckArgs),
+    /// Write what all commands say to one archive; never Secrets, tokens or environment variables
+    Sysdump(sysdump::SysdumpArgs),
     /// Show how full the pinned maps are and how much memory they use
     Maps(MapsArgs),
     /// Show how often the eBPF programs ran and how long a run takes, while the kernel counts it (kernel.bpf_stats_enabled)

@@ -1,15 +1,20 @@
 //! From the flags to the output: opens what a command needs, makes its rows and prints them.
 
+mod check;
+mod diff;
 mod evidence;
 mod explain;
 mod follow;
 #[cfg(feature = "live")]
 mod live;
 mod suggest;
+mod sysdump;
+mod wait;
 mod what_if;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::CommandFactory as _;
 use lb_common::addr::Addr;
 
+use crate::admin::Client;
 use crate::columns::{self, Format, Row, Style};
 use crate::ct::CountRow;
 use crate::pinned::Pinned;
@@ -34,6 +40,9 @@ use lb_kernel::bpf::programs;
 
 /// Exit status of a check that found problems.
 const FOUND_PROBLEMS: u8 = 2;
+/// Addresses of one request for names, and all that names are asked for.
+const ADDRESSES: usize = 200;
+const MOST_ADDRESSES: usize = 4000;
 /// Time between two looks of `--watch` and `--wait`.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -58,6 +67,10 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => return explain::words(place, args, out),
         Command::Flows(args) => follow::flows(place, args, out)?,
         Command::Analyze(args) => return analyze::run(args, out),
+        Command::Diff(args) => return diff::diff(place, args, out),
+        Command::Check(args) => return check::check(place, args, out),
+        Command::Sysdump(args) => return sysdump::sysdump(place, args, out),
+        Command::Wait(args) => return wait::wait(place, args, out),
         Command::Maps(args) => place.maps(args, out)?,
         #[cfg(feature = "live")]
         Command::Top(args) => lb_live::top::run(args, "", live::lbctl(place)?, out)?,
@@ -163,7 +176,9 @@ impl TablePaths<'_> {
         let rows = |view: &View<'_>, tables: &Pinned| {
             let filter = ct_filter(view, &selection, args.protocol);
             let (entries, now) = tables.flows(&filter)?;
-            Ok(ct::rows(view, &entries, now, args.all))
+            let mut view = view.clone();
+            view.directory.learn(self.owners(&ct::strangers(&view, &entries)));
+            Ok(ct::rows(&view, &entries, now, args.all))
         };
         if !args.count {
             return self.show(&args.style, args.watch, SnapshotExtent::Tables, rows, out);
@@ -176,6 +191,15 @@ impl TablePaths<'_> {
             })
         };
         self.show(&args.style, false, SnapshotExtent::Tables, counts, out)
+    }
+
+    /// The names of what has these addresses; without an agent there are none.
+    fn owners(self, addrs: &[IpAddr]) -> Vec<(IpAddr, String)> {
+        let client = Client::new(self.state_dir);
+        let ask = |some: &[IpAddr]| client.who(some.to_vec()).unwrap_or_default();
+        let some = addrs.get(..MOST_ADDRESSES).unwrap_or(addrs);
+        let owners = some.chunks(ADDRESSES).flat_map(ask);
+        owners.map(|owner| (owner.addr, owner.name)).collect()
     }
 
     fn affinity(self, args: &AffinityArgs, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -156,11 +156,11 @@ fn backends_with_names_and_without() {
         all,
         expect![[r#"
             ADDRESS         POD     NODE    ZONE    STATE     SERVICE  FRONTENDS       ACTIVE  INACTIVE  LOAD    PROTO  ID  GENERATION  IFINDEX
-            10.1.1.4:8080   <none>  <none>  <none>  draining  <none>   <none>          1       0         <none>  TCP    4   1           <none>
             10.1.0.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   3       1         <none>  TCP    1   1           12
             10.1.1.3:8080   <none>  <none>  <none>  active    #1       10.96.0.10:80   0       0         <none>  TCP    2   1           <none>
             [fd01::3]:8080  <none>  <none>  <none>  active    #1       [fd96::10]:80   0       0         <none>  TCP    3   1           12
             10.1.1.9:6443   <none>  <none>  <none>  active    #9       10.96.0.99:443  0       0         <none>  TCP    5   1           <none>
+            10.1.1.4:8080   <none>  <none>  <none>  draining  <none>   <none>          1       0         <none>  TCP    4   1           <none>
         "#]],
     );
 }

@@ -3,6 +3,8 @@
 
 pub mod bpf;
 pub mod devices;
+pub mod foreign;
+pub mod host_ports;
 pub mod netfilter;
 pub mod preflight;
 pub mod routing;

@@ -16,6 +16,7 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
+const PERFMON: &str = "CAP_PERFMON";
 
 /// A release of the kernel: `(6, 1, 72)`.
 pub type Release = (u32, u32, u32);
@@ -51,24 +52,30 @@ impl Machine {
 
     /// What makes a start pointless; `None` when it is worth a try.
     pub fn obstacle(&self) -> Option<String> {
-        if let Some(version) = version(&self.kernel)
-            && version < OLDEST
-        {
-            return Some(format!(
-                "kernel {}: too old, Linux {}.{} or later is required{}",
-                self.kernel,
-                OLDEST.0,
-                OLDEST.1,
-                lacks(version)
-            ));
+        if let Some(old) = self.too_old() {
+            return Some(old);
         }
-        let missing = self.missing_capabilities();
+        // Without CAP_PERFMON some kernels go on.
+        let mut missing = self.missing_capabilities();
+        missing.retain(|name| *name != PERFMON);
         if missing.is_empty() {
             return None;
         }
         Some(format!(
             "missing {}: run as root or add it to the container's securityContext.capabilities",
             missing.join(" and ")
+        ))
+    }
+
+    /// Why the kernel does not do; `None` when it is new enough.
+    pub fn too_old(&self) -> Option<String> {
+        let version = version(&self.kernel).filter(|version| *version < OLDEST)?;
+        Some(format!(
+            "kernel {}: too old, Linux {}.{} or later is required{}",
+            self.kernel,
+            OLDEST.0,
+            OLDEST.1,
+            lacks(version)
         ))
     }
 
@@ -105,8 +112,10 @@ impl Machine {
         ))
     }
 
-    fn missing_capabilities(&self) -> Vec<&'static str> {
-        let needed = [(CAP_BPF, "CAP_BPF"), (CAP_NET_ADMIN, "CAP_NET_ADMIN")];
+    /// The capabilities that the DaemonSet gives and the process does not have.
+    pub fn missing_capabilities(&self) -> Vec<&'static str> {
+        let needed =
+            [(CAP_BPF, "CAP_BPF"), (CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_PERFMON, PERFMON)];
         needed.into_iter().filter(|(bit, _)| !self.has(*bit)).map(|(_, name)| name).collect()
     }
 

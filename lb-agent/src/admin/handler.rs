@@ -18,6 +18,8 @@ pub(crate) struct HandlerState<'a> {
     pub(crate) rules: &'a Rules,
     /// What policies decided.
     pub(crate) hits: &'a Hits,
+    /// What is left to do.
+    pub(crate) progress: &'a dyn Fn() -> query::LoopProgress,
 }
 
 impl HandlerState<'_> {
@@ -57,14 +59,21 @@ impl HandlerState<'_> {
             Request::KubeProxy => {
                 Response::KubeProxy(self.cluster.kube_proxies().map(ToString::to_string).collect())
             }
-            Request::Explain(_) | Request::WhatIf(_) | Request::Flows(_) => {
+            Request::Progress(wanted) => {
+                Response::Progress(query::progress(self.cluster, &(self.progress)(), &wanted))
+            }
+            Request::Explain(_)
+            | Request::WhatIf(_)
+            | Request::Flows(_)
+            | Request::Audit { .. } => {
                 Response::Error("this is not answered by the main loop".to_owned())
             }
         }
     }
 }
 
-fn reply(to: oneshot::Sender<Response>, response: Response) {
+/// Sends a response to the client, which may have gone.
+pub(crate) fn reply(to: oneshot::Sender<Response>, response: Response) {
     if to.send(response).is_err() {
         debug!("the client disconnected before the answer");
     }

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::agent::past::JudgedRules;
-use crate::observe::foreign::Sign;
 use lb_core::plan::Flows;
 use lb_kernel::bpf::gc::{self, Gc, Pass};
 use lb_kernel::bpf::resize::{self, Resize};
+use lb_kernel::foreign::Sign;
 
 /// What threads found.
 #[derive(Clone, Debug)]

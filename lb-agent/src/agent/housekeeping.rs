@@ -12,14 +12,15 @@ use lb_common::service::state;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::agent::audit;
 use crate::agent::issues::Issues;
 use crate::agent::masquerade;
 use crate::agent::report;
+use crate::agent::settings::StartSettings;
 use crate::agent::table::{self, NameTable, TableFacts, policies};
 use crate::agent::{Agent, unix_now};
 use crate::config::{AgentConfig, FactSource};
 use crate::observe::metrics::{ChangeKind, Metrics, hooks, ip_family};
-use crate::ports::HostPorts;
 use lb_core::cluster::Kind;
 use lb_core::issue::Issue;
 use lb_core::model::Desired;
@@ -28,6 +29,7 @@ use lb_core::plan::Actual;
 use lb_kernel::bpf::attach::Role;
 use lb_kernel::bpf::events::Examples;
 use lb_kernel::bpf::gc::Pass;
+use lb_kernel::host_ports::HostPorts;
 use lb_kernel::preflight::Machine;
 use lb_kube::api_server::{ApiEvents, StartupTaint};
 
@@ -47,6 +49,11 @@ pub(super) struct Housekeeping {
     weakness: Option<String>,
     started: u64,
     ct_capacity: u32,
+    /// When the maps are compared next with what was written.
+    pub(super) next_audit: Instant,
+    /// Elements of the maps that differed from what was written, at the last audit.
+    pub(super) drifted: u64,
+    settings: StartSettings,
     masquerade_ports: RangeInclusive<u16>,
     examples: watch::Receiver<Examples>,
     issues: Issues,
@@ -89,6 +96,9 @@ impl Housekeeping {
             weakness: facts.weakness(),
             started: unix_now().as_secs(),
             ct_capacity,
+            next_audit: now + audit::INTERVAL,
+            drifted: 0,
+            settings: StartSettings::new(cfg.settings_dir.clone()),
             masquerade_ports: cfg.masquerade_ports.clone(),
             examples,
             issues: Issues::default(),
@@ -271,6 +281,8 @@ impl Agent {
             over_budget: house.pass.map_or(0, |pass| pass.over_budget),
             masquerade_ports: &house.masquerade_ports,
             pass: house.pass.as_ref(),
+            drifted: house.drifted,
+            settings: house.settings.line(),
             copies: (
                 house.pass.map_or(0, |pass| pass.copies),
                 u64::from(limits::kept_entries(house.ct_capacity)),

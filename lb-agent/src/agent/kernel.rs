@@ -10,7 +10,6 @@ use lb_common::limits::MAP_CT;
 use tracing::info;
 
 use crate::config::AgentConfig;
-use crate::ports::{self, Ports};
 use lb_core::names;
 use lb_kernel::bpf;
 use lb_kernel::bpf::attach::Hooks;
@@ -23,6 +22,7 @@ use lb_kernel::bpf::pins::Pins;
 use lb_kernel::bpf::refusal;
 use lb_kernel::bpf::resize::Resize;
 use lb_kernel::bpf::store::Maps;
+use lb_kernel::host_ports::{self, Ports};
 use lb_kernel::preflight::{self, Machine};
 use lb_kernel::syscall;
 
@@ -101,7 +101,7 @@ fn answer_ports(cfg: &AgentConfig, pins: &Pins) -> io::Result<Ports> {
     let former = names::masquerade_ports(&cfg.dirs.state.join(names::FILE));
     let in_use = bpf::ports::of_masqueraded_flows(pins)?;
     let all = former.into_iter().chain(in_use);
-    Ok(all.fold(cfg.masquerade_ports.clone(), |all, more| ports::hull(&all, &more)))
+    Ok(all.fold(cfg.masquerade_ports.clone(), |all, more| host_ports::hull(&all, &more)))
 }
 
 fn program_config(

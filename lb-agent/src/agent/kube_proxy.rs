@@ -13,9 +13,9 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use crate::agent::background::News;
 use crate::config::Takeover;
-use crate::observe::foreign::{self, Sign};
 use crate::takeover;
 use lb_core::cluster::{self, Cluster};
+use lb_kernel::foreign::{self, Sign};
 
 /// Between two searches: while something of it is here, so that its end shows at once; and else.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

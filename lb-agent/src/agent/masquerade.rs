@@ -5,9 +5,9 @@
 //! port would be taken to answer.
 #![forbid(unsafe_code)]
 
-use crate::ports::{HostPorts, Ports};
 use lb_core::cluster::Name;
 use lb_core::issue::{Issue, ObjectRef};
+use lb_kernel::host_ports::{HostPorts, Ports};
 
 /// What is wrong with `--masquerade-ports` on this node.
 pub(super) fn issues(
@@ -48,7 +48,7 @@ pub(super) fn issues(
 #[cfg(test)]
 mod tests {
     use super::issues;
-    use crate::ports::HostPorts;
+    use lb_kernel::host_ports::HostPorts;
 
     #[test]
     fn s23_ranges_that_overlap_are_told() {

@@ -87,6 +87,11 @@ impl Policies {
         self.desired.as_ref()
     }
 
+    /// Whether all changes that were heard of are compiled, and what came out was given to the planner.
+    pub(super) fn is_compiled(&self) -> bool {
+        self.desired.is_some() && !self.dirty && self.compiler.is_some()
+    }
+
     /// When changes are to be compiled. If they wait for Pods: until when, at most.
     pub(super) fn next_compilation(&self, held_until: Option<Instant>) -> Option<Instant> {
         // One that runs wakes the loop at its end.

@@ -9,13 +9,13 @@ use lb_common::flow::proto;
 use lb_common::hop::HopReason;
 use lb_common::past::StackReason;
 
-use crate::observe::foreign::{self, Sign};
-use crate::ports::Ports;
 use lb_core::cluster::{Cluster, Kind};
 use lb_core::model::rules::ExternalIps;
 use lb_core::names::{State, Subsystem};
 use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::gc::Pass;
+use lb_kernel::foreign::{self, Sign};
+use lb_kernel::host_ports::Ports;
 
 /// What the lines are made from.
 pub(super) struct ReportFacts<'a> {
@@ -65,6 +65,10 @@ pub(super) struct ReportFacts<'a> {
     pub masquerade_ports: &'a Ports,
     /// The last expiry pass.
     pub pass: Option<&'a Pass>,
+    /// Settings in the mounted ConfigMap that are not in force; `None` where none is mounted.
+    pub settings: Option<String>,
+    /// Elements of the maps that differ from what was written.
+    pub drifted: u64,
     /// Copies of entries of translated connections after it, and how many there is room for.
     pub copies: (u64, u64),
 }
@@ -88,7 +92,7 @@ pub(super) struct PastFacts<'a> {
 
 /// The lines, in the order to be shown.
 pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
-    vec![
+    let mut lines = vec![
         api(facts),
         programs(facts),
         tunnels(facts),
@@ -100,7 +104,20 @@ pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
         past_stack(facts),
         kube_proxy(facts),
         kernel(facts),
-    ]
+    ];
+    // A change that waits for a restart is nothing that is wrong with the node.
+    lines.extend(facts.settings.clone().map(|detail| line("settings", State::Ok, detail)));
+    lines.extend(audit(facts));
+    lines
+}
+
+/// Only where something is wrong: what else changes maps is rare.
+fn audit<'a>(facts: &ReportFacts<'_>) -> Option<Subsystem<'a>> {
+    let n = facts.drifted;
+    let detail = format!(
+        "{n} elements of maps differ from what was written: see `lbctl diff`, and repair them by `lbctl diff --repair`"
+    );
+    (n > 0).then(|| line("audit", State::Degraded, detail))
 }
 
 fn line<'a>(name: &'static str, state: State, detail: impl Into<Cow<'a, str>>) -> Subsystem<'a> {

@@ -147,7 +147,10 @@ impl Agent {
             | Request::Policy(_)
             | Request::WhatIf(_)
             | Request::Peers(_) => true,
-            Request::Flows(_) | Request::KubeProxy => false,
+            Request::Flows(_)
+            | Request::KubeProxy
+            | Request::Progress(_)
+            | Request::Audit { .. } => false,
         };
         // Before the first lists are complete, the answer says so.
         if !is_about_pods || self.cluster.knows_all_pods() || !self.cluster.synced() {

@@ -137,7 +137,7 @@ pub(super) fn head<'a>(
 ) -> Names<'a> {
     Names {
         layout: lb_core::names::LAYOUT,
-        pods: veths.map(|(veth, pod)| pod_name(veth, pod)).collect(),
+        pods: veths.map(|(veth, pod)| pod_name(known.cluster, veth, pod)).collect(),
         issues: known.issues.iter().map(|(issue, since)| issue_line(issue, since)).collect(),
         drops: known.examples.iter().map(drop_example).collect(),
         ..Names::default()
@@ -311,13 +311,14 @@ fn conditions(endpoint: EndpointView<'_>) -> EndpointConditions {
     endpoint.conditions.into()
 }
 
-fn pod_name<'a>(veth: &'a Veth, pod: Option<&'a Name>) -> PodName<'a> {
+fn pod_name<'a>(cluster: &Cluster, veth: &'a Veth, pod: Option<&'a Name>) -> PodName<'a> {
+    let created = pod.and_then(|pod| cluster.pod(pod)?.created);
     PodName {
         ifindex: veth.ifindex,
         iface: Cow::Borrowed(&veth.name),
         namespace: pod.map_or(Cow::Borrowed(""), |pod| Cow::Borrowed(&pod.namespace)),
         name: pod.map_or(Cow::Borrowed(""), |pod| Cow::Borrowed(&pod.name)),
-        created: 0,
+        created: created.and_then(|at| u64::try_from(at.get()).ok()).unwrap_or_default(),
     }
 }
 

@@ -25,13 +25,15 @@ pub(super) enum Task {
     HealthPorts,
     /// List all devices, in case a message of the kernel was missed.
     Devices,
+    /// Compare the maps with what was written there.
+    Audit,
     /// Write the table that `lbctl` reads, and the gauges.
     Housekeeping,
 }
 
 impl Task {
     /// All of it, in the order in which it runs.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Services,
         Self::Attachments,
         Self::Addresses,
@@ -39,6 +41,7 @@ impl Task {
         Self::Requests,
         Self::HealthPorts,
         Self::Devices,
+        Self::Audit,
         Self::Housekeeping,
     ];
 }
@@ -83,6 +86,7 @@ impl Agent {
             Task::Requests => self.scope.holds_requests_until(),
             Task::HealthPorts => self.health_ports.next_due(),
             Task::Devices => Some(self.next_resync),
+            Task::Audit => Some(self.housekeeping.next_audit),
             Task::Housekeeping => Some(self.housekeeping.next_due()),
         }
     }
@@ -109,6 +113,7 @@ impl Agent {
                 self.resync_devices()?;
                 self.release_code();
             }
+            Task::Audit => self.audit_due(),
             Task::Housekeeping => {
                 self.write_names();
                 self.release_code();

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use lb_ctl::{Cli, entry, run};
+use lb_ctl::{command_line, entry, run};
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
+    match command_line::parse(std::env::args_os()) {
         Ok(cli) => entry::run("lbctl", |out| run::run(&cli, out)),
         Err(error) => entry::usage(&error),
     }

@@ -4,6 +4,7 @@
 
 mod outside;
 pub(crate) mod policy;
+mod records;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use self::outside::OutsideMetrics;
 pub(crate) use self::policy::OfPolicies;
+pub(crate) use self::records::RecordMetrics;
 use lb_core::cluster::{Family as IpFamily, Kind};
 use lb_core::counts::Counts;
 
@@ -104,8 +106,6 @@ pub(crate) struct Ours {
     pub watch_synced: Family<MetricLabels<1>, Gauge>,
     /// Lists begun.
     pub watch_restarts: Family<MetricLabels<1>, Counter>,
-    /// Seconds since the last event.
-    pub watch_lag: Family<MetricLabels<1>, GaugeF64>,
     /// Services by state.
     pub services: Family<MetricLabels<1>, Gauge>,
     /// Frontends by state.
@@ -171,6 +171,8 @@ pub(crate) struct Metrics {
     pub ours: Ours,
     /// Ours about traffic from outside.
     pub outside: OutsideMetrics,
+    /// Ours about watches and audits.
+    pub records: RecordMetrics,
     /// Ours about policies.
     pub policy: OfPolicies,
     /// The flow log's.
@@ -187,6 +189,7 @@ impl Metrics {
             kube_proxy: kube_proxy(&mut registry),
             ours: ours(&mut registry),
             outside: OutsideMetrics::register(&mut registry),
+            records: RecordMetrics::register(&mut registry),
             policy: OfPolicies::register(&mut registry),
             flow_log: flow_log(&mut registry),
             process: process(&mut registry),
@@ -233,7 +236,8 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, outside: _, policy: _, flow_log: _, process: _ } = self;
+        let Self { kube_proxy, ours, outside: _, records: _, policy: _, flow_log: _, process: _ } =
+            self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -261,7 +265,6 @@ impl Metrics {
             let labels = [("resource", kind.name())];
             drop(ours.watch_synced.get_or_create(&labels));
             drop(ours.watch_restarts.get_or_create(&labels));
-            drop(ours.watch_lag.get_or_create(&labels));
             drop(ours.issues.get_or_create(&[("kind", kind.name())]));
         }
         for state in STATES {
@@ -474,7 +477,6 @@ fn ours(root: &mut Registry) -> Ours {
         ),
         watch_synced: add(registry, "watch_synced", "1 if the initial list is complete", family()),
         watch_restarts: add(registry, "watch_restarts", "Lists started", family()),
-        watch_lag: add(registry, "watch_lag_seconds", "Time since the last event", family()),
         services: add(registry, "services", "Services", family()),
         frontends: add(registry, "frontends", "Frontends", family()),
         backends: add(registry, "backends", "Backends", family()),

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 
 use super::chains::{self, Jump};
-use crate::observe::foreign::rules;
+use lb_kernel::foreign::rules;
 use lb_kernel::netfilter::legacy::LISTS;
 
 /// The programs' names, in the order of [`LISTS`].

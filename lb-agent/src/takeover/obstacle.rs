@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::observe::foreign::{self, Sign};
 use lb_core::names::{self, Names, State};
 use lb_ctl::admin::Client;
 use lb_ctl::running;
+use lb_kernel::foreign::{self, Sign};
 
 /// The agent writes its name table at least every ten seconds, unless it is very busy.
 const FRESH: Duration = Duration::from_secs(60);

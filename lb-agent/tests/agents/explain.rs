@@ -1,5 +1,8 @@
 //! `lbctl` beside real agents, real policies and real sockets: what it says of a flow is what happens to it.
 
+mod law;
+mod worlds;
+
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
@@ -37,7 +40,15 @@ spec:
 
 /// lbctl beside this agent, as in its container.
 fn lbctl(agent: &Agent, args: &[&str]) -> Command {
-    let mut command = as_in_container(env!("CARGO_BIN_EXE_lbctl"));
+    prepared(as_in_container(env!("CARGO_BIN_EXE_lbctl")), agent, args)
+}
+
+/// lbctl as root on this node.
+fn node_lbctl(agent: &Agent, args: &[&str]) -> Command {
+    prepared(Command::new(env!("CARGO_BIN_EXE_lbctl")), agent, args)
+}
+
+fn prepared(mut command: Command, agent: &Agent, args: &[&str]) -> Command {
     command
         .args(args)
         .arg("--pin-dir")
@@ -49,7 +60,7 @@ fn lbctl(agent: &Agent, args: &[&str]) -> Command {
 }
 
 /// Runs it to its end: exit status and what it printed.
-fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
+pub(crate) fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
     let child = agent.node.netns.spawn(&mut lbctl(agent, args)).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = [output.stdout, output.stderr].concat();

@@ -35,4 +35,5 @@ mod policy;
 mod ports;
 mod refusal;
 mod restart;
+mod tools;
 mod tunnel;

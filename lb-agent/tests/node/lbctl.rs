@@ -531,7 +531,7 @@ fn explanations_come_from_the_pins() {
             assumed:
               agent not reachable: using cached names; reasons may be missing
               ingress policy of shop/web-1: check `lbctl pods` and `lbctl status`
-              ingress policy of shop/web-2: run `lbctl explain` on n2
+              ingress policy of shop/web-2: n2 decides; ask it: kubectl -n kube-system exec "$(kubectl -n kube-system get pods -l k8s-app=lb-agent --field-selector spec.nodeName=n2 -o name)" -- lbctl explain shop/client svc:shop/web:80/tcp
             code: DEFAULT_DENY
             lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
         "#]],
@@ -569,11 +569,11 @@ fn explanations_come_from_the_pins() {
               2  ?   egress policy   evaluated on another node, where shop/web-2 runs
               3  ok  ingress policy  no policy selects shop/client in ingress
               4  ok  path            goes through the host's IP stack: rules-unread
-              5  ?   socket          the Pod's network namespace is not visible from here: run lbctl on the node itself
+              5  ?   socket          the Pod's sockets are not visible from here
             assumed:
               agent not reachable: using cached names; reasons may be missing
-              egress policy of shop/web-2: run `lbctl explain` on another node
-              a process in shop/client listens on port 80
+              egress policy of shop/web-2: another node decides
+              a process in shop/client listens on port 80; to see its sockets: kubectl debug node/n1 --profile=sysadmin --image="$(kubectl -n kube-system get ds lb-agent -o jsonpath='{.spec.template.spec.containers[0].image}')" -- /bin/lbctl --pin-dir /host/sys/fs/bpf/lb --state-dir /host/run/lb explain shop/web-2 shop/client:80/tcp
             code: OTHER_NODE
             lbctl: no agent answers at ROOT/run/agent.sock: is lb-agent running on this node?: using names and reasons from the name table
         "#]],

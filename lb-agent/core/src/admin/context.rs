@@ -121,8 +121,14 @@ pub struct ServiceContext {
     pub ports: Vec<ServicePortContext>,
     /// `spec.selector`; empty when it has none, or it is not known.
     pub selector: Labels,
+    /// Whether `spec.internalTrafficPolicy` is Local: a client in the cluster gets an endpoint of its own node.
+    #[serde(default)]
+    pub internal_local: bool,
     /// Pods of its namespace that the selector selects.
     pub selected: u32,
+    /// Those of them that have no address yet.
+    #[serde(default)]
+    pub addressless: u32,
     /// Labels that are similar to those of the selector, and how many Pods have each.
     pub similar: Vec<(Label, u32)>,
     /// Its endpoints, the first of them.

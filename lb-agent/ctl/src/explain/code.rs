@@ -12,6 +12,9 @@ listed! {
         NoEndpointsNotReady: "NO_ENDPOINTS_NOT_READY",
             "The Service has endpoints, but none is ready.",
             "Check the readiness probes and events of the Pods.";
+        NoEndpointsAddress: "NO_ENDPOINTS_ADDRESS",
+            "The Service selects Pods, and none of them has an address yet.",
+            "Check why the Pods do not start: scheduling, images, the CNI plugin.";
         NoEndpoints: "NO_ENDPOINTS",
             "The Service has no endpoints, for a reason that is unknown here.",
             "Check its selector. Without a selector, create an EndpointSlice.";
@@ -51,6 +54,9 @@ listed! {
         DenyEgressDns: "DENY_EGRESS_DNS",
             "Egress is isolated, and no rule allows name lookups.",
             "Allow UDP and TCP port 53 to kube-system.";
+        DnsUnreachable: "DNS_UNREACHABLE",
+            "The Service is dialed by its name, and lookups of the source fail. The cause is named.",
+            "Correct what stops packets to the cluster's DNS.";
         DenyIngressPeer: "DENY_INGRESS_PEER",
             "No ingress rule has the client as a peer. The closest rule is named.",
             "Change the label that differs, or the rule.";

@@ -66,6 +66,11 @@ fn complete(base: &Trace, traces: &[Trace]) -> Trace {
     }
     // What follows a delivery holds only where there is one.
     let mut trace = Trace { hops, ..base.clone() };
+    if let Some(lookup) = &mut trace.lookup {
+        let others = traces.iter().filter_map(|one| one.lookup.as_ref());
+        let others: Vec<Trace> = others.map(|other| (*other.trace).clone()).collect();
+        *lookup.trace = complete(&lookup.trace, &others);
+    }
     let tally = trace.tally();
     if tally.stopped == tally.all {
         trace.hops.retain(|hop| !matches!(hop, Hop::Reply(_)));
@@ -140,15 +145,18 @@ fn replaced(branch: &[Hop], owner: &[Hop]) -> Vec<Hop> {
     for hop in path {
         match (hop, verdict) {
             (hop, Some(verdict)) if is_ingress(hop) => hops.push(verdict.clone()),
-            (Hop::Unchecked(_), _) if sockets().next().is_some() => {}
+            // The sockets themselves say more than the last connection.
+            (Hop::Unchecked(_) | Hop::Handshake(_), _) if sockets().next().is_some() => {}
             (hop, _) => hops.push(hop.clone()),
         }
     }
     hops.extend(sockets().filter(|hop| !branch.contains(hop)).cloned());
     // A path is for packets that policies let through, and a process for those that arrive.
     let stops = |hop: &Hop| hop.state() == Some(HopState::Stop);
-    if hops.iter().any(|hop| stops(hop) && !matches!(hop, Hop::Socket(_))) {
-        hops.retain(|hop| !matches!(hop, Hop::Path(_) | Hop::Unchecked(_)));
+    if hops.iter().any(|hop| stops(hop) && !matches!(hop, Hop::Socket(_) | Hop::Handshake(_))) {
+        let is_beyond =
+            |hop: &Hop| matches!(hop, Hop::Path(_) | Hop::Unchecked(_) | Hop::Handshake(_));
+        hops.retain(|hop| !is_beyond(hop));
     }
     hops.extend(replies.into_iter().cloned());
     hops

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::columns;
 use crate::explain::code::Code;
-use crate::explain::trace::{HopState, TraceOutcome};
+use crate::explain::trace::{HopState, Tally, TraceOutcome};
 
 impl TraceOutcome {
     /// Exit status.
@@ -111,6 +111,8 @@ pub struct Explanation {
     /// What happens to the flow.
     pub outcome: TraceOutcome,
     pub verdict: String,
+    /// How many backends there are, for how many of them the flow is stopped, and for how many of the others that is unknown.
+    pub branches: Tally,
     pub steps: Vec<Step>,
     /// The first cause, or the first thing worth knowing.
     #[serde(flatten)]
@@ -119,6 +121,18 @@ pub struct Explanation {
     pub also: Vec<Finding>,
     /// What was taken for granted, and where to check it.
     pub assumed: Vec<String>,
+    /// The lookup of the destination's name, if that is followed.
+    pub lookup: Option<LookupResult>,
+}
+
+/// The lookup of a name, in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LookupResult {
+    /// The Service of the cluster's DNS: `kube-system/kube-dns`.
+    pub service: String,
+    pub outcome: TraceOutcome,
+    pub code: Option<Code>,
 }
 
 /// Prints it for people.
@@ -126,7 +140,7 @@ pub struct Explanation {
 /// # Errors
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
-    let Explanation { outcome, verdict, steps, finding, also, assumed } = explanation;
+    let Explanation { outcome, verdict, steps, finding, also, assumed, .. } = explanation;
     columns::line(out, format_args!("{}: {verdict}", outcome.word()))?;
     let lines: Vec<Vec<String>> = steps
         .iter()

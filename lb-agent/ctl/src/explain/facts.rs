@@ -30,6 +30,17 @@ pub struct Stale {
     pub backend: SocketAddr,
 }
 
+/// How an address answered the connections of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Answered {
+    /// The address and port, after translation.
+    pub at: SocketAddr,
+    /// Whether it accepted the last one; else it refused it.
+    pub accepted: bool,
+    /// Seconds since then.
+    pub ago: u64,
+}
+
 /// Everything that a trace is made from.
 pub struct Facts<'a, T> {
     pub wanted: &'a FlowQuery,
@@ -45,10 +56,14 @@ pub struct Facts<'a, T> {
     pub epoch: u32,
     /// Open flows whose backend was removed.
     pub stale: &'a [Stale],
+    /// How addresses answered the source's connections in the last minute.
+    pub answers: &'a [Answered],
     /// Whether the kernel forwards packets: IPv4, IPv6.
     pub forwards: [bool; 2],
     /// Which sockets of a Pod tell whether it takes what is sent to this address, by protocol.
     pub listening: &'a dyn Fn(&PodEntry, u8, SocketAddr) -> Listening,
+    /// The same of this node's own network namespace.
+    pub host_listening: &'a dyn Fn(u8) -> Listening,
 }
 
 impl<'a, T: PolicyLookup> Facts<'a, T> {

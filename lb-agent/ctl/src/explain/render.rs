@@ -13,6 +13,8 @@ use crate::network::protocol_name;
 use lb_core::admin::context::{EndKind, Party};
 
 mod closest;
+mod lookup;
+mod paste;
 mod policy;
 mod service;
 mod socket;
@@ -20,11 +22,17 @@ mod socket;
 /// Returns the explanation of a trace.
 pub fn render(trace: &Trace) -> Explanation {
     let outcome = trace.outcome();
+    let lookup = trace.failed_lookup().map(|failed| lookup::finding(trace, failed));
+    let stops = trace.tally().stopped > 0;
     let mut findings = trace.findings().map(|hop| finding(trace, hop));
-    let mut first = findings.next().unwrap_or_default();
+    // What stops the flow itself comes before what stops the lookup of its name.
+    let (mut first, second) = match lookup {
+        Some(lookup) if !stops => (lookup, None),
+        lookup => (findings.next().unwrap_or_default(), lookup),
+    };
     first.code = trace.code();
     let mut also: Vec<Finding> = Vec::new();
-    for other in findings {
+    for other in second.into_iter().chain(findings) {
         if other != first && !also.contains(&other) {
             also.push(other);
         }
@@ -35,13 +43,23 @@ pub fn render(trace: &Trace) -> Explanation {
             assumed.push(text);
         }
     }
+    if let Some(failed) = trace.failed_lookup() {
+        assumed.push(lookup::assumption(failed));
+    }
+    let mut steps: Vec<Step> = trace.hops.iter().filter_map(|hop| step(trace, hop)).collect();
+    if let Some(lookup) = &trace.lookup {
+        let after = usize::from(steps.first().is_some_and(|step| step.what == "source"));
+        steps.insert(after, lookup::step(lookup));
+    }
     Explanation {
         outcome,
         verdict: verdict(trace, outcome, &first),
-        steps: trace.hops.iter().filter_map(|hop| step(trace, hop)).collect(),
+        branches: trace.tally(),
+        steps,
         finding: first,
         also,
         assumed,
+        lookup: trace.lookup.as_ref().map(lookup::result),
     }
 }
 
@@ -58,6 +76,7 @@ fn verdict(trace: &Trace, outcome: TraceOutcome, finding: &Finding) -> String {
     };
     match outcome {
         TraceOutcome::Delivered => flow,
+        TraceOutcome::Stopped if tally.stopped == 0 => format!("{flow}: {}", finding.headline),
         TraceOutcome::Stopped => format!("{flow}{}: {}", some(tally.stopped), finding.headline),
         TraceOutcome::CannotTell => {
             let nodes: Vec<&str> = trace.deciding().into_iter().map(place).collect();
@@ -89,6 +108,7 @@ fn step(trace: &Trace, hop: &Hop) -> Option<Step> {
         Hop::Policy(hop) => (policy::name(hop.direction), policy::step(trace, hop)),
         Hop::Path(path) => ("path", path_step(trace, path)),
         Hop::Socket(socket) => ("socket", socket::step(socket)),
+        Hop::Handshake(seen) => ("answer", socket::answer(seen)),
         Hop::Reply(reply) => ("reply", service::reply(reply)),
         Hop::Records(_)
         | Hop::TableFull(_)
@@ -109,6 +129,7 @@ fn finding(trace: &Trace, hop: &Hop) -> Finding {
         Hop::Unforwarded { v4 } => unforwarded(trace, *v4),
         Hop::Policy(hop) => policy::finding(trace, hop),
         Hop::Socket(socket) => socket::finding(socket),
+        Hop::Handshake(seen) => socket::refused(trace, seen),
         Hop::Records(_)
         | Hop::Service(_)
         | Hop::NoAddress
@@ -139,8 +160,9 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
             place(node.as_ref()),
             own(trace)
         )),
-        Hop::Policy(hop) => policy_assumption(hop).or_else(|| record_assumption(hop)),
-        Hop::Socket(socket) => socket::assumption(socket),
+        Hop::Policy(hop) => policy_assumption(trace, hop).or_else(|| record_assumption(hop)),
+        Hop::Socket(socket) => socket::assumption(trace, socket),
+        Hop::Handshake(_) => None,
         Hop::Unchecked(unchecked) => Some(match unchecked {
             Unchecked::Pod(who, port) => process(who, *port),
             Unchecked::Node(node, port) => {
@@ -162,15 +184,19 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
     }
 }
 
-fn policy_assumption(hop: &PolicyHop) -> Option<String> {
+fn policy_assumption(trace: &Trace, hop: &PolicyHop) -> Option<String> {
     let (what, subject) = (policy::name(hop.direction), &hop.subject);
     match &hop.verdict {
         PolicyVerdict::NoDevice => {
             Some(format!("{what} of {subject}: check `lbctl pods` and `lbctl status`"))
         }
-        PolicyVerdict::OtherNode { node, .. } => {
-            Some(format!("{what} of {subject}: run `lbctl explain` on {}", place(node.as_ref())))
-        }
+        PolicyVerdict::OtherNode { node, .. } => Some(match node {
+            Some(node) => {
+                let line = paste::exec(trace, node);
+                format!("{what} of {subject}: {node} decides; ask it: {line}")
+            }
+            None => format!("{what} of {subject}: another node decides"),
+        }),
         _ => hop.shadow.as_ref().map(|shadow| {
             let would = if shadow.denies { "deny" } else { "allow" };
             let by = &shadow.by;

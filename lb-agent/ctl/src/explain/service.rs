@@ -15,7 +15,9 @@ use crate::explain::unserved;
 use crate::frontend::FrontendSlots;
 use crate::network::socket;
 use crate::view::BackendState;
-use lb_core::admin::context::{EndKind, FlowEnd, Party, ServiceContext, ServicePortContext};
+use lb_core::admin::context::{
+    EndKind, EndpointContext, FlowEnd, Party, ServiceContext, ServicePortContext,
+};
 use lb_core::cluster::Name;
 use lb_core::names::EndpointConditions;
 
@@ -86,25 +88,88 @@ pub(super) fn route<T: PolicyLookup>(facts: &Facts<'_, T>) -> Route {
     let ids = if local { &frontend.local_ids } else { &frontend.backend_ids };
     let ids: BTreeSet<u32> = ids.iter().copied().collect();
     let targets: Vec<Target> = ids.iter().filter_map(|id| target(facts, frontend, *id)).collect();
-    let port = facts.view.directory.service_port(frontend.frontend.service_id);
-    let why = unserved::source_range(facts, frontend)
-        .or_else(|| targets.is_empty().then(|| unserved::without_backend(facts, frontend)));
+    let (targets, of_node) = match local_elsewhere(facts, frontend) {
+        Some((node, targets)) => (targets, Some(node)),
+        None => (targets, None),
+    };
+    let port = port_name(facts, frontend);
+    let why = unserved::source_range(facts, frontend).or_else(|| {
+        targets.is_empty().then(|| unserved::without_backend(facts, frontend, of_node))
+    });
     if let Some(why) = why {
         let name = facts.context.service.as_ref().map(|service| service.name.to_string());
         let service = Some(name.unwrap_or_else(|| port.clone()));
         return Route::Unserved(Unserved { port: Some(port), service, why });
     }
-    let hop = hop(facts, frontend, port, targets.len());
+    let hop = hop(facts, frontend, port, &targets);
     Route::Service(Box::new(FrontendMatch { hop, targets }))
+}
+
+/// The endpoints that a Service whose internal traffic policy is Local has on the source's node, if that is another one. The maps
+/// of this node have those of this node.
+fn local_elsewhere<T: PolicyLookup>(
+    facts: &Facts<'_, T>,
+    frontend: &FrontendSlots,
+) -> Option<(Arc<str>, Vec<Target>)> {
+    let service = facts.context.service.as_ref().filter(|service| service.internal_local)?;
+    let node = facts.context.src.node.as_ref().filter(|node| !facts.is_here(Some(node)))?;
+    let at = frontend.socket();
+    if frontend.is_external() || !service.cluster_ips.contains(&at.ip()) {
+        return None;
+    }
+    let is_dialed = |port: &&ServicePortContext| {
+        (port.port, port.protocol) == (at.port(), facts.wanted.protocol)
+    };
+    let port = service.ports.iter().find(is_dialed)?;
+    let local = |endpoint: &&EndpointContext| {
+        endpoint.node.as_ref() == Some(node)
+            && (&endpoint.port_name, endpoint.protocol) == (&port.name, port.protocol)
+            && endpoint.at.is_ipv4() == at.is_ipv4()
+    };
+    let of = |conditions| {
+        let all = service.endpoints.iter().filter(local);
+        let found = all.filter(move |endpoint| endpoint.conditions == conditions);
+        found.map(|endpoint| Target {
+            backend: BackendEvidence {
+                at: endpoint.at,
+                pod: endpoint.pod.clone(),
+                node: endpoint.node.clone(),
+                state: BackendState::Endpoint(endpoint.conditions),
+            },
+            through: Some(at),
+            by_stack: frontend.has(FrontendFlags::BY_STACK),
+        })
+    };
+    // Terminating ones serve while none is ready (KEP-1669).
+    let mut targets: Vec<Target> = of(EndpointConditions::Ready).collect();
+    if targets.is_empty() {
+        targets = of(EndpointConditions::Serving).collect();
+    }
+    Some((Arc::clone(node), targets))
+}
+
+/// What the service port is called: by the agent's records, by the name table, else by its number in the maps.
+fn port_name<T: PolicyLookup>(facts: &Facts<'_, T>, frontend: &FrontendSlots) -> String {
+    let id = frontend.frontend.service_id;
+    let named = facts.view.directory.service_port(id);
+    match &facts.context.service {
+        Some(service) if named.starts_with('#') => {
+            format!("{}:{}", service.name, frontend.socket().port())
+        }
+        _ => named,
+    }
 }
 
 fn hop<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     frontend: &FrontendSlots,
     port: String,
-    n: usize,
+    targets: &[Target],
 ) -> ServiceHop {
+    // The names may be older than the maps, which decide.
+    let is_target = |at| targets.iter().any(|target| target.backend.at == at);
     let excluded = facts.view.rejected_of(frontend.frontend.service_id).iter();
+    let excluded = excluded.filter(|endpoint| !is_target(endpoint.endpoint));
     let excluded = excluded.map(|endpoint| Excluded {
         at: endpoint.endpoint,
         pod: pod_name(&endpoint.pod),
@@ -115,7 +180,7 @@ fn hop<T: PolicyLookup>(
         port,
         at: frontend.socket(),
         algorithm: frontend.algorithm(),
-        n,
+        n: targets.len(),
         excluded: excluded.collect(),
         translated_on: node.filter(|node| !facts.is_here(Some(node))).cloned(),
     }
@@ -128,13 +193,20 @@ fn target<T: PolicyLookup>(
 ) -> Option<Target> {
     let view = facts.view;
     let backend = view.snapshot.backends.get(&id)?;
+    let at = socket(backend.addr, backend.port);
+    // What the agent says now comes before the name table, which it writes up to a second after the maps.
+    let endpoints = facts.context.service.iter().flat_map(|service| &service.endpoints);
+    let known = endpoints.filter(|it| it.protocol == facts.wanted.protocol).find(|it| it.at == at);
     let place = view.directory.place(view.directory.backend(id));
     let node = place.map(|place| &*place.node).filter(|node| !node.is_empty());
     let backend = BackendEvidence {
-        at: socket(backend.addr, backend.port),
-        pod: pod_name(&view.pod_of(id)),
-        node: node.map(Arc::from),
-        state: view.state_of(id, backend),
+        at,
+        pod: known.and_then(|known| known.pod.clone()).or_else(|| pod_name(&view.pod_of(id))),
+        node: known.and_then(|known| known.node.clone()).or_else(|| node.map(Arc::from)),
+        state: match known {
+            Some(known) if node.is_none() => BackendState::Endpoint(known.conditions),
+            _ => view.state_of(id, backend),
+        },
     };
     let by_stack = frontend.has(FrontendFlags::BY_STACK);
     Some(Target { backend, through: Some(frontend.socket()), by_stack })

@@ -9,6 +9,7 @@ mod causes;
 #[cfg(feature = "cluster")]
 mod combine;
 mod denials;
+mod names;
 mod nodes;
 mod services;
 mod worked;
@@ -71,6 +72,11 @@ fn the_document_has_stable_keys() {
         {
           "outcome": "stopped",
           "verdict": "default/client to svc:default/web:80/TCP: default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client",
+          "branches": {
+            "all": 1,
+            "stopped": 1,
+            "unknown": 0
+          },
           "steps": [
             {
               "state": "ok",
@@ -123,7 +129,8 @@ fn the_document_has_stable_keys() {
             "group 2: no rule applies"
           ],
           "also": [],
-          "assumed": []
+          "assumed": [],
+          "lookup": null
         }"#]].assert_eq(&text);
     assert_eq!(explanation.outcome.exit(), 3);
 }

@@ -9,14 +9,16 @@ use crate::explain::code::Code;
 use lb_core::admin::context::FlowQuery;
 
 mod ends;
+mod lookup;
 mod names;
 mod policy;
 mod service;
 
 pub use self::ends::{
-    Listener, PathHop, PodRoute, Records, Socket, SourceEnd, StaleFlow, TableFull, Unchecked,
-    Unseen, Who,
+    Handshake, Listener, PathHop, PodRoute, Records, Socket, SourceEnd, StaleFlow, TableFull,
+    Unchecked, Unseen, Who,
 };
+pub use self::lookup::Lookup;
 pub use self::policy::{
     Allowed, Cause, Closest, Denial, Lacks, PeerLack, PeerOr, PolicyHop, PolicyVerdict, PortLack,
     Shadow,
@@ -32,6 +34,8 @@ pub struct Trace {
     pub node: Arc<str>,
     /// Its hops, in order. Behind a Service, each [`Hop::Backend`] begins a branch.
     pub hops: Vec<Hop>,
+    /// The lookup of the destination's name, if that is followed.
+    pub lookup: Option<Lookup>,
 }
 
 /// One hop, or something that was found beside the path.
@@ -71,6 +75,8 @@ pub enum Hop {
     },
     /// The sockets of a Pod of this node.
     Socket(Socket),
+    /// How the destination, whose sockets cannot be asked here, answered before.
+    Handshake(Handshake),
     /// What cannot be checked here.
     Unchecked(Unchecked),
     /// The way back through the Service.
@@ -99,8 +105,8 @@ pub enum TraceOutcome {
     CannotTell,
 }
 
-/// How many branches end how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many branches end how: one for each backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// All of them.
     pub all: usize,
@@ -126,6 +132,8 @@ impl Hop {
             | Self::Path(_)
             | Self::Reply(_) => HopState::Ok,
             Self::Unserved(_) => HopState::Stop,
+            Self::Handshake(seen) if seen.accepted => HopState::Ok,
+            Self::Handshake(_) => HopState::Stop,
             Self::NoAddress | Self::Unforwarded { .. } => HopState::Unknown,
             Self::Policy(policy) => policy.verdict.state(),
             Self::Socket(socket) => match socket.found {
@@ -153,6 +161,7 @@ impl Hop {
                 Listener::OnOthers(_) | Listener::OnPorts(_) => Some(Code::BackendRefuses),
                 Listener::Open(_) | Listener::Unknown(_) => None,
             },
+            Self::Handshake(seen) => (!seen.accepted).then_some(Code::BackendRefuses),
             Self::Records(_)
             | Self::Service(_)
             | Self::NoAddress
@@ -204,6 +213,7 @@ impl Trace {
     /// What happens to the flow.
     pub fn outcome(&self) -> TraceOutcome {
         match self.tally() {
+            _ if self.failed_lookup().is_some() => TraceOutcome::Stopped,
             Tally { stopped: 1.., .. } => TraceOutcome::Stopped,
             Tally { unknown: 1.., .. } => TraceOutcome::CannotTell,
             Tally { .. } => TraceOutcome::Delivered,
@@ -219,8 +229,18 @@ impl Trace {
         of(true).chain(of(false))
     }
 
+    /// The lookup, if it fails.
+    pub fn failed_lookup(&self) -> Option<&Lookup> {
+        self.lookup.as_ref().filter(|lookup| lookup.fails())
+    }
+
     /// The cause, or the first thing worth knowing.
     pub fn code(&self) -> Option<Code> {
+        if self.tally().stopped == 0
+            && let Some(lookup) = self.failed_lookup()
+        {
+            return Some(lookup.code());
+        }
         let unknown = (self.outcome() == TraceOutcome::CannotTell).then_some(Code::OtherNode);
         self.findings().next().and_then(Hop::code).or(unknown)
     }

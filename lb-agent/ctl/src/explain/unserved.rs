@@ -110,24 +110,35 @@ pub(super) fn source_range<T: PolicyLookup>(
     is_refused.then(|| Why::SourceRange { clients, ranges: ranges.to_vec() })
 }
 
-/// Returns why a frontend has no backend.
+/// Returns why a frontend has no backend: on this node, or on another one, of whose tables the traffic policy Local makes others.
 pub(super) fn without_backend<T: PolicyLookup>(
     facts: &Facts<'_, T>,
     frontend: &FrontendSlots,
+    of_node: Option<Arc<str>>,
 ) -> Why {
     let service = facts.context.service.as_ref();
     let at = frontend.socket();
+    if of_node.is_some()
+        && let Some(ready_on) = service.map(ready_on).filter(|nodes| !nodes.is_empty())
+    {
+        return Why::NoLocal { frontend: at, external: false, node: of_node, ready_on };
+    }
     if !frontend.has(FrontendFlags::ELSEWHERE) {
         // The records of an agent alone tell why.
         let records = service.filter(|_| facts.context.agent);
         let cause = records.map_or(NoEndpoints::Unknown, no_endpoints);
         return Why::NoEndpoints { frontend: at, cause };
     }
-    let endpoints = service.iter().flat_map(|service| &service.endpoints);
+    let ready_on = service.map(ready_on).unwrap_or_default();
+    Why::NoLocal { frontend: at, external: frontend.is_external(), node: None, ready_on }
+}
+
+/// The nodes with ready endpoints of a Service.
+pub(super) fn ready_on(service: &ServiceContext) -> Vec<Arc<str>> {
+    let endpoints = service.endpoints.iter();
     let ready = endpoints.filter(|endpoint| endpoint.conditions == EndpointConditions::Ready);
     let nodes: BTreeSet<Arc<str>> = ready.filter_map(|endpoint| endpoint.node.clone()).collect();
-    let ready_on = nodes.into_iter().filter(|node| !node.is_empty()).collect();
-    Why::NoLocal { frontend: at, external: frontend.is_external(), ready_on }
+    nodes.into_iter().filter(|node| !node.is_empty()).collect()
 }
 
 fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
@@ -144,6 +155,9 @@ fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
             selector: service.selector.clone(),
             similar: service.similar.clone(),
         },
+        ([], true, selected) if service.addressless == selected => {
+            NoEndpoints::NoAddress { selected }
+        }
         ([], true, selected) => NoEndpoints::NotEndpoints { selected },
         (endpoints, _, _) => {
             let first = endpoints.iter().take(NAMED).cloned().collect();

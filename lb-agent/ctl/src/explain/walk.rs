@@ -12,8 +12,8 @@ use crate::explain::facts::{Facts, Listening};
 use crate::explain::policy::{self, Side};
 use crate::explain::service::{self, FrontendMatch, Route, Target};
 use crate::explain::trace::{
-    Hop, HopState, Listener, PathHop, PodRoute, PolicyHop, PolicyVerdict, Records, Reply, Socket,
-    SourceEnd, StaleFlow, Trace, Unchecked, Who,
+    Handshake, Hop, HopState, Listener, PathHop, PodRoute, PolicyHop, PolicyVerdict, Records,
+    Reply, Socket, SourceEnd, StaleFlow, Trace, Unchecked, Who,
 };
 use crate::explain::{host, socket};
 use lb_core::admin::context::{EndKind, FlowContext, Party};
@@ -22,7 +22,8 @@ use lb_core::model::policy::PolicyDirection;
 /// Returns the path of the flow.
 pub fn trace<T: PolicyLookup>(facts: &Facts<'_, T>) -> Trace {
     let FlowContext { node, .. } = facts.context;
-    let trace = Trace { wanted: facts.wanted.clone(), node: node.clone(), hops: Vec::new() };
+    let trace =
+        Trace { wanted: facts.wanted.clone(), node: node.clone(), hops: Vec::new(), lookup: None };
     let mut walk = Walk { facts, trace };
     walk.go();
     walk.trace
@@ -260,18 +261,39 @@ impl<T: PolicyLookup> Walk<'_, T> {
             return;
         }
         let at = target.backend.at;
-        let Some(pod) = facts.pod_at(at.ip()) else {
-            if !stopped {
-                self.trace.hops.extend(self.unchecked(target).map(Hop::Unchecked));
+        let listening = match facts.pod_at(at.ip()) {
+            Some(pod) => (facts.listening)(pod, protocol, at),
+            None if facts.has_flags(at.ip(), IdentFlags::LOCAL_NODE) => {
+                (facts.host_listening)(protocol)
             }
-            return;
+            None if stopped => return,
+            None => {
+                let seen = self.handshake(target).map(Hop::Handshake);
+                let hop = seen.or_else(|| self.unchecked(target).map(Hop::Unchecked));
+                self.trace.hops.extend(hop);
+                return;
+            }
         };
-        let found = match (facts.listening)(pod, protocol, at) {
+        let found = match listening {
             Listening::On(sockets) => socket::accepting(&sockets, at),
             Listening::Asked(found) => found,
             Listening::Unknown(why) => Listener::Unknown(why),
         };
         self.push(Hop::Socket(Socket { pod: target.who(), at, found }));
+    }
+
+    /// How a target whose sockets cannot be asked here answered the source before.
+    fn handshake(&self, target: &Target) -> Option<Handshake> {
+        let at = target.backend.at;
+        let is_tcp = self.facts.wanted.protocol == proto::TCP;
+        let seen = self.facts.answers.iter().find(|seen| is_tcp && seen.at == at)?;
+        Some(Handshake {
+            who: target.who(),
+            at,
+            accepted: seen.accepted,
+            ago: seen.ago,
+            node: target.backend.node.clone(),
+        })
     }
 
     /// What cannot be checked of a target that is not a Pod of this node.

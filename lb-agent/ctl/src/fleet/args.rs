@@ -9,6 +9,7 @@ use clap::{
 };
 
 use crate::Command;
+use crate::command_line::with_examples;
 use lb_remote::FleetOptions;
 
 /// Show what the agents of a cluster have programmed on their nodes
@@ -100,7 +101,7 @@ impl ClusterArgs {
 }
 
 /// Arguments that say how the laptop prints, which the nodes do not do.
-const OWN: [&str; 3] = ["output", "no_headers", "sort_by"];
+const OWN: [&str; 4] = ["output", "no_headers", "sort_by", "timeout"];
 
 /// A command line.
 #[derive(Clone, Debug)]
@@ -143,7 +144,7 @@ impl Forwarded {
 /// # Errors
 /// What clap has to say, help and version included.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
-    let mut command = FleetCli::command();
+    let mut command = with_examples(FleetCli::command(), "kubectl lb");
     let matches = command.try_get_matches_from_mut(args)?;
     let cli = FleetCli::from_arg_matches(&matches)?;
     let of_cluster = ClusterArgs::augment_args(clap::Command::new("cluster"));

@@ -108,9 +108,22 @@ impl FleetQuery {
     /// # Errors
     /// When no node answers.
     pub fn text_or_remark(&self, args: Vec<String>) -> anyhow::Result<Vec<FromNode<String>>> {
+        self.or_remark(self.lines(args))
+    }
+
+    /// Runs a command on all these nodes and takes what they print as it is.
+    pub fn lines(&self, args: Vec<String>) -> (Vec<FromNode<String>>, Vec<NoAnswer>) {
         let answers = self.fleet.run(&RemoteCommand { args, stdin: None }, &self.agents);
-        let text = |output: &RemoteOutput| Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        self.or_remark(sort_out(answers, text))
+        sort_out(answers, |output| Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
+    /// The same for bytes; what is wrong is reported.
+    ///
+    /// # Errors
+    /// When no node answers.
+    pub fn bytes_or_remark(&self, args: Vec<String>) -> anyhow::Result<Vec<FromNode<Vec<u8>>>> {
+        let answers = self.fleet.run(&RemoteCommand { args, stdin: None }, &self.agents);
+        self.or_remark(sort_out(answers, |output| Ok(output.stdout.clone())))
     }
 
     fn or_remark<T>(

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use clap::CommandFactory as _;
 
+use crate::check::CheckArgs;
 use crate::columns::{self, Format, Style};
+use crate::diff::DiffArgs;
 use crate::explain::args;
 use crate::fleet::args::{FleetCli, FleetCommand, Parsed};
 use crate::fleet::ask::{FleetQuery, FromNode, no_answers};
 use crate::fleet::{
-    explain, flows, live, policy, shell, status, suggest, tables, tree, trial, versions,
+    explain, flows, live, policy, shell, status, suggest, sysdump, tables, tree, trial, versions,
+    wait,
 };
 use crate::status::Report;
 use crate::{
@@ -90,6 +93,14 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Policy(PolicyCommand::Suggest(args)) => suggest::suggest(&asked, args, out)?,
         Command::Shadow(ShadowCommand::Report(args)) => rows(&args.style, false, out)?,
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
+        Command::Wait(args) => {
+            return wait::wait(&asked, args, question.args(&["--timeout=0s"]), out);
+        }
+        Command::Check(CheckArgs { style, .. }) | Command::Diff(DiffArgs { style, .. }) => {
+            let code = tables::checked(&asked, question.args(&[ROWS]), style, out)?;
+            return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        Command::Sysdump(args) => return sysdump::sysdump(&asked, args, out),
         Command::Version(args) => question.version(args, out)?,
         // They were answered above, or ask by commands of their own.
         Command::Completion(_) | Command::Top(_) | Command::Ui(_) => {}

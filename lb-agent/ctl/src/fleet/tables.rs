@@ -35,9 +35,24 @@ pub fn once(
     style: &Style,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
+    checked(asked, args, style, out).map(drop)
+}
+
+/// Prints the rows of a check on each node; returns the greatest exit status of them.
+///
+/// # Errors
+/// As for [`once`].
+pub fn checked(
+    asked: &FleetQuery,
+    args: Vec<String>,
+    style: &Style,
+    out: &mut dyn Write,
+) -> anyhow::Result<i32> {
     let answers: Vec<FromNode<RowTable>> = asked.json_or_remark(args, None)?;
+    let code = answers.iter().map(|answer| answer.code).max().unwrap_or_default();
     let tables: Vec<RowTable> = answers.into_iter().map(named).collect();
-    print(&tables, style, out)
+    print(&tables, style, out)?;
+    Ok(code)
 }
 
 /// The node's name is that of the object, also where its name table is missing.

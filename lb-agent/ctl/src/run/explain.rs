@@ -16,7 +16,9 @@ use crate::columns::{self, Format, Row as _, Style};
 use crate::ct;
 use crate::explain::known::{KnownPod, complete};
 use crate::explain::trace::Unseen;
-use crate::explain::{self, Facts, Listening, Stale, args as flow_args, host, offline, socket};
+use crate::explain::{
+    self, Answered, Facts, Listening, Stale, args as flow_args, host, lookup, offline, socket,
+};
 use crate::network::protocol_name;
 use crate::pinned::Pinned;
 use crate::policies;
@@ -149,20 +151,32 @@ fn explain(
         context = known(&wanted, !context.agent)?;
         complete(&wanted, &mut context, pods);
     }
-    let stale = stale(&pinned, &view, &context)?;
+    let (stale, answers) = past_flows(&pinned, &view, &context)?;
     // An older agent has not pinned it.
     let program = pinned.listening().ok();
-    let trace = explain::trace(&Facts {
-        wanted: &wanted,
-        context: &context,
-        view: &view,
-        policies: &PolicyNames::of(&names),
-        tables: &tables,
-        epoch: tables.state().epoch,
-        stale: &stale,
-        forwards: host::forwards(),
-        listening: &|pod, protocol, at| listening(program.as_ref(), pod, protocol, at),
-    });
+    let policies = PolicyNames::of(&names);
+    let follow = |wanted: &FlowQuery, context: &FlowContext| {
+        explain::trace(&Facts {
+            wanted,
+            context,
+            view: &view,
+            policies: &policies,
+            tables: &tables,
+            epoch: tables.state().epoch,
+            stale: &stale,
+            answers: &answers,
+            forwards: host::forwards(),
+            listening: &|pod, protocol, at| listening(program.as_ref(), pod, protocol, at),
+            host_listening: &host_listening,
+        })
+    };
+    let mut trace = follow(&wanted, &context);
+    let ask = |wanted: &FlowQuery| {
+        let mut found = known(wanted, !context.agent)?;
+        complete(wanted, &mut found, pods);
+        Ok(found)
+    };
+    trace.lookup = lookup::follow((&wanted, &context), &ask, &follow)?;
     if let Some(error) = tables.take_error() {
         bail!("cannot read the policy maps: {error}");
     }
@@ -226,15 +240,31 @@ fn named(port: &ServicePortContext) -> NamedPort {
     NamedPort { name: Arc::clone(name), protocol: *protocol, port: *port }
 }
 
-/// Returns the open flows of the source whose backend was removed.
-fn stale(pinned: &Pinned, view: &View<'_>, context: &FlowContext) -> anyhow::Result<Vec<Stale>> {
-    if context.service.is_none() || context.src.ips.is_empty() {
-        return Ok(Vec::new());
+/// Returns the open flows of the source whose backend was removed, and how its last connections were answered.
+fn past_flows(
+    pinned: &Pinned,
+    view: &View<'_>,
+    context: &FlowContext,
+) -> anyhow::Result<(Vec<Stale>, Vec<Answered>)> {
+    if context.src.ips.is_empty() {
+        return Ok(Default::default());
     }
     let addrs: HashSet<Addr> = context.src.ips.iter().map(|ip| Addr::from_ip(*ip)).collect();
     let filter = CtFilter { addrs: Some(addrs), ..CtFilter::default() };
     let (entries, now) = pinned.flows(&filter)?;
-    Ok(ct::stale(view, &entries, now))
+    Ok((ct::stale(view, &entries, now), ct::answers(&entries, now)))
+}
+
+/// The sockets of this node's own processes.
+fn host_listening(protocol: u8) -> Listening {
+    match sockets::listening(protocol) {
+        Ok(found) => Listening::On(found.iter().map(address).collect()),
+        Err(error) => Listening::Unknown(Unseen::Error(error.to_string())),
+    }
+}
+
+fn address((addr, port): &sockets::Destination) -> SocketAddr {
+    SocketAddr::new(addr.to_ip(), port.get())
 }
 
 /// Which sockets of a Pod of this node tell whether it takes what is sent to the address: all of them, if its network namespace can
@@ -248,8 +278,6 @@ fn listening(
     let look = || -> io::Result<Option<Vec<SocketAddr>>> {
         let Some(netns) = netns::find(pod.nsid)? else { return Ok(None) };
         let sockets = netns::within(&netns, || sockets::listening(protocol))?;
-        let address =
-            |(addr, port): &sockets::Destination| SocketAddr::new(addr.to_ip(), port.get());
         Ok(Some(sockets.iter().map(address).collect()))
     };
     if let Ok(Some(sockets)) = look() {

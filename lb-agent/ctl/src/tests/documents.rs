@@ -8,6 +8,7 @@ use lb_core::analyze::Lint;
 use lb_testkit::document::CheckedDocument;
 
 use crate::Cli;
+use crate::check::CheckCode;
 use crate::explain::code::Code;
 
 #[test]
@@ -27,6 +28,19 @@ fn every_code_is_documented_with_its_advice() {
         [format!("`{}`", code.name()), code.meaning().into(), code.what_to_do().into()]
     };
     chapter.compare_list("codes", Code::ALL.map(row));
+    chapter.finish();
+}
+
+#[test]
+fn every_check_is_documented_with_its_anchor() {
+    let mut chapter = CheckedDocument::read("docs/src/check.md");
+    let row = |code: CheckCode| {
+        let anchor = code.anchor();
+        let anchor = anchor.split_once('#').map_or("", |(_, anchor)| anchor);
+        let name = format!("<a id=\"{anchor}\"></a>`{}`", code.name());
+        [name, code.meaning().into(), code.what_to_do().into()]
+    };
+    chapter.compare_list("checks", CheckCode::ALL.map(row));
     chapter.finish();
 }
 

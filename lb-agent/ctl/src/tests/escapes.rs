@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{NOW, counts, names, select, snapshot};
 use crate::columns::{self, Format, Row, Style};
-use crate::explain::{self, Explanation, Finding, TraceOutcome};
+use crate::explain::{self, Explanation, Finding, Tally, TraceOutcome};
 use crate::selection::Selection;
 use crate::snapshot::TableSnapshot;
 use crate::view::View;
@@ -164,6 +164,8 @@ fn records_of_the_agent() {
         steps: Vec::new(),
         finding,
         also: Vec::new(),
+        branches: Tally::default(),
+        lookup: None,
         assumed: vec![text()],
     };
     let mut out = Vec::new();

@@ -285,8 +285,8 @@ fn pods_and_drops_name_policies() {
         Format::Table,
         dropped,
         expect![[r#"
-            REASON           DIRECTION  COUNT  LAST  EXAMPLE                                    BY                           WHAT-TO-DO
-            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> 10.1.0.3:8080  default/access default-deny  run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match
+            REASON           DIRECTION  COUNT  LAST  EXAMPLE                                         BY                           WHAT-TO-DO
+            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> default/web-1:8080  default/access default-deny  run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match
         "#]],
     );
 }

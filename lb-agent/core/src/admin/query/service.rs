@@ -41,10 +41,11 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
         }
     }
     endpoints.truncate(MOST);
-    let selected = if service.selector.iter().next().is_none() {
-        0
-    } else {
-        pods(cluster, name).filter(|labels| has_all(labels, &service.selector)).count()
+    let has_selector = service.selector.iter().next().is_some();
+    let chosen = || pods(cluster, name).filter(|pod| has_all(&pod.labels, &service.selector));
+    let (selected, addressless) = match has_selector {
+        true => (chosen().count(), chosen().filter(|pod| pod.ips.is_empty()).count()),
+        false => (0, 0),
     };
     Some(ServiceContext {
         name: name.clone(),
@@ -55,7 +56,9 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
             .unwrap_or_default(),
         ports: service.ports.iter().map(port).collect(),
         selector: service.selector.clone(),
+        internal_local: service.internal_policy == cluster::TrafficPolicy::Local,
         selected: u32::try_from(selected).unwrap_or(u32::MAX),
+        addressless: u32::try_from(addressless).unwrap_or(u32::MAX),
         similar: if selected == 0 { nearby(cluster, name, &service.selector) } else { Vec::new() },
         endpoints,
         n_endpoints: u32::try_from(n_endpoints).unwrap_or(u32::MAX),
@@ -88,10 +91,10 @@ fn port(port: &cluster::ServicePort) -> ServicePortContext {
     }
 }
 
-/// The labels of the Pods that the Service may select.
-fn pods<'a>(cluster: &'a Cluster, service: &'a Name) -> impl Iterator<Item = &'a Labels> {
+/// The Pods that the Service may select.
+fn pods<'a>(cluster: &'a Cluster, service: &'a Name) -> impl Iterator<Item = &'a cluster::Pod> {
     let of = cluster.all_pods().filter(|(name, _)| name.namespace == service.namespace);
-    of.map(|(_, pod)| &pod.labels)
+    of.map(|(_, pod)| pod)
 }
 
 fn has_all(labels: &Labels, wanted: &Labels) -> bool {
@@ -101,7 +104,7 @@ fn has_all(labels: &Labels, wanted: &Labels) -> bool {
 /// Labels in the Service's namespace that are nearly one that it wants, and of how many Pods.
 fn nearby(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(Label, u32)> {
     let mut found: BTreeMap<Label, u32> = BTreeMap::new();
-    for labels in pods(cluster, service) {
+    for labels in pods(cluster, service).map(|pod| &pod.labels) {
         for (key, value) in wanted.iter() {
             if labels.get(key).is_some_and(|has| has == value) {
                 continue;

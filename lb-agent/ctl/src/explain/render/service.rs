@@ -102,7 +102,9 @@ pub(super) fn unserved(trace: &Trace, unserved: &Unserved) -> Finding {
             format!("its source ranges are {}", list(ranges)),
             "add the client's address to spec.loadBalancerSourceRanges",
         ),
-        Why::NoLocal { external, ready_on, .. } => no_local(trace, name, *external, ready_on),
+        Why::NoLocal { external, node, ready_on, .. } => {
+            no_local(trace, name, (*external, node.as_ref()), ready_on)
+        }
         Why::NoEndpoints { cause, .. } => no_endpoints(name, cause),
     };
     let evidence = match &unserved.why {
@@ -135,7 +137,12 @@ fn no_such_port(trace: &Trace, name: &str, port: u16, has: &[(u16, u8)]) -> Find
     )
 }
 
-fn no_local(trace: &Trace, name: &str, external: bool, ready_on: &[Arc<str>]) -> Finding {
+fn no_local(
+    trace: &Trace,
+    name: &str,
+    (external, node): (bool, Option<&Arc<str>>),
+    ready_on: &[Arc<str>],
+) -> Finding {
     let elsewhere = match ready_on {
         [] => "other nodes have one".to_owned(),
         [one] => format!("{one} has one"),
@@ -144,8 +151,11 @@ fn no_local(trace: &Trace, name: &str, external: bool, ready_on: &[Arc<str>]) ->
     let policy = if external { "externalTrafficPolicy" } else { "internalTrafficPolicy" };
     new(
         &format!("spec.{policy}"),
-        format!("{name} has no endpoint on this node, and its {policy} is Local"),
-        format!("{} has no ready Pod of {name}; {elsewhere}", trace.node),
+        match node {
+            None => format!("{name} has no endpoint on this node, and its {policy} is Local"),
+            Some(node) => format!("{name} has no endpoint on {node}, and its {policy} is Local"),
+        },
+        format!("{} has no ready Pod of {name}; {elsewhere}", node.unwrap_or(&trace.node)),
         &format!(
             "use a node that has one, run a Pod of it on this node, or set {policy} to Cluster"
         ),
@@ -192,13 +202,22 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
                 "change spec.selector or the labels of the Pods so that they match",
             )
         }
+        NoEndpoints::NoAddress { selected } => new(
+            "",
+            match selected {
+                1 => format!("{name} selects 1 Pod, which has no address yet"),
+                n => format!("{name} selects {n} Pods, and none has an address yet"),
+            },
+            "a Pod gets its address when the CNI plugin sets up its network: it is not scheduled, or not started".to_owned(),
+            "check the Events of these Pods (`kubectl describe pod`)",
+        ),
         NoEndpoints::NotEndpoints { selected } => new(
             "spec.ports",
             match selected {
                 1 => format!("{name} selects 1 Pod, but it is not an endpoint"),
                 n => format!("{name} selects {n} Pods, but none of them is an endpoint"),
             },
-            "no container declares a port with the name in targetPort, or the Pods have no address yet".to_owned(),
+            "no container of them declares a port with the name in targetPort".to_owned(),
             "declare the named port in the containers, or set targetPort to a number",
         ),
     }
@@ -207,7 +226,7 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
 fn not_ready(endpoint: &EndpointContext) -> String {
     let state = endpoint.conditions.name();
     match &endpoint.pod {
-        None => format!("{} is {state}", endpoint.at),
-        Some(pod) => format!("{pod} is {state}"),
+        None => format!("endpoint {} is {state}", endpoint.at),
+        Some(pod) => format!("Pod {pod} ({}) is {state}", endpoint.at),
     }
 }

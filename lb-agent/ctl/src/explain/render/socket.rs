@@ -1,8 +1,8 @@
 //! The sockets of a Pod in words.
 
-use super::{list, process};
+use super::{list, paste, process};
 use crate::explain::explanation::Finding;
-use crate::explain::trace::{Listener, Socket, Unseen};
+use crate::explain::trace::{Handshake, Listener, Socket, Trace, Unseen};
 
 /// Ports that are named.
 const MOST: usize = 6;
@@ -11,13 +11,42 @@ pub(super) fn step(socket: &Socket) -> String {
     match &socket.found {
         Listener::Open(open) => format!("a process listens on {open}"),
         Listener::Unknown(Unseen::Namespace) => {
-            "the Pod's network namespace is not visible from here: run lbctl on the node itself"
-                .to_owned()
+            "the Pod's sockets are not visible from here".to_owned()
         }
         Listener::Unknown(Unseen::Error(error)) => {
             format!("cannot list the Pod's sockets: {error}")
         }
         Listener::OnLoopback(_) | Listener::OnOthers(_) | Listener::OnPorts(_) => headline(socket),
+    }
+}
+
+/// How the destination answered before.
+pub(super) fn answer(seen: &Handshake) -> String {
+    let Handshake { at, accepted, ago, .. } = seen;
+    let how = if *accepted { "accepted" } else { "refused" };
+    format!("{at} {how} a connection of this source {ago} s ago")
+}
+
+/// A destination elsewhere that refuses connections.
+pub(super) fn refused(trace: &Trace, seen: &Handshake) -> Finding {
+    let Handshake { who, at, accepted, ago, node } = seen;
+    if *accepted {
+        return Finding::default();
+    }
+    let src = &trace.wanted.src;
+    let port = at.port();
+    let place = node.as_deref().unwrap_or("its node");
+    Finding {
+        object: format!("Pod {who}"),
+        headline: format!("{who} refuses connections to {at}"),
+        because: vec![format!(
+            "{ago} s ago {who} answered a connection of {src} to {at} with a reset: no process listens on port {port} there, or only on a loopback address"
+        )],
+        to_fix: vec![format!(
+            "set targetPort (or the destination port) to a port that the process listens on; `lbctl explain` on {place} shows which these are"
+        )],
+        evidence: vec![format!("conntrack: {at} sent a reset instead of a SYN-ACK")],
+        ..Finding::default()
     }
 }
 
@@ -29,9 +58,12 @@ fn headline(socket: &Socket) -> String {
     }
 }
 
-pub(super) fn assumption(socket: &Socket) -> Option<String> {
+pub(super) fn assumption(trace: &Trace, socket: &Socket) -> Option<String> {
     let is_unknown = matches!(socket.found, Listener::Unknown(_));
-    is_unknown.then(|| process(&socket.pod, socket.at.port()))
+    is_unknown.then(|| {
+        let process = process(&socket.pod, socket.at.port());
+        format!("{process}; to see its sockets: {}", paste::debug(trace))
+    })
 }
 
 pub(super) fn finding(socket: &Socket) -> Finding {

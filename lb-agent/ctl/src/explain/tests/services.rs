@@ -57,7 +57,7 @@ fn no_endpoints_not_ready() {
             STOPPED: default/client to svc:default/api/TCP: default/api has 1 endpoint, 0 ready
               1  ok    source   Pod default/client 10.1.0.2 on this node
               2  STOP  service  default/api:80: default/api has 1 endpoint, 0 ready
-            because: default/api-1 is not-ready
+            because: Pod default/api-1 (10.1.0.7:80) is not-ready
             to fix: check the readiness probes and the Events of these Pods
             code: NO_ENDPOINTS_NOT_READY
         "#]],
@@ -75,7 +75,7 @@ fn named_port_unresolved_by_a_service() {
             STOPPED: default/client to svc:default/api/TCP: default/api selects 1 Pod, but it is not an endpoint
               1  ok    source   Pod default/client 10.1.0.2 on this node
               2  STOP  service  default/api:80: default/api selects 1 Pod, but it is not an endpoint
-            because: no container declares a port with the name in targetPort, or the Pods have no address yet
+            because: no container of them declares a port with the name in targetPort
             to fix: declare the named port in the containers, or set targetPort to a number
             code: NAMED_PORT_UNRESOLVED
         "#]],

@@ -14,7 +14,9 @@ use lb_common::service::state;
 
 use crate::attribution::{GroupPolicies, PolicyNames, RuleAt};
 use crate::explain::trace::Trace;
-use crate::explain::{Facts, Listening, Stale, args, offline, print, render, trace};
+use crate::explain::{
+    Answered, Facts, Listening, Stale, args, lookup, offline, print, render, trace,
+};
 use crate::frontend::FrontendSlots;
 use crate::snapshot::TableSnapshot;
 use crate::view::View;
@@ -119,6 +121,10 @@ pub(super) struct World {
     pub(super) stale: Vec<Stale>,
     /// Whether the kernel forwards packets.
     pub(super) forwards: [bool; 2],
+    /// How addresses answered the source's connections.
+    pub(super) answers: Vec<Answered>,
+    /// What processes of the node listen on.
+    pub(super) host_sockets: Vec<SocketAddr>,
 }
 
 impl World {
@@ -156,6 +162,8 @@ impl World {
             sockets: vec!["0.0.0.0:8080".parse().unwrap(), "0.0.0.0:53".parse().unwrap()],
             stale: Vec::new(),
             forwards: [true; 2],
+            answers: Vec::new(),
+            host_sockets: vec!["0.0.0.0:10250".parse().unwrap()],
             cluster,
         };
         world.write_services(&dirty);
@@ -300,6 +308,17 @@ impl World {
         self.trace_with(&wanted, &serde_json::from_slice(&context).unwrap())
     }
 
+    /// The same with the lookup of the name that is dialed.
+    pub(super) fn trace_by_name(&self, src: &str, dst: &str) -> Trace {
+        let wanted: FlowQuery = args::words(src, dst, None).unwrap();
+        let ask = |wanted: &FlowQuery| Ok(query::context(&self.cluster, wanted));
+        let follow = |wanted: &FlowQuery, context: &FlowContext| self.trace_with(wanted, context);
+        let context = ask(&wanted).unwrap();
+        let mut trace = follow(&wanted, &context);
+        trace.lookup = lookup::follow((&wanted, &context), &ask, &follow).unwrap();
+        trace
+    }
+
     /// The same without an agent.
     pub(super) fn trace_alone(&self, src: &str, dst: &str) -> Trace {
         let wanted: FlowQuery = args::words(src, dst, None).unwrap();
@@ -329,6 +348,8 @@ impl World {
             stale: &self.stale,
             forwards: self.forwards,
             listening: &|_, _, _| listening.clone(),
+            answers: &self.answers,
+            host_listening: &|_| Listening::On(self.host_sockets.clone()),
         })
     }
 }

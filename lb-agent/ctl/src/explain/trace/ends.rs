@@ -131,6 +131,20 @@ pub struct Socket {
     pub found: Listener,
 }
 
+/// How the destination answered the source's last TCP connection to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshake {
+    pub who: Who,
+    /// The flow's destination there.
+    pub at: SocketAddr,
+    /// Whether it accepted the connection; else it refused it.
+    pub accepted: bool,
+    /// Seconds since then.
+    pub ago: u64,
+    /// The node where it runs, if known.
+    pub node: Option<Arc<str>>,
+}
+
 /// Which of the sockets accepts the flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Listener {

@@ -103,6 +103,8 @@ pub enum Why {
         frontend: SocketAddr,
         /// Whether that is external, and the policy that for external clients.
         external: bool,
+        /// The other node that this is about; `None` = this one.
+        node: Option<Arc<str>>,
         /// Nodes with ready endpoints.
         ready_on: Vec<Arc<str>>,
     },
@@ -134,6 +136,11 @@ pub enum NoEndpoints {
         /// Similar labels, and how many Pods have each.
         similar: Vec<(Label, u32)>,
     },
+    /// The selector selects this number of Pods, and none of them has an address yet.
+    NoAddress {
+        /// How many.
+        selected: u32,
+    },
     /// The selector selects this number of Pods, and none of them is an endpoint.
     NotEndpoints {
         /// How many.
@@ -157,6 +164,7 @@ impl Why {
                 NoEndpoints::Unknown | NoEndpoints::NoSelector => Code::NoEndpoints,
                 NoEndpoints::NotReady { .. } => Code::NoEndpointsNotReady,
                 NoEndpoints::NoPod { .. } => Code::NoEndpointsSelector,
+                NoEndpoints::NoAddress { .. } => Code::NoEndpointsAddress,
                 NoEndpoints::NotEndpoints { .. } => Code::NamedPortUnresolved,
             },
         }

@@ -11,23 +11,23 @@ use std::path::Path;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Sign;
-use lb_core::cluster::Family;
-use lb_kernel::devices::netlink::{NetlinkClient, NetlinkRequest, Want};
-use lb_kernel::netfilter::legacy::LISTS;
-use lb_kernel::netfilter::nftables::{
+use crate::devices::netlink::{NetlinkClient, NetlinkRequest, Want};
+use crate::netfilter::legacy::LISTS;
+use crate::netfilter::nftables::{
     GETCHAIN, GETTABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_TABLE_NAME, exists, header,
 };
-use lb_kernel::syscall;
+use crate::syscall;
+use lb_core::cluster::Family;
 
 const NFPROTO_IPV4: u8 = libc::NFPROTO_IPV4 as u8;
 const NFPROTO_IPV6: u8 = libc::NFPROTO_IPV6 as u8;
 /// The device of its IPVS mode.
-pub(crate) const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
+pub const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
 /// In each of its legacy tables; a chain's name ends with a zero.
 const CHAIN: &[u8] = b"KUBE-SERVICES\0";
 
 /// Looks for them. What cannot be asked counts as absent.
-pub(crate) fn find() -> Vec<Sign> {
+pub fn find() -> Vec<Sign> {
     let mut signs = Vec::new();
     match in_nftables() {
         Ok(found) => signs.extend(found),
@@ -42,7 +42,7 @@ pub(crate) fn find() -> Vec<Sign> {
 
 /// Whether kube-proxy's chain is in a legacy table of a family, whose list of tables is the file `names`; `None` when
 /// the tables cannot be read.
-pub(crate) fn in_legacy(family: Family, names: &str) -> Option<bool> {
+pub fn in_legacy(family: Family, names: &str) -> Option<bool> {
     let names = fs::read_to_string(names).unwrap_or_default();
     let mut found = false;
     for table in names.lines().filter(|name| matches!(*name, "nat" | "filter")) {

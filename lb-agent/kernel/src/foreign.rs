@@ -1,20 +1,24 @@
-//! Is kube-proxy at work beside us? Its rules would translate before or after us, and `kubeadm upgrade` brings it
+//! Is kube-proxy at work beside us, or another component that enforces policies or serves Services? Its rules would translate before or after us, and `kubeadm upgrade` brings it
 //! back (kubernetes#129415).
 //!
 //! What it leaves in the kernel is asked for by name ([`rules`]). Whether it lives is harder to tell: a container
 //! does not see the node's processes, so its ports are asked as well ([`ports`]), and the agent knows its Pods.
 #![forbid(unsafe_code)]
 
-pub(crate) mod ports;
-pub(crate) mod rules;
+pub mod enforcers;
+pub mod ports;
+pub mod rules;
 
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 
+/// What the agent says at `/proxyMode`, where kube-proxy says `iptables` or `nftables`.
+pub const MODE: &str = "ebpf";
+
 /// A sign of kube-proxy on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Sign {
+pub enum Sign {
     /// The table `kube-proxy` of its nftables mode.
     Nftables,
     /// The chain `KUBE-SERVICES` of its iptables mode, in nf_tables.
@@ -35,7 +39,7 @@ pub(crate) enum Sign {
 
 impl Sign {
     /// Whether it shows kube-proxy itself, which writes its rules again, and not only what it left behind.
-    pub(crate) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         match self {
             Self::Nftables | Self::Iptables | Self::Legacy | Self::Ipvs => false,
             Self::Process | Self::Mode(..) | Self::Health(_) | Self::Pod(_) => true,
@@ -59,19 +63,19 @@ impl fmt::Display for Sign {
 }
 
 /// Signs in one line.
-pub(crate) fn words(signs: &[Sign]) -> String {
+pub fn words(signs: &[Sign]) -> String {
     signs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Looks for signs. What cannot be asked counts as absent.
-pub(crate) fn detect() -> Vec<Sign> {
+pub fn detect() -> Vec<Sign> {
     let mut signs = alive();
     signs.extend(rules::find());
     signs
 }
 
 /// Looks for kube-proxy itself.
-pub(crate) fn alive() -> Vec<Sign> {
+pub fn alive() -> Vec<Sign> {
     let mut signs = ports::find(ports::METRICS, ports::HEALTHZ);
     signs.extend(is_running().then_some(Sign::Process));
     signs

@@ -8,14 +8,13 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::Sign;
-use crate::observe::MODE;
+use super::{MODE, Sign};
 
 /// Where kube-proxy's metrics are.
-pub(crate) const METRICS: SocketAddr =
+pub const METRICS: SocketAddr =
     SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10249));
 /// Where kube-proxy is asked for its health.
-pub(crate) const HEALTHZ: SocketAddr =
+pub const HEALTHZ: SocketAddr =
     SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10256));
 /// A server on this very host connects and answers within these times, or counts as absent.
 const CONNECT: Duration = Duration::from_millis(200);
@@ -26,7 +25,7 @@ const MOST: u64 = 4096;
 const WORD: usize = 16;
 
 /// Asks at both ports.
-pub(crate) fn find(metrics: SocketAddr, healthz: SocketAddr) -> Vec<Sign> {
+pub fn find(metrics: SocketAddr, healthz: SocketAddr) -> Vec<Sign> {
     if let Ok((200, mode)) = get(metrics, "/proxyMode") {
         let mode = mode.trim();
         let is_word = mode.len() <= WORD && mode.bytes().all(|byte| byte.is_ascii_alphanumeric());

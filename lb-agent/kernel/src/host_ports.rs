@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use lb_common::config::MASQUERADE_PORTS;
 
 /// A range of ports.
-pub(crate) type Ports = RangeInclusive<u16>;
+pub type Ports = RangeInclusive<u16>;
 
 /// Where the API server takes NodePorts from, unless it is told otherwise (`--service-node-port-range`).
 const NODE_PORTS: Ports = 30_000..=32_767;
@@ -16,7 +16,7 @@ const FEW: u32 = 4_096;
 
 /// The ports that the host's own sockets are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HostPorts {
+pub struct HostPorts {
     /// `net.ipv4.ip_local_port_range`, of both families; `None` when it cannot be read.
     pub given: Option<Ports>,
     /// `net.ipv4.ip_local_reserved_ports`: none of them.
@@ -25,7 +25,7 @@ pub(crate) struct HostPorts {
 
 impl HostPorts {
     /// As the network namespace has them now.
-    pub(crate) fn read() -> Self {
+    pub fn read() -> Self {
         let read = |name: &str| {
             fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
         };
@@ -33,7 +33,7 @@ impl HostPorts {
     }
 
     /// As the kernel writes them.
-    pub(crate) fn parse(given: &str, reserved: &str) -> Self {
+    pub fn parse(given: &str, reserved: &str) -> Self {
         let range = |bounds: (&str, &str)| {
             Some(bounds.0.trim().parse().ok()?..=bounds.1.trim().parse().ok()?)
         };
@@ -47,14 +47,19 @@ impl HostPorts {
     }
 
     /// Whether a socket may be given the port.
-    pub(crate) fn has(&self, port: u16) -> bool {
+    pub fn has(&self, port: u16) -> bool {
         self.given.as_ref().is_some_and(|given| given.contains(&port))
             && !self.reserved.iter().any(|reserved| reserved.contains(&port))
     }
 
+    /// Whether a socket may be given a port from which NodePorts are taken.
+    pub fn has_node_ports(&self) -> bool {
+        NODE_PORTS.into_iter().any(|port| self.has(port))
+    }
+
     /// The widest range that is neither theirs nor of NodePorts. From 10000 on: below are the ports that Pods listen on,
     /// and each packet to one of the range costs a look into conntrack.
-    pub(crate) fn widest_rest(&self) -> Ports {
+    pub fn widest_rest(&self) -> Ports {
         if self.given.is_none() {
             return MASQUERADE_PORTS;
         }
@@ -76,7 +81,7 @@ impl HostPorts {
 }
 
 /// The narrowest range that both are in.
-pub(crate) fn hull(one: &Ports, other: &Ports) -> Ports {
+pub fn hull(one: &Ports, other: &Ports) -> Ports {
     *one.start().min(other.start())..=*one.end().max(other.end())
 }
 
