@@ -122,7 +122,7 @@ fn a_reset_from_another_node_is_remembered() {
           1  ok    source          Pod default/client 10.1.0.2 on this node
           2  ok    egress policy   no policy selects default/client in egress
           3  ok    ingress policy  the cluster has no policies
-          4  ok    path            goes past the host's IP stack and netfilter between here and n2
+          4  ok    path            goes past the host's IP stack and netfilter between n1 and n2
           5  STOP  answer          10.1.1.3:8080 refused a connection of this source 4 s ago
         because: 4 s ago default/far-1 answered a connection of default/client to 10.1.1.3:8080 with a reset: no process listens on port 8080 there, or only on a loopback address
         to fix: set targetPort (or the destination port) to a port that the process listens on; `lbctl explain` on n2 shows which these are
