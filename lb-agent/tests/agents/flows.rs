@@ -335,3 +335,78 @@ fn a_trial_says_what_applying_the_policy_does() {
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+/// A shop: what is seen becomes policies, which deny nothing in shadow mode, and with which the shop works when they are enforced.
+#[test]
+fn suggested_policies_allow_what_was_seen_and_nothing_else() {
+    let mut stage = Stage::new("suggest", Shape::Routed);
+    let (a, b) = (stage.a.clone(), stage.b.clone());
+    let [web, orders] = [("web", &a), ("orders", &b)].map(|(name, node)| stage.server(node, name));
+    let [client, stranger] = ["client-0", "stranger-0"].map(|name| a.pod(name).unwrap());
+    stage.dir.write("nodes", &[&a, &b].map(node_of)).unwrap();
+    let objects = [
+        service("web", WEB),
+        pod_of(&web).label("app", "web").label("tier", "front"),
+        pod_of(&orders).label("app", "orders"),
+        pod_of(&client).label("app", "client"),
+        pod_of(&stranger).label("app", "stranger"),
+    ];
+    stage.dir.write("shop", &objects).unwrap();
+    let through = port_80(WEB[0]);
+    let straight = SocketAddr::new(orders.v4.into(), 8080);
+    stage.wait_for(&client.netns, through, &["web"]);
+    stage.wait_for(&web.netns, straight, &["orders"]);
+    let open = |pod: &Pod, addr| pod.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let mut shop = [open(&client, through), open(&web, straight)];
+
+    // Each node has seen the flows of its own Pods.
+    let suggestion = |agent: &Agent| {
+        let args = ["policy", "suggest", "default"];
+        let child = agent.node.netns.spawn(&mut lbctl(agent, &args)).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let here = suggestion(&stage.agents[0]);
+    for word in
+        ["suggested-web", "suggested-client", "suggested-orders", "lb-agent.io/mode: shadow"]
+    {
+        assert!(here.contains(word), "{word}: {here}");
+    }
+    assert!(!here.contains("suggested-stranger"), "it was not seen: {here}");
+    for line in here.lines().filter(|line| line.contains("cidr")) {
+        panic!("no client outside was seen: {line}");
+    }
+    stage.dir.write_text("policies", &here).unwrap();
+    let listed = |state: &str| {
+        until(&stage, &format!("the policies are in {state}"), || {
+            for agent in &stage.agents {
+                let (_, text) = run(agent, &["policy", "list", "-n", "default"]);
+                let rows = text.lines().filter(|line| line.contains("suggested-"));
+                anyhow::ensure!(rows.filter(|line| line.contains(state)).count() == 3, "{text}");
+            }
+            Ok(())
+        });
+    };
+    listed("shadow");
+    for connection in &mut shop {
+        connection.ask().unwrap();
+    }
+    assert!(asked(&client, through) && asked(&web, straight));
+    for agent in &stage.agents {
+        let (code, text) = run(agent, &["shadow", "report"]);
+        assert!(code == Some(0) && !text.contains("denied"), "{text}");
+    }
+
+    stage.dir.write_text("policies", &here.replace("mode: shadow", "mode: enforce")).unwrap();
+    listed("enforced");
+    for connection in &mut shop {
+        connection.ask().unwrap();
+    }
+    assert!(asked(&client, through) && asked(&web, straight));
+    until(&stage, "the stranger is denied", || {
+        anyhow::ensure!(!asked(&stranger, straight));
+        Ok(())
+    });
+}
