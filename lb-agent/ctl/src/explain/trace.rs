@@ -188,7 +188,7 @@ impl Trace {
     }
 
     /// The hops that all branches have.
-    pub(super) fn before_branches(&self) -> &[Hop] {
+    pub fn before_branches(&self) -> &[Hop] {
         self.hops.get(..self.first_branch()).unwrap_or_default()
     }
 
