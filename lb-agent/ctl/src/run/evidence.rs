@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
 use crate::FlowsArgs;
@@ -14,7 +15,7 @@ use crate::network;
 use crate::pairs::{self, LivePair, PairBy, PairFacts, PairRow};
 use crate::pinned::Pinned;
 use crate::run::{TablePaths, remark, unix_now};
-use crate::snapshot::{CtFilter, SnapshotExtent};
+use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use lb_core::admin::what_if::SeenFlow;
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
@@ -44,7 +45,9 @@ impl FlowEvidence {
         let names = place.names_or_remark().names;
         let view = View::new(&snapshot, &names, unix_now());
         let (entries, now) = tables.flows(&CtFilter::default())?;
-        let live = pairs::live(&view, &entries, now);
+        let mut live = pairs::live(&view, &entries, now);
+        let frontends = snapshot.frontends.iter().map(|frontend| frontend.socket()).collect();
+        live.retain(|pair| !is_before_its_service(&frontends, &snapshot, &pair.flow));
         let (covers, sample) = sample(place)?;
         let pods = snapshot.pods.values().flat_map(|pod| [pod.ip4, pod.ip6]);
         let own = pods.filter_map(network::ip).collect();
@@ -70,6 +73,17 @@ impl FlowEvidence {
         }
         Ok(owners)
     }
+}
+
+/// Whether the flow went to a Service's address before the Service was there: no workload received it.
+fn is_before_its_service(
+    frontends: &HashSet<SocketAddr>,
+    snapshot: &TableSnapshot,
+    flow: &SeenFlow,
+) -> bool {
+    let mut cluster_ips = snapshot.service_cidrs.iter();
+    frontends.contains(&SocketAddr::new(flow.dst, flow.port))
+        || cluster_ips.any(|cidr| cidr.contains(&Addr::from(flow.dst)))
 }
 
 fn sample(place: TablePaths<'_>) -> anyhow::Result<(Covers, Vec<FlowRecord>)> {
