@@ -23,11 +23,11 @@ use crate::stage::{SOON, Stage, port_80, service};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 /// No answer within this time is none.
-const DENIED: Duration = Duration::from_millis(400);
+pub(crate) const DENIED: Duration = Duration::from_millis(400);
 /// The name table, with its examples of drops, is written every ten seconds at least.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const ONLY_FRIENDS: &str = "
+pub(crate) const ONLY_FRIENDS: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: only-friends, namespace: default}
@@ -39,7 +39,7 @@ spec:
 ";
 
 /// lbctl beside this agent, as in its container.
-fn lbctl(agent: &Agent, args: &[&str]) -> Command {
+pub(crate) fn lbctl(agent: &Agent, args: &[&str]) -> Command {
     prepared(as_in_container(env!("CARGO_BIN_EXE_lbctl")), agent, args)
 }
 

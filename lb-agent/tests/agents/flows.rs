@@ -4,57 +4,22 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    process::{Command, Stdio},
     time::Duration,
 };
 
 use serde_json::Value;
 use testbed::{
     Agent, Pod, Shape,
-    agent::as_in_container,
     client::{Connection, Transport, ask},
     manifest::{node_of, pod_of},
     wait,
 };
 
+use crate::explain::{DENIED, ONLY_FRIENDS, lbctl, run};
 use crate::stage::{SOON, Stage, port_80, service};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-/// No answer within this time is none.
-const DENIED: Duration = Duration::from_millis(400);
 const UID: &str = "0f0e1d2c-3b4a-4958-8677-a0b1c2d3e4f5";
-
-const ONLY_FRIENDS: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: only-friends, namespace: default}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  ingress:
-  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
-    ports: [{port: 8080}]
-";
-
-/// lbctl beside this agent, as in its container.
-fn lbctl(agent: &Agent, args: &[&str]) -> Command {
-    let mut command = as_in_container(env!("CARGO_BIN_EXE_lbctl"));
-    command
-        .args(args)
-        .arg("--pin-dir")
-        .arg(&agent.pin_dir)
-        .arg("--state-dir")
-        .arg(&agent.state_dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// Runs it to its end: exit status and what it printed.
-fn run(agent: &Agent, args: &[&str]) -> (Option<i32>, String) {
-    let child = agent.node.netns.spawn(&mut lbctl(agent, args)).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(text).unwrap())
-}
 
 /// The flows that the agent keeps and that this filter takes.
 fn flows(agent: &Agent, filter: &[&str]) -> Vec<Value> {
