@@ -1,5 +1,7 @@
 //! JSON values as block-style YAML, the form people edit. Strings are quoted as in JSON, which YAML reads alike.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 /// `value` as one document, ending with a newline.
@@ -13,7 +15,10 @@ pub(super) fn document(value: &Value) -> String {
 fn write(out: &mut String, value: &Value, indent: usize, inline: bool) {
     match value {
         Value::Object(map) if !map.is_empty() => {
-            for (i, (key, value)) in map.iter().enumerate() {
+            // In order, as kubectl prints them: a map of this crate keeps the order of insertion if another
+            // crate of the build asks serde_json for that.
+            let fields: BTreeMap<_, _> = map.iter().collect();
+            for (i, (key, value)) in fields.into_iter().enumerate() {
                 pad(out, indent, inline && i == 0);
                 *out += &plain_key(key);
                 *out += ":";
