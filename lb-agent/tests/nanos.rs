@@ -159,6 +159,9 @@ fn main() {
     for (program, name, ns) in masqueraded_runs(&empty) {
         println!("{program} {name} {ns}");
     }
+    for (program, name, ns) in masqueraded_opening(&empty) {
+        println!("{program} {name} {ns}");
+    }
 }
 
 /// A bed with a Pod whose link-layer address is known, like that of each Pod that the agent has seen.
@@ -261,6 +264,47 @@ fn masqueraded_runs(empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
             let runs = low((0..RUNS).map(|_| bed.nanos("dev_in", &packet, 1)).collect());
             outcome.push(("dev_in", name, runs.saturating_sub(floor)));
         }
+    }
+    outcome
+}
+
+/// First packets from outside to a backend on another node, when each port of the node's range was that of a connection
+/// before, which its client closed.
+fn masqueraded_opening(empty: &OwnedFd) -> Vec<(&'static str, &'static str, u64)> {
+    const BEFORE: u16 = 25_000;
+    const RUNS: u16 = 10_000;
+    let mut outcome = Vec::new();
+    for (family, name) in FAMILIES.iter().zip(["new-masqueraded", "new-masqueraded6"]) {
+        let mut bed = Bed::node();
+        let (frontend, backend) = (family.at(family.lb, 80), family.at(family.far_pod, 8080));
+        let id = bed.backend(&backend, proto::TCP);
+        bed.outside(&frontend, proto::TCP, &[id], &Way::default());
+        bed.add_port("frontend_ports", 80);
+        let [mut floor, mut runs] = [const { Vec::new() }; 2];
+        for run in 0..BEFORE + RUNS {
+            let client = family.at(family.client, 20_000 + run);
+            let request = format!("{client} > {frontend} tcp");
+            let syn = format!("{request} S seq=1");
+            if run >= BEFORE {
+                let packet = packet::build(&syn);
+                floor.push(empty_nanos(empty, &packet, 1));
+                runs.push(bed.nanos("dev_in", &packet, 1));
+            }
+            // Its source port is that of the packet before, if there was one.
+            let seen = bed.arrive(&syn);
+            let seen = seen.trim_start_matches("redirect ").split(' ').next().unwrap().to_owned();
+            let answer = format!("{backend} > {seen} tcp");
+            for text in [
+                format!("{answer} SA seq=1 ack=2"),
+                format!("{request} A seq=2 ack=2"),
+                format!("{request} FA seq=2 ack=2"),
+                format!("{answer} FA seq=2 ack=3"),
+                format!("{request} A seq=3 ack=3"),
+            ] {
+                bed.arrive(&text);
+            }
+        }
+        outcome.push(("dev_in", name, low(runs).saturating_sub(low(floor))));
     }
     outcome
 }

@@ -1,6 +1,8 @@
 //! The two entries of a translated connection: one that could not be written, what its last packets leave in the table, and what
 //! that means for the next connection with the same ends.
 
+use std::net::SocketAddr;
+
 use lb_common::conntrack::{CtEntry, CtFlags};
 use lb_common::flow::proto;
 use lb_testkit::bed::Bed;
@@ -108,7 +110,7 @@ type Path = (&'static str, fn(&mut Bed, &lb_testkit::node::Addrs) -> Ends, Says)
 /// A packet of the client, or one of the server, reaches the programs.
 type Says = fn(&Bed, Side, &str);
 
-const PATHS: [Path; 3] = [
+const PATHS: [Path; 4] = [
     (
         "a Pod to a Service",
         |bed, family| {
@@ -163,7 +165,35 @@ const PATHS: [Path; 3] = [
             assert_ne!(told, "drop", "{text}");
         },
     ),
+    (
+        "from outside to a Pod of another node",
+        |bed, family| {
+            let (client, vip) = (family.at(family.client, 4000), family.at(family.lb, 83));
+            let pod = family.at(family.far_pod, 8080);
+            let id = bed.backend(&pod, proto::TCP);
+            bed.outside(&vip, proto::TCP, &[id], &Way::default());
+            Ends { request: format!("{client} > {vip} tcp"), answer: format!("{pod} > {NODE} tcp") }
+        },
+        |bed, side, text| {
+            let text = match side {
+                Client => text.to_owned(),
+                Server => text.replace(NODE, &masqueraded(bed)),
+            };
+            let told = bed.arrive(&text);
+            assert!(told.starts_with("redirect "), "{text}: {told}");
+        },
+    ),
 ];
+
+/// Stands for the source of a masqueraded flow, whose port is known when it was opened.
+const NODE: &str = "NODE";
+
+/// The source of the one masqueraded flow, as its backend sees it.
+fn masqueraded(bed: &Bed) -> String {
+    let entries = bed.conntrack().into_iter();
+    let (key, _) = entries.max_by_key(|(_, entry)| entry.flags.contains(CtFlags::REPLY)).unwrap();
+    SocketAddr::new(key.remote.to_ip(), key.remote_port.get()).to_string()
+}
 
 fn say(bed: &Bed, ends: &Ends, says: Says, segments: &[Segment]) {
     for (side, segment) in segments {
