@@ -1,7 +1,7 @@
 //! The story, step by step. Each step says what it shows and fails when it shows anything else.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr},
     process::Command,
     time::{Duration, Instant},
@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use testbed::{
     Netns, Pod,
-    client::{Transport, ask},
+    client::{Connection, Transport, ask},
     load::{Load, Report, Running},
-    manifest::policy,
+    manifest::{Object, policy},
     wait,
 };
 
@@ -24,6 +24,9 @@ use super::{
 
 /// How long an expected change may take.
 pub(super) const SOON: Duration = Duration::from_secs(10);
+
+/// Connections that are open while a policy is tried.
+const OPEN: usize = 6;
 
 /// Tells it all.
 ///
@@ -179,6 +182,7 @@ fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
     let allow = policy("allow-client", json!({"podSelector": subject, "ingress": rule}));
     let (addr, limit) = (at(WEB[0], 80)?, Duration::from_millis(300));
     let asked = |limit| scene.client.netns.enter(|| ask(Transport::Tcp, addr, limit));
+    try_first(scene, paper, &deny)?;
     scene.manifests.write("policies", std::slice::from_ref(&deny))?;
     wait::until("silence under a default deny", SOON, || match asked(limit)? {
         Err(err) if err.kind() != io::ErrorKind::ConnectionRefused => Ok(()),
@@ -191,7 +195,37 @@ fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
     let answer = asked(SOON)?.context("an allowed request")?;
     paper.say(&format!("and NetworkPolicy allow-client: Pod client → {addr}: {answer} answers"));
     explain(scene, paper, "DELIVERED", "allowed by default/allow-client")?;
+    let suggested = scene.agents[0].lbctl(&["policy", "suggest", "default"])?;
+    ensure!(suggested.contains("name: suggested-web"), "{suggested}");
+    let (first, _) = suggested.split_once("\n---").unwrap_or((&suggested, ""));
+    paper.show("lbctl policy suggest default   # the first of them", first);
     scene.manifests.remove("policies")
+}
+
+/// What the policy would do, before it is applied: to connections that are open, since one that ended leaves conntrack at once.
+fn try_first(scene: &Scene, paper: &mut Paper, policy: &Object) -> Result<()> {
+    let agent = &scene.agents[0];
+    let file = agent.state_dir.join("default-deny.yaml");
+    fs::write(&file, policy.to_yaml()).with_context(|| file.display().to_string())?;
+    let name = file.display().to_string();
+    let addr = at(WEB[0], 80)?;
+    let open = || scene.client.netns.enter(|| Connection::open(addr, SOON))?.context("connect");
+    let mut opened = (0..OPEN).map(|_| open()).collect::<Result<Vec<_>>>()?;
+    let (outcome, _) = wait::until("a trial that finds the client's flows", SOON, || {
+        let outcome = agent.lbctl(&["policy", "try", "-f", &name])?;
+        ensure!(
+            outcome.contains(&format!("{OPEN} would be denied"))
+                && outcome.contains("default/client"),
+            "{outcome}"
+        );
+        Ok(outcome)
+    })?;
+    paper.say(&format!("the client keeps {OPEN} connections open; would they survive?"));
+    paper.show("lbctl policy try -f default-deny.yaml", &outcome);
+    for connection in &mut opened {
+        connection.ask().context("a connection that a trial must not touch")?;
+    }
+    Ok(())
 }
 
 fn explain(scene: &Scene, paper: &mut Paper, verdict: &str, because: &str) -> Result<()> {
