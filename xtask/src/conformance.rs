@@ -97,8 +97,11 @@ fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<(
         None => eprintln!("not run without --outside-exec: the checks with an external client"),
     }
     policies::check(&bed, report, !options.skip_deploy);
-    laptop::check(&bed, report, options, !options.skip_deploy);
-    explain::check(&bed, report);
+    let laptop = laptop::command(report, options);
+    if let Some(command) = &laptop {
+        laptop::check(&bed, report, command, !options.skip_deploy);
+    }
+    explain::check(&bed, report, laptop.as_deref());
     latency::check(&bed, report);
     if options.skip_deploy {
         eprintln!("not run with --skip-deploy: the checks that stop the agent");

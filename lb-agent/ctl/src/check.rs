@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use lb_common::listed;
 use serde::{Serialize, Serializer};
 
-use crate::columns::{Cell, Column, Row, Style};
+use crate::columns::{Cell, Column, Row, RowScope, Style};
 use crate::status::Report;
 use lb_core::names::State;
 
@@ -173,6 +173,7 @@ pub struct CheckRow {
 
 impl Row for CheckRow {
     const NOUN: &'static str = "checks";
+    const SCOPE: RowScope = RowScope::Cluster;
     const COLUMNS: &'static [Column] = &[
         Column::new("STATE"),
         Column::new("CODE"),

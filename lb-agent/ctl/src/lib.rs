@@ -345,6 +345,9 @@ pub struct PolicyTryArgs {
     /// Try policies in shadow mode as if they were enforced
     #[arg(long)]
     pub enforce: bool,
+    /// How long to look for flows; a connection that begins and ends between two looks is not seen
+    #[arg(long = "for", value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub span: Duration,
     /// How to print it
     #[command(flatten)]
     pub style: Style,
@@ -359,6 +362,9 @@ pub struct PolicySuggestArgs {
     /// Print policies that are enforced when they are applied
     #[arg(long)]
     pub enforce: bool,
+    /// How long to look for flows; a connection that begins and ends between two looks is not seen
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub span: Duration,
     /// Print what the policies are made from, as JSON
     #[arg(long, hide = true)]
     pub evidence: bool,
@@ -373,6 +379,9 @@ pub struct ShadowReportArgs {
     /// Only what this policy would decide: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<String>,
+    /// How long to look for flows; a connection that begins and ends between two looks is not seen
+    #[arg(long = "for", value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub span: Duration,
     /// How to print it
     #[command(flatten)]
     pub style: Style,

@@ -60,10 +60,13 @@ pub fn suggest(wanted: &SuggestOptions<'_>, nodes: &[NodeEvidence]) -> Suggestio
     for flow in flows {
         let ends = [flow.src, flow.dst].map(|ip| FlowSide::of(ip, &workloads, &ranges));
         let [src, dst] = &ends;
+        // A node's address on the device of a Pod may be one of the Pods' range.
+        let known_src = flow.from_host.then_some(flow.src);
         gone.extend(
             [flow.src, flow.dst]
                 .into_iter()
                 .zip(&ends)
+                .filter(|(ip, _)| known_src != Some(*ip))
                 .filter_map(|(ip, end)| matches!(end, FlowSide::Gone).then_some(ip)),
         );
         let port = (flow.protocol, flow.port);

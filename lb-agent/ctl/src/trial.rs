@@ -168,7 +168,10 @@ impl Row for TrialRow {
 pub struct TrialReport {
     /// This node.
     pub node: String,
-    /// Live flows that were judged.
+    /// How long flows were looked for; 0 = once.
+    #[serde(default)]
+    pub seconds: u64,
+    /// Live flows that were judged: all that there were in this time.
     pub flows: u64,
     /// Those of them that would be denied.
     pub denied: u64,
@@ -191,12 +194,13 @@ impl TrialReport {
 
     /// The first line.
     pub fn summary(&self) -> String {
-        let Self { node, flows, denied, recently_denied, allowed, .. } = self;
+        let Self { node, seconds, flows, denied, recently_denied, allowed, .. } = self;
         let place = if node.is_empty() { "this node" } else { node };
+        let when = if *seconds == 0 { String::new() } else { format!(" in {seconds} s") };
         let [flows, denied, recent, allowed] =
             [*flows, *denied, *recently_denied, *allowed].map(number);
         format!(
-            "of {flows} live flows on {place} {denied} would be denied; \
+            "of {flows} live flows on {place}{when} {denied} would be denied; \
              of {recent} recently denied {allowed} would be allowed"
         )
     }
@@ -264,6 +268,7 @@ pub fn trial(facts: &TrialFacts<'_>, answer: TrialAnswer) -> TrialReport {
     sort(&mut items);
     TrialReport {
         node: facts.node.to_owned(),
+        seconds: 0,
         flows: counted.map(|pair| pair.count).sum(),
         denied,
         recently_denied: sum(facts.denied),

@@ -12,9 +12,12 @@ use lb_core::cluster::Name;
 /// Flags of `wait`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WaitArgs {
-    /// svc/NAMESPACE/NAME, policy/NAMESPACE/NAME, or policy/NAME of a ClusterNetworkPolicy
+    /// svc/NAMESPACE/NAME, svc/NAME with -n, policy/NAMESPACE/NAME, or policy/NAME of a ClusterNetworkPolicy
     #[arg(value_name = "KIND/NAMESPACE/NAME", value_parser = awaited)]
     pub object: AwaitedObject,
+    /// Namespace of svc/NAME
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
     /// Wait until the maps of this node have the Service, as they do unless this is given with a policy
     #[arg(long, conflicts_with = "enforced")]
     pub programmed: bool,
@@ -42,6 +45,12 @@ impl WaitArgs {
             (AwaitedObject::Policy(..), true, _) => {
                 bail!("a policy is not programmed: use --enforced")
             }
+            (AwaitedObject::Service(name), ..) if name.namespace.is_empty() => {
+                let Some(namespace) = &self.namespace else {
+                    bail!("a Service has a namespace: use svc/NAMESPACE/{}, or -n", name.name)
+                };
+                Ok(AwaitedObject::Service(Name::new(namespace.as_str(), &*name.name)))
+            }
             (AwaitedObject::Service(_), ..) => Ok(self.object.clone()),
             (AwaitedObject::Policy(name, _), ..) => {
                 Ok(AwaitedObject::Policy(name.clone(), self.generation))
@@ -66,8 +75,7 @@ fn parse(text: &str) -> anyhow::Result<AwaitedObject> {
         _ => bail!(FORM),
     };
     match (kind, name.namespace.is_empty()) {
-        ("svc" | "service" | "services", false) => Ok(AwaitedObject::Service(name)),
-        ("svc" | "service" | "services", true) => bail!("a Service has a namespace: {FORM}"),
+        ("svc" | "service" | "services", _) => Ok(AwaitedObject::Service(name)),
         ("policy" | "netpol" | "networkpolicy", _) => Ok(AwaitedObject::Policy(name, None)),
         ("cnp" | "clusternetworkpolicy", true) => Ok(AwaitedObject::Policy(name, None)),
         ("cnp" | "clusternetworkpolicy", false) => bail!("a ClusterNetworkPolicy has no namespace"),
@@ -103,8 +111,14 @@ pub fn obstacle(wanted: &AwaitedObject, progress: &ObjectProgress) -> Option<Str
 
 #[cfg(test)]
 mod tests {
-    use super::{obstacle, parse};
+    use super::{WaitArgs, obstacle, parse};
     use lb_core::admin::progress::{AwaitedObject, ObjectProgress};
+
+    #[derive(clap::Parser)]
+    struct WaitCommand {
+        #[command(flatten)]
+        args: WaitArgs,
+    }
 
     #[test]
     fn objects_are_named_by_kind_namespace_and_name() {
@@ -120,13 +134,29 @@ mod tests {
         assert_eq!(said("cnp/admin"), "Policy admin");
         for (text, error) in [
             ("web", "expected svc/"),
-            ("svc/web", "a Service has a namespace"),
             ("svc/a/b/c", "expected svc/"),
             ("cnp/a/b", "a ClusterNetworkPolicy has no namespace"),
             ("pod/a/b", "pod is neither a Service nor a policy"),
         ] {
             assert!(said(text).starts_with(error), "{text}: {}", said(text));
         }
+    }
+
+    #[test]
+    fn a_service_without_a_namespace_is_of_the_given_one() {
+        let wanted = |words: &[&str]| {
+            let words = ["wait"].iter().chain(words);
+            let parsed = <WaitCommand as clap::Parser>::try_parse_from(words).unwrap();
+            match parsed.args.wanted() {
+                Ok(AwaitedObject::Service(name)) => name.to_string(),
+                Ok(AwaitedObject::Policy(name, _)) => format!("policy {name}"),
+                Err(error) => error.to_string(),
+            }
+        };
+        assert_eq!(wanted(&["svc/web", "-n", "shop"]), "shop/web");
+        assert_eq!(wanted(&["svc/db/web", "-n", "shop"]), "db/web");
+        assert_eq!(wanted(&["policy/admin", "-n", "shop"]), "policy admin");
+        assert_eq!(wanted(&["svc/web"]), "a Service has a namespace: use svc/NAMESPACE/web, or -n");
     }
 
     #[test]

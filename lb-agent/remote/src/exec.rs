@@ -24,6 +24,8 @@ pub struct RemoteCommand {
     pub args: Vec<String>,
     /// What it reads from its standard input, such as a manifest.
     pub stdin: Option<Vec<u8>>,
+    /// How long it looks before it answers.
+    pub lasts: Duration,
 }
 
 /// What a command printed.
@@ -53,9 +55,10 @@ pub(crate) async fn run(
     agent: &NodeAgent,
     command: &RemoteCommand,
 ) -> anyhow::Result<RemoteOutput> {
-    match tokio::time::timeout(PATIENCE, whole(place, agent, command)).await {
+    let patience = PATIENCE.saturating_add(command.lasts);
+    match tokio::time::timeout(patience, whole(place, agent, command)).await {
         Ok(output) => output,
-        Err(_elapsed) => bail!("no answer within {} s", PATIENCE.as_secs()),
+        Err(_elapsed) => bail!("no answer within {} s", patience.as_secs()),
     }
 }
 

@@ -71,7 +71,8 @@ impl Follow {
         for agent in agents {
             let (place, agent, send) = (place.clone(), agent.clone(), send.clone());
             // The input stays open as long as the connection does; the node's lbctl ends with it.
-            let command = RemoteCommand { args: command.args.clone(), stdin: Some(Vec::new()) };
+            let args = command.args.clone();
+            let command = RemoteCommand { args, stdin: Some(Vec::new()), ..command.clone() };
             runtime.spawn(async move {
                 let node = agent.node.clone();
                 let why = match exec::start(&place, &agent, &command).await {

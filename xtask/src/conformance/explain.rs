@@ -1,5 +1,5 @@
 //! `lbctl explain` on a real cluster: what goes wrong most often, asked of the agent of every node. Each must give one code and one
-//! exit status, the same on all nodes.
+//! exit status, the same on all nodes, but for what only the destination's node can see. `kubectl lb explain` must give exactly one.
 //!
 //! | Pod | namespace | node | what is wrong with it |
 //! |---|---|---|---|
@@ -8,7 +8,7 @@
 //! | slow, crash, loopback | explain | last | never ready; exits; listens on 127.0.0.1 only |
 //! | team, port, closed | explain-db | last | admit namespaces with another label; the Service's port; nothing |
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use super::{
     deploy,
     report::{Report, within},
 };
-use crate::command::output;
+use crate::{command::output, kubectl};
 
 const HOME: &str = "lb-conformance-explain";
 const OTHER: &str = "lb-conformance-explain-db";
@@ -34,14 +34,34 @@ struct Case {
     /// The destination in lbctl's words.
     to: String,
     exit: i32,
-    /// One of these; none where the flow is delivered.
+    /// The first is the right one, the others are what an agent says that sees less; none where the flow is delivered.
     codes: &'static [&'static str],
     /// Whether only the nodes of the two ends can know: the one by the sockets, the other by its last connection.
     by_sockets: bool,
 }
 
-/// Runs them all.
-pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
+impl Case {
+    /// Asks all nodes together: one answer, without a dial before it that a node could remember.
+    fn ask_laptop(&self, command: &str) -> Result<String> {
+        let Self { from, to, exit, codes, .. } = self;
+        let started = Instant::now();
+        let out =
+            kubectl::shell(command, &["explain", from, to.as_str(), "--output", "json"]).output();
+        let out = out.context("start kubectl-lb")?;
+        let took = started.elapsed();
+        let said: Value = serde_json::from_slice(&out.stdout)
+            .with_context(|| String::from_utf8_lossy(&out.stderr).into_owned())?;
+        let code = text(&said, "/code");
+        if out.status.code() != Some(*exit) || code != codes.first().copied() {
+            let verdict = text(&said, "/verdict").unwrap_or_default();
+            bail!("{}, {code:?}, not {exit} {:?}: {verdict}", out.status, codes.first());
+        }
+        Ok(format!("{}, {:.2} s", code.unwrap_or("delivered"), took.as_secs_f64()))
+    }
+}
+
+/// Runs them all; with `laptop`, a command of `kubectl lb`, through that, too.
+pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, laptop: Option<&str>) {
     let mut cast = None;
     report.check("explain: the Pods of its cases", || {
         cast = Some(ExplainCast::make(bed)?);
@@ -52,6 +72,11 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report) {
             report.check(&format!("explain: {}, asked of every agent", case.name), || {
                 within(SETTLED, || cast.ask(&case))
             });
+            if let Some(laptop) = laptop {
+                report.check(&format!("kubectl lb explain: {}", case.name), || {
+                    within(SETTLED, || case.ask_laptop(laptop))
+                });
+            }
         }
     }
     report.check("explain: its Pods are removed", || remove(bed.cluster).map(|()| String::new()));

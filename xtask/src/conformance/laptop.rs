@@ -29,14 +29,14 @@ const PLAIN: &str = "{kubectl-lb}";
 /// Where the agents may run, by `deploy/daemonset.yaml`.
 const ARCH: &str = "kubernetes.io/arch";
 
-/// Runs them all; the one that removes an agent only if they are `ours`.
-pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, options: &Options, ours: bool) {
+/// Builds `kubectl lb` as for a laptop, and returns the command that runs it.
+pub(crate) fn command(report: &mut Report, options: &Options) -> Option<String> {
     let command = match (&options.kubectl_lb, options.kubectl == KUBECTL) {
         (Some(command), _) => command.clone(),
         (None, true) => PLAIN.to_owned(),
         (None, false) => {
             eprintln!("not run with --kubectl and without --kubectl-lb: the checks of kubectl lb");
-            return;
+            return None;
         }
     };
     let mut built = None;
@@ -45,7 +45,11 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, options: &Options, ours:
         built = Some(command.replace(BINARY, &path));
         Ok(String::new())
     });
-    let Some(command) = built else { return };
+    built
+}
+
+/// Runs them all; the one that removes an agent only if they are `ours`.
+pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, command: &str, ours: bool) {
     let [first, .., last] = &bed.cluster.nodes[..] else {
         eprintln!("single-node cluster: kubectl lb has nothing to merge");
         return;
@@ -77,14 +81,14 @@ fn build() -> Result<String> {
 
 struct Laptop<'a> {
     bed: &'a Bed<'a>,
-    command: String,
+    command: &'a str,
     first: &'a String,
     last: &'a String,
 }
 
 impl Laptop<'_> {
     fn start(&self, args: &[&str]) -> Command {
-        shell(&self.command, args)
+        shell(self.command, args)
     }
 
     /// Runs it and wants this exit status.

@@ -46,7 +46,7 @@ listed! {
             "The tables do not yet match the objects.",
             "Check `lbctl status`.";
         BackendRefuses: "BACKEND_REFUSES",
-            "No process listens on the port.",
+            "The backend refuses connections: no process listens on the port at its address.",
             "Correct targetPort, or make the process listen there.";
         ListensOnLoopback: "LISTENS_ON_LOOPBACK",
             "The process listens only on 127.0.0.1 or ::1.",

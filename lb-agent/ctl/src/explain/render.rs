@@ -75,7 +75,7 @@ fn verdict(trace: &Trace, outcome: TraceOutcome, finding: &Finding) -> String {
         false => String::new(),
     };
     match outcome {
-        TraceOutcome::Delivered => flow,
+        TraceOutcome::Delivered => format!("{flow}{}", socket::unseen(trace)),
         TraceOutcome::Stopped if tally.stopped == 0 => format!("{flow}: {}", finding.headline),
         TraceOutcome::Stopped => format!("{flow}{}: {}", some(tally.stopped), finding.headline),
         TraceOutcome::CannotTell => {
@@ -162,7 +162,7 @@ fn assumptions(trace: &Trace, hop: &Hop) -> Option<String> {
         )),
         Hop::Policy(hop) => policy_assumption(trace, hop).or_else(|| record_assumption(hop)),
         Hop::Socket(socket) => socket::assumption(trace, socket),
-        Hop::Handshake(_) => None,
+        Hop::Handshake(seen) => socket::refused_assumption(trace, seen),
         Hop::Unchecked(unchecked) => Some(match unchecked {
             Unchecked::Pod(who, port) => process(who, *port),
             Unchecked::Node(node, port) => {

@@ -1,5 +1,7 @@
 //! A command for the nodes → their answers. A node that does not answer is a line on standard error.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
 
@@ -19,6 +21,8 @@ pub struct FleetQuery {
     pub agents: Vec<NodeAgent>,
     /// Whether these are all.
     pub is_all: bool,
+    /// How long the nodes look before they answer.
+    pub lasts: Duration,
 }
 
 /// What one node answered.
@@ -57,7 +61,7 @@ impl FleetQuery {
         }
         let is_wanted = |node: &String| args.node.is_empty() || args.node.contains(node);
         let agents = all.iter().filter(|agent| is_wanted(&agent.node)).cloned().collect();
-        Ok(Self { fleet, agents, is_all: args.node.is_empty() })
+        Ok(Self { fleet, agents, is_all: args.node.is_empty(), lasts: Duration::ZERO })
     }
 
     /// Nodes that should have an agent and have none.
@@ -84,7 +88,7 @@ impl FleetQuery {
         args: Vec<String>,
         stdin: Option<Vec<u8>>,
     ) -> (Vec<FromNode<T>>, Vec<NoAnswer>) {
-        let answers = self.fleet.run(&RemoteCommand { args, stdin }, agents);
+        let answers = self.fleet.run(&RemoteCommand { args, stdin, lasts: self.lasts }, agents);
         sort_out(answers, |output| {
             serde_json::from_slice(&output.stdout)
                 .context("unexpected output: its lbctl may be of another version")
@@ -113,7 +117,8 @@ impl FleetQuery {
 
     /// Runs a command on all these nodes and takes what they print as it is.
     pub fn lines(&self, args: Vec<String>) -> (Vec<FromNode<String>>, Vec<NoAnswer>) {
-        let answers = self.fleet.run(&RemoteCommand { args, stdin: None }, &self.agents);
+        let command = RemoteCommand { args, stdin: None, lasts: self.lasts };
+        let answers = self.fleet.run(&command, &self.agents);
         sort_out(answers, |output| Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
@@ -122,7 +127,8 @@ impl FleetQuery {
     /// # Errors
     /// When no node answers.
     pub fn bytes_or_remark(&self, args: Vec<String>) -> anyhow::Result<Vec<FromNode<Vec<u8>>>> {
-        let answers = self.fleet.run(&RemoteCommand { args, stdin: None }, &self.agents);
+        let command = RemoteCommand { args, stdin: None, lasts: self.lasts };
+        let answers = self.fleet.run(&command, &self.agents);
         self.or_remark(sort_out(answers, |output| Ok(output.stdout.clone())))
     }
 

@@ -32,7 +32,8 @@ pub fn flows(
     if wanted.wanted.allowed() && !wanted.follow {
         remark(&"allowed flows are only reported while a client follows them: add -f");
     }
-    let follow = asked.fleet.follow(&RemoteCommand { args, stdin: None }, &asked.agents);
+    let follow =
+        asked.fleet.follow(&RemoteCommand { args, ..RemoteCommand::default() }, &asked.agents);
     report(&asked.without_agent(), asked.agents.len());
     let wide = wanted.style.output == Format::Wide;
     let total = asked.agents.len();

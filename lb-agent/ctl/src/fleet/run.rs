@@ -17,6 +17,7 @@ use crate::fleet::{
     wait,
 };
 use crate::status::Report;
+use crate::wait::WaitArgs;
 use crate::{
     Command, ExplainArgs, PolicyCommand, PolicyExplainArgs, ShadowCommand, StatusArgs, VersionArgs,
     completion,
@@ -60,7 +61,7 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     };
     // A mistake in the ends needs no cluster to be found, and the names of the context's namespace need one.
     flow(command, DEFAULT_NAMESPACE)?;
-    let asked = FleetQuery::connect(&cli.cluster)?;
+    let asked = FleetQuery { lasts: looks_for(command), ..FleetQuery::connect(&cli.cluster)? };
     let question = AskedCommand { asked: &asked, parsed };
     let rows = |style: &Style, watch: bool, out: &mut dyn Write| question.rows(style, watch, out);
     match command {
@@ -94,7 +95,9 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Shadow(ShadowCommand::Report(args)) => rows(&args.style, false, out)?,
         Command::Flows(args) => flows::flows(&asked, question.args(&[ROWS]), args, out)?,
         Command::Wait(args) => {
-            return wait::wait(&asked, args, question.args(&["--timeout=0s"]), out);
+            let namespace = args.namespace.clone().or_else(|| Some(question.namespace().into()));
+            let args = WaitArgs { namespace, ..args.clone() };
+            return wait::wait(&asked, &args, question.args(&["--timeout=0s"]), out);
         }
         Command::Check(CheckArgs { style, .. }) | Command::Diff(DiffArgs { style, .. }) => {
             let code = tables::checked(&asked, question.args(&[ROWS]), style, out)?;
@@ -108,6 +111,16 @@ pub fn run(parsed: &Parsed, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         Command::Analyze(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long the nodes look for flows.
+const fn looks_for(command: &Command) -> Duration {
+    match command {
+        Command::Policy(PolicyCommand::Try(args)) => args.span,
+        Command::Policy(PolicyCommand::Suggest(args)) => args.span,
+        Command::Shadow(ShadowCommand::Report(args)) => args.span,
+        _ => Duration::ZERO,
+    }
 }
 
 /// The flow that a command explains.

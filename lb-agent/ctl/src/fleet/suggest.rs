@@ -18,7 +18,9 @@ pub fn suggest(
     args: &PolicySuggestArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let words = ["policy", "suggest", "--evidence", &args.namespace].map(str::to_owned).to_vec();
+    let span = format!("--for={}s", args.span.as_secs());
+    let words = ["policy", "suggest", "--evidence", &span, &args.namespace];
+    let words = words.map(str::to_owned).to_vec();
     let answers: Vec<FromNode<NodeEvidence>> = asked.json_or_remark(words, None)?;
     let nodes: Vec<NodeEvidence> = answers.into_iter().map(|answer| answer.answer).collect();
     let options = SuggestOptions { namespace: &args.namespace, enforce: args.enforce };

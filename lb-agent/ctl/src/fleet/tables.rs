@@ -96,7 +96,8 @@ pub fn watch(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     report(&asked.without_agent(), asked.agents.len());
-    let mut follow = asked.fleet.follow(&RemoteCommand { args, stdin: None }, &asked.agents);
+    let mut follow =
+        asked.fleet.follow(&RemoteCommand { args, ..RemoteCommand::default() }, &asked.agents);
     let mut style = style.clone();
     let mut tables: BTreeMap<String, RowTable> = BTreeMap::new();
     let mut seen: HashSet<Vec<String>> = HashSet::new();

@@ -34,6 +34,7 @@ pub fn try_policies(
         manifests.push('\n');
     }
     let mut words = ["policy", "try", "--output=rows"].map(str::to_owned).to_vec();
+    words.push(format!("--for={}s", args.span.as_secs()));
     if !args.file.is_empty() {
         words.push("--file=-".to_owned());
     }

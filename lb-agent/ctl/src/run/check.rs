@@ -21,7 +21,7 @@ use lb_kernel::preflight::Machine;
 
 /// Where the kubelet's kubeconfig is, as the agent looks for it, and where a node debug Pod sees it.
 const KUBELET: [&str; 2] = ["/etc/kubernetes/kubelet.conf", "/host/etc/kubernetes/kubelet.conf"];
-/// Where the bpf file system is; in a node debug Pod below `/host`.
+/// Where the bpf file system is; in a node debug Pod below `/host`. The agent's own Pod only has the directory of its pins.
 const BPFFS: [&str; 2] = ["/sys/fs/bpf", "/host/sys/fs/bpf"];
 /// The API server takes a connection within this time.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ pub(super) fn check(
     args: &CheckArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let mut rows = machine(&read(args.api_server.as_deref()));
+    let mut rows = machine(&read(place.pin_dir, args.api_server.as_deref()));
     if !args.pre {
         rows.extend(installed(&place.report()?));
     }
@@ -44,7 +44,7 @@ pub(super) fn check(
     Ok(ExitCode::from(code))
 }
 
-fn read(api_server: Option<&str>) -> MachineFacts {
+fn read(pin_dir: &Path, api_server: Option<&str>) -> MachineFacts {
     let facts = Machine::read();
     let ports = HostPorts::read();
     let rest = ports.widest_rest();
@@ -57,7 +57,7 @@ fn read(api_server: Option<&str>) -> MachineFacts {
         missing_capabilities: facts.missing_capabilities(),
         btf: facts.btf,
         kernel: facts.kernel,
-        bpffs: BPFFS.iter().any(|path| is_bpffs(Path::new(path))),
+        bpffs: BPFFS.iter().map(Path::new).chain([pin_dir]).any(is_bpffs),
         cgroup2: has_cgroup2(&fs::read_to_string("/proc/mounts").unwrap_or_default()),
         forwards: host::forwards(),
         kube_proxy: signs.iter().map(|sign| (sign.to_string(), sign.is_alive())).collect(),

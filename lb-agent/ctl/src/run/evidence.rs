@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::addr::Addr;
+use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::flow::proto;
 
 use crate::FlowsArgs;
@@ -15,11 +16,13 @@ use crate::network;
 use crate::pairs::{self, LivePair, PairBy, PairFacts, PairRow};
 use crate::pinned::Pinned;
 use crate::run::{TablePaths, remark, unix_now};
-use crate::snapshot::{CtFilter, SnapshotExtent, TableSnapshot};
+use crate::snapshot::{CtFilter, Now, SnapshotExtent, TableSnapshot};
 use crate::view::View;
 use lb_core::admin::what_if::SeenFlow;
 use lb_core::admin::{Covers, FlowRecord, FlowsWanted, Response};
 
+/// Time between two looks at conntrack: short beside a request and its answer in a connection of their own.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Addresses of one request.
 const ADDRESSES: usize = 4096;
 
@@ -38,13 +41,13 @@ pub(super) struct FlowEvidence {
 }
 
 impl FlowEvidence {
-    /// Reads conntrack, and requests the sample of a running agent.
-    pub(super) fn gather(place: TablePaths<'_>) -> anyhow::Result<Self> {
+    /// Reads conntrack, again and again for this time, and requests the sample of a running agent.
+    pub(super) fn gather(place: TablePaths<'_>, span: Duration) -> anyhow::Result<Self> {
         let tables = Pinned::open(place.pin_dir)?;
         let snapshot = tables.snapshot(SnapshotExtent::Tables)?;
         let names = place.names_or_remark().names;
         let view = View::new(&snapshot, &names, unix_now());
-        let (entries, now) = tables.flows(&CtFilter::default())?;
+        let (entries, now) = flows(&tables, span)?;
         let mut live = pairs::live(&view, &entries, now);
         let frontends = snapshot.frontends.iter().map(|frontend| frontend.socket()).collect();
         live.retain(|pair| !is_before_its_service(&frontends, &snapshot, &pair.flow));
@@ -86,6 +89,24 @@ fn is_before_its_service(
         || cluster_ips.any(|cidr| cidr.contains(&Addr::from(flow.dst)))
 }
 
+/// The entries that conntrack has in this time, each as it was seen last. One of a TCP connection that ended is gone at once.
+fn flows(tables: &Pinned, span: Duration) -> anyhow::Result<(Vec<(CtKey, CtEntry)>, Now)> {
+    let end = Instant::now() + span;
+    let mut found = HashMap::new();
+    loop {
+        let (entries, now) = tables.flows(&CtFilter::default())?;
+        if span.is_zero() {
+            return Ok((entries, now));
+        }
+        found.extend(entries);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok((found.into_iter().collect(), now));
+        }
+        std::thread::sleep(left.min(PAUSE));
+    }
+}
+
 fn sample(place: TablePaths<'_>) -> anyhow::Result<(Covers, Vec<FlowRecord>)> {
     let (mut covers, mut sample) = (Covers::default(), Vec::new());
     let wanted = FlowsWanted { follow: false, allowed: false };
@@ -120,7 +141,7 @@ pub(super) fn pairs(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let wanted = args.wanted.clone().complete()?;
-    let mut seen = FlowEvidence::gather(place)?;
+    let mut seen = FlowEvidence::gather(place, Duration::ZERO)?;
     let owners = seen.owners(place)?;
     let owner = |ip| owners.get(&ip).cloned().unwrap_or_default();
     if args.style.output == Format::Rows {

@@ -20,7 +20,7 @@ pub(super) fn suggest(
     args: &PolicySuggestArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let evidence = evidence(place, &args.namespace)?;
+    let evidence = evidence(place, args)?;
     if args.evidence {
         return Ok(serde_json::to_writer(out, &evidence)?);
     }
@@ -35,8 +35,9 @@ pub(super) fn suggest(
 }
 
 /// What this node has seen of the Pods of a namespace.
-fn evidence(place: TablePaths<'_>, namespace: &str) -> anyhow::Result<NodeEvidence> {
-    let FlowEvidence { node, live, sample, .. } = FlowEvidence::gather(place)?;
+fn evidence(place: TablePaths<'_>, args: &PolicySuggestArgs) -> anyhow::Result<NodeEvidence> {
+    let namespace = args.namespace.as_str();
+    let FlowEvidence { node, live, sample, .. } = FlowEvidence::gather(place, args.span)?;
     // What a policy in shadow mode would deny was allowed.
     let allowed = sample.iter().filter(|record| record.outcome == outcome::WOULD_DENY);
     let flows: BTreeSet<SeenFlow> =

@@ -14,7 +14,7 @@ use crate::columns::{self, Format};
 use crate::pairs::LivePair;
 use crate::run::evidence::{FlowEvidence, seen};
 use crate::run::{FOUND_PROBLEMS, TablePaths, remark};
-use crate::trial::{self, TrialAnswer, TrialFacts};
+use crate::trial::{self, TrialAnswer, TrialFacts, TrialReport};
 use crate::{PolicyTryArgs, ShadowReportArgs, shadow};
 use lb_core::admin::FlowRecord;
 use lb_core::admin::what_if::{FLOWS, PolicyChange, SeenFlow, WhatIf};
@@ -43,7 +43,7 @@ pub(super) fn try_policies(
     });
     let put = put.collect();
     let delete = args.delete.iter().map(|name| Name::parse(name)).collect();
-    let seen = FlowEvidence::gather(place)?;
+    let seen = FlowEvidence::gather(place, args.span)?;
     let denied = denied(&seen.sample);
     let change = PolicyChange::Apply { put, delete };
     let answer = ask(place, &change, [&seen.live, &denied])?;
@@ -73,6 +73,7 @@ pub(super) fn try_policies(
     for issue in &trial.issues {
         remark(&trial::remark_line(issue));
     }
+    let trial = TrialReport { seconds: args.span.as_secs(), ..trial };
     trial::print_as(out, &trial, &args.style)?;
     Ok(if trial.breaks() { ExitCode::from(FOUND_PROBLEMS) } else { ExitCode::SUCCESS })
 }
@@ -83,7 +84,7 @@ pub(super) fn shadow_report(
     args: &ShadowReportArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let seen = FlowEvidence::gather(place)?;
+    let seen = FlowEvidence::gather(place, args.span)?;
     let answer = ask(place, &PolicyChange::EnforceShadow, [&seen.live, &[]])?;
     let owners = seen.owners(place)?;
     let rows = shadow::rows(&shadow::ShadowFacts {

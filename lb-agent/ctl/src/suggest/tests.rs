@@ -24,9 +24,10 @@ const TCP: u8 = proto::TCP;
 /// Both nodes know all Pods, and each has seen its own flows.
 fn nodes() -> [NodeEvidence; 2] {
     let hash = ("pod-template-hash", "7d4b9c6f5d");
+    let zone = |name| ("topology.kubernetes.io/zone", name);
     let pods = vec![
-        pod("shop/web-7d4b9c6f5d-x2x7k", "10.1.0.2", &[("app", "web"), hash]),
-        pod("shop/web-7d4b9c6f5d-b4b4b", "10.1.1.2", &[("app", "web"), hash]),
+        pod("shop/web-7d4b9c6f5d-x2x7k", "10.1.0.2", &[("app", "web"), hash, zone("a")]),
+        pod("shop/web-7d4b9c6f5d-b4b4b", "10.1.1.2", &[("app", "web"), hash, zone("b")]),
         pod("shop/cart-0", "10.1.0.3", &[("app", "cart"), ("tier", "back")]),
         pod("shop/cart-debug", "10.1.0.9", &[("app", "cart"), ("tier", "debug")]),
         pod("shop/bare", "10.1.0.8", &[]),
@@ -47,6 +48,8 @@ fn nodes() -> [NodeEvidence; 2] {
     };
     let first = vec![
         flow("203.0.113.5", "10.1.0.2", (TCP, 8080)),
+        // A probe of the kubelet, from the node's address on the Pod's device.
+        SeenFlow { from_host: true, ..flow("10.1.0.1", "10.1.0.2", (TCP, 8080)) },
         flow("10.1.0.2", "10.1.0.3", (TCP, 8080)),
         flow("10.1.0.2", "10.1.0.53", (proto::UDP, 53)),
         flow("10.1.0.3", "10.1.1.4", (TCP, 5432)),

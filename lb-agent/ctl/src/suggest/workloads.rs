@@ -9,8 +9,8 @@ use lb_core::admin::peers::LabeledPod;
 use lb_core::admin::workload;
 use lb_core::cluster::Labels;
 
-/// Labels that controllers add for single Pods, revisions and runs.
-const OF_ONE: [&str; 10] = [
+/// Labels that controllers add for single Pods, revisions and runs, and those that the API server copies from the node (KEP-4742).
+const OF_ONE: [&str; 12] = [
     "apps.kubernetes.io/pod-index",
     "batch.kubernetes.io/controller-uid",
     "batch.kubernetes.io/job-completion-index",
@@ -21,6 +21,8 @@ const OF_ONE: [&str; 10] = [
     "pod-template-generation",
     "pod-template-hash",
     "statefulset.kubernetes.io/pod-name",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
 ];
 /// Labels that name a workload, as few of them as possible first.
 const NAMES: [&[&str]; 5] = [

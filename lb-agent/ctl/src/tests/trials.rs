@@ -11,7 +11,7 @@ use super::sample::names;
 use crate::columns::{Format, Style};
 use crate::pairs::LivePair;
 use crate::shadow::{self, ShadowFacts};
-use crate::trial::{self, TrialAnswer, TrialFacts, number};
+use crate::trial::{self, TrialAnswer, TrialFacts, TrialReport, number};
 use lb_core::admin::context::RecordJudgement;
 use lb_core::admin::what_if::{ChangedVerdict, SeenFlow, WhatIfAnswer};
 use lb_core::cluster::Name;
@@ -90,6 +90,9 @@ fn a_trial_counts_what_would_change_by_workload_and_rule() {
     };
     let trial = trial::trial(&facts, answer(changes, &[]));
     assert!(trial.breaks());
+    let longer = TrialReport { seconds: 30, ..trial.clone() };
+    let counted = "of 4,213 live flows on n1 in 30 s 4,213 would be denied";
+    assert!(longer.summary().starts_with(counted), "{}", longer.summary());
     let mut out = Vec::new();
     trial::print(&mut out, &trial, &Style { output: Format::Wide, ..Style::default() }).unwrap();
     expect![[r#"

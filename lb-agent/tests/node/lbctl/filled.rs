@@ -236,7 +236,8 @@ impl Node {
         let range = SourceRange { service_id: 1, client: ip("203.0.113.0") };
         tables.source_ranges.put(&LpmKey::new(32 + 96 + 24, range), &1).unwrap();
         let clock = Clock::detect().unwrap();
-        for (client, backend_id, seconds) in [("10.1.0.9", 2, 60), ("203.0.113.5", 1, 3700)] {
+        // The minutes that are shown stay the same for most of a minute.
+        for (client, backend_id, seconds) in [("10.1.0.9", 2, 12), ("203.0.113.5", 1, 3662)] {
             let last = clock.ticks().unwrap() - u64::from(seconds * clock.hz);
             let key = AffinityKey { client: ip(client), service_id: 1 };
             let value = Affinity::new(backend_id, 7, last);

@@ -2,7 +2,7 @@
 
 use super::{list, paste, process};
 use crate::explain::explanation::Finding;
-use crate::explain::trace::{Handshake, Listener, Socket, Trace, Unseen};
+use crate::explain::trace::{Handshake, Hop, Listener, Socket, Trace, Unchecked, Unseen};
 
 /// Ports that are named.
 const MOST: usize = 6;
@@ -38,7 +38,7 @@ pub(super) fn refused(trace: &Trace, seen: &Handshake) -> Finding {
     let place = node.as_deref().unwrap_or("its node");
     Finding {
         object: format!("Pod {who}"),
-        headline: format!("{who} refuses connections to {at}"),
+        headline: format!("{who} refused a connection to {at} {ago} s ago"),
         because: vec![format!(
             "{ago} s ago {who} answered a connection of {src} to {at} with a reset: no process listens on port {port} there, or only on a loopback address"
         )],
@@ -47,6 +47,35 @@ pub(super) fn refused(trace: &Trace, seen: &Handshake) -> Finding {
         )],
         evidence: vec![format!("conntrack: {at} sent a reset instead of a SYN-ACK")],
         ..Finding::default()
+    }
+}
+
+/// What a refusal that was seen from afar does not say.
+pub(super) fn refused_assumption(trace: &Trace, seen: &Handshake) -> Option<String> {
+    let Handshake { who, accepted, node, .. } = seen;
+    let ask = node.as_ref().map(|node| format!("; ask {node}: {}", paste::exec(trace, node)));
+    let ask = ask.unwrap_or_default();
+    let text = format!(
+        "the next connection is answered like that one; the sockets of {who} were not looked at{ask}"
+    );
+    (!accepted).then_some(text)
+}
+
+/// For the first line of a delivery: whose sockets no agent looked at.
+pub(super) fn unseen(trace: &Trace) -> String {
+    let unseen = trace.hops.iter().filter_map(|hop| match hop {
+        Hop::Unchecked(Unchecked::Pod(who, port)) => Some(process(who, *port)),
+        Hop::Socket(Socket { pod, at, found: Listener::Unknown(_) }) => {
+            Some(process(pod, at.port()))
+        }
+        _ => None,
+    });
+    match unseen.collect::<Vec<_>>().as_slice() {
+        [] => String::new(),
+        [one] => format!(", if {one} (not looked at)"),
+        [one, more @ ..] => {
+            format!(", if {one}, and in {} more backends (not looked at)", more.len())
+        }
     }
 }
 

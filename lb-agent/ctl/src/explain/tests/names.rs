@@ -118,7 +118,7 @@ fn a_reset_from_another_node_is_remembered() {
     world.answers = vec![Answered { at, accepted: false, ago: 4 }];
     let trace = world.trace("client", "default/far-1:8080");
     expect![[r#"
-        STOPPED: default/client to default/far-1:8080/TCP: default/far-1 refuses connections to 10.1.1.3:8080
+        STOPPED: default/client to default/far-1:8080/TCP: default/far-1 refused a connection to 10.1.1.3:8080 4 s ago
           1  ok    source          Pod default/client 10.1.0.2 on this node
           2  ok    egress policy   no policy selects default/client in egress
           3  ok    ingress policy  the cluster has no policies
@@ -126,6 +126,7 @@ fn a_reset_from_another_node_is_remembered() {
           5  STOP  answer          10.1.1.3:8080 refused a connection of this source 4 s ago
         because: 4 s ago default/far-1 answered a connection of default/client to 10.1.1.3:8080 with a reset: no process listens on port 8080 there, or only on a loopback address
         to fix: set targetPort (or the destination port) to a port that the process listens on; `lbctl explain` on n2 shows which these are
+        assumed: the next connection is answered like that one; the sockets of default/far-1 were not looked at; ask n2: kubectl -n kube-system exec "$(kubectl -n kube-system get pods -l k8s-app=lb-agent --field-selector spec.nodeName=n2 -o name)" -- lbctl explain default/client default/far-1:8080/tcp
         code: BACKEND_REFUSES
     "#]].assert_eq(&text(&trace));
     assert_eq!(trace.code(), Some(Code::BackendRefuses));

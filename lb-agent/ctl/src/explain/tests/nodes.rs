@@ -250,7 +250,7 @@ fn hosts_and_oneself() {
         ("client", "svc:agent:80"),
         None,
         expect![[r#"
-            DELIVERED: default/client to svc:default/agent:80/TCP
+            DELIVERED: default/client to svc:default/agent:80/TCP, if a process in default/agent listens on port 8080 (not looked at)
               1  ok  source          Pod default/client 10.1.0.2 on this node
               2  ok  service         default/agent:80 10.96.0.13:80/TCP: 1 backend
               3  ok  backend         10.0.0.2:8080 default/agent on n2, ready
@@ -294,7 +294,7 @@ fn without_policies_no_other_node_has_anything_to_say() {
         ("default/web-2", "svc:web:80"),
         None,
         expect![[r#"
-            DELIVERED: default/web-2 to svc:default/web:80/TCP
+            DELIVERED: default/web-2 to svc:default/web:80/TCP, if a process in default/web-2 listens on port 8080 (not looked at)
               1   ok  source          Pod default/web-2 10.1.1.3 on n2
               2   ok  service         default/web:80 10.96.0.10:80/TCP: 2 backends, random
               3   ok  backend         10.1.0.3:8080 default/web-1 on n1, ready
