@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
@@ -77,7 +78,7 @@ use lb_common::config::SettingFlags;
 use lb_core::admin::query::LoopProgress;
 use lb_core::cluster::{Change, Cluster, Dirty, Event, Family, Kind, PodScope};
 use lb_core::model::Desired;
-use lb_core::plan::{Capacity, Plan, Planner, Write};
+use lb_core::plan::{Actual, Capacity, Given, Plan, Planner, Write};
 use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::events::ObservedFlow;
 use lb_kernel::bpf::gc::Gc;
@@ -225,7 +226,7 @@ struct Agent {
 impl Agent {
     /// Takes over the tables and starts threads, source and servers.
     fn start(
-        cfg: AgentConfig,
+        mut cfg: AgentConfig,
         facts: &Machine,
         mut kernel: Kernel,
     ) -> anyhow::Result<(Inbox, Self)> {
@@ -243,9 +244,7 @@ impl Agent {
         let bindings = Bindings::take_over(&cfg.dirs.state, devices.veths());
         actual.pods.retain(|ifindex, pod| node::is_same(&devices, &bindings, *ifindex, pod));
         let addresses = NodeAddresses::take_over(&actual);
-        let mut planner = Planner::restore(actual, Capacity::default());
-        planner.give(given);
-        planner.name_node(&cfg.node_name);
+        let mut planner = restored(actual, given, &cfg.node_name);
         for veth in devices.veths().filter(|veth| bindings.name(veth.ifindex).is_some()) {
             planner.is_known(veth.ifindex);
         }
@@ -260,6 +259,7 @@ impl Agent {
         background::spawn_resize(kernel.resize)?;
         let (done, attached) = mpsc::unbounded_channel();
         let attacher = Attacher::spawn(kernel.hooks, done)?;
+        let (metrics, registry) = observed(&mut cfg, facts);
         let counters = Counters::shared();
         let (tx, received) = mpsc::channel(EVENTS);
         let (scope, wanted) = PodWatch::new();
@@ -267,13 +267,13 @@ impl Agent {
         let (status, status_reader) = watch::channel(Arc::new(Status::starting()));
         let api_events = api_events(&cfg);
         let from = ServerFacts {
-            facts,
+            metrics: (metrics.clone(), registry),
             traces: kernel.traces,
             source: counters,
             status: status_reader,
             api_events: api_events.clone(),
         };
-        let Servers { metrics, examples, requests, followers, observed, flows } =
+        let Servers { examples, requests, followers, observed, flows } =
             servers::spawn(&cfg, from)?;
         let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
         let now = Instant::now();
@@ -512,6 +512,22 @@ impl Agent {
             true
         });
     }
+}
+
+/// The metrics, which count the requests of this configuration's clients from here on.
+fn observed(cfg: &mut AgentConfig, facts: &Machine) -> (Metrics, Registry) {
+    let (metrics, registry) = Metrics::register(&facts.kernel);
+    if let FactSource::Kubernetes(options) = &mut cfg.source {
+        options.requests = metrics.rest_client.observer();
+    }
+    (metrics, registry)
+}
+
+fn restored(actual: Actual, given: Given, node: &str) -> Planner {
+    let mut planner = Planner::restore(actual, Capacity::default());
+    planner.give(given);
+    planner.name_node(node);
+    planner
 }
 
 fn api_events(cfg: &AgentConfig) -> ApiEvents {

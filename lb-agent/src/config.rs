@@ -17,7 +17,7 @@ use crate::flow_log::{FlowLogArgs, FlowLogConfig};
 use lb_core::cluster::Prefix;
 use lb_core::model::rules::{NodePortAddresses, Rules};
 use lb_kernel::host_ports::HostPorts;
-use lb_kube::api_server::ConnectOptions;
+use lb_kube::api_server::{ConnectOptions, RequestObserver};
 
 /// Where the kubelet keeps the address of the API server.
 const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
@@ -370,6 +370,7 @@ impl AgentConfig {
                     kubeconfig: kubeconfig.map(|path| file("--kubeconfig", &path)).transpose()?,
                     kubelet_kubeconfig: given(args.kubelet_kubeconfig)
                         .map_or_else(|| KUBELET_KUBECONFIG.into(), PathBuf::from),
+                    requests: RequestObserver::default(),
                 }),
             },
             dirs: Dirs::resolve(args.dirs)?,

@@ -1,9 +1,12 @@
 //! The state of the agent: published by its loop, read by the servers for health and metrics. None of them waits for another.
 #![forbid(unsafe_code)]
 
+mod exposition;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod metrics;
+#[cfg(test)]
+mod monitoring;
 pub(crate) mod process;
 pub(crate) mod scrape;
 pub(crate) mod service_health;

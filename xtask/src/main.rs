@@ -9,6 +9,7 @@ mod check;
 mod tidy;
 
 mod abi;
+mod monitoring;
 mod soak;
 mod test;
 mod ui;
@@ -70,6 +71,8 @@ enum Task {
     Laptop(laptop::Options),
     /// Test the page of `lbctl ui` in Chromium
     Ui(ui::Options),
+    /// Test the alerts and dashboards of deploy/monitoring with promtool, and with Prometheus and an agent
+    Monitoring,
     /// Check the links of all documents and build the book in target/book
     Docs(docs::Options),
     /// Deploy to the cluster of $KUBECONFIG and check Services and policies there with real Pods
@@ -90,6 +93,7 @@ impl Task {
             Self::Image(_) => "image",
             Self::Laptop(_) => "laptop",
             Self::Ui(_) => "ui",
+            Self::Monitoring => "monitoring",
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
         }
@@ -116,6 +120,7 @@ impl Task {
             Self::Verifier(_) => &[Need::Rust, Need::BpfLinker, Need::Ip],
             Self::Abi(_) => &[Need::Rust],
             Self::Ui(_) => &[Need::Rust, Need::Chromium],
+            Self::Monitoring => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Prometheus],
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
             Self::Conformance(_) => &[],
         }
@@ -138,6 +143,7 @@ impl Task {
             Self::Image(options) => image::run(options),
             Self::Laptop(options) => laptop::run(options),
             Self::Ui(options) => ui::run(options),
+            Self::Monitoring => monitoring::run(),
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
         }

@@ -13,6 +13,8 @@ pub(crate) const TOOLCHAIN: &str = "1.98.0";
 const LLVM: &str = "22";
 const BPF_LINKER: &str = "0.13.0";
 const MDBOOK: &str = "0.5.4";
+/// The module version of Prometheus 3.16.
+const PROMETHEUS: &str = "v0.316.0";
 
 /// Something a task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +49,11 @@ pub(crate) enum Need {
     CargoDeny,
     /// mdbook, which builds the book; in the build directory, since it is pinned and few machines want it.
     Mdbook,
+    /// Prometheus and promtool, in the build directory for the same reason. They need Go.
+    Prometheus,
 }
 
-/// All that the tasks need, except a cluster's tools, cargo-deny and mdbook, which few machines want.
+/// All that the tasks need, except a cluster's tools, cargo-deny, mdbook and Prometheus, which few machines want.
 pub(crate) const ALL: &[Need] = &[
     Need::Rust,
     Need::BpfLinker,
@@ -89,6 +93,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Mdbook) {
         install_mdbook()?;
+    }
+    if needs.contains(&Need::Prometheus) {
+        install_prometheus()?;
     }
     if needs.contains(&Need::Kubectl) && found("kubectl").is_none() {
         bail!("kubectl is missing: install the cluster's version, or set --kubectl");
@@ -180,7 +187,8 @@ fn missing_packages(need: Need) -> Vec<Package> {
         | Need::Musl(_)
         | Need::Kubectl
         | Need::CargoDeny
-        | Need::Mdbook => Vec::new(),
+        | Need::Mdbook
+        | Need::Prometheus => Vec::new(),
     }
 }
 
@@ -347,6 +355,35 @@ fn install_mdbook() -> Result<()> {
     let version = ["mdbook", "--locked", "--version", MDBOOK, "--force", "--root", &root];
     let features = ["--no-default-features", "--features", "search"];
     run_install("mdbook", &[&version[..], &features].concat(), None)
+}
+
+/// Returns the path of a program of the pinned Prometheus: `prometheus` or `promtool`.
+pub(crate) fn of_prometheus(program: &str) -> PathBuf {
+    tools().join("bin").join(program)
+}
+
+/// Builds what is missing or of another version. Without the discovery of targets in clouds, which is most of Prometheus.
+fn install_prometheus() -> Result<()> {
+    const MODULE: &str = "github.com/prometheus/prometheus";
+    let is_there = |program: &&str| {
+        let mut version = command("go");
+        version.args(["version", "-m"]).arg(of_prometheus(program));
+        output(&mut version).is_ok_and(|text| text.contains(&format!("{MODULE}\t{PROMETHEUS}\t")))
+    };
+    let missing = ["promtool", "prometheus"].into_iter().filter(|program| !is_there(program));
+    let packages: Vec<String> =
+        missing.map(|program| format!("{MODULE}/cmd/{program}@{PROMETHEUS}")).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if found("go").is_none() {
+        bail!("go is missing: install Go 1.21 or newer, which builds Prometheus and promtool");
+    }
+    let bin = tools().join("bin");
+    say(&format!("building Prometheus {PROMETHEUS} in {}; this takes four minutes", bin.display()));
+    let mut go = command("go");
+    go.args(["install", "-tags", "remove_all_sd"]).args(&packages);
+    command::run(go.env("GOBIN", bin)).context("install Prometheus")
 }
 
 fn run_install(what: &str, args: &[&str], llvm: Option<&str>) -> Result<()> {

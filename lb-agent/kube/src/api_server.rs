@@ -28,10 +28,12 @@ use lb_core::issue::ObjectRef;
 mod connect;
 mod events;
 mod pods;
+mod requests;
 mod taint;
 
 pub use self::connect::{ConnectOptions, connect};
 pub use self::events::{ApiEvents, PodEvent};
+pub use self::requests::{ApiRequest, RequestObserver};
 pub use self::taint::StartupTaint;
 
 /// Pauses between tries: at first, and at most.

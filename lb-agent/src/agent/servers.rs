@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, warn};
 
@@ -20,7 +21,6 @@ use crate::observe::scrape::Scraper;
 use lb_kernel::bpf::dialed::DialedFrontends;
 use lb_kernel::bpf::events::{self, Examples, ObservedFlow, Sinks};
 use lb_kernel::bpf::maps::Traces;
-use lb_kernel::preflight::Machine;
 use lb_kube::Counters;
 use lb_kube::api_server::ApiEvents;
 
@@ -31,7 +31,6 @@ const BATCHES: usize = 16;
 
 /// What the servers tell the loop.
 pub(super) struct Servers {
-    pub metrics: Metrics,
     /// Dropped packets.
     pub examples: watch::Receiver<Examples>,
     /// Requests of lbctl.
@@ -45,8 +44,9 @@ pub(super) struct Servers {
 }
 
 /// What they read, and where they write.
-pub(super) struct ServerFacts<'a> {
-    pub facts: &'a Machine,
+pub(super) struct ServerFacts {
+    /// The metrics, with their names and help texts.
+    pub metrics: (Metrics, Registry),
     pub traces: Traces,
     pub source: Arc<Counters>,
     pub status: watch::Receiver<Arc<Status>>,
@@ -57,9 +57,8 @@ pub(super) struct ServerFacts<'a> {
 ///
 /// # Errors
 /// When the flow log cannot be opened.
-pub(super) fn spawn(cfg: &AgentConfig, from: ServerFacts<'_>) -> anyhow::Result<Servers> {
-    let ServerFacts { facts, traces, source, status, api_events } = from;
-    let (metrics, registry) = Metrics::register(&facts.kernel);
+pub(super) fn spawn(cfg: &AgentConfig, from: ServerFacts) -> anyhow::Result<Servers> {
+    let ServerFacts { metrics: (metrics, registry), traces, source, status, api_events } = from;
     metrics.process.start_time.set(unix_now().as_secs_f64());
     let (publish, examples) = watch::channel(Examples::default());
     let (recent, flows) = watch::channel(Recent::default());
@@ -81,11 +80,13 @@ pub(super) fn spawn(cfg: &AgentConfig, from: ServerFacts<'_>) -> anyhow::Result<
         examples: examples.clone(),
         source,
     };
-    tokio::spawn(http::serve("metrics", cfg.metrics, move |path| scraper.answer(path)));
+    tokio::spawn(http::serve("metrics", cfg.metrics, move |request| scraper.answer(request)));
     // The same twice: where kube-proxy would answer, and where it never holds the port, for the kubelet.
     for (name, address) in [("healthz", cfg.healthz), ("probes", cfg.probes)] {
         let (status, counted) = (status.clone(), metrics.clone());
-        tokio::spawn(http::serve(name, address, move |path| probe(path, &status, &counted)));
+        tokio::spawn(http::serve(name, address, move |request| {
+            probe(request.path, &status, &counted)
+        }));
     }
     let (to_loop, requests) = mpsc::channel(REQUESTS);
     let (count, followers) = watch::channel(0);
@@ -98,7 +99,7 @@ pub(super) fn spawn(cfg: &AgentConfig, from: ServerFacts<'_>) -> anyhow::Result<
             warn!(%err, "cannot create the agent socket: `lbctl flows` and detailed `lbctl explain` will not work")
         }
     }
-    Ok(Servers { metrics, examples, requests, followers, observed, flows: names })
+    Ok(Servers { examples, requests, followers, observed, flows: names })
 }
 
 fn probe(path: &str, status: &watch::Receiver<Arc<Status>>, counted: &Metrics) -> Answer {

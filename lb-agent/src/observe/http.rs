@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -28,6 +28,14 @@ const CONNECTIONS: usize = 64;
 /// Between tries to get an address that another process has: kube-proxy's health checks are to find an answer as soon
 /// as it is gone.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// A GET.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GetRequest<'a> {
+    pub path: &'a str,
+    /// All `Accept` headers as one; empty if there is none.
+    pub accept: String,
+}
 
 /// What is answered to a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,12 +61,12 @@ impl Answer {
     }
 }
 
-/// Serves without end. `name` is for the log; `answer` gets the path. An address in use is tried again: kube-proxy may still
+/// Serves without end. `name` is for the log; `answer` gets the request. An address in use is tried again: kube-proxy may still
 /// be there.
 pub(crate) async fn serve(
     name: &'static str,
     address: SocketAddr,
-    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+    answer: impl Fn(&GetRequest<'_>) -> Answer + Send + Sync + 'static,
 ) -> Infallible {
     let listener = listen(name, address).await;
     serve_on(name, listener, CONNECTIONS, answer).await
@@ -70,7 +78,7 @@ pub(crate) async fn serve_on(
     name: &'static str,
     listener: TcpListener,
     connections: usize,
-    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+    answer: impl Fn(&GetRequest<'_>) -> Answer + Send + Sync + 'static,
 ) -> Infallible {
     let answer = Arc::new(answer);
     let mut open = VecDeque::<AbortOnDrop>::new();
@@ -135,9 +143,15 @@ async fn listen(name: &'static str, address: SocketAddr) -> TcpListener {
     }
 }
 
-fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Answer) -> Response<Full<Bytes>> {
+fn respond(
+    request: &Request<Incoming>,
+    answer: &impl Fn(&GetRequest<'_>) -> Answer,
+) -> Response<Full<Bytes>> {
     let answer = if matches!(*request.method(), Method::GET | Method::HEAD) {
-        answer(request.uri().path())
+        let accept =
+            request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let accept = accept.collect::<Vec<_>>().join(",");
+        answer(&GetRequest { path: request.uri().path(), accept })
     } else {
         Answer {
             status: StatusCode::METHOD_NOT_ALLOWED,
@@ -187,13 +201,14 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let server = tokio::spawn(serve("test", address, |path| match path {
+        let server = tokio::spawn(serve("test", address, |request| match request.path {
             "/x" => Answer {
                 status: StatusCode::OK,
                 content_type: "text/plain",
                 body: "here".to_owned(),
                 weight: Some(3),
             },
+            "/accept" => Answer { body: request.accept.clone(), ..Answer::not_found() },
             _ => Answer::not_found(),
         }));
         for (request, want) in [
@@ -209,6 +224,9 @@ mod tests {
         let answer = ask(address, "GET /x HTTP/1.0\r\n\r\n").await;
         assert!(answer.ends_with("here"), "{answer}");
         assert!(answer.contains("x-load-balancing-endpoint-weight: 3\r\n"), "{answer}");
+        let accept = "GET /accept HTTP/1.0\r\nAccept: a/b;q=0.5\r\nAccept: c/d\r\n\r\n";
+        let answer = ask(address, accept).await;
+        assert!(answer.ends_with("\r\n\r\na/b;q=0.5,c/d"), "{answer}");
         server.abort();
     }
 

@@ -5,12 +5,13 @@
 mod outside;
 pub(crate) mod policy;
 mod records;
+mod rest_client;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::flow_log::FlowLogCounts;
-use lb_common::limits::{DEV_PROGRAMS, MAPS, POD_PROGRAMS, SOCKET_PROGRAMS};
+use lb_common::limits::{self, DEV_PROGRAMS, MapSpec, POD_PROGRAMS, SOCKET_PROGRAMS};
 use lb_common::verdict::{Counter as PathCounter, DropReason};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,6 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 pub(crate) use self::outside::OutsideMetrics;
 pub(crate) use self::policy::OfPolicies;
 pub(crate) use self::records::RecordMetrics;
+pub(crate) use self::rest_client::RestClientMetrics;
 use lb_core::cluster::{Family as IpFamily, Kind};
 use lb_core::counts::Counts;
 
@@ -62,6 +64,22 @@ pub(crate) const fn ip_family(family: IpFamily) -> &'static str {
 
 const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 const STATES: [&str; 3] = ["wanted", "programmed", "error"];
+/// The maps to which the agent adds elements, and which can be full.
+const WRITTEN_MAPS: [MapSpec; 13] = [
+    limits::MAP_FRONTENDS,
+    limits::MAP_SLOTS,
+    limits::MAP_BACKENDS,
+    limits::MAP_PODS,
+    limits::MAP_SOURCE_RANGES,
+    limits::MAP_IDENT,
+    limits::MAP_DEVS,
+    limits::MAP_PEER_BITS,
+    limits::MAP_PORT_BITS,
+    limits::MAP_CIDRS,
+    limits::MAP_POD_SOURCES,
+    limits::MAP_POD_RANGES,
+    limits::MAP_MACS,
+];
 
 /// kube-proxy's.
 #[derive(Clone, Debug)]
@@ -173,6 +191,8 @@ pub(crate) struct Metrics {
     pub outside: OutsideMetrics,
     /// Ours about watches and audits.
     pub records: RecordMetrics,
+    /// About requests to the API server.
+    pub rest_client: RestClientMetrics,
     /// Ours about policies.
     pub policy: OfPolicies,
     /// The flow log's.
@@ -190,6 +210,7 @@ impl Metrics {
             ours: ours(&mut registry),
             outside: OutsideMetrics::register(&mut registry),
             records: RecordMetrics::register(&mut registry),
+            rest_client: RestClientMetrics::register(&mut registry),
             policy: OfPolicies::register(&mut registry),
             flow_log: flow_log(&mut registry),
             process: process(&mut registry),
@@ -236,8 +257,7 @@ impl Metrics {
     }
 
     fn initialise(&self) {
-        let Self { kube_proxy, ours, outside: _, records: _, policy: _, flow_log: _, process: _ } =
-            self;
+        let Self { kube_proxy, ours, .. } = self;
         for family in FAMILIES {
             let labels = [("ip_family", ip_family(family))];
             for histogram in [
@@ -272,7 +292,7 @@ impl Metrics {
                 drop(family.get_or_create(&[("state", state)]));
             }
         }
-        for map in MAPS {
+        for map in WRITTEN_MAPS {
             drop(ours.map_full.get_or_create(&[("map", map.name)]));
         }
         for kind in ["plain", "translated"] {
@@ -308,9 +328,19 @@ fn sync_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
+/// Every second one of kube-proxy's: for the parts of what `sync_histogram` has as a whole.
+fn sync_part_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 4.0, 8))
+}
+
 /// 0.5 ms to 16.4 s: where our own goals are.
 fn fine_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+/// 0.5 ms to 8.2 s, each four times the one before: for work that only has to stay away from seconds.
+fn wide_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 4.0, 8))
 }
 
 /// kube-proxy's buckets: 0, 0.25, 0.5, every second to 59, every five to 115, every thirty to 300.
@@ -340,26 +370,27 @@ fn family<M: Default + Clone, const N: usize>() -> Family<MetricLabels<N>, M> {
 
 fn kube_proxy(registry: &mut Registry) -> KubeProxyMetrics {
     let registry = registry.sub_registry_with_prefix("kubeproxy");
-    let sync = || Histograms::new_with_constructor(sync_histogram as fn() -> Histogram);
+    let sync = Histograms::new_with_constructor(sync_histogram as fn() -> Histogram);
+    let part = || Histograms::new_with_constructor(sync_part_histogram as fn() -> Histogram);
     let programming = Histograms::new_with_constructor(programming_histogram as fn() -> Histogram);
     KubeProxyMetrics {
         sync: add(
             registry,
             "sync_proxy_rules_duration_seconds",
             "Time to apply a plan to the maps",
-            sync(),
+            sync,
         ),
         full_sync: add(
             registry,
             "sync_full_proxy_rules_duration_seconds",
             "Time to apply a full plan to the maps",
-            sync(),
+            part(),
         ),
         partial_sync: add(
             registry,
             "sync_partial_proxy_rules_duration_seconds",
             "Time to apply an incremental plan to the maps",
-            sync(),
+            part(),
         ),
         network_programming: add(
             registry,
@@ -467,7 +498,7 @@ fn ours(root: &mut Registry) -> Ours {
             registry,
             "pod_first_packet_ready_seconds",
             "Time from the kernel's message about a Pod's device until both programs are attached",
-            fine_histogram(),
+            wide_histogram(),
         ),
         attach_gap: add(
             registry,
@@ -504,7 +535,7 @@ fn ours(root: &mut Registry) -> Ours {
             "Writes that failed because the map was full",
             family(),
         ),
-        ct_gc: add(registry, "ct_gc_seconds", "Time of a conntrack expiry pass", fine_histogram()),
+        ct_gc: add(registry, "ct_gc_seconds", "Time of a conntrack expiry pass", wide_histogram()),
         ct_expired: add(registry, "ct_expired", "Conntrack entries that expired", counter()),
         ct_displaced: add(
             registry,

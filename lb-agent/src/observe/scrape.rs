@@ -1,4 +1,4 @@
-//! One scrape: what is not pushed by the loop is read now, and everything is written out in the OpenMetrics format.
+//! One scrape: what is not pushed by the loop is read now, and everything is written out in the format that the client prefers.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::observe::http::Answer;
+use crate::observe::exposition::{TextFormat, prometheus_text};
+use crate::observe::http::{Answer, GetRequest};
 use crate::observe::metrics::Metrics;
 use crate::observe::process::Process;
 use lb_core::cluster::Kind;
@@ -18,9 +19,6 @@ use lb_kernel::bpf::events::Examples;
 use lb_kernel::bpf::read::{self, CounterMap};
 use lb_kernel::foreign::MODE;
 use lb_kube::Counters;
-
-/// Prometheus asks for this type and falls back to the plain one, which is a subset in practice.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What a scrape reads.
 pub(crate) struct Scraper {
@@ -48,8 +46,8 @@ fn mode() -> Answer {
 
 impl Scraper {
     /// Answers a request.
-    pub(crate) fn answer(&self, path: &str) -> Answer {
-        match path {
+    pub(crate) fn answer(&self, request: &GetRequest<'_>) -> Answer {
+        match request.path {
             "/metrics" => {}
             // As kube-proxy has it: users and the project's own tests ask which mode is at work.
             "/proxyMode" => return mode(),
@@ -59,7 +57,13 @@ impl Scraper {
         let mut body = String::with_capacity(64 * 1024);
         match text::encode(&mut body, &self.registry) {
             Ok(()) => {
-                Answer { status: StatusCode::OK, content_type: CONTENT_TYPE, body, weight: None }
+                let format = TextFormat::negotiate(&request.accept);
+                let body = match format {
+                    TextFormat::OpenMetrics => body,
+                    TextFormat::Prometheus => prometheus_text(&body),
+                };
+                let content_type = format.content_type();
+                Answer { status: StatusCode::OK, content_type, body, weight: None }
             }
             Err(e) => Answer {
                 status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -100,33 +104,71 @@ impl Scraper {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
 
-    use lb_common::limits::MapSpec;
-    use lb_kernel::bpf::growing::TABLES;
+    use lb_kube::api_server::ApiRequest;
     use lb_testkit::document::CheckedDocument;
     use prometheus_client::encoding::text;
 
     use crate::observe::metrics::Metrics;
 
-    /// All metrics as they are served, with what the loop adds later.
-    fn body() -> String {
+    /// All metrics as they are served by an agent with a few policies, with what the loop adds later.
+    pub(crate) fn body() -> String {
         let (metrics, registry) = Metrics::register("6.1.0");
-        let is_directory = |map: &MapSpec| TABLES.iter().any(|table| table.directory == *map);
-        for map in lb_common::limits::MAPS.iter().filter(|map| !is_directory(map)) {
-            drop(metrics.ours.map_entries.get_or_create(&[("map", map.name)]));
-            drop(metrics.ours.map_capacity.get_or_create(&[("map", map.name)]));
+        for map in MEASURED_MAPS {
+            drop(metrics.ours.map_entries.get_or_create(&[("map", map)]));
+            drop(metrics.ours.map_capacity.get_or_create(&[("map", map)]));
         }
-        drop(metrics.ours.flows_active.get_or_create(&[("scope", "pod"), ("proto", "TCP")]));
+        for scope in ["pod", "external"] {
+            for proto in ["TCP", "UDP", "other"] {
+                let labels = [("scope", scope), ("proto", proto)];
+                drop(metrics.ours.flows_active.get_or_create(&labels));
+            }
+        }
         drop(metrics.outside.external_ips.get_or_create(&[("reason", "")]));
-        let policy = ["namespace", "policy", "direction", "outcome"];
-        let policy = policy.map(|label| (label, String::new()));
-        drop(metrics.policy.by_policy.get_or_create(&policy));
+        for policy in ["a", "b", "c", "d", "e"] {
+            for direction in ["ingress", "egress"] {
+                let values = ["shop", policy, direction, "allow"].map(str::to_owned);
+                let labels =
+                    ["namespace", "policy", "direction", "outcome"].into_iter().zip(values);
+                let labels: Vec<_> = labels.collect();
+                drop(metrics.policy.by_policy.get_or_create(&labels.try_into().unwrap()));
+            }
+        }
+        for code in [200, 403, 500] {
+            let took = Duration::from_millis(3);
+            let host = "10.96.0.1:443";
+            metrics.rest_client.observe(&ApiRequest {
+                method: "GET",
+                host,
+                code: Some(code),
+                took,
+            });
+        }
         let mut body = String::new();
         text::encode(&mut body, &registry).unwrap();
         body
     }
+
+    /// Maps whose fill housekeeping reports.
+    const MEASURED_MAPS: [&str; 14] = [
+        "affinity",
+        "ident",
+        "groups",
+        "peer_bits",
+        "port_bits",
+        "hits",
+        "cidrs",
+        "devs",
+        "frontends",
+        "slots",
+        "backends",
+        "pods",
+        "ct",
+        "kept",
+    ];
 
     #[test]
     fn every_metric_is_documented() {
@@ -171,7 +213,7 @@ mod tests {
             *by_name.entry(&line[..end]).or_default() += 1;
         }
         let total: usize = by_name.values().sum();
-        assert!(total <= 780, "{total} series: {by_name:#?}");
+        assert!(total <= 700, "{total} series: {by_name:#?}");
         for name in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket",
             "kubeproxy_network_programming_duration_seconds_bucket",
@@ -183,6 +225,8 @@ mod tests {
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
             "kubeproxy_proxy_healthz_total",
             "kubeproxy_proxy_livez_total",
+            "rest_client_requests_total",
+            "rest_client_request_duration_seconds_bucket",
             "process_resident_memory_bytes",
             "process_cpu_seconds_total",
             "lb_build_info",

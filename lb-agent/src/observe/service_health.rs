@@ -19,7 +19,7 @@ use tracing::{debug, info};
 
 use crate::observe::Status;
 use crate::observe::health::{self, Moment};
-use crate::observe::http::{self, AbortOnDrop, Answer};
+use crate::observe::http::{self, AbortOnDrop, Answer, GetRequest};
 use lb_core::cluster::Name;
 use lb_core::issue::{Issue, ObjectRef};
 
@@ -197,8 +197,8 @@ fn listen_on(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> 
 fn answerer(
     health: watch::Receiver<ServiceHealth>,
     status: watch::Receiver<Arc<Status>>,
-) -> impl Fn(&str) -> Answer + Send + Sync + 'static {
-    move |_path| {
+) -> impl Fn(&GetRequest<'_>) -> Answer + Send + Sync + 'static {
+    move |_request| {
         let well = !health::is_stale(&status.borrow(), Moment::now());
         answer(&health.borrow(), well)
     }

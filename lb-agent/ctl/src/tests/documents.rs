@@ -93,3 +93,32 @@ fn every_command_is_documented() {
     }
     assert!(missing.is_empty(), "lbctl.md does not mention {missing:?}");
 }
+
+/// The commands of `kubectl lb` that operators are sent to by alerts and dashboards, with words for their placeholders.
+#[cfg(feature = "cluster")]
+#[test]
+fn commands_in_runbooks_and_dashboards_exist() {
+    use clap::Parser as _;
+
+    use crate::fleet::args::FleetCli;
+
+    let mut text = CheckedDocument::read("docs/src/runbooks.md").text().replace("```", "");
+    for board in ["overview", "services", "policies", "agent"] {
+        let path = format!("deploy/monitoring/dashboards/{board}.json");
+        text += CheckedDocument::read(&path).text();
+    }
+    let mut seen = 0;
+    for rest in text.split("kubectl lb ").skip(1) {
+        let line = rest.split(['`', '\n']).next().unwrap_or_default();
+        let is_option = |word: &str| word.starts_with('-');
+        let words = line.split(' ');
+        let words = words.map(|word| match is_option(word) {
+            true => word.to_owned(),
+            false => word.to_lowercase(),
+        });
+        let parsed = FleetCli::try_parse_from(["kubectl-lb".to_owned()].into_iter().chain(words));
+        assert!(parsed.is_ok(), "kubectl lb {line}: {}", parsed.unwrap_err());
+        seen += 1;
+    }
+    assert!(seen > 60, "{seen}");
+}

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use kube::client::ClientBuilder;
 use kube::config::{
     AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster,
     NamedContext,
 };
 use kube::{Client, Config};
 use tracing::{debug, info};
+
+use super::requests::RequestObserver;
 
 /// A server that has not answered in this time is passed over.
 const PROBE: Duration = Duration::from_secs(2);
@@ -26,6 +29,8 @@ pub struct ConnectOptions {
     pub kubeconfig: Option<PathBuf>,
     /// `--kubelet-kubeconfig`: only its `server` is used.
     pub kubelet_kubeconfig: PathBuf,
+    /// Who gets each request of the client.
+    pub requests: RequestObserver,
 }
 
 /// A client for an API server that answers without any Service working on this node.
@@ -40,10 +45,16 @@ pub async fn connect(options: &ConnectOptions) -> anyhow::Result<Client> {
     let config = match (&options.kubeconfig, &options.api_server) {
         (Some(path), server) => from_kubeconfig(path, server.as_deref()).await?,
         (None, Some(server)) => with_account(server).await.context("--api-server")?,
-        (None, None) => return find(&options.kubelet_kubeconfig).await,
+        (None, None) => return find(options).await,
     };
     info!(server = %config.cluster_url, "API server");
-    Client::try_from(config).context("create the API server client")
+    client(config, &options.requests).context("create the API server client")
+}
+
+/// A client whose requests are observed.
+pub(super) fn client(config: Config, requests: &RequestObserver) -> kube::Result<Client> {
+    let host = config.cluster_url.authority().map_or_else(String::new, ToString::to_string);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&requests.layer(&host)).build())
 }
 
 async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Config> {
@@ -59,10 +70,11 @@ async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Co
 }
 
 /// Tries the in-cluster address, then the kubelet's.
-async fn find(kubelet: &Path) -> anyhow::Result<Client> {
+async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
+    let ConnectOptions { kubelet_kubeconfig: kubelet, requests, .. } = options;
     let in_cluster = async {
         let config = Config::incluster_env().context("no in-cluster configuration")?;
-        probe(config).await
+        probe(config, requests).await
     };
     let first = match in_cluster.await {
         Ok(client) => return Ok(client),
@@ -71,7 +83,7 @@ async fn find(kubelet: &Path) -> anyhow::Result<Client> {
     debug!(err = format!("{first:#}"), "the in-cluster address does not work");
     let from_kubelet = async {
         let server = kubelet_server(kubelet)?;
-        probe(with_account(&server).await?).await
+        probe(with_account(&server).await?, requests).await
     };
     from_kubelet.await.map_err(|second| {
         anyhow!(
@@ -82,12 +94,12 @@ async fn find(kubelet: &Path) -> anyhow::Result<Client> {
 }
 
 /// A client of a server that answers, whatever it answers.
-async fn probe(mut config: Config) -> anyhow::Result<Client> {
+async fn probe(mut config: Config, requests: &RequestObserver) -> anyhow::Result<Client> {
     let server = config.cluster_url.clone();
     let timeouts = (config.connect_timeout, config.read_timeout);
     config.connect_timeout = Some(PROBE);
-    let client = Client::try_from(config.clone()).context("create its client")?;
-    match tokio::time::timeout(PROBE, client.apiserver_version()).await {
+    let first = client(config.clone(), requests).context("create its client")?;
+    match tokio::time::timeout(PROBE, first.apiserver_version()).await {
         Ok(Ok(version)) => debug!(%server, version = version.git_version, "API server answers"),
         // Forbidden is an answer too; the watches will say what they may not do.
         Ok(Err(kube::Error::Api(status))) => {
@@ -98,7 +110,7 @@ async fn probe(mut config: Config) -> anyhow::Result<Client> {
     }
     info!(%server, "API server");
     (config.connect_timeout, config.read_timeout) = timeouts;
-    Client::try_from(config).context("create its client")
+    client(config, requests).context("create its client")
 }
 
 /// The service account's credentials for this server. The files are read again as they are renewed.

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{MetricLabels, STATES, add, family, fine_histogram};
+use super::{MetricLabels, STATES, add, family, fine_histogram, wide_histogram};
 
 /// Label sets of policies; what else there is counts as `_other`.
 pub(crate) const SERIES_BY_POLICY: usize = 200;
@@ -53,7 +53,7 @@ impl OfPolicies {
                 registry,
                 "policy_compile_seconds",
                 "Time to compute the policy maps",
-                fine_histogram(),
+                wide_histogram(),
             ),
             last_compile: add(
                 registry,
