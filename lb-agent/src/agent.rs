@@ -68,6 +68,7 @@ use crate::agent::pickup::{Pickup, Start};
 use crate::agent::policy::Policies;
 use crate::agent::scope::PodWatch;
 use crate::agent::servers::{ServerFacts, Servers};
+use crate::agent::settings::StartSettings;
 use crate::agent::sources::Sources;
 use crate::agent::waiting::Queue;
 use crate::config::{AgentConfig, FactSource};
@@ -123,6 +124,15 @@ enum LoopEvent {
 /// One sentence: what is missing and how to get it.
 pub(crate) async fn run(cfg: AgentConfig) -> anyhow::Result<()> {
     let facts = Machine::read();
+    let settings = StartSettings::new(cfg.settings_dir.clone());
+    info!(
+        version = lb_core::build::VERSION,
+        commit = lb_core::build::COMMIT,
+        node = cfg.node_name,
+        kernel = facts.kernel,
+        settings = settings.differing(),
+        "starting"
+    );
     if let Some(obstacle) = facts.obstacle() {
         anyhow::bail!(obstacle);
     }

@@ -143,6 +143,9 @@ pub(crate) struct RunArgs {
     /// Where flows are written for audit.
     #[command(flatten)]
     pub flow_log: FlowLogArgs,
+    /// Least severity of log lines: error, warn, info, debug or trace [default: info]
+    #[arg(long, env = "LB_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
     /// Format of log lines: text or json [default: text]
     #[arg(long, env = "LB_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -187,6 +190,46 @@ pub(crate) struct DirArgs {
     /// Directory of the lock and the name table [default: /run/lb]
     #[arg(long, env = "LB_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<String>,
+}
+
+/// How severe an event must be to be logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// What the agent cannot do.
+    Error,
+    /// And what may be wrong.
+    Warn,
+    /// And what changes.
+    #[default]
+    Info,
+    /// And each step of it.
+    Debug,
+    /// And what libraries of the agent say about themselves.
+    Trace,
+}
+
+impl LogLevel {
+    pub(crate) fn resolve(text: Option<String>) -> anyhow::Result<Self> {
+        let Some(text) = given(text) else { return Ok(Self::default()) };
+        Self::from_str(&text, false).map_err(|_unknown| {
+            anyhow::anyhow!("--log-level: {text:?} is none of error, warn, info, debug, trace")
+        })
+    }
+
+    /// What is logged, as `RUST_LOG` has it. Failed requests to the API server are logged by whoever made them.
+    pub(crate) const fn filter(self) -> &'static str {
+        match self {
+            Self::Error => "error,kube_client=off",
+            Self::Warn => "warn,kube_client=off",
+            Self::Info => {
+                "warn,kube_client=off,lb_agent=info,lb_core=info,lb_kernel=info,lb_kube=info"
+            }
+            Self::Debug => {
+                "warn,kube_client=off,lb_agent=debug,lb_core=debug,lb_kernel=debug,lb_kube=debug"
+            }
+            Self::Trace => "debug,lb_agent=trace,lb_core=trace,lb_kernel=trace,lb_kube=trace",
+        }
+    }
 }
 
 /// How log lines look.
@@ -643,6 +686,57 @@ mod tests {
         RunArgs, address, cgroup_mounts, ct_default, find_cgroup, masquerade_ports,
     };
     use clap::{CommandFactory as _, Parser as _};
+
+    /// Flags that are not settings of a cluster: where things are on the node, and what the manifest of the DaemonSet knows.
+    const NO_SETTINGS: [&str; 8] = [
+        "NODE_NAME",
+        "LB_MANIFESTS",
+        "LB_KUBECONFIG",
+        "LB_KUBELET_KUBECONFIG",
+        "LB_SETTINGS_DIR",
+        "LB_CGROUP",
+        "LB_PIN_DIR",
+        "LB_STATE_DIR",
+    ];
+
+    /// A file of `deploy/`.
+    fn deployed(path: &str) -> String {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/");
+        std::fs::read_to_string(format!("{root}{path}")).unwrap()
+    }
+
+    #[test]
+    fn each_flag_is_a_setting_of_the_manifests_and_of_the_chart() {
+        let command = AgentCli::command();
+        let run = command.find_subcommand("run").unwrap();
+        let mut flags: Vec<String> = run
+            .get_arguments()
+            .filter_map(|arg| {
+                let env = arg.get_env()?.to_str()?;
+                (!NO_SETTINGS.contains(&env)).then(|| arg.get_long().unwrap().to_owned())
+            })
+            .collect();
+        flags.sort();
+        let mut settings: Vec<String> = deployed("settings.env")
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| line.split('=').next().unwrap().to_owned())
+            .collect();
+        settings.sort();
+        assert_eq!(flags, settings);
+        let daemon_set = deployed("daemonset.yaml");
+        let (values, schema) = (deployed("helm/values.yaml"), deployed("helm/values.schema.json"));
+        for flag in flags {
+            let env = flag.to_uppercase().replace('-', "_");
+            let entry = format!(
+                "            - name: LB_{env}\n              valueFrom:\n                \
+                 configMapKeyRef: {{ name: lb-agent, key: {flag}, optional: true }}\n"
+            );
+            assert!(daemon_set.contains(&entry), "the DaemonSet does not pass {flag}");
+            assert!(values.contains(&format!("\n  {flag}: ")), "values.yaml has no {flag}");
+            assert!(schema.contains(&format!("\"{flag}\": {{")), "the schema has no {flag}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

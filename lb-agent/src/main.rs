@@ -12,7 +12,9 @@ mod takeover;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use crate::config::{AgentCli, AgentCommand, AgentConfig, Dirs, LogFormat, RunArgs, TakeoverArgs};
+use crate::config::{
+    AgentCli, AgentCommand, AgentConfig, Dirs, LogFormat, LogLevel, RunArgs, TakeoverArgs,
+};
 use clap::Parser as _;
 use lb_core::escape::Lines;
 use tracing_subscriber::EnvFilter;
@@ -21,15 +23,15 @@ fn main() -> ExitCode {
     let result = match AgentCli::parse().command {
         AgentCommand::Run(args) => run(*args),
         AgentCommand::Cleanup(args) => {
-            start_log(LogFormat::Text);
+            start_log(LogFormat::Text, LogLevel::default());
             Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
         }
         AgentCommand::MountBpffs(args) => {
-            start_log(LogFormat::Text);
+            start_log(LogFormat::Text, LogLevel::default());
             bpffs::run(&args.dir)
         }
         AgentCommand::Takeover(args) => {
-            start_log(LogFormat::Text);
+            start_log(LogFormat::Text, LogLevel::default());
             takeover(args)
         }
     };
@@ -54,8 +56,14 @@ fn takeover(args: TakeoverArgs) -> anyhow::Result<()> {
 
 fn run(args: RunArgs) -> anyhow::Result<()> {
     let format = LogFormat::resolve(args.log_format.clone());
-    start_log(*format.as_ref().unwrap_or(&LogFormat::Text));
+    let level = LogLevel::resolve(args.log_level.clone());
+    // What is wrong with one of them is logged, too.
+    start_log(
+        *format.as_ref().unwrap_or(&LogFormat::Text),
+        *level.as_ref().unwrap_or(&LogLevel::Info),
+    );
     format?;
+    level?;
     let cfg = AgentConfig::resolve(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(agent::run(cfg));
@@ -64,14 +72,10 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     result
 }
 
-/// `RUST_LOG` selects what is logged; the default is `info`, and warnings of libraries. Failed requests to the API server
-/// are logged by whoever made them.
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| {
-        EnvFilter::new(
-            "warn,kube_client=off,lb_agent=info,lb_core=info,lb_kernel=info,lb_kube=info",
-        )
-    });
+/// `RUST_LOG` selects what is logged in place of the level, if it is set.
+fn start_log(format: LogFormat, level: LogLevel) {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(level.filter()));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
     match format {

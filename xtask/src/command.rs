@@ -19,6 +19,13 @@ pub(crate) fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// The commit of the work tree, with `-dirty` if files differ from it; `unknown` without git.
+pub(crate) fn commit() -> String {
+    let mut describe = command("git");
+    describe.args(["describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"]);
+    output(&mut describe).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
 /// A command in the repository's root.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);

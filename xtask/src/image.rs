@@ -17,7 +17,7 @@ pub(crate) use self::archive::header;
 use self::archive::{Archive, bytes, digest, with};
 use crate::{
     binaries::TRACE,
-    command::{say, target_dir},
+    command::{commit, say, target_dir},
     setup::Need,
     statics::{self, Arch},
 };
@@ -143,7 +143,9 @@ fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
     let config = json!({
         "architecture": arch.oci(),
         "os": "linux",
-        "config": { "Entrypoint": entry, "Cmd": kind.arguments, "Env": ["PATH=/bin"] },
+        "config": {
+            "Entrypoint": entry, "Cmd": kind.arguments, "Env": ["PATH=/bin"], "Labels": labels(kind),
+        },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     });
     let layer = archive.blob("application/vnd.oci.image.layer.v1.tar+gzip", &zipped)?;
@@ -155,6 +157,16 @@ fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
     let manifest = archive.blob(manifest_type, &bytes(&manifest)?)?;
     let platform = json!({ "architecture": arch.oci(), "os": "linux" });
     Ok(with(manifest, "platform", platform))
+}
+
+/// Annotations of the OCI image specification, as labels, where scanners and registries look for them.
+fn labels(kind: &Kind) -> Value {
+    json!({
+        "org.opencontainers.image.title": kind.tag.split(':').next(),
+        "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+        "org.opencontainers.image.revision": commit(),
+        "org.opencontainers.image.licenses": "Apache-2.0 OR MIT",
+    })
 }
 
 /// The root file system: `/bin` with the binaries, owned by root, without times.

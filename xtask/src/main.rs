@@ -20,6 +20,7 @@ mod binaries;
 mod demo;
 mod docs;
 
+mod chart;
 mod conformance;
 mod image;
 mod kubectl;
@@ -73,6 +74,8 @@ enum Task {
     Ui(ui::Options),
     /// Test the alerts and dashboards of deploy/monitoring with promtool, and with Prometheus and an agent
     Monitoring,
+    /// Check the Helm chart: equal to the kustomize base, strict about values; and on a cluster, with --cluster
+    Chart(chart::Options),
     /// Check the links of all documents and build the book in target/book
     Docs(docs::Options),
     /// Deploy to the cluster of $KUBECONFIG and check Services and policies there with real Pods
@@ -94,6 +97,7 @@ impl Task {
             Self::Laptop(_) => "laptop",
             Self::Ui(_) => "ui",
             Self::Monitoring => "monitoring",
+            Self::Chart(_) => "chart",
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
         }
@@ -121,6 +125,7 @@ impl Task {
             Self::Abi(_) => &[Need::Rust],
             Self::Ui(_) => &[Need::Rust, Need::Chromium],
             Self::Monitoring => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Prometheus],
+            Self::Chart(_) => chart::NEEDS,
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
             Self::Conformance(_) => &[],
         }
@@ -144,6 +149,7 @@ impl Task {
             Self::Laptop(options) => laptop::run(options),
             Self::Ui(options) => ui::run(options),
             Self::Monitoring => monitoring::run(),
+            Self::Chart(options) => chart::run(options),
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
         }

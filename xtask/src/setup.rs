@@ -15,6 +15,7 @@ const BPF_LINKER: &str = "0.13.0";
 const MDBOOK: &str = "0.5.4";
 /// The module version of Prometheus 3.16.
 const PROMETHEUS: &str = "v0.316.0";
+const HELM: &str = "v3.22.0";
 
 /// Something a task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +52,11 @@ pub(crate) enum Need {
     Mdbook,
     /// Prometheus and promtool, in the build directory for the same reason. They need Go.
     Prometheus,
+    /// Helm, in the build directory for the same reason. It needs Go.
+    Helm,
 }
 
-/// All that the tasks need, except a cluster's tools, cargo-deny, mdbook and Prometheus, which few machines want.
+/// All that the tasks need, except a cluster's tools, cargo-deny, mdbook, Prometheus and Helm, which few machines want.
 pub(crate) const ALL: &[Need] = &[
     Need::Rust,
     Need::BpfLinker,
@@ -95,7 +98,17 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         install_mdbook()?;
     }
     if needs.contains(&Need::Prometheus) {
-        install_prometheus()?;
+        // Without the discovery of targets in clouds, which is most of Prometheus.
+        let programs = ["promtool", "prometheus"];
+        install_from_go(
+            "github.com/prometheus/prometheus",
+            PROMETHEUS,
+            "remove_all_sd",
+            &programs,
+        )?;
+    }
+    if needs.contains(&Need::Helm) {
+        install_from_go("helm.sh/helm/v3", HELM, "", &["helm"])?;
     }
     if needs.contains(&Need::Kubectl) && found("kubectl").is_none() {
         bail!("kubectl is missing: install the cluster's version, or set --kubectl");
@@ -188,7 +201,8 @@ fn missing_packages(need: Need) -> Vec<Package> {
         | Need::Kubectl
         | Need::CargoDeny
         | Need::Mdbook
-        | Need::Prometheus => Vec::new(),
+        | Need::Prometheus
+        | Need::Helm => Vec::new(),
     }
 }
 
@@ -362,28 +376,32 @@ pub(crate) fn of_prometheus(program: &str) -> PathBuf {
     tools().join("bin").join(program)
 }
 
-/// Builds what is missing or of another version. Without the discovery of targets in clouds, which is most of Prometheus.
-fn install_prometheus() -> Result<()> {
-    const MODULE: &str = "github.com/prometheus/prometheus";
-    let is_there = |program: &&str| {
-        let mut version = command("go");
-        version.args(["version", "-m"]).arg(of_prometheus(program));
-        output(&mut version).is_ok_and(|text| text.contains(&format!("{MODULE}\t{PROMETHEUS}\t")))
+/// Returns the path of the pinned helm.
+pub(crate) fn helm() -> PathBuf {
+    tools().join("bin/helm")
+}
+
+/// Builds programs of a Go module in the build directory, unless that version of them is there.
+fn install_from_go(module: &str, version: &str, tags: &str, programs: &[&str]) -> Result<()> {
+    let bin = tools().join("bin");
+    let is_there = |program: &str| {
+        let mut asked = command("go");
+        asked.args(["version", "-m"]).arg(bin.join(program));
+        output(&mut asked).is_ok_and(|text| text.contains(&format!("{module}\t{version}\t")))
     };
-    let missing = ["promtool", "prometheus"].into_iter().filter(|program| !is_there(program));
-    let packages: Vec<String> =
-        missing.map(|program| format!("{MODULE}/cmd/{program}@{PROMETHEUS}")).collect();
-    if packages.is_empty() {
+    let missing: Vec<_> = programs.iter().copied().filter(|program| !is_there(program)).collect();
+    if missing.is_empty() {
         return Ok(());
     }
+    let words = missing.join(" and ");
     if found("go").is_none() {
-        bail!("go is missing: install Go 1.21 or newer, which builds Prometheus and promtool");
+        bail!("go is missing: install Go 1.21 or newer, which builds {words}");
     }
-    let bin = tools().join("bin");
-    say(&format!("building Prometheus {PROMETHEUS} in {}; this takes four minutes", bin.display()));
+    say(&format!("building {words} {version} in {}; this takes four minutes", bin.display()));
     let mut go = command("go");
-    go.args(["install", "-tags", "remove_all_sd"]).args(&packages);
-    command::run(go.env("GOBIN", bin)).context("install Prometheus")
+    go.args(["install", "-tags", tags]);
+    go.args(missing.iter().map(|program| format!("{module}/cmd/{program}@{version}")));
+    command::run(go.env("GOBIN", &bin)).with_context(|| format!("install {words}"))
 }
 
 fn run_install(what: &str, args: &[&str], llvm: Option<&str>) -> Result<()> {

@@ -77,6 +77,7 @@ pub(crate) fn build(
         build.env(format!("CARGO_TARGET_{upper}_LINKER"), "rust-lld");
         build.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-Clink-self-contained=yes");
     }
+    build.env("LB_COMMIT", command::commit());
     command::run(&mut build)?;
     let dir = target_dir().join(&target).join("release");
     let binaries: Vec<_> = names.iter().map(|name| dir.join(name)).collect();

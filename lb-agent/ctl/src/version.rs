@@ -7,6 +7,7 @@ use lb_common::limits::MAPS;
 use serde::{Deserialize, Serialize};
 
 use crate::columns::{self, NONE};
+use lb_core::build;
 use lb_core::names::Names;
 
 /// The versions.
@@ -14,6 +15,8 @@ use lb_core::names::Names;
 pub struct Versions {
     /// This binary.
     pub lbctl: Cow<'static, str>,
+    /// The commit that it was built from, or `unknown`.
+    pub commit: Cow<'static, str>,
     /// The agent that wrote the name table last; `None` when there is no table.
     pub agent: Option<String>,
     /// Maps with the versions of their layouts that this binary reads.
@@ -23,7 +26,8 @@ pub struct Versions {
 /// Collects them.
 pub fn versions(names: Option<&Names<'_>>) -> Versions {
     Versions {
-        lbctl: env!("CARGO_PKG_VERSION").into(),
+        lbctl: build::VERSION.into(),
+        commit: build::COMMIT.into(),
         agent: names.map(|names| names.agent.version.to_string()),
         maps: MAPS.iter().map(|map| format!("{}_v{}", map.name, map.version)).collect(),
     }
@@ -34,7 +38,7 @@ pub fn versions(names: Option<&Names<'_>>) -> Versions {
 /// # Errors
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, versions: &Versions) -> io::Result<()> {
-    writeln!(out, "lbctl  {}", versions.lbctl)?;
+    writeln!(out, "lbctl  {}, commit {}", versions.lbctl, versions.commit)?;
     columns::line(out, format_args!("agent  {}", versions.agent.as_deref().unwrap_or(NONE)))?;
     writeln!(out, "maps   {}", versions.maps.join(" "))
 }

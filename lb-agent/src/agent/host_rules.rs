@@ -172,7 +172,7 @@ impl Agent {
         if let Some(doubt) = &judged.routing
             && known.and_then(|known| known.routing.as_ref()) != Some(doubt)
         {
-            info!(?doubt, "flows to and from Pods of other nodes must go through the IP stack");
+            info!(%doubt, "flows to and from Pods of other nodes must go through the IP stack");
         }
         self.past.judged(judged);
         self.write_past();

@@ -300,13 +300,15 @@ impl Agent {
                 if role == Role::Pod {
                     self.metrics.ours.pod_ready.observe(took.as_secs_f64());
                 }
-                info!(ifindex, device, ?role, took_ms = took.as_secs_f64() * 1e3, "attached");
+                let pod = self.bindings.name(ifindex).map(tracing::field::display);
+                let took_ms = took.as_secs_f64() * 1e3;
+                info!(ifindex, device, role = role.name(), pod, took_ms, "attached");
                 Ok(())
             }
             // Its end is announced, too, or it was already.
             Err(AttachError::Gone { .. }) => return,
             Err(err) => {
-                error!(ifindex, device, ?role, %err, "cannot attach programs, retrying");
+                error!(ifindex, device, role = role.name(), %err, "cannot attach programs, retrying");
                 Err(err.to_string())
             }
         };

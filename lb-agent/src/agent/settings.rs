@@ -30,6 +30,13 @@ impl StartSettings {
         Self { dir, given: given.collect() }
     }
 
+    /// The settings that are not the defaults, for the first line of the log.
+    pub(super) fn differing(&self) -> String {
+        let given = self.given.iter().filter(|(_, value)| !value.is_empty());
+        let words: Vec<_> = given.map(|(key, value)| format!("{key}={value}")).collect();
+        words.join(" ")
+    }
+
     /// The line of `lbctl status`; `None` where no ConfigMap is mounted.
     pub(super) fn line(&self) -> Option<String> {
         let mounted = read(self.dir.as_deref()?);

@@ -78,8 +78,12 @@ pub(crate) fn ready(cluster: &Cluster) -> Result<()> {
 /// # Errors
 /// When the API refuses it.
 pub(crate) fn configure(cluster: &Cluster, key: &str, value: &str) -> Result<()> {
+    let daemon_set = cluster.json(&["--namespace", SYSTEM, "get", DAEMON_SET])?;
+    let volumes = daemon_set.pointer("/spec/template/spec/volumes").and_then(Value::as_array);
+    let name = volumes.into_iter().flatten().find_map(|volume| text(volume, "/configMap/name"));
+    let config_map = format!("configmap/{}", name.context("the agents have no settings")?);
     let patch = serde_json::json!({ "data": { key: value } }).to_string();
-    let args = ["--namespace", SYSTEM, "patch", "configmap/lb-agent", "--patch", &patch];
+    let args = ["--namespace", SYSTEM, "patch", &config_map, "--patch", &patch];
     cluster.run(&args).map(|_| ())
 }
 

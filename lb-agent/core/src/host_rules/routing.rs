@@ -1,6 +1,8 @@
 //! What the node does to packets between Pods of different nodes beside its firewall rules: it may encrypt them, or route them by
 //! more than their destination. Packets that go past the IP stack would be in the clear, or take another route.
 
+use std::fmt;
+
 use lb_common::addr::Addr;
 
 use super::PodTraffic;
@@ -45,6 +47,16 @@ pub enum RoutingDoubt {
     Rule(String),
     /// It cannot be read.
     Unknown(String),
+}
+
+impl fmt::Display for RoutingDoubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ipsec => f.write_str("a policy of IPsec"),
+            Self::Rule(rule) => write!(f, "the rule {rule}"),
+            Self::Unknown(err) => write!(f, "the rules cannot be read: {err}"),
+        }
+    }
 }
 
 /// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL`: each packet is routed by them anyway.

@@ -102,6 +102,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// As logs have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Uplink { .. } => "uplink",
+        }
+    }
+
     /// The program that belongs at a hook.
     pub const fn program(self, hook: Hook) -> Option<&'static str> {
         match (self, hook) {

@@ -77,7 +77,11 @@ async fn follow<K: Watched>(context: &WatchContext, all: watcher::Config) -> Opt
 }
 
 async fn begin(context: &WatchContext, scope: PodScope) -> Option<()> {
-    info!(?scope, "watching Pods");
+    let scope_name = match scope {
+        PodScope::All => "all nodes",
+        PodScope::Own => "this node",
+    };
+    info!(of = scope_name, "watching Pods");
     context.tx.send(Received::now(Event::Pods(scope))).await.ok()
 }
 

@@ -1,0 +1,213 @@
+//! `cargo xtask chart`: the Helm chart. It must make the objects that the kustomize base and its components make, refuse values
+//! that mean nothing, and, with `--cluster`, install, upgrade, roll back and uninstall.
+
+mod cluster;
+mod objects;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use crate::{
+    command::{self, output, root, say, target_dir},
+    kubectl::{self, Kubectl},
+    setup::{Need, helm},
+};
+
+use self::objects::{Objects, difference};
+
+/// What the machine must have.
+pub(crate) const NEEDS: &[Need] = &[Need::Helm];
+
+/// The chart, and the kustomize base that it is compared with.
+const CHART: &str = "deploy/helm";
+const BASE: &str = "deploy";
+/// The namespace of the base.
+const NAMESPACE: &str = "kube-system";
+/// The name of the release.
+const RELEASE: &str = "lb";
+
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The kubectl command
+    #[arg(long, value_name = "COMMAND", default_value = kubectl::KUBECTL)]
+    kubectl: String,
+    /// Run helm with this command
+    #[arg(long, value_name = "COMMAND {helm}", default_value = "{helm}")]
+    helm: String,
+    /// Also install the chart on the cluster, whose nodes must have the image lb-agent:dev, upgrade it, and uninstall it
+    #[arg(long)]
+    cluster: bool,
+}
+
+/// The chart with values, and the overlay that means the same.
+struct Case {
+    name: &'static str,
+    values: &'static [&'static str],
+    overlay: &'static str,
+}
+
+const CASES: [Case; 6] = [
+    Case { name: "the defaults", values: &[], overlay: "" },
+    Case {
+        name: "mountBpffs",
+        values: &["mountBpffs=true"],
+        overlay: "components: [../../deploy/mount-bpffs]\n",
+    },
+    Case {
+        name: "sysAdmin",
+        values: &["sysAdmin=true"],
+        overlay: "components: [../../deploy/with-sys-admin]\n",
+    },
+    Case {
+        name: "no kubeconfig of the kubelet",
+        values: &["kubeletKubeconfig="],
+        overlay: "components: [../../deploy/without-kubelet-conf]\n",
+    },
+    Case {
+        name: "settings",
+        values: &["settings.takeover=when-gone", "settings.startup-taint=example.com/agent"],
+        overlay: "components: [../../deploy/takeover, ../../deploy/startup-taint]\n\
+                  configMapGenerator:\n  - name: lb-agent\n    namespace: kube-system\n    behavior: merge\n    \
+                  literals: [startup-taint=example.com/agent]\n",
+    },
+    Case {
+        name: "users of kubectl lb",
+        values: &["users.create=true"],
+        overlay: "resources: [../../deploy, ../../deploy/users]\n",
+    },
+];
+
+/// Values that the schema must refuse, and what the refusal names.
+const REFUSED: [(&str, &str); 6] = [
+    ("settings.node-port-adresses=primary", "node-port-adresses"),
+    ("settings.takeover=always", "takeover"),
+    ("settings.ct-entries=many", "ct-entries"),
+    ("image.digest=sha256:12", "digest"),
+    ("kubeletKubeconfig=kubelet.conf", "kubeletKubeconfig"),
+    ("replicas=2", "replicas"),
+];
+
+/// Checks the chart and writes its package into target/chart.
+///
+/// # Errors
+/// When a check fails.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let helm = Helm { prefix: options.helm.replace("{helm}", &helm().to_string_lossy()) };
+    let chart = root().join(CHART).to_string_lossy().into_owned();
+    command::run(&mut helm.command(&["lint", "--strict", "--quiet", &chart]))?;
+    for case in &CASES {
+        let ours = helm.template(case.values).with_context(|| case.name)?;
+        let base = overlay(&options.kubectl, case.overlay).with_context(|| case.name)?;
+        if let Some(text) = difference(&ours, &base) {
+            bail!("{CHART} with {} differs from {BASE}:\n{text}", case.name);
+        }
+        say(&format!("{}: as kustomize makes it", case.name));
+    }
+    refusals(&helm)?;
+    digest_and_checksum(&helm)?;
+    package(&helm, &chart)?;
+    if options.cluster {
+        cluster::check(&Kubectl::new(&options.kubectl)?, &helm, &chart)?;
+    }
+    Ok(())
+}
+
+/// How to run helm.
+struct Helm {
+    /// Shell text, so that it may quote and set variables.
+    prefix: String,
+}
+
+impl Helm {
+    fn command(&self, args: &[&str]) -> std::process::Command {
+        kubectl::shell(&self.prefix, args)
+    }
+
+    fn output(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.command(args)).with_context(|| format!("helm {}", args.join(" ")))
+    }
+
+    /// The objects of the chart with these values.
+    fn template(&self, values: &[&str]) -> Result<Objects> {
+        let chart = root().join(CHART).to_string_lossy().into_owned();
+        let mut args = vec!["template", RELEASE, &chart, "--namespace", NAMESPACE];
+        for value in values {
+            // Strings, as most values are; `true` and `false` are not.
+            let flag = if value.ends_with("=true") { "--set" } else { "--set-string" };
+            args.extend([flag, value]);
+        }
+        Objects::read(&self.output(&args)?)
+    }
+}
+
+/// The objects of an overlay of the base.
+fn overlay(kubectl: &str, text: &str) -> Result<Objects> {
+    let dir = target_dir().join("chart-overlay");
+    std::fs::create_dir_all(&dir).context("create the directory of the overlay")?;
+    let resources = if text.starts_with("resources:") { "" } else { "resources: [../../deploy]\n" };
+    let head = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n";
+    let path = dir.join("kustomization.yaml");
+    // Beside the repository if the build directory is elsewhere.
+    let text = format!("{head}{resources}{text}").replace("../..", &relative(&dir)?);
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    let dir = dir.to_string_lossy();
+    Objects::read(&output(&mut kubectl::shell(kubectl, &["kustomize", &dir]))?)
+}
+
+/// The way from a directory to the root of the repository, since kustomize takes no absolute paths.
+fn relative(dir: &std::path::Path) -> Result<String> {
+    let (from, to) = (dir.canonicalize()?, root().canonicalize()?);
+    let common = from.ancestors().find(|ancestor| to.starts_with(ancestor));
+    let common = common.context("no common directory")?;
+    let up = from.strip_prefix(common)?.components().map(|_| "..");
+    let down = to.strip_prefix(common)?.components().map(|part| part.as_os_str().to_string_lossy());
+    let parts: Vec<String> =
+        up.map(str::to_owned).chain(down.map(|part| part.into_owned())).collect();
+    Ok(parts.join("/"))
+}
+
+fn refusals(helm: &Helm) -> Result<()> {
+    for (value, named) in REFUSED {
+        match helm.template(&[value]) {
+            Ok(_) => bail!("{CHART} accepts {value}"),
+            Err(err) => {
+                let text = format!("{err:#}");
+                ensure!(text.contains(named), "the refusal of {value} does not name it: {text}");
+            }
+        }
+    }
+    say("values that mean nothing are refused");
+    Ok(())
+}
+
+/// A digest takes the place of the tag, and the agents restart for a change of a setting and for nothing else.
+fn digest_and_checksum(helm: &Helm) -> Result<()> {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let pinned = helm.template(&[&format!("image.digest={digest}")])?;
+    ensure!(pinned.image()? == format!("lb-agent@{digest}"), "the image is {}", pinned.image()?);
+    let plain = helm.template(&[])?.checksum()?;
+    let other = helm.template(&["settings.log-format=json"])?.checksum()?;
+    let same = helm.template(&["users.create=true"])?.checksum()?;
+    ensure!(plain != other, "a setting changes, and the annotation of the Pods does not");
+    ensure!(plain == same, "the annotation of the Pods changes, and no setting does");
+    Ok(())
+}
+
+fn package(helm: &Helm, chart: &str) -> Result<()> {
+    let dir = target_dir().join("chart").to_string_lossy().into_owned();
+    let text = helm.output(&["package", chart, "--destination", &dir])?;
+    say(text.trim());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::relative;
+    use crate::command::root;
+
+    #[test]
+    fn the_way_to_the_root_is_relative() {
+        assert_eq!(relative(&root().join("xtask/src")).unwrap(), "../..");
+    }
+}
