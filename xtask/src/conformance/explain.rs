@@ -63,7 +63,7 @@ impl Case {
 /// Runs them all; with `laptop`, a command of `kubectl lb`, through that, too.
 pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, laptop: Option<&str>) {
     let mut cast = None;
-    report.check("explain: the Pods of its cases", || {
+    report.check("explain and kubectl lb explain: the Pods of the cases", || {
         cast = Some(ExplainCast::make(bed)?);
         Ok(String::new())
     });
@@ -79,7 +79,7 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, laptop: Option<&str>) {
             }
         }
     }
-    report.check("explain: its Pods are removed", || remove(bed.cluster).map(|()| String::new()));
+    report.check("explain and kubectl lb explain: the Pods are removed", || remove(bed.cluster).map(|()| String::new()));
 }
 
 /// The objects of the cases, and where they are.
