@@ -79,7 +79,9 @@ pub(crate) fn check(bed: &Bed<'_>, report: &mut Report, laptop: Option<&str>) {
             }
         }
     }
-    report.check("explain and kubectl lb explain: the Pods are removed", || remove(bed.cluster).map(|()| String::new()));
+    report.check("explain and kubectl lb explain: the Pods are removed", || {
+        remove(bed.cluster).map(|()| String::new())
+    });
 }
 
 /// The objects of the cases, and where they are.

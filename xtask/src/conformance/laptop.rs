@@ -40,11 +40,14 @@ pub(crate) fn command(report: &mut Report, options: &Options) -> Option<String> 
         }
     };
     let mut built = None;
-    report.check("kubectl lb status, explain and the rest: builds without the node's crates", || {
-        let path = build()?;
-        built = Some(command.replace(BINARY, &path));
-        Ok(String::new())
-    });
+    report.check(
+        "kubectl lb status, explain and the rest: builds without the node's crates",
+        || {
+            let path = build()?;
+            built = Some(command.replace(BINARY, &path));
+            Ok(String::new())
+        },
+    );
     built
 }
 

@@ -301,3 +301,9 @@ impl Dice {
 fn addresses(n: usize) -> [&'static str; 2] {
     [["10.96.0.10", "fd96::10"], ["10.96.0.11", "fd96::11"], ["10.96.0.12", "fd96::12"]][n]
 }
+
+/// Whether it is one of these ClusterIPs.
+pub(super) fn is_of_service(ip: IpAddr) -> bool {
+    let of = (0..SERVICES).flat_map(addresses);
+    of.into_iter().any(|own| own.parse() == Ok(ip))
+}
