@@ -1,5 +1,6 @@
 //! `cargo xtask monitoring`: the alerts and dashboards of `deploy/monitoring`, judged by Prometheus itself. promtool runs the tests
-//! of the alerts and parses each query of the dashboards. What needs neither is in the tests of `lb-agent`.
+//! of the alerts and parses each query of the dashboards; the agent's test target `monitoring` asks a Prometheus that scrapes a real
+//! agent. What needs neither is in the tests of `lb-agent`.
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::command::{self, command, root, target_dir};
 use crate::setup::of_prometheus;
+use crate::test;
 
 const DIRECTORY: &str = "deploy/monitoring";
 
@@ -46,7 +48,10 @@ pub(crate) fn run() -> Result<()> {
     };
     let check = ["check", "rules", "--lint-fatal", "rules.yaml", "kubernetes-mixin.yaml"];
     command::run(promtool().args(check).arg("dashboards.yaml"))?;
-    command::run(promtool().args(["test", "rules", "alerts.yaml"]))
+    command::run(promtool().args(["test", "rules", "alerts.yaml"]))?;
+    let program = |variable, name| (variable, of_prometheus(name).to_string_lossy().into_owned());
+    let programs = [program("LB_PROMETHEUS", "prometheus"), program("LB_PROMTOOL", "promtool")];
+    test::apart("monitoring", &programs)
 }
 
 /// Returns the rule file that a PrometheusRule contains: its `spec`, as Prometheus reads it.

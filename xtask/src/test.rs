@@ -112,6 +112,18 @@ pub(crate) fn one(ring: &str, settings: &[(&str, String)], theirs: &[String]) ->
     command::run(test.envs(settings.iter().map(|(name, value)| (*name, value))))
 }
 
+/// Runs a test target of the agent that is left out of the rings (`test = false`), with these environment variables.
+///
+/// # Errors
+/// When a test fails, or root is needed and not available.
+pub(crate) fn apart(target: &str, settings: &[(&str, String)]) -> Result<()> {
+    let mut test = cargo();
+    test.args(["test", "--package", "lb-agent", "--features", FEATURE, "--test", target]);
+    as_root_runner(&mut test)?;
+    test.args(["--", "--nocapture"]);
+    command::run(test.envs(settings.iter().map(|(name, value)| (*name, value))))
+}
+
 /// Every crate but the programs', which only build for the kernel.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
 
