@@ -104,12 +104,35 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         say(&format!("{}: as kustomize makes it", case.name));
     }
+    monitoring(&options.kubectl)?;
     refusals(&helm)?;
     digest_and_checksum(&helm)?;
     package(&helm, &chart)?;
     if options.cluster {
         cluster::check(&Kubectl::new(&options.kubectl)?, &helm, &chart)?;
     }
+    Ok(())
+}
+
+/// The component that the chart does not have: `cargo xtask monitoring` tests what is in it.
+fn monitoring(kubectl: &str) -> Result<()> {
+    let made = overlay(kubectl, "components: [../../deploy/monitoring]\n").context("monitoring")?;
+    let setting = "/data/metrics-bind-address";
+    let label = "/metadata/labels/grafana_dashboard";
+    for (kind, name, pointer, want) in [
+        ("ConfigMap", "lb-agent", setting, "0.0.0.0:10249"),
+        ("PodMonitor", "lb-agent", "/metadata/namespace", NAMESPACE),
+        ("PrometheusRule", "lb-agent", "/metadata/namespace", NAMESPACE),
+        ("ConfigMap", "lb-dashboard-overview", "/metadata/namespace", NAMESPACE),
+        ("ConfigMap", "lb-dashboard-overview", label, "1"),
+        ("ConfigMap", "lb-dashboard-services", label, "1"),
+        ("ConfigMap", "lb-dashboard-policies", label, "1"),
+        ("ConfigMap", "lb-dashboard-agent", label, "1"),
+    ] {
+        let found = made.text(kind, name, pointer);
+        ensure!(found == Some(want), "deploy/monitoring: {kind} {name}: {pointer} is {found:?}");
+    }
+    say("deploy/monitoring: a component of the base");
     Ok(())
 }
 

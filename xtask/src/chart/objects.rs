@@ -34,6 +34,13 @@ impl Objects {
         Ok(Self(objects))
     }
 
+    /// A text in an object, whose name may end with a hash.
+    pub(super) fn text(&self, kind: &str, name: &str, pointer: &str) -> Option<&str> {
+        let mut objects = self.0.iter();
+        let found = objects.find(|((of, named), _)| of == kind && without_hash(named) == name);
+        found.and_then(|(_, object)| object.pointer(pointer)?.as_str())
+    }
+
     fn daemon_set(&self, pointer: &str) -> Result<&str> {
         let daemon_set = self.0.get(&("DaemonSet".to_owned(), NAME.to_owned()));
         let text = daemon_set.and_then(|object| object.pointer(pointer)?.as_str());
