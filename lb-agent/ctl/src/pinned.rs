@@ -115,7 +115,8 @@ impl Pinned {
         })
         .context("read locals")?;
         if extent >= SnapshotExtent::Fields {
-            snapshot.fields = fields::read(&tables)?;
+            let last = snapshot.backends.keys().max();
+            snapshot.fields = fields::read(&tables, last.map_or(0, |last| last + 1))?;
         }
         if extent >= SnapshotExtent::Flows {
             let now = now()?;
@@ -299,8 +300,14 @@ fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
         frontends.push((*key, *frontend));
     })
     .context("read frontends")?;
+    let ranges = |frontend: &Frontend| {
+        let Frontend { base, n, local_base, local_n, maglev_base, maglev_n, .. } = *frontend;
+        [(base, n), (local_base, local_n), (maglev_base, maglev_n)]
+    };
+    let ends = frontends.iter().flat_map(|(_, frontend)| ranges(frontend));
+    let end = ends.map(|(base, n)| base.saturating_add(n)).max().unwrap_or_default();
     let mut slots = HashMap::new();
-    let read = tables.slots.for_each(|slot, backend_id| {
+    let read = tables.slots.for_each_below(end, |slot, backend_id| {
         if *backend_id != 0 {
             slots.insert(slot, *backend_id);
         }
@@ -311,10 +318,10 @@ fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
     let ids = |base, n| range(base, n).filter_map(|slot| slots.get(&slot).copied()).collect();
     let mut used = HashSet::new();
     let resolve = |(key, frontend): (FrontendKey, Frontend)| {
-        let Frontend { base, n, local_base, local_n, maglev_base, maglev_n, .. } = frontend;
-        for (base, n) in [(base, n), (local_base, local_n), (maglev_base, maglev_n)] {
+        for (base, n) in ranges(&frontend) {
             used.extend(range(base, n));
         }
+        let Frontend { base, n, local_base, local_n, .. } = frontend;
         let (backend_ids, local_ids) = (ids(base, n), ids(local_base, local_n));
         FrontendSlots { key, frontend, backend_ids, local_ids }
     };

@@ -7,6 +7,7 @@
 //! device.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -155,6 +156,20 @@ pub fn for_each<K: Pod + Field, V: Pod + Field>(
     map: &impl IterableMap<K, V>,
     mut each: impl FnMut(&K, &V),
 ) -> io::Result<()> {
+    walk(map, |key, value| {
+        each(key, value);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same until `each` has enough. An array's elements come in the order of their indexes.
+///
+/// # Errors
+/// As for [`for_each`].
+pub fn walk<K: Pod + Field, V: Pod + Field>(
+    map: &impl IterableMap<K, V>,
+    mut each: impl FnMut(&K, &V) -> ControlFlow<()>,
+) -> io::Result<()> {
     let map = map.map();
     check_sizes::<K, V>(map)?;
     let mut token = [0_u64; 8];
@@ -175,7 +190,9 @@ pub fn for_each<K: Pod + Field, V: Pod + Field>(
             Err((e, _)) => return Err(e.into()),
         };
         for (key, value) in keys.iter().zip(&values).take(n) {
-            each(key, value);
+            if each(key, value).is_break() {
+                return Ok(());
+            }
         }
         if end || n == 0 {
             return Ok(());

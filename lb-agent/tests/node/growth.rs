@@ -90,6 +90,19 @@ fn a_service_in_further_parts_is_served_and_outlives_the_agent() {
         // One part more: what the programs have counted stays.
         serve(&mut maps, 1, 6, 2 * BACKENDS, FrontendFlags::LEAST_CONNECTIONS);
         assert_eq!([7, far].map(|id| maps.tables.loads.get(id).unwrap()), [1, 1]);
+        // Who reads the beginning of a table gets all of that, and no more.
+        let slots = &maps.tables.slots;
+        for (end, used) in
+            [(5, &[][..]), (6, &[5]), (SLOTS, &[5, 6]), (slot, &[5, 6]), (slot + 1, &[5, 6, slot])]
+        {
+            let (mut n, mut found) = (0, Vec::new());
+            let read = slots.for_each_below(end, |index, id| {
+                n += 1;
+                found.extend((*id != 0).then_some(index));
+            });
+            read.unwrap();
+            assert_eq!((n, &found[..]), (end, used));
+        }
 
         let before = maps.load().unwrap();
         drop(maps);

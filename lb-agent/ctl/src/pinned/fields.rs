@@ -12,8 +12,8 @@ use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::maps::Tables;
 use lb_kernel::syscall;
 
-/// Reads all of them.
-pub(super) fn read(tables: &Tables) -> anyhow::Result<Fields> {
+/// Reads all of them; the ids of all backends are below `end`.
+pub(super) fn read(tables: &Tables, end: u32) -> anyhow::Result<Fields> {
     let clock = Clock::detect().context("find the kernel's tick rate")?;
     let mut clients = Vec::new();
     syscall::for_each(&tables.affinity, |key: &AffinityKey, value: &Affinity| {
@@ -25,7 +25,7 @@ pub(super) fn read(tables: &Tables) -> anyhow::Result<Fields> {
     Ok(Fields {
         clients,
         source_ranges: source_ranges(tables)?,
-        loads: loads(tables)?,
+        loads: loads(tables, end)?,
         ticks: Ticks { now, hz: clock.hz },
     })
 }
@@ -47,9 +47,9 @@ fn source_ranges(tables: &Tables) -> anyhow::Result<HashMap<u32, Vec<Prefix>>> {
     Ok(ranges)
 }
 
-fn loads(tables: &Tables) -> anyhow::Result<HashMap<u32, u32>> {
+fn loads(tables: &Tables, end: u32) -> anyhow::Result<HashMap<u32, u32>> {
     let mut loads = HashMap::new();
-    let read = tables.loads.for_each(|id, load| {
+    let read = tables.loads.for_each_below(end, |id, load| {
         if *load != 0 {
             loads.insert(id, *load);
         }

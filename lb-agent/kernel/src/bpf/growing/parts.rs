@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 
 use aya::maps::{Array, IterableMap as _, MapData, MapError as AyaError};
 use aya::{Ebpf, Pod};
@@ -116,6 +117,29 @@ impl<V: Pod + Field> PartedArray<V> {
         let mut first = 0;
         for part in &self.parts {
             syscall::for_each(part, |index: &u32, value: &V| each(first + index, value))?;
+            first += part.len();
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for every element below an index. Of a table that is mostly empty, the kernel copies the rest in vain.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn for_each_below(&self, end: u32, mut each: impl FnMut(u32, &V)) -> io::Result<()> {
+        let mut first = 0;
+        for part in &self.parts {
+            if first >= end {
+                return Ok(());
+            }
+            syscall::walk(part, |index: &u32, value: &V| {
+                let index = first + index;
+                if index >= end {
+                    return ControlFlow::Break(());
+                }
+                each(index, value);
+                ControlFlow::Continue(())
+            })?;
             first += part.len();
         }
         Ok(())
