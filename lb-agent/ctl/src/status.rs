@@ -161,7 +161,7 @@ fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
         0 => "never synced".to_owned(),
         time => format!("synced {} ago", ago(time)),
     };
-    let own = env!("CARGO_PKG_VERSION");
+    let own = lb_core::build::VERSION;
     let skew = if agent.version == own { String::new() } else { format!(", lbctl is {own}") };
     let who = format!("{} on {node}", agent.version);
     match found.running {

@@ -242,7 +242,7 @@ impl Agent {
         }
         names.node = Cow::Borrowed(&house.node);
         names.agent = AgentName {
-            version: Cow::Borrowed(env!("CARGO_PKG_VERSION")),
+            version: Cow::Borrowed(lb_core::build::VERSION),
             pid: std::process::id(),
             started: house.started,
             written: now,

@@ -215,7 +215,7 @@ impl Metrics {
             flow_log: flow_log(&mut registry),
             process: process(&mut registry),
         };
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
+        let build = Info::new(vec![("version", lb_core::build::VERSION.to_owned())]);
         registry.register("lb_build", "The agent's version", build);
         let facts = Info::new(vec![("kernel", kernel.to_owned())]);
         registry.register(

@@ -19,7 +19,7 @@ pub(super) fn document(rows: &[FindingRow]) -> Value {
             "tool": {
                 "driver": {
                     "name": "lbctl analyze",
-                    "version": env!("CARGO_PKG_VERSION"),
+                    "version": lb_core::build::VERSION,
                     "rules": rules,
                 },
             },

@@ -32,7 +32,7 @@ pub struct NodeVersions {
 pub fn versions(answers: Vec<FromNode<Versions>>) -> ClusterVersions {
     let of_node = |FromNode { node, answer, .. }| NodeVersions { node, versions: answer };
     ClusterVersions {
-        own: env!("CARGO_PKG_VERSION"),
+        own: lb_core::build::VERSION,
         nodes: answers.into_iter().map(of_node).collect(),
     }
 }
