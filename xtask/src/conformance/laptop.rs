@@ -196,10 +196,14 @@ impl Laptop<'_> {
         if text(&found, "/code") != Some("DEFAULT_DENY") {
             bail!("{found}");
         }
-        let list = self.json(&["policy", "list", "-n", NAMESPACE], 0)?;
-        if !items(&list).any(|row| text(row, "/name") == Some("laptop")) {
-            bail!("{list}");
-        }
+        // The kernel's tables have the policy first, then the name table that lists it.
+        within(SOON, || {
+            let list = self.json(&["policy", "list", "-n", NAMESPACE], 0)?;
+            if !items(&list).any(|row| text(row, "/name") == Some("laptop")) {
+                bail!("{list}");
+            }
+            Ok(())
+        })?;
         let address = self.bed.addresses(&format!("at-{}", self.last))?;
         let address = address.first().context("no address")?;
         let question = super::ask::url(address, PORT);
