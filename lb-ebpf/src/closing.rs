@@ -52,7 +52,8 @@ extern "C" fn closing_fin(skb: *mut __sk_buff, leaves_first: u32) -> u32 {
 }
 
 /// Sends a packet of a translated flow on, as `send` does it. Then the entry under the key in the scratch memory and its partner
-/// go, if the packet acknowledges the other side's FIN: not before, since `send` reads the entry.
+/// go, if the packet acknowledges the other side's FIN: not before, since `send` reads the entry. If another hook of this node
+/// looks the packet up next, they go there.
 #[inline(always)]
 pub(crate) fn after(
     packet: Packet,
@@ -61,12 +62,25 @@ pub(crate) fn after(
     direction: Direction,
     send: impl FnOnce(Packet, &mut Scratch, Tracked) -> Verdict,
 ) -> Verdict {
-    let may_be_last = conntrack::may_be_last(entry.flags(), direction, scratch.parsed.tcp_flags);
+    let may_be_last = may_be_last(scratch, entry, direction);
     let verdict = send(packet, scratch, entry);
     if may_be_last {
         closing_last(packet.as_ptr());
     }
     verdict
+}
+
+/// The same for a packet that goes no further.
+#[inline(always)]
+pub(crate) fn arrived(packet: Packet, scratch: &Scratch, entry: Tracked, direction: Direction) {
+    if may_be_last(scratch, entry, direction) {
+        closing_last(packet.as_ptr());
+    }
+}
+
+#[inline(always)]
+fn may_be_last(scratch: &Scratch, entry: Tracked, direction: Direction) -> bool {
+    conntrack::may_be_last(entry.flags(), direction, scratch.parsed.tcp_flags)
 }
 
 /// Exported, so that the verifier checks it once by itself, and by itself on the stack.

@@ -342,7 +342,11 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
         return first(packet, scratch, frontend, now);
     }
     note_client(packet, scratch, entry, now);
-    closing::after(packet, scratch, entry, Direction::Ingress, deliver)
+    // The hook of a Pod here finds the flow by the other entry, and takes both away.
+    if entry.flags().intersects(CtFlags::MASQUERADED | CtFlags::TO_HOST) {
+        return closing::after(packet, scratch, entry, Direction::Ingress, deliver);
+    }
+    deliver(packet, scratch, entry)
 }
 
 /// A packet of no flow that goes on.

@@ -196,6 +196,9 @@ fn receive(packet: Packet, scratch: &mut Scratch) -> Verdict {
     if flags.only(CtFlags::REPLY | CtFlags::HAIRPIN | CtFlags::EXTERNAL) == CtFlags::REPLY {
         return reply_in(packet, scratch, entry);
     }
+    if flags.contains(CtFlags::EXTERNAL) {
+        closing::arrived(packet, scratch, entry, Direction::Ingress);
+    }
     Verdict::Pass
 }
 
