@@ -2,18 +2,18 @@
 //! work there; or to one with kube-proxy, whose place it takes and gives back. The submodules: how to reach the cluster, what is put into it, the checks. Everything asked of a Pod
 //! has a deadline, and every check ends in one line.
 
-mod ask;
-mod bed;
+pub(crate) mod ask;
+pub(crate) mod bed;
 mod choice;
-mod cluster;
-mod deploy;
+pub(crate) mod cluster;
+pub(crate) mod deploy;
 mod explain;
-mod faults;
+pub(crate) mod faults;
 mod laptop;
 mod latency;
 mod outside;
 mod policies;
-mod report;
+pub(crate) mod report;
 mod services;
 mod takeover;
 
@@ -26,32 +26,39 @@ use self::{bed::Bed, cluster::Cluster, report::Report};
 
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
 
-/// Options of the task.
+/// A cluster, and how to deploy to it.
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct Target {
     /// Load the image archive onto every node with this command after building it. Without it, the nodes must have the
     /// image
     #[arg(long, value_name = "COMMAND {tar}")]
-    load: Option<String>,
+    pub(crate) load: Option<String>,
     /// Load the existing target/lb-agent.tar
     #[arg(long)]
-    no_build: bool,
+    pub(crate) no_build: bool,
     /// The kubectl command. By default it uses $KUBECONFIG
     #[arg(long, value_name = "COMMAND", default_value = KUBECTL)]
-    kubectl: String,
+    pub(crate) kubectl: String,
+    /// Run host processes of a node with this command. By default they run in a privileged Pod
+    #[arg(long, value_name = "COMMAND {node}")]
+    pub(crate) node_exec: Option<String>,
+    /// Image of the test Pods
+    #[arg(long, default_value = AGNHOST)]
+    pub(crate) image: String,
+}
+
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    target: Target,
     /// Run kubectl-lb with this command. By default it uses $KUBECONFIG; without it and with another kubectl, its checks are left out
     #[arg(long, value_name = "COMMAND {kubectl-lb}")]
     kubectl_lb: Option<String>,
-    /// Run host processes of a node with this command. By default they run in a privileged Pod
-    #[arg(long, value_name = "COMMAND {node}")]
-    node_exec: Option<String>,
     /// Run clients, and `ip route`, with this command on a machine outside the cluster that reaches the nodes. Without it,
     /// the checks with an external client are left out
     #[arg(long, value_name = "COMMAND")]
     outside_exec: Option<String>,
-    /// Image of the test Pods
-    #[arg(long, default_value = AGNHOST)]
-    image: String,
     /// Run only the checks whose names contain this word
     #[arg(long, value_name = "WORD")]
     only: Option<String>,
@@ -71,14 +78,14 @@ pub(crate) struct Options {
 /// # Errors
 /// When the cluster cannot be prepared, or a check failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let cluster = Cluster::new(options)?;
+    let cluster = Cluster::new(&options.target, options.outside_exec.clone())?;
     let mut report = Report::new(options.only.clone());
     let outcome = match options.takeover {
-        Some(way) => Bed::make(&cluster, &options.image)
+        Some(way) => Bed::make(&cluster, &options.target.image)
             .and_then(|bed| takeover::check(&bed, &mut report, options, way)),
         None => {
             if !options.skip_deploy {
-                deploy::agent(&cluster, options)?;
+                deploy::agent(&cluster, &options.target)?;
             }
             checks(&cluster, options, &mut report)
         }
@@ -89,7 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn checks(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
-    let bed = Bed::make(cluster, &options.image)?;
+    let bed = Bed::make(cluster, &options.target.image)?;
     services::check(&bed, report);
     choice::check(&bed, report);
     match options.outside_exec {

@@ -74,13 +74,13 @@ impl Kubectl {
             .with_context(|| format!("kubectl {}: invalid JSON", args.join(" ")))
     }
 
-    /// Gives objects to `kubectl apply` or `kubectl create`.
+    /// Gives objects to `kubectl apply`, `kubectl create` or the like.
     ///
     /// # Errors
     /// When the API refuses one.
-    pub(crate) fn send(&self, verb: &str, objects: &[Value]) -> Result<()> {
+    pub(crate) fn send(&self, command: &[&str], objects: &[Value]) -> Result<()> {
         let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": objects });
-        let mut send = self.command(&[verb, "--filename", "-"]);
+        let mut send = self.command(&[command, &["--filename", "-"]].concat());
         let mut child = send
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -90,11 +90,14 @@ impl Kubectl {
         if let Some(mut stdin) = child.stdin.take() {
             stdin
                 .write_all(list.to_string().as_bytes())
-                .with_context(|| format!("write to kubectl {verb}"))?;
+                .with_context(|| format!("write to kubectl {}", command.join(" ")))?;
         }
-        let out = child.wait_with_output().with_context(|| format!("wait for kubectl {verb}"))?;
+        let out = child
+            .wait_with_output()
+            .with_context(|| format!("wait for kubectl {}", command.join(" ")))?;
         if !out.status.success() {
-            bail!("kubectl {verb}: {}", String::from_utf8_lossy(&out.stderr).trim());
+            let said = String::from_utf8_lossy(&out.stderr);
+            bail!("kubectl {}: {}", command.join(" "), said.trim());
         }
         Ok(())
     }

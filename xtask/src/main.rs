@@ -20,6 +20,7 @@ mod binaries;
 mod demo;
 mod docs;
 
+mod chaos;
 mod chart;
 mod conformance;
 mod image;
@@ -80,6 +81,8 @@ enum Task {
     Docs(docs::Options),
     /// Deploy to the cluster of $KUBECONFIG and check Services and policies there with real Pods
     Conformance(conformance::Options),
+    /// Disturb the cluster of $KUBECONFIG for half an hour, and check all the while that Services and policies hold
+    Chaos(chaos::Options),
 }
 
 impl Task {
@@ -100,6 +103,7 @@ impl Task {
             Self::Chart(_) => "chart",
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
+            Self::Chaos(_) => "chaos",
         }
     }
 
@@ -127,7 +131,7 @@ impl Task {
             Self::Monitoring => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Prometheus],
             Self::Chart(_) => chart::NEEDS,
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
-            Self::Conformance(_) => &[],
+            Self::Conformance(_) | Self::Chaos(_) => &[],
         }
     }
 
@@ -152,6 +156,7 @@ impl Task {
             Self::Chart(options) => chart::run(options),
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
+            Self::Chaos(options) => chaos::run(options),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::kubectl::{Kubectl, node_addresses, ready_nodes, shell};
 pub(crate) use crate::kubectl::{items, text};
 
-use super::Options;
+use super::Target;
 
 /// The namespace of everything that the checks make.
 pub(crate) const NAMESPACE: &str = "lb-conformance";
@@ -28,11 +28,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When it cannot be reached or has no ready node.
-    pub(crate) fn new(options: &Options) -> Result<Self> {
+    pub(crate) fn new(target: &Target, outside_exec: Option<String>) -> Result<Self> {
         let mut cluster = Self {
-            kubectl: Kubectl::new(&options.kubectl)?,
-            node_exec: options.node_exec.clone(),
-            outside_exec: options.outside_exec.clone(),
+            kubectl: Kubectl::new(&target.kubectl)?,
+            node_exec: target.node_exec.clone(),
+            outside_exec,
             nodes: Vec::new(),
         };
         cluster.nodes = ready_nodes(&cluster.json(&["get", "nodes"])?);
@@ -68,7 +68,15 @@ impl Cluster {
     /// # Errors
     /// When the API refuses one.
     pub(crate) fn apply(&self, objects: &[Value]) -> Result<()> {
-        self.kubectl.send("apply", objects)
+        self.send(&["apply"], objects)
+    }
+
+    /// Gives objects to a kubectl command that reads them.
+    ///
+    /// # Errors
+    /// When the API refuses one.
+    pub(crate) fn send(&self, command: &[&str], objects: &[Value]) -> Result<()> {
+        self.kubectl.send(command, objects)
     }
 
     /// A shell script in a Pod of the checks.

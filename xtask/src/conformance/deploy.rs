@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    Options,
+    Target,
     bed::Bed,
     cluster::{Cluster, items, text},
     report::within,
@@ -28,13 +28,11 @@ pub(crate) const SYSTEM: &str = "kube-system";
 ///
 /// # Errors
 /// When any of that fails; with the agents' last words if they do not become ready.
-pub(crate) fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
-    let dir = root().join("deploy");
-    let dir = dir.to_string_lossy();
+pub(crate) fn agent(cluster: &Cluster, target: &Target) -> Result<()> {
     let upgrade = cluster.run(&["--namespace", SYSTEM, "get", DAEMON_SET]).is_ok();
-    match &options.load {
+    match &target.load {
         Some(load) => {
-            if !options.no_build {
+            if !target.no_build {
                 setup::ensure(&[Need::Rust, Need::BpfLinker])?;
                 image::run(&image::Options::default())?;
             }
@@ -44,12 +42,20 @@ pub(crate) fn agent(cluster: &Cluster, options: &Options) -> Result<()> {
         }
         None => say("no --load: the nodes must have the image, or be able to pull it"),
     }
+    apply(cluster)?;
+    // The tag is the same, so only a restart brings the new image.
+    if upgrade { restart(cluster) } else { Ok(()) }
+}
+
+/// Applies `deploy/` and waits until every agent is ready.
+///
+/// # Errors
+/// When the API refuses an object, or an agent does not become ready.
+pub(crate) fn apply(cluster: &Cluster) -> Result<()> {
+    let dir = root().join("deploy");
+    let dir = dir.to_string_lossy();
     say(&format!("kubectl apply -k {dir}"));
     cluster.run(&["apply", "--kustomize", &dir])?;
-    if upgrade {
-        // The tag is the same, so only a restart brings the new image.
-        return restart(cluster);
-    }
     ready(cluster)
 }
 

@@ -90,7 +90,7 @@ fn kill(bed: &Bed<'_>) -> Result<String> {
 }
 
 /// By name in /proc, for a node need not have pkill; exactly one must be there.
-const KILL: &str = "n=0; for p in /proc/[0-9]*; do \
+pub(crate) const KILL: &str = "n=0; for p in /proc/[0-9]*; do \
     if [ \"$(cat $p/comm 2>/dev/null)\" = lb-agent ]; then kill -9 ${p#/proc/} && n=$((n+1)); fi; done; \
     [ $n = 1 ] || { echo \"$n processes named lb-agent\" >&2; exit 1; }";
 

@@ -31,7 +31,7 @@ const ARCH: &str = "kubernetes.io/arch";
 
 /// Builds `kubectl lb` as for a laptop, and returns the command that runs it.
 pub(crate) fn command(report: &mut Report, options: &Options) -> Option<String> {
-    let command = match (&options.kubectl_lb, options.kubectl == KUBECTL) {
+    let command = match (&options.kubectl_lb, options.target.kubectl == KUBECTL) {
         (Some(command), _) => command.clone(),
         (None, true) => PLAIN.to_owned(),
         (None, false) => {

@@ -56,7 +56,7 @@ fn there(bed: &Bed<'_>, options: &Options, way: Way) -> Result<String> {
     pause(AROUND);
     let mut phases = vec![("before", now())];
     let outcome: Result<()> = (|| {
-        deploy::agent(bed.cluster, options)?;
+        deploy::agent(bed.cluster, &options.target)?;
         if way == Way::WhenGone {
             deploy::configure(bed.cluster, "takeover", "when-gone")?;
             deploy::restart(bed.cluster)?;

@@ -81,7 +81,7 @@ impl<'a> Bed<'a> {
         for (place, node) in places.iter().zip(&names) {
             objects.extend([server_pod(*place, node, options), service(*place)]);
         }
-        kubectl.send("create", &objects)?;
+        kubectl.send(&["create"], &objects)?;
         pods::wait(kubectl, objects.len() - places.len(), &options.image)?;
 
         let pods = kubectl.json(&["get", "pods", "--namespace", NAMESPACE])?;

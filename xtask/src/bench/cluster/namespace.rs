@@ -67,7 +67,7 @@ impl Reaper {
         });
         // First the process that removes it: an interruption in between leaves nothing behind.
         let reaper = Self::start(kubectl)?;
-        match kubectl.send("create", &[namespace]) {
+        match kubectl.send(&["create"], &[namespace]) {
             Ok(()) => Ok(reaper),
             Err(err) => {
                 // It may be that of another run.

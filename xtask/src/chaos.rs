@@ -1,0 +1,112 @@
+//! `cargo xtask chaos`: a real cluster in trouble for half an hour. Agents are killed, the API server stops, nodes lose it, and
+//! Pods, Services and policies change all the time. Meanwhile clients watch that no request that policies allow is lost, and none
+//! that they deny is answered. At the end, the tables equal those of a fresh start.
+
+mod end;
+mod trouble;
+mod unrest;
+mod witness;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{
+    command::say,
+    conformance::{
+        Target,
+        bed::{self, Bed},
+        cluster::Cluster,
+        deploy,
+        report::{Report, within},
+    },
+};
+
+use self::{trouble::Troubles, witness::Witnesses};
+
+/// Options of the task.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    target: Target,
+    /// For how long
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    minutes: u64,
+    /// Seed of the order of the troubles [default: from the clock]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Stop the API server with this command. Without it, the API server stays up
+    #[arg(long, value_name = "COMMAND", requires = "resume_api")]
+    pause_api: Option<String>,
+    /// Let it go on with this command
+    #[arg(long, value_name = "COMMAND", requires = "pause_api")]
+    resume_api: Option<String>,
+}
+
+/// How long all stays quiet before the end is judged: the cluster follows its last changes.
+const QUIET: Duration = Duration::from_secs(30);
+/// How often a line tells how it goes.
+const LINE: Duration = Duration::from_secs(60);
+
+/// Deploys, disturbs, judges, cleans up.
+///
+/// # Errors
+/// When the cluster cannot be prepared, or an invariant was broken.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let cluster = Cluster::new(&options.target, None)?;
+    if cluster.nodes.len() < 2 {
+        bail!("the cluster has one ready node; two at least are needed");
+    }
+    let mut report = Report::new(None);
+    let outcome = live(&cluster, options, &mut report);
+    unrest::remove(&cluster);
+    bed::remove(&cluster)?;
+    outcome?;
+    report.end()
+}
+
+fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
+    deploy::agent(cluster, &options.target)?;
+    let bed = Bed::make(cluster, &options.target.image)?;
+    unrest::prepare(&bed)?;
+    let mut witnesses = Witnesses::start(&bed)?;
+    within(Duration::from_secs(60), || witnesses.have_begun(&bed))?;
+    let memory = end::memory(&bed)?;
+    say(&format!("{} clients ask; the agents have {}", witnesses.len(), end::shown(&memory)));
+
+    let seed = options.seed.unwrap_or_else(|| u64::from(std::process::id()));
+    say(&format!("{} minutes of trouble, seed {seed}", options.minutes));
+    let api = options.pause_api.as_deref().zip(options.resume_api.as_deref());
+    let mut troubles = Troubles::new(&bed, api, seed)?;
+    let is_over = AtomicBool::new(false);
+    let changes = thread::scope(|scope| {
+        let changes = scope.spawn(|| unrest::go_on(&bed, &is_over));
+        let deadline = Instant::now() + Duration::from_secs(60 * options.minutes);
+        let mut line = Instant::now() + LINE;
+        while Instant::now() < deadline {
+            troubles.next();
+            if Instant::now() >= line {
+                line += LINE;
+                witnesses.look(&bed);
+                say(&format!("{witnesses}; {}", troubles.last()));
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        changes.join()
+    });
+    let Ok(changes) = changes else { bail!("the thread that changes objects panicked") };
+    say("all is quiet");
+    thread::sleep(QUIET);
+    deploy::ready(cluster)?;
+
+    report.check("the troubles happened", || troubles.done());
+    report.check("Pods, Services and policies changed", || changes.done(options.minutes));
+    witnesses.end(&bed, report);
+    end::check(&bed, report, &memory);
+    Ok(())
+}
