@@ -1,4 +1,4 @@
-//! `lb-agent cleanup`: removes every trace from the kernel and the state directory.
+//! `lb-agent cleanup`: removes every trace from the kernel and the agent's directories.
 //!
 //! Removing a pinned link detaches its program. Filters have no pins, so every device is looked at. Connections that
 //! were translated end; all else goes on as without us.
@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::Context as _;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -19,6 +20,7 @@ use lb_core::names;
 use lb_kernel::bpf::attach;
 use lb_kernel::bpf::pins::Pins;
 use lb_kernel::devices::{link, netlink::NetlinkClient};
+use lb_kube::api_server::known;
 
 /// Removes everything of the agent with these directories.
 ///
@@ -42,8 +44,16 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
         gone(fs::remove_file(dirs.state.join(file)))
             .with_context(|| format!("remove {}", dirs.state.join(file).display()))?;
     }
+    gone(fs::remove_file(dirs.cache.join(known::FILE)))
+        .with_context(|| format!("remove {}", dirs.cache.join(known::FILE).display()))?;
     drop(lock);
-    match fs::remove_dir(&dirs.state) {
+    remove_dir(&dirs.cache)?;
+    remove_dir(&dirs.state)
+}
+
+/// Removes a directory that is the agent's alone.
+fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir(dir) {
         // A mount point (in a container with a read-only root), or the directory has other content.
         Err(e)
             if matches!(
@@ -55,7 +65,7 @@ pub(crate) fn run(dirs: &Dirs) -> anyhow::Result<()> {
         {
             Ok(())
         }
-        other => gone(other).with_context(|| format!("remove {}", dirs.state.display())),
+        other => gone(other).with_context(|| format!("remove {}", dir.display())),
     }
 }
 

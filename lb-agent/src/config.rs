@@ -17,7 +17,7 @@ use crate::flow_log::{FlowLogArgs, FlowLogConfig};
 use lb_core::cluster::Prefix;
 use lb_core::model::rules::{NodePortAddresses, Rules};
 use lb_kernel::host_ports::HostPorts;
-use lb_kube::api_server::{ConnectOptions, RequestObserver};
+use lb_kube::api_server::{ConnectOptions, RequestObserver, known};
 
 /// Where the kubelet keeps the address of the API server.
 const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
@@ -190,6 +190,9 @@ pub(crate) struct DirArgs {
     /// Directory of the lock and the name table [default: /run/lb]
     #[arg(long, env = "LB_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<String>,
+    /// Directory of what is still of use after a reboot: the addresses of API servers [default: /var/lib/lb]
+    #[arg(long, env = "LB_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<String>,
 }
 
 /// How severe an event must be to be logged.
@@ -346,6 +349,8 @@ pub(crate) struct Dirs {
     pub pins: PathBuf,
     /// Of the lock and the name table.
     pub state: PathBuf,
+    /// Of what outlives a reboot.
+    pub cache: PathBuf,
 }
 
 /// A valid configuration of `lb-agent run`.
@@ -399,6 +404,7 @@ impl AgentConfig {
     /// # Errors
     /// Names the flag.
     pub(crate) fn resolve(args: RunArgs) -> anyhow::Result<Self> {
+        let dirs = Dirs::resolve(args.dirs)?;
         Ok(Self {
             node_name: match given(args.node_name) {
                 Some(name) => name,
@@ -413,10 +419,11 @@ impl AgentConfig {
                     kubeconfig: kubeconfig.map(|path| file("--kubeconfig", &path)).transpose()?,
                     kubelet_kubeconfig: given(args.kubelet_kubeconfig)
                         .map_or_else(|| KUBELET_KUBECONFIG.into(), PathBuf::from),
+                    known_servers: dirs.cache.join(known::FILE),
                     requests: RequestObserver::default(),
                 }),
             },
-            dirs: Dirs::resolve(args.dirs)?,
+            dirs,
             settings_dir: given(args.settings_dir).map(PathBuf::from),
             cgroup: match given(args.cgroup) {
                 Some(dir) => cgroup_root(&dir)?,
@@ -466,6 +473,7 @@ impl Dirs {
         Ok(Self {
             pins: absolute("--pin-dir", args.pin_dir, limits::PIN_DIR)?,
             state: absolute("--state-dir", args.state_dir, limits::STATE_DIR)?,
+            cache: absolute("--cache-dir", args.cache_dir, limits::CACHE_DIR)?,
         })
     }
 }
@@ -688,7 +696,7 @@ mod tests {
     use clap::{CommandFactory as _, Parser as _};
 
     /// Flags that are not settings of a cluster: where things are on the node, and what the manifest of the DaemonSet knows.
-    const NO_SETTINGS: [&str; 8] = [
+    const NO_SETTINGS: [&str; 9] = [
         "NODE_NAME",
         "LB_MANIFESTS",
         "LB_KUBECONFIG",
@@ -697,6 +705,7 @@ mod tests {
         "LB_CGROUP",
         "LB_PIN_DIR",
         "LB_STATE_DIR",
+        "LB_CACHE_DIR",
     ];
 
     /// A file of `deploy/`.
@@ -770,7 +779,7 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 21] = [
+        let cases: [(&str, RunArgs); 22] = [
             ("--takeover: \"now\"", set(|args| args.takeover = Some("now".to_owned()))),
             (
                 "--probe-bind-address",
@@ -809,6 +818,7 @@ mod tests {
             ("--kubeconfig", set(|args| args.kubeconfig = Some("/nowhere".to_owned()))),
             ("--pin-dir", set(|args| args.dirs.pin_dir = Some("lb".to_owned()))),
             ("--state-dir", set(|args| args.dirs.state_dir = Some("lb".to_owned()))),
+            ("--cache-dir", set(|args| args.dirs.cache_dir = Some("lb".to_owned()))),
             ("--cgroup", set(|args| args.cgroup = Some("/proc".to_owned()))),
             (
                 "--healthz-bind-address",

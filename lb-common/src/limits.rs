@@ -4,6 +4,8 @@
 pub const PIN_DIR: &str = "/sys/fs/bpf/lb";
 /// Directory of the agent's small files: the name table, the lock. On a tmpfs, so that it dies with the maps.
 pub const STATE_DIR: &str = "/run/lb";
+/// Directory of what is still of use after a reboot.
+pub const CACHE_DIR: &str = "/var/lib/lb";
 
 // Tables that grow with the cluster: what one has at first, and the most that it grows to. Arrays grow by parts of equal
 // size, which stay where they are. Hash tables and tries are replaced by larger ones.

@@ -62,6 +62,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if cluster.nodes.len() < 2 {
         bail!("the cluster has one ready node; two at least are needed");
     }
+    // What a run that was stopped left.
+    unrest::remove(&cluster);
     let mut report = Report::new(None);
     let outcome = live(&cluster, options, &mut report);
     unrest::remove(&cluster);

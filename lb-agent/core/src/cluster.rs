@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lb_common::addr::Addr;
+use lb_common::flow::proto;
 use lb_common::listed;
 
 use self::claims::Claims;
@@ -333,6 +335,21 @@ impl Cluster {
                 Some((name, slice))
             },
         )
+    }
+
+    /// Where API servers listen: the endpoints of the Service `default/kubernetes`, which the servers themselves write.
+    pub fn api_servers(&self) -> BTreeSet<SocketAddr> {
+        let service = Name { namespace: "default".into(), name: "kubernetes".into() };
+        let mut servers = BTreeSet::new();
+        for (_, slice) in self.slices_of(&service) {
+            for port in slice.ports.iter().filter(|port| port.protocol == proto::TCP) {
+                let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready);
+                servers.extend(
+                    ready.map(|endpoint| SocketAddr::new(endpoint.addr.to_ip(), port.port)),
+                );
+            }
+        }
+        servers
     }
 
     /// The Services that have this ClusterIP: more than one is a mistake of the user.

@@ -27,6 +27,7 @@ use lb_core::issue::ObjectRef;
 
 mod connect;
 mod events;
+pub mod known;
 mod pods;
 mod requests;
 mod taint;

@@ -31,6 +31,7 @@ use lb_kernel::bpf::events::Examples;
 use lb_kernel::bpf::gc::Pass;
 use lb_kernel::host_ports::HostPorts;
 use lb_kernel::preflight::Machine;
+use lb_kube::api_server::known::KnownServers;
 use lb_kube::api_server::{ApiEvents, StartupTaint};
 
 /// The shortest time between two writes of the name table.
@@ -59,6 +60,8 @@ pub(super) struct Housekeeping {
     issues: Issues,
     api_events: ApiEvents,
     startup_taint: StartupTaint,
+    /// None with manifests.
+    known_servers: Option<KnownServers>,
     pass: Option<Pass>,
     /// When the maps last said what they should, in seconds since 1970.
     synced: u64,
@@ -110,6 +113,10 @@ impl Housekeeping {
                 (FactSource::Kubernetes(_), None) | (FactSource::Manifests(_), _) => {
                     StartupTaint::default()
                 }
+            },
+            known_servers: match &cfg.source {
+                FactSource::Kubernetes(_) => Some(KnownServers::new(&cfg.dirs.cache)),
+                FactSource::Manifests(_) => None,
             },
             pass: None,
             synced: 0,
@@ -205,6 +212,11 @@ impl Agent {
             } else if unread.contains(issue) {
                 self.housekeeping.api_events.tell_field(issue);
             }
+        }
+        if let Some(known) = &mut self.housekeeping.known_servers
+            && let Err(err) = known.note(self.cluster.api_servers())
+        {
+            warn!(%err, "cannot write the addresses of the API servers: after a reboot the agent needs another way to find one");
         }
         self.set_gauges(incomplete);
         self.policies.note_names(self.planner.policies(), begun);

@@ -114,6 +114,7 @@ fn agent(node: &Node, dir: &Path) -> Process {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
     agent.arg("run").arg("--pin-dir").arg(node.pin_dir());
     agent.arg("--state-dir").arg(dir.join("state")).args(["--node-name", "n1"]);
+    agent.arg("--cache-dir").arg(dir.join("cache"));
     agent.arg("--kubeconfig").arg(kubeconfig).arg("--cgroup").arg(node.cgroup());
     Process(agent.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
 }

@@ -76,6 +76,7 @@ impl<'a> Bed<'a> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
         command.arg(verb).arg("--pin-dir").arg(self.node.pin_dir());
         command.arg("--state-dir").arg(self.state_dir()).stdin(Stdio::null());
+        command.arg("--cache-dir").arg(self.dir.join("cache"));
         command
     }
 

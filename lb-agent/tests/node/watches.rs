@@ -171,6 +171,7 @@ fn start(node: &Node, dir: &std::path::Path, cgroup: &std::path::Path) -> Child 
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
     command.arg("run").arg("--pin-dir").arg(node.pin_dir());
     command.arg("--state-dir").arg(dir.join("state"));
+    command.arg("--cache-dir").arg(dir.join("cache"));
     command.args(["--node-name", "n1", "--kubeconfig"]).arg(dir.join("kubeconfig"));
     command.arg("--cgroup").arg(cgroup);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()

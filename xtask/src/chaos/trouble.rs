@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// How long the API server stands still, in seconds: less than the ten for which the scheduler and the controller manager wait for
-/// it before they exit.
-const PAUSED: u64 = 8;
+/// it before they exit, on a busy machine too.
+const PAUSED: u64 = 5;
 /// How long a node does not reach it, in seconds: less than until the control plane gives a node up.
 const CUT_OFF: u64 = 20;
 /// Between two troubles.

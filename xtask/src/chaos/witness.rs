@@ -17,7 +17,7 @@ use crate::{
 use super::unrest::{TYPED, VAULT, WEB, friend};
 
 /// Requests a second of each client.
-const RATE: usize = 8;
+const RATE: usize = 5;
 /// How long an answer may take, in seconds: more than a node that loads programs needs, and three retransmissions.
 const PATIENCE: usize = 10;
 

@@ -175,7 +175,7 @@ pub(crate) fn remove(bed: &Bed<'_>) -> Result<String> {
         // Through PID 1, since the Pod that may stand for the node has a file system of its own.
         let left = bed.on_node(
             node,
-            "ls -A /proc/1/root/sys/fs/bpf/lb /proc/1/root/run/lb 2>/dev/null || true",
+            "cd /proc/1/root && ls -A sys/fs/bpf/lb run/lb var/lib/lb 2>/dev/null || true",
         )?;
         let left: Vec<_> =
             left.lines().filter(|line| !line.is_empty() && !line.ends_with(':')).collect();

@@ -109,6 +109,8 @@ impl Agent {
             .arg(&self.pin_dir)
             .arg("--state-dir")
             .arg(&self.state_dir)
+            .arg("--cache-dir")
+            .arg(self.state_dir.join("cache"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("clone the log's descriptor")?)
             .stderr(log);
@@ -170,6 +172,7 @@ impl Agent {
         let mut command = Command::new(&self.binary);
         command.arg("cleanup").arg("--pin-dir").arg(&self.pin_dir);
         command.arg("--state-dir").arg(&self.state_dir);
+        command.arg("--cache-dir").arg(self.state_dir.join("cache"));
         self.node.netns.output(&mut command).map(drop)
     }
 

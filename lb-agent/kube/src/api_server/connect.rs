@@ -13,10 +13,13 @@ use kube::config::{
 use kube::{Client, Config};
 use tracing::{debug, info};
 
+use super::known;
 use super::requests::RequestObserver;
 
 /// A server that has not answered in this time is passed over.
 const PROBE: Duration = Duration::from_secs(2);
+/// Name of the API server in the cluster's DNS.
+const IN_CLUSTER_NAME: &str = "kubernetes.default.svc";
 /// The service account's credentials, as mounted into each Pod.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -29,6 +32,8 @@ pub struct ConnectOptions {
     pub kubeconfig: Option<PathBuf>,
     /// `--kubelet-kubeconfig`: only its `server` is used.
     pub kubelet_kubeconfig: PathBuf,
+    /// The file of [`super::known`], in `--cache-dir`.
+    pub known_servers: PathBuf,
     /// Who gets each request of the client.
     pub requests: RequestObserver,
 }
@@ -36,8 +41,9 @@ pub struct ConnectOptions {
 /// A client for an API server that answers without any Service working on this node.
 ///
 /// The explicit kubeconfig if there is one, else with the service account's credentials: the explicit URL; or the
-/// in-cluster address if it answers; or the `server` of the kubelet's kubeconfig. An explicit address is not probed:
-/// it is the user's word, and the watches try again and again.
+/// in-cluster address if it answers; or the `server` of the kubelet's kubeconfig; or an address that the Service `kubernetes` had
+/// when an agent of this node last saw it. An explicit address is not probed: it is the user's word, and the watches try again
+/// and again.
 ///
 /// # Errors
 /// One sentence naming every address that was tried and why it did not serve.
@@ -69,12 +75,12 @@ async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Co
     Ok(config)
 }
 
-/// Tries the in-cluster address, then the kubelet's.
+/// Tries the in-cluster address, then the kubelet's, then those that were known before.
 async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
-    let ConnectOptions { kubelet_kubeconfig: kubelet, requests, .. } = options;
+    let ConnectOptions { kubelet_kubeconfig: kubelet, known_servers, requests, .. } = options;
     let in_cluster = async {
         let config = Config::incluster_env().context("no in-cluster configuration")?;
-        probe(config, requests).await
+        probe(config, "the in-cluster address", requests).await
     };
     let first = match in_cluster.await {
         Ok(client) => return Ok(client),
@@ -83,18 +89,44 @@ async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
     debug!(err = format!("{first:#}"), "the in-cluster address does not work");
     let from_kubelet = async {
         let server = kubelet_server(kubelet)?;
-        probe(with_account(&server).await?, requests).await
+        probe(with_account(&server).await?, "the kubelet's kubeconfig", requests).await
     };
-    from_kubelet.await.map_err(|second| {
+    let second = match from_kubelet.await {
+        Ok(client) => return Ok(client),
+        Err(err) => err,
+    };
+    debug!(err = format!("{second:#}"), "the kubelet's address does not work");
+    from_known(known_servers, requests).await.map_err(|third| {
         anyhow!(
-            "no API server: in-cluster: {first:#}; {}: {second:#}; set --api-server",
-            kubelet.display()
+            "no API server: in-cluster: {first:#}; {}: {second:#}; {}: {third:#}; set --api-server",
+            kubelet.display(),
+            known_servers.display()
         )
     })
 }
 
+/// The first of the servers known before that answers.
+async fn from_known(file: &Path, requests: &RequestObserver) -> anyhow::Result<Client> {
+    let mut failed = Vec::new();
+    for server in known::read(file)? {
+        let mut config = with_account(&server).await?;
+        // Each server's certificate has this name, for the clients in Pods; not each has the address that the endpoints tell.
+        config.tls_server_name = Some(IN_CLUSTER_NAME.to_owned());
+        match probe(config, "the endpoints of the Service kubernetes, as last seen", requests).await
+        {
+            Ok(client) => return Ok(client),
+            Err(err) => failed.push(format!("{err:#}")),
+        }
+    }
+    bail!("{}", failed.join(", "))
+}
+
 /// A client of a server that answers, whatever it answers.
-async fn probe(mut config: Config, requests: &RequestObserver) -> anyhow::Result<Client> {
+async fn probe(
+    mut config: Config,
+    from: &str,
+    requests: &RequestObserver,
+) -> anyhow::Result<Client> {
     let server = config.cluster_url.clone();
     let timeouts = (config.connect_timeout, config.read_timeout);
     config.connect_timeout = Some(PROBE);
@@ -108,7 +140,7 @@ async fn probe(mut config: Config, requests: &RequestObserver) -> anyhow::Result
         Ok(Err(err)) => return Err(anyhow!(err).context(format!("{server} does not answer"))),
         Err(_) => bail!("{server} does not answer within {PROBE:?}"),
     }
-    info!(%server, "API server");
+    info!(%server, from, "API server");
     (config.connect_timeout, config.read_timeout) = timeouts;
     client(config, requests).context("create its client")
 }

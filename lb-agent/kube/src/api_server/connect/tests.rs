@@ -76,10 +76,16 @@ async fn the_accounts_credentials_go_with_another_address() {
 async fn every_address_that_was_tried_is_named() {
     // Not in a cluster: there is neither its environment nor a kubelet's file.
     let kubelet_kubeconfig = PathBuf::from("/nowhere/kubelet.conf");
-    let options = ConnectOptions { kubelet_kubeconfig, ..ConnectOptions::default() };
+    let known_servers = PathBuf::from("/nowhere/api-servers");
+    let options = ConnectOptions { kubelet_kubeconfig, known_servers, ..ConnectOptions::default() };
     let Err(err) = connect(&options).await else { panic!("there is no server") };
     let text = err.to_string();
-    for part in ["no API server: in-cluster: ", "/nowhere/kubelet.conf: ", "set --api-server"] {
+    for part in [
+        "no API server: in-cluster: ",
+        "/nowhere/kubelet.conf: ",
+        "/nowhere/api-servers: no API server was known before",
+        "set --api-server",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }
