@@ -29,3 +29,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $address := index (index . 0).Values.settings (index . 1) -}}
 {{- if $address }}{{ splitList ":" $address | last }}{{ else }}{{ index . 2 }}{{ end }}
 {{- end }}
+
+{{/* An object of a file, in the release's namespace and with more labels: (list $ "monitoring/podmonitor.yaml" labels). */}}
+{{- define "lb-agent.linked" -}}
+{{- $root := index . 0 -}}
+{{- $object := $root.Files.Get (index . 1) | fromYaml -}}
+{{- $_ := set $object.metadata "namespace" $root.Release.Namespace -}}
+{{- $labels := include "lb-agent.labels" $root | fromYaml -}}
+{{- $_ := set $object.metadata "labels" (mergeOverwrite $object.metadata.labels $labels (index . 2)) -}}
+{{- toYaml $object -}}
+{{- end }}
