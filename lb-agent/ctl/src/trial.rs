@@ -1,7 +1,7 @@
 //! `lbctl policy try`: what a change of policies would do to the flows that are live, and to those that were denied recently.
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
@@ -184,6 +184,23 @@ pub struct TrialReport {
     /// What of the change could not be read or compiled, or has no room.
     pub issues: Vec<Remark>,
     pub items: Vec<TrialRow>,
+    /// For a laptop: through which Services the clients of this node opened their flows. The node of the server does not see it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dialed: Vec<DialedService>,
+}
+
+/// The Service through which flows with these ends were opened.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DialedService {
+    pub src: PairEnd,
+    /// The backend.
+    pub dst: PairEnd,
+    pub port: u16,
+    /// Name of the IP protocol (`TCP`), or its IANA number.
+    pub protocol: String,
+    /// `namespace/name:port` of the Service, or empty when they dialed the backend itself.
+    pub via: String,
 }
 
 impl TrialReport {
@@ -231,6 +248,17 @@ pub struct TrialFacts<'a> {
     pub is_counted: &'a dyn Fn(&LivePair) -> bool,
 }
 
+/// The Services through which the flows that this node counts were opened, for [`TrialReport::dialed`].
+pub fn dialed(facts: &TrialFacts<'_>) -> Vec<DialedService> {
+    let opened = facts.live.iter().filter(|pair| (facts.is_counted)(pair));
+    let services = opened.map(|LivePair { flow, via, .. }| {
+        let [src, dst] = [flow.src, flow.dst].map(|ip| end(ip, &(facts.owner)(ip), PairBy::Pair));
+        let protocol = protocol_name(flow.protocol);
+        DialedService { src, dst, port: flow.port, protocol, via: via.clone() }
+    });
+    services.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Counts the flows whose fate would change, those of a workload together.
 pub fn trial(facts: &TrialFacts<'_>, answer: TrialAnswer) -> TrialReport {
     let mut counts = BTreeMap::new();
@@ -276,6 +304,7 @@ pub fn trial(facts: &TrialFacts<'_>, answer: TrialAnswer) -> TrialReport {
         complete: answer.complete,
         issues: answer.issues,
         items,
+        dialed: Vec::new(),
     }
 }
 
@@ -297,6 +326,7 @@ pub fn together(nodes: Vec<TrialReport>) -> Option<TrialReport> {
         one.issues.retain(|issue| !whole.issues.contains(issue));
         whole.issues.append(&mut one.issues);
         whole.items.append(&mut one.items);
+        whole.dialed.append(&mut one.dialed);
         whole
     })?;
     for row in whole.items.drain(..) {
@@ -319,6 +349,7 @@ pub fn together(nodes: Vec<TrialReport>) -> Option<TrialReport> {
         .into_values()
         .filter_map(|places| places.into_iter().flatten().max_by_key(|row| row.count));
     whole.items = most.collect();
+    fill_via(&mut whole.items, std::mem::take(&mut whole.dialed));
     sort(&mut whole.items);
     let sum = |change: &str| {
         whole.items.iter().filter(|row| row.change == change).map(|row| row.count).sum()
@@ -328,6 +359,21 @@ pub fn together(nodes: Vec<TrialReport>) -> Option<TrialReport> {
         whole.node = format!("{} nodes", names.len());
     }
     Some(whole)
+}
+
+/// Adds the Service to rows that only the node of the server made, where all clients used the same one.
+fn fill_via(items: &mut [TrialRow], dialed: Vec<DialedService>) {
+    let mut services = BTreeMap::<_, BTreeSet<String>>::new();
+    for DialedService { src, dst, port, protocol, via } in dialed {
+        services.entry((src, dst, port, protocol)).or_default().insert(via);
+    }
+    for row in items.iter_mut().filter(|row| row.via.is_empty() && row.change == "denied") {
+        let key = (row.src.clone(), row.dst.clone(), row.port, row.protocol.clone());
+        let mut known = services.get(&key).into_iter().flatten();
+        if let (Some(via), None) = (known.next(), known.next()) {
+            row.via.clone_from(via);
+        }
+    }
 }
 
 /// Prints the answer in a format.

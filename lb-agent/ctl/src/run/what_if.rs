@@ -73,7 +73,8 @@ pub(super) fn try_policies(
     for issue in &trial.issues {
         remark(&trial::remark_line(issue));
     }
-    let trial = TrialReport { seconds: args.span.as_secs(), ..trial };
+    let dialed = if for_laptop { trial::dialed(&facts) } else { Vec::new() };
+    let trial = TrialReport { seconds: args.span.as_secs(), dialed, ..trial };
     trial::print_as(out, &trial, &args.style)?;
     Ok(if trial.breaks() { ExitCode::from(FOUND_PROBLEMS) } else { ExitCode::SUCCESS })
 }

@@ -125,6 +125,36 @@ fn the_answers_of_nodes_count_a_flow_once() {
     assert!(trial::together(Vec::new()).is_none());
 }
 
+/// The node of the server denies flows, and does not see the Service; the node of the client does, and denies nothing.
+#[test]
+fn the_service_of_a_row_is_what_the_node_of_the_client_saw() {
+    let [a, ..] = flows();
+    let direct = || LivePair { via: String::new(), ..pair(a, 3) };
+    let report = |clients: &[LivePair]| {
+        let server = [direct()];
+        let facts = |node, live, is_counted| TrialFacts {
+            node,
+            live,
+            denied: &[],
+            owner: &owner,
+            is_counted,
+        };
+        let [there, here] = [facts("n1", clients, &|_| true), facts("n2", &server, &|_| false)];
+        let client = trial::trial(&there, TrialAnswer::default());
+        let client = TrialReport { dialed: trial::dialed(&there), ..client };
+        let changes = vec![change(0, PolicyDirection::Ingress, true)];
+        let server = trial::trial(&here, answer(changes, &[]));
+        assert!(trial::dialed(&here).is_empty());
+        trial::together(vec![client, server]).unwrap()
+    };
+    let via = |clients: &[LivePair]| report(clients).items[0].via.clone();
+    assert_eq!(via(&[pair(a, 3)]), "db/orders:pg");
+    assert!(report(&[pair(a, 3)]).dialed.is_empty());
+    // Some dialed the Pod itself: the Service is not that of all flows of the row.
+    assert_eq!(via(&[pair(a, 2), direct()]), "");
+    assert_eq!(via(&[]), "");
+}
+
 #[test]
 fn a_flow_that_another_pod_denies_anyway_does_not_change() {
     use PolicyDirection::{Egress, Ingress};
