@@ -37,7 +37,7 @@ pub(crate) struct Options {
     /// For how long
     #[arg(long, value_name = "N", default_value_t = 30)]
     minutes: u64,
-    /// Seed of the order of the troubles [default: from the clock]
+    /// Seed of the order of the troubles [default: the number of this process]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Stop the API server with this command. Without it, the API server stays up
