@@ -81,6 +81,7 @@ pub(super) fn check(bed: &Bed<'_>, report: &mut Report, before: &Memory) {
         deploy::remove(bed)?;
         say("agents without a past");
         deploy::apply(bed.cluster)?;
+        deploy::ready(bed.cluster)?;
         within(Duration::from_secs(30), || same(&old, &tables(bed)?))?;
         let rows: usize = old.values().map(Vec::len).sum();
         Ok(format!("{rows} rows on {} nodes", bed.cluster.nodes.len()))

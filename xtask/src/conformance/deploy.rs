@@ -44,19 +44,18 @@ pub(crate) fn agent(cluster: &Cluster, target: &Target) -> Result<()> {
     }
     apply(cluster)?;
     // The tag is the same, so only a restart brings the new image.
-    if upgrade { restart(cluster) } else { Ok(()) }
+    if upgrade { restart(cluster) } else { ready(cluster) }
 }
 
-/// Applies `deploy/` and waits until every agent is ready.
+/// Applies `deploy/`.
 ///
 /// # Errors
-/// When the API refuses an object, or an agent does not become ready.
+/// When the API refuses an object.
 pub(crate) fn apply(cluster: &Cluster) -> Result<()> {
     let dir = root().join("deploy");
     let dir = dir.to_string_lossy();
     say(&format!("kubectl apply -k {dir}"));
-    cluster.run(&["apply", "--kustomize", &dir])?;
-    ready(cluster)
+    cluster.run(&["apply", "--kustomize", &dir]).map(|_| ())
 }
 
 /// Waits until every agent is ready.
