@@ -79,6 +79,7 @@ fn backend_leaves_under_load_and_no_request_fails() {
     let (a, b) = (stage.a.clone(), stage.b.clone());
     let (one, two) = (stage.server(&a, "one"), stage.server(&b, "two"));
     let [client, _] = stage.clients();
+    keep_the_source_port(&client);
     stage.announce("web", WEB, &[&one, &two]);
     for netns in [&client.netns, &a.netns] {
         for ip in WEB {
@@ -264,11 +265,12 @@ fn s22_reused_source_port_chooses_afresh() {
     let (a, b) = (stage.a.clone(), stage.b.clone());
     let (one, two) = (stage.server(&a, "one"), stage.server(&b, "two"));
     let [client, _] = stage.clients();
+    keep_the_source_port(&client);
     stage.announce("web", WEB, &[&one, &two]);
     for ip in WEB {
         stage.wait_for(&client.netns, port_80(ip), &["one", "two"]);
     }
-    client.netns.sysctl(&[ONE_SOURCE_PORT]).unwrap();
+    use_one_source_port(&client);
     for ip in WEB {
         let names: std::collections::BTreeSet<String> = (0..60)
             .map(|i| match client.netns.enter(|| ask_and_reset(port_80(ip), SOON)).unwrap() {
@@ -280,8 +282,16 @@ fn s22_reused_source_port_chooses_afresh() {
     }
 }
 
-/// Every connection of the namespace gets this source port.
-const ONE_SOURCE_PORT: (&str, &str) = ("net/ipv4/ip_local_port_range", "40000 40000");
+/// No connection of the client gets the source port that [`use_one_source_port`] gives to all: it would wait there for a minute.
+fn keep_the_source_port(client: &Pod) {
+    client.netns.sysctl(&[("net/ipv4/ip_local_reserved_ports", "40000")]).unwrap();
+}
+
+/// Every connection of the client gets the same source port.
+fn use_one_source_port(client: &Pod) {
+    let none_reserved = ("net/ipv4/ip_local_reserved_ports", "\n");
+    client.netns.sysctl(&[none_reserved, ("net/ipv4/ip_local_port_range", "40000 40000")]).unwrap();
+}
 
 /// One backend behind two ClusterIPs, dialled from one source port: after translation both flows would be the same.
 #[test]
@@ -309,6 +319,7 @@ fn two_services_of_one_backend(prefix: &str) -> (Stage, Pod, Pod) {
     let b = stage.b.clone();
     let web = stage.server(&b, "web");
     let [client, _] = stage.clients();
+    keep_the_source_port(&client);
     stage.announce("web", WEB, &[&web]);
     let also = crate::stage::service("also", ALSO)
         .set(&["spec", "selector"], serde_json::json!({"app": "web"}));
@@ -316,7 +327,7 @@ fn two_services_of_one_backend(prefix: &str) -> (Stage, Pod, Pod) {
     for ip in [WEB, ALSO].as_flattened() {
         stage.wait_for(&client.netns, port_80(ip), &["web"]);
     }
-    client.netns.sysctl(&[ONE_SOURCE_PORT]).unwrap();
+    use_one_source_port(&client);
     (stage, client, web)
 }
 
