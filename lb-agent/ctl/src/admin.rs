@@ -204,3 +204,44 @@ impl Iterator for Responses {
         self.read().transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixListener;
+
+    use super::{Client, SOCKET};
+
+    /// What a client says when an agent answers this line.
+    fn error_of(answer: &str) -> String {
+        let name = format!("lb-other-version-{}-{}", std::process::id(), answer.len());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let listener = UnixListener::bind(dir.join(SOCKET)).unwrap();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            Client::new(&dir).kube_proxy().unwrap_err()
+        });
+        std::fs::remove_dir_all(dir).unwrap();
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn an_agent_of_another_version_is_an_error_that_says_so() {
+        let earlier = error_of(
+            "{\"error\":\"not a valid request for lb-agent 0.0.9: unknown variant `kube-proxy`\"}\n",
+        );
+        let want = "the agent reports: not a valid request for lb-agent 0.0.9: unknown variant";
+        assert!(earlier.starts_with(want), "{earlier}");
+        for later in ["{\"proxies\":[\"kube-system/kube-proxy\"]}\n", "{\"now\":[]}\n", "\"now\"\n"]
+        {
+            let error = error_of(later);
+            let want = "unexpected answer from the agent, which may be of another version";
+            assert!(error.starts_with(want), "{later}: {error}");
+        }
+    }
+}

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use crate::admin::Recent;
 use lb_core::admin::{Covers, FlowsWanted, REQUEST_BYTES, Request, Response, SOCKET};
+use lb_core::build::VERSION;
 
 /// Clients at a time.
 const CLIENTS: usize = 16;
@@ -129,7 +130,8 @@ async fn client(stream: UnixStream, server: &Server) -> io::Result<()> {
             return flows(wanted, reader.into_inner().into_inner(), writer, server).await;
         }
         Ok(request) => respond(request, server).await,
-        Err(err) => Response::Error(format!("not a valid request: {err}")),
+        // Of an lbctl of another version, most likely.
+        Err(err) => Response::Error(format!("not a valid request for lb-agent {VERSION}: {err}")),
     };
     write(&mut writer, &line(&response)).await
 }

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{CLIENTS, PendingRequest, Server, bind};
 use crate::admin::recent::{CAPACITY, Recent, tests::flow};
 use lb_core::admin::{Request, Response, SOCKET};
+use lb_core::build::VERSION;
 
 /// A server, and its other ends.
 struct Bed {
@@ -148,7 +149,8 @@ async fn nonsense_is_answered_and_silence_is_bounded() {
         let mut text = String::new();
         let read =
             timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await.unwrap();
-        assert!(text.starts_with("{\"error\":\"not a valid request: ") || read.is_err(), "{text}");
+        let want = format!("{{\"error\":\"not a valid request for lb-agent {VERSION}: ");
+        assert!(text.starts_with(&want) || read.is_err(), "{text}");
     }
     // Without an end of line there is no request; its place is free again soon.
     let mut silent = bed.connect().await;
