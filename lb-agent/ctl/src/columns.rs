@@ -10,34 +10,17 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 pub use crate::cell::{Cell, NONE, age, bytes};
+pub use crate::format::Format;
+use crate::format::FormatParser;
 pub use crate::table::{Column, MergeRule, Row, RowScope, RowTable, TableRow};
 use crate::table::{SortKey, position};
 use lb_core::escape::Escaped;
-
-/// `-o`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Columns.
-    #[default]
-    Table,
-    /// More columns.
-    Wide,
-    /// One JSON object.
-    Json,
-    /// One YAML document.
-    Yaml,
-    /// Only the names, one a line.
-    Name,
-    /// Rows with their cells and JSON, for a laptop that merges them.
-    #[value(hide = true)]
-    Rows,
-}
 
 /// How to print, as the flags say.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Style {
     /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, value_parser = FormatParser, default_value = "table", value_name = "FORMAT")]
     pub output: Format,
     /// Omit the header line
     #[arg(long)]
@@ -66,7 +49,9 @@ pub fn print<R: Row>(
 ) -> anyhow::Result<()> {
     let rows = sorted(rows, style)?;
     match style.output {
-        Format::Json | Format::Yaml => document(out, &RowList { node, items: &rows }, style.output),
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
+            document(out, &RowList { node, items: &rows }, style.output)
+        }
         Format::Name => names(out, R::NOUN, rows.iter().map(|row| row.name())),
         Format::Rows => json_line(out, &RowTable::with_items(node, &rows)?),
         Format::Table | Format::Wide => text(out, &RowTable::of(node, &rows), style),
@@ -132,7 +117,7 @@ impl RowStream {
     /// When rows cannot be printed so as they come.
     pub fn new(style: &Style) -> anyhow::Result<Self> {
         match style.output {
-            Format::Table | Format::Wide | Format::Json | Format::Rows => {}
+            Format::Table | Format::Wide | Format::Json | Format::JsonPath(_) | Format::Rows => {}
             Format::Yaml | Format::Name => {
                 bail!("a stream of rows can only be printed as a table or as JSON")
             }
@@ -148,6 +133,9 @@ impl RowStream {
         let all: Vec<&R> = rows.iter().collect();
         match self.output {
             Format::Json => rows.iter().try_for_each(|row| json_line(out, row))?,
+            Format::JsonPath(_) => {
+                rows.iter().try_for_each(|row| document(out, row, self.output))?;
+            }
             Format::Rows if rows.is_empty() => {}
             Format::Rows => json_line(out, &RowsLine { rows: RowTable::with_items("", &all)? })?,
             Format::Table | Format::Wide | Format::Yaml | Format::Name => {
@@ -164,6 +152,8 @@ impl RowStream {
     pub fn print_table(&mut self, out: &mut dyn Write, table: &RowTable) -> anyhow::Result<()> {
         if self.output == Format::Json {
             table.rows.iter().try_for_each(|row| json_line(out, &row.item))?;
+        } else if let Format::JsonPath(template) = self.output {
+            table.rows.iter().try_for_each(|row| template.print(out, &row.item))?;
         } else if !table.rows.is_empty() {
             let headers = std::mem::take(&mut self.headers);
             let lines = table.words(self.output == Format::Wide, headers);
@@ -178,7 +168,7 @@ pub fn lasting(cells: &[Cell]) -> Vec<String> {
     cells.iter().filter(|cell| !matches!(cell, Cell::Age(_))).map(Cell::to_string).collect()
 }
 
-/// Prints one value as JSON or YAML; anything but YAML is JSON.
+/// Prints one value as YAML, by a template, or else as JSON.
 ///
 /// # Errors
 /// When the output cannot be written.
@@ -187,11 +177,15 @@ pub fn document<T: Serialize>(
     value: &T,
     format: Format,
 ) -> anyhow::Result<()> {
-    if format == Format::Yaml {
-        out.write_all(serde_saphyr::to_string(value).context("write YAML")?.as_bytes())?;
-    } else {
-        serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
-        writeln!(out)?;
+    match format {
+        Format::Yaml => {
+            out.write_all(serde_saphyr::to_string(value).context("write YAML")?.as_bytes())?;
+        }
+        Format::JsonPath(template) => template.print(out, &serde_json::to_value(value)?)?,
+        Format::Table | Format::Wide | Format::Json | Format::Name | Format::Rows => {
+            serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+            writeln!(out)?;
+        }
     }
     Ok(())
 }

@@ -29,6 +29,8 @@ pub mod view;
 pub mod words;
 
 pub mod columns;
+pub mod format;
+pub mod jsonpath;
 pub mod table;
 
 pub mod affinity;
@@ -77,6 +79,7 @@ use lb_common::limits;
 use crate::columns::{Format, Style};
 use crate::ct::CountBy;
 use crate::explain::known::KnownPod;
+use crate::format::FormatParser;
 use crate::network::protocol_number;
 use crate::selection::Selection;
 
@@ -408,7 +411,7 @@ pub struct PolicyShowArgs {
     #[arg(value_name = "POLICY")]
     pub name: String,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, value_parser = FormatParser, default_value = "table", value_name = "FORMAT")]
     pub output: Format,
 }
 
@@ -431,7 +434,7 @@ pub struct PolicyExplainArgs {
     #[arg(long, hide = true, value_name = "POD")]
     pub known_pod: Vec<KnownPod>,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, value_parser = FormatParser, default_value = "table", value_name = "FORMAT")]
     pub output: Format,
 }
 
@@ -451,7 +454,7 @@ pub struct ExplainArgs {
     #[arg(long, hide = true, value_name = "POD")]
     pub known_pod: Vec<KnownPod>,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(short, long, value_parser = FormatParser, default_value = "table", value_name = "FORMAT")]
     pub output: Format,
 }
 

@@ -108,7 +108,9 @@ impl TablePaths<'_> {
             }
         };
         match args.style.output {
-            Format::Json | Format::Yaml => columns::document(out, &report, args.style.output)?,
+            Format::Json | Format::Yaml | Format::JsonPath(_) => {
+                columns::document(out, &report, args.style.output)?
+            }
             Format::Name | Format::Rows => {
                 anyhow::bail!("status can only be printed as text, JSON or YAML")
             }
@@ -148,7 +150,9 @@ impl TablePaths<'_> {
         let view = View::new(&snapshot, &named.names, unix_now());
         let branches = tree::branches(&view, &services::rows(&view, &selection));
         match args.style.output {
-            Format::Json | Format::Yaml => columns::document(out, &branches, args.style.output)?,
+            Format::Json | Format::Yaml | Format::JsonPath(_) => {
+                columns::document(out, &branches, args.style.output)?
+            }
             Format::Name | Format::Rows => {
                 anyhow::bail!("--tree can only be printed as text, JSON or YAML")
             }
@@ -233,7 +237,9 @@ impl TablePaths<'_> {
         let named = self.names();
         let versions = version::versions(named.error.is_none().then_some(&named.names));
         match args.style.output {
-            Format::Json | Format::Yaml => columns::document(out, &versions, args.style.output),
+            Format::Json | Format::Yaml | Format::JsonPath(_) => {
+                columns::document(out, &versions, args.style.output)
+            }
             Format::Table | Format::Wide | Format::Name | Format::Rows => {
                 Ok(version::print(out, &versions)?)
             }

@@ -382,7 +382,9 @@ fn fill_via(items: &mut [TrialRow], dialed: Vec<DialedService>) {
 /// When it has no such format, or nothing can be written.
 pub fn print_as(out: &mut dyn Write, trial: &TrialReport, style: &Style) -> anyhow::Result<()> {
     match style.output {
-        Format::Json | Format::Yaml => columns::document(out, trial, style.output),
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
+            columns::document(out, trial, style.output)
+        }
         Format::Rows => columns::json_line(out, trial),
         Format::Name => anyhow::bail!("a trial cannot be printed as names"),
         Format::Table | Format::Wide => print(out, trial, style),

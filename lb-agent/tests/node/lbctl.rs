@@ -75,6 +75,36 @@ fn tables_with_names() {
 }
 
 #[test]
+fn a_template_selects_from_what_json_would_print() {
+    let node = Node::new();
+    node.write_names();
+    let template = "jsonpath={range .items[*]}{.pod}{'\\t'}{.address}{\"\\n\"}{end}";
+    check(
+        &node,
+        &["backends", "shop/web", "-o", template],
+        0,
+        expect![[r#"
+            shop/web-1	10.1.0.2:8080
+            shop/web-2	10.1.1.2:8080
+        "#]],
+    );
+    let status = ["status", "-o", "jsonpath={.node}{\"\\n\"}"];
+    let output = node.lbctl(&status).output().unwrap();
+    assert_eq!(output.stdout, b"n1\n", "{output:?}");
+    // As with every mistake on the command line, the exit status is kubectl's: 2 says that a check found problems.
+    check(
+        &node,
+        &["services", "-o", "jsonpath={.items[}"],
+        1,
+        expect![[r#"
+            error: invalid value 'jsonpath={.items[}' for '--output <FORMAT>': {.items[} is not a JSONPath expression: expected selector
+
+            For more information, try '--help'.
+        "#]],
+    );
+}
+
+#[test]
 fn flows_and_drops_with_names() {
     let node = Node::new();
     node.write_names();

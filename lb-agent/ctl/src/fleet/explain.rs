@@ -83,7 +83,9 @@ fn print(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     match output {
-        Format::Json | Format::Yaml => columns::document(out, explanation, output)?,
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
+            columns::document(out, explanation, output)?
+        }
         Format::Rows => columns::json_line(out, explanation)?,
         Format::Name => bail!("an explanation cannot be printed as names"),
         Format::Table | Format::Wide => explain::print(out, explanation)?,

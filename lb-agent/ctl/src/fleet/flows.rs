@@ -98,7 +98,7 @@ impl Merged {
         report(&self.closed, self.total);
         let text = flows::header(&header.covers, header.lost);
         let style = &wanted.style;
-        if style.output == Format::Json || style.no_headers {
+        if style.output.is_json() || style.no_headers {
             remark(&text);
         } else {
             columns::line(out, format_args!("# {text}"))?;

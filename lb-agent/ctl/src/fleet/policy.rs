@@ -22,7 +22,7 @@ pub fn show(
     let views = answers.into_iter().map(|answer| answer.answer);
     let Some(policy) = views.reduce(|whole, one| together(whole, &one)) else { return Ok(()) };
     match wanted.output {
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
             columns::document(out, &policies::document(&policy), wanted.output)
         }
         Format::Name => Ok(columns::line(out, &policy.name)?),

@@ -153,7 +153,9 @@ impl AskedCommand<'_> {
         let words = vec!["version".to_owned(), JSON.to_owned()];
         let found = versions::versions(self.asked.json_or_remark(words, None)?);
         match args.style.output {
-            Format::Json | Format::Yaml => columns::document(out, &found, args.style.output),
+            Format::Json | Format::Yaml | Format::JsonPath(_) => {
+                columns::document(out, &found, args.style.output)
+            }
             Format::Table | Format::Wide | Format::Name | Format::Rows => {
                 Ok(versions::print(out, &found)?)
             }
@@ -191,7 +193,9 @@ impl AskedCommand<'_> {
             std::thread::sleep(LOOK);
         };
         match args.style.output {
-            Format::Json | Format::Yaml => columns::document(out, &report, args.style.output)?,
+            Format::Json | Format::Yaml | Format::JsonPath(_) => {
+                columns::document(out, &report, args.style.output)?
+            }
             Format::Name | Format::Rows => {
                 anyhow::bail!("status can only be printed as text, JSON or YAML")
             }

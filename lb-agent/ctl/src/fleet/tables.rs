@@ -73,7 +73,7 @@ pub fn print(tables: &[RowTable], style: &Style, out: &mut dyn Write) -> anyhow:
         merged.sort_by(wanted)?;
     }
     match style.output {
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
             let nodes = tables.iter().map(|table| table.node.as_str()).collect();
             columns::document(out, &ClusterRows { nodes, items: items(tables) }, style.output)
         }
@@ -154,6 +154,8 @@ fn changes(
     match style.output {
         Format::Table | Format::Wide => columns::text(out, news, style),
         Format::Name => columns::names(out, &news.noun, news.rows.iter().map(|r| r.name.clone())),
-        Format::Json | Format::Yaml | Format::Rows => print(tables, style, out),
+        Format::Json | Format::Yaml | Format::JsonPath(_) | Format::Rows => {
+            print(tables, style, out)
+        }
     }
 }

@@ -27,7 +27,7 @@ pub fn print(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     match style.output {
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
             let answers: Vec<FromNode<Value>> =
                 asked.json_or_remark(args(&["--output=json"]), None)?;
             let tree = |FromNode { node, answer, .. }| NodeTree { node, services: answer };

@@ -84,7 +84,7 @@ fn show(
         bail!("{}: no such policy (NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy)", args.name)
     };
     match args.output {
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
             columns::document(out, &policies::document(&policy), args.output)?;
         }
         Format::Name => columns::line(out, &policy.name)?,
@@ -186,7 +186,9 @@ fn explain(
     }
     let explanation = explain::render(&trace);
     match output {
-        Format::Json | Format::Yaml => columns::document(out, &explanation, output)?,
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
+            columns::document(out, &explanation, output)?
+        }
         Format::Name | Format::Rows => bail!("an explanation cannot be printed as names"),
         Format::Table | Format::Wide => explain::print(out, &explanation)?,
     }

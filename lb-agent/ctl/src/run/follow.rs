@@ -49,7 +49,7 @@ pub(super) fn flows(
     if for_laptop {
         let header = FlowsHeader { covers, lost: lost_events };
         columns::json_line(out, &FlowLine::Header(header))?;
-    } else if args.style.output == Format::Json || args.style.no_headers {
+    } else if args.style.output.is_json() || args.style.no_headers {
         remark(&header);
     } else {
         columns::line(out, format_args!("# {header}"))?;
