@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use lb_ctl::trial::{TrialReport, together};
 use serde_json::Value;
 use testbed::{
     Agent, Pod, Shape,
@@ -299,6 +300,50 @@ fn a_trial_says_what_applying_the_policy_does() {
         assert!(text.contains(word), "{text}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// The node of the server denies; through which Service the client came, only the client's node knows.
+#[test]
+fn a_trial_on_two_nodes_names_the_service_that_the_client_dialed() {
+    let mut stage = Stage::new("trial2", Shape::Routed);
+    let (a, b) = (stage.a.clone(), stage.b.clone());
+    let web = stage.server(&b, "web");
+    let [dialer, direct] = ["dialer", "direct"].map(|name| a.pod(name).unwrap());
+    stage.dir.write("nodes", &[&a, &b].map(node_of)).unwrap();
+    let clients = [&dialer, &direct].map(|pod| pod_of(pod).label("friend", "no"));
+    let mut objects = vec![service("web", WEB), pod_of(&web).label("app", "web")];
+    objects.extend(clients);
+    stage.dir.write("cast", &objects).unwrap();
+    let (through, straight) = (port_80(WEB[0]), SocketAddr::new(web.v4.into(), 8080));
+    stage.wait_for(&dialer.netns, through, &["web"]);
+    stage.wait_for(&direct.netns, straight, &["web"]);
+    let open = |pod: &Pod, addr| pod.netns.enter(|| Connection::open(addr, SOON)).unwrap().unwrap();
+    let _live = [open(&dialer, through), open(&direct, straight)];
+    let file = std::env::temp_dir().join(format!("lb-trial2-{}.yaml", std::process::id()));
+    std::fs::write(&file, ONLY_FRIENDS).unwrap();
+    // What each node answers a laptop.
+    let answers = stage.agents.each_ref().map(|agent| {
+        let args = ["policy", "try", "-o", "rows", "-f", file.to_str().unwrap()];
+        let child = agent.node.netns.spawn(&mut lbctl(agent, &args)).unwrap();
+        let output = child.wait_with_output().unwrap();
+        serde_json::from_slice::<TrialReport>(&output.stdout)
+            .unwrap_or_else(|err| panic!("{err}: {output:?}"))
+    });
+    std::fs::remove_file(&file).unwrap();
+    let via = |report: &TrialReport, client: &str| -> Vec<String> {
+        let rows = serde_json::to_value(report).unwrap();
+        let rows = rows["items"].as_array().unwrap().clone();
+        let own = rows.into_iter().filter(|row| {
+            row["src"]["name"] == client && row["change"] == "denied" && row["protocol"] == "TCP"
+        });
+        own.map(|row| row["via"].as_str().unwrap().to_owned()).collect()
+    };
+    let server = &answers[1];
+    assert_eq!(via(server, "default/dialer"), [""], "{server:?}");
+    let whole = together(answers.to_vec()).unwrap();
+    assert_eq!(via(&whole, "default/dialer"), ["default/web:tcp-80"], "{whole:?}");
+    assert_eq!(via(&whole, "default/direct"), [""], "{whole:?}");
+    assert!(whole.breaks());
 }
 
 /// A shop: what is seen becomes policies, which deny nothing in shadow mode, and with which the shop works when they are enforced.
