@@ -91,10 +91,12 @@ impl Pinned {
         let tables = Tables::open(&self.pins).map_err(refused)?;
         // Readers follow the order of a packet, writers the reverse order: what a frontend leads to exists.
         let (frontends, n_slots) = frontends(&tables)?;
+        let listed = frontends.iter().flat_map(|f| f.backend_ids.iter().chain(&f.local_ids));
+        let end = listed.max().map_or(0, |last| last + 1);
         let mut snapshot = TableSnapshot {
+            backends: backends(&tables, end)?,
             frontends,
             n_slots,
-            backends: backends(&tables)?,
             hooks: self.hooks(),
             ifaces: ifaces().context("list network devices")?,
             ..TableSnapshot::default()
@@ -329,9 +331,12 @@ fn frontends(tables: &Tables) -> anyhow::Result<(Vec<FrontendSlots>, usize)> {
     Ok((frontends, used.len()))
 }
 
-fn backends(tables: &Tables) -> anyhow::Result<HashMap<u32, Backend>> {
+/// The backends in use, those below `end` and all others. Ids are given away in order, and a row keeps the generation of
+/// its last owner.
+fn backends(tables: &Tables, end: u32) -> anyhow::Result<HashMap<u32, Backend>> {
     let mut backends = HashMap::new();
-    let read = tables.backends.for_each(|id, backend| {
+    let is_written = |backend: &Backend| backend.state != state::UNUSED || backend.generation != 0;
+    let read = tables.backends.for_each_written(end, is_written, |id, backend| {
         if backend.state != state::UNUSED {
             backends.insert(id, *backend);
         }

@@ -29,13 +29,18 @@ use theme::Theme;
 /// Flags of `top`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TopArgs {
-    /// Seconds between two samples
-    #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
-    pub interval: u64,
-    /// Print the screen once as text, for a ticket; needs no terminal
+    /// Seconds between two samples [default: 2; with --once half a second]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub interval: Option<u64>,
+    /// Print the screen once as text, for a ticket; needs no terminal. Rates are those between two samples
     #[arg(long)]
     pub once: bool,
 }
+
+/// Time between two samples.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// The same for `--once`, where a user waits for it.
+const BRIEF: Duration = Duration::from_millis(500);
 
 /// Columns and rows of `--once`, unless there is a terminal.
 const PAPER: (u16, u16) = (120, 40);
@@ -46,7 +51,8 @@ const PAPER: (u16, u16) = (120, 40);
 /// When there is no terminal, lbctl cannot be run, or the screen cannot be written.
 pub fn run(args: &TopArgs, context: &str, lbctl: Lbctl, out: &mut dyn Write) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let interval = Duration::from_secs(args.interval);
+    let usual = if args.once { BRIEF } else { INTERVAL };
+    let interval = args.interval.map_or(usual, Duration::from_secs);
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let state = TopState::new(context.to_owned(), Theme::new(!no_color));
     if args.once {

@@ -103,6 +103,19 @@ fn a_service_in_further_parts_is_served_and_outlives_the_agent() {
             read.unwrap();
             assert_eq!((n, &found[..]), (end, used));
         }
+        // Who reads what was written stops after it, unless more is known to be there.
+        let backends = &maps.tables.backends;
+        for (end, used) in [
+            (0, &[7][..]),
+            (BACKENDS, &[7]),
+            (far + 1, &[7, far]),
+            (2 * BACKENDS + 1, &[7, far, 2 * BACKENDS]),
+        ] {
+            let mut found = Vec::new();
+            let is_written = |backend: &Backend| backend.generation != 0;
+            backends.for_each_written(end, is_written, |id, _| found.push(id)).unwrap();
+            assert_eq!(found, used, "{end}");
+        }
 
         let before = maps.load().unwrap();
         drop(maps);

@@ -115,10 +115,10 @@ pub(super) async fn once(
 ) -> Result<TopState> {
     let begin = Instant::now();
     state.sampled(sample(lbctl, begin).await?);
-    tokio::time::sleep(interval).await;
-    state.sampled(sample(lbctl, begin).await?);
     let words = ["flows", "-o", "json", PAST].map(str::to_owned);
-    let flows = lbctl.run(&words, None).await?;
+    let (flows, ()) = tokio::join!(lbctl.run(&words, None), tokio::time::sleep(interval));
+    let flows = flows?;
+    state.sampled(sample(lbctl, begin).await?);
     let parsed = flows.documents.into_iter().map(serde_json::from_value::<TopFlow>);
     parsed.filter_map(Result::ok).for_each(|flow| state.saw(flow));
     if flows.code != Some(0) {

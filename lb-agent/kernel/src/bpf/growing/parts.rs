@@ -16,6 +16,9 @@ use crate::bpf::pins::Pins;
 use crate::bpf::typed::{self, MapsError};
 use crate::syscall;
 
+/// Elements in a row that were never written, after which none was. Writes that failed and are repeated leave fewer.
+const A_WHILE: u32 = 1024;
+
 /// An array in parts.
 pub struct PartedArray<V: Pod> {
     table: GrowingTable,
@@ -141,6 +144,41 @@ impl<V: Pod + Field> PartedArray<V> {
                 ControlFlow::Continue(())
             })?;
             first += part.len();
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for the elements that were ever written, of a table that is filled from its beginning and whose elements keep a
+    /// trace of having been used. The kernel copies what follows them in vain, so reading ends where nothing was written for a
+    /// while, but not before `end`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn for_each_written(
+        &self,
+        end: u32,
+        is_written: impl Fn(&V) -> bool,
+        mut each: impl FnMut(u32, &V),
+    ) -> io::Result<()> {
+        let (mut first, mut unwritten) = (0, 0);
+        for part in &self.parts {
+            syscall::walk(part, |index: &u32, value: &V| {
+                let index = first + index;
+                if is_written(value) {
+                    unwritten = 0;
+                    each(index, value);
+                } else {
+                    unwritten += 1;
+                }
+                match unwritten >= A_WHILE && index >= end {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })?;
+            first += part.len();
+            if unwritten >= A_WHILE && first >= end {
+                return Ok(());
+            }
         }
         Ok(())
     }
