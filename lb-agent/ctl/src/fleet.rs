@@ -22,5 +22,6 @@ pub mod sysdump;
 pub mod tables;
 pub mod tree;
 pub mod trial;
+pub mod unready;
 pub mod versions;
 pub mod wait;

@@ -58,6 +58,7 @@ pub mod suggest;
 pub mod sysdump;
 pub mod tree;
 pub mod trial;
+pub mod unready;
 pub mod version;
 pub mod wait;
 

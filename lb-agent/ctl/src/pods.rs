@@ -1,5 +1,6 @@
 //! `lbctl pods`: the Pods of this node whose veths carry our programs.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use lb_common::endpoint::{PodEntry, PodFlags};
@@ -10,6 +11,7 @@ use crate::columns::{Cell, Column, Row};
 use crate::network;
 use crate::selection::Selection;
 use crate::view::View;
+use lb_core::names::EndpointConditions;
 
 /// One Pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,6 +43,8 @@ pub struct PodRow {
     pub veth_reasons: Vec<&'static str>,
     /// Seconds since creation.
     pub age: Option<u64>,
+    /// Service ports of which it is an endpoint that is not ready.
+    pub unready_for: Vec<String>,
 }
 
 impl Row for PodRow {
@@ -58,6 +62,7 @@ impl Row for PodRow {
         Column::wide("BRIDGED"),
         Column::wide("HOOKS"),
         Column::wide("PATH"),
+        Column::new("ISSUE"),
     ];
 
     fn cells(&self) -> Vec<Cell> {
@@ -78,6 +83,10 @@ impl Row for PodRow {
                 ([], reasons) => Cell::Text(format!("past, by veth: {}", reasons.join(","))),
                 (reasons, _) => Cell::list(reasons),
             },
+            Cell::Note(match self.unready_for.as_slice() {
+                [] => String::new(),
+                ports => format!("not ready, an endpoint of {}", ports.join(",")),
+            }),
         ]
     }
 
@@ -92,7 +101,20 @@ impl Row for PodRow {
 /// The wanted Pods, by name; those without come last.
 pub fn rows(view: &View<'_>, selection: &Selection) -> Vec<PodRow> {
     let policies = PolicyNames::of(view.names);
-    let all = view.snapshot.pods.iter().map(|(ifindex, pod)| row(view, &policies, *ifindex, pod));
+    let mut unready: HashMap<&str, Vec<String>> = HashMap::new();
+    let rejected = view.names.rejected.iter();
+    for endpoint in rejected.filter(|it| it.conditions == EndpointConditions::NotReady) {
+        let ports = unready.entry(&endpoint.pod).or_default();
+        let port = view.directory.service_port(endpoint.service_id);
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    let all = view.snapshot.pods.iter().map(|(ifindex, pod)| {
+        let row = row(view, &policies, *ifindex, pod);
+        let unready_for = row.name().and_then(|name| unready.get(&*name).cloned());
+        PodRow { unready_for: unready_for.unwrap_or_default(), ..row }
+    });
     let mut rows: Vec<PodRow> = all
         .filter(|row| selection.takes_namespace(&row.namespace))
         .filter(|row| row.name().is_some_and(|name| selection.takes_pod(&name)))
@@ -133,5 +155,6 @@ fn row(view: &View<'_>, policies: &PolicyNames, ifindex: u32, pod: &PodEntry) ->
         path_reasons: view.snapshot.past.reasons(pod).iter().map(|reason| reason.name()).collect(),
         veth_reasons: view.snapshot.past.by_veth(pod).iter().map(|reason| reason.name()).collect(),
         age: name.and_then(|name| view.since(name.created)),
+        unready_for: Vec::new(),
     }
 }

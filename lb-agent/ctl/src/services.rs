@@ -11,7 +11,10 @@ use crate::frontend::FrontendSlots;
 use crate::network::protocol_name;
 use crate::selection::Selection;
 use crate::view::View;
-use lb_core::names::ServiceName;
+use lb_core::names::{EndpointConditions, ServiceName};
+
+/// Pods that are named.
+const NAMED: usize = 3;
 
 /// One service port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,6 +57,8 @@ pub struct ServiceRow {
     pub affinity_secs: u32,
     /// What is wrong.
     pub issues: Vec<String>,
+    /// While no endpoint is ready: Pods of those that are not, the first of them.
+    pub not_ready: Vec<String>,
     /// `service_id` in the maps; 0 = not there.
     pub id: u32,
 }
@@ -178,6 +183,7 @@ fn named(view: &View<'_>, service: &ServiceName<'_>) -> ServiceRow {
         endpoints: service.endpoints.into(),
         age: view.since(service.created),
         issues: issues(view, service, &missing),
+        not_ready: not_ready(view, service),
         missing,
         ..counted(view, service.id)
     }
@@ -232,8 +238,22 @@ fn counted(view: &View<'_>, id: u32) -> ServiceRow {
         algorithm: algorithms.max_by_key(|word| *word != "random").unwrap_or_default(),
         affinity_secs: view.affinity_secs(id),
         issues: Vec::new(),
+        not_ready: Vec::new(),
         id,
     }
+}
+
+/// The Pods whose endpoints are not ready, if none is.
+fn not_ready(view: &View<'_>, service: &ServiceName<'_>) -> Vec<String> {
+    let mut pods: Vec<String> = Vec::new();
+    let rejected = view.rejected_of(service.id).iter().filter(|_| service.ready == 0);
+    for endpoint in rejected.filter(|it| it.conditions == EndpointConditions::NotReady) {
+        let pod = endpoint.pod.to_string();
+        if !pod.is_empty() && !pods.contains(&pod) && pods.len() < NAMED {
+            pods.push(pod);
+        }
+    }
+    pods
 }
 
 fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) -> Vec<String> {
@@ -264,6 +284,10 @@ fn issues(view: &View<'_>, service: &ServiceName<'_>, missing: &[SocketAddr]) ->
         issues.push(format!(
             "no usable endpoint on this node (traffic policy), packets dropped at {at}"
         ));
+    }
+    let not_ready = not_ready(view, service);
+    if !not_ready.is_empty() {
+        issues.push(format!("not ready: {}", not_ready.join(",")));
     }
     issues
 }

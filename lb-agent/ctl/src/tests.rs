@@ -173,7 +173,7 @@ fn pods_of_this_node() {
         Format::Wide,
         all,
         expect![[r#"
-            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE   IFINDEX  MAC                BRIDGED  HOOKS           PATH
+            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE   IFINDEX  MAC                BRIDGED  HOOKS           PATH            ISSUE
             default    client  10.1.0.2,fd01::2  veth11  open     open    4d3h  11       02:00:00:00:00:02  false    pod_in,pod_out  past
             default    web-1   10.1.0.3,fd01::3  veth12  open     open    4d3h  12       02:00:00:00:00:03  false    <none>          other-programs
         "#]],
@@ -183,7 +183,7 @@ fn pods_of_this_node() {
         Format::Table,
         all,
         expect![[r#"
-            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE
+            NAMESPACE  NAME    IP                IFACE   INGRESS  EGRESS  AGE     ISSUE
             <none>     <none>  10.1.0.2,fd01::2  veth11  open     open    <none>
             <none>     <none>  10.1.0.3,fd01::3  <none>  open     open    <none>
         "#]],

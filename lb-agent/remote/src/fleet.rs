@@ -121,6 +121,20 @@ impl Fleet {
         self.runtime.block_on(found).with_context(|| format!("read Pod {namespace}/{name}"))
     }
 
+    /// Reads some Pods at once, by namespace and name; those that do not exist are left out.
+    ///
+    /// # Errors
+    /// As for [`Self::pod`].
+    pub fn pods_named(&self, names: &[(&str, &str)]) -> anyhow::Result<Vec<RemotePod>> {
+        let client = &self.place.client;
+        let read = names.iter().map(|(namespace, name)| async move {
+            let found = objects::pod(client, namespace, name).await;
+            found.with_context(|| format!("read Pod {namespace}/{name}"))
+        });
+        let all = futures_util::future::try_join_all(read);
+        Ok(self.runtime.block_on(all)?.into_iter().flatten().collect())
+    }
+
     /// Returns the Pods of a namespace, or of all, by name.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod exec;
 mod fleet;
 mod follow;
 mod objects;
+mod unready;
 
 pub use self::agents::NodeAgent;
 pub use self::connect::FleetOptions;
@@ -21,3 +22,4 @@ pub use self::exec::{RemoteCommand, RemoteOutput};
 pub use self::fleet::{Fleet, NodeAnswer};
 pub use self::follow::{Follow, FollowEvent, FollowStep};
 pub use self::objects::{PodController, RemotePod};
+pub use self::unready::Unreadiness;

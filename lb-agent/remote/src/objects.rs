@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use crate::connect::explained;
+use crate::unready::{Unreadiness, unreadiness};
 
 /// A Pod of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct RemotePod {
     pub labels: Vec<(String, String)>,
     /// The controller among `metadata.ownerReferences`.
     pub owner: Option<PodController>,
+    /// Why it is not ready; `None` if it is.
+    pub unready: Option<Unreadiness>,
 }
 
 /// What controls a Pod.
@@ -87,6 +90,7 @@ async fn list(
 }
 
 fn of(pod: Pod) -> RemotePod {
+    let unready = unreadiness(&pod);
     let Pod { metadata, spec, status } = pod;
     let spec = spec.unwrap_or_default();
     let ips = status.and_then(|status| status.pod_ips).unwrap_or_default();
@@ -101,5 +105,6 @@ fn of(pod: Pod) -> RemotePod {
         ips: ips.iter().filter_map(|one| one.ip.parse().ok()).collect(),
         labels: metadata.labels.unwrap_or_default().into_iter().collect(),
         owner: owner.map(|owner| PodController { kind: owner.kind, name: owner.name }),
+        unready,
     }
 }

@@ -60,7 +60,7 @@ fn tables_with_names() {
         &["pods"],
         0,
         expect![[r#"
-            NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS  AGE
+            NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS  AGE  ISSUE
             shop       client  10.1.0.9  lo     open     open    9d
         "#]],
     );
@@ -585,9 +585,9 @@ fn explanations_come_from_the_pins() {
         &["pods"],
         0,
         expect![[r#"
-        NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS       AGE
-        shop       client  10.1.0.9  lo     open     isolated(1)  9d
-    "#]],
+            NAMESPACE  NAME    IP        IFACE  INGRESS  EGRESS       AGE  ISSUE
+            shop       client  10.1.0.9  lo     open     isolated(1)  9d
+        "#]],
     );
     check(
         &node,

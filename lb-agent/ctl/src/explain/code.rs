@@ -10,8 +10,8 @@ listed! {
             "The Service's selector selects no Pod. Pods with similar labels are named.",
             "Make selector and labels agree.";
         NoEndpointsNotReady: "NO_ENDPOINTS_NOT_READY",
-            "The Service has endpoints, but none is ready.",
-            "Check the readiness probes and events of the Pods.";
+            "The Service has endpoints, but none is ready. `kubectl lb explain` says why: the container that waits, or the probe.",
+            "Follow the advice about the Pod that is named.";
         NoEndpointsAddress: "NO_ENDPOINTS_ADDRESS",
             "The Service selects Pods, and none of them has an address yet.",
             "Check why the Pods do not start: scheduling, images, the CNI plugin.";

@@ -161,7 +161,7 @@ fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
         ([], true, selected) => NoEndpoints::NotEndpoints { selected },
         (endpoints, _, _) => {
             let first = endpoints.iter().take(NAMED).cloned().collect();
-            NoEndpoints::NotReady { n: service.n_endpoints, first }
+            NoEndpoints::NotReady { n: service.n_endpoints, first, pods: Vec::new() }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::explain::trace::{Hop, Trace, TraceOutcome};
 use crate::explain::{self, Explanation};
 use crate::fleet::ask::{FleetQuery, FromNode, NoAnswer, no_answers, report};
 use crate::fleet::remark::remark;
+use crate::fleet::unready;
 use crate::network::protocol_name;
 use lb_common::flow::proto;
 use lb_core::admin::context::{FlowQuery, Party};
@@ -51,9 +52,10 @@ pub fn explain(
     // The nodes in the first answers: that of a source that is an address, those of the backends.
     let named: BTreeSet<String> = round.traces.iter().flat_map(nodes_of).collect();
     round.ask(asked.agents.iter().filter(|agent| named.contains(&agent.node)).cloned().collect());
-    let Some(Combined { trace, stopped_at }) = combine(&round.traces) else {
+    let Some(Combined { mut trace, stopped_at }) = combine(&round.traces) else {
         return Err(no_answers(&round.failed));
     };
+    unready::complete(asked, &mut trace);
     report(&round.failed, asked.agents.len());
     let mut explanation = explain::render(&from_here(trace.clone()));
     if !stopped_at.is_empty() {

@@ -11,6 +11,7 @@ use crate::columns::{self, Format, Style};
 use crate::fleet::ask::{FleetQuery, FromNode, NoAnswer, own_words, report};
 use crate::fleet::merge::{items, merge};
 use crate::fleet::remark::remark;
+use crate::fleet::unready;
 use crate::table::RowTable;
 use lb_remote::{FollowEvent, FollowStep, RemoteCommand};
 
@@ -50,7 +51,8 @@ pub fn checked(
 ) -> anyhow::Result<i32> {
     let answers: Vec<FromNode<RowTable>> = asked.json_or_remark(args, None)?;
     let code = answers.iter().map(|answer| answer.code).max().unwrap_or_default();
-    let tables: Vec<RowTable> = answers.into_iter().map(named).collect();
+    let mut tables: Vec<RowTable> = answers.into_iter().map(named).collect();
+    unready::complete_rows(asked, &mut tables);
     print(&tables, style, out)?;
     Ok(code)
 }

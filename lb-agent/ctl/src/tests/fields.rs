@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use expect_test::{Expect, expect};
+use lb_common::endpoint::PodEntry;
 use lb_common::flow::proto;
 use lb_common::service::{Affinity, AffinityKey, Frontend, FrontendFlags, state};
 
@@ -13,9 +14,9 @@ use crate::frontend::FrontendSlots;
 use crate::selection::Selection;
 use crate::snapshot::{FlowCount, TableSnapshot};
 use crate::view::View;
-use crate::{affinity, services, tree};
+use crate::{affinity, pods, services, tree};
 use lb_core::names::{
-    BackendName, EndpointConditions, ExternalName, ExternalScope, LAYOUT, Names, Place,
+    BackendName, EndpointConditions, ExternalName, ExternalScope, LAYOUT, Names, Place, PodName,
     RejectedName, ServiceName,
 };
 
@@ -384,6 +385,26 @@ fn rejected_endpoints_lead_to_their_service() {
     };
     assert_eq!(of(&|s| s.pod = Some("shop/edge-4".to_owned())), [EDGE]);
     assert_eq!(of(&|s| s.ip = Some("fd01::9".parse().unwrap())), [API + 1]);
+}
+
+#[test]
+fn pods_that_are_not_ready_are_named() {
+    let (mut snapshot, mut names) = (snapshot(), names());
+    snapshot.pods.insert(40, PodEntry::ZERO);
+    let (namespace, name) = (Cow::Borrowed("shop"), Cow::Borrowed("edge-4"));
+    names.pods.push(PodName { ifindex: 40, namespace, name, ..PodName::default() });
+    let edge = |names: &Names<'static>| {
+        let rows = services::rows(&View::new(&snapshot, names, 0), &Selection::default());
+        rows.into_iter().find(|row| row.id == EDGE).unwrap()
+    };
+    assert!(edge(&names).not_ready.is_empty(), "others are ready");
+    let pods = pods::rows(&View::new(&snapshot, &names, 0), &Selection::default());
+    let pod = pods.iter().find(|row| row.name == "edge-4").unwrap();
+    assert_eq!(pod.unready_for, ["shop/edge:80"]);
+    names.services[0].ready = 0;
+    let row = edge(&names);
+    assert_eq!(row.not_ready, ["shop/edge-4"]);
+    assert_eq!(row.issues.last().unwrap(), "not ready: shop/edge-4");
 }
 
 #[test]

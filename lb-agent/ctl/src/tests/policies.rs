@@ -269,10 +269,10 @@ fn pods_and_drops_name_policies() {
         Format::Table,
         all,
         expect![[r#"
-        NAMESPACE  NAME    IP        IFACE   INGRESS                EGRESS     AGE
-        default    client  10.1.0.2  veth11  cluster(1)             open       4d3h
-        default    web-1   10.1.0.3  veth12  isolated(2)+shadow(1)  group(33)  4d3h
-    "#]],
+            NAMESPACE  NAME    IP        IFACE   INGRESS                EGRESS     AGE   ISSUE
+            default    client  10.1.0.2  veth11  cluster(1)             open       4d3h
+            default    web-1   10.1.0.3  veth12  isolated(2)+shadow(1)  group(33)  4d3h
+        "#]],
     );
     let counts = Counts {
         drops: vec![(DropReason::PolicyIsolated, true, 12)],

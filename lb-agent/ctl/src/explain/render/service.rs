@@ -8,6 +8,7 @@ use crate::explain::trace::{
     BackendEvidence, NoEndpoints, Reply, ServiceHop, Trace, Unserved, Why,
 };
 use crate::network::protocol_name;
+use crate::unready::{UnreadyPod, look_at};
 use lb_core::admin::context::EndpointContext;
 
 pub(super) fn step(trace: &Trace, hop: &ServiceHop) -> String {
@@ -170,13 +171,16 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
             "the maps contain no backend for it".to_owned(),
             "check its selector and the readiness of its Pods",
         ),
-        NoEndpoints::NotReady { n, first } => {
+        NoEndpoints::NotReady { n, first, pods } => {
             let noun = if *n == 1 { "endpoint" } else { "endpoints" };
+            let known = pods.first().map(UnreadyPod::remedy);
+            let named = || first.iter().find_map(|endpoint| endpoint.pod.as_ref()).map(look_at);
+            let fix = known.or_else(named);
             new(
                 "",
                 format!("{name} has {n} {noun}, 0 ready"),
-                first.iter().map(not_ready).collect::<Vec<_>>().join("; "),
-                "check the readiness probes and the Events of these Pods",
+                first.iter().map(|one| not_ready(one, pods)).collect::<Vec<_>>().join("; "),
+                fix.as_deref().unwrap_or("check what sets the conditions of these endpoints"),
             )
         }
         NoEndpoints::NoSelector => new(
@@ -223,10 +227,12 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
     }
 }
 
-fn not_ready(endpoint: &EndpointContext) -> String {
+fn not_ready(endpoint: &EndpointContext, pods: &[UnreadyPod]) -> String {
     let state = endpoint.conditions.name();
-    match &endpoint.pod {
-        None => format!("endpoint {} is {state}", endpoint.at),
-        Some(pod) => format!("Pod {pod} ({}) is {state}", endpoint.at),
-    }
+    let Some(pod) = &endpoint.pod else {
+        return format!("endpoint {} is {state}", endpoint.at);
+    };
+    let known = pods.iter().find(|known| known.pod == *pod);
+    let why = known.map(|known| format!(": {known}")).unwrap_or_default();
+    format!("Pod {pod} ({}) is {state}{why}", endpoint.at)
 }

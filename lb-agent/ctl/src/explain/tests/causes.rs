@@ -258,7 +258,7 @@ fn services_that_lead_nowhere() {
     let NoEndpoints::NoPod { selector, similar } = cause("typo") else { panic!() };
     assert_eq!(selector.get("app").map(|value| &**value), Some("wen"));
     assert_eq!(similar, [(("app".into(), "web".into()), 1)]);
-    let NoEndpoints::NotReady { n: 1, first } = cause("late") else { panic!() };
+    let NoEndpoints::NotReady { n: 1, first, .. } = cause("late") else { panic!() };
     assert_eq!(first[0].pod, Some(Name::parse("default/late")));
     assert_eq!(cause("named"), NoEndpoints::NotEndpoints { selected: 1 });
     // The name table has no selectors.

@@ -2,10 +2,13 @@
 
 use expect_test::expect;
 
-use super::world::{World, pod, service};
+use super::world::{World, pod, service, text};
 use super::{TO_WEB, base, check, check_in};
 use crate::explain::Stale;
 use crate::explain::code::Code;
+use crate::explain::trace::{Hop, NoEndpoints, Unserved, Why};
+use crate::unready::UnreadyPod;
+use lb_core::cluster::Name;
 
 #[test]
 fn no_endpoints_selector() {
@@ -58,10 +61,44 @@ fn no_endpoints_not_ready() {
               1  ok    source   Pod default/client 10.1.0.2 on this node
               2  STOP  service  default/api:80: default/api has 1 endpoint, 0 ready
             because: Pod default/api-1 (10.1.0.7:80) is not-ready
-            to fix: check the readiness probes and the Events of these Pods
+            to fix: check the readiness probes and the Events of Pod default/api-1: `kubectl -n default describe pod api-1`
             code: NO_ENDPOINTS_NOT_READY
         "#]],
     );
+}
+
+#[test]
+fn the_pod_that_is_not_ready_is_named_with_its_reason() {
+    let more = [
+        base(),
+        pod("default/api-1", "10.1.0.7", "n1", "app: api", false),
+        pod("default/api-2", "10.1.0.8", "n1", "app: api", false),
+        service("default/api", "10.96.0.11", "port: 80", "app: api", ""),
+    ];
+    let mut trace = World::new(&more.concat()).trace("client", "svc:api:80");
+    let mut causes = trace.hops.iter_mut().filter_map(|hop| match hop {
+        Hop::Unserved(Unserved { why: Why::NoEndpoints { cause, .. }, .. }) => Some(cause),
+        _ => None,
+    });
+    let Some(NoEndpoints::NotReady { pods, .. }) = causes.next() else { panic!("{more:?}") };
+    pods.push(UnreadyPod {
+        pod: Name::parse("default/api-2"),
+        container: "api".to_owned(),
+        reason: "CrashLoopBackOff".to_owned(),
+        message: "it last ended with exit status 1".to_owned(),
+        seconds: Some(300),
+    });
+    drop(causes);
+    assert_eq!(trace.code(), Some(Code::NoEndpointsNotReady));
+    expect![[r#"
+        STOPPED: default/client to svc:default/api:80/TCP: default/api has 2 endpoints, 0 ready
+          1  ok    source   Pod default/client 10.1.0.2 on this node
+          2  STOP  service  default/api:80: default/api has 2 endpoints, 0 ready
+        because: Pod default/api-1 (10.1.0.7:80) is not-ready; Pod default/api-2 (10.1.0.8:80) is not-ready: container api: CrashLoopBackOff for 5m (it last ended with exit status 1)
+        to fix: find out why container api of Pod default/api-2 ends: `kubectl -n default logs api-2 -c api --previous`
+        code: NO_ENDPOINTS_NOT_READY
+    "#]]
+    .assert_eq(&text(&trace));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::explain::code::Code;
+use crate::unready::UnreadyPod;
 use crate::view::BackendState;
 use lb_core::admin::context::{EndpointContext, Label};
 use lb_core::cluster::{Algorithm, Labels, Name, Prefix, ServiceType};
@@ -127,6 +128,9 @@ pub enum NoEndpoints {
         n: u32,
         /// The first of them.
         first: Vec<EndpointContext>,
+        /// Why their Pods are not ready, where that is known: a node does not know it.
+        #[serde(default)]
+        pods: Vec<UnreadyPod>,
     },
     /// There is no selector, and no EndpointSlice either.
     NoSelector,
