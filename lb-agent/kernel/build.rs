@@ -24,6 +24,13 @@ fn main() -> anyhow::Result<()> {
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
     // SAFETY: as above. aya-build turns each line of the inner cargo into a warning: only real ones are left.
     unsafe { std::env::set_var("CARGO_TERM_QUIET", "true") };
+    // Debuginfo names no directory of this machine, so that the object is the same wherever it is built.
+    for (name, value) in
+        [("CARGO_UNSTABLE_TRIM_PATHS", "true"), ("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all")]
+    {
+        // SAFETY: as above.
+        unsafe { std::env::set_var(name, value) };
+    }
     let trace = std::env::var_os("CARGO_FEATURE_TRACE").is_some();
     let package = Package {
         name: "lb-ebpf",

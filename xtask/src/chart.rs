@@ -4,6 +4,11 @@
 mod cluster;
 mod objects;
 
+use std::{
+    fs::read_to_string,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
@@ -191,7 +196,7 @@ fn overlay(kubectl: &str, text: &str) -> Result<Objects> {
 }
 
 /// The way from a directory to the root of the repository, since kustomize takes no absolute paths.
-fn relative(dir: &std::path::Path) -> Result<String> {
+fn relative(dir: &Path) -> Result<String> {
     let (from, to) = (dir.canonicalize()?, root().canonicalize()?);
     let common = from.ancestors().find(|ancestor| to.starts_with(ancestor));
     let common = common.context("no common directory")?;
@@ -229,6 +234,53 @@ fn digest_and_checksum(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
+/// Packages the chart of a release in `dir`, with the image pinned by its digest; returns the objects that it installs by default.
+///
+/// # Errors
+/// When helm refuses it.
+pub(crate) fn release(version: &str, image: &Pinned<'_>, dir: &Path) -> Result<String> {
+    let helm = Helm { prefix: helm().to_string_lossy().into_owned() };
+    let copy = target_dir().join("chart-release");
+    if copy.exists() {
+        std::fs::remove_dir_all(&copy).with_context(|| format!("remove {}", copy.display()))?;
+    }
+    // The links in it become files.
+    command::run(command::command("cp").args(["-rL", CHART]).arg(&copy))?;
+    let path = copy.join("values.yaml");
+    let text = read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    std::fs::write(&path, image.values(&text)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    let chart = copy.to_string_lossy();
+    let to = dir.to_string_lossy();
+    let args = ["package", &*chart, "--version", version, "--app-version", version];
+    helm.output(&[&args[..], &["--destination", &*to]].concat())?;
+    let package = dir.join(format!("lb-agent-{version}.tgz"));
+    let archive = package.to_string_lossy();
+    helm.output(&["template", RELEASE, &*archive, "--namespace", NAMESPACE])
+}
+
+/// An image by its digest.
+pub(crate) struct Pinned<'a> {
+    pub(crate) repository: &'a str,
+    pub(crate) digest: &'a str,
+}
+
+impl Pinned<'_> {
+    /// The chart's values with this image.
+    fn values(&self, text: &str) -> Result<String> {
+        let mut values = text.to_owned();
+        for (plain, pinned) in [
+            ("  repository: lb-agent\n", format!("  repository: {}\n", self.repository)),
+            ("  tag: dev\n", "  tag: \"\"\n".to_owned()),
+            ("  digest: \"\"\n", format!("  digest: {}\n", self.digest)),
+        ] {
+            ensure!(values.matches(plain).count() == 1, "{CHART}/values.yaml: not once: {plain}");
+            values = values.replace(plain, &pinned);
+        }
+        Ok(values)
+    }
+}
+
 fn package(helm: &Helm, chart: &str) -> Result<()> {
     let dir = target_dir().join("chart").to_string_lossy().into_owned();
     let text = helm.output(&["package", chart, "--destination", &dir])?;
@@ -238,8 +290,18 @@ fn package(helm: &Helm, chart: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::relative;
+    use super::{CHART, Pinned, relative};
     use crate::command::root;
+
+    #[test]
+    fn the_image_of_a_release_is_pinned() {
+        let image = Pinned { repository: "registry.test/lb-agent", digest: "sha256:0123" };
+        let text = std::fs::read_to_string(root().join(CHART).join("values.yaml")).unwrap();
+        let values = image.values(&text).unwrap();
+        let want = "repository: registry.test/lb-agent\n";
+        assert!(values.contains(want) && values.contains("digest: sha256:0123\n"), "{values}");
+        assert!(image.values(&values).is_err());
+    }
 
     #[test]
     fn the_way_to_the_root_is_relative() {

@@ -13,13 +13,13 @@ use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
-pub(crate) use self::archive::header;
-use self::archive::{Archive, bytes, digest, with};
+use self::archive::{Archive, bytes, with};
+pub(crate) use self::archive::{digest, header};
 use crate::{
     binaries::TRACE,
     command::{commit, say, target_dir},
     setup::Need,
-    statics::{self, Arch},
+    statics::{self, Arch, Build},
 };
 
 /// Options of the task.
@@ -37,9 +37,17 @@ pub(crate) struct Options {
     /// Build the image of `bench cluster` instead, and write target/lb-bench.tar
     #[arg(long)]
     bench: bool,
+    /// Put the names of all crates into the binaries, where scanners find them (cargo-auditable)
+    #[arg(long)]
+    auditable: bool,
 }
 
 impl Options {
+    /// The options for the image of a release.
+    pub(crate) fn of_release(arch: Vec<Arch>, tag: String) -> Self {
+        Self { arch, tag: Some(tag), auditable: true, ..Self::default() }
+    }
+
     /// The options for the image of `bench cluster`.
     pub(crate) fn of_bench() -> Self {
         Self { bench: true, ..Self::default() }
@@ -106,11 +114,26 @@ pub(crate) const BENCH_ARCHIVE: &str = "lb-bench.tar";
 pub(crate) const BENCH_TAG: &str = "lb-bench:dev";
 const BYTES_MAX: u64 = 20 << 20;
 
+/// An image that was built.
+pub(crate) struct Built {
+    /// The archive.
+    pub(crate) path: PathBuf,
+    /// By which the image is pinned: of its manifest, or of the list of manifests if it has more than one architecture.
+    pub(crate) digest: String,
+    /// The binaries in it, of each architecture.
+    pub(crate) binaries: Vec<(Arch, Vec<PathBuf>)>,
+}
+
 /// Builds the binaries and writes the archive.
 ///
 /// # Errors
 /// When something is missing, does not build, or the image is larger than it may be.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    build(options).map(|_| ())
+}
+
+/// The same, and says what was built.
+pub(crate) fn build(options: &Options) -> Result<Built> {
     let kind = options.kind();
     let path = target_dir().join(kind.archive);
     let tag = options.tag.as_deref().unwrap_or(kind.tag);
@@ -119,22 +142,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         archs => archs.to_vec(),
     };
     let mut archive = Archive::create(&path)?;
-    let mut manifests = Vec::new();
+    let (mut manifests, mut built) = (Vec::new(), Vec::new());
     for arch in &archs {
-        manifests.push(add_arch(&mut archive, *arch, kind)?);
+        let binaries = statics::build(&Build {
+            arch: *arch,
+            package: kind.package,
+            names: kind.binaries,
+            features: kind.features,
+            auditable: options.auditable,
+        })?;
+        manifests.push(add_arch(&mut archive, *arch, kind, &binaries)?);
+        built.push((*arch, binaries));
     }
-    let size = archive.finish(manifests, tag)?;
-    say(&format!("wrote {} ({tag}, {:.1} MB)", path.display(), size as f64 / 1e6));
+    let (size, digest) = archive.finish(manifests, tag)?;
+    say(&format!("wrote {} ({tag}, {:.1} MB, {digest})", path.display(), size as f64 / 1e6));
     if size > BYTES_MAX * archs.len() as u64 {
         bail!("the image has {size} bytes, more than {BYTES_MAX} per architecture");
     }
-    Ok(())
+    Ok(Built { path, digest, binaries: built })
 }
 
-/// Builds for one architecture and adds its layer, config and manifest; returns the manifest's descriptor.
-fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind) -> Result<Value> {
-    let binaries = statics::build(arch, kind.package, kind.binaries, kind.features)?;
-    let layer = layer(&binaries)?;
+/// Adds the layer, config and manifest of one architecture; returns the manifest's descriptor.
+fn add_arch(archive: &mut Archive, arch: Arch, kind: &Kind, binaries: &[PathBuf]) -> Result<Value> {
+    let layer = layer(binaries)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&layer).context("compress the layer")?;
     let zipped = gzip.finish().context("compress the layer")?;

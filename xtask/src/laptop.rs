@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     command::{self, command, output, root, say, target_dir},
     setup::{Need, cargo},
-    statics::{self, Arch},
+    statics::{self, Arch, Build},
 };
 
 /// The binary, its package, and what it is built without: everything that only a node has.
@@ -40,6 +40,24 @@ pub(crate) struct Options {
     /// Where the archives of this version will be, for krew's manifest
     #[arg(long, value_name = "URL", default_value = URL)]
     url: String,
+    /// Put the names of all crates into the binaries, where scanners find them (cargo-auditable)
+    #[arg(long)]
+    auditable: bool,
+}
+
+impl Options {
+    /// The options for a release whose files will be at this place.
+    pub(crate) fn of_release(arch: Vec<Arch>, version: String, url: String) -> Self {
+        Self { arch, version, url, auditable: true }
+    }
+}
+
+/// What was built.
+pub(crate) struct Built {
+    /// The archives and krew's manifest.
+    pub(crate) files: Vec<PathBuf>,
+    /// The binary of each architecture.
+    pub(crate) binaries: Vec<(Arch, PathBuf)>,
 }
 
 /// What the machine must have before the build.
@@ -50,6 +68,11 @@ pub(crate) const NEEDS: &[Need] = &[Need::Rust];
 /// # Errors
 /// When something is missing, or does not build.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    build(options).map(|_| ())
+}
+
+/// The same, and says what was built.
+pub(crate) fn build(options: &Options) -> Result<Built> {
     let dir = target_dir().join("laptop");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let this = Arch::of_this_machine()?;
@@ -58,11 +81,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     archs.extend(options.arch.iter().filter(|arch| **arch != this));
     let mut built = Vec::new();
     for arch in archs {
-        built.push((arch, binary(arch)?));
+        built.push((arch, binary(arch, options.auditable)?));
     }
     let (_, own) = built.first().context("no binary was built")?;
     let files = papers(own, &dir)?;
-    let mut checksums = Vec::new();
+    let (mut checksums, mut written) = (Vec::new(), Vec::new());
     for (arch, binary) in &built {
         if !options.arch.is_empty() && !options.arch.contains(arch) {
             continue;
@@ -78,6 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             archive.len() as f64 / 1e6
         ));
         checksums.push((name, sum));
+        written.push(path);
     }
     let template = root().join(KREW);
     let template =
@@ -86,7 +110,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let manifest = filled_in(&template, &checksums, options)?;
     std::fs::write(&path, manifest).with_context(|| format!("write {}", path.display()))?;
     say(&format!("wrote {}", path.display()));
-    Ok(())
+    written.push(path);
+    Ok(Built { files: written, binaries: built })
 }
 
 const fn os() -> &'static str {
@@ -94,9 +119,16 @@ const fn os() -> &'static str {
 }
 
 /// Builds the binary of one architecture.
-fn binary(arch: Arch) -> Result<PathBuf> {
+fn binary(arch: Arch, auditable: bool) -> Result<PathBuf> {
     if os() == "linux" {
-        let built = statics::build(arch, PACKAGE, &[NAME], &FEATURES)?;
+        let names = &[NAME];
+        let built = statics::build(&Build {
+            arch,
+            package: PACKAGE,
+            names,
+            features: &FEATURES,
+            auditable,
+        })?;
         return built.into_iter().next().context("no binary was built");
     }
     let target = format!("{}-apple-darwin", arch.rust());
@@ -147,7 +179,8 @@ fn archive(binary: &Path, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     gzip.finish().context("compress the archive")
 }
 
-fn hex(content: &[u8]) -> Result<String> {
+/// The SHA-256 of a file's content, as `sha256sum` prints it.
+pub(crate) fn hex(content: &[u8]) -> Result<String> {
     let mut text = String::new();
     for byte in Sha256::digest(content) {
         write!(text, "{byte:02x}")?;
@@ -191,6 +224,7 @@ mod tests {
             arch: Vec::new(),
             version: "v1.2.3".to_owned(),
             url: "https://dl.test/v1.2.3".to_owned(),
+            auditable: false,
         };
         let built =
             [sum("kubectl-lb_linux_amd64.tar.gz", "a"), sum("kubectl-lb_darwin_arm64.tar.gz", "b")];

@@ -26,6 +26,7 @@ mod conformance;
 mod image;
 mod kubectl;
 mod laptop;
+mod release;
 mod statics;
 
 use std::process::ExitCode;
@@ -71,6 +72,8 @@ enum Task {
     Image(image::Options),
     /// Build `kubectl lb` for laptops: archives with man pages, and krew's manifest, in target/laptop
     Laptop(laptop::Options),
+    /// Make and check all files of a release: image, chart, install.yaml, `kubectl lb`, bills of materials, checksums
+    Release(release::Options),
     /// Test the page of `lbctl ui` in Chromium
     Ui(ui::Options),
     /// Test the alerts and dashboards of deploy/monitoring with promtool, and with Prometheus and an agent
@@ -98,6 +101,7 @@ impl Task {
             Self::Bench(_) => "bench",
             Self::Image(_) => "image",
             Self::Laptop(_) => "laptop",
+            Self::Release(_) => "release",
             Self::Ui(_) => "ui",
             Self::Monitoring => "monitoring",
             Self::Chart(_) => "chart",
@@ -131,6 +135,8 @@ impl Task {
             Self::Monitoring => &[Need::Rust, Need::BpfLinker, Need::Ip, Need::Prometheus],
             Self::Chart(_) => chart::NEEDS,
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
+            // What making one needs: a check of one needs nothing.
+            Self::Release(_) => &[],
             Self::Conformance(_) | Self::Chaos(_) => &[],
         }
     }
@@ -151,6 +157,7 @@ impl Task {
             Self::Bench(options) => bench::run(options),
             Self::Image(options) => image::run(options),
             Self::Laptop(options) => laptop::run(options),
+            Self::Release(options) => release::run(options),
             Self::Ui(options) => ui::run(options),
             Self::Monitoring => monitoring::run(),
             Self::Chart(options) => chart::run(options),

@@ -1,7 +1,7 @@
 //! What a machine lacks: the pinned toolchain, bpf-linker with the same LLVM, a few packages. Only what is missing is
 //! installed, each step is said before it is taken, and where this does not know how, it says what to do by hand.
 
-use std::{path::PathBuf, process::Command};
+use std::{ffi::OsString, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,6 +13,7 @@ pub(crate) const TOOLCHAIN: &str = "1.98.0";
 const LLVM: &str = "22";
 const BPF_LINKER: &str = "0.13.0";
 const MDBOOK: &str = "0.5.4";
+const CARGO_AUDITABLE: &str = "0.7.7";
 /// The module version of Prometheus 3.16.
 const PROMETHEUS: &str = "v0.316.0";
 const HELM: &str = "v3.22.0";
@@ -48,6 +49,8 @@ pub(crate) enum Need {
     Kubectl,
     /// cargo-deny.
     CargoDeny,
+    /// cargo-auditable, in the build directory, since only releases are built with it.
+    CargoAuditable,
     /// mdbook, which builds the book; in the build directory, since it is pinned and few machines want it.
     Mdbook,
     /// Prometheus and promtool, in the build directory for the same reason. They need Go.
@@ -56,7 +59,7 @@ pub(crate) enum Need {
     Helm,
 }
 
-/// All that the tasks need, except a cluster's tools, cargo-deny, mdbook, Prometheus and Helm, which few machines want.
+/// All that the tasks need, except a cluster's tools, cargo-deny, cargo-auditable, mdbook, Prometheus and Helm, which few machines want.
 pub(crate) const ALL: &[Need] = &[
     Need::Rust,
     Need::BpfLinker,
@@ -93,6 +96,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::CargoDeny) && found("cargo-deny").is_none() {
         run_install("cargo-deny", &["--locked", "cargo-deny"], None)?;
+    }
+    if needs.contains(&Need::CargoAuditable) {
+        install_cargo_auditable()?;
     }
     if needs.contains(&Need::Mdbook) {
         install_mdbook()?;
@@ -200,6 +206,7 @@ fn missing_packages(need: Need) -> Vec<Package> {
         | Need::Musl(_)
         | Need::Kubectl
         | Need::CargoDeny
+        | Need::CargoAuditable
         | Need::Mdbook
         | Need::Prometheus
         | Need::Helm => Vec::new(),
@@ -357,6 +364,25 @@ pub(crate) fn mdbook() -> PathBuf {
 /// Returns the directory of tools that only this repository uses.
 fn tools() -> PathBuf {
     command::target_dir().join("tools")
+}
+
+/// `$PATH` with that directory before all others.
+pub(crate) fn path_with_tools() -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = [tools().join("bin")].into_iter().chain(std::env::split_paths(&path));
+    std::env::join_paths(all).context("the build directory's path has a colon")
+}
+
+fn install_cargo_auditable() -> Result<()> {
+    // It does not say its version; cargo does.
+    let installed = std::fs::read_to_string(tools().join(".crates.toml")).unwrap_or_default();
+    if installed.contains(&format!("\"cargo-auditable {CARGO_AUDITABLE} (")) {
+        return Ok(());
+    }
+    let dir = tools().to_string_lossy().into_owned();
+    say(&format!("building cargo-auditable {CARGO_AUDITABLE} in {dir}; this takes a minute"));
+    let args = ["cargo-auditable", "--locked", "--version", CARGO_AUDITABLE, "--force"];
+    run_install("cargo-auditable", &[&args[..], &["--root", &dir]].concat(), None)
 }
 
 fn install_mdbook() -> Result<()> {

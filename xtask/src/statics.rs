@@ -1,12 +1,12 @@
 //! Static release binaries for the architectures on which lb runs.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    command::{self, target_dir},
+    command::{self, command, output, root, target_dir},
     setup::{self, Need, cargo},
 };
 
@@ -53,30 +53,45 @@ impl Arch {
     }
 }
 
-/// Static release binaries of one architecture.
+/// What is built.
+pub(crate) struct Build<'a> {
+    pub(crate) arch: Arch,
+    pub(crate) package: &'a str,
+    /// The binaries.
+    pub(crate) names: &'a [&'a str],
+    /// More words for cargo.
+    pub(crate) features: &'a [&'a str],
+    /// Whether the binaries have the names of all crates that are in them.
+    pub(crate) auditable: bool,
+}
+
+/// Static release binaries of one architecture. They do not depend on where they are built.
 ///
 /// # Errors
 /// When something is missing, does not build, or is not static.
-pub(crate) fn build(
-    arch: Arch,
-    package: &str,
-    names: &[&str],
-    features: &[&str],
-) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(wanted: &Build<'_>) -> Result<Vec<PathBuf>> {
+    let &Build { arch, package, names, features, auditable } = wanted;
     let native = arch.rust() == std::env::consts::ARCH;
     let gcc = if native { Need::MuslGcc } else { Need::CrossGcc(arch.gcc()) };
     setup::ensure(&[Need::Musl(arch.rust()), gcc])?;
     let target = format!("{}-unknown-linux-musl", arch.rust());
     let mut build = cargo();
+    if auditable {
+        setup::ensure(&[Need::CargoAuditable])?;
+        build.arg("auditable").env("PATH", setup::path_with_tools()?);
+    }
     build.args(["build", "--release", "--package", package, "--target", &target]);
     build.args(names.iter().flat_map(|name| ["--bin", name])).args(features);
+    let mut flags = without_places()?;
     if !native {
         // Debian has no cross musl-gcc. The C in ring calls nothing of a libc, and the linker is rustup's own.
         let upper = target.to_uppercase().replace('-', "_");
         build.env(format!("CC_{}", target.replace('-', "_")), arch.gcc());
         build.env(format!("CARGO_TARGET_{upper}_LINKER"), "rust-lld");
-        build.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-Clink-self-contained=yes");
+        flags.push("-Clink-self-contained=yes".into());
     }
+    // Of what is built for the target, and not of build scripts. One that builds the kernel object replaces them.
+    build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f".as_ref()));
     build.env("LB_COMMIT", command::commit());
     command::run(&mut build)?;
     let dir = target_dir().join(&target).join("release");
@@ -89,6 +104,31 @@ pub(crate) fn build(
         }
     }
     Ok(binaries)
+}
+
+/// The flags with which the names of directories of this machine do not get into a binary.
+fn without_places() -> Result<Vec<OsString>> {
+    let home = |variable: &str, name: &str| {
+        let set = std::env::var_os(variable).map(PathBuf::from);
+        set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(name)))
+            .with_context(|| format!("neither {variable} nor HOME is set"))
+    };
+    let mut sysroot = command("rustup");
+    sysroot.args(["run", setup::TOOLCHAIN, "rustc", "--print", "sysroot"]);
+    let sources = PathBuf::from(output(&mut sysroot)?.trim()).join("lib/rustlib/src/rust");
+    // The last one that fits counts.
+    let places = [
+        (root().to_owned(), "/lb"),
+        (target_dir(), "/target"),
+        (home("CARGO_HOME", ".cargo")?, "/cargo"),
+        (sources, "/rustc"),
+    ];
+    let flag = |(place, name): (PathBuf, &str)| {
+        let mut flag = OsString::from("--remap-path-prefix=");
+        flag.extend([place.as_os_str(), "=".as_ref(), name.as_ref()]);
+        flag
+    };
+    Ok(places.into_iter().map(flag).collect())
 }
 
 /// Whether a 64-bit little-endian ELF has a `PT_INTERP` program header, that is: wants a dynamic loader, which an

@@ -36,8 +36,9 @@ impl Archive {
         Ok(json!({ "mediaType": media_type, "digest": digest, "size": content.len() }))
     }
 
-    /// Writes the index; returns the archive's size. Several architectures are one image: an index in the index.
-    pub(super) fn finish(mut self, mut manifests: Vec<Value>, tag: &str) -> Result<u64> {
+    /// Writes the index; returns the archive's size and the image's digest. Several architectures are one image: an index in
+    /// the index.
+    pub(super) fn finish(mut self, mut manifests: Vec<Value>, tag: &str) -> Result<(u64, String)> {
         let index_type = "application/vnd.oci.image.index.v1+json";
         let image = match manifests.len() {
             1 => manifests.remove(0),
@@ -47,6 +48,8 @@ impl Archive {
                 self.blob(index_type, &bytes(&index)?)?
             }
         };
+        let digest =
+            image.pointer("/digest").and_then(Value::as_str).unwrap_or_default().to_owned();
         let annotations = json!({
             "io.containerd.image.name": full_name(tag),
             "org.opencontainers.image.ref.name": tag.rsplit_once(':').map_or("latest", |(_, tag)| tag),
@@ -56,7 +59,8 @@ impl Archive {
         self.file("index.json", &bytes(&index)?)?;
         self.tar.finish().context("finish the archive")?;
         let meta = std::fs::metadata(&self.path);
-        Ok(meta.with_context(|| format!("stat {}", self.path.display()))?.len())
+        let size = meta.with_context(|| format!("stat {}", self.path.display()))?.len();
+        Ok((size, digest))
     }
 }
 
@@ -77,7 +81,8 @@ pub(super) fn with(mut object: Value, name: &str, value: Value) -> Value {
     object
 }
 
-pub(super) fn digest(content: &[u8]) -> String {
+/// The digest of a blob: `sha256:` and 64 hexadecimal digits.
+pub(crate) fn digest(content: &[u8]) -> String {
     let mut hex = String::from("sha256:");
     for byte in Sha256::digest(content) {
         hex += &format!("{byte:02x}");
