@@ -4,10 +4,7 @@
 mod cluster;
 mod objects;
 
-use std::{
-    fs::read_to_string,
-    path::{Path, PathBuf},
-};
+use std::{fs::read_to_string, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;

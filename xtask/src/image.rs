@@ -13,8 +13,8 @@ use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
-use self::archive::{Archive, bytes, with};
-pub(crate) use self::archive::{digest, header};
+use self::archive::{Archive, bytes};
+pub(crate) use self::archive::{digest, header, with};
 use crate::{
     binaries::TRACE,
     command::{commit, say, target_dir},

@@ -229,7 +229,7 @@ mod tests {
     }
 
     /// Files that mention tasks.
-    const DOCUMENTS: [&str; 12] = [
+    const DOCUMENTS: [&str; 14] = [
         "README.md",
         "CONTRIBUTING.md",
         "ARCHITECTURE.md",
@@ -239,9 +239,11 @@ mod tests {
         "docs/src/install.md",
         "docs/src/kind.md",
         "docs/src/performance.md",
+        "docs/src/releases.md",
         "docs/src/takeover.md",
         ".ci/run",
         ".github/workflows/ci.yml",
+        ".github/workflows/release.yml",
     ];
 
     #[test]

@@ -1,5 +1,5 @@
 //! `cargo xtask release`: all files of a release, from its tag, in target/release-files/vX.Y.Z. Nothing is fetched or sent but what
-//! the builds need, so that it can be tried anywhere. `--verify` checks files that somebody else made, and `--reproduce` that
+//! the builds need, so that it can be tried anywhere. `--verify` checks files that others made, and `--reproduce` that
 //! another build, in another directory, makes the same image.
 
 mod object;

@@ -74,7 +74,7 @@ fn full_name(tag: &str) -> String {
 }
 
 /// An object with one member more.
-pub(super) fn with(mut object: Value, name: &str, value: Value) -> Value {
+pub(crate) fn with(mut object: Value, name: &str, value: Value) -> Value {
     if let Some(members) = object.as_object_mut() {
         members.insert(name.to_owned(), value);
     }

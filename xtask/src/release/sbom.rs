@@ -6,6 +6,8 @@ use auditable_info::json_from_slice;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::image::with;
+
 /// The name of the file for a binary.
 pub(super) fn file_name(binary: &str, arch: &str) -> String {
     format!("{binary}_{arch}.cdx.json")
@@ -43,14 +45,14 @@ impl Package {
 
     fn component(&self) -> Value {
         let reference = self.reference();
-        let mut component = json!({
+        let component = json!({
             "type": if self.root { "application" } else { "library" },
             "bom-ref": reference, "name": self.name, "version": self.version,
         });
-        if self.source == REGISTRY {
-            component["purl"] = json!(format!("pkg:cargo/{reference}"));
+        match self.source == REGISTRY {
+            true => with(component, "purl", json!(format!("pkg:cargo/{reference}"))),
+            false => component,
         }
-        component
     }
 }
 

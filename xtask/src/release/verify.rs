@@ -127,14 +127,14 @@ fn archives(dir: &Path) -> Result<()> {
         ensure!(manifest.contains(&sum), "it does not have the sum of {name}, {sum}");
         found += 1;
     }
-    ensure!(found > 0, "there is no archive for it");
+    ensure!(found > 0, "an archive is missing");
     Ok(())
 }
 
 /// The digest of the image in an archive.
 ///
 /// # Errors
-/// When it is no image, or a blob is not what its name says.
+/// When it is not an image, or a blob is not what its name says.
 pub(super) fn image_digest(archive: &[u8]) -> Result<String> {
     digest_of(&unpacked(archive)?)
 }

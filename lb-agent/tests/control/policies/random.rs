@@ -254,6 +254,81 @@ pub(crate) fn flows(worlds: &[&World], shadow: bool) -> Vec<WorldFlow> {
     flows
 }
 
+/// Goes from one cluster to the next: after each write, each flow is judged as before or as after. With `killed_after`, the rest is
+/// never written.
+fn go_over(
+    node: &mut Running,
+    compiler: &mut Compiler,
+    [before, after]: [&World; 2],
+    killed_after: Option<prop::sample::Index>,
+) -> Result<(), TestCaseError> {
+    let desired = compiler.compile(&after.cluster().snapshot());
+    node.devices(after, Some(&desired));
+    let flows = flows(&[before, after], false);
+    // A Pod that changes its addresses is another Pod: what is judged are devices that stay.
+    let stays = |flow: &&WorldFlow| {
+        let ips = |world: &World| {
+            world.local().find(|(i, _)| *i == flow.ifindex).map(|(_, pod)| pod.ips.clone())
+        };
+        ips(before).is_some() && ips(before) == ips(after)
+    };
+    let flows: Vec<&WorldFlow> = flows.iter().filter(stays).collect();
+    let judged = |node: &Running| -> Vec<bool> {
+        flows.iter().map(|flow| flow.judge(&node.store).denied()).collect()
+    };
+    let first = judged(node);
+    let want: Vec<bool> = flows.iter().map(|flow| naive::denied(after, flow)).collect();
+    let devices = after.devices();
+    let veths = after.veths();
+    let wanted = DesiredTables {
+        desired: Some(&desired),
+        devices: &devices,
+        veths: &veths,
+        strict: false,
+        pickup_until: 0,
+    };
+    node.now += std::time::Duration::from_millis(700);
+    let plan = node.planner.plan_policies(&wanted, node.now);
+    // A Pod that leaves a group which others keep is judged by that until it is switched.
+    let mut then = node.store.pods.clone();
+    for write in &plan.writes {
+        if let Write::PutPod { ifindex, pod } = write {
+            then.insert(*ifindex, **pod);
+        }
+    }
+    let leaves = |flow: &WorldFlow| {
+        let at = usize::from(flow.direction == PolicyDirection::Egress);
+        let group = node.store.pods.get(&flow.ifindex).map(|pod| groups(pod)[at]);
+        then.get(&flow.ifindex).map(|pod| groups(pod)[at]) != group
+            && then.values().flat_map(groups).any(|id| Some(id) == group)
+    };
+    let excused: Vec<bool> = flows.iter().map(|flow| leaves(flow)).collect();
+    let epoch = node.store.policy.epoch;
+    let end = killed_after.map_or(plan.writes.len(), |at| at.index(plan.writes.len() + 1));
+    for write in plan.writes.iter().take(end) {
+        node.store.record(write);
+        for (((now, flow), (old, new)), excused) in
+            judged(node).iter().zip(&flows).zip(first.iter().zip(&want)).zip(&excused)
+        {
+            prop_assert!(
+                *excused || now == old || now == new,
+                "after {write:?}: {flow:?} is {now}, was {old}, should be {new}"
+            );
+        }
+    }
+    if killed_after.is_some() {
+        return Ok(());
+    }
+    prop_assert_eq!(judged(node), want);
+    prop_assert!(node.store.policy.epoch >= epoch);
+    let mut copy = node.planner.actual().clone();
+    let now = node.now;
+    let applied = node.planner.apply(plan, &mut copy, &mut || now);
+    prop_assert!(applied.failed.is_empty());
+    prop_assert_eq!(&copy, &node.store);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 400 } else { 4000 }))]
 
@@ -347,55 +422,7 @@ proptest! {
                 let writes = node.follow(before, &compiler.compile(&before.cluster().snapshot()));
                 prop_assert_eq!(writes, 0);
             }
-            let desired = compiler.compile(&after.cluster().snapshot());
-            node.devices(after, Some(&desired));
-            let flows = flows(&[before, after], false);
-            // A Pod that changes its addresses is another Pod: what is judged are devices that stay.
-            let stays = |flow: &&WorldFlow| {
-                let ips = |world: &World| {
-                    world.local().find(|(i, _)| *i == flow.ifindex).map(|(_, pod)| pod.ips.clone())
-                };
-                ips(before).is_some() && ips(before) == ips(after)
-            };
-            let flows: Vec<&WorldFlow> = flows.iter().filter(stays).collect();
-            let judged = |node: &Running| -> Vec<bool> {
-                flows.iter().map(|flow| flow.judge(&node.store).denied()).collect()
-            };
-            let first = judged(&node);
-            let want: Vec<bool> = flows.iter().map(|flow| naive::denied(after, flow)).collect();
-            let devices = after.devices();
-            let veths = after.veths();
-            let wanted = DesiredTables { desired: Some(&desired), devices: &devices, veths: &veths, strict: false, pickup_until: 0 };
-            node.now += std::time::Duration::from_millis(700);
-            let plan = node.planner.plan_policies(&wanted, node.now);
-            // A Pod that leaves a group which others keep is judged by that until it is switched.
-            let mut then = node.store.pods.clone();
-            for write in &plan.writes {
-                if let Write::PutPod { ifindex, pod } = write {
-                    then.insert(*ifindex, **pod);
-                }
-            }
-            let leaves = |flow: &WorldFlow| {
-                let at = usize::from(flow.direction == PolicyDirection::Egress);
-                let group = node.store.pods.get(&flow.ifindex).map(|pod| groups(pod)[at]);
-                then.get(&flow.ifindex).map(|pod| groups(pod)[at]) != group
-                    && then.values().flat_map(groups).any(|id| Some(id) == group)
-            };
-            let excused: Vec<bool> = flows.iter().map(|flow| leaves(flow)).collect();
-            let epoch = node.store.policy.epoch;
-            for write in &plan.writes {
-                node.store.record(write);
-                for (((now, flow), (old, new)), excused) in judged(&node).iter().zip(&flows).zip(first.iter().zip(&want)).zip(&excused) {
-                    prop_assert!(*excused || now == old || now == new, "after {write:?}: {flow:?} is {now}, was {old}, should be {new}");
-                }
-            }
-            prop_assert_eq!(judged(&node), want);
-            prop_assert!(node.store.policy.epoch >= epoch);
-            let mut copy = node.planner.actual().clone();
-            let now = node.now;
-            let applied = node.planner.apply(plan, &mut copy, &mut || now);
-            prop_assert!(applied.failed.is_empty());
-            prop_assert_eq!(&copy, &node.store);
+            go_over(&mut node, &mut compiler, [before, after], None)?;
         }
         // In the end nothing is left of what is not in use.
         let last = worlds.last().unwrap();
@@ -407,5 +434,26 @@ proptest! {
         prop_assert_eq!(node.store.port_bits.len(), fresh.port_bits.len());
         prop_assert_eq!(node.store.cidrs.len(), fresh.cidrs.len());
         prop_assert_eq!(node.store.ident.len(), fresh.ident.len());
+    }
+
+    /// An agent that is killed within a plan leaves such tables, and so do those after it, whatever has changed meanwhile.
+    #[test]
+    fn agents_killed_within_their_plans_leave_each_flow_before_or_after(
+        worlds in related(),
+        kills in prop::collection::vec(prop::option::weighted(0.7, any::<prop::sample::Index>()), 5),
+    ) {
+        let mut node = Running::default();
+        let mut compiler = Compiler::default();
+        node.follow(&worlds[0], &compiler.compile(&worlds[0].cluster().snapshot()));
+        for (pair, killed_after) in worlds.windows(2).zip(kills) {
+            let [before, after] = pair else { unreachable!() };
+            go_over(&mut node, &mut compiler, [before, after], killed_after)?;
+            if killed_after.is_some() {
+                node.planner = Planner::restore(node.store.clone(), Capacity::default());
+                compiler = Compiler::default();
+            }
+        }
+        let last = worlds.last().unwrap();
+        go_over(&mut node, &mut compiler, [last, last], None)?;
     }
 }
