@@ -688,6 +688,8 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = &Path> {
 }
 
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod tests {
     use super::{
         AgentCli, AgentCommand, AgentConfig, FactSource, LogFormat, NodePortAddresses, Rules,
@@ -696,7 +698,7 @@ mod tests {
     use clap::{CommandFactory as _, Parser as _};
 
     /// Flags that are not settings of a cluster: where things are on the node, and what the manifest of the DaemonSet knows.
-    const NO_SETTINGS: [&str; 9] = [
+    pub(super) const NO_SETTINGS: [&str; 9] = [
         "NODE_NAME",
         "LB_MANIFESTS",
         "LB_KUBECONFIG",

@@ -7,6 +7,7 @@ mod items;
 mod language;
 mod links;
 mod modules;
+mod names;
 mod sources;
 mod versions;
 mod walls;
@@ -57,8 +58,15 @@ pub(crate) fn check() -> Result<()> {
     let documents = read_files(root(), ".md")?;
     complaints.extend(language::check(&documents));
     complaints.extend(language::check(&sources));
-    complaints.extend(language::check(&read_files(root(), ".yaml")?));
+    let manifests = read_files(root(), ".yaml")?;
+    complaints.extend(language::check(&manifests));
     complaints.extend(links::check(&documents, is_there));
+    complaints.extend(names::documents(&documents));
+    complaints.extend(names::pictures(&read_files(root(), ".svg")?, &documents, &sources));
+    let settings = read_files(root(), ".env")?;
+    for files in [&sources, &manifests, &settings] {
+        complaints.extend(names::places(&documents, files));
+    }
     let threats = std::fs::read_to_string(root().join("THREATMODEL.md"));
     complaints.extend(attacks::check(&sources, &threats.context("read THREATMODEL.md")?));
     complaints.extend(versions::check()?);
@@ -73,12 +81,15 @@ pub(crate) fn layout() -> Result<()> {
     end(&versions::check()?)
 }
 
-/// Checks the links of all documents.
+/// Checks the links of all documents, and the names in them.
 ///
 /// # Errors
-/// When a link leads nowhere.
+/// When a link leads nowhere, or nothing has such a name.
 pub(crate) fn documents() -> Result<()> {
-    end(&links::check(&read_files(root(), ".md")?, is_there))
+    let documents = read_files(root(), ".md")?;
+    let mut complaints = links::check(&documents, is_there);
+    complaints.extend(names::documents(&documents));
+    end(&complaints)
 }
 
 fn is_there(path: &Path) -> bool {

@@ -19,10 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster;
 
+mod part;
 mod policy;
 #[cfg(test)]
 mod tests;
 
+pub use self::part::{State, StatusPart};
 pub use self::policy::{GroupName, IdentName, PolicyName, PolicyRef, RuleName};
 
 /// Name of the file in the state directory.
@@ -101,40 +103,11 @@ pub struct Source<'a> {
     pub place: Cow<'a, str>,
 }
 
-/// How a part of the agent is doing.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// As it should be.
-    #[default]
-    Ok,
-    /// Not there yet: the initial lists, the first sync.
-    Waiting,
-    /// Works in part, or something needs attention.
-    Degraded,
-    /// Does not work.
-    Failed,
-}
-
-impl State {
-    /// The word in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "OK",
-            Self::Waiting => "WAITING",
-            Self::Degraded => "DEGRADED",
-            Self::Failed => "FAILED",
-        }
-    }
-}
-
-/// One line of `lbctl status`: `api`, `programs`, `maps`, `services`, `kube-proxy`, `kernel`.
+/// One line of `lbctl status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Subsystem<'a> {
-    /// Its name, one word.
+    /// The name of its [`StatusPart`]; of another version of the agent perhaps another word.
     pub name: Cow<'a, str>,
     /// How it is.
     pub state: State,

@@ -37,6 +37,11 @@ pub struct AnalyzeArgs {
     pub style: Style,
 }
 
+/// Where the documentation is about a kind of finding.
+pub(crate) fn documented(lint: Lint) -> String {
+    format!("docs/src/analyze.md#{}", lint.name().to_lowercase().replace('_', "-"))
+}
+
 /// From which severity on findings are a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum FailOn {

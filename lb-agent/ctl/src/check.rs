@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::columns::{Cell, Column, Row, RowScope, Style};
 use crate::status::Report;
-use lb_core::names::State;
+use lb_core::names::{State, StatusPart};
 
 /// Flags of `check`.
 #[derive(Clone, Debug, clap::Args)]
@@ -304,7 +304,9 @@ pub fn installed(report: &Report) -> Vec<CheckRow> {
     };
     let mut rows: Vec<CheckRow> = (report.subsystems.iter())
         .map(|line| match line.subsystem.as_str() {
-            "agent" => row(CheckCode::Agent, severity(line.state), line.detail.clone()),
+            name if name == StatusPart::Agent.name() => {
+                row(CheckCode::Agent, severity(line.state), line.detail.clone())
+            }
             name => {
                 let detail = format!("{name}: {}", line.detail);
                 row(CheckCode::Subsystem, severity(line.state), detail)

@@ -13,12 +13,10 @@ use crate::services;
 use crate::snapshot::MapUse;
 use crate::view::View;
 use lb_core::counts::Counts;
-use lb_core::names::{State, Subsystem};
+use lb_core::names::{State, StatusPart, Subsystem};
 
 /// Share of a map's capacity, in thousandths, from which it needs attention.
 const FULL: u64 = 900;
-/// The line about the maps.
-const MAPS: &str = "maps";
 /// Seconds after which the maps and the name table agree.
 const SETTLED: u64 = 5;
 
@@ -105,14 +103,19 @@ pub fn report(found: &StatusFacts<'_>) -> Report {
     let view = found.view;
     let mut subsystems = vec![agent_line(found)];
     if let Some(error) = found.names_error {
-        subsystems.push(line("names", State::Failed, error.to_owned()));
+        subsystems.push(line(StatusPart::Names, State::Failed, error.to_owned()));
     }
-    let is_ours =
-        |subsystem: &&Subsystem<'_>| ["agent", MAPS, "tables"].contains(&&*subsystem.name);
+    let ours = [StatusPart::Agent, StatusPart::Maps, StatusPart::Tables].map(StatusPart::name);
+    let is_ours = |subsystem: &&Subsystem<'_>| ours.contains(&&*subsystem.name);
     // Of a dead agent, these are its last words.
     let last = if found.running == Some(true) { "" } else { "last known: " };
     subsystems.extend(view.names.subsystems.iter().filter(|s| !is_ours(s)).map(|subsystem| {
-        line(&subsystem.name, subsystem.state, format!("{last}{}", subsystem.detail))
+        // By its name, which another version of the agent may have chosen.
+        StatusLine {
+            subsystem: subsystem.name.clone().into_owned(),
+            state: subsystem.state,
+            detail: format!("{last}{}", subsystem.detail),
+        }
     }));
     subsystems.push(tables_line(view));
     subsystems.push(maps_line(found.maps));
@@ -137,8 +140,8 @@ pub fn report(found: &StatusFacts<'_>) -> Report {
     }
 }
 
-fn line(subsystem: &str, state: State, detail: String) -> StatusLine {
-    StatusLine { subsystem: subsystem.to_owned(), state, detail }
+fn line(part: StatusPart, state: State, detail: String) -> StatusLine {
+    StatusLine { subsystem: part.name().to_owned(), state, detail }
 }
 
 fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
@@ -148,13 +151,13 @@ fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
     let node = if view.directory.node.is_empty() { "?" } else { view.directory.node };
     if found.names_error.is_some() {
         return match found.running {
-            Some(true) => line("agent", State::Ok, "running".to_owned()),
+            Some(true) => line(StatusPart::Agent, State::Ok, "running".to_owned()),
             Some(false) => line(
-                "agent",
+                StatusPart::Agent,
                 State::Failed,
                 "not running: traffic continues with the maps as they are".to_owned(),
             ),
-            None => line("agent", State::Degraded, "unknown whether it runs".to_owned()),
+            None => line(StatusPart::Agent, State::Degraded, "unknown whether it runs".to_owned()),
         };
     }
     let synced = match agent.synced {
@@ -166,7 +169,7 @@ fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
     let who = format!("{} on {node}", agent.version);
     match found.running {
         Some(false) => line(
-            "agent",
+            StatusPart::Agent,
             State::Failed,
             format!(
                 "not running: traffic continues with the maps written {} ago; last was {who}, {synced}{skew}",
@@ -174,15 +177,17 @@ fn agent_line(found: &StatusFacts<'_>) -> StatusLine {
             ),
         ),
         Some(true) if agent.synced == 0 => line(
-            "agent",
+            StatusPart::Agent,
             State::Waiting,
             format!("{who}, up {}, {synced}{skew}", ago(agent.started)),
         ),
-        Some(true) => {
-            line("agent", State::Ok, format!("{who}, up {}, {synced}{skew}", ago(agent.started)))
-        }
+        Some(true) => line(
+            StatusPart::Agent,
+            State::Ok,
+            format!("{who}, up {}, {synced}{skew}", ago(agent.started)),
+        ),
         None => line(
-            "agent",
+            StatusPart::Agent,
             State::Degraded,
             format!("unknown whether it runs; last was {who}, {synced}{skew}"),
         ),
@@ -200,9 +205,13 @@ fn tables_line(view: &View<'_>) -> StatusLine {
     // The agent writes the maps first and the names a moment later.
     let is_settled = view.since(view.names.agent.written).is_some_and(|age| age >= SETTLED);
     if missing > 0 && is_settled {
-        return line("tables", State::Degraded, format!("{detail}, frontends missing {missing}"));
+        return line(
+            StatusPart::Tables,
+            State::Degraded,
+            format!("{detail}, frontends missing {missing}"),
+        );
     }
-    line("tables", State::Ok, detail)
+    line(StatusPart::Tables, State::Ok, detail)
 }
 
 fn maps_line(maps: &[MapUse]) -> StatusLine {
@@ -211,7 +220,7 @@ fn maps_line(maps: &[MapUse]) -> StatusLine {
     let shares = maps.iter().filter_map(|map| {
         Some(format!("{} {}/{} ({}%)", map.name, map.used?, map.max?, permille(map)? / 10))
     });
-    line(MAPS, state, shares.collect::<Vec<_>>().join(", "))
+    line(StatusPart::Maps, state, shares.collect::<Vec<_>>().join(", "))
 }
 
 /// The maps that need attention, with their shares in thousandths.
@@ -238,7 +247,7 @@ fn remedy(map: &str) -> &'static str {
 
 fn because(subsystems: &[StatusLine], maps: &[MapUse]) -> String {
     let bad = subsystems.iter().filter(|line| line.state != State::Ok);
-    let others = bad.filter(|line| line.subsystem != MAPS);
+    let others = bad.filter(|line| line.subsystem != StatusPart::Maps.name());
     let others =
         others.map(|line| format!("{} {}", line.subsystem, line.state.name().to_lowercase()));
     let maps = full(maps)

@@ -11,7 +11,7 @@ use lb_common::past::StackReason;
 
 use lb_core::cluster::{Cluster, Kind};
 use lb_core::model::rules::ExternalIps;
-use lb_core::names::{State, Subsystem};
+use lb_core::names::{State, StatusPart, Subsystem};
 use lb_kernel::bpf::attach::Mechanism;
 use lb_kernel::bpf::gc::Pass;
 use lb_kernel::foreign::{self, Sign};
@@ -98,7 +98,7 @@ pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
         tunnels(facts),
         services(facts),
         policies(facts),
-        line("external-ips", State::Ok, facts.external_ips.to_string()),
+        line(StatusPart::ExternalIps, State::Ok, facts.external_ips.to_string()),
         conntrack(facts),
         masquerade(facts),
         past_stack(facts),
@@ -106,7 +106,8 @@ pub(super) fn lines<'a>(facts: &ReportFacts<'_>) -> Vec<Subsystem<'a>> {
         kernel(facts),
     ];
     // A change that waits for a restart is nothing that is wrong with the node.
-    lines.extend(facts.settings.clone().map(|detail| line("settings", State::Ok, detail)));
+    lines
+        .extend(facts.settings.clone().map(|detail| line(StatusPart::Settings, State::Ok, detail)));
     lines.extend(audit(facts));
     lines
 }
@@ -117,11 +118,11 @@ fn audit<'a>(facts: &ReportFacts<'_>) -> Option<Subsystem<'a>> {
     let detail = format!(
         "{n} elements of maps differ from what was written: see `lbctl diff`, and repair them by `lbctl diff --repair`"
     );
-    (n > 0).then(|| line("audit", State::Degraded, detail))
+    (n > 0).then(|| line(StatusPart::Audit, State::Degraded, detail))
 }
 
-fn line<'a>(name: &'static str, state: State, detail: impl Into<Cow<'a, str>>) -> Subsystem<'a> {
-    Subsystem { name: Cow::Borrowed(name), state, detail: detail.into() }
+fn line<'a>(part: StatusPart, state: State, detail: impl Into<Cow<'a, str>>) -> Subsystem<'a> {
+    Subsystem { name: Cow::Borrowed(part.name()), state, detail: detail.into() }
 }
 
 fn api<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
@@ -131,10 +132,10 @@ fn api<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         .map(Kind::name)
         .collect();
     if missing.is_empty() {
-        return line("api", State::Ok, format!("{}: all lists complete", facts.source));
+        return line(StatusPart::Api, State::Ok, format!("{}: all lists complete", facts.source));
     }
     let detail = format!("{}: waiting for the lists of {}", facts.source, missing.join(", "));
-    line("api", State::Waiting, detail)
+    line(StatusPart::Api, State::Waiting, detail)
 }
 
 fn programs<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
@@ -146,9 +147,11 @@ fn programs<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         "sockets by cgroup; {attached} of {all} Pods and {uplinks} of {n_uplinks} other devices{by}{how}"
     );
     match &facts.attach_error {
-        Some(error) => line("programs", State::Degraded, format!("{detail}; {error}")),
-        None if attached < all || uplinks < n_uplinks => line("programs", State::Waiting, detail),
-        None => line("programs", State::Ok, detail),
+        Some(error) => line(StatusPart::Programs, State::Degraded, format!("{detail}; {error}")),
+        None if attached < all || uplinks < n_uplinks => {
+            line(StatusPart::Programs, State::Waiting, detail)
+        }
+        None => line(StatusPart::Programs, State::Ok, detail),
     }
 }
 
@@ -161,25 +164,29 @@ fn tunnels<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
             ports.join(", ")
         ),
     };
-    line("tunnels", State::Ok, detail)
+    line(StatusPart::Tunnels, State::Ok, detail)
 }
 
 fn services<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let (all, incomplete) = facts.services;
     if !facts.planned {
         return line(
-            "services",
+            StatusPart::Services,
             State::Waiting,
             "using the maps as found until all lists are complete",
         );
     }
     let detail = format!("{} of {all} programmed", all.saturating_sub(incomplete));
-    line("services", if incomplete == 0 { State::Ok } else { State::Degraded }, detail)
+    line(StatusPart::Services, if incomplete == 0 { State::Ok } else { State::Degraded }, detail)
 }
 
 fn policies<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let Some((all, incomplete)) = facts.policies else {
-        return line("policies", State::Waiting, "using the maps as found until they are compiled");
+        return line(
+            StatusPart::Policies,
+            State::Waiting,
+            "using the maps as found until they are compiled",
+        );
     };
     let mut detail = format!("{} of {all} enforced", all.saturating_sub(incomplete));
     if facts.lacks_pods {
@@ -193,14 +200,14 @@ fn policies<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     }
     // A mistake in a policy is an issue of that object, and the node does what it says.
     let is_ok = !facts.lacks_pods && facts.overflowing == 0;
-    line("policies", if is_ok { State::Ok } else { State::Degraded }, detail)
+    line(StatusPart::Policies, if is_ok { State::Ok } else { State::Degraded }, detail)
 }
 
 fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     match facts.ct_entries {
         // The kernel evicts some time before the last element is taken.
         Some(_) if facts.copies.0 * 20 >= facts.copies.1 * 19 => line(
-            "conntrack",
+            StatusPart::Conntrack,
             State::Degraded,
             format!(
                 "{} of {} entries for translated connections are in use, new connections evict old ones: raise --ct-entries",
@@ -208,7 +215,7 @@ fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
             ),
         ),
         Some(n) if facts.greedy.0 > 0 => line(
-            "conntrack",
+            StatusPart::Conntrack,
             State::Degraded,
             format!(
                 "{n} entries; {} Pods exceeded a quarter of the table, {} of their entries were removed: see \
@@ -217,7 +224,7 @@ fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
             ),
         ),
         Some(n) if facts.over_budget > 0 => line(
-            "conntrack",
+            StatusPart::Conntrack,
             State::Ok,
             format!(
                 "{n} entries after the last expiry; {} recent new flows exceeded the budget of their Pod \
@@ -225,8 +232,10 @@ fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
                 facts.over_budget
             ),
         ),
-        Some(n) => line("conntrack", State::Ok, format!("{n} entries after the last expiry")),
-        None => line("conntrack", State::Waiting, "no expiry pass yet"),
+        Some(n) => {
+            line(StatusPart::Conntrack, State::Ok, format!("{n} entries after the last expiry"))
+        }
+        None => line(StatusPart::Conntrack, State::Waiting, "no expiry pass yet"),
     }
 }
 
@@ -234,11 +243,11 @@ fn conntrack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
 fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let ports = facts.masquerade_ports;
     let Some(pass) = facts.pass else {
-        return line("masquerade", State::Waiting, "no expiry pass yet");
+        return line(StatusPart::Masquerade, State::Waiting, "no expiry pass yet");
     };
     let range = format!("{} source ports ({}-{})", ports.len(), ports.start(), ports.end());
     let Some(fullest) = pass.fullest else {
-        return line("masquerade", State::Ok, format!("none of {range} in use"));
+        return line(StatusPart::Masquerade, State::Ok, format!("none of {range} in use"));
     };
     let protocol = match fullest.protocol {
         proto::TCP => "TCP",
@@ -253,12 +262,12 @@ fn masquerade<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
             "{held}; {} recent packets of new flows found no free port: {cure}",
             pass.portless
         );
-        return line("masquerade", State::Degraded, detail);
+        return line(StatusPart::Masquerade, State::Degraded, detail);
     }
     if fullest.held * 4 > ports.len() as u64 * 3 {
-        return line("masquerade", State::Degraded, format!("{held}: {cure}"));
+        return line(StatusPart::Masquerade, State::Degraded, format!("{held}: {cure}"));
     }
-    line("masquerade", State::Ok, held)
+    line(StatusPart::Masquerade, State::Ok, held)
 }
 
 /// Flows that go through the IP stack arrive, too, so this is never degraded.
@@ -279,7 +288,7 @@ fn past_stack<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         )
     };
     detail += &past_stack_across(&facts.past);
-    line("past-stack", State::Ok, detail)
+    line(StatusPart::PastStack, State::Ok, detail)
 }
 
 /// What it says about flows to and from Pods of other nodes.
@@ -313,7 +322,7 @@ fn because(reason: &str, rule: &str, is_kept: bool) -> String {
 fn kube_proxy<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let signs = facts.kube_proxy;
     if signs.is_empty() {
-        return line("kube-proxy", State::Ok, "not detected");
+        return line(StatusPart::KubeProxy, State::Ok, "not detected");
     }
     let advice = match (signs.iter().any(Sign::is_alive), facts.not_taken_over) {
         (true, _) => {
@@ -322,12 +331,14 @@ fn kube_proxy<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         (false, None) => "remove its rules (`lb-agent takeover`)".to_owned(),
         (false, Some(err)) => format!("its rules cannot be removed: {err}"),
     };
-    line("kube-proxy", State::Degraded, format!("{}: {advice}", foreign::words(signs)))
+    line(StatusPart::KubeProxy, State::Degraded, format!("{}: {advice}", foreign::words(signs)))
 }
 
 fn kernel<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     match facts.weakness {
-        None => line("kernel", State::Ok, facts.kernel.to_owned()),
-        Some(weakness) => line("kernel", State::Degraded, format!("{}: {weakness}", facts.kernel)),
+        None => line(StatusPart::Kernel, State::Ok, facts.kernel.to_owned()),
+        Some(weakness) => {
+            line(StatusPart::Kernel, State::Degraded, format!("{}: {weakness}", facts.kernel))
+        }
     }
 }

@@ -109,7 +109,7 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use lb_kube::api_server::ApiRequest;
-    use lb_testkit::document::CheckedDocument;
+    use lb_testkit::document::{CheckedDocument, NamedRow};
     use prometheus_client::encoding::text;
 
     use crate::observe::metrics::Metrics;
@@ -197,7 +197,8 @@ pub(super) mod tests {
                 _ => "",
             };
             let help = help[name].trim_end_matches('.');
-            [format!("`{name}{suffix}`"), kind.to_owned(), labels.join(", "), help.to_owned()]
+            let cells = [kind.to_owned(), labels.join(", "), help.to_owned()];
+            NamedRow::new(format!("{name}{suffix}"), cells)
         });
         let mut chapter = CheckedDocument::read("docs/src/metrics.md");
         chapter.compare_list("metrics", rows);

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lb_core::names::{self, Names, State};
+use lb_core::names::{self, Names, State, StatusPart};
 use lb_ctl::admin::Client;
 use lb_ctl::running;
 use lb_kernel::foreign::{self, Sign};
@@ -55,7 +55,8 @@ fn unready(names: &Names<'_>, now: SystemTime) -> Option<String> {
     if names.agent.synced == 0 {
         return Some("the agent has not written all Services yet: check `lbctl status`".to_owned());
     }
-    let needed = ["api", "programs", "services"];
+    let needed =
+        [StatusPart::Api, StatusPart::Programs, StatusPart::Services].map(StatusPart::name);
     let bad = names.subsystems.iter().find(|s| needed.contains(&&*s.name) && s.state != State::Ok);
     bad.map(|bad| format!("the agent's {} are not ready: {}", bad.name, bad.detail))
 }

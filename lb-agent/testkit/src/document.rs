@@ -3,6 +3,33 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// A row of a table of names: what the code calls something, and what there is to say about it. Links find the row by its anchor.
+pub struct NamedRow<const N: usize> {
+    anchor: String,
+    name: String,
+    cells: [String; N],
+}
+
+impl<const N: usize> NamedRow<N> {
+    /// The row of a name.
+    pub fn new<T: Into<String>>(name: impl Into<String>, cells: [T; N]) -> Self {
+        let name = name.into();
+        let anchor = name.to_lowercase().replace('_', "-");
+        Self { anchor, name, cells: cells.map(Into::into) }
+    }
+
+    /// The row with the anchor `LIST-NAME`, for names that several tables of a document have.
+    #[must_use]
+    pub fn within(self, list: &str) -> Self {
+        Self { anchor: format!("{list}-{}", self.anchor), ..self }
+    }
+
+    fn line(&self) -> String {
+        let Self { anchor, name, cells } = self;
+        format!("| <a id=\"{anchor}\"></a>`{name}` | {} |\n", cells.join(" | "))
+    }
+}
+
 /// A document of the repository.
 pub struct CheckedDocument {
     path: PathBuf,
@@ -35,11 +62,16 @@ impl CheckedDocument {
         self.compare(self.example_at(name), name, found);
     }
 
+    /// Reports whether a row of a table has this anchor.
+    pub fn has_anchor(&self, anchor: &str) -> bool {
+        self.text.contains(&format!("| <a id=\"{anchor}\"></a>`"))
+    }
+
     /// Compares the rows of the table after `<!-- list: NAME -->`.
     pub fn compare_list<const N: usize>(
         &mut self,
         name: &str,
-        rows: impl IntoIterator<Item = [String; N]>,
+        rows: impl IntoIterator<Item = NamedRow<N>>,
     ) {
         let marker = format!("<!-- list: {name} -->\n\n");
         let start = self.after(&marker);
@@ -49,8 +81,8 @@ impl CheckedDocument {
             lines.take_while(|line| line.starts_with('|')).map(str::len).collect();
         let end = start + lines.iter().sum::<usize>();
         let start = start + lines.iter().take(2).sum::<usize>();
-        let rows = rows.into_iter().map(|cells| format!("| {} |\n", cells.join(" | ")));
-        self.compare(start..end, name, &rows.collect::<String>());
+        let rows: String = rows.into_iter().map(|row| row.line()).collect();
+        self.compare(start..end, name, &rows);
     }
 
     /// Fails if anything differs.

@@ -23,6 +23,11 @@ pub(super) fn check(documents: &[Source], exists: impl Fn(&Path) -> bool) -> Vec
         );
         texts.insert(*path, text);
     }
+    for (path, text) in &texts {
+        let twice = repeated(text);
+        complaints
+            .extend(twice.map(|anchor| format!("{path}: the anchor {anchor} is there twice")));
+    }
     let anchors: BTreeMap<&str, BTreeSet<String>> =
         texts.iter().map(|(path, text)| (*path, anchors(text))).collect();
     let mut listed = BTreeSet::new();
@@ -104,8 +109,27 @@ fn without_code(text: &str) -> String {
     kept
 }
 
+/// Returns the anchors that a text declares with `<a id="NAME"></a>`, in their order.
+pub(super) fn declared(text: &str) -> impl Iterator<Item = &str> {
+    let places = outside_fences(text).flat_map(|line| line.split("<a id=\"").skip(1));
+    places.filter_map(|rest| Some(rest.split_once('"')?.0))
+}
+
+/// Returns declared anchors that something else of the text has, too.
+fn repeated(text: &str) -> impl Iterator<Item = &str> {
+    let mut seen = headings(text);
+    declared(text).filter(move |anchor| !seen.insert((*anchor).to_owned()))
+}
+
+/// Returns the anchors of a text: those of its headings, and declared ones.
+pub(super) fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = headings(text);
+    anchors.extend(declared(text).map(str::to_owned));
+    anchors
+}
+
 /// Returns the anchors of a text's headings, as GitHub and mdBook make them.
-fn anchors(text: &str) -> BTreeSet<String> {
+fn headings(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let headings = outside_fences(text).filter(|line| line.starts_with('#'));
     for title in headings.map(|line| line.trim_start_matches('#').trim()) {
@@ -208,6 +232,23 @@ mod tests {
     fn repeated_headings_are_numbered() {
         let anchors = anchors("# A b\n## A, b\n### What's `x_y`?\n");
         assert_eq!(anchors.into_iter().collect::<Vec<_>>(), ["a-b", "a-b-1", "whats-x_y"]);
+    }
+
+    #[test]
+    fn declared_anchors_are_anchors_and_unique() {
+        let rows = "| <a id=\"no-route\"></a>`NO_ROUTE` |\n| <a id=\"a-b\"></a>`A_B` |\n";
+        let documents = [
+            ("README.md", "[a](docs/src/a.md#no-route) [b](docs/src/a.md#no-rout)\n"),
+            ("docs/src/SUMMARY.md", "- [A](a.md)\n"),
+            ("docs/src/a.md", &format!("# A b\n{rows}")),
+        ];
+        assert_eq!(
+            complaints(&documents),
+            [
+                "docs/src/a.md: the anchor a-b is there twice",
+                "README.md: line 1: docs/src/a.md#no-rout: no such heading",
+            ]
+        );
     }
 
     #[test]

@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::FindingRow;
+use super::{FindingRow, documented};
 use lb_core::analyze::Lint;
 
 const SCHEMA: &str = "https://json.schemastore.org/sarif-2.1.0.json";
-const DOCUMENTATION: &str = "docs/src/analyze.md";
 
 /// The document.
 pub(super) fn document(rows: &[FindingRow]) -> Value {
@@ -32,7 +31,7 @@ fn rule(lint: Lint) -> Value {
     json!({
         "id": lint.name(),
         "shortDescription": {"text": lint.meaning()},
-        "help": {"text": format!("{}. See {DOCUMENTATION}.", lint.meaning())},
+        "help": {"text": format!("{}. See {}.", lint.meaning(), documented(lint))},
     })
 }
 

@@ -10,10 +10,10 @@ use crate::columns::{self, NONE, age};
 use crate::fleet::ask::NoAnswer;
 use crate::fleet::merge::nodes_text;
 use crate::status::{Report, StatusIssue};
-use lb_core::names::State;
+use lb_core::names::{State, StatusPart};
 
 /// Subsystem of the agent itself.
-const AGENT: &str = "agent";
+const AGENT: &str = StatusPart::Agent.name();
 
 /// The whole report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

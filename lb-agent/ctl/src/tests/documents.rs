@@ -5,7 +5,8 @@ use lb_common::hop::HopReason;
 use lb_common::past::{StackReason, VethReason};
 use lb_common::verdict::{Counter, DropReason};
 use lb_core::analyze::Lint;
-use lb_testkit::document::CheckedDocument;
+use lb_core::names::{State, StatusPart};
+use lb_testkit::document::{CheckedDocument, NamedRow};
 
 use crate::Cli;
 use crate::check::CheckCode;
@@ -14,9 +15,8 @@ use crate::explain::code::Code;
 #[test]
 fn every_drop_reason_is_documented_with_its_advice() {
     let mut chapter = CheckedDocument::read("docs/src/drops.md");
-    let row = |reason: DropReason| {
-        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
-    };
+    let row =
+        |reason: DropReason| NamedRow::new(reason.name(), [reason.meaning(), reason.what_to_do()]);
     chapter.compare_list("drop reasons", DropReason::ALL.map(row));
     chapter.finish();
 }
@@ -24,9 +24,7 @@ fn every_drop_reason_is_documented_with_its_advice() {
 #[test]
 fn every_code_is_documented_with_its_advice() {
     let mut chapter = CheckedDocument::read("docs/src/explain.md");
-    let row = |code: Code| {
-        [format!("`{}`", code.name()), code.meaning().into(), code.what_to_do().into()]
-    };
+    let row = |code: Code| NamedRow::new(code.name(), [code.meaning(), code.what_to_do()]);
     chapter.compare_list("codes", Code::ALL.map(row));
     chapter.finish();
 }
@@ -34,20 +32,31 @@ fn every_code_is_documented_with_its_advice() {
 #[test]
 fn every_check_is_documented_with_its_anchor() {
     let mut chapter = CheckedDocument::read("docs/src/check.md");
-    let row = |code: CheckCode| {
-        let anchor = code.anchor();
-        let anchor = anchor.split_once('#').map_or("", |(_, anchor)| anchor);
-        let name = format!("<a id=\"{anchor}\"></a>`{}`", code.name());
-        [name, code.meaning().into(), code.what_to_do().into()]
-    };
+    let row = |code: CheckCode| NamedRow::new(code.name(), [code.meaning(), code.what_to_do()]);
     chapter.compare_list("checks", CheckCode::ALL.map(row));
+    for code in CheckCode::ALL {
+        let anchor = code.anchor();
+        assert!(anchor.strip_prefix("docs/src/check.md#").is_some_and(|a| chapter.has_anchor(a)));
+    }
+    chapter.finish();
+}
+
+#[test]
+fn every_line_of_the_status_and_its_states_are_documented() {
+    let mut chapter = CheckedDocument::read("docs/src/status.md");
+    chapter.compare_list(
+        "states",
+        State::ALL.map(|state| NamedRow::new(state.name(), [state.meaning()])),
+    );
+    let row = |part: StatusPart| NamedRow::new(part.name(), [part.meaning(), part.what_to_do()]);
+    chapter.compare_list("status lines", StatusPart::ALL.map(row));
     chapter.finish();
 }
 
 #[test]
 fn every_counter_is_documented() {
     let mut chapter = CheckedDocument::read("docs/src/metrics.md");
-    let row = |counter: Counter| [format!("`{}`", counter.name()), counter.meaning().into()];
+    let row = |counter: Counter| NamedRow::new(counter.name(), [counter.meaning()]);
     chapter.compare_list("counters", Counter::ALL.map(row));
     chapter.finish();
 }
@@ -56,15 +65,15 @@ fn every_counter_is_documented() {
 fn every_reason_of_the_ip_stack_is_documented() {
     let mut chapter = CheckedDocument::read("docs/src/operations.md");
     let row = |reason: StackReason| {
-        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+        NamedRow::new(reason.name(), [reason.meaning(), reason.what_to_do()]).within("stack")
     };
     chapter.compare_list("stack reasons", StackReason::ALL.map(row));
     let row = |reason: VethReason| {
-        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+        NamedRow::new(reason.name(), [reason.meaning(), reason.what_to_do()]).within("veth")
     };
     chapter.compare_list("veth reasons", VethReason::ALL.map(row));
     let row = |reason: HopReason| {
-        [format!("`{}`", reason.name()), reason.meaning().into(), reason.what_to_do().into()]
+        NamedRow::new(reason.name(), [reason.meaning(), reason.what_to_do()]).within("hop")
     };
     chapter.compare_list("hop reasons", HopReason::ALL.map(row));
     chapter.finish();
@@ -73,8 +82,12 @@ fn every_reason_of_the_ip_stack_is_documented() {
 #[test]
 fn every_lint_is_documented() {
     let mut chapter = CheckedDocument::read("docs/src/analyze.md");
-    let row = |lint: Lint| [format!("`{}`", lint.name()), format!("{}.", lint.meaning())];
+    let row = |lint: Lint| NamedRow::new(lint.name(), [format!("{}.", lint.meaning())]);
     chapter.compare_list("lints", Lint::ALL.map(row));
+    for lint in Lint::ALL {
+        let place = crate::analyze::documented(lint);
+        assert!(place.strip_prefix("docs/src/analyze.md#").is_some_and(|a| chapter.has_anchor(a)));
+    }
     chapter.finish();
 }
 
