@@ -25,8 +25,8 @@ const FEATURES: [&str; 3] = ["--no-default-features", "--features", "cluster"];
 const COMPLETE: &str = "kubectl_complete-lb";
 /// The template of krew's manifest, and what is replaced in it.
 const KREW: &str = "deploy/krew/lb.yaml";
-const VERSION: &str = "v0.1.0";
-const URL: &str = "https://example.invalid/lb/v0.1.0";
+const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+const URL: &str = concat!("https://example.invalid/lb/v", env!("CARGO_PKG_VERSION"));
 
 /// Options of the task.
 #[derive(Args)]

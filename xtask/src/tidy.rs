@@ -8,6 +8,7 @@ mod language;
 mod links;
 mod modules;
 mod names;
+mod release;
 mod sources;
 mod versions;
 mod walls;
@@ -63,6 +64,8 @@ pub(crate) fn check() -> Result<()> {
     complaints.extend(links::check(&documents, is_there));
     complaints.extend(names::documents(&documents));
     complaints.extend(names::pictures(&read_files(root(), ".svg")?, &documents, &sources));
+    let versioned = read_files(root(), "Cargo.toml")?;
+    complaints.extend(release::check(&[&versioned, &manifests], &documents));
     let settings = read_files(root(), ".env")?;
     for files in [&sources, &manifests, &settings] {
         complaints.extend(names::places(&documents, files));
