@@ -25,6 +25,9 @@ const CHART: &str = "deploy/helm";
 const BASE: &str = "deploy";
 /// The namespace of the base.
 const NAMESPACE: &str = "kube-system";
+/// Has the overlay for the place of runbooks, after this line.
+const OPERATIONS: &str = "docs/src/operations.md";
+const OVERLAY: &str = "<!-- overlay: runbooks -->";
 /// The name of the release.
 const RELEASE: &str = "lb";
 
@@ -91,7 +94,7 @@ const CASES: [Case; 7] = [
 ];
 
 /// Values that the schema must refuse, and what the refusal names.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 9] = [
     ("settings.node-port-adresses=primary", "node-port-adresses"),
     ("settings.takeover=always", "takeover"),
     ("settings.ct-entries=many", "ct-entries"),
@@ -100,6 +103,7 @@ const REFUSED: [(&str, &str); 8] = [
     ("replicas=2", "replicas"),
     ("monitoring.podMonitor.enabled=true", "metrics-bind-address"),
     ("monitoring.serviceMonitor.enabled=true", "serviceMonitor"),
+    ("monitoring.rules.runbookUrl=docs.example.com", "runbookUrl"),
 ];
 
 /// Checks the chart and writes its package into target/chart.
@@ -119,6 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         say(&format!("{}: as kustomize makes it", case.name));
     }
     monitoring(&options.kubectl)?;
+    runbooks(&options.kubectl, &helm)?;
     refusals(&helm)?;
     digest_and_checksum(&helm)?;
     package(&helm, &chart)?;
@@ -148,6 +153,50 @@ fn monitoring(kubectl: &str) -> Result<()> {
     }
     say("deploy/monitoring: a component of the base");
     Ok(())
+}
+
+/// The links from alerts to runbooks lead where the chart's value says, and where the overlay of the documentation says.
+fn runbooks(kubectl: &str, helm: &Helm) -> Result<()> {
+    let document = root().join(OPERATIONS);
+    let text = read_to_string(&document).with_context(|| document.display().to_string())?;
+    let documented = documented(&text).with_context(|| format!("{OPERATIONS}: no {OVERLAY}"))?;
+    let component = format!("components: [../../deploy/monitoring]\n{documented}");
+    let base = overlay(kubectl, &component).context("the overlay of the documentation")?;
+    let place = "https://docs.example.com/lb";
+    let ours = helm.template(&[
+        "monitoring.podMonitor.enabled=true",
+        "monitoring.rules.enabled=true",
+        "monitoring.dashboards.enabled=true",
+        "settings.metrics-bind-address=0.0.0.0:10249",
+        &format!("monitoring.rules.runbookUrl={place}/"),
+    ])?;
+    if let Some(text) = difference(&ours, &base) {
+        bail!(
+            "{CHART} with another place of runbooks differs from {BASE} with that overlay:\n{text}"
+        );
+    }
+    for (maker, objects) in [("the chart", &ours), ("kustomize", &base)] {
+        let urls = objects.runbooks();
+        let start = format!("{place}/runbooks.html#");
+        let wrong = urls.iter().find(|url| !url.starts_with(&start));
+        ensure!(!urls.is_empty() && wrong.is_none(), "a runbook by {maker}: {wrong:?}");
+    }
+    say("runbooks: where a value or an overlay says");
+    Ok(())
+}
+
+/// The YAML of the documentation by which an overlay changes the place of runbooks.
+fn documented(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once(OVERLAY)?;
+    let (_, rest) = rest.split_once("```yaml\n")?;
+    let (block, _) = rest.split_once("  ```\n")?;
+    // In an item of a list.
+    Some(
+        block
+            .lines()
+            .map(|line| line.strip_prefix("  ").unwrap_or(line).to_owned() + "\n")
+            .collect(),
+    )
 }
 
 /// How to run helm.

@@ -41,6 +41,16 @@ impl Objects {
         found.and_then(|(_, object)| object.pointer(pointer)?.as_str())
     }
 
+    /// Where the alerts say that their runbooks are.
+    pub(super) fn runbooks(&self) -> Vec<&str> {
+        let rules = self.0.get(&("PrometheusRule".to_owned(), NAME.to_owned()));
+        let groups = rules.and_then(|rules| rules.pointer("/spec/groups")?.as_array());
+        let alerts =
+            groups.into_iter().flatten().filter_map(|group| group.get("rules")?.as_array());
+        let place = "/annotations/runbook_url";
+        alerts.flatten().filter_map(|rule| rule.pointer(place)?.as_str()).collect()
+    }
+
     fn daemon_set(&self, pointer: &str) -> Result<&str> {
         let daemon_set = self.0.get(&("DaemonSet".to_owned(), NAME.to_owned()));
         let text = daemon_set.and_then(|object| object.pointer(pointer)?.as_str());
