@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    command::{self, output, root, say, target_dir},
+    command::{self, output, remove_dir, root, say, target_dir},
     kubectl::{self, Kubectl},
     setup::{Need, helm},
 };
@@ -52,6 +52,14 @@ struct Case {
     overlay: &'static str,
 }
 
+/// The values that mean the component deploy/monitoring.
+const MONITORING: [&str; 4] = [
+    "monitoring.podMonitor.enabled=true",
+    "monitoring.rules.enabled=true",
+    "monitoring.dashboards.enabled=true",
+    "settings.metrics-bind-address=0.0.0.0:10249",
+];
+
 const CASES: [Case; 7] = [
     Case { name: "the defaults", values: &[], overlay: "" },
     Case {
@@ -83,12 +91,7 @@ const CASES: [Case; 7] = [
     },
     Case {
         name: "monitoring",
-        values: &[
-            "monitoring.podMonitor.enabled=true",
-            "monitoring.rules.enabled=true",
-            "monitoring.dashboards.enabled=true",
-            "settings.metrics-bind-address=0.0.0.0:10249",
-        ],
+        values: &MONITORING,
         overlay: "components: [../../deploy/monitoring]\n",
     },
 ];
@@ -163,13 +166,8 @@ fn runbooks(kubectl: &str, helm: &Helm) -> Result<()> {
     let component = format!("components: [../../deploy/monitoring]\n{documented}");
     let base = overlay(kubectl, &component).context("the overlay of the documentation")?;
     let place = "https://docs.example.com/lb";
-    let ours = helm.template(&[
-        "monitoring.podMonitor.enabled=true",
-        "monitoring.rules.enabled=true",
-        "monitoring.dashboards.enabled=true",
-        "settings.metrics-bind-address=0.0.0.0:10249",
-        &format!("monitoring.rules.runbookUrl={place}/"),
-    ])?;
+    let url = format!("monitoring.rules.runbookUrl={place}/");
+    let ours = helm.template(&[&MONITORING[..], &[&*url]].concat())?;
     if let Some(text) = difference(&ours, &base) {
         bail!(
             "{CHART} with another place of runbooks differs from {BASE} with that overlay:\n{text}"
@@ -287,9 +285,7 @@ fn digest_and_checksum(helm: &Helm) -> Result<()> {
 pub(crate) fn release(version: &str, image: &Pinned<'_>, dir: &Path) -> Result<String> {
     let helm = Helm { prefix: helm().to_string_lossy().into_owned() };
     let copy = target_dir().join("chart-release");
-    if copy.exists() {
-        std::fs::remove_dir_all(&copy).with_context(|| format!("remove {}", copy.display()))?;
-    }
+    remove_dir(&copy)?;
     // The links in it become files.
     command::run(command::command("cp").args(["-rL", CHART]).arg(&copy))?;
     let path = copy.join("values.yaml");

@@ -26,6 +26,17 @@ pub(crate) fn commit() -> String {
     output(&mut describe).map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
+/// Removes a directory and all that is in it, if it exists.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
 /// A command in the repository's root.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);

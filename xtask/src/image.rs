@@ -14,7 +14,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
 use self::archive::{Archive, bytes};
-pub(crate) use self::archive::{digest, header, with};
+pub(crate) use self::archive::{digest, header, sha256, with};
 use crate::{
     binaries::TRACE,
     command::{commit, say, target_dir},

@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     command::{self, command, output, root, say, target_dir},
+    image::sha256,
     setup::{Need, cargo},
     statics::{self, Arch, Build},
 };
@@ -92,7 +92,7 @@ pub(crate) fn build(options: &Options) -> Result<Built> {
         }
         let name = format!("{NAME}_{}_{}.tar.gz", os(), arch.oci());
         let archive = archive(binary, &files)?;
-        let sum = hex(&archive)?;
+        let sum = sha256(&archive);
         let path = dir.join(&name);
         std::fs::write(&path, &archive).with_context(|| format!("write {}", path.display()))?;
         say(&format!(
@@ -177,15 +177,6 @@ fn archive(binary: &Path, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     }
     let gzip = tar.into_inner().context("write the archive")?;
     gzip.finish().context("compress the archive")
-}
-
-/// The SHA-256 of a file's content, as `sha256sum` prints it.
-pub(crate) fn hex(content: &[u8]) -> Result<String> {
-    let mut text = String::new();
-    for byte in Sha256::digest(content) {
-        write!(text, "{byte:02x}")?;
-    }
-    Ok(text)
 }
 
 /// The template with this version, these places and checksums. Platforms that were not built keep the checksum of nothing,

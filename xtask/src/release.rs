@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chart::{self, Pinned},
-    command::{command, commit, output, say, target_dir},
-    image, laptop,
+    command::{command, commit, output, remove_dir, say, target_dir},
+    image::{self, sha256},
+    laptop,
     setup::{self, Need},
     statics::Arch,
 };
@@ -92,9 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     is_releasable(version, &commit, options.untagged)?;
     let tag = format!("v{version}");
     let dir = target_dir().join("release-files").join(&tag);
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-    }
+    remove_dir(&dir)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let facts = make(options, version, commit, &dir)?;
     say(&format!("wrote {}: {}", dir.display(), facts.image));
@@ -138,10 +137,8 @@ fn make(options: &Options, version: &str, commit: String, dir: &Path) -> Result<
         let agent = binaries.first().context("the image has no binary")?;
         let agent = read(agent)?;
         let object = object::of(&agent).context("lb-agent has no kernel object in it")?;
-        architectures.push(Binaries {
-            architecture: arch.oci().to_owned(),
-            kernel_object: laptop::hex(object)?,
-        });
+        architectures
+            .push(Binaries { architecture: arch.oci().to_owned(), kernel_object: sha256(object) });
     }
     let url = format!("{}/v{version}", options.url);
     let plugin = laptop::Options::of_release(archs, format!("v{version}"), url);
@@ -169,7 +166,7 @@ fn make(options: &Options, version: &str, commit: String, dir: &Path) -> Result<
     write(&dir.join(FACTS), text.as_bytes())?;
     let mut sums = String::new();
     for name in files(dir)? {
-        sums += &format!("{}  {name}\n", laptop::hex(&read(&dir.join(&name))?)?);
+        sums += &format!("{}  {name}\n", sha256(&read(&dir.join(&name))?));
     }
     write(&dir.join(CHECKSUMS), sums.as_bytes())?;
     Ok(facts)

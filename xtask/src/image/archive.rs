@@ -83,7 +83,12 @@ pub(crate) fn with(mut object: Value, name: &str, value: Value) -> Value {
 
 /// The digest of a blob: `sha256:` and 64 hexadecimal digits.
 pub(crate) fn digest(content: &[u8]) -> String {
-    let mut hex = String::from("sha256:");
+    format!("sha256:{}", sha256(content))
+}
+
+/// The SHA-256 of a file's content, as `sha256sum` prints it.
+pub(crate) fn sha256(content: &[u8]) -> String {
+    let mut hex = String::new();
     for byte in Sha256::digest(content) {
         hex += &format!("{byte:02x}");
     }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Facts, read};
 use crate::{
-    command::{self, command, root, say, target_dir},
+    command::{self, command, remove_dir, root, say, target_dir},
     image,
 };
 
@@ -14,9 +14,7 @@ use crate::{
 /// When it does not build, or is another image.
 pub(super) fn image(facts: &Facts) -> Result<()> {
     let dir = target_dir().join("reproduced");
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-    }
+    remove_dir(&dir)?;
     command::run(command("git").args(["clone", "--quiet", "--no-checkout"]).arg(root()).arg(&dir))?;
     let mut checkout = command("git");
     checkout.args(["checkout", "--quiet", "--detach", &facts.commit]).current_dir(&dir);
@@ -37,7 +35,7 @@ pub(super) fn image(facts: &Facts) -> Result<()> {
         "built again in {}, the image is {again}, not {digest}",
         dir.display()
     );
-    std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    remove_dir(&dir)?;
     say(&format!("built again in another directory: the same image, {digest}"));
     Ok(())
 }

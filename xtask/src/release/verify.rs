@@ -7,7 +7,10 @@ use flate2::read::GzDecoder;
 use serde_json::Value;
 
 use super::{CHECKSUMS, FACTS, Facts, IMAGE, INSTALL, KREW, files, object, read, sbom};
-use crate::{command::say, image::digest, laptop::hex};
+use crate::{
+    command::say,
+    image::{digest, sha256},
+};
 
 /// The files of an archive by their names.
 type Archive = BTreeMap<String, Vec<u8>>;
@@ -39,7 +42,7 @@ fn checksums(dir: &Path) -> Result<()> {
     let mut listed = Vec::new();
     for line in list.lines() {
         let (sum, name) = line.split_once("  ").with_context(|| format!("the line {line:?}"))?;
-        let have = hex(&read(&dir.join(name))?)?;
+        let have = sha256(&read(&dir.join(name))?);
         ensure!(have == sum, "{name} has the sum {have}, not {sum}");
         listed.push(name.to_owned());
     }
@@ -92,7 +95,7 @@ fn one_platform(
         ensure!(read(&dir.join(&file))? == want.as_bytes(), "{file} is not the bill of {path}");
         if name == "lb-agent" {
             agents += 1;
-            let have = hex(object::of(&binary).with_context(|| format!("no object in {path}"))?)?;
+            let have = sha256(object::of(&binary).with_context(|| format!("no object in {path}"))?);
             ensure!(have == kernel_object, "the kernel object in {path} has the sum {have}");
         }
     }
@@ -123,7 +126,7 @@ fn archives(dir: &Path) -> Result<()> {
     let manifest = String::from_utf8(read(&dir.join(KREW))?).context("it is not text")?;
     let mut found = 0;
     for name in files(dir)?.iter().filter(|name| name.ends_with(".tar.gz")) {
-        let sum = hex(&read(&dir.join(name))?)?;
+        let sum = sha256(&read(&dir.join(name))?);
         ensure!(manifest.contains(&sum), "it does not have the sum of {name}, {sum}");
         found += 1;
     }
