@@ -75,10 +75,19 @@ impl Station {
 }
 
 /// Frames that belong together, and bytes by which their arrival is known.
+#[derive(Debug)]
 pub(crate) struct Shot {
     what: String,
-    frames: Vec<Vec<u8>>,
+    pub(crate) frames: Vec<Vec<u8>>,
     needle: Vec<u8>,
+}
+
+impl Shot {
+    /// If one of `frames` carries it, whatever was put around it or taken off.
+    pub(crate) fn is_in(&self, frames: &[Vec<u8>]) -> bool {
+        let carries = |frame: &Vec<u8>| frame.windows(self.needle.len()).any(|w| w == self.needle);
+        frames.iter().any(carries)
+    }
 }
 
 /// Whose drops are counted.
@@ -262,19 +271,16 @@ impl Lab {
             });
         });
         let mut frames = Vec::new();
-        let has = |frames: &[Vec<u8>], shot: &Shot| {
-            frames.iter().any(|frame| frame.windows(shot.needle.len()).any(|w| w == shot.needle))
-        };
         let what = format!("what {} sends honestly to {}", from.name, to.name);
         let arrived = wait::until(&what, PATIENCE, || {
             frames.extend(to.port.received()?);
-            anyhow::ensure!(last.iter().all(|shot| has(&frames, shot)), "not there");
+            anyhow::ensure!(last.iter().all(|shot| shot.is_in(&frames)), "not there");
             Ok(())
         });
         if let Err(err) = arrived {
             panic!("{err:#}\n{}", self.stage.logs());
         }
-        shots.iter().filter(|shot| has(&frames, shot)).map(|shot| shot.what.clone()).collect()
+        shots.iter().filter(|shot| shot.is_in(&frames)).map(|shot| shot.what.clone()).collect()
     }
 
     /// All of these arrive.
