@@ -153,21 +153,52 @@ pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
 }
 
 /// The entry under the key in the scratch memory, which `ct` does not have, when it was evicted from there and is of a
-/// flow that lives.
+/// flow that lives. Half a flow does not live: nothing would translate its other direction.
 #[inline(never)]
 fn restore(scratch: &mut Scratch) -> Option<Tracked> {
-    let Scratch { key, other, .. } = scratch;
+    let Scratch { key, partner, other, .. } = scratch;
     let kept = tracked::kept(key)?;
     let (flags, last_seen) = (kept.flags(), kept.last_seen());
     if ct_life(u32::from(key.proto), flags.bits(), last_seen, kernel::now()) != ALIVE {
         return None;
     }
     *other = kept.entry();
-    if !tracked::put(key, other) {
+    if is_alone(key, other, partner) || !tracked::put(key, other) {
         return None;
     }
     maps::count(Counter::EntryRestored);
     tracked::get(key)
+}
+
+/// Whether the other entry of a translated flow, whose key is put at `twin`, is gone.
+#[inline(always)]
+fn is_alone(key: &CtKey, entry: &CtEntry, twin: &mut CtKey) -> bool {
+    let Some(found) = conntrack::partner(key, entry) else { return false };
+    *twin = found;
+    tracked::get(twin).is_none() && tracked::kept(twin).is_none()
+}
+
+/// Whether the flow with the forward entry under the key in the scratch memory must choose again, since its reply entry is gone:
+/// its answers would come untranslated. Asked where it may choose: for a packet that opens a connection, and of other protocols
+/// for one in another stamp than the one before.
+#[inline(always)]
+pub(crate) fn is_half(scratch: &Scratch, entry: Tracked, now: u32) -> bool {
+    let parsed = &scratch.parsed;
+    let may_choose = match parsed.flow.proto {
+        proto::TCP => !is_mid_flow(parsed),
+        _ => entry.last_seen() != now,
+    };
+    may_choose && ct_is_half() != 0
+}
+
+/// Exported, so that the verifier checks it once by itself, and by itself on the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ct_is_half() -> u32 {
+    let Some(Scratch { key, partner, other, .. }) = scratch::get() else { return 0 };
+    let Some(entry) = tracked::get(key) else { return 0 };
+    *other = entry.entry();
+    u32::from(is_alone(key, other, partner))
 }
 
 /// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this
@@ -194,6 +225,8 @@ fn learn(packet: Packet, scratch: &mut Scratch, entry: Tracked, direction: Direc
             twin.set_flags(leave_load(twin, carried));
         }
     }
+    // Both ends may leave at once: another processor tells this entry of it meanwhile.
+    let after = entry.flags();
     if parsed.flow.proto != proto::TCP {
         return;
     }

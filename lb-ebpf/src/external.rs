@@ -341,6 +341,9 @@ fn to_frontend(packet: Packet, scratch: &mut Scratch) -> Verdict {
         }
         return first(packet, scratch, frontend, now);
     }
+    if frontend.is_some() && conntrack::is_half(scratch, entry, now) {
+        return first(packet, scratch, frontend, now);
+    }
     note_client(packet, scratch, entry, now);
     // The hook of a Pod here finds the flow by the other entry, and takes both away.
     if entry.flags().intersects(CtFlags::MASQUERADED | CtFlags::TO_HOST) {

@@ -319,7 +319,8 @@ fn untracked(scratch: &mut Scratch, how: How) -> Verdict {
 #[inline(always)]
 fn forward(packet: Packet, scratch: &mut Scratch, entry: Tracked, now: u32) -> Verdict {
     let Scratch { parsed, .. } = scratch;
-    if !service::health(entry.backend_id(), entry.backend_gen()).keeps(parsed.flow.proto) {
+    let keeps = service::health(entry.backend_id(), entry.backend_gen()).keeps(parsed.flow.proto);
+    if !keeps || conntrack::is_half(scratch, entry, now) {
         return moved(packet, scratch, now);
     }
     conntrack::note(packet, scratch, entry, Direction::Egress, now);

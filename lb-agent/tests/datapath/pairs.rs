@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use lb_common::config::Settings;
-use lb_common::conntrack::{CtEntry, CtFlags};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::flow::proto;
 use lb_testkit::bed::Bed;
 use lb_testkit::node::{FAMILIES, Way};
@@ -191,7 +191,8 @@ const NODE: &str = "NODE";
 
 /// The source of the one masqueraded flow, as its backend sees it.
 fn masqueraded(bed: &Bed) -> String {
-    let entries = bed.conntrack().into_iter();
+    let copies = bed.all::<CtKey, CtEntry>("kept");
+    let entries = copies.into_iter().chain(bed.conntrack());
     let (key, _) = entries.max_by_key(|(_, entry)| entry.flags.contains(CtFlags::REPLY)).unwrap();
     SocketAddr::new(key.remote.to_ip(), key.remote_port.get()).to_string()
 }
@@ -330,6 +331,66 @@ fn the_first_answer_makes_the_entry_that_could_not_be_written() {
             say(&bed, &ends, says, ENDINGS[ALL_ACKNOWLEDGED].1);
             assert_eq!(bed.counted(), "pair_closed+1", "{path}");
             assert!(bed.conntrack().is_empty(), "{path}");
+        }
+    }
+}
+
+/// A loss of one half of a flow: after how many segments of [`OPEN`], and how.
+type Loss = (&'static str, usize, fn(&mut Bed, CtFlags), CtFlags);
+
+/// How one entry of two gets lost, or a copy of it: evicted, or removed on one side only.
+const LOSSES: [Loss; 5] = [
+    ("the reply entry, before an answer", 1, lose_entry, CtFlags::REPLY),
+    ("both, and the copy of the forward entry", 3, lose_but_one_copy, CtFlags::FORWARD),
+    ("both, and the copy of the reply entry", 3, lose_but_one_copy, CtFlags::REPLY),
+    ("the reply entry, and both copies", 3, lose_entry, CtFlags::REPLY),
+    ("the reply entry", 3, lose_only_entry, CtFlags::REPLY),
+];
+
+fn lose_only_entry(bed: &mut Bed, half: CtFlags) {
+    for (key, entry) in bed.conntrack() {
+        if entry.flags.contains(half) {
+            bed.remove::<CtKey, CtEntry>("ct", key);
+        }
+    }
+}
+
+fn lose_entry(bed: &mut Bed, half: CtFlags) {
+    lose_only_entry(bed, half);
+    for (key, _) in bed.all::<CtKey, CtEntry>("kept") {
+        bed.remove::<CtKey, CtEntry>("kept", key);
+    }
+}
+
+fn lose_but_one_copy(bed: &mut Bed, half: CtFlags) {
+    lose_only_entry(bed, CtFlags::NONE);
+    let copies = bed.all::<CtKey, CtEntry>("kept");
+    assert_eq!(copies.len(), 2);
+    for (key, copy) in copies {
+        if copy.flags.contains(half) {
+            bed.remove::<CtKey, CtEntry>("kept", key);
+        }
+    }
+}
+
+#[test]
+fn half_a_connection_is_none() {
+    for family in &FAMILIES {
+        for (path, ends, says) in PATHS {
+            for (what, begun, lose, half) in LOSSES {
+                let mut bed = Bed::node();
+                let ends = ends(&mut bed, family);
+                say(&bed, &ends, says, &OPEN[..begun]);
+                lose(&mut bed, half);
+                // The client dials again, from the same port.
+                say(&bed, &ends, says, &OPEN);
+                let flags: Vec<CtFlags> =
+                    bed.conntrack().iter().map(|(_, entry)| entry.flags).collect();
+                for half in [CtFlags::FORWARD, CtFlags::REPLY] {
+                    let n = flags.iter().filter(|flags| flags.contains(half)).count();
+                    assert_eq!(n, 1, "{path}, lost: {what}: {flags:?}");
+                }
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use aya::programs::{SchedClassifier, TcAttach, TcAttachType, tc};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::config::Config;
-use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, partner, scope};
 use lb_common::earlier::EarlierCtEntry;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
@@ -773,9 +773,10 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
         for (_, (key, entry)) in in_table {
             ct.insert(&key, &entry, 0).unwrap();
         }
-        // Evicted, but alive.
+        // Evicted, but alive: both entries.
         let (key, entry) = flow("198.51.100.1:83", 5);
         kept.insert(&key, &entry, 0).unwrap();
+        kept.insert(&partner(&key, &entry).unwrap(), &reply_of(&key, &entry), 0).unwrap();
         // The backend has another meaning now.
         let (key, entry) = flow("198.51.100.1:84", 5);
         ct.insert(&key, &CtEntry { backend_id: 6, ..entry }, 0).unwrap();
@@ -785,6 +786,92 @@ fn a_pass_tells_which_backends_and_former_frontends_have_flows() {
         assert_eq!(flows.former_ports, [81, 83].into());
         assert_eq!(flows.backends, [5].into());
         assert_eq!(gc.flows(), Flows::default(), "it is told once");
+    });
+}
+
+/// The reply entry of the flow with this forward entry, which has the same packets behind it.
+fn reply_of(key: &CtKey, forward: &CtEntry) -> CtEntry {
+    let (frontend, client) = match key.scope {
+        scope::EXTERNAL => ((key.local, key.local_port), (key.remote, key.remote_port)),
+        _ => ((key.remote, key.remote_port), (key.local, key.local_port)),
+    };
+    CtEntry {
+        nat_addr: frontend.0,
+        nat_port: frontend.1,
+        aux_addr: client.0,
+        aux_port: client.1,
+        flags: forward.flags.without(CtFlags::FORWARD) | CtFlags::REPLY,
+        ..*forward
+    }
+}
+
+/// Both ends left at once: each entry knows of one end alone, which its processor saw. Together they say that nothing is to
+/// be kept, and half a flow is nothing either.
+#[test]
+fn copies_of_a_flow_are_judged_together_and_half_of_one_goes() {
+    in_node(|node: &Node| {
+        let mut ebpf = node.load();
+        let mut maps = Maps::take(&mut ebpf, Some(&node.pins())).unwrap();
+        maps.apply(&Write::PutPod { ifindex: 3, pod: Box::new(PodEntry::ZERO) }).unwrap();
+        let clock = Clock::detect().unwrap();
+        let mut ct = maps::open_ct(&node.pins()).unwrap();
+        let mut kept = maps::open_kept(&node.pins()).unwrap();
+        const OPEN: u8 = tcp::SYN | tcp::ACK;
+        const LEFT: u8 = OPEN | tcp::FIN;
+        // What the entries say that the two ends have sent: the client, the server.
+        let forward = |port: u16, [client, server]: [u8; 2]| CtEntry {
+            nat_addr: Addr::from_ip("10.9.1.2".parse().unwrap()),
+            nat_port: Be16::new(8080),
+            aux_port: Be16::new(port),
+            last_seen: clock.stamp().unwrap(),
+            flags: CtFlags::FORWARD | CtFlags::tcp(client, server),
+            ..CtEntry::ZERO
+        };
+        let cases = [
+            ("lives", 1, [OPEN, OPEN], [OPEN, OPEN], 2),
+            ("one end has left", 2, [LEFT, OPEN], [LEFT, OPEN], 2),
+            ("both have, at once", 3, [LEFT, OPEN], [OPEN, LEFT], 0),
+            ("both have", 4, [LEFT, LEFT], [LEFT, LEFT], 0),
+        ];
+        let mut left = Vec::new();
+        for (name, port, of_forward, of_reply, want) in cases {
+            let key = ct_key(port, "10.96.0.1", 80, proto::TCP);
+            let entry = forward(port, of_forward);
+            let other = partner(&key, &entry).unwrap();
+            let reply = CtEntry {
+                flags: CtFlags::REPLY | CtFlags::tcp(of_reply[0], of_reply[1]),
+                ..reply_of(&key, &entry)
+            };
+            for (key, entry) in [(key, entry), (other, reply)] {
+                ct.insert(&key, &entry, 0).unwrap();
+                // As the handshake left it.
+                let open =
+                    entry.flags.only(CtFlags::FORWARD | CtFlags::REPLY) | CtFlags::tcp(OPEN, OPEN);
+                kept.insert(&key, &CtEntry { flags: open, ..entry }, 0).unwrap();
+            }
+            left.push((name, [key, other], want));
+        }
+        // Copies whose entries are gone: of both halves, of one half, and of the other.
+        for (name, port, halves, want) in [
+            ("evicted", 5, [true, true], 2),
+            ("one half", 6, [true, false], 0),
+            ("other half", 7, [false, true], 0),
+        ] {
+            let key = ct_key(port, "10.96.0.1", 80, proto::TCP);
+            let entry = forward(port, [OPEN, OPEN]);
+            let other = partner(&key, &entry).unwrap();
+            let both = [(key, entry), (other, reply_of(&key, &entry))];
+            for ((key, entry), _) in both.iter().zip(halves).filter(|(_, is_there)| *is_there) {
+                kept.insert(key, entry, 0).unwrap();
+            }
+            left.push((name, [key, other], want));
+        }
+        let mut gc = Gc::open(&node.pins(), clock).unwrap();
+        gc.pass().unwrap();
+        for (name, keys, want) in left {
+            let n = keys.iter().filter(|key| kept.get(key, 0).is_ok()).count();
+            assert_eq!(n, want, "{name}");
+        }
     });
 }
 
@@ -807,13 +894,21 @@ fn entries_of_devices_that_are_gone_go_and_those_of_others_stay() {
             ct.insert(&key(1, veth), &entry(CtFlags::NONE), 0).unwrap();
             ct.insert(&key(2, veth), &entry(CtFlags::FORWARD), 0).unwrap();
             kept.insert(&key(2, veth), &entry(CtFlags::FORWARD), 0).unwrap();
-            // Others have evicted its entry.
-            kept.insert(&key(3, veth), &entry(CtFlags::FORWARD), 0).unwrap();
+            // Others have evicted its entries.
+            let forward = CtEntry {
+                nat_addr: Addr::from_ip("10.9.1.2".parse().unwrap()),
+                nat_port: Be16::new(8080),
+                aux_port: Be16::new(3),
+                ..entry(CtFlags::FORWARD)
+            };
+            let reply = reply_of(&key(3, veth), &forward);
+            kept.insert(&key(3, veth), &forward, 0).unwrap();
+            kept.insert(&partner(&key(3, veth), &forward).unwrap(), &reply, 0).unwrap();
         }
         let mut gc = Gc::open(&node.pins(), clock).unwrap();
         let found = [(); 3].map(|()| gc.pass().unwrap());
         let found = found.map(|p| (p.entries, p.orphaned, p.left(), p.copies, p.expired));
-        assert_eq!(found, [(4, 0, 4, 4, 0), (4, 2, 2, 2, 0), (2, 0, 2, 2, 0)]);
+        assert_eq!(found, [(4, 0, 4, 6, 0), (4, 2, 2, 3, 0), (2, 0, 2, 3, 0)]);
         assert!(ct.keys().chain(kept.keys()).all(|key| key.unwrap().veth == 4));
     });
 }

@@ -491,7 +491,7 @@ impl Gc {
                 return;
             }
             match self.entry(key) {
-                Ok(Some(entry)) if !is_worth_keeping(key.proto, entry.flags) => {
+                Ok(Some(entry)) if !self.is_worth_keeping(key, &entry) => {
                     changes.push((*key, None));
                 }
                 Ok(Some(entry)) => {
@@ -504,8 +504,12 @@ impl Gc {
                     }
                 }
                 Ok(None) => {
-                    let twin = partner(key, copy).and_then(|key| self.entry(&key).ok().flatten());
-                    if now.is_dead(key, copy, twin.as_ref()) {
+                    let twin_key = partner(key, copy);
+                    let twin = twin_key.and_then(|key| self.entry(&key).ok().flatten());
+                    let has_copy = || twin_key.is_some_and(|key| self.kept.get(&key, 0).is_ok());
+                    // Half a flow serves no packet, and misleads the next flow between the same ends.
+                    let is_half = twin.is_none() && !has_copy();
+                    if is_half || now.is_dead(key, copy, twin.as_ref()) {
                         changes.push((*key, None));
                     } else {
                         pass.displaced += 1;
@@ -535,6 +539,13 @@ impl Gc {
             }
         }
         Ok(())
+    }
+
+    /// Whether both entries of a flow together say that it lives, and that its ends have agreed to it.
+    fn is_worth_keeping(&self, key: &CtKey, entry: &CtEntry) -> bool {
+        let twin = partner(key, entry).and_then(|key| self.entry(&key).ok().flatten());
+        let flags = twin.map_or(entry.flags, |twin| together(entry.flags, twin.flags));
+        is_worth_keeping(key.proto, flags)
     }
 
     /// Writes the loads that are not as counted. Returns how many that were.

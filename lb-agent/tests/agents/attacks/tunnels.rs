@@ -82,8 +82,8 @@ fn tunnelled(shape: Shape) {
     let sender = Port::open(&b.netns, "eth0").unwrap();
     let link = Link { src: sender.mac, dst: raw::mac(&node.netns, "eth0").unwrap() };
     let src = SocketAddr::new(b.v4.into(), 5555);
-    let of_b =
-        lab.shot("of the other node", |mark| vec![link.frame(&Ip::vxlan(src, at, 1, &inner(mark)))]);
+    let of_b = lab
+        .shot("of the other node", |mark| vec![link.frame(&Ip::vxlan(src, at, 1, &inner(mark)))]);
     wait::until("the other node's packets are unpacked", PATIENCE, || {
         of_b.frames.iter().try_for_each(|frame| sender.send(frame))?;
         anyhow::ensure!(of_b.is_in(&device.received()?), "nothing");
