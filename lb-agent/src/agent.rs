@@ -53,7 +53,7 @@ use crate::agent::addresses::NodeAddresses;
 use crate::agent::attacher::{Attached, Attacher};
 use crate::agent::attachments::Attachments;
 use crate::agent::background::News;
-use crate::agent::bindings::Bindings;
+use crate::agent::bindings::{BindingClock, Bindings};
 use crate::agent::compiler::{CompiledTables, Worker};
 use crate::agent::disconnect::{Disconnecter, Turnover};
 use crate::agent::flows::FlowNames;
@@ -204,6 +204,7 @@ struct Agent {
     maps: Maps,
     devices: Devices,
     bindings: Bindings,
+    clock: BindingClock,
     state_dir: PathBuf,
     sources: Sources,
     links: MacOwners,
@@ -296,6 +297,7 @@ impl Agent {
             maps: kernel.maps,
             devices,
             bindings,
+            clock: BindingClock::start(),
             state_dir: cfg.dirs.state.clone(),
             sources: Sources::new(cfg.allowed_sources.clone()),
             links: MacOwners::default(),
@@ -604,13 +606,17 @@ async fn sleep_until(due: Option<Instant>) {
 }
 
 /// The signals that end us.
-struct Stop {
+pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stop {
-    fn new() -> anyhow::Result<Self> {
+    /// Listens from here on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("listen for signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -618,7 +624,8 @@ impl Stop {
         })
     }
 
-    async fn recv(&mut self) -> &'static str {
+    /// The name of the next one.
+    pub(crate) async fn recv(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -17,7 +17,7 @@ use crate::flow_log::{FlowLogArgs, FlowLogConfig};
 use lb_core::cluster::Prefix;
 use lb_core::model::rules::{NodePortAddresses, Rules};
 use lb_kernel::host_ports::HostPorts;
-use lb_kube::api_server::{ConnectOptions, RequestObserver, known};
+use lb_kube::api_server::{ACCOUNT, ConnectOptions, RequestObserver, known};
 
 /// Where the kubelet keeps the address of the API server.
 const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
@@ -154,6 +154,12 @@ pub(crate) struct RunArgs {
 /// Flags of `lb-agent cleanup`.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct CleanupArgs {
+    /// Stay after that, and answer /readyz, until a signal arrives: a DaemonSet has rolled out when every node is clean
+    #[arg(long)]
+    pub wait: bool,
+    /// Address of /livez and /readyz, with --wait [default: 127.0.0.1:10266]
+    #[arg(long, env = "LB_PROBE_BIND_ADDRESS", value_name = "IP:PORT")]
+    pub probe_bind_address: Option<String>,
     /// The directories to remove.
     #[command(flatten)]
     pub dirs: DirArgs,
@@ -333,6 +339,17 @@ impl TakeoverArgs {
     }
 }
 
+impl CleanupArgs {
+    /// Where to answer probes once the node is clean; `None` to end then.
+    ///
+    /// # Errors
+    /// Names the flag.
+    pub(crate) fn probes(&self) -> anyhow::Result<Option<SocketAddr>> {
+        let given = self.probe_bind_address.clone();
+        self.wait.then(|| address("--probe-bind-address", given, PROBES)).transpose()
+    }
+}
+
 /// Where the facts come from.
 #[derive(Clone, Debug)]
 pub(crate) enum FactSource {
@@ -420,6 +437,7 @@ impl AgentConfig {
                     kubelet_kubeconfig: given(args.kubelet_kubeconfig)
                         .map_or_else(|| KUBELET_KUBECONFIG.into(), PathBuf::from),
                     known_servers: dirs.cache.join(known::FILE),
+                    account: ACCOUNT.into(),
                     requests: RequestObserver::default(),
                 }),
             },
@@ -753,7 +771,19 @@ mod tests {
     fn the_command_line_is_consistent() {
         AgentCli::command().debug_assert();
         assert!(AgentCli::try_parse_from(["lb-agent", "run", "--node-name", "n1"]).is_ok());
-        assert!(AgentCli::try_parse_from(["lb-agent", "cleanup", "--pin-dir", "/x"]).is_ok());
+        for (words, want) in [
+            ("--pin-dir /x", Some(None)),
+            ("--wait", Some(Some("127.0.0.1:10266"))),
+            ("--wait --probe-bind-address 127.0.0.1:1", Some(Some("127.0.0.1:1"))),
+            ("--wait --probe-bind-address nowhere", None),
+        ] {
+            let all = ["lb-agent", "cleanup"].into_iter().chain(words.split(' '));
+            let AgentCommand::Cleanup(args) = AgentCli::try_parse_from(all).unwrap().command else {
+                panic!("another command");
+            };
+            let want = want.map(|address| address.map(|address| address.parse().unwrap()));
+            assert_eq!(args.probes().ok(), want, "{words}");
+        }
         assert!(AgentCli::try_parse_from(["lb-agent", "takeover", "--dry-run"]).is_ok());
         for (flag, want) in [
             (None, Some(0)),

@@ -13,10 +13,12 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use crate::config::{
-    AgentCli, AgentCommand, AgentConfig, Dirs, LogFormat, LogLevel, RunArgs, TakeoverArgs,
+    AgentCli, AgentCommand, AgentConfig, CleanupArgs, Dirs, LogFormat, LogLevel, RunArgs,
+    TakeoverArgs,
 };
 use clap::Parser as _;
 use lb_core::escape::Lines;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
         AgentCommand::Run(args) => run(*args),
         AgentCommand::Cleanup(args) => {
             start_log(LogFormat::Text, LogLevel::default());
-            Dirs::resolve(args.dirs).and_then(|dirs| cleanup::run(&dirs))
+            clean(args)
         }
         AgentCommand::MountBpffs(args) => {
             start_log(LogFormat::Text, LogLevel::default());
@@ -41,6 +43,16 @@ fn main() -> ExitCode {
             tracing::error!("{err:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn clean(args: CleanupArgs) -> anyhow::Result<()> {
+    // What is wrong with the address is said before anything is removed.
+    let probes = args.probes()?;
+    cleanup::run(&Dirs::resolve(args.dirs)?)?;
+    match probes {
+        Some(address) => runtime()?.block_on(cleanup::stay(address)),
+        None => Ok(()),
     }
 }
 
@@ -65,11 +77,15 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     format?;
     level?;
     let cfg = AgentConfig::resolve(args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime()?;
     let result = runtime.block_on(agent::run(cfg));
     // Threads that wait in the kernel are not waited for: nothing they do needs an end.
     runtime.shutdown_background();
     result
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// `RUST_LOG` selects what is logged in place of the level, if it is set.

@@ -26,6 +26,7 @@ mod conformance;
 mod image;
 mod kubectl;
 mod laptop;
+mod lifecycle;
 mod release;
 mod statics;
 
@@ -86,6 +87,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Disturb the cluster of $KUBECONFIG for half an hour, and check all the while that Services and policies hold
     Chaos(chaos::Options),
+    /// Upgrade, roll back, drain and boot nodes of the cluster of $KUBECONFIG, take its API server away, and check that agents cope
+    Lifecycle(lifecycle::Options),
 }
 
 impl Task {
@@ -108,6 +111,7 @@ impl Task {
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
             Self::Chaos(_) => "chaos",
+            Self::Lifecycle(_) => "lifecycle",
         }
     }
 
@@ -137,7 +141,7 @@ impl Task {
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
             // What making one needs: a check of one needs nothing.
             Self::Release(_) => &[],
-            Self::Conformance(_) | Self::Chaos(_) => &[],
+            Self::Conformance(_) | Self::Chaos(_) | Self::Lifecycle(_) => &[],
         }
     }
 
@@ -164,6 +168,7 @@ impl Task {
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
             Self::Chaos(options) => chaos::run(options),
+            Self::Lifecycle(options) => lifecycle::run(options),
         }
     }
 }

@@ -31,8 +31,9 @@ pub mod known;
 mod pods;
 mod requests;
 mod taint;
+mod token;
 
-pub use self::connect::{ConnectOptions, connect};
+pub use self::connect::{ACCOUNT, ConnectOptions, connect};
 pub use self::events::{ApiEvents, PodEvent};
 pub use self::requests::{ApiRequest, RequestObserver};
 pub use self::taint::StartupTaint;

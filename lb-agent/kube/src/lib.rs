@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use lb_core::cluster::{Event, Kind};
 
@@ -52,11 +52,20 @@ pub struct Counters {
 }
 
 /// Counters of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KindCounters {
     restarts: AtomicU64,
     errors: AtomicU64,
-    last_event_secs: AtomicU64,
+    /// By the monotonic clock, since the wall clock may be set: milliseconds after `begun`, from 1 on; 0 = never.
+    last_event_ms: AtomicU64,
+    begun: Instant,
+}
+
+impl Default for KindCounters {
+    fn default() -> Self {
+        let [restarts, errors, last_event_ms] = Default::default();
+        Self { restarts, errors, last_event_ms, begun: Instant::now() }
+    }
 }
 
 impl Counters {
@@ -84,9 +93,12 @@ impl KindCounters {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// When the last event arrived, in seconds since 1970; 0 = never.
-    pub fn last_event_secs(&self) -> u64 {
-        self.last_event_secs.load(Ordering::Relaxed)
+    /// Time since the last event arrived; `None` if none has.
+    pub fn event_age(&self) -> Option<Duration> {
+        match self.last_event_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(self.begun.elapsed().saturating_sub(Duration::from_millis(ms))),
+        }
     }
 
     fn count_restart(&self) {
@@ -98,7 +110,7 @@ impl KindCounters {
     }
 
     fn count_event(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_event_secs.store(now.as_secs(), Ordering::Relaxed);
+        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_event_ms.store(ms.max(1), Ordering::Relaxed);
     }
 }

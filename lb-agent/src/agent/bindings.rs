@@ -22,9 +22,11 @@ use lb_core::issue::{Issue, ObjectRef};
 use lb_core::plan::policy::Behind;
 use lb_kernel::devices::Veth;
 
+pub(super) use self::clock::{BindingClock, BindingTime};
 pub(crate) use self::file::FILE;
 
 mod alien;
+mod clock;
 mod file;
 mod revision;
 
@@ -51,7 +53,7 @@ struct BoundDevice {
     own_mac: [u8; 6],
     /// When it appeared, in seconds since 1970.
     since: i64,
-    /// Until when it may be that of a Pod that is awaited.
+    /// Until when it may be that of a Pod that is awaited, in seconds of [`BindingTime::steady`].
     until: i64,
     bound: Option<Bound>,
     standing: Standing,
@@ -89,8 +91,7 @@ pub(super) struct BindingFacts<'a> {
     pub(super) is_others: &'a dyn Fn(&Addr) -> bool,
     /// Whether an address in the status of a Pod of this node is rather that of a Pod of another one.
     pub(super) is_elsewhere: &'a dyn Fn(&Addr) -> bool,
-    /// Seconds since 1970.
-    pub(super) now: i64,
+    pub(super) now: BindingTime,
 }
 
 impl Bindings {
@@ -106,8 +107,8 @@ impl Bindings {
         for veth in veths {
             let device = self.devices.entry(veth.ifindex).or_insert_with(|| BoundDevice {
                 own_mac: veth.own_mac,
-                since: view.now,
-                until: view.now.saturating_add(patience),
+                since: view.now.date,
+                until: view.now.steady.saturating_add(patience),
                 bound: None,
                 standing: Standing::Unknown,
                 own: Box::default(),
@@ -115,6 +116,8 @@ impl Bindings {
                 alien: false,
             });
             device.own_mac = veth.own_mac;
+            // An earlier agent may have started with another clock.
+            device.until = device.until.min(view.now.steady.saturating_add(PATIENCE));
             device.follow(veth, view.cluster);
         }
         self.issues.clear();
@@ -346,14 +349,14 @@ impl Bindings {
     }
 
     /// Returns which Pod is behind a device. `strict`: a device waits for a Pod unless it is known to have none.
-    pub(super) fn behind(&self, ifindex: u32, now: i64, strict: bool) -> Behind {
-        let Some(device) = self.devices.get(&ifindex) else { return Behind::Unknown(now) };
+    pub(super) fn behind(&self, ifindex: u32, now: BindingTime, strict: bool) -> Behind {
+        let Some(device) = self.devices.get(&ifindex) else { return Behind::Unknown(now.date) };
         match (device.standing, &device.bound) {
             (Standing::Impostor, _) => Behind::Impostor,
             (_, Some(bound)) => Behind::Pod(bound.pod.clone(), bound.uid),
             (Standing::Second, _) => Behind::NoPod,
             (Standing::Unknown | Standing::Pod, None)
-                if strict || (now < device.until && !device.alien) =>
+                if strict || (now.steady < device.until && !device.alien) =>
             {
                 Behind::Unknown(device.since)
             }

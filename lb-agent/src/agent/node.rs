@@ -12,14 +12,14 @@ use lb_common::endpoint::{Dev, DevFlags, IdentFlags, PodEntry};
 use lb_common::past::StackReason;
 use tracing::{debug, error, info, warn};
 
+use crate::agent::Agent;
 use crate::agent::attacher::Attached;
 use crate::agent::attachments::Attachment;
-use crate::agent::bindings::{BindingFacts, Bindings};
+use crate::agent::bindings::{BindingFacts, BindingTime, Bindings};
 use crate::agent::host_rules;
 use crate::agent::kernel::Kernel;
 use crate::agent::pods;
 use crate::agent::report::PastFacts;
-use crate::agent::{Agent, unix_now};
 use crate::observe::metrics::ChangeKind;
 use lb_core::cluster::{self, Cluster, Name, Prefix};
 use lb_core::host_rules::PodTraffic;
@@ -130,7 +130,7 @@ impl Agent {
 
     /// Finds out which Pod is behind which device, and writes the results except for groups.
     pub(super) fn bind(&mut self) {
-        let Self { bindings, devices, cluster, policies, addresses, planner, .. } = self;
+        let Self { bindings, clock, devices, cluster, policies, addresses, planner, .. } = self;
         let veths: Vec<&Veth> = devices.veths().collect();
         let holder = |addr: &Addr| match policies.desired() {
             Some(desired) => desired.addrs.get(addr).map_or(IdentFlags::NONE, |known| known.flags),
@@ -155,7 +155,7 @@ impl Agent {
             cluster,
             is_others: &is_others,
             is_elsewhere: &is_elsewhere,
-            now: now(),
+            now: clock.now(),
         };
         let changed = bindings.update(&veths, &view);
         let behind: Vec<_> =
@@ -275,7 +275,7 @@ impl Agent {
     fn put_pod(&mut self, ifindex: u32) {
         let Some(veth) = self.devices.veth(ifindex) else { return };
         let strict = self.policies.is_strict();
-        let known = known(&self.bindings, veth, BridgeNetfilter::read(), now(), strict);
+        let known = known(&self.bindings, veth, BridgeNetfilter::read(), self.clock.now(), strict);
         let desired = self.policies.desired();
         let plan = self.planner.plan_pod(desired, &known, self.pickup.until());
         if plan.writes.is_empty() {
@@ -372,17 +372,12 @@ pub(super) fn known(
     bindings: &Bindings,
     veth: &Veth,
     netfilter: BridgeNetfilter,
-    now: i64,
+    now: BindingTime,
     strict: bool,
 ) -> Known {
     let ifindex = veth.ifindex;
     let device_part = pods::device_part(veth, bindings.device_part(veth), netfilter);
     Known { ifindex, behind: bindings.behind(ifindex, now, strict), device_part }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> i64 {
-    i64::try_from(unix_now().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Whether an address is in one of the ranges. Those of nodes do not overlap, so it is the last that begins before it.

@@ -209,7 +209,7 @@ impl Agent {
     pub(super) fn write_policies(&mut self) {
         self.bind();
         let (netfilter, now, strict) =
-            (BridgeNetfilter::read(), node::now(), self.policies.is_strict());
+            (BridgeNetfilter::read(), self.clock.now(), self.policies.is_strict());
         let known = |veth| node::known(&self.bindings, veth, netfilter, now, strict);
         let veths: Vec<PodDevice> = self.devices.veths().map(known).collect();
         let wanted = DesiredTables {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use prometheus_client::encoding::text;
@@ -79,18 +78,14 @@ impl Scraper {
             Ok(counts) => self.metrics.set_counts(&counts, self.examples.borrow().read),
             Err(e) => tracing::warn!(map = "counters", err = %e, "cannot read the counters"),
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let ours = &self.metrics.ours;
         for kind in Kind::ALL {
             let labels = [("resource", kind.name())];
             let counters = self.source.of(kind);
             let restarts = ours.watch_restarts.get_or_create(&labels);
             restarts.inner().store(counters.restarts(), Ordering::Relaxed);
-            let lag = match counters.last_event_secs() {
-                0 => 0,
-                last => now.saturating_sub(last),
-            };
-            self.metrics.records.set_event_age(kind, lag);
+            let age = counters.event_age().map_or(0, |age| age.as_secs());
+            self.metrics.records.set_event_age(kind, age);
         }
         let process = Process::read();
         self.metrics.process.resident_memory.set(process.resident_bytes);

@@ -246,6 +246,39 @@ fn a_life_of_an_agent() {
 }
 
 #[test]
+fn cleanup_that_waits_is_ready_when_the_node_is_clean() {
+    in_node(|node| {
+        let bed = Bed::new(node);
+        bed.write("web.yaml", &format!("{SERVICE}{}", pod("web-1", "10.9.0.2")));
+        let agent = bed.start();
+        bed.names("agent", |names| is_ok(names, "programs"));
+
+        // It never gets as far as an answer while the agent runs.
+        let waiting = || {
+            let mut command = bed.command("cleanup");
+            command.args(["--wait", "--probe-bind-address", "127.0.0.1:10299"]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let refused = waiting().wait_with_output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        TcpStream::connect(("127.0.0.1", 10299)).unwrap_err();
+        assert!(node.pin_dir().exists());
+        end(agent, Signal::SIGTERM);
+
+        let cleanup = waiting();
+        for path in ["/readyz", "/livez"] {
+            let answer = get(10299, path);
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("clean\n"), "{answer}");
+        }
+        assert!(!node.pin_dir().exists());
+        assert!(!bed.state_dir().exists());
+        assert!(get(10299, "/metrics").starts_with("HTTP/1.1 404"));
+        let (code, log) = end(cleanup, Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+#[test]
 fn bad_input_is_an_issue_and_stops_nothing() {
     in_node(|node| {
         let bed = Bed::new(node);

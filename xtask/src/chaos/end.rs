@@ -75,6 +75,12 @@ pub(super) fn check(bed: &Bed<'_>, report: &mut Report, before: &Memory) {
         }
         Ok(String::new())
     });
+    compare(bed, report);
+    report.check("cleanup removes everything from all nodes", || deploy::remove(bed));
+}
+
+/// Compares the tables with those of agents that have no past, which are there afterwards.
+pub(crate) fn compare(bed: &Bed<'_>, report: &mut Report) {
     report.check("the tables equal those of a fresh start", || {
         within(ENDED, || no_drains(bed))?;
         let old = tables(bed)?;
@@ -86,7 +92,6 @@ pub(super) fn check(bed: &Bed<'_>, report: &mut Report, before: &Memory) {
         let rows: usize = old.values().map(Vec::len).sum();
         Ok(format!("{rows} rows on {} nodes", bed.cluster.nodes.len()))
     });
-    report.check("cleanup removes everything from all nodes", || deploy::remove(bed));
 }
 
 fn is_back(before: &Memory, now: &Memory) -> Result<String> {

@@ -16,7 +16,7 @@ use crate::conformance::{
 };
 
 /// Servers that are replaced one after the other, and their Service.
-pub(super) const WEB: &str = "chaos-web";
+pub(crate) const WEB: &str = "chaos-web";
 /// A Service of the same servers that takes every type.
 pub(super) const TYPED: &str = "chaos-typed";
 /// Servers that only friends may ask.
@@ -82,7 +82,7 @@ impl Changes {
 ///
 /// # Errors
 /// When the API refuses one, or a Pod does not become ready.
-pub(super) fn prepare(bed: &Bed<'_>) -> Result<()> {
+pub(crate) fn prepare(bed: &Bed<'_>) -> Result<()> {
     let cluster = bed.cluster;
     let n = cluster.nodes.len();
     let mut objects = vec![
@@ -111,7 +111,7 @@ pub(super) fn prepare(bed: &Bed<'_>) -> Result<()> {
 }
 
 /// Removes what is not in the namespace, or would take its time there.
-pub(super) fn remove(cluster: &Cluster) {
+pub(crate) fn remove(cluster: &Cluster) {
     let deployments =
         ["delete", "--namespace", NAMESPACE, "--ignore-not-found", "deployment", WEB, VAULT];
     let pods = ["delete", "--namespace", NAMESPACE, "pods", "--selector", "bed=lb-conformance"];

@@ -1,7 +1,12 @@
 //! The clients that watch: each is a script in a Pod that asks again and again, and notes what it should not have seen. It needs
 //! neither the API server nor this machine to go on.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Range,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,7 +15,7 @@ use crate::{
     conformance::{
         ask::url,
         bed::{Bed, PORT},
-        report::Report,
+        report::{Report, within},
     },
 };
 
@@ -20,6 +25,8 @@ use super::unrest::{TYPED, VAULT, WEB, friend};
 const RATE: usize = 5;
 /// How long an answer may take, in seconds: more than a node that loads programs needs, and three retransmissions.
 const PATIENCE: usize = 10;
+/// By then every client has begun.
+const BEGUN: Duration = Duration::from_secs(60);
 
 /// What a client expects.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,14 +59,20 @@ struct Seen {
 }
 
 /// All clients.
-pub(super) struct Witnesses(Vec<Witness>);
+pub(crate) struct Witnesses(Vec<Witness>);
 
 impl Witnesses {
-    /// Starts clients on each node.
+    /// Starts clients on each node, and waits until each has seen what it hopes for.
     ///
     /// # Errors
-    /// When a Service has no address, or a script does not start.
-    pub(super) fn start(bed: &Bed<'_>) -> Result<Self> {
+    /// When a Service has no address, a script does not start, or a client sees something else.
+    pub(crate) fn begin(bed: &Bed<'_>) -> Result<Self> {
+        let mut all = Self::start(bed)?;
+        within(BEGUN, || all.have_begun(bed))?;
+        Ok(all)
+    }
+
+    fn start(bed: &Bed<'_>) -> Result<Self> {
         let mut all = Vec::new();
         for (service, hope) in [
             (WEB, Hope::Answer),
@@ -89,11 +102,8 @@ impl Witnesses {
         self.0.len()
     }
 
-    /// Whether every client has seen what it hopes for.
-    ///
-    /// # Errors
-    /// When one has not yet.
-    pub(super) fn have_begun(&mut self, bed: &Bed<'_>) -> Result<()> {
+    /// Fails while a client has not seen what it hopes for.
+    fn have_begun(&mut self, bed: &Bed<'_>) -> Result<()> {
         self.look(bed);
         match self.0.iter().find(|one| one.seen.good < 5) {
             Some(one) => bail!("{}: {:?}", one.name, one.seen),
@@ -117,31 +127,62 @@ impl Witnesses {
         }
     }
 
-    /// Reads for the last time and judges.
-    pub(super) fn end(mut self, bed: &Bed<'_>, report: &mut Report) {
-        self.look(bed);
-        report.check("no request that is allowed was lost", || self.judge(Hope::Answer));
-        report.check("no request that is denied was answered", || self.judge(Hope::Silence));
+    /// Ends all clients, reads for the last time, and judges.
+    pub(crate) fn end(self, bed: &Bed<'_>, report: &mut Report) {
+        self.end_but(bed, report, 0..0);
     }
 
-    fn judge(&self, hope: Hope) -> Result<String> {
+    /// The same; requests that were lost within these seconds since 1970 are counted only.
+    pub(crate) fn end_but(mut self, bed: &Bed<'_>, report: &mut Report, forgiven: Range<u64>) {
+        self.look(bed);
+        self.stop(bed);
+        let none = 0..0;
+        report.check("no request that is allowed was lost", || self.judge(Hope::Answer, &forgiven));
+        report.check("no request that is denied was answered", || self.judge(Hope::Silence, &none));
+    }
+
+    /// Others may begin after these.
+    fn stop(&self, bed: &Bed<'_>) {
+        let pods: BTreeSet<&str> = self.0.iter().map(|one| one.pod.as_str()).collect();
+        for pod in pods {
+            // What cannot be reached has its files removed by those who begin.
+            if let Err(err) = output(&mut bed.cluster.pod_shell(pod, "rm -f /tmp/chaos-*.sh")) {
+                eprintln!("{err:#}");
+            }
+        }
+    }
+
+    fn judge(&self, hope: Hope, forgiven: &Range<u64>) -> Result<String> {
         let mut bad = Vec::new();
-        let (mut good, mut slow) = (0, 0);
+        let (mut good, mut slow, mut late) = (0, 0, 0);
         for one in self.0.iter().filter(|one| one.hope == hope) {
             if one.seen.good < 20 {
                 bail!("{} made {} requests only", one.name, one.seen.good);
             }
             good += one.seen.good;
             slow += one.seen.slow;
-            bad.extend(one.seen.bad.iter().map(|line| format!("{}: {line}", one.name)));
+            let (pardoned, lost) = one.seen.bad.iter().partition::<Vec<_>, _>(|line| {
+                let end = line.split(' ').next().and_then(|at| at.parse().ok());
+                // A request that is lost ends when its client is out of patience.
+                end.is_some_and(|end: u64| {
+                    (forgiven.start..forgiven.end + PATIENCE as u64).contains(&end)
+                })
+            });
+            late += pardoned.len();
+            bad.extend(lost.iter().map(|line| format!("{}: {line}", one.name)));
         }
         if !bad.is_empty() {
             let n = bad.len();
             bad.truncate(20);
             bail!("{n} of {}:\n      {}", good + n, bad.join("\n      "));
         }
-        let slow = if slow == 0 { String::new() } else { format!(", {slow} took over a second") };
-        Ok(format!("{good}{slow}"))
+        let mut said = good.to_string();
+        for (n, what) in [(slow, "took over a second"), (late, "lost, as expected")] {
+            if n > 0 {
+                said.push_str(&format!(", {n} {what}"));
+            }
+        }
+        Ok(said)
     }
 
     fn sum(&self, hope: Hope) -> (usize, usize) {
@@ -167,7 +208,7 @@ fn script(tag: &str, address: &str, hope: Hope) -> String {
     let url = url(address, PORT);
     format!(
         r#"cd /tmp && : >{tag}.good && : >{tag}.slow && : >{tag}.bad && cat >{tag}.sh <<'EOF'
-while :; do
+while [ -e {tag}.sh ]; do
     curl --globoff --silent --no-keepalive --header 'Connection: close' --max-time {patience} --rate {rate}/s \
         --output /dev/null --write-out '%{{http_code}} %{{time_total}} %{{errormsg}}\n' "{url}/hostname?"'[1-100]' 2>&1
 done | while read -r code time rest; do

@@ -1,6 +1,6 @@
 //! The agent in the cluster: `deploy/` as a user would apply it, with the image just built.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -52,7 +52,14 @@ pub(crate) fn agent(cluster: &Cluster, target: &Target) -> Result<()> {
 /// # Errors
 /// When the API refuses an object.
 pub(crate) fn apply(cluster: &Cluster) -> Result<()> {
-    let dir = root().join("deploy");
+    apply_from(cluster, &root().join("deploy"))
+}
+
+/// Applies the `deploy/` of another checkout.
+///
+/// # Errors
+/// When the API refuses an object.
+pub(crate) fn apply_from(cluster: &Cluster, dir: &Path) -> Result<()> {
     let dir = dir.to_string_lossy();
     say(&format!("kubectl apply -k {dir}"));
     cluster.run(&["apply", "--kustomize", &dir]).map(|_| ())
@@ -166,9 +173,8 @@ pub(crate) fn remove(bed: &Bed<'_>) -> Result<String> {
     let (dir, patch) = (dir.to_string_lossy(), patch.to_string_lossy());
     let options = ["--type", "json", "--patch-file", &patch];
     cluster.run(&[&["--namespace", SYSTEM, "patch", DAEMON_SET][..], &options].concat())?;
-    for node in &cluster.nodes {
-        within(Duration::from_secs(60), || cleaned(cluster, node)).with_context(|| node.clone())?;
-    }
+    // It ends when every node is clean.
+    ready(cluster).context("clean up")?;
     cluster.run(&["delete", "--kustomize", &dir, "--wait", "--ignore-not-found"])?;
     for node in &cluster.nodes {
         // Through PID 1, since the Pod that may stand for the node has a file system of its own.
@@ -183,21 +189,4 @@ pub(crate) fn remove(bed: &Bed<'_>) -> Result<String> {
         }
     }
     Ok(String::new())
-}
-
-/// Whether `lb-agent cleanup` has ended well on a node: it is started again then, with its last state kept.
-fn cleaned(cluster: &Cluster, node: &str) -> Result<()> {
-    let pod = agent_on(cluster, node)?;
-    let name = text(&pod, "/metadata/name").unwrap_or_default();
-    let args = pod.pointer("/spec/containers/0/args/0").and_then(Value::as_str);
-    let status = |state: &str| {
-        let code = format!("/status/containerStatuses/0/{state}/terminated/exitCode");
-        pod.pointer(&code).and_then(Value::as_u64)
-    };
-    if args == Some("cleanup") && (status("lastState") == Some(0) || status("state") == Some(0)) {
-        return Ok(());
-    }
-    let said =
-        cluster.run(&["--namespace", SYSTEM, "logs", name, "--tail", "5"]).unwrap_or_default();
-    bail!("{name} did not clean up: {}", said.trim())
 }

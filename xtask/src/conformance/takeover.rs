@@ -2,7 +2,7 @@
 //! of docs/src/takeover.md, while connections are made and kept open from Pods, from hosts and from outside.
 
 mod kube_proxy;
-mod load;
+pub(crate) mod load;
 
 use std::time::Duration;
 

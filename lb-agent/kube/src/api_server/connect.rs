@@ -15,13 +15,14 @@ use tracing::{debug, info};
 
 use super::known;
 use super::requests::RequestObserver;
+use super::token::TokenLayer;
 
 /// A server that has not answered in this time is passed over.
 const PROBE: Duration = Duration::from_secs(2);
 /// Name of the API server in the cluster's DNS.
 const IN_CLUSTER_NAME: &str = "kubernetes.default.svc";
 /// The service account's credentials, as mounted into each Pod.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+pub const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Where the API server may be found.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +35,8 @@ pub struct ConnectOptions {
     pub kubelet_kubeconfig: PathBuf,
     /// The file of [`super::known`], in `--cache-dir`.
     pub known_servers: PathBuf,
+    /// The directory of the service account's credentials: [`ACCOUNT`].
+    pub account: PathBuf,
     /// Who gets each request of the client.
     pub requests: RequestObserver,
 }
@@ -50,17 +53,28 @@ pub struct ConnectOptions {
 pub async fn connect(options: &ConnectOptions) -> anyhow::Result<Client> {
     let config = match (&options.kubeconfig, &options.api_server) {
         (Some(path), server) => from_kubeconfig(path, server.as_deref()).await?,
-        (None, Some(server)) => with_account(server).await.context("--api-server")?,
+        (None, Some(server)) => {
+            account_config(server, &options.account).await.context("--api-server")?
+        }
         (None, None) => return find(options).await,
     };
     info!(server = %config.cluster_url, "API server");
     client(config, &options.requests).context("create the API server client")
 }
 
-/// A client whose requests are observed.
-pub(super) fn client(config: Config, requests: &RequestObserver) -> kube::Result<Client> {
+/// A client whose requests are observed. The token is that of its file, which is read for each request.
+pub(super) fn client(mut config: Config, requests: &RequestObserver) -> kube::Result<Client> {
     let host = config.cluster_url.authority().map_or_else(String::new, ToString::to_string);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&requests.layer(&host)).build())
+    let observe = requests.layer(&host);
+    // A token that is given as such has precedence.
+    let file = config.auth_info.token_file.take_if(|_| config.auth_info.token.is_none());
+    let builder = ClientBuilder::try_from(config)?;
+    Ok(match file {
+        Some(file) => {
+            builder.with_layer(&TokenLayer::new(file.into())).with_layer(&observe).build()
+        }
+        None => builder.with_layer(&observe).build(),
+    })
 }
 
 async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Config> {
@@ -77,7 +91,8 @@ async fn from_kubeconfig(path: &Path, server: Option<&str>) -> anyhow::Result<Co
 
 /// Tries the in-cluster address, then the kubelet's, then those that were known before.
 async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
-    let ConnectOptions { kubelet_kubeconfig: kubelet, known_servers, requests, .. } = options;
+    let ConnectOptions { kubelet_kubeconfig: kubelet, known_servers, account, requests, .. } =
+        options;
     let in_cluster = async {
         let config = Config::incluster_env().context("no in-cluster configuration")?;
         probe(config, "the in-cluster address", requests).await
@@ -89,14 +104,14 @@ async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
     debug!(err = format!("{first:#}"), "the in-cluster address does not work");
     let from_kubelet = async {
         let server = kubelet_server(kubelet)?;
-        probe(with_account(&server).await?, "the kubelet's kubeconfig", requests).await
+        probe(account_config(&server, account).await?, "the kubelet's kubeconfig", requests).await
     };
     let second = match from_kubelet.await {
         Ok(client) => return Ok(client),
         Err(err) => err,
     };
     debug!(err = format!("{second:#}"), "the kubelet's address does not work");
-    from_known(known_servers, requests).await.map_err(|third| {
+    from_known(options).await.map_err(|third| {
         anyhow!(
             "no API server: in-cluster: {first:#}; {}: {second:#}; {}: {third:#}; set --api-server",
             kubelet.display(),
@@ -106,10 +121,11 @@ async fn find(options: &ConnectOptions) -> anyhow::Result<Client> {
 }
 
 /// The first of the servers known before that answers.
-async fn from_known(file: &Path, requests: &RequestObserver) -> anyhow::Result<Client> {
+async fn from_known(options: &ConnectOptions) -> anyhow::Result<Client> {
+    let ConnectOptions { known_servers, account, requests, .. } = options;
     let mut failed = Vec::new();
-    for server in known::read(file)? {
-        let mut config = with_account(&server).await?;
+    for server in known::read(known_servers)? {
+        let mut config = account_config(&server, account).await?;
         // Each server's certificate has this name, for the clients in Pods; not each has the address that the endpoints tell.
         config.tls_server_name = Some(IN_CLUSTER_NAME.to_owned());
         match probe(config, "the endpoints of the Service kubernetes, as last seen", requests).await
@@ -146,10 +162,6 @@ async fn probe(
 }
 
 /// The service account's credentials for this server. The files are read again as they are renewed.
-async fn with_account(server: &str) -> anyhow::Result<Config> {
-    account_config(server, Path::new(ACCOUNT)).await
-}
-
 async fn account_config(server: &str, account: &Path) -> anyhow::Result<Config> {
     let [token, certificate] = ["token", "ca.crt"].map(|file| account.join(file));
     for file in [&token, &certificate] {

@@ -29,7 +29,7 @@ impl Bindings {
         let is_open = |veth: &&Veth| {
             let device = self.devices.get(&veth.ifindex);
             let waits = |device: &BoundDevice| {
-                device.standing == Standing::Unknown && view.now < device.until
+                device.standing == Standing::Unknown && view.now.steady < device.until
             };
             veth.bridge != 0 && device.is_some_and(waits)
         };

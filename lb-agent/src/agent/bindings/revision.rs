@@ -57,7 +57,7 @@ impl Bindings {
         let is_unseen = |veth: &&&Veth| {
             let device = self.devices.get(&veth.ifindex);
             let waits = |device: &super::BoundDevice| {
-                device.standing == Standing::Unknown && view.now < device.until
+                device.standing == Standing::Unknown && view.now.steady < device.until
             };
             veth.inside.is_empty() && device.is_some_and(waits)
         };

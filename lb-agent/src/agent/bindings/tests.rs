@@ -4,7 +4,7 @@ use std::num::NonZeroI64;
 
 use lb_common::addr::Addr;
 
-use super::{Behind, BindingFacts, Bindings};
+use super::{Behind, BindingFacts, BindingTime, Bindings};
 use lb_core::cluster::{Change, Cluster, Event, Kind, Name, Node, Pod};
 use lb_kernel::devices::addresses::{AddressPair, PodAddress};
 use lb_kernel::devices::{BridgePort, FarDevice, Veth};
@@ -45,6 +45,8 @@ struct World {
     cluster: Cluster,
     bindings: Bindings,
     now: i64,
+    /// What the wall clock says beside that.
+    set: i64,
 }
 
 impl World {
@@ -53,7 +55,7 @@ impl World {
         for kind in Kind::ALL {
             cluster.apply(Event::Synced(kind));
         }
-        let mut world = Self { cluster, bindings: Bindings::default(), now: 2_000 };
+        let mut world = Self { cluster, bindings: Bindings::default(), now: 2_000, set: 0 };
         for (name, pod) in pods {
             world.put(name, pod.clone());
         }
@@ -73,6 +75,10 @@ impl World {
         self.cluster.apply(Event::Node(Change::Applied(Name::new("", "n2"), node)));
     }
 
+    fn time(&self) -> BindingTime {
+        BindingTime { date: self.now + self.set, steady: self.now }
+    }
+
     /// Looks at the devices, and shows who is behind each and which addresses are there.
     fn look(&mut self, veths: &[Veth]) -> Vec<String> {
         let cluster = &self.cluster;
@@ -83,12 +89,12 @@ impl World {
             cluster,
             is_others: &is_others,
             is_elsewhere: &is_elsewhere,
-            now: self.now,
+            now: self.time(),
         };
         let all: Vec<&Veth> = veths.iter().collect();
         self.bindings.update(&all, &view);
         let show = |veth: &Veth| {
-            let who = match self.bindings.behind(veth.ifindex, self.now, false) {
+            let who = match self.bindings.behind(veth.ifindex, self.time(), false) {
                 Behind::Pod(name, uid) => format!("{}:{uid}", name.name),
                 other => format!("{other:?}"),
             };
@@ -282,7 +288,27 @@ fn devices_without_a_pod_are_waited_for_a_while() {
     assert_eq!(world.look(&late()), ["5=NoPod@172.17.0.2", "6=Unknown(2059)@"]);
     world.now += 299;
     assert_eq!(world.look(&late()), ["5=NoPod@172.17.0.2", "6=NoPod@"]);
-    assert_eq!(world.bindings.behind(6, world.now, true), Behind::Unknown(2_059), "strict");
+    assert_eq!(world.bindings.behind(6, world.time(), true), Behind::Unknown(2_059), "strict");
+}
+
+#[test]
+fn a_wall_clock_that_is_set_changes_no_wait() {
+    for set in [86_400, -86_400] {
+        let mut world = World::new(&[]);
+        assert_eq!(world.look(&[veth(5, &[])]), ["5=Unknown(2000)@"]);
+        world.set = set;
+        world.now += 59;
+        assert_eq!(world.look(&[veth(5, &[])]), ["5=Unknown(2000)@"], "{set}");
+        world.now += 1;
+        assert_eq!(world.look(&[veth(5, &[])]), ["5=NoPod@"], "{set}");
+    }
+    // An agent that starts after that has another beginning, and waits no longer than any.
+    let mut world = World::new(&[]);
+    world.look(&[veth(5, &[])]);
+    world.now -= 86_400;
+    world.look(&[veth(5, &[])]);
+    world.now += 300;
+    assert_eq!(world.look(&[veth(5, &[])]), ["5=NoPod@"]);
 }
 
 #[test]
@@ -378,17 +404,17 @@ fn containers_that_are_not_pods_are_recognized_by_their_addresses() {
     for (what, device, waits) in cases {
         let mut world = world();
         world.look(&[web(), device.clone()]);
-        let behind = world.bindings.behind(9, world.now, false);
+        let behind = world.bindings.behind(9, world.time(), false);
         assert_eq!(behind == Behind::Unknown(2_000), waits, "{what}: {behind:?}");
         assert_eq!(
-            world.bindings.behind(9, world.now, true),
+            world.bindings.behind(9, world.time(), true),
             Behind::Unknown(2_000),
             "{what}, strict"
         );
     }
     let waits = |world: &mut World| {
         world.look(&[web(), docker(&["2/172.17.0.2"])]);
-        world.bindings.behind(9, world.now, false) == Behind::Unknown(2_000)
+        world.bindings.behind(9, world.time(), false) == Behind::Unknown(2_000)
     };
     // Pods have other addresses, too: the ranges do not hold.
     let mut other = world();

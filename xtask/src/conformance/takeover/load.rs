@@ -42,28 +42,31 @@ struct Client {
 }
 
 /// All clients.
-pub(super) struct Load {
+pub(crate) struct Load {
     clients: Vec<Client>,
 }
 
 /// What happened to the connections.
 #[derive(Default)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Second since 1970 and whether it was answered, of each new connection.
-    pub(super) new: Vec<(u64, bool)>,
+    pub(crate) new: Vec<(u64, bool)>,
     /// How new connections failed.
-    pub(super) errors: Vec<String>,
+    pub(crate) errors: Vec<String>,
     /// The slowest answer, in seconds.
-    pub(super) slowest: f64,
+    pub(crate) slowest: f64,
     /// Connections that stayed open, and requests over them.
-    pub(super) open: (usize, usize),
+    pub(crate) open: (usize, usize),
     /// Those that broke.
-    pub(super) broken: Vec<String>,
+    pub(crate) broken: Vec<String>,
 }
 
 impl Load {
     /// Starts clients on each node, in a Pod and as a process of the host, and outside if there is such a machine.
-    pub(super) fn start(bed: &Bed<'_>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When a Service has no address, or a client no answer.
+    pub(crate) fn start(bed: &Bed<'_>) -> Result<Self> {
         bed.cluster.apply(&[bed.node_port_service("takeover")])?;
         let (node_port, _) = bed.node_ports("takeover")?;
         let service = bed.addresses("takeover")?;
@@ -106,12 +109,15 @@ impl Load {
     }
 
     /// Number of clients.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.clients.len()
     }
 
     /// Ends all clients and counts.
-    pub(super) fn end(self, bed: &Bed<'_>) -> Result<Outcome> {
+    ///
+    /// # Errors
+    /// When a client cannot be ended, or sent nothing.
+    pub(crate) fn end(self, bed: &Bed<'_>) -> Result<Outcome> {
         self.stop(bed, "touch")?;
         let mut outcome = Outcome::default();
         for client in self.clients {
@@ -202,11 +208,11 @@ fn count_open(name: &str, text: &str, outcome: &mut Outcome) {
 }
 
 /// Seconds since 1970 by this machine's clock.
-pub(super) fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Lets the clients work for a while.
-pub(super) fn pause(seconds: u64) {
+pub(crate) fn pause(seconds: u64) {
     thread::sleep(Duration::from_secs(seconds));
 }
