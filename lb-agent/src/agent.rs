@@ -301,7 +301,7 @@ impl Agent {
             state_dir: cfg.dirs.state.clone(),
             sources: Sources::new(cfg.allowed_sources.clone()),
             links: MacOwners::default(),
-            past,
+            past: past.counting_flows(cfg.flow_accounting),
             host_rules,
             pickup,
             addresses,

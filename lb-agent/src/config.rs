@@ -140,6 +140,10 @@ pub(crate) struct RunArgs {
     /// 0 = unlimited [default: 20000]
     #[arg(long, env = "LB_POD_NEW_FLOWS", value_name = "N")]
     pub pod_new_flows: Option<String>,
+    /// Whether to count packets and bytes of flows, for `lbctl ct` and `lbctl flows --by`: on (Linux 6.6; 320 bytes of memory
+    /// for each conntrack entry there is room for) or off [default: off]
+    #[arg(long, env = "LB_FLOW_ACCOUNTING", value_name = "MODE")]
+    pub flow_accounting: Option<String>,
     /// Where flows are written for audit.
     #[command(flatten)]
     pub flow_log: FlowLogArgs,
@@ -411,6 +415,8 @@ pub(crate) struct AgentConfig {
     pub pickup_grace: Duration,
     /// New flows a second of a Pod, in each direction; 0 = any number.
     pub pod_new_flows: u32,
+    /// Whether packets and bytes of flows are counted.
+    pub flow_accounting: bool,
     /// Where flows are written for audit, if anywhere.
     pub flow_log: Option<FlowLogConfig>,
 }
@@ -472,6 +478,7 @@ impl AgentConfig {
                 Some(text) => pod_new_flows(&text)?,
                 None => POD_NEW_FLOWS,
             },
+            flow_accounting: flow_accounting(args.flow_accounting)?,
             flow_log: FlowLogConfig::resolve(args.flow_log)?,
             rules: Rules {
                 node_ports: node_port_addresses(args.node_port_addresses)?,
@@ -595,6 +602,14 @@ fn prefixes(flag: &str, value: Option<String>) -> anyhow::Result<Box<[Prefix]>> 
 fn switch(flag: &str, value: Option<String>, default: bool) -> anyhow::Result<bool> {
     let Some(text) = given(value) else { return Ok(default) };
     text.parse().map_err(|_unknown| anyhow::anyhow!("{flag}: {text:?} is neither true nor false"))
+}
+
+fn flow_accounting(value: Option<String>) -> anyhow::Result<bool> {
+    match given(value).as_deref() {
+        Some("on") => Ok(true),
+        Some("off") | None => Ok(false),
+        Some(text) => bail!("--flow-accounting: {text:?} is neither on nor off"),
+    }
 }
 
 /// Not the ports of system services. That they are also none of NodePorts or of the host's own sockets is for the
@@ -811,7 +826,7 @@ mod tests {
             change(&mut args);
             args
         };
-        let cases: [(&str, RunArgs); 22] = [
+        let cases: [(&str, RunArgs); 23] = [
             ("--takeover: \"now\"", set(|args| args.takeover = Some("now".to_owned()))),
             (
                 "--probe-bind-address",
@@ -819,6 +834,10 @@ mod tests {
             ),
             ("--startup-taint: \"a=b\"", set(|args| args.startup_taint = Some("a=b".to_owned()))),
             ("--past-stack: \"yes\"", set(|args| args.past_stack = Some("yes".to_owned()))),
+            (
+                "--flow-accounting: \"yes\"",
+                set(|args| args.flow_accounting = Some("yes".to_owned())),
+            ),
             ("--source-check: \"no\"", set(|args| args.source_check = Some("no".to_owned()))),
             (
                 "--allowed-source-cidrs: \"10.8.0.0\"",

@@ -11,7 +11,7 @@ pod! {
         pub netns_cookie: u64,
         /// Kernel ticks a second (`CONFIG_HZ`).
         pub hz: u32,
-        /// What the kernel can do.
+        /// What the kernel can do, and what is turned on.
         pub features: Features,
         /// Stands for the client when a Pod reaches itself through a Service, IPv4.
         pub hairpin4: Addr,
@@ -114,11 +114,13 @@ flags! {
 }
 
 flags! {
-    /// Bits of [`Config::features`].
+    /// Bits of [`Config::features`]: what the kernel can do, and what is turned on when the programs are loaded.
     pub struct Features: u32 {
         /// The kernel knows `BPF_F_IPV6` in `bpf_l4_csum_replace` (6.16): without it, IPv6 translation of packets with
         /// `CHECKSUM_COMPLETE` breaks their sum.
         CSUM_IPV6 = 1 << 0;
+        /// The packets of flows are counted ([`crate::account`]): a conntrack entry that is removed takes the counts with it.
+        ACCOUNTS = 1 << 1;
     }
 }
 

@@ -45,6 +45,10 @@ pub mod hook {
     pub const DEV_IN: u8 = 2;
     /// Leaving the node.
     pub const DEV_OUT: u8 = 3;
+    /// Coming in, as the programs see it that count packets.
+    pub const ACCOUNT_IN: u8 = 4;
+    /// Entering a Pod, as they see it.
+    pub const ACCOUNT_OUT: u8 = 5;
 }
 
 /// Seconds after which the pieces of a datagram do not belong together any more: the identification comes round.

@@ -32,6 +32,7 @@
 //! | `locals` | number of a Pod | [`past::LocalEnd`] | agent | programs |
 //! | `frontends_now`, `ranges_now`, `ident_now` | 0 | the map `frontends`, `source_ranges`, `ident` | agent | programs |
 //! | `slots_parts`, `backends_parts`, `loads_parts` | part | the map of that part | agent | programs |
+//! | `accounts` | [`account::AccountKey`] | [`account::AccountEntry`] | programs, while flows are counted | lbctl, agent (expiry) |
 //! | `CFG` (read-only global) | | [`config::Config`] | agent, at load | programs |
 //!
 //! Everything here is `no_std`, free of dependencies (but `aya` under the feature `user`) and cannot panic.
@@ -50,6 +51,7 @@ pub mod be;
 pub mod budget;
 pub mod flow;
 
+pub mod account;
 pub mod conntrack;
 pub mod earlier;
 pub mod endpoint;

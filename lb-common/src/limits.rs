@@ -47,6 +47,12 @@ pub const KEPT: u32 = 65_536;
 pub const fn kept_entries(ct_entries: u32) -> u32 {
     if ct_entries / 2 > KEPT { ct_entries / 2 } else { KEPT }
 }
+
+/// Returns the capacity of the map `accounts`, while flows are counted, for a conntrack table of `ct_entries` entries: two
+/// directions of each flow.
+pub const fn account_entries(ct_entries: u32) -> u32 {
+    ct_entries.saturating_mul(2)
+}
 /// Datagrams in pieces that are remembered at the same time.
 pub const FRAGMENTS: u32 = 8_192;
 /// Flows of this node's own from ports that frontends have, at the same time.
@@ -186,8 +192,12 @@ pub const MAP_BACKENDS_PARTS: MapSpec = MapSpec { name: "backends_parts", versio
 /// `loads_parts`: part of [`backend_part`] → its map. The first is `loads`.
 pub const MAP_LOADS_PARTS: MapSpec = MapSpec { name: "loads_parts", version: 1 };
 
+/// `accounts`: [`crate::account::AccountKey`] → [`crate::account::AccountEntry`]. Pinned only while flows are counted; otherwise it
+/// has room for one element and is not used.
+pub const MAP_ACCOUNTS: MapSpec = MapSpec { name: "accounts", version: 1 };
+
 /// Every pinned map.
-pub const MAPS: [MapSpec; 40] = [
+pub const MAPS: [MapSpec; 41] = [
     MAP_FRONTENDS,
     MAP_SLOTS,
     MAP_BACKENDS,
@@ -228,6 +238,7 @@ pub const MAPS: [MapSpec; 40] = [
     MAP_SLOTS_PARTS,
     MAP_BACKENDS_PARTS,
     MAP_LOADS_PARTS,
+    MAP_ACCOUNTS,
 ];
 
 /// The part that a slot is in, and its index there.
@@ -253,6 +264,9 @@ pub const POD_PROGRAMS: [(&str, bool); 2] = [("pod_out", true), ("pod_in", false
 /// kind itself.
 pub const DEV_PROGRAMS: [(&str, bool); 4] =
     [("dev_in", true), ("dev_in_l3", true), ("dev_out", false), ("dev_out_l3", false)];
+/// Programs that count the packets of flows, attached before the others while flows are counted: what comes in by a device with a
+/// link layer, by one without; what enters a Pod.
+pub const ACCOUNT_PROGRAMS: [&str; 3] = ["account_in", "account_in_l3", "account_out"];
 /// The program that says whether a process of a Pod listens ([`crate::listening`]); it is pinned, not attached.
 pub const LISTENING_PROGRAM: &str = "listening";
 /// Programs attached to the root of the cgroup v2 hierarchy.

@@ -4,7 +4,8 @@
 use expect_test::expect_file;
 use lb_common::pod::FieldLayout;
 use lb_common::{
-    budget, config, conntrack, endpoint, event, fragment, limits, past, policy, service, socket,
+    account, budget, config, conntrack, endpoint, event, fragment, limits, past, policy, service,
+    socket,
 };
 
 fn dump(name: &str, size: usize, layout: &[FieldLayout]) -> String {
@@ -59,6 +60,8 @@ fn layout_is_the_golden_one() {
         policy::HitKey,
         policy::PolicyState,
         budget::Budget,
+        account::AccountKey,
+        account::AccountEntry,
     );
     expect_file!["layout.txt"].assert_eq(&out);
 }

@@ -26,6 +26,12 @@ pub(crate) fn features() -> Features {
     config_field!(features)
 }
 
+/// Whether the packets of flows are counted. Constant for the verifier, which leaves out what depends on it.
+#[inline(always)]
+pub(crate) fn counts_flows() -> bool {
+    features().contains(Features::ACCOUNTS)
+}
+
 #[inline(always)]
 pub(crate) fn hz() -> u32 {
     config_field!(hz)

@@ -6,14 +6,19 @@
 //! | `pod_in` | tc egress of a Pod's host-side veth | packets that enter the Pod |
 //! | `dev_in`, `dev_in_l3` | tc ingress of every other device | packets that enter the node |
 //! | `dev_out`, `dev_out_l3` | tc egress of those, while a backend is a process of the host or a frontend has datagrams at its addresses | packets that leave it |
+//! | `account_in`, `account_in_l3` | tc ingress of all of these, before the others, while flows are counted | what the others see |
+//! | `account_out` | tc egress of a Pod's host-side veth, before the other, while flows are counted | packets that enter the Pod |
 //! | `listening` | none: run by `BPF_PROG_TEST_RUN` | questions of lbctl about the sockets of Pods |
 //! | `connect*`, `sendmsg*`, `recvmsg*`, `getpeername*` | cgroup v2 root | sockets of the host namespace |
 #![no_std]
 #![no_main]
+// For the one instruction that Rust has no operation for on this target: an atomic addition.
+#![feature(asm_experimental_arch)]
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
+mod account;
 mod arrive;
 mod bridge;
 mod closing;
@@ -98,6 +103,30 @@ fn dev_out(ctx: TcContext) -> i32 {
 fn dev_out_l3(ctx: TcContext) -> i32 {
     let packet = packet::Packet::new(&ctx);
     verdict::to_tc(packet, external::dev_out(packet, 0))
+}
+
+/// Counts a packet that comes in by a device with a link layer: what a Pod sends, or what enters the node.
+#[classifier]
+#[inline(always)]
+fn account_in(ctx: TcContext) -> i32 {
+    account::comes_in(packet::Packet::new(&ctx), parsed::L3);
+    verdict::NEXT
+}
+
+/// The same for a device without link layer.
+#[classifier]
+#[inline(always)]
+fn account_in_l3(ctx: TcContext) -> i32 {
+    account::comes_in(packet::Packet::new(&ctx), 0);
+    verdict::NEXT
+}
+
+/// Counts a packet that enters a Pod, unless it was counted as it came in.
+#[classifier]
+#[inline(always)]
+fn account_out(ctx: TcContext) -> i32 {
+    account::enters_pod(packet::Packet::new(&ctx));
+    verdict::NEXT
 }
 
 /// Whether a process of a Pod listens.

@@ -1,9 +1,10 @@
 //! The maps and typed access to them. What the agent and the programs agree on is in `lb-common`.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
+use lb_common::account::{AccountEntry, AccountKey, place};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::budget::{self, Budget};
@@ -138,6 +139,10 @@ static MACS: HashMap<u64, u32, { limits::MACS as usize }, NO_PREALLOC> = HashMap
 
 #[btf_map(name = "locals")]
 static LOCALS: Array<LocalEnd, { limits::PODS as usize }> = Array::new();
+
+/// The loader makes it larger while flows are counted. Otherwise nothing uses it.
+#[btf_map(name = "accounts")]
+static ACCOUNTS: LruHashMap<AccountKey, AccountEntry, 1> = LruHashMap::new();
 
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<u64, { limits::COUNTERS as usize }> = PerCpuArray::new();
@@ -413,4 +418,60 @@ pub(crate) fn hit(key: &HitKey) {
         Some(hits) => unsafe { *hits += 1 },
         None => drop(HITS.insert(key, &1, u64::from(BPF_ANY))),
     }
+}
+
+/// Counts a packet of `bytes` bytes, seen at a `place::*`. What came in is not counted again where it enters its Pod.
+#[inline(always)]
+pub(crate) fn account(key: &AccountKey, bytes: u64, at: u32) {
+    if add_to_account(key, bytes, at) {
+        return;
+    }
+    let account = AccountEntry { packets: 1, bytes, place: at, pad: 0 };
+    if ACCOUNTS.insert(key, &account, u64::from(BPF_NOEXIST)).is_err() {
+        // Another CPU was first.
+        add_to_account(key, bytes, at);
+    }
+}
+
+/// Returns whether the key has an element.
+#[inline(always)]
+fn add_to_account(key: &AccountKey, bytes: u64, at: u32) -> bool {
+    let Some(account) = ACCOUNTS.get_ptr_mut(key) else { return false };
+    // SAFETY: a live, aligned map value.
+    let counted_at = unsafe { (&raw const (*account).place).read() };
+    if counted_at != at {
+        if at == place::EGRESS {
+            return true;
+        }
+        // SAFETY: as above.
+        unsafe { (&raw mut (*account).place).write(at) };
+    }
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*account).packets, 1) };
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*account).bytes, bytes) };
+    true
+}
+
+/// Adds to a number that other CPUs add to at the same time (`BPF_ATOMIC | BPF_ADD`).
+///
+/// # Safety
+/// `place` is a live map value, aligned to 8 bytes.
+#[inline(always)]
+unsafe fn add(place: *mut u64, value: u64) {
+    // SAFETY: by the caller's promise; the instruction writes nothing else.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({place} + 0) += {value}",
+            place = in(reg) place,
+            value = in(reg) value,
+            options(nostack),
+        );
+    }
+}
+
+/// Forgets what was counted under the key; whether anything was.
+#[inline(always)]
+pub(crate) fn forget_account(key: &AccountKey) -> bool {
+    ACCOUNTS.remove(key).is_ok()
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
+use lb_common::account::AccountKey;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
@@ -60,6 +61,8 @@ pub(crate) struct Scratch {
     pub(crate) quoted: Parsed,
     /// Key of a datagram in pieces.
     pub(crate) fragment: FragmentKey,
+    /// The direction of a flow that is counted.
+    pub(crate) account: AccountKey,
     /// Number of the policies in force when the Pod at hand was asked for first; 0 = there are none.
     pub(crate) epoch: u32,
     /// The device whose hook this is.

@@ -5,10 +5,13 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::btf_map;
+use lb_common::account::AccountKey;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::limits;
+
+use crate::{kernel, maps};
 
 #[btf_map(name = "ct")]
 static CT: LruHashMap<CtKey, CtEntry, { limits::CT as usize }> = LruHashMap::new();
@@ -129,10 +132,22 @@ pub(crate) fn put(key: &CtKey, entry: &CtEntry) -> bool {
         || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
 }
 
-/// Removes an entry; whether it was there.
+/// Removes an entry; whether it was there. What was counted of its packets goes with it.
 #[inline(always)]
 pub(crate) fn delete(key: &CtKey) -> bool {
+    if kernel::counts_flows() {
+        forget_counts(key);
+    }
     CT.remove(key).is_ok()
+}
+
+/// Forgets what was counted of both directions that the key names. A function of its own for the sake of the stack.
+#[inline(never)]
+fn forget_counts(key: &CtKey) {
+    let mut account = AccountKey::from_local(key);
+    maps::forget_account(&account);
+    account = account.reversed();
+    maps::forget_account(&account);
 }
 
 /// The copy of an entry.

@@ -8,7 +8,7 @@ use crate::scratch::{self, How, Scratch};
 use crate::{event, maps, trace};
 
 /// Go on to the next program (`TCX_NEXT`, for clsact `TC_ACT_UNSPEC`): others on the hook still run.
-const NEXT: i32 = -1;
+pub(crate) const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 

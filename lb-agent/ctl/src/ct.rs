@@ -17,6 +17,7 @@ use lb_common::past::FlowPath;
 use lb_common::service::{FrontendKey, state};
 use serde::{Serialize, Serializer};
 
+use crate::account::{CountedFlows, FlowTotals};
 use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::explain::facts::{Answered, Stale};
 use crate::natural;
@@ -57,6 +58,9 @@ pub struct CtRow {
     /// What is special about it: `external`, `hairpin`, `inbound`, `masqueraded`, `picked-up`, `port-mapped`, `reply`,
     /// `straight` (beside a flow through a Service on the same port), `to-host`.
     pub flags: Vec<&'static str>,
+    /// What was counted of it; absent while flows are not counted.
+    #[serde(flatten)]
+    pub totals: Option<FlowTotals>,
 }
 
 impl Row for CtRow {
@@ -76,10 +80,14 @@ impl Row for CtRow {
         Column::wide("DST-ADDRESS"),
         Column::wide("BACKEND-ADDRESS"),
         Column::wide("FLAGS"),
+        FlowTotals::PACKETS,
+        FlowTotals::BYTES,
+        FlowTotals::REPLY_PACKETS,
+        FlowTotals::REPLY_BYTES,
     ];
 
     fn cells(&self) -> Vec<Cell> {
-        vec![
+        let mut cells = vec![
             Cell::Text(self.protocol.clone()),
             Cell::Text(self.src.clone()),
             Cell::Text(self.dst.clone()),
@@ -94,7 +102,9 @@ impl Row for CtRow {
             Cell::Text(self.dst_address.clone()),
             Cell::Text(self.backend_address.clone()),
             Cell::list(&self.flags),
-        ]
+        ];
+        cells.extend(FlowTotals::cells(self.totals.as_ref()));
+        cells
     }
 
     fn name(&self) -> Option<String> {
@@ -193,11 +203,16 @@ pub fn count(rows: &[CtRow], by: CountBy) -> Vec<CountRow> {
 }
 
 /// One line a flow; with `all` one an entry, dead ones included.
-pub fn rows(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now, all: bool) -> Vec<CtRow> {
+pub fn rows(view: &View<'_>, counted: &CountedFlows, now: Now, all: bool) -> Vec<CtRow> {
+    let row = |key: &CtKey, entry: &CtEntry| CtRow {
+        totals: counted.totals(key, entry),
+        ..row(view, key, entry, now)
+    };
+    let entries = &counted.entries;
     let mut rows: Vec<CtRow> = if all {
-        entries.iter().map(|(key, entry)| row(view, key, entry, now)).collect()
+        entries.iter().map(|(key, entry)| row(key, entry)).collect()
     } else {
-        let rows = flows(entries, now).into_iter().map(|(key, entry)| row(view, key, &entry, now));
+        let rows = flows(entries, now).into_iter().map(|(key, entry)| row(key, &entry));
         rows.filter(|row| row.state != FlowState::Expired).collect()
     };
     rows.sort_by(|a, b| {
@@ -358,6 +373,7 @@ fn row(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> CtRow {
         dst_address: address(dst),
         backend_address: backend.map(address).unwrap_or_default(),
         flags: words(key, entry),
+        totals: None,
     }
 }
 

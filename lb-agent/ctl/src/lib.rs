@@ -9,6 +9,7 @@
 //! lbctl changes nothing on the node, except by `diff --repair`. Output keeps kubectl's habits. A command is a file; this one only has the flags
 //! and leads from them to the output.
 
+pub mod account;
 #[cfg(feature = "node")]
 pub mod admin;
 pub mod attribution;

@@ -9,6 +9,7 @@ use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::flow::proto;
 use serde::{Deserialize, Serialize};
 
+use crate::account::{CountedFlows, FlowTotals, add};
 use crate::columns::{Cell, Column, MergeRule, Row, RowScope};
 use crate::ct;
 use crate::flows::{FlowFilter, FlowVerdict, row};
@@ -40,23 +41,52 @@ pub struct LivePair {
     pub count: u64,
     /// Seconds since the last packet of any of them.
     pub idle: u64,
+    /// What was counted of them.
+    pub totals: Option<FlowTotals>,
 }
 
 /// The live flows of a conntrack table: by ends, destination port and Service. A flow between two Pods of this node counts once.
-pub fn live(view: &View<'_>, entries: &[(CtKey, CtEntry)], now: Now) -> Vec<LivePair> {
-    let mut pairs = BTreeMap::<(SeenFlow, String), (u64, u64)>::new();
-    for (key, entry) in ct::flows(entries, now) {
+pub fn live(view: &View<'_>, counted: &CountedFlows, now: Now) -> Vec<LivePair> {
+    let mut pairs = BTreeMap::<(SeenFlow, String), PairSum>::new();
+    for (key, entry) in ct::flows(&counted.entries, now) {
         if now.is_expired(key, &entry) || entry.flags.contains(CtFlags::TO_HOST) {
             continue;
         }
         let via = ct::service_id(view, key, &entry);
         let via = via.map(|id| view.directory.service_port(id)).unwrap_or_default();
         let idle = now.idle_secs(&entry);
-        let (count, least) = pairs.entry((seen(key, &entry), via)).or_insert((0, u64::MAX));
-        (*count, *least) = (*count + 1, idle.min(*least));
+        let totals = counted.totals(key, &entry);
+        pairs.entry((seen(key, &entry), via)).or_default().add(1, idle, totals);
     }
-    let pair = |((flow, via), (count, idle))| LivePair { flow, via, count, idle };
+    let pair = |((flow, via), sum): (_, PairSum)| {
+        let PairSum { count, idle, totals } = sum;
+        LivePair { flow, via, count, idle, totals }
+    };
     pairs.into_iter().map(pair).collect()
+}
+
+/// What flows of one pair have in sum.
+#[derive(Clone, Copy, Debug)]
+struct PairSum {
+    count: u64,
+    /// The least.
+    idle: u64,
+    totals: Option<FlowTotals>,
+}
+
+impl Default for PairSum {
+    fn default() -> Self {
+        Self { count: 0, idle: u64::MAX, totals: None }
+    }
+}
+
+impl PairSum {
+    /// This number of flows more.
+    fn add(&mut self, count: u64, idle: u64, totals: Option<FlowTotals>) {
+        self.count += count;
+        self.idle = self.idle.min(idle);
+        add(&mut self.totals, totals);
+    }
 }
 
 /// The ends of a flow: its opener, and behind a Service its backend.
@@ -104,6 +134,9 @@ pub struct PairRow {
     pub idle: u64,
     /// Policies and rule that decided, where flows were denied.
     pub by: String,
+    /// What was counted of the live flows; absent while flows are not counted.
+    #[serde(flatten)]
+    pub totals: Option<FlowTotals>,
 }
 
 impl Row for PairRow {
@@ -121,11 +154,15 @@ impl Row for PairRow {
         Column::new("BY"),
         Column::wide("SRC-ADDRESS"),
         Column::wide("DST-ADDRESS"),
+        FlowTotals::PACKETS,
+        FlowTotals::BYTES,
+        FlowTotals::REPLY_PACKETS,
+        FlowTotals::REPLY_BYTES,
     ];
 
     fn cells(&self) -> Vec<Cell> {
         let text = |text: &str| Cell::Text(text.to_owned());
-        vec![
+        let mut cells = vec![
             text(&self.src.name),
             text(&self.dst.name),
             Cell::Number(self.port.into()),
@@ -137,7 +174,9 @@ impl Row for PairRow {
             text(&self.by),
             text(&self.src.address),
             text(&self.dst.address),
-        ]
+        ];
+        cells.extend(FlowTotals::cells(self.totals.as_ref()));
+        cells
     }
 
     fn name(&self) -> Option<String> {
@@ -162,14 +201,12 @@ type PairKey = (PairEnd, PairEnd, u16, String, String, &'static str, String);
 
 /// The rows that are wanted, those with the most flows first.
 pub fn rows(facts: &PairFacts<'_>, wanted: &FlowFilter, by: PairBy) -> Vec<PairRow> {
-    let mut counts = BTreeMap::<PairKey, (u64, u64)>::new();
-    let mut add = |key: PairKey, count: u64, idle: u64| {
-        let (sum, least) = counts.entry(key).or_insert((0, u64::MAX));
-        (*sum, *least) = (*sum + count, idle.min(*least));
-    };
+    let mut sums = BTreeMap::<PairKey, PairSum>::new();
     // Nothing dropped them, and which rule allowed them is not in conntrack.
     let is_about_denials = !wanted.reason.is_empty() || wanted.policy.is_some();
-    for LivePair { flow, via, count, idle } in facts.live.iter().filter(|_| !is_about_denials) {
+    for LivePair { flow, via, count, idle, totals } in
+        facts.live.iter().filter(|_| !is_about_denials)
+    {
         let ends = [flow.src, flow.dst].map(|ip| (ip, (facts.owner)(ip)));
         let verdict = FlowVerdict::Allowed;
         if !wanted.takes_pair([&ends[0], &ends[1]], flow.port, verdict) {
@@ -178,7 +215,7 @@ pub fn rows(facts: &PairFacts<'_>, wanted: &FlowFilter, by: PairBy) -> Vec<PairR
         let [src, dst] = ends.map(|(ip, name)| end(ip, &name, by));
         let protocol = protocol_name(flow.protocol);
         let key = (src, dst, flow.port, protocol, via.clone(), verdict.name(), String::new());
-        add(key, *count, *idle);
+        sums.entry(key).or_default().add(*count, *idle, *totals);
     }
     // What was allowed is in conntrack.
     let denied = facts.sample.iter().map(|record| (record, row(record)));
@@ -191,11 +228,13 @@ pub fn rows(facts: &PairFacts<'_>, wanted: &FlowFilter, by: PairBy) -> Vec<PairR
         let by = row.by.to_string();
         let by = if by.is_empty() { row.reason.to_owned() } else { by };
         let key = (src, dst, port, row.protocol.clone(), row.via.clone(), row.verdict, by);
-        add(key, 1, facts.now_ms.saturating_sub(record.at_ms) / 1000);
+        let idle = facts.now_ms.saturating_sub(record.at_ms) / 1000;
+        sums.entry(key).or_default().add(1, idle, None);
     }
-    let rows = counts.into_iter().map(|(key, (count, idle))| {
+    let rows = sums.into_iter().map(|(key, sum)| {
         let (src, dst, port, protocol, via, verdict, by) = key;
-        PairRow { src, dst, port, protocol, via, verdict, count, idle, by }
+        let PairSum { count, idle, totals } = sum;
+        PairRow { src, dst, port, protocol, via, verdict, count, idle, by, totals }
     });
     let mut rows: Vec<PairRow> = rows.collect();
     rows.sort_by(|a, b| {

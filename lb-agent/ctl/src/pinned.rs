@@ -9,19 +9,21 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
+use lb_common::account::{AccountEntry, AccountKey};
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::fragment::{FragmentKey, FragmentPorts};
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS, MAP_FORMER_PORTS,
-    MAP_FRAGMENTS, MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS, MAP_HOST_PORTS,
-    MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_LOCALS, MAP_MACS, MAP_PEER_BITS, MAP_PODS, MAP_POLICY,
-    MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
+    MAP_ACCOUNTS, MAP_AFFINITY, MAP_BACKENDS, MAP_CIDRS, MAP_COUNTERS, MAP_CT, MAP_DEVS,
+    MAP_FORMER_PORTS, MAP_FRAGMENTS, MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_GROUPS, MAP_HITS,
+    MAP_HOST_PORTS, MAP_IDENT, MAP_KEPT, MAP_LOADS, MAP_LOCALS, MAP_MACS, MAP_PEER_BITS, MAP_PODS,
+    MAP_POLICY, MAP_PORT_BITS, MAP_SETTINGS, MAP_SLOTS, MAP_SOURCE_RANGES, MAPS, MapSpec,
 };
 use lb_common::past::LocalEnd;
 use lb_common::policy::{Bits, PeerKey};
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, state};
 
+use crate::account::Accounts;
 use crate::frontend::FrontendSlots;
 use crate::programs::ProgramRow;
 use crate::snapshot::{CtFilter, MapUse, Now, SnapshotExtent, TableSnapshot, count_flow};
@@ -151,6 +153,20 @@ impl Pinned {
         Ok((entries, now))
     }
 
+    /// What was counted of flows; `None` while they are not counted.
+    ///
+    /// # Errors
+    /// As for [`Self::snapshot`].
+    pub fn accounts(&self) -> anyhow::Result<Option<Accounts>> {
+        let Some(map) = maps::open_accounts(&self.pins).map_err(refused)? else { return Ok(None) };
+        let mut accounts = Accounts::new();
+        syscall::for_each(&map, |key: &AccountKey, account: &AccountEntry| {
+            accounts.insert(*key, *account);
+        })
+        .context("read accounts")?;
+        Ok(Some(accounts))
+    }
+
     /// The policy tables, for the evaluator.
     ///
     /// # Errors
@@ -214,6 +230,7 @@ impl Pinned {
                 Some(n)
             }
             MAP_KEPT => Some(self.n_elements::<CtKey, CtEntry>(spec)?),
+            MAP_ACCOUNTS => Some(self.n_elements::<AccountKey, AccountEntry>(spec)?),
             MAP_FRAGMENTS => Some(self.n_elements::<FragmentKey, FragmentPorts>(spec)?),
             MAP_AFFINITY => Some(self.n_elements::<AffinityKey, Affinity>(spec)?),
             MAP_IDENT => Some(self.n_elements::<[u32; 4], Ident>(spec)?),
@@ -252,6 +269,7 @@ impl Pinned {
                 | Pin::Aside(..)
                 | Pin::Next(..)
                 | Pin::Part(..)
+                | Pin::AccountLink(..)
                 | Pin::SocketLink(_)
                 | Pin::Program(_) => {}
             }
@@ -271,6 +289,7 @@ impl Pinned {
             | Pin::Next(..)
             | Pin::Part(..)
             | Pin::DeviceLink(..)
+            | Pin::AccountLink(..)
             | Pin::SocketLink(_)
             | Pin::Program(_)
             | Pin::Qdisc(_) => None,

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::CommandFactory as _;
 use lb_common::addr::Addr;
 
+use crate::account::CountedFlows;
 use crate::admin::Client;
 use crate::columns::{self, Format, Row, Style};
 use crate::ct::CountRow;
@@ -182,7 +183,9 @@ impl TablePaths<'_> {
             let (entries, now) = tables.flows(&filter)?;
             let mut view = view.clone();
             view.directory.learn(self.owners(&ct::strangers(&view, &entries)));
-            Ok(ct::rows(&view, &entries, now, args.all))
+            // They change with each packet: each flow would be shown again and again.
+            let accounts = if args.watch { None } else { tables.accounts()? };
+            Ok(ct::rows(&view, &CountedFlows { entries, accounts }, now, args.all))
         };
         if !args.count {
             return self.show(&args.style, args.watch, SnapshotExtent::Tables, rows, out);

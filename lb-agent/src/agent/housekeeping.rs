@@ -270,6 +270,7 @@ impl Agent {
             cluster: &self.cluster,
             source: kind,
             mechanism: self.mechanism,
+            counts_flows: self.past.counts_flows(),
             pods: self.attachments.pods(),
             uplinks: self.attachments.n_uplinks(),
             tunnel_ports: &self.desired.node.tunnel_ports,

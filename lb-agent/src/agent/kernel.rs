@@ -6,7 +6,7 @@ use std::io;
 use anyhow::{Context as _, anyhow};
 use lb_common::addr::Addr;
 use lb_common::config::{self, Config as ProgramConfig, Features};
-use lb_common::limits::MAP_CT;
+use lb_common::limits::{MAP_ACCOUNTS, MAP_CT, account_entries};
 use tracing::info;
 
 use crate::config::AgentConfig;
@@ -17,7 +17,7 @@ use lb_kernel::bpf::clock::Clock;
 use lb_kernel::bpf::conntrack;
 use lb_kernel::bpf::listening::ListeningProgram;
 use lb_kernel::bpf::load::{self, LoadOptions};
-use lb_kernel::bpf::maps::Traces;
+use lb_kernel::bpf::maps::{self, Traces};
 use lb_kernel::bpf::pins::Pins;
 use lb_kernel::bpf::refusal;
 use lb_kernel::bpf::resize::Resize;
@@ -63,6 +63,7 @@ impl Kernel {
         let answers = answer_ports(cfg, &pins).context("read masqueraded flows")?;
         let mut resize = Resize::set_aside(&pins, clock, ct_entries)
             .context("set aside the conntrack table with another capacity or layout")?;
+        remove_accounts(cfg, &pins)?;
         let program_config = program_config(cfg, clock, facts, &answers)?;
         let mut ebpf = load::load(&LoadOptions {
             pin_dir: Some(pins.dir()),
@@ -82,7 +83,8 @@ impl Kernel {
             info!(pin = %path.display(), "removed a map of another version");
         }
         ListeningProgram::pin(&mut ebpf, &pins).context("pin the program that asks for sockets")?;
-        let mut hooks = Hooks::new(ebpf, pins.clone(), None);
+        let hooks = Hooks::new(ebpf, pins.clone(), None);
+        let mut hooks = if cfg.flow_accounting { hooks.counting_flows() } else { hooks };
         hooks.attach_sockets(&cfg.cgroup)?;
         info!(
             pins = %pins.dir().display(),
@@ -104,6 +106,17 @@ fn answer_ports(cfg: &AgentConfig, pins: &Pins) -> io::Result<Ports> {
     Ok(all.fold(cfg.masquerade_ports.clone(), |all, more| host_ports::hull(&all, &more)))
 }
 
+/// Removes what counts packets if flows are not to be counted, or the table of the counts has another capacity. Counts are not
+/// copied: they begin again.
+fn remove_accounts(cfg: &AgentConfig, pins: &Pins) -> anyhow::Result<()> {
+    let wanted = cfg.flow_accounting.then(|| account_entries(cfg.ct_entries));
+    let pinned = maps::pinned_capacity(&pins.map(&MAP_ACCOUNTS));
+    if wanted != pinned && pins.remove_accounts().context("remove the counts of flows")? {
+        info!(pinned, wanted, "removed the counts of flows");
+    }
+    Ok(())
+}
+
 fn program_config(
     cfg: &AgentConfig,
     clock: Clock,
@@ -115,7 +128,8 @@ fn program_config(
     Ok(ProgramConfig {
         netns_cookie,
         hz: clock.hz,
-        features: Features::CSUM_IPV6.when(csum_ipv6),
+        features: Features::CSUM_IPV6.when(csum_ipv6)
+            | Features::ACCOUNTS.when(cfg.flow_accounting),
         hairpin4: Addr::from_ip(config::HAIRPIN4.into()),
         hairpin6: Addr::from_ip(config::HAIRPIN6.into()),
         masquerade_base: u32::from(*cfg.masquerade_ports.start()),

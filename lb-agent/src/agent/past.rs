@@ -33,6 +33,8 @@ pub(super) struct Past {
     judged: Option<JudgedRules>,
     /// Whether the kernel counts what Pods receive past the host's ends of their veths.
     counts: bool,
+    /// Whether programs of ours count packets beside the others.
+    counts_flows: bool,
     /// What devices have beside our programs.
     neighbors: BTreeMap<u32, Neighbors>,
 }
@@ -75,6 +77,16 @@ impl Past {
     pub(super) fn new(mode: PastStack, former: SettingFlags, kernel: &str) -> Self {
         let counts = preflight::version(kernel).is_some_and(|v| v >= PEER_COUNTS_SINCE);
         Self { mode, former: former.only(ABOUT_PAST), counts, ..Self::default() }
+    }
+
+    /// Programs of ours count packets of flows, or none do.
+    pub(super) fn counting_flows(self, counts_flows: bool) -> Self {
+        Self { counts_flows, ..self }
+    }
+
+    /// Whether they do.
+    pub(super) fn counts_flows(&self) -> bool {
+        self.counts_flows
     }
 
     /// The rules of the node were read.
@@ -187,7 +199,8 @@ impl Past {
     pub(super) fn look(&mut self, ifindex: u32, mechanism: Option<Mechanism>) {
         self.neighbors.remove(&ifindex);
         let Some(mechanism) = mechanism else { return };
-        match neighbors::look(ifindex, mechanism) {
+        let ours = if self.counts_flows { 2 } else { 1 };
+        match neighbors::look(ifindex, mechanism, ours) {
             Ok(found) => drop(self.neighbors.insert(ifindex, found)),
             Err(err) => {
                 warn!(ifindex, %err, "cannot list the programs of a device; its flows go through the IP stack")

@@ -25,6 +25,8 @@ pub(super) struct ReportFacts<'a> {
     pub source: &'a str,
     /// How devices are attached to.
     pub mechanism: Option<Mechanism>,
+    /// Whether packets of flows are to be counted.
+    pub counts_flows: bool,
     /// Pods' devices: all, and those with both programs.
     pub pods: (usize, usize),
     /// The other devices: all that are attached to, and those with their programs.
@@ -146,6 +148,10 @@ fn programs<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
     let detail = format!(
         "sockets by cgroup; {attached} of {all} Pods and {uplinks} of {n_uplinks} other devices{by}{how}"
     );
+    if facts.counts_flows && facts.mechanism == Some(Mechanism::Clsact) {
+        let why = "flow-accounting is on and requires TCX (Linux 6.6): packets are not counted";
+        return line(StatusPart::Programs, State::Degraded, format!("{detail}; {why}"));
+    }
     match &facts.attach_error {
         Some(error) => line(StatusPart::Programs, State::Degraded, format!("{detail}; {error}")),
         None if attached < all || uplinks < n_uplinks => {

@@ -74,6 +74,14 @@ impl Bed {
         Self::with_device_programs(SMALL, Config::ZERO)
     }
 
+    /// With the programs of Pods' devices, and those that count packets.
+    pub fn counting_flows() -> Self {
+        let counting = limits::ACCOUNT_PROGRAMS.map(|program| (program, program != "account_out"));
+        let programs = [&limits::POD_PROGRAMS[..], &counting].concat();
+        let features = config::Features::ACCOUNTS;
+        Self::with(&programs, 131_072, Config { features, ..Config::ZERO })
+    }
+
     fn with_device_programs(ct_entries: u32, set: Config) -> Self {
         let programs = [&limits::POD_PROGRAMS[..], &limits::DEV_PROGRAMS].concat();
         Self::with(&programs, ct_entries, set)

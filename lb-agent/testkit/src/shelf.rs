@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
+use lb_common::account::{AccountEntry, AccountKey};
 use lb_common::budget::Budget;
 use lb_common::config::{Config, Settings};
 use lb_common::conntrack::{CtEntry, CtKey};
@@ -101,6 +102,7 @@ fn empty(name: &str, map: &mut Map, written: &BTreeSet<(String, u32)>) {
         "peer_bits" => hash::<PeerKey, Bits>(map),
         "macs" => hash::<u64, u32>(map),
         "ct" | "kept" => hash::<CtKey, CtEntry>(map),
+        "accounts" => hash::<AccountKey, AccountEntry>(map),
         "hits" => hits(map),
         "source_ranges" => trie::<SourceRange, u32>(map),
         "port_bits" => trie::<PortKey, Bits>(map),
@@ -204,6 +206,7 @@ fn holds(name: &str, map: &Map) -> bool {
         "peer_bits" => any_key::<PeerKey, Bits>(map),
         "macs" => any_key::<u64, u32>(map),
         "ct" | "kept" => any_key::<CtKey, CtEntry>(map),
+        "accounts" => any_key::<AccountKey, AccountEntry>(map),
         "hits" => {
             PerCpuHashMap::<&MapData, HitKey, u64>::try_from(map).unwrap().keys().next().is_some()
         }

@@ -14,6 +14,7 @@
 
 mod stage;
 
+mod account;
 mod arrivals;
 mod attacks;
 mod beside;

@@ -11,6 +11,7 @@
     reason = "a test's helper panics like the test"
 )]
 
+mod account;
 mod arrivals;
 mod forged;
 mod hop;

@@ -16,7 +16,7 @@ use lb_common::conntrack::{CtEntry, CtFlags, CtKey, partner, scope};
 use lb_common::earlier::EarlierCtEntry;
 use lb_common::endpoint::{Dev, Ident, PodEntry};
 use lb_common::flow::{proto, tcp};
-use lb_common::limits::{self, BACKENDS_MAX, MAP_CT, MAP_LOADS, MAPS, MapSpec};
+use lb_common::limits::{self, BACKENDS_MAX, MAP_ACCOUNTS, MAP_CT, MAP_LOADS, MAPS, MapSpec};
 use lb_common::service::{Backend, Frontend, FrontendKey, state};
 use lb_core::plan::{Actual, Flows, MapStore as _, Write};
 use lb_kernel::bpf::attach::{self, Hooks, Mechanism, Role};
@@ -51,9 +51,18 @@ fn at_both(node: &Node, ifindex: u32) -> [Vec<u32>; 2] {
 
 /// The kernel detaches a link whose last reference went a little later.
 fn becomes_empty(node: &Node, ifindex: u32) {
+    becomes(node, ifindex, [0, 0]);
+}
+
+/// The same until this number of programs is left at each hook.
+fn becomes(node: &Node, ifindex: u32, wanted: [usize; 2]) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    while at_both(node, ifindex).iter().any(|programs| !programs.is_empty()) {
-        assert!(Instant::now() < deadline, "still attached");
+    loop {
+        let programs = at_both(node, ifindex);
+        if programs.each_ref().map(Vec::len) == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still attached: {programs:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -96,6 +105,68 @@ fn programs_survive_and_are_updated_in_place() {
         hooks.forget(ifindex).unwrap();
         becomes_empty(node, ifindex);
     });
+}
+
+#[test]
+fn programs_that_count_come_first_and_go_when_they_are_turned_off() {
+    in_node(|node: &Node| {
+        let pod = node.pod("p1");
+        let ifindex = node.routed(&pod, "veth1", &[]);
+        if !node.has_tcx() {
+            // Filters have no place before ours.
+            let mut counting = Hooks::new(node.load_counting(), node.pins(), None).counting_flows();
+            counting.attach(ifindex, Role::Pod).unwrap();
+            return assert_eq!(at_both(node, ifindex).map(|programs| programs.len()), [1, 1]);
+        }
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach(ifindex, Role::Pod).unwrap();
+        let without = at_both(node, ifindex);
+
+        let mut counting = Hooks::new(node.load_counting(), node.pins(), None).counting_flows();
+        counting.attach(ifindex, Role::Pod).unwrap();
+        let with = at_both(node, ifindex);
+        assert_eq!(with.each_ref().map(Vec::len), [2, 2], "{with:?}");
+        assert!(node.pins().map(&MAP_ACCOUNTS).exists());
+        let names = |programs: &Vec<u32>| -> Vec<String> {
+            programs.iter().map(|id| program_name(*id)).collect()
+        };
+        let mut names = with.each_ref().map(names).concat();
+        assert_eq!(names.len(), 4);
+        names.retain(|name| name.starts_with("account"));
+        names.sort();
+        assert_eq!(names, ["account_in", "account_out"]);
+        for programs in &with {
+            assert!(program_name(programs[0]).starts_with("account"), "{with:?}: not the first");
+        }
+        counting.attach(ifindex, Role::Pod).unwrap();
+        assert_eq!(at_both(node, ifindex), with, "once is enough");
+
+        // Another role of the device, then none.
+        let uplink = Role::Uplink { layer: Layer::Ethernet, departures: false };
+        counting.attach(ifindex, uplink).unwrap();
+        // What leaves by it is not counted.
+        becomes(node, ifindex, [2, 0]);
+        counting.attach(ifindex, Role::Pod).unwrap();
+        drop(counting);
+
+        // A run without it.
+        assert!(node.pins().remove_accounts().unwrap());
+        assert!(!node.pins().remove_accounts().unwrap(), "nothing is left");
+        let mut hooks = Hooks::new(node.load(), node.pins(), None);
+        hooks.attach(ifindex, Role::Pod).unwrap();
+        becomes(node, ifindex, without.map(|programs| programs.len()));
+        assert!(!node.pins().map(&MAP_ACCOUNTS).exists());
+        let mut counting = Hooks::new(node.load_counting(), node.pins(), None).counting_flows();
+        counting.attach(ifindex, Role::Pod).unwrap();
+        counting.forget(ifindex).unwrap();
+        becomes_empty(node, ifindex);
+    });
+}
+
+fn program_name(id: u32) -> String {
+    let all = aya::programs::loaded_programs().map(Result::unwrap);
+    let program = all.into_iter().find(|program| program.id() == id).unwrap();
+    program.name_as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -1020,7 +1091,7 @@ fn cleanup_leaves_nothing() {
         assert_eq!(node.pins().remove_other_versions(&[]).unwrap(), [old]);
         let maps = node.pins().list().unwrap();
         let n = maps.iter().filter(|(_, pin)| matches!(pin, Pin::Map(..))).count();
-        assert_eq!(n, MAPS.len());
+        assert_eq!(n, MAPS.len() - 1, "all but the counts of flows, which are off");
         attach::detach_filters(&node.pins(), ifindex).unwrap();
         node.pins().remove_all().unwrap();
         assert!(!node.pin_dir().exists());

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Ebpf;
 use lb_common::addr::Addr;
-use lb_common::config::{self, Config};
+use lb_common::config::{self, Config, Features};
 use lb_common::limits;
 use lb_kernel::bpf::load::{self, LoadOptions};
 use lb_kernel::bpf::pins::Pins;
@@ -60,7 +60,17 @@ impl Node {
 
     /// The kernel object on the node's pinned maps.
     pub(crate) fn load(&self) -> Ebpf {
+        self.load_with(Features::NONE)
+    }
+
+    /// The same, with programs that count packets.
+    pub(crate) fn load_counting(&self) -> Ebpf {
+        self.load_with(Features::ACCOUNTS)
+    }
+
+    fn load_with(&self, features: Features) -> Ebpf {
         let config = Config {
+            features,
             netns_cookie: syscall::netns_cookie().unwrap(),
             hz: lb_kernel::bpf::clock::Clock::detect().unwrap().hz,
             hairpin4: Addr::from_ip(config::HAIRPIN4.into()),

@@ -10,7 +10,7 @@ use crate::command::{command, output, root, say};
 const GOLDEN: &str = "lb-common/tests/layout.txt";
 
 /// Which map a type is in. `Config` is the programs' read-only data, made at each load; events are never kept.
-const MAPS: [(&str, Option<&str>); 30] = [
+const MAPS: [(&str, Option<&str>); 32] = [
     ("service::FrontendKey", Some("frontends")),
     ("service::Frontend", Some("frontends")),
     ("service::Backend", Some("backends")),
@@ -41,6 +41,8 @@ const MAPS: [(&str, Option<&str>); 30] = [
     ("policy::HitKey", Some("hits")),
     ("policy::PolicyState", Some("policy")),
     ("budget::Budget", Some("budgets")),
+    ("account::AccountKey", Some("accounts")),
+    ("account::AccountEntry", Some("accounts")),
 ];
 
 pub(super) fn check() -> Result<Vec<String>> {

@@ -10,6 +10,7 @@ use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::flow::proto;
 
 use crate::FlowsArgs;
+use crate::account::CountedFlows;
 use crate::admin::{self, Client};
 use crate::columns::{self, Format, Row as _};
 use crate::network;
@@ -48,7 +49,8 @@ impl FlowEvidence {
         let names = place.names_or_remark().names;
         let view = View::new(&snapshot, &names, unix_now());
         let (entries, now) = flows(&tables, span)?;
-        let mut live = pairs::live(&view, &entries, now);
+        let accounts = tables.accounts()?;
+        let mut live = pairs::live(&view, &CountedFlows { entries, accounts }, now);
         let frontends = snapshot.frontends.iter().map(|frontend| frontend.socket()).collect();
         live.retain(|pair| !is_before_its_service(&frontends, &snapshot, &pair.flow));
         let (covers, sample) = sample(place)?;

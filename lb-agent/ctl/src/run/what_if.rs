@@ -165,7 +165,10 @@ fn denied(sample: &[FlowRecord]) -> Vec<LivePair> {
     for record in sample.iter().filter(|record| is_denied(record)) {
         *counts.entry((seen(record), record.via.to_string())).or_default() += 1;
     }
-    counts.into_iter().map(|((flow, via), count)| LivePair { flow, via, count, idle: 0 }).collect()
+    counts
+        .into_iter()
+        .map(|((flow, via), count)| LivePair { flow, via, count, idle: 0, totals: None })
+        .collect()
 }
 
 /// Whether policies denied it.

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use expect_test::expect;
+use lb_common::account::{AccountEntry, AccountKey};
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey, scope};
 use lb_common::flow::{proto, tcp};
 
 use super::sample::{addr, names, snapshot};
 use super::{NOW, check};
+use crate::account::{self, CountedFlows, FlowTotals};
 use crate::columns::Format;
-use crate::ct::{self, CountBy};
+use crate::ct::{self, CountBy, CtRow};
 use crate::explain::Stale;
 use crate::flows::FlowFilter;
 use crate::pairs::{self, PairBy, PairFacts};
@@ -133,9 +135,78 @@ fn flows() -> Vec<(CtKey, CtEntry)> {
     ]
 }
 
+fn uncounted(entries: Vec<(CtKey, CtEntry)>) -> CountedFlows {
+    CountedFlows { entries, accounts: None }
+}
+
+/// The flows, and what was counted of some of them.
+fn counted() -> CountedFlows {
+    let packets =
+        |src: &str, dst: &str, protocol| AccountKey::from_local(&key(src, dst, protocol, 0));
+    let of = |packets, bytes| AccountEntry { packets, bytes, ..AccountEntry::ZERO };
+    let accounts = [
+        // To the Service; the backend answers the Pod.
+        (packets("10.1.0.2:40000", "10.96.0.10:80", proto::TCP), of(12, 1_400)),
+        (packets("10.1.0.3:8080", "10.1.0.2:40000", proto::TCP), of(9, 123_456)),
+        // No answer was seen.
+        (packets("10.1.0.2:40001", "10.96.0.10:80", proto::TCP), of(3, 180)),
+        // To itself: it answers the address that stands for it.
+        (packets("10.1.0.3:50000", "10.96.0.10:80", proto::TCP), of(5, 500)),
+        (packets("10.1.0.3:8080", "169.254.42.1:50000", proto::TCP), of(4, 400)),
+        // From outside.
+        (packets("192.0.2.7:555", "10.1.0.3:8080", proto::TCP), of(1, 60)),
+        // The answer alone: the other count was evicted.
+        (packets("8.8.8.8:53", "10.1.0.2:5353", proto::UDP), of(1, 90)),
+    ];
+    CountedFlows { entries: flows(), accounts: Some(accounts.into()) }
+}
+
+#[test]
+fn counts_are_those_of_both_directions() {
+    let (snapshot, names) = (snapshot(), names());
+    let view = View::new(&snapshot, &names, NOW);
+    let rows = ct::rows(&view, &counted(), STAMPS, false);
+    let totals: Vec<_> = rows.iter().map(|row| (row.src.as_str(), row.totals)).collect();
+    let of = |packets, bytes, reply_packets, reply_bytes| {
+        let (reply_packets, reply_bytes) = (Some(reply_packets), Some(reply_bytes));
+        Some(FlowTotals { packets, bytes, reply_packets, reply_bytes })
+    };
+    let want = [
+        ("192.0.2.7:555", of(1, 60, 0, 0)),
+        ("default/client:5353", None),
+        ("default/client:40000", of(12, 1_400, 9, 123_456)),
+        ("default/client:40001", of(3, 180, 0, 0)),
+        ("default/client:40002", None),
+        ("default/web-1:50000", of(5, 500, 4, 400)),
+    ];
+    assert_eq!(totals, want);
+    let json = |row: &CtRow| serde_json::to_value(row).unwrap();
+    let with: Vec<_> = rows.iter().map(json).filter(|row| row.get("bytes").is_some()).collect();
+    assert_eq!(with.len(), 4, "absent where nothing was counted");
+    assert_eq!(with[1]["replyBytes"], 123_456);
+    // All flows of a pair together.
+    let live = pairs::live(&view, &counted(), STAMPS);
+    let owner = |_| String::new();
+    let facts = PairFacts { live: &live, sample: &[], owner: &owner, now_ms: 0 };
+    let rows = pairs::rows(&facts, &FlowFilter::default(), PairBy::Pod);
+    let totals = |src: &str, dst: &str| {
+        let mut rows = rows.iter();
+        let row = rows.find(|row| row.src.name == src && row.dst.name == dst);
+        row.unwrap_or_else(|| panic!("{src} to {dst}: {rows:?}")).totals
+    };
+    assert_eq!(totals("10.1.0.2", "10.1.0.3"), of(12, 1_400, 9, 123_456));
+    assert_eq!(totals("10.1.0.3", "10.1.0.3"), of(5, 500, 4, 400));
+    assert_eq!(totals("10.1.0.2", "8.8.8.8"), None);
+    let mut sum = None;
+    account::add(&mut sum, of(1, 2, 3, 4));
+    account::add(&mut sum, None);
+    account::add(&mut sum, Some(FlowTotals { packets: 10, bytes: 20, ..FlowTotals::default() }));
+    assert_eq!(sum, of(11, 22, 3, 4));
+}
+
 #[test]
 fn a_flow_is_one_line() {
-    let one = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, false);
+    let one = |view: &View<'_>| ct::rows(view, &uncounted(flows()), STAMPS, false);
     check(
         &names(),
         Format::Table,
@@ -164,23 +235,23 @@ fn a_flow_is_one_line() {
             TCP    192.0.2.7:555   10.1.0.3:8080  <none>  <none>         <none>      stack  NEW          1s    59s
         "#]],
     );
-    let every = |view: &View<'_>| ct::rows(view, &flows(), STAMPS, true);
+    let every = |view: &View<'_>| ct::rows(view, &uncounted(flows()), STAMPS, true);
     check(
         &names(),
         Format::Wide,
         every,
         expect![[r#"
-            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      stack  NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound
-            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      stack  ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>
-            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      stack  EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>
-            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      stack  ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>
-            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply
-            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound
-            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      stack  CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>
-            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      stack  GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>
-            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      back   ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin
-            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      back   ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin
+            PROTO  SRC                   DST                 VIA               BACKEND             MASQUERADE  PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS     DST-ADDRESS         BACKEND-ADDRESS  FLAGS          PACKETS  BYTES   REPLY-PACKETS  REPLY-BYTES
+            TCP    192.0.2.7:555         default/web-1:8080  <none>            <none>              <none>      stack  NEW          1s    59s      192.0.2.7:555   10.1.0.3:8080       <none>           inbound        <none>   <none>  <none>         <none>
+            UDP    default/client:5353   8.8.8.8:53          <none>            <none>              <none>      stack  ESTABLISHED  100s  20s      10.1.0.2:5353   8.8.8.8:53          <none>           <none>         <none>   <none>  <none>         <none>
+            UDP    default/client:5354   8.8.8.8:53          <none>            <none>              <none>      stack  EXPIRED      90s   0s       10.1.0.2:5354   8.8.8.8:53          <none>           <none>         <none>   <none>  <none>         <none>
+            TCP    default/client:40000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>      stack  ESTABLISHED  9s    23h      10.1.0.2:40000  10.96.0.10:80       10.1.0.3:8080    <none>         <none>   <none>  <none>         <none>
+            TCP    default/client:40000  default/web-1:8080  default/web:http  <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           reply          <none>   <none>  <none>         <none>
+            TCP    default/client:40000  default/web-1:8080  <none>            <none>              <none>      stack  ESTABLISHED  4s    23h      10.1.0.2:40000  10.1.0.3:8080       <none>           inbound        <none>   <none>  <none>         <none>
+            TCP    default/client:40001  10.96.0.10:80       default/web:http  default/web-3:8080  <none>      stack  CLOSING      10s   59m      10.1.0.2:40001  10.96.0.10:80       10.1.1.4:8080    <none>         <none>   <none>  <none>         <none>
+            TCP    default/client:40002  10.96.0.10:80       default/web:http  default/web-2:8080  <none>      stack  GONE         60s   23h      10.1.0.2:40002  10.96.0.10:80       10.1.1.3:8080    <none>         <none>   <none>  <none>         <none>
+            TCP    default/web-1:8080    169.254.42.1:50000  default/web:http  <none>              <none>      back   ESTABLISHED  2s    23h      10.1.0.3:8080   169.254.42.1:50000  <none>           reply,hairpin  <none>   <none>  <none>         <none>
+            TCP    default/web-1:50000   10.96.0.10:80       default/web:http  default/web-1:8080  <none>      back   ESTABLISHED  2s    23h      10.1.0.3:50000  10.96.0.10:80       10.1.0.3:8080    hairpin        <none>   <none>  <none>         <none>
         "#]],
     );
 }
@@ -195,7 +266,9 @@ fn flows_of_removed_backends_are_found() {
 
 #[test]
 fn flows_are_counted() {
-    let by = |by| move |view: &View<'_>| ct::count(&ct::rows(view, &flows(), STAMPS, false), by);
+    let by = |by| {
+        move |view: &View<'_>| ct::count(&ct::rows(view, &uncounted(flows()), STAMPS, false), by)
+    };
     check(
         &names(),
         Format::Table,
@@ -242,7 +315,7 @@ fn pairs_count_live_flows_by_their_ends() {
     };
     let rows = |view: &View<'_>, by: PairBy, wanted: &FlowFilter| {
         let entries: Vec<_> = flows().into_iter().chain(external_flows()).collect();
-        let live = pairs::live(view, &entries, STAMPS);
+        let live = pairs::live(view, &uncounted(entries), STAMPS);
         let denied = super::policies::rows_of_sample();
         let now_ms = 1_795_294_095_123 + 90_000;
         let facts = PairFacts { live: &live, sample: &denied, owner: &owner, now_ms };
@@ -273,14 +346,14 @@ fn pairs_count_live_flows_by_their_ends() {
         Format::Wide,
         |view: &View<'_>| rows(view, PairBy::Pod, &to_web_1),
         expect![[r#"
-            SRC                              DST            PORT  PROTO  VIA               VERDICT     COUNT  LAST  BY                                       SRC-ADDRESS  DST-ADDRESS
-            192.0.2.7                        default/web-1  8080  TCP    <none>            allowed     1      1s    <none>                                   192.0.2.7    10.1.0.3
-            192.0.2.7                        default/web-1  8080  TCP    <none>            dropped     1      90s   fence ingress[4]                         192.0.2.7    10.1.0.3
-            203.0.113.5                      default/web-1  8080  TCP    default/web:http  allowed     1      3s    <none>                                   203.0.113.5  10.1.0.3
-            default/client                   default/web-1  8080  TCP    <none>            dropped     1      90s   default/access default-deny              10.1.0.2     10.1.0.3
-            default/client                   default/web-1  8080  TCP    <none>            would-deny  1      90s   default/access,default/try default-deny  10.1.0.2     10.1.0.3
-            default/client-7d4b9c6f5d-x2x7k  default/web-1  8080  TCP    default/web:http  allowed     1      4s    <none>                                   10.1.0.2     10.1.0.3
-            default/web-1                    default/web-1  8080  TCP    default/web:http  allowed     1      2s    <none>                                   10.1.0.3     10.1.0.3
+            SRC                              DST            PORT  PROTO  VIA               VERDICT     COUNT  LAST  BY                                       SRC-ADDRESS  DST-ADDRESS  PACKETS  BYTES   REPLY-PACKETS  REPLY-BYTES
+            192.0.2.7                        default/web-1  8080  TCP    <none>            allowed     1      1s    <none>                                   192.0.2.7    10.1.0.3     <none>   <none>  <none>         <none>
+            192.0.2.7                        default/web-1  8080  TCP    <none>            dropped     1      90s   fence ingress[4]                         192.0.2.7    10.1.0.3     <none>   <none>  <none>         <none>
+            203.0.113.5                      default/web-1  8080  TCP    default/web:http  allowed     1      3s    <none>                                   203.0.113.5  10.1.0.3     <none>   <none>  <none>         <none>
+            default/client                   default/web-1  8080  TCP    <none>            dropped     1      90s   default/access default-deny              10.1.0.2     10.1.0.3     <none>   <none>  <none>         <none>
+            default/client                   default/web-1  8080  TCP    <none>            would-deny  1      90s   default/access,default/try default-deny  10.1.0.2     10.1.0.3     <none>   <none>  <none>         <none>
+            default/client-7d4b9c6f5d-x2x7k  default/web-1  8080  TCP    default/web:http  allowed     1      4s    <none>                                   10.1.0.2     10.1.0.3     <none>   <none>  <none>         <none>
+            default/web-1                    default/web-1  8080  TCP    default/web:http  allowed     1      2s    <none>                                   10.1.0.3     10.1.0.3     <none>   <none>  <none>         <none>
         "#]],
     );
     let by_policy = FlowFilter { policy: Some("fence".to_owned()), ..FlowFilter::default() };
@@ -382,7 +455,7 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
     check(
         &names(),
         Format::Table,
-        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, false),
+        |view: &View<'_>| ct::rows(view, &uncounted(external_flows()), STAMPS, false),
         expect![[r#"
             PROTO  SRC               DST             VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES
             TCP    203.0.113.5:4000  10.96.0.10:80   default/web:http  default/web-1:8080  <none>           veth   ESTABLISHED  3s    23h
@@ -393,15 +466,15 @@ fn a_flow_from_outside_is_one_line_with_its_masquerade() {
     check(
         &names(),
         Format::Wide,
-        |view: &View<'_>| ct::rows(view, &external_flows(), STAMPS, true),
+        |view: &View<'_>| ct::rows(view, &uncounted(external_flows()), STAMPS, true),
         expect![[r#"
-            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS
-            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  5s    23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded
-            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           veth   ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external
-            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host
-            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           hop    NEW          2s    58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply
-            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  3s    23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply
-            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  hop    ESTABLISHED  9s    23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded
+            PROTO  SRC               DST                 VIA               BACKEND             MASQUERADE       PATH   STATE        IDLE  EXPIRES  SRC-ADDRESS       DST-ADDRESS     BACKEND-ADDRESS  FLAGS                       PACKETS  BYTES   REPLY-PACKETS  REPLY-BYTES
+            TCP    192.0.2.1:61000   default/web-2:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  5s    23h      192.0.2.1:61000   10.1.1.3:8080   <none>           external,reply,masqueraded  <none>   <none>  <none>         <none>
+            TCP    203.0.113.5:4000  10.96.0.10:80       default/web:http  default/web-1:8080  <none>           veth   ESTABLISHED  8s    23h      203.0.113.5:4000  10.96.0.10:80   10.1.0.3:8080    external                    <none>   <none>  <none>         <none>
+            TCP    203.0.113.5:4000  10.96.0.99:443      #9                192.0.2.1:6443      <none>           stack  NEW          2s    58s      203.0.113.5:4000  10.96.0.99:443  192.0.2.1:6443   external,to-host            <none>   <none>  <none>         <none>
+            TCP    203.0.113.5:4000  192.0.2.1:6443      #9                <none>              <none>           hop    NEW          2s    58s      203.0.113.5:4000  192.0.2.1:6443  <none>           external,reply              <none>   <none>  <none>         <none>
+            TCP    203.0.113.5:4000  default/web-1:8080  default/web:http  <none>              <none>           hop    ESTABLISHED  3s    23h      203.0.113.5:4000  10.1.0.3:8080   <none>           external,reply              <none>   <none>  <none>         <none>
+            TCP    203.0.113.6:4001  10.96.0.10:80       default/web:http  default/web-2:8080  192.0.2.1:61000  hop    ESTABLISHED  9s    23h      203.0.113.6:4001  10.96.0.10:80   10.1.1.3:8080    external,masqueraded        <none>   <none>  <none>         <none>
         "#]],
     );
     let kept =

@@ -110,6 +110,18 @@ impl Role {
         }
     }
 
+    /// The program that counts packets at a hook, while flows are counted.
+    pub const fn account_program(self, hook: Hook) -> Option<&'static str> {
+        match (self, hook) {
+            (Self::Pod | Self::Uplink { layer: Layer::Ethernet, .. }, Hook::Ingress) => {
+                Some("account_in")
+            }
+            (Self::Uplink { layer: Layer::Ip, .. }, Hook::Ingress) => Some("account_in_l3"),
+            (Self::Pod, Hook::Egress) => Some("account_out"),
+            (Self::Uplink { .. }, Hook::Egress) => None,
+        }
+    }
+
     /// The program that belongs at a hook.
     pub const fn program(self, hook: Hook) -> Option<&'static str> {
         match (self, hook) {
@@ -156,13 +168,20 @@ pub struct Hooks {
     ebpf: Ebpf,
     pins: Pins,
     mechanism: Option<Mechanism>,
+    counts_flows: bool,
 }
 
 impl Hooks {
     /// Takes over the loaded programs. `mechanism` forces one; `None` tries TCX first and believes the kernel's
     /// answer, not its version.
     pub fn new(ebpf: Ebpf, pins: Pins, mechanism: Option<Mechanism>) -> Self {
-        Self { ebpf, pins, mechanism }
+        Self { ebpf, pins, mechanism, counts_flows: false }
+    }
+
+    /// Attaches the programs that count packets, too, which are loaded. Only TCX has a place for them before the others.
+    #[must_use]
+    pub fn counting_flows(self) -> Self {
+        Self { counts_flows: true, ..self }
     }
 
     /// How devices are attached to, once the first one was.
@@ -203,16 +222,32 @@ impl Hooks {
     /// # Errors
     /// [`AttachError::Gone`] when the device has left meanwhile, else when the kernel refuses.
     pub fn attach(&mut self, ifindex: u32, role: Role) -> Result<(), AttachError> {
+        self.attach_role(ifindex, role)?;
+        for hook in Hook::ALL {
+            let path = self.pins.account_link(ifindex, hook);
+            match role.account_program(hook).filter(|_| self.counts_flows) {
+                // Later than the others, and before them at the hook.
+                Some(program) if self.mechanism == Some(Mechanism::Tcx) => {
+                    self.attach_tcx(HookPoint { ifindex, hook, program }, &path)?;
+                }
+                Some(_) | None => pins::remove(&path)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_role(&mut self, ifindex: u32, role: Role) -> Result<(), AttachError> {
         for hook in Hook::ALL {
             let Some(program) = role.program(hook) else {
                 self.detach(ifindex, hook)?;
                 continue;
             };
             let place = HookPoint { ifindex, hook, program };
+            let path = self.pins.device_link(ifindex, hook);
             match self.mechanism {
-                Some(Mechanism::Tcx) => self.attach_tcx(place)?,
+                Some(Mechanism::Tcx) => self.attach_tcx(place, &path)?,
                 Some(Mechanism::Clsact) => self.attach_clsact(place)?,
-                None => match self.attach_tcx(place) {
+                None => match self.attach_tcx(place, &path) {
                     Err(AttachError::Attach { source, .. })
                         if matches!(os_error(&source), Some(EINVAL | EOPNOTSUPP)) =>
                     {
@@ -234,6 +269,7 @@ impl Hooks {
     pub fn forget(&mut self, ifindex: u32) -> Result<(), AttachError> {
         for hook in Hook::ALL {
             pins::remove(&self.pins.device_link(ifindex, hook))?;
+            pins::remove(&self.pins.account_link(ifindex, hook))?;
         }
         if self.mechanism == Some(Mechanism::Clsact) {
             detach_filters(&self.pins, ifindex)?;
@@ -248,7 +284,8 @@ impl Hooks {
     pub fn remove_stale(&mut self, has_role: impl Fn(u32) -> bool) -> Result<usize, AttachError> {
         let mut stale = std::collections::BTreeSet::new();
         for (path, pin) in self.pins.list()? {
-            if let Pin::DeviceLink(ifindex, _) | Pin::Qdisc(ifindex) = pin
+            if let Pin::DeviceLink(ifindex, _) | Pin::AccountLink(ifindex, _) | Pin::Qdisc(ifindex) =
+                pin
                 && !has_role(ifindex)
             {
                 match pin {
@@ -270,20 +307,19 @@ impl Hooks {
         Ok(())
     }
 
-    fn attach_tcx(&mut self, place: HookPoint) -> Result<(), AttachError> {
+    fn attach_tcx(&mut self, place: HookPoint, path: &Path) -> Result<(), AttachError> {
         let HookPoint { ifindex, hook, .. } = place;
-        let path = self.pins.device_link(ifindex, hook);
         let program = classifier(&mut self.ebpf, place)?;
         let failed = |source| attach_error(place, source);
-        if update_tcx(program, &path).map_err(failed)? {
+        if update_tcx(program, path).map_err(failed)? {
             return Ok(());
         }
         // The pin of an earlier device with this ifindex: its link is dead.
-        pins::remove(&path)?;
+        pins::remove(path)?;
         let attach = TcAttach::Tcx { attach_type: attach_type(hook), order: LinkOrder::first() };
         let id = program.attach(ifindex, attach).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
-        pin(link.try_into().map_err(|e| failed(ProgramError::LinkError(e)))?, &path)
+        pin(link.try_into().map_err(|e| failed(ProgramError::LinkError(e)))?, path)
     }
 
     fn attach_clsact(&mut self, place: HookPoint) -> Result<(), AttachError> {

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use lb_common::account::{AccountEntry, AccountKey};
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{
@@ -172,6 +173,8 @@ impl Pass {
 pub struct Gc {
     ct: HashMap<MapData, CtKey, CtEntry>,
     kept: HashMap<MapData, CtKey, CtEntry>,
+    /// While flows are counted.
+    accounts: Option<HashMap<MapData, AccountKey, AccountEntry>>,
     counters: PerCpuArray<MapData, u64>,
     pods: HashMap<MapData, u32, PodEntry>,
     devices: DeviceNumbers,
@@ -263,6 +266,7 @@ impl Gc {
         Ok(Self {
             ct: maps::open_ct(pins)?,
             kept: maps::open_kept(pins)?,
+            accounts: maps::open_accounts(pins)?,
             counters: maps::open_counters(pins)?,
             pods: maps::open_pods(pins)?,
             devices: DeviceNumbers::default(),
@@ -589,8 +593,18 @@ impl Gc {
         Ok(None)
     }
 
-    /// Whether the entry was there.
+    /// Whether the entry was there. What was counted of its packets goes with it.
     fn remove(&mut self, key: &CtKey, entry: &CtEntry, gone: &mut ByKind) -> io::Result<bool> {
+        if let Some(accounts) = &mut self.accounts {
+            let leaving = AccountKey::from_local(key);
+            for account in [leaving, leaving.reversed()] {
+                match accounts.remove(&account) {
+                    Ok(()) => {}
+                    Err(e) if maps::is_missing(&e) => {}
+                    Err(e) => return Err(io::Error::other(e)),
+                }
+            }
+        }
         match self.ct.remove(key) {
             Ok(()) => {
                 gone.count(entry);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lb_common::config::Config;
+use lb_common::config::{Config, Features};
 use lb_common::limits;
 
 use crate::bpf::growing;
@@ -66,6 +66,11 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     for (program, _) in limits::POD_PROGRAMS.into_iter().chain(limits::DEV_PROGRAMS) {
         load_tc(&mut ebpf, program)?;
     }
+    if counts_flows(&options.config) {
+        for program in limits::ACCOUNT_PROGRAMS {
+            load_tc(&mut ebpf, program)?;
+        }
+    }
     load_tc(&mut ebpf, limits::LISTENING_PROGRAM)?;
     for program in limits::SOCKET_PROGRAMS {
         let loaded = ebpf.program_mut(program).ok_or(LoadError::NoProgram(program))?;
@@ -88,8 +93,14 @@ pub fn open(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     loader.override_global("CFG", &options.config, true);
     loader.map_max_entries(limits::MAP_CT.name, options.ct_entries);
     loader.map_max_entries(limits::MAP_KEPT.name, limits::kept_entries(options.ct_entries));
+    let counts_flows = counts_flows(&options.config);
+    if counts_flows {
+        let entries = limits::account_entries(options.ct_entries);
+        loader.map_max_entries(limits::MAP_ACCOUNTS.name, entries);
+    }
     if let Some(pin_dir) = options.pin_dir {
-        for map in limits::MAPS {
+        let pinned = |map: &limits::MapSpec| *map != limits::MAP_ACCOUNTS || counts_flows;
+        for map in limits::MAPS.into_iter().filter(pinned) {
             loader.map_pin_path(map.name, Cow::<Path>::Owned(map_path(pin_dir, map)));
         }
     }
@@ -104,6 +115,11 @@ pub fn open(options: &LoadOptions<'_>) -> Result<Ebpf, LoadError> {
     let mut ebpf = loader.load(OBJECT).map_err(LoadError::Maps)?;
     growing::link(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Whether packets of flows are counted.
+fn counts_flows(config: &Config) -> bool {
+    config.features.contains(Features::ACCOUNTS)
 }
 
 /// Loads one of the programs for network devices.

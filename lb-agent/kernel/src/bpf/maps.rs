@@ -4,12 +4,14 @@
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use lb_common::account::{AccountEntry, AccountKey};
 use lb_common::config::Settings;
 use lb_common::conntrack::{CtEntry, CtKey};
 use lb_common::endpoint::PodEntry;
 use lb_common::limits::{
-    MAP_AFFINITY, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS, MAP_FRONTEND_PORTS,
-    MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LOCALS, MAP_PODS, MAP_SETTINGS,
+    MAP_ACCOUNTS, MAP_AFFINITY, MAP_COUNTERS, MAP_CT, MAP_EVENTS, MAP_FORMER_PORTS,
+    MAP_FRONTEND_PORTS, MAP_FRONTENDS, MAP_HOST_PORTS, MAP_KEPT, MAP_LOCALS, MAP_PODS,
+    MAP_SETTINGS,
 };
 use lb_common::past::LocalEnd;
 use lb_common::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
@@ -118,6 +120,19 @@ impl Traces {
 /// When the pin is missing or has other sizes.
 pub fn open_ct(pins: &Pins) -> Result<HashMap<MapData, CtKey, CtEntry>, MapsError> {
     open(pins, &MAP_CT)
+}
+
+/// The pinned counts of flows; `None` while flows are not counted.
+///
+/// # Errors
+/// When the pin has other sizes.
+pub fn open_accounts(
+    pins: &Pins,
+) -> Result<Option<HashMap<MapData, AccountKey, AccountEntry>>, MapsError> {
+    if !pins.map(&MAP_ACCOUNTS).exists() {
+        return Ok(None);
+    }
+    open(pins, &MAP_ACCOUNTS).map(Some)
 }
 
 /// The pinned loads of backends: connections through Services, by backend id.

@@ -24,17 +24,17 @@ impl Neighbors {
     pub const UNKNOWN: Self = Self { ingress: true, egress: true, queue: true };
 }
 
-/// What a device has beside our programs. With clsact, whose filters are not distinguished, that is always others.
+/// What a device has beside our programs, of which there are `ours` at each hook. With clsact, whose filters are not distinguished, that is always others.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn look(ifindex: u32, mechanism: Mechanism) -> io::Result<Neighbors> {
+pub fn look(ifindex: u32, mechanism: Mechanism, ours: u32) -> io::Result<Neighbors> {
     if mechanism != Mechanism::Tcx {
         return Ok(Neighbors::UNKNOWN);
     }
     let others = |hook| {
         let programs = syscall::count_tcx(ifindex, hook)?;
-        io::Result::Ok(programs != 1)
+        io::Result::Ok(programs != ours)
     };
     let Qdiscs { ingress, queues: queue } = qdisc::of_device(ifindex)?;
     // A qdisc there has filters, or is about to get some.

@@ -6,6 +6,7 @@
 //! <pin-dir>/<map>_v<version>_next  a larger one that is being filled
 //! <pin-dir>/<map>_v<version>_<n>   a further part of a table, 1 and on
 //! <pin-dir>/l_<ifindex>_<in|out>   the link of a device (TCX)
+//! <pin-dir>/a_<ifindex>_<in|out>   the link of a program there that counts packets (TCX)
 //! <pin-dir>/cg_<program>           the link of a socket program
 //! <pin-dir>/p_<program>            a program that is attached nowhere
 //! <pin-dir>/q_<ifindex>            a directory: the clsact qdisc of this device was added by us
@@ -17,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lb_common::limits::{MAPS, MapSpec};
+use lb_common::limits::{MAP_ACCOUNTS, MAPS, MapSpec};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -88,6 +89,8 @@ pub enum Pin {
     Part(&'static str, u32, u32),
     /// The link at a hook of a device.
     DeviceLink(u32, Hook),
+    /// The link of a program that counts packets, at a hook of a device.
+    AccountLink(u32, Hook),
     /// The link of a socket program.
     SocketLink(String),
     /// A program that is attached nowhere.
@@ -158,6 +161,11 @@ impl Pins {
         self.dir.join(format!("l_{ifindex}_{}", hook.word()))
     }
 
+    /// Pin of the link of a program that counts packets, at a hook of a device.
+    pub fn account_link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.dir.join(format!("a_{ifindex}_{}", hook.word()))
+    }
+
     /// Pin of the link of a socket program.
     pub fn socket_link(&self, program: &str) -> PathBuf {
         self.dir.join(format!("cg_{program}"))
@@ -209,6 +217,33 @@ impl Pins {
             }
         }
         Ok(removed)
+    }
+
+    /// Removes what counts packets of flows: the links, so that the programs leave their devices, and the map.
+    /// Returns whether there was anything.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_accounts(&self) -> Result<bool, PinsError> {
+        let mut found = false;
+        for (path, pin) in self.list()? {
+            let is_of_it = match pin {
+                Pin::AccountLink(..) => true,
+                Pin::Map(name, _) => name == MAP_ACCOUNTS.name,
+                Pin::Aside(..)
+                | Pin::Next(..)
+                | Pin::Part(..)
+                | Pin::DeviceLink(..)
+                | Pin::SocketLink(_)
+                | Pin::Program(_)
+                | Pin::Qdisc(_) => false,
+            };
+            if is_of_it {
+                remove(&path)?;
+                found = true;
+            }
+        }
+        Ok(found)
     }
 
     /// Removes every pin of ours and the directory, if nothing else is in it.
@@ -268,9 +303,18 @@ fn parse(name: &str) -> Option<Pin> {
     if let Some(ifindex) = name.strip_prefix("q_") {
         return Some(Pin::Qdisc(ifindex.parse().ok()?));
     }
-    if let Some((ifindex, word)) = name.strip_prefix("l_").and_then(|rest| rest.split_once('_')) {
-        let hook = Hook::ALL.into_iter().find(|hook| hook.word() == word)?;
-        return Some(Pin::DeviceLink(ifindex.parse().ok()?, hook));
+    for (prefix, counts) in [("l_", false), ("a_", true)] {
+        let Some(rest) = name.strip_prefix(prefix) else { continue };
+        if let Some((ifindex, word)) = rest.split_once('_')
+            && let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.word() == word)
+            && let Ok(ifindex) = ifindex.parse()
+        {
+            return Some(if counts {
+                Pin::AccountLink(ifindex, hook)
+            } else {
+                Pin::DeviceLink(ifindex, hook)
+            });
+        }
     }
     let (map, version) = name.rsplit_once("_v")?;
     let map = MAPS.iter().find(|spec| spec.name == map)?;
@@ -302,10 +346,12 @@ mod tests {
             (pins.device_link(7, Hook::Ingress), Some(Pin::DeviceLink(7, Hook::Ingress))),
             (pins.device_link(41, Hook::Egress), Some(Pin::DeviceLink(41, Hook::Egress))),
             (pins.socket_link("connect4"), Some(Pin::SocketLink("connect4".to_owned()))),
+            (pins.account_link(7, Hook::Egress), Some(Pin::AccountLink(7, Hook::Egress))),
             (pins.program("listening"), Some(Pin::Program("listening".to_owned()))),
             (pins.qdisc(9), Some(Pin::Qdisc(9))),
             (Path::new("/x/l_7_sideways").to_owned(), None),
             (Path::new("/x/l_x_in").to_owned(), None),
+            (Path::new("/x/a_v1").to_owned(), None),
             (Path::new("/x/theirs_v1").to_owned(), None),
             (Path::new("/x/ct").to_owned(), None),
         ];

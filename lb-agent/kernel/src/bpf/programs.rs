@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use lb_common::limits::{DEV_PROGRAMS, MAP_SETTINGS, POD_PROGRAMS, SOCKET_PROGRAMS};
+use lb_common::limits::{
+    ACCOUNT_PROGRAMS, DEV_PROGRAMS, MAP_ACCOUNTS, MAP_SETTINGS, POD_PROGRAMS, SOCKET_PROGRAMS,
+};
 
 use crate::bpf::pins::Pins;
 
@@ -35,8 +37,14 @@ pub struct Runs {
 /// When the settings are not pinned, or the kernel does not list its programs.
 pub fn runs(pins: &Pins) -> anyhow::Result<Vec<Runs>> {
     let settings = MapInfo::from_pin(pins.map(&MAP_SETTINGS))?.id();
+    // They do not use the settings.
+    let accounts = pins.map(&MAP_ACCOUNTS);
+    let accounts = accounts.exists().then(|| MapInfo::from_pin(&accounts)).transpose()?;
+    let accounts = accounts.map(|map| map.id());
     let names = POD_PROGRAMS.map(|(name, _)| name).into_iter();
     let names = names.chain(DEV_PROGRAMS.map(|(name, _)| name)).chain(SOCKET_PROGRAMS);
+    let counting = ACCOUNT_PROGRAMS.into_iter().filter(|_| accounts.is_some());
+    let names = names.chain(counting);
     let none = |program| Runs { program, count: 0, time: Duration::ZERO, verified: None };
     let mut all: Vec<Runs> = names.map(none).collect();
     for program in loaded_programs() {
@@ -44,7 +52,8 @@ pub fn runs(pins: &Pins) -> anyhow::Result<Vec<Runs>> {
         let Some(name) = program.name_as_str() else { continue };
         let named = |runs: &&mut Runs| runs.program.get(..NAME_LEN).unwrap_or(runs.program) == name;
         let Some(runs) = all.iter_mut().find(named) else { continue };
-        if program.map_ids()?.is_some_and(|ids| ids.contains(&settings)) {
+        let is_ours = |map: &u32| *map == settings || Some(*map) == accounts;
+        if program.map_ids()?.is_some_and(|ids| ids.iter().any(is_ours)) {
             runs.count += program.run_count();
             runs.time += program.run_time();
             runs.verified = runs.verified.max(program.verified_instruction_count());
