@@ -60,10 +60,13 @@ pub(super) fn spawn_resize(resize: Resize) -> anyhow::Result<()> {
 }
 
 fn empty(mut resize: Resize) -> io::Result<()> {
-    for _ in 0..resize::ROUNDS {
-        thread::sleep(resize::INTERVAL);
+    let begun = Instant::now();
+    while begun.elapsed() < resize::PERIOD {
+        let round = Instant::now();
         resize.copy()?;
+        thread::sleep(resize::INTERVAL.max(round.elapsed() * (resize::SHARE - 1)));
     }
+    resize.copy()?;
     resize.finish()?;
     info!("the old conntrack table was removed");
     Ok(())

@@ -1145,6 +1145,62 @@ fn a_smaller_conntrack_table_keeps_the_newest_entries() {
     });
 }
 
+/// The two entries of a flow through the old programs reach the new table together, whatever the new programs have made of its
+/// packets. Half a flow does not.
+#[test]
+fn the_entries_of_a_flow_are_copied_together() {
+    in_node(|node: &Node| {
+        let (pins, clock) = (node.pins(), Clock::detect().unwrap());
+        let load = |ct_entries| {
+            let resize = Resize::set_aside(&pins, clock, ct_entries).unwrap();
+            let options =
+                LoadOptions { pin_dir: Some(pins.dir()), config: Config::ZERO, ct_entries };
+            drop(load::open(&options).unwrap());
+            resize
+        };
+        assert!(load(2 * limits::CT).is_empty());
+        let mut old = maps::open_ct(&pins).unwrap();
+        let entry = |flags: CtFlags, last_seen: u32| CtEntry { flags, last_seen, ..CtEntry::ZERO };
+        let flow = |port: u16, last_seen: u32| {
+            let key = ct_key(port, "10.96.0.1", 80, proto::TCP);
+            let forward = CtEntry {
+                nat_addr: Addr::from_ip("10.9.1.2".parse().unwrap()),
+                nat_port: Be16::new(8080),
+                aux_port: Be16::new(port),
+                ..entry(CtFlags::FORWARD, last_seen)
+            };
+            [(key, forward), (partner(&key, &forward).unwrap(), reply_of(&key, &forward))]
+        };
+        let now = clock.stamp().unwrap();
+        let mut resize = load(limits::CT);
+        assert_eq!(resize.copy().unwrap(), 0);
+        let mut new = maps::open_ct(&pins).unwrap();
+        // Both; both, after the new programs have met an answer; the forward entry alone, and the reply entry alone.
+        let (both, met, alone, reply) = (flow(1, now), flow(2, now), flow(3, now), flow(4, now));
+        for (key, entry) in both.iter().chain(&met).chain(&alone[..1]).chain(&reply[1..]) {
+            old.insert(key, entry, 0).unwrap();
+        }
+        new.insert(&met[1].0, &entry(CtFlags::PICKED_UP, now), 0).unwrap();
+        // Another flow has the place meanwhile: it stays.
+        let taken = flow(5, now);
+        old.insert(&taken[1].0, &taken[1].1, 0).unwrap();
+        new.insert(&taken[1].0, &entry(CtFlags::NONE, now), 0).unwrap();
+        // An entry of which the last packet is long ago, and whose flow goes on in the other direction.
+        let slow = flow(6, now);
+        old.insert(&slow[0].0, &slow[0].1, 0).unwrap();
+        let silent = CtEntry { last_seen: now.wrapping_sub(1000), ..slow[1].1 };
+        old.insert(&slow[1].0, &silent, 0).unwrap();
+
+        assert_eq!(resize.copy().unwrap(), 7);
+        for (key, entry) in both.iter().chain(&met).chain(&reply[1..]).chain(&slow[..1]) {
+            assert_eq!(new.get(key, 0).unwrap(), *entry);
+        }
+        assert_eq!(new.get(&slow[1].0, 0).unwrap(), silent);
+        assert!(new.get(&alone[0].0, 0).is_err(), "half a flow");
+        assert_eq!(new.get(&taken[1].0, 0).unwrap(), entry(CtFlags::NONE, now));
+    });
+}
+
 /// The agent before this one had another layout of conntrack entries, and its programs still write them for a while.
 #[test]
 fn entries_with_the_layout_of_an_earlier_version_are_copied() {
@@ -1179,8 +1235,11 @@ fn entries_with_the_layout_of_an_earlier_version_are_copied() {
         };
         let masqueraded =
             CtKey { remote_port: Be16::new(50_000), ..key(8080, scope::EXTERNAL_REPLY) };
+        let forward = (key(80, scope::POD), entry(CtFlags::FORWARD | CtFlags::PAST));
+        let reply = partner(&forward.0, &forward.1.today(&forward.0)).unwrap();
         let cases = [
-            (key(80, scope::POD), entry(CtFlags::FORWARD | CtFlags::PAST)),
+            forward,
+            (reply, entry(CtFlags::REPLY)),
             (masqueraded, entry(CtFlags::REPLY | CtFlags::MASQUERADED)),
         ];
         for (key, entry) in cases {
@@ -1193,7 +1252,7 @@ fn entries_with_the_layout_of_an_earlier_version_are_copied() {
         let options =
             LoadOptions { pin_dir: Some(pins.dir()), config: Config::ZERO, ct_entries: limits::CT };
         drop(load::open(&options).unwrap());
-        assert_eq!(resize.copy().unwrap(), 2);
+        assert_eq!(resize.copy().unwrap(), 3);
         let copied = |key: &CtKey| maps::open_ct(&pins).unwrap().get(key, 0).unwrap();
         for (key, entry) in &cases {
             assert_eq!(copied(key), entry.today(key));

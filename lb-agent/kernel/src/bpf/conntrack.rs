@@ -10,7 +10,7 @@ use lb_common::earlier::EarlierCtEntry;
 use lb_common::limits::MapSpec;
 
 use crate::bpf::pins::Pins;
-use crate::bpf::typed;
+use crate::bpf::{maps, typed};
 use crate::syscall;
 
 /// A table with today's layout.
@@ -62,11 +62,31 @@ impl PinnedCt {
         }
     }
 
+    /// The entry under this key, as today's layout has it.
+    pub(super) fn get(&self, key: &CtKey) -> io::Result<Option<CtEntry>> {
+        match self {
+            Self::Today(table) => find(table, key),
+            Self::Earlier(table) => Ok(find(table, key)?.map(|old| old.today(key))),
+        }
+    }
+
     pub(super) fn capacity(&self) -> io::Result<usize> {
         match self {
             Self::Today(table) => capacity(table.map()),
             Self::Earlier(table) => capacity(table.map()),
         }
+    }
+}
+
+/// The entry under this key.
+pub(super) fn find<V: aya::Pod>(
+    table: &HashMap<MapData, CtKey, V>,
+    key: &CtKey,
+) -> io::Result<Option<V>> {
+    match table.get(key, 0) {
+        Ok(entry) => Ok(Some(entry)),
+        Err(e) if maps::is_missing(&e) => Ok(None),
+        Err(e) => Err(io::Error::other(e)),
     }
 }
 

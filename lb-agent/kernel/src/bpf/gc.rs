@@ -36,6 +36,7 @@ use lb_common::tenure::{self, Holder};
 use lb_common::verdict::{Counter, DropReason, drop_index};
 
 use crate::bpf::clock::Clock;
+use crate::bpf::conntrack;
 use crate::bpf::gc::devices::DeviceNumbers;
 use crate::bpf::maps::{self, MapsError};
 use crate::bpf::pins::Pins;
@@ -617,11 +618,7 @@ impl Gc {
     }
 
     fn entry(&self, key: &CtKey) -> io::Result<Option<CtEntry>> {
-        match self.ct.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(e) if maps::is_missing(&e) => Ok(None),
-            Err(e) => Err(io::Error::other(e)),
-        }
+        conntrack::find(&self.ct, key)
     }
 
     fn generations(&self) -> io::Result<StdHashMap<u32, u32>> {

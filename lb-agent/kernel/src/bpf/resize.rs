@@ -3,6 +3,7 @@
 //! The kernel cannot resize a map. So the old one is set aside (its pin gets another name), the loader makes a new one,
 //! and what the old one holds is copied before any device gets the new programs. Until all devices have them, the old
 //! programs write the old map: what they touched meanwhile is copied again and again for a while, then the old map goes.
+//! The entries of a translated flow are copied together: with one alone, its answers would come untranslated.
 //! A start that finds a map set aside, since the last agent was ended in between, does the same with it. A map of an earlier
 //! version keeps its name until it goes, so that an agent of that version finds it.
 #![forbid(unsafe_code)]
@@ -13,20 +14,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{IterableMap as _, MapError as AyaError};
-use lb_common::conntrack::age;
+use lb_common::conntrack::{CtEntry, CtFlags, CtKey, age, partner};
 use lb_common::limits::{MAP_CT, MAP_KEPT, MapSpec, kept_entries};
 
 use crate::bpf::clock::Clock;
-use crate::bpf::conntrack::{self, CtTable, PinnedCt};
+use crate::bpf::conntrack::{self, CtTable, PinnedCt, find};
 use crate::bpf::maps;
 use crate::bpf::pins::{self, Pins};
 
 /// Only where there is no element (`BPF_NOEXIST`, include/uapi/linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
-/// Time between two copies.
-pub const INTERVAL: Duration = Duration::from_secs(1);
-/// Copies after the first one. Each device takes some 20 ms to get its two programs: enough for 1,000 of them.
-pub const ROUNDS: u32 = 20;
+/// Only where there is one.
+const BPF_EXIST: u64 = 2;
+/// Time between two copies, at least: a flow that began since the last one is not known to the new programs.
+pub const INTERVAL: Duration = Duration::from_millis(50);
+/// How much of the time copies take, at most: one part in this many.
+pub const SHARE: u32 = 5;
+/// For how long it is copied. Each device takes some 20 ms to get its two programs: enough for 1,000 of them.
+pub const PERIOD: Duration = Duration::from_secs(20);
 
 /// Maps that are set aside, until they are gone.
 pub struct Resize {
@@ -133,14 +138,56 @@ impl Old {
             if n >= room || age(entry.last_seen, now) > oldest {
                 return;
             }
-            match new.insert(key, entry, BPF_NOEXIST) {
-                Ok(()) => n += 1,
-                Err(AyaError::SyscallError(e))
-                    if matches!(e.io_error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG)) => {}
+            match self.put(new, key, entry) {
+                Ok(copied) => n += copied,
                 Err(error) => failed = Some(error),
             }
         })?;
         self.copied = Some(now);
-        failed.map_or(Ok(n as u64), |error| Err(io::Error::other(error)))
+        failed.map_or(Ok(n as u64), Err)
+    }
+
+    /// Copies an entry, a forward entry after its reply entry. Returns how many that were.
+    fn put(&self, new: &mut CtTable, key: &CtKey, entry: &CtEntry) -> io::Result<usize> {
+        let mut n = 0;
+        if entry.flags.contains(CtFlags::FORWARD)
+            && let Some(twin) = partner(key, entry)
+            && !find(new, &twin)?.is_some_and(|found| found.flags.contains(CtFlags::REPLY))
+        {
+            // The walk may have passed its place before it was there.
+            let Some(reply) = self.table.get(&twin)? else { return Ok(0) };
+            n += usize::from(put(new, &twin, &reply)?);
+        }
+        Ok(n + usize::from(put(new, key, entry)?))
+    }
+}
+
+/// Writes an entry where there is none, or only one that the new programs made of a packet of that flow, since they had not yet
+/// been told of it. Returns whether it is written.
+fn put(new: &mut CtTable, key: &CtKey, entry: &CtEntry) -> io::Result<bool> {
+    let translated = CtFlags::FORWARD | CtFlags::REPLY;
+    let may_replace = |found: CtEntry| {
+        entry.flags.intersects(translated)
+            && found.flags.contains(CtFlags::PICKED_UP)
+            && !found.flags.intersects(translated)
+    };
+    let mut done = new.insert(key, entry, BPF_NOEXIST);
+    if let Err(AyaError::SyscallError(e)) = &done
+        && e.io_error.raw_os_error() == Some(libc::EEXIST)
+        && find(new, key)?.is_some_and(may_replace)
+    {
+        done = new.insert(key, entry, BPF_EXIST);
+    }
+    match done {
+        Ok(()) => Ok(true),
+        Err(AyaError::SyscallError(e))
+            if matches!(
+                e.io_error.raw_os_error(),
+                Some(libc::EEXIST | libc::ENOENT | libc::E2BIG)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(io::Error::other(error)),
     }
 }
