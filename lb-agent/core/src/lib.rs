@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod analyze;
+pub mod annotation;
 pub mod build;
 pub mod cluster;
 pub mod counts;

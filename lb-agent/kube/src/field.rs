@@ -10,7 +10,8 @@ use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
 use super::notation;
-use lb_core::cluster::{Kind, Labels, Name, Pod};
+use lb_core::annotation::Annotation;
+use lb_core::cluster::{Kind, Labels, Name};
 use lb_core::issue::{Issue, ObjectRef};
 
 /// More issues than this with one object are only counted.
@@ -84,12 +85,11 @@ pub(super) fn value<'a>(map: Option<&'a StringMap>, key: &str) -> Option<&'a str
 
 /// Annotation `lb-agent.io/path`: whether flows must go through the IP stack.
 pub(super) fn by_stack(annotations: Option<&StringMap>, findings: &mut Findings) -> bool {
-    match value(annotations, Pod::PATH).map(str::trim) {
+    match value(annotations, Annotation::Path.key()).map(str::trim) {
         None => false,
         Some("stack") => true,
         Some(given) => {
-            let path = format!("metadata.annotations[{}]", Pod::PATH);
-            findings.add(path, format!("`{given}` is not stack: ignored"));
+            findings.add(Annotation::Path.field(), format!("`{given}` is not stack: ignored"));
             false
         }
     }

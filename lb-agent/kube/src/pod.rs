@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::field::{self, Findings};
 use super::meta::{self, object};
 use super::watched::Watched;
+use lb_core::annotation::Annotation;
 use lb_core::cluster::{Change, Event, Kind, NamedPort, Pod, Prefix};
 use lb_core::uid::Uid;
 
@@ -145,21 +146,20 @@ fn number(uid: &str) -> u64 {
 
 /// Annotation `lb-agent.io/allowed-sources`: `10.8.0.0/24, fd00:8::/64`. What is wrong in it admits nothing.
 fn sources(pod: &PodObject, findings: &mut Findings) -> Option<Box<[Prefix]>> {
-    let given = field::value(pod.metadata.annotations.as_ref(), Pod::SOURCES)?;
+    let given = field::value(pod.metadata.annotations.as_ref(), Annotation::AllowedSources.key())?;
     let mut sources = Vec::new();
     for text in given.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let host = || Some(Prefix::host(Addr::from_ip(text.parse().ok()?)));
         match text.parse().ok().or_else(host) {
             Some(_) if sources.len() == MOST_SOURCES => {
-                let path = format!("metadata.annotations[{}]", Pod::SOURCES);
+                let path = Annotation::AllowedSources.field();
                 findings.add(path, format!("more than {MOST_SOURCES} CIDRs: the rest is ignored"));
                 break;
             }
             Some(prefix) => sources.push(prefix),
             None => {
-                let path = format!("metadata.annotations[{}]", Pod::SOURCES);
                 let message = format!("`{text}` is not a CIDR like 10.8.0.0/24: ignored");
-                findings.add(path, message);
+                findings.add(Annotation::AllowedSources.field(), message);
             }
         }
     }

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::field::{self, Findings};
+use lb_core::annotation::Annotation;
 use lb_core::cluster::{Action, Rule};
 
 pub(super) use self::cluster::ClusterNetworkPolicy;
@@ -37,9 +38,6 @@ mod selector;
 mod tests;
 mod value;
 
-/// `shadow`: what the policy would do is counted and shown, not done. `enforce` is the default.
-const MODE: &str = "lb-agent.io/mode";
-
 /// What the metadata say of a policy.
 #[derive(Clone, Copy, Debug)]
 struct Head {
@@ -49,13 +47,13 @@ struct Head {
 }
 
 fn head(meta: &ObjectMeta, findings: &mut Findings) -> Head {
-    let mode = field::value(meta.annotations.as_ref(), MODE).map(str::trim);
+    let mode = field::value(meta.annotations.as_ref(), Annotation::Mode.key()).map(str::trim);
     let shadow = match mode.unwrap_or("enforce") {
         "shadow" => true,
         "enforce" => false,
         other => {
             let message = format!("`{other}` is not enforce or shadow: the policy is enforced");
-            findings.add(format!("metadata.annotations[{MODE}]"), message);
+            findings.add(Annotation::Mode.field(), message);
             false
         }
     };

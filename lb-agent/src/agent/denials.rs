@@ -11,6 +11,7 @@ use lb_common::verdict::DropReason;
 use tokio::sync::mpsc;
 
 use lb_core::admin::{FlowOwner, FlowRecord};
+use lb_core::annotation::EventReason;
 use lb_core::cluster::Name;
 use lb_core::uid::Uid;
 use lb_ctl::flows;
@@ -27,8 +28,6 @@ const PERIOD: Duration = Duration::from_secs(300);
 /// Events of this node in [`MINUTE`].
 const MOST: usize = 10;
 const MINUTE: Duration = Duration::from_secs(60);
-/// Why there is an Event.
-const REASON: &str = "PolicyDenied";
 
 /// Where records go to become Events.
 #[derive(Clone, Debug)]
@@ -155,7 +154,7 @@ impl Denials {
             let note = note(key, count, now);
             (count.count, count.at_least, count.told) = (0, false, Some(now));
             let (pod, uid) = key.pod.clone();
-            PodEvent { pod, uid, reason: REASON, note }
+            PodEvent { pod, uid, reason: EventReason::PolicyDenied, note }
         });
         let events: Vec<PodEvent> = events.collect();
         self.written.extend(events.iter().map(|_| now));

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_core::annotation::Annotation;
 use lb_core::cluster::{Name, Pod, Prefix};
 use lb_core::issue::{Issue, ObjectRef};
 use lb_core::plan::SourceKey;
@@ -32,7 +33,7 @@ impl Sources {
                     wanted.insert(key, (*name).clone());
                 } else {
                     let message = format!("{range} is not within --allowed-source-cidrs: ignored");
-                    let field = format!("metadata.annotations[{}]", Pod::SOURCES);
+                    let field = Annotation::AllowedSources.field();
                     self.issues.push(Issue::new(ObjectRef::new("Pod", name), field, message));
                 }
             }

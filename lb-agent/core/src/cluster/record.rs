@@ -137,9 +137,6 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The annotation of a Service that names one.
-    pub const ANNOTATION: &str = "lb-agent.io/algorithm";
-
     /// The name in the annotation.
     pub const fn name(self) -> &'static str {
         match self {
@@ -258,13 +255,6 @@ pub struct Pod {
     pub labels: Labels,
     /// `spec.containers[].ports` that have a name, those of init containers that keep running included.
     pub ports: Box<[NamedPort]>,
-}
-
-impl Pod {
-    /// The annotation of a Pod that admits more sources.
-    pub const SOURCES: &str = "lb-agent.io/allowed-sources";
-    /// The annotation of a Pod or Service whose flows go through the IP stack.
-    pub const PATH: &str = "lb-agent.io/path";
 }
 
 /// A port of a container, by its name.

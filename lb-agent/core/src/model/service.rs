@@ -13,6 +13,7 @@ use super::{
     DesiredBackend, DesiredPort, DesiredService, External, Health, PortExtra, Scope, Wildcard,
     backend, frontend,
 };
+use crate::annotation::Annotation;
 use crate::cluster::{
     Algorithm, Cluster, EndpointSlice, Extra, Family, Name, Prefix, Service, ServicePort,
     TrafficPolicy, Weighted,
@@ -199,7 +200,7 @@ fn crowded(name: &Name, port: &DesiredPort) -> Option<Issue> {
         port.port,
         family_name(port.family)
     );
-    let field = format!("metadata.annotations[{}]", Algorithm::ANNOTATION);
+    let field = Annotation::Algorithm.field();
     Some(Issue::new(ObjectRef::new("Service", name), field, message))
 }
 

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use lb_common::service::MAGLEV_SLOTS;
 
 use super::{Capacity, values};
-use crate::cluster::{Algorithm, Name};
+use crate::annotation::Annotation;
+use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
 use crate::model::{Desired, DesiredPort, DesiredService, share};
 
@@ -155,7 +156,7 @@ impl Admission {
                     "{why}: {} no Maglev table: clients are hashed to the current endpoints, and more of them change endpoints when the endpoints change",
                     list(&mut tables, ["has", "have"])
                 );
-                let field = format!("metadata.annotations[{}]", Algorithm::ANNOTATION);
+                let field = Annotation::Algorithm.field();
                 self.issues.push(Issue::new(object(), field, message));
             }
             self.refused.insert(name.clone(), refused);

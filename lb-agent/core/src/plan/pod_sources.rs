@@ -14,7 +14,8 @@ use super::actual::Actual;
 use super::retry::Backlog;
 use super::source_key::SourceKey;
 use super::write::{MapError, Write};
-use crate::cluster::{self, Name};
+use crate::annotation::Annotation;
+use crate::cluster::Name;
 use crate::issue::{Issue, ObjectRef};
 
 /// What is wanted, and what is left to do.
@@ -54,7 +55,7 @@ impl PodSources {
         let what = if err.full { "does not fit" } else { "could not be written" };
         let issue = pod.map(|(SourceKey { range, .. }, pod)| {
             let message = format!("{range} {what} in the map pod_sources ({err}): ignored");
-            let field = format!("metadata.annotations[{}]", cluster::Pod::SOURCES);
+            let field = Annotation::AllowedSources.field();
             Issue::new(ObjectRef::new("Pod", pod), field, message)
         });
         self.backlog.failed(issue, now);

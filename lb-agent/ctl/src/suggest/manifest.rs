@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::workloads::Workload;
 use crate::network::protocol_name;
+use lb_core::annotation::Annotation;
 use lb_core::cluster::{Family, Labels, Prefix};
 use lb_core::model::policy::PolicyDirection;
 
@@ -177,7 +178,7 @@ impl RuleSpec {
 
 /// The YAML document of a policy.
 pub(super) fn document(policy: &PolicySpec, enforce: bool) -> String {
-    let shadow = (!enforce).then_some(("lb-agent.io/mode", "shadow"));
+    let shadow = (!enforce).then_some((Annotation::Mode.key(), "shadow"));
     let manifest = PolicyManifest {
         api_version: "networking.k8s.io/v1",
         kind: "NetworkPolicy",

@@ -5,6 +5,7 @@ use lb_common::hop::HopReason;
 use lb_common::past::{StackReason, VethReason};
 use lb_common::verdict::{Counter, DropReason};
 use lb_core::analyze::Lint;
+use lb_core::annotation::{Annotation, EventReason};
 use lb_core::names::{State, StatusPart};
 use lb_testkit::document::{CheckedDocument, NamedRow};
 
@@ -50,6 +51,18 @@ fn every_line_of_the_status_and_its_states_are_documented() {
     );
     let row = |part: StatusPart| NamedRow::new(part.name(), [part.meaning(), part.what_to_do()]);
     chapter.compare_list("status lines", StatusPart::ALL.map(row));
+    chapter.finish();
+}
+
+#[test]
+fn every_annotation_and_reason_of_events_is_documented() {
+    let mut chapter = CheckedDocument::read("docs/src/annotations.md");
+    let row =
+        |one: Annotation| NamedRow::new(one.key(), [one.objects(), one.values(), one.meaning()]);
+    chapter.compare_list("annotations", Annotation::ALL.map(row));
+    let row =
+        |reason: EventReason| NamedRow::new(reason.name(), [reason.objects(), reason.meaning()]);
+    chapter.compare_list("event reasons", EventReason::ALL.map(row));
     chapter.finish();
 }
 

@@ -162,8 +162,8 @@ impl Old {
     }
 }
 
-/// Writes an entry where there is none, or only one that the new programs made of a packet of that flow, since they had not yet
-/// been told of it. Returns whether it is written.
+/// Writes an entry where there is none, or only one that the new programs made of a packet of that flow, when they did not yet
+/// know it. Returns whether it is written.
 fn put(new: &mut CtTable, key: &CtKey, entry: &CtEntry) -> io::Result<bool> {
     let translated = CtFlags::FORWARD | CtFlags::REPLY;
     let may_replace = |found: CtEntry| {

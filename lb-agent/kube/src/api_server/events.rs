@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{ConnectOptions, connect};
+use lb_core::annotation::EventReason;
 use lb_core::cluster::Name;
 use lb_core::escape::Escaped;
 use lb_core::issue::{Issue, ObjectRef};
@@ -32,8 +33,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 const NOTE: usize = 1024;
 /// The controller that Events name.
 const CONTROLLER: &str = "lb-agent";
-/// Why there is an Event on an object.
-const REASON: &str = "NotProgrammed";
 /// What the agent was doing.
 const ACTION: &str = "Program";
 /// What the agent did with a Pod's flow.
@@ -57,7 +56,7 @@ pub struct PodEvent {
     /// Its `metadata.uid`.
     pub uid: Uid,
     /// `reason`.
-    pub reason: &'static str,
+    pub reason: EventReason,
     /// `note`, one sentence.
     pub note: String,
 }
@@ -178,7 +177,7 @@ impl Writer {
         };
         let event = Event {
             type_: EventType::Warning,
-            reason: REASON.to_owned(),
+            reason: EventReason::NotProgrammed.name().to_owned(),
             note: Some(note),
             action: ACTION.to_owned(),
             secondary: None,
@@ -203,7 +202,7 @@ impl Writer {
                 ..ObjectMeta::default()
             },
             action: Some(JUDGED.to_owned()),
-            reason: Some((*reason).to_owned()),
+            reason: Some(reason.name().to_owned()),
             note: Some(note),
             type_: Some("Warning".to_owned()),
             event_time: Some(MicroTime(now)),
@@ -263,7 +262,7 @@ mod tests {
     use serde_json::{Value, json};
     use tokio::net::TcpListener;
 
-    use super::{Issue, NOTE, Name, ObjectRef, PodEvent, Uid, Writer, note};
+    use super::{EventReason, Issue, NOTE, Name, ObjectRef, PodEvent, Uid, Writer, note};
 
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
@@ -361,7 +360,7 @@ mod tests {
         let mut event = PodEvent {
             pod: Name::new("shop", "cart-".repeat(50)),
             uid: Uid::parse("0f0e1d2c-3b4a-4958-8677-a0b1c2d3e4f5"),
-            reason: "PolicyDenied",
+            reason: EventReason::PolicyDenied,
             note: note.to_owned(),
         };
         writer.write_pod(&event).await.unwrap();

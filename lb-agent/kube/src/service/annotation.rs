@@ -8,37 +8,40 @@ use std::net::IpAddr;
 use lb_common::addr::Addr;
 
 use crate::field::{self, Findings, StringMap};
+use lb_core::annotation::Annotation;
 use lb_core::cluster::{Algorithm, Weighted};
 
-/// `web-0=3,10.244.1.7=2`: shares of the traffic, by the name or the address of a Pod.
-const WEIGHTS: &str = "lb-agent.io/weights";
 /// The greatest weight.
 const MOST: u8 = 100;
 
 pub(super) fn algorithm(annotations: Option<&StringMap>, findings: &mut Findings) -> Algorithm {
-    let Some(given) = field::value(annotations, Algorithm::ANNOTATION).map(str::trim) else {
+    let Some(given) = field::value(annotations, Annotation::Algorithm.key()).map(str::trim) else {
         return Algorithm::default();
     };
     let all = [Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections];
     let found = all.into_iter().find(|algorithm| algorithm.name() == given);
     found.unwrap_or_else(|| {
         let message = format!("`{given}` is not random, maglev or least-connections: using random");
-        findings.add(path(Algorithm::ANNOTATION), message);
+        findings.add(Annotation::Algorithm.field(), message);
         Algorithm::default()
     })
 }
 
+/// `web-0=3,10.244.1.7=2`: shares of the traffic, by the name or the address of a Pod.
 pub(super) fn weights(
     annotations: Option<&StringMap>,
     findings: &mut Findings,
 ) -> Box<[(Weighted, u8)]> {
-    let given = field::value(annotations, WEIGHTS).unwrap_or_default();
+    let given = field::value(annotations, Annotation::Weights.key()).unwrap_or_default();
     let mut weights: Vec<(Weighted, u8)> = Vec::new();
     for entry in given.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         match weight(entry) {
-            Err(fault) => findings.add(path(WEIGHTS), format!("`{entry}` {fault}: ignored")),
+            Err(fault) => {
+                findings.add(Annotation::Weights.field(), format!("`{entry}` {fault}: ignored"))
+            }
             Ok((whose, _)) if weights.iter().any(|(other, _)| *other == whose) => {
-                findings.add(path(WEIGHTS), format!("`{entry}` is a duplicate: ignored"));
+                findings
+                    .add(Annotation::Weights.field(), format!("`{entry}` is a duplicate: ignored"));
             }
             Ok(weight) => weights.push(weight),
         }
@@ -58,8 +61,4 @@ fn weight(entry: &str) -> Result<(Weighted, u8), String> {
         Err(_) => Weighted::Pod(whose.into()),
     };
     Ok((whose, number))
-}
-
-fn path(annotation: &str) -> String {
-    format!("metadata.annotations[{annotation}]")
 }
