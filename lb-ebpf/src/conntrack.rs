@@ -153,29 +153,21 @@ pub(crate) fn find(scratch: &mut Scratch) -> Option<Tracked> {
 }
 
 /// The entry under the key in the scratch memory, which `ct` does not have, when it was evicted from there and is of a
-/// flow that lives. Half a flow does not live: nothing would translate its other direction.
+/// flow that lives.
 #[inline(never)]
 fn restore(scratch: &mut Scratch) -> Option<Tracked> {
-    let Scratch { key, partner, other, .. } = scratch;
+    let Scratch { key, other, .. } = scratch;
     let kept = tracked::kept(key)?;
     let (flags, last_seen) = (kept.flags(), kept.last_seen());
     if ct_life(u32::from(key.proto), flags.bits(), last_seen, kernel::now()) != ALIVE {
         return None;
     }
     *other = kept.entry();
-    if is_alone(key, other, partner) || !tracked::put(key, other) {
+    if !tracked::put(key, other) {
         return None;
     }
     maps::count(Counter::EntryRestored);
     tracked::get(key)
-}
-
-/// Whether the other entry of a translated flow, whose key is put at `twin`, is gone.
-#[inline(always)]
-fn is_alone(key: &CtKey, entry: &CtEntry, twin: &mut CtKey) -> bool {
-    let Some(found) = conntrack::partner(key, entry) else { return false };
-    *twin = found;
-    tracked::get(twin).is_none() && tracked::kept(twin).is_none()
 }
 
 /// Whether the flow with the forward entry under the key in the scratch memory must choose again, since its reply entry is gone:
@@ -198,7 +190,9 @@ extern "C" fn ct_is_half() -> u32 {
     let Some(Scratch { key, partner, other, .. }) = scratch::get() else { return 0 };
     let Some(entry) = tracked::get(key) else { return 0 };
     *other = entry.entry();
-    u32::from(is_alone(key, other, partner))
+    let Some(found) = conntrack::partner(key, other) else { return 0 };
+    *partner = found;
+    u32::from(tracked::get(partner).is_none() && tracked::kept(partner).is_none())
 }
 
 /// What is new in a packet: for its entry, and for the other entry of a translated flow, which does not see this

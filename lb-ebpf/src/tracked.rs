@@ -5,12 +5,12 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::macros::btf_map;
-use lb_common::account::AccountKey;
 use lb_common::addr::Addr;
 use lb_common::be::Be16;
 use lb_common::conntrack::{CtEntry, CtFlags, CtKey};
 use lb_common::limits;
 
+use crate::scratch::{self, Scratch};
 use crate::{kernel, maps};
 
 #[btf_map(name = "ct")]
@@ -132,8 +132,9 @@ pub(crate) fn put(key: &CtKey, entry: &CtEntry) -> bool {
         || CT.insert(key, entry, u64::from(BPF_ANY)).is_ok()
 }
 
-/// Removes an entry; whether it was there. What was counted of its packets goes with it.
-#[inline(always)]
+/// Removes an entry; whether it was there. What was counted of its packets goes with it. A function of its own, since the stack of
+/// the programs is short.
+#[inline(never)]
 pub(crate) fn delete(key: &CtKey) -> bool {
     if kernel::counts_flows() {
         forget_counts(key);
@@ -141,13 +142,17 @@ pub(crate) fn delete(key: &CtKey) -> bool {
     CT.remove(key).is_ok()
 }
 
-/// Forgets what was counted of both directions that the key names. A function of its own for the sake of the stack.
-#[inline(never)]
+/// Forgets what was counted of both directions that the key names.
+#[inline(always)]
 fn forget_counts(key: &CtKey) {
-    let mut account = AccountKey::from_local(key);
-    maps::forget_account(&account);
-    account = account.reversed();
-    maps::forget_account(&account);
+    let Some(Scratch { account, .. }) = scratch::get() else { return };
+    (account.src, account.dst) = (key.local, key.remote);
+    (account.sport, account.dport) = (key.local_port, key.remote_port);
+    (account.proto, account.pad) = (key.proto, [0; 3]);
+    maps::forget_account(account);
+    (account.src, account.dst) = (key.remote, key.local);
+    (account.sport, account.dport) = (key.remote_port, key.local_port);
+    maps::forget_account(account);
 }
 
 /// The copy of an entry.
