@@ -630,6 +630,17 @@ fn knows(bed: &Bed, port: u16) -> bool {
     bed.conntrack().iter().any(|(key, _)| key.local_port.get() == port)
 }
 
+/// Floods the table until it has no flow of this Pod's port: which elements the kernel evicts first depends on the processors that
+/// the test runs on.
+fn evict(bed: &Bed, port: u16) {
+    const FLOODS: usize = 8;
+    let gone = (0..FLOODS).any(|_| {
+        bed.flood();
+        !knows(bed, port)
+    });
+    assert!(gone, "its entries are evicted");
+}
+
 #[test]
 fn a_flood_of_flows_does_not_end_a_translated_connection() {
     for v4 in [true, false] {
@@ -651,25 +662,23 @@ fn a_flood_of_flows_does_not_end_a_translated_connection() {
         let replacement = bed.backend(&at(v4, 2, 10, 8080), proto::TCP);
         bed.frontend(&vip, proto::TCP, &[replacement]);
         bed.counted();
-        bed.flood();
-        assert!(!knows(&bed, 4000), "its entries were evicted");
+        evict(&bed, 4000);
         out(&bed, "A seq=2 ack=8");
         back(&bed, "A seq=8 ack=2");
-        bed.flood();
-        assert!(!knows(&bed, 4000));
+        evict(&bed, 4000);
         back(&bed, "A seq=8 ack=2");
         out(&bed, "A seq=2 ack=8");
         assert!(bed.counted().contains("entry_restored+4"));
         // Once it is over nothing keeps it.
         out(&bed, "FA seq=2 ack=8");
         back(&bed, "FA seq=8 ack=3");
-        bed.flood();
+        evict(&bed, 4000);
         let outcome = bed.leave(&format!("{pod} > {vip} tcp A seq=3 ack=9"));
         assert!(outcome.starts_with("redirect back"), "reset as unknown: {outcome}");
         // A connection that was never completed is not kept.
         let outcome = bed.leave(&format!("{} > {vip} tcp S", at(v4, 1, 1, 4001)));
         assert!(outcome.contains(&at(v4, 2, 10, 8080)), "{outcome}");
-        bed.flood();
+        evict(&bed, 4001);
         bed.counted();
         bed.enter(&format!("{} > {} tcp SA", at(v4, 2, 10, 8080), at(v4, 1, 1, 4001)));
         assert!(!bed.counted().contains("entry_restored"));
@@ -690,8 +699,7 @@ fn a_flood_of_flows_does_not_move_an_exchange_of_datagrams_that_lasts() {
                 bed.enter(&format!("{backend} > {pod} udp len=3"));
                 bed.age(5);
             }
-            bed.flood();
-            assert!(!knows(&bed, port), "its entries were evicted");
+            evict(&bed, port);
             let outcome = bed.enter(&format!("{backend} > {pod} udp len=3"));
             assert_eq!(outcome.starts_with(&vip), stays, "{outcome}");
         }
