@@ -509,9 +509,9 @@ impl Gc {
                     }
                 }
                 Ok(None) => {
-                    let twin_key = partner(key, copy);
-                    let twin = twin_key.and_then(|key| self.entry(&key).ok().flatten());
-                    let has_copy = || twin_key.is_some_and(|key| self.kept.get(&key, 0).is_ok());
+                    let twin = self.twin(key, copy);
+                    let has_copy =
+                        || partner(key, copy).is_some_and(|key| self.kept.get(&key, 0).is_ok());
                     // Half a flow serves no packet, and misleads the next flow between the same ends.
                     let is_half = twin.is_none() && !has_copy();
                     if is_half || now.is_dead(key, copy, twin.as_ref()) {
@@ -546,10 +546,15 @@ impl Gc {
         Ok(())
     }
 
+    /// The other entry of a flow, if there is one and it can be read.
+    fn twin(&self, key: &CtKey, entry: &CtEntry) -> Option<CtEntry> {
+        partner(key, entry).and_then(|key| self.entry(&key).ok().flatten())
+    }
+
     /// Whether both entries of a flow together say that it lives, and that its ends have agreed to it.
     fn is_worth_keeping(&self, key: &CtKey, entry: &CtEntry) -> bool {
-        let twin = partner(key, entry).and_then(|key| self.entry(&key).ok().flatten());
-        let flags = twin.map_or(entry.flags, |twin| together(entry.flags, twin.flags));
+        let flags =
+            self.twin(key, entry).map_or(entry.flags, |twin| together(entry.flags, twin.flags));
         is_worth_keeping(key.proto, flags)
     }
 
