@@ -57,9 +57,16 @@ impl UnreadyPod {
             "Unhealthy" => format!(
                 "check the probe of container {container} of Pod {pod}, and what it answered: `kubectl -n {namespace} describe pod {name}`"
             ),
+            _ if container.is_empty() => see_events(pod),
             _ => look_at(pod),
         }
     }
+}
+
+/// What to do about a Pod none of whose containers is known to be at fault.
+pub fn see_events(pod: &Name) -> String {
+    let Name { namespace, name } = pod;
+    format!("check the Events of Pod {pod}: `kubectl -n {namespace} describe pod {name}`")
 }
 
 /// What to do about a Pod whose reason is not known here.
@@ -103,7 +110,7 @@ mod tests {
             container web: Unhealthy for 42s (its readiness probe does not succeed)
               check the probe of container web of Pod shop/web-1, and what it answered: `kubectl -n shop describe pod web-1`
             Unschedulable for 120m (0/3 nodes are available)
-              check the readiness probes and the Events of Pod shop/web-1: `kubectl -n shop describe pod web-1`
+              check the Events of Pod shop/web-1: `kubectl -n shop describe pod web-1`
         "#]]
         .assert_eq(&lines.concat());
     }

@@ -129,6 +129,9 @@ pub struct ServiceContext {
     /// Those of them that have no address yet.
     #[serde(default)]
     pub addressless: u32,
+    /// The first of those by name.
+    #[serde(default)]
+    pub without_address: Vec<Name>,
     /// Labels that are similar to those of the selector, and how many Pods have each.
     pub similar: Vec<(Label, u32)>,
     /// Its endpoints, the first of them.

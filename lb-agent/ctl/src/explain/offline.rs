@@ -100,6 +100,7 @@ fn service(view: &View<'_>, wanted: &FlowQuery) -> Option<ServiceContext> {
         internal_local: false,
         selected: 0,
         addressless: 0,
+        without_address: Vec::new(),
         similar: Vec::new(),
         endpoints: Vec::new(),
         n_endpoints: first.endpoints,

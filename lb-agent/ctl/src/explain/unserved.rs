@@ -126,7 +126,8 @@ pub(super) fn without_backend<T: PolicyLookup>(
     if !frontend.has(FrontendFlags::ELSEWHERE) {
         // The records of an agent alone tell why.
         let records = service.filter(|_| facts.context.agent);
-        let cause = records.map_or(NoEndpoints::Unknown, no_endpoints);
+        let is_complete = facts.context.complete;
+        let cause = records.map_or(NoEndpoints::Unknown, |it| no_endpoints(it, is_complete));
         return Why::NoEndpoints { frontend: at, cause };
     }
     let ready_on = service.map(ready_on).unwrap_or_default();
@@ -141,7 +142,8 @@ pub(super) fn ready_on(service: &ServiceContext) -> Vec<Arc<str>> {
     nodes.into_iter().filter(|node| !node.is_empty()).collect()
 }
 
-fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
+/// What the records of an agent say. Without the Pods of other nodes, they say nothing of what the selector selects.
+fn no_endpoints(service: &ServiceContext, is_complete: bool) -> NoEndpoints {
     let has_selector = service.selector.iter().next().is_some();
     let endpoints = service.endpoints.as_slice();
     match (endpoints, has_selector, service.selected) {
@@ -151,12 +153,14 @@ fn no_endpoints(service: &ServiceContext) -> NoEndpoints {
             NoEndpoints::Unknown
         }
         ([], false, _) => NoEndpoints::NoSelector,
+        ([], true, _) if !is_complete => NoEndpoints::Unknown,
         ([], true, 0) => NoEndpoints::NoPod {
             selector: service.selector.clone(),
             similar: service.similar.clone(),
         },
         ([], true, selected) if service.addressless == selected => {
-            NoEndpoints::NoAddress { selected }
+            let first = service.without_address.iter().take(NAMED).cloned().collect();
+            NoEndpoints::NoAddress { selected, first, pods: Vec::new() }
         }
         ([], true, selected) => NoEndpoints::NotEndpoints { selected },
         (endpoints, _, _) => {

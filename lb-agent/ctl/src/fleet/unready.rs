@@ -1,4 +1,4 @@
-//! Pods that are not ready: why, as the API server has it. A few reads, no watch.
+//! Pods that are not ready, or have no address yet: why, as the API server has it. A few reads, no watch.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,14 +18,22 @@ const MOST: usize = 8;
 /// The column of what is wrong with a row.
 const ISSUE: &str = "ISSUE";
 
-/// Says of each endpoint that the trace stops at why its Pod is not ready.
+/// Says of each Pod that the trace stops at why it is not ready, or has no address.
 pub(super) fn complete(asked: &FleetQuery, trace: &mut Trace) {
     for hop in &mut trace.hops {
-        if let Hop::Unserved(unserved) = hop
-            && let Why::NoEndpoints { cause: NoEndpoints::NotReady { first, pods, .. }, .. } =
-                &mut unserved.why
-        {
-            *pods = find(asked, first.iter().filter_map(|endpoint| endpoint.pod.clone()));
+        let Hop::Unserved(unserved) = hop else { continue };
+        let Why::NoEndpoints { cause, .. } = &mut unserved.why else { continue };
+        match cause {
+            NoEndpoints::NotReady { first, pods, .. } => {
+                *pods = find(asked, first.iter().filter_map(|endpoint| endpoint.pod.clone()));
+            }
+            NoEndpoints::NoAddress { first, pods, .. } => {
+                *pods = find(asked, first.iter().cloned())
+            }
+            NoEndpoints::Unknown
+            | NoEndpoints::NoSelector
+            | NoEndpoints::NoPod { .. }
+            | NoEndpoints::NotEndpoints { .. } => {}
         }
     }
     if let Some(lookup) = &mut trace.lookup {

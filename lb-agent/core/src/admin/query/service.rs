@@ -42,11 +42,13 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
     }
     endpoints.truncate(MOST);
     let has_selector = service.selector.iter().next().is_some();
-    let chosen = || pods(cluster, name).filter(|pod| has_all(&pod.labels, &service.selector));
-    let (selected, addressless) = match has_selector {
-        true => (chosen().count(), chosen().filter(|pod| pod.ips.is_empty()).count()),
-        false => (0, 0),
-    };
+    let is_chosen = |pod: &cluster::Pod| has_selector && has_all(&pod.labels, &service.selector);
+    let chosen = || pods(cluster, name).filter(|(_, pod)| is_chosen(pod));
+    let selected = chosen().count();
+    let addressless = || chosen().filter(|(_, pod)| pod.ips.is_empty());
+    let mut without_address: Vec<Name> = addressless().map(|(pod, _)| pod.clone()).collect();
+    without_address.sort();
+    without_address.truncate(MOST);
     Some(ServiceContext {
         name: name.clone(),
         service_type: service.service_type,
@@ -58,7 +60,8 @@ pub(super) fn service(cluster: &Cluster, wanted: &FlowQuery) -> Option<ServiceCo
         selector: service.selector.clone(),
         internal_local: service.internal_policy == cluster::TrafficPolicy::Local,
         selected: u32::try_from(selected).unwrap_or(u32::MAX),
-        addressless: u32::try_from(addressless).unwrap_or(u32::MAX),
+        addressless: u32::try_from(addressless().count()).unwrap_or(u32::MAX),
+        without_address,
         similar: if selected == 0 { nearby(cluster, name, &service.selector) } else { Vec::new() },
         endpoints,
         n_endpoints: u32::try_from(n_endpoints).unwrap_or(u32::MAX),
@@ -92,9 +95,11 @@ fn port(port: &cluster::ServicePort) -> ServicePortContext {
 }
 
 /// The Pods that the Service may select.
-fn pods<'a>(cluster: &'a Cluster, service: &'a Name) -> impl Iterator<Item = &'a cluster::Pod> {
-    let of = cluster.all_pods().filter(|(name, _)| name.namespace == service.namespace);
-    of.map(|(_, pod)| pod)
+fn pods<'a>(
+    cluster: &'a Cluster,
+    service: &'a Name,
+) -> impl Iterator<Item = (&'a Name, &'a cluster::Pod)> {
+    cluster.all_pods().filter(|(name, _)| name.namespace == service.namespace)
 }
 
 fn has_all(labels: &Labels, wanted: &Labels) -> bool {
@@ -104,7 +109,7 @@ fn has_all(labels: &Labels, wanted: &Labels) -> bool {
 /// Labels in the Service's namespace that are nearly one that it wants, and of how many Pods.
 fn nearby(cluster: &Cluster, service: &Name, wanted: &Labels) -> Vec<(Label, u32)> {
     let mut found: BTreeMap<Label, u32> = BTreeMap::new();
-    for labels in pods(cluster, service).map(|pod| &pod.labels) {
+    for labels in pods(cluster, service).map(|(_, pod)| &pod.labels) {
         for (key, value) in wanted.iter() {
             if labels.get(key).is_some_and(|has| has == value) {
                 continue;

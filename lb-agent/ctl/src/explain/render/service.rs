@@ -8,7 +8,7 @@ use crate::explain::trace::{
     BackendEvidence, NoEndpoints, Reply, ServiceHop, Trace, Unserved, Why,
 };
 use crate::network::protocol_name;
-use crate::unready::{UnreadyPod, look_at};
+use crate::unready::{UnreadyPod, look_at, see_events};
 use lb_core::admin::context::EndpointContext;
 
 pub(super) fn step(trace: &Trace, hop: &ServiceHop) -> String {
@@ -206,15 +206,30 @@ fn no_endpoints(name: &str, cause: &NoEndpoints) -> Finding {
                 "change spec.selector or the labels of the Pods so that they match",
             )
         }
-        NoEndpoints::NoAddress { selected } => new(
-            "",
-            match selected {
-                1 => format!("{name} selects 1 Pod, which has no address yet"),
-                n => format!("{name} selects {n} Pods, and none has an address yet"),
-            },
-            "a Pod gets its address when the CNI plugin sets up its network: it is not scheduled, or not started".to_owned(),
-            "check the Events of these Pods (`kubectl describe pod`)",
-        ),
+        NoEndpoints::NoAddress { selected, first, pods } => {
+            let reasons = pods.iter().map(|pod| format!("Pod {}: {pod}", pod.pod));
+            let because = match reasons.collect::<Vec<_>>().join("; ") {
+                none if none.is_empty() => {
+                    let named = if first.is_empty() { "" } else { ": Pod " };
+                    format!(
+                        "a Pod gets its address when the CNI plugin sets up its network, once it is scheduled and starts{named}{}",
+                        list(first)
+                    )
+                }
+                reasons => reasons,
+            };
+            let fix =
+                pods.first().map(UnreadyPod::remedy).or_else(|| first.first().map(see_events));
+            new(
+                "",
+                match selected {
+                    1 => format!("{name} selects 1 Pod, which has no address yet"),
+                    n => format!("{name} selects {n} Pods, and none has an address yet"),
+                },
+                because,
+                fix.as_deref().unwrap_or("check the Events of these Pods (`kubectl describe pod`)"),
+            )
+        }
         NoEndpoints::NotEndpoints { selected } => new(
             "spec.ports",
             match selected {

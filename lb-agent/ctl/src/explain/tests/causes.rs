@@ -17,7 +17,7 @@ use crate::explain::trace::{
 };
 use crate::explain::{Listening, Stale, args, offline};
 use crate::view::View;
-use lb_core::admin::context::{Lacking, Miss};
+use lb_core::admin::context::{FlowContext, Lacking, Miss};
 use lb_core::admin::query;
 use lb_core::cluster::{
     Name, Namespaces, Operator, Peer, PodSelector, PortMatch, PortSpec, Prefix, Requirement,
@@ -261,6 +261,13 @@ fn services_that_lead_nowhere() {
     let NoEndpoints::NotReady { n: 1, first, .. } = cause("late") else { panic!() };
     assert_eq!(first[0].pod, Some(Name::parse("default/late")));
     assert_eq!(cause("named"), NoEndpoints::NotEndpoints { selected: 1 });
+    // An agent that does not know the Pods of other nodes does not know what a selector selects.
+    for name in ["typo", "named"] {
+        let wanted = args::words("client", &format!("svc:{name}:80"), None).unwrap();
+        let context = FlowContext { complete: false, ..query::context(&world.cluster, &wanted) };
+        let trace = world.trace_with(&wanted, &context);
+        assert_eq!(cause_of(&trace, name), NoEndpoints::Unknown, "{name}");
+    }
     // The name table has no selectors.
     for name in ["none", "typo", "late", "named"] {
         let trace = world.trace_alone("client", &format!("svc:{name}:80"));

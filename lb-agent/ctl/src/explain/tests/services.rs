@@ -102,6 +102,44 @@ fn the_pod_that_is_not_ready_is_named_with_its_reason() {
 }
 
 #[test]
+fn pods_without_an_address_are_named_with_their_reason() {
+    let late = pod("default/api-1", "10.1.0.7", "", "app: api", false)
+        .replace(", podIP: 10.1.0.7, podIPs: [{ip: 10.1.0.7}]", "")
+        .replace("Running", "Pending");
+    let more = [base(), late, service("default/api", "10.96.0.11", "port: 80", "app: api", "")];
+    let mut trace = World::new(&more.concat()).trace("client", "svc:api:80");
+    assert_eq!(trace.code(), Some(Code::NoEndpointsAddress));
+    expect![[r#"
+        STOPPED: default/client to svc:default/api:80/TCP: default/api selects 1 Pod, which has no address yet
+          1  ok    source   Pod default/client 10.1.0.2 on this node
+          2  STOP  service  default/api:80: default/api selects 1 Pod, which has no address yet
+        because: a Pod gets its address when the CNI plugin sets up its network, once it is scheduled and starts: Pod default/api-1
+        to fix: check the Events of Pod default/api-1: `kubectl -n default describe pod api-1`
+        code: NO_ENDPOINTS_ADDRESS
+    "#]].assert_eq(&text(&trace));
+    let cause = trace.hops.iter_mut().find_map(|hop| match hop {
+        Hop::Unserved(Unserved { why: Why::NoEndpoints { cause, .. }, .. }) => Some(cause),
+        _ => None,
+    });
+    let Some(NoEndpoints::NoAddress { pods, .. }) = cause else { panic!("{more:?}") };
+    pods.push(UnreadyPod {
+        pod: Name::parse("default/api-1"),
+        container: String::new(),
+        reason: "Unschedulable".to_owned(),
+        message: "0/3 nodes are available: 3 Insufficient memory.".to_owned(),
+        seconds: Some(300),
+    });
+    expect![[r#"
+        STOPPED: default/client to svc:default/api:80/TCP: default/api selects 1 Pod, which has no address yet
+          1  ok    source   Pod default/client 10.1.0.2 on this node
+          2  STOP  service  default/api:80: default/api selects 1 Pod, which has no address yet
+        because: Pod default/api-1: Unschedulable for 5m (0/3 nodes are available: 3 Insufficient memory)
+        to fix: check the Events of Pod default/api-1: `kubectl -n default describe pod api-1`
+        code: NO_ENDPOINTS_ADDRESS
+    "#]].assert_eq(&text(&trace));
+}
+
+#[test]
 fn named_port_unresolved_by_a_service() {
     let more = service("default/api", "10.96.0.11", "port: 80, targetPort: http", "app: web", "");
     check(

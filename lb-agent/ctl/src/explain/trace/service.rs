@@ -144,6 +144,12 @@ pub enum NoEndpoints {
     NoAddress {
         /// How many.
         selected: u32,
+        /// The first of them.
+        #[serde(default)]
+        first: Vec<Name>,
+        /// Why they are not ready, where that is known: a node does not know it.
+        #[serde(default)]
+        pods: Vec<UnreadyPod>,
     },
     /// The selector selects this number of Pods, and none of them is an endpoint.
     NotEndpoints {
