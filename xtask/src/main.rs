@@ -23,6 +23,7 @@ mod docs;
 mod chaos;
 mod chart;
 mod conformance;
+mod endurance;
 mod image;
 mod kubectl;
 mod laptop;
@@ -87,6 +88,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Disturb the cluster of $KUBECONFIG for half an hour, and check all the while that Services and policies hold
     Chaos(chaos::Options),
+    /// Open thousands of connections a second in the cluster of $KUBECONFIG for two hours, and check that nothing grows
+    Endurance(endurance::Options),
     /// Upgrade, roll back, drain and boot nodes of the cluster of $KUBECONFIG, take its API server away, and check that agents cope
     Lifecycle(lifecycle::Options),
 }
@@ -111,6 +114,7 @@ impl Task {
             Self::Docs(_) => "docs",
             Self::Conformance(_) => "conformance",
             Self::Chaos(_) => "chaos",
+            Self::Endurance(_) => "endurance",
             Self::Lifecycle(_) => "lifecycle",
         }
     }
@@ -141,7 +145,7 @@ impl Task {
             Self::Docs(_) => &[Need::Rust, Need::Mdbook],
             // What making one needs: a check of one needs nothing.
             Self::Release(_) => &[],
-            Self::Conformance(_) | Self::Chaos(_) | Self::Lifecycle(_) => &[],
+            Self::Conformance(_) | Self::Chaos(_) | Self::Endurance(_) | Self::Lifecycle(_) => &[],
         }
     }
 
@@ -168,6 +172,7 @@ impl Task {
             Self::Docs(options) => docs::run(options),
             Self::Conformance(options) => conformance::run(options),
             Self::Chaos(options) => chaos::run(options),
+            Self::Endurance(options) => endurance::run(options),
             Self::Lifecycle(options) => lifecycle::run(options),
         }
     }
