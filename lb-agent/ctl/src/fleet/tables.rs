@@ -12,7 +12,7 @@ use crate::fleet::ask::{FleetQuery, FromNode, NoAnswer, own_words, report};
 use crate::fleet::merge::{items, merge};
 use crate::fleet::remark::remark;
 use crate::fleet::unready;
-use crate::table::RowTable;
+use crate::table::{RowTable, TableRow};
 use lb_remote::{FollowEvent, FollowStep, RemoteCommand};
 
 /// Changes of several nodes within this time are printed together: a change of the cluster arrives everywhere, and each
@@ -124,21 +124,26 @@ pub fn watch(
             }
             FollowStep::Silence if changed => {
                 changed = false;
-                let tables: Vec<RowTable> = tables.values().cloned().collect();
-                let Some(merged) = merge(&tables, style.output == Format::Wide) else { continue };
-                let lasting = |row: &crate::table::TableRow| columns::lasting(&row.cells);
-                let now_seen: HashSet<Vec<String>> = merged.rows.iter().map(lasting).collect();
-                let mut news = merged;
-                news.rows.retain(|row| !seen.contains(&lasting(row)));
-                if let Some(wanted) = &style.sort_by {
-                    news.sort_by(wanted)?;
-                }
-                if !news.rows.is_empty() {
+                let mut tables: Vec<RowTable> = tables.values().cloned().collect();
+                let is_wide = style.output == Format::Wide;
+                let Some(merged) = merge(&tables, is_wide) else { continue };
+                let lasting = |row: &TableRow| columns::lasting(&row.cells);
+                let now_seen: Vec<Vec<String>> = merged.rows.iter().map(lasting).collect();
+                let is_new = now_seen.iter().map(|row| !seen.contains(row)).collect::<Vec<_>>();
+                if is_new.contains(&true) {
+                    // Why a Pod is not ready has its time, which is no change.
+                    unready::complete_rows(asked, &mut tables);
+                    let Some(mut news) = merge(&tables, is_wide) else { continue };
+                    let mut is_new = is_new.into_iter();
+                    news.rows.retain(|_| is_new.next().unwrap_or(true));
+                    if let Some(wanted) = &style.sort_by {
+                        news.sort_by(wanted)?;
+                    }
                     changes(&tables, &news, &style, out)?;
                     out.flush()?;
                     style.no_headers = true;
                 }
-                seen = now_seen;
+                seen = now_seen.into_iter().collect();
             }
             FollowStep::Silence => {}
             FollowStep::End => return Ok(()),
