@@ -56,10 +56,10 @@ listed! {
             "look for a routing loop, unless a traceroute is running";
         PolicyIsolated = 16: "POLICY_ISOLATED",
             "A NetworkPolicy isolates the Pod in this direction, and no rule allows the flow.",
-            "run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match";
+            "run `lbctl explain SRC DST` (`kubectl lb explain`) with the ends of the example: it says which NetworkPolicy isolates the Pod, and why its rules do not match";
         PolicyDenied = 17: "POLICY_DENIED",
             "A rule of a ClusterNetworkPolicy denies the flow.",
-            "run `lbctl policy explain` to see which ClusterNetworkPolicy denies it";
+            "run `lbctl explain SRC DST` (`kubectl lb explain`) with the ends of the example: it says which ClusterNetworkPolicy denies it";
         PolicyPending = 18: "POLICY_PENDING",
             "The Pod behind the device is not identified yet, and policies may isolate it.",
             "none: the Pod can send as soon as it is identified; `lbctl pods` shows it";

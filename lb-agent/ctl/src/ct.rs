@@ -408,15 +408,20 @@ fn state_of(view: &View<'_>, key: &CtKey, entry: &CtEntry, now: Now) -> FlowStat
         let backend = view.snapshot.backends.get(&entry.backend_id);
         backend.is_none_or(|b| b.state == state::DEAD || b.generation != entry.backend_gen)
     };
-    let both_ways = CtFlags::SEEN_IN | CtFlags::SEEN_OUT;
     match key.proto {
         _ if now.is_expired(key, entry) => FlowState::Expired,
         _ if entry.backend_id != 0 && is_gone() => FlowState::Gone,
         proto::TCP if conntrack::is_closing(flags) => FlowState::Closing,
-        proto::TCP if conntrack::is_established(flags) => FlowState::Established,
-        proto::TCP => FlowState::New,
-        _ if flags.contains(both_ways) => FlowState::Established,
+        proto if is_answered(proto, flags) => FlowState::Established,
         _ => FlowState::New,
+    }
+}
+
+/// Whether the flow was answered, also by a refusal: nothing on its way drops its packets.
+pub fn is_answered(proto: u8, flags: CtFlags) -> bool {
+    match proto {
+        proto::TCP => conntrack::is_closing(flags) || conntrack::is_established(flags),
+        _ => flags.contains(CtFlags::SEEN_IN | CtFlags::SEEN_OUT),
     }
 }
 

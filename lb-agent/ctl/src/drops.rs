@@ -41,7 +41,7 @@ impl Row for DropRow {
         Column::new("COUNT").merged(MergeRule::Sum),
         Column::new("LAST").merged(MergeRule::Smallest),
         Column::new("EXAMPLE").merged(MergeRule::Latest),
-        Column::new("BY").merged(MergeRule::Latest),
+        Column::new("BY").merged(MergeRule::Union),
         Column::wide("NUMBER"),
         Column::new("WHAT-TO-DO"),
     ];

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use lb_common::event::outcome;
 use lb_common::policy::Judgement;
@@ -11,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribution::{DecidedBy, PolicyId, RuleAt, RuleId};
 use crate::columns::{Cell, Column, Row, RowTable, age};
+use crate::explain::args;
 use crate::network::protocol_name;
+use lb_core::admin::context::Party;
+use lb_core::admin::workload::{self, WorkloadKind};
 use lb_core::admin::{Covers, FlowOwner, FlowRecord};
 use lb_core::cluster::Name;
 
@@ -65,13 +69,13 @@ pub const BEFORE: usize = 10;
 /// Which flows.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct FlowFilter {
-    /// Only flows of this Pod (NAMESPACE/NAME), as source or destination
+    /// Only flows of this Pod (NAMESPACE/NAME) or workload (deploy/NAME), as source or destination
     #[arg(long, value_name = "POD")]
     pub pod: Option<String>,
-    /// Only flows from this Pod (NAMESPACE/NAME), node (node/NAME) or address
+    /// Only flows from this Pod (NAMESPACE/NAME), workload (deploy/NAME), node (node/NAME) or address
     #[arg(long, value_name = "PEER")]
     pub from: Option<String>,
-    /// Only flows to this Pod (NAMESPACE/NAME), node (node/NAME) or address
+    /// Only flows to this Pod (NAMESPACE/NAME), workload (deploy/NAME), Service (svc:NAMESPACE/NAME), node (node/NAME) or address
     #[arg(long, value_name = "PEER")]
     pub to: Option<String>,
     /// Only flows whose source or destination is a Pod of this namespace
@@ -97,21 +101,46 @@ impl FlowFilter {
         self.verdict.contains(&FlowVerdict::Allowed)
     }
 
+    /// What to say to a client that asks for allowed flows, and does not follow.
+    ///
+    /// # Errors
+    /// That, if it asks for nothing else.
+    pub fn needs_follow(&self, follows: bool) -> anyhow::Result<Option<&'static str>> {
+        const TEXT: &str = "allowed flows are only reported while a client follows them: add -f";
+        match self.verdict.as_slice() {
+            [FlowVerdict::Allowed] if !follows => anyhow::bail!(TEXT),
+            _ => Ok((self.allowed() && !follows).then_some(TEXT)),
+        }
+    }
+
+    /// Whether flows are left out.
+    pub fn is_limited(&self) -> bool {
+        let names = [&self.pod, &self.from, &self.to, &self.namespace, &self.policy];
+        let has_words = !self.verdict.is_empty() || !self.reason.is_empty();
+        names.iter().any(|name| name.is_some()) || self.port.is_some() || has_words
+    }
+
     /// Names as they stand in rows, so that they compare equal: `web` is `default/web`.
     ///
     /// # Errors
-    /// When a drop reason is unknown.
+    /// When an end or a drop reason is unreadable.
     pub fn complete(mut self) -> anyhow::Result<Self> {
         let namespace = self.namespace.clone();
-        let full = |name: String| {
-            if name.contains('/') || name.parse::<IpAddr>().is_ok() {
-                name.trim_start_matches("pod/").to_owned()
-            } else {
-                format!("{}/{name}", namespace.as_deref().unwrap_or("default"))
+        let end = |option: &str, text: &Option<String>| -> anyhow::Result<Option<String>> {
+            let Some(text) = text else { return Ok(None) };
+            let party = args::party(text, namespace.as_deref());
+            match party.with_context(|| option.to_owned())? {
+                Party::Service(name) if option != "--to" => {
+                    anyhow::bail!(
+                        "{option} {text}: a Service is no end of a flow: use --to, or name its Pods ({name})"
+                    )
+                }
+                Party::World => anyhow::bail!("{option} {text}: name an address"),
+                party => Ok(Some(party.to_string())),
             }
         };
         (self.pod, self.from, self.to) =
-            (self.pod.map(full), self.from.map(full), self.to.map(full));
+            (end("--pod", &self.pod)?, end("--from", &self.from)?, end("--to", &self.to)?);
         for reason in &mut self.reason {
             reason.make_ascii_uppercase();
             *reason = reason.replace('-', "_");
@@ -126,11 +155,15 @@ impl FlowFilter {
     pub fn takes_pair(
         &self,
         ends: [&(IpAddr, String); 2],
-        port: u16,
+        (port, via): (u16, &str),
         verdict: FlowVerdict,
     ) -> bool {
         let is = |(ip, name): &(IpAddr, String), who: &Option<String>| {
-            who.as_ref().is_none_or(|who| name == who || ip.to_string() == *who)
+            who.as_ref().is_none_or(|who| is_end(*ip, name, who))
+        };
+        let is_through = |who: &Option<String>| {
+            let service = who.as_deref().and_then(|who| who.strip_prefix(SERVICE));
+            service.is_some_and(|service| via.rsplit_once(':').is_some_and(|(of, _)| of == service))
         };
         let in_namespace = |(_, name): &(IpAddr, String)| {
             let namespace = self.namespace.as_deref();
@@ -138,7 +171,7 @@ impl FlowFilter {
         };
         let [src, dst] = ends;
         is(src, &self.from)
-            && is(dst, &self.to)
+            && (is(dst, &self.to) || is_through(&self.to))
             && ends.iter().any(|end| is(end, &self.pod))
             && (self.namespace.is_none() || ends.iter().any(|end| in_namespace(end)))
             && self.port.is_none_or(|wanted| wanted == port)
@@ -149,11 +182,30 @@ impl FlowFilter {
     pub fn takes(&self, row: &FlowRow) -> bool {
         let end = |end: &End| (end.address.ip(), end.name.clone());
         let ends = [&end(&row.src), &end(&row.dst)];
-        self.takes_pair(ends, row.dst.address.port(), row.outcome)
+        self.takes_pair(ends, (row.dst.address.port(), &row.via), row.outcome)
             && (self.reason.is_empty() || self.reason.iter().any(|reason| reason == row.reason))
             && self.policy.as_ref().is_none_or(|policy| {
                 row.by.policies.contains(&PolicyId::Named(Name::parse(policy)))
             })
+    }
+}
+
+/// Before the name of a Service, as [`Party`] writes it.
+const SERVICE: &str = "svc:";
+
+/// Whether an end is the one that was named: a Pod by its name or that of its workload, a node, an address.
+fn is_end(ip: IpAddr, name: &str, who: &str) -> bool {
+    if name == who || ip.to_string() == who {
+        return true;
+    }
+    let Some((namespace, pod)) = name.split_once('/') else { return false };
+    match who.split('/').collect::<Vec<_>>().as_slice() {
+        [kind, own, name] => {
+            *own == namespace && WorkloadKind::parse(kind).is_some_and(|it| it.has_pod(name, pod))
+        }
+        // As `--by pair` names the ends.
+        [own, name] => *own == namespace && workload::of_pod(pod) == *name,
+        _ => false,
     }
 }
 
@@ -320,11 +372,13 @@ fn by(record: &FlowRecord) -> DecidedBy {
     }
 }
 
-/// What the list covers, one line.
-pub fn header(covers: &Covers, lost: Option<u64>) -> String {
+/// What the list covers, one line; `shown` is how many of the records are, if some are left out.
+pub fn header(covers: &Covers, lost: Option<u64>, shown: Option<usize>) -> String {
     let Covers { since_ms, now_ms, flows, forgotten, suppressed } = covers;
     let time = age(now_ms.saturating_sub(*since_ms) / 1000);
-    let mut line = format!("{flows} flows of the last {time}");
+    let of = shown.map(|shown| format!("{shown} of ")).unwrap_or_default();
+    let noun = if *flows == 1 { "record" } else { "records" };
+    let mut line = format!("{of}{flows} {noun} of the last {time}");
     if *forgotten > 0 {
         line.push_str(&format!(", {forgotten} older ones evicted"));
     }
@@ -360,13 +414,16 @@ pub struct FlowsHeader {
 }
 
 impl FlowsHeader {
-    /// The same of two nodes: the time is that which both cover.
+    /// The same of two nodes: the time is that which both cover. A node that has evicted no record has all since its agent began.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let (a, b) = (&self.covers, &other.covers);
+        let [limit_a, limit_b] =
+            [a, b].map(|covers| (covers.forgotten > 0).then_some(covers.since_ms));
+        let since_ms = limit_a.max(limit_b).unwrap_or_else(|| a.since_ms.min(b.since_ms));
         Self {
             covers: Covers {
-                since_ms: a.since_ms.max(b.since_ms),
+                since_ms,
                 now_ms: a.now_ms.max(b.now_ms),
                 flows: a.flows + b.flows,
                 forgotten: a.forgotten + b.forgotten,

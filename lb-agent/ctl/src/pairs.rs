@@ -1,5 +1,6 @@
 //! `lbctl flows --by`: live flows counted by source and destination. The counts are those of conntrack, which has every flow; what
-//! was denied left no entry, so denied flows are those of the agent's sample.
+//! was denied left no entry, so denied flows are those of the agent's sample. A flow that leaves its Pod has an entry there even if
+//! the Pod it goes to denies it: it is called unanswered.
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub struct LivePair {
     pub flow: SeenFlow,
     /// `namespace/name:port` of the Service, or empty.
     pub via: String,
+    /// Whether they were answered, also by a refusal. If not, something may drop them further on.
+    pub is_answered: bool,
     /// How many there are.
     pub count: u64,
     /// Seconds since the last packet of any of them.
@@ -45,9 +48,10 @@ pub struct LivePair {
     pub totals: Option<FlowTotals>,
 }
 
-/// The live flows of a conntrack table: by ends, destination port and Service. A flow between two Pods of this node counts once.
+/// The live flows of a conntrack table: by ends, destination port, Service, and whether they were answered. A flow between two Pods
+/// of this node counts once.
 pub fn live(view: &View<'_>, counted: &CountedFlows, now: Now) -> Vec<LivePair> {
-    let mut pairs = BTreeMap::<(SeenFlow, String), PairSum>::new();
+    let mut pairs = BTreeMap::<(SeenFlow, String, bool), PairSum>::new();
     for (key, entry) in ct::flows(&counted.entries, now) {
         if now.is_expired(key, &entry) || entry.flags.contains(CtFlags::TO_HOST) {
             continue;
@@ -56,14 +60,18 @@ pub fn live(view: &View<'_>, counted: &CountedFlows, now: Now) -> Vec<LivePair> 
         let via = via.map(|id| view.directory.service_port(id)).unwrap_or_default();
         let idle = now.idle_secs(&entry);
         let totals = counted.totals(key, &entry);
-        pairs.entry((seen(key, &entry), via)).or_default().add(1, idle, totals);
+        let is_answered = ct::is_answered(key.proto, entry.flags);
+        pairs.entry((seen(key, &entry), via, is_answered)).or_default().add(1, idle, totals);
     }
-    let pair = |((flow, via), sum): (_, PairSum)| {
+    let pair = |((flow, via, is_answered), sum): (_, PairSum)| {
         let PairSum { count, idle, totals } = sum;
-        LivePair { flow, via, count, idle, totals }
+        LivePair { flow, via, is_answered, count, idle, totals }
     };
     pairs.into_iter().map(pair).collect()
 }
+
+/// The verdict on flows that this node allows, and that were not answered.
+const UNANSWERED: &str = "unanswered";
 
 /// What flows of one pair have in sum.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +135,7 @@ pub struct PairRow {
     pub protocol: String,
     /// `namespace/name:port` of the Service, or empty.
     pub via: String,
+    /// Of live flows `allowed`, or `unanswered`: allowed here, and perhaps dropped further on.
     pub verdict: &'static str,
     /// Flows: all live ones, or those of the agent's sample where they were denied.
     pub count: u64,
@@ -204,17 +213,18 @@ pub fn rows(facts: &PairFacts<'_>, wanted: &FlowFilter, by: PairBy) -> Vec<PairR
     let mut sums = BTreeMap::<PairKey, PairSum>::new();
     // Nothing dropped them, and which rule allowed them is not in conntrack.
     let is_about_denials = !wanted.reason.is_empty() || wanted.policy.is_some();
-    for LivePair { flow, via, count, idle, totals } in
+    for LivePair { flow, via, is_answered, count, idle, totals } in
         facts.live.iter().filter(|_| !is_about_denials)
     {
         let ends = [flow.src, flow.dst].map(|ip| (ip, (facts.owner)(ip)));
-        let verdict = FlowVerdict::Allowed;
-        if !wanted.takes_pair([&ends[0], &ends[1]], flow.port, verdict) {
+        let allowed = FlowVerdict::Allowed;
+        if !wanted.takes_pair([&ends[0], &ends[1]], (flow.port, via), allowed) {
             continue;
         }
+        let verdict = if *is_answered { allowed.name() } else { UNANSWERED };
         let [src, dst] = ends.map(|(ip, name)| end(ip, &name, by));
         let protocol = protocol_name(flow.protocol);
-        let key = (src, dst, flow.port, protocol, via.clone(), verdict.name(), String::new());
+        let key = (src, dst, flow.port, protocol, via.clone(), verdict, String::new());
         sums.entry(key).or_default().add(*count, *idle, *totals);
     }
     // What was allowed is in conntrack.

@@ -1,5 +1,5 @@
-//! Redaction of JSON documents: addresses and names become hashes, the same ones for the same input in every document, so that
-//! what belongs together still does.
+//! Redaction of JSON documents: addresses, MAC addresses, UIDs and names become hashes, the same ones for the same input in every
+//! document, so that what belongs together still does.
 //!
 //! What is a name is found in the documents themselves: the fields that hold names, and the parts of references such as
 //! `shop/web:80`. Each of these words is then replaced wherever it stands. Hashes are pseudonyms: whoever knows a name can compute
@@ -12,7 +12,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 /// Fields whose values are names, or references with names in them, in the documents of lbctl.
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "backend",
     "by",
     "destination",
@@ -33,9 +33,10 @@ const NAMES: [&str; 20] = [
     "subject",
     "via",
     "who",
+    "zone",
 ];
-/// Words in these fields that are not names.
-const WORDS: [&str; 26] = [
+/// Words in these fields that are not names, or names that every cluster has.
+const WORDS: [&str; 44] = [
     "Service",
     "Pod",
     "Node",
@@ -62,6 +63,24 @@ const WORDS: [&str; 26] = [
     "all",
     "none",
     "kube-system",
+    "kube-public",
+    "kube-node-lease",
+    "default",
+    "kubernetes",
+    "kube-dns",
+    "coredns",
+    "lb-agent",
+    "dns",
+    "dns-tcp",
+    "metrics",
+    "http",
+    "https",
+    "Local",
+    "Cluster",
+    "None",
+    "ClientIP",
+    "ClusterIP",
+    "NodePort",
 ];
 /// Characters of a word; a colon for IPv6 addresses.
 fn is_of_word(c: char) -> bool {
@@ -159,8 +178,32 @@ impl Redaction {
             return (!ip.is_unspecified() && !ip.is_loopback())
                 .then(|| format!("ip-{}", hash(word)));
         }
+        if is_mac(word) {
+            return Some(format!("mac-{}", hash(word)));
+        }
+        if is_uid(word) {
+            return Some(format!("uid-{}", hash(word)));
+        }
         self.names.contains(word).then(|| format!("n-{}", hash(word)))
     }
+}
+
+/// Whether this is a MAC address: six pairs of hexadecimal digits.
+fn is_mac(word: &str) -> bool {
+    let pairs: Vec<&str> = word.split(':').collect();
+    let is_pair = |pair: &&str| pair.len() == 2 && is_hex(pair);
+    pairs.len() == 6 && pairs.iter().all(is_pair)
+}
+
+/// Whether this is a UID as Kubernetes makes them (RFC 9562).
+fn is_uid(word: &str) -> bool {
+    let parts: Vec<&str> = word.split('-').collect();
+    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+    lengths == [8, 4, 4, 4, 12] && parts.iter().all(|part| is_hex(part))
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether this may be a name: not an address, a number, or a word of the documents.
@@ -186,8 +229,10 @@ mod tests {
         let mut documents = [
             json!([{"namespace": "shop", "name": "web", "ips": ["10.1.0.3", "fd00::1"], "node": "worker-1", "ready": 2}]),
             json!({"flows": [{"src": "shop/web-7f9:40000", "dst": "10.1.0.3:8080", "verdict": "denied", "by": "shop/only-friends ingress[0]"}],
+                   "uid": "0b9a9a36-7c1e-4d3b-8a53-0f9a3c1d2e4f", "mac": "0a:58:0a:f4:01:02", "zone": "secret-zone",
                    "text": "shop/web (10.1.0.3) on worker-1 listens on 0.0.0.0:8080, [fd00::1]:80 and 127.0.0.1:1.",
-                   "version": "0.1.0", "code": "DENY_INGRESS_PEER"}),
+                   "version": "0.1.0", "code": "DENY_INGRESS_PEER", "via": "default/kubernetes:https",
+                   "api": "https://10.96.0.1:443", "internalPolicy": "Cluster"}),
             json!({"labels": {"app": "secret-app"}, "because": ["wants app=secret-app of Service shop/web, not shopping"]}),
         ];
         let mut redaction = Redaction::default();
@@ -201,6 +246,9 @@ mod tests {
             "fd00::1",
             "only-friends",
             "secret-app",
+            "secret-zone",
+            "0b9a9a36",
+            "0a:58",
             "\"shop\"",
             "shop/",
         ] {
@@ -213,6 +261,9 @@ mod tests {
             "DENY_INGRESS_PEER",
             "40000",
             "not shopping",
+            "\"Cluster\"",
+            "https://ip-",
+            "default/kubernetes:https",
             "Service",
         ] {
             assert!(text.contains(kept), "{kept} not in {text}");

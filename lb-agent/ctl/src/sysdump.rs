@@ -4,18 +4,22 @@
 //! nothing of these is read.
 #![expect(missing_docs, reason = "a field without a comment is what its name says")]
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tar::{Builder, Header};
 
 use crate::redact::Redaction;
 
+/// Permissions of the archive and its files.
+const MODE: u32 = 0o600;
+
 /// Flags of `sysdump`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SysdumpArgs {
-    /// Replace addresses and names by hashes, the same ones in all documents
+    /// Replace addresses (IP and MAC), UIDs, zones, labels and names by hashes, the same ones in all documents
     #[arg(long)]
     pub redact: bool,
     /// The archive, or - for standard output [default: lb-sysdump-NODE.tar]
@@ -88,6 +92,18 @@ pub fn redact(documents: &mut [DumpDocument], logs: &mut [String], node: &mut St
     *node = redaction.text(node);
 }
 
+/// Creates the file of an archive, which only its owner may read, as the files in it.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, MODE);
+    options.open(path)
+}
+
 /// Writes the archive. `at` is its time, in seconds since 1970.
 ///
 /// # Errors
@@ -102,7 +118,7 @@ pub fn write(
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = Header::new_ustar();
         header.set_size(bytes.len() as u64);
-        header.set_mode(0o600);
+        header.set_mode(MODE);
         header.set_mtime(at);
         header.set_cksum();
         archive.append_data(&mut header, name, bytes)

@@ -183,8 +183,13 @@ function workload(name) {
  */
 function pairs(pairRows) {
   const open = new Map();
-  for (const row of pairRows.filter(({ verdict }) => verdict === 'allowed')) {
-    const key = JSON.stringify([row.src, row.dst, row.port, row.protocol]);
+  const keyOf = (row) => JSON.stringify([row.src, row.dst, row.port, row.protocol]);
+  const isLive = ({ verdict }) => verdict === 'allowed' || verdict === 'unanswered';
+  const dropped = new Set(pairRows.filter(({ verdict }) => verdict === 'dropped').map(keyOf));
+  // What the client's side allows and the server's side drops has an entry that nothing answers.
+  const isCounted = (row) => row.verdict === 'allowed' || (row.verdict === 'unanswered' && !dropped.has(keyOf(row)));
+  for (const row of pairRows.filter(isCounted)) {
+    const key = keyOf(row);
     const known = open.get(key) ?? { row, via: '', counts: new Map() };
     known.via ||= row.via;
     known.counts.set(row.node, (known.counts.get(row.node) ?? 0) + row.count);
@@ -205,7 +210,7 @@ function pairs(pairRows) {
     if (by) pair.by.add(by);
   };
   for (const { row, via, counts } of open.values()) add(row, via, { flows: Math.max(...counts.values()) }, '');
-  for (const row of pairRows.filter(({ verdict }) => verdict !== 'allowed')) {
+  for (const row of pairRows.filter((row) => !isLive(row))) {
     add(row, row.via, row.verdict === 'would-deny' ? { would: row.count } : { denied: row.count }, row.by);
   }
   return [...found.values()];

@@ -60,7 +60,9 @@ pub(super) fn check<'a>(
     let first = maps(&bed)?;
 
     report.check("an upgrade under load", || roll(&bed, &new, load, Strict::Yes));
-    let second = maps(&bed)?;
+    // Both layouts of a table are pinned for a while.
+    let second = within(SETTLED, || without_doubles(maps(&bed)?));
+    let second = second.context("the maps of the earlier version stay")?;
     report.check("the maps of the new version only are left", || only(&bed, &second, &first));
     let begun = now();
     // Connections are not copied to an earlier layout of their table (docs/src/releases.md).
@@ -132,6 +134,16 @@ fn maps(bed: &Bed<'_>) -> Result<BTreeSet<String>> {
     Ok(text.split_whitespace().filter(of_maps).map(str::to_owned).collect())
 }
 
+/// The maps, unless two layouts of one are among them.
+fn without_doubles(maps: BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let mut known = maps.iter().filter_map(|pin| Some(version(pin)?.0));
+    match known.find(|name| !names.insert(*name)) {
+        Some(name) => bail!("two layouts of {name} are pinned"),
+        None => Ok(maps),
+    }
+}
+
 /// Name and version of a map's pin, such as `ct_v2`; not of one that is set aside or a further part of a table.
 fn version(pin: &str) -> Option<(&str, u32)> {
     let (name, version) = pin.rsplit_once("_v")?;
@@ -170,7 +182,7 @@ fn differing(now: &BTreeSet<String>, before: &BTreeSet<String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{layout, version};
+    use super::{layout, version, without_doubles};
 
     #[test]
     fn names_of_maps_are_read() {
@@ -180,5 +192,8 @@ mod tests {
         }
         let maps = ["ct_v2", "kept_v1"].map(str::to_owned).into();
         assert_eq!((layout(&maps, "ct"), layout(&maps, "pods")), (Some(2), None));
+        without_doubles(maps.clone()).unwrap();
+        let both = maps.into_iter().chain(["ct_v1".to_owned()]).collect();
+        assert!(without_doubles(both).is_err());
     }
 }

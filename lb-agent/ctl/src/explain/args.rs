@@ -28,7 +28,7 @@ pub fn flags(
     let dst = party(to, namespace).context("--to")?;
     let none = (PortWord::None, proto::TCP);
     let (port, protocol) = port.map_or(Ok(none), ports).context("--port")?;
-    complete(src, dst, protocol, port)
+    complete(src, dst, protocol, port, "use --port PORT/PROTO")
 }
 
 /// The flow from `SRC` and `DST[:PORT][/PROTO]`.
@@ -50,7 +50,8 @@ pub fn words(src: &str, dst: &str, namespace: Option<&str>) -> anyhow::Result<Fl
         }
         _ => (rest, PortWord::None),
     };
-    complete(party(src, namespace)?, party(dst, namespace)?, protocol, port)
+    let (src, dst) = (party(src, namespace)?, party(dst, namespace)?);
+    complete(src, dst, protocol, port, "use DST:PORT or DST:PORT/PROTO")
 }
 
 /// A port as it is written.
@@ -75,13 +76,19 @@ impl PortWord {
     }
 }
 
-fn complete(src: Party, dst: Party, protocol: u8, port: PortWord) -> anyhow::Result<FlowQuery> {
+fn complete(
+    src: Party,
+    dst: Party,
+    protocol: u8,
+    port: PortWord,
+    how: &str,
+) -> anyhow::Result<FlowQuery> {
     let has_ports = matches!(protocol, proto::TCP | proto::UDP | proto::SCTP);
     let (port, port_name) = match port {
         PortWord::Number(port) => (Some(port), None),
         PortWord::Name(name) => (None, Some(name)),
         PortWord::None if has_ports && !matches!(dst, Party::Service(_)) => {
-            bail!("no port given: use DST:PORT/PROTO, or --port PORT/PROTO")
+            bail!("no port given: {how}")
         }
         PortWord::None => (None, None),
     };
@@ -95,9 +102,12 @@ fn complete(src: Party, dst: Party, protocol: u8, port: PortWord) -> anyhow::Res
     Ok(wanted)
 }
 
-/// `ns/pod`, `pod`, `pod/name`, `deploy/name`, an address, `node/name`, `svc:ns/name`, `svc/name`, `name.ns.svc` with a domain or
-/// without, `world`.
-fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
+/// `ns/pod`, `pod`, `pod/name`, `deploy/name`, an address, `node/name`, `svc:ns/name`, `svc/name`, `name.ns`, `name.ns.svc` with a
+/// domain or without, `world`.
+///
+/// # Errors
+/// When it is unreadable.
+pub(crate) fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
     let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(Party::Ip(ip));
@@ -109,7 +119,7 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
         [name] if !name.is_empty() => Ok(Name::new(namespace, *name)),
         [own, name] if !own.is_empty() && !name.is_empty() => Ok(Name::new(*own, *name)),
         _ => bail!(
-            "{text}: expected NAMESPACE/POD, an address, node/NAME, svc:NAMESPACE/NAME or world"
+            "{text}: expected NAMESPACE/POD, deploy/NAME, svc:NAMESPACE/NAME, SERVICE.NAMESPACE, an address, node/NAME or world"
         ),
     };
     for prefix in ["svc:", "svc/", "service/"] {
@@ -117,8 +127,16 @@ fn party(text: &str, namespace: Option<&str>) -> anyhow::Result<Party> {
             return Ok(Party::Service(full(name)?));
         }
     }
-    if let [name, own, "svc", ..] = text.split('.').collect::<Vec<_>>().as_slice() {
+    // As Pods of other namespaces write it. A Pod whose name has a full stop is written with its namespace.
+    if let [name, own] | [name, own, "svc", ..] = text.split('.').collect::<Vec<_>>().as_slice()
+        && !text.contains('/')
+    {
         return Ok(Party::Service(full(&format!("{own}/{name}"))?));
+    }
+    if let [own, word, name] = text.split('/').collect::<Vec<_>>().as_slice()
+        && let Some(kind) = WorkloadKind::parse(word)
+    {
+        return Ok(Party::Workload(kind, full(&format!("{own}/{name}"))?));
     }
     if let Some((word, name)) = text.split_once('/')
         && let Some(kind) = WorkloadKind::parse(word)
@@ -169,6 +187,8 @@ mod tests {
             ("b", "10.1.0.3:0/icmp", "default/b 10.1.0.3 Some(0) 1"),
             ("b", "web.shop.svc.cluster.local:80", "default/b svc:shop/web Some(80) 6"),
             ("b", "web.shop.svc", "default/b svc:shop/web None 6"),
+            ("b", "web.shop:80", "default/b svc:shop/web Some(80) 6"),
+            ("shop/deploy/b", "web.shop", "deploy/shop/b svc:shop/web None 6"),
             ("deploy/b", "sts/c/d:80", "deploy/default/b sts/c/d Some(80) 6"),
         ];
         for (src, dst, want) in cases {

@@ -13,7 +13,7 @@ listed! {
             "The Service has endpoints, but none is ready. `kubectl lb explain` says why: the container that waits, or the probe.",
             "Follow the advice about the Pod that is named.";
         NoEndpointsAddress: "NO_ENDPOINTS_ADDRESS",
-            "The Service selects Pods, and none of them has an address yet.",
+            "The Service selects Pods, and none of them has an address yet. They are named; `kubectl lb explain` says why: `Unschedulable`, the container that waits.",
             "Check why the Pods do not start: scheduling, images, the CNI plugin.";
         NoEndpoints: "NO_ENDPOINTS",
             "The Service has no endpoints, for a reason that is unknown here.",

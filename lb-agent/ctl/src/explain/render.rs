@@ -259,6 +259,9 @@ fn source(trace: &Trace, source: &SourceEnd) -> String {
         (None, ip) => ip.map(IpAddr::to_string).unwrap_or_default(),
     };
     match end.kind {
+        EndKind::Pod if end.ips.is_empty() => {
+            format!("Pod {name} has no address yet, and sends nothing until it has one")
+        }
         EndKind::Pod if source.here => format!("Pod {name} {ips} on this node"),
         EndKind::Pod => format!("Pod {name} {ips} on {}", place(end.node.as_ref())),
         EndKind::HostPod => {

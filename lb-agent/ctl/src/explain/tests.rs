@@ -117,7 +117,7 @@ fn the_document_has_stable_keys() {
             "default/access ingress[0].from[0] wants app=api, but default/client has app=client"
           ],
           "toFix": [
-            "add the labels app=api to default/client, or change the rule"
+            "change the rule, or the labels of default/client to app=api if nothing else needs app=client"
           ],
           "nearest": {
             "policy": "default/access",

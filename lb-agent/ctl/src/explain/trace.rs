@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::explain::code::Code;
-use lb_core::admin::context::FlowQuery;
+use lb_core::admin::context::{EndKind, FlowQuery};
 
 mod ends;
 mod lookup;
@@ -125,6 +125,11 @@ impl Hop {
             | Self::StaleFlow(_)
             | Self::ClientHidden { .. }
             | Self::Unchecked(_) => return None,
+            Self::Source(SourceEnd { end, .. })
+                if end.kind == EndKind::Pod && end.ips.is_empty() =>
+            {
+                HopState::Unknown
+            }
             Self::Source(_)
             | Self::Service(_)
             | Self::Loopback(_)

@@ -154,12 +154,15 @@ fn sort_out<T>(
     let (mut good, mut failed, mut remarks) = (Vec::new(), Vec::new(), Vec::new());
     for NodeAnswer { node, result } in answers {
         let answer = result.and_then(|output| {
-            let stderr = output.stderr.trim().to_owned();
-            if output.code == FAILED {
-                bail!("{}", own_words(&stderr))
+            let lines = output.stderr.trim().lines().map(|line| own_words(line).to_owned());
+            let mut lines: Vec<String> = lines.collect();
+            // The last line is the error, those before are remarks.
+            let error = if output.code == FAILED { Some(lines.pop()) } else { None };
+            remarks.extend(lines.into_iter().map(|line| (node.clone(), line)));
+            if let Some(error) = error {
+                bail!("{}", error.unwrap_or_default())
             }
             let answer = read(&output)?;
-            remarks.extend(stderr.lines().map(|line| (node.clone(), own_words(line).to_owned())));
             Ok(FromNode { node: node.clone(), code: output.code, answer })
         });
         match answer {

@@ -19,7 +19,7 @@ use crate::fleet::unready;
 use crate::network::protocol_name;
 use lb_common::flow::proto;
 use lb_core::admin::context::{FlowQuery, Party};
-use lb_core::admin::workload::WorkloadKind;
+use lb_core::admin::workload::{self, WorkloadKind};
 use lb_core::cluster::Name;
 use lb_remote::{NodeAgent, RemotePod};
 
@@ -172,11 +172,27 @@ impl Ends {
         };
         match found {
             Ok(Some(pod)) => self.note(pod),
-            // The agents say whether it exists.
-            Ok(None) => {}
+            Ok(None) => {
+                if let Party::Pod(name) = party
+                    && let Some(pod) = self.of_workload(asked, name)
+                {
+                    return Ok(Party::Pod(pod));
+                }
+                // The agents say whether it exists.
+            }
             Err(error) => remark(&format_args!("{error:#}: asking the agents instead")),
         }
         Ok(party.clone())
+    }
+
+    /// The first Pod of what has this name, where no Pod has it.
+    fn of_workload(&mut self, asked: &FleetQuery, name: &Name) -> Option<Name> {
+        let pods = asked.fleet.pods(Some(&name.namespace)).ok()?;
+        let pod = pods.into_iter().find(|pod| workload::of_pod(&pod.name) == &*name.name)?;
+        let found = Name::new(pod.namespace.as_str(), pod.name.as_str());
+        remark(&format_args!("no Pod {name}: taking {found} of the workload with that name"));
+        self.note(pod);
+        Some(found)
     }
 
     fn workload(

@@ -29,8 +29,10 @@ pub fn flows(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let stream = RowStream::new(&wanted.style)?;
-    if wanted.wanted.allowed() && !wanted.follow {
-        remark(&"allowed flows are only reported while a client follows them: add -f");
+    if let Some(text) = wanted.wanted.needs_follow(wanted.follow)?
+        && wanted.by.is_none()
+    {
+        remark(&text);
     }
     let follow =
         asked.fleet.follow(&RemoteCommand { args, ..RemoteCommand::default() }, &asked.agents);
@@ -96,7 +98,9 @@ impl Merged {
         }
         let Some(header) = header else { return Err(no_answers(&self.closed)) };
         report(&self.closed, self.total);
-        let text = flows::header(&header.covers, header.lost);
+        let shown = || tables.iter().map(|table: &RowTable| table.rows.len()).sum();
+        let shown = wanted.wanted.is_limited().then(shown);
+        let text = flows::header(&header.covers, header.lost, shown);
         let style = &wanted.style;
         if style.output.is_json() || style.no_headers {
             remark(&text);

@@ -1,6 +1,5 @@
 //! `kubectl lb sysdump`: the archives of all nodes in one, a directory a node.
 
-use std::fs::File;
 use std::io::{BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +10,7 @@ use tar::{Archive, Builder};
 use crate::fleet::ask::{FleetQuery, FromNode};
 use crate::fleet::remark::remark;
 use crate::redact::Redaction;
-use crate::sysdump::SysdumpArgs;
+use crate::sysdump::{SysdumpArgs, create};
 
 /// The archive, unless it has another name.
 const FILE: &str = "lb-sysdump.tar";
@@ -34,7 +33,7 @@ pub fn sysdump(
         return Ok(ExitCode::SUCCESS);
     }
     let show = path.display();
-    let mut file = BufWriter::new(File::create(&path).with_context(|| format!("create {show}"))?);
+    let mut file = BufWriter::new(create(&path).with_context(|| format!("create {show}"))?);
     merge(&answers, args.redact, &mut file).with_context(|| format!("write {show}"))?;
     file.flush().with_context(|| format!("write {show}"))?;
     remark(&format_args!("wrote {show}: {} nodes", answers.len()));

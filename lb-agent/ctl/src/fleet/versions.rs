@@ -43,10 +43,10 @@ pub fn versions(answers: Vec<FromNode<Versions>>) -> ClusterVersions {
 /// When the output cannot be written.
 pub fn print(out: &mut dyn Write, versions: &ClusterVersions) -> io::Result<()> {
     writeln!(out, "kubectl-lb  {}", versions.own)?;
-    let header = ["NODE", "AGENT", "LBCTL"].map(str::to_owned).to_vec();
+    let header = ["NODE", "AGENT", "LBCTL", "COMMIT"].map(str::to_owned).to_vec();
     let line = |NodeVersions { node, versions }: &NodeVersions| {
         let agent = versions.agent.clone().unwrap_or_else(|| NONE.to_owned());
-        vec![node.clone(), agent, versions.lbctl.to_string()]
+        vec![node.clone(), agent, versions.lbctl.to_string(), versions.commit.to_string()]
     };
     let lines = versions.nodes.iter().map(line);
     columns::align(out, &std::iter::once(header).chain(lines).collect::<Vec<_>>(), "")

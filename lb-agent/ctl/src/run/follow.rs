@@ -23,8 +23,8 @@ pub(super) fn flows(
         return evidence::pairs(place, (args, by), out);
     }
     let wanted = args.wanted.clone().complete()?;
-    if wanted.allowed() && !args.follow {
-        remark("allowed flows are only reported while a client follows them: add -f");
+    if let Some(text) = wanted.needs_follow(args.follow)? {
+        remark(text);
     }
     let mut stream = RowStream::new(&args.style)?;
     if args.follow && args.style.output == Format::Rows {
@@ -44,7 +44,9 @@ pub(super) fn flows(
         }
     }
     let lost_events = lost_in_kernel(place);
-    let header = flows::header(&covers, lost_events);
+    let mut rows = rows(&wanted, &past);
+    let shown = wanted.is_limited().then_some(rows.len());
+    let header = flows::header(&covers, lost_events, shown);
     let for_laptop = args.style.output == Format::Rows;
     if for_laptop {
         let header = FlowsHeader { covers, lost: lost_events };
@@ -54,7 +56,6 @@ pub(super) fn flows(
     } else {
         columns::line(out, format_args!("# {header}"))?;
     }
-    let mut rows = rows(&wanted, &past);
     let most = args.last.unwrap_or(if args.follow { BEFORE } else { usize::MAX });
     stream.print(out, &rows.split_off(rows.len().saturating_sub(most)))?;
     if for_laptop {

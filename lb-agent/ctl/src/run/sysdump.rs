@@ -1,6 +1,6 @@
 //! `lbctl sysdump`: runs all commands and writes what they say.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use clap::Parser as _;
 
 use crate::Cli;
 use crate::run::{self, TablePaths, remark, unix_now};
-use crate::sysdump::{DumpDocument, PARTS, Part, SysdumpArgs, redact, write};
+use crate::sysdump::{DumpDocument, PARTS, Part, SysdumpArgs, create, redact, write};
 
 /// Where the kubelet keeps the logs of containers; in a node debug Pod below `/host`.
 const LOGS: [&str; 2] = ["/var/log/pods", "/host/var/log/pods"];
@@ -41,7 +41,7 @@ pub(super) fn sysdump(
         write(out, &documents, &logs, unix_now())?;
     } else {
         let show = path.display();
-        let file = File::create(&path).with_context(|| format!("create {show}"))?;
+        let file = create(&path).with_context(|| format!("create {show}"))?;
         let mut file = BufWriter::new(file);
         write(&mut file, &documents, &logs, unix_now()).with_context(|| format!("write {show}"))?;
         file.flush().with_context(|| format!("write {show}"))?;

@@ -167,7 +167,14 @@ fn denied(sample: &[FlowRecord]) -> Vec<LivePair> {
     }
     counts
         .into_iter()
-        .map(|((flow, via), count)| LivePair { flow, via, count, idle: 0, totals: None })
+        .map(|((flow, via), count)| LivePair {
+            flow,
+            via,
+            is_answered: false,
+            count,
+            idle: 0,
+            totals: None,
+        })
         .collect()
 }
 

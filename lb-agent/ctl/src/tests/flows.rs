@@ -329,8 +329,8 @@ fn pairs_count_live_flows_by_their_ends() {
         expect![[r#"
             SRC             DST          PORT  PROTO  VIA                 VERDICT     COUNT  LAST  BY
             default/client  default/web  8080  TCP    default/web:http    allowed     3      4s    <none>
-            192.0.2.7       default/web  8080  TCP    <none>              allowed     1      1s    <none>
             192.0.2.7       default/web  8080  TCP    <none>              dropped     1      90s   fence ingress[4]
+            192.0.2.7       default/web  8080  TCP    <none>              unanswered  1      1s    <none>
             203.0.113.5     default/web  8080  TCP    default/web:http    allowed     1      3s    <none>
             203.0.113.6     default/web  8080  TCP    default/web:http    allowed     1      5s    <none>
             default/client  8.8.8.8      53    UDP    <none>              allowed     1      100s  <none>
@@ -347,8 +347,8 @@ fn pairs_count_live_flows_by_their_ends() {
         |view: &View<'_>| rows(view, PairBy::Pod, &to_web_1),
         expect![[r#"
             SRC                              DST            PORT  PROTO  VIA               VERDICT     COUNT  LAST  BY                                       SRC-ADDRESS  DST-ADDRESS  PACKETS  BYTES   REPLY-PACKETS  REPLY-BYTES
-            192.0.2.7                        default/web-1  8080  TCP    <none>            allowed     1      1s    <none>                                   192.0.2.7    10.1.0.3     <none>   <none>  <none>         <none>
             192.0.2.7                        default/web-1  8080  TCP    <none>            dropped     1      90s   fence ingress[4]                         192.0.2.7    10.1.0.3     <none>   <none>  <none>         <none>
+            192.0.2.7                        default/web-1  8080  TCP    <none>            unanswered  1      1s    <none>                                   192.0.2.7    10.1.0.3     <none>   <none>  <none>         <none>
             203.0.113.5                      default/web-1  8080  TCP    default/web:http  allowed     1      3s    <none>                                   203.0.113.5  10.1.0.3     <none>   <none>  <none>         <none>
             default/client                   default/web-1  8080  TCP    <none>            dropped     1      90s   default/access default-deny              10.1.0.2     10.1.0.3     <none>   <none>  <none>         <none>
             default/client                   default/web-1  8080  TCP    <none>            would-deny  1      90s   default/access,default/try default-deny  10.1.0.2     10.1.0.3     <none>   <none>  <none>         <none>

@@ -181,9 +181,9 @@ fn flows_say_who_did_it() {
     assert!(RowStream::new(&Style { output: Format::Yaml, ..Style::default() }).is_err());
     let covers =
         Covers { since_ms: 1_000, now_ms: 193_500, flows: 40, forgotten: 0, suppressed: 214 };
-    expect!["40 flows of the last 3m12s; 214 packets suppressed by sampling, 2 lost in the ring buffer since the maps were created"].assert_eq(&flows::header(&covers, Some(2)));
+    expect!["3 of 40 records of the last 3m12s; 214 packets suppressed by sampling, 2 lost in the ring buffer since the maps were created"].assert_eq(&flows::header(&covers, Some(2), Some(3)));
     let more = Covers { forgotten: 7, ..covers };
-    expect!["40 flows of the last 3m12s, 7 older ones evicted; 214 packets suppressed by sampling, lost count unavailable"].assert_eq(&flows::header(&more, None));
+    expect!["40 records of the last 3m12s, 7 older ones evicted; 214 packets suppressed by sampling, lost count unavailable"].assert_eq(&flows::header(&more, None, None));
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn pods_and_drops_name_policies() {
         dropped,
         expect![[r#"
             REASON           DIRECTION  COUNT  LAST  EXAMPLE                                         BY                           WHAT-TO-DO
-            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> default/web-1:8080  default/access default-deny  run `lbctl policy explain` to see which NetworkPolicy isolates the Pod and why its rules do not match
+            POLICY_ISOLATED  ingress    12     3s    TCP default/client:40000 -> default/web-1:8080  default/access default-deny  run `lbctl explain SRC DST` (`kubectl lb explain`) with the ends of the example: it says which NetworkPolicy isolates the Pod, and why its rules do not match
         "#]],
     );
 }

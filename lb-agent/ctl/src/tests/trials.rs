@@ -48,7 +48,8 @@ fn owner(ip: IpAddr) -> String {
 }
 
 fn pair(flow: SeenFlow, count: u64) -> LivePair {
-    LivePair { flow, via: "db/orders:pg".to_owned(), count, idle: 3, totals: None }
+    let via = "db/orders:pg".to_owned();
+    LivePair { flow, via, is_answered: true, count, idle: 3, totals: None }
 }
 
 /// Two Pods of a workload, a client outside, and a flow that two Pods judge.

@@ -5,7 +5,7 @@ use crate::explain::explanation::Nearest;
 use crate::explain::trace::{Closest, Lacks, PeerLack, PortLack};
 use crate::words;
 use lb_core::admin::context::Lacking;
-use lb_core::cluster::Peer;
+use lb_core::cluster::{Operator, Peer};
 use lb_core::model::policy::PolicyDirection;
 
 impl Denied<'_> {
@@ -89,7 +89,7 @@ impl Denied<'_> {
                 (
                     format!("a namespace with {label}"),
                     format!("namespace {own} has {}", has(lacking)),
-                    format!("add the label {label} to namespace {own}, or change the rule"),
+                    fix(std::slice::from_ref(lacking), "label", &label, &format!("namespace {own}")),
                 )
             }
             PeerLack::Labels(lacking) => {
@@ -97,7 +97,7 @@ impl Denied<'_> {
                     lacking.iter().map(|one| words::requirement(&one.wants)).collect();
                 let has: Vec<String> = lacking.iter().map(has).collect();
                 let wants = wants.join(",");
-                let fix = format!("add the labels {wants} to {who}, or change the rule");
+                let fix = fix(lacking, "labels", &wants, &who.to_string());
                 (wants, format!("{who} has {}", has.join(",")), fix)
             }
             PeerLack::Namespace => {
@@ -134,7 +134,27 @@ type Lacked = (String, String, String);
 fn has(lacking: &Lacking) -> String {
     let key = &lacking.wants.key;
     match &lacking.has {
+        Some(value) if is_other_case(lacking, value) => format!("{key}={value}, in another case"),
         Some(value) => format!("{key}={value}"),
         None => format!("no label {key}"),
     }
+}
+
+/// Whether the label would match if case did not matter.
+fn is_other_case(lacking: &Lacking, value: &str) -> bool {
+    match &lacking.wants.operator {
+        Operator::In(values) => values.iter().any(|wanted| wanted.eq_ignore_ascii_case(value)),
+        Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => false,
+    }
+}
+
+/// What to change. A label that has another value may be there for others.
+fn fix(lacking: &[Lacking], noun: &str, wants: &str, who: &str) -> String {
+    let label = |one: &Lacking| one.has.as_ref().map(|value| format!("{}={value}", one.wants.key));
+    let others: Vec<String> = lacking.iter().filter_map(label).collect();
+    if others.is_empty() {
+        return format!("add the {noun} {wants} to {who}, or change the rule");
+    }
+    let others = others.join(",");
+    format!("change the rule, or the {noun} of {who} to {wants} if nothing else needs {others}")
 }

@@ -40,7 +40,7 @@ pub(super) fn finding(trace: &Trace, lookup: &Lookup) -> Finding {
 /// What is taken for granted where a lookup fails.
 pub(super) fn assumption(lookup: &Lookup) -> String {
     format!(
-        "the Pod asks the cluster's DNS (dnsPolicy ClusterFirst) at {}; by address the rest of the path counts",
+        "the Pod asks the cluster's DNS (dnsPolicy ClusterFirst) at {}; a client that dials the address does not need it",
         lookup.service
     )
 }

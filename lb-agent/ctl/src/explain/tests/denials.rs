@@ -62,7 +62,7 @@ fn deny_ingress_peer() {
               5  STOP  ingress policy  default/access isolates default/web-1 in ingress, and no rule allows 8080/TCP from default/client
               6  ok    socket          a process listens on 0.0.0.0:8080
             because: default/access ingress[0].from[0] wants app=api, but default/client has app=client
-            to fix: add the labels app=api to default/client, or change the rule
+            to fix: change the rule, or the labels of default/client to app=api if nothing else needs app=client
             code: DENY_INGRESS_PEER
         "#]],
     );
@@ -102,7 +102,7 @@ fn deny_egress_peer() {
               5  ok    ingress policy  no policy selects default/web-1 in ingress
               6  ok    socket          a process listens on 0.0.0.0:8080
             because: default/out egress[0].to[0] wants app=db, but default/web-1 has app=web
-            to fix: add the labels app=db to default/web-1, or change the rule
+            to fix: change the rule, or the labels of default/web-1 to app=db if nothing else needs app=web
             code: DENY_EGRESS_PEER
         "#]],
     );

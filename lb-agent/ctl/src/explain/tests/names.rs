@@ -54,7 +54,7 @@ fn a_lookup_that_fails_stops_the_flow_by_name() {
           default/only-web egress[0].to[0] wants Pods of the policy's namespace default, but kube-system/coredns-1 is in kube-system
           every DNS lookup of the Pod will time out
         to fix: add an egress rule for UDP and TCP port 53 to kube-system to a policy that selects default/client
-        assumed: the Pod asks the cluster's DNS (dnsPolicy ClusterFirst) at kube-system/kube-dns; by address the rest of the path counts
+        assumed: the Pod asks the cluster's DNS (dnsPolicy ClusterFirst) at kube-system/kube-dns; a client that dials the address does not need it
         code: DENY_EGRESS_DNS
     "#]].assert_eq(&text(&trace));
     assert_eq!((trace.outcome(), trace.code()), (TraceOutcome::Stopped, Some(Code::DenyEgressDns)));
