@@ -1,7 +1,10 @@
 //! Nodes that are drained, and one that boots: no pin, no state of the agent, and no configuration of the kubelet that names the API
 //! server.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -28,7 +31,7 @@ const REMEMBER: &str = "cd /proc/1/root/etc/kubernetes && rmdir kubelet.conf 2>/
 /// What the agent logs when it finds the server by its own file.
 const LAST_SOURCE: &str = "the endpoints of the Service kubernetes, as last seen";
 
-/// Drains a node: the servers on it go, and the agent stays.
+/// Drains a node: the servers on it go, and the agent stays. New servers may come: they tolerate every taint.
 pub(super) fn drain(bed: &Bed<'_>) -> Result<String> {
     let cluster = bed.cluster;
     let node = cluster.nodes.last().context("no node")?;
@@ -38,15 +41,23 @@ pub(super) fn drain(bed: &Bed<'_>) -> Result<String> {
     let selector = format!("app={WEB}");
     let drain =
         ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", "150s"];
-    let drained = cluster.run(&[&drain[..], &["--pod-selector", &selector]].concat());
-    let left =
-        ["get", "pods", "--namespace", NAMESPACE, "--selector", &selector, "--output", "name"];
     let on_node = format!("spec.nodeName={node}");
-    let left = cluster.run(&[&left[..], &["--field-selector", &on_node]].concat());
+    let servers = || -> Result<BTreeSet<String>> {
+        let get = ["get", "pods", "--namespace", NAMESPACE, "--selector", &selector];
+        let which = ["--field-selector", &on_node, "--output", "name"];
+        let names = cluster.run(&[&get[..], &which].concat())?;
+        Ok(names.split_whitespace().map(str::to_owned).collect())
+    };
+    let there = servers()?;
+    ensure!(!there.is_empty(), "no server on {node}");
+    let drained = cluster.run(&[&drain[..], &["--pod-selector", &selector]].concat());
+    let left = servers();
     let after = agent_on(cluster, node).map(uid);
     cluster.run(&["uncordon", node])?;
     drained?;
-    ensure!(left?.trim().is_empty(), "servers are left on {node}");
+    let left = left?;
+    let left: Vec<_> = there.intersection(&left).collect();
+    ensure!(left.is_empty(), "left on {node}: {left:?}");
     ensure!(after? == before && before.is_some(), "the agent on {node} was replaced");
     let deployment = format!("deployment/{WEB}");
     let wait = ["rollout", "status", "--namespace", NAMESPACE, &deployment, "--timeout", "120s"];
