@@ -132,7 +132,7 @@ impl FlowFilter {
             match party.with_context(|| option.to_owned())? {
                 Party::Service(name) if option != "--to" => {
                     anyhow::bail!(
-                        "{option} {text}: a Service is no end of a flow: use --to, or name its Pods ({name})"
+                        "{option} {text}: flows have Pods at their ends: use --to for a Service, or name a Pod of {name}"
                     )
                 }
                 Party::World => anyhow::bail!("{option} {text}: name an address"),

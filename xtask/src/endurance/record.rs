@@ -8,16 +8,16 @@ use testbed::load::Report as Asked;
 
 use crate::conformance::bed::Bed;
 
-/// One of so many rounds, and at least one, is left out at the beginning: caches and queues fill.
+/// A tenth of the rounds, and at least one, is left out at the beginning: caches and queues fill.
 const WARM_UP: usize = 10;
 /// What the memory of an agent may grow by, in bytes. 36 million connections in two hours would leave less than this if each left
 /// a thirtieth of a byte.
 const MEMORY: f64 = 1024.0 * 1024.0;
 /// Files that may be open at one time and not at another: a question of `lbctl`, a health check.
 const FILES: f64 = 3.0;
-/// A map may have so many elements more: entries of UDP flows go in steps.
+/// Elements that a map may have more: entries of UDP flows go in steps.
 const ELEMENTS: f64 = 500.0;
-/// And so much more in proportion.
+/// The same in proportion.
 const SHARE: f64 = 1.1;
 /// How much longer an answer may take in the end: the machine has other work, too.
 const SLOWER: f64 = 1.5;

@@ -131,7 +131,7 @@ pub fn watch(
                 let now_seen: Vec<Vec<String>> = merged.rows.iter().map(lasting).collect();
                 let is_new = now_seen.iter().map(|row| !seen.contains(row)).collect::<Vec<_>>();
                 if is_new.contains(&true) {
-                    // Why a Pod is not ready has its time, which is no change.
+                    // The reason of a Pod that is not ready has its age, and would change with each look.
                     unready::complete_rows(asked, &mut tables);
                     let Some(mut news) = merge(&tables, is_wide) else { continue };
                     let mut is_new = is_new.into_iter();
