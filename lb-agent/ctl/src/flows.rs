@@ -442,7 +442,64 @@ pub fn utc(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use std::net::IpAddr;
+
+    use lb_core::admin::Covers;
+
+    use super::{FlowFilter, FlowVerdict, FlowsHeader, utc};
+
+    #[test]
+    fn ends_are_pods_workloads_services_nodes_and_addresses() {
+        let end = |ip: &str, name: &str| (ip.parse::<IpAddr>().unwrap(), name.to_owned());
+        let cart = end("10.1.0.2", "shop/cart-7d4b9c6f5d-x2x7k");
+        let ledger = end("10.1.0.3", "pay/ledger-0");
+        let takes = |wanted: FlowFilter| {
+            let wanted = wanted.complete().unwrap();
+            wanted.takes_pair([&cart, &ledger], (8080, "pay/money:http"), FlowVerdict::Allowed)
+        };
+        let to = |text: &str| FlowFilter { to: Some(text.to_owned()), ..FlowFilter::default() };
+        for text in ["pay/ledger-0", "sts/pay/ledger", "pay/ledger", "10.1.0.3", "svc:pay/money"] {
+            assert!(takes(to(text)), "{text}");
+        }
+        for text in ["ledger-0", "deploy/pay/ledger", "pay/led", "10.1.0.2", "svc:pay/ledger"] {
+            assert!(!takes(to(text)), "{text}");
+        }
+        let from = |text: &str| FlowFilter { from: Some(text.to_owned()), ..FlowFilter::default() };
+        let in_shop = FlowFilter { namespace: Some("shop".to_owned()), ..from("deploy/cart") };
+        assert!(takes(from("shop/cart")) && takes(in_shop) && !takes(from("deploy/cart")));
+        for wrong in [from("svc:pay/money"), to("world"), to("a/b/c/d")] {
+            let error = wrong.complete().unwrap_err();
+            assert!(format!("{error:#}").starts_with("--"), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn the_records_of_nodes_are_complete_since_the_last_one_that_evicted_some() {
+        let header = |since_ms, forgotten| FlowsHeader {
+            covers: Covers { since_ms, now_ms: 100_000, flows: 3, forgotten, suppressed: 0 },
+            lost: Some(0),
+        };
+        let since = |headers: &[FlowsHeader]| {
+            let whole = headers.iter().cloned().reduce(|a, b| a.and(&b)).unwrap();
+            whole.covers.since_ms
+        };
+        // The second one has none at all.
+        assert_eq!(since(&[header(40_000, 0), header(100_000, 0)]), 40_000);
+        assert_eq!(since(&[header(40_000, 0), header(70_000, 5), header(60_000, 1)]), 70_000);
+    }
+
+    #[test]
+    fn allowed_flows_alone_are_refused_without_following() {
+        let verdicts = |verdict: &[FlowVerdict]| FlowFilter {
+            verdict: verdict.to_vec(),
+            ..FlowFilter::default()
+        };
+        let allowed = verdicts(&[FlowVerdict::Allowed]);
+        assert!(allowed.needs_follow(false).is_err());
+        assert_eq!(allowed.needs_follow(true).unwrap(), None);
+        let both = verdicts(&[FlowVerdict::Allowed, FlowVerdict::Dropped]);
+        assert!(both.needs_follow(false).unwrap().is_some());
+    }
 
     #[test]
     fn times_are_utc() {

@@ -48,6 +48,14 @@ pub struct LivePair {
     pub totals: Option<FlowTotals>,
 }
 
+impl LivePair {
+    /// Whether the packets may arrive: a TCP connection that was not answered does not work, and policies break nothing of it. Other
+    /// protocols need no answer.
+    pub const fn may_arrive(&self) -> bool {
+        self.is_answered || self.flow.protocol != proto::TCP
+    }
+}
+
 /// The live flows of a conntrack table: by ends, destination port, Service, and whether they were answered. A flow between two Pods
 /// of this node counts once.
 pub fn live(view: &View<'_>, counted: &CountedFlows, now: Now) -> Vec<LivePair> {

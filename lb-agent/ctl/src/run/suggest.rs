@@ -40,8 +40,9 @@ fn evidence(place: TablePaths<'_>, args: &PolicySuggestArgs) -> anyhow::Result<N
     let FlowEvidence { node, live, sample, .. } = FlowEvidence::gather(place, args.span)?;
     // What a policy in shadow mode would deny was allowed.
     let allowed = sample.iter().filter(|record| record.outcome == outcome::WOULD_DENY);
-    let flows: BTreeSet<SeenFlow> =
-        live.iter().map(|pair| pair.flow).chain(allowed.map(seen)).collect();
+    // What was denied at its other end is not to be allowed because it was tried.
+    let live = live.iter().filter(|pair| pair.may_arrive()).map(|pair| pair.flow);
+    let flows: BTreeSet<SeenFlow> = live.chain(allowed.map(seen)).collect();
     let addrs: HashSet<IpAddr> = flows.iter().flat_map(|flow| [flow.src, flow.dst]).collect();
     let wanted = PeersWanted { namespace: namespace.into(), addrs: addrs.into_iter().collect() };
     let peers = Client::new(place.state_dir).peers(wanted)?;

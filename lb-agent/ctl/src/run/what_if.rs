@@ -43,7 +43,8 @@ pub(super) fn try_policies(
     });
     let put = put.collect();
     let delete = args.delete.iter().map(|name| Name::parse(name)).collect();
-    let seen = FlowEvidence::gather(place, args.span)?;
+    let mut seen = FlowEvidence::gather(place, args.span)?;
+    seen.live.retain(LivePair::may_arrive);
     let denied = denied(&seen.sample);
     let change = PolicyChange::Apply { put, delete };
     let answer = ask(place, &change, [&seen.live, &denied])?;
@@ -85,7 +86,8 @@ pub(super) fn shadow_report(
     args: &ShadowReportArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let seen = FlowEvidence::gather(place, args.span)?;
+    let mut seen = FlowEvidence::gather(place, args.span)?;
+    seen.live.retain(LivePair::may_arrive);
     let answer = ask(place, &PolicyChange::EnforceShadow, [&seen.live, &[]])?;
     let owners = seen.owners(place)?;
     let rows = shadow::rows(&shadow::ShadowFacts {
