@@ -102,15 +102,10 @@ impl FlowFilter {
     }
 
     /// What to say to a client that asks for allowed flows, and does not follow.
-    ///
-    /// # Errors
-    /// That, if it asks for nothing else.
-    pub fn needs_follow(&self, follows: bool) -> anyhow::Result<Option<&'static str>> {
-        const TEXT: &str = "allowed flows are only reported while a client follows them: add -f";
-        match self.verdict.as_slice() {
-            [FlowVerdict::Allowed] if !follows => anyhow::bail!(TEXT),
-            _ => Ok((self.allowed() && !follows).then_some(TEXT)),
-        }
+    pub fn needs_follow(&self, follows: bool) -> Option<&'static str> {
+        (self.allowed() && !follows).then_some(
+            "allowed flows are only recorded while a client follows them: add -f, or --by pair for those of now",
+        )
     }
 
     /// Whether flows are left out.
@@ -486,19 +481,6 @@ mod tests {
         // The second one has none at all.
         assert_eq!(since(&[header(40_000, 0), header(100_000, 0)]), 40_000);
         assert_eq!(since(&[header(40_000, 0), header(70_000, 5), header(60_000, 1)]), 70_000);
-    }
-
-    #[test]
-    fn allowed_flows_alone_are_refused_without_following() {
-        let verdicts = |verdict: &[FlowVerdict]| FlowFilter {
-            verdict: verdict.to_vec(),
-            ..FlowFilter::default()
-        };
-        let allowed = verdicts(&[FlowVerdict::Allowed]);
-        assert!(allowed.needs_follow(false).is_err());
-        assert_eq!(allowed.needs_follow(true).unwrap(), None);
-        let both = verdicts(&[FlowVerdict::Allowed, FlowVerdict::Dropped]);
-        assert!(both.needs_follow(false).unwrap().is_some());
     }
 
     #[test]

@@ -29,9 +29,7 @@ pub fn flows(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let stream = RowStream::new(&wanted.style)?;
-    if let Some(text) = wanted.wanted.needs_follow(wanted.follow)?
-        && wanted.by.is_none()
-    {
+    if let Some(text) = wanted.wanted.needs_follow(wanted.follow) {
         remark(&text);
     }
     let follow =

@@ -23,11 +23,12 @@ pub(super) fn flows(
         return evidence::pairs(place, (args, by), out);
     }
     let wanted = args.wanted.clone().complete()?;
-    if let Some(text) = wanted.needs_follow(args.follow)? {
+    let for_laptop = args.style.output == Format::Rows;
+    if let Some(text) = wanted.needs_follow(args.follow).filter(|_| !for_laptop) {
         remark(text);
     }
     let mut stream = RowStream::new(&args.style)?;
-    if args.follow && args.style.output == Format::Rows {
+    if args.follow && for_laptop {
         end_with_input();
     }
     let request = FlowsWanted { follow: args.follow, allowed: wanted.allowed() };
@@ -47,7 +48,6 @@ pub(super) fn flows(
     let mut rows = rows(&wanted, &past);
     let shown = wanted.is_limited().then_some(rows.len());
     let header = flows::header(&covers, lost_events, shown);
-    let for_laptop = args.style.output == Format::Rows;
     if for_laptop {
         let header = FlowsHeader { covers, lost: lost_events };
         columns::json_line(out, &FlowLine::Header(header))?;
