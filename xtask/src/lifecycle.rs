@@ -1,4 +1,4 @@
-//! `cargo xtask lifecycle`: what happens to an agent in a year, on a real cluster in a quarter of an hour. An upgrade, a rollback and
+//! `cargo xtask lifecycle`: what happens to an agent in a year, on a real cluster in half an hour. An upgrade, a rollback and
 //! an upgrade again under load; settings that change; tokens that expire; an API server that is away for long; a node that is
 //! drained, and one that boots without the kubelet's configuration.
 

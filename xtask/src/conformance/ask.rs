@@ -30,12 +30,17 @@ pub(crate) fn family(address: &str) -> &'static str {
     if address.contains(':') { "IPv6" } else { "IPv4" }
 }
 
-/// An address as it stands in a URL.
-pub(crate) fn url(address: &str, port: u16) -> String {
+/// An address with its port, as it stands in a URL (RFC 3986 §3.2.2).
+pub(crate) fn authority(address: &str, port: u16) -> String {
     match family(address) {
-        "IPv6" => format!("http://[{address}]:{port}"),
-        _ => format!("http://{address}:{port}"),
+        "IPv6" => format!("[{address}]:{port}"),
+        _ => format!("{address}:{port}"),
     }
+}
+
+/// The URL of an address.
+pub(crate) fn url(address: &str, port: u16) -> String {
+    format!("http://{}", authority(address, port))
 }
 
 /// Asks over TCP, by two connections: a Service with more than one backend may answer from two of them.

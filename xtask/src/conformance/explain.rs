@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{
+    ask::{authority, url},
     bed::Bed,
     cluster::{Cluster, text},
     deploy,
@@ -193,14 +194,10 @@ impl<'a> ExplainCast<'a> {
             narrow(case("a name that cannot be looked up", &by_name, &["DENY_EGRESS_DNS"])),
             healthy(case("a healthy Service", &home("web"), &[])),
             healthy(case("a healthy Service by its DNS name", &by_name, &[])),
-            case(
-                "a ClusterIP without a Service",
-                &format!("{}:80", self.free),
-                &["UNALLOCATED_IP"],
-            ),
+            case("a ClusterIP without a Service", &authority(&self.free, 80), &["UNALLOCATED_IP"]),
             case(
                 "an external address that is not served",
-                &format!("{}:80", self.taken),
+                &authority(&self.taken, 80),
                 &["ADDRESS_NOT_SERVED"],
             ),
         ]
@@ -247,7 +244,8 @@ impl<'a> ExplainCast<'a> {
         let name = to.rsplit('/').next().unwrap_or_default();
         let found = self.cluster.json(&["get", "--namespace", HOME, "service", name])?;
         let ip = text(&found, "/spec/clusterIP").context("clusterIP")?;
-        let script = format!("curl -s -o /dev/null --max-time 2 http://{ip}:80/ || true");
+        let curl = "curl --globoff --silent --output /dev/null --max-time 2";
+        let script = format!("{curl} {}/ || true", url(ip, 80));
         let exec = ["exec", "--namespace", HOME, "client", "--container", "http", "--", "sh", "-c"];
         output(&mut self.cluster.kubectl(&[&exec[..], &[&script]].concat())).map(drop)
     }
