@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use testbed::load::Report as Asked;
+use testbed::{client::Transport, load::Report as Asked};
 
 use crate::{
     command::output,
@@ -20,10 +20,14 @@ use crate::{
 
 /// The Service.
 const SERVICE: &str = "endurance";
-/// Its ports. A client has 28,000 source ports towards each, and each is in use for a minute after its connection.
-const PORTS: [u16; 5] = [8080, 8081, 8082, 8083, 8084];
-/// The one of them that is asked by UDP.
-const UDP: u16 = 8084;
+/// The first of its ports, and how many there are by TCP. A client has 28,000 source ports towards each, and each is in use for a
+/// minute after its connection.
+const PORT: u16 = 8080;
+const PORTS: u16 = 32;
+/// The server's port, for all of them.
+const TARGET: u16 = 8080;
+/// Of ten requests one is by UDP.
+const TENTHS: [(Transport, usize); 2] = [(Transport::Tcp, 9), (Transport::Udp, 1)];
 /// Nodes with a client and a server each.
 const NODES: usize = 2;
 /// Pods have started by then.
@@ -38,6 +42,8 @@ pub(super) struct Clients<'a> {
 struct Load {
     pod: String,
     transport: &'static str,
+    /// Tenths of what all loads of its family and node ask.
+    tenths: usize,
     at: String,
 }
 
@@ -62,11 +68,12 @@ impl<'a> Clients<'a> {
         for address in bed.addresses(SERVICE)? {
             let ip: IpAddr = address.parse().with_context(|| format!("address {address:?}"))?;
             for node in &nodes {
-                for port in PORTS {
+                for (transport, tenths) in TENTHS {
                     loads.push(Load {
                         pod: format!("load-{node}"),
-                        transport: if port == UDP { "udp" } else { "tcp" },
-                        at: SocketAddr::new(ip, port).to_string(),
+                        transport: if transport == Transport::Udp { "udp" } else { "tcp" },
+                        tenths,
+                        at: SocketAddr::new(ip, PORT).to_string(),
                     });
                 }
             }
@@ -102,11 +109,12 @@ impl<'a> Clients<'a> {
     /// # Errors
     /// When one does not run.
     pub(super) fn ask(&self, rate: u32, time: Duration) -> Result<Vec<Asked>> {
-        let share = (rate as usize / self.loads.len()).to_string();
-        let seconds = time.as_secs().to_string();
+        let all: usize = self.loads.iter().map(|load| load.tenths).sum();
+        let (seconds, ports) = (time.as_secs().to_string(), PORTS.to_string());
         thread::scope(|scope| {
             let run = |load: &Load| -> Result<Asked> {
-                let args = ["load", load.transport, &load.at, &share, &seconds];
+                let share = (rate as usize * load.tenths / all).to_string();
+                let args = ["load", load.transport, &load.at, &share, &seconds, &ports];
                 let text = output(self.traffic(load, &args).stdin(Stdio::null()))?;
                 serde_json::from_str(&text)
                     .with_context(|| format!("{} reports {text:?}", load.pod))
@@ -124,30 +132,30 @@ impl<'a> Clients<'a> {
 }
 
 fn service() -> Value {
-    let port = |port: u16| {
-        let protocol = if port == UDP { "UDP" } else { "TCP" };
-        json!({ "name": format!("p{port}"), "protocol": protocol, "port": port, "targetPort": port })
+    let port = |(protocol, port): (&str, u16)| {
+        let name = format!("{}-{port}", protocol.to_lowercase());
+        json!({ "name": name, "protocol": protocol, "port": port, "targetPort": TARGET })
     };
+    let ports = ["TCP", "UDP"]
+        .into_iter()
+        .flat_map(|protocol| (PORT..PORT + PORTS).map(move |port| (protocol, port)));
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": SERVICE, "namespace": NAMESPACE },
         "spec": {
             "ipFamilyPolicy": "PreferDualStack",
             "selector": { "app": SERVICE },
-            "ports": PORTS.map(port),
+            "ports": ports.map(port).collect::<Vec<_>>(),
         },
     })
 }
 
 fn server(node: &str) -> Value {
-    // One process a port.
-    let containers = PORTS.map(|port| {
-        json!({
-            "name": format!("p{port}"), "image": image::BENCH_TAG, "imagePullPolicy": "Never",
-            "args": ["serve", format!("server-{node}"), port.to_string()],
-        })
-    });
-    pod(&format!("server-{node}"), node, SERVICE, &json!(containers))
+    let containers = json!([{
+        "name": "traffic", "image": image::BENCH_TAG, "imagePullPolicy": "Never",
+        "args": ["serve", format!("server-{node}"), TARGET.to_string()],
+    }]);
+    pod(&format!("server-{node}"), node, SERVICE, &containers)
 }
 
 fn client(node: &str) -> Value {

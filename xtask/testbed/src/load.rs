@@ -32,6 +32,9 @@ pub struct Load {
     pub transport: Transport,
     /// The server to ask.
     pub addr: SocketAddr,
+    /// Number of ports, from that of `addr` on, that are asked in turn. A client has 28,000 ports of its own towards each, and looks for a
+    /// free one for long when most have been used within a minute.
+    pub ports: u16,
     /// Requests a second, of all workers together.
     pub rate: u32,
     /// Threads that share the rate; a slow request delays only its own worker.
@@ -51,6 +54,7 @@ impl Load {
         Self {
             transport,
             addr,
+            ports: 1,
             rate: 200,
             workers: 4,
             duration: Duration::from_secs(60),
@@ -97,10 +101,13 @@ impl Load {
         let mut next = start + interval * worker / workers;
         let mut samples = Vec::new();
         let mut open = None;
+        let mut turns = (0..self.ports.max(1)).cycle();
         while next < end && !stop.load(Ordering::Relaxed) {
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
             let asked = Instant::now();
-            let answer = self.request(&mut open);
+            let mut addr = self.addr;
+            addr.set_port(addr.port().saturating_add(turns.next().unwrap_or_default()));
+            let answer = self.request(&mut open, addr);
             samples.push(Sample { asked, took: asked.elapsed(), answer });
             // A worker that fell behind does not make up for it by a burst.
             next = (next + interval).max(Instant::now());
@@ -108,10 +115,10 @@ impl Load {
         samples
     }
 
-    fn request(&self, open: &mut Option<Channel>) -> Result<String, String> {
+    fn request(&self, open: &mut Option<Channel>, addr: SocketAddr) -> Result<String, String> {
         let answer = match open.take() {
             Some(channel) => Ok(channel),
-            None => Channel::open(self),
+            None => Channel::open(self, addr),
         }
         .and_then(|mut channel| Ok((channel.ask()?, channel)));
         match answer {
@@ -131,12 +138,12 @@ enum Channel {
 }
 
 impl Channel {
-    fn open(load: &Load) -> io::Result<Self> {
+    fn open(load: &Load, addr: SocketAddr) -> io::Result<Self> {
         match load.transport {
-            Transport::Tcp => Connection::open(load.addr, load.timeout).map(Self::Tcp),
+            Transport::Tcp => Connection::open(addr, load.timeout).map(Self::Tcp),
             Transport::Udp => {
-                let socket = client::udp_socket(load.addr, load.timeout)?;
-                socket.connect(load.addr)?;
+                let socket = client::udp_socket(addr, load.timeout)?;
+                socket.connect(addr)?;
                 Ok(Self::Udp(socket))
             }
         }

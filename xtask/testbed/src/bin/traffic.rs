@@ -28,7 +28,7 @@ const USAGE: &str = "usage:
   traffic measure WHAT ADDR:PORT MILLISECONDS CPU   measure against `bytes`, report as JSON
   traffic series WHAT,… ROUNDS MILLISECONDS CPU NAME=ADDR,ECHO,DATAGRAMS,SINK…   several targets in turn
   traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP requests, each from its own port; report as JSON
-  traffic load tcp|udp ADDR:PORT RATE SECONDS   send RATE requests per second, report as JSON
+  traffic load tcp|udp ADDR:PORT RATE SECONDS [PORTS]   send RATE requests per second to PORTS ports in turn, report as JSON
   CPU is a number, `last` or `any`";
 
 /// Each server ends after a day, even if no caller ends it.
@@ -106,11 +106,15 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&answers).context("print the answers")?);
             Ok(())
         }
-        ["load", transport, addr, rate, seconds] => {
+        ["load", transport, addr, rate, seconds, ports @ ..] => {
             let (transport, addr) = target(transport, addr)?;
             let rate = number::<u32>(rate)?.min(20_000);
             let duration = Duration::from_secs(number(seconds)?);
-            let report = Load { rate, duration, ..Load::new(transport, addr) }.run_here();
+            let ports: u16 = ports.first().map_or(Ok(1), |ports| number(ports))?;
+            // On a busy machine a request takes up to ten milliseconds.
+            let workers = (rate / 100).clamp(4, 64);
+            let load = Load { rate, duration, ports, workers, ..Load::new(transport, addr) };
+            let report = load.run_here();
             println!("{}", serde_json::to_string_pretty(&report).context("print the report")?);
             Ok(())
         }
