@@ -10,8 +10,8 @@ use crate::conformance::bed::Bed;
 
 /// A tenth of the rounds, and at least one, is left out at the beginning: caches and queues fill.
 const WARM_UP: usize = 10;
-/// What the memory of an agent may grow by, in bytes. 36 million connections in two hours would leave less than this if each left
-/// a thirtieth of a byte.
+/// What the memory of an agent may grow by, in bytes. 36 million connections, as in two hours, exceed it if each leaves a thirtieth
+/// of a byte behind.
 const MEMORY: f64 = 1024.0 * 1024.0;
 /// Files that may be open at one time and not at another: a question of `lbctl`, a health check.
 const FILES: f64 = 3.0;
