@@ -147,7 +147,7 @@ mod tests {
 
     use serde_json::json;
 
-    use super::{DumpDocument, PARTS, redact, write};
+    use super::{DumpDocument, PARTS, create, redact, write};
 
     fn unpacked(archive: &[u8]) -> Vec<(String, String)> {
         let mut archive = tar::Archive::new(archive);
@@ -157,6 +157,17 @@ mod tests {
             (entry.path().unwrap().display().to_string(), text)
         };
         archive.entries().unwrap().map(|entry| read(entry.unwrap())).collect()
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_its_owner_reads_an_archive() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = std::env::temp_dir().join(format!("lb-sysdump-{}.tar", std::process::id()));
+        let file = create(&path).unwrap();
+        let mode = file.metadata().unwrap().permissions().mode();
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -227,7 +227,8 @@ mod tests {
         let dead = NodeAnswer { node: "n3".to_owned(), result: Err(anyhow!("it does not run")) };
         let answers = vec![
             answer("n1", 2, "7", ""),
-            answer("n2", 1, "", "lbctl: no maps in /pins"),
+            // What it said before is a remark.
+            answer("n2", 1, "", "lbctl: a: the Service is ignored\nlbctl: no maps in /pins\n"),
             dead,
             answer("n4", 0, "", ""),
         ];

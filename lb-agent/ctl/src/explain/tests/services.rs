@@ -6,7 +6,7 @@ use super::world::{World, pod, service, text};
 use super::{TO_WEB, base, check, check_in};
 use crate::explain::Stale;
 use crate::explain::code::Code;
-use crate::explain::trace::{Hop, NoEndpoints, Unserved, Why};
+use crate::explain::trace::{Hop, NoEndpoints, TraceOutcome, Unserved, Why};
 use crate::unready::UnreadyPod;
 use lb_core::cluster::Name;
 
@@ -137,6 +137,17 @@ fn pods_without_an_address_are_named_with_their_reason() {
         to fix: check the Events of Pod default/api-1: `kubectl -n default describe pod api-1`
         code: NO_ENDPOINTS_ADDRESS
     "#]].assert_eq(&text(&trace));
+}
+
+#[test]
+fn a_source_without_an_address_sends_nothing() {
+    let late = pod("default/late", "10.1.0.7", "", "app: late", false)
+        .replace(", podIP: 10.1.0.7, podIPs: [{ip: 10.1.0.7}]", "")
+        .replace("Running", "Pending");
+    let trace = World::new(&[base(), late].concat()).trace("late", "svc:web:80");
+    assert_eq!(trace.outcome(), TraceOutcome::CannotTell);
+    let said = text(&trace);
+    assert!(said.contains("default/late has no address yet, and sends nothing"), "{said}");
 }
 
 #[test]
