@@ -19,6 +19,8 @@ mod side;
 mod statistics;
 mod watches;
 
+pub(crate) use self::cluster::load_image;
+
 use std::path::PathBuf;
 
 use anyhow::Result;

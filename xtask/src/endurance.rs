@@ -6,11 +6,12 @@ mod record;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    command::{self, command, say, target_dir},
+    bench::load_image,
+    command::say,
     conformance::{
         Target,
         bed::{self, Bed},
@@ -18,7 +19,6 @@ use crate::{
         deploy,
         report::Report,
     },
-    image, setup,
 };
 
 use self::{
@@ -60,7 +60,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
     deploy::agent(cluster, &options.target)?;
-    load_traffic(&options.target)?;
+    if let Some(load) = &options.target.load {
+        load_image(load, options.target.no_build)?;
+    }
     let bed = Bed::make(cluster, &options.target.image)?;
     let clients = Clients::make(&bed)?;
     say(&format!(
@@ -85,16 +87,4 @@ fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()>
     report.check("the maps' elements stayed", || record.maps_stayed());
     report.check("cleanup removes everything from all nodes", || deploy::remove(&bed));
     Ok(())
-}
-
-/// Builds and loads the image of clients and servers.
-fn load_traffic(target: &Target) -> Result<()> {
-    let Some(load) = &target.load else { return Ok(()) };
-    let image = image::Options::of_bench();
-    if !target.no_build {
-        setup::ensure(image.needs())?;
-        image::run(&image)?;
-    }
-    let load = load.replace("{tar}", &target_dir().join(image::BENCH_ARCHIVE).to_string_lossy());
-    command::run(command("sh").args(["-c", &load])).context("load the image of clients and servers")
 }

@@ -130,7 +130,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     removed
 }
 
-fn load_image(load: &str, no_build: bool) -> Result<()> {
+/// Builds the image of clients and servers, unless it is there, and loads it onto every node with this command.
+///
+/// # Errors
+/// When it cannot be built, is missing, or the command fails.
+pub(crate) fn load_image(load: &str, no_build: bool) -> Result<()> {
     if !no_build {
         let image = image::Options::of_bench();
         setup::ensure(image.needs())?;

@@ -189,6 +189,15 @@ impl<'a> Bed<'a> {
         })
     }
 
+    /// The metrics of a node's agent, as text.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) fn metrics(&self, node: &str) -> Result<String> {
+        let get = "curl --silent --show-error --max-time 5 http://127.0.0.1:10249/metrics";
+        self.in_host_pod(node, get)
+    }
+
     /// Runs a script in a node's client Pod.
     ///
     /// # Errors

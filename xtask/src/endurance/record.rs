@@ -64,9 +64,8 @@ impl Round {
                 *round.failures.entry(kind).or_default() += n;
             }
         }
-        let get = "curl --silent --show-error --max-time 5 http://127.0.0.1:10249/metrics";
         for node in &bed.cluster.nodes {
-            let usage = bed.on_node(node, get).and_then(|text| Usage::read(&text));
+            let usage = bed.metrics(node).and_then(|text| Usage::read(&text));
             round.agents.insert(node.clone(), usage.with_context(|| node.clone())?);
         }
         Ok(round)

@@ -103,8 +103,7 @@ fn source(bed: &Bed<'_>, node: &str) -> Result<String> {
 /// # Errors
 /// When the agent does not answer, or a sample is not a number.
 pub(super) fn metric(bed: &Bed<'_>, node: &str, name: &str, label: &str) -> Result<f64> {
-    let get = "curl --silent --show-error --max-time 5 http://127.0.0.1:10249/metrics";
-    sum(&bed.in_host_pod(node, get)?, name, label)
+    sum(&bed.metrics(node)?, name, label)
 }
 
 fn sum(text: &str, name: &str, label: &str) -> Result<f64> {
