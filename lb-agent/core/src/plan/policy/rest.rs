@@ -70,11 +70,11 @@ impl PolicyPlanner {
         let referred = self.referred(actual);
         let wanted: BTreeSet<u32> = assigned.groups.iter().map(|group| self.id_of(group)).collect();
         let (by_content, incomplete) = (&mut self.by_content, &mut self.incomplete);
-        let mut late = false;
+        // Groups that go keep identities as they are, also the one that denies everything, which is not among the live ones.
+        let mut late = !referred.is_subset(&wanted);
         self.live.retain(|head, live| {
             let leaves = !wanted.contains(head);
             let stays = !leaves || referred.contains(head);
-            late |= leaves && stays;
             if leaves
                 && let Some(content) = &live.content
                 && by_content.get(content) == Some(head)
