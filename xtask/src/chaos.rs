@@ -1,7 +1,8 @@
 //! `cargo xtask chaos`: a real cluster in trouble for half an hour. Agents are killed, the API server stops, nodes lose it, and
-//! Pods, Services and policies change all the time. Meanwhile clients watch that no request that policies allow is lost, and none
+//! Pods, Services and policies change all the time, while others fill the conntrack tables. Meanwhile clients watch that no request that policies allow is lost, and none
 //! that they deny is answered. At the end, the tables equal those of a fresh start.
 
+mod crowd;
 pub(crate) mod end;
 mod trouble;
 pub(crate) mod unrest;
@@ -17,6 +18,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
+    bench::load_image,
     command::say,
     conformance::{
         Target,
@@ -27,7 +29,7 @@ use crate::{
     },
 };
 
-use self::{trouble::Troubles, witness::Witnesses};
+use self::{crowd::Crowd, trouble::Troubles, witness::Witnesses};
 
 /// Options of the task.
 #[derive(Args)]
@@ -74,8 +76,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
     deploy::agent(cluster, &options.target)?;
+    if let Some(load) = &options.target.load {
+        load_image(load, options.target.no_build)?;
+    }
+    let [key, value] = crowd::ENTRIES;
+    deploy::configure(cluster, key, value)?;
+    deploy::restart(cluster)?;
     let bed = Bed::make(cluster, &options.target.image)?;
     unrest::prepare(&bed)?;
+    let crowd = Crowd::gather(&bed)?;
     let mut witnesses = Witnesses::begin(&bed)?;
     let memory = end::memory(&bed)?;
     say(&format!("{} clients ask; the agents have {}", witnesses.len(), end::shown(&memory)));
@@ -85,8 +94,9 @@ fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()>
     let api = options.pause_api.as_deref().zip(options.resume_api.as_deref());
     let mut troubles = Troubles::new(&bed, api, seed)?;
     let is_over = AtomicBool::new(false);
-    let changes = thread::scope(|scope| {
+    let (changes, crowded) = thread::scope(|scope| {
         let changes = scope.spawn(|| unrest::go_on(&bed, &is_over));
+        let crowded = scope.spawn(|| crowd.go_on(&is_over));
         let deadline = Instant::now() + Duration::from_secs(60 * options.minutes);
         let mut line = Instant::now() + LINE;
         while Instant::now() < deadline {
@@ -98,15 +108,17 @@ fn live(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()>
             }
         }
         is_over.store(true, Ordering::Relaxed);
-        changes.join()
+        (changes.join(), crowded.join())
     });
     let Ok(changes) = changes else { bail!("the thread that changes objects panicked") };
+    let Ok(crowded) = crowded else { bail!("the thread of the crowd panicked") };
     say("all is quiet");
     thread::sleep(QUIET);
     deploy::ready(cluster)?;
 
     report.check("the troubles happened", || troubles.done());
     report.check("Pods, Services and policies changed", || changes.done(options.minutes));
+    report.check("the conntrack tables were full", || crowded.done(&cluster.nodes));
     witnesses.end(&bed, report);
     end::check(&bed, report, &memory);
     Ok(())

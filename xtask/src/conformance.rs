@@ -16,6 +16,7 @@ mod policies;
 pub(crate) mod report;
 mod services;
 mod takeover;
+pub(crate) mod traffic;
 pub(crate) use self::takeover::load;
 
 use anyhow::Result;

@@ -1,10 +1,7 @@
 //! `cargo xtask laptop`: `kubectl lb` for laptops, as archives with man pages and the program for kubectl's completion, and
 //! the manifest for krew with their checksums. For Linux from anywhere, static; for macOS on macOS, whose linker needs its SDK.
 
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -25,6 +22,8 @@ const FEATURES: [&str; 3] = ["--no-default-features", "--features", "cluster"];
 const COMPLETE: &str = "kubectl_complete-lb";
 /// The template of krew's manifest, and what is replaced in it.
 const KREW: &str = "deploy/krew/lb.yaml";
+/// The first line of each platform, the last part of the template.
+const PLATFORM: &str = "    - selector:\n";
 const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 const URL: &str = concat!("https://example.invalid/lb/v", env!("CARGO_PKG_VERSION"));
 
@@ -179,27 +178,27 @@ fn archive(binary: &Path, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     gzip.finish().context("compress the archive")
 }
 
-/// The template with this version, these places and checksums. Platforms that were not built keep the checksum of nothing,
-/// which no archive has.
+/// The template with this version, these places and checksums, without the platforms that were not built: krew would offer them.
 fn filled_in(template: &str, checksums: &[(String, String)], options: &Options) -> Result<String> {
     let zero = "0".repeat(64);
-    let mut text = String::new();
-    let mut sum = None;
-    for line in template.lines() {
-        let line = line.replace(URL, &options.url).replace(VERSION, &options.version);
-        if let Some((_, name)) = line.split_once("uri: ").and_then(|(_, uri)| uri.rsplit_once('/'))
-        {
-            sum = checksums.iter().find(|(built, _)| built == name).map(|(_, sum)| sum);
-        }
-        let line = sum.map_or(line.clone(), |sum| line.replace(&zero, sum));
-        writeln!(text, "{line}")?;
+    let template = template.replace(URL, &options.url).replace(VERSION, &options.version);
+    let mut parts = template.split(PLATFORM);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    let mut left: Vec<&(String, String)> = checksums.iter().collect();
+    for part in parts {
+        let uri = part.lines().find_map(|line| line.trim_start().strip_prefix("uri: "));
+        let (_, name) = uri
+            .and_then(|uri| uri.rsplit_once('/'))
+            .with_context(|| format!("{KREW}: a platform without a place: {part:?}"))?;
+        let Some(at) = left.iter().position(|(built, _)| built == name) else { continue };
+        let (_, sum) = left.swap_remove(at);
+        text.push_str(PLATFORM);
+        text.push_str(&part.replace(&zero, sum));
     }
-    for (name, sum) in checksums {
-        if !text.contains(sum) {
-            bail!("{KREW} has no platform with {name}");
-        }
+    match left.first() {
+        Some((name, _)) => bail!("{KREW} has no platform with {name}"),
+        None => Ok(text),
     }
-    Ok(text)
 }
 
 #[cfg(test)]
@@ -226,7 +225,8 @@ mod tests {
             at(&built[1].1),
             at("https://dl.test/v1.2.3/kubectl-lb_darwin_arm64.tar.gz") + 1
         );
-        assert_eq!(text.matches(&"0".repeat(64)).count(), 2, "those that were not built");
+        assert_eq!(text.matches("selector:").count(), 2, "those that were built");
+        assert!(!text.contains(&"0".repeat(64)), "{text}");
         assert_eq!(at("version: v1.2.3"), at("spec:") + 1);
         assert!(
             filled_in(&template, &[sum("kubectl-lb_plan9_mips.tar.gz", "c")], &options).is_err()

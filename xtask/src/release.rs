@@ -2,6 +2,7 @@
 //! the builds need, so that it can be tried anywhere. `--verify` checks files that others made, and `--reproduce` that
 //! another build, in another directory, makes the same image.
 
+mod krew;
 mod object;
 mod reproduce;
 mod sbom;
@@ -95,9 +96,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = target_dir().join("release-files").join(&tag);
     remove_dir(&dir)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let facts = make(options, version, commit, &dir)?;
+    let archs = match &options.arch[..] {
+        [] => vec![Arch::Amd64, Arch::Arm64],
+        archs => archs.to_vec(),
+    };
+    let facts = make(options, archs.clone(), commit, &dir)?;
     say(&format!("wrote {}: {}", dir.display(), facts.image));
     verify::directory(&dir)?;
+    krew::check(&dir, &archs)?;
     if options.reproduce {
         reproduce::image(&facts)?;
     }
@@ -121,11 +127,8 @@ fn is_releasable(version: &str, commit: &str, untagged: bool) -> Result<()> {
     }
 }
 
-fn make(options: &Options, version: &str, commit: String, dir: &Path) -> Result<Facts> {
-    let archs = match &options.arch[..] {
-        [] => vec![Arch::Amd64, Arch::Arm64],
-        archs => archs.to_vec(),
-    };
+fn make(options: &Options, archs: Vec<Arch>, commit: String, dir: &Path) -> Result<Facts> {
+    let version = env!("CARGO_PKG_VERSION");
     let tag = format!("{}:{version}", options.repository);
     let image = image::build(&image::Options::of_release(archs.clone(), tag))?;
     copy(&image.path, dir)?;

@@ -17,6 +17,7 @@ const CARGO_AUDITABLE: &str = "0.7.7";
 /// The module version of Prometheus 3.16.
 const PROMETHEUS: &str = "v0.316.0";
 const HELM: &str = "v3.22.0";
+const KREW: &str = "v0.4.4";
 
 /// Something a task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +58,12 @@ pub(crate) enum Need {
     Prometheus,
     /// Helm, in the build directory for the same reason. It needs Go.
     Helm,
+    /// krew and its validator of manifests, in the build directory for the same reason. They need Go.
+    Krew,
 }
 
-/// All that the tasks need, except a cluster's tools, cargo-deny, cargo-auditable, mdbook, Prometheus and Helm, which few machines want.
+/// All that the tasks need, except a cluster's tools, cargo-deny, cargo-auditable, mdbook, Prometheus, Helm and krew, which few
+/// machines want.
 pub(crate) const ALL: &[Need] = &[
     Need::Rust,
     Need::BpfLinker,
@@ -115,6 +119,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Helm) {
         install_from_go("helm.sh/helm/v3", HELM, "", &["helm"])?;
+    }
+    if needs.contains(&Need::Krew) {
+        install_from_go("sigs.k8s.io/krew", KREW, "", &["krew", "validate-krew-manifest"])?;
     }
     if needs.contains(&Need::Kubectl) && found("kubectl").is_none() {
         bail!("kubectl is missing: install the cluster's version, or set --kubectl");
@@ -209,7 +216,8 @@ fn missing_packages(need: Need) -> Vec<Package> {
         | Need::CargoAuditable
         | Need::Mdbook
         | Need::Prometheus
-        | Need::Helm => Vec::new(),
+        | Need::Helm
+        | Need::Krew => Vec::new(),
     }
 }
 
@@ -405,6 +413,11 @@ pub(crate) fn of_prometheus(program: &str) -> PathBuf {
 /// Returns the path of the pinned helm.
 pub(crate) fn helm() -> PathBuf {
     tools().join("bin/helm")
+}
+
+/// krew and its validator.
+pub(crate) fn krew() -> [PathBuf; 2] {
+    ["krew", "validate-krew-manifest"].map(|name| tools().join("bin").join(name))
 }
 
 /// Builds programs of a Go module in the build directory, unless that version of them is there.

@@ -9,29 +9,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
 use testbed::{client::Transport, load::Report as Asked};
 
 use crate::{
     command::output,
-    conformance::{bed::Bed, cluster::NAMESPACE, report::within},
-    image,
+    conformance::{
+        bed::Bed,
+        report::within,
+        traffic::{PORT, PORTS, STARTED, client, server, service, started, traffic},
+    },
 };
 
 /// The Service.
 const SERVICE: &str = "endurance";
-/// The first of its ports, and how many there are by TCP. A client has 28,000 source ports towards each, and each is in use for a
-/// minute after its connection.
-const PORT: u16 = 8080;
-const PORTS: u16 = 32;
-/// The server's port, for all of them.
-const TARGET: u16 = 8080;
 /// Of ten requests one is by UDP.
 const TENTHS: [(Transport, usize); 2] = [(Transport::Tcp, 9), (Transport::Udp, 1)];
 /// Nodes with a client and a server each.
 const NODES: usize = 2;
-/// Pods have started by then.
-const STARTED: Duration = Duration::from_secs(90);
 
 /// The loads: where each runs, and what it asks.
 pub(super) struct Clients<'a> {
@@ -54,16 +48,12 @@ impl<'a> Clients<'a> {
     /// When the API refuses something, a Pod does not start, or a server does not answer.
     pub(super) fn make(bed: &'a Bed<'a>) -> Result<Self> {
         let nodes: Vec<&String> = bed.cluster.nodes.iter().take(NODES).collect();
-        let mut objects = vec![service()];
+        let mut objects = vec![service(SERVICE)];
         for node in &nodes {
-            objects.extend([server(node), client(node)]);
+            objects.extend([server(node, SERVICE), client(&format!("load-{node}"), node)]);
         }
         bed.cluster.apply(&objects)?;
-        let wait = ["wait", "--namespace", NAMESPACE, "--for", "condition=Ready", "pod"];
-        let which = ["--selector", "bed=endurance", "--timeout", "60s"];
-        within(STARTED, || bed.cluster.run(&[&wait[..], &which].concat())).with_context(|| {
-            format!("the Pods of {} do not run; is the image on the nodes? See `cargo xtask image --bench`", image::BENCH_TAG)
-        })?;
+        started(bed.cluster)?;
         let mut loads = Vec::new();
         for address in bed.addresses(SERVICE)? {
             let ip: IpAddr = address.parse().with_context(|| format!("address {address:?}"))?;
@@ -100,8 +90,7 @@ impl<'a> Clients<'a> {
     }
 
     fn traffic(&self, load: &Load, args: &[&str]) -> Command {
-        let exec = ["exec", "--namespace", NAMESPACE, &load.pod, "--", "/bin/traffic"];
-        self.bed.cluster.kubectl(&[&exec[..], args].concat())
+        traffic(self.bed.cluster, &load.pod, args)
     }
 
     /// All loads at once, with their share of the rate each.
@@ -129,52 +118,4 @@ impl<'a> Clients<'a> {
             threads.into_iter().map(outcome).collect()
         })
     }
-}
-
-fn service() -> Value {
-    let port = |(protocol, port): (&str, u16)| {
-        let name = format!("{}-{port}", protocol.to_lowercase());
-        json!({ "name": name, "protocol": protocol, "port": port, "targetPort": TARGET })
-    };
-    let ports = ["TCP", "UDP"]
-        .into_iter()
-        .flat_map(|protocol| (PORT..PORT + PORTS).map(move |port| (protocol, port)));
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": SERVICE, "namespace": NAMESPACE },
-        "spec": {
-            "ipFamilyPolicy": "PreferDualStack",
-            "selector": { "app": SERVICE },
-            "ports": ports.map(port).collect::<Vec<_>>(),
-        },
-    })
-}
-
-fn server(node: &str) -> Value {
-    let containers = json!([{
-        "name": "traffic", "image": image::BENCH_TAG, "imagePullPolicy": "Never",
-        "args": ["serve", format!("server-{node}"), TARGET.to_string()],
-    }]);
-    pod(&format!("server-{node}"), node, SERVICE, &containers)
-}
-
-fn client(node: &str) -> Value {
-    let containers = json!([{
-        "name": "traffic", "image": image::BENCH_TAG, "imagePullPolicy": "Never", "args": ["idle"],
-    }]);
-    pod(&format!("load-{node}"), node, "load", &containers)
-}
-
-fn pod(name: &str, node: &str, app: &str, containers: &Value) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": name, "namespace": NAMESPACE, "labels": { "app": app, "bed": "endurance" },
-        },
-        "spec": {
-            "nodeName": node, "terminationGracePeriodSeconds": 1,
-            "tolerations": [{ "operator": "Exists" }],
-            "containers": containers,
-        },
-    })
 }

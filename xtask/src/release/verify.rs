@@ -121,10 +121,14 @@ fn manifests(dir: &Path, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// krew will find what is there.
+/// krew will find what is there, and is offered nothing else.
 fn archives(dir: &Path) -> Result<()> {
     let manifest = String::from_utf8(read(&dir.join(KREW))?).context("it is not text")?;
     let mut found = 0;
+    let places = manifest.lines().filter_map(|line| line.trim_start().strip_prefix("uri: "));
+    for name in places.filter_map(|place| place.rsplit('/').next()) {
+        ensure!(dir.join(name).exists(), "it offers {name}, which is not here");
+    }
     for name in files(dir)?.iter().filter(|name| name.ends_with(".tar.gz")) {
         let sum = sha256(&read(&dir.join(name))?);
         ensure!(manifest.contains(&sum), "it does not have the sum of {name}, {sum}");

@@ -84,7 +84,7 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
         assert_eq!(ops, SERVICES as usize * 6 + 1);
         assert!(times.iter().sum::<Duration>() < Duration::from_secs(10));
 
-        let mut worst = Duration::ZERO;
+        let mut all = Vec::new();
         for k in 0..200 {
             let i = k * 37;
             let (ops, times) = round(
@@ -92,11 +92,18 @@ fn one_change_among_ten_thousand_services_costs_what_one_change_costs() {
                 Duration::from_millis(10 * u64::from(k)),
             );
             assert_eq!(ops, 3, "a slot, the frontend, the backend that left");
-            worst = worst.max(times.iter().sum());
+            all.push(times.iter().sum());
         }
-        println!("one endpoint less in one Service: at most {worst:?}");
-        assert!(worst < Duration::from_millis(100), "{worst:?}");
+        let most = nine_of_ten(all);
+        println!("one endpoint less in one Service: nine of ten take at most {most:?}");
+        assert!(most < Duration::from_millis(100), "{most:?}");
     });
+}
+
+/// What nine of ten take at most: the machine may stop a process for as long as it likes, but not all the time.
+fn nine_of_ten(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() * 9 / 10 - 1]
 }
 
 /// A LoadBalancer with a NodePort and an address that all share with it, as where the nodes are the load balancer.
@@ -147,15 +154,16 @@ fn two_thousand_load_balancers_on_one_address_in_a_thousand_nodes() {
         let (ops, took) = round(&mut events);
         println!("first plan: {ops} writes, {took:?}");
         assert!(took < Duration::from_secs(20), "{took:?}");
-        let mut worst = Duration::ZERO;
+        let mut times = Vec::new();
         for i in (0..2000).step_by(100) {
             let (ops, took) = round(&mut [slice_event(i, 1)].into_iter());
             // A slot, the backend that left, and its frontends: the ClusterIP, two addresses, the node, localhost.
             assert_eq!(ops, 7);
-            worst = worst.max(took);
+            times.push(took);
         }
-        println!("one endpoint less in one Service: at most {worst:?}");
-        assert!(worst < Duration::from_millis(100), "{worst:?}");
+        let most = nine_of_ten(times);
+        println!("one endpoint less in one Service: nine of ten take at most {most:?}");
+        assert!(most < Duration::from_millis(100), "{most:?}");
     });
 }
 
