@@ -26,12 +26,14 @@ pub(super) fn directory(dir: &Path) -> Result<()> {
     image_is(dir, &facts, &image).context(IMAGE)?;
     manifests(dir, &facts)?;
     archives(dir).context(KREW)?;
+    let archs = facts.architectures.iter().map(|built| built.architecture.as_str());
     say(&format!(
-        "{}: lb {} of commit {}, image {}",
+        "verified: the files in {} belong together: lb {} of commit {}, image {} for {}",
         dir.display(),
         facts.version,
         facts.commit,
-        facts.image
+        facts.image,
+        archs.collect::<Vec<_>>().join(", ")
     ));
     Ok(())
 }
