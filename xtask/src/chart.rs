@@ -60,7 +60,7 @@ const MONITORING: [&str; 4] = [
     "settings.metrics-bind-address=0.0.0.0:10249",
 ];
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case { name: "the defaults", values: &[], overlay: "" },
     Case {
         name: "mountBpffs",
@@ -93,6 +93,18 @@ const CASES: [Case; 7] = [
         name: "monitoring",
         values: &MONITORING,
         overlay: "components: [../../deploy/monitoring]\n",
+    },
+    Case {
+        name: "cleanup",
+        values: &["cleanup=true"],
+        overlay: r#"patches:
+  - target: { kind: DaemonSet }
+    patch: |
+      [
+        { "op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["cleanup", "--wait"] },
+        { "op": "replace", "path": "/spec/updateStrategy/rollingUpdate/maxUnavailable", "value": "100%" }
+      ]
+"#,
     },
 ];
 
@@ -288,18 +300,28 @@ pub(crate) fn release(version: &str, image: &Pinned<'_>, dir: &Path) -> Result<S
     remove_dir(&copy)?;
     // The links in it become files.
     command::run(command::command("cp").args(["-rL", CHART]).arg(&copy))?;
-    let path = copy.join("values.yaml");
-    let text = read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    std::fs::write(&path, image.values(&text)?)
-        .with_context(|| format!("write {}", path.display()))?;
+    let change = |file: &str, change: &dyn Fn(&str) -> Result<String>| -> Result<()> {
+        let path = copy.join(file);
+        let text = read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        std::fs::write(&path, change(&text)?).with_context(|| format!("write {}", path.display()))
+    };
+    change("values.yaml", &|text| image.values(text))?;
+    change("Chart.yaml", &|text| Ok(image.chart(text)))?;
     let chart = copy.to_string_lossy();
     let to = dir.to_string_lossy();
     let args = ["package", &*chart, "--version", version, "--app-version", version];
     helm.output(&[&args[..], &["--destination", &*to]].concat())?;
     let package = dir.join(format!("lb-agent-{version}.tgz"));
     let archive = package.to_string_lossy();
-    helm.output(&["template", RELEASE, &*archive, "--namespace", NAMESPACE])
+    let template = ["template", RELEASE, &*archive, "--namespace", NAMESPACE];
+    let tagged = helm.output(&[&template[..], &["--set", "image.tag=other"]].concat())?;
+    let want = format!("image: \"{}:other\"", image.repository);
+    ensure!(tagged.contains(&want), "with a tag, the chart does not install {want}");
+    helm.output(&template)
 }
+
+/// The annotation of a release's chart that has the digest of its image.
+pub(crate) const DIGEST: &str = "lb-agent.io/digest";
 
 /// An image by its digest.
 pub(crate) struct Pinned<'a> {
@@ -314,12 +336,16 @@ impl Pinned<'_> {
         for (plain, pinned) in [
             ("  repository: lb-agent\n", format!("  repository: {}\n", self.repository)),
             ("  tag: dev\n", "  tag: \"\"\n".to_owned()),
-            ("  digest: \"\"\n", format!("  digest: {}\n", self.digest)),
         ] {
             ensure!(values.matches(plain).count() == 1, "{CHART}/values.yaml: not once: {plain}");
             values = values.replace(plain, &pinned);
         }
         Ok(values)
+    }
+
+    /// The chart's description with its digest.
+    fn chart(&self, text: &str) -> String {
+        format!("{text}annotations:\n  {DIGEST}: {}\n", self.digest)
     }
 }
 
@@ -332,7 +358,7 @@ fn package(helm: &Helm, chart: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CHART, Pinned, relative};
+    use super::{CASES, CHART, Pinned, relative};
     use crate::command::root;
 
     #[test]
@@ -341,8 +367,19 @@ mod tests {
         let text = std::fs::read_to_string(root().join(CHART).join("values.yaml")).unwrap();
         let values = image.values(&text).unwrap();
         let want = "repository: registry.test/lb-agent\n";
-        assert!(values.contains(want) && values.contains("digest: sha256:0123\n"), "{values}");
+        assert!(values.contains(want) && values.contains("  tag: \"\"\n"), "{values}");
         assert!(image.values(&values).is_err());
+        let chart = image.chart("name: lb-agent\n");
+        assert_eq!(chart, "name: lb-agent\nannotations:\n  lb-agent.io/digest: sha256:0123\n");
+    }
+
+    #[test]
+    fn the_chart_cleans_up_by_the_patch_that_is_there_for_others() {
+        let patch = std::fs::read_to_string(root().join("deploy/cleanup.json")).unwrap();
+        let case = CASES.iter().find(|case| case.name == "cleanup").unwrap();
+        for line in patch.lines() {
+            assert!(case.overlay.contains(line.trim()), "{line}");
+        }
     }
 
     #[test]

@@ -7,13 +7,16 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* By its digest, that of the release's image unless there is another or a tag: it is no value, which --reuse-values would keep. */}}
 {{- define "lb-agent.image" -}}
-{{- with .Values.image -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
-{{- else -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- $digest := .Values.image.digest -}}
+{{- if not (or $digest .Values.image.tag) -}}
+{{- $digest = index .Chart.Annotations "lb-agent.io/digest" -}}
 {{- end -}}
+{{- if $digest -}}
+{{ .Values.image.repository }}@{{ $digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 

@@ -81,7 +81,7 @@ listed! {
             "Run the check as root. The DaemonSet gives the agent these capabilities.";
         Bpffs: "BPFFS",
             "A bpf file system is mounted at `/sys/fs/bpf`.",
-            "Mount it, as systemd does; the DaemonSet's init container mounts one where there is none.";
+            "Mount it, as systemd does, or use the component `mount-bpffs`, whose init container does.";
         Cgroup: "CGROUP_V2",
             "A cgroup v2 hierarchy is mounted.",
             "Boot with systemd.unified_cgroup_hierarchy=1, or `mount -t cgroup2 none /sys/fs/cgroup`.";

@@ -65,6 +65,11 @@ impl Release<'_> {
         );
         say("rolled back");
 
+        self.upgrade(&["--set", "cleanup=true"])?;
+        let said = self.kubectl.run(&["--namespace", NAMESPACE, "logs", DAEMON_SET])?;
+        ensure!(said.contains("this node is clean"), "`cleanup` says {said:?}");
+        say("cleaned up");
+
         self.helm(&["uninstall", RELEASE, "--wait", "--timeout", "120s"])?;
         let kinds = "daemonset,configmap,serviceaccount,clusterrole,clusterrolebinding";
         let label = ["--selector", "app.kubernetes.io/name=lb-agent", "--output", "name"];

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{CHECKSUMS, FACTS, Facts, IMAGE, INSTALL, KREW, files, object, read, sbom};
 use crate::{
+    chart::DIGEST,
     command::say,
     image::{digest, sha256},
 };
@@ -115,10 +116,16 @@ fn manifests(dir: &Path, facts: &Facts) -> Result<()> {
     ensure!(pinned, "{INSTALL} installs {images:?}, not {}", facts.image);
     let name = format!("lb-agent-{}.tgz", facts.version);
     let chart = unpacked(GzDecoder::new(&read(&dir.join(&name))?[..])).context(name.clone())?;
-    let values = chart.get("lb-agent/values.yaml").with_context(|| format!("{name}: no values"))?;
-    let values = String::from_utf8_lossy(values);
-    for line in [format!("  repository: {repository}\n"), format!("  digest: {digest}\n")] {
-        ensure!(values.contains(&line), "{name}: its values do not have {:?}", line.trim());
+    for (file, line) in [
+        ("values.yaml", format!("  repository: {repository}\n")),
+        ("values.yaml", "  tag: \"\"\n".to_owned()),
+        ("values.yaml", "  digest: \"\"\n".to_owned()),
+        ("Chart.yaml", format!("  {DIGEST}: {digest}\n")),
+    ] {
+        let text = chart.get(&format!("lb-agent/{file}"));
+        let text = text.with_context(|| format!("{name}: no {file}"))?;
+        let is_there = String::from_utf8_lossy(text).contains(&line);
+        ensure!(is_there, "{name}: its {file} does not have {:?}", line.trim());
     }
     Ok(())
 }
