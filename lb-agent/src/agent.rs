@@ -216,6 +216,8 @@ struct Agent {
     policies: Policies,
     /// Which Pods are watched.
     scope: PodWatch,
+    /// What the watches see.
+    watches: Arc<Counters>,
     attachments: Attachments,
     attacher: Attacher,
     disconnecter: Disconnecter,
@@ -280,14 +282,13 @@ impl Agent {
         let from = ServerFacts {
             metrics: (metrics.clone(), registry),
             traces: kernel.traces,
-            source: counters,
+            source: Arc::clone(&counters),
             status: status_reader,
             api_events: api_events.clone(),
         };
         let Servers { examples, requests, followers, observed, flows } =
             servers::spawn(&cfg, from)?;
         let disconnecter = Disconnecter::spawn(metrics.outside.sockets_closed.clone())?;
-        let now = Instant::now();
         let mut agent = Self {
             cluster: Cluster::new(&cfg.node_name),
             dirty: Dirty::default(),
@@ -307,6 +308,7 @@ impl Agent {
             addresses,
             policies,
             scope,
+            watches: counters,
             attachments: Attachments::default(),
             attacher,
             disconnecter,
@@ -319,8 +321,8 @@ impl Agent {
             housekeeping: Housekeeping::new(&cfg, facts, (examples, api_events), kernel.ct_entries),
             metrics,
             status,
-            next_resync: now,
-            start: now,
+            next_resync: Instant::now(),
+            start: Instant::now(),
         };
         // As the maps are: the programs for it stay in place.
         agent.departures = agent.planner.actual().may_watch_departures();

@@ -215,6 +215,7 @@ impl WatchContext {
                     // That a kind is gone is believed the second time.
                     present &= !is_absent::<K>(&err);
                     counters.count_error();
+                    counters.is_refused(refusal(&err));
                     if !is_answer(&err) && backoff.has_failed_for(GIVE_UP) {
                         return StreamEnd::GivenUp;
                     }
@@ -235,6 +236,7 @@ impl WatchContext {
                 counters.count_restart();
             } else {
                 backoff = Backoff::default();
+                counters.is_refused(None);
                 counters.count_event();
             }
             for event in translate(event, &mut with_issues) {
@@ -315,6 +317,21 @@ fn is_absent<K: Watched>(err: &watcher::Error) -> bool {
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => false,
     }
+}
+
+/// What the server says if it refuses the kind to this account (401, 403).
+fn refusal(err: &watcher::Error) -> Option<String> {
+    let status = match err {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status,
+        watcher::Error::WatchStartFailed(_)
+        | watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => return None,
+    };
+    matches!(status.code, 401 | 403).then(|| format!("{} ({})", status.message, status.code))
 }
 
 /// Whether the server said no, as opposed to not being there: another address would say the same.

@@ -4,8 +4,8 @@
 //! records at once, so that nothing of Kubernetes' types is kept, and one line in `kinds`.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lb_core::cluster::{Event, Kind};
@@ -58,13 +58,15 @@ pub struct KindCounters {
     errors: AtomicU64,
     /// By the monotonic clock, since the wall clock may be set: milliseconds after `begun`, from 1 on; 0 = never.
     last_event_ms: AtomicU64,
+    /// What the server says instead of objects.
+    refusal: Mutex<Option<String>>,
     begun: Instant,
 }
 
 impl Default for KindCounters {
     fn default() -> Self {
         let [restarts, errors, last_event_ms] = Default::default();
-        Self { restarts, errors, last_event_ms, begun: Instant::now() }
+        Self { restarts, errors, last_event_ms, refusal: Mutex::default(), begun: Instant::now() }
     }
 }
 
@@ -99,6 +101,15 @@ impl KindCounters {
             0 => None,
             ms => Some(self.begun.elapsed().saturating_sub(Duration::from_millis(ms))),
         }
+    }
+
+    /// Why the server gives no objects, in its words, while it refuses them: the agent's role may lack the kind.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_refused(&self, why: Option<String>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     fn count_restart(&self) {

@@ -269,6 +269,7 @@ impl Agent {
         names.subsystems = report::lines(&report::ReportFacts {
             cluster: &self.cluster,
             source: kind,
+            refused: self.refused(),
             mechanism: self.mechanism,
             counts_flows: self.past.counts_flows(),
             pods: self.attachments.pods(),
@@ -302,6 +303,12 @@ impl Agent {
             ),
         });
         NameTable { head: names, known, former: house.former.as_ref() }
+    }
+
+    /// Kinds that the API server refuses.
+    fn refused(&self) -> Vec<(Kind, String)> {
+        let refusal = |kind: Kind| Some((kind, self.watches.of(kind).refusal()?));
+        Kind::ALL.into_iter().filter_map(refusal).collect()
     }
 
     /// Whether this node does all that was told: what starts on it is served, and judged.

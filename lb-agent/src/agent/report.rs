@@ -23,6 +23,8 @@ pub(super) struct ReportFacts<'a> {
     pub cluster: &'a Cluster,
     /// `kubernetes` or `manifests`.
     pub source: &'a str,
+    /// Kinds that the API server refuses, and what it says.
+    pub refused: Vec<(Kind, String)>,
     /// How devices are attached to.
     pub mechanism: Option<Mechanism>,
     /// Whether packets of flows are to be counted.
@@ -133,6 +135,18 @@ fn api<'a>(facts: &ReportFacts<'_>) -> Subsystem<'a> {
         .filter(|kind| !facts.cluster.is_synced(*kind))
         .map(Kind::name)
         .collect();
+    if let Some((kind, why)) = facts.refused.first() {
+        let others = match facts.refused.len() {
+            1 => String::new(),
+            n => format!(" and {} other kinds", n - 1),
+        };
+        let detail = format!(
+            "{}: the API server refuses {}{others}: {why}: apply the ClusterRole of this version",
+            facts.source,
+            kind.name(),
+        );
+        return line(StatusPart::Api, State::Degraded, detail);
+    }
     if missing.is_empty() {
         return line(StatusPart::Api, State::Ok, format!("{}: all lists complete", facts.source));
     }

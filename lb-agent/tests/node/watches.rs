@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lb_common::addr::Addr;
 use lb_common::endpoint::IdentFlags;
 use lb_core::admin::context::{FlowQuery, Party};
-use lb_core::names;
+use lb_core::names::{self, State};
 use lb_core::plan::Actual;
 use lb_ctl::admin::Client;
 use lb_kernel::bpf::store::Maps;
@@ -295,6 +295,14 @@ fn a_policy_does_not_wait_without_limit_for_pods_that_are_not_listed() {
             std::thread::sleep(Duration::from_millis(50));
         }
         assert!(issues()[0].contains("without the Pods of other nodes"), "{:?}", issues());
+        let api = || {
+            let names = names::read(&dir.join("state").join(names::FILE)).unwrap();
+            let of_api = names.subsystems.iter().find(|part| part.name == "api").unwrap();
+            (of_api.state, of_api.detail.to_string())
+        };
+        let (state, detail) = api();
+        assert_eq!(state, State::Degraded, "{detail}");
+        assert!(detail.contains("the API server refuses Pod: no (403)"), "{detail}");
         // lbctl is told what is known, and that it is not all.
         let [src, dst] = [OWN.2, OTHER.2].map(|ip| Party::Ip(ip.parse().unwrap()));
         let wanted = FlowQuery { src, dst, protocol: 6, port: Some(80), port_name: None };
@@ -309,8 +317,8 @@ fn a_policy_does_not_wait_without_limit_for_pods_that_are_not_listed() {
             there(actual, OTHER.2) && actual.pod_ranges.is_empty()
         });
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !issues().is_empty() {
-            assert!(Instant::now() < deadline, "{:?}", issues());
+        while !issues().is_empty() || api().0 != State::Ok {
+            assert!(Instant::now() < deadline, "{:?} {:?}", issues(), api());
             std::thread::sleep(Duration::from_millis(50));
         }
         stop(agent.take().unwrap());

@@ -13,8 +13,8 @@ listed! {
             "Only if the name table of the agent cannot be read: lbctl then shows numbers in place of names.",
             "Run lbctl of the agent's own image, and let an agent run: it writes the table.";
         Api: "api",
-            "Where the agent reads objects. WAITING until the first list of each kind is complete.",
-            "The kinds that are missing are named. Check the address of the API server and the ClusterRole.";
+            "Where the agent reads objects. WAITING until the first list of each kind is complete, DEGRADED while the API server refuses a kind.",
+            "The kinds that are missing are named. Check the address of the API server and, if it refuses, the ClusterRole.";
         Programs: "programs",
             "The devices with and without programs. WAITING while one of them has none yet, DEGRADED if it cannot get them.",
             "The error of the kernel is named, with the device.";
