@@ -25,6 +25,9 @@ pub struct SysdumpArgs {
     /// The archive, or - for standard output [default: lb-sysdump-NODE.tar]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
+    /// The agent's log, or - for standard input: in its container it cannot be found
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub log: Option<PathBuf>,
 }
 
 /// One command whose document is a part of the archive.

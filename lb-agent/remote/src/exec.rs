@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::api::{AttachParams, AttachedProcess};
+use kube::api::{AttachParams, AttachedProcess, LogParams};
 use kube::{Api, Client};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -44,6 +44,23 @@ pub struct RemoteOutput {
 pub(crate) struct AgentApi {
     pub(crate) client: Client,
     pub(crate) namespace: String,
+}
+
+/// Returns the last lines of an agent's log.
+///
+/// # Errors
+/// One sentence, when the API server refuses or does not answer in time.
+pub(crate) async fn log(place: &AgentApi, agent: &NodeAgent, lines: i64) -> anyhow::Result<String> {
+    let pods: Api<Pod> = Api::namespaced(place.client.clone(), &place.namespace);
+    let wanted = LogParams {
+        container: Some(CONTAINER.to_owned()),
+        tail_lines: Some(lines),
+        ..LogParams::default()
+    };
+    match tokio::time::timeout(PATIENCE, pods.logs(&agent.pod, &wanted)).await {
+        Ok(text) => text.map_err(explained),
+        Err(_elapsed) => bail!("no answer within {} s", PATIENCE.as_secs()),
+    }
 }
 
 /// Runs a command and returns all that it printed.

@@ -107,6 +107,24 @@ impl Fleet {
         )
     }
 
+    /// Runs a command on these nodes, each with the last lines of its agent's log by `--log=-`. Where the log cannot be read, or
+    /// the node's `lbctl` is older than this flag, the command runs without it, and stderr says so.
+    pub fn run_with_log(
+        &self,
+        command: &RemoteCommand,
+        agents: &[NodeAgent],
+        lines: i64,
+    ) -> Vec<NodeAnswer> {
+        let place = &self.place;
+        let one = |agent: NodeAgent| async move {
+            let result = with_log(place, &agent, command, lines).await;
+            NodeAnswer { node: agent.node, result }
+        };
+        self.runtime.block_on(
+            futures_util::stream::iter(agents.to_vec()).map(one).buffered(AT_ONCE).collect(),
+        )
+    }
+
     /// Runs a command on these nodes that prints lines until it is stopped.
     pub fn follow(&self, command: &RemoteCommand, agents: &[NodeAgent]) -> Follow {
         Follow::start(self.runtime.handle(), &self.place, command, agents)
@@ -152,6 +170,31 @@ impl Fleet {
         let found = objects::pods_at(&self.place.client, ip);
         self.runtime.block_on(found).with_context(|| format!("find the Pod with address {ip}"))
     }
+}
+
+/// Runs a command with the agent's log, or without.
+async fn with_log(
+    place: &AgentApi,
+    agent: &NodeAgent,
+    command: &RemoteCommand,
+    lines: i64,
+) -> anyhow::Result<RemoteOutput> {
+    let why = match exec::log(place, agent, lines).await {
+        Ok(log) => {
+            let mut on_log = command.clone();
+            on_log.args.push("--log=-".to_owned());
+            on_log.stdin = Some(log.into_bytes());
+            let output = exec::run(place, agent, &on_log).await?;
+            if output.code == 0 || !output.stderr.contains("--log") {
+                return Ok(output);
+            }
+            "its lbctl is of an older version".to_owned()
+        }
+        Err(err) => format!("{err:#}"),
+    };
+    let mut output = exec::run(place, agent, command).await?;
+    output.stderr = format!("without the agent's log: {why}\n{}", output.stderr);
+    Ok(output)
 }
 
 /// The names of the cluster's Linux nodes. Many users may not list nodes, so nothing depends on it.

@@ -102,9 +102,14 @@ fn a_sysdump_has_what_the_commands_say_and_a_redacted_one_no_names() {
         Ok(())
     });
     named.unwrap();
+    let log = stage.bed.dir().join("given.log");
+    let line =
+        format!("attached pod=default/secret-web ip={} service=default/secret-web\n", web.v4);
+    std::fs::write(&log, line).unwrap();
     let dump = |redact: bool| {
         let path = stage.bed.dir().join(if redact { "redacted.tar" } else { "dump.tar" });
         let mut args = vec!["sysdump", "-f", path.to_str().unwrap()];
+        args.extend(["--log", log.to_str().unwrap()]);
         args.extend(redact.then_some("--redact"));
         let (code, text) = run(here, &args);
         assert_eq!(code, Some(0), "{text}");
@@ -117,7 +122,9 @@ fn a_sysdump_has_what_the_commands_say_and_a_redacted_one_no_names() {
         let text = text.unwrap_or_else(|| panic!("no {file}: {:?}", whole.keys()));
         serde_json::from_str::<serde_json::Value>(text).unwrap();
     }
-    assert!(whole["services.json"].contains("secret-web"), "{}", whole["services.json"]);
+    for file in ["services.json", "agent.log"] {
+        assert!(whole[file].contains("secret-web"), "{}", whole[file]);
+    }
     let redacted = dump(true);
     assert_eq!(redacted.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
     for (file, text) in &redacted {

@@ -122,13 +122,17 @@ impl FleetQuery {
         sort_out(answers, |output| Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
-    /// The same for bytes; what is wrong is reported.
+    /// The same for bytes, of a command that also takes the last lines of the agents' logs; what is wrong is reported.
     ///
     /// # Errors
     /// When no node answers.
-    pub fn bytes_or_remark(&self, args: Vec<String>) -> anyhow::Result<Vec<FromNode<Vec<u8>>>> {
+    pub fn bytes_with_log(
+        &self,
+        args: Vec<String>,
+        lines: i64,
+    ) -> anyhow::Result<Vec<FromNode<Vec<u8>>>> {
         let command = RemoteCommand { args, stdin: None, lasts: self.lasts };
-        let answers = self.fleet.run(&command, &self.agents);
+        let answers = self.fleet.run_with_log(&command, &self.agents, lines);
         self.or_remark(sort_out(answers, |output| Ok(output.stdout.clone())))
     }
 

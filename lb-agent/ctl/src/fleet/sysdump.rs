@@ -14,6 +14,8 @@ use crate::sysdump::{SysdumpArgs, create};
 
 /// The archive, unless it has another name.
 const FILE: &str = "lb-sysdump.tar";
+/// Lines of each agent's log.
+const LINES: i64 = 2000;
 
 /// Writes it.
 ///
@@ -26,7 +28,7 @@ pub fn sysdump(
 ) -> anyhow::Result<ExitCode> {
     let mut words = vec!["sysdump".to_owned(), "--file=-".to_owned()];
     words.extend(args.redact.then(|| "--redact".to_owned()));
-    let answers = asked.bytes_or_remark(words)?;
+    let answers = asked.bytes_with_log(words, LINES)?;
     let path = args.file.clone().unwrap_or_else(|| PathBuf::from(FILE));
     if path == Path::new("-") {
         merge(&answers, args.redact, out)?;

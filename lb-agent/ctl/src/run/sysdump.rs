@@ -1,7 +1,7 @@
 //! `lbctl sysdump`: runs all commands and writes what they say.
 
 use std::fs;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,7 +30,10 @@ pub(super) fn sysdump(
 ) -> anyhow::Result<ExitCode> {
     let mut documents: Vec<DumpDocument> =
         PARTS.iter().map(|part| DumpDocument { part: *part, said: said(place, part) }).collect();
-    let mut logs = logs();
+    let mut logs = match &args.log {
+        Some(path) => given(path)?,
+        None => logs(),
+    };
     let mut node = place.names().names.node.into_owned();
     if args.redact {
         redact(&mut documents, &mut logs, &mut node);
@@ -66,6 +69,16 @@ fn said(place: TablePaths<'_>, part: &Part) -> Result<serde_json::Value, String>
         1 => all.remove(0),
         _ => all.into(),
     })
+}
+
+/// The lines of a log that the caller has.
+fn given(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = if path == Path::new("-") {
+        io::read_to_string(io::stdin()).context("read the log from standard input")?
+    } else {
+        fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?
+    };
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// The last lines of the agent's logs, if they can be read here.
