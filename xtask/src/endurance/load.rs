@@ -105,8 +105,12 @@ impl<'a> Clients<'a> {
                 let share = (rate as usize * load.tenths / all).to_string();
                 let args = ["load", load.transport, &load.at, &share, &seconds, &ports];
                 let text = output(self.traffic(load, &args).stdin(Stdio::null()))?;
-                serde_json::from_str(&text)
-                    .with_context(|| format!("{} reports {text:?}", load.pod))
+                let mut asked: Asked = serde_json::from_str(&text)
+                    .with_context(|| format!("{} reports {text:?}", load.pod))?;
+                let failures = std::mem::take(&mut asked.failures).into_iter();
+                asked.failures =
+                    failures.map(|(kind, n)| (format!("{}: {kind}", load.transport), n)).collect();
+                Ok(asked)
             };
             let threads: Vec<_> =
                 self.loads.iter().map(|load| scope.spawn(move || run(load))).collect();
