@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the machine must have to make a release.
-const NEEDS: &[Need] = &[Need::Rust, Need::BpfLinker, Need::CargoAuditable, Need::Helm];
+const NEEDS: &[Need] = &[Need::Rust, Need::BpfLinker, Need::CargoAuditable, Need::Helm, Need::Krew];
 
 /// The list of all other files, and what it is about.
 const CHECKSUMS: &str = "SHA256SUMS";
@@ -96,14 +96,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = target_dir().join("release-files").join(&tag);
     remove_dir(&dir)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let archs = match &options.arch[..] {
-        [] => vec![Arch::Amd64, Arch::Arm64],
-        archs => archs.to_vec(),
-    };
-    let facts = make(options, archs.clone(), commit, &dir)?;
+    let facts = make(options, version, commit, &dir)?;
     say(&format!("wrote {}: {}", dir.display(), facts.image));
     verify::directory(&dir)?;
-    krew::check(&dir, &archs)?;
+    krew::check(&dir, &facts)?;
     if options.reproduce {
         reproduce::image(&facts)?;
     }
@@ -127,8 +123,11 @@ fn is_releasable(version: &str, commit: &str, untagged: bool) -> Result<()> {
     }
 }
 
-fn make(options: &Options, archs: Vec<Arch>, commit: String, dir: &Path) -> Result<Facts> {
-    let version = env!("CARGO_PKG_VERSION");
+fn make(options: &Options, version: &str, commit: String, dir: &Path) -> Result<Facts> {
+    let archs = match &options.arch[..] {
+        [] => vec![Arch::Amd64, Arch::Arm64],
+        archs => archs.to_vec(),
+    };
     let tag = format!("{}:{version}", options.repository);
     let image = image::build(&image::Options::of_release(archs.clone(), tag))?;
     copy(&image.path, dir)?;

@@ -102,6 +102,15 @@ impl Fleet {
             let result = exec::run(place, &agent, command).await;
             NodeAnswer { node: agent.node, result }
         };
+        self.each(agents, one)
+    }
+
+    /// Asks these nodes at the same time, and returns the answers in the same order.
+    fn each<F: Future<Output = NodeAnswer>>(
+        &self,
+        agents: &[NodeAgent],
+        one: impl Fn(NodeAgent) -> F,
+    ) -> Vec<NodeAnswer> {
         self.runtime.block_on(
             futures_util::stream::iter(agents.to_vec()).map(one).buffered(AT_ONCE).collect(),
         )
@@ -120,9 +129,7 @@ impl Fleet {
             let result = with_log(place, &agent, command, lines).await;
             NodeAnswer { node: agent.node, result }
         };
-        self.runtime.block_on(
-            futures_util::stream::iter(agents.to_vec()).map(one).buffered(AT_ONCE).collect(),
-        )
+        self.each(agents, one)
     }
 
     /// Runs a command on these nodes that prints lines until it is stopped.

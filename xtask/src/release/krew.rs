@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::KREW;
+use super::{Facts, KREW};
 use crate::{
     command::{self, command, output, remove_dir, say, target_dir},
-    setup::{self, Need},
+    setup,
     statics::Arch,
 };
 
@@ -15,14 +15,13 @@ use crate::{
 ///
 /// # Errors
 /// When krew refuses the manifest or the archive, or the installed plugin does not run.
-pub(super) fn check(dir: &Path, archs: &[Arch]) -> Result<()> {
-    setup::ensure(&[Need::Krew])?;
+pub(super) fn check(dir: &Path, facts: &Facts) -> Result<()> {
     let [krew, validator] = setup::krew();
     let manifest = dir.join(KREW);
     let mut validate = command(&validator.to_string_lossy());
     command::run(validate.args(["-skip-install", "-manifest"]).arg(&manifest))?;
     let this = Arch::of_this_machine()?;
-    if !archs.contains(&this) {
+    if facts.architectures.iter().all(|built| built.architecture != this.oci()) {
         say(
             "krew: the manifest is valid; the archives are for other machines, so none was installed",
         );
