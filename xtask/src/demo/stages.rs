@@ -36,11 +36,11 @@ pub(super) fn tell(scene: &mut Scene) -> Result<()> {
     answered(&scene.client.netns, Transport::Tcp, addr, &far.name)?;
 
     paper.step("Pod client connects to the Service, whose backend is on the other node");
-    let lines = logged(scene, || {
+    let connect = || {
         let name = scene.client.netns.enter(|| ask(Transport::Tcp, addr, SOON))??;
         ensure!(name == far.name, "answered by {name}");
         Ok(())
-    })?;
+    };
     // Both directions go past the stack: to the backend's node, and to the client's end of its veth.
     let stages = [
         "pod_out at",
@@ -50,12 +50,13 @@ pub(super) fn tell(scene: &mut Scene) -> Result<()> {
         "dev_in at",
         "verdict: to the other end of that Pod's veth, past the stack",
     ];
-    for stage in stages {
-        ensure!(
-            lines.iter().any(|line| line.contains(stage)),
-            "no line with {stage:?}: {lines:#?}"
-        );
-    }
+    // The Service is served before the agents have read what could be in the way: firewall rules, routes, the other node's Pods.
+    // A connection keeps the path that its first packet took, so each try is a new one.
+    let mut lines = Vec::new();
+    wait::until("a connection past the stack", SOON, || {
+        lines = logged(scene, connect)?;
+        has_stages(&lines, &stages)
+    })?;
     paper.show("grep packet: agent.log", &lines.join("\n"));
 
     paper.step("The same, isolated by a policy");
@@ -70,23 +71,40 @@ pub(super) fn tell(scene: &mut Scene) -> Result<()> {
     };
     wait::until("isolation", SOON, refused)?;
     let lines = logged(scene, refused)?;
-    for stage in ["policy: refused", "dropped: POLICY_ISOLATED", "verdict: drop"] {
+    has_stages(&lines, &["policy: refused", "dropped: POLICY_ISOLATED", "verdict: drop"])?;
+    paper.show("grep packet: agent.log", &lines.join("\n"));
+    scene.manifests.remove("policies")
+}
+
+/// Fails if one of these is in none of the lines.
+fn has_stages(lines: &[String], stages: &[&str]) -> Result<()> {
+    for stage in stages {
         ensure!(
             lines.iter().any(|line| line.contains(stage)),
             "no line with {stage:?}: {lines:#?}"
         );
     }
-    paper.show("grep packet: agent.log", &lines.join("\n"));
-    scene.manifests.remove("policies")
+    Ok(())
 }
 
-/// What the programs of the client's node log meanwhile, and half a second later.
+/// What the programs of the client's node log about it.
 fn logged(scene: &Scene, act: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
-    let read = || scene.agents[0].log().context("read the agent's log");
-    let before = read()?.len();
+    let before = log_at_rest(scene)?.len();
     act()?;
-    std::thread::sleep(Duration::from_millis(500));
-    let log = read()?;
+    let log = log_at_rest(scene)?;
     let news = log.get(before..).unwrap_or_default();
     Ok(news.lines().filter_map(|line| Some(line.split_once(MARK)?.1.to_owned())).collect())
+}
+
+/// The log of the client's node, once it has not grown for half a second: the agent fetches the programs' lines and writes them.
+fn log_at_rest(scene: &Scene) -> Result<String> {
+    let read = || scene.agents[0].log().context("read the agent's log");
+    let mut log = read()?;
+    let (at_rest, _) = wait::until("rest in the agent's log", SOON, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let earlier = std::mem::replace(&mut log, read()?);
+        ensure!(log.len() == earlier.len(), "it grows");
+        Ok(log.clone())
+    })?;
+    Ok(at_rest)
 }
