@@ -109,7 +109,7 @@ const CASES: [Case; 8] = [
 ];
 
 /// Values that the schema must refuse, and what the refusal names.
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 20] = [
     ("settings.node-port-adresses=primary", "node-port-adresses"),
     ("settings.takeover=always", "takeover"),
     ("settings.ct-entries=many", "ct-entries"),
@@ -119,6 +119,39 @@ const REFUSED: [(&str, &str); 9] = [
     ("monitoring.podMonitor.enabled=true", "metrics-bind-address"),
     ("monitoring.serviceMonitor.enabled=true", "serviceMonitor"),
     ("monitoring.rules.runbookUrl=docs.example.com", "runbookUrl"),
+    ("settings.api-server=10.0.0.1:6443", "api-server"),
+    ("settings.node-port-addresses=10.0.0.0", "node-port-addresses"),
+    ("settings.node-port-addresses=10.0.0.0/8\\,all", "node-port-addresses"),
+    ("settings.external-ip-cidrs=2001:db8::", "external-ip-cidrs"),
+    ("settings.allowed-source-cidrs=none", "allowed-source-cidrs"),
+    ("settings.masquerade-ports=10000", "masquerade-ports"),
+    ("settings.startup-taint=example.com/a/b", "startup-taint"),
+    ("settings.metrics-bind-address=localhost:10249", "metrics-bind-address"),
+    ("settings.flow-log=flows.jsonl", "flow-log"),
+    ("settings.flow-log-verdicts=denied", "flow-log-verdicts"),
+    ("settings.flow-log-fields=time by", "flow-log-fields"),
+];
+
+/// Values that an agent takes, so the schema must, too.
+const ACCEPTED: [&str; 18] = [
+    "settings.api-server=https://[fd00::1]:6443",
+    "settings.node-port-addresses=primary",
+    "settings.node-port-addresses=10.0.0.0/8\\,2001:db8::/32",
+    "settings.node-port-addresses=0.0.0.0/0\\, ::/0",
+    "settings.external-ip-cidrs=none",
+    "settings.external-ip-cidrs=203.0.113.0/24",
+    "settings.allowed-source-cidrs=10.8.0.0/16\\,fd00:8::/32",
+    "settings.masquerade-ports=10000-29999",
+    "settings.startup-taint=example.com/starting",
+    "settings.metrics-bind-address=0.0.0.0:10249",
+    "settings.metrics-bind-address=[::]:10249",
+    "settings.metrics-bind-address=::",
+    "settings.metrics-bind-address=0.0.0.0",
+    "settings.flow-log=stdout",
+    "settings.flow-log=file:/var/log/lb/flows.jsonl",
+    "settings.flow-log-verdicts=dropped\\,would-deny\\,would-allow\\,allowed",
+    "settings.flow-log-fields=time\\, verdict\\,src\\,dst\\,by",
+    "settings.ct-entries=262144",
 ];
 
 /// Checks the chart and writes its package into target/chart.
@@ -273,7 +306,10 @@ fn refusals(helm: &Helm) -> Result<()> {
             }
         }
     }
-    say("values that mean nothing are refused");
+    for value in ACCEPTED {
+        helm.template(&[value]).with_context(|| format!("{CHART} with {value}"))?;
+    }
+    say("values that mean nothing are refused, and no others");
     Ok(())
 }
 

@@ -74,6 +74,15 @@ impl Kubectl {
             .with_context(|| format!("kubectl {}: invalid JSON", args.join(" ")))
     }
 
+    /// Waits until all Pods of a workload are those of its present template, and ready.
+    ///
+    /// # Errors
+    /// When they are not in time, for instance within `20s`.
+    pub(crate) fn rolled_out(&self, namespace: &str, workload: &str, limit: &str) -> Result<()> {
+        let rollout = ["--namespace", namespace, "rollout", "status", workload, "--timeout", limit];
+        self.run(&rollout).map(|_| ())
+    }
+
     /// Gives objects to `kubectl apply`, `kubectl create` or the like.
     ///
     /// # Errors

@@ -16,7 +16,11 @@ use crate::model::policy;
 use crate::model::rules::Rules;
 
 mod policies;
+mod service_ports;
 mod services;
+
+pub(crate) use self::policies::lint;
+pub(crate) use self::service_ports::ServicePorts;
 
 listed! {
     /// What a finding is.

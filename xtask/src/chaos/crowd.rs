@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -10,12 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use testbed::load::Report as Asked;
 
-use crate::{
-    command::output,
-    conformance::{
-        bed::Bed,
-        traffic::{PORT, PORTS, client, server, service, started, traffic},
-    },
+use crate::conformance::{
+    bed::Bed,
+    traffic::{PORT, client, load, server, service, started},
 };
 
 /// The setting that makes the table as small as it can be.
@@ -27,7 +23,7 @@ const PODS: usize = 4;
 /// New flows a second of each Pod, by UDP: one that is answered once lives for 30 seconds, and takes two entries or three.
 const RATE: usize = 500;
 /// How long one load is, in seconds. After it, the entries are counted.
-const ROUND: usize = 30;
+const ROUND: u64 = 30;
 /// Of the capacity, on each node at some time.
 const FULL: f64 = 0.9;
 
@@ -100,10 +96,7 @@ impl<'a> Crowd<'a> {
     }
 
     fn open(&self, pod: &str) -> Result<Asked> {
-        let [rate, seconds, ports] = [RATE, ROUND, PORTS.into()].map(|n| n.to_string());
-        let args = ["load", "udp", &self.at, &rate, &seconds, &ports];
-        let text = output(traffic(self.bed.cluster, pod, &args).stdin(Stdio::null()))?;
-        serde_json::from_str(&text).with_context(|| format!("{pod} reports {text:?}"))
+        load(self.bed.cluster, pod, ("udp", &self.at), (RATE, ROUND))
     }
 }
 

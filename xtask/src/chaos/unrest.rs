@@ -98,9 +98,9 @@ pub(crate) fn prepare(bed: &Bed<'_>) -> Result<()> {
     cluster.apply(&objects)?;
     for name in [WEB, VAULT] {
         let deployment = format!("deployment/{name}");
-        let wait =
-            ["rollout", "status", "--namespace", NAMESPACE, &deployment, "--timeout", "120s"];
-        cluster.run(&wait).with_context(|| format!("the servers of {name}"))?;
+        cluster
+            .rolled_out(NAMESPACE, &deployment)
+            .with_context(|| format!("the servers of {name}"))?;
     }
     for node in &cluster.nodes {
         let pod = format!("pod/{}", friend(node));

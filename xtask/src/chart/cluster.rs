@@ -82,12 +82,11 @@ impl Release<'_> {
 
     /// A setting that only the agent can refuse: one node waits, all others keep their agents.
     fn bad_setting(&self, before: &BTreeSet<String>) -> Result<()> {
-        let value = ["--set", "settings.masquerade-ports=backwards"];
+        let value = ["--set", "settings.masquerade-ports=29999-10000"];
         self.helm(&[&["upgrade", RELEASE, self.chart][..], &value].concat())?;
         // It needs as long as an agent that starts well, and some time to be wrong in.
-        let rollout =
-            ["--namespace", NAMESPACE, "rollout", "status", DAEMON_SET, "--timeout", "20s"];
-        ensure!(self.kubectl.run(&rollout).is_err(), "the rollout of a bad setting succeeded");
+        let rollout = self.kubectl.rolled_out(NAMESPACE, DAEMON_SET, "20s");
+        ensure!(rollout.is_err(), "the rollout of a bad setting succeeded");
         let now = self.pods()?;
         let kept = now.intersection(before).count();
         ensure!(kept + 1 >= before.len(), "a bad setting took {} agents", before.len() - kept);
@@ -107,9 +106,7 @@ impl Release<'_> {
 
     /// helm waits for all nodes but those that may be unavailable.
     fn rolled_out(&self) -> Result<()> {
-        let rollout =
-            ["--namespace", NAMESPACE, "rollout", "status", DAEMON_SET, "--timeout", "120s"];
-        self.kubectl.run(&rollout).map(|_| ())
+        self.kubectl.rolled_out(NAMESPACE, DAEMON_SET, "120s")
     }
 
     /// The UIDs of the agents' Pods.

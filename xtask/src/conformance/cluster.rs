@@ -63,6 +63,14 @@ impl Cluster {
         self.kubectl.json(args)
     }
 
+    /// Waits until all Pods of a workload are those of its present template, and ready.
+    ///
+    /// # Errors
+    /// When they are not within two minutes.
+    pub(crate) fn rolled_out(&self, namespace: &str, workload: &str) -> Result<()> {
+        self.kubectl.rolled_out(namespace, workload, "120s")
+    }
+
     /// Creates or updates objects.
     ///
     /// # Errors

@@ -70,8 +70,7 @@ pub(crate) fn apply_from(cluster: &Cluster, dir: &Path) -> Result<()> {
 /// # Errors
 /// When one is not in time; with its state and its log.
 pub(crate) fn ready(cluster: &Cluster) -> Result<()> {
-    let rollout = ["--namespace", SYSTEM, "rollout", "status", DAEMON_SET, "--timeout", "120s"];
-    let Err(err) = cluster.run(&rollout) else { return Ok(()) };
+    let Err(err) = cluster.rolled_out(SYSTEM, DAEMON_SET) else { return Ok(()) };
     for args in [
         &["--namespace", SYSTEM, "get", "pods", "--selector", SELECTOR, "--output", "wide"][..],
         &["--namespace", SYSTEM, "describe", "pods", "--selector", SELECTOR],

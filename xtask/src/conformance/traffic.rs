@@ -1,11 +1,15 @@
 //! Pods of the small image that makes loads, and their Service.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use testbed::load::Report;
 
-use crate::image;
+use crate::{command::output, image};
 
 use super::{
     cluster::{Cluster, NAMESPACE},
@@ -88,4 +92,20 @@ pub(crate) fn started(cluster: &Cluster) -> Result<()> {
 pub(crate) fn traffic(cluster: &Cluster, pod: &str, args: &[&str]) -> Command {
     let exec = ["exec", "--namespace", NAMESPACE, pod, "--", "/bin/traffic"];
     cluster.kubectl(&[&exec[..], args].concat())
+}
+
+/// Runs a load in one of these Pods, with its rate in new flows a second, by `tcp` or `udp` to each port of the Service.
+///
+/// # Errors
+/// When it does not run, or its report cannot be read.
+pub(crate) fn load(
+    cluster: &Cluster,
+    pod: &str,
+    (transport, at): (&str, &str),
+    (rate, seconds): (usize, u64),
+) -> Result<Report> {
+    let [rate, seconds, ports] = [rate.to_string(), seconds.to_string(), PORTS.to_string()];
+    let args = ["load", transport, at, &rate, &seconds, &ports];
+    let text = output(traffic(cluster, pod, &args).stdin(Stdio::null()))?;
+    serde_json::from_str(&text).with_context(|| format!("{pod} reports {text:?}"))
 }

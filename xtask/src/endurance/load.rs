@@ -3,7 +3,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -16,7 +15,7 @@ use crate::{
     conformance::{
         bed::Bed,
         report::within,
-        traffic::{PORT, PORTS, STARTED, client, server, service, started, traffic},
+        traffic::{self, PORT, STARTED, client, server, service, started},
     },
 };
 
@@ -82,15 +81,12 @@ impl<'a> Clients<'a> {
 
     /// One request, which a server must answer.
     fn first(&self, load: &Load) -> Result<()> {
-        let said = output(&mut self.traffic(load, &["ask", load.transport, &load.at]))?;
+        let ask = ["ask", load.transport, &load.at];
+        let said = output(&mut traffic::traffic(self.bed.cluster, &load.pod, &ask))?;
         if !said.starts_with("server-") {
             bail!("{} asks {} by {}: {}", load.pod, load.at, load.transport, said.trim());
         }
         Ok(())
-    }
-
-    fn traffic(&self, load: &Load, args: &[&str]) -> Command {
-        traffic(self.bed.cluster, &load.pod, args)
     }
 
     /// All loads at once, with their share of the rate each.
@@ -99,14 +95,12 @@ impl<'a> Clients<'a> {
     /// When one does not run.
     pub(super) fn ask(&self, rate: u32, time: Duration) -> Result<Vec<Asked>> {
         let all: usize = self.loads.iter().map(|load| load.tenths).sum();
-        let (seconds, ports) = (time.as_secs().to_string(), PORTS.to_string());
         thread::scope(|scope| {
             let run = |load: &Load| -> Result<Asked> {
-                let share = (rate as usize * load.tenths / all).to_string();
-                let args = ["load", load.transport, &load.at, &share, &seconds, &ports];
-                let text = output(self.traffic(load, &args).stdin(Stdio::null()))?;
-                let mut asked: Asked = serde_json::from_str(&text)
-                    .with_context(|| format!("{} reports {text:?}", load.pod))?;
+                let share = rate as usize * load.tenths / all;
+                let to = (load.transport, &*load.at);
+                let mut asked =
+                    traffic::load(self.bed.cluster, &load.pod, to, (share, time.as_secs()))?;
                 let failures = std::mem::take(&mut asked.failures).into_iter();
                 asked.failures =
                     failures.map(|(kind, n)| (format!("{}: {kind}", load.transport), n)).collect();

@@ -59,9 +59,7 @@ pub(super) fn drain(bed: &Bed<'_>) -> Result<String> {
     let left: Vec<_> = there.intersection(&left).collect();
     ensure!(left.is_empty(), "left on {node}: {left:?}");
     ensure!(after? == before && before.is_some(), "the agent on {node} was replaced");
-    let deployment = format!("deployment/{WEB}");
-    let wait = ["rollout", "status", "--namespace", NAMESPACE, &deployment, "--timeout", "120s"];
-    cluster.run(&wait)?;
+    cluster.rolled_out(NAMESPACE, &format!("deployment/{WEB}"))?;
     Ok(node.clone())
 }
 

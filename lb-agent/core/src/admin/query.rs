@@ -18,7 +18,6 @@ use crate::model::policy::PolicyDirection;
 pub use self::differences::differences;
 pub use self::peers::peers;
 pub use self::policy::policy;
-pub(crate) use self::policy::selects;
 pub use self::progress::{LoopProgress, progress};
 pub use self::record::RecordQuestions;
 pub(crate) use self::tables::{AskedFlow, RecordTables};
@@ -256,12 +255,4 @@ fn targets<'a>(
         }
     };
     dst.addrs().iter().map(|addr| (again(addr), *addr, port)).collect()
-}
-
-/// The labels of a namespace; each has its name as one.
-fn namespace_labels(cluster: &Cluster, name: &Arc<str>) -> Labels {
-    const NAME: &str = "kubernetes.io/metadata.name";
-    let labels = cluster.namespace(name).map(|namespace| &namespace.labels);
-    let own = (Arc::from(NAME), Arc::clone(name));
-    Labels::new([own].into_iter().chain(labels.into_iter().flat_map(Labels::iter).cloned()))
 }

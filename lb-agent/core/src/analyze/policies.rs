@@ -1,26 +1,37 @@
 //! Findings about policies: selectors and ports that match nothing, Service ports, peers that are alternatives.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-
+use super::service_ports::ServicePorts;
 use super::{Lint, LintFinding, Severity};
-use crate::admin::query::selects;
 use crate::cluster::{
-    Cluster, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, Policy, PortSpec, Rule,
+    Cluster, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, Policy, PortSpec, Rule, Snapshot,
 };
 use crate::issue::Issue;
 use crate::model::policy::{PolicyDirection, object};
 
-pub(super) fn findings(cluster: &Cluster) -> Vec<LintFinding> {
+/// Findings about one policy among the records. It need not be in force.
+pub(crate) fn lint(
+    records: &Snapshot,
+    services: &ServicePorts,
+    (name, policy): (&Name, &Policy),
+) -> Vec<LintFinding> {
     let mut findings = Vec::new();
-    for (name, policy) in cluster.policies() {
-        Linted { cluster, name, policy }.lint(&mut findings);
-    }
+    Linted { records, services, name, policy }.lint(&mut findings);
     findings
 }
 
+pub(super) fn findings(cluster: &Cluster) -> Vec<LintFinding> {
+    let records = cluster.snapshot();
+    let services = ServicePorts::of(cluster, cluster.policies().map(|(_, policy)| policy));
+    records
+        .policies()
+        .flat_map(|(name, policy)| lint(&records, &services, (name, policy)))
+        .collect()
+}
+
 struct Linted<'a> {
-    cluster: &'a Cluster,
+    records: &'a Snapshot,
+    services: &'a ServicePorts,
     name: &'a Name,
     policy: &'a Policy,
 }
@@ -135,50 +146,22 @@ impl<'a> Linted<'a> {
     fn service_port(
         &self,
         field: &str,
-        (port, protocol): (u16, Option<u8>),
+        asked: (u16, Option<u8>),
         destinations: &[NamedPod<'a>],
     ) -> Option<LintFinding> {
-        let is_asked = |number: u16, of: u8| number == port && protocol.is_none_or(|it| it == of);
-        let mut through = BTreeSet::new();
-        for (name, service) in self.cluster.services() {
-            let slices: Vec<_> = self.cluster.slices_of(name).collect();
-            let targets =
-                |addr: &lb_common::addr::Addr, port_name: &str, protocol: u8| -> BTreeSet<u16> {
-                    let of_addr = slices.iter().filter(|(_, slice)| {
-                        slice.endpoints.iter().any(|endpoint| endpoint.addr == *addr)
-                    });
-                    let ports = of_addr.flat_map(|(_, slice)| &slice.ports);
-                    let named =
-                        ports.filter(|port| *port.name == *port_name && port.protocol == protocol);
-                    named.map(|port| port.port).collect()
-                };
-            for of_service in &service.ports {
-                for (_, pod) in destinations {
-                    for addr in &pod.ips {
-                        for target in targets(addr, &of_service.name, of_service.protocol) {
-                            if is_asked(target, of_service.protocol) {
-                                // They do listen there.
-                                return None;
-                            }
-                            if is_asked(of_service.port, of_service.protocol) {
-                                through.insert((name, target));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        let (service, target) = through.first()?;
+        let addrs = destinations.iter().flat_map(|(_, pod)| pod.ips.iter().copied()).collect();
+        let (service, target) = self.services.behind(asked, &addrs)?;
         let message = format!(
-            "{port} is the port of Service {service}; policies judge the port of its Pods, {target}"
+            "{} is the port of Service {service}; policies judge the port of its Pods, {target}",
+            asked.0
         );
         Some(self.finding(Lint::ServicePortInPolicy, Severity::Error, field, &message))
     }
 
     fn selected(&self, selector: &PodSelector) -> Vec<NamedPod<'a>> {
-        let cluster: &'a Cluster = self.cluster;
-        let pods = cluster.all_pods().filter(|(name, pod)| {
-            !pod.host_network && selects(cluster, self.name, selector, (name, pod))
+        let records: &'a Snapshot = self.records;
+        let pods = records.all_pods().filter(|(name, pod)| {
+            !pod.host_network && records.selects(self.name, selector, (name, pod))
         });
         pods.collect()
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::table::Objects;
-use super::{Cluster, Name, Namespace, Node, Pod, Policy, Tier};
+use super::{Cluster, Labels, Name, Namespace, Node, Pod, PodSelector, Policy, Tier};
 
 /// Policies, Pods, namespaces and nodes.
 #[derive(Clone, Debug)]
@@ -120,5 +120,21 @@ impl Snapshot {
     /// The namespace with this name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(&Name::new(Arc::clone(&self.empty), name)).map(|namespace| &**namespace)
+    }
+
+    /// The labels of a namespace. Each has its name as a label; of an unknown one this is the only label.
+    pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
+        Namespace::labels_with_name(self.namespace(name), name)
+    }
+
+    /// Whether a selector in a policy with this name selects the Pod.
+    pub fn selects(
+        &self,
+        policy: &Name,
+        selector: &PodSelector,
+        (name, pod): (&Name, &Pod),
+    ) -> bool {
+        let labels = || self.namespace_labels(&name.namespace);
+        selector.selects(&policy.namespace, (&name.namespace, labels), &pod.labels)
     }
 }

@@ -1,11 +1,13 @@
 //! What a trial says of a change of policies is what the tables say once the change is applied.
 
+use lb_core::admin::Remark;
 use lb_core::admin::query::TrialQuestion;
 use lb_core::admin::what_if::{PolicyChange, SeenFlow, WhatIf};
-use lb_core::cluster::Name;
+use lb_core::cluster::{Change, Cluster, Event, Name, Peer, Policy, Rule};
 use lb_core::model::policy::PolicyDirection;
 use lb_core::plan::groups;
-use lb_testkit::world::{World, WorldFlow, ifindex};
+use lb_testkit::objects::{addr, allow, endpoint, network_policy, own, pod, service, slice};
+use lb_testkit::world::{NODE, World, WorldFlow, ifindex};
 use proptest::prelude::*;
 
 use super::random::{flows, policy, world};
@@ -41,6 +43,46 @@ fn changes(world: &World, change: PolicyChange, flows: &[WorldFlow]) -> Vec<(usi
         (*index, found.map(|change| change.denied))
     });
     of.collect()
+}
+
+/// A client and a server that listens at 8080, behind a Service at 80.
+fn shop() -> Cluster {
+    let world = World::default()
+        .node(NODE, &["192.0.2.1"], "")
+        .pod("shop/cart", pod(NODE, &["10.1.0.2"], "app=cart", &[]))
+        .pod("shop/web", pod(NODE, &["10.1.0.3"], "app=web", &[]));
+    let mut cluster = world.cluster();
+    let web = service(addr("10.96.0.10"), [("http", 80)]);
+    cluster.apply(Event::Service(Change::Applied(Name::new("shop", "web"), web)));
+    let of_web = slice("web", [("http", 8080)], [endpoint(addr("10.1.0.3"))]);
+    cluster.apply(Event::Slice(Change::Applied(Name::new("shop", "web-1"), of_web)));
+    cluster
+}
+
+fn remarks(rule: Rule) -> Vec<String> {
+    let policy = Policy { ingress: Some([rule].into()), ..network_policy("app=web") };
+    let put = vec![(Name::new("shop", "web"), policy)];
+    let change = PolicyChange::Apply { put, delete: Vec::new() };
+    let answer = TrialQuestion::of(&shop(), WhatIf { change, flows: Vec::new() }).answer();
+    let line = |remark: &Remark| format!("{}: {}", remark.field, remark.message);
+    answer.issues.iter().map(line).collect()
+}
+
+#[test]
+fn a_peer_that_selects_no_pod_is_remarked() {
+    let peers = vec![Peer::Pods(own("app=cart")), Peer::Pods(own("app=crat"))];
+    let remarks = remarks(allow(peers, &["tcp/8080"]));
+    assert_eq!(remarks, ["spec.ingress[0].from[1]: selects no Pod, so it allows nothing"]);
+}
+
+#[test]
+fn the_port_of_a_service_is_remarked() {
+    let rule = |port: &str| allow(vec![Peer::Pods(own("app=cart"))], &[port]);
+    let wrong = "spec.ingress[0].ports[0].port: 80 is the port of Service shop/web; \
+        policies judge the port of its Pods, 8080";
+    assert_eq!(remarks(rule("tcp/80")), [wrong]);
+    assert!(remarks(rule("udp/80")).is_empty());
+    assert!(remarks(rule("tcp/8080")).is_empty());
 }
 
 proptest! {

@@ -56,8 +56,7 @@ impl KubeProxy {
     /// When the API refuses them, or a Pod does not start.
     pub(super) fn restore(&self, cluster: &Cluster) -> Result<()> {
         cluster.apply(&self.objects)?;
-        let rollout = ["--namespace", SYSTEM, "rollout", "status", DAEMON_SET, "--timeout", "120s"];
-        cluster.run(&rollout).map(|_| ())
+        cluster.rolled_out(SYSTEM, DAEMON_SET)
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
-use super::policy::selects;
 use crate::admin::Remark;
 use crate::cluster::{Cluster, Name, Peer, Pod, Policy, Rule, Service, Tier, TrafficPolicy};
 use crate::issue::ObjectRef;
@@ -155,7 +154,7 @@ fn isolating<'a>(
         return None;
     }
     let about = policies.iter().filter(|(name, policy)| {
-        !policy.shadow && policy.ingress.is_some() && selects(cluster, name, &policy.subject, pod)
+        !policy.shadow && policy.ingress.is_some() && cluster.selects(name, &policy.subject, pod)
     });
     let mut first = None;
     let mut nodes = None;

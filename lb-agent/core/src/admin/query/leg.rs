@@ -4,8 +4,7 @@
 
 use lb_common::addr::Addr;
 
-use super::policy::selects;
-use super::{OwnerRecord, namespace_labels};
+use super::OwnerRecord;
 use crate::admin::context::{self, Lacking, Leg, Miss};
 use crate::cluster::{
     self, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, PortMatch,
@@ -38,7 +37,7 @@ pub(super) fn leg(
     let mut policies: Vec<_> = cluster
         .policies()
         .filter(|(_, policy)| list(policy, flow.direction).is_some())
-        .filter(|(policy_name, policy)| selects(cluster, policy_name, &policy.subject, subject))
+        .filter(|(policy_name, policy)| cluster.selects(policy_name, &policy.subject, subject))
         .collect();
     policies.sort_by_key(|(name, policy)| (policy.tier, policy.priority, *name));
     let ports: &[NamedPort] = match (flow.direction, peer.holder) {
@@ -124,7 +123,7 @@ impl Against<'_> {
             Namespaces::Own if name.namespace != policy.namespace => misses.push(Miss::Namespace),
             Namespaces::Own => {}
             Namespaces::Selected(namespaces) => {
-                let labels = namespace_labels(self.cluster, &name.namespace);
+                let labels = self.cluster.namespace_labels(&name.namespace);
                 misses.extend(missing(namespaces, &labels).map(Miss::NamespaceLabel));
             }
         }

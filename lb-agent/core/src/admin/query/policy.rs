@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use super::namespace_labels;
 use crate::admin::Remark;
 use crate::admin::policy::{DeniedFlows, PolicyView, RuleView, Selected};
-use crate::cluster::{self, Cluster, Name, Namespaces, Peer, PodSelector};
+use crate::cluster::{self, Cluster, Name, Peer};
 
 /// Pods that are named.
 const EXAMPLES: usize = 3;
@@ -29,7 +28,7 @@ pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<PolicyView> {
         message: issue.message.clone(),
     };
     let subjects = cluster.all_pods().filter(|(pod_name, pod)| {
-        !pod.host_network && selects(cluster, name, &policy.subject, (pod_name, pod))
+        !pod.host_network && cluster.selects(name, &policy.subject, (pod_name, pod))
     });
     Some(PolicyView {
         name: name.clone(),
@@ -63,9 +62,7 @@ fn matching(cluster: &Cluster, policy: &Name, peer: &Peer) -> Selected {
     let pods = || cluster.all_pods().filter(|(_, pod)| !pod.host_network);
     match peer {
         Peer::Pods(wanted) => {
-            let is = |(name, pod): &(&Name, &cluster::Pod)| {
-                selects(cluster, policy, wanted, (name, pod))
-            };
+            let is = |pod: &(&Name, &cluster::Pod)| cluster.selects(policy, wanted, *pod);
             selected(pods().filter(is).map(|(name, _)| name))
         }
         Peer::Nodes(wanted) => {
@@ -92,20 +89,4 @@ fn selected<'a>(found: impl Iterator<Item = &'a Name>) -> Selected {
         }
     }
     selected
-}
-
-/// Whether a selector of this policy selects the Pod.
-pub(crate) fn selects(
-    cluster: &Cluster,
-    policy: &Name,
-    selector: &PodSelector,
-    (name, pod): (&Name, &cluster::Pod),
-) -> bool {
-    let here = match &selector.namespaces {
-        Namespaces::Own => name.namespace == policy.namespace,
-        Namespaces::Selected(namespaces) => {
-            namespaces.matches(&namespace_labels(cluster, &name.namespace))
-        }
-    };
-    here && selector.pods.matches(&pod.labels)
 }

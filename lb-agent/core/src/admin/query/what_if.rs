@@ -11,7 +11,8 @@ use super::tables::{AskedFlow, RecordTables};
 use crate::admin::Remark;
 use crate::admin::context::RecordJudgement;
 use crate::admin::what_if::{ChangedVerdict, PolicyChange, SeenFlow, WhatIf, WhatIfAnswer};
-use crate::cluster::{Cluster, Name, Owner, Owners, Snapshot};
+use crate::analyze::{self, ServicePorts};
+use crate::cluster::{Cluster, Name, Owner, Owners, Policy, Snapshot};
 use crate::issue::Issue;
 use crate::model::policy::PolicyDirection;
 
@@ -21,6 +22,8 @@ pub struct TrialQuestion {
     complete: bool,
     /// Addresses of this node.
     own: BTreeSet<Addr>,
+    /// For remarks about the policies that are tried.
+    services: ServicePorts,
     asked: WhatIf,
 }
 
@@ -32,13 +35,17 @@ impl TrialQuestion {
             cluster: cluster.snapshot(),
             complete: cluster.synced() && cluster.knows_all_pods(),
             own: cluster.host_addrs().iter().chain(named).copied().collect(),
+            services: ServicePorts::of(
+                cluster,
+                tried(&asked.change).iter().map(|(_, policy)| policy),
+            ),
             asked,
         }
     }
 
     /// Compiles the policies, which takes a while if there are many, and judges all flows.
     pub fn answer(self) -> WhatIfAnswer {
-        let Self { cluster, complete, own, asked } = self;
+        let Self { cluster, complete, own, services, asked } = self;
         let now = RecordTables::of(&cluster);
         let (changed, missing) = match &asked.change {
             PolicyChange::Apply { put, delete } => {
@@ -50,7 +57,13 @@ impl TrialQuestion {
         let then = changed.as_ref().map(RecordTables::of);
         let judges =
             Judges { subjects: subjects(&cluster), own: &own, now: &now, then: then.as_ref() };
-        let issues = then.as_ref().map(|then| new_issues(&now, then)).unwrap_or_default();
+        let mut issues = then.as_ref().map(|then| new_issues(&now, then)).unwrap_or_default();
+        // Without all Pods, a selector of others seems to select none.
+        let linted = if complete { tried(&asked.change) } else { &[] };
+        for (name, policy) in linted {
+            let findings = analyze::lint(&cluster, &services, (name, policy));
+            issues.extend(findings.iter().map(|finding| remark(&finding.issue)));
+        }
         let mut answer = WhatIfAnswer { complete, missing, issues, ..WhatIfAnswer::default() };
         for (index, flow) in (0..).zip(&asked.flows) {
             judges.judge((index, flow), &mut answer);
@@ -139,10 +152,21 @@ fn missing(cluster: &Snapshot, delete: &[Name]) -> Vec<Name> {
 fn new_issues(now: &RecordTables, then: &RecordTables) -> Vec<Remark> {
     let known: BTreeSet<&Issue> = now.issues().iter().collect();
     let new = then.issues().iter().filter(|issue| !known.contains(issue));
-    let remark = |issue: &Issue| Remark {
+    new.map(remark).collect()
+}
+
+fn remark(issue: &Issue) -> Remark {
+    Remark {
         object: issue.object.to_string(),
         field: issue.field.clone(),
         message: issue.message.clone(),
-    };
-    new.map(remark).collect()
+    }
+}
+
+/// The policies that are added or replaced.
+fn tried(change: &PolicyChange) -> &[(Name, Policy)] {
+    match change {
+        PolicyChange::Apply { put, .. } => put,
+        PolicyChange::EnforceShadow => &[],
+    }
 }

@@ -125,7 +125,7 @@ impl<'a> Members<'a> {
     }
 
     fn space(&self, namespace: &Arc<str>) -> Space {
-        let labels = namespace_labels(self.cluster, namespace);
+        let labels = self.cluster.namespace_labels(namespace);
         let mut atoms = self.own.get(namespace).cloned().unwrap_or_default();
         let here = self.selected.iter().filter(|(namespaces, _)| namespaces.matches(&labels));
         atoms.extend(here.map(|(_, pods)| pods.clone()));
@@ -201,17 +201,4 @@ impl<'a> Members<'a> {
 
 fn satisfied(atoms: &[PodAtom], labels: &Labels) -> Vec<AtomId> {
     atoms.iter().filter(|(_, selector)| selector.matches(labels)).map(|(id, _)| *id).collect()
-}
-
-/// Returns the labels of a namespace. Each has its name as a label. Of an unknown namespace this is the only one.
-pub(super) fn namespace_labels(cluster: &Snapshot, name: &Arc<str>) -> Labels {
-    const NAME: &str = "kubernetes.io/metadata.name";
-    let labels = cluster.namespace(name).map(|namespace| &namespace.labels);
-    if let Some(labels) = labels
-        && labels.get(NAME).is_some()
-    {
-        return labels.clone();
-    }
-    let own = (Arc::from(NAME), Arc::clone(name));
-    Labels::new(labels.into_iter().flat_map(Labels::iter).cloned().chain([own]))
 }

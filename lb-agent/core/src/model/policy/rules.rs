@@ -11,7 +11,7 @@ use super::area::Area;
 use super::atom::{Atom, Atoms};
 use super::charges::PolicyHalf;
 use super::lists::{Read, RuleLine};
-use super::members::{Demands, Meanings, namespace_labels};
+use super::members::{Demands, Meanings};
 use super::room::{self, RangeDemand};
 use super::shares::Lost;
 use super::{
@@ -47,7 +47,7 @@ impl<'a> Subjects<'a> {
         for (i, subject) in pods.iter().enumerate() {
             let namespace = &subject.name.namespace;
             let space = spaces.entry(Arc::clone(namespace));
-            space.or_insert_with(|| (namespace_labels(cluster, namespace), Vec::new())).1.push(i);
+            space.or_insert_with(|| (cluster.namespace_labels(namespace), Vec::new())).1.push(i);
         }
         let mut counts = Vec::with_capacity(policies.len());
         for (index, (name, policy)) in (0u32..).zip(policies) {
