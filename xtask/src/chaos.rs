@@ -1,6 +1,6 @@
 //! `cargo xtask chaos`: a real cluster in trouble for half an hour. Agents are killed, the API server stops, nodes lose it, and
-//! Pods, Services and policies change all the time, while others fill the conntrack tables. Meanwhile clients watch that no request that policies allow is lost, and none
-//! that they deny is answered. At the end, the tables equal those of a fresh start.
+//! Pods, Services and policies change all the time, while others fill the conntrack tables. Meanwhile clients watch that no request
+//! that policies allow is lost, and none that they deny is answered. At the end, the tables equal those of a fresh start.
 
 mod crowd;
 pub(crate) mod end;
@@ -60,10 +60,7 @@ const LINE: Duration = Duration::from_secs(60);
 /// # Errors
 /// When the cluster cannot be prepared, or an invariant was broken.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let cluster = Cluster::new(&options.target, None)?;
-    if cluster.nodes.len() < 2 {
-        bail!("the cluster has one ready node; two at least are needed");
-    }
+    let cluster = Cluster::of_nodes(&options.target)?;
     // What a run that was stopped left.
     unrest::remove(&cluster);
     let mut report = Report::new(None);

@@ -6,7 +6,7 @@ mod record;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use crate::{
@@ -47,10 +47,7 @@ const ROUND: Duration = Duration::from_secs(60);
 /// # Errors
 /// When the cluster cannot be prepared, or something grew.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let cluster = Cluster::new(&options.target, None)?;
-    if cluster.nodes.len() < 2 {
-        bail!("the cluster has one ready node; two at least are needed");
-    }
+    let cluster = Cluster::of_nodes(&options.target)?;
     let mut report = Report::new(None);
     let outcome = live(&cluster, options, &mut report);
     bed::remove(&cluster)?;

@@ -55,10 +55,7 @@ pub(crate) struct Options {
 /// # Errors
 /// When the cluster cannot be prepared, or a check failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let cluster = Cluster::new(&options.target, None)?;
-    if cluster.nodes.len() < 2 {
-        bail!("the cluster has one ready node; two at least are needed");
-    }
+    let cluster = Cluster::of_nodes(&options.target)?;
     if cluster.run(&["--namespace", SYSTEM, "get", DAEMON_SET]).is_ok() {
         bail!("an agent is deployed: remove it first (docs/src/operations.md)");
     }

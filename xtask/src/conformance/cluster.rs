@@ -42,6 +42,18 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same for what needs several nodes.
+    ///
+    /// # Errors
+    /// When it has one only.
+    pub(crate) fn of_nodes(target: &Target) -> Result<Self> {
+        let cluster = Self::new(target, None)?;
+        if cluster.nodes.len() < 2 {
+            bail!("the cluster has one ready node; two at least are needed");
+        }
+        Ok(cluster)
+    }
+
     /// A kubectl command.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Command {
         self.kubectl.command(args)
