@@ -231,11 +231,18 @@ impl Laptop<'_> {
     /// A node on which the DaemonSet may not run.
     fn without_agent(&self) -> Result<String> {
         let cluster = self.bed.cluster;
-        cluster.run(&["label", "--overwrite", "node", self.last, &format!("{ARCH}=none")])?;
-        within(2 * SOON, || match deploy::pod_on(cluster, self.last) {
-            Ok(pod) => bail!("{pod} is still there"),
-            Err(_) => Ok(()),
-        })?;
+        // When the kubelet next writes the node's status, it may put the label back, so the agent may return meanwhile.
+        within(3 * SOON, || {
+            cluster.run(&["label", "--overwrite", "node", self.last, &format!("{ARCH}=none")])?;
+            if let Ok(pod) = deploy::pod_on(cluster, self.last) {
+                bail!("{pod} is still there");
+            }
+            self.is_told_without_agent()
+        })
+    }
+
+    /// The node is named in one line, and the others answer.
+    fn is_told_without_agent(&self) -> Result<String> {
         let out = self.run(&["services", "-n", NAMESPACE, "web"], 0)?;
         let (rows, remarks) =
             (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
