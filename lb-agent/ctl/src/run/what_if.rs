@@ -71,7 +71,8 @@ pub(super) fn try_policies(
             "this agent does not know the Pods of all nodes: those are judged as clients outside",
         );
     }
-    for issue in &trial.issues {
+    // A laptop says those of all nodes once.
+    for issue in trial.issues.iter().filter(|_| !for_laptop) {
         remark(&trial::remark_line(issue));
     }
     let dialed = if for_laptop { trial::dialed(&facts) } else { Vec::new() };
