@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use testbed::load::Report as Asked;
+use testbed::datagrams::Sent;
 
 use crate::conformance::{
     bed::Bed,
-    traffic::{PORT, client, load, server, service, started},
+    traffic::{PORT, PORTS, client, report, server, service, started},
 };
 
 /// The setting that makes the table as small as it can be.
@@ -20,10 +20,10 @@ pub(super) const ENTRIES: [&str; 2] = ["ct-entries", "131072"];
 const SERVICE: &str = "chaos-crowd";
 /// Of each node. One Pod may hold a quarter of the table.
 const PODS: usize = 4;
-/// New flows a second of each Pod, by UDP: one that is answered once lives for 30 seconds, and takes two entries or three.
-const RATE: usize = 500;
+/// New flows a second of each Pod, one datagram each: it lives for 30 seconds, and takes two entries or three.
+const RATE: u32 = 1000;
 /// How long one load is, in seconds. After it, the entries are counted.
-const ROUND: u64 = 30;
+const ROUND: u32 = 30;
 /// Of the capacity, on each node at some time.
 const FULL: f64 = 0.9;
 
@@ -77,7 +77,7 @@ impl<'a> Crowd<'a> {
                     self.pods.iter().map(|pod| scope.spawn(move || self.open(pod))).collect();
                 for outcome in threads.into_iter().filter_map(|thread| thread.join().ok()) {
                     match outcome {
-                        Ok(asked) => crowded.flows += asked.requests,
+                        Ok(sent) => crowded.flows += sent.sent,
                         // As it must while the API server is stopped.
                         Err(err) => crowded.last_error = format!("{err:#}"),
                     }
@@ -95,8 +95,10 @@ impl<'a> Crowd<'a> {
         crowded
     }
 
-    fn open(&self, pod: &str) -> Result<Asked> {
-        load(self.bed.cluster, pod, ("udp", &self.at), (RATE, ROUND))
+    fn open(&self, pod: &str) -> Result<Sent> {
+        let [rate, seconds, ports] = [RATE, ROUND, PORTS.into()].map(|n| n.to_string());
+        let args = ["datagrams", &self.at, &rate, &seconds, &ports];
+        report(self.bed.cluster, pod, &args)
     }
 }
 

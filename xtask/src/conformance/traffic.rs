@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use testbed::load::Report;
 
@@ -105,7 +106,18 @@ pub(crate) fn load(
     (rate, seconds): (usize, u64),
 ) -> Result<Report> {
     let [rate, seconds, ports] = [rate.to_string(), seconds.to_string(), PORTS.to_string()];
-    let args = ["load", transport, at, &rate, &seconds, &ports];
-    let text = output(traffic(cluster, pod, &args).stdin(Stdio::null()))?;
+    report(cluster, pod, &["load", transport, at, &rate, &seconds, &ports])
+}
+
+/// What a command of the traffic program in one of these Pods reports.
+///
+/// # Errors
+/// When it does not run, or its report cannot be read.
+pub(crate) fn report<T: DeserializeOwned>(
+    cluster: &Cluster,
+    pod: &str,
+    args: &[&str],
+) -> Result<T> {
+    let text = output(traffic(cluster, pod, args).stdin(Stdio::null()))?;
     serde_json::from_str(&text).with_context(|| format!("{pod} reports {text:?}"))
 }

@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod agent;
 
 pub mod client;
+pub mod datagrams;
 pub mod exchanges;
 pub mod load;
 pub mod measure;

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use testbed::{
     client::{Transport, ask},
+    datagrams::Datagrams,
     exchanges::Exchanges,
     load::Load,
     measure::{self, Closer, What},
@@ -29,6 +30,7 @@ const USAGE: &str = "usage:
   traffic series WHAT,… ROUNDS MILLISECONDS CPU NAME=ADDR,ECHO,DATAGRAMS,SINK…   several targets in turn
   traffic exchanges ADDR:PORT MILLISECONDS SOURCE…      UDP requests, each from its own port; report as JSON
   traffic load tcp|udp ADDR:PORT RATE SECONDS [PORTS]   send RATE requests per second to PORTS ports in turn, report as JSON
+  traffic datagrams ADDR:PORT RATE SECONDS PORTS   send RATE datagrams per second, each from its own port, to PORTS ports in turn
   CPU is a number, `last` or `any`";
 
 /// Each server ends after a day, even if no caller ends it.
@@ -116,6 +118,14 @@ fn run(args: &[&str]) -> anyhow::Result<()> {
             let load = Load { rate, duration, ports, workers, ..Load::new(transport, addr) };
             let report = load.run_here();
             println!("{}", serde_json::to_string_pretty(&report).context("print the report")?);
+            Ok(())
+        }
+        ["datagrams", addr, rate, seconds, ports] => {
+            let (_, addr) = target("udp", addr)?;
+            let rate = number::<u32>(rate)?.min(20_000);
+            let duration = Duration::from_secs(number(seconds)?);
+            let sent = Datagrams { addr, ports: number(ports)?, rate, duration }.send();
+            println!("{}", serde_json::to_string(&sent).context("print what was sent")?);
             Ok(())
         }
         _ => bail!("{USAGE}"),
