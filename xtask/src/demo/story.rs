@@ -195,7 +195,9 @@ fn policies(scene: &Scene, paper: &mut Paper) -> Result<()> {
     let answer = asked(SOON)?.context("an allowed request")?;
     paper.say(&format!("and NetworkPolicy allow-client: Pod client → {addr}: {answer} answers"));
     explain(scene, paper, "DELIVERED", "allowed by default/allow-client")?;
+    let opened = opened(scene)?;
     let suggested = scene.agents[0].lbctl(&["policy", "suggest", "default"])?;
+    drop(opened);
     ensure!(suggested.contains("name: suggested-web"), "{suggested}");
     let (first, _) = suggested.split_once("\n---").unwrap_or((&suggested, ""));
     paper.show("lbctl policy suggest default   # the first of them", first);
@@ -208,9 +210,7 @@ fn try_first(scene: &Scene, paper: &mut Paper, policy: &Object) -> Result<()> {
     let file = agent.state_dir.join("default-deny.yaml");
     fs::write(&file, policy.to_yaml()).with_context(|| file.display().to_string())?;
     let name = file.display().to_string();
-    let addr = at(WEB[0], 80)?;
-    let open = || scene.client.netns.enter(|| Connection::open(addr, SOON))?.context("connect");
-    let mut opened = (0..OPEN).map(|_| open()).collect::<Result<Vec<_>>>()?;
+    let mut opened = opened(scene)?;
     let (outcome, _) = wait::until("a trial that finds the client's flows", SOON, || {
         let outcome = agent.lbctl(&["policy", "try", "-f", &name])?;
         // Those to a web Pod of the other node are judged there.
@@ -224,6 +224,13 @@ fn try_first(scene: &Scene, paper: &mut Paper, policy: &Object) -> Result<()> {
         connection.ask().context("a connection that a trial must not touch")?;
     }
     Ok(())
+}
+
+/// Connections of the client to web. What has ended, conntrack does not have.
+fn opened(scene: &Scene) -> Result<Vec<Connection>> {
+    let addr = at(WEB[0], 80)?;
+    let open = || scene.client.netns.enter(|| Connection::open(addr, SOON))?.context("connect");
+    (0..OPEN).map(|_| open()).collect()
 }
 
 fn explain(scene: &Scene, paper: &mut Paper, verdict: &str, because: &str) -> Result<()> {
