@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Name;
+use crate::issue::Issue;
 
 pub use self::flow::{FlowDecision, FlowOwner, FlowRecord};
 
@@ -133,4 +134,14 @@ pub struct Remark {
     pub field: String,
     /// One sentence.
     pub message: String,
+}
+
+impl From<&Issue> for Remark {
+    fn from(issue: &Issue) -> Self {
+        Self {
+            object: issue.object.to_string(),
+            field: issue.field.clone(),
+            message: issue.message.clone(),
+        }
+    }
 }

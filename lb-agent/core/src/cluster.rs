@@ -28,7 +28,7 @@ pub use self::record::{
     Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType, SlicePort, Tier,
     TrafficPolicy, Weighted,
 };
-pub use self::snapshot::Snapshot;
+pub use self::snapshot::{NamespaceRecords, Snapshot};
 pub use crate::object::Name;
 
 mod changes;
@@ -494,22 +494,6 @@ impl Cluster {
     /// The namespace with this name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(&Name::new(Arc::clone(&self.empty), name))
-    }
-
-    /// The labels of a namespace. Each has its name as a label; of an unknown one this is the only label.
-    pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
-        Namespace::labels_with_name(self.namespace(name), name)
-    }
-
-    /// Whether a selector in a policy with this name selects the Pod.
-    pub fn selects(
-        &self,
-        policy: &Name,
-        selector: &PodSelector,
-        (name, pod): (&Name, &Pod),
-    ) -> bool {
-        let labels = || self.namespace_labels(&name.namespace);
-        selector.selects(&policy.namespace, (&name.namespace, labels), &pod.labels)
     }
 
     /// Whether the API server has this address: it is an endpoint of the Service `default/kubernetes`.

@@ -4,7 +4,8 @@
 use super::service_ports::ServicePorts;
 use super::{Lint, LintFinding, Severity};
 use crate::cluster::{
-    Cluster, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, Policy, PortSpec, Rule, Snapshot,
+    Cluster, Name, NamedPort, NamespaceRecords as _, Namespaces, Peer, Pod, PodSelector, Policy,
+    PortSpec, Rule, Snapshot,
 };
 use crate::issue::Issue;
 use crate::model::policy::{PolicyDirection, object};

@@ -333,16 +333,3 @@ pub struct Namespace {
     /// Whether it is being deleted: its policies hold until it is gone, since they may go before its Pods.
     pub terminating: bool,
 }
-
-impl Namespace {
-    /// Its labels, with its name as one of them (`kubernetes.io/metadata.name`); of an unknown one this is the only label.
-    pub(in crate::cluster) fn labels_with_name(known: Option<&Self>, name: &Arc<str>) -> Labels {
-        const NAME: &str = "kubernetes.io/metadata.name";
-        let labels = known.map(|namespace| &namespace.labels);
-        if let Some(labels) = labels.filter(|labels| labels.get(NAME).is_some()) {
-            return labels.clone();
-        }
-        let own = (Arc::from(NAME), Arc::clone(name));
-        Labels::new(labels.into_iter().flat_map(Labels::iter).cloned().chain([own]))
-    }
-}

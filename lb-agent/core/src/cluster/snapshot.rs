@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::table::Objects;
-use super::{Cluster, Labels, Name, Namespace, Node, Pod, PodSelector, Policy, Tier};
+use super::{Cluster, Labels, Name, Namespace, Namespaces, Node, Pod, PodSelector, Policy, Tier};
 
 /// Policies, Pods, namespaces and nodes.
 #[derive(Clone, Debug)]
@@ -121,20 +121,44 @@ impl Snapshot {
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(&Name::new(Arc::clone(&self.empty), name)).map(|namespace| &**namespace)
     }
+}
+
+/// Records of namespaces, so that selectors can be asked about the Pods in them.
+pub trait NamespaceRecords {
+    /// The namespace with this name.
+    fn namespace(&self, name: &str) -> Option<&Namespace>;
 
     /// The labels of a namespace. Each has its name as a label; of an unknown one this is the only label.
-    pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
-        Namespace::labels_with_name(self.namespace(name), name)
+    fn namespace_labels(&self, name: &Arc<str>) -> Labels {
+        const NAME: &str = "kubernetes.io/metadata.name";
+        let labels = self.namespace(name).map(|namespace| &namespace.labels);
+        if let Some(labels) = labels.filter(|labels| labels.get(NAME).is_some()) {
+            return labels.clone();
+        }
+        let own = (Arc::from(NAME), Arc::clone(name));
+        Labels::new(labels.into_iter().flat_map(Labels::iter).cloned().chain([own]))
     }
 
     /// Whether a selector in a policy with this name selects the Pod.
-    pub fn selects(
-        &self,
-        policy: &Name,
-        selector: &PodSelector,
-        (name, pod): (&Name, &Pod),
-    ) -> bool {
-        let labels = || self.namespace_labels(&name.namespace);
-        selector.selects(&policy.namespace, (&name.namespace, labels), &pod.labels)
+    fn selects(&self, policy: &Name, selector: &PodSelector, (name, pod): (&Name, &Pod)) -> bool {
+        let here = match &selector.namespaces {
+            Namespaces::Own => name.namespace == policy.namespace,
+            Namespaces::Selected(namespaces) => {
+                namespaces.matches(&self.namespace_labels(&name.namespace))
+            }
+        };
+        here && selector.pods.matches(&pod.labels)
+    }
+}
+
+impl NamespaceRecords for Cluster {
+    fn namespace(&self, name: &str) -> Option<&Namespace> {
+        Self::namespace(self, name)
+    }
+}
+
+impl NamespaceRecords for Snapshot {
+    fn namespace(&self, name: &str) -> Option<&Namespace> {
+        Self::namespace(self, name)
     }
 }

@@ -11,7 +11,9 @@ use lb_common::addr::Addr;
 use lb_common::flow::proto;
 
 use crate::admin::Remark;
-use crate::cluster::{Cluster, Name, Peer, Pod, Policy, Rule, Service, Tier, TrafficPolicy};
+use crate::cluster::{
+    Cluster, Name, NamespaceRecords as _, Peer, Pod, Policy, Rule, Service, Tier, TrafficPolicy,
+};
 use crate::issue::ObjectRef;
 use crate::model::rules::{self, NodePortAddresses, Rules};
 

@@ -7,8 +7,8 @@ use lb_common::addr::Addr;
 use super::OwnerRecord;
 use crate::admin::context::{self, Lacking, Leg, Miss};
 use crate::cluster::{
-    self, Cluster, Labels, Name, NamedPort, Namespaces, Peer, Pod, PodSelector, PortMatch,
-    PortSpec, Rule, Selector,
+    self, Cluster, Labels, Name, NamedPort, NamespaceRecords as _, Namespaces, Peer, Pod,
+    PodSelector, PortMatch, PortSpec, Rule, Selector,
 };
 use crate::model::policy::PolicyDirection;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::admin::Remark;
 use crate::admin::policy::{DeniedFlows, PolicyView, RuleView, Selected};
-use crate::cluster::{self, Cluster, Name, Peer};
+use crate::cluster::{self, Cluster, Name, NamespaceRecords as _, Peer};
 
 /// Pods that are named.
 const EXAMPLES: usize = 3;
@@ -22,11 +22,6 @@ pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<PolicyView> {
             && *issue.object.namespace == *name.namespace
             && *issue.object.name == *name.name
     };
-    let issue = |issue: &crate::issue::Issue| Remark {
-        object: issue.object.to_string(),
-        field: issue.field.clone(),
-        message: issue.message.clone(),
-    };
     let subjects = cluster.all_pods().filter(|(pod_name, pod)| {
         !pod.host_network && cluster.selects(name, &policy.subject, (pod_name, pod))
     });
@@ -41,7 +36,7 @@ pub fn policy(cluster: &Cluster, wanted: &Name) -> Option<PolicyView> {
         egress: list(&policy.egress),
         // The counts are not part of the records.
         default_denied: DeniedFlows::default(),
-        issues: cluster.issues().filter(about).map(issue).collect(),
+        issues: cluster.issues().filter(about).map(Remark::from).collect(),
     })
 }
 

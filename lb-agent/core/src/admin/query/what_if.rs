@@ -62,7 +62,7 @@ impl TrialQuestion {
         let linted = if complete { tried(&asked.change) } else { &[] };
         for (name, policy) in linted {
             let findings = analyze::lint(&cluster, &services, (name, policy));
-            issues.extend(findings.iter().map(|finding| remark(&finding.issue)));
+            issues.extend(findings.iter().map(|finding| Remark::from(&finding.issue)));
         }
         let mut answer = WhatIfAnswer { complete, missing, issues, ..WhatIfAnswer::default() };
         for (index, flow) in (0..).zip(&asked.flows) {
@@ -152,15 +152,7 @@ fn missing(cluster: &Snapshot, delete: &[Name]) -> Vec<Name> {
 fn new_issues(now: &RecordTables, then: &RecordTables) -> Vec<Remark> {
     let known: BTreeSet<&Issue> = now.issues().iter().collect();
     let new = then.issues().iter().filter(|issue| !known.contains(issue));
-    new.map(remark).collect()
-}
-
-fn remark(issue: &Issue) -> Remark {
-    Remark {
-        object: issue.object.to_string(),
-        field: issue.field.clone(),
-        message: issue.message.clone(),
-    }
+    new.map(Remark::from).collect()
 }
 
 /// The policies that are added or replaced.

@@ -97,21 +97,6 @@ pub struct PodSelector {
 }
 
 impl PodSelector {
-    /// Whether it selects a Pod with these labels, for a policy in the namespace `own`. `namespace` is the name of the Pod's, and its
-    /// labels.
-    pub(in crate::cluster) fn selects(
-        &self,
-        own: &str,
-        (namespace, namespace_labels): (&str, impl FnOnce() -> Labels),
-        labels: &Labels,
-    ) -> bool {
-        let here = match &self.namespaces {
-            Namespaces::Own => namespace == own,
-            Namespaces::Selected(namespaces) => namespaces.matches(&namespace_labels()),
-        };
-        here && self.pods.matches(labels)
-    }
-
     fn for_each_string(&mut self, share: &mut impl FnMut(&mut Arc<str>)) {
         match &mut self.namespaces {
             Namespaces::Own => {}

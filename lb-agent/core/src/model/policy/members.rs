@@ -10,7 +10,7 @@ use super::atom::{Atom, Atoms, NamedPortMeaning, NamespaceScope};
 use super::blocks::Blocks;
 use super::set::Pool;
 use super::{AtomId, AtomSet};
-use crate::cluster::{Labels, Name, NamedPort, Pod, Selector, Snapshot};
+use crate::cluster::{Labels, Name, NamedPort, NamespaceRecords as _, Pod, Selector, Snapshot};
 
 /// The peers (`None` = any Pod) of which egress rules want to know what a port's name means, by name.
 pub(super) type Demands = HashMap<Arc<str>, BTreeSet<Option<AtomId>>>;

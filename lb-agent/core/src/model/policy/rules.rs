@@ -19,8 +19,8 @@ use super::{
     object,
 };
 use crate::cluster::{
-    Action, Labels, Name, NamedPort, Namespaces, Peer, Pod, Policy, PortMatch, PortSpec, Rule,
-    Snapshot, Tier,
+    Action, Labels, Name, NamedPort, NamespaceRecords as _, Namespaces, Peer, Pod, Policy,
+    PortMatch, PortSpec, Rule, Snapshot, Tier,
 };
 use crate::issue::Issue;
 
