@@ -23,6 +23,9 @@ pub(crate) const NEEDS: &[Need] = &[Need::Helm];
 /// The chart, and the kustomize base that it is compared with.
 const CHART: &str = "deploy/helm";
 const BASE: &str = "deploy";
+/// What distributions need: for each a component and values.
+const DISTRIBUTIONS: &str = "deploy/distributions";
+const DISTRIBUTIONS_PAGE: &str = "docs/src/distributions.md";
 /// The namespace of the base.
 const NAMESPACE: &str = "kube-system";
 /// Has the overlay for the place of runbooks, after this line.
@@ -170,6 +173,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         say(&format!("{}: as kustomize makes it", case.name));
     }
+    distributions(&options.kubectl, &helm)?;
     monitoring(&options.kubectl)?;
     runbooks(&options.kubectl, &helm)?;
     refusals(&helm)?;
@@ -178,6 +182,48 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.cluster {
         cluster::check(&Kubectl::new(&options.kubectl)?, &helm, &chart)?;
     }
+    Ok(())
+}
+
+/// The names of the distributions that have a component and values.
+fn distribution_names() -> Result<Vec<String>> {
+    let dir = root().join(DISTRIBUTIONS);
+    let entries = std::fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        Ok(entry?.file_name().to_string_lossy().into_owned())
+    };
+    let mut names = entries.map(name).collect::<Result<Vec<_>>>().context(DISTRIBUTIONS)?;
+    names.sort();
+    ensure!(!names.is_empty(), "{DISTRIBUTIONS} is empty");
+    Ok(names)
+}
+
+/// The line of an overlay that takes what a distribution needs.
+fn for_distribution(name: &str) -> String {
+    format!("components: [../../{DISTRIBUTIONS}/{name}]\n")
+}
+
+/// For each distribution, component and values mean the same, something else than the base, and the documentation names them.
+fn distributions(kubectl: &str, helm: &Helm) -> Result<()> {
+    let base = overlay(kubectl, "").context("the base")?;
+    let document = root().join(DISTRIBUTIONS_PAGE);
+    let page = read_to_string(&document).with_context(|| document.display().to_string())?;
+    let names = distribution_names()?;
+    for name in &names {
+        let values = root().join(DISTRIBUTIONS).join(name).join("values.yaml");
+        let ours = helm.template_of(&["--values", &values.to_string_lossy()])?;
+        let theirs = overlay(kubectl, &for_distribution(name)).with_context(|| name.clone())?;
+        if let Some(text) = difference(&ours, &theirs) {
+            bail!("{DISTRIBUTIONS}/{name}: values.yaml and the component differ:\n{text}");
+        }
+        ensure!(
+            difference(&theirs, &base).is_some(),
+            "{DISTRIBUTIONS}/{name} does not change the base"
+        );
+        let place = format!("{DISTRIBUTIONS}/{name}");
+        ensure!(page.contains(&place), "{DISTRIBUTIONS_PAGE} does not name {place}");
+    }
+    say(&format!("{}: by the component as by the values", names.join(", ")));
     Ok(())
 }
 
@@ -259,19 +305,31 @@ impl Helm {
 
     /// The objects of the chart with these values.
     fn template(&self, values: &[&str]) -> Result<Objects> {
-        let chart = root().join(CHART).to_string_lossy().into_owned();
-        let mut args = vec!["template", RELEASE, &chart, "--namespace", NAMESPACE];
+        let mut args = Vec::new();
         for value in values {
             // Strings, as most values are; `true` and `false` are not.
             let flag = if value.ends_with("=true") { "--set" } else { "--set-string" };
             args.extend([flag, value]);
         }
-        Objects::read(&self.output(&args)?)
+        self.template_of(&args)
+    }
+
+    /// The objects of the chart with these arguments.
+    fn template_of(&self, args: &[&str]) -> Result<Objects> {
+        let chart = root().join(CHART).to_string_lossy().into_owned();
+        let template = ["template", RELEASE, &chart, "--namespace", NAMESPACE];
+        Objects::read(&self.output(&[&template[..], args].concat())?)
     }
 }
 
 /// The objects of an overlay of the base.
 fn overlay(kubectl: &str, text: &str) -> Result<Objects> {
+    let dir = overlay_dir(text)?;
+    Objects::read(&output(&mut kubectl::shell(kubectl, &["kustomize", &dir]))?)
+}
+
+/// Writes an overlay of the base, and returns its directory.
+fn overlay_dir(text: &str) -> Result<String> {
     let dir = target_dir().join("chart-overlay");
     std::fs::create_dir_all(&dir).context("create the directory of the overlay")?;
     let resources = if text.starts_with("resources:") { "" } else { "resources: [../../deploy]\n" };
@@ -280,8 +338,7 @@ fn overlay(kubectl: &str, text: &str) -> Result<Objects> {
     // Beside the repository if the build directory is elsewhere.
     let text = format!("{head}{resources}{text}").replace("../..", &relative(&dir)?);
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    let dir = dir.to_string_lossy();
-    Objects::read(&output(&mut kubectl::shell(kubectl, &["kustomize", &dir]))?)
+    Ok(dir.to_string_lossy().into_owned())
 }
 
 /// The way from a directory to the root of the repository, since kustomize takes no absolute paths.

@@ -38,7 +38,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 let names: Vec<_> = others.into_iter().map(|target| target.name).collect();
                 bail!("unknown ring {ring:?}; the rings are: pure {}", names.join(" "));
             }
-            command::run(&mut ring_command(&of_ring, theirs)?)
+            let mut words = theirs.to_vec();
+            if ring == AGENTS {
+                let elsewhere = elsewhere();
+                words.extend(skips(&elsewhere));
+                announce(&elsewhere);
+            }
+            command::run(&mut ring_command(&of_ring, &words)?)
         }
         None => all(&targets, theirs),
     }
@@ -53,31 +59,52 @@ fn all(targets: &[Target], theirs: &[String]) -> Result<()> {
     )?;
     pure(targets, theirs)?;
     let privileged = targets.iter().filter(|target| target.privileged).cloned();
-    let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == "agents");
+    let (agents, others): (Vec<_>, Vec<_>) = privileged.partition(|target| target.name == AGENTS);
     let mut words = theirs.to_vec();
     // They wait half of the time: for agents, timers, and what must not arrive.
     if !words.iter().any(|word| word.starts_with("--test-threads")) {
         let cpus = std::thread::available_parallelism().context("count the CPUs")?;
         words.push(format!("--test-threads={}", 2 * cpus.get()));
     }
-    let missing = missing_modules();
-    if missing.is_some() {
-        words.extend(["--skip", MODULES].map(str::to_owned));
-    }
+    let elsewhere = elsewhere();
+    words.extend(skips(&elsewhere));
     // One after the other: beside each other, tests that give real agents and real traffic a time run out of it.
     let here = command::run(&mut ring_command(&others, theirs)?);
     let there = command::run(&mut ring_command(&agents, &words)?);
-    if let Some(missing) = missing {
-        say(&format!(
-            "not run here: agents::{MODULES} (this kernel has no {missing}); `cargo xtask verifier --wrap` runs it on another \
-             kernel"
-        ));
-    }
+    announce(&elsewhere);
     here.and(there)
 }
 
+/// The ring with real agents.
+const AGENTS: &str = "agents";
+
 /// The tests that need kernel modules which not every kernel has: a module of ring `agents`.
 pub(crate) const MODULES: &str = "modules::";
+
+/// The tests that change the whole machine: another one.
+pub(crate) const MACHINE: &str = "machine::";
+
+/// What of ring `agents` is not run on this machine, and why.
+fn elsewhere() -> Vec<(&'static str, String)> {
+    let mut elsewhere = vec![(MACHINE, "it sets the wall clock".to_owned())];
+    if let Some(missing) = missing_modules() {
+        elsewhere.push((MODULES, format!("this kernel has no {missing}")));
+    }
+    elsewhere
+}
+
+/// The arguments that leave them out.
+fn skips(elsewhere: &[(&'static str, String)]) -> impl Iterator<Item = String> {
+    elsewhere.iter().flat_map(|(module, _)| ["--skip".to_owned(), (*module).to_owned()])
+}
+
+fn announce(elsewhere: &[(&'static str, String)]) {
+    for (module, why) in elsewhere {
+        say(&format!(
+            "not run here: agents::{module} ({why}); `cargo xtask verifier --wrap` runs it on another kernel"
+        ));
+    }
+}
 
 /// The first of these modules that the kernel neither has nor can load.
 fn missing_modules() -> Option<&'static str> {

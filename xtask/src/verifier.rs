@@ -21,7 +21,7 @@ use crate::{
 /// Options of the task.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run this, datapath::services and agents::modules through a command, for example one that boots another kernel
+    /// Run this, datapath::services, agents::modules and agents::machine through a command, for example one that boots another kernel
     #[arg(long, value_name = "COMMAND")]
     wrap: Option<String>,
     /// Rewrite the golden file, lb-agent/tests/verifier.txt
@@ -56,7 +56,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         // Not all of them: an emulated machine verifies programs for minutes.
         command::run(prefixed(&prefix, &test_binary("datapath")?).arg("services::"))?;
         // Stock kernels have what a development machine's may lack.
-        command::run(prefixed(&prefix, &test_binary("agents")?).arg(test::MODULES))?;
+        command::run(
+            prefixed(&prefix, &test_binary("agents")?).args([test::MODULES, test::MACHINE]),
+        )?;
     }
     verdict
 }

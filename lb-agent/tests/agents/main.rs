@@ -26,6 +26,7 @@ mod hop;
 mod host;
 mod identity;
 mod input;
+mod machine;
 mod masqueraded;
 mod modules;
 mod outside;

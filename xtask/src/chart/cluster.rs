@@ -9,7 +9,7 @@ use crate::{
     kubectl::{Kubectl, items, text},
 };
 
-use super::{Helm, NAMESPACE, RELEASE};
+use super::{Helm, NAMESPACE, RELEASE, distribution_names, for_distribution, overlay_dir};
 
 const DAEMON_SET: &str = "daemonset/lb-agent";
 const SELECTOR: &str = "k8s-app=lb-agent";
@@ -36,6 +36,7 @@ struct Release<'a> {
 
 impl Release<'_> {
     fn live(&self) -> Result<()> {
+        self.distributions()?;
         self.helm(&["install", RELEASE, self.chart, "--wait", "--timeout", "120s"])?;
         self.rolled_out()?;
         let first = self.pods()?;
@@ -77,6 +78,19 @@ impl Release<'_> {
         let left = self.kubectl.run(&left)?;
         ensure!(left.trim().is_empty(), "the release left {left}");
         say("uninstalled: no object is left");
+        Ok(())
+    }
+
+    /// The API server takes what each distribution gets. Nothing is created.
+    fn distributions(&self) -> Result<()> {
+        for name in distribution_names()? {
+            let overlay = overlay_dir(&for_distribution(&name))?;
+            let applied =
+                ["apply", "--dry-run=server", "--output", "name", "--kustomize", &overlay];
+            let said = self.kubectl.run(&applied).with_context(|| name.clone())?;
+            ensure!(said.contains("daemonset.apps/lb-agent"), "{name}: applied {said:?}");
+        }
+        say("the API server takes what each distribution gets");
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle, Scope},
     time::Duration,
 };
 
@@ -47,11 +47,11 @@ impl Server {
             .with_context(|| format!("listen on port {port} in {netns}"))?;
         let answer: Arc<[u8]> = format!("{name}\n").into_bytes().into();
         let threads = vec![
-            std::thread::spawn({
+            thread::spawn({
                 let (stop, answer) = (stop.clone(), answer.clone());
                 move || accept_lines(&tcp, &stop, &answer)
             }),
-            std::thread::spawn({
+            thread::spawn({
                 let stop = stop.clone();
                 move || answer_datagrams(&udp, &stop, &answer)
             }),
@@ -66,7 +66,7 @@ impl Server {
         let tcp = netns
             .enter(|| listen(port))?
             .with_context(|| format!("listen on port {port} in {netns}"))?;
-        let thread = std::thread::spawn({
+        let thread = thread::spawn({
             let stop = stop.clone();
             move || echo_bytes(&tcp, &stop)
         });
@@ -89,7 +89,7 @@ pub fn serve_named(name: &str, port: u16) -> io::Result<()> {
     let (tcp, udp) = (listen(port)?, udp(port)?);
     let answer: Arc<[u8]> = format!("{name}\n").into_bytes().into();
     let never = Arc::new(AtomicBool::new(false));
-    std::thread::spawn({
+    thread::spawn({
         let (never, answer) = (never.clone(), answer.clone());
         move || answer_datagrams(&udp, &never, &answer)
     });
@@ -111,32 +111,58 @@ fn udp(port: u16) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn accept_lines(listener: &TcpListener, stop: &Arc<AtomicBool>, answer: &Arc<[u8]>) {
-    let open = Arc::new(AtomicUsize::new(0));
-    while !stop.load(Ordering::Relaxed) {
-        let Ok((stream, _)) = listener.accept() else { continue };
-        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            open.fetch_sub(1, Ordering::Relaxed);
-            continue;
+/// What the threads of one listener share. Each takes a connection and serves it to its end; the last idle one starts another before it
+/// does, so that threads are made for connections that are open at once, not for each one.
+struct Acceptors<'a> {
+    listener: &'a TcpListener,
+    stop: &'a AtomicBool,
+    answer: &'a [u8],
+    threads: AtomicUsize,
+    idle: AtomicUsize,
+}
+
+fn accept_lines(listener: &TcpListener, stop: &AtomicBool, answer: &[u8]) {
+    let (threads, idle) = (AtomicUsize::new(1), AtomicUsize::new(1));
+    let acceptors = Acceptors { listener, stop, answer, threads, idle };
+    thread::scope(|scope| acceptors.accept(scope));
+}
+
+impl Acceptors<'_> {
+    fn accept<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let Ok((stream, _)) = self.listener.accept() else { continue };
+            let last = self.idle.fetch_sub(1, Ordering::Relaxed) == 1;
+            if !last || self.start_another(scope) {
+                // Ends with the client, or when the server stops: the client sees which.
+                drop(answer_lines(stream, self.stop, self.answer));
+            }
+            self.idle.fetch_add(1, Ordering::Relaxed);
         }
-        let (open, stop, answer) = (open.clone(), stop.clone(), answer.clone());
-        std::thread::spawn(move || {
-            // Ends with the client, or when the server stops: the client sees which.
-            drop(answer_lines(stream, &stop, &answer));
-            open.fetch_sub(1, Ordering::Relaxed);
-        });
+    }
+
+    /// Whether there was room for one more thread.
+    fn start_another<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> bool {
+        // Only the last idle thread comes here.
+        if self.threads.load(Ordering::Relaxed) > MAX_CONNECTIONS {
+            return false;
+        }
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        scope.spawn(move || self.accept(scope));
+        true
     }
 }
 
 fn answer_lines(mut stream: TcpStream, stop: &AtomicBool, answer: &[u8]) -> io::Result<()> {
-    stream.set_read_timeout(Some(STOP_CHECK))?;
+    // The receive timeout is the listener's.
     stream.set_nodelay(true)?;
-    let from = stream.peer_addr()?;
     let mut question = [0; 512];
     while !stop.load(Ordering::Relaxed) {
         match stream.read(&mut question) {
             Ok(0) => return Ok(()),
-            Ok(_) if question.starts_with(SEEN_AS) => stream.write_all(&seen_as(from))?,
+            Ok(_) if question.starts_with(SEEN_AS) => {
+                stream.write_all(&seen_as(stream.peer_addr()?))?
+            }
             Ok(_) => stream.write_all(answer)?,
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
             Err(err) => return Err(err),
