@@ -446,16 +446,28 @@ pub(crate) fn claim(now: u32) -> Claim {
 
 /// Exported, and with a number as the result, so that the verifier checks it once by itself and not for each backend that
 /// is tried: what it needs is in the scratch memory, and so is what it leaves.
+///
+/// A Pod that has used a tenth of all ports towards a backend within the timeout of UDP, through several ports of its Services, meets a
+/// taken one in every tenth try. So it tries several other ports.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn ct_claim(now: u32) -> u32 {
+    const OTHER_PORTS: u32 = 4;
     let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
-    let Scratch { parsed, nat, .. } = scratch;
-    let mapped = nat.flags.contains(CtFlags::PORT_MAPPED);
-    scratch::hand_over(&mut nat.port, if mapped { other_port() } else { parsed.flow.sport });
-    fill_reply(scratch, now);
-    let Scratch { parsed, key, entry, .. } = scratch;
-    claim_tuple(key, entry, &parsed.flow, now) as u32
+    let mut attempt = 0;
+    while attempt < OTHER_PORTS {
+        attempt += 1;
+        let Scratch { parsed, nat, .. } = &mut *scratch;
+        let mapped = nat.flags.contains(CtFlags::PORT_MAPPED);
+        scratch::hand_over(&mut nat.port, if mapped { other_port() } else { parsed.flow.sport });
+        fill_reply(scratch, now);
+        let Scratch { parsed, key, entry, .. } = &mut *scratch;
+        let claim = claim_tuple(key, entry, &parsed.flow, now);
+        if !mapped || !matches!(claim, Claim::Taken) {
+            return claim as u32;
+        }
+    }
+    Claim::Taken as u32
 }
 
 /// Makes the reply entry of the flow in `scratch.nat` from its port, and the key of that entry.

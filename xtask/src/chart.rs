@@ -220,8 +220,12 @@ fn distributions(kubectl: &str, helm: &Helm) -> Result<()> {
             difference(&theirs, &base).is_some(),
             "{DISTRIBUTIONS}/{name} does not change the base"
         );
-        let place = format!("{DISTRIBUTIONS}/{name}");
-        ensure!(page.contains(&place), "{DISTRIBUTIONS_PAGE} does not name {place}");
+        let text = read_to_string(&values).with_context(|| values.display().to_string())?;
+        let pairs = text.lines().filter(|line| !line.starts_with('#'));
+        let set = pairs.filter_map(|line| line.trim().split_once(": ")).map(|(_, value)| value);
+        for needed in set.chain([&*format!("{DISTRIBUTIONS}/{name}")]) {
+            ensure!(page.contains(needed), "{DISTRIBUTIONS_PAGE} does not have {needed} of {name}");
+        }
     }
     say(&format!("{}: by the component as by the values", names.join(", ")));
     Ok(())

@@ -73,7 +73,9 @@ impl Pinned {
         {
             bail!("{place}: {DENIED}");
         }
-        let nothing = || anyhow!("no maps at {place}: is lb-agent running on this node?");
+        let nothing = || {
+            anyhow!("no maps at {place}: lb-agent has not run on this node yet, or has cleaned it")
+        };
         let pins = Pins::existing(dir).ok_or_else(nothing)?;
         let list: Vec<Pin> = pins.list()?.into_iter().map(|(_, pin)| pin).collect();
         if !list.iter().any(|pin| matches!(pin, Pin::Map(..))) {

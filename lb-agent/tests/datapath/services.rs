@@ -344,6 +344,30 @@ fn s20_one_backend_behind_two_addresses() {
     }
 }
 
+/// A Pod uses an eighth of all ports towards a backend through one Service, and the same ports through another one: each flow gets
+/// a port, though the tuples of a quarter of them are taken in the end.
+#[test]
+fn s20_a_port_is_found_while_a_quarter_of_them_is_taken() {
+    const FLOWS: u16 = 8064;
+    for v4 in [true, false] {
+        let mut bed = Bed::with_budget(0);
+        let (first, second) = (at(v4, 96, 1, 80), at(v4, 96, 2, 80));
+        for vip in [&first, &second] {
+            bed.service(vip, proto::UDP, &[&at(v4, 2, 9, 8080)]);
+        }
+        for vip in [&first, &second] {
+            for port in 0..FLOWS {
+                let pod = at(v4, 1, 1, 4000 + port);
+                bed.leave(&format!("{pod} > {vip} udp len=3"));
+            }
+        }
+        assert_eq!(
+            bed.counted(),
+            format!("flow_service+{} port_mapped+{FLOWS}", 2 * u32::from(FLOWS))
+        );
+    }
+}
+
 #[test]
 fn s20_a_straight_flow_on_a_translated_tuple_gets_a_port_of_its_own() {
     for v4 in [true, false] {

@@ -472,7 +472,7 @@ fn what_is_missing_is_one_sentence() {
     let output = node.lbctl(&["maps", "--pin-dir"]).arg(&elsewhere).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     expect![[r#"
-        lbctl: no maps at ROOT/bpf/lb/elsewhere: is lb-agent running on this node?
+        lbctl: no maps at ROOT/bpf/lb/elsewhere: lb-agent has not run on this node yet, or has cleaned it
     "#]]
     .assert_eq(&node.anonymous(&String::from_utf8(output.stderr).unwrap()));
 

@@ -37,7 +37,8 @@ struct Release<'a> {
 impl Release<'_> {
     fn live(&self) -> Result<()> {
         self.distributions()?;
-        self.helm(&["install", RELEASE, self.chart, "--wait", "--timeout", "120s"])?;
+        let said = self.helm(&["install", RELEASE, self.chart, "--wait", "--timeout", "120s"])?;
+        ensure!(said.contains("The agents run lb-agent:"), "the chart's notes: {said:?}");
         self.rolled_out()?;
         let first = self.pods()?;
         say(&format!("installed: {} agents are ready", first.len()));

@@ -16,7 +16,7 @@ use crate::columns;
 use crate::explain::host;
 use crate::run::{FOUND_PROBLEMS, TablePaths};
 use lb_kernel::foreign;
-use lb_kernel::host_ports::HostPorts;
+use lb_kernel::host_ports::{HostPorts, Ports};
 use lb_kernel::preflight::Machine;
 
 /// Where the kubelet's kubeconfig is, as the agent looks for it, and where a node debug Pod sees it.
@@ -35,20 +35,24 @@ pub(super) fn check(
     args: &CheckArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let mut rows = machine(&read(place.pin_dir, args.api_server.as_deref()));
+    let names = place.names().names;
+    // The agent's, which a setting may have chosen; before there is one, what it would take.
+    let masquerade = names.masquerade_ports.filter(|_| !args.pre);
+    let masquerade = masquerade.map(|[first, last]| first..=last);
+    let mut rows = machine(&read(place.pin_dir, args.api_server.as_deref(), masquerade));
     if !args.pre {
         rows.extend(installed(&place.report()?));
     }
-    columns::print(out, &rows, &place.names().names.node, &args.style)?;
+    columns::print(out, &rows, &names.node, &args.style)?;
     let code = if fails(&rows, args.fail_on) { FOUND_PROBLEMS } else { 0 };
     Ok(ExitCode::from(code))
 }
 
-fn read(pin_dir: &Path, api_server: Option<&str>) -> MachineFacts {
+fn read(pin_dir: &Path, api_server: Option<&str>, masquerade: Option<Ports>) -> MachineFacts {
     let facts = Machine::read();
     let ports = HostPorts::read();
-    let rest = ports.widest_rest();
-    let is_shared = rest.clone().any(|port| ports.has(port));
+    let masquerade = masquerade.unwrap_or_else(|| ports.widest_rest());
+    let is_shared = masquerade.clone().any(|port| ports.has(port));
     let node_ports = ports.has_node_ports();
     let signs = foreign::detect();
     MachineFacts {
@@ -63,7 +67,7 @@ fn read(pin_dir: &Path, api_server: Option<&str>) -> MachineFacts {
         kube_proxy: signs.iter().map(|sign| (sign.to_string(), sign.is_alive())).collect(),
         enforcers: foreign::enforcers::find(),
         local_ports: ports.given.map(|given| (given, node_ports)),
-        masquerade_ports: Some((rest, is_shared)),
+        masquerade_ports: Some((masquerade, is_shared)),
         api_server: api_server_fact(api_server),
     }
 }
