@@ -453,17 +453,19 @@ pub(crate) fn claim(now: u32) -> Claim {
 #[unsafe(no_mangle)]
 extern "C" fn ct_claim(now: u32) -> u32 {
     const OTHER_PORTS: u32 = 4;
-    let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
     let mut attempt = 0;
     while attempt < OTHER_PORTS {
         attempt += 1;
+        // Found anew each time: LLVM keeps what does not change in a loop on the stack, and with 64 bytes more of it the calls exceed the
+        // 512 bytes that 6.1 allows ("combined stack size of 5 calls is 544", each rounded up to 32).
+        let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
         let Scratch { parsed, nat, .. } = &mut *scratch;
         let mapped = nat.flags.contains(CtFlags::PORT_MAPPED);
         scratch::hand_over(&mut nat.port, if mapped { other_port() } else { parsed.flow.sport });
         fill_reply(scratch, now);
-        let Scratch { parsed, key, entry, .. } = &mut *scratch;
+        let Scratch { parsed, nat, key, entry, .. } = &mut *scratch;
         let claim = claim_tuple(key, entry, &parsed.flow, now);
-        if !mapped || !matches!(claim, Claim::Taken) {
+        if !nat.flags.contains(CtFlags::PORT_MAPPED) || !matches!(claim, Claim::Taken) {
             return claim as u32;
         }
     }

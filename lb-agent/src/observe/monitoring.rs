@@ -74,7 +74,7 @@ fn each_alert_has_a_runbook_a_test_in_which_it_fires_and_one_in_which_it_is_sile
             names.push(name);
         }
     }
-    assert_eq!(names.len(), 17 - 1, "LbMapPressure is there twice");
+    assert_eq!(names.len(), 18 - 1, "LbMapPressure is there twice");
     assert_eq!(sections, names, "the sections of runbooks.md");
     for name in ["KubeProxyDown", "KubeProxyInstanceUnreachable"] {
         let (firing, silent) = of_alert(name);
