@@ -456,7 +456,7 @@ extern "C" fn ct_claim(now: u32) -> u32 {
     let mut attempt = 0;
     while attempt < OTHER_PORTS {
         attempt += 1;
-        // Found anew each time: LLVM keeps what does not change in a loop on the stack, and with 64 bytes more of it the calls exceed the
+        // Looked up for each try: LLVM keeps what does not change in a loop on the stack, and with 64 bytes more of it the calls exceed the
         // 512 bytes that 6.1 allows ("combined stack size of 5 calls is 544", each rounded up to 32).
         let Some(scratch) = scratch::get() else { return Claim::Full as u32 };
         let Scratch { parsed, nat, .. } = &mut *scratch;
