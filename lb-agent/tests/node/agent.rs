@@ -130,17 +130,20 @@ fn end(mut child: Child, signal: Signal) -> (Option<i32>, String) {
 
 fn get(port: u16, path: &str) -> String {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut stream = loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) => break stream,
+    // A listener that is closed resets the connections that it has not accepted.
+    let ask = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    };
+    loop {
+        match ask() {
+            Ok(text) => return text,
             Err(e) => assert!(Instant::now() < deadline, "port {port}: {e}"),
         }
         std::thread::sleep(Duration::from_millis(5));
-    };
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
+    }
 }
 
 fn pins(dir: &Path) -> Vec<String> {
