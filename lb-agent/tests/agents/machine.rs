@@ -16,7 +16,7 @@ use testbed::{
     wait,
 };
 
-use crate::stage::{TRANSPORTS, port_80, service, ways_to};
+use crate::stage::{ONLY_FRIENDS, TRANSPORTS, port_80, service, ways_to};
 
 /// Long enough for an emulated machine that shares its CPUs: there, the verifier alone needs a minute.
 const SOON: Duration = Duration::from_secs(180);
@@ -28,16 +28,6 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const STICKY: [&str; 2] = ["10.96.0.11", "fd96::11"];
-
-const ONLY_FRIENDS: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: only-friends, namespace: default}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  ingress:
-  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
-";
 
 /// The wall clock, which goes on from where it was once this is dropped.
 struct Clock {

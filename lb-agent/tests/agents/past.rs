@@ -20,7 +20,7 @@ use testbed::{
 };
 
 use crate::cluster_ip::without_bridge_netfilter;
-use crate::stage::{SOON, Stage, TRANSPORTS, port_80, service, ways_to};
+use crate::stage::{ONLY_FRIENDS, SOON, Stage, TRANSPORTS, port_80, service, ways_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 /// No answer within this time is none: answers take far less.
@@ -35,16 +35,6 @@ pub(crate) const COUNT: &str = "table inet seen {
     icmpv6 type 1-129 counter
   }
 }";
-
-const ONLY_FRIENDS: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: only-friends, namespace: default}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  ingress:
-  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
-";
 
 /// Adds or removes the rule of a table of its own that marks what the node forwards from one end to the other.
 pub(crate) fn marks_forwarded(node: &Node, table: &str, ends: [Ends; 2], there: bool) {

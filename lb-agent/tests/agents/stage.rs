@@ -30,6 +30,17 @@ const DROP_INVALID: &str = "table inet firewall {
   }
 }";
 
+/// The server with the label `app: web` is reached by friends only, at all of its ports.
+pub(crate) const ONLY_FRIENDS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: only-friends, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {friend: \"yes\"}}}]
+";
+
 /// Two nodes, their agents, and what runs on them.
 pub(crate) struct Stage {
     // Dropped in this order: agents and servers end before their namespaces go.
